@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent; HF-format export with proof."""

@@ -1,0 +1,1 @@
+"""From records to batches: addressing, tokens, masks, pictures, collation."""

@@ -1,0 +1,135 @@
+"""What a training step receives. Built on the CPU by `cclm.data.collate`; letters as in docs/shapes.md.
+
+All randomness of a step is drawn here, seeded by (seed, epoch, position), so that the model and the objectives
+are deterministic functions of a batch: masks, crops, the choice of caption, and the Gumbel noise that turns
+hard-negative weights into draws (argmax of log-weight + noise is a draw from the weights).
+
+Order of samples: a rank's samples are consecutive samples of the global batch. Hard negatives are drawn inside
+*negative groups*: blocks of G consecutive samples; a rank always holds whole groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+SelfType = TypeVar("SelfType", bound="TensorRecord")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """A dataclass of tensors that can be moved and pinned as a whole."""
+
+    def to(self: SelfType, device: torch.device | str, non_blocking: bool = True) -> SelfType:
+        """Return a copy with every tensor (nested ones too) on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: SelfType) -> SelfType:
+        """Return a copy in pinned memory (the hook that torch's DataLoader calls)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self: SelfType, function: object) -> SelfType:
+        assert callable(function)
+        changes: dict[str, object] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changes[item.name] = function(value)
+            elif isinstance(value, TensorRecord):
+                changes[item.name] = value._map(function)
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(TensorRecord):
+    """Token ids padded to the longest text of the batch."""
+
+    ids_BL: Int[Tensor, "b l"]
+    """int64 ids; padding holds the tokenizer's pad id."""
+    mask_BL: Bool[Tensor, "b l"]
+    """True where a real token stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTokens(TensorRecord):
+    """Texts with some tokens replaced, and what was there."""
+
+    tokens: Tokens
+    """The masked copies, M rows."""
+    slot_T: Int[Tensor, " t"]
+    """Where to predict: flat indices row · l + column into `tokens.ids_BL`."""
+    label_T: Int[Tensor, " t"]
+    """The original token id at each slot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextBatch(TensorRecord):
+    """B images, each with one caption, on one rank."""
+
+    images_BCHW: Float[Tensor, "b 3 h w"]
+    """Normalised pictures, float32."""
+    text: Tokens
+    """Captions, B rows."""
+    identity_B: Int[Tensor, " b"]
+    """63-bit hash of the record's identity; equal values are positives of each other."""
+    matching_row_F: Int[Tensor, " f"]
+    """The samples (indices into B) whose pairs also go through the fusion encoder as positives; every negative
+    group has the same number of them."""
+    noise_second_FG: Float[Tensor, "f g"]
+    """Gumbel noise to draw, for each F row's image, one negative caption of its negative group (G samples)."""
+    noise_first_FG: Float[Tensor, "f g"]
+    """Gumbel noise to draw, for each F row's caption, one negative image of its negative group."""
+    masked: MaskedTokens
+    """Masked captions of the F rows, in that order."""
+    ledger_B: Int[Tensor, " b"]
+    """64-bit hash of (source, key, caption choice) of each sample: what the ledger adds up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairBatch(TensorRecord):
+    """P sentence pairs on one rank; each distinct text of the batch stands once in `text`.
+
+    Samples are groups of translations of one sentence: S samples of K pairs each, P = S · K, pairs of a sample
+    consecutive. Fusion rows use the first pair of a sample, with the roles of its two sides swapped by a coin.
+    """
+
+    text: Tokens
+    """U distinct texts."""
+    first_P: Int[Tensor, " p"]
+    """Row in `text` of each pair's side a."""
+    second_P: Int[Tensor, " p"]
+    """Row in `text` of each pair's side b."""
+    identity_P: Int[Tensor, " p"]
+    """63-bit hash of the pair's group."""
+    matching_row_F: Int[Tensor, " f"]
+    """The samples (indices into S) that go through the fusion encoder as positives."""
+    memory_S: Int[Tensor, " s"]
+    """Row in `text` that plays the image's role ("text 1") for each sample's first pair."""
+    query_S: Int[Tensor, " s"]
+    """Row in `text` of the other side ("text 2"), which is the query."""
+    identity_S: Int[Tensor, " s"]
+    """63-bit hash of each sample's group."""
+    noise_second_FG: Float[Tensor, "f g"]
+    """Gumbel noise to draw a negative query for each F row's memory inside its negative group (G samples)."""
+    noise_first_FG: Float[Tensor, "f g"]
+    """Gumbel noise to draw a negative memory for each F row's query."""
+    masked: MaskedTokens
+    """Masked copies of the F rows' "text 1" (`memory_S`), to be predicted given "text 2"."""
+    ledger_S: Int[Tensor, " s"]
+    """64-bit hash of (source, group, chosen pairs) of each sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(TensorRecord):
+    """One rank's share of one step."""
+
+    step: int
+    """The step k, counted from 0."""
+    image_text: ImageTextBatch | None
+    """None in a text-only step."""
+    text_pair: TextPairBatch | None
+    """None in an image-only step."""

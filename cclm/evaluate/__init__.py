@@ -1,0 +1,1 @@
+"""Retrieval measurements and their tables."""

@@ -1,0 +1,1 @@
+"""The model: pure torch and transformers base classes; an exported checkpoint carries these files."""

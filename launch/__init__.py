@@ -1,0 +1,1 @@
+"""`python -m launch`: plan a job, then carry it out."""

@@ -1,0 +1,1 @@
+"""`python -m pretrain`: configuration, wiring and the training loop."""

@@ -1,0 +1,1 @@
+"""`python -m shards`: raw corpora to shards."""
