@@ -45,6 +45,23 @@ class TensorRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """A sample that could not be used, why, and where it stands."""
+
+    view: str
+    source: str
+    """Path of the shard set."""
+    shard: str
+    """File name of the tar."""
+    offset: int
+    """Byte offset of the sample's first member in the tar."""
+    key: str
+    reason: str
+    """The short word it is counted by, for example "image_truncated"."""
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens(TensorRecord):
     """Token ids padded to the longest text of the batch."""
 
@@ -133,3 +150,5 @@ class Batch(TensorRecord):
     """None in a text-only step."""
     text_pair: TextPairBatch | None
     """None in an image-only step."""
+    bad_samples: tuple[BadSample, ...] = ()
+    """Samples of this rank's share that could not be used and were replaced."""
