@@ -1,0 +1,154 @@
+"""Measurements as results: the dictionary of `results.json` and the table of the terminal.
+
+Groups of languages are a literal dictionary, group → languages; a group's number is the mean over its languages.
+Every number stands beside its chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cclm.errors import ConfigError
+from cclm.evaluate.matching import PRIOR
+from cclm.evaluate.rerank import RerankRule
+from cclm.evaluate.retrieval import Recall, mean_recall
+from cclm.evaluate.statistics import clustered_standard_error, recall_standard_error
+from cclm.evaluate.zero_shot import DIRECTIONS, Measurement
+
+Groups = Mapping[str, Sequence[str]]
+Results = dict[str, Any]
+
+
+def check_groups(groups: Groups, languages: Sequence[str]) -> None:
+    """Raise `ConfigError` unless every group is non-empty and every language of a group was measured."""
+    for name, members in groups.items():
+        missing = [language for language in members if language not in languages]
+        if missing or not members:
+            raise ConfigError(
+                expected=f"languages of the set ({', '.join(sorted(languages))}) in group {name!r}",
+                got=", ".join(missing) or "an empty list",
+                do="Take them out of the groups file, or build a set that has captions in them.",
+            )
+
+
+def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None = None) -> Results:
+    """Return what `results.json` holds of one set, in percent, rounded to 0.01.
+
+    `chance`, `groups` and `languages` have the keys direction → r1, r5, r10 below (group or language first);
+    `standard_error` has them too, in points, for the groups and the languages. With a `rule`, `reranked` repeats
+    `groups` and `languages` after re-ranking. `matching` holds the matching head's accuracy and loss by language.
+    """
+    check_groups(groups, list(measurement.languages))
+    results: Results = {
+        "chance": _chance(measurement),
+        "groups": _group_recalls(measurement, groups, None),
+        "languages": _language_recalls(measurement, None),
+        "standard_error": {
+            "groups": {name: _group_errors(measurement, members) for name, members in groups.items()},
+            "languages": _language_errors(measurement),
+        },
+    }
+    if rule is not None:
+        results["reranked"] = {
+            "top_k": measurement.top_k,
+            "rule": {"match_weight": rule.match_weight, "similarity_weight": rule.similarity_weight},
+            "groups": _group_recalls(measurement, groups, rule),
+            "languages": _language_recalls(measurement, rule),
+        }
+    if measurement.matching:
+        results["matching"] = {
+            "prior": {"accuracy": round(PRIOR.accuracy, 2), "loss": round(PRIOR.loss, 4)},
+            "languages": {
+                language: {kind: _rounded(score.as_dict(), 4) for kind, score in scores.items()}
+                for language, scores in measurement.matching.items()
+            },
+        }
+    return results
+
+
+def _chance(measurement: Measurement) -> Results:
+    found = {
+        direction: mean_recall([result.chance_by_direction[direction] for result in measurement.languages.values()])
+        for direction in DIRECTIONS
+    }
+    return {direction: _rounded(value.as_dict(), 3) for direction, value in found.items()}
+
+
+def _group_recalls(measurement: Measurement, groups: Groups, rule: RerankRule | None) -> Results:
+    return {
+        name: {way: _rounded(measurement.group_recall(members, way, rule).as_dict(), 2) for way in DIRECTIONS}
+        for name, members in groups.items()
+    }
+
+
+def _language_recalls(measurement: Measurement, rule: RerankRule | None) -> Results:
+    return {
+        language: {way: _rounded(result.recall(way, rule).as_dict(), 2) for way in DIRECTIONS}
+        for language, result in measurement.languages.items()
+    }
+
+
+def _language_errors(measurement: Measurement) -> Results:
+    return {
+        language: {
+            way: {
+                name: round(recall_standard_error(value, len(result.rank_by_direction[way])), 2)
+                for name, value in result.recall(way).as_dict().items()
+            }
+            for way in DIRECTIONS
+        }
+        for language, result in measurement.languages.items()
+    }
+
+
+def _group_errors(measurement: Measurement, members: Sequence[str]) -> Results:
+    errors: Results = {}
+    for way in DIRECTIONS:
+        rank = torch.cat([measurement.languages[language].rank_by_direction[way] for language in members])
+        image = torch.cat([measurement.languages[language].image_by_direction[way] for language in members])
+        errors[way] = {f"r{k}": round(clustered_standard_error(rank < k, image), 2) for k in (1, 5, 10)}
+    return errors
+
+
+def _rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in values.items()}
+
+
+def text_table(results: Results) -> str:
+    """Return the results as lines for a terminal, chance in brackets beside each number."""
+    chance = {way: Recall(**results["chance"][way]) for way in DIRECTIONS}
+    heading = f"{'':<26}{'text → image  R@1 / 5 / 10':<42}{'image → text  R@1 / 5 / 10':<42}"
+    lines = [heading.rstrip(), "─" * 108]
+    reranked = results.get("reranked", {"groups": {}, "languages": {}})
+    for kind in ("groups", "languages"):
+        for name, row in results[kind].items():
+            lines.append(f"{name:<26}{_cells(row, chance)}")
+            if name in reranked[kind] and kind == "groups":
+                lines.append(f"{'  re-ranked':<26}{_cells(reranked[kind][name], chance)}")
+        lines.append("─" * 108)
+    lines.append("in percent; chance in brackets; ties count against the model")
+    lines += _matching_lines(results)
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Mapping[str, float]], chance: Mapping[str, Recall]) -> str:
+    cells = []
+    for way in DIRECTIONS:
+        numbers = (f"{row[way][name]:5.1f} ({getattr(chance[way], name):.2f})" for name in ("r1", "r5", "r10"))
+        cells.append(f"{'  '.join(numbers):<42}")
+    return "".join(cells).rstrip()
+
+
+def _matching_lines(results: Results) -> list[str]:
+    if "matching" not in results:
+        return []
+    prior = results["matching"]["prior"]
+    return [
+        f"matching head, {language}, {kind} wrong pairs: accuracy {score['accuracy']:.1f} % "
+        f"(prior {prior['accuracy']:.1f} %), loss {score['loss']:.3f} (prior {prior['loss']:.3f})"
+        for language, scores in results["matching"]["languages"].items()
+        for kind, score in scores.items()
+    ]
