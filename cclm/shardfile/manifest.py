@@ -1,0 +1,152 @@
+"""What a shard set holds: one ShardInfo a shard, the totals, and the command and config that made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cclm.errors import DataError
+from cclm.shardfile import schema
+from cclm.shardfile.atomic import write_atomically
+from cclm.types import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard: its sizes, hashes and counts."""
+
+    name: str
+    """File name of the tar; the index stands beside it."""
+    samples: int
+    """Images, or groups of text pairs: what the reader addresses."""
+    rows: int
+    """Captions of the images, or text pairs."""
+    size_bytes: int
+    """Length of the tar."""
+    sha256: str
+    """Of the tar, in hexadecimal."""
+    index_sha256: str
+    """Of the index."""
+    languages: Mapping[str, int]
+    """Texts by language; a sentence that a group shares counts once."""
+    sources: Mapping[str, int]
+    """Samples by source (a group counts for the source of its first pair)."""
+    licences: Mapping[str, int]
+    """Samples by licence."""
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> ShardInfo:
+        """Return the ShardInfo of its JSON form (`dataclasses.asdict`); unknown fields are ignored."""
+        return cls(**{column.name: item[column.name] for column in fields(cls)})
+
+    @property
+    def index_name(self) -> str:
+        """File name of the index."""
+        return self.name.removesuffix(schema.TAR_SUFFIX) + schema.INDEX_SUFFIX
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over a set's shards; the same units as in ShardInfo."""
+
+    shards: int
+    samples: int
+    rows: int
+    size_bytes: int
+    languages: Mapping[str, int]
+    sources: Mapping[str, int]
+    licences: Mapping[str, int]
+
+
+def total_of(shards: Sequence[ShardInfo]) -> Totals:
+    """Return the sums over `shards`."""
+    return Totals(
+        shards=len(shards),
+        samples=sum(shard.samples for shard in shards),
+        rows=sum(shard.rows for shard in shards),
+        size_bytes=sum(shard.size_bytes for shard in shards),
+        languages=_add(shard.languages for shard in shards),
+        sources=_add(shard.sources for shard in shards),
+        licences=_add(shard.licences for shard in shards),
+    )
+
+
+def _add(counts: Any) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for name, number in count.items():
+            total[name] = total.get(name, 0) + number
+    return dict(sorted(total.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contents of manifest.json. The list of shards is the truth: a tar it does not name is not in the set."""
+
+    view: View
+    shards: Sequence[ShardInfo]
+    command: str = ""
+    """The command that made the set."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that made it: JSON values only."""
+    format_version: int = schema.FORMAT_VERSION
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over the shards."""
+        return total_of(self.shards)
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/manifest.json atomically. Written last, it makes the set visible."""
+        document = {
+            "format": schema.FORMAT,
+            "format_version": self.format_version,
+            "view": self.view.value,
+            "totals": asdict(self.totals),
+            "shards": [asdict(shard) for shard in self.shards],
+            "command": self.command,
+            "config": self.config,
+        }
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1)
+        write_atomically(folder / schema.MANIFEST_NAME, text.encode("utf-8") + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read `folder`/manifest.json.
+
+        Raises:
+            DataError: reasons manifest_missing, manifest_broken, manifest_field, format_version, totals_wrong.
+        """
+        path = folder / schema.MANIFEST_NAME
+        try:
+            document = json.loads(path.read_bytes().decode("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            _refuse("manifest_missing", "a shard set (a folder with manifest.json)", "no such file", path)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            _refuse("manifest_broken", "JSON in UTF-8", f"bytes that do not parse ({error})", path)
+        if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
+            _refuse("manifest_broken", f'a manifest of format "{schema.FORMAT}"', "another JSON file", path)
+        version = document.get("format_version")
+        if version != schema.FORMAT_VERSION:
+            _refuse("format_version", f"shard format version {schema.FORMAT_VERSION}", f"version {version!r}", path)
+        try:
+            manifest = cls(
+                view=View(document["view"]),
+                shards=tuple(ShardInfo.from_json(item) for item in document["shards"]),
+                command=document["command"],
+                config=document["config"],
+            )
+            totals = document["totals"]
+        except (KeyError, TypeError, ValueError) as error:
+            _refuse("manifest_field", "all fields of docs/shard-format.md", f"{type(error).__name__}: {error}", path)
+        if totals != asdict(manifest.totals):
+            _refuse("totals_wrong", "totals that are the sums over the shards", "other numbers", path)
+        return manifest
+
+
+def _refuse(reason: str, expected: str, got: str, path: Path) -> NoReturn:
+    do = "Check the path, or build the set again with `python -m shards build`."
+    raise DataError(reason=reason, expected=expected, got=got, do=do, where=str(path))
