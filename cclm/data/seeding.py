@@ -1,0 +1,55 @@
+"""Where all randomness of the data comes from: counter-based generators addressed by what they are for.
+
+Philox is a block cipher in counter mode: a key and a counter give the next numbers, with no state that runs along.
+A generator's key holds the run's seed and its purpose, its counter holds the place (epoch, position, …). Two places
+never share numbers, and the generator of any place is made in a few microseconds without visiting the ones before.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from cclm.types import View
+
+_WORD = (1 << 64) - 1
+
+
+class Purpose(IntEnum):
+    """What a generator is for; each has its own key, so the numbers are unrelated. Never renumber: runs depend on it."""
+
+    SHARDS = 1
+    WINDOW = 2
+    IMAGE_TEXT_SAMPLE = 3
+    TEXT_PAIR_SAMPLE = 4
+
+
+def keyed_generator(seed: int, purpose: Purpose, source: int, place: tuple[int, int, int]) -> np.random.Generator:
+    """The generator of one place.
+
+    Args:
+        seed: the run's seed (taken modulo 2**64).
+        purpose: what the numbers are for.
+        source: index of the corpus, 0 where it does not matter.
+        place: three non-negative integers (epoch, lane, window and the like).
+
+    Returns:
+        A fresh generator; the lowest counter word is left for its own draws.
+    """
+    key = np.array([seed & _WORD, (int(purpose) << 32) | source], dtype=np.uint64)
+    counter = np.array([0, *place], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def sample_generator(seed: int, view: View, epoch: int, position: int) -> np.random.Generator:
+    """The generator for everything random about one sample: caption, crop, flip, masks, noise, coins.
+
+    Args:
+        seed: the run's seed.
+        view: each view has its own numbers.
+        epoch: how often the sample's lane has been read before.
+        position: the draw's serial number in the view's stream, unique over the run (`Address.position`).
+    """
+    purpose = Purpose.IMAGE_TEXT_SAMPLE if view is View.IMAGE_TEXT else Purpose.TEXT_PAIR_SAMPLE
+    return keyed_generator(seed, purpose, 0, (0, epoch, position))

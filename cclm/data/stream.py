@@ -1,0 +1,200 @@
+"""Position → sample: which sample stands at (step, slot), as arithmetic without state or files.
+
+    source, epoch:  shards in a seeded order ──── concatenated ──── rotated by a seeded offset
+                    |  lane 0  |  lane 1  |  lane 2  |  lane 3  |       num_lanes equal ranges
+                    |win|win|wi|                                        shuffled inside windows
+    lane:           its sources interleaved by exact proportions (`Mixture`)
+    global batch:   the same number of draws from every lane; slot order = lane order
+
+The number of lanes is part of the config; the number of ranks appears nowhere. A rank that serves a contiguous range
+of slots reads a contiguous range of lanes, and therefore only these lanes' shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cclm.data.mixture import Mixture
+from cclm.data.seeding import Purpose, keyed_generator
+from cclm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a sample is stored, and which draw of the stream it is."""
+
+    source: int
+    """Index of the source."""
+    shard: int
+    """Index of the shard in its source's manifest."""
+    sample: int
+    """Index of the sample in its shard."""
+    epoch: int
+    """How many times this lane of the source was read through before."""
+    position: int
+    """Serial number of the draw in the stream: turn · num_lanes + lane. Unique over the run: seeds the sample."""
+    lane: int
+    """The lane that the draw belongs to."""
+    draw: int
+    """How many draws the lane took from this source before."""
+
+
+def lane_bounds(num_samples: int, num_lanes: int, lane: int) -> tuple[int, int]:
+    """First and one past the last position of a lane in its source's concatenation."""
+    return lane * num_samples // num_lanes, (lane + 1) * num_samples // num_lanes
+
+
+def lane_turn(step: int, slot: int, batch_size: int, num_lanes: int) -> tuple[int, int]:
+    """The lane that serves a slot of a step, and which of the lane's draws it takes.
+
+    With a batch of n · num_lanes samples every lane gives n consecutive draws a step. With fewer samples than lanes
+    (num_lanes = m · batch_size) each slot owns m neighbouring lanes and takes one draw of them in turn.
+
+    Raises:
+        ConfigError: if neither number divides the other.
+    """
+    if batch_size % num_lanes == 0:
+        draws = batch_size // num_lanes
+        return slot // draws, step * draws + slot % draws
+    if num_lanes % batch_size == 0:
+        lanes = num_lanes // batch_size
+        return slot * lanes + step % lanes, step // lanes
+    raise ConfigError(
+        expected="a batch size that is a multiple or a divisor of the number of lanes",
+        got=f"batch_size={batch_size} with num_lanes={num_lanes}",
+        do="Change `num_lanes` (it is not the number of ranks; any common factor will do).",
+    )
+
+
+def lanes_of_slots(slots: range, batch_size: int, num_lanes: int) -> range:
+    """The lanes that a contiguous range of slots reads, over all steps."""
+    first, _ = lane_turn(0, slots.start, batch_size, num_lanes)
+    per_slot = max(1, num_lanes // batch_size)
+    last, _ = lane_turn(0, slots.stop - 1, batch_size, num_lanes)
+    return range(first, last + per_slot)
+
+
+class Stream:
+    """An endless, seeded, mixed and shuffled order of samples that can be entered anywhere.
+
+    Args:
+        samples_per_shard_by_source: for each source, the number of samples of each of its shards.
+        weights: proportions of the sources; None for the proportions of their sizes.
+        seed: the seed of the order.
+        num_lanes: L; each source needs at least L samples.
+        window: how many neighbouring samples of a lane are shuffled together. Larger mixes better, and reads more
+            shards at a time.
+
+    Raises:
+        ConfigError: for an empty source, a source smaller than the number of lanes, or bad weights.
+    """
+
+    def __init__(
+        self,
+        samples_per_shard_by_source: Sequence[Sequence[int]],
+        weights: Sequence[float] | None,
+        seed: int,
+        num_lanes: int,
+        window: int,
+    ) -> None:
+        self.sizes = [np.asarray(list(sizes), dtype=np.int64) for sizes in samples_per_shard_by_source]
+        self.totals = [int(sizes.sum()) for sizes in self.sizes]
+        self.seed, self.num_lanes, self.window = seed, num_lanes, window
+        _check(self.totals, weights, num_lanes, window)
+        self.mixture = Mixture(self.totals if weights is None else weights, num_lanes)
+        self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
+        self._window_order = lru_cache(maxsize=4 * num_lanes * len(self.sizes))(self._draw_window_order)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without the memo (worker processes fill their own)."""
+        state = dict(self.__dict__)
+        del state["_window_order"]
+        state["_orders"] = {}
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Undo `__getstate__`."""
+        self.__dict__.update(state)
+        self._window_order = lru_cache(maxsize=4 * self.num_lanes * len(self.sizes))(self._draw_window_order)
+
+    def address(self, step: int, slot: int, batch_size: int) -> Address:
+        """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards)."""
+        lane, turn = lane_turn(step, slot, batch_size, self.num_lanes)
+        source, draw = self.mixture.pick(lane, turn)
+        return self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
+
+    def replacement(self, address: Address, attempt: int) -> Address | None:
+        """What to read instead of a broken sample: the attempt-th next one of its window, round it; None at the end.
+
+        Keeps the position, so the replacement is seeded as the sample it stands in for.
+        """
+        start, stop = lane_bounds(self.totals[address.source], self.num_lanes, address.lane)
+        offset = address.draw % (stop - start)
+        size = min(self.window, stop - start - offset // self.window * self.window)
+        if attempt >= size:
+            return None
+        return self._locate(address.source, address.lane, address.draw, attempt, address.position)
+
+    def _locate(self, source: int, lane: int, draw: int, skip: int, position: int) -> Address:
+        start, stop = lane_bounds(self.totals[source], self.num_lanes, lane)
+        epoch, offset = divmod(draw, stop - start)
+        window, inside = divmod(offset, self.window)
+        size = min(self.window, stop - start - window * self.window)
+        shuffled = int(self._window_order(source, epoch, lane, window, size)[(inside + skip) % size])
+        order, ends, rotation = self._shard_order(source, epoch)
+        place = (start + window * self.window + shuffled + rotation) % self.totals[source]
+        rank = int(np.searchsorted(ends, place, side="right"))
+        shard = int(order[rank])
+        sample = place - int(ends[rank]) + int(self.sizes[source][shard])
+        return Address(
+            source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw
+        )
+
+    def _shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Shards in this epoch's order, where each ends in the concatenation, and the rotation."""
+        known = self._orders.get((source, epoch))
+        if known is None:
+            order, rotation = draw_shard_order(self.seed, source, epoch, len(self.sizes[source]), self.totals[source])
+            known = order, np.cumsum(self.sizes[source][order]), rotation
+            while len(self._orders) >= 4 * len(self.sizes):  # lanes are at most one epoch apart: keep a few
+                del self._orders[next(iter(self._orders))]
+            self._orders[source, epoch] = known
+        return known
+
+    def _draw_window_order(self, source: int, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int64]:
+        return draw_window_order(self.seed, source, epoch, lane, window, size)
+
+
+def draw_shard_order(seed: int, source: int, epoch: int, num_shards: int, total: int) -> tuple[NDArray[np.int64], int]:
+    """The seeded order of a source's shards in one epoch, and by how many samples their concatenation is rotated."""
+    generator = keyed_generator(seed, Purpose.SHARDS, source, (0, 0, epoch))
+    return generator.permutation(num_shards), int(generator.integers(total))
+
+
+def draw_window_order(seed: int, source: int, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int64]:
+    """The seeded order of the samples in one window."""
+    return keyed_generator(seed, Purpose.WINDOW, source, (window, lane, epoch)).permutation(size)
+
+
+def _check(totals: Sequence[int], weights: Sequence[float] | None, num_lanes: int, window: int) -> None:
+    if num_lanes < 1 or window < 1:
+        raise ConfigError(
+            expected="num_lanes and window of at least 1", got=f"{num_lanes} and {window}", do="Correct the config."
+        )
+    if not totals or min(totals) < num_lanes:
+        raise ConfigError(
+            expected=f"at least one source, each with a sample for every one of the {num_lanes} lanes",
+            got=f"sources of {list(totals)} samples",
+            do="Lower `num_lanes`, or merge the small source into another set.",
+        )
+    if weights is not None and len(weights) != len(totals):
+        raise ConfigError(
+            expected=f"one weight for each of the {len(totals)} sources",
+            got=f"{len(weights)} weights",
+            do="Give as many `weights` as `shards`.",
+        )
