@@ -1,0 +1,1 @@
+"""Ranks: topology, collectives with gradients, agreement, spawning."""

@@ -1,0 +1,88 @@
+"""Do all ranks see the same step? Asked before the forward call, because a disagreement would hang inside it.
+
+Ranks that run different modules, or gather different numbers of rows, wait for each other for ever. So each rank sends
+three numbers (the step, a hash of the config, a hash of the batch's structure); only when they differ are the full
+texts exchanged, and every rank raises the same sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from cclm.dist.collectives import Collectives
+from cclm.errors import ConfigError
+
+ROW_LETTERS = "BPFS"
+"""Letters of sample counts: a field `…_BCHW` or `…_FG` must have the same first dimension on every rank. Numbers of
+tokens (T), of distinct texts and padded lengths (…_BL) may differ."""
+
+
+def check_agreement(collectives: Collectives, *, step: int, config_hash: str, batch: object) -> None:
+    """Raise ConfigError on every rank if the ranks differ in step, config or structure of the batch.
+
+    One collective of three integers per call (CPU tensors, so no GPU waits); nothing with one process.
+    """
+    if collectives.world_size == 1:
+        return
+    mine = {"step": str(step), "config hash": config_hash, "batch structure": batch_structure(batch)}
+    numbers = torch.tensor([[_hash63(text) for text in mine.values()]])
+    gathered = collectives.gather(numbers)
+    if bool((gathered == gathered[:1]).all()):
+        return
+    everyone: list[dict[str, str]] = [{} for _ in range(collectives.world_size)]
+    torch_dist.all_gather_object(everyone, mine)
+    raise ConfigError(
+        expected="the same step, config and batch structure on every rank",
+        got="; ".join(_differences(everyone)),
+        do="Start every rank with the same command, config and data, and let all resume from the same checkpoint.",
+        where="agreement of ranks",
+    )
+
+
+def batch_structure(value: object) -> str:
+    """A text that is equal for two batches exactly if ranks may run them side by side."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}:{value.ndim}d".removeprefix("torch.")
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = []
+        for field in fields(value):
+            item = getattr(value, field.name)
+            if item is None or isinstance(item, Tensor) or is_dataclass(item):
+                parts.append(f"{field.name}={batch_structure(item)}{_rows(field.name, item)}")
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}={batch_structure(item)}" for key, item in value.items()) + "}"
+    return type(value).__name__
+
+
+def _rows(name: str, item: object) -> str:
+    letters = name.rpartition("_")[2]
+    is_counted = isinstance(item, Tensor) and letters[:1] in tuple(ROW_LETTERS) and not letters.endswith("L")
+    return f":{item.shape[0]}rows" if is_counted and isinstance(item, Tensor) else ""
+
+
+def _differences(everyone: list[dict[str, str]]) -> list[str]:
+    lines = []
+    for what in everyone[0]:
+        ranks_by_value: dict[str, list[int]] = {}
+        for rank, values in enumerate(everyone):
+            ranks_by_value.setdefault(values[what], []).append(rank)
+        if len(ranks_by_value) > 1:
+            told = ", ".join(f"{value} on {_name_ranks(ranks)}" for value, ranks in ranks_by_value.items())
+            lines.append(f"{what} {told}")
+    return lines
+
+
+def _name_ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f", … ({len(ranks)} ranks)" if len(ranks) > 8 else "")
+    return ("rank " if len(ranks) == 1 else "ranks ") + shown
+
+
+def _hash63(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
