@@ -1,0 +1,70 @@
+"""What this machine offers to a job: cores, GPUs, a free port. Reads files only, so it answers at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The facts that a plan depends on."""
+
+    host: str
+    cores: tuple[int, ...]
+    """Numbers of the cores that this process may use (its affinity mask)."""
+    quota_cores: float | None
+    """Cores' worth of time that the container may use; None without a limit."""
+    num_gpus: int
+    free_port: int
+    """A TCP port on the loopback address that nobody listened on a moment ago."""
+
+    @property
+    def num_usable_cores(self) -> int:
+        """Cores to share out: the affinity mask, or the container's limit if that is smaller; at least 1."""
+        if self.quota_cores is None:
+            return len(self.cores)
+        return max(1, min(len(self.cores), int(self.quota_cores)))
+
+
+def this_machine(environment: Mapping[str, str] = os.environ) -> Machine:
+    """Look at the machine that this process runs on."""
+    return Machine(
+        host=socket.gethostname(),
+        cores=tuple(sorted(os.sched_getaffinity(0))),
+        quota_cores=read_quota(CGROUP_QUOTA),
+        num_gpus=count_gpus(Path("/dev"), environment),
+        free_port=find_free_port(),
+    )
+
+
+def read_quota(path: Path) -> float | None:
+    """Read a cgroup-v2 limit ("200000 100000" is two cores); None if there is no file or no limit."""
+    try:
+        quota, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def count_gpus(devices: Path, environment: Mapping[str, str]) -> int:
+    """Count NVIDIA device files, or what CUDA_VISIBLE_DEVICES leaves of them."""
+    present = sum(1 for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def find_free_port() -> int:
+    """Ask the system for a port that is free now; another program may still take it before the job does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
