@@ -1,0 +1,170 @@
+"""The settings of the data, and every complaint about them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cclm.data.image import ImageTransformConfig
+from cclm.data.masking import MaskingConfig
+from cclm.data.tokens import Normalise
+from cclm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextDataConfig:
+    """Images with captions."""
+
+    shards: tuple[str, ...]
+    """Folders of image-text shard sets; each is one source of the mixture."""
+    weights: tuple[float, ...] | None = None
+    """Proportions of the sources; None: the proportions of their sizes."""
+    batch_size: int = 128
+    """Images per step, over all ranks."""
+    negative_group: int = 64
+    """G: hard negatives are drawn inside blocks of G consecutive samples; a rank holds whole blocks."""
+    matching_rows: int = 32
+    """Pairs per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
+    negative group, equally many of each."""
+    num_lanes: int = 8
+    """Lanes of the stream: a multiple or a divisor of the batch size, at least the largest number of ranks.
+    Part of the order of samples, so it stays when the number of ranks changes."""
+    window: int = 1024
+    """Samples of a lane that are shuffled together."""
+    languages: tuple[str, ...] | None = None
+    """Caption languages to use; None: all that a record has."""
+    first_caption_probability: float | None = None
+    """Probability of the first caption of a language's list, the others sharing the rest; None: all alike."""
+    max_tokens: int = 40
+    """Longest text in tokens, with `<s>` and `</s>`."""
+    max_words: int | None = None
+    """Longest text in space-separated words; None: no limit."""
+    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(max_masks=12))
+    """How captions are masked."""
+    transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
+    """How pictures are resized, augmented and normalised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairDataConfig:
+    """Sentences with translations."""
+
+    shards: tuple[str, ...]
+    """Folders of text-pair shard sets; each is one source of the mixture."""
+    weights: tuple[float, ...] | None = None
+    """Proportions of the sources; None: the proportions of their sizes."""
+    batch_size: int = 128
+    """Samples per step, over all ranks. A sample is one sentence (a group) with some of its translations."""
+    pairs_per_sample: int = 1
+    """K: translations drawn for each sentence; with repetition only if it has fewer."""
+    negative_group: int = 64
+    """G: hard negatives are drawn inside blocks of G consecutive samples."""
+    matching_rows: int = 32
+    """Samples per step, over all ranks, whose first pair goes through the fusion encoder as a positive."""
+    swap_probability: float = 0.5
+    """Probability that a sample's translation, not the shared sentence, plays the image's role in the fusion encoder."""
+    max_tokens: int = 64
+    """Longest text in tokens, with `<s>` and `</s>`."""
+    max_words: int | None = None
+    """Longest text in space-separated words; None: no limit."""
+    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(max_masks=20))
+    """How sentences are masked."""
+    num_lanes: int = 8
+    """Lanes of the stream, as for images."""
+    window: int = 1024
+    """Groups of a lane that are shuffled together. A rank keeps 32 decoded blocks: window · pairs per group · its
+    lanes should not span many more."""
+    cache_groups: int = 0
+    """Decoded groups kept in each process; 0 for none. For corpora that fit into memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Everything that decides what stands in a batch, but the seed."""
+
+    tokenizer: str
+    """Folder with tokenizer.json."""
+    normalise: Normalise = "none"
+    """Preparation of texts before the tokenizer: `cclm` as published (lower case, no ASCII punctuation), or none."""
+    image_text: ImageTextDataConfig | None = None
+    """Images with captions; None: no image steps."""
+    text_pair: TextPairDataConfig | None = None
+    """Sentence pairs; None: no text steps."""
+    bad_sample_limit: float = 0.001
+    """Share of broken samples above which a run fails."""
+    num_workers: int = 0
+    """Worker processes of each rank that prepare batches ahead; 0: in the training process. Changes no result."""
+    pad_multiple: int = 1
+    """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
+
+
+def validate(config: DataConfig, world_size: int = 1) -> None:
+    """Raise one ConfigError that lists everything wrong with the config for this number of ranks."""
+    complaints = []
+    if config.image_text is None and config.text_pair is None:
+        complaints.append("give image_text or text_pair (both are missing)")
+    if not 0 <= config.bad_sample_limit <= 1:
+        complaints.append(f"bad_sample_limit is a share between 0 and 1 (got {config.bad_sample_limit})")
+    if config.num_workers < 0 or config.pad_multiple < 1:
+        complaints.append(f"num_workers ≥ 0 and pad_multiple ≥ 1 (got {config.num_workers}, {config.pad_multiple})")
+    if config.image_text is not None:
+        complaints += _complaints("image_text", config.image_text, world_size)
+        complaints += _image_complaints(config.image_text)
+    if config.text_pair is not None:
+        complaints += _complaints("text_pair", config.text_pair, world_size)
+        if config.text_pair.pairs_per_sample < 1:
+            complaints.append("text_pair.pairs_per_sample is at least 1")
+        if not 0 <= config.text_pair.swap_probability <= 1:
+            complaints.append("text_pair.swap_probability is a probability")
+    if complaints:
+        raise ConfigError(
+            expected="a data config without contradictions",
+            got="\n  - " + "\n  - ".join(complaints) + "\n",
+            do="Correct these settings.",
+        )
+
+
+def _complaints(name: str, view: ImageTextDataConfig | TextPairDataConfig, world_size: int) -> list[str]:
+    """What both views must obey."""
+    found = []
+    batch, group, rows, lanes = view.batch_size, view.negative_group, view.matching_rows, view.num_lanes
+    if not view.shards:
+        found.append(f"{name}.shards names at least one folder")
+    if view.weights is not None and len(view.weights) != len(view.shards):
+        found.append(f"{name}.weights: one for each of the {len(view.shards)} shards (got {len(view.weights)})")
+    if view.weights is not None and min(view.weights, default=1.0) <= 0:
+        found.append(f"{name}.weights are positive (got {view.weights})")
+    if min(batch, group, rows, lanes, view.window) < 1:
+        found.append(f"{name}: batch_size, negative_group, matching_rows, num_lanes and window are at least 1")
+        return found
+    if batch % group:
+        found.append(f"{name}.batch_size {batch} is a multiple of negative_group {group}")
+    elif (batch // group) % world_size:
+        found.append(f"{name}: the {batch // group} negative groups divide evenly among {world_size} ranks")
+    elif rows % (batch // group) or rows > batch:
+        found.append(f"{name}.matching_rows {rows}: equally many for each of {batch // group} groups, at most {batch}")
+    if batch % lanes and lanes % batch:
+        found.append(f"{name}.num_lanes {lanes} is a multiple or a divisor of batch_size {batch}")
+    if view.max_tokens < 3 or (view.max_words is not None and view.max_words < 1):
+        found.append(f"{name}: max_tokens is at least 3, max_words at least 1")
+    mask = view.masking
+    if not (0 <= mask.mask_probability <= 1 and 0 <= mask.span_probability <= 1 and mask.max_masks >= 1):
+        found.append(f"{name}.masking: probabilities between 0 and 1, max_masks at least 1")
+    return found
+
+
+def _image_complaints(view: ImageTextDataConfig) -> list[str]:
+    found = []
+    first, transform = view.first_caption_probability, view.transform
+    if first is not None and not 0 <= first <= 1:
+        found.append(f"image_text.first_caption_probability is a probability (got {first})")
+    if view.languages is not None and not view.languages:
+        found.append("image_text.languages: name at least one, or leave it out for all")
+    if transform.size < 1 or min(transform.std) <= 0:
+        found.append("image_text.transform: size and std are positive")
+    if not 0 < transform.crop_area[0] <= transform.crop_area[1] <= 1:
+        found.append(f"image_text.transform.crop_area: 0 < low ≤ high ≤ 1 (got {transform.crop_area})")
+    if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1]:
+        found.append(f"image_text.transform.crop_ratio: 0 < low ≤ high (got {transform.crop_ratio})")
+    if not 0 <= transform.scale < 1 or not 0 <= transform.brightness <= 1 or not 0 <= transform.flip_probability <= 1:
+        found.append("image_text.transform: scale below 1, brightness and flip_probability between 0 and 1")
+    return found

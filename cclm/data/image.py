@@ -1,0 +1,193 @@
+"""Picture bytes → float32 CHW arrays: decoding, the seeded training transforms, the evaluation transform."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cclm.errors import DataError
+
+Method = Literal["random_resized_crop", "affine", "none"]
+Resample = Literal["bicubic", "bilinear", "box"]
+
+_RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+}
+_ENDINGS = ((b"\x89PNG\r\n\x1a\n", b"IEND"), (b"\xff\xd8", b"\xff\xd9"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransformConfig:
+    """How a picture becomes the model's input."""
+
+    size: int = 224
+    """Height and width of the result, pixels."""
+    method: Method = "random_resized_crop"
+    """Training: a random crop (photographs), a small affine jitter (icons), or only the evaluation resize."""
+    resample: Resample = "bicubic"
+    """Filter of every resize, antialiased; `box` averages areas."""
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    """random_resized_crop: share of the picture's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """random_resized_crop: width over height."""
+    flip_probability: float = 0.5
+    """Probability of a horizontal flip."""
+    scale: float = 0.125
+    """affine: enlarge or shrink by at most this share."""
+    rotation_rad: float = 0.25
+    """affine: turn by at most this angle."""
+    shift: float = 0.075
+    """affine: move by at most this share of the width, each axis."""
+    brightness: float = 0.2
+    """Multiply by 1 ± at most this; 0 for none."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """affine: colour that shows where the picture was moved away."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Subtracted from each channel (values in 0 … 1)."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Each channel is divided by it."""
+    cache_bytes: int = 0
+    """Memory for decoded pictures in each process; 0 for none."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a picture to RGB; transparent parts become white.
+
+    Raises:
+        DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _on_white(image)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        truncated = _ends_too_early(data)
+        raise DataError(
+            reason="image_truncated" if truncated else "image_broken",
+            expected="a complete PNG, JPEG or WebP file",
+            got=f"{len(data)} bytes that do not decode ({error})",
+            do="Build the shard again from an intact picture.",
+        ) from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy() if "transparency" not in image.info else _on_white(image.convert("RGBA"))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _ends_too_early(data: bytes) -> bool:
+    for start, end in _ENDINGS:
+        if data.startswith(start):
+            return end not in data[-64:]
+    return data[:4] == b"RIFF" and len(data) >= 8 and len(data) < 8 + int(struct.unpack("<I", data[4:8])[0])
+
+
+def resize(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
+    """Resize to (size, size), antialiased, aspect ratio not kept."""
+    if image.size == (config.size, config.size):
+        return image
+    return image.resize((config.size, config.size), _RESAMPLE[config.resample])
+
+
+def prepare(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
+    """The deterministic first part of the training transform, worth keeping in memory."""
+    return image if config.method == "random_resized_crop" else resize(image, config)
+
+
+def eval_image(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
+    """Resize and normalise: (3, size, size), float32."""
+    return _normalised(resize(image, config), 1.0, config)
+
+
+def train_image(
+    image: Image.Image, config: ImageTransformConfig, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """Augment a picture that went through `prepare`: (3, size, size), float32."""
+    if config.method == "none":
+        return eval_image(image, config)
+    draws = generator.random(26).tolist()
+    flip = draws[0] < config.flip_probability
+    light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
+    if config.method == "affine":
+        return _normalised(_jitter(image, config, flip, draws[2:6]), light, config)
+    left, top, right, bottom = crop_box(image.width, image.height, config, draws[2:])
+    picture = image.resize((config.size, config.size), _RESAMPLE[config.resample], (left, top, right, bottom))
+    pixels = _normalised(picture, light, config)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
+
+
+def crop_box(
+    width: int, height: int, config: ImageTransformConfig, draws: list[float]
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, right, bottom): area and log-ratio uniform, six attempts, then the central crop.
+
+    Args:
+        width: of the picture.
+        height: of the picture.
+        config: `crop_area` and `crop_ratio`.
+        draws: 24 uniform numbers, four for each attempt.
+    """
+    (low_area, high_area), (low_ratio, high_ratio) = config.crop_area, config.crop_ratio
+    for start in range(0, 24, 4):
+        area, ratio, across, down = draws[start : start + 4]
+        target = width * height * (low_area + area * (high_area - low_area))
+        shape = math.exp(math.log(low_ratio) + ratio * (math.log(high_ratio) - math.log(low_ratio)))
+        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < low_ratio:
+        h = min(height, round(width / low_ratio))
+    elif width / height > high_ratio:
+        w = min(width, round(height * high_ratio))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _jitter(image: Image.Image, config: ImageTransformConfig, flip: bool, draws: list[float]) -> Image.Image:
+    """Scale, turn, shift and flip about the centre in one resampling."""
+    scale, angle, across, down = (2.0 * draw - 1.0 for draw in draws)
+    zoom = 1.0 / (1.0 + config.scale * scale)
+    cosine, sine = math.cos(config.rotation_rad * angle) * zoom, math.sin(config.rotation_rad * angle) * zoom
+    middle = config.size / 2.0
+    move_x, move_y = config.shift * across * config.size, config.shift * down * config.size
+    # output pixel (x, y) takes the input at A · ((x, y) − middle − move) + middle; a flip mirrors x first
+    side = -1.0 if flip else 1.0
+    a, b, d, e = cosine * side, sine, -sine * side, cosine
+    c = middle - a * (middle + move_x) - b * (middle + move_y)
+    f = middle - d * (middle + move_x) - e * (middle + move_y)
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (a, b, c, d, e, f),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=config.background,
+    )
+
+
+def _normalised(image: Image.Image, light: float, config: ImageTransformConfig) -> NDArray[np.float32]:
+    """HWC bytes → CHW float32: brighten, clip at white, subtract the mean, divide by the deviation."""
+    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (config.mean, config.std))
+    pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
+    if light != 1.0:
+        pixels *= np.float32(light)
+        np.minimum(pixels, np.float32(255.0), out=pixels)
+    pixels *= 1 / (255 * std)
+    pixels -= mean / std
+    return pixels

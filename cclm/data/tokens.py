@@ -1,0 +1,117 @@
+"""Text → token ids: one `tokenizers.Tokenizer` with the framing that CCLM expects (`<s>` … `</s>`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from cclm.errors import ConfigError, DataError
+
+Normalise = Literal["cclm", "none"]
+
+CACHED_TEXTS = 1 << 17
+_DELETED = re.compile(r"[,.'!?\"()*#:;~]")
+
+
+def pre_caption(text: str, max_words: int | None = None) -> str:
+    """The published preparation of captions and sentences, for every language alike.
+
+    Lower-cases, turns ASCII punctuation, `-` and `/` into spaces, `<person>` into `person`, runs of white space into one
+    space, and keeps the first `max_words` words. An empty result stays empty; `TextTokenizer.encode` refuses it.
+    """
+    text = _DELETED.sub(" ", text.lower())
+    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return text if max_words is None else " ".join(text.split(" ")[:max_words])
+
+
+class TextTokenizer:
+    """Encodes texts, and knows the special ids. Remembers texts that it has seen (short captions repeat a lot)."""
+
+    def __init__(self, tokenizer: Tokenizer, normalise: Normalise = "none") -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer, self.normalise = tokenizer, normalise
+        self.bos_id, self.pad_id = self._special("<s>"), self._special("<pad>")
+        self.eos_id, self.mask_id = self._special("</s>"), self._special("<mask>")
+        self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+        self._known: dict[tuple[str, int, int | None], list[int]] = {}
+
+    def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
+        """Ids of each text: `<s>`, at most `max_tokens` − 2 pieces, `</s>`. No padding. Do not change the lists.
+
+        Raises:
+            DataError: `text_empty`, for a text of which nothing is left.
+        """
+        return [self._encode_one(text, max_tokens, max_words) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without the memo."""
+        return {**self.__dict__, "_known": {}}
+
+    def _encode_one(self, text: str, max_tokens: int, max_words: int | None) -> list[int]:
+        key = (text, max_tokens, max_words)
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        clean = self._clean(text, max_words)
+        # one text at a time: `encode_batch` starts threads, which must not exist when worker processes fork
+        pieces = self._tokenizer.encode(clean, add_special_tokens=False).ids if clean else []
+        if not pieces:
+            raise DataError(
+                reason="text_empty",
+                expected="a text with at least one token",
+                got=repr(text[:80]),
+                do="Leave the sample out of the corpus.",
+            )
+        ids = [self.bos_id, *pieces[: max_tokens - 2], self.eos_id]
+        if len(self._known) >= CACHED_TEXTS:
+            self._known.clear()
+        self._known[key] = ids
+        return ids
+
+    def _clean(self, text: str, max_words: int | None) -> str:
+        if self.normalise == "cclm":
+            return pre_caption(text, max_words)
+        text = text.strip()
+        return text if max_words is None else " ".join(text.split(" ")[:max_words])
+
+    def _special(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ConfigError(
+                expected="a tokenizer with the special tokens <s>, <pad>, </s> and <mask>",
+                got=f"one without {token}",
+                do="Train the tokenizer with these special tokens, or name another tokenizer folder.",
+            )
+        return int(found)
+
+
+def load_tokenizer(folder: Path | str, normalise: Normalise = "none") -> TextTokenizer:
+    """The tokenizer of a folder that holds `tokenizer.json` (Hugging Face format).
+
+    Raises:
+        ConfigError: if there is none, it cannot be read, or it lacks a special token.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(
+            expected="a tokenizer folder with tokenizer.json",
+            got=f"no {path}",
+            do="Make the tokenizer first, or correct `tokenizer` in the config.",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 (the Rust binding raises bare Exception)
+        raise ConfigError(
+            expected="a readable tokenizer.json", got=str(error), do="Make the tokenizer again.", where=str(path)
+        ) from error
+    return TextTokenizer(tokenizer, normalise)
