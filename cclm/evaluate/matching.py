@@ -92,6 +92,8 @@ def held_out_matching(
     order_T = torch.randperm(len(image_of_text_T), generator=generator).to(image_of_text_T.device)
     identity_T = image_identity_C[image_of_text_T]
     groups = [_with_a_stranger(text_G, identity_T) for text_G in torch.split(order_T, group_size)]
+    groups = [text_G for text_G in groups if len(text_G)]
+    assert groups, "a set in which everything shows the same thing has no wrong pairs"
     right = (torch.cat([image_of_text_T[text_G] for text_G in groups]), torch.cat(groups))
     right_P = match_log_odds(model, images, texts, *right, batch_size=batch_size)
     scores: dict[str, MatchingScore] = {}

@@ -120,15 +120,15 @@ def _rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
 def text_table(results: Results) -> str:
     """Return the results as lines for a terminal, chance in brackets beside each number."""
     chance = {way: Recall(**results["chance"][way]) for way in DIRECTIONS}
-    heading = f"{'':<26}{'text → image  R@1 / 5 / 10':<42}{'image → text  R@1 / 5 / 10':<42}"
-    lines = [heading.rstrip(), "─" * 108]
+    heading = f"{'':<26}{'text → image  R@1 / 5 / 10':<45}{'image → text  R@1 / 5 / 10':<45}"
+    lines = [heading.rstrip(), "─" * 113]
     reranked = results.get("reranked", {"groups": {}, "languages": {}})
     for kind in ("groups", "languages"):
         for name, row in results[kind].items():
             lines.append(f"{name:<26}{_cells(row, chance)}")
             if name in reranked[kind] and kind == "groups":
                 lines.append(f"{'  re-ranked':<26}{_cells(reranked[kind][name], chance)}")
-        lines.append("─" * 108)
+        lines.append("─" * 113)
     lines.append("in percent; chance in brackets; ties count against the model")
     lines += _matching_lines(results)
     return "\n".join(lines)
@@ -137,8 +137,8 @@ def text_table(results: Results) -> str:
 def _cells(row: Mapping[str, Mapping[str, float]], chance: Mapping[str, Recall]) -> str:
     cells = []
     for way in DIRECTIONS:
-        numbers = (f"{row[way][name]:5.1f} ({getattr(chance[way], name):.2f})" for name in ("r1", "r5", "r10"))
-        cells.append(f"{'  '.join(numbers):<42}")
+        numbers = (f"{row[way][name]:5.1f} {f'({getattr(chance[way], name):.2f})':<8}" for name in ("r1", "r5", "r10"))
+        cells.append(f"{''.join(numbers):<45}")
     return "".join(cells).rstrip()
 
 
