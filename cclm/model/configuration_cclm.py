@@ -1,0 +1,209 @@
+"""The shape of a CCLM network: typed options (for recipes) inside one HF config (JSON, for checkpoints)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from transformers import PreTrainedConfig
+
+OptionsType = TypeVar("OptionsType", bound="LayerOptions")
+
+TYPE_CHOICES: dict[str, tuple[str, ...]] = {
+    "norm_position": ("pre", "post"),
+    "pooling": ("cls", "mean", "mean_first"),
+    "architecture": ("conv_vit",),
+    "stem_norm": ("layer", "group"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """A stack of transformer layers; what the vision, text and fusion encoders have in common."""
+
+    num_layers: int = 2
+    """Transformer layers in the stack; 0 is allowed."""
+    num_heads: int = 4
+    """Attention heads; must divide the width."""
+    feedforward_width: int = 256
+    """Hidden width of the feed-forward sub-layer."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """"pre": norm before each sub-layer and one at the end; "post": norm after each residual sum, as in BERT."""
+    norm_eps: float = 1e-5
+    """Epsilon of every LayerNorm in the stack."""
+    dropout: float = 0.0
+    """Probability to drop a value of a sub-layer's output (and of the embeddings)."""
+    attention_dropout: float = 0.0
+    """Probability to drop an attention weight."""
+    initializer_range: float | None = None
+    """Standard deviation of the linear weights at the start (biases 0); null: PyTorch's own uniform rule."""
+
+    def __post_init__(self) -> None:
+        """Refuse a wrong word at once: JSON carries no types."""
+        for name, choices in TYPE_CHOICES.items():
+            value = getattr(self, name, None)
+            if value is not None and value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionOptions(LayerOptions):
+    """The image encoder."""
+
+    architecture: Literal["conv_vit"] = "conv_vit"
+    """"conv_vit": a convolutional stem, then a transformer over its grid."""
+    num_layers: int = 1
+    """Transformer layers after the stem."""
+    image_size: int = 32
+    """Side of the square input in pixels."""
+    stem_channels: tuple[int, ...] = (32, 64, 128)
+    """Channels of the stem's stages; each halves the side, so the grid has (image_size / 2^stages)² tokens."""
+    stem_norm: Literal["layer", "group"] = "layer"
+    """Norm in the stem: over the channels of each pixel, or GroupNorm. Never over the batch: ranks would differ."""
+    stem_groups: int = 8
+    """Groups of the stem's GroupNorm."""
+    stem_residual: bool = False
+    """Add each stage's second convolution to its input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(LayerOptions):
+    """The text encoder."""
+
+    vocab_size: int = 14000
+    """Rows of the embedding table, as many as the tokenizer has ids."""
+    pad_token_id: int = 1
+    """Id that fills the padding; its embedding stays zero."""
+    max_positions: int = 64
+    """Rows of the position table."""
+    position_offset: int = 0
+    """Row of the first token's position: 0 as in CCLM-3M/4M, pad id + 1 as in XLM-R."""
+    embedding_range: float = 0.02
+    """Standard deviation of the word and position embeddings at the start."""
+    pooling: Literal["cls", "mean", "mean_first"] = "mean"
+    """What a text's feature is read from: "cls" the first state; "mean" the mean of its states; "mean_first" the same,
+    and that mean also takes the place of the first state, so that the fusion encoder sees it too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(LayerOptions):
+    """The fusion encoder: text states look at the memory (image tokens or the other text's states)."""
+
+    pooling: Literal["cls", "mean"] = "cls"
+    """What the matching head reads: the first fused state, or their mean."""
+    null_memory: bool = False
+    """Give each cross-attention one learned key with a zero value, so that a head may look at nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Everything that decides the network's parameters; the `model:` block of a recipe."""
+
+    width: int = 128
+    """Width of all three encoders (the fusion memory may come from either view, so they must agree)."""
+    projection_width: int = 128
+    """Width of the contrastive features."""
+    matching_width: int = 256
+    """Hidden width of the matching head."""
+    temperature: float = 0.07
+    """Contrastive temperature at the start (similarities are divided by it)."""
+    temperature_min: float = 0.001
+    """Lower bound of the temperature."""
+    temperature_max: float = 0.5
+    """Upper bound of the temperature."""
+    tie_decoder: bool = True
+    """Use the word embeddings as the weight of the masked-LM decoder."""
+    pack_tokens: bool = True
+    """Run linears and norms on real tokens only; false: on padded rectangles (the slow twin, same values)."""
+    vision: VisionOptions = field(default_factory=VisionOptions)
+    """Image encoder."""
+    text: TextOptions = field(default_factory=TextOptions)
+    """Text encoder."""
+    fusion: FusionOptions = field(default_factory=FusionOptions)
+    """Fusion encoder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
+            if self.width % options.num_heads:
+                raise ValueError(
+                    f"{name}.num_heads: expected a divisor of width {self.width}, got {options.num_heads}. "
+                    "Change one of the two."
+                )
+        if not 0 < self.temperature_min <= self.temperature <= self.temperature_max:
+            raise ValueError(
+                f"temperature: expected 0 < temperature_min <= temperature <= temperature_max, got "
+                f"{self.temperature_min}, {self.temperature}, {self.temperature_max}. Widen the bounds."
+            )
+        if self.vision.image_size % 2 ** len(self.vision.stem_channels):
+            raise ValueError(
+                f"vision.image_size: expected a multiple of {2 ** len(self.vision.stem_channels)} (each of the "
+                f"{len(self.vision.stem_channels)} stem stages halves the side), got {self.vision.image_size}. "
+                "Change one of the two."
+            )
+
+
+class CCLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is seen untyped
+    """`ModelOptions` as a Hugging Face config: `vision`, `text` and `fusion` are plain dicts, as in the JSON.
+
+    Keyword arguments are the fields of `ModelOptions`; unknown ones go to `PreTrainedConfig`, unknown ones inside a
+    block are an error.
+    """
+
+    model_type = "cclm"
+
+    def __init__(self, **kwargs: Any) -> None:
+        given = {item.name: kwargs.pop(item.name) for item in fields(ModelOptions) if item.name in kwargs}
+        options = options_from_dict(given)
+        for item in fields(ModelOptions):
+            value = getattr(options, item.name)
+            setattr(self, item.name, _plain(asdict(value)) if isinstance(value, LayerOptions) else value)
+        kwargs.pop("tie_word_embeddings", None)
+        super().__init__(
+            tie_word_embeddings=options.tie_decoder,
+            pad_token_id=kwargs.pop("pad_token_id", options.text.pad_token_id),
+            **kwargs,
+        )
+
+    @classmethod
+    def from_options(cls, options: ModelOptions) -> CCLMConfig:
+        """Wrap typed options."""
+        return cls(**asdict(options))
+
+    def options(self) -> ModelOptions:
+        """Return the typed view of this config."""
+        return options_from_dict({item.name: getattr(self, item.name) for item in fields(ModelOptions)})
+
+
+def options_from_dict(values: dict[str, Any]) -> ModelOptions:
+    """Build `ModelOptions` from the JSON form; missing fields take their defaults.
+
+    Raises:
+        ValueError: a field of a block that does not exist.
+    """
+    blocks: dict[str, Any] = {
+        "vision": _block("vision", VisionOptions, values.get("vision")),
+        "text": _block("text", TextOptions, values.get("text")),
+        "fusion": _block("fusion", FusionOptions, values.get("fusion")),
+    }
+    return ModelOptions(**{**values, **blocks})
+
+
+def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsType | None) -> OptionsType:
+    """One nested block, typed."""
+    if isinstance(value, kind):
+        return value
+    given = dict(value) if isinstance(value, dict) else {}
+    known = {item.name for item in fields(kind)}
+    if unknown := sorted(set(given) - known):
+        raise ValueError(
+            f"{name}: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}. Remove or rename them."
+        )
+    if "stem_channels" in given:
+        given["stem_channels"] = tuple(given["stem_channels"])
+    return kind(**given)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists: what JSON gives back, so that a loaded config equals the saved one."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

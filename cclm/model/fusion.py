@@ -1,0 +1,35 @@
+"""The fusion encoder: text states (queries) read a memory, which is an image or the other text."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .configuration_cclm import FusionOptions
+from .layers import LayerStack
+from .packing import text_layout
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Bool, Float
+except ImportError:
+    pass
+
+
+class FusionEncoder(nn.Module):
+    """Layers of self-attention → cross-attention → feed-forward, shared by both views."""
+
+    def __init__(self, width: int, options: FusionOptions, pack_tokens: bool) -> None:
+        super().__init__()
+        self.pack_tokens = pack_tokens
+        self.stack = LayerStack(width, options, cross=True, null_memory=options.null_memory)
+
+    def forward(
+        self,
+        text_BLD: Float[Tensor, "b l d"],
+        mask_BL: Bool[Tensor, "b l"],
+        memory_BND: Float[Tensor, "b n d"],
+        memory_mask_BN: Bool[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b l d"]:
+        """Fused states, zero where `mask_BL` is False; `memory_mask_BN` None: every memory token is real."""
+        layout = text_layout(mask_BL, self.pack_tokens)
+        rows_TD = self.stack(layout.to_rows(text_BLD), layout, memory_BND, memory_mask_BN)
+        return layout.to_rectangle(rows_TD)

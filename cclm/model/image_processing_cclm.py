@@ -1,0 +1,72 @@
+"""From pictures to the network's input: RGB on white, resize, normalise. PIL and numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+
+class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transformers is seen untyped
+    """Resize to a square and normalise each channel.
+
+    Args:
+        size: `{"height": pixels, "width": pixels}`.
+        resample: PIL's number of the resize filter (4 box, 2 bilinear, 3 bicubic).
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012  # HF's form
+
+    def __init__(
+        self,
+        size: dict[str, int] | None = None,
+        resample: int = int(Image.Resampling.BOX),
+        image_mean: Sequence[float] = (0.8, 0.8, 0.8),
+        image_std: Sequence[float] = (0.3, 0.3, 0.3),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = dict(size) if size else {"height": 32, "width": 32}
+        self.resample = int(resample)
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def preprocess(
+        self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = None, **_: Any
+    ) -> BatchFeature:
+        """One picture or several to `pixel_values` (B, 3, height, width), float32.
+
+        Raises:
+            TypeError: something that is not a PIL picture.
+        """
+        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        pixels = [self._pixels(picture) for picture in pictures]
+        return BatchFeature(data={"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
+
+    def _pixels(self, picture: Image.Image) -> npt.NDArray[np.float32]:
+        """One picture."""
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"expected PIL images, got {type(picture).__name__}. Open the file with PIL.Image.open.")
+        side = (self.size["width"], self.size["height"])
+        rgb = _on_white(picture).resize(side, Image.Resampling(self.resample))
+        values_HWC = np.asarray(rgb, dtype=np.float32) / np.float32(255)
+        mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
+        return np.ascontiguousarray(((values_HWC - mean) / std).transpose(2, 0, 1))
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """RGB; transparency shows white."""
+    if picture.mode == "RGB":
+        return picture
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+CCLMImageProcessor.register_for_auto_class()

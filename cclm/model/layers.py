@@ -1,0 +1,167 @@
+"""Transformer layers on flat rows: self-attention, optional cross-attention to a memory, feed-forward.
+
+Each module uses its own parameters in its own forward (ZeRO-3 gathers them there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .configuration_cclm import LayerOptions
+from .packing import Layout
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Bool, Float
+except ImportError:
+    pass
+
+
+def split_heads(states_BLD: Float[Tensor, "b l d"], num_heads: int) -> Float[Tensor, "b n l k"]:
+    """(B, L, D) → (B, heads, L, D / heads), a view."""
+    batch, length, width = states_BLD.shape
+    return states_BLD.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def merge_heads(states_BNLK: Float[Tensor, "b n l k"]) -> Float[Tensor, "b l d"]:
+    """The inverse of `split_heads`."""
+    batch, num_heads, length, head_width = states_BNLK.shape
+    return states_BNLK.transpose(1, 2).reshape(batch, length, num_heads * head_width)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of the tokens of one sequence to each other."""
+
+    def __init__(self, width: int, options: LayerOptions) -> None:
+        super().__init__()
+        self.num_heads = options.num_heads
+        self.attention_dropout = options.attention_dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, rows_TD: Float[Tensor, "t d"], layout: Layout) -> Float[Tensor, "t d"]:
+        """Rows in, rows out."""
+        rectangle = layout.to_rectangle(self.query_key_value(rows_TD))
+        query, key, value = (split_heads(part, self.num_heads) for part in rectangle.chunk(3, -1))
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, layout.attention_mask, self.attention_dropout if self.training else 0.0
+        )
+        mixed_TD: Tensor = self.output(layout.to_rows(merge_heads(attended)))
+        return mixed_TD
+
+
+class CrossAttention(nn.Module):
+    """Attention of flat query rows to the memory of their sequence."""
+
+    def __init__(self, width: int, options: LayerOptions, null_memory: bool) -> None:
+        super().__init__()
+        self.num_heads = options.num_heads
+        self.attention_dropout = options.attention_dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.null_key = nn.Parameter(torch.zeros(width)) if null_memory else None
+
+    def forward(
+        self,
+        rows_TD: Float[Tensor, "t d"],
+        layout: Layout,
+        memory_BND: Float[Tensor, "b n d"],
+        memory_mask_BN: Bool[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "t d"]:
+        """Rows in, rows out. With a null key, each query may also attend to a slot of value zero."""
+        query = split_heads(layout.to_rectangle(self.query(rows_TD)), self.num_heads)
+        key_BND, value_BND = self.key_value(memory_BND).chunk(2, -1)
+        if self.null_key is not None:
+            key_BND = torch.cat([key_BND, self.null_key.to(key_BND.dtype).expand(key_BND.shape[0], 1, -1)], 1)
+            value_BND = functional.pad(value_BND, (0, 0, 0, 1))
+            memory_mask_BN = None if memory_mask_BN is None else functional.pad(memory_mask_BN, (0, 1), value=True)
+        attended = functional.scaled_dot_product_attention(
+            query,
+            split_heads(key_BND, self.num_heads),
+            split_heads(value_BND, self.num_heads),
+            None if memory_mask_BN is None else memory_mask_BN[:, None, None, :],
+            self.attention_dropout if self.training else 0.0,
+        )
+        mixed_TD: Tensor = self.output(layout.to_rows(merge_heads(attended)))
+        return mixed_TD
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.widen = nn.Linear(width, hidden_width)
+        self.narrow = nn.Linear(hidden_width, width)
+
+    def forward(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """Row by row."""
+        narrowed_TD: Tensor = self.narrow(functional.gelu(self.widen(rows_TD)))
+        return narrowed_TD
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention → (cross-attention →) feed-forward, each with residual, dropout and norm (pre or post)."""
+
+    def __init__(self, width: int, options: LayerOptions, *, cross: bool = False, null_memory: bool = False) -> None:
+        super().__init__()
+        self.pre_norm = options.norm_position == "pre"
+        self.dropout = options.dropout
+        self.self_attention = SelfAttention(width, options)
+        self.self_norm = nn.LayerNorm(width, options.norm_eps)
+        self.cross_attention = CrossAttention(width, options, null_memory) if cross else None
+        self.cross_norm = nn.LayerNorm(width, options.norm_eps) if cross else None
+        self.feedforward = FeedForward(width, options.feedforward_width)
+        self.feedforward_norm = nn.LayerNorm(width, options.norm_eps)
+
+    def forward(
+        self,
+        rows_TD: Float[Tensor, "t d"],
+        layout: Layout,
+        memory_BND: Float[Tensor, "b n d"] | None = None,
+        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "t d"]:
+        """Rows in, rows out; a layer with cross-attention needs a memory of B sequences."""
+        rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout))
+        if self.cross_attention is not None and self.cross_norm is not None:
+            assert memory_BND is not None, "a layer with cross-attention needs a memory"
+            attention, memory = self.cross_attention, memory_BND
+            rows_TD = self._sublayer(
+                rows_TD, self.cross_norm, lambda rows: attention(rows, layout, memory, memory_mask_BN)
+            )
+        return self._sublayer(rows_TD, self.feedforward_norm, self.feedforward)
+
+    def _sublayer(self, rows_TD: Tensor, norm: nn.Module, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """One residual step."""
+        changed_TD = function(norm(rows_TD) if self.pre_norm else rows_TD)
+        if self.dropout > 0:
+            changed_TD = functional.dropout(changed_TD, self.dropout, self.training)
+        summed_TD = rows_TD + changed_TD
+        return summed_TD if self.pre_norm else norm(summed_TD)
+
+
+class LayerStack(nn.Module):
+    """The layers of an encoder, and the final norm that a pre-norm stack needs."""
+
+    def __init__(self, width: int, options: LayerOptions, *, cross: bool = False, null_memory: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, options, cross=cross, null_memory=null_memory) for _ in range(options.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(width, options.norm_eps) if options.norm_position == "pre" else None
+
+    def forward(
+        self,
+        rows_TD: Float[Tensor, "t d"],
+        layout: Layout,
+        memory_BND: Float[Tensor, "b n d"] | None = None,
+        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "t d"]:
+        """Rows in, rows out."""
+        for layer in self.layers:
+            rows_TD = layer(rows_TD, layout, memory_BND, memory_mask_BN)
+        return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

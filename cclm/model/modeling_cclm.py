@@ -1,0 +1,233 @@
+"""The CCLM network: three encoders, their heads, and the Hugging Face surface.
+
+    images ── encode_images ── (B, 1 + P, D) ─┬─ project_images ── feature (B, E) ── contrastive
+                                              └─ memory ┐
+    texts ─── encode_texts ─── (B, L, D) ─┬─────── fuse ┴── (B, L, D) ─┬─ match_logits ── matching
+                                          ├─ project_texts             └─ masked_lm_states ── masked LM
+                                          └─ memory (the other text of a sentence pair)
+
+The methods of `CCLMModel` only call submodules, each of which uses its own parameters: ZeRO-3 gathers per module call.
+A training step calls each of them once, with everything that must pass through it concatenated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_cclm import CCLMConfig, ModelOptions
+from .fusion import FusionEncoder
+from .heads import MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
+from .layers import CrossAttention
+from .temperature import Temperature
+from .text import TextEncoder, pool_states
+from .vision import ChannelNorm, ConvVisionEncoder
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Bool, Float, Int
+except ImportError:
+    pass
+
+ResultType = TypeVar("ResultType")
+
+
+@dataclass
+class CCLMOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen untyped
+    """What `CCLMModel.forward` returns; a field is None if its input was not given."""
+
+    image_embeds: Tensor | None = None
+    """(B, E) unit vectors of the images."""
+    text_embeds: Tensor | None = None
+    """(C, E) unit vectors of the texts."""
+    logits_per_image: Tensor | None = None
+    """(B, C) similarities divided by the temperature."""
+    logits_per_text: Tensor | None = None
+    """(C, B), the transpose."""
+
+
+class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen untyped
+    """Cross-view language model: the same text encoder, fusion encoder and heads for image-text and text-text."""
+
+    config_class = CCLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _tied_weights_keys = {"masked_lm_decoder.weight": "text_encoder.embeddings.words.weight"}  # noqa: RUF012  # HF's form
+
+    def __init__(self, config: CCLMConfig) -> None:
+        super().__init__(config)
+        options = config.options()
+        width = options.width
+        self.pooling = (options.text.pooling, options.fusion.pooling)
+        self.vision_encoder = ConvVisionEncoder(width, options.vision)
+        self.text_encoder = TextEncoder(width, options.text, options.pack_tokens)
+        self.fusion_encoder = FusionEncoder(width, options.fusion, options.pack_tokens)
+        self.image_projection = ProjectionHead(width, options.projection_width)
+        self.text_projection = ProjectionHead(width, options.projection_width)
+        self.matching_head = MatchingHead(width, options.matching_width)
+        self.masked_lm_transform = MaskedLMTransform(width, options.fusion.norm_eps)
+        self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
+        self.temperature = Temperature(options.temperature, options.temperature_min, options.temperature_max)
+        self._initial_std = self._collect_initial_std(options)
+        self.post_init()
+
+    # --- the pieces that a training step is made of ---
+
+    def encode_images(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Normalised pixels to 1 + P tokens; index 0 stands for the whole image."""
+        image_BND: Tensor = self.vision_encoder(images_BCHW)
+        return image_BND
+
+    def encode_texts(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Token states, zero in the padding; every text has at least one real token."""
+        text_BLD: Tensor = self.text_encoder(ids_BL, mask_BL)
+        return text_BLD
+
+    def fuse(
+        self,
+        text_BLD: Float[Tensor, "b l d"],
+        mask_BL: Bool[Tensor, "b l"],
+        memory_BND: Float[Tensor, "b n d"],
+        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Let each text read its memory (an image's tokens, or the other text's states)."""
+        fused_BLD: Tensor = self.fusion_encoder(text_BLD, mask_BL, memory_BND, memory_mask_BN)
+        return fused_BLD
+
+    def project_images(self, image_BND: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """Contrastive features of encoded images: unit vectors."""
+        feature_BE: Tensor = self.image_projection(image_BND[:, 0])
+        return feature_BE
+
+    def project_texts(self, text_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b e"]:
+        """Contrastive features of encoded texts: unit vectors."""
+        feature_BE: Tensor = self.text_projection(pool_states(text_BLD, mask_BL, self.pooling[0]))
+        return feature_BE
+
+    def match_logits(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 2"]:
+        """Do text and memory belong together? Class 1 means yes."""
+        logits_B2: Tensor = self.matching_head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
+        return logits_B2
+
+    def masked_lm_states(self, fused_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """Fused states at the masked slots, ready for the decoder."""
+        hidden_TD: Tensor = self.masked_lm_transform(fused_TD)
+        return hidden_TD
+
+    def decode_with(
+        self, hidden_TD: Float[Tensor, "t d"], function: Callable[[Tensor, Tensor, Tensor], ResultType]
+    ) -> ResultType:
+        """`function(hidden_TD, weight_VD, bias_V)`, called where the decoder's parameters exist."""
+        result: ResultType = self.masked_lm_decoder(hidden_TD, function)
+        return result
+
+    # --- the Hugging Face surface ---
+
+    def get_image_features(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+        """Unit vectors of images, comparable with those of `get_text_features`."""
+        return self.project_images(self.encode_images(pixel_values))
+
+    def get_text_features(
+        self, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "c e"]:
+        """Unit vectors of tokenized texts in any language."""
+        mask_CL = _as_mask(input_ids, attention_mask)
+        return self.project_texts(self.encode_texts(input_ids, mask_CL), mask_CL)
+
+    def score(
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"],
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "b 2"]:
+        """Matching logits of image b with text b, from the fusion encoder; class 1 means that they match."""
+        mask_BL = _as_mask(input_ids, attention_mask)
+        fused_BLD = self.fuse(self.encode_texts(input_ids, mask_BL), mask_BL, self.encode_images(pixel_values))
+        return self.match_logits(fused_BLD, mask_BL)
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"] | None = None,
+        input_ids: Int[Tensor, "c l"] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> CCLMOutput:
+        """Features of images and/or texts and, given both, all their similarities."""
+        image_BE = None if pixel_values is None else self.get_image_features(pixel_values)
+        text_CE = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
+        logits_BC = None if image_BE is None or text_CE is None else image_BE @ text_CE.T / self.temperature()
+        return CCLMOutput(
+            image_embeds=image_BE,
+            text_embeds=text_CE,
+            logits_per_image=logits_BC,
+            logits_per_text=None if logits_BC is None else logits_BC.T,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_encoder.embeddings.words
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Set the parameters that a module itself holds; HF calls this for each module that has any."""
+        std = self._initial_std.get(module)
+        if isinstance(module, nn.Linear | nn.Conv2d) and std is None:
+            _default_init(module)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | ChannelNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MaskedLMDecoder):
+            init.normal_(module.weight, std=self.config.text["embedding_range"])
+            init.zeros_(module.bias)
+        elif isinstance(module, CrossAttention) and module.null_key is not None:
+            init.zeros_(module.null_key)
+        elif isinstance(module, ConvVisionEncoder):
+            init.normal_(module.positions, std=0.02)
+        elif isinstance(module, Temperature):
+            init.constant_(module.value, module.start)
+
+    def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:
+        """Standard deviation at the start of each linear and embedding that does not use PyTorch's own rule."""
+        embeddings = self.text_encoder.embeddings
+        std_of: dict[nn.Module, float] = dict.fromkeys(
+            (embeddings.words, embeddings.positions), options.text.embedding_range
+        )
+        stacks = (
+            (self.vision_encoder.stack, options.vision),
+            (self.text_encoder.stack, options.text),
+            (self.fusion_encoder.stack, options.fusion),
+        )
+        for stack, stack_options in stacks:
+            if stack_options.initializer_range is not None:
+                linears = (module for module in stack.modules() if isinstance(module, nn.Linear))
+                std_of.update(dict.fromkeys(linears, stack_options.initializer_range))
+        return std_of
+
+
+def _default_init(module: nn.Linear | nn.Conv2d) -> None:
+    """PyTorch's own rule, by functions that skip what a checkpoint has filled."""
+    bound = module.weight[0].numel() ** -0.5
+    init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
+        init.uniform_(module.bias, -bound, bound)
+
+
+def _as_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """A bool mask from whatever a tokenizer gives."""
+    return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+
+
+CCLMConfig.register_for_auto_class()
+CCLMModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,111 @@
+"""The image encoder: a convolutional stem, then transformer layers over its grid.
+
+    image (B, 3, H, W) → stem, each stage halves the side → tokens (B, P, D) + positions → layers → (B, 1 + P, D)
+
+Index 0 of the output is the mean of the P tokens, which stands for the whole image, as in CCLM.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .configuration_cclm import VisionOptions
+from .layers import LayerStack
+from .packing import full_layout
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Float
+except ImportError:
+    pass
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each pixel."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape; both permutes are free for channels-last memory."""
+        pixels_BHWC = image_BCHW.permute(0, 2, 3, 1)
+        return functional.layer_norm(pixels_BHWC, self.weight.shape, self.weight, self.bias, self.eps).permute(
+            0, 3, 1, 2
+        )
+
+
+class ConvNormReLU(nn.Module):
+    """Convolution without bias, a norm that knows no batch, ReLU."""
+
+    def __init__(self, options: VisionOptions, channels_in: int, channels_out: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=1, bias=False)
+        self.norm: nn.Module
+        if options.stem_norm == "group":
+            self.norm = nn.GroupNorm(options.stem_groups, channels_out, options.norm_eps)
+        else:
+            self.norm = ChannelNorm(channels_out, options.norm_eps)
+
+    def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+        """(B, C, H, W) → (B, C', H / stride, W / stride)."""
+        return functional.relu(self.norm(self.convolution(image_BCHW)))
+
+
+class StemStage(nn.Module):
+    """A 3×3 convolution that halves the side, then one that keeps it, optionally as a residual."""
+
+    def __init__(self, options: VisionOptions, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.residual = options.stem_residual
+        self.halve = ConvNormReLU(options, channels_in, channels_out, 3, 2)
+        self.keep = ConvNormReLU(options, channels_out, channels_out, 3, 1)
+
+    def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+        """(B, C, H, W) → (B, C', H / 2, W / 2)."""
+        halved: Tensor = self.halve(image_BCHW)
+        kept: Tensor = self.keep(halved)
+        return halved + kept if self.residual else kept
+
+
+class ConvStem(nn.Module):
+    """Pixels to tokens: a 4×4 stride-2 convolution, a stage per further entry of `stem_channels`, 1×1 to the width."""
+
+    def __init__(self, width: int, options: VisionOptions) -> None:
+        super().__init__()
+        channels = options.stem_channels
+        self.first = ConvNormReLU(options, 3, channels[0], 4, 2)
+        self.stages = nn.ModuleList(StemStage(options, before, after) for before, after in pairwise(channels))
+        self.project = nn.Conv2d(channels[-1], width, 1)
+
+    def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p d"]:
+        """Tokens in reading order."""
+        grid = self.first(images_BCHW.contiguous(memory_format=torch.channels_last))
+        for stage in self.stages:
+            grid = stage(grid)
+        projected: Tensor = self.project(grid)
+        return projected.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class ConvVisionEncoder(nn.Module):
+    """The "conv_vit" tower."""
+
+    def __init__(self, width: int, options: VisionOptions) -> None:
+        super().__init__()
+        side = options.image_size // 2 ** len(options.stem_channels)
+        self.stem = ConvStem(width, options)
+        self.positions = nn.Parameter(torch.randn(side * side, width) * 0.02)
+        self.stack = LayerStack(width, options)
+
+    def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Normalised pixels to 1 + P tokens."""
+        tokens_BPD = self.stem(images_BCHW) + self.positions
+        batch, num_tokens, width = tokens_BPD.shape
+        rows_TD = self.stack(tokens_BPD.reshape(-1, width), full_layout(batch, num_tokens))
+        tokens_BPD = rows_TD.view(batch, num_tokens, width)
+        return torch.cat([tokens_BPD.mean(1, keepdim=True), tokens_BPD], 1)
