@@ -60,7 +60,7 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
         }
     if measurement.matching:
         results["matching"] = {
-            "prior": {"accuracy": round(PRIOR.accuracy, 2), "loss": round(PRIOR.loss, 4)},
+            "prior": {"accuracy": round(PRIOR.accuracy, 2), "loss": round(PRIOR.loss, 5)},
             "languages": {
                 language: {kind: _rounded(score.as_dict(), 4) for kind, score in scores.items()}
                 for language, scores in measurement.matching.items()
