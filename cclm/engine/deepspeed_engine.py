@@ -1,0 +1,264 @@
+"""DeepSpeed, ZeRO stages 0 to 3, behind the Engine protocol. The only file that imports deepspeed.
+
+What DeepSpeed 0.19 gets wrong, and what is done here about it:
+
+- ZeRO-3 reuses stale gradients: a parameter that the first backward of a step does not reach keeps the gradient of an
+  earlier step (`partition_grads` overwrites at micro-step 0 and nothing ever clears the buffer). Guard: zero the
+  buffer before the first backward of each update. With the optimizer offloaded there is no such buffer, so then every
+  step must use every parameter (`uses_all_parameters`).
+- Parameters without dimensions crash its broadcast: refused with their names.
+- It compiles a shared-memory extension for CPU collectives at start (a minute, or for ever on a stale lock): off.
+- Its pre-backward hook finds tensors in dicts and tuples but not in our dataclass: the module's output is the loss
+  alone while DeepSpeed looks, and the metrics take another way.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+from cclm.data.batch import Batch
+from cclm.dist.agreement import check_agreement
+from cclm.dist.collectives import collectives
+from cclm.dist.topology import Topology
+from cclm.engine.ds_config import offloads_optimizer, zero_stage
+from cclm.engine.optimizer import OptimizerConfig, adamw_groups, build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.plain import autocast
+from cclm.engine.protocol import Losses, StepStatistics
+from cclm.engine.seeding import seed_step
+from cclm.errors import CheckpointError, ConfigError
+
+TAG = "deepspeed"
+"""Name of DeepSpeed's own folder inside a checkpoint."""
+
+
+class DeepSpeedEngine:
+    """This rank's share of the training state. Make it inside `cclm.dist.topology.process_group`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        *,
+        ds_config: Mapping[str, Any],
+        topology: Topology,
+        seed: int = 0,
+        uses_all_parameters: bool = True,
+        config_hash: str = "",
+        has_stale_gradient_guard: bool = True,
+    ) -> None:
+        """Shard `module` (built alike on every rank) and its AdamW state.
+
+        Args:
+            module: maps a Batch to Losses; a parameter may be touched only inside its forward.
+            optimizer: AdamW and its schedule.
+            ds_config: resolved by `ds_config.resolve_ds_config`.
+            topology: this process's place.
+            seed: for dropout.
+            uses_all_parameters: False if some steps may leave a trainable parameter without gradient.
+            config_hash: compared over the ranks before every forward call.
+            has_stale_gradient_guard: False only in the test that shows what happens without the guard.
+        """
+        self.rank, self.world_size = topology.rank, topology.world_size
+        self.device = topology.device
+        self.stage = zero_stage(ds_config)
+        self._config = optimizer
+        self._seed, self._config_hash = seed, config_hash
+        self._precision = "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"
+        self._accumulation_steps = int(ds_config["gradient_accumulation_steps"])
+        self._num_backwards = 0
+        self._metrics: Mapping[str, Tensor] = {}
+        self._collectives = collectives()
+        _refuse_parameters_without_dimensions(module)
+        _refuse_unguarded_offload(ds_config, uses_all_parameters)
+        self._has_guard = has_stale_gradient_guard and self.stage == 3 and not offloads_optimizer(ds_config)
+        self._group_rules = [
+            {"name": group.name, "multiplier": group.multiplier, "weight_decay": group.weight_decay}
+            for group in parameter_groups(module, optimizer)
+        ]
+        self._engine = _initialize(self._return_only_the_loss(module), optimizer, ds_config, topology)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Run the module on this rank's samples; raises ConfigError if the ranks do not see the same step."""
+        check_agreement(self._collectives, step=batch.step, config_hash=self._config_hash, batch=batch)
+        seed_step(self._seed, batch.step, self.rank, self._num_backwards)
+        total = self._engine(batch)
+        return Losses(total=total, metrics=self._metrics)
+
+    def backward(self, losses: Losses) -> None:
+        """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""
+        assert self._num_backwards < self._accumulation_steps, "more backward calls than accumulation_steps"
+        if self._num_backwards == 0 and self._has_guard:
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        self._engine.backward(losses.total)
+        self._num_backwards += 1
+        if self._num_backwards < self._accumulation_steps:
+            self._engine.step()  # counts the micro-step; the update comes at the boundary
+
+    def update(self, step: int) -> StepStatistics:
+        """Clip and update. A gradient that is not finite leaves every parameter as it is (fp32, stages 1 to 3)."""
+        assert self._num_backwards == self._accumulation_steps, "update before accumulation_steps backward calls"
+        self._num_backwards = 0
+        rates = set_learning_rates(self._engine.optimizer, self._config, step)
+        norm = self._prepare_stage_0() if self.stage == 0 else 0.0
+        self._engine.step()
+        if self.stage > 0:
+            norm = float(self._engine.get_global_grad_norm())
+        return StepStatistics(grad_norm=norm if math.isfinite(norm) and norm >= 0 else math.inf, learning_rates=rates)
+
+    def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean over the ranks of each scalar, in one all-reduce of float32 (float64 on CPU)."""
+        if not values:
+            return {}
+        dtype = torch.float64 if self.device.type == "cpu" else torch.float32
+        stacked = torch.stack([values[name].detach().to(dtype).reshape(()) for name in sorted(values)])
+        means = (self._collectives.sum(stacked) / self.world_size).tolist()
+        by_name = dict(zip(sorted(values), means, strict=True))
+        return {name: by_name[name] for name in values}
+
+    def full_gradients(self) -> dict[str, Tensor]:
+        """Averaged, unclipped gradients by parameter name, on every rank. A collective."""
+        from deepspeed.utils import safe_get_full_grad
+
+        gradients = {}
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                gradient = safe_get_full_grad(parameter)
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                gradients[name] = torch.zeros(shape) if gradient is None else gradient.float().cpu().clone()
+        return gradients
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """fp32 values by parameter name on rank 0; empty on the others. A collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        values = {}
+        for name, parameter in self._engine.module.named_parameters():
+            value = safe_get_full_fp32_param(parameter) if self.stage > 0 and parameter.requires_grad else None
+            if value is None:
+                value = _gathered(parameter)
+            if self.rank == 0:
+                values[name] = value.detach().float().cpu().clone()
+        return values
+
+    def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
+        """Write this rank's files under `folder`/deepspeed, in DeepSpeed's own format."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, client_state=dict(client_state), save_latest=False)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore parameters, moments and client state bit by bit; the same number of ranks only."""
+        if not (folder / TAG).is_dir():
+            raise CheckpointError(
+                expected=f"a folder {TAG!r} (a checkpoint of the DeepSpeed engine)",
+                got=", ".join(sorted(item.name for item in folder.iterdir())),
+                do="Resume with the engine that wrote the checkpoint.",
+                where=str(folder),
+            )
+        path, client_state = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        assert path is not None, f"DeepSpeed found nothing in {folder}"
+        for group, rules in zip(self._engine.optimizer.param_groups, self._group_rules, strict=True):
+            group.update(rules)  # a changed config wins over what the checkpoint remembers
+        loaded: dict[str, Any] = client_state
+        return loaded
+
+    def _return_only_the_loss(self, module: nn.Module) -> nn.Module:
+        """Make DeepSpeed's hooks see a tensor: metrics are put aside; computes under autocast in bf16."""
+        run = module.forward
+
+        def run_and_keep_metrics(batch: Batch) -> Tensor:
+            with autocast(self.device, self._precision):
+                losses = run(batch)
+            assert isinstance(losses, Losses)
+            self._metrics = losses.metrics
+            return losses.total
+
+        module.forward = run_and_keep_metrics
+        return module
+
+    def _prepare_stage_0(self) -> float:
+        """Fill missing gradients, so that all stages update alike; the gradient norm, which stage 0 does not tell."""
+        parameters = [parameter for parameter in self._engine.module.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return float(
+            nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        )
+
+
+def consolidated_state(folder: Path) -> dict[str, Tensor]:
+    """All fp32 weights and buffers of a DeepSpeed checkpoint (any stage, any world size), in one process."""
+    _prepare_import(torch.device("cpu"))
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    files = sorted((folder / TAG).glob("*_optim_states.pt"))
+    if files:
+        state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+        return {
+            name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        }
+    whole = torch.load(folder / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+    return dict(whole["module"])
+
+
+def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
+    assert torch_dist.is_initialized(), "make the engine inside cclm.dist.topology.process_group"
+    _prepare_import(topology.device)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
+    groups = parameter_groups(module, optimizer)
+    if offloads_optimizer(ds_config) and ds_config.get("zero_force_ds_cpu_optimizer", True):
+        client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(
+            adamw_groups(groups), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True
+        )
+    else:
+        client = build_adamw(groups, optimizer)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=client, config=dict(ds_config))
+    return engine
+
+
+def _prepare_import(device: torch.device) -> None:
+    """Tell DeepSpeed the accelerator, which it would otherwise guess aloud."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    """A parameter's full value, whether or not ZeRO-3 holds only a share of it here."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def _refuse_parameters_without_dimensions(module: nn.Module) -> None:
+    names = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
+    if names:
+        raise ConfigError(
+            expected="parameters with at least one dimension (DeepSpeed cannot broadcast others)",
+            got=f"parameters of shape (): {', '.join(names)}",
+            do="Give them the shape (1,).",
+            where="training module",
+        )
+
+
+def _refuse_unguarded_offload(ds_config: Mapping[str, Any], uses_all_parameters: bool) -> None:
+    if zero_stage(ds_config) == 3 and offloads_optimizer(ds_config) and not uses_all_parameters:
+        raise ConfigError(
+            expected="steps that use every parameter when ZeRO-3 offloads the optimizer",
+            got="offload_optimizer together with steps that leave parameters unused",
+            do="Use joint steps, or switch offload_optimizer off: DeepSpeed would reuse gradients of earlier steps.",
+            where="DeepSpeed JSON",
+        )

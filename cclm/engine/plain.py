@@ -1,0 +1,134 @@
+"""The slow twin of the DeepSpeed engine: one process, plain torch, nothing hidden.
+
+It runs the global batch in one forward call. Whatever the DeepSpeed engine computes on W ranks is compared with this
+(tests/parity/test_engine.py, tests/ranks).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cclm.data.batch import Batch
+from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.protocol import Losses, StepStatistics
+from cclm.engine.seeding import seed_step
+from cclm.errors import CheckpointError
+
+STATE_FILE = "plain_state.pt"
+"""The one file that `PlainEngine.save` writes: dict(module, optimizer, client_state)."""
+
+
+class PlainEngine:
+    """One process's training state, whole.
+
+    A parameter that a step does not use has a zero gradient (not none): its moments decay and it is still decayed, as
+    under ZeRO, which updates flat blocks of parameters.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        accumulation_steps: int = 1,
+    ) -> None:
+        """Take over `module` (maps a Batch to Losses); `seed` is for dropout.
+
+        With `accumulation_steps` G, G pairs of `forward` and `backward` come before each `update`; gradients are
+        averaged over them.
+        """
+        self.module = module.to(device)
+        self.device = torch.device(device)
+        self._config = optimizer
+        self._optimizer = build_adamw(parameter_groups(module, optimizer), optimizer)
+        self._seed = seed
+        self._precision = precision
+        self._accumulation_steps = accumulation_steps
+        self._num_backwards = 0
+
+    def forward(self, batch: Batch) -> Losses:
+        """Run the module on the whole batch."""
+        seed_step(self._seed, batch.step, self.rank, self._num_backwards)
+        with autocast(self.device, self._precision):
+            losses = self.module(batch)
+        assert isinstance(losses, Losses)
+        return losses
+
+    def backward(self, losses: Losses) -> None:
+        """Add the gradient of `losses.total`."""
+        assert self._num_backwards < self._accumulation_steps, "more backward calls than accumulation_steps"
+        (losses.total / self._accumulation_steps).backward()  # type: ignore[no-untyped-call]
+        self._num_backwards += 1
+
+    def update(self, step: int) -> StepStatistics:
+        """Clip and update. A gradient that is not finite leaves every parameter as it is."""
+        assert self._num_backwards == self._accumulation_steps, "update before accumulation_steps backward calls"
+        self._num_backwards = 0
+        rates = set_learning_rates(self._optimizer, self._config, step)
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm or math.inf))
+        if math.isfinite(norm):
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepStatistics(grad_norm=norm if math.isfinite(norm) else math.inf, learning_rates=rates)
+
+    def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """The values as floats."""
+        return {name: float(value) for name, value in values.items()}
+
+    def full_gradients(self) -> dict[str, Tensor]:
+        """Gradients by parameter name; zeros where the step did not use a parameter."""
+        return {
+            name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.float().cpu().clone()
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """Values by parameter name."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.module.named_parameters()}
+
+    def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
+        """Write `STATE_FILE`."""
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "client_state": dict(client_state),
+        }
+        torch.save(state, folder / STATE_FILE)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore `STATE_FILE` bit by bit."""
+        path = folder / STATE_FILE
+        if not path.exists():
+            raise CheckpointError(
+                expected=f"{STATE_FILE} (a checkpoint of the plain engine)",
+                got=", ".join(sorted(item.name for item in folder.iterdir())),
+                do="Resume with the engine that wrote the checkpoint.",
+                where=str(folder),
+            )
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        client_state: dict[str, Any] = state["client_state"]
+        return client_state
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward call runs: bf16 autocast, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
