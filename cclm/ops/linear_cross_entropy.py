@@ -1,0 +1,122 @@
+"""Cross-entropy of a linear layer over a large vocabulary without the whole matrix of logits.
+
+250,000 classes times a few thousand masked slots are gigabytes of logits. The chunked version walks over row blocks:
+logits of one block, loss, and at once the block's gradients (they are linear in the incoming gradient, which is a
+scalar, so backward only multiplies). That also means that backward never needs the weight, and costs three matrix
+products instead of four. `linear_cross_entropy_reference` is the slow twin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+MAX_LOGITS = 1 << 23
+"""Logits that may exist at once: 32 MiB in float32."""
+
+
+def linear_cross_entropy(
+    hidden_TD: Float[Tensor, "t d"],
+    weight_VD: Float[Tensor, "v d"],
+    bias_V: Float[Tensor, " v"],
+    label_T: Int[Tensor, " t"],
+    max_logits: int = MAX_LOGITS,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Summed cross-entropy of `hidden_TD @ weight_VD.T + bias_V` against `label_T`, and how often the argmax is right.
+
+    Args:
+        hidden_TD: T rows; T may be 0, then loss, count and gradients are zero.
+        weight_VD: class vectors.
+        bias_V: class biases.
+        label_T: int64 in [0, V).
+        max_logits: upper bound on the logits that exist at once (at least one row is always done).
+
+    Returns:
+        The loss, summed over rows in float32, differentiable once in the first three arguments; the int64 count.
+    """
+    rows = max(1, max_logits // weight_VD.shape[0])
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_TD, weight_VD, bias_V))
+    loss, correct = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, weight_VD, bias_V, label_T, rows, needs_grad
+    )
+    return loss, correct
+
+
+def linear_cross_entropy_reference(
+    hidden_TD: Float[Tensor, "t d"],
+    weight_VD: Float[Tensor, "v d"],
+    bias_V: Float[Tensor, " v"],
+    label_T: Int[Tensor, " t"],
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The slow twin of `linear_cross_entropy`: all logits at once, PyTorch's own gradients."""
+    logits_TV = functional.linear(hidden_TD, weight_VD, bias_V).float()
+    loss = functional.cross_entropy(logits_TV, label_T, reduction="sum")
+    return loss, (logits_TV.argmax(1) == label_T).sum()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradients in one walk over blocks of rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor, rows: int, needs_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Sums; with `needs_grad` also the gradients, float32 where they are accumulated over blocks."""
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden_TD.device)
+        grads = None
+        if needs_grad:
+            grads = (
+                torch.empty_like(hidden_TD),
+                torch.zeros_like(weight_VD, dtype=torch.float32),
+                torch.zeros_like(bias_V, dtype=torch.float32),
+            )
+        for start in range(0, hidden_TD.shape[0], rows):
+            block = slice(start, start + rows)
+            residual_TV, block_loss, block_correct = _block(hidden_TD[block], weight_VD, bias_V, label_T[block])
+            loss += block_loss
+            correct += block_correct
+            if grads is not None:
+                low_TV = residual_TV.to(hidden_TD.dtype)
+                torch.mm(low_TV, weight_VD, out=grads[0][block])
+                _add_product(grads[1], low_TV.T, hidden_TD[block])
+                grads[2].add_(residual_TV.sum(0))
+        ctx.mark_non_differentiable(correct)
+        if grads is not None:
+            ctx.save_for_backward(grads[0], grads[1].to(weight_VD.dtype), grads[2].to(bias_V.dtype))
+        return loss, correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what forward has found."""
+        scaled = [grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
+        needed = [grad if needs else None for grad, needs in zip(scaled, ctx.needs_input_grad[:3], strict=True)]
+        return (*needed, None, None, None)
+
+
+def _block(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities minus one-hot labels, summed loss, correct count of one block of rows."""
+    logits_TV = functional.linear(hidden_TD, weight_VD, bias_V).float()
+    highest_T, guess_T = logits_TV.max(1)
+    label_T1 = label_T[:, None]
+    logits_TV -= highest_T[:, None]
+    label_logit_T1 = logits_TV.gather(1, label_T1)
+    residual_TV = logits_TV.exp_()
+    total_T1 = residual_TV.sum(1, keepdim=True)
+    loss = (total_T1.log() - label_logit_T1).sum()
+    residual_TV /= total_T1
+    residual_TV.scatter_add_(1, label_T1, torch.full_like(label_logit_T1, -1.0))
+    return residual_TV, loss, (guess_T == label_T).sum()
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; in place where the types allow, since `total` is as large as the vocabulary."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
