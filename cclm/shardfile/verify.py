@@ -1,0 +1,211 @@
+"""Re-reads a shard set and names every fault: shard, offset, key, reason.
+
+For each shard: index against its hash, then the tar member by member (header, bytes, checksum, contents, padding),
+the counts against the manifest, and at last the tar against its hash, which catches what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cclm.errors import DataError
+from cclm.shardfile import schema
+from cclm.shardfile.codec import check_group, check_image, check_key
+from cclm.shardfile.index import ImageEntry, TextEntry
+from cclm.shardfile.manifest import Manifest, ShardInfo
+from cclm.shardfile.reader import OpenShard
+from cclm.shardfile.tar import member_header, padding, trailer
+from cclm.types import View
+
+_REBUILD = "Build this shard again from its corpus, or fetch an undamaged copy."
+_CHUNK_BYTES = 1 << 22
+
+
+def _fault(reason: str, expected: str, got: str, where: str) -> DataError:
+    return DataError(reason=reason, expected=expected, got=got, do=_REBUILD, where=where)
+
+
+def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None = None) -> Iterator[DataError]:
+    """Yield every fault of a set, in the order of its shards; nothing if the set is sound.
+
+    Args:
+        folder: the set's folder.
+        on_shard: is called after each shard (for a progress bar).
+
+    Reasons, beside those of the manifest, the index, the codec and the reader: index_hash, index_order, tar_size,
+    tar_header, tar_padding, tar_hash, counts_wrong, key_twice, tar_unlisted.
+    """
+    folder = Path(folder)
+    try:
+        manifest = Manifest.load(folder)
+    except DataError as error:
+        yield error
+        return
+    keys: set[str] = set()
+    for info in manifest.shards:
+        yield from _shard_faults(folder, info, manifest.view, keys)
+        if on_shard is not None:
+            on_shard(info)
+    listed = {info.name for info in manifest.shards}
+    for path in sorted(folder.glob(f"*{schema.TAR_SUFFIX}")):
+        if path.name not in listed and not path.name.startswith("."):
+            yield _fault("tar_unlisted", "only shards that the manifest names", "another tar", str(path))
+
+
+def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:
+    tar, index = folder / info.name, folder / info.index_name
+    num_faults = 0
+    if index.exists() and _sha256(index) != info.index_sha256:
+        # Its offsets cannot be trusted, so the members are not looked at: they would be blamed for it.
+        yield _fault("index_hash", f"SHA-256 {info.index_sha256}", "another one", str(index))
+    else:
+        for fault in _member_faults(folder, info, view, keys):
+            num_faults += 1
+            yield fault
+    if num_faults == 0 and tar.exists() and _sha256(tar) != info.sha256:
+        yield _fault("tar_hash", f"SHA-256 {info.sha256}", "another one", str(tar))
+
+
+def _member_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:
+    try:
+        shard = OpenShard(folder, info, view)
+    except DataError as error:
+        yield error
+        return
+    try:
+        yield from _Walk(shard, view, keys).faults()
+    finally:
+        shard.close()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Walk:
+    """One pass over a shard, member by member, in the order of its index."""
+
+    def __init__(self, shard: OpenShard, view: View, keys: set[str]) -> None:
+        self._shard, self._view, self._keys = shard, view, keys
+        self._position = 0
+        self._rows = 0
+        self._languages: Counter[str] = Counter()
+        self._sources: Counter[str] = Counter()
+        self._licences: Counter[str] = Counter()
+
+    def faults(self) -> Iterator[DataError]:
+        info, faults = self._shard.info, 0
+        samples = self._images() if self._view is View.IMAGE_TEXT else self._blocks()
+        for fault in samples:
+            faults += 1
+            yield fault
+            if fault.reason in ("tar_truncated", "index_order"):
+                return  # what follows would only repeat it
+        try:
+            self._expect(self._position, trailer(self._position), "tar_padding", str(self._shard.path))
+        except DataError as error:
+            yield error
+            return
+        size = self._shard.path.stat().st_size
+        if size != info.size_bytes:
+            yield _fault("tar_size", f"{info.size_bytes} bytes", f"{size}", str(self._shard.path))
+        elif faults == 0:
+            yield from self._count_faults()
+
+    def _images(self) -> Iterator[DataError]:
+        for sample in range(len(self._shard.index)):
+            entry = self._shard.index.image(sample)
+            try:
+                self._check_image_sample(entry)
+            except DataError as error:
+                yield error
+            self._position = _end_of(entry.json_offset, entry.json_size)
+
+    def _check_image_sample(self, entry: ImageEntry) -> None:
+        where = self._shard.where(entry.offset, entry.key)
+        self._check_order(entry.offset, where)
+        self._check_key(entry.key, where)
+        self._check_member(
+            f"{entry.key}.{entry.image_format}", entry.offset, entry.image_offset, entry.image_size, where
+        )
+        second = _end_of(entry.image_offset, entry.image_size)
+        self._check_member(f"{entry.key}.{schema.JSON_EXTENSION}", second, entry.json_offset, entry.json_size, where)
+        record = self._shard.image_text(entry)
+        check_image(record.image, record.image_format, where)
+        self._sources[record.source] += 1
+        self._licences[record.licence] += 1
+        for language, texts in record.captions.items():
+            self._rows += len(texts)
+            self._languages[language] += len(texts)
+
+    def _blocks(self) -> Iterator[DataError]:
+        """Check each block once, then its groups, which follow each other in the index."""
+        block_offset, table = -1, None
+        for sample in range(len(self._shard.index)):
+            entry = self._shard.index.text(sample)
+            where = self._shard.where(entry.offset, entry.key)
+            try:
+                if entry.block_offset != block_offset:
+                    block_offset, table = entry.block_offset, None
+                    self._check_order(entry.offset, where)
+                    name = f"{entry.key}.{schema.BLOCK_EXTENSION}"
+                    self._check_member(name, entry.offset, entry.block_offset, entry.block_size, where)
+                    table = self._shard.block(entry)
+                if table is not None:
+                    self._check_group(table, entry, where)
+            except DataError as error:
+                yield error
+            self._position = _end_of(entry.block_offset, entry.block_size)
+
+    def _check_group(self, table: object, entry: TextEntry, where: str) -> None:
+        pairs = self._shard.group_of(table, entry)
+        check_group(pairs, where)
+        if entry.group in self._keys:
+            raise _fault("key_twice", "each group once in a set", f"{entry.group!r} again", where)
+        self._keys.add(entry.group)
+        self._rows += len(pairs)
+        self._sources[pairs[0].source] += 1
+        self._languages[pairs[0].lang_a] += 1
+        self._languages.update(pair.lang_b for pair in pairs)
+
+    def _check_order(self, offset: int, where: str) -> None:
+        if offset != self._position:
+            raise _fault("index_order", f"the next sample at {self._position}", f"offset {offset}", where)
+
+    def _check_key(self, key: str, where: str) -> None:
+        check_key(key, where)
+        if key in self._keys:
+            raise _fault("key_twice", "each key once in a set", f"{key!r} again", where)
+        self._keys.add(key)
+
+    def _check_member(self, name: str, header_offset: int, offset: int, size: int, where: str) -> None:
+        header = member_header(name, size)
+        if header_offset + len(header) != offset:
+            raise _fault("index_order", f"data of {name} at {header_offset + len(header)}", f"{offset}", where)
+        self._expect(header_offset, header, "tar_header", where)
+        self._expect(offset + size, padding(size), "tar_padding", where)
+
+    def _expect(self, offset: int, wanted: bytes, reason: str, where: str) -> None:
+        if self._shard.read(offset, len(wanted), where) != wanted:
+            raise _fault(reason, f"the {len(wanted)} bytes of the format at {offset}", "other bytes", where)
+
+    def _count_faults(self) -> Iterator[DataError]:
+        info, where = self._shard.info, str(self._shard.path)
+        counted: dict[str, object] = {"rows": self._rows, "languages": self._languages, "sources": self._sources}
+        if self._view is View.IMAGE_TEXT:  # a block does not say its licence
+            counted["licences"] = self._licences
+        for name, number in counted.items():
+            claimed = getattr(info, name)
+            if claimed != number:
+                yield _fault("counts_wrong", f"{name} {claimed}", f"{number}", where)
+
+
+def _end_of(offset: int, size: int) -> int:
+    return offset + size + len(padding(size))

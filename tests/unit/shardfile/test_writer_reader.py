@@ -1,0 +1,158 @@
+"""What is written can be addressed; what is half written cannot be seen; the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cclm.errors import DataError
+from cclm.shardfile import reader
+from cclm.shardfile.reader import ShardSet
+from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
+from cclm.types import View
+from tests.unit.shardfile.tiny_sets import group, image_record, write_image_set, write_text_set
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_image_samples_are_addressed(image_set):
+    shards = ShardSet(image_set)
+    assert (shards.view, shards.samples_per_shard) == (View.IMAGE_TEXT, [3, 2])
+    for number in (4, 0, 2, 3, 1):
+        assert shards.image_text(number // 3, number % 3) == image_record(number)
+        place = shards.locate(number // 3, number % 3)
+        assert (place.tar, place.key) == (f"image-{number // 3:06d}.tar", f"key-{number}")
+        with (image_set / place.tar).open("rb") as tar:
+            tar.seek(place.offset)
+            assert tar.read(100).rstrip(b"\0") == f"key-{number}.png".encode()
+
+
+def test_text_samples_are_groups(text_set):
+    shards = ShardSet(text_set)
+    assert (shards.view, shards.samples_per_shard) == (View.TEXT_PAIR, [5, 3])
+    for number in (7, 0, 4, 5, 3):
+        assert shards.text_group(number // 5, number % 5) == group(number)
+    assert shards.locate(0, 4).key == "g4"
+
+
+def test_groups_are_never_split_between_blocks(text_set):
+    with pa.memory_map(str(text_set / "text-000000.index.arrow")) as source:
+        rows = pa.ipc.open_file(source).read_all().to_pylist()
+    assert [(row["row_start"], row["num_rows"]) for row in rows] == [(0, 1), (1, 2), (3, 3), (0, 1), (1, 2)]
+    assert [row["key"] for row in rows] == ["text-000000-00000"] * 3 + ["text-000000-00001"] * 2
+
+
+def test_counts_of_the_manifest(image_set, text_set):
+    images, texts = ShardSet(image_set).manifest.totals, ShardSet(text_set).manifest.totals
+    assert (images.samples, images.rows, images.languages) == (5, 15, {"en": 10, "ja": 5})
+    assert (images.sources, images.licences) == ({"noto": 3, "twemoji": 2}, {"MIT": 5})
+    assert (texts.samples, texts.rows, texts.languages) == (8, 15, {"ar": 2, "de": 8, "en": 8, "zh": 5})
+    assert (texts.sources, texts.licences) == ({"names": 8}, {"CC0-1.0": 8})
+
+
+def test_out_of_range_is_an_index_error(image_set):
+    shards = ShardSet(image_set)
+    with pytest.raises(IndexError):
+        shards.image_text(0, 3)
+    with pytest.raises(IndexError):
+        shards.locate(0, -1)
+
+
+def test_opening_a_set_reads_the_manifest_only(image_set):
+    for path in [*image_set.glob("*.tar"), *image_set.glob("*.arrow")]:
+        path.unlink()
+    shards = ShardSet(image_set)
+    assert shards.samples_per_shard == [3, 2]
+    with pytest.raises(DataError) as caught:
+        shards.image_text(0, 0)
+    assert caught.value.reason == "index_missing"
+
+
+def test_a_set_can_be_pickled_and_read_again_after_close(image_set):
+    shards = ShardSet(image_set)
+    shards.image_text(0, 0)
+    copy = pickle.loads(pickle.dumps(shards))
+    shards.close()
+    assert copy.image_text(1, 1) == shards.image_text(1, 1) == image_record(4)
+
+
+def test_few_files_and_blocks_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(reader, "MAX_CACHED_BLOCKS", 1)
+    images = ShardSet(write_image_set(tmp_path / "i", num_records=5, max_samples=1))
+    before = len(os.listdir("/dev/fd"))
+    assert [images.image_text(shard, 0).key for shard in (0, 1, 2, 3, 4, 0)] == [f"key-{n}" for n in (0, 1, 2, 3, 4, 0)]
+    assert len(os.listdir("/dev/fd")) <= before + 2
+    texts = ShardSet(write_text_set(tmp_path / "t"))
+    assert [texts.text_group(0, sample)[0].group for sample in (0, 4, 0, 1)] == ["g0", "g4", "g0", "g1"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for write in (write_image_set, write_text_set):
+        one, two = write(tmp_path / "one"), write(tmp_path / "two")
+        names = sorted(path.name for path in one.iterdir())
+        assert names == sorted(path.name for path in two.iterdir())
+        assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_a_shard_is_closed_at_max_bytes_or_max_samples(tmp_path):
+    with ImageTextShardWriter(tmp_path, "a", max_samples=None, max_bytes=8192) as by_bytes:
+        for number in range(6):
+            by_bytes.add(image_record(0, f"k{number}"))
+    assert [shard.samples for shard in by_bytes.shards] == [3, 3]
+    with TextPairShardWriter(tmp_path, "t", pairs_per_block=1, max_bytes=4000, first_shard=7) as texts:
+        for number in range(3):
+            texts.add_group(group(number))
+    assert [(shard.name, shard.samples) for shard in texts.shards] == [("t-000007.tar", 2), ("t-000008.tar", 1)]
+
+
+def test_a_refused_record_leaves_no_trace(tmp_path):
+    with ImageTextShardWriter(tmp_path, "a") as writer:
+        writer.add(image_record(1))
+        with pytest.raises(DataError):
+            writer.add(image_record(2, key="a.b"))
+        writer.add(image_record(3))
+    assert writer.shards[0].samples == 2
+
+
+def test_an_exception_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), ImageTextShardWriter(tmp_path, "a") as writer:
+        writer.add(image_record(1))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_visible_half_shard(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tests.unit.shardfile.tiny_sets import image_record\n"
+        "from cclm.shardfile.writer import ImageTextShardWriter\n"
+        "writer = ImageTextShardWriter(Path(sys.argv[1]), 'a', max_samples=2)\n"
+        "for number in range(5): writer.add(image_record(number))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=False)
+    assert run.returncode == -signal.SIGKILL
+    visible = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert visible == ["a-000000.index.arrow", "a-000000.tar", "a-000001.index.arrow", "a-000001.tar"]
+    write_image_set(tmp_path / "whole", max_samples=2)
+    assert (tmp_path / "a-000000.tar").read_bytes() == (tmp_path / "whole" / "image-000000.tar").read_bytes()
+
+
+def test_a_tar_is_visible_only_after_its_index(tmp_path, monkeypatch):
+    def fail(_self: Path, _target: Path) -> Path:
+        raise OSError("no space left")
+
+    writer = ImageTextShardWriter(tmp_path, "a")
+    writer.add(image_record(1))
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        writer.close()
+    assert not list(tmp_path.glob("[!.]*"))
