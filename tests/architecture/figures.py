@@ -1,0 +1,117 @@
+"""`python -m tests.architecture.figures`: the house style in numbers; exits with 1 if one of them is too low.
+
+Code is cclm, pretrain, shards and launch. Lines are lines that are not blank. A function's length counts from `def` to
+its last line, docstring included, decorators not.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.architecture.rules import no_bare_except
+from tests.architecture.sources import CODE_FOLDERS, Source, read_sources
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+SHORT_FUNCTION_LINES = 40
+LONG_FUNCTION_LINES = 60
+LONG_FILE_LINES = 400
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number and its floor."""
+
+    name: str
+    value: float
+    floor: float
+    unit: str = "%"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is high enough."""
+        return self.value >= self.floor
+
+    def __str__(self) -> str:
+        mark = "ok " if self.holds else "LOW"
+        return f"{mark} {self.name:42} {self.value:6.2f} {self.unit:1}   (at least {self.floor:g})"
+
+
+def functions(source: Source) -> Iterator[Function]:
+    """Every function and method of a file, inner ones too."""
+    return (node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def is_annotated(function: Function) -> bool:
+    """Whether the result and every argument but `self` and `cls` carry a type."""
+    arguments = function.args
+    listed = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    listed += [extra for extra in (arguments.vararg, arguments.kwarg) if extra is not None]
+    bare = [item.arg for item in listed if item.annotation is None and item.arg not in ("self", "cls")]
+    return function.returns is not None and not bare
+
+
+def length(function: Function) -> int:
+    """Lines from `def` to the end."""
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def public_nodes(node: ast.Module | ast.ClassDef) -> Iterator[ast.Module | ast.ClassDef | Function]:
+    """The module or class itself, and every public class, function and method in it (inner functions are private)."""
+    yield node
+    for child in node.body:
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from public_nodes(child)
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+            yield child
+
+
+def percent(flags: Sequence[bool]) -> float:
+    """Share of true flags; 100 if there is nothing to judge."""
+    return 100 * sum(flags) / len(flags) if flags else 100.0
+
+
+def measure(code: Sequence[Source], tests: Sequence[Source]) -> list[Figure]:
+    """Compute every figure that has a floor."""
+    every = [function for source in code for function in functions(source)]
+    documented = [ast.get_docstring(node) is not None for source in code for node in public_nodes(source.tree)]
+    test_lines = sum(source.num_filled_lines for source in tests)
+    code_lines = max(sum(source.num_filled_lines for source in code), 1)
+    short = [length(function) <= SHORT_FUNCTION_LINES for function in every]
+    typed_excepts = [not list(no_bare_except(source)) for source in code]
+    return [
+        Figure("functions with full annotations", percent([is_annotated(function) for function in every]), 95),
+        Figure("public names with a docstring", percent(documented), 90),
+        Figure("test lines per code line", test_lines / code_lines, 0.6, ""),
+        Figure(f"functions of at most {SHORT_FUNCTION_LINES} lines", percent(short), 90),
+        Figure("files without a bare except", percent(typed_excepts), 100),
+    ]
+
+
+def long_things(code: Sequence[Source]) -> Iterator[str]:
+    """Name what is longer than usual: allowed, but worth a look."""
+    for source in code:
+        if source.num_lines > LONG_FILE_LINES:
+            yield f"file of {source.num_lines} lines: {source.place}"
+        for function in functions(source):
+            if length(function) > LONG_FUNCTION_LINES:
+                yield f"function of {length(function)} lines: {source.place}:{function.lineno} {function.name}"
+
+
+def main() -> int:
+    """Print the figures; return the exit code."""
+    code, tests = read_sources(*CODE_FOLDERS), read_sources("tests")
+    figures = measure(code, tests)
+    lines = sum(source.num_filled_lines for source in code)
+    print(f"{len(code)} code files, {lines} lines; {len(tests)} test files")
+    print(*figures, sep="\n")
+    long = list(long_things(code))
+    print(*(f"    {thing}" for thing in long or ["no function over 60 lines, no file over 400"]), sep="\n")
+    return 0 if all(figure.holds for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
