@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -131,11 +132,11 @@ def _rank_main(
 
             torch.set_num_threads(num_threads)
             with process_group(Topology.from_environment(device="cpu"), timeout_s=timeout_s + 5.0):
-                message = ("ok", function(*arguments))
+                message = pickle.dumps(("ok", function(*arguments)))
         except BaseException:  # noqa: BLE001 - whatever it was, the parent raises it
-            message = ("raised", traceback.format_exc())
+            message = pickle.dumps(("raised", traceback.format_exc()))
         faulthandler.unregister(signal.SIGUSR1)
-    sender.send(message)
+    sender.send_bytes(message)  # plain bytes: torch's own pickler would send handles that die with this process
     sender.close()
 
 
@@ -160,7 +161,7 @@ def _collect(ranks: list[_Rank], deadline: float) -> None:
 
 def _receive(rank: _Rank) -> None:
     try:
-        rank.outcome, rank.value = rank.connection.recv()
+        rank.outcome, rank.value = pickle.loads(rank.connection.recv_bytes())
     except EOFError:
         rank.process.join(5.0)
         rank.outcome, rank.value = "died", f"ended without a word, exit code {rank.process.exitcode}"

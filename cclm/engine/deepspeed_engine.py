@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,10 @@ def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mappin
 
 
 def _prepare_import(device: torch.device) -> None:
-    """Tell DeepSpeed the accelerator, which it would otherwise guess aloud."""
+    """Tell DeepSpeed the accelerator, which it would otherwise guess aloud; mute what it calls by old names."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

@@ -175,7 +175,7 @@ def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
         is_gain = isinstance(owner, NORM_TYPES) or type(owner).__name__.endswith("Norm")
         is_kept = is_gain or (isinstance(owner, nn.Embedding) and not decay_embeddings)
         for name, parameter in owner.named_parameters(recurse=False):
-            is_position = "position" in name and "embedding" in name and not decay_embeddings
+            is_position = "position" in name and not decay_embeddings
             if is_kept or is_position or parameter.ndim < 2 or "bias" in name:
                 undecayed.add(id(parameter))
     return undecayed

@@ -89,7 +89,7 @@ class PlainEngine:
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The values as floats."""
-        return {name: float(value) for name, value in values.items()}
+        return {name: float(value.detach()) for name, value in values.items()}
 
     def full_gradients(self) -> dict[str, Tensor]:
         """Gradients by parameter name; zeros where the step did not use a parameter."""

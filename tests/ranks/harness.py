@@ -1,0 +1,170 @@
+"""Train the same module on the plain engine and on DeepSpeed ranks, and keep everything that can be compared.
+
+Plug in a module factory (collectives → module that maps a Batch to Losses) and a batch factory
+((step, rank, world_size) → Batch: rank r of w holds the r-th of w equal slices of the global batch). Both must be
+top-level functions, because ranks import them by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cclm.data.batch import Batch
+from cclm.dist.collectives import SINGLE, Collectives, collectives
+from cclm.dist.spawn import run_on_ranks
+from cclm.dist.topology import Topology
+from cclm.engine.ds_config import EngineFacts, resolve_ds_config
+from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.plain import PlainEngine
+from cclm.engine.protocol import Engine
+from cclm.engine.seeding import seed_initialisation
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+ModuleFactory = Callable[[Collectives], nn.Module]
+BatchFactory = Callable[[int, int, int], Batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What to train and how; picklable."""
+
+    make_module: ModuleFactory
+    make_batch: BatchFactory
+    num_steps: int
+    stage: int = 3
+    persistence_threshold: int = 0
+    """ZeRO-3 keeps smaller parameters whole; 0 shards every one of them."""
+    optimizer: OptimizerConfig = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=5, max_grad_norm=0.5)
+    accumulation_steps: int = 1
+    precision: Any = "fp32"
+    has_guard: bool = True
+    keeps_gradients: bool = False
+    seed: int = 0
+    zero_options: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float = 120.0
+
+
+@dataclass
+class History:
+    """What a training saw; on ranks above 0 `parameters` is empty."""
+
+    losses: list[float] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    learning_rates: list[dict[str, float]] = field(default_factory=list)
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train_plain(case: Case) -> History:
+    """Train on one process with the plain engine."""
+    return drive(make_plain(case), case, range(case.num_steps))
+
+
+def train_ranks(case: Case, world_size: int = 2) -> list[History]:
+    """Train on `world_size` gloo ranks with DeepSpeed; one history per rank."""
+    return on_ranks(_train_rank, world_size, case, timeout_s=case.timeout_s)
+
+
+def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
+    """`run_on_ranks` with deepspeed imported once for all ranks of all tests."""
+    return run_on_ranks(function, world_size, *arguments, timeout_s=timeout_s, preload=("deepspeed",))
+
+
+def make_plain(case: Case) -> PlainEngine:
+    seed_initialisation(case.seed)
+    return PlainEngine(
+        case.make_module(SINGLE),
+        case.optimizer,
+        seed=case.seed,
+        precision=case.precision,
+        accumulation_steps=case.accumulation_steps,
+    )
+
+
+def make_deepspeed(case: Case) -> Any:
+    """The engine of this rank; call it inside a process group."""
+    from cclm.engine.deepspeed_engine import DeepSpeedEngine
+
+    topology = Topology.from_environment(device="cpu")
+    seed_initialisation(case.seed)
+    return DeepSpeedEngine(
+        case.make_module(collectives()),
+        case.optimizer,
+        ds_config=ds_config(case, topology.world_size),
+        topology=topology,
+        seed=case.seed,
+        uses_all_parameters=False,
+        has_stale_gradient_guard=case.has_guard,
+    )
+
+
+def ds_config(case: Case, world_size: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": case.stage, **case.zero_options}
+    if case.stage == 3:
+        zero["stage3_param_persistence_threshold"] = case.persistence_threshold
+    raw = {"zero_optimization": zero, "steps_per_print": 10**9}
+    facts = EngineFacts(
+        micro_batch_size=1,
+        world_size=world_size,
+        max_grad_norm=case.optimizer.max_grad_norm,
+        precision=case.precision,
+        accumulation_steps=case.accumulation_steps,
+    )
+    return resolve_ds_config(raw, facts)
+
+
+def drive(engine: Engine, case: Case, steps: range) -> History:
+    """Run `steps`; each step takes the batches step·G … step·G + G - 1 of the batch factory."""
+    history = History()
+    for step in steps:
+        for micro in range(case.accumulation_steps):
+            number = step * case.accumulation_steps + micro
+            losses = engine.forward(case.make_batch(number, engine.rank, engine.world_size))
+            means = engine.reduce_mean({"total": losses.total, **losses.metrics})
+            history.losses.append(means.pop("total"))
+            history.metrics.append(means)
+            engine.backward(losses)
+        if case.keeps_gradients:
+            history.gradients.append(engine.full_gradients())
+        statistics = engine.update(step)
+        history.grad_norms.append(statistics.grad_norm)
+        history.learning_rates.append(dict(statistics.learning_rates))
+    history.parameters = engine.full_parameters()
+    return history
+
+
+def gradient_errors(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
+    """Largest absolute difference by parameter, relative to the largest entry of the whole reference gradient."""
+    assert ours.keys() == reference.keys()
+    scale = max(float(value.abs().max()) for value in reference.values())
+    return {name: float((ours[name] - reference[name]).abs().max()) / scale for name in reference}
+
+
+def _train_rank(case: Case) -> History:
+    return drive(make_deepspeed(case), case, range(case.num_steps))
+
+
+__all__ = [
+    "Case",
+    "History",
+    "drive",
+    "gradient_errors",
+    "json",
+    "make_deepspeed",
+    "make_plain",
+    "on_ranks",
+    "replace",
+    "train_plain",
+    "train_ranks",
+    "torch",
+    "Path",
+]
