@@ -61,7 +61,7 @@ class TextPairDataConfig:
     matching_rows: int = 32
     """Samples per step, over all ranks, whose first pair goes through the fusion encoder as a positive."""
     swap_probability: float = 0.5
-    """Probability that a sample's translation, not the shared sentence, plays the image's role in the fusion encoder."""
+    """Probability that the translation, not the shared sentence, plays the image's role in the fusion encoder."""
     max_tokens: int = 64
     """Longest text in tokens, with `<s>` and `</s>`."""
     max_words: int | None = None

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cclm.errors import DataError
 
@@ -70,14 +70,27 @@ def decode_image(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return _on_white(image)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         truncated = _ends_too_early(data)
         raise DataError(
             reason="image_truncated" if truncated else "image_broken",
             expected="a complete PNG, JPEG or WebP file",
-            got=f"{len(data)} bytes that do not decode ({error})",
+            got=f"{len(data)} bytes that do not decode ({_words(error)})",
             do="Build the shard again from an intact picture.",
         ) from error
+
+
+def _words(error: Exception) -> str:
+    """What Pillow says, without the memory address that it puts into one sentence: messages are compared."""
+    return "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -131,9 +144,7 @@ def train_image(
     return np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
 
 
-def crop_box(
-    width: int, height: int, config: ImageTransformConfig, draws: list[float]
-) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, config: ImageTransformConfig, draws: list[float]) -> tuple[int, int, int, int]:
     """A random box (left, top, right, bottom): area and log-ratio uniform, six attempts, then the central crop.
 
     Args:

@@ -17,7 +17,7 @@ _WORD = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a generator is for; each has its own key, so the numbers are unrelated. Never renumber: runs depend on it."""
+    """What a generator is for; each has its own key and so its own numbers. Never renumber: runs depend on it."""
 
     SHARDS = 1
     WINDOW = 2

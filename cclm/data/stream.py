@@ -151,9 +151,7 @@ class Stream:
         rank = int(np.searchsorted(ends, place, side="right"))
         shard = int(order[rank])
         sample = place - int(ends[rank]) + int(self.sizes[source][shard])
-        return Address(
-            source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw
-        )
+        return Address(source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw)
 
     def _shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Shards in this epoch's order, where each ends in the concatenation, and the rotation."""

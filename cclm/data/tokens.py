@@ -20,8 +20,8 @@ _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 def pre_caption(text: str, max_words: int | None = None) -> str:
     """The published preparation of captions and sentences, for every language alike.
 
-    Lower-cases, turns ASCII punctuation, `-` and `/` into spaces, `<person>` into `person`, runs of white space into one
-    space, and keeps the first `max_words` words. An empty result stays empty; `TextTokenizer.encode` refuses it.
+    Lower-cases, turns ASCII punctuation, `-` and `/` into spaces, `<person>` into `person`, runs of white space into
+    one space, and keeps the first `max_words` words. An empty result stays empty; `TextTokenizer.encode` refuses it.
     """
     text = _DELETED.sub(" ", text.lower())
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
@@ -110,7 +110,7 @@ def load_tokenizer(folder: Path | str, normalise: Normalise = "none") -> TextTok
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (the Rust binding raises bare Exception)
+    except Exception as error:  # the Rust binding raises bare Exception
         raise ConfigError(
             expected="a readable tokenizer.json", got=str(error), do="Make the tokenizer again.", where=str(path)
         ) from error

@@ -1,0 +1,92 @@
+"""Samples of one rank → the tensors of `cclm.data.batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cclm.data.batch import ImageTextBatch, MaskedTokens, TextPairBatch, Tokens
+from cclm.data.samples import FusionDraws, ImageTextSample, TextPairSample
+
+
+def pad(rows: Sequence[Sequence[int] | NDArray[np.int64]], pad_id: int, multiple: int = 1) -> Tokens:
+    """Stack texts, padded to the longest, rounded up to a multiple of `multiple`."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    width = -(-int(lengths.max(initial=1)) // multiple) * multiple
+    mask = np.arange(width)[None, :] < lengths[:, None]
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    return Tokens(ids_BL=torch.from_numpy(ids), mask_BL=torch.from_numpy(mask))
+
+
+def masked_tokens(draws: Sequence[FusionDraws], pad_id: int, multiple: int) -> MaskedTokens:
+    """Stack masked texts; slots are flat indices into the padded rows, in row order."""
+    tokens = pad([draw.masked.ids_L for draw in draws], pad_id, multiple)
+    width = tokens.ids_BL.shape[1]
+    slots = np.concatenate([draw.masked.column_T + row * width for row, draw in enumerate(draws)])
+    labels = np.concatenate([draw.masked.label_T for draw in draws])
+    return MaskedTokens(tokens=tokens, slot_T=torch.from_numpy(slots), label_T=torch.from_numpy(labels))
+
+
+def _int64(values: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
+def _noise(draws: Sequence[FusionDraws]) -> tuple[torch.Tensor, torch.Tensor]:
+    second = np.stack([draw.noise_second_G for draw in draws])
+    first = np.stack([draw.noise_first_G for draw in draws])
+    return torch.from_numpy(second), torch.from_numpy(first)
+
+
+def collate_image_text(samples: Sequence[ImageTextSample], pad_id: int, multiple: int = 1) -> ImageTextBatch:
+    """Build the image-text part of a rank's batch from its samples, in slot order."""
+    draws = [sample.fusion for sample in samples if sample.fusion is not None]
+    noise_second, noise_first = _noise(draws)
+    return ImageTextBatch(
+        images_BCHW=torch.from_numpy(np.stack([sample.pixels_CHW for sample in samples])),
+        text=pad([sample.ids for sample in samples], pad_id, multiple),
+        identity_B=_int64([sample.identity for sample in samples]),
+        matching_row_F=_int64([row for row, sample in enumerate(samples) if sample.fusion is not None]),
+        noise_second_FG=noise_second,
+        noise_first_FG=noise_first,
+        masked=masked_tokens(draws, pad_id, multiple),
+        ledger_B=_int64([sample.ledger for sample in samples]),
+    )
+
+
+def collate_text_pairs(samples: Sequence[TextPairSample], pad_id: int, multiple: int = 1) -> TextPairBatch:
+    """Build the text-pair part of a rank's batch; equal token sequences become one row of `text`.
+
+    Rows stand in the order of their first use: a sample's shared sentence, then its translations.
+    """
+    row_of: dict[tuple[int, ...], int] = {}
+    first: list[int] = []
+    second: list[int] = []
+    memory: list[int] = []
+    query: list[int] = []
+    for sample in samples:
+        anchor = row_of.setdefault(tuple(sample.anchor), len(row_of))
+        others = [row_of.setdefault(tuple(ids), len(row_of)) for ids in sample.others]
+        first += [anchor] * len(others)
+        second += others
+        memory.append(others[0] if sample.swapped else anchor)
+        query.append(anchor if sample.swapped else others[0])
+    draws = [sample.fusion for sample in samples if sample.fusion is not None]
+    noise_second, noise_first = _noise(draws)
+    return TextPairBatch(
+        text=pad(list(row_of), pad_id, multiple),
+        first_P=_int64(first),
+        second_P=_int64(second),
+        identity_P=_int64([sample.identity for sample in samples for _ in sample.others]),
+        matching_row_F=_int64([row for row, sample in enumerate(samples) if sample.fusion is not None]),
+        memory_S=_int64(memory),
+        query_S=_int64(query),
+        identity_S=_int64([sample.identity for sample in samples]),
+        noise_second_FG=noise_second,
+        noise_first_FG=noise_first,
+        masked=masked_tokens(draws, pad_id, multiple),
+        ledger_S=_int64([sample.ledger for sample in samples]),
+    )

@@ -1,0 +1,107 @@
+"""Step → this rank's batch, in this process or ahead of time in worker processes.
+
+step ──► slots of this rank ──► addresses ──► records ──► samples ──► Batch
+         (loader)               (stream)      (source)    (samples)   (collate)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from cclm.data.batch import BadSample, Batch, ImageTextBatch, TextPairBatch
+from cclm.data.collate import collate_image_text, collate_text_pairs
+from cclm.data.config import DataConfig, validate
+from cclm.data.source import ImageTextSource, TextPairSource
+from cclm.data.tokens import TextTokenizer
+
+
+class StepDataset(Dataset[Batch]):
+    """`dataset[step]` is this rank's share of that step: a pure function of (config, tokenizer, seed, step, rank).
+
+    The ranks' shares, put together in rank order, are the same global batch for any number of ranks.
+
+    Args:
+        config: what to read, and how.
+        tokenizer: of the run (`load_tokenizer(config.tokenizer, config.normalise)`).
+        seed: of the run.
+        rank: this process, 0 … world_size − 1.
+        world_size: number of ranks; must divide each view's number of negative groups.
+
+    Raises:
+        ConfigError: for a config that contradicts itself, or a source that is too small.
+        DataError: for a folder that is no shard set.
+    """
+
+    def __init__(
+        self, config: DataConfig, tokenizer: TextTokenizer, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        validate(config, world_size)
+        assert 0 <= rank < world_size
+        self.config, self.tokenizer, self.rank, self.world_size = config, tokenizer, rank, world_size
+        images, pairs = config.image_text, config.text_pair
+        self.image_text = None if images is None else ImageTextSource(images, tokenizer, seed)
+        self.text_pair = None if pairs is None else TextPairSource(pairs, tokenizer, seed)
+
+    def __getitem__(self, step: int) -> Batch:
+        """Build this rank's batch of a step."""
+        bad: list[BadSample] = []
+        return Batch(
+            step=step,
+            image_text=self._image_text(step, bad),
+            text_pair=self._text_pair(step, bad),
+            bad_samples=tuple(bad),
+        )
+
+    def slots(self, batch_size: int) -> range:
+        """The slots of a global batch that this rank serves."""
+        share = batch_size // self.world_size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def _image_text(self, step: int, bad: list[BadSample]) -> ImageTextBatch | None:
+        if self.image_text is None:
+            return None
+        samples = []
+        for slot in self.slots(self.image_text.batch_size):
+            sample, broken = self.image_text.sample(step, slot)
+            samples.append(sample)
+            bad += broken
+        return collate_image_text(samples, self.tokenizer.pad_id, self.config.pad_multiple)
+
+    def _text_pair(self, step: int, bad: list[BadSample]) -> TextPairBatch | None:
+        if self.text_pair is None:
+            return None
+        samples = []
+        for slot in self.slots(self.text_pair.batch_size):
+            sample, broken = self.text_pair.sample(step, slot)
+            samples.append(sample)
+            bad += broken
+        return collate_text_pairs(samples, self.tokenizer.pad_id, self.config.pad_multiple)
+
+
+def make_loader(
+    dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Iterate over the batches of steps start_step … stop_step − 1, in order.
+
+    Args:
+        dataset: this rank's.
+        start_step: where to begin, for example the step of a checkpoint; costs the same as 0.
+        stop_step: one past the last.
+        num_workers: processes that prepare batches ahead; the batches are the same for any number.
+        pin_memory: put the tensors into page-locked memory (CUDA only).
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start_step, stop_step),
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

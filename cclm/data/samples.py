@@ -1,0 +1,166 @@
+"""One record → one training sample: everything random about it is drawn here, from the sample's own generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cclm.data.config import ImageTextDataConfig, TextPairDataConfig
+from cclm.data.image import train_image
+from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.masking import MaskedText, mask_text
+from cclm.data.tokens import TextTokenizer
+from cclm.errors import DataError
+from cclm.types import ImageTextRecord, TextPair
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionDraws:
+    """What a sample needs if its pair goes through the fusion encoder as a positive."""
+
+    masked: MaskedText
+    """The caption, or the text in the image's role, with hidden tokens."""
+    noise_second_G: NDArray[np.float32]
+    """Gumbel noise over the negative group's second sides."""
+    noise_first_G: NDArray[np.float32]
+    """Gumbel noise over the negative group's first sides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextSample:
+    """One picture with one caption."""
+
+    pixels_CHW: NDArray[np.float32]
+    """Augmented and normalised."""
+    ids: Sequence[int]
+    """The caption."""
+    identity: int
+    """63-bit hash of what the picture shows."""
+    ledger: int
+    """64-bit hash of the sample."""
+    fusion: FusionDraws | None
+    """None for samples outside the matching rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairSample:
+    """One sentence with K translations."""
+
+    anchor: Sequence[int]
+    """The shared sentence."""
+    others: Sequence[Sequence[int]]
+    """K translations."""
+    swapped: bool
+    """Whether the first translation plays the image's role, and the sentence asks."""
+    identity: int
+    """63-bit hash of the group."""
+    ledger: int
+    """64-bit hash of the sample."""
+    fusion: FusionDraws | None
+    """None for samples outside the matching rows."""
+
+
+def image_text_sample(
+    record: ImageTextRecord,
+    picture: Image.Image,
+    config: ImageTextDataConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+    fusion: bool,
+) -> ImageTextSample:
+    """Draw, in this order: language and caption, augmentation, masks, noise.
+
+    Args:
+        record: the stored record (its image bytes are not looked at).
+        picture: the record's picture after `image.prepare`.
+        config: the view's settings.
+        tokenizer: of the run.
+        generator: the sample's own.
+        fusion: whether it is one of the matching rows.
+
+    Raises:
+        DataError: `caption_missing` (none in the wanted languages), `text_empty`.
+    """
+    language, choice = choose_caption(record.captions, config, *generator.random(2).tolist())
+    caption = record.captions[language][choice]
+    (ids,) = tokenizer.encode([caption], config.max_tokens, config.max_words)
+    pixels = train_image(picture, config.transform, generator)
+    return ImageTextSample(
+        pixels_CHW=pixels,
+        ids=ids,
+        identity=identity_hash(record.identity or record.key),
+        ledger=sample_hash(record.source, record.key, f"{language}:{choice}"),
+        fusion=_fusion_draws(ids, config, tokenizer, generator) if fusion else None,
+    )
+
+
+def choose_caption(
+    captions: Mapping[str, Sequence[str]], config: ImageTextDataConfig, language_draw: float, caption_draw: float
+) -> tuple[str, int]:
+    """Pick a language (all alike) and one of its captions, by two uniform numbers."""
+    names = sorted(captions) if config.languages is None else [name for name in config.languages if name in captions]
+    names = [name for name in names if captions[name]]
+    if not names:
+        raise DataError(
+            reason="caption_missing",
+            expected=f"a caption in {'any language' if config.languages is None else ', '.join(config.languages)}",
+            got=f"captions in {', '.join(sorted(captions)) or 'no language'}",
+            do="Change `languages`, or leave the record out of the shards.",
+        )
+    name = names[int(language_draw * len(names))]
+    count, first = len(captions[name]), config.first_caption_probability
+    if count == 1:
+        return name, 0
+    if first is None:
+        return name, int(caption_draw * count)
+    if caption_draw < first:
+        return name, 0
+    rest = (caption_draw - first) / (1.0 - first)
+    return name, min(count - 1, 1 + int(rest * (count - 1)))
+
+
+def text_pair_sample(
+    pairs: Sequence[TextPair],
+    config: TextPairDataConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+    fusion: bool,
+) -> TextPairSample:
+    """Draw, in this order: which K pairs of the group, who plays the image's role, masks, noise.
+
+    Raises:
+        DataError: `text_empty`.
+    """
+    count, wanted = len(pairs), config.pairs_per_sample
+    if count >= wanted:
+        chosen = generator.permutation(count)[:wanted].tolist()
+    else:
+        chosen = generator.integers(count, size=wanted).tolist()
+    swapped = bool(generator.random() < config.swap_probability)
+    texts = [pairs[0].text_a, *(pairs[index].text_b for index in chosen)]
+    anchor, *others = tokenizer.encode(texts, config.max_tokens, config.max_words)
+    memory = others[0] if swapped else anchor
+    first = pairs[0]
+    return TextPairSample(
+        anchor=anchor,
+        others=others,
+        swapped=swapped,
+        identity=identity_hash(first.group or first.text_a),
+        ledger=sample_hash(first.source, first.group, ",".join(map(str, chosen))),
+        fusion=_fusion_draws(memory, config, tokenizer, generator) if fusion else None,
+    )
+
+
+def _fusion_draws(
+    ids: Sequence[int],
+    config: ImageTextDataConfig | TextPairDataConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+) -> FusionDraws:
+    masked = mask_text(ids, config.masking, tokenizer.mask_id, tokenizer.vocab_size, generator)
+    noise = generator.gumbel(size=(2, config.negative_group)).astype(np.float32)
+    return FusionDraws(masked=masked, noise_second_G=noise[0], noise_first_G=noise[1])

@@ -1,0 +1,76 @@
+"""Small real shard sets and a small real tokenizer."""
+
+from __future__ import annotations
+
+import io
+import string
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from cclm.shardfile.manifest import Manifest, ShardInfo
+from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
+from cclm.types import ImageTextRecord, TextPair, View
+
+WORDS = [first + second for first in "abcdefgh" for second in string.ascii_lowercase]
+
+
+def png(number: int, size: int = 12) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def save_manifest(folder: Path, view: View, shards: list[ShardInfo]) -> None:
+    Manifest(view=view, shards=tuple(shards)).save(folder)
+
+
+def write_images(folder: Path, count: int, first: int = 0, per_shard: int = 10, broken: set[int] | None = None) -> Path:
+    with ImageTextShardWriter(folder, "images", max_samples=per_shard) as writer:
+        for number in range(first, first + count):
+            image = png(number)
+            if number in (broken or set()):
+                # the right length, start and end, but no picture: only the decoder can tell
+                image = image[:40] + bytes(len(image) - 60) + image[-20:]
+            captions = {"en": [f"{WORDS[number]} {WORDS[number + 1]} aa", WORDS[number]], "de": [f"ab {WORDS[number]}"]}
+            writer.add(
+                ImageTextRecord(
+                    key=f"k{number}",
+                    image=image,
+                    image_format="png",
+                    captions=captions,
+                    source="artist",
+                    licence="MIT",
+                    identity=f"concept{number % 50}",
+                )
+            )
+        shards = writer.close()
+    save_manifest(folder, View.IMAGE_TEXT, shards)
+    return folder
+
+
+def write_pairs(folder: Path, count: int, per_shard: int = 15) -> Path:
+    with TextPairShardWriter(folder, "pairs", pairs_per_block=12, max_samples=per_shard) as writer:
+        for number in range(count):
+            texts = [f"{WORDS[number]} {WORDS[(number * 7 + index) % 200]}" for index in range(1 + number % 5)]
+            writer.add_group(
+                [
+                    TextPair(
+                        text_a=WORDS[number], lang_a="en", text_b=text, lang_b="xx", source="corpus", group=f"g{number}"
+                    )
+                    for text in texts
+                ]
+            )
+        shards = writer.close()
+    save_manifest(folder, View.TEXT_PAIR, shards)
+    return folder
+
+
+def make_tokenizer() -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS, "<mask>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
