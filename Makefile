@@ -8,6 +8,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help venv check format lint types borders quick figures test demo demo-ablation clean
+# Of pip's many lines, those that take time.
+SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
 unexport PYTHONPATH
 
@@ -21,7 +23,8 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  -c constraints-cpu.txt -e '.[demo,dev]' < /dev/null | awk '/(Downloading|Using cached) .*(MB|GB)/ { print "  " $$0; fflush() }'
+	  -c constraints-cpu.txt -e '.[demo,dev]' < /dev/null 2>&1 | tee $(VENV)/pip.log | awk '$(SHOW_LARGE_FILES)' \
+	  || { echo "pip failed; the end of $(VENV)/pip.log:"; tail -n 30 $(VENV)/pip.log; exit 1; }
 	@touch $@
 	@echo "Installed."
 
