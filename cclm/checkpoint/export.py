@@ -8,7 +8,6 @@ NAME/             renamed into place, an older export of that name goes
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path

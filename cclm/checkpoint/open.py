@@ -109,7 +109,8 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
     if missing or loaded.unexpected_keys:
         raise _misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _misfit(where: str, got: str) -> CheckpointError:
@@ -141,7 +142,7 @@ def transform_of(config: Mapping[str, Any]) -> ImageTransformConfig:
     size = ((config.get("model") or {}).get("vision") or {}).get("image_size")
     if size is not None:
         given.setdefault("size", size)
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return ImageTransformConfig(**tuples)
 
 

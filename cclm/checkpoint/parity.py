@@ -152,7 +152,8 @@ def outputs_of_a_stranger(export: Path, pictures: Sequence[bytes], texts: Sequen
                 got=done.stderr.strip()[-2000:],
                 do="Nothing was exported. Correct the model code that the message names.",
             )
-        return load_file(out)
+        found: dict[str, Tensor] = load_file(out)
+        return found
 
 
 def difference(expected: Tensor, found: Tensor) -> Difference:
