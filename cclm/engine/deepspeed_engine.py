@@ -216,6 +216,7 @@ def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mappin
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_without_compiler()
     deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
     groups = parameter_groups(module, optimizer)
     if offloads_optimizer(ds_config) and ds_config.get("zero_force_ds_cpu_optimizer", True):
@@ -233,6 +234,18 @@ def _prepare_import(device: torch.device) -> None:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+
+
+def _import_muon_without_compiler() -> None:
+    """DeepSpeed asks whether our optimizer is Muon; that file calls torch.compile, which loads a compiler for seconds."""
+    compile_function = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    except ImportError:  # another DeepSpeed without it
+        pass
+    finally:
+        torch.compile = compile_function
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

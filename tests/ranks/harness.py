@@ -28,6 +28,8 @@ from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+PRELOAD = ("deepspeed", "torch._dynamo", "cclm.engine.deepspeed_engine")
+"""Imported once for all ranks of all tests."""
 ModuleFactory = Callable[[Collectives], nn.Module]
 BatchFactory = Callable[[int, int, int], Batch]
 
@@ -76,7 +78,7 @@ def train_ranks(case: Case, world_size: int = 2) -> list[History]:
 
 def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
     """`run_on_ranks` with deepspeed imported once for all ranks of all tests."""
-    return run_on_ranks(function, world_size, *arguments, timeout_s=timeout_s, preload=("deepspeed",))
+    return run_on_ranks(function, world_size, *arguments, timeout_s=timeout_s, preload=PRELOAD)
 
 
 def make_plain(case: Case) -> PlainEngine:
