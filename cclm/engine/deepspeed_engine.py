@@ -14,6 +14,8 @@ What DeepSpeed 0.19 gets wrong, and what is done here about it:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import warnings
@@ -151,7 +153,9 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's files under `folder`/deepspeed, in DeepSpeed's own format."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state=dict(client_state), save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag=TAG, client_state={"client_state": dict(client_state)}, save_latest=False
+        )
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore parameters, moments and client state bit by bit; the same number of ranks only."""
@@ -162,12 +166,12 @@ class DeepSpeedEngine:
                 do="Resume with the engine that wrote the checkpoint.",
                 where=str(folder),
             )
-        path, client_state = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        path, loaded = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
         for group, rules in zip(self._engine.optimizer.param_groups, self._group_rules, strict=True):
             group.update(rules)  # a changed config wins over what the checkpoint remembers
-        loaded: dict[str, Any] = client_state
-        return loaded
+        client_state: dict[str, Any] = loaded["client_state"]
+        return client_state
 
     def _return_only_the_loss(self, module: nn.Module) -> nn.Module:
         """Make DeepSpeed's hooks see a tensor: metrics are put aside; computes under autocast in bf16."""
@@ -201,7 +205,8 @@ def consolidated_state(folder: Path) -> dict[str, Tensor]:
 
     files = sorted((folder / TAG).glob("*_optim_states.pt"))
     if files:
-        state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints bars
+            state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
         return {
             name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
             for name, tensor in state.items()
@@ -237,7 +242,7 @@ def _prepare_import(device: torch.device) -> None:
 
 
 def _import_muon_without_compiler() -> None:
-    """DeepSpeed asks whether our optimizer is Muon; that file calls torch.compile, which loads a compiler for seconds."""
+    """DeepSpeed asks whether our optimizer is Muon; that file calls torch.compile, which loads it for seconds."""
     compile_function = torch.compile
     torch.compile = lambda function: function  # type: ignore[assignment]
     try:
