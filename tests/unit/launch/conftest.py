@@ -1,0 +1,36 @@
+"""Small jobs for the launcher's tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.machine import this_machine
+from launch.plan import JobPlan, JobRequest, make_plan
+
+PlanMaker = Callable[..., JobPlan]
+
+
+@pytest.fixture
+def plan_python(tmp_path: Path) -> PlanMaker:
+    """Plan ranks that run a piece of Python; it starts with `rank` and `folder` defined."""
+
+    def make(code: str, num_ranks: int = 2) -> JobPlan:
+        program = tmp_path / "program.py"
+        program.write_text(
+            "import os, signal, subprocess, sys, time\nfrom pathlib import Path\n"
+            f"rank, folder = int(os.environ['RANK']), Path({str(tmp_path)!r})\n" + code
+        )
+        request = JobRequest(
+            command=("python", "-S", str(program)),
+            folder=tmp_path,
+            run_folder=tmp_path / "run",
+            num_ranks=num_ranks,
+            threads_per_rank=1,
+        )
+        return make_plan(request, this_machine(), os.environ)
+
+    return make
