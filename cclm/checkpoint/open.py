@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from cclm.checkpoint.layout import newest_complete
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError
@@ -147,8 +148,6 @@ def transform_of(config: Mapping[str, Any]) -> ImageTransformConfig:
 
 
 def _newest_checkpoint(run_folder: Path) -> Path:
-    from cclm.checkpoint.load import newest_complete
-
     found = newest_complete(run_folder)
     if found is None:
         raise CheckpointError(
@@ -157,7 +156,7 @@ def _newest_checkpoint(run_folder: Path) -> Path:
             got="none",
             do="Let the run reach its first checkpoint.",
         )
-    return Path(found)
+    return found
 
 
 def _open_checkpoint(run_folder: Path, checkpoint: Path) -> OpenedModel:

@@ -1,0 +1,50 @@
+"""The README.md of an exported model: what it is, how to use it, what was measured, what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cclm.checkpoint.parity import ParityReport
+from cclm.track.facts import RunFacts
+
+RECIPE_KEYS = ("steps", "seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
+"""What of config.yaml decides the weights."""
+
+
+def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> str:
+    """Return the text of README.md, front matter included."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    recipe = {name: facts.config[name] for name in RECIPE_KEYS if name in facts.config}
+    return environment.get_template("model_card.md.j2").render(
+        facts=facts,
+        parity=parity,
+        num_parameters=num_parameters,
+        languages=trained_languages(facts),
+        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        commands=[stage.command for stage in facts.stages if stage.command],
+        cell=recall_cell,
+    )
+
+
+def trained_languages(facts: RunFacts) -> list[str]:
+    """Return the languages of the training sets: all captions that were used, and all pairs."""
+    used = ((facts.config.get("data") or {}).get("image_text") or {}).get("languages")
+    found: set[str] = set()
+    for one in facts.sets:
+        if one.role == "training pictures" and used is not None:
+            found.update(used)
+        elif one.role.startswith("training"):
+            found.update(one.languages)
+    return sorted(found)
+
+
+def recall_cell(row: Mapping[str, Any], digits: int = 1) -> str:
+    """Return "25.6 / 52.1 / 63.6"."""
+    return " / ".join(f"{row[name]:.{digits}f}" for name in ("r1", "r5", "r10"))

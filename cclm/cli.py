@@ -1,0 +1,239 @@
+"""The console script `cclm`: measure, export and report a run. A command imports what is heavy when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cclm.errors import CclmError, ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+DEFAULT_TOP_K = 16
+"""Candidates that are re-ranked when a dev set for it is given: half a minute for 25 languages on two cores."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake ends with one sentence and exit code 2."""
+    parser = make_parser()
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    values = dict(vars(chosen[chosen.command]))
+    try:
+        if chosen.command == "evaluate":
+            run_evaluate(**values)
+        elif chosen.command == "export":
+            run_export(**values)
+        else:
+            run_report(**values)
+    except CclmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def make_parser() -> ArgumentParser:
+    """Build the command line."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="cclm", description="Measure, export and report pre-trained cross-view models.")
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("evaluate", evaluate_parser(), help="measure zero-shot retrieval in many languages")
+    commands.add_subcommand("export", export_parser(), help="write a Hugging Face folder with its own code")
+    commands.add_subcommand("report", report_parser(), help="write one self-contained report.html")
+    return parser
+
+
+def evaluate_parser() -> ArgumentParser:
+    """Options of `cclm evaluate`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="Zero-shot image-text retrieval on a shard set, in every language of the groups."
+    )
+    add = parser.add_argument
+    add("model", type=str, help="a run folder, a checkpoint inside one, or an exported folder")
+    add("--shards", type=str, required=True, help="image-text shard set; a picture's query is its first caption")
+    add("--groups", type=str | None, help="YAML file, group: [languages]; without it English alone is measured")
+    add(
+        "--rerank-top-k",
+        type=int | None,
+        help="candidates that the fusion encoder orders anew, 0 for none; "
+        f"without it: {DEFAULT_TOP_K} with --choose-rerank-on, else none",
+    )
+    add(
+        "--choose-rerank-on",
+        type=str | None,
+        help="shard set on which the re-ranking weights are chosen, for the first two groups; "
+        "without it: matching log-odds + similarity / temperature, as published",
+    )
+    add("--out", type=str | None, help="JSON file for the results; seconds of other stages in it stay")
+    add("--gallery", type=str | None, help="JSON file for the report's gallery; without it: gallery.json beside --out")
+    add("--batch-size", type=int, default=512, help="pictures or texts at a time")
+    add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
+    return parser
+
+
+def export_parser() -> ArgumentParser:
+    """Options of `cclm export`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="Write a Hugging Face folder, and prove in a fresh process that it works alone."
+    )
+    parser.add_argument("run", type=str, help="a run folder, or one checkpoint inside it")
+    parser.add_argument("--to", type=str, required=True, help="the folder to make; replaces an older export only")
+    parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument("--tolerance", type=float | None, help="largest difference allowed; without it: by dtype")
+    return parser
+
+
+def report_parser() -> ArgumentParser:
+    """Options of `cclm report`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description="Write one self-contained page about a run: curves, recall, gallery, data.")
+    parser.add_argument("run", type=str, help="a run folder")
+    parser.add_argument("--out", type=str | None, help="where to write; without it: report.html in the run folder")
+    return parser
+
+
+def say(line: str) -> None:
+    """Write a line for the user."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def run_evaluate(
+    model: str,
+    shards: str,
+    groups: str | None = None,
+    rerank_top_k: int | None = None,
+    choose_rerank_on: str | None = None,
+    out: str | None = None,
+    gallery: str | None = None,
+    batch_size: int = 512,
+    threads: int = 0,
+) -> None:
+    """Measure, print the table, write the results."""
+    languages = read_groups(Path(groups)) if groups else {"english": ["en"]}
+    if rerank_top_k is None:
+        rerank_top_k = DEFAULT_TOP_K if choose_rerank_on else 0
+    if gallery is None and out is not None:
+        gallery = str(Path(out).with_name("gallery.json"))
+    import torch
+
+    from cclm.checkpoint.measure import evaluate
+    from cclm.checkpoint.open import open_model
+    from cclm.evaluate.tables import text_table
+    from cclm.track.atomic import replace_text
+
+    if threads:
+        torch.set_num_threads(threads)
+    outcome = evaluate(
+        open_model(Path(model)),
+        Path(shards),
+        languages,
+        dev_shards=Path(choose_rerank_on) if choose_rerank_on else None,
+        top_k=rerank_top_k,
+        batch_size=batch_size,
+        on_language=show_progress,
+    )
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    say(text_table(outcome.results))
+    if out:
+        merged = merge_results(read_results(Path(out)), outcome.results)
+        replace_text(Path(out), json.dumps(merged, ensure_ascii=False, indent=1) + "\n")
+    if gallery:
+        replace_text(Path(gallery), json.dumps(outcome.gallery, ensure_ascii=False, indent=1) + "\n")
+
+
+def show_progress(set_name: str, language: str) -> None:
+    """Name the language that is done, on a terminal only."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[Kmeasured {set_name}: {language}")
+        sys.stderr.flush()
+
+
+def read_groups(path: Path) -> dict[str, list[str]]:
+    """Read a groups file.
+
+    Raises:
+        ConfigError: not a mapping of names to lists of languages.
+    """
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    is_groups = isinstance(content, dict) and all(
+        isinstance(members, list) and members and all(isinstance(member, str) for member in members)
+        for members in content.values()
+    )
+    if not content or not is_groups:
+        raise ConfigError(
+            where=str(path),
+            expected="a YAML mapping from group names to lists of languages (write no and on in quotes)",
+            got="something else" if path.exists() else "no such file",
+            do="Start from pretrain/recipes/demo_groups.yaml.",
+        )
+    return dict(content)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return an older results file; empty if there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def merge_results(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return `new`, with the seconds of the other stages kept."""
+    return {**new, "seconds": {**old.get("seconds", {}), **new["seconds"]}}
+
+
+def run_export(run: str, to: str, dtype: str = "float32", tolerance: float | None = None) -> None:
+    """Export, print the proof."""
+    from cclm.checkpoint.export import PARITY_NAME, TOLERANCE, export
+    from cclm.checkpoint.model_card import model_card
+    from cclm.checkpoint.open import open_model
+    from cclm.track.atomic import replace_text
+    from cclm.track.facts import read_facts
+
+    chosen = next((name for name in TOLERANCE if name == dtype), None)
+    if chosen is None:
+        raise ConfigError(where="--dtype", expected=" or ".join(TOLERANCE), got=repr(dtype), do="Choose one of these.")
+    opened = open_model(Path(run))
+    if opened.run_folder is None:
+        raise ConfigError(where=run, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
+    facts = read_facts(opened.run_folder)
+    num_parameters = opened.model.num_parameters()
+    report = export(
+        opened,
+        Path(to),
+        card=lambda parity: model_card(facts, parity, num_parameters),
+        dtype=chosen,
+        tolerance=tolerance,
+    )
+    replace_text(opened.run_folder / PARITY_NAME, report.as_json())
+    say(f"exported {opened.origin} to {to}")
+    say(
+        f"a fresh process with transformers alone computes the same: max |Δ| {report.max_abs:.1e} "
+        f"(images {report.image_features.max_abs:.1e}, texts {report.text_features.max_abs:.1e}, "
+        f"matching logits {report.match_logits.max_abs:.1e}; allowed {report.tolerance:g})"
+    )
+
+
+def run_report(run: str, out: str | None = None) -> None:
+    """Write the page."""
+    from cclm.track.atomic import replace_text
+    from cclm.track.report import render
+    from cclm.track.report_data import report_data
+
+    path = Path(out) if out else Path(run) / "report.html"
+    replace_text(path, render(report_data(Path(run))))
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
