@@ -44,6 +44,7 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
     check_groups(groups, list(measurement.languages))
     results: Results = {
         "chance": _chance(measurement),
+        "members": {name: list(members) for name, members in groups.items()},
         "groups": _group_recalls(measurement, groups, None),
         "languages": _language_recalls(measurement, None),
         "standard_error": {

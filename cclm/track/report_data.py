@@ -1,0 +1,228 @@
+"""Fill a `ReportData` from a run folder: its facts and its log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cclm.track.facts import RunFacts, read_facts
+from cclm.track.metrics import MetricsLine, read_metrics
+from cclm.track.report import (
+    GalleryImage,
+    GalleryQuery,
+    GroupBlock,
+    Headline,
+    MatchingRow,
+    Panel,
+    RecallRow,
+    ReportData,
+)
+from cclm.track.svg import Reference, Series
+
+GROUP_TITLES = {
+    "english": "English",
+    "parallel_non_latin": "Parallel text only, non-Latin scripts",
+    "parallel_latin": "Parallel text only, Latin script",
+    "control": "Neither pictures nor parallel text (control)",
+}
+"""Names for the demonstration's groups; another group shows its own."""
+
+VIEWS = (("image_text", "Image–text view"), ("text_pair", "Text–text view"))
+MATCHING_PRIOR = {"loss": Reference(value=0.6365, label="prior"), "accuracy": Reference(value=2 / 3, label="prior")}
+"""Two wrong pairs stand beside each right one: what a head reaches that ignores its input."""
+
+
+def report_data(folder: Path) -> ReportData:
+    """Read a run folder.
+
+    Raises:
+        CclmError: there is no config.yaml.
+    """
+    facts = read_facts(folder)
+    lines = read_metrics(folder)
+    results = facts.results
+    groups = group_blocks(results)
+    matching, prior = matching_rows(results)
+    return ReportData(
+        title=facts.name,
+        lead=lead(facts, groups),
+        headlines=headlines(facts, groups),
+        panels=panels(lines),
+        groups=groups,
+        chance=results.get("chance") or {},
+        num_images=int((results.get("set") or {}).get("num_images", 0)),
+        rerank_note=rerank_note(results),
+        matching=matching,
+        matching_prior=prior,
+        gallery=[gallery_query(query) for query in facts.gallery],
+        sets=facts.sets,
+        stages=facts.stages,
+        environment=facts.environment,
+        seed=facts.seed,
+        parity_note=parity_note(facts.parity),
+        config_text=yaml.safe_dump(dict(facts.config), sort_keys=False, allow_unicode=True),
+    )
+
+
+def lead(facts: RunFacts, groups: Sequence[GroupBlock]) -> str:
+    """Return the sentences under the title."""
+    steps = f"{facts.steps:,} steps from scratch" if facts.steps else "Trained from scratch"
+    if not groups:
+        return f"A cross-view language model, {steps}. It was not measured yet."
+    return (
+        f"A cross-view language model, {steps}: the same encoders and losses for pictures with captions and for "
+        f"sentences with translations. Measured zero-shot on pictures that it has never seen, "
+        f"in {sum(len(block.languages) for block in groups)} languages."
+    )
+
+
+def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
+    """Return the large numbers: recall at 10 of each group, size, and time."""
+    chance = (facts.results.get("chance") or {}).get("t2i") or {}
+    found = [
+        Headline(
+            value=f"{block.row.recall['t2i']['r10']:.1f} %",
+            label=block.title,
+            note=f"text → image R@10, {block.row.recall['t2i']['r10'] / chance['r10']:.0f} × chance",
+        )
+        for block in groups
+    ]
+    parameters = (facts.results.get("model") or {}).get("num_parameters")
+    if parameters:
+        found.append(Headline(value=f"{parameters / 1e6:.1f} M", label="parameters", note="trained from scratch"))
+    seconds = {stage.name: stage.seconds for stage in facts.stages}.get("train")
+    if seconds:
+        found.append(Headline(value=f"{seconds / 60:.1f} min", label="training", note=facts.environment["machine"]))
+    return found
+
+
+def panels(lines: Sequence[MetricsLine]) -> list[tuple[str, list[Panel]]]:
+    """Return the charts by section; what was not logged has none."""
+    sections: list[tuple[str, list[Panel]]] = []
+    for view, title in VIEWS:
+        contrastive, match = ("itc", "itm") if view == "image_text" else ("ttc", "ttm")
+        found = [
+            Panel(
+                title=f"{contrastive.upper()} loss",
+                series=series(lines, {f"{view}/{contrastive}": ""}),
+                note="contrastive",
+            ),
+            Panel(
+                title=f"{match.upper()} loss",
+                series=series(lines, {f"{view}/{match}": ""}),
+                note="matching, hard negatives 1 : 2",
+                reference=MATCHING_PRIOR["loss"],
+                y_from_zero=False,
+            ),
+            Panel(
+                title="MLM loss", series=series(lines, {f"{view}/mlm": ""}), note="masked words, given the other side"
+            ),
+            Panel(
+                title="Accuracy",
+                series=series(lines, {f"{view}/{match}_accuracy": "matching", f"{view}/mlm_accuracy": "masked"}),
+                note="of matching and of masked words, in training",
+                reference=MATCHING_PRIOR["accuracy"],
+            ),
+        ]
+        sections.append((title, found))
+    speeds = {f"speed/{view}_samples_per_s": name for view, name in (("image_text", "images"), ("text_pair", "pairs"))}
+    rates = sorted({name for line in lines for name in line.values if name.startswith("learning_rate/")})
+    general = [
+        Panel(title="Total loss", series=series(lines, {"loss": ""})),
+        Panel(title="Temperature", series=series(lines, {"temperature": ""})),
+        Panel(title="Learning rate", series=series(lines, {rates[0]: ""} if rates else {})),
+        Panel(title="Gradient norm", series=series(lines, {"grad_norm": ""}), note="before clipping"),
+        Panel(title="Throughput", series=series(lines, speeds), note="samples per second"),
+        Panel(title="Waiting for data", series=series(lines, {"speed/data_wait": ""}), note="share of the time"),
+    ]
+    sections.append(("The run", general))
+    filled = [(title, [panel for panel in found if panel.series]) for title, found in sections]
+    return [(title, found) for title, found in filled if found]
+
+
+def series(lines: Sequence[MetricsLine], names: Mapping[str, str]) -> list[Series]:
+    """Return the logged values of some metrics, by metric → label on the chart; a metric without values is left out."""
+    found = []
+    for metric, label in names.items():
+        points = [(float(line.step), line.values[metric]) for line in lines if metric in line.values]
+        if points:
+            found.append(Series(name=label, x=[x for x, _ in points], y=[y for _, y in points]))
+    return found
+
+
+def group_blocks(results: Mapping[str, Any]) -> list[GroupBlock]:
+    """Return the groups with their languages; a language stands in the first group that the results put it in."""
+    if "groups" not in results:
+        return []
+    reranked = results.get("reranked") or {}
+    errors = results.get("standard_error") or {}
+
+    def row(kind: str, name: str) -> RecallRow:
+        return RecallRow(
+            name=name,
+            recall=results[kind][name],
+            error=(errors.get(kind) or {}).get(name) or {},
+            reranked=(reranked.get(kind) or {}).get(name),
+        )
+
+    members: Mapping[str, Sequence[str]] = results.get("members") or {"all languages": list(results["languages"])}
+    return [
+        GroupBlock(
+            title=GROUP_TITLES.get(name, name.replace("_", " ")),
+            row=row("groups", name),
+            languages=[row("languages", language) for language in members.get(name, ())],
+        )
+        for name in results["groups"]
+    ]
+
+
+def rerank_note(results: Mapping[str, Any]) -> str:
+    """Return how the re-ranked numbers came about."""
+    reranked = results.get("reranked")
+    if not reranked:
+        return ""
+    rule = reranked["rule"]
+    chosen = "weights chosen on the dev set" if "dev" in results else "weights as published"
+    score = f"{rule['match_weight']:g} · log-odds of a match + {rule['similarity_weight']:g} · cosine / temperature"
+    return (
+        f"Re-ranked: the fusion encoder looks at the {reranked['top_k']} best pairs of each query; "
+        f"score = {score}, {chosen}."
+    )
+
+
+def matching_rows(results: Mapping[str, Any]) -> tuple[list[MatchingRow], MatchingRow | None]:
+    """Return the matching head's scores and its prior."""
+    found = results.get("matching")
+    if not found:
+        return [], None
+    rows = [
+        MatchingRow(name=f"{language}, {kind} wrong pairs", accuracy=score["accuracy"], loss=score["loss"])
+        for language, kinds in found["languages"].items()
+        for kind, score in kinds.items()
+    ]
+    return rows, MatchingRow(name="prior", accuracy=found["prior"]["accuracy"], loss=found["prior"]["loss"])
+
+
+def gallery_query(query: Mapping[str, Any]) -> GalleryQuery:
+    """Return one query of gallery.json."""
+    return GalleryQuery(
+        language=query["language"],
+        text=query["text"],
+        meaning=query["meaning"],
+        rank=query["rank"],
+        images=[GalleryImage(uri=image["uri"], right=image["right"]) for image in query["images"]],
+    )
+
+
+def parity_note(parity: Mapping[str, Any]) -> str:
+    """Return what the export proved."""
+    if not parity:
+        return ""
+    return (
+        f"Exported and loaded again by a fresh process that had transformers and the exported folder only: largest "
+        f"difference {parity['max_abs']:.1e} (allowed {parity['tolerance']:g}) over the features of "
+        f"{parity['num_images']} pictures and {parity['num_texts']} texts and all their matching logits."
+    )
