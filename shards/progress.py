@@ -1,0 +1,67 @@
+"""A bar with throughput and ETA on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class WorkProgress:
+    """Counts work that is done; a context manager.
+
+    Args:
+        label: what is being done.
+        total: how much there is.
+        unit: of what, in the plural.
+        console: where to; a console that is no terminal gets a line every ten seconds.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, console: Console) -> None:
+        self._label, self._total, self._unit, self._console = label, total, unit, console
+        self._done, self._skipped, self._started = 0, 0, time.monotonic()
+        self._last_line = self._started
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> WorkProgress:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._label, total=self._total, rate="")
+            self._bar.start()
+        return self
+
+    def advance(self, amount: int, *, note: str = "", done_before: bool = False) -> None:
+        """Add finished work; what an earlier run did (`done_before`) does not count for the throughput."""
+        self._done += amount
+        self._skipped += amount if done_before else 0
+        rate = (self._done - self._skipped) / max(time.monotonic() - self._started, 1e-3)
+        if self._bar is not None:
+            self._bar.update(
+                self._task, advance=amount, rate=f"{rate:,.0f} {self._unit}/s", description=note or self._label
+            )
+        elif self._done >= self._total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self._total - self._done) / rate if rate > 0 else 0.0
+            self._console.print(
+                f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left",
+                highlight=False,
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

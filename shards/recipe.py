@@ -1,0 +1,140 @@
+"""A recipe: which shard sets to build, out of which corpora. All complaints about one come at once."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cclm.errors import ConfigError
+from cclm.types import View
+from shards.corpora.table import CORPORA
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRecipe:
+    """One shard set."""
+
+    view: View
+    """image_text or text_pair; must be the corpus's."""
+    corpus: str
+    """Name of a corpus in shards/corpora/table.py."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the corpus function."""
+    num_shards: int = 8
+    """Records are dealt to so many shards; a training stream wants at least as many as it has lanes."""
+    pairs_per_block: int = 4096
+    """Text pairs in one tar member (text sets only)."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """Licence by source, for the statistics of text sets (pictures carry their own)."""
+    max_bad_fraction: float = 0.0
+    """The build fails when a larger part of the records is refused."""
+    seed: int = 0
+    """Of the order of records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All sets of one recipe file."""
+
+    sets: Mapping[str, SetRecipe]
+    """By name, which is also the folder's name and the shards' prefix."""
+
+
+def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file with `sets: {NAME: {view: …, corpus: …, options: {…}, …}}`.
+        packages: given to corpora that have an argument `packages` and no option of that name.
+
+    Raises:
+        ConfigError: naming everything that is wrong with it.
+    """
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            expected="a recipe file", got=str(error.strerror), do="Check the path.", where=str(path)
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            expected="YAML", got=" ".join(str(error).split()), do="Correct the syntax.", where=str(path)
+        ) from error
+    complaints: list[str] = []
+    sets: dict[str, SetRecipe] = {}
+    if not isinstance(document, dict) or not isinstance(document.get("sets"), dict) or not document["sets"]:
+        complaints.append("no `sets:` with at least one set")
+    else:
+        complaints += _unknown(document, ["sets"], "")
+        for name, entry in document["sets"].items():
+            sets[name] = _set_of(str(name), entry, packages, complaints)
+    if complaints:
+        raise ConfigError(
+            expected="a recipe without mistakes",
+            got="; ".join(complaints),
+            do="Correct all of them; shards/recipes/demo.yaml is an example.",
+            where=str(path),
+        )
+    return Recipe(sets=sets)
+
+
+def _set_of(name: str, entry: object, packages: Path | None, complaints: list[str]) -> SetRecipe:
+    if not isinstance(entry, dict):
+        complaints.append(f"{name}: not a map")
+        return SetRecipe(view=View.IMAGE_TEXT, corpus="")
+    known = {item.name for item in fields(SetRecipe)}
+    needed = {item.name for item in fields(SetRecipe) if item.default is MISSING and item.default_factory is MISSING}
+    complaints += _unknown(entry, known, f"{name}.")
+    complaints += [f"{name}.{key}: missing" for key in sorted(needed - set(entry))]
+    values = {key: value for key, value in entry.items() if key in known}
+    complaints += _wrong_values(name, values)
+    corpus = str(values.get("corpus"))
+    if corpus in CORPORA:
+        view, function = CORPORA[corpus]
+        if values.get("view") != view.value:
+            complaints.append(f"{name}.view: corpus {corpus} yields {view.value}, not {values.get('view')}")
+        options = dict(values.get("options") or {})
+        parameters = inspect.signature(function).parameters
+        if packages is not None and "packages" in parameters:
+            options.setdefault("packages", str(packages))
+        complaints += _unknown(options, parameters, f"{name}.options.")
+        required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+        complaints += [f"{name}.options.{key}: missing" for key in required if key not in options]
+        return SetRecipe(**{**values, "view": view, "options": options})
+    if "corpus" in values:
+        complaints.append(f"{name}.corpus: {corpus!r} is not one of {', '.join(CORPORA)}")
+    return SetRecipe(view=View.IMAGE_TEXT, corpus=corpus)
+
+
+def _wrong_values(name: str, values: Mapping[str, Any]) -> list[str]:
+    wrong = [
+        f"{name}.{key}: {values[key]!r} is not a whole number of at least {least}"
+        for key, least in (("num_shards", 1), ("pairs_per_block", 1), ("seed", 0))
+        if key in values and (type(values[key]) is not int or values[key] < least)
+    ]
+    fraction = values.get("max_bad_fraction", 0)
+    if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
+        wrong.append(f"{name}.max_bad_fraction: {fraction!r} is not between 0 and 1")
+    wrong += [
+        f"{name}.{key}: {values[key]!r} is not a map"
+        for key in ("options", "licences")
+        if not isinstance(values.get(key, {}), dict)
+    ]
+    return wrong
+
+
+def _unknown(given: Mapping[str, Any], known: Collection[str], prefix: str) -> list[str]:
+    complaints = []
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), list(known), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(known))})"
+            complaints.append(f"{prefix}{key}: unknown{hint}")
+    return complaints
