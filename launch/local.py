@@ -97,14 +97,13 @@ class _Job:
 
     def collect(self) -> None:
         """Take note of every rank that has ended, and end what it left running."""
-        for rank, process in list(self.alive.items()):
-            # The dead leader is looked at but not yet reaped: so long its number cannot go to a stranger's group.
-            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                continue
+        dead = [(rank, end) for rank, process in self.alive.items() if (end := _look(process.pid)) is not None]
+        # Two deaths seen in one look have lost their order; a rank that was killed cannot be the other's consequence.
+        for rank, _ in sorted(dead, key=lambda item: item[1].si_code == os.CLD_EXITED):
+            process = self.alive.pop(rank)
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
             self.tell_guard(f"-{process.pid}")
-            del self.alive[rank]
             self.exits.append(RankExit(rank=rank, code=code, seconds=time.monotonic() - self.began))
             if code != 0 and self.first_failure is None:
                 self._fail(self.exits[-1])
@@ -140,6 +139,11 @@ class _Job:
         for process in self.alive.values():
             # Not yet reaped, so the number is still ours, even if the process has just died.
             os.kill(process.pid, number)
+
+
+def _look(pid: int) -> os.waitid_result | None:
+    """See whether a child has ended, without reaping it: so long its number cannot go to a stranger's group."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0) -> Outcome:

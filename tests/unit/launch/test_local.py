@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import local
 from launch.local import Outcome, RankExit, last_lines, run_plan
 from launch.plan import JobPlan
 
@@ -105,6 +106,18 @@ def test_a_killed_rank_gives_the_shells_code(plan_python: PlanMaker) -> None:
     outcome, said = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n" + SLEEP))
     assert outcome.code == 128 + signal.SIGKILL
     assert "rank 1: killed by SIGKILL" in said[0]
+
+
+def test_of_two_deaths_seen_at_once_the_violent_one_was_first(
+    plan_python: PlanMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_when_dead(pid: int) -> os.waitid_result | None:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(local, "_look", look_when_dead)
+    outcome, _ = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(1)\n"))
+    assert [(end.rank, end.code) for end in outcome.exits] == [(1, -signal.SIGKILL), (0, 1)]
+    assert outcome.code == 128 + signal.SIGKILL
 
 
 def test_a_rank_that_ignores_term_is_killed_with_its_children(plan_python: PlanMaker, tmp_path: Path) -> None:

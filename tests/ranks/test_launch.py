@@ -1,0 +1,50 @@
+"""Real ranks under the launcher: they meet, they agree, and the death of one does not leave the other waiting."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MEET = """
+import os, sys
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.tensor([float(dist.get_rank() + 1)])
+dist.all_reduce(total)
+"""
+FINISH = """
+print(f"total {total.item():g} threads {torch.get_num_threads()}", flush=True)
+dist.destroy_process_group()
+"""
+DIE_IN_A_COLLECTIVE = """
+if dist.get_rank() == 1:
+    os.kill(os.getpid(), 9)
+dist.all_reduce(total)
+"""
+
+
+def launch(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "program.py").write_text(code)
+    command = [sys.executable, "-m", "launch", "run", "--ranks", "2", "--threads-per-rank", "1"]
+    command += ["--run-folder", str(tmp_path / "run"), "--", "python", str(tmp_path / "program.py")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_two_ranks_meet_over_gloo(tmp_path: Path) -> None:
+    result = launch(tmp_path, MEET + FINISH)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "total 3 threads 1"
+    assert (tmp_path / "run/logs/rank_1.log").read_text().splitlines()[-1] == "total 3 threads 1"
+
+
+def test_a_rank_that_dies_in_a_collective_ends_the_job(tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = launch(tmp_path, MEET + DIE_IN_A_COLLECTIVE)
+    assert time.monotonic() - began < 60
+    assert result.returncode == 128 + signal.SIGKILL
+    assert "First of 2 rank(s): rank 1: killed by SIGKILL" in result.stderr
