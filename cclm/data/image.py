@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cclm.errors import DataError
 
+Triple = tuple[float, float, float]
 Method = Literal["random_resized_crop", "affine", "none"]
 Resample = Literal["bicubic", "bilinear", "box"]
 
@@ -52,9 +54,9 @@ class ImageTransformConfig:
     """Multiply by 1 ± at most this; 0 for none."""
     background: tuple[int, int, int] = (255, 255, 255)
     """affine: colour that shows where the picture was moved away."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    mean: Triple = (0.48145466, 0.4578275, 0.40821073)
     """Subtracted from each channel (values in 0 … 1)."""
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    std: Triple = (0.26862954, 0.26130258, 0.27577711)
     """Each channel is divided by it."""
     cache_bytes: int = 0
     """Memory for decoded pictures in each process; 0 for none."""
@@ -194,11 +196,17 @@ def _jitter(image: Image.Image, config: ImageTransformConfig, flip: bool, draws:
 
 def _normalised(image: Image.Image, light: float, config: ImageTransformConfig) -> NDArray[np.float32]:
     """HWC bytes → CHW float32: brighten, clip at white, subtract the mean, divide by the deviation."""
-    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (config.mean, config.std))
-    pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
+    gain, offset = _gain_offset(config.mean, config.std)
+    pixels: NDArray[np.float32] = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
     if light != 1.0:
         pixels *= np.float32(light)
         np.minimum(pixels, np.float32(255.0), out=pixels)
-    pixels *= 1 / (255 * std)
-    pixels -= mean / std
+    pixels *= gain
+    pixels -= offset
     return pixels
+
+
+@lru_cache(maxsize=8)
+def _gain_offset(mean: Triple, std: Triple) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    mean_C, std_C = np.array(mean)[:, None, None], np.array(std)[:, None, None]
+    return (1 / (255 * std_C)).astype(np.float32), (mean_C / std_C).astype(np.float32)

@@ -6,6 +6,8 @@ step ──► slots of this rank ──► addresses ──► records ──�
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +17,7 @@ from cclm.data.collate import collate_image_text, collate_text_pairs
 from cclm.data.config import DataConfig, validate
 from cclm.data.source import ImageTextSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
+from cclm.errors import DataError
 
 
 class StepDataset(Dataset[Batch]):
@@ -80,9 +83,25 @@ class StepDataset(Dataset[Batch]):
         return collate_text_pairs(samples, self.tokenizer.pad_id, self.config.pad_multiple)
 
 
+class StepLoader:
+    """The batches of some steps, in order; made by `make_loader`. Iterating again starts again."""
+
+    def __init__(self, loader: DataLoader[Any], num_steps: int) -> None:
+        self._loader, self._num_steps = loader, num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._loader:
+            if isinstance(item, _Failure):
+                raise item.kind(**item.told)
+            yield item
+
+
 def make_loader(
     dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Batch]:
+) -> StepLoader:
     """Iterate over the batches of steps start_step … stop_step − 1, in order.
 
     Args:
@@ -92,8 +111,8 @@ def make_loader(
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
         pin_memory: put the tensors into page-locked memory (CUDA only).
     """
-    return DataLoader(
-        dataset,
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),
         batch_size=None,
         sampler=range(start_step, stop_step),
         num_workers=num_workers,
@@ -101,6 +120,29 @@ def make_loader(
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
     )
+    return StepLoader(loader, max(0, stop_step - start_step))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's error on its way out of a worker: torch would turn it into a RuntimeError with a stack trace inside."""
+
+    kind: type[DataError]
+    told: dict[str, str]
+
+
+class _Guarded(Dataset[Any]):
+    """Hands errors for users over as values."""
+
+    def __init__(self, dataset: StepDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> Batch | _Failure:
+        try:
+            return self._dataset[step]
+        except DataError as error:
+            told = {name: getattr(error, name) for name in ("reason", "expected", "got", "do", "where")}
+            return _Failure(type(error), told)
 
 
 def _unchanged(batch: Any) -> Any:

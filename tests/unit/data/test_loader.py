@@ -198,6 +198,22 @@ def test_a_neighbourhood_of_broken_pictures_ends_the_run(
     assert caught.value.reason == "neighbourhood_broken"
 
 
+def test_an_error_leaves_a_worker_as_it_is(tmp_path: Path, change: Change, tokenizer: TextTokenizer) -> None:
+    dataset = StepDataset(bad_config(tmp_path, set(range(40)), change), tokenizer, 5)
+    told = []
+    for num_workers in (0, 1):
+        with pytest.raises(DataError) as caught:
+            list(make_loader(dataset, 0, 2, num_workers))
+        told.append((caught.value.reason, str(caught.value)))
+    assert told[0] == told[1] and told[0][0] == "neighbourhood_broken"
+
+
+def test_a_loader_knows_its_length_and_can_be_walked_twice(config: DataConfig, tokenizer: TextTokenizer) -> None:
+    loader = make_loader(StepDataset(config, tokenizer, 5), 4, 6)
+    assert len(loader) == 2 and len(make_loader(StepDataset(config, tokenizer, 5), 6, 4)) == 0
+    assert [batch.step for batch in loader] == [batch.step for batch in loader] == [4, 5]
+
+
 def test_captions_of_one_language_only(change: Change, tokenizer: TextTokenizer) -> None:
     german = StepDataset(change("image_text", languages=("de",)), tokenizer, 5)[0].image_text
     assert german is not None

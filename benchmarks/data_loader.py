@@ -1,0 +1,144 @@
+"""How much processor time one rank's batch takes to build, on a corpus made up to look like the demonstration's.
+
+    python -m benchmarks.data_loader [--size 32] [--seconds 6]
+
+Prints one table: milliseconds of processor time for a rank's share of a step (64 pictures with captions; 32 sentences
+with 6 translations each), for the first epoch (nothing in memory yet) and after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
+from cclm.data.image import ImageTransformConfig
+from cclm.data.loader import StepDataset
+from cclm.data.tokens import TextTokenizer
+from cclm.shardfile.manifest import Manifest
+from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
+from cclm.types import ImageTextRecord, TextPair, View
+
+NUM_IMAGES, NUM_GROUPS, NUM_LANGUAGES = 6000, 1800, 20
+
+
+def icon(number: int) -> bytes:
+    """A smooth 64 × 64 picture with transparency, about as large as a rendered icon."""
+    generator = np.random.default_rng(number)
+    small = Image.fromarray(generator.integers(0, 256, (6, 6, 4), dtype=np.uint8))
+    stream = io.BytesIO()
+    small.resize((64, 64), Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def phrase(generator: np.random.Generator, words: int) -> str:
+    """Some letters in groups."""
+    return " ".join("".join(chr(97 + letter) for letter in generator.integers(0, 26, 5)) for _ in range(words))
+
+
+def write_sets(folder: Path) -> tuple[Path, Path]:
+    """Write an image set and a text set."""
+    generator = np.random.default_rng(0)
+    with ImageTextShardWriter(folder / "images", "images", max_samples=1000) as images:
+        for number in range(NUM_IMAGES):
+            names = [phrase(generator, 2) for _ in range(4)]
+            images.add(
+                ImageTextRecord(
+                    key=f"k{number}",
+                    image=icon(number),
+                    image_format="png",
+                    captions={"en": names},
+                    source="artist",
+                    licence="MIT",
+                )
+            )
+        Manifest(view=View.IMAGE_TEXT, shards=images.close()).save(folder / "images")
+    with TextPairShardWriter(folder / "pairs", "pairs") as pairs:
+        for number in range(NUM_GROUPS):
+            name = phrase(generator, 2)
+            pairs.add_group(
+                [
+                    TextPair(
+                        text_a=name,
+                        lang_a="en",
+                        text_b=phrase(generator, 2),
+                        lang_b=f"l{language}",
+                        source="names",
+                        group=f"g{number}",
+                    )
+                    for language in range(NUM_LANGUAGES)
+                ]
+            )
+        Manifest(view=View.TEXT_PAIR, shards=pairs.close()).save(folder / "pairs")
+    return folder / "images", folder / "pairs"
+
+
+def character_tokenizer() -> TextTokenizer:
+    """One token a letter: longer texts than the demonstration's tokenizer makes."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *map(chr, range(97, 123))]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return TextTokenizer(tokenizer)
+
+
+def demo_like(images: Path, pairs: Path, size: int) -> DataConfig:
+    """The demonstration's amounts."""
+    transform = ImageTransformConfig(
+        size=size, method="affine", resample="box", flip_probability=0.2, cache_bytes=1 << 28
+    )
+    return DataConfig(
+        tokenizer="",
+        image_text=ImageTextDataConfig(
+            shards=(str(images),), first_caption_probability=0.6, max_tokens=14, transform=transform, window=4096
+        ),
+        text_pair=TextPairDataConfig(
+            shards=(str(pairs),),
+            batch_size=64,
+            pairs_per_sample=6,
+            negative_group=32,
+            max_tokens=14,
+            cache_groups=1 << 14,
+        ),
+    )
+
+
+def milliseconds(dataset: StepDataset, start: int, seconds: float) -> tuple[float, int]:
+    """Mean time of a step from `start` on, and the next step."""
+    step, begin = start, time.process_time()
+    while time.process_time() - begin < seconds:
+        dataset[step]
+        step += 1
+    return 1000 * (time.process_time() - begin) / (step - start), step
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=32, help="pixels")
+    parser.add_argument("--seconds", type=float, default=6.0, help="per row")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = demo_like(*write_sets(Path(folder)), arguments.size)
+        print(f"{'rank 0 of 2':24}{'first pass, ms':>16}{'in memory, ms':>16}")
+        for name, variant in (
+            ("images", replace(config, text_pair=None)),
+            ("sentences", replace(config, image_text=None)),
+            ("both", config),
+        ):
+            dataset = StepDataset(variant, character_tokenizer(), 0, 0, 2)
+            cold, _ = milliseconds(dataset, 0, 1.0)
+            milliseconds(dataset, 0, arguments.seconds)
+            warm, _ = milliseconds(dataset, 1000, arguments.seconds)
+            print(f"{name:24}{cold:16.1f}{warm:16.1f}")
+
+
+if __name__ == "__main__":
+    main()

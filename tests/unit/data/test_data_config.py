@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from cclm.data.config import DataConfig, validate
+from cclm.data.image import ImageTransformConfig
+from cclm.data.masking import MaskingConfig
+from cclm.errors import ConfigError
+
+Change = Callable[..., DataConfig]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_good_config_passes(config: DataConfig, world_size: int) -> None:
+    validate(config, world_size)
+
+
+@pytest.mark.parametrize(
+    ("view", "changes", "words"),
+    [
+        ("image_text", {"batch_size": 2}, "batch_size 2 is a multiple of negative_group 4"),
+        ("image_text", {"matching_rows": 6}, "matching_rows 6: equally many for each of 4 groups"),
+        ("image_text", {"matching_rows": 20}, "at most 16"),
+        ("image_text", {"num_lanes": 5}, "num_lanes 5 is a multiple or a divisor of batch_size 16"),
+        ("image_text", {"weights": (1.0,)}, "one for each of the 2 shards"),
+        ("image_text", {"weights": (1.0, 0.0)}, "weights are positive"),
+        ("image_text", {"shards": (), "weights": None}, "names at least one folder"),
+        ("image_text", {"window": 0}, "are at least 1"),
+        ("image_text", {"max_tokens": 2}, "max_tokens is at least 3"),
+        ("image_text", {"masking": MaskingConfig(max_masks=0)}, "max_masks at least 1"),
+        ("image_text", {"first_caption_probability": 1.5}, "first_caption_probability is a probability"),
+        ("image_text", {"languages": ()}, "name at least one, or leave it out"),
+        ("image_text", {"transform": ImageTransformConfig(crop_area=(0.5, 0.2))}, "0 < low ≤ high ≤ 1"),
+        ("image_text", {"transform": ImageTransformConfig(crop_ratio=(0.0, 1.0))}, "crop_ratio: 0 < low ≤ high"),
+        ("image_text", {"transform": ImageTransformConfig(scale=1.0)}, "scale below 1"),
+        ("image_text", {"transform": ImageTransformConfig(std=(1.0, 0.0, 1.0))}, "size and std are positive"),
+        ("text_pair", {"pairs_per_sample": 0}, "pairs_per_sample is at least 1"),
+        ("text_pair", {"swap_probability": -0.1}, "swap_probability is a probability"),
+    ],
+)
+def test_each_contradiction_has_its_sentence(change: Change, view: str, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(change(view, **changes))
+    assert words in str(caught.value)
+    assert str(caught.value).count("\n  - ") == 1
+
+
+def test_all_complaints_come_at_once(config: DataConfig, change: Change) -> None:
+    broken = replace(change("image_text", num_lanes=5, matching_rows=6), bad_sample_limit=2.0, num_workers=-1)
+    with pytest.raises(ConfigError) as caught:
+        validate(broken, world_size=8)
+    for words in ("bad_sample_limit", "num_workers", "4 negative groups divide evenly among 8 ranks", "num_lanes 5"):
+        assert words in str(caught.value)
+
+
+def test_a_config_without_views_is_refused(config: DataConfig) -> None:
+    with pytest.raises(ConfigError, match="give image_text or text_pair"):
+        validate(replace(config, image_text=None, text_pair=None))

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cclm.data.image import ImageTransformConfig, crop_box, decode_image, eval_image, prepare, train_image
+from cclm.errors import DataError
+
+PLAIN = ImageTransformConfig(size=16, method="affine", resample="box", mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 1.0))
+STILL = replace(PLAIN, scale=0.0, rotation_rad=0.0, shift=0.0, brightness=0.0, flip_probability=0.0)
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def by_the_book(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float64]:
+    values = np.asarray(image, dtype=np.float64) / 255
+    return ((values - np.array(config.mean)) / np.array(config.std)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_a_picture_is_decoded_as_stored(image_format: str) -> None:
+    image = noise(9, 5)
+    assert np.array_equal(decode_image(encoded(image, image_format, lossless=True)), image)
+
+
+def test_transparency_becomes_white() -> None:
+    pixels = np.zeros((2, 2, 4), dtype=np.uint8)
+    pixels[0, 0] = (200, 0, 0, 255)
+    pixels[0, 1] = (200, 0, 0, 0)
+    pixels[1, 0] = (0, 0, 0, 51)
+    found = np.asarray(decode_image(encoded(Image.fromarray(pixels))))
+    assert found.tolist()[0] == [[200, 0, 0], [255, 255, 255]]
+    assert found[1, 0].tolist() == [204, 204, 204]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image_format = "TIFF" if mode == "CMYK" else "PNG"
+    image = Image.new(mode, (4, 3)) if mode == "I;16" else noise(4, 3).convert(mode)
+    found = decode_image(encoded(image, image_format))
+    assert found.mode == "RGB" and found.size == (4, 3)
+
+
+def test_a_transparent_palette_becomes_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    found = np.asarray(decode_image(encoded(image, transparency=1)))
+    assert found.tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_cut_picture_is_truncated(image_format: str, share: float) -> None:
+    data = encoded(noise(64, 64), image_format)
+    with pytest.raises(DataError, match="expected a complete PNG, JPEG or WebP file") as caught:
+        decode_image(data[: int(len(data) * share)])
+    assert caught.value.reason == "image_truncated"
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(99) + b"IEND\xaeB`\x82", bytes(1000)])
+def test_what_is_no_picture_is_broken(data: bytes) -> None:
+    with pytest.raises(DataError) as caught:
+        decode_image(data)
+    assert caught.value.reason == "image_broken"
+    assert "0x" not in str(caught.value)  # the same sentence each time
+
+
+def test_flipped_bits_are_broken_or_harmless() -> None:
+    data = bytearray(encoded(noise(32, 32)))
+    data[60:90] = bytes(30)
+    with pytest.raises(DataError) as caught:
+        decode_image(bytes(data))
+    assert caught.value.reason == "image_broken"
+
+
+def test_evaluation_resizes_and_normalises() -> None:
+    image = noise(32, 16)
+    found = eval_image(image, PLAIN)
+    assert found.shape == (3, 16, 16) and found.dtype == np.float32 and found.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(found, by_the_book(image.resize((16, 16), Image.Resampling.BOX), PLAIN), atol=1e-5)
+    averaged = np.asarray(noise(32, 32), dtype=np.float64).reshape(16, 2, 16, 2, 3).mean((1, 3))
+    reduced = np.asarray(prepare(noise(32, 32), PLAIN), dtype=np.float64)
+    assert np.abs(reduced - averaged).max() <= 1.0  # rounded to bytes, in two passes
+
+
+def test_a_jitter_of_nothing_is_the_evaluation_transform() -> None:
+    image = noise(16, 16)
+    np.testing.assert_array_equal(train_image(image, STILL, np.random.default_rng(0)), eval_image(image, STILL))
+
+
+def test_a_flip_mirrors() -> None:
+    image = noise(16, 16)
+    flipped = train_image(image, replace(STILL, flip_probability=1.0), np.random.default_rng(0))
+    np.testing.assert_allclose(flipped, eval_image(image, STILL)[:, :, ::-1], atol=1e-6)
+
+
+def test_brightness_scales_and_stops_at_white() -> None:
+    image = Image.new("RGB", (16, 16), (100, 100, 250))
+    config = replace(STILL, brightness=0.2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    generator = np.random.default_rng(0)
+    values = np.array([train_image(image, config, generator)[:, 0, 0] * 255 for _ in range(300)])
+    factor = values[:, 0] / 100
+    assert 0.8 <= factor.min() < 0.82 and 1.18 < factor.max() <= 1.2
+    np.testing.assert_allclose(values[:, 2], np.minimum(255, 250 * factor), rtol=1e-5)
+
+
+def dot_moves(config: ImageTransformConfig, at: tuple[int, int]) -> NDArray[np.float64]:
+    """Where the centre of a dark dot goes, relative to the middle of the picture, in pixels."""
+    pixels = np.full((64, 64, 3), 255, dtype=np.uint8)
+    pixels[at[1] - 2 : at[1] + 2, at[0] - 2 : at[0] + 2] = 0
+    image, generator, places = Image.fromarray(pixels), np.random.default_rng(4), []
+    config = replace(config, size=64, mean=(1.0, 1.0, 1.0), std=(1.0, 1.0, 1.0))
+    for _ in range(400):
+        dark = -train_image(image, config, generator)[0].astype(np.float64)
+        grid = np.arange(64) + 0.5 - 32
+        places.append([(dark.sum(0) * grid).sum() / dark.sum(), (dark.sum(1) * grid).sum() / dark.sum()])
+    return np.array(places)
+
+
+def test_shift_scale_and_rotation_stay_in_their_ranges() -> None:
+    shifted = dot_moves(replace(STILL, shift=0.075), (32, 32))
+    assert np.abs(shifted).max() <= 0.075 * 64 + 0.1 and np.abs(shifted).max(0).min() > 0.07 * 64
+    scaled = dot_moves(replace(STILL, scale=0.125), (48, 32))[:, 0] / 16
+    assert 0.87 <= scaled.min() < 0.89 and 1.11 < scaled.max() <= 1.13
+    turned = dot_moves(replace(STILL, rotation_rad=0.25), (52, 32))
+    angle = np.arctan2(turned[:, 1], turned[:, 0])
+    assert np.abs(angle).max() <= 0.26 and angle.max() > 0.24 and angle.min() < -0.24
+    np.testing.assert_allclose(np.hypot(*turned.T), 20, atol=0.4)
+
+
+def test_what_is_moved_away_shows_the_background() -> None:
+    image = Image.new("RGB", (16, 16), (0, 0, 0))
+    config = replace(STILL, shift=0.3, background=(255, 0, 0), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    found = train_image(image, config, np.random.default_rng(1))
+    assert found[0].max() == 1.0 and found[1:].max() == 0.0
+
+
+def test_crops_have_the_areas_and_shapes_that_were_asked_for() -> None:
+    config = ImageTransformConfig(size=8)
+    generator, areas, ratios = np.random.default_rng(0), [], []
+    for _ in range(3000):
+        left, top, right, bottom = crop_box(200, 200, config, generator.random(24).tolist())
+        assert 0 <= left < right <= 200 and 0 <= top < bottom <= 200
+        areas.append((right - left) * (bottom - top) / 40000)
+        ratios.append(math.log((right - left) / (bottom - top)))
+    assert min(areas) > 0.19 and max(areas) <= 1.0
+    assert np.mean(areas) == pytest.approx(0.538, abs=0.015)  # 0.6, had all large ones fitted
+    assert max(np.abs(ratios)) < math.log(4 / 3) + 0.03 and abs(np.mean(ratios)) < 0.02
+
+
+@pytest.mark.parametrize(("width", "height", "expected"), [(100, 10, (43, 0, 56, 10)), (10, 100, (0, 43, 10, 56))])
+def test_a_strip_gets_its_central_crop(width: int, height: int, expected: tuple[int, int, int, int]) -> None:
+    config = ImageTransformConfig(size=8, crop_area=(1.0, 1.0))
+    assert crop_box(width, height, config, [0.5] * 24) == expected
+
+
+def test_a_crop_of_everything_is_the_evaluation_transform() -> None:
+    image = noise(32, 32)
+    config = ImageTransformConfig(
+        size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), brightness=0.0, flip_probability=0.0
+    )
+    np.testing.assert_array_equal(train_image(image, config, np.random.default_rng(0)), eval_image(image, config))
+    flipped = train_image(image, replace(config, flip_probability=1.0), np.random.default_rng(0))
+    np.testing.assert_array_equal(flipped, eval_image(image, config)[:, :, ::-1])
+
+
+@pytest.mark.parametrize("method", ["affine", "random_resized_crop"])
+def test_the_generator_decides(method: str) -> None:
+    config = replace(PLAIN, method=method)
+    image = prepare(noise(40, 30), config)
+    first, again, other = (train_image(image, config, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_no_augmentation_at_all() -> None:
+    config = replace(PLAIN, method="none")
+    image = noise(16, 16)
+    assert np.array_equal(train_image(image, config, np.random.default_rng(0)), eval_image(image, config))
+
+
+def test_a_small_picture_is_quick() -> None:
+    config = replace(PLAIN, size=64)
+    image, generator = noise(64, 64), np.random.default_rng(0)
+    times = []
+    for _ in range(60):
+        begin = time.process_time_ns()
+        train_image(image, config, generator)
+        times.append(time.process_time_ns() - begin)
+    assert min(times) < 1e6  # 0.15 ms where it was measured; the best of many, with room for slower machines

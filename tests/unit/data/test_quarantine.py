@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cclm.data.batch import BadSample
+from cclm.data.quarantine import Quarantine
+
+
+def bad(key: str, reason: str = "image_broken") -> BadSample:
+    return BadSample(
+        view="image_text", source="set", shard="a.tar", offset=512, key=key, reason=reason, message=f"{key} is bad"
+    )
+
+
+def test_samples_are_kept_and_counted(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    assert quarantine.total == 0 and quarantine.summary() == "no bad samples"
+    quarantine.add(3, [bad("a"), bad("b", "json_broken")])
+    quarantine.add(4, [bad("c")])
+    assert quarantine.total == 3
+    assert quarantine.summary() == "2 × image_broken in set; 1 × json_broken in set"
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert lines[0] == {
+        "step": 3,
+        "view": "image_text",
+        "source": "set",
+        "shard": "a.tar",
+        "offset": 512,
+        "key": "a",
+        "reason": "image_broken",
+        "message": "a is bad",
+    }
+
+
+def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    first = Quarantine(path)
+    for step in range(6):
+        first.add(step, [bad(f"k{step}")])
+    whole = path.read_bytes()
+    second = Quarantine(path, next_step=4)
+    assert second.total == 4 and second.counts["image_broken", "set"] == 4
+    for step in (4, 5):
+        second.add(step, [bad(f"k{step}")])
+    assert path.read_bytes() == whole and second.total == 6
+
+
+def test_a_step_without_bad_samples_writes_nothing(tmp_path: Path) -> None:
+    Quarantine(tmp_path / "quarantine.jsonl").add(0, [])
+    assert not (tmp_path / "quarantine.jsonl").exists()
