@@ -1,0 +1,141 @@
+"""The training loop, in the order of life. It knows no ranks, no precision and no views."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cclm.checkpoint.save import save_checkpoint
+from cclm.data.batch import Batch
+from cclm.data.ledger import LedgerFile, step_sum
+from cclm.data.quarantine import Quarantine
+from cclm.dist.collectives import Collectives
+from cclm.engine.protocol import Engine
+from cclm.errors import CclmError, DataError
+from cclm.track.metrics import MetricsLog
+from cclm.track.progress import Progress
+from cclm.track.status import DoneMarker, RankStatus
+from cclm.track.throughput import Throughput
+from pretrain.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a training loop needs, wired by `pretrain.build`."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device
+    engine: Engine
+    collectives: Collectives
+    batches: Iterable[Batch]
+    start_step: int
+    log: MetricsLog
+    progress: Progress
+    throughput: Throughput
+    status: RankStatus
+    ledger: LedgerFile | None
+    quarantine: Quarantine
+    done: DoneMarker
+
+
+def train(run: Run) -> None:
+    """Train from `run.start_step` to the configured number of steps, then write the done marker.
+
+    Raises:
+        CclmError: the loss is not finite, or too many samples were bad; on every rank alike.
+    """
+    config, engine = run.config, run.engine
+    batches = iter(run.batches)
+    began = time.monotonic()
+    sums: list[dict[str, int]] = []
+    num_bad = num_read = 0
+    run.status.write(step=run.start_step, phase="training")
+    for step in range(run.start_step, config.steps):
+        with run.throughput.data_wait():
+            batch = next(batches)
+        if batch.step != step:
+            raise AssertionError(f"the loader gave step {batch.step} at step {step}")
+        losses = engine.forward(batch.to(run.device))
+        engine.backward(losses)
+        statistics = engine.update(step)
+
+        sums.append(ledger_sums(batch))
+        run.quarantine.add(step, batch.bad_samples)
+        num_bad, num_read = num_bad + len(batch.bad_samples), num_read + sum(sample_counts(batch).values())
+        run.throughput.step(sample_counts(batch))
+
+        is_last = step + 1 == config.steps
+        is_saving = is_last or (step + 1) % config.checkpoint.every_steps == 0
+        if is_saving or (step + 1) % config.track.every_steps == 0:
+            values = engine.reduce_mean(
+                {**losses.metrics, "bad": torch.tensor(float(num_bad)), "read": torch.tensor(float(num_read))}
+            )
+            bad_share = values.pop("bad") / max(1.0, values.pop("read"))
+            refuse_bad_values(step, values, bad_share, config)
+            write_ledger(run, step + 1 - len(sums), sums)
+            sums.clear()
+            speed = run.throughput.summary()
+            rates = {f"learning_rate/{name}": rate for name, rate in statistics.learning_rates.items()}
+            run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **rates, "bad_share": bad_share, **speed})
+            run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
+            run.status.write(step=step + 1, phase="training")
+        if is_saving:
+            save_checkpoint(engine, run.folder, step + 1, {"step": step + 1}, keep=config.checkpoint.keep)
+            run.throughput.restart()
+    run.status.write(step=config.steps, phase="done")
+    run.done.write(step=config.steps, seconds=time.monotonic() - began)
+
+
+def sample_counts(batch: Batch) -> dict[str, int]:
+    """Samples of this rank's share by view: pictures, and sentence pairs."""
+    counts = {}
+    if batch.image_text is not None:
+        counts["image_text"] = batch.image_text.ledger_B.shape[0]
+    if batch.text_pair is not None:
+        counts["text_pair"] = batch.text_pair.first_P.shape[0]
+    return counts
+
+
+def ledger_sums(batch: Batch) -> dict[str, int]:
+    """Wrapping sums of this rank's sample hashes by view."""
+    sums = {}
+    if batch.image_text is not None:
+        sums["image_text"] = step_sum(batch.image_text.ledger_B.numpy())
+    if batch.text_pair is not None:
+        sums["text_pair"] = step_sum(batch.text_pair.ledger_S.numpy())
+    return sums
+
+
+def write_ledger(run: Run, first_step: int, sums: list[dict[str, int]]) -> None:
+    """Add up the ranks' sums of the last steps, in one collective, and write them on rank 0."""
+    views = sorted(sums[0])
+    total = run.collectives.sum(torch.tensor([[of_step[view] for view in views] for of_step in sums]))
+    if run.ledger is not None:
+        for index, row in enumerate(total.tolist()):
+            run.ledger.append(first_step + index, dict(zip(views, row, strict=True)))
+
+
+def refuse_bad_values(step: int, values: dict[str, float], bad_share: float, config: RunConfig) -> None:
+    """Stop the run, on every rank alike, when the loss is not finite or too many samples are bad."""
+    if not math.isfinite(values["loss"]):
+        names = sorted(name for name, value in values.items() if not math.isfinite(value))
+        raise CclmError(
+            where=f"step {step}",
+            expected="a finite loss",
+            got=", ".join(names) + " not finite",
+            do="Lower the learning rate or look at the batches since the last log line; the last checkpoint is intact.",
+        )
+    if bad_share > config.data.bad_sample_limit:
+        raise DataError(
+            reason="too_many_bad_samples",
+            where=f"step {step}",
+            expected=f"at most {config.data.bad_sample_limit:.2%} bad samples",
+            got=f"{bad_share:.2%}",
+            do="Read quarantine.jsonl in the run folder, repair the shards or raise data.bad_sample_limit.",
+        )

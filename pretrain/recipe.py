@@ -1,0 +1,173 @@
+"""Reading a recipe: YAML plus dotted overrides into a checked `RunConfig`, with all complaints at once."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from cclm.errors import ConfigError
+from pretrain.config import RunConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def make_parser() -> ArgumentParser:
+    """Build the command line: `--recipe NAME|PATH`, every field of `RunConfig` as a dotted option."""
+    parser = ArgumentParser(
+        prog="python -m pretrain",
+        description="Pre-train a cross-view language model. Started again with the same run folder, it resumes.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--recipe", action="config", help="a name from pretrain/recipes/ or a path to a YAML file")
+    parser.add_class_arguments(RunConfig, nested_key=None)
+    return parser
+
+
+def read_config(arguments: Sequence[str]) -> RunConfig:
+    """Parse a command line into a configuration.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest right one), wrong types, contradictions; all of them at once.
+    """
+    parser = make_parser()
+    arguments = [resolve_recipe(argument, previous) for previous, argument in zip(["", *arguments], arguments)]
+    refuse_unknown_keys(arguments)
+    try:
+        values = parser.instantiate(parser.parse_args(arguments))
+        config = RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
+    except ConfigError:
+        raise
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(
+            where="configuration",
+            expected="values of the documented types",
+            got=" ".join(str(error).split()),
+            do="See `python -m pretrain --help` for every option with its meaning.",
+        ) from error
+    check(config)
+    return config
+
+
+def resolve_recipe(argument: str, previous: str) -> str:
+    """Turn `--recipe demo` and `--recipe=demo` into the path of the shipped file; leave anything else alone."""
+    if argument.startswith("--recipe="):
+        return "--recipe=" + resolve_recipe(argument.removeprefix("--recipe="), "--recipe")
+    if previous != "--recipe" or Path(argument).exists():
+        return argument
+    shipped = RECIPES / f"{argument}.yaml"
+    if shipped.exists():
+        return str(shipped)
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise ConfigError(
+        where="--recipe",
+        expected="the path of a YAML file or one of " + ", ".join(names),
+        got=repr(argument),
+        do="Check the name.",
+    )
+
+
+def refuse_unknown_keys(arguments: Sequence[str]) -> None:
+    """Complain about every unknown key of the recipe files and the dotted overrides in one error."""
+    complaints = []
+    for place, key in given_keys(arguments):
+        known = set(known_keys(RunConfig))
+        if key in known or any(key.startswith(f"{free}.") for free in FREE_KEYS):
+            continue
+        nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+        complaints.append(f"{key} ({place})" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    if complaints:
+        raise ConfigError(
+            where="configuration",
+            expected="known keys",
+            got="unknown: " + ", ".join(complaints),
+            do="Correct or remove them; `python -m pretrain --help` lists every key.",
+        )
+
+
+FREE_KEYS = ("optimizer.module_multipliers", "optimizer.weight_decay_multipliers")
+"""Mappings whose keys are prefixes of parameter names, checked by the optimizer."""
+
+
+def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (place, dotted key) of everything that the user wrote."""
+    for previous, argument in zip(["", *arguments], arguments):
+        path = argument.removeprefix("--recipe=") if argument.startswith("--recipe=") else argument
+        if previous == "--recipe" or argument.startswith("--recipe="):
+            with Path(path).open(encoding="utf-8") as stream:
+                content = yaml.safe_load(stream)
+            if not isinstance(content, dict):
+                raise ConfigError(
+                    where=path, expected="a YAML mapping", got=type(content).__name__, do="Start from a shipped recipe."
+                )
+            yield from ((path, key) for key in flatten(content))
+        elif argument.startswith("--") and argument not in ("--recipe", "--help", "--print_config"):
+            name = argument[2:].split("=", 1)[0]
+            if not name.startswith("print_config"):
+                yield "command line", name
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every leaf of a nested mapping."""
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value and path not in FREE_KEYS:
+            yield from flatten(value, f"{path}.")
+        else:
+            yield path
+
+
+def known_keys(owner: type, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every field of a dataclass tree, inner nodes included."""
+    hints = get_type_hints(owner)
+    for item in fields(owner):
+        path = f"{prefix}{item.name}"
+        yield path
+        for candidate in unwrap(hints[item.name]):
+            if is_dataclass(candidate) and inspect.isclass(candidate):
+                yield from known_keys(candidate, f"{path}.")
+
+
+def unwrap(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the hint itself."""
+    is_union = get_origin(hint) is Union or type(hint).__name__ == "UnionType"
+    return get_args(hint) if is_union else (hint,)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse contradictions between the parts, all of them at once.
+
+    Raises:
+        ConfigError: listing every complaint.
+    """
+    complaints = list(contradictions(config))
+    if complaints:
+        raise ConfigError(
+            where="configuration",
+            expected="parts that agree",
+            got="; ".join(complaints),
+            do="Change one side of each; nothing was started.",
+        )
+
+
+def contradictions(config: RunConfig) -> Iterator[str]:
+    """Yield one sentence for each contradiction."""
+    if config.engine == "plain" and config.precision != "fp32":
+        yield f"engine plain runs in fp32, not {config.precision}"
+    for name in ("every_steps", "keep"):
+        if getattr(config.checkpoint, name) < 1:
+            yield f"checkpoint.{name} must be at least 1"
+    if config.track.every_steps < 1:
+        yield "track.every_steps must be at least 1"
+
+
+def command_line() -> list[str]:
+    """Return this process's arguments."""
+    return sys.argv[1:]

@@ -1,0 +1,94 @@
+"""kill -9 of any rank, the same command again: bit-equal to a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_run import recipe, write_corpus, write_recipe
+
+pytestmark = pytest.mark.slow
+STEPS = 40
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def command(settings: Path, run: Path) -> list[str]:
+    train = ["python", "-m", "pretrain", "--recipe", str(settings)]
+    return [sys.executable, "-m", "launch", "run", "--ranks", "2", "--run-folder", str(run), "--", *train]
+
+
+def settings(corpus: Path, run: Path) -> Path:
+    content = recipe(corpus, run, optimizer={"total_steps": STEPS, "learning_rate": 0.002, "warmup_steps": 2})
+    content["model"]["text"]["dropout"] = 0.1  # dropout must resume exactly, too
+    return write_recipe(run.parent / f"{run.name}.yaml", content)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = subprocess.run(
+        command(settings(corpus, run), run), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the run has a complete checkpoint at `step` or later."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        done = [path.parent.name for path in run.glob("checkpoints/step_*/complete")]
+        if any(int(name.rpartition("_")[2]) >= step for name in done):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint at step {step}; the launcher's code is {process.poll()}")
+
+
+def pid_of(run: Path, rank: int) -> int:
+    for path in (run / "status").glob("*.json"):
+        status = json.loads(path.read_text(encoding="utf-8"))
+        if status["rank"] == rank:
+            return int(status["pid"])
+    raise AssertionError(f"rank {rank} has not said that it lives")
+
+
+def values_of(run: Path) -> list[dict[str, Any]]:
+    """The log without what the clock decides."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        {"step": line["step"], **{k: v for k, v in line["values"].items() if not k.startswith("speed/")}}
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize(("rank", "after"), [(1, 5), (0, 15)])
+def test_killed_rank(corpus: Path, undisturbed: Path, tmp_path: Path, rank: int, after: int) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(settings(corpus, run), run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_step(run, after, process)
+    os.kill(pid_of(run, rank), signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert not (run / "done.json").exists()
+
+    result = subprocess.run(
+        command(settings(corpus, run), run), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((run / "done.json").read_text())["step"] == STEPS
+    assert values_of(run) == values_of(undisturbed)
+    assert (run / "ledger.jsonl").read_bytes() == (undisturbed / "ledger.jsonl").read_bytes()

@@ -1,0 +1,54 @@
+"""A whole run in small: a hundred noise pictures, sixty sentence groups, a network that trains in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
+
+LAYERS = {"num_layers": 1, "num_heads": 2, "feedforward_width": 32}
+
+
+def write_corpus(folder: Path, broken: set[int] | None = None) -> Path:
+    """Shard sets `images` and `pairs`, and a tokenizer."""
+    write_images(folder / "images", 96, per_shard=20, broken=broken)
+    write_pairs(folder / "pairs", 60)
+    (folder / "tokenizer").mkdir()
+    make_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
+    return folder
+
+
+def recipe(corpus: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a tiny joint run; `changes` replace whole top-level blocks."""
+    view = {"batch_size": 16, "negative_group": 8, "matching_rows": 8, "num_lanes": 4, "window": 16, "max_tokens": 8}
+    transform = {"method": "affine", "size": 16}
+    settings: dict[str, Any] = {
+        "run_folder": str(run),
+        "seed": 7,
+        "device": "cpu",
+        "data": {
+            "tokenizer": str(corpus / "tokenizer"),
+            "image_text": {"shards": [str(corpus / "images")], **view, "transform": transform},
+            "text_pair": {"shards": [str(corpus / "pairs")], **view, "pairs_per_sample": 2},
+        },
+        "model": {
+            "width": 16,
+            "projection_width": 16,
+            "matching_width": 32,
+            "vision": {**LAYERS, "image_size": 16, "stem_channels": [8, 16], "stem_norm": "layer"},
+            "text": {**LAYERS, "max_positions": 8},
+            "fusion": LAYERS,
+        },
+        "optimizer": {"total_steps": 12, "learning_rate": 0.002, "warmup_steps": 2},
+        "checkpoint": {"every_steps": 5, "keep": 2},
+        "track": {"every_steps": 4, "tensorboard": False},
+    }
+    return {**settings, **changes}
+
+
+def write_recipe(path: Path, settings: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
