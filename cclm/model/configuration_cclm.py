@@ -9,11 +9,12 @@ from transformers import PreTrainedConfig
 
 OptionsType = TypeVar("OptionsType", bound="LayerOptions")
 
-TYPE_CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post"),
     "pooling": ("cls", "mean", "mean_first"),
     "architecture": ("conv_vit",),
     "stem_norm": ("layer", "group"),
+    "token_layout": ("auto", "grouped", "packed", "padded"),
 }
 
 
@@ -40,10 +41,7 @@ class LayerOptions:
 
     def __post_init__(self) -> None:
         """Refuse a wrong word at once: JSON carries no types."""
-        for name, choices in TYPE_CHOICES.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
+        _check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +111,9 @@ class ModelOptions:
     """Upper bound of the temperature."""
     tie_decoder: bool = True
     """Use the word embeddings as the weight of the masked-LM decoder."""
-    pack_tokens: bool = True
-    """Run linears and norms on real tokens only; false: on padded rectangles (the slow twin, same values)."""
+    token_layout: Literal["auto", "grouped", "packed", "padded"] = "auto"
+    """How texts lie in memory inside the encoders: "grouped" by length and "packed" spend nothing on padding, "padded"
+    is their slow twin; the values are the same. "auto": grouped on a CPU, packed on a GPU."""
     vision: VisionOptions = field(default_factory=VisionOptions)
     """Image encoder."""
     text: TextOptions = field(default_factory=TextOptions)
@@ -124,6 +123,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        _check_choices(self)
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
             if self.width % options.num_heads:
                 raise ValueError(
@@ -202,6 +202,14 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
     if "stem_channels" in given:
         given["stem_channels"] = tuple(given["stem_channels"])
     return kind(**given)
+
+
+def _check_choices(options: object) -> None:
+    """Every field with a closed set of words holds one of them."""
+    for name, choices in CHOICES.items():
+        value = getattr(options, name, choices[0])
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

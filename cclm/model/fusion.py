@@ -17,9 +17,9 @@ except ImportError:
 class FusionEncoder(nn.Module):
     """Layers of self-attention → cross-attention → feed-forward, shared by both views."""
 
-    def __init__(self, width: int, options: FusionOptions, pack_tokens: bool) -> None:
+    def __init__(self, width: int, options: FusionOptions, token_layout: str) -> None:
         super().__init__()
-        self.pack_tokens = pack_tokens
+        self.token_layout = token_layout
         self.stack = LayerStack(width, options, cross=True, null_memory=options.null_memory)
 
     def forward(
@@ -30,6 +30,9 @@ class FusionEncoder(nn.Module):
         memory_mask_BN: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b l d"]:
         """Fused states, zero where `mask_BL` is False; `memory_mask_BN` None: every memory token is real."""
-        layout = text_layout(mask_BL, self.pack_tokens)
+        layout = text_layout(mask_BL, self.token_layout)
+        memory_BND = layout.sort_sequences(memory_BND)
+        if memory_mask_BN is not None:
+            memory_mask_BN = layout.sort_sequences(memory_mask_BN)
         rows_TD = self.stack(layout.to_rows(text_BLD), layout, memory_BND, memory_mask_BN)
         return layout.to_rectangle(rows_TD)

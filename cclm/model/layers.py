@@ -5,14 +5,14 @@ Each module uses its own parameters in its own forward (ZeRO-3 gathers them ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .configuration_cclm import LayerOptions
-from .packing import Layout
+from .packing import PaddedLayout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
     from jaxtyping import Bool, Float
@@ -32,6 +32,17 @@ def merge_heads(states_BNLK: Float[Tensor, "b n l k"]) -> Float[Tensor, "b l d"]
     return states_BNLK.transpose(1, 2).reshape(batch, length, num_heads * head_width)
 
 
+def attend(
+    query_BNLK: Float[Tensor, "b n l k"],
+    key_BNMK: Float[Tensor, "b n m k"],
+    value_BNMK: Float[Tensor, "b n m k"],
+    mask_B11M: Bool[Tensor, "b 1 1 m"] | None,
+    dropout: float,
+) -> Float[Tensor, "b l d"]:
+    """Softmax attention of L queries to M keys in each of N heads; heads merged."""
+    return merge_heads(functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask_B11M, dropout))
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of the tokens of one sequence to each other."""
 
@@ -42,14 +53,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, rows_TD: Float[Tensor, "t d"], layout: Layout) -> Float[Tensor, "t d"]:
+    def forward(self, rows_TD: Float[Tensor, "t d"], layout: PaddedLayout) -> Float[Tensor, "t d"]:
         """Rows in, rows out."""
-        rectangle = layout.to_rectangle(self.query_key_value(rows_TD))
-        query, key, value = (split_heads(part, self.num_heads) for part in rectangle.chunk(3, -1))
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, layout.attention_mask, self.attention_dropout if self.training else 0.0
-        )
-        mixed_TD: Tensor = self.output(layout.to_rows(merge_heads(attended)))
+        attended = []
+        for block, mask in zip(layout.to_blocks(self.query_key_value(rows_TD)), layout.block_masks(), strict=True):
+            query, key, value = (split_heads(part, self.num_heads) for part in block.chunk(3, -1))
+            attended.append(attend(query, key, value, mask, self.attention_dropout if self.training else 0.0))
+        mixed_TD: Tensor = self.output(layout.from_blocks(attended))
         return mixed_TD
 
 
@@ -68,25 +78,26 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        layout: Layout,
+        layout: PaddedLayout,
         memory_BND: Float[Tensor, "b n d"],
         memory_mask_BN: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out. With a null key, each query may also attend to a slot of value zero."""
-        query = split_heads(layout.to_rectangle(self.query(rows_TD)), self.num_heads)
+        """Rows in, rows out; memory in the layout's order. A null key lets a query attend to a slot of value zero."""
         key_BND, value_BND = self.key_value(memory_BND).chunk(2, -1)
         if self.null_key is not None:
             key_BND = torch.cat([key_BND, self.null_key.to(key_BND.dtype).expand(key_BND.shape[0], 1, -1)], 1)
             value_BND = functional.pad(value_BND, (0, 0, 0, 1))
             memory_mask_BN = None if memory_mask_BN is None else functional.pad(memory_mask_BN, (0, 1), value=True)
-        attended = functional.scaled_dot_product_attention(
-            query,
-            split_heads(key_BND, self.num_heads),
-            split_heads(value_BND, self.num_heads),
-            None if memory_mask_BN is None else memory_mask_BN[:, None, None, :],
-            self.attention_dropout if self.training else 0.0,
-        )
-        mixed_TD: Tensor = self.output(layout.to_rows(merge_heads(attended)))
+        masks: Sequence[Tensor | None] = [None] * layout.num_blocks
+        if memory_mask_BN is not None:
+            masks = layout.split_sequences(memory_mask_BN[:, None, None, :])
+        queries = layout.to_blocks(self.query(rows_TD))
+        keys, values = layout.split_sequences(key_BND), layout.split_sequences(value_BND)
+        attended = []
+        for *parts, mask in zip(queries, keys, values, masks, strict=True):
+            query, key, value = (split_heads(part, self.num_heads) for part in parts)
+            attended.append(attend(query, key, value, mask, self.attention_dropout if self.training else 0.0))
+        mixed_TD: Tensor = self.output(layout.from_blocks(attended))
         return mixed_TD
 
 
@@ -121,7 +132,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        layout: Layout,
+        layout: PaddedLayout,
         memory_BND: Float[Tensor, "b n d"] | None = None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "t d"]:
@@ -157,7 +168,7 @@ class LayerStack(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        layout: Layout,
+        layout: PaddedLayout,
         memory_BND: Float[Tensor, "b n d"] | None = None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "t d"]:

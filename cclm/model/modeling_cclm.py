@@ -66,8 +66,8 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         width = options.width
         self.pooling = (options.text.pooling, options.fusion.pooling)
         self.vision_encoder = ConvVisionEncoder(width, options.vision)
-        self.text_encoder = TextEncoder(width, options.text, options.pack_tokens)
-        self.fusion_encoder = FusionEncoder(width, options.fusion, options.pack_tokens)
+        self.text_encoder = TextEncoder(width, options.text, options.token_layout)
+        self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
         self.image_projection = ProjectionHead(width, options.projection_width)
         self.text_projection = ProjectionHead(width, options.projection_width)
         self.matching_head = MatchingHead(width, options.matching_width)

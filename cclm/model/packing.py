@@ -1,13 +1,19 @@
-"""Padded rectangles (B, L, D) and flat rows (T, D): where each token stands.
+"""How the tokens of a batch lie in memory: padded rectangles (B, L, D) outside, flat rows (T, D) inside the layers.
 
-Most texts are far shorter than the longest of a batch, so linears and norms run on flat rows of real tokens only, and
-attention alone works on the rectangle:
+Most texts are far shorter than the longest of a batch, so linears and norms run on rows of real tokens only; attention
+alone needs *blocks*, rectangles of whole sequences:
 
-    ids (B, L) → embed → rows (T, D) → [ qkv → rectangle → attention → rows → ... ] × layers → rectangle (B, L, D)
+    ids (B, L) → rows (T, D) → [ linear on rows → blocks → attention → rows → linear on rows ] × layers → (B, L, D)
 
-A `Layout` is one way to lay tokens out. `packed_layout` is the fast one, `padded_layout` its slow twin (T = B · L, rows
-of padding included); layers are written once and do not know which one they got. Both ways of moving are gathers in
-forward *and* backward (each is the other's gradient), because the scatter that autograd would use is slow.
+Three layouts with one interface; the layers are written once and do not know which one they got:
+
+padded   rows are all B · L cells; one block, the whole rectangle, masked. The slow twin, and right for images.
+packed   rows are the real tokens; one block, the whole rectangle, gathered from the rows. Few kernels: for GPUs.
+grouped  the same with sequences sorted by length; one block per length, each a view without mask or padding. Least
+         work: for CPUs.
+
+All movement is by gathers, forward and backward (each is the other's gradient), because the scatter that autograd
+would choose is slow.
 """
 
 from __future__ import annotations
@@ -26,33 +32,9 @@ except ImportError:
     pass
 
 
-class _Gather(torch.autograd.Function):
-    """rows[index], whose gradient is grad[inverse] with rows of zeros where inverse says so."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, zero_row: bool) -> Tensor:
-        """Take rows; with `zero_row` the index len(rows) means a row of zeros. Exactly one direction has such rows."""
-        ctx.save_for_backward(inverse)
-        ctx.zero_row = zero_row
-        return _take(rows, index, zero_row)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The transposed movement, again a gather."""
-        (inverse,) = ctx.saved_tensors
-        return _take(grad, inverse, not ctx.zero_row), None, None, None
-
-
-def _take(rows: Tensor, index: Tensor, zero_row: bool) -> Tensor:
-    """rows[index], where index len(rows) means zeros if `zero_row`."""
-    if zero_row:
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    return rows.index_select(0, index)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where the flat rows of a batch stand in its rectangle."""
+class PaddedLayout:
+    """Rows are all cells of the rectangle in reading order, padding included."""
 
     batch: int
     """B: sequences."""
@@ -60,62 +42,154 @@ class Layout:
     """L: columns of the rectangle."""
     mask_BL: Tensor | None
     """True where a token is real; None: everywhere."""
-    index_T: Tensor | None = None
-    """Flat cell b · L + l of each row; None: the rows are the whole rectangle in order."""
-    inverse_R: Tensor | None = None
-    """Row of each of the R = B · L cells, T (one past the last row) where the cell is padding."""
 
     @property
-    def attention_mask(self) -> Tensor | None:
-        """Bool (B, 1, 1, L) for attention over these tokens as keys."""
-        return None if self.mask_BL is None else self.mask_BL[:, None, None, :]
+    def num_blocks(self) -> int:
+        """How many blocks `to_blocks` returns."""
+        return 1
 
     def to_rows(self, rectangle_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "t d"]:
-        """Flatten; drops the padding if packed."""
-        cells_RD = rectangle_BLD.reshape(self.batch * self.length, rectangle_BLD.shape[-1])
-        if self.index_T is None:
-            return cells_RD
-        rows: Tensor = _Gather.apply(cells_RD, self.index_T, self.inverse_R, False)  # type: ignore[no-untyped-call]
-        return rows
+        """Flatten the rectangle."""
+        return rectangle_BLD.reshape(self.batch * self.length, rectangle_BLD.shape[-1])
 
     def to_rectangle(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "b l d"]:
-        """Lay the rows out; padding is zero."""
-        if self.index_T is None:
-            rectangle_BLD = rows_TD.view(self.batch, self.length, -1)
-            return rectangle_BLD if self.mask_BL is None else rectangle_BLD.masked_fill(~self.mask_BL[..., None], 0.0)
-        cells: Tensor = _Gather.apply(rows_TD, self.inverse_R, self.index_T, True)  # type: ignore[no-untyped-call]
-        return cells.view(self.batch, self.length, -1)
+        """The inverse; padding becomes zero."""
+        rectangle_BLD = rows_TD.view(self.batch, self.length, -1)
+        return rectangle_BLD if self.mask_BL is None else rectangle_BLD.masked_fill(~self.mask_BL[..., None], 0.0)
 
     def take_ids(self, ids_BL: Int[Tensor, "b l"]) -> Int[Tensor, " t"]:
-        """The integers of a rectangle (token ids, positions) as flat rows."""
-        flat = ids_BL.reshape(-1)
-        return flat if self.index_T is None else flat[self.index_T]
+        """The integers of a rectangle (token ids, positions) as rows."""
+        return ids_BL.reshape(-1)
+
+    def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
+        """Rectangles of whole sequences, for attention."""
+        return [rows_TD.view(self.batch, self.length, -1)]
+
+    def from_blocks(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
+        """The inverse of `to_blocks`."""
+        return blocks[0].reshape(self.batch * self.length, -1)
+
+    def block_masks(self) -> list[Bool[Tensor, "_b 1 1 _l"] | None]:
+        """For each block, which of its tokens may be attended to (None: all)."""
+        return [None if self.mask_BL is None else self.mask_BL[:, None, None, :]]
+
+    def sort_sequences(self, memory_BND: Shaped[Tensor, " b *rest"]) -> Shaped[Tensor, " b *rest"]:
+        """Bring something that belongs to the sequences into the order of the blocks."""
+        return memory_BND
+
+    def split_sequences(self, sorted_BND: Shaped[Tensor, " b *rest"]) -> list[Shaped[Tensor, " _b *rest"]]:
+        """Cut what `sort_sequences` returned into one piece per block."""
+        return [sorted_BND]
 
 
-def packed_layout(mask_BL: Bool[Tensor, "b l"]) -> Layout:
-    """Rows are the real tokens only, in reading order. Waits for the device (it must know T)."""
-    mask_R = mask_BL.reshape(-1)
-    index_T = mask_R.nonzero()[:, 0]
-    inverse_R = torch.full_like(mask_R, index_T.shape[0], dtype=torch.int64)
-    inverse_R[index_T] = torch.arange(index_T.shape[0], device=mask_BL.device)
+@dataclass(frozen=True, kw_only=True)
+class PackedLayout(PaddedLayout):
+    """Rows are the real tokens in reading order; attention still works on the whole rectangle."""
+
+    index_T: Tensor
+    """Flat cell b · L + l of each row."""
+    inverse_R: Tensor
+    """Row of each of the R = B · L cells; T (one past the last row) where the cell is padding."""
+
+    def to_rows(self, rectangle_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "t d"]:
+        """Take the real cells."""
+        return gather_rows(super().to_rows(rectangle_BLD), self.index_T, self.inverse_R)
+
+    def to_rectangle(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "b l d"]:
+        """Lay the rows out, zeros in the padding."""
+        return gather_rows(rows_TD, self.inverse_R, self.index_T).view(self.batch, self.length, -1)
+
+    def take_ids(self, ids_BL: Int[Tensor, "b l"]) -> Int[Tensor, " t"]:
+        """The integers at the real cells."""
+        return ids_BL.reshape(-1)[self.index_T]
+
+    def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
+        """One block: the rectangle."""
+        return [self.to_rectangle(rows_TD)]
+
+    def from_blocks(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
+        """Its real cells."""
+        return self.to_rows(blocks[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedLayout(PackedLayout):
+    """Rows are the real tokens of the sequences sorted by length, so that each length is one unpadded block."""
+
+    order_B: Tensor
+    """The sequences in the order of their rows."""
+    inverse_order_B: Tensor
+    """The place of each sequence in that order."""
+    group_sizes: tuple[int, ...]
+    """Sequences per block."""
+    group_lengths: tuple[int, ...]
+    """Tokens per sequence of each block, ascending."""
+
+    @property
+    def num_blocks(self) -> int:
+        """As many as there are lengths."""
+        return len(self.group_sizes)
+
+    def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
+        """One view per length."""
+        shapes = list(zip(self.group_sizes, self.group_lengths, strict=True))
+        pieces = torch.split(rows_TD, [size * length for size, length in shapes])
+        return [piece.view(size, length, -1) for piece, (size, length) in zip(pieces, shapes, strict=True)]
+
+    def from_blocks(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
+        """Concatenate."""
+        return torch.cat([block.flatten(0, 1) for block in blocks])
+
+    def block_masks(self) -> list[Bool[Tensor, "_b 1 1 _l"] | None]:
+        """Nothing to mask."""
+        return [None] * self.num_blocks
+
+    def sort_sequences(self, memory_BND: Shaped[Tensor, " b *rest"]) -> Shaped[Tensor, " b *rest"]:
+        """Sort by the length of the sequence that the rows belong to."""
+        return gather_rows(memory_BND, self.order_B, self.inverse_order_B)
+
+    def split_sequences(self, sorted_BND: Shaped[Tensor, " b *rest"]) -> list[Shaped[Tensor, " _b *rest"]]:
+        """One view per block."""
+        return list(torch.split(sorted_BND, list(self.group_sizes)))
+
+
+def packed_layout(mask_BL: Bool[Tensor, "b l"]) -> PackedLayout:
+    """Lay out the real tokens. Waits for the device (it must know T)."""
     batch, length = mask_BL.shape
-    return Layout(batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=inverse_R)
+    index_T = mask_BL.reshape(-1).nonzero()[:, 0]
+    return PackedLayout(
+        batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=_invert(index_T, batch * length)
+    )
 
 
-def padded_layout(mask_BL: Bool[Tensor, "b l"]) -> Layout:
-    """The slow twin: rows are all cells, padding included."""
+def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
+    """Lay out the real tokens, sequences sorted by length (ties in reading order)."""
     batch, length = mask_BL.shape
-    return Layout(batch=batch, length=length, mask_BL=mask_BL)
+    length_B = mask_BL.sum(1)
+    order_B = length_B.argsort(stable=True)
+    place_T = mask_BL[order_B].nonzero()
+    index_T = order_B[place_T[:, 0]] * length + place_T[:, 1]
+    count_by_length = enumerate(length_B.bincount(minlength=1).tolist())
+    groups = [(size, tokens) for tokens, size in count_by_length if size > 0]
+    return GroupedLayout(
+        batch=batch,
+        length=length,
+        mask_BL=mask_BL,
+        index_T=index_T,
+        inverse_R=_invert(index_T, batch * length),
+        order_B=order_B,
+        inverse_order_B=_invert(order_B, batch),
+        group_sizes=tuple(size for size, _ in groups),
+        group_lengths=tuple(tokens for _, tokens in groups),
+    )
 
 
-def full_layout(batch: int, length: int) -> Layout:
-    """Rows are all cells and all are real (image tokens)."""
-    return Layout(batch=batch, length=length, mask_BL=None)
-
-
-def text_layout(mask_BL: Bool[Tensor, "b l"], packed: bool) -> Layout:
-    """The layout that the config asks for."""
-    return packed_layout(mask_BL) if packed else padded_layout(mask_BL)
+def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str) -> PaddedLayout:
+    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere."""
+    if token_layout == "padded":
+        return PaddedLayout(batch=mask_BL.shape[0], length=mask_BL.shape[1], mask_BL=mask_BL)
+    grouped = token_layout == "grouped" or (token_layout == "auto" and mask_BL.device.type == "cpu")
+    return grouped_layout(mask_BL) if grouped else packed_layout(mask_BL)
 
 
 def masked_mean(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
@@ -140,3 +214,47 @@ def concatenate_padded(
     values = [functional.pad(value, (0, 0) * (value.ndim - 2) + (0, longest - value.shape[1])) for value, _ in parts]
     masks = [functional.pad(mask, (0, longest - mask.shape[1])) for _, mask in parts]
     return torch.cat(values), torch.cat(masks)
+
+
+def gather_rows(
+    rows: Shaped[Tensor, " n *rest"], index: Int[Tensor, " k"], inverse: Int[Tensor, " n"]
+) -> Shaped[Tensor, " k *rest"]:
+    """rows[index], where index n (one past the end) gives zeros; differentiable if each row is taken at most once.
+
+    Args:
+        rows: n rows.
+        index: k row numbers in [0, n].
+        inverse: for each row, where in `index` it stands; k if it is not taken.
+    """
+    taken: Tensor = _Gather.apply(rows, index, inverse)  # type: ignore[no-untyped-call]
+    return taken
+
+
+class _Gather(torch.autograd.Function):
+    """A gather whose gradient is the gather by the inverse index."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        """Take rows; there are rows of zeros to give if the index is longer than the inverse."""
+        ctx.save_for_backward(index, inverse)
+        return _take(rows, index, index.shape[0] > inverse.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Give each row its gradient."""
+        index, inverse = ctx.saved_tensors
+        return _take(grad, inverse, inverse.shape[0] > index.shape[0]), None, None
+
+
+def _take(rows: Tensor, index: Tensor, with_zeros: bool) -> Tensor:
+    """rows[index], with one more row, of zeros, at the end if `with_zeros`."""
+    if with_zeros:
+        rows = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])
+    return rows.index_select(0, index)
+
+
+def _invert(index_T: Tensor, size: int) -> Tensor:
+    """For each of `size` cells its place in `index_T`, T where it has none."""
+    inverse = index_T.new_full((size,), index_T.shape[0])
+    inverse[index_T] = torch.arange(index_T.shape[0], device=index_T.device)
+    return inverse

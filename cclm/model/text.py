@@ -37,9 +37,9 @@ class TextEmbeddings(nn.Module):
 class TextEncoder(nn.Module):
     """Token ids to token states; the same weights for captions and for both sides of a sentence pair."""
 
-    def __init__(self, width: int, options: TextOptions, pack_tokens: bool) -> None:
+    def __init__(self, width: int, options: TextOptions, token_layout: str) -> None:
         super().__init__()
-        self.pack_tokens = pack_tokens
+        self.token_layout = token_layout
         self.options = options
         self.embeddings = TextEmbeddings(width, options)
         self.stack = LayerStack(width, options)
@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: a text longer than the position table.
         """
-        layout = text_layout(mask_BL, self.pack_tokens)
+        layout = text_layout(mask_BL, self.token_layout)
         position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device) + self.options.position_offset
         if ids_BL.shape[1] + self.options.position_offset > self.options.max_positions:
             raise ValueError(

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from .configuration_cclm import VisionOptions
 from .layers import LayerStack
-from .packing import full_layout
+from .packing import PaddedLayout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
     from jaxtyping import Float
@@ -106,6 +106,7 @@ class ConvVisionEncoder(nn.Module):
         """Normalised pixels to 1 + P tokens."""
         tokens_BPD = self.stem(images_BCHW) + self.positions
         batch, num_tokens, width = tokens_BPD.shape
-        rows_TD = self.stack(tokens_BPD.reshape(-1, width), full_layout(batch, num_tokens))
+        layout = PaddedLayout(batch=batch, length=num_tokens, mask_BL=None)
+        rows_TD = self.stack(layout.to_rows(tokens_BPD), layout)
         tokens_BPD = rows_TD.view(batch, num_tokens, width)
         return torch.cat([tokens_BPD.mean(1, keepdim=True), tokens_BPD], 1)
