@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	@echo "Installed."
 
 check: $(INSTALLED) ## Format, lint, types, borders, quick tests, figures (under 90 s)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target format lint borders figures types quick
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target format lint borders figures types quick
 
 format: $(INSTALLED)
 	@$(BIN)/ruff format --check .
