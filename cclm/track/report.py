@@ -43,6 +43,8 @@ class Panel:
     note: str = ""
     reference: Reference | None = None
     y_from_zero: bool = True
+    calm: bool = True
+    """Draw a smoothed line over the values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ def render(data: ReportData) -> str:
 
 def panel_chart(panel: Panel) -> Markup:
     """Return the SVG of a panel."""
-    return Markup(line_chart(panel.series, reference=panel.reference, y_from_zero=panel.y_from_zero))
+    return Markup(line_chart(panel.series, reference=panel.reference, y_from_zero=panel.y_from_zero, calm=panel.calm))
 
 
 def recall_bars(data: ReportData, direction: str) -> list[tuple[str, Markup]]:

@@ -86,7 +86,7 @@ def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
         Headline(
             value=f"{block.row.recall['t2i']['r10']:.1f} %",
             label=block.title,
-            note=f"text → image R@10, {block.row.recall['t2i']['r10'] / chance['r10']:.0f} × chance",
+            note=f"text → image R@10, {block.row.recall['t2i']['r10'] / chance['r10']:.0f}\u00a0×\u00a0chance",
         )
         for block in groups
     ]
@@ -101,46 +101,56 @@ def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
 
 def panels(lines: Sequence[MetricsLine]) -> list[tuple[str, list[Panel]]]:
     """Return the charts by section; what was not logged has none."""
-    sections: list[tuple[str, list[Panel]]] = []
-    for view, title in VIEWS:
-        contrastive, match = ("itc", "itm") if view == "image_text" else ("ttc", "ttm")
-        found = [
-            Panel(
-                title=f"{contrastive.upper()} loss",
-                series=series(lines, {f"{view}/{contrastive}": ""}),
-                note="contrastive",
-            ),
-            Panel(
-                title=f"{match.upper()} loss",
-                series=series(lines, {f"{view}/{match}": ""}),
-                note="matching, hard negatives 1 : 2",
-                reference=MATCHING_PRIOR["loss"],
-                y_from_zero=False,
-            ),
-            Panel(
-                title="MLM loss", series=series(lines, {f"{view}/mlm": ""}), note="masked words, given the other side"
-            ),
-            Panel(
-                title="Accuracy",
-                series=series(lines, {f"{view}/{match}_accuracy": "matching", f"{view}/mlm_accuracy": "masked"}),
-                note="of matching and of masked words, in training",
-                reference=MATCHING_PRIOR["accuracy"],
-            ),
-        ]
-        sections.append((title, found))
-    speeds = {f"speed/{view}_samples_per_s": name for view, name in (("image_text", "images"), ("text_pair", "pairs"))}
-    rates = sorted({name for line in lines for name in line.values if name.startswith("learning_rate/")})
-    general = [
-        Panel(title="Total loss", series=series(lines, {"loss": ""})),
+    sections = [view_section(lines, view, title) for view, title in VIEWS]
+    shared = [
+        Panel(
+            title="Matching accuracy",
+            series=series(lines, {"image_text/itm_accuracy": "image–text", "text_pair/ttm_accuracy": "text–text"}),
+            note="in training, hard negatives",
+            reference=MATCHING_PRIOR["accuracy"],
+            y_from_zero=False,
+        ),
+        Panel(
+            title="Masked-word accuracy",
+            series=series(lines, {"image_text/mlm_accuracy": "image–text", "text_pair/mlm_accuracy": "text–text"}),
+        ),
         Panel(title="Temperature", series=series(lines, {"temperature": ""})),
-        Panel(title="Learning rate", series=series(lines, {rates[0]: ""} if rates else {})),
-        Panel(title="Gradient norm", series=series(lines, {"grad_norm": ""}), note="before clipping"),
-        Panel(title="Throughput", series=series(lines, speeds), note="samples per second"),
-        Panel(title="Waiting for data", series=series(lines, {"speed/data_wait": ""}), note="share of the time"),
     ]
-    sections.append(("The run", general))
+    sections += [("Both views", shared), ("The run", run_panels(lines))]
     filled = [(title, [panel for panel in found if panel.series]) for title, found in sections]
     return [(title, found) for title, found in filled if found]
+
+
+def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[str, list[Panel]]:
+    """Return the losses of one view."""
+    contrastive, match = ("itc", "itm") if view == "image_text" else ("ttc", "ttm")
+    return title, [
+        Panel(
+            title=f"{contrastive.upper()} loss", series=series(lines, {f"{view}/{contrastive}": ""}), note="contrastive"
+        ),
+        Panel(
+            title=f"{match.upper()} loss",
+            series=series(lines, {f"{view}/{match}": ""}),
+            note="matching, negatives 2 : 1",
+            reference=MATCHING_PRIOR["loss"],
+            y_from_zero=False,
+        ),
+        Panel(title="MLM loss", series=series(lines, {f"{view}/mlm": ""}), note="masked words, given the other side"),
+    ]
+
+
+def run_panels(lines: Sequence[MetricsLine]) -> list[Panel]:
+    """Return the charts about the run as a whole."""
+    speeds = {f"speed/{view}_samples_per_s": name for view, name in (("image_text", "images"), ("text_pair", "pairs"))}
+    rates = sorted({name for line in lines for name in line.values if name.startswith("learning_rate/")})
+    return [
+        Panel(title="Total loss", series=series(lines, {"loss": ""})),
+        Panel(title="Learning rate", series=series(lines, {rates[0]: ""} if rates else {}), calm=False),
+        Panel(title="Gradient norm", series=series(lines, {"grad_norm": ""}), note="before clipping"),
+        Panel(title="Throughput", series=series(lines, speeds), note="samples per second"),
+        Panel(title="Seconds per step", series=series(lines, {"speed/step_s": ""})),
+        Panel(title="Waiting for data", series=series(lines, {"speed/data_wait": ""}), note="share of the time"),
+    ]
 
 
 def series(lines: Sequence[MetricsLine], names: Mapping[str, str]) -> list[Series]:

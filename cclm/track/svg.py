@@ -79,14 +79,19 @@ def line_chart(
     *,
     reference: Reference | None = None,
     y_from_zero: bool = True,
-    width: int = 460,
-    height: int = 230,
+    calm: bool = True,
+    width: int = 340,
+    height: int = 180,
 ) -> str:
-    """Return an SVG of lines over steps: raw values faint, a smoothed line over them, names at the line ends."""
+    """Return an SVG of lines over steps: raw values faint, a smoothed line over them, names at the line ends.
+
+    `y_from_zero`: the axis starts at 0; `calm`: draw the smoothed line (else the values themselves).
+    """
     lines = [one for one in map(_finite, series) if one.x]
     if not lines:
         return f'<svg viewBox="0 0 {width} 40" role="img"><text x="8" y="24" fill="{FAINT}">nothing logged</text></svg>'
-    left, right, top, bottom = 44, 84, 10, 26
+    left, right, top, bottom = 40, 52, 8, 24
+    right += 48 * any(one.name for one in lines)
     values = [value for one in lines for value in one.y] + ([reference.value] if reference else [])
     low, high = (min(0.0, *values) if y_from_zero else min(values)), max(values)
     high = high if high > low else low + 1.0
@@ -108,11 +113,10 @@ def line_chart(
     labels = [(down(reference.value), reference.label, FAINT)] if reference else []
     for one, colour in zip(lines, PALETTE, strict=False):
         points = [(across(x), down(y)) for x, y in zip(one.x, one.y, strict=True)]
-        calm = smoothed(one.y, max(1, len(one.y) // 40)) if len(one.y) > 8 else list(one.y)
-        calm_points = [(across(x), down(y)) for x, y in zip(one.x, calm, strict=True)]
+        drawn = smoothed(one.y, len(one.y) // 15) if calm else list(one.y)
         parts.append(_polyline(points, colour, "raw"))
-        parts.append(_polyline(calm_points, colour, "calm"))
-        labels.append((calm_points[-1][1], f"{one.name} {number_text(_three_digits(calm[-1]))}", colour))
+        parts.append(_polyline([(across(x), down(y)) for x, y in zip(one.x, drawn, strict=True)], colour, "calm"))
+        labels.append((down(drawn[-1]), f"{one.name} {number_text(_three_digits(drawn[-1]))}", colour))
     parts += [_end_label(width - right + 5, y, text, colour) for y, text, colour in spread_labels(labels, top, height)]
     return "".join(parts) + "</svg>"
 
