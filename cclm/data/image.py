@@ -51,7 +51,7 @@ class ImageTransformConfig:
     shift: float = 0.075
     """affine: move by at most this share of the width, each axis."""
     brightness: float = 0.2
-    """Multiply by 1 ± at most this; 0 for none."""
+    """affine: multiply by 1 ± at most this."""
     background: tuple[int, int, int] = (255, 255, 255)
     """affine: colour that shows where the picture was moved away."""
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -137,12 +137,12 @@ def train_image(
         return eval_image(image, config)
     draws = generator.random(26).tolist()
     flip = draws[0] < config.flip_probability
-    light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
     if config.method == "affine":
+        light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
         return _normalised(_jitter(image, config, flip, draws[2:6]), light, config)
     left, top, right, bottom = crop_box(image.width, image.height, config, draws[2:])
     picture = image.resize((config.size, config.size), _RESAMPLE[config.resample], (left, top, right, bottom))
-    pixels = _normalised(picture, light, config)
+    pixels = _normalised(picture, 1.0, config)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
 
 

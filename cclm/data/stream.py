@@ -108,7 +108,7 @@ class Stream:
         _check(self.totals, weights, num_lanes, window)
         self.mixture = Mixture(self.totals if weights is None else weights, num_lanes)
         self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
-        self._window_order = lru_cache(maxsize=4 * num_lanes * len(self.sizes))(self._draw_window_order)
+        self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle without the memo (worker processes fill their own)."""
@@ -120,7 +120,7 @@ class Stream:
     def __setstate__(self, state: dict[str, object]) -> None:
         """Undo `__getstate__`."""
         self.__dict__.update(state)
-        self._window_order = lru_cache(maxsize=4 * self.num_lanes * len(self.sizes))(self._draw_window_order)
+        self._window_order = lru_cache(maxsize=2 * self.num_lanes * len(self.sizes))(self._draw_window_order)
 
     def address(self, step: int, slot: int, batch_size: int) -> Address:
         """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards)."""

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data.image import ImageTransformConfig, crop_box, decode_image, eval_image, prepare, train_image
+from cclm.data.image import ImageTransformConfig, Method, crop_box, decode_image, eval_image, prepare, train_image
 from cclm.errors import DataError
 
 PLAIN = ImageTransformConfig(size=16, method="affine", resample="box", mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 1.0))
@@ -30,13 +30,14 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Im
 
 def by_the_book(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float64]:
     values = np.asarray(image, dtype=np.float64) / 255
-    return ((values - np.array(config.mean)) / np.array(config.std)).transpose(2, 0, 1)
+    result: NDArray[np.float64] = ((values - np.array(config.mean)) / np.array(config.std)).transpose(2, 0, 1)
+    return result
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
 def test_a_picture_is_decoded_as_stored(image_format: str) -> None:
     image = noise(9, 5)
-    assert np.array_equal(decode_image(encoded(image, image_format, lossless=True)), image)
+    assert decode_image(encoded(image, image_format, lossless=True)).tobytes() == image.tobytes()
 
 
 def test_transparency_becomes_white() -> None:
@@ -173,16 +174,14 @@ def test_a_strip_gets_its_central_crop(width: int, height: int, expected: tuple[
 
 def test_a_crop_of_everything_is_the_evaluation_transform() -> None:
     image = noise(32, 32)
-    config = ImageTransformConfig(
-        size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), brightness=0.0, flip_probability=0.0
-    )
+    config = ImageTransformConfig(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_probability=0.0)
     np.testing.assert_array_equal(train_image(image, config, np.random.default_rng(0)), eval_image(image, config))
     flipped = train_image(image, replace(config, flip_probability=1.0), np.random.default_rng(0))
     np.testing.assert_array_equal(flipped, eval_image(image, config)[:, :, ::-1])
 
 
 @pytest.mark.parametrize("method", ["affine", "random_resized_crop"])
-def test_the_generator_decides(method: str) -> None:
+def test_the_generator_decides(method: Method) -> None:
     config = replace(PLAIN, method=method)
     image = prepare(noise(40, 30), config)
     first, again, other = (train_image(image, config, np.random.default_rng(seed)) for seed in (1, 1, 2))
