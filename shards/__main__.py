@@ -1,4 +1,4 @@
-"""`python -m shards`: raw corpora to shard sets, and what there is to know about them. Starts at once, without torch."""
+"""`python -m shards`: raw corpora to shard sets, and what there is to know about them. Starts without torch."""
 
 from __future__ import annotations
 
