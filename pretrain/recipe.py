@@ -38,7 +38,7 @@ def read_config(arguments: Sequence[str]) -> RunConfig:
         ConfigError: unknown keys (with the nearest right one), wrong types, contradictions; all of them at once.
     """
     parser = make_parser()
-    arguments = [resolve_recipe(argument, previous) for previous, argument in zip(["", *arguments], arguments)]
+    arguments = [resolve_recipe(argument, previous) for previous, argument in with_previous(arguments)]
     refuse_unknown_keys(arguments)
     try:
         values = parser.instantiate(parser.parse_args(arguments))
@@ -98,7 +98,7 @@ FREE_KEYS = ("optimizer.module_multipliers", "optimizer.weight_decay_multipliers
 
 def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (place, dotted key) of everything that the user wrote."""
-    for previous, argument in zip(["", *arguments], arguments):
+    for previous, argument in with_previous(arguments):
         path = argument.removeprefix("--recipe=") if argument.startswith("--recipe=") else argument
         if previous == "--recipe" or argument.startswith("--recipe="):
             with Path(path).open(encoding="utf-8") as stream:
@@ -112,6 +112,11 @@ def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             name = argument[2:].split("=", 1)[0]
             if not name.startswith("print_config"):
                 yield "command line", name
+
+
+def with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair each argument with the one before it; the first with an empty one."""
+    return list(zip(["", *arguments][: len(arguments)], arguments, strict=True))
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,90 @@
+"""Recipes: every shipped one loads; every mistake gets its own sentence, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cclm.data.config import validate
+from cclm.errors import ConfigError
+from pretrain.recipe import RECIPES, known_keys, read_config
+from pretrain.config import RunConfig
+from tests.tiny_run import recipe, write_recipe
+
+SHIPPED = sorted(path for path in RECIPES.glob("*.yaml") if "groups" not in path.stem)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "tiny.yaml", recipe(tmp_path, tmp_path / "run"))
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_config(arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_load_by_name(path: Path) -> None:
+    config = read_config(["--recipe", path.stem])
+    validate(config.data, world_size=2)
+    assert config.steps > 0
+    header = path.read_text(encoding="utf-8").splitlines()
+    assert [line.split(":")[0] for line in header[:4]] == ["# Command", "# Hardware", "# Time", "# Expected"]
+
+
+def test_override_wins_over_the_file(settings: Path) -> None:
+    config = read_config(["--recipe", str(settings), "--optimizer.total_steps", "7", "--model.text.num_layers=3"])
+    assert (config.steps, config.model.text.num_layers, config.model.vision.num_layers) == (7, 3, 1)
+    assert config.data.image_text is not None
+    assert config.data.image_text.transform.size == 16
+
+
+def test_unknown_keys_are_named_all_at_once_with_the_nearest_right_one(settings: Path) -> None:
+    content = yaml.safe_load(settings.read_text())
+    content["optimizer"]["learning_rat"] = 1.0
+    content["objectivs"] = {"itm_weight": 2.0}
+    write_recipe(settings, content)
+    text = refusal("--recipe", str(settings), "--modle.width", "8")
+    assert "optimizer.learning_rat" in text
+    assert "did you mean optimizer.learning_rate?" in text
+    assert "objectivs" in text
+    assert "modle.width (command line); did you mean model.width?" in text
+
+
+def test_a_view_can_be_switched_off(settings: Path) -> None:
+    assert read_config(["--recipe", str(settings), "--data.text_pair", "null"]).data.text_pair is None
+
+
+def test_wrong_type(settings: Path) -> None:
+    assert "total_steps" in refusal("--recipe", str(settings), "--optimizer.total_steps", "many")
+
+
+def test_wrong_word(settings: Path) -> None:
+    assert "norm_position" in refusal("--recipe", str(settings), "--model.text.norm_position", "middle")
+
+
+def test_contradictions_come_together(settings: Path) -> None:
+    text = refusal(*("--recipe", str(settings), "--engine", "plain", "--precision", "bf16", "--checkpoint.keep", "0"))
+    assert "engine plain runs in fp32" in text
+    assert "checkpoint.keep must be at least 1" in text
+
+
+def test_unknown_recipe_lists_the_shipped_ones() -> None:
+    text = refusal("--recipe", "demmo")
+    assert "'demmo'" in text
+    assert "demo" in text.split("got")[0]
+
+
+def test_recipe_that_is_no_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n", encoding="utf-8")
+    assert "a YAML mapping" in refusal("--recipe", str(path))
+
+
+def test_every_field_is_documented_as_an_option() -> None:
+    known = set(known_keys(RunConfig))
+    assert {"data.image_text.transform.size", "model.fusion.num_layers", "optimizer.betas", "seed"} <= known

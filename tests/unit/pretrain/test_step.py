@@ -1,0 +1,120 @@
+"""The step's own arithmetic: rows, slots, groups and means (the whole is compared in tests/parity)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cclm.data.batch import Batch, Tokens
+from cclm.data.loader import StepDataset
+from cclm.data.tokens import load_tokenizer
+from cclm.dist.collectives import SINGLE
+from pretrain.build import build_module
+from pretrain.recipe import read_config
+from pretrain.step import CrossViewTraining, concatenate, negatives, stack_memories
+from tests.tiny_run import recipe, write_corpus, write_recipe
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[CrossViewTraining, Batch]:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    config = read_config(["--recipe", str(write_recipe(folder / "r.yaml", recipe(folder, folder / "run")))])
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    module = build_module(config, tokenizer, SINGLE).eval()
+    return module, StepDataset(config.data, tokenizer, seed=7)[0]
+
+
+class Calls:
+    """Counts how often each direct child of a module runs."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.counts: dict[str, int] = {}
+        self.handles = [child.register_forward_hook(self._count(name)) for name, child in module.named_children()]
+
+    def _count(self, name: str):  # type: ignore[no-untyped-def]
+        def hook(*_: object) -> None:
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+        return hook
+
+
+def test_every_module_runs_exactly_once(training: tuple[CrossViewTraining, Batch]) -> None:
+    module, batch = training
+    calls = Calls(module.model)
+    module(batch)
+    for handle in calls.handles:
+        handle.remove()
+    assert calls.counts == dict.fromkeys((name for name, _ in module.model.named_children()), 1)
+
+
+def test_losses_of_one_view_do_not_depend_on_the_other(training: tuple[CrossViewTraining, Batch]) -> None:
+    module, batch = training
+    both = module(batch).metrics
+    images = module(Batch(step=0, image_text=batch.image_text, text_pair=None)).metrics
+    pairs = module(Batch(step=0, image_text=None, text_pair=batch.text_pair)).metrics
+    assert {*images, *pairs} == {*both}
+    for name, value in both.items():
+        if name.startswith("image_text/"):
+            torch.testing.assert_close(images[name], value, rtol=1e-5, atol=1e-6)
+        if name.startswith("text_pair/"):
+            torch.testing.assert_close(pairs[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both["loss"], images["loss"] + pairs["loss"])
+
+
+def test_total_is_the_weighted_sum(training: tuple[CrossViewTraining, Batch]) -> None:
+    module, batch = training
+    losses = module(batch)
+    names = ("image_text/itc", "image_text/itm", "image_text/mlm", "text_pair/ttc", "text_pair/ttm", "text_pair/mlm")
+    torch.testing.assert_close(losses.total.detach(), sum((losses.metrics[name] for name in names), torch.zeros(())))
+    assert all(0 <= losses.metrics[f"{view}/mlm_accuracy"] <= 1 for view in ("image_text", "text_pair"))
+
+
+def test_masked_lm_predicts_the_masked_slots_given_the_other_view(training: tuple[CrossViewTraining, Batch]) -> None:
+    """The same loss by the book: text encoder, fusion with the row's own image, full logits, plain cross-entropy."""
+    module, batch = training
+    images = batch.image_text
+    assert images is not None
+    model = module.model
+    masked = images.masked
+    states = model.encode_texts(masked.tokens.ids_BL, masked.tokens.mask_BL)
+    memory = model.encode_images(images.images_BCHW)[images.matching_row_F]
+    fused = model.fuse(states, masked.tokens.mask_BL, memory)
+    hidden = model.masked_lm_states(fused.flatten(0, 1)[masked.slot_T])
+    logits = model.decode_with(hidden, torch.nn.functional.linear)
+    expected = torch.nn.functional.cross_entropy(logits, masked.label_T)
+    torch.testing.assert_close(module(batch).metrics["image_text/mlm"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_negatives_stay_in_their_group_and_differ_in_identity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(12, 4, generator=generator), torch.randn(12, 4, generator=generator)
+    identity_B = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9])
+    row_F = torch.tensor([0, 1, 6, 7])
+    noise: Tensor = torch.zeros(4, 6)
+    drawn_second, drawn_first = negatives(first, second, identity_B, row_F, noise, noise, torch.ones(1), 1.0)
+    for drawn in (drawn_second, drawn_first):
+        assert torch.equal(drawn // 6, row_F // 6)
+        assert (identity_B[drawn] != identity_B[row_F]).all()
+    similarity = first[row_F] @ second.T
+    similarity[:2, 6:] = similarity[2:, :6] = -torch.inf
+    similarity[identity_B[row_F][:, None] == identity_B[None]] = -torch.inf
+    assert torch.equal(drawn_second, similarity.argmax(1)), "without noise the hardest candidate is drawn"
+
+
+def test_texts_and_memories_of_different_lengths_stack() -> None:
+    short = Tokens(ids_BL=torch.tensor([[0, 2]]), mask_BL=torch.tensor([[True, True]]))
+    long = Tokens(ids_BL=torch.tensor([[0, 5, 2]]), mask_BL=torch.ones(1, 3, dtype=torch.bool))
+    stacked = concatenate([short, long])
+    assert stacked.ids_BL.tolist() == [[0, 2, 1], [0, 5, 2]]
+    assert stacked.mask_BL.tolist() == [[True, True, False], [True, True, True]]
+    states, mask = stack_memories(
+        [(torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))] * 1
+        + [(torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))]
+    )
+    assert states.shape == (3, 4, 3)
+    assert mask.sum(1).tolist() == [2, 4, 4]
+    assert not states[0, 2:].any()
