@@ -61,7 +61,7 @@ def train_tokenizer(texts: Mapping[str, int], vocab_size: int) -> Any:
     Raises:
         ConfigError: too small for the characters of the texts.
     """
-    from tokenizers import models, processors
+    from tokenizers import AddedToken, models, processors
 
     tokenizer = _empty_tokenizer()
     words: Counter[str] = Counter()
@@ -79,7 +79,8 @@ def train_tokenizer(texts: Mapping[str, int], vocab_size: int) -> Any:
     pieces = train_unigram(words, vocab_size - num_special)
     vocabulary = [(token, 0.0) for token in SPECIAL_TOKENS] + pieces
     tokenizer.model = models.Unigram(vocabulary, unk_id=SPECIAL_TOKENS.index("<unk>"), byte_fallback=False)
-    tokenizer.add_special_tokens([*SPECIAL_TOKENS, MASK_TOKEN])
+    # The mask swallows the space before it: it stands for a word, and a word brings its own "▁".
+    tokenizer.add_special_tokens([*SPECIAL_TOKENS, AddedToken(MASK_TOKEN, lstrip=True, normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",

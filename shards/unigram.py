@@ -10,6 +10,7 @@ All words stand side by side in one lattice; its edges are processed by end posi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ class Lattice:
         string_N = np.repeat(np.arange(len(self.first_S)), self.last_S - self.first_S + 1)
         string_E = string_N[self.end_E]
         chance_E = np.exp(forward_N[self.start_E] + score_E + backward_N[self.end_E] - total_S[string_E])
-        return np.bincount(self.piece_E, chance_E * weight_S[string_E], minlength=len(score_P))
+        count_P: Floats = np.bincount(self.piece_E, chance_E * weight_S[string_E], minlength=len(score_P))
+        return count_P
 
     def best_scores(self, score_P: Floats) -> Floats:
         """Return the score of the best cut of each string; -inf where there is none."""
@@ -127,7 +129,7 @@ class Lattice:
 
 def _ranges(sorted_values: Integers) -> list[tuple[int, int]]:
     bounds = np.flatnonzero(np.concatenate([[True], sorted_values[1:] != sorted_values[:-1], [True]]))
-    return [(int(begin), int(stop)) for begin, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(int(begin), int(stop)) for begin, stop in itertools.pairwise(bounds)]
 
 
 def _seed_pieces(words: Mapping[str, int]) -> dict[str, int]:
@@ -154,7 +156,8 @@ def _digamma(value: float) -> float:
 def _scores_of(count_P: Floats) -> Floats:
     """Return the M step: expected log-probabilities under a Dirichlet posterior, which favours fewer pieces."""
     total = _digamma(float(count_P.sum()))
-    return np.round([_digamma(max(float(count), 1e-2)) - total for count in count_P], _DECIMALS)
+    score_P = np.array([_digamma(max(float(count), 1e-2)) - total for count in count_P], dtype=np.float64)
+    return np.round(score_P, _DECIMALS)
 
 
 class _Trainer:
@@ -191,9 +194,9 @@ class _Trainer:
 
     def losses(self) -> Floats:
         """Return what the texts' log-likelihood would lose without each piece, about."""
-        instead_P = self.inside.best_scores(self.score_P)
-        loss_P = self.count_P * (self.score_P - instead_P)
-        return np.round(np.where(self.is_character_P, np.inf, loss_P), _DECIMALS)
+        instead_P = np.where(self.is_character_P, 0.0, self.inside.best_scores(self.score_P))
+        loss_P = np.round(self.count_P * (self.score_P - instead_P), _DECIMALS)
+        return np.where(self.is_character_P, np.inf, loss_P)
 
     def best(self, value_P: Floats, size: int) -> NDArray[np.bool_]:
         """Return a mask of the `size` largest values; equal ones in the order of their pieces."""
