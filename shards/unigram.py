@@ -112,8 +112,9 @@ class Lattice:
         string_N = np.repeat(np.arange(len(self.first_S)), self.last_S - self.first_S + 1)
         string_E = string_N[self.end_E]
         chance_E = np.exp(forward_N[self.start_E] + score_E + backward_N[self.end_E] - total_S[string_E])
-        count_P: Floats = np.bincount(self.piece_E, chance_E * weight_S[string_E], minlength=len(score_P))
-        return count_P
+        return np.asarray(
+            np.bincount(self.piece_E, chance_E * weight_S[string_E], minlength=len(score_P)), dtype=np.float64
+        )
 
     def best_scores(self, score_P: Floats) -> Floats:
         """Return the score of the best cut of each string; -inf where there is none."""

@@ -1,0 +1,80 @@
+"""The parallel build and its slow twin (one process, in order) write the same bytes; so does a build that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cclm.shardfile.verify import find_faults
+from shards import build
+from shards.build import build_sets
+from tests.unit.shards.tiny_corpora import bytes_below, image_plan, text_plan
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one")
+    build_sets([image_plan(bad=(3, 11)), text_plan()], out, workers=1, command="test")
+    return bytes_below(out)
+
+
+def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
+    build_sets([image_plan(bad=(3, 11)), text_plan()], tmp_path, workers=3, command="test")
+    assert bytes_below(tmp_path) == one_process
+    assert [name for name in one_process if name.endswith(".tar")] == [
+        *(f"images/images-00000{number}.tar" for number in range(4)),
+        *(f"texts/texts-00000{number}.tar" for number in range(3)),
+    ]
+    assert not list(find_faults(tmp_path / "images")) and not list(find_faults(tmp_path / "texts"))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_a_build_that_stops_goes_on_with_the_same_bytes(tmp_path, one_process, monkeypatch, stop_after):
+    built: list[str] = []
+    real = build.build_shard
+
+    def build_some(job):
+        if len(built) == stop_after:
+            raise KeyboardInterrupt
+        built.append(job.name)
+        return real(job)
+
+    plans = [image_plan(bad=(3, 11)), text_plan()]
+    monkeypatch.setattr(build, "build_shard", build_some)
+    with pytest.raises(KeyboardInterrupt):
+        build_sets(plans, tmp_path, command="test")
+    monkeypatch.setattr(build, "build_shard", lambda job: built.append(job.name) or real(job))
+    build_sets(plans, tmp_path, command="test")
+    assert len(built) == 7  # no shard was built twice
+    assert bytes_below(tmp_path) == one_process
+
+
+def test_a_build_killed_at_any_moment_goes_on_with_the_same_bytes(tmp_path, one_process):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from shards.build import build_sets\n"
+        "from tests.unit.shards.tiny_corpora import image_plan, text_plan\n"
+        "report = lambda *_: print('shard', flush=True)\n"
+        "build_sets([image_plan(bad=(3, 11)), text_plan()], Path(sys.argv[1]), command='test', on_shard=report)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    for delay_s in (0.0, 0.004, 0.009):
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # the first shard of this run is there
+        time.sleep(delay_s)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for tar in tmp_path.glob("*/[!.]*.tar"):
+            assert tar.read_bytes() == one_process[str(tar.relative_to(tmp_path))]
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    assert bytes_below(tmp_path) == one_process

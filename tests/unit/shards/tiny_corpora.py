@@ -1,0 +1,84 @@
+"""Corpora and recipes of a few records, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from cclm.errors import DataError
+from cclm.types import ImageTextRecord, TextPair, View
+from shards.draft import Draft
+from shards.plan import SetPlan, plan_set
+from shards.recipe import SetRecipe
+
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+def make_image(number: int, bad: bool) -> ImageTextRecord:
+    if bad:
+        raise DataError(reason="render_failed", expected="a drawing", got="a blot", do="Draw again.", where=f"n{number}")
+    return ImageTextRecord(
+        key=f"key-{number}",
+        image=PNG_START + bytes([number]) * 100 + PNG_END,
+        image_format="png",
+        captions={"en": [f"thing {number}"], "ko": [f"물건 {number}"]},
+        source=("pen", "brush")[number % 2],
+        licence="CC0-1.0",
+    )
+
+
+def image_drafts(count: int = 20, bad: tuple[int, ...] = ()) -> list[Draft]:
+    return [
+        Draft(key=f"key-{number}", source=("pen", "brush")[number % 2], make=partial(make_image, number, number in bad))
+        for number in range(count)
+    ]
+
+
+def text_drafts(count: int = 12) -> list[Draft]:
+    groups = [
+        [
+            TextPair(text_a=f"thing {n}", lang_a="en", text_b=f"{word} {n}", lang_b=lang, source="names", group=f"g{n}")
+            for lang, word in (("de", "Ding"), ("he", "דבר"), ("th", "สิ่งของ"))
+        ]
+        for n in range(count)
+    ]
+    return [Draft(key=pairs[0].group, source="names", make=partial(list, pairs)) for pairs in groups]
+
+
+def image_plan(count: int = 20, bad: tuple[int, ...] = (), max_bad: float = 0.5, shards: int = 4) -> SetPlan:
+    recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=shards, max_bad_fraction=max_bad)
+    return plan_set("images", recipe, image_drafts(count, bad))
+
+
+def text_plan(count: int = 12) -> SetPlan:
+    recipe = SetRecipe(
+        view=View.TEXT_PAIR, corpus="named", num_shards=3, pairs_per_block=5, licences={"names": "Unicode-3.0"}
+    )
+    return plan_set("texts", recipe, text_drafts(count))
+
+
+def write_picture_folder(folder: Path) -> Path:
+    """Write three sound pictures and four broken entries, with their captions.jsonl."""
+    (folder / "a").mkdir(parents=True)
+    lines: list[object] = []
+    for number, suffix in enumerate(("jpg", "png", "webp")):
+        path = folder / "a" / f"picture {number}.{suffix}"
+        Image.new("RGB", (8, 6), (40 * number, 100, 200)).save(path)
+        lines.append({"image": f"a/picture {number}.{suffix}", "captions": {"en": [f"picture {number}"]}})
+    whole = (folder / "a" / "picture 1.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    lines += [
+        {"image": "cut.png", "captions": {"en": ["cut"]}},
+        {"image": "nowhere.png", "captions": {"en": ["missing"]}},
+        {"image": "a/picture 0.jpg", "key": "silent", "captions": {}},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines) + "\n{broken\n"
+    (folder / "captions.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def bytes_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
