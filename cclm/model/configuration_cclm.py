@@ -103,8 +103,9 @@ class ModelOptions:
     """Width of the contrastive features."""
     matching_width: int = 256
     """Hidden width of the matching head."""
-    temperature: float = 0.07
-    """Contrastive temperature at the start (similarities are divided by it)."""
+    initial_temperature: float = 0.07
+    """Contrastive temperature at the start (similarities are divided by it). Plain `temperature` is a word that HF keeps
+    for text generation and refuses to save."""
     temperature_min: float = 0.001
     """Lower bound of the temperature."""
     temperature_max: float = 0.5
@@ -130,10 +131,10 @@ class ModelOptions:
                     f"{name}.num_heads: expected a divisor of width {self.width}, got {options.num_heads}. "
                     "Change one of the two."
                 )
-        if not 0 < self.temperature_min <= self.temperature <= self.temperature_max:
+        if not 0 < self.temperature_min <= self.initial_temperature <= self.temperature_max:
             raise ValueError(
-                f"temperature: expected 0 < temperature_min <= temperature <= temperature_max, got "
-                f"{self.temperature_min}, {self.temperature}, {self.temperature_max}. Widen the bounds."
+                f"initial_temperature: expected 0 < temperature_min <= initial_temperature <= temperature_max, got "
+                f"{self.temperature_min}, {self.initial_temperature}, {self.temperature_max}. Widen the bounds."
             )
         if self.vision.image_size % 2 ** len(self.vision.stem_channels):
             raise ValueError(

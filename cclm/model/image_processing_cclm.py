@@ -55,18 +55,24 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         if not isinstance(picture, Image.Image):
             raise TypeError(f"expected PIL images, got {type(picture).__name__}. Open the file with PIL.Image.open.")
         side = (self.size["width"], self.size["height"])
-        rgb = _on_white(picture).resize(side, Image.Resampling(self.resample))
-        values_HWC = np.asarray(rgb, dtype=np.float32) / np.float32(255)
-        mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
-        return np.ascontiguousarray(((values_HWC - mean) / std).transpose(2, 0, 1))
+        rgb = _on_white(picture)
+        if rgb.size != side:
+            rgb = rgb.resize(side, Image.Resampling(self.resample))
+        mean, std = (np.array(values, np.float64)[:, None, None] for values in (self.image_mean, self.image_std))
+        # the same two operations as in training, so that the values are equal to the last bit
+        values_CHW = np.asarray(rgb).transpose(2, 0, 1).astype(np.float32, order="C")
+        values_CHW *= (1 / (255 * std)).astype(np.float32)
+        values_CHW -= (mean / std).astype(np.float32)
+        return values_CHW
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """RGB; transparency shows white."""
-    if picture.mode == "RGB":
-        return picture
-    rgba = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    """RGB; what is transparent becomes white."""
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 CCLMImageProcessor.register_for_auto_class()

@@ -73,7 +73,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self.matching_head = MatchingHead(width, options.matching_width)
         self.masked_lm_transform = MaskedLMTransform(width, options.fusion.norm_eps)
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
-        self.temperature = Temperature(options.temperature, options.temperature_min, options.temperature_max)
+        self.temperature = Temperature(options.initial_temperature, options.temperature_min, options.temperature_max)
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
 

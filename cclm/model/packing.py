@@ -219,7 +219,9 @@ def concatenate_padded(
 def gather_rows(
     rows: Shaped[Tensor, " n *rest"], index: Int[Tensor, " k"], inverse: Int[Tensor, " n"]
 ) -> Shaped[Tensor, " k *rest"]:
-    """rows[index], where index n (one past the end) gives zeros; differentiable if each row is taken at most once.
+    """rows[index], where index n (one past the end) gives zeros; differentiable.
+
+    Each row is taken at most once, and either every row is taken or no entry asks for zeros.
 
     Args:
         rows: n rows.

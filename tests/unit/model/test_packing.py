@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cclm.model.packing import (
+    GroupedLayout,
+    PackedLayout,
+    PaddedLayout,
+    concatenate_padded,
+    gather_rows,
+    grouped_layout,
+    masked_mean,
+    packed_layout,
+    text_layout,
+)
+from tests.unit.model.tiny import LENGTHS, tiny_texts
+
+LAYOUTS = ("padded", "packed", "grouped")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rectangle_to_rows_and_back_keeps_real_tokens_and_zeroes_padding(name: str) -> None:
+    _, mask_BL = tiny_texts(columns=11)
+    layout = text_layout(mask_BL, name)
+    states_BLD = torch.randn(*mask_BL.shape, 3)
+    assert torch.equal(layout.to_rectangle(layout.to_rows(states_BLD)), states_BLD * mask_BL[..., None])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ids_are_taken_in_the_order_of_the_rows(name: str) -> None:
+    ids_BL, mask_BL = tiny_texts()
+    layout = text_layout(mask_BL, name)
+    as_rows = layout.to_rows(ids_BL[..., None].double())[:, 0]
+    assert torch.equal(layout.take_ids(ids_BL), as_rows.long())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_blocks_hold_whole_sequences_and_can_be_undone(name: str) -> None:
+    ids_BL, mask_BL = tiny_texts()
+    layout = text_layout(mask_BL, name)
+    rows_TD = layout.to_rows(torch.randn(*mask_BL.shape, 4) * mask_BL[..., None])
+    blocks = layout.to_blocks(rows_TD)
+    assert layout.num_blocks == len(blocks) == len(layout.block_masks())
+    assert torch.equal(layout.from_blocks(blocks), rows_TD)
+    sequences = layout.split_sequences(layout.sort_sequences(torch.arange(len(LENGTHS))))
+    for block, rows_B in zip(layout.to_blocks(layout.to_rows(ids_BL[..., None].double())), sequences, strict=True):
+        for tokens, row in zip(block[..., 0].long(), rows_B, strict=True):
+            assert torch.equal(tokens[: LENGTHS[row]], ids_BL[row, : LENGTHS[row]])
+
+
+def test_grouped_blocks_have_no_padding() -> None:
+    _, mask_BL = tiny_texts()
+    layout = grouped_layout(mask_BL)
+    assert (layout.group_lengths, layout.group_sizes) == ((1, 2, 5, 9), (1, 1, 2, 1))
+    assert layout.order_B.tolist() == [1, 4, 0, 3, 2]
+    assert layout.index_T.shape == (sum(LENGTHS),)
+
+
+def test_masks_need_not_be_left_aligned() -> None:
+    mask_BL = torch.tensor([[False, True, True], [True, False, True], [False, False, True]])
+    states_BLD = torch.randn(3, 3, 2)
+    for name in LAYOUTS:
+        layout = text_layout(mask_BL, name)
+        assert torch.equal(layout.to_rectangle(layout.to_rows(states_BLD)), states_BLD * mask_BL[..., None])
+
+
+@pytest.mark.parametrize("name", ["packed", "grouped"])
+def test_gradients_of_the_movements_are_the_true_ones(name: str) -> None:
+    _, mask_BL = tiny_texts((2, 1, 3, 2))
+    layout = text_layout(mask_BL, name)
+    states = torch.randn(*mask_BL.shape, 2, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    rows = layout.to_rows(states).detach().requires_grad_()
+    assert torch.autograd.gradcheck(layout.to_rows, (states,))
+    assert torch.autograd.gradcheck(layout.to_rectangle, (rows,))
+    assert torch.autograd.gradcheck(lambda x: layout.from_blocks(layout.to_blocks(x)), (rows,))
+    assert torch.autograd.gradcheck(layout.sort_sequences, (memory,))
+
+
+def test_gather_rows_gives_zeros_past_the_end_in_both_directions() -> None:
+    rows = torch.arange(6.0).view(3, 2).requires_grad_()
+    more = gather_rows(rows, torch.tensor([2, 3, 0, 1]), torch.tensor([2, 3, 0]))
+    assert more.tolist() == [[4.0, 5.0], [0.0, 0.0], [0.0, 1.0], [2.0, 3.0]]
+    fewer = gather_rows(rows, torch.tensor([1]), torch.tensor([1, 0, 1]))
+    (more.sum() + 10 * fewer.sum()).backward()
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[1.0, 1.0], [11.0, 11.0], [1.0, 1.0]]
+
+
+def test_auto_groups_on_a_cpu() -> None:
+    _, mask_BL = tiny_texts()
+    assert type(text_layout(mask_BL, "auto")) is GroupedLayout
+    assert type(text_layout(mask_BL, "packed")) is PackedLayout
+    assert type(text_layout(mask_BL, "padded")) is PaddedLayout
+    assert type(packed_layout(mask_BL)) is PackedLayout
+
+
+def test_masked_mean_ignores_padding() -> None:
+    _, mask_BL = tiny_texts()
+    states_BLD = torch.randn(*mask_BL.shape, 3)
+    expected = torch.stack([row[:length].mean(0) for row, length in zip(states_BLD, LENGTHS, strict=True)])
+    torch.testing.assert_close(masked_mean(states_BLD, mask_BL), expected)
+
+
+def test_concatenate_padded_pads_to_the_longest() -> None:
+    short, long = tiny_texts((2, 1)), tiny_texts((4, 3, 1))
+    ids, mask = concatenate_padded([short, long])
+    assert ids.shape == mask.shape == (5, 4)
+    assert torch.equal(ids[:2, :2], short[0])
+    assert torch.equal(mask.sum(1), torch.tensor([2, 1, 4, 3, 1]))
+    states, _ = concatenate_padded([(torch.ones(2, 2, 3), short[1]), (torch.ones(3, 4, 3), long[1])])
+    assert states.shape == (5, 4, 3)
+    assert states[:2, 2:].abs().sum() == 0
