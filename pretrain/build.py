@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 
 from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_checkpoint
+from cclm.data.batch import Batch
 from cclm.data.config import validate
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader
@@ -36,6 +37,7 @@ from pretrain.loop import Run
 from pretrain.step import CrossViewTraining
 
 CONFIG_FILE = "config.yaml"
+QUARANTINE = "quarantine"
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def open_run(config: RunConfig) -> Iterator[Run | None]:
             throughput=Throughput(),
             status=RankStatus(folder, topology.rank),
             ledger=LedgerFile(folder / "ledger.jsonl", start_step) if topology.rank == 0 else None,
-            quarantine=Quarantine(folder / "quarantine" / f"rank_{topology.rank:05d}.jsonl", start_step),
+            quarantine=Quarantine(folder / QUARANTINE / f"rank_{topology.rank:05d}.jsonl", start_step),
             done=done,
         )
 
@@ -104,7 +106,7 @@ def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
 
 def prepare_folder(folder: Path, config: RunConfig, ds_config: dict[str, Any] | None) -> None:
     """Write the resolved configuration; refuse a folder that holds another run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG_FILE
     text = yaml.safe_dump(plain(asdict(config)), sort_keys=False, allow_unicode=True)
     if path.exists():
@@ -200,7 +202,7 @@ def resume(engine: Engine, folder: Path) -> int:
     return 0 if path is None else int(load_checkpoint(engine, path)["step"])
 
 
-def make_batches(config: RunConfig, tokenizer: TextTokenizer, topology: Topology, start_step: int) -> Any:
+def make_batches(config: RunConfig, tokenizer: TextTokenizer, topology: Topology, start_step: int) -> Iterable[Batch]:
     """Batches of this rank from `start_step` to the end."""
     dataset = StepDataset(config.data, tokenizer, seed=config.seed, rank=topology.rank, world_size=topology.world_size)
     return make_loader(

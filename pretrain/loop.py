@@ -67,8 +67,8 @@ def train(run: Run) -> None:
 
         sums.append(ledger_sums(batch))
         run.quarantine.add(step, batch.bad_samples)
-        num_bad, num_read = num_bad + len(batch.bad_samples), num_read + sum(sample_counts(batch).values())
-        run.throughput.step(sample_counts(batch))
+        num_bad, num_read = num_bad + len(batch.bad_samples), num_read + num_samples(batch)
+        run.throughput.step(global_counts(batch, engine.world_size))
 
         is_last = step + 1 == config.steps
         is_saving = is_last or (step + 1) % config.checkpoint.every_steps == 0
@@ -92,13 +92,19 @@ def train(run: Run) -> None:
     run.done.write(step=config.steps, seconds=time.monotonic() - began)
 
 
-def sample_counts(batch: Batch) -> dict[str, int]:
-    """Samples of this rank's share by view: pictures, and sentence pairs."""
+def num_samples(batch: Batch) -> int:
+    """Samples that this rank read for a step: pictures, and groups of translations."""
+    images = 0 if batch.image_text is None else batch.image_text.ledger_B.shape[0]
+    return images + (0 if batch.text_pair is None else batch.text_pair.ledger_S.shape[0])
+
+
+def global_counts(batch: Batch, world_size: int) -> dict[str, int]:
+    """Pictures and sentence pairs of the global batch, by view."""
     counts = {}
     if batch.image_text is not None:
-        counts["image_text"] = batch.image_text.ledger_B.shape[0]
+        counts["image_text"] = batch.image_text.ledger_B.shape[0] * world_size
     if batch.text_pair is not None:
-        counts["text_pair"] = batch.text_pair.first_P.shape[0]
+        counts["text_pair"] = batch.text_pair.first_P.shape[0] * world_size
     return counts
 
 
@@ -137,5 +143,5 @@ def refuse_bad_values(step: int, values: dict[str, float], bad_share: float, con
             where=f"step {step}",
             expected=f"at most {config.data.bad_sample_limit:.2%} bad samples",
             got=f"{bad_share:.2%}",
-            do="Read quarantine.jsonl in the run folder, repair the shards or raise data.bad_sample_limit.",
+            do="Read quarantine/rank_*.jsonl in the run folder, repair the shards or raise data.bad_sample_limit.",
         )

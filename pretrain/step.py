@@ -252,7 +252,7 @@ class CrossViewTraining(nn.Module):
             hidden_TD,
             lambda hidden, weight, bias: [
                 masked_lm(part, weight, bias, view.label_T)
-                for part, (_, view) in zip(hidden.split([len(slot_T) for slot_T in slots]), views, strict=True)
+                for part, (_, view) in zip(torch.split(hidden, [len(slot_T) for slot_T in slots]), views, strict=True)
             ],
         )
         for (name, _), (loss, correct) in zip(views, results, strict=True):
