@@ -41,11 +41,18 @@ def texts_of(folders: Sequence[Path]) -> dict[str, int]:
 
 
 def _empty_tokenizer() -> Any:
-    """Return a tokenizer with everything but the vocabulary: NFKC, lower case, "▁" before each word."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    """Return a tokenizer with everything but the vocabulary: NFKC, lower case, single spaces, "▁" before each word."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer
@@ -77,7 +84,8 @@ def train_tokenizer(texts: Mapping[str, int], vocab_size: int) -> Any:
             do="Raise --vocab-size." if num_characters else "Name shard sets that hold texts.",
         )
     pieces = train_unigram(words, vocab_size - num_special)
-    vocabulary = [(token, 0.0) for token in SPECIAL_TOKENS] + pieces
+    # The mask is a piece too, not only an added token: `vocab_size` then counts it, as in XLM-R.
+    vocabulary = [(token, 0.0) for token in SPECIAL_TOKENS] + pieces + [(MASK_TOKEN, 0.0)]
     tokenizer.model = models.Unigram(vocabulary, unk_id=SPECIAL_TOKENS.index("<unk>"), byte_fallback=False)
     # The mask swallows the space before it: it stands for a word, and a word brings its own "▁".
     tokenizer.add_special_tokens([*SPECIAL_TOKENS, AddedToken(MASK_TOKEN, lstrip=True, normalized=False)])

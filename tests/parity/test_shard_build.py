@@ -1,4 +1,4 @@
-"""The parallel build and its slow twin (one process, in order) write the same bytes; so does a build that was killed."""
+"""The parallel build and its slow twin (one process, in order) write the same bytes; so does a killed build."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
@@ -87,9 +86,9 @@ def test_few_files_and_blocks_stay_open(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
     monkeypatch.setattr(reader, "MAX_CACHED_BLOCKS", 1)
     images = ShardSet(write_image_set(tmp_path / "i", num_records=5, max_samples=1))
-    before = len(os.listdir("/dev/fd"))
+    before = len(list(Path("/dev/fd").iterdir()))
     assert [images.image_text(shard, 0).key for shard in (0, 1, 2, 3, 4, 0)] == [f"key-{n}" for n in (0, 1, 2, 3, 4, 0)]
-    assert len(os.listdir("/dev/fd")) <= before + 2
+    assert len(list(Path("/dev/fd").iterdir())) <= before + 2
     texts = ShardSet(write_text_set(tmp_path / "t"))
     assert [texts.text_group(0, sample)[0].group for sample in (0, 4, 0, 1)] == ["g0", "g4", "g0", "g1"]
 

@@ -37,7 +37,9 @@ def test_too_many_refused_records_fail_the_build_with_a_sentence(tmp_path):
         build_sets([image_plan(count=20, bad=(3, 4, 5), max_bad=0.1)], tmp_path)
     assert caught.value.reason == "too_many_bad"
     message = str(caught.value)
-    assert message.startswith("images: expected at most 10.00% of 20 records refused, got 3 (render_failed 3); the first: n")
+    assert message.startswith(
+        "images: expected at most 10.00% of 20 records refused, got 3 (render_failed 3); the first: n"
+    )
     assert f"Read {tmp_path / 'images' / 'quarantine.jsonl'}, mend the corpus" in message
     assert not (tmp_path / "images" / "manifest.json").exists()
     assert len((tmp_path / "images" / "quarantine.jsonl").read_text("utf-8").splitlines()) == 3

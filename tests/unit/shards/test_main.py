@@ -1,0 +1,109 @@
+"""The commands, as a stranger types them."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from shards.__main__ import main
+from tests.unit.shards.tiny_corpora import write_picture_folder
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    out = io.StringIO()
+    status = main([str(argument) for argument in arguments], Console(file=out, width=200))
+    return status, out.getvalue()
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    write_picture_folder(tmp_path / "pictures")
+    pairs = [{"text_a": f"word {n}", "lang_a": "en", "text_b": f"Wort {n}", "lang_b": "de"} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"""
+        sets:
+          pictures: {{view: image_text, corpus: image_folder, num_shards: 2, max_bad_fraction: 0.6,
+                      options: {{folder: {tmp_path}/pictures, licence: CC0-1.0}}}}
+          pairs: {{view: text_pair, corpus: pair_file, num_shards: 2, options: {{path: {tmp_path}/pairs.jsonl}}}}
+        """,
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_build_verify_stats_tokenizer(recipe, tmp_path):
+    out = tmp_path / "out"
+    status, text = run("build", recipe, "--out", out)
+    assert status == 0
+    assert "building: 13/13 records" in text
+    assert f"{out}/pictures: 7 records in, 3 written (3 texts or pairs) to " in text and "4 refused" in text
+    reasons = sorted(json.loads(line)["reason"] for line in (out / "pictures" / "quarantine.jsonl").open("rb"))
+    assert reasons == ["image_missing", "image_truncated", "json_field", "line_broken"]
+
+    assert run("verify", out)[0] == 0
+    assert run("verify", out / "pairs")[1].endswith(f"{out}/pairs: sound\n")
+
+    status, text = run("stats", out, "--json", tmp_path / "stats.json")
+    numbers = json.loads((tmp_path / "stats.json").read_text("utf-8"))
+    assert numbers["pairs"]["languages"] == {"de": 6, "en": 6}
+    assert numbers["pictures"]["licences"] == {"CC0-1.0": 3}
+    assert numbers["pictures"]["refused"] == dict.fromkeys(reasons, 1)
+    assert all(word in text for word in ("texts by language", "samples by source", "CC0-1.0", "pictures"))
+
+    status, text = run("tokenizer", out / "pictures", out / "pairs", "--out", tmp_path / "tok", "--vocab-size", 60)
+    assert status == 0 and "training on 15 texts (15 different)" in text
+    assert (tmp_path / "tok" / "tokenizer.json").exists()
+
+
+def test_faults_are_shown_and_change_the_exit_status(recipe, tmp_path):
+    run("build", recipe, "--out", tmp_path / "out")
+    tar = tmp_path / "out" / "pairs" / "pairs-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:700])
+    status, text = run("verify", tmp_path / "out")
+    assert status == 1
+    assert f"tar_truncated: {tar}, offset 0, key pairs-000000-00000: expected" in text
+    assert f"{tmp_path}/out/pairs: 1 faults" in text and f"{tmp_path}/out/pictures: sound" in text
+
+
+def test_a_mistake_is_one_sentence_and_status_two(tmp_path, capsys):
+    assert run("build", tmp_path / "none.yaml", "--out", tmp_path)[0] == 2
+    assert "build: " in (message := capsys.readouterr().err) and "expected a recipe file" in message
+    assert "Traceback" not in message
+    assert run("stats", tmp_path)[0] == 2
+    assert "expected a shard set, or a folder of shard sets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["build", "x", "--out", "y", "--workers", "0"], ["preview"], []])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m shards" in capsys.readouterr().err
+
+
+def test_it_starts_without_torch():
+    program = (
+        "import sys; import shards.__main__, shards.build, shards.recipe, shards.stats, shards.fetch\n"
+        "import shards.tokenizer, cclm.shardfile.verify\n"
+        "sys.exit(sorted({'torch', 'transformers', 'deepspeed', 'resvg_py', 'tokenizers'} & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("fetch-demo", "build", "verify", "stats", "tokenizer"))

@@ -1,0 +1,33 @@
+"""Plain lines in a log, a bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from shards import progress
+from shards.progress import WorkProgress
+
+
+def test_a_log_gets_plain_lines(monkeypatch):
+    out = io.StringIO()
+    clock = iter([0.0, 5.0, 5.0, 20.0, 20.0, 20.0, 30.0, 30.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with WorkProgress("building", 100, "records", Console(file=out, width=100)) as bar:
+        bar.advance(20, done_before=True)
+        bar.advance(40)
+        bar.advance(40)
+    assert out.getvalue().splitlines() == [
+        "building: 60/100 records, 2/s, 20 s left",
+        "building: 100/100 records, 3/s, 0 s left",
+    ]
+
+
+def test_a_terminal_gets_a_bar():
+    out = io.StringIO()
+    with WorkProgress("building", 4, "records", Console(file=out, force_terminal=True, width=100)) as bar:
+        bar.advance(2, note="images")
+        bar.advance(2, note="texts")
+    text = out.getvalue()
+    assert "4/4" in text and "texts" in text and "records/s" in text and "ETA" in text
