@@ -104,8 +104,8 @@ class ModelOptions:
     matching_width: int = 256
     """Hidden width of the matching head."""
     initial_temperature: float = 0.07
-    """Contrastive temperature at the start (similarities are divided by it). Plain `temperature` is a word that HF keeps
-    for text generation and refuses to save."""
+    """Contrastive temperature at the start; similarities are divided by it. (HF keeps the plain word `temperature` for
+    text generation and refuses to save it.)"""
     temperature_min: float = 0.001
     """Lower bound of the temperature."""
     temperature_max: float = 0.5

@@ -60,7 +60,7 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
             rgb = rgb.resize(side, Image.Resampling(self.resample))
         mean, std = (np.array(values, np.float64)[:, None, None] for values in (self.image_mean, self.image_std))
         # the same two operations as in training, so that the values are equal to the last bit
-        values_CHW = np.asarray(rgb).transpose(2, 0, 1).astype(np.float32, order="C")
+        values_CHW: npt.NDArray[np.float32] = np.asarray(rgb).transpose(2, 0, 1).astype(np.float32, order="C")
         values_CHW *= (1 / (255 * std)).astype(np.float32)
         values_CHW -= (mean / std).astype(np.float32)
         return values_CHW

@@ -1,0 +1,50 @@
+"""Fused operations against their references in plain torch: odd shapes, each dtype, forward and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cclm.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+
+TOLERANCE = {
+    # float32: sums over blocks and over up to 1,009 classes in another order
+    torch.float32: {"atol": 2e-5, "rtol": 1e-4},
+    # bfloat16: products are rounded to 8 bits, about 4e-3 of each summand; gradients are about 1 in size
+    torch.bfloat16: {"atol": 5e-2, "rtol": 3e-2},
+}
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def run(loss: Loss, rows: int, width: int, classes: int, dtype: torch.dtype, scale: float) -> list[Tensor]:
+    """Loss, count, and the gradients of `scale` · loss."""
+    generator = torch.Generator().manual_seed(rows)
+    draw = [torch.randn(*shape, generator=generator) for shape in ((rows, width), (classes, width), (classes,))]
+    hidden, weight, bias = (tensor.to(dtype).requires_grad_() for tensor in draw)
+    label = torch.randint(0, classes, (rows,), generator=generator)
+    value, correct = loss(hidden, weight, bias, label)
+    (scale * value).backward()
+    assert hidden.grad is not None and weight.grad is not None and bias.grad is not None
+    return [value.detach(), correct, hidden.grad, weight.grad, bias.grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width", "classes"), [(1, 1, 2), (7, 5, 13), (33, 17, 1009), (64, 8, 31)])
+@pytest.mark.parametrize("max_logits", [1, 100, 1 << 23])
+def test_linear_cross_entropy(rows: int, width: int, classes: int, max_logits: int, dtype: torch.dtype) -> None:
+    def chunked(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(*arguments, max_logits=max_logits)
+
+    expected = run(linear_cross_entropy_reference, rows, width, classes, dtype, -2.5)
+    found = run(chunked, rows, width, classes, dtype, -2.5)
+    for name, got, want in zip(("loss", "correct", "hidden", "weight", "bias"), found, expected, strict=True):
+        assert got.dtype == want.dtype, name
+        torch.testing.assert_close(got, want, **TOLERANCE[dtype], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_no_rows_give_zero_and_zero_gradients() -> None:
+    for value in run(linear_cross_entropy, 0, 4, 9, torch.float32, 3.0):
+        assert value.abs().sum() == 0

@@ -1,0 +1,64 @@
+"""Every annotated shape of the model holds on a whole step, and the annotations notice what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch.nn import functional
+
+from tests.unit.model.tiny import tiny_config, tiny_images, tiny_texts
+from tests.unit.model.typed import typed_modules
+
+
+@pytest.fixture(scope="module")
+def modeling() -> Iterator[ModuleType]:
+    with typed_modules(["cclm.model.modeling_cclm"]) as (module,):
+        yield module
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "grouped"])
+def test_all_annotations_hold_on_a_step(modeling: ModuleType, layout: str) -> None:
+    config = sys.modules["cclm.model.configuration_cclm"].CCLMConfig(
+        **tiny_config(token_layout=layout, fusion={"null_memory": True}, text={"pooling": "mean_first"}).to_dict()
+    )
+    model = modeling.CCLMModel(config)
+    ids_BL, mask_BL = tiny_texts()
+    model(tiny_images(), ids_BL, mask_BL).logits_per_image.sum().backward()
+    image_BND, text_BLD = model.encode_images(tiny_images()), model.encode_texts(ids_BL, mask_BL)
+    packing = sys.modules["cclm.model.packing"]
+    parts = [(image_BND, torch.ones(5, 5, dtype=torch.bool)), (text_BLD, mask_BL)]
+    memory_BND, memory_mask_BN = packing.concatenate_padded(parts)
+    query, query_mask = torch.cat([text_BLD] * 2), torch.cat([mask_BL] * 2)
+    fused_BLD = model.fuse(query, query_mask, memory_BND, memory_mask_BN)
+    hidden_TD = model.masked_lm_states(fused_BLD[query_mask])
+    loss = model.decode_with(hidden_TD, functional.linear).mean() + model.match_logits(fused_BLD, query_mask).mean()
+    (loss + model.score(tiny_images(), ids_BL, mask_BL).mean()).backward()
+
+
+def test_wrong_shapes_and_types_are_noticed(modeling: ModuleType) -> None:
+    config = sys.modules["cclm.model.configuration_cclm"].CCLMConfig(**tiny_config().to_dict())
+    model = modeling.CCLMModel(config)
+    ids_BL, mask_BL = tiny_texts()
+    text_BLD = model.encode_texts(ids_BL, mask_BL)
+    with pytest.raises(TypeCheckError):
+        model.encode_texts(ids_BL, mask_BL[:3])
+    with pytest.raises(TypeCheckError):
+        model.encode_texts(ids_BL, mask_BL.long())
+    with pytest.raises(TypeCheckError):
+        model.encode_images(tiny_images()[:, :2])
+    with pytest.raises(TypeCheckError):
+        model.fuse(text_BLD, mask_BL, torch.zeros(4, 3, 16))
+
+
+def test_the_plain_modules_are_untouched() -> None:
+    from cclm.model.modeling_cclm import CCLMModel
+
+    with typed_modules(["cclm.model.modeling_cclm"]) as (module,):
+        assert module.CCLMModel is not CCLMModel
+    assert sys.modules["cclm.model.modeling_cclm"].CCLMModel is CCLMModel
+    assert sys.modules["cclm"].model is sys.modules["cclm.model"]

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cclm.objectives.matching import draw_negatives, matching, ramped_hardness
+
+
+def gumbel(*shape: int) -> Tensor:
+    """Standard Gumbel noise."""
+    return -torch.log(-torch.log(torch.rand(*shape).clamp(1e-20, 1 - 1e-7)))
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.5, 1.0])
+def test_draws_follow_the_published_weights(hardness: float) -> None:
+    similarity = torch.tensor([1.0, 3.0, -2.0, 2.0, 0.5])
+    same = torch.tensor([False, False, False, True, False])
+    weights = ((hardness * similarity).softmax(0) + 1e-5).masked_fill(same, 0)
+    expected = weights / weights.sum()
+    draws = 20_000
+    index = draw_negatives(similarity.expand(draws, -1), same.expand(draws, -1), gumbel(draws, 5), hardness)
+    found = torch.bincount(index, minlength=5) / draws
+    # five standard errors of a share near one half
+    torch.testing.assert_close(found, expected, atol=0.018, rtol=0)
+    reference = torch.bincount(torch.multinomial(expected, draws, replacement=True), minlength=5) / draws
+    torch.testing.assert_close(found, reference, atol=0.025, rtol=0)
+
+
+def test_the_floor_keeps_hopeless_candidates_in_reach() -> None:
+    similarity, none = torch.tensor([[100.0, -100.0]]), torch.zeros(1, 2, dtype=torch.bool)
+    assert draw_negatives(similarity, none, torch.tensor([[0.0, 11.0]]), 1.0).item() == 0
+    assert draw_negatives(similarity, none, torch.tensor([[0.0, 12.0]]), 1.0).item() == 1
+
+
+def test_the_same_identity_is_never_drawn() -> None:
+    same = torch.tensor([[True, False, True, False]]).expand(500, -1)
+    index = draw_negatives(50.0 * same, same, gumbel(500, 4), 1.0)
+    assert set(index.tolist()) == {1, 3}
+
+
+def test_a_row_without_candidate_falls_back_to_any_other() -> None:
+    same = torch.ones(900, 3, dtype=torch.bool)
+    own = torch.full((900,), 1)
+    index = draw_negatives(torch.randn(900, 3), same, gumbel(900, 3), 1.0, own)
+    shares = torch.bincount(index, minlength=3) / 900
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.0, 0.5]), atol=0.08, rtol=0)
+    assert (
+        draw_negatives(
+            torch.zeros(1, 1), same[:1, :1], torch.zeros(1, 1), 1.0, torch.zeros(1, dtype=torch.int64)
+        ).item()
+        == 0
+    )
+    assert set(draw_negatives(torch.randn(900, 3), same, gumbel(900, 3), 1.0).tolist()) == {0, 1, 2}
+
+
+def test_own_column_matters_only_without_candidates() -> None:
+    similarity, same, noise = torch.randn(50, 4), torch.rand(50, 4) < 0.4, gumbel(50, 4)
+    same[:, 3] = False
+    plain = draw_negatives(similarity, same, noise, 1.0)
+    assert torch.equal(plain, draw_negatives(similarity, same, noise, 1.0, torch.full((50,), 3)))
+
+
+def test_matching_counts_and_sums() -> None:
+    logits = torch.tensor([[0.0, 2.0], [1.0, -1.0], [0.5, 0.7]], requires_grad=True)
+    labels = torch.tensor([1, 0, 0])
+    term, correct = matching(logits, labels)
+    torch.testing.assert_close(term.sum / term.count, functional.cross_entropy(logits, labels))
+    assert (term.count.item(), correct.item()) == (3.0, 2)
+    term.sum.backward()
+    assert logits.grad is not None and logits.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (50, 0.4), (100, 0.8), (1000, 0.8)])
+def test_hardness_rises_linearly(step: int, expected: float) -> None:
+    assert ramped_hardness(step, 100, 0.8) == pytest.approx(expected)
+
+
+def test_no_ramp_is_full_hardness() -> None:
+    assert ramped_hardness(0, 0) == 1.0

@@ -1,0 +1,42 @@
+"""Every annotated shape of objectives and ops holds, and the annotations notice what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from tests.unit.model.typed import typed_modules
+
+
+def test_annotations_of_the_objectives() -> None:
+    names = ("contrastive", "matching", "masked_lm", "term")
+    with typed_modules([f"cclm.objectives.{name}" for name in names]) as (contrastive, matching, masked_lm, term):
+        first, second = torch.randn(4, 6), torch.randn(8, 6)
+        identity = torch.arange(8) % 4
+        for temperature in (0.1, torch.tensor([0.1])):
+            itc = contrastive.contrastive(first, second, identity[:4], identity, temperature)
+        with pytest.raises(TypeCheckError):
+            contrastive.contrastive(first, second, identity, identity, 0.1)
+        same, noise = identity[:4, None] == identity, torch.randn(4, 8)
+        assert matching.draw_negatives(torch.randn(4, 8), same, noise, 0.5, torch.arange(4)).shape == (4,)
+        with pytest.raises(TypeCheckError):
+            matching.draw_negatives(torch.randn(4, 8), same, noise[:, :7], 0.5)
+        itm, _ = matching.matching(torch.randn(5, 2), torch.ones(5, dtype=torch.int64))
+        with pytest.raises(TypeCheckError):
+            matching.matching(torch.randn(5, 3), torch.ones(5, dtype=torch.int64))
+        hidden, weight, label = torch.randn(3, 6), torch.randn(9, 6), torch.tensor([0, 1, 8])
+        mlm, _ = masked_lm.masked_lm(hidden, weight, torch.zeros(9), label)
+        with pytest.raises(TypeCheckError):
+            masked_lm.masked_lm(hidden, weight, torch.zeros(8), label)
+        assert set(term.shares({"itc": itc, "itm": itm, "mlm": mlm})) == {"itc", "itm", "mlm"}
+
+
+def test_annotations_of_the_ops() -> None:
+    with typed_modules(["cclm.ops.linear_cross_entropy"]) as (module,):
+        inputs = torch.randn(3, 6), torch.randn(9, 6), torch.zeros(9), torch.tensor([0, 1, 8])
+        for function in (module.linear_cross_entropy, module.linear_cross_entropy_reference):
+            loss, correct = function(*inputs)
+            assert loss.shape == correct.shape == ()
+            with pytest.raises(TypeCheckError):
+                function(inputs[0][:2], *inputs[1:])
