@@ -31,22 +31,57 @@ from pretrain.config import ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionRows:
-    """Rows for the fusion encoder: a text state that asks, and a memory that answers."""
+class EncodedTexts:
+    """One view's texts after the text encoder."""
 
-    query_FLD: Tensor
-    query_mask_FL: Tensor
-    memory_FND: Tensor
-    memory_mask_FN: Tensor
+    states_BLD: Float[Tensor, "b l d"]
+    mask_BL: Bool[Tensor, "b l"]
+    feature_BE: Float[Tensor, "b e"]
+    masked_states_MLD: Float[Tensor, "m l d"]
+    masked_mask_ML: Bool[Tensor, "m l"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionRows:
+    """Rows for the fusion encoder: a text that asks, and a memory that answers."""
+
+    query_FLD: Float[Tensor, "f l d"]
+    query_mask_FL: Bool[Tensor, "f l"]
+    memory_FND: Float[Tensor, "f n d"]
+    memory_mask_FN: Bool[Tensor, "f n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRows:
+    """What one view sends through the fusion encoder and the heads."""
+
+    name: str
+    """"image_text" or "text_pair"."""
+    matching_name: str
+    """"itm" or "ttm"."""
+    matched: FusionRows
+    """Positives, then as many wrong memories, then as many wrong queries."""
+    masked: FusionRows
+    """Masked texts with their true memories."""
+    slots: MaskedTokens
+    """What to predict in `masked`."""
 
 
 @dataclass(kw_only=True)
-class Ledger:
-    """Local sums and counts of a step, by metric name."""
+class Tally:
+    """Local sums and counts of a step, by metric name; those with a weight are losses."""
 
     terms: dict[str, Term] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    correct: dict[str, Term] = field(default_factory=dict)
+
+    def add_loss(self, name: str, term: Term, weight: float) -> None:
+        """Add a term of the total."""
+        self.terms[name] = term
+        self.weights[name] = weight
+
+    def add_accuracy(self, name: str, correct: Tensor, count: Tensor) -> None:
+        """Add a share of right answers."""
+        self.terms[name] = Term(correct.float(), count)
 
 
 class CrossViewTraining(nn.Module):
@@ -70,202 +105,197 @@ class CrossViewTraining(nn.Module):
         Returns:
             Losses whose mean over the ranks is the value for the global batch.
         """
-        model, images, pairs = self.model, batch.image_text, batch.text_pair
-        parts = [part.text for part in (images, pairs) if part is not None]
-        parts += [part.masked.tokens for part in (images, pairs) if part is not None]
-        tokens = concatenate(parts)
-        text_BLD = model.encode_texts(tokens.ids_BL, tokens.mask_BL)
-        clean = sum(part.ids_BL.shape[0] for part in parts[: len(parts) // 2])
-        text_feature_BE = model.project_texts(text_BLD[:clean], tokens.mask_BL[:clean])
-        temperature = model.temperature()
+        views = [view for view in (batch.image_text, batch.text_pair) if view is not None]
+        texts = iter(self._encode_texts(views))
+        temperature = self.model.temperature()
         hardness = ramped_hardness(batch.step, self.objectives.hardness_ramp_steps)
+        tally, rows = Tally(), []
+        if batch.image_text is not None:
+            rows.append(self._image_text(batch.image_text, next(texts), temperature, hardness, tally))
+        if batch.text_pair is not None:
+            rows.append(self._text_pair(batch.text_pair, next(texts), temperature, hardness, tally))
+        self._fuse(rows, tally)
+        return self._global_means(tally, temperature)
 
-        local = Ledger()
-        rows: list[FusionRows] = []
-        masked: list[FusionRows] = []
-        at, masked_at = 0, clean
-        if images is not None:
-            size, num_rows = images.text.ids_BL.shape[0], images.masked.tokens.ids_BL.shape[0]
-            view = slice(at, at + size), slice(masked_at, masked_at + num_rows)
-            at, masked_at = view[0].stop, view[1].stop
-            matched, filled = self._image_text(
-                images, text_BLD, tokens.mask_BL, text_feature_BE, view, temperature, hardness, local
+    def _encode_texts(self, views: Sequence[ImageTextBatch | TextPairBatch]) -> list[EncodedTexts]:
+        """Clean and masked texts of all views through the text encoder, in one call."""
+        parts = [view.text for view in views] + [view.masked.tokens for view in views]
+        tokens = concatenate(parts)
+        states_BLD = self.model.encode_texts(tokens.ids_BL, tokens.mask_BL)
+        sizes = [part.ids_BL.shape[0] for part in parts]
+        num_clean = sum(sizes[: len(views)])
+        feature_BE = self.model.project_texts(states_BLD[:num_clean], tokens.mask_BL[:num_clean])
+        states, masks = torch.split(states_BLD, sizes), torch.split(tokens.mask_BL, sizes)
+        features = torch.split(feature_BE, sizes[: len(views)])
+        return [
+            EncodedTexts(
+                states_BLD=states[k],
+                mask_BL=masks[k],
+                feature_BE=features[k],
+                masked_states_MLD=states[len(views) + k],
+                masked_mask_ML=masks[len(views) + k],
             )
-            rows.append(matched)
-            masked.append(filled)
-        if pairs is not None:
-            size, num_rows = pairs.text.ids_BL.shape[0], pairs.masked.tokens.ids_BL.shape[0]
-            view = slice(at, at + size), slice(masked_at, masked_at + num_rows)
-            matched, filled = self._text_pair(
-                pairs, text_BLD, tokens.mask_BL, text_feature_BE, view, temperature, hardness, local
-            )
-            rows.append(matched)
-            masked.append(filled)
-        self._fusion(rows, masked, batch, local, tokens.ids_BL.shape[1])
-        return self._global_means(local, temperature)
+            for k in range(len(views))
+        ]
 
     def _image_text(
-        self,
-        images: ImageTextBatch,
-        text_BLD: Tensor,
-        mask_BL: Tensor,
-        feature_BE: Tensor,
-        view: tuple[slice, slice],
-        temperature: Tensor,
-        hardness: float,
-        local: Ledger,
-    ) -> tuple[FusionRows, FusionRows]:
+        self, images: ImageTextBatch, texts: EncodedTexts, temperature: Tensor, hardness: float, tally: Tally
+    ) -> ViewRows:
         """Contrastive loss of images and captions; rows for matching and masked-LM."""
         image_BND = self.model.encode_images(images.images_BCHW)
-        image_feature_BE = self.model.project_images(image_BND)
-        caption_BE = feature_BE[view[0]]
-        local.terms["image_text/itc"] = contrastive(
-            image_feature_BE,
-            caption_BE,
+        image_BE = self.model.project_images(image_BND)
+        itc = self._contrastive(image_BE, texts.feature_BE, images.identity_B, images.identity_B, temperature)
+        tally.add_loss("image_text/itc", itc, self.objectives.itc_weight)
+        row_F = images.matching_row_F
+        other_text_F, other_image_F = negatives(
+            image_BE,
+            texts.feature_BE,
             images.identity_B,
-            images.identity_B,
-            temperature,
-            gather=self.collectives.gather,
-            label_smoothing=self.objectives.label_smoothing,
-            grad_scale=self.objectives.contrastive_grad_scale,
-        )
-        local.weights["image_text/itc"] = self.objectives.itc_weight
-        other_caption_F, other_image_F = negatives(
-            image_feature_BE,
-            caption_BE,
-            images.identity_B,
-            images.matching_row_F,
-            images.noise_second_FG,
-            images.noise_first_FG,
+            row_F,
+            (images.noise_second_FG, images.noise_first_FG),
             temperature,
             hardness,
         )
-        row_F = images.matching_row_F
         everywhere_BN = torch.ones(image_BND.shape[:2], dtype=torch.bool, device=image_BND.device)
-        text_row_R = torch.cat([row_F, row_F, other_caption_F])
-        memory_row_R = torch.cat([row_F, other_image_F, row_F])
-        matched = FusionRows(
-            query_FLD=text_BLD[view[0]][text_row_R],
-            query_mask_FL=mask_BL[view[0]][text_row_R],
-            memory_FND=image_BND[memory_row_R],
-            memory_mask_FN=everywhere_BN[memory_row_R],
+        image_row_R = torch.cat([row_F, other_image_F, row_F])
+        return ViewRows(
+            name="image_text",
+            matching_name="itm",
+            matched=select(
+                (texts.states_BLD, texts.mask_BL),
+                torch.cat([row_F, row_F, other_text_F]),
+                (image_BND, everywhere_BN),
+                image_row_R,
+            ),
+            masked=FusionRows(
+                query_FLD=texts.masked_states_MLD,
+                query_mask_FL=texts.masked_mask_ML,
+                memory_FND=image_BND[row_F],
+                memory_mask_FN=everywhere_BN[row_F],
+            ),
+            slots=images.masked,
         )
-        filled = FusionRows(
-            query_FLD=text_BLD[view[1]],
-            query_mask_FL=mask_BL[view[1]],
-            memory_FND=image_BND[row_F],
-            memory_mask_FN=everywhere_BN[row_F],
-        )
-        return matched, filled
 
     def _text_pair(
-        self,
-        pairs: TextPairBatch,
-        text_BLD: Tensor,
-        mask_BL: Tensor,
-        feature_BE: Tensor,
-        view: tuple[slice, slice],
-        temperature: Tensor,
-        hardness: float,
-        local: Ledger,
-    ) -> tuple[FusionRows, FusionRows]:
+        self, pairs: TextPairBatch, texts: EncodedTexts, temperature: Tensor, hardness: float, tally: Tally
+    ) -> ViewRows:
         """Contrastive loss of sentences and translations; rows for matching and masked-LM."""
-        text_UE = feature_BE[view[0]]
+        temperature = temperature * self.objectives.text_temperature_factor
+        text_UE, states = texts.feature_BE, (texts.states_BLD, texts.mask_BL)
         pairs_per_sample = pairs.first_P.shape[0] // pairs.identity_S.shape[0]
-        local.terms["text_pair/ttc"] = contrastive(
+        ttc = self._contrastive(
             text_UE[pairs.first_P[::pairs_per_sample]],
             text_UE[pairs.second_P],
             pairs.identity_S,
             pairs.identity_P,
-            temperature * self.objectives.text_temperature_factor,
-            gather=self.collectives.gather,
-            label_smoothing=self.objectives.label_smoothing,
-            grad_scale=self.objectives.contrastive_grad_scale,
+            temperature,
         )
-        local.weights["text_pair/ttc"] = self.objectives.ttc_weight
+        tally.add_loss("text_pair/ttc", ttc, self.objectives.ttc_weight)
+        row_F = pairs.matching_row_F
         other_query_F, other_memory_F = negatives(
             text_UE[pairs.memory_S],
             text_UE[pairs.query_S],
             pairs.identity_S,
-            pairs.matching_row_F,
-            pairs.noise_second_FG,
-            pairs.noise_first_FG,
-            temperature * self.objectives.text_temperature_factor,
+            row_F,
+            (pairs.noise_second_FG, pairs.noise_first_FG),
+            temperature,
             hardness,
         )
-        row_F = pairs.matching_row_F
-        query_U = pairs.query_S[torch.cat([row_F, row_F, other_query_F])]
-        memory_U = pairs.memory_S[torch.cat([row_F, other_memory_F, row_F])]
-        matched = FusionRows(
-            query_FLD=text_BLD[view[0]][query_U],
-            query_mask_FL=mask_BL[view[0]][query_U],
-            memory_FND=text_BLD[view[0]][memory_U],
-            memory_mask_FN=mask_BL[view[0]][memory_U],
+        answer_F = pairs.query_S[row_F]
+        return ViewRows(
+            name="text_pair",
+            matching_name="ttm",
+            matched=select(
+                states,
+                pairs.query_S[torch.cat([row_F, row_F, other_query_F])],
+                states,
+                pairs.memory_S[torch.cat([row_F, other_memory_F, row_F])],
+            ),
+            masked=FusionRows(
+                query_FLD=texts.masked_states_MLD,
+                query_mask_FL=texts.masked_mask_ML,
+                memory_FND=texts.states_BLD[answer_F],
+                memory_mask_FN=texts.mask_BL[answer_F],
+            ),
+            slots=pairs.masked,
         )
-        answer_U = pairs.query_S[row_F]
-        filled = FusionRows(
-            query_FLD=text_BLD[view[1]],
-            query_mask_FL=mask_BL[view[1]],
-            memory_FND=text_BLD[view[0]][answer_U],
-            memory_mask_FN=mask_BL[view[0]][answer_U],
-        )
-        return matched, filled
 
-    def _fusion(
-        self, rows: list[FusionRows], masked: list[FusionRows], batch: Batch, local: Ledger, length: int
-    ) -> None:
+    def _contrastive(
+        self, first_NE: Tensor, second_ME: Tensor, identity_N: Tensor, identity_M: Tensor, temperature: Tensor
+    ) -> Term:
+        """The contrastive loss with this run's options."""
+        return contrastive(
+            first_NE,
+            second_ME,
+            identity_N,
+            identity_M,
+            temperature,
+            gather=self.collectives.gather,
+            label_smoothing=self.objectives.label_smoothing,
+            grad_scale=self.objectives.contrastive_grad_scale,
+        )
+
+    def _fuse(self, rows: Sequence[ViewRows], tally: Tally) -> None:
         """One fusion call for everything; then matching and masked-LM losses by view."""
-        parts = [*rows, *masked]
+        parts = [view.matched for view in rows] + [view.masked for view in rows]
         memory_BND, memory_mask_BN = stack_memories([(part.memory_FND, part.memory_mask_FN) for part in parts])
-        query_BLD = torch.cat([part.query_FLD for part in parts])
-        query_mask_BL = torch.cat([part.query_mask_FL for part in parts])
-        fused_BLD = self.model.fuse(query_BLD, query_mask_BL, memory_BND, memory_mask_BN)
+        mask_BL = torch.cat([part.query_mask_FL for part in parts])
+        fused_BLD = self.model.fuse(torch.cat([part.query_FLD for part in parts]), mask_BL, memory_BND, memory_mask_BN)
+        num_matched = sum(view.matched.query_FLD.shape[0] for view in rows)
+        self._matching(fused_BLD[:num_matched], mask_BL[:num_matched], rows, tally)
+        self._masked_lm(fused_BLD[num_matched:], rows, tally)
 
-        num_matched = sum(part.query_FLD.shape[0] for part in rows)
-        logits_B2 = self.model.match_logits(fused_BLD[:num_matched], query_mask_BL[:num_matched])
-        views = [
-            (name, view) for name, view in (("image_text", batch.image_text), ("text_pair", batch.text_pair)) if view
-        ]
-        at = 0
-        for (name, _), part in zip(views, rows, strict=True):
-            size = part.query_FLD.shape[0]
-            labels_F = (torch.arange(size, device=logits_B2.device) < size // 3).long()
-            loss, correct = matching(logits_B2[at : at + size], labels_F)
-            key = "itm" if name == "image_text" else "ttm"
-            local.terms[f"{name}/{key}"] = loss
-            local.weights[f"{name}/{key}"] = getattr(self.objectives, f"{key}_weight")
-            local.correct[f"{name}/{key}_accuracy"] = Term(correct.float(), loss.count)
-            at += size
-        self._masked_lm(fused_BLD[num_matched:], [(name, view.masked) for name, view in views], local, length)
+    def _matching(self, fused_BLD: Tensor, mask_BL: Tensor, rows: Sequence[ViewRows], tally: Tally) -> None:
+        """Do query and memory belong together? One call of the head."""
+        sizes = [view.matched.query_FLD.shape[0] for view in rows]
+        logits = torch.split(self.model.match_logits(fused_BLD, mask_BL), sizes)
+        for view, logits_F2 in zip(rows, logits, strict=True):
+            size = logits_F2.shape[0]
+            labels_F = (torch.arange(size, device=logits_F2.device) < size // 3).long()
+            loss, correct = matching(logits_F2, labels_F)
+            is_image = view.matching_name == "itm"
+            weight = self.objectives.itm_weight if is_image else self.objectives.ttm_weight
+            tally.add_loss(f"{view.name}/{view.matching_name}", loss, weight)
+            tally.add_accuracy(f"{view.name}/{view.matching_name}_accuracy", correct, loss.count)
 
-    def _masked_lm(
-        self, fused_BLD: Tensor, views: Sequence[tuple[str, MaskedTokens]], local: Ledger, length: int
-    ) -> None:
-        """Predict the hidden tokens of both views: one call of the head."""
-        slots, row = [], 0
-        for _, view in views:
-            own_length = view.tokens.ids_BL.shape[1]
-            slots.append((row + view.slot_T // own_length) * length + view.slot_T % own_length)
-            row += view.tokens.ids_BL.shape[0]
-        hidden_TD = self.model.masked_lm_states(fused_BLD.reshape(-1, fused_BLD.shape[-1])[torch.cat(slots)])
-        results = self.model.decode_with(
-            hidden_TD,
-            lambda hidden, weight, bias: [
-                masked_lm(part, weight, bias, view.label_T)
-                for part, (_, view) in zip(torch.split(hidden, [len(slot_T) for slot_T in slots]), views, strict=True)
-            ],
-        )
-        for (name, _), (loss, correct) in zip(views, results, strict=True):
-            local.terms[f"{name}/mlm"] = loss
-            local.weights[f"{name}/mlm"] = self.objectives.mlm_weight
-            local.correct[f"{name}/mlm_accuracy"] = Term(correct.float(), loss.count)
+    def _masked_lm(self, fused_BLD: Tensor, rows: Sequence[ViewRows], tally: Tally) -> None:
+        """Predict the hidden tokens of all views: one call of the head, on real slots only."""
+        length = fused_BLD.shape[1]
+        slots, first_row = [], 0
+        for view in rows:
+            own_length = view.slots.tokens.ids_BL.shape[1]
+            row_T = first_row + view.slots.slot_T // own_length
+            slots.append(row_T * length + view.slots.slot_T % own_length)
+            first_row += view.slots.tokens.ids_BL.shape[0]
+        hidden_TD = self.model.masked_lm_states(fused_BLD.flatten(0, 1)[torch.cat(slots)])
 
-    def _global_means(self, local: Ledger, temperature: Tensor) -> Losses:
+        def losses(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> list[tuple[Term, Tensor]]:
+            parts = torch.split(hidden_TD, [slot_T.shape[0] for slot_T in slots])
+            labels = [view.slots.label_T for view in rows]
+            return [masked_lm(part, weight_VD, bias_V, label_T) for part, label_T in zip(parts, labels, strict=True)]
+
+        for view, (loss, correct) in zip(rows, self.model.decode_with(hidden_TD, losses), strict=True):
+            tally.add_loss(f"{view.name}/mlm", loss, self.objectives.mlm_weight)
+            tally.add_accuracy(f"{view.name}/mlm_accuracy", correct, loss.count)
+
+    def _global_means(self, tally: Tally, temperature: Tensor) -> Losses:
         """Turn local sums into shares of global means: sum · ranks / global count."""
-        means = shares({**local.terms, **local.correct}, self.collectives.sum, self.collectives.world_size)
-        total = torch.stack([means[name] * weight for name, weight in local.weights.items()]).sum()
+        means = shares(tally.terms, self.collectives.sum, self.collectives.world_size)
+        total = torch.stack([means[name] * weight for name, weight in tally.weights.items()]).sum()
         metrics = {name: value.detach() for name, value in means.items()}
         return Losses(total=total, metrics={"loss": total.detach(), **metrics, "temperature": temperature.detach()[0]})
+
+
+def select(
+    queries: tuple[Tensor, Tensor], query_row_F: Tensor, memories: tuple[Tensor, Tensor], memory_row_F: Tensor
+) -> FusionRows:
+    """Pick rows of (states, mask) for both sides."""
+    return FusionRows(
+        query_FLD=queries[0][query_row_F],
+        query_mask_FL=queries[1][query_row_F],
+        memory_FND=memories[0][memory_row_F],
+        memory_mask_FN=memories[1][memory_row_F],
+    )
 
 
 def negatives(
@@ -273,18 +303,19 @@ def negatives(
     second_BE: Float[Tensor, "b e"],
     identity_B: Int[Tensor, " b"],
     row_F: Int[Tensor, " f"],
-    noise_second_FG: Float[Tensor, "f g"],
-    noise_first_FG: Float[Tensor, "f g"],
+    noise: tuple[Float[Tensor, "f g"], Float[Tensor, "f g"]],
     temperature: Float[Tensor, " 1"],
     hardness: float,
 ) -> tuple[Int[Tensor, " f"], Int[Tensor, " f"]]:
     """Draw, for each row of `row_F`, a wrong second side and a wrong first side inside its negative group.
 
-    Groups are blocks of G consecutive samples (`noise_…_FG.shape[1]`), so the draw does not depend on the ranks.
+    Groups are blocks of G consecutive samples, so the draw does not depend on the ranks. `noise` is the Gumbel noise
+    for second sides and for first sides.
 
     Returns:
         Rows into B: the drawn second sides, the drawn first sides.
     """
+    noise_second_FG, noise_first_FG = noise
     size = noise_second_FG.shape[1]
     start_F = row_F - row_F % size
     candidate_FG = start_F[:, None] + torch.arange(size, device=row_F.device)

@@ -9,8 +9,8 @@ import yaml
 
 from cclm.data.config import validate
 from cclm.errors import ConfigError
-from pretrain.recipe import RECIPES, known_keys, read_config
 from pretrain.config import RunConfig
+from pretrain.recipe import RECIPES, known_keys, read_config
 from tests.tiny_run import recipe, write_recipe
 
 SHIPPED = sorted(path for path in RECIPES.glob("*.yaml") if "groups" not in path.stem)

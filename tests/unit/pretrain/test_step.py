@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -95,7 +93,7 @@ def test_negatives_stay_in_their_group_and_differ_in_identity() -> None:
     identity_B = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9])
     row_F = torch.tensor([0, 1, 6, 7])
     noise: Tensor = torch.zeros(4, 6)
-    drawn_second, drawn_first = negatives(first, second, identity_B, row_F, noise, noise, torch.ones(1), 1.0)
+    drawn_second, drawn_first = negatives(first, second, identity_B, row_F, (noise, noise), torch.ones(1), 1.0)
     for drawn in (drawn_second, drawn_first):
         assert torch.equal(drawn // 6, row_F // 6)
         assert (identity_B[drawn] != identity_B[row_F]).all()
