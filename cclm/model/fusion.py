@@ -34,5 +34,5 @@ class FusionEncoder(nn.Module):
         memory_BND = layout.sort_sequences(memory_BND)
         if memory_mask_BN is not None:
             memory_mask_BN = layout.sort_sequences(memory_mask_BN)
-        rows_TD = self.stack(layout.to_rows(text_BLD), layout, memory_BND, memory_mask_BN)
+        rows_TD = self.stack(layout.to_rows(text_BLD), memory_BND, memory_mask_BN, layout=layout)
         return layout.to_rectangle(rows_TD)

@@ -1,6 +1,7 @@
 """Transformer layers on flat rows: self-attention, optional cross-attention to a memory, feed-forward.
 
-Each module uses its own parameters in its own forward (ZeRO-3 gathers them there).
+Each module uses its own parameters in its own forward (ZeRO-3 gathers them there). Layouts are passed by keyword:
+DeepSpeed's hooks look into positional arguments and warn about objects they do not know.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, rows_TD: Float[Tensor, "t d"], layout: PaddedLayout) -> Float[Tensor, "t d"]:
+    def forward(self, rows_TD: Float[Tensor, "t d"], *, layout: PaddedLayout) -> Float[Tensor, "t d"]:
         """Rows in, rows out."""
         attended = []
         for block, mask in zip(layout.to_blocks(self.query_key_value(rows_TD)), layout.block_masks(), strict=True):
@@ -78,9 +79,10 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        layout: PaddedLayout,
         memory_BND: Float[Tensor, "b n d"],
         memory_mask_BN: Bool[Tensor, "b n"] | None,
+        *,
+        layout: PaddedLayout,
     ) -> Float[Tensor, "t d"]:
         """Rows in, rows out; memory in the layout's order. A null key lets a query attend to a slot of value zero."""
         key_BND, value_BND = self.key_value(memory_BND).chunk(2, -1)
@@ -132,17 +134,18 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        layout: PaddedLayout,
         memory_BND: Float[Tensor, "b n d"] | None = None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        *,
+        layout: PaddedLayout,
     ) -> Float[Tensor, "t d"]:
         """Rows in, rows out; a layer with cross-attention needs a memory of B sequences."""
-        rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout))
+        rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout=layout))
         if self.cross_attention is not None and self.cross_norm is not None:
             assert memory_BND is not None, "a layer with cross-attention needs a memory"
             attention, memory = self.cross_attention, memory_BND
             rows_TD = self._sublayer(
-                rows_TD, self.cross_norm, lambda rows: attention(rows, layout, memory, memory_mask_BN)
+                rows_TD, self.cross_norm, lambda rows: attention(rows, memory, memory_mask_BN, layout=layout)
             )
         return self._sublayer(rows_TD, self.feedforward_norm, self.feedforward)
 
@@ -168,11 +171,12 @@ class LayerStack(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        layout: PaddedLayout,
         memory_BND: Float[Tensor, "b n d"] | None = None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        *,
+        layout: PaddedLayout,
     ) -> Float[Tensor, "t d"]:
         """Rows in, rows out."""
         for layer in self.layers:
-            rows_TD = layer(rows_TD, layout, memory_BND, memory_mask_BN)
+            rows_TD = layer(rows_TD, memory_BND, memory_mask_BN, layout=layout)
         return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

@@ -58,7 +58,7 @@ class TextEncoder(nn.Module):
                 f"(text.max_positions), got {ids_BL.shape[1]}. Truncate them, or train with a longer table."
             )
         rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_L.expand_as(ids_BL)))
-        text_BLD = layout.to_rectangle(self.stack(rows_TD, layout))
+        text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout))
         if self.options.pooling == "mean_first":
             text_BLD = torch.cat([masked_mean(text_BLD, mask_BL)[:, None], text_BLD[:, 1:]], 1)
         return text_BLD

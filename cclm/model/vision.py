@@ -107,6 +107,6 @@ class ConvVisionEncoder(nn.Module):
         tokens_BPD = self.stem(images_BCHW) + self.positions
         batch, num_tokens, width = tokens_BPD.shape
         layout = PaddedLayout(batch=batch, length=num_tokens, mask_BL=None)
-        rows_TD = self.stack(layout.to_rows(tokens_BPD), layout)
+        rows_TD = self.stack(layout.to_rows(tokens_BPD), layout=layout)
         tokens_BPD = rows_TD.view(batch, num_tokens, width)
         return torch.cat([tokens_BPD.mean(1, keepdim=True), tokens_BPD], 1)

@@ -37,7 +37,7 @@ def test_self_attention_is_attention_by_definition_and_never_sees_padding() -> N
     states_BLD = torch.randn(2, 4, 8)
     for name in ("padded", "packed", "grouped"):
         layout = text_layout(mask_BL, name)
-        rectangle = layout.to_rectangle(attention(layout.to_rows(states_BLD), layout))
+        rectangle = layout.to_rectangle(attention(layout.to_rows(states_BLD), layout=layout))
         for row, length in enumerate((3, 2)):
             query, key, value = attention.query_key_value(states_BLD[row, :length]).chunk(3, -1)
             torch.testing.assert_close(rectangle[row, :length], attention.output(by_hand(query, key, value)))
@@ -49,7 +49,7 @@ def test_cross_attention_reads_the_memory_under_its_mask() -> None:
     rows, memory, mask = torch.randn(3, 8), torch.randn(1, 5, 8), torch.tensor([[True, True, False, True, False]])
     key, value = attention.key_value(memory[0]).chunk(2, -1)
     expected = attention.output(by_hand(attention.query(rows), key, value, mask))
-    torch.testing.assert_close(attention(rows, layout, memory, mask), expected)
+    torch.testing.assert_close(attention(rows, memory, mask, layout=layout), expected)
 
 
 def test_a_null_key_takes_attention_and_gives_nothing() -> None:
@@ -62,19 +62,19 @@ def test_a_null_key_takes_attention_and_gives_nothing() -> None:
     with_null = by_hand(
         attention.query(rows), torch.cat([key, attention.null_key[None]]), torch.cat([value, torch.zeros(1, 8)])
     )
-    torch.testing.assert_close(attention(rows, layout, memory, None), attention.output(with_null))
-    masked = attention(rows, layout, memory, torch.zeros(1, 5, dtype=torch.bool))
+    torch.testing.assert_close(attention(rows, memory, None, layout=layout), attention.output(with_null))
+    masked = attention(rows, memory, torch.zeros(1, 5, dtype=torch.bool), layout=layout)
     torch.testing.assert_close(masked, attention.output(torch.zeros(3, 8)))
 
 
 def test_norms_stand_before_or_after() -> None:
     layout, rows = PaddedLayout(batch=1, length=3, mask_BL=None), torch.randn(3, 8)
     pre = TransformerLayer(8, OPTIONS)
-    middle = rows + pre.self_attention(pre.self_norm(rows), layout)
-    torch.testing.assert_close(pre(rows, layout), middle + pre.feedforward(pre.feedforward_norm(middle)))
+    middle = rows + pre.self_attention(pre.self_norm(rows), layout=layout)
+    torch.testing.assert_close(pre(rows, layout=layout), middle + pre.feedforward(pre.feedforward_norm(middle)))
     post = TransformerLayer(8, LayerOptions(num_heads=2, feedforward_width=12, norm_position="post"))
-    middle = post.self_norm(rows + post.self_attention(rows, layout))
-    torch.testing.assert_close(post(rows, layout), post.feedforward_norm(middle + post.feedforward(middle)))
+    middle = post.self_norm(rows + post.self_attention(rows, layout=layout))
+    torch.testing.assert_close(post(rows, layout=layout), post.feedforward_norm(middle + post.feedforward(middle)))
 
 
 def test_the_feed_forward_uses_the_exact_gelu() -> None:
@@ -91,15 +91,15 @@ def test_only_a_pre_norm_stack_ends_with_a_norm() -> None:
     empty = LayerStack(8, LayerOptions(num_layers=0))
     rows = torch.randn(3, 8)
     expected = functional.layer_norm(rows, (8,))
-    torch.testing.assert_close(empty(rows, PaddedLayout(batch=1, length=3, mask_BL=None)), expected)
+    torch.testing.assert_close(empty(rows, layout=PaddedLayout(batch=1, length=3, mask_BL=None)), expected)
 
 
 def test_dropout_works_in_training_only() -> None:
     layer = TransformerLayer(8, LayerOptions(num_heads=2, dropout=0.5, attention_dropout=0.5))
     layout, rows = PaddedLayout(batch=1, length=3, mask_BL=None), torch.randn(3, 8)
-    assert not torch.equal(layer(rows, layout), layer(rows, layout))
+    assert not torch.equal(layer(rows, layout=layout), layer(rows, layout=layout))
     layer.eval()
-    assert torch.equal(layer(rows, layout), layer(rows, layout))
+    assert torch.equal(layer(rows, layout=layout), layer(rows, layout=layout))
 
 
 def test_the_epsilon_is_the_configs() -> None:
