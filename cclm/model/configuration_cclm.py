@@ -76,6 +76,8 @@ class TextOptions(LayerOptions):
     """Rows of the position table."""
     position_offset: int = 0
     """Row of the first token's position: 0 as in CCLM-3M/4M, pad id + 1 as in XLM-R."""
+    embedding_norm: bool = False
+    """Normalise the sum of word and position embeddings; a "post" stack always does, as in BERT."""
     embedding_range: float = 0.02
     """Standard deviation of the word and position embeddings at the start."""
     pooling: Literal["cls", "mean", "mean_first"] = "mean"
@@ -101,6 +103,8 @@ class ModelOptions:
     """Width of all three encoders (the fusion memory may come from either view, so they must agree)."""
     projection_width: int = 128
     """Width of the contrastive features."""
+    shared_projection: bool = False
+    """Project images with the texts' projection too (published as `use_one_cl_proj_only`, off)."""
     matching_width: int = 256
     """Hidden width of the matching head."""
     initial_temperature: float = 0.07

@@ -68,7 +68,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self.vision_encoder = ConvVisionEncoder(width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
         self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
-        self.image_projection = ProjectionHead(width, options.projection_width)
+        self.image_projection = None if options.shared_projection else ProjectionHead(width, options.projection_width)
         self.text_projection = ProjectionHead(width, options.projection_width)
         self.matching_head = MatchingHead(width, options.matching_width)
         self.masked_lm_transform = MaskedLMTransform(width, options.fusion.norm_eps)
@@ -102,7 +102,8 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
 
     def project_images(self, image_BND: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Contrastive features of encoded images: unit vectors."""
-        feature_BE: Tensor = self.image_projection(image_BND[:, 0])
+        head = self.text_projection if self.image_projection is None else self.image_projection
+        feature_BE: Tensor = head(image_BND[:, 0])
         return feature_BE
 
     def project_texts(self, text_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b e"]:

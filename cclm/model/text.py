@@ -17,14 +17,15 @@ except ImportError:
 
 
 class TextEmbeddings(nn.Module):
-    """Word plus position; post-norm stacks normalise the sum, as BERT does."""
+    """Word plus position, normalised if the options say so."""
 
     def __init__(self, width: int, options: TextOptions) -> None:
         super().__init__()
         self.dropout = options.dropout
         self.words = nn.Embedding(options.vocab_size, width, padding_idx=options.pad_token_id)
         self.positions = nn.Embedding(options.max_positions, width)
-        self.norm = nn.LayerNorm(width, options.norm_eps) if options.norm_position == "post" else None
+        has_norm = options.embedding_norm or options.norm_position == "post"
+        self.norm = nn.LayerNorm(width, options.norm_eps) if has_norm else None
 
     def forward(self, ids_T: Int[Tensor, " t"], position_T: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Flat ids and their positions to flat rows."""

@@ -90,9 +90,10 @@ def test_mean_first_puts_the_mean_in_the_first_place() -> None:
     torch.testing.assert_close(first.project_texts(text_BLD, mask_BL), plain.project_texts(expected_BLD, mask_BL))
 
 
-def test_post_norm_text_starts_with_a_norm() -> None:
-    model = tiny_model(text={"norm_position": "post", "num_layers": 0})
-    assert model.text_encoder.stack.final_norm is None
+@pytest.mark.parametrize("changes", [{"norm_position": "post"}, {"embedding_norm": True}])
+def test_embeddings_can_be_normalised_and_post_norm_always_does(changes: dict[str, object]) -> None:
+    model = tiny_model(text={"num_layers": 0, **changes})
+    model.text_encoder.stack.final_norm = None
     text_BLD = model.encode_texts(*tiny_texts((3,)))
     norm = model.text_encoder.embeddings.norm
     assert norm is not None

@@ -115,6 +115,13 @@ def test_initial_weights_follow_the_published_rules() -> None:
             assert module.bias.abs().max() == 0
 
 
+def test_one_projection_can_serve_both_views() -> None:
+    model = tiny_model(shared_projection=True)
+    image_BND = model.encode_images(tiny_images())
+    torch.testing.assert_close(model.project_images(image_BND), model.text_projection(image_BND[:, 0]))
+    assert not any(name.startswith("image_projection") for name in model.state_dict())
+
+
 def test_a_copy_is_independent() -> None:
     model = tiny_model()
     other = copy.deepcopy(model)
