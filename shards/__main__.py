@@ -157,14 +157,17 @@ _positive.__name__ = "number of at least 1"  # argparse's words: "invalid number
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 1 faults found, 2 a user's mistake or broken input."""
+    """Run one command; return the exit status: 0 done, 1 faults found, 2 a mistake or broken input, 130 stopped."""
     parsed = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace, Console], int] = parsed.run
     try:
         return run(parsed, console or Console())
-    except CclmError as error:
-        Console(stderr=True).print(f"{parsed.command}: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    except (CclmError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        message, status = str(error), 2
+    except KeyboardInterrupt:
+        message, status = "stopped. The same command again goes on where this one was.", 130
+    Console(stderr=True).print(f"{parsed.command}: {message}", markup=False, highlight=False, soft_wrap=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cclm.errors import DataError
 from cclm.shardfile.verify import find_faults
 from shards import build
 from shards.build import build_sets
@@ -34,6 +37,16 @@ def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
         *(f"texts/texts-00000{number}.tar" for number in range(3)),
     ]
     assert not list(find_faults(tmp_path / "images")) and not list(find_faults(tmp_path / "texts"))
+
+
+def test_a_worker_that_dies_is_named_and_finished_shards_are_kept(tmp_path, one_process):
+    plan = image_plan(bad=(3, 11))
+    last = [replace(draft, make=partial(os._exit, 1)) for draft in plan.shards[3]]
+    with pytest.raises(DataError, match="Run the same command again: finished shards are kept") as caught:
+        build_sets([replace(plan, shards=[*plan.shards[:3], last])], tmp_path, workers=2, command="test")
+    assert caught.value.reason == "worker_died"
+    build_sets([plan], tmp_path, command="test")
+    assert bytes_below(tmp_path) == {name: data for name, data in one_process.items() if name.startswith("images/")}
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])

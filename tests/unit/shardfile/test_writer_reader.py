@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 
 from cclm.errors import DataError
 from cclm.shardfile import reader
+from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import View
@@ -54,6 +56,15 @@ def test_counts_of_the_manifest(image_set, text_set):
     assert (images.sources, images.licences) == ({"noto": 3, "twemoji": 2}, {"MIT": 5})
     assert (texts.samples, texts.rows, texts.languages) == (8, 15, {"ar": 2, "de": 8, "en": 8, "zh": 5})
     assert (texts.sources, texts.licences) == ({"names": 8}, {"CC0-1.0": 8})
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path):
+    manifest = ShardSet(write_image_set(tmp_path / "set")).manifest
+    changed = replace(manifest, config={"recipe": {"α": [1, 2.5, None]}}, command="the command")
+    (tmp_path / "copy").mkdir()
+    changed.save(tmp_path / "copy")
+    assert Manifest.load(tmp_path / "copy") == changed
+    assert [shard.index_name for shard in changed.shards] == ["image-000000.index.arrow", "image-000001.index.arrow"]
 
 
 def test_out_of_range_is_an_index_error(image_set):

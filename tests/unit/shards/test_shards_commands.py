@@ -83,6 +83,22 @@ def test_a_mistake_is_one_sentence_and_status_two(tmp_path, capsys):
     assert "expected a shard set, or a folder of shard sets" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (OSError(28, "No space left on device"), 2, "No space left"),
+        (KeyboardInterrupt(), 130, "the same command again"),
+    ],
+)
+def test_a_full_disk_and_control_c_end_without_a_traceback(recipe, tmp_path, monkeypatch, capsys, error, status, words):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("shards.build.build_sets", fail)
+    assert run("build", recipe, "--out", tmp_path / "out")[0] == status
+    assert words.lower() in capsys.readouterr().err.lower()
+
+
 @pytest.mark.parametrize("arguments", [["build", "x", "--out", "y", "--workers", "0"], ["preview"], []])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
