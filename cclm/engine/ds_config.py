@@ -31,6 +31,7 @@ KNOWN_KEYS = frozenset(_KNOWN_KEYS.split())
 
 _KNOWN_ZERO_KEYS = """
     allgather_bucket_size allgather_partitions contiguous_gradients ignore_unused_parameters
+    leaf_module
     load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer offload_param
     overlap_comm parameter_alignment reduce_bucket_size reduce_scatter round_robin_gradients stage
     stage3_allgather_sequential stage3_gather_16bit_weights_on_model_save stage3_max_live_parameters

@@ -7,14 +7,11 @@ top-level functions, because ranks import them by name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace  # noqa: F401 - tests vary cases with replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch
@@ -32,6 +29,7 @@ PRELOAD = ("deepspeed", "torch._dynamo", "cclm.engine.deepspeed_engine")
 """Imported once for all ranks of all tests."""
 ModuleFactory = Callable[[Collectives], nn.Module]
 BatchFactory = Callable[[int, int, int], Batch]
+OPTIMIZER = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=5, max_grad_norm=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +42,17 @@ class Case:
     stage: int = 3
     persistence_threshold: int = 0
     """ZeRO-3 keeps smaller parameters whole; 0 shards every one of them."""
-    optimizer: OptimizerConfig = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=5, max_grad_norm=0.5)
+    optimizer: OptimizerConfig = OPTIMIZER
     accumulation_steps: int = 1
     precision: Any = "fp32"
     has_guard: bool = True
     keeps_gradients: bool = False
     seed: int = 0
     zero_options: dict[str, Any] = field(default_factory=dict)
+    """More keys for `zero_optimization`."""
+    ds_options: dict[str, Any] = field(default_factory=dict)
+    """More keys for the top of DeepSpeed's JSON."""
+    uses_all_parameters: bool = False
     timeout_s: float = 120.0
 
 
@@ -104,7 +106,7 @@ def make_deepspeed(case: Case) -> Any:
         ds_config=ds_config(case, topology.world_size),
         topology=topology,
         seed=case.seed,
-        uses_all_parameters=False,
+        uses_all_parameters=case.uses_all_parameters,
         has_stale_gradient_guard=case.has_guard,
     )
 
@@ -113,7 +115,7 @@ def ds_config(case: Case, world_size: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": case.stage, **case.zero_options}
     if case.stage == 3:
         zero["stage3_param_persistence_threshold"] = case.persistence_threshold
-    raw = {"zero_optimization": zero, "steps_per_print": 10**9}
+    raw = {"zero_optimization": zero, "steps_per_print": 10**9, **case.ds_options}
     facts = EngineFacts(
         micro_batch_size=1,
         world_size=world_size,
@@ -153,20 +155,3 @@ def gradient_errors(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> di
 
 def _train_rank(case: Case) -> History:
     return drive(make_deepspeed(case), case, range(case.num_steps))
-
-
-__all__ = [
-    "Case",
-    "History",
-    "drive",
-    "gradient_errors",
-    "json",
-    "make_deepspeed",
-    "make_plain",
-    "on_ranks",
-    "replace",
-    "train_plain",
-    "train_ranks",
-    "torch",
-    "Path",
-]

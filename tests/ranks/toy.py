@@ -4,8 +4,8 @@ decoder tied to the word embedding, one temperature of shape (1,). Losses are gl
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TextPairBatch, Tokens
 from cclm.dist.collectives import Collectives
@@ -31,8 +31,8 @@ class Block(nn.Module):
         memory = normed if memory_BND is None else memory_BND
         heads = (self.query(normed), self.key(memory), self.value(memory))
         query, key, value = (item.unflatten(-1, (2, -1)).transpose(1, 2) for item in heads)
-        x_BLD = x_BLD + self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-        return x_BLD + self.down(F.gelu(self.up(self.norm_2(x_BLD))))
+        x_BLD = x_BLD + self.out(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return x_BLD + self.down(functional.gelu(self.up(self.norm_2(x_BLD))))
 
 
 class Stack(nn.Module):
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        return F.linear(hidden_TD, self.weight, self.bias)
+        return functional.linear(hidden_TD, self.weight, self.bias)
 
 
 class Temperature(nn.Module):
@@ -116,12 +116,12 @@ class ToyTraining(nn.Module):
         return Losses(total=total + self._fuse(views, masked, metrics), metrics=metrics)
 
     def _contrast(self, first_BE: Tensor, second_BE: Tensor, temperature: Tensor) -> Tensor:
-        first_BE, second_BE = F.normalize(first_BE, dim=-1), F.normalize(second_BE, dim=-1)
+        first_BE, second_BE = functional.normalize(first_BE, dim=-1), functional.normalize(second_BE, dim=-1)
         gather, rank = self.collectives.gather, self.collectives.rank
         target = torch.arange(len(first_BE)) + rank * len(first_BE)
         return 0.5 * (
-            F.cross_entropy(first_BE @ gather(second_BE).T / temperature, target)
-            + F.cross_entropy(second_BE @ gather(first_BE).T / temperature, target)
+            functional.cross_entropy(first_BE @ gather(second_BE).T / temperature, target)
+            + functional.cross_entropy(second_BE @ gather(first_BE).T / temperature, target)
         )
 
     def _fuse(self, views: list, masked: list[Tensor], metrics: dict[str, Tensor]) -> Tensor:
@@ -129,16 +129,18 @@ class ToyTraining(nn.Module):
         width = max(view[2].shape[1] for view in views)
         queries, memories = [], []
         for (_, _, memory, text, _), masked_text in zip(views, masked, strict=True):
-            memory = F.pad(memory, (0, 0, 0, width - memory.shape[1]))
+            memory = functional.pad(memory, (0, 0, 0, width - memory.shape[1]))
             queries += [text, text, masked_text]
             memories += [memory, memory.unflatten(0, (-1, 2)).flip(1).flatten(0, 1), memory]
         fused = self.model.fusion(torch.cat(queries), torch.cat(memories)).split([len(item) for item in queries])
         matching = torch.cat([fused[index + offset][:, 0] for index in range(0, len(fused), 3) for offset in (0, 1)])
-        label = torch.cat([torch.full((len(fused[i]),), (i + 1) % 3, dtype=torch.long) for i in range(len(fused)) if i % 3 < 2])
+        label = torch.cat(
+            [torch.full((len(fused[i]),), (i + 1) % 3, dtype=torch.long) for i in range(len(fused)) if i % 3 < 2]
+        )
         slots = [fused[3 * i + 2].flatten(0, 1)[view[4].masked.slot_T] for i, view in enumerate(views)]
         tokens = torch.cat([view[4].masked.label_T for view in views])
-        match_loss = F.cross_entropy(self.model.matching(matching), label % 2)
-        loss_sum = F.cross_entropy(self.model.decoder(torch.cat(slots)), tokens, reduction="sum")
+        match_loss = functional.cross_entropy(self.model.matching(matching), label % 2)
+        loss_sum = functional.cross_entropy(self.model.decoder(torch.cat(slots)), tokens, reduction="sum")
         global_count = self.collectives.sum(torch.tensor(float(len(tokens))))
         mlm_loss = loss_sum * self.collectives.world_size / global_count
         metrics |= {"matching": match_loss.detach(), "masked_lm": mlm_loss.detach()}
@@ -169,9 +171,7 @@ def mixed_batch(step: int, rank: int, world_size: int) -> Batch:
 def _batch(step: int, rank: int, world_size: int, views: str) -> Batch:
     generator = torch.Generator().manual_seed(1000 + step)
     image, pair = _image_text(generator, rank, world_size), _text_pair(generator, rank, world_size)
-    return Batch(
-        step=step, image_text=None if views == "text" else image, text_pair=None if views == "image" else pair
-    )
+    return Batch(step=step, image_text=None if views == "text" else image, text_pair=None if views == "image" else pair)
 
 
 def _share(rank: int, world_size: int) -> slice:
