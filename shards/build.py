@@ -8,14 +8,10 @@ finished when its state file is there; one that was cut off is built again, over
 
 from __future__ import annotations
 
-import itertools
 import json
-import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from cclm.types import ImageTextRecord
 from shards.draft import Draft
 from shards.plan import SetPlan, recipe_json
 from shards.recipe import SetRecipe
+from shards.workers import only_builder, run_jobs
 
 QUARANTINE_NAME = "quarantine.jsonl"
 _STATE_FOLDER = ".build"
@@ -205,36 +202,6 @@ def _too_many_bad(folder: Path, plan: SetPlan, refused: Sequence[dict[str, Any]]
     )
 
 
-def run_jobs(jobs: Sequence[ShardJob], workers: int) -> Iterator[tuple[ShardJob, Outcome]]:
-    """Yield each job and its outcome as they finish: in this process (the slow twin), or in `workers` others."""
-    if workers <= 1:
-        for job in jobs:
-            yield job, build_shard(job)
-        return
-    # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody opens.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending: dict[Future[Outcome], ShardJob] = {}
-        waiting = iter(jobs)
-        try:
-            while True:
-                # A few jobs ahead only: each carries its drafts through a pipe.
-                for job in itertools.islice(waiting, 2 * workers - len(pending)):
-                    pending[pool.submit(build_shard, job)] = job
-                if not pending:
-                    return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    yield pending.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                reason="worker_died",
-                expected="worker processes that live",
-                got="one that was killed (often: out of memory)",
-                do="Run the same command again: finished shards are kept. Fewer --workers need less memory.",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def build_sets(
     plans: Sequence[SetPlan],
     out: Path,
@@ -253,29 +220,30 @@ def build_sets(
         on_shard: called with (set name, records, whether an earlier run did it) for each finished shard.
 
     Raises:
-        ConfigError: a folder holds another build.
-        DataError: reason too_many_bad.
+        ConfigError: a folder holds another build, or one is running there.
+        DataError: reasons too_many_bad, worker_died.
     """
     report = on_shard or (lambda _name, _records, _before: None)
-    todo = {plan.name: plan for plan in plans if not is_complete(out / plan.name, plan)}
-    outcomes: dict[str, list[Outcome]] = {}
-    jobs: list[ShardJob] = []
-    for plan in plans:
-        if plan.name not in todo:
-            report(plan.name, plan.num_records, True)
-            continue
-        outcomes[plan.name], open_ones = open_jobs(out / plan.name, plan)
-        jobs += open_ones
-        for outcome in outcomes[plan.name]:
-            report(plan.name, len(plan.shards[outcome.number]), True)
-        if not open_ones:
-            finish_set(out / plan.name, plan, outcomes[plan.name], command)
-    for job, outcome in run_jobs(jobs, workers):
-        plan, done = todo[job.name], outcomes[job.name]
-        done.append(outcome)
-        report(job.name, len(job.drafts), False)
-        # Too many bad ones are noticed at once, not after hours.
-        num_refused = sum(len(each.refused) for each in done)
-        if len(done) == len(plan.shards) or _are_too_many(num_refused, plan):
-            finish_set(job.folder, plan, done, command)
+    with only_builder(out):
+        todo = {plan.name: plan for plan in plans if not is_complete(out / plan.name, plan)}
+        outcomes: dict[str, list[Outcome]] = {}
+        jobs: list[ShardJob] = []
+        for plan in plans:
+            if plan.name not in todo:
+                report(plan.name, plan.num_records, True)
+                continue
+            outcomes[plan.name], open_ones = open_jobs(out / plan.name, plan)
+            jobs += open_ones
+            for outcome in outcomes[plan.name]:
+                report(plan.name, len(plan.shards[outcome.number]), True)
+            if not open_ones:
+                finish_set(out / plan.name, plan, outcomes[plan.name], command)
+        for job, outcome in run_jobs(build_shard, jobs, workers):
+            plan, done = todo[job.name], outcomes[job.name]
+            done.append(outcome)
+            report(job.name, len(job.drafts), False)
+            # Too many bad ones are noticed at once, not after hours.
+            num_refused = sum(len(each.refused) for each in done)
+            if len(done) == len(plan.shards) or _are_too_many(num_refused, plan):
+                finish_set(job.folder, plan, done, command)
     return {plan.name: Manifest.load(out / plan.name) for plan in plans}

@@ -39,7 +39,9 @@ class _OpenShard:
         self._folder, self._schema = folder, index_schema
         self._index: dict[str, list[Any]] = {column: [] for column in index_schema.names}
         self._path = folder / f"{name}{schema.TAR_SUFFIX}"
-        self._file = temporary_path(self._path).open("wb")
+        # Not over a left-over file: whoever still has that one open must not write into this shard.
+        temporary_path(self._path).unlink(missing_ok=True)
+        self._file = temporary_path(self._path).open("xb")
         self._hash = hashlib.sha256()
         self.size_bytes = 0
 

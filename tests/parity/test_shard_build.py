@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.errors import DataError
+from cclm.errors import ConfigError, DataError
 from cclm.shardfile.verify import find_faults
 from shards import build
 from shards.build import build_sets
@@ -91,3 +91,47 @@ def test_a_build_killed_at_any_moment_goes_on_with_the_same_bytes(tmp_path, one_
             assert tar.read_bytes() == one_process[str(tar.relative_to(tmp_path))]
     subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
     assert bytes_below(tmp_path) == one_process
+
+
+def test_workers_end_with_the_build_that_started_them(tmp_path):
+    program = (
+        "import sys, time; from dataclasses import replace; from functools import partial; from pathlib import Path\n"
+        "from shards.build import build_sets\n"
+        "from tests.parity.test_shard_build import say_and_sleep\n"
+        "from tests.unit.shards.tiny_corpora import image_plan\n"
+        "if __name__ == '__main__':\n"
+        "    plan, place = image_plan(shards=2), Path(sys.argv[1])\n"
+        "    slow = [replace(shard[0], make=partial(say_and_sleep, place)) for shard in plan.shards]\n"
+        "    build_sets([replace(plan, shards=[[draft] for draft in slow])], place / 'out', workers=2)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(program, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    until(lambda: len(list(tmp_path.glob("worker-*"))) == 2)
+    with pytest.raises(ConfigError, match="expected no other build in this folder, got one that is running"):
+        build_sets([image_plan(shards=2)], tmp_path / "out")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
+    until(lambda: not any(is_running(worker) for worker in workers))
+
+
+def say_and_sleep(folder):
+    (folder / f"worker-{os.getpid()}").touch()
+    time.sleep(60)
+
+
+def is_running(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+
+
+def until(condition):
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
