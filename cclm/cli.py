@@ -13,7 +13,7 @@ from cclm.errors import CclmError, ConfigError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-DEFAULT_TOP_K = 16
+DEFAULT_TOP_K = 8
 """Candidates that are re-ranked when a dev set for it is given: half a minute for 25 languages on two cores."""
 
 
@@ -72,7 +72,7 @@ def evaluate_parser() -> ArgumentParser:
     )
     add("--out", type=str | None, help="JSON file for the results; seconds of other stages in it stay")
     add("--gallery", type=str | None, help="JSON file for the report's gallery; without it: gallery.json beside --out")
-    add("--batch-size", type=int, default=512, help="pictures or texts at a time")
+    add("--batch-size", type=int, default=256, help="pictures, texts or pairs at a time")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
     return parser
 
@@ -115,7 +115,7 @@ def run_evaluate(
     choose_rerank_on: str | None = None,
     out: str | None = None,
     gallery: str | None = None,
-    batch_size: int = 512,
+    batch_size: int = 256,
     threads: int = 0,
 ) -> None:
     """Measure, print the table, write the results."""
@@ -146,7 +146,7 @@ def run_evaluate(
         sys.stderr.write("\n")
     say(text_table(outcome.results))
     if out:
-        merged = merge_results(read_results(Path(out)), outcome.results)
+        merged = merge_results(outcome.results, read_seconds(Path(out)))
         replace_text(Path(out), json.dumps(merged, ensure_ascii=False, indent=1) + "\n")
     if gallery:
         replace_text(Path(gallery), json.dumps(outcome.gallery, ensure_ascii=False, indent=1) + "\n")
@@ -182,14 +182,16 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     return dict(content)
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Return an older results file; empty if there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+def read_seconds(out: Path) -> dict[str, float]:
+    """Return the seconds of other stages: of an older results file, and of seconds.json beside it."""
+    from cclm.track.facts import SECONDS_NAME, read_json
+
+    return {**read_json(out, {}).get("seconds", {}), **read_json(out.with_name(SECONDS_NAME), {})}
 
 
-def merge_results(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return `new`, with the seconds of the other stages kept."""
-    return {**new, "seconds": {**old.get("seconds", {}), **new["seconds"]}}
+def merge_results(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """Return `results`, with the seconds of the other stages added."""
+    return {**results, "seconds": {**seconds, **results["seconds"]}}
 
 
 def run_export(run: str, to: str, dtype: str = "float32", tolerance: float | None = None) -> None:

@@ -161,7 +161,8 @@ def difference(expected: Tensor, found: Tensor) -> Difference:
     if expected.shape != found.shape:
         return Difference(max_abs=float("inf"), min_cosine=-1.0)
     cosine = torch.nn.functional.cosine_similarity(expected.double(), found.double(), dim=-1)
-    return Difference(max_abs=float((expected - found).abs().max()), min_cosine=float(cosine.min()))
+    distance = (expected - found).abs().nan_to_num(nan=float("inf"))  # a NaN is larger than any tolerance
+    return Difference(max_abs=float(distance.max()), min_cosine=float(cosine.min()))
 
 
 def prove_parity(

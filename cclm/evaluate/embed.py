@@ -25,8 +25,8 @@ class CrossViewModel(Protocol):
         """States (B, L, D)."""
         ...
 
-    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor, memory_mask_BN: Tensor) -> Tensor:
-        """Fused states (B, L, D) of the query texts, given the memories."""
+    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor, memory_mask_BN: Tensor | None) -> Tensor:
+        """Fused states (B, L, D) of the query texts, given the memories (mask None: every token is real)."""
         ...
 
     def project_images(self, image_BND: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def encode_images(model: CrossViewModel, images_NCHW: Float[Tensor, "n 3 h w"], 
 
 @torch.inference_mode()
 def encode_texts(
-    model: CrossViewModel, ids_NL: Int[Tensor, "n l"], mask_NL: Bool[Tensor, "n l"], *, batch_size: int = 512
+    model: CrossViewModel, ids_NL: Int[Tensor, "n l"], mask_NL: Bool[Tensor, "n l"], *, batch_size: int = 256
 ) -> Encoded:
     """Encode texts, each distinct one once, short ones first; the order of the result is the order of the input.
 

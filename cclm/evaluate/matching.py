@@ -80,7 +80,7 @@ def held_out_matching(
     *,
     group_size: int = 128,
     seed: int = 0,
-    batch_size: int = 1024,
+    batch_size: int = 256,
 ) -> dict[str, MatchingScore]:
     """Score the head on every text with its picture, beside two wrong pairs each: "random" ones and "hard" ones.
 

@@ -84,22 +84,22 @@ def match_log_odds(
     image_P: Int[Tensor, " p"],
     text_P: Int[Tensor, " p"],
     *,
-    batch_size: int = 1024,
+    batch_size: int = 256,
 ) -> Float[Tensor, " p"]:
     """Return the log-odds that image `image_P[i]` and text `text_P[i]` match, for P pairs.
 
     Pairs go through the fusion encoder sorted by text length, so that a batch holds little padding.
     """
     length_T = texts.mask_NL.sum(dim=1)
+    is_whole = bool(images.mask_NL.all())  # then attention needs no mask, which is faster
     order_P = length_T[text_P].argsort(stable=True)
     log_odds_P = torch.empty(len(text_P), dtype=torch.float32, device=texts.state_NLD.device)
     for chosen_B in torch.split(order_P, batch_size):
         row_B, column_B = text_P[chosen_B], image_P[chosen_B]
         length = int(length_T[row_B].max())
         mask_BL = texts.mask_NL[row_B, :length]
-        fused_BLD = model.fuse(
-            texts.state_NLD[row_B, :length], mask_BL, images.state_NLD[column_B], images.mask_NL[column_B]
-        )
+        memory_BND, memory_mask_BN = images.state_NLD[column_B], None if is_whole else images.mask_NL[column_B]
+        fused_BLD = model.fuse(texts.state_NLD[row_B, :length], mask_BL, memory_BND, memory_mask_BN)
         logits_B2 = model.match_logits(fused_BLD, mask_BL).float()
         log_odds_P[chosen_B] = logits_B2[:, 1] - logits_B2[:, 0]
     return log_odds_P
@@ -114,7 +114,7 @@ def rerank(
     text_identity_T: Int[Tensor, " t"],
     *,
     top_k: int,
-    batch_size: int = 1024,
+    batch_size: int = 256,
 ) -> tuple[Candidates, Candidates]:
     """Score the `top_k` candidates of every text and of every image with the fusion encoder.
 

@@ -94,7 +94,7 @@ def measure(
     *,
     top_k: int = 0,
     matching_languages: Sequence[str] = (),
-    batch_size: int = 512,
+    batch_size: int = 256,
     on_language: Callable[[str], None] = lambda language: None,
 ) -> Measurement:
     """Measure `model` on every language of `data`; `top_k` > 0 also re-ranks.

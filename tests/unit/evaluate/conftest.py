@@ -36,9 +36,9 @@ class NamingModel:
     def project_texts(self, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         return self._point(text_BLD[:, 0, 0])
 
-    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor, memory_mask_BN: Tensor) -> Tensor:
+    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor, memory_mask_BN: Tensor | None) -> Tensor:
         self.pairs_fused += len(text_BLD)
-        assert bool(memory_mask_BN.all()) and memory_BND.shape[1] == 3
+        assert memory_mask_BN is None and memory_BND.shape[1] == 3
         return text_BLD - memory_BND[:, :1]
 
     def match_logits(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor:
