@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_schedule(schedule: Any, middle: float, last: float) -> None:
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(middle)
     assert factors[100] == factors[119] == pytest.approx(last)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(factors[10:]))
 
 
 def test_without_warmup_the_first_step_is_at_the_peak() -> None:

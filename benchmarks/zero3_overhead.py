@@ -1,0 +1,77 @@
+"""What ZeRO-3 costs per step on two CPU ranks, against the plain engine on half the batch.
+
+    python -m benchmarks.zero3_overhead [--steps 40] [--only NAME]
+
+A two-view toy of 2.6 million parameters in 59 modules with parameters; one torch thread per rank. Wall time is the
+tenth percentile over steps (other processes disturb), CPU time the mean per rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+from torch import nn
+
+from cclm.dist.collectives import Collectives
+from tests.ranks.harness import Case, make_deepspeed, make_plain, on_ranks, replace
+from tests.ranks.toy import ToyTraining, joint_batch
+
+FAST = {"reduce_bucket_size": 4_000_000, "stage3_prefetch_bucket_size": 4_000_000}
+LEAF = {"leaf_module": {"classes": ["Block"]}}
+NATIVE = {"memory_efficient_linear": False}
+REDUCED = {"stage3_use_all_reduce_for_fetch_params": True}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "1e5": {"persistence_threshold": 100_000},
+    "1e5 native": {"persistence_threshold": 100_000, "zero_options": NATIVE},
+    "1e5 native leaf": {"persistence_threshold": 100_000, "zero_options": NATIVE | LEAF},
+    "1e5 native leaf reduced": {"persistence_threshold": 100_000, "zero_options": NATIVE | LEAF | REDUCED},
+    "0 native leaf reduced": {"persistence_threshold": 0, "zero_options": NATIVE | LEAF | REDUCED},
+    "0 native leaf": {"persistence_threshold": 0, "zero_options": NATIVE | LEAF},
+    "3e4 native leaf reduced": {"persistence_threshold": 30_000, "zero_options": NATIVE | LEAF | REDUCED},
+    "stage 2": {"stage": 2},
+}
+
+
+def make_module(collectives: Collectives) -> nn.Module:
+    """The demo's size."""
+    return ToyTraining(collectives, width=160, depth=2, ffn=640, vocab=4000)
+
+
+def measure(name: str, num_steps: int) -> tuple[list[float], float]:
+    """Milliseconds of wall time per step, and mean CPU milliseconds, on this rank."""
+    case = replace(Case(make_module=make_module, make_batch=joint_batch, num_steps=0), **VARIANTS[name])
+    engine = make_plain(case) if name == "plain" else make_deepspeed(case)
+    walls = []
+    cpu_start = 0.0
+    for step in range(num_steps + 5):
+        if step == 5:  # warm: trace recorded, buffers made
+            cpu_start = time.process_time()
+        batch = joint_batch(step, 0, 2)
+        start = time.perf_counter()
+        losses = engine.forward(batch)
+        engine.backward(losses)
+        engine.update(step)
+        walls.append(1e3 * (time.perf_counter() - start))
+    return walls[5:], 1e3 * (time.process_time() - cpu_start) / num_steps
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", action="append", choices=list(VARIANTS))
+    arguments = parser.parse_args()
+    print(f"{'variant':32} {'wall p10':>9} {'median':>8} {'CPU':>7}  ms per step")
+    for name in arguments.only or VARIANTS:
+        results = on_ranks(measure, 2, name, arguments.steps, timeout_s=300.0)
+        walls = sorted(results[0][0])
+        cpu = statistics.mean(result[1] for result in results)
+        print(f"{name:32} {walls[len(walls) // 10]:9.1f} {statistics.median(walls):8.1f} {cpu:7.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

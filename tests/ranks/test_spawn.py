@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cclm.dist.collectives import collectives
+from cclm.dist.spawn import RanksFailedError
+from tests.ranks.harness import on_ranks
+
+
+def _identify(word: str) -> tuple[str, int, str, str]:
+    return word, collectives().rank, os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]
+
+
+def test_results_come_in_rank_order() -> None:
+    assert on_ranks(_identify, 3, "hi") == [("hi", 0, "0", "3"), ("hi", 1, "1", "3"), ("hi", 2, "2", "3")]
+
+
+def _fail_together() -> None:
+    raise ValueError(f"told by {collectives().rank}")
+
+
+def test_tracebacks_of_every_rank_are_told() -> None:
+    with pytest.raises(RanksFailedError) as caught:
+        on_ranks(_fail_together, 2)
+    text = str(caught.value)
+    assert text.startswith("_fail_together on 2 ranks: raised, raised")
+    assert "ValueError: told by 0" in text
+    assert "ValueError: told by 1" in text
+
+
+def _hang(folder: Path) -> None:
+    (folder / str(collectives().rank)).write_text(str(os.getpid()))
+    if collectives().rank == 1:
+        time.sleep(60)
+    collectives().barrier()
+
+
+def test_a_hang_ends_in_time_with_stacks_and_no_process_left(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(RanksFailedError) as caught:
+        on_ranks(_hang, 2, tmp_path, timeout_s=4.0)
+    assert time.monotonic() - start < 20
+    text = str(caught.value)
+    assert text.startswith("_hang on 2 ranks: hung, hung")
+    assert "in barrier" in text  # rank 0 waits there
+    assert "test_spawn.py" in text
+    for rank in (0, 1):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / str(rank)).read_text()), 0)
+    assert multiprocessing.active_children() == []
+
+
+def _die() -> str:
+    if collectives().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    collectives().barrier()
+    return "never"
+
+
+def test_a_killed_rank_is_told_with_its_signal() -> None:
+    with pytest.raises(
+        RanksFailedError, match=r"(?s)raised, died.*rank 1 died ---\nended without a word, exit code -9"
+    ):
+        on_ranks(_die, 2)
+
+
+def _return_a_lambda() -> object:
+    return lambda: 0
+
+
+def test_a_result_that_cannot_travel_is_an_error_not_a_hang() -> None:
+    with pytest.raises(RanksFailedError, match="pickle"):
+        on_ranks(_return_a_lambda, 1)

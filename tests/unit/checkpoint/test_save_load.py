@@ -1,0 +1,143 @@
+"""One process, plain engine; the same on ZeRO-3 ranks is in tests/ranks/test_checkpoint.py."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cclm.checkpoint import save as save_module
+from cclm.checkpoint.layout import newest_complete, partial_folder, step_folder
+from cclm.checkpoint.load import load_checkpoint, load_full_state
+from cclm.checkpoint.save import save_checkpoint
+from cclm.engine.plain import PlainEngine
+from cclm.errors import CheckpointError
+from tests.ranks.harness import Case, drive, make_plain
+from tests.ranks.toy import make_toy_with_dropout, mixed_batch
+
+CASE = Case(make_module=make_toy_with_dropout, make_batch=mixed_batch, num_steps=4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _snapshot(engine: PlainEngine) -> list[torch.Tensor]:
+    states = engine._optimizer.state.values()
+    return [*engine.full_parameters().values(), *(value for state in states for value in state.values())]
+
+
+def test_resume_is_bitwise_with_dropout(tmp_path: Path) -> None:
+    straight = make_plain(CASE)
+    drive(straight, CASE, range(2))
+    path = save_checkpoint(straight, tmp_path, 2, {"text_position": 7, "names": ["a"]}, keep=2)
+    expected = drive(straight, CASE, range(2, 4))
+    resumed = make_plain(CASE)
+    drive(resumed, CASE, range(1))  # whatever it did before must not matter
+    assert load_checkpoint(resumed, path) == {"step": 2, "state": {"text_position": 7, "names": ["a"]}}
+    actual = drive(resumed, CASE, range(2, 4))
+    assert (actual.losses, actual.grad_norms) == (expected.losses, expected.grad_norms)
+    assert all(map(torch.equal, _snapshot(resumed), _snapshot(straight)))
+
+
+def test_dropout_follows_seed_and_step() -> None:
+    losses = [drive(make_plain(replace(CASE, seed=seed)), CASE, range(1)).losses for seed in (0, 0)]
+    assert losses[0] == losses[1]
+    engine, other = make_plain(CASE), make_plain(CASE)
+    other._seed = 1
+    batch = mixed_batch(0, 0, 1)
+    first = float(engine.forward(batch).total.detach())
+    assert float(engine.forward(batch).total.detach()) == first
+    assert float(engine.forward(replace(batch, step=1)).total.detach()) != first
+    assert float(other.forward(batch).total.detach()) != first
+
+
+def test_full_state_has_every_name_of_the_module(tmp_path: Path) -> None:
+    engine = make_plain(CASE)
+    state = load_full_state(save_checkpoint(engine, tmp_path, 0, {}, keep=1))
+    assert all(torch.equal(state[name], value) for name, value in engine.module.state_dict().items())
+    assert state.keys() == engine.module.state_dict().keys()
+
+
+def test_keep_and_second_save_of_a_step(tmp_path: Path) -> None:
+    engine = make_plain(CASE)
+    paths = [save_checkpoint(engine, tmp_path, step, {}, keep=2) for step in (1, 2, 3)]
+    assert [path.exists() for path in paths] == [False, True, True]
+    before = (paths[2] / "complete").stat().st_mtime_ns
+    assert save_checkpoint(engine, tmp_path, 3, {"other": 1}, keep=2) == paths[2]
+    assert (paths[2] / "complete").stat().st_mtime_ns == before
+
+
+def test_another_world_size_is_refused_in_words(tmp_path: Path) -> None:
+    engine = make_plain(CASE)
+    path = save_checkpoint(engine, tmp_path, 1, {}, keep=1)
+    marker = path / "complete"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "world_size": 4}))
+    with pytest.raises(CheckpointError, match=r"expected 4 ranks .* got 1\. Resume with 4 ranks"):
+        load_checkpoint(engine, path)
+
+
+def test_a_flipped_byte_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
+    engine = make_plain(CASE)
+    path = save_checkpoint(engine, tmp_path, 1, {}, keep=1)
+    file = path / "plain_state.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for load in (lambda: load_checkpoint(engine, path), lambda: load_full_state(path)):
+        with pytest.raises(CheckpointError, match=r"plain_state\.pt has another sha256"):
+            load()
+
+
+def test_wrong_engine_is_told(tmp_path: Path) -> None:
+    (tmp_path / "deepspeed").mkdir()
+    with pytest.raises(CheckpointError, match=r"expected plain_state\.pt.*got deepspeed"):
+        make_plain(CASE).load(tmp_path)
+
+
+def test_a_failing_write_leaves_no_checkpoint_and_the_next_save_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_plain(CASE)
+
+    def fail(folder: Path, state: object) -> None:
+        (folder / "plain_state.pt").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(engine, "save", fail)
+        save_checkpoint(engine, tmp_path, 1, {}, keep=1)
+    assert newest_complete(tmp_path) is None
+    assert partial_folder(tmp_path, 1).exists()
+    save_checkpoint(engine, tmp_path, 2, {}, keep=1)
+    assert not partial_folder(tmp_path, 1).exists()
+
+
+def _save_and_die(run: Path, where: str) -> None:
+    """Second save; killed at the named function of cclm.checkpoint.save, before it does its work."""
+    torch.set_num_threads(1)
+    engine = make_plain(CASE)
+    setattr(save_module, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    save_checkpoint(engine, run, 20, {}, keep=1)
+
+
+@pytest.mark.parametrize("where", ["record_file", "write_marker", "publish", "prune"])
+def test_killed_at_any_stage_there_is_a_whole_checkpoint(tmp_path: Path, where: str) -> None:
+    engine = make_plain(CASE)
+    save_checkpoint(engine, tmp_path, 10, {}, keep=1)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    process = context.Process(target=_save_and_die, args=(tmp_path, where))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    step = 20 if where == "prune" else 10  # after publish the new one counts
+    assert newest_complete(tmp_path) == step_folder(tmp_path, step)
+    assert load_checkpoint(engine, step_folder(tmp_path, step))["step"] == step
