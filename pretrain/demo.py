@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cclm.track.atomic import replace_text
 from cclm.track.progress import spell_duration, stage
 
 DATA = Path("data/demo")
 GROUPS = "pretrain/recipes/demo_groups.yaml"
-SETS = ("image-train", "text-train", "image-dev", "image-test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,7 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
             name="fetch",
             title="Fetch",
             explanation="pinned npm packages with emoji of six artists and their CLDR names, verified by hash",
-            commands=(("shards", "fetch-demo", "--to", str(DATA / "raw")),),
-            product=DATA / "raw" / "complete",
+            commands=(("shards", "fetch-demo", "--to", str(DATA / "cache")),),
         ),
         Stage(
             name="shards",
@@ -87,7 +86,7 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
                     *("--choose-rerank-on", str(DATA / "image-dev"), "--out", str(run / "results.json")),
                 ),
             ),
-            product=run / "results.json",
+            product=run / "gallery.json",
         ),
         Stage(
             name="export",
@@ -152,12 +151,11 @@ def environment() -> dict[str, str]:
 
 
 def note_seconds(run: Path, name: str, seconds: float) -> None:
-    """Remember how long a stage took; `cclm evaluate` and `cclm report` read it."""
-    path = run / "seconds.json"
+    """Remember in results.json how long a stage took; `cclm evaluate` keeps what stands there."""
+    path = run / "results.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**known, name: round(seconds, 1)}), encoding="utf-8")
-    partial.replace(path)
+    known.setdefault("seconds", {})[name] = round(seconds, 1)
+    replace_text(path, json.dumps(known, ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":
