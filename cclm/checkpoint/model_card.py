@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cclm.checkpoint.parity import ParityReport
 from cclm.track.facts import RunFacts
 
-RECIPE_KEYS = ("steps", "seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
+RECIPE_KEYS = ("seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
 """What of config.yaml decides the weights."""
 
 

@@ -94,7 +94,7 @@ class RunFacts:
     @property
     def steps(self) -> int | None:
         """Optimizer updates."""
-        return self.config.get("steps")
+        return (self.config.get("optimizer") or {}).get("total_steps")
 
 
 def read_facts(folder: Path) -> RunFacts:

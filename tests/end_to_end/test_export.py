@@ -1,0 +1,106 @@
+"""Train in small, measure, export, load as a stranger, report: the second half of the demonstration, for real."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cclm.checkpoint.open import open_model
+from cclm.cli import main
+from tests.tiny_run import recipe, write_corpus, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the plain engine, started as a user starts it."""
+    folder = tmp_path_factory.mktemp("run")
+    corpus = write_corpus(folder / "corpus")
+    settings = write_recipe(folder / "recipe.yaml", recipe(corpus, folder / "run", engine="plain"))
+    command = [sys.executable, "-m", "pretrain", "--recipe", str(settings)]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def measured(run: Path) -> Path:
+    """The run with results.json and gallery.json."""
+    images = run.parent / "corpus" / "images"
+    (run / "seconds.json").write_text('{"train": 12.5}')
+    arguments = ["--shards", str(images), "--choose-rerank-on", str(images), "--out", str(run / "results.json")]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(measured: Path) -> Path:
+    assert main(["export", str(measured), "--to", str(measured / "export")]) == 0
+    return measured / "export"
+
+
+def test_results_hold_what_the_demonstration_promises(measured: Path) -> None:
+    results = json.loads((measured / "results.json").read_text())
+    assert set(results["groups"]["english"]) == {"t2i", "i2t"}
+    assert results["reranked"]["top_k"] == 8
+    assert results["dev"]["tried_rules"][0]["match_weight"] == 0.0
+    assert set(results["matching"]["languages"]["en"]) == {"random", "hard"}
+    assert results["seconds"]["train"] == 12.5 and results["seconds"]["evaluate"] > 0
+
+
+def test_a_fresh_process_agreed(exported: Path) -> None:
+    parity = json.loads((exported / "parity.json").read_text())
+    assert 0 <= parity["max_abs"] <= parity["tolerance"] == 1e-4
+    assert parity["text_features"]["min_cosine"] > 0.9999
+    assert parity == json.loads((exported.parent / "parity.json").read_text()), "the report reads it from the run"
+
+
+def test_the_export_holds_the_trained_weights(run: Path, exported: Path) -> None:
+    trained, again = open_model(run), open_model(exported)
+    assert trained.origin.name.startswith("step_")
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+def test_measuring_the_export_gives_the_same_numbers(measured: Path, exported: Path, tmp_path: Path) -> None:
+    images = measured.parent / "corpus" / "images"
+    assert main(["evaluate", str(exported), "--shards", str(images), "--out", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["languages"] == json.loads((measured / "results.json").read_text())["languages"]
+
+
+def test_the_model_card_has_the_numbers_and_the_licences(measured: Path, exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    results = json.loads((measured / "results.json").read_text())
+    assert f"{results['groups']['english']['t2i']['r10']:.1f}" in card
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert "CC0-1.0" in card or "MIT" in card or "CC-BY-4.0" in card
+    assert "total_steps: 12" in card
+
+
+def test_a_broken_export_is_caught_by_the_stranger(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    from cclm.checkpoint import export as module
+
+    def writes_code_that_needs_us(*arguments: object) -> None:
+        write_folder(*arguments)  # type: ignore[arg-type]
+        code = arguments[1] / "modeling_cclm.py"  # type: ignore[operator]
+        code.write_text("import cclm.errors\n" + code.read_text())
+
+    write_folder = module.write_folder
+    monkeypatch.setattr(module, "write_folder", writes_code_that_needs_us)
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 2
+    assert re.search(r"cclm.*(hidden|not installed|No module)|requires.*cclm", capsys.readouterr().err, re.DOTALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_is_one_file_without_outside_resources(measured: Path, exported: Path) -> None:
+    assert main(["report", str(measured)]) == 0
+    page = (measured / "report.html").read_text()
+    assert "<script" not in page and not re.search(r'(src|href)="(?!data:|https://(www|creative|opensource))', page)
+    assert "ITC loss" in page and "Gallery" in page and "data:image/png;base64," in page
