@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cclm.objectives.term import Term, make_term
@@ -31,6 +31,7 @@ def contrastive(
     gather: Callable[[Tensor], Tensor] = identity_gather,
     label_smoothing: float = 0.0,
     grad_scale: float = 1.0,
+    ignored: tuple[Bool[Tensor, "n all_m"], Bool[Tensor, "m all_n"]] | None = None,
 ) -> Term:
     """½ (mean over first rows + mean over second rows) of cross-entropy with soft targets (spec §2.1).
 
@@ -47,6 +48,9 @@ def contrastive(
         label_smoothing: share of each target that is spread over all columns.
         grad_scale: factor on the gradient of the features, not of the temperature: 1/8 reproduces the published runs,
             whose gather dropped it on 8 GPUs.
+        ignored: pairs that are neither positive nor negative (a caption that also fits another picture), as two masks:
+            this rank's first rows against all second rows, this rank's second rows against all first rows. Pairs of
+            equal identity stay positives.
 
     Returns:
         Count: this rank's first rows. The sum weighs second rows so that the ratio of global sums is the loss.
@@ -55,23 +59,26 @@ def contrastive(
     second_ME = _ScaleGradient.apply(second_ME, grad_scale)  # type: ignore[no-untyped-call]
     all_first, all_second = gather(first_NE), gather(second_ME)
     all_identity_first, all_identity_second = gather(identity_N), gather(identity_M)
-    forth = _soft_cross_entropy(
-        first_NE @ all_second.T / temperature, identity_N[:, None] == all_identity_second[None], label_smoothing
-    )
-    back = _soft_cross_entropy(
-        second_ME @ all_first.T / temperature, identity_M[:, None] == all_identity_first[None], label_smoothing
-    )
+    ignored_NM, ignored_MN = ignored if ignored is not None else (None, None)
+    same_NM = identity_N[:, None] == all_identity_second[None]
+    same_MN = identity_M[:, None] == all_identity_first[None]
+    forth = _soft_cross_entropy(first_NE @ all_second.T / temperature, same_NM, ignored_NM, label_smoothing)
+    back = _soft_cross_entropy(second_ME @ all_first.T / temperature, same_MN, ignored_MN, label_smoothing)
     ratio = all_first.shape[0] / max(1, all_second.shape[0])
     return make_term(0.5 * (forth + ratio * back), first_NE.shape[0])
 
 
-def _soft_cross_entropy(logits_NM: Tensor, same_NM: Tensor, label_smoothing: float) -> Tensor:
-    """Sum over rows of the cross-entropy against even weights on `same_NM`."""
+def _soft_cross_entropy(
+    logits_NM: Tensor, same_NM: Tensor, ignored_NM: Tensor | None, label_smoothing: float
+) -> Tensor:
+    """Sum over rows of the cross-entropy against even weights on `same_NM`, ignored columns left out."""
     logits_NM = logits_NM.float()
-    target_NM = same_NM.float()
-    target_NM = target_NM * ((1.0 - label_smoothing) / target_NM.sum(1, keepdim=True))
+    counted_NM = torch.ones_like(same_NM) if ignored_NM is None else same_NM | ~ignored_NM
+    if ignored_NM is not None:
+        logits_NM = logits_NM.masked_fill(~counted_NM, torch.finfo(torch.float32).min)
+    target_NM = same_NM.float() * ((1.0 - label_smoothing) / same_NM.sum(1, keepdim=True))
     if label_smoothing > 0:
-        target_NM = target_NM + label_smoothing / logits_NM.shape[1]
+        target_NM = target_NM + counted_NM * (label_smoothing / counted_NM.sum(1, keepdim=True))
     return (logits_NM.logsumexp(1) - (target_NM * logits_NM).sum(1)).sum()
 
 

@@ -64,6 +64,29 @@ def test_label_smoothing_spreads_over_all_columns() -> None:
     torch.testing.assert_close(found, (expected / 2).float())
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_ignored_pairs_are_as_if_they_were_not_there(smoothing: float) -> None:
+    first, second, identity = features(3, 0), features(3, 1), torch.arange(3)
+    ignored = torch.zeros(3, 3, dtype=torch.bool)
+    ignored[0, 2] = True
+    ignored[1, 1] = True  # a positive: stays
+    logits = first @ second.T / TEMPERATURE
+    loss = functional.cross_entropy
+    forth = [
+        loss(logits[:1, :2], identity[:1], label_smoothing=smoothing),
+        loss(logits[1:2], identity[1:2], label_smoothing=smoothing),
+        loss(logits[2:], identity[2:], label_smoothing=smoothing),
+    ]
+    back = [
+        loss(logits.T[:1], identity[:1], label_smoothing=smoothing),
+        loss(logits.T[1:2], identity[1:2], label_smoothing=smoothing),
+        loss(logits.T[2:, 1:], identity[1:2], label_smoothing=smoothing),
+    ]
+    options = {"label_smoothing": smoothing, "ignored": (ignored, ignored.T)}
+    found = mean(contrastive(first, second, identity, identity, TEMPERATURE, **options))
+    torch.testing.assert_close(found, torch.stack([*forth, *back]).mean().float())
+
+
 def test_grad_scale_touches_features_only() -> None:
     results = []
     for scale in (1.0, 0.125):

@@ -77,5 +77,10 @@ def test_hardness_rises_linearly(step: int, expected: float) -> None:
     assert ramped_hardness(step, 100, 0.8) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (40, 0.0), (60, 0.25), (80, 0.5), (90, 0.5)])
+def test_hardness_can_wait(step: int, expected: float) -> None:
+    assert ramped_hardness(step, 80, 0.5, start_step=40) == pytest.approx(expected)
+
+
 def test_no_ramp_is_full_hardness() -> None:
     assert ramped_hardness(0, 0) == 1.0
