@@ -13,7 +13,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post"),
     "pooling": ("cls", "mean", "mean_first"),
     "architecture": ("conv_vit",),
-    "stem_norm": ("layer", "group"),
+    "stem_norm": ("layer", "group", "affine"),
+    "stem_stage": ("plain", "skip", "residual"),
     "token_layout": ("auto", "grouped", "packed", "padded"),
 }
 
@@ -56,12 +57,15 @@ class VisionOptions(LayerOptions):
     """Side of the square input in pixels."""
     stem_channels: tuple[int, ...] = (32, 64, 128)
     """Channels of the stem's stages; each halves the side, so the grid has (image_size / 2^stages)² tokens."""
-    stem_norm: Literal["layer", "group"] = "layer"
-    """Norm in the stem: over the channels of each pixel, or GroupNorm. Never over the batch: ranks would differ."""
+    stem_norm: Literal["layer", "group", "affine"] = "layer"
+    """Norm in the stem. Never over the batch, because ranks would differ. "layer": over the channels of each pixel;
+    "group": GroupNorm; "affine": none, only scale and shift per channel, set once from data by
+    `CCLMModel.calibrate_stem` before training (needed: without it the signal fades)."""
     stem_groups: int = 8
     """Groups of the stem's GroupNorm."""
-    stem_residual: bool = False
-    """Add each stage's second convolution to its input."""
+    stem_stage: Literal["plain", "skip", "residual"] = "plain"
+    """What a stage does around its two convolutions. "plain": nothing; "skip": add the first's output to the second's;
+    "residual": a ResNet block with a convolution as shortcut."""
 
 
 @dataclass(frozen=True, kw_only=True)

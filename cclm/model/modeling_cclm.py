@@ -28,7 +28,7 @@ from .heads import MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionH
 from .layers import CrossAttention
 from .temperature import Temperature
 from .text import TextEncoder, pool_states
-from .vision import ChannelNorm, ConvVisionEncoder
+from .vision import ChannelAffine, ChannelNorm, ConvVisionEncoder
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
     from jaxtyping import Bool, Float, Int
@@ -128,6 +128,20 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         result: ResultType = self.masked_lm_decoder(hidden_TD, function)
         return result
 
+    @torch.no_grad()
+    def calibrate_stem(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> None:
+        """Set the scales and shifts of a stem with `stem_norm: affine` so that these images come out normalised.
+
+        Call it once, before the parameters are handed to an engine, with the same images on every rank (the first
+        batch, say). Does nothing to other stems.
+        """
+        affine = [module for module in self.vision_encoder.modules() if isinstance(module, ChannelAffine)]
+        for module in affine:
+            module.calibrating = True
+        self.vision_encoder.stem(images_BCHW)
+        for module in affine:
+            module.calibrating = False
+
     # --- the Hugging Face surface ---
 
     def get_image_features(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
@@ -186,7 +200,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
             init.normal_(module.weight, std=std)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | ChannelNorm):
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | ChannelNorm | ChannelAffine):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, MaskedLMDecoder):

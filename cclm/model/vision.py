@@ -40,37 +40,63 @@ class ChannelNorm(nn.Module):
         )
 
 
-class ConvNormReLU(nn.Module):
-    """Convolution without bias, a norm that knows no batch, ReLU."""
+class ChannelAffine(nn.Module):
+    """Scale and shift of each channel; they start as what normalises a first batch, and are ordinary weights then."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.calibrating = False
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape."""
+        if self.calibrating:
+            deviation_C = image_BCHW.std((0, 2, 3)) + 1e-5
+            self.weight.data = 1.0 / deviation_C
+            self.bias.data = -image_BCHW.mean((0, 2, 3)) / deviation_C
+        return torch.addcmul(self.bias[:, None, None], image_BCHW, self.weight[:, None, None])
+
+
+def stem_norm(options: VisionOptions, channels: int) -> nn.Module:
+    """The norm that the options name; none of them looks at other samples of the batch."""
+    if options.stem_norm == "group":
+        return nn.GroupNorm(options.stem_groups, channels, options.norm_eps)
+    return ChannelAffine(channels) if options.stem_norm == "affine" else ChannelNorm(channels, options.norm_eps)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then a norm that knows no batch."""
 
     def __init__(self, options: VisionOptions, channels_in: int, channels_out: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=1, bias=False)
-        self.norm: nn.Module
-        if options.stem_norm == "group":
-            self.norm = nn.GroupNorm(options.stem_groups, channels_out, options.norm_eps)
-        else:
-            self.norm = ChannelNorm(channels_out, options.norm_eps)
+        self.norm = stem_norm(options, channels_out)
 
     def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
         """(B, C, H, W) → (B, C', H / stride, W / stride)."""
-        return functional.relu(self.norm(self.convolution(image_BCHW)))
+        normed: Tensor = self.norm(self.convolution(image_BCHW))
+        return normed
 
 
 class StemStage(nn.Module):
-    """A 3×3 convolution that halves the side, then one that keeps it, optionally as a residual."""
+    """A 3×3 convolution that halves the side, then one that keeps it; three ways to connect them."""
 
     def __init__(self, options: VisionOptions, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.residual = options.stem_residual
-        self.halve = ConvNormReLU(options, channels_in, channels_out, 3, 2)
-        self.keep = ConvNormReLU(options, channels_out, channels_out, 3, 1)
+        self.skip = options.stem_stage == "skip"
+        self.halve = ConvNorm(options, channels_in, channels_out, 3, 2)
+        self.keep = ConvNorm(options, channels_out, channels_out, 3, 1)
+        residual = options.stem_stage == "residual"
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 2, 2, bias=False) if residual else None
 
     def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
         """(B, C, H, W) → (B, C', H / 2, W / 2)."""
-        halved: Tensor = self.halve(image_BCHW)
+        halved = functional.relu(self.halve(image_BCHW))
         kept: Tensor = self.keep(halved)
-        return halved + kept if self.residual else kept
+        if self.shortcut is not None:
+            return functional.relu(self.shortcut(image_BCHW) + kept)
+        return halved + functional.relu(kept) if self.skip else functional.relu(kept)
 
 
 class ConvStem(nn.Module):
@@ -79,13 +105,13 @@ class ConvStem(nn.Module):
     def __init__(self, width: int, options: VisionOptions) -> None:
         super().__init__()
         channels = options.stem_channels
-        self.first = ConvNormReLU(options, 3, channels[0], 4, 2)
+        self.first = ConvNorm(options, 3, channels[0], 4, 2)
         self.stages = nn.ModuleList(StemStage(options, before, after) for before, after in pairwise(channels))
         self.project = nn.Conv2d(channels[-1], width, 1)
 
     def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p d"]:
         """Tokens in reading order."""
-        grid = self.first(images_BCHW.contiguous(memory_format=torch.channels_last))
+        grid = functional.relu(self.first(images_BCHW.contiguous(memory_format=torch.channels_last)))
         for stage in self.stages:
             grid = stage(grid)
         projected: Tensor = self.project(grid)

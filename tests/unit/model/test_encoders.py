@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from cclm.model.configuration_cclm import VisionOptions
 from cclm.model.text import pool_states
-from cclm.model.vision import ChannelNorm, ConvVisionEncoder
+from cclm.model.vision import ChannelAffine, ChannelNorm, ConvVisionEncoder, StemStage
 from tests.unit.model.tiny import LENGTHS, tiny_images, tiny_model, tiny_texts
 
 
-@pytest.mark.parametrize("changes", [{}, {"stem_norm": "group"}, {"stem_residual": True}, {"num_layers": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stem_norm": "group"},
+        {"stem_norm": "affine"},
+        {"stem_stage": "skip"},
+        {"stem_stage": "residual"},
+        {"num_layers": 0},
+    ],
+)
 def test_images_become_a_mean_and_a_grid(changes: dict[str, object]) -> None:
     model = tiny_model(vision=changes)
     image_BND = model.encode_images(tiny_images())
@@ -21,7 +33,7 @@ def test_images_become_a_mean_and_a_grid(changes: dict[str, object]) -> None:
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
     images = tiny_images()
-    for norm in ("layer", "group"):
+    for norm in ("layer", "group", "affine"):
         model = tiny_model(vision={"stem_norm": norm}).train()
         torch.testing.assert_close(model.encode_images(images)[2:3], model.encode_images(images[2:3]))
 
@@ -45,6 +57,38 @@ def test_channel_norm_normalises_each_pixel() -> None:
     result = norm(3 + 2 * torch.randn(2, 6, 3, 3))
     torch.testing.assert_close(result.mean(1), torch.zeros(2, 3, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(result.std(1, unbiased=False), torch.ones(2, 3, 3), atol=1e-3, rtol=0)
+
+
+def test_calibration_normalises_what_leaves_each_convolution_and_then_stands_still() -> None:
+    model = tiny_model(vision={"stem_norm": "affine", "stem_stage": "residual"}).train()
+    seen: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, ChannelAffine):
+            module.register_forward_hook(lambda _, __, output: seen.append(output))
+    model.calibrate_stem(3 + tiny_images())
+    assert len(seen) == 3
+    for output in seen:
+        torch.testing.assert_close(output.mean((0, 2, 3)), torch.zeros(output.shape[1]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.std((0, 2, 3)), torch.ones(output.shape[1]), atol=1e-3, rtol=0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.encode_images(tiny_images()).sum().backward()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is not None for parameter in model.vision_encoder.parameters())
+
+
+def test_stages_connect_their_convolutions_in_three_ways() -> None:
+    images = torch.randn(2, 4, 8, 8)
+    for kind in ("plain", "skip", "residual"):
+        stage = StemStage(VisionOptions(stem_stage=kind), 4, 6)
+        halved = functional.relu(stage.halve(images))
+        kept = stage.keep(halved)
+        shortcut = stage.shortcut(images) if stage.shortcut is not None else 0
+        expected = {
+            "plain": functional.relu(kept),
+            "skip": halved + functional.relu(kept),
+            "residual": functional.relu(kept + shortcut),
+        }[kind]
+        torch.testing.assert_close(stage(images), expected)
 
 
 def test_text_states_are_zero_in_the_padding_and_do_not_depend_on_it() -> None:
