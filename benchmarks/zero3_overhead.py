@@ -22,18 +22,23 @@ from tests.ranks.toy import ToyTraining, joint_batch
 FAST = {"reduce_bucket_size": 4_000_000, "stage3_prefetch_bucket_size": 4_000_000}
 LEAF = {"leaf_module": {"classes": ["Block"]}}
 NATIVE = {"memory_efficient_linear": False}
-REDUCED = {"stage3_use_all_reduce_for_fetch_params": True}
+SMALL = {"reduce_bucket_size": 500_000}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "1e5": {"persistence_threshold": 100_000},
-    "1e5 native": {"persistence_threshold": 100_000, "zero_options": NATIVE},
-    "1e5 native leaf": {"persistence_threshold": 100_000, "zero_options": NATIVE | LEAF},
-    "1e5 native leaf reduced": {"persistence_threshold": 100_000, "zero_options": NATIVE | LEAF | REDUCED},
-    "0 native leaf reduced": {"persistence_threshold": 0, "zero_options": NATIVE | LEAF | REDUCED},
-    "0 native leaf": {"persistence_threshold": 0, "zero_options": NATIVE | LEAF},
-    "3e4 native leaf reduced": {"persistence_threshold": 30_000, "zero_options": NATIVE | LEAF | REDUCED},
+    "stage 1": {"stage": 1},
     "stage 2": {"stage": 2},
+    "threshold 0": {},
+    "threshold 1e4": {"persistence_threshold": 10_000},
+    "threshold 1e5": {"persistence_threshold": 100_000},
+    "threshold 1e6": {"persistence_threshold": 1_000_000},
+    "0, native linear": {"zero_options": NATIVE},
+    "0, native, leaf layers": {"zero_options": NATIVE | LEAF},
+    "0, native, leaf, reduce bucket 5e5": {"zero_options": NATIVE | LEAF | SMALL},
+    "0, native, leaf, prefetch 0": {"zero_options": NATIVE | LEAF | {"stage3_prefetch_bucket_size": 0}},
+    "0, native, leaf, overlap_comm": {"zero_options": NATIVE | LEAF | {"overlap_comm": True}},
+    "0, native, leaf, not contiguous": {"zero_options": NATIVE | LEAF | {"contiguous_gradients": False}},
 }
+"""Name → fields of a test case."""
 
 
 def make_module(collectives: Collectives) -> nn.Module:
@@ -65,12 +70,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", action="append", choices=list(VARIANTS))
     arguments = parser.parse_args()
-    print(f"{'variant':32} {'wall p10':>9} {'median':>8} {'CPU':>7}  ms per step")
+    print(f"{'variant':36} {'wall p10':>9} {'median':>8} {'CPU':>7}  ms per step")
     for name in arguments.only or VARIANTS:
         results = on_ranks(measure, 2, name, arguments.steps, timeout_s=300.0)
         walls = sorted(results[0][0])
         cpu = statistics.mean(result[1] for result in results)
-        print(f"{name:32} {walls[len(walls) // 10]:9.1f} {statistics.median(walls):8.1f} {cpu:7.1f}", flush=True)
+        print(f"{name:36} {walls[len(walls) // 10]:9.1f} {statistics.median(walls):8.1f} {cpu:7.1f}", flush=True)
 
 
 if __name__ == "__main__":

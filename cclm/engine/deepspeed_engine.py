@@ -221,6 +221,8 @@ def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mappin
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if topology.device.type == "cpu":
+        deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
     _import_muon_without_compiler()
     deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
     groups = parameter_groups(module, optimizer)
