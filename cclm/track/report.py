@@ -54,7 +54,7 @@ class RecallRow:
     name: str
     recall: Mapping[str, Mapping[str, float]]
     error: Mapping[str, Mapping[str, float]]
-    """Standard errors, in points; may be empty."""
+    """Standard errors, in points; the inner mappings may be empty."""
     reranked: Mapping[str, Mapping[str, float]] | None = None
 
 

@@ -174,7 +174,7 @@ def group_blocks(results: Mapping[str, Any]) -> list[GroupBlock]:
         return RecallRow(
             name=name,
             recall=results[kind][name],
-            error=(errors.get(kind) or {}).get(name) or {},
+            error=(errors.get(kind) or {}).get(name) or {"t2i": {}, "i2t": {}},
             reranked=(reranked.get(kind) or {}).get(name),
         )
 

@@ -285,5 +285,5 @@ def test_a_stranger_with_another_transform_is_caught(opened: OpenedModel, monkey
         "cclm.checkpoint.parity.outputs_of_a_stranger",
         lambda export, pictures, texts: expected_outputs(lighter, pictures, texts),
     )
-    with pytest.raises(CheckpointError, match="within 0.0001"):
+    with pytest.raises(CheckpointError, match=r"within 0\.0001"):
         prove_parity(opened, tmp_path, dtype="float32", tolerance=1e-4)

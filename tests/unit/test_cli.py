@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cclm.cli import DEFAULT_TOP_K, main, make_parser, merge_results, read_groups, read_seconds
+from cclm.errors import ConfigError
+
+
+def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from cclm.cli import make_parser\n"
+        "print(make_parser().format_help())\n"
+        "assert not {'torch', 'transformers', 'cclm.model'} & set(sys.modules), 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("evaluate", "export", "report"))
+
+
+def test_options_are_spelled_with_hyphens() -> None:
+    arguments = ["evaluate", "runs/x", "--shards", "s", "--rerank-top-k", "4", "--choose-rerank-on", "d"]
+    chosen = make_parser().parse_args(arguments)
+    assert chosen.evaluate.rerank_top_k == 4 and chosen.evaluate.choose_rerank_on == "d"
+    assert DEFAULT_TOP_K > 1
+
+
+def test_a_users_mistake_is_one_sentence_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "expected a run folder" in error and error.count("\n") == 1
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "out"), "--dtype", "int8"]) == 2
+    assert "float32 or bfloat16 or float16" in capsys.readouterr().err
+
+
+def test_the_shipped_groups_file_is_the_demonstrations() -> None:
+    groups = read_groups(Path("pretrain/recipes/demo_groups.yaml"))
+    assert {name: len(members) for name, members in groups.items()} == {
+        "english": 1,
+        "parallel_non_latin": 10,
+        "parallel_latin": 10,
+        "control": 4,
+    }
+    every = [language for members in groups.values() for language in members]
+    assert len(set(every)) == 25
+
+
+@pytest.mark.parametrize("text", ["", "[en, de]", "english: en", "english: []", "nordic: [no, sv]", "a: [1]"])
+def test_a_groups_file_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "groups.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="a YAML mapping from group names"):
+        read_groups(tmp_path / "groups.yaml")
+
+
+def test_a_missing_groups_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_groups(tmp_path / "groups.yaml")
+
+
+def test_seconds_of_other_stages_stay(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    assert read_seconds(out) == {}
+    out.write_text(json.dumps({"seconds": {"fetch": 1.0, "train": 2.0}}))
+    (tmp_path / "seconds.json").write_text('{"train": 3.0}')
+    merged = merge_results({"groups": {}, "seconds": {"evaluate": 4.0}}, read_seconds(out))
+    assert merged == {"groups": {}, "seconds": {"fetch": 1.0, "train": 3.0, "evaluate": 4.0}}

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cclm.errors import CclmError
+from cclm.track.facts import Stage, environment, read_facts, read_stages
+from cclm.track.report import duration, language_name, licence_link, render
+from cclm.track.report_data import report_data
+
+GROUPS = {"english": ["en"], "parallel_non_latin": ["ar", "zh"], "control": ["xx"]}
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def recall(scale: float) -> dict[str, dict[str, float]]:
+    return {way: {"r1": 10 * scale, "r5": 30 * scale, "r10": 40 * scale} for way in ("t2i", "i2t")}
+
+
+def results() -> dict[str, Any]:
+    languages = {"en": recall(1.5), "ar": recall(1.0), "zh": recall(1.2), "xx": recall(0.1)}
+    groups = {"english": recall(1.5), "parallel_non_latin": recall(1.1), "control": recall(0.1)}
+    chance = {"r1": 0.06, "r5": 0.32, "r10": 0.63}
+    return {
+        "chance": {"t2i": chance, "i2t": chance},
+        "members": GROUPS,
+        "groups": groups,
+        "languages": languages,
+        "standard_error": {"groups": {name: recall(0.05) for name in groups}, "languages": {}},
+        "reranked": {
+            "top_k": 8,
+            "rule": {"match_weight": 0.35, "similarity_weight": 1.0},
+            "groups": {name: recall(1.234) for name in groups},
+            "languages": {name: recall(1.234) for name in languages},
+        },
+        "matching": {
+            "prior": {"accuracy": 66.67, "loss": 0.63651},
+            "languages": {"en": {"hard": {"accuracy": 77.9, "loss": 0.48}}},
+        },
+        "set": {"shards": "SETS/image-test", "num_images": 1579},
+        "dev": {"set": {"shards": "SETS/image-dev", "num_images": 886}},
+        "model": {"num_parameters": 2_991_219},
+        "seconds": {"evaluate": 40.0},
+    }
+
+
+def write_manifest(folder: Path, view: str, licences: dict[str, int]) -> str:
+    folder.mkdir(parents=True)
+    totals = {
+        "samples": 1200, "rows": 3400, "size_bytes": 5_600_000, "shards": 1,
+        "languages": {"en": 3400}, "sources": {"noto": 1200}, "licences": licences,
+    }  # fmt: skip
+    content = {"view": view, "totals": totals, "command": "python -m shards build <demo>"}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with everything in it."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    images = write_manifest(tmp_path / "image-train", "image_text", {"Apache-2.0": 1000, "Odd-1.0": 200})
+    pairs = write_manifest(tmp_path / "text-train", "text_pair", {"Unicode-3.0": 1200})
+    (folder / "config.yaml").write_text(
+        f"seed: 42\noptimizer: {{total_steps: 1725}}\n"
+        f"data: {{image_text: {{shards: [{images}]}}, text_pair: {{shards: [{pairs}]}}}}\n"
+    )
+    (folder / "results.json").write_text(json.dumps(results()))
+    gallery = [
+        {"language": "ar", "text": "وجه كلب", "meaning": "dog face", "rank": 2,
+         "images": [{"uri": PIXEL, "right": False}, {"uri": PIXEL, "right": True}]},
+        {"language": "en", "text": "<script>", "meaning": "", "rank": 1600,
+         "images": [{"uri": PIXEL, "right": False}]},
+    ]  # fmt: skip
+    (folder / "gallery.json").write_text(json.dumps(gallery))
+    parity = {"max_abs": 4.2e-7, "tolerance": 1e-4, "num_images": 8, "num_texts": 16}
+    (folder / "parity.json").write_text(json.dumps(parity))
+    (folder / "seconds.json").write_text('{"train": 611.3}')
+    lines = [
+        {"step": step, "time": 0.0, "values": {"loss": 9 - step / 300, "image_text/itc": 4.0,
+         "image_text/itm_accuracy": 0.7, "temperature": 0.05, "learning_rate/decay": 1e-3, "image_text/itm": None, "speed/step_s": 0.3}}
+        for step in range(0, 1700, 100)
+    ]  # fmt: skip
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+class Checker(HTMLParser):
+    """Every tag is closed in order, and what is loaded or linked is collected."""
+
+    VOID = ("meta", "img", "br", "line", "rect", "path", "polyline")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+def read(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def text_of(page: str) -> str:
+    return " ".join(" ".join(read(page).words).split())
+
+
+def test_page_is_well_formed_and_loads_nothing_from_outside(run: Path) -> None:
+    page = render(report_data(run))
+    assert all(source.startswith("data:") for source in read(page).sources)
+    assert "<link" not in page and "<script" not in page and "@import" not in page and "url(" not in page
+
+
+def test_headline_numbers_stand_at_the_top(run: Path) -> None:
+    words = text_of(render(report_data(run)))
+    assert "60.0 % English" in words and "95 × chance" in words
+    assert "44.0 % Parallel text only, non-Latin scripts" in words
+    assert "3.0 M parameters" in words and "10.2 min training" in words
+    assert "1,725 steps" in words and "4 languages" in words
+
+
+def test_recall_stands_beside_chance_and_reranked_below(run: Path) -> None:
+    words = text_of(render(report_data(run)))
+    assert re.search(r"English 15\.0 ±0\.5 45\.0 ±1\.5 60\.0 ±2\.0 95 ×", words)
+    assert "re-ranked 12.3 37.0 49.4" in words
+    assert "chance 0.06 0.32 0.63" in words
+    assert "8 best pairs" in words and "0.35 · log-odds" in words and "chosen on the dev set" in words
+
+
+def test_unknown_languages_and_groups_show_their_own_names(run: Path) -> None:
+    assert language_name("xx") == "xx" and language_name("sw") == "Swahili"
+    content = results()
+    for table in ("groups", "members"):
+        content[table]["my_group"] = content[table].pop("control") if table == "groups" else ["xx"]
+    (run / "results.json").write_text(json.dumps(content))
+    assert "my group" in text_of(render(report_data(run)))
+
+
+def test_gallery_marks_the_right_picture_and_escapes_texts(run: Path) -> None:
+    page = render(report_data(run))
+    assert page.count('<figure class="right">') == 1
+    assert 'lang="ar" dir="auto">وجه كلب<' in page
+    assert "&lt;script&gt;" in page and "<script>" not in page
+    assert "place 1,600" in text_of(page)
+
+
+def test_matching_head_against_its_prior(run: Path) -> None:
+    words = text_of(render(report_data(run)))
+    assert "66.7 % and a loss of 0.637" in words
+    assert "en, hard wrong pairs 77.9 +11.2 0.480 +0.157" in words
+
+
+def test_curves_by_view_only_for_what_was_logged(run: Path) -> None:
+    words = text_of(render(report_data(run)))
+    assert "ITC loss" in words and "Temperature" in words and "Seconds per step" in words
+    assert "TTC loss" not in words and "Text–text view" not in words
+    assert "nothing logged" in words, "ITM was logged, but never as a finite number"
+
+
+def test_data_card_names_sources_licences_and_command(run: Path) -> None:
+    page = render(report_data(run))
+    words = text_of(page)
+    assert "1,200 pictures, 3,400 captions, 5.6 MB" in words and "1,200 sentences, 3,400 sentence pairs" in words
+    assert "https://www.apache.org/licenses/LICENSE-2.0" in page and "Odd-1.0" in words
+    assert "python -m shards build &lt;demo&gt;" in page
+
+
+def test_reproduction_facts(run: Path) -> None:
+    words = text_of(render(report_data(run)))
+    assert "seed 42" in words and "torch" in words and "4.2e-07" in words and "10 min 11 s" in words
+
+
+def test_a_run_that_was_not_measured_has_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    words = text_of(render(report_data(tmp_path)))
+    assert "not measured yet" in words and "Zero-shot retrieval" not in words and "Gallery" not in words
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CclmError, match="expected a run folder"):
+        read_facts(tmp_path)
+
+
+def test_stages_with_commands_win_over_bare_seconds(tmp_path: Path) -> None:
+    assert read_stages(tmp_path, {"seconds": {"evaluate": 3.0}}) == [Stage(name="evaluate", command="", seconds=3.0)]
+    (tmp_path / "seconds.json").write_text('{"train": 5.0}')
+    assert [stage.name for stage in read_stages(tmp_path, {"seconds": {"evaluate": 3.0}})] == ["evaluate", "train"]
+    (tmp_path / "stages.json").write_text('[{"name": "train", "command": "python -m pretrain", "seconds": 5.0}]')
+    assert read_stages(tmp_path, {}) == [Stage(name="train", command="python -m pretrain", seconds=5.0)]
+
+
+def test_sets_come_with_their_roles(run: Path) -> None:
+    facts = read_facts(run)
+    assert [one.role for one in facts.sets] == ["training pictures", "training pairs"], "the others are not at hand"
+    assert facts.steps == 1725 and facts.seed == 42
+
+
+def test_environment_names_the_machine_and_versions() -> None:
+    found = environment()
+    assert re.match(r"\d+ × ", found["machine"]) and re.match(r"\d+\.\d+", found["torch"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (4.4, "4 s"), (611.3, "10 min 11 s"), (7260.0, "2 h 1 min"), (59.6, "1 min 0 s")]
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_an_unknown_licence_is_escaped_and_not_linked() -> None:
+    assert licence_link("<Odd>") == "&lt;Odd&gt;"
+    assert licence_link("MIT").startswith("<a href=")
