@@ -81,11 +81,9 @@ def run(tmp_path: Path) -> Path:
     parity = {"max_abs": 4.2e-7, "tolerance": 1e-4, "num_images": 8, "num_texts": 16}
     (folder / "parity.json").write_text(json.dumps(parity))
     (folder / "seconds.json").write_text('{"train": 611.3}')
-    lines = [
-        {"step": step, "time": 0.0, "values": {"loss": 9 - step / 300, "image_text/itc": 4.0,
-         "image_text/itm_accuracy": 0.7, "temperature": 0.05, "learning_rate/decay": 1e-3, "image_text/itm": None, "speed/step_s": 0.3}}
-        for step in range(0, 1700, 100)
-    ]  # fmt: skip
+    values = {"image_text/itc": 4.0, "image_text/itm_accuracy": 0.7, "temperature": 0.05, "speed/step_s": 0.3}
+    values |= {"learning_rate/decay": 1e-3, "image_text/itm": None}
+    lines = [{"step": step, "time": 0.0, "values": {"loss": 9 - step / 300, **values}} for step in range(0, 1700, 100)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
