@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from cclm.errors import CclmError
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run; user errors end with one sentence and exit code 2, without a traceback."""
-    from pretrain.recipe import command_line, read_config
+    from pretrain.recipe import read_config
 
     try:
-        config = read_config(command_line())
+        config = read_config(sys.argv[1:] if arguments is None else arguments)
         from pretrain.build import open_run
         from pretrain.loop import train
 

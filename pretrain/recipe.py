@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -171,8 +170,3 @@ def contradictions(config: RunConfig) -> Iterator[str]:
             yield f"checkpoint.{name} must be at least 1"
     if config.track.every_steps < 1:
         yield "track.every_steps must be at least 1"
-
-
-def command_line() -> list[str]:
-    """Return this process's arguments."""
-    return sys.argv[1:]

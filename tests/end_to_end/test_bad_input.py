@@ -1,0 +1,130 @@
+"""What a user can get wrong: each mistake ends with its own clear sentence, and nothing is half-done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.__main__ import main
+from tests.tiny_run import recipe, write_corpus, write_recipe
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    (tmp_path / "corpus").mkdir()
+    return write_corpus(tmp_path / "corpus")
+
+
+def run(tmp_path: Path, settings: dict[str, Any], *arguments: str) -> int:
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    return main(["--recipe", str(path), "--engine", "plain", *arguments])
+
+
+def short(corpus: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    optimizer = {"total_steps": 4, "learning_rate": 0.002}
+    return recipe(
+        corpus, tmp_path / "run", optimizer=optimizer, track={"every_steps": 2, "tensorboard": False}, **changes
+    )
+
+
+def quarantined(tmp_path: Path) -> list[dict[str, Any]]:
+    path = tmp_path / "run" / "quarantine" / "rank_00000.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def test_good_input_runs_to_its_done_marker_and_a_second_call_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    settings = short(corpus, tmp_path)
+    assert run(tmp_path, settings) == 0
+    done = tmp_path / "run" / "done.json"
+    assert json.loads(done.read_text())["step"] == 4
+    assert len((tmp_path / "run" / "ledger.jsonl").read_text().splitlines()) == 4
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert run(tmp_path, settings) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_broken_picture_is_replaced_counted_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    corpus = write_corpus(tmp_path / "corpus", broken={3, 50})
+    settings = short(corpus, tmp_path)
+    settings["data"]["bad_sample_limit"] = 0.5
+    assert run(tmp_path, settings, "--optimizer.total_steps", "8") == 0
+    rows = quarantined(tmp_path)
+    assert rows
+    assert {row["key"] for row in rows} <= {"k3", "k50"}
+    assert all(row["reason"].startswith("image_") and row["shard"].endswith(".tar") for row in rows)
+
+
+def test_too_many_broken_pictures_fail_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "corpus").mkdir()
+    corpus = write_corpus(tmp_path / "corpus", broken=set(range(0, 96, 3)))
+    assert run(tmp_path, short(corpus, tmp_path)) == 2
+    text = capsys.readouterr().err
+    assert "expected at most 0.10% bad samples" in text
+    assert "quarantine" in text
+    assert not (tmp_path / "run" / "done.json").exists()
+    assert quarantined(tmp_path)
+
+
+def test_half_a_tar(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = sorted((corpus / "images").glob("*.tar"))[1]
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    assert run(tmp_path, short(corpus, tmp_path)) == 2
+    text = capsys.readouterr().err
+    assert tar.name in text + json.dumps(quarantined(tmp_path))
+
+
+def test_broken_json(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tar in (corpus / "images").glob("*.tar"):
+        tar.write_bytes(tar.read_bytes().replace(b'"captions":{', b'"captions";{'))
+    assert run(tmp_path, short(corpus, tmp_path)) == 2
+    text = capsys.readouterr().err
+    assert "JSON" in text, text
+    assert ".tar" in text
+
+
+def test_missing_shards(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = short(corpus, tmp_path)
+    settings["data"]["image_text"]["shards"] = [str(tmp_path / "nowhere")]
+    assert run(tmp_path, settings) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_recipe_that_contradicts_its_deepspeed_json(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"gradient_clipping": 0.25, "zero_optimisation": {"stage": 3}}), encoding="utf-8")
+    recipe_path = write_recipe(tmp_path / "recipe.yaml", short(corpus, tmp_path, deepspeed=str(path)))
+    assert main(["--recipe", str(recipe_path)]) == 2
+    text = capsys.readouterr().err
+    assert "gradient_clipping: expected 1.0" in text
+    assert "zero_optimization" in text
+
+
+def test_unknown_key(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, {**short(corpus, tmp_path), "sead": 3}) == 2
+    assert "did you mean seed?" in capsys.readouterr().err
+
+
+def test_another_run_in_the_folder_is_refused(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, short(corpus, tmp_path)) == 0
+    assert run(tmp_path, short(corpus, tmp_path), "--seed", "8", "--optimizer.total_steps", "9") == 2
+    text = capsys.readouterr().err
+    assert "optimizer.total_steps, seed" in text
+    assert "another run_folder" in text
+
+
+def test_too_many_ranks_for_the_negative_groups(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = short(corpus, tmp_path)
+    settings["data"]["image_text"]["negative_group"] = 7
+    assert run(tmp_path, settings) == 2
+    assert "multiple of negative_group 7" in capsys.readouterr().err
