@@ -168,7 +168,7 @@ def read_stages(folder: Path, results: Mapping[str, Any]) -> list[Stage]:
     listed = read_json(folder / STAGES_NAME, None)
     if listed is not None:
         return [Stage(name=row["name"], command=row.get("command", ""), seconds=row.get("seconds")) for row in listed]
-    seconds = {**(results.get("seconds") or {}), **read_json(folder / SECONDS_NAME, {})}
+    seconds = read_json(folder / SECONDS_NAME, None) or results.get("seconds") or {}
     return [Stage(name=name, command="", seconds=value) for name, value in seconds.items()]
 
 

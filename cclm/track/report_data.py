@@ -69,7 +69,7 @@ def report_data(folder: Path) -> ReportData:
 
 def lead(facts: RunFacts, groups: Sequence[GroupBlock]) -> str:
     """Return the sentences under the title."""
-    steps = f"{facts.steps:,} steps from scratch" if facts.steps else "Trained from scratch"
+    steps = f"{facts.steps:,} steps from scratch" if facts.steps else "trained from scratch"
     if not groups:
         return f"A cross-view language model, {steps}. It was not measured yet."
     return (

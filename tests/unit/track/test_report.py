@@ -206,7 +206,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_stages_with_commands_win_over_bare_seconds(tmp_path: Path) -> None:
     assert read_stages(tmp_path, {"seconds": {"evaluate": 3.0}}) == [Stage(name="evaluate", command="", seconds=3.0)]
     (tmp_path / "seconds.json").write_text('{"train": 5.0}')
-    assert [stage.name for stage in read_stages(tmp_path, {"seconds": {"evaluate": 3.0}})] == ["evaluate", "train"]
+    assert [stage.name for stage in read_stages(tmp_path, {"seconds": {"evaluate": 3.0}})] == ["train"]
     (tmp_path / "stages.json").write_text('[{"name": "train", "command": "python -m pretrain", "seconds": 5.0}]')
     assert read_stages(tmp_path, {}) == [Stage(name="train", command="python -m pretrain", seconds=5.0)]
 
