@@ -184,8 +184,17 @@ def _open_export(folder: Path) -> OpenedModel:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     names = {number: name for name, number in RESAMPLE_NUMBER.items()}
     mean, std = processor["image_mean"], processor["image_std"]
+    try:
+        model = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            where=str(folder),
+            expected="an export of this version of the library",
+            got=" ".join(str(error).split()),
+            do="Open it with the code that it carries: AutoModel.from_pretrained(…, trust_remote_code=True).",
+        ) from error
     return OpenedModel(
-        model=CCLMModel.from_pretrained(folder, dtype=torch.float32).eval(),
+        model=model,
         tokenizer=load_tokenizer(folder),
         tokenizer_folder=folder,
         transform=ImageTransformConfig(

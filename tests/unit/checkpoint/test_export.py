@@ -168,6 +168,15 @@ def test_opening_something_else_says_what_is_expected(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
+def test_an_export_of_another_version_says_how_to_open_it(opened: OpenedModel, tmp_path: Path) -> None:
+    write_folder(opened, tmp_path / "out", "float32")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["vision"]["since_removed"] = True
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"since_removed.*trust_remote_code"):
+        open_model(tmp_path / "out")
+
+
 # --- the folder ---
 
 
