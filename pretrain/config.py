@@ -31,8 +31,16 @@ class ObjectiveConfig:
     """Share of the contrastive target spread evenly over all candidates."""
     contrastive_grad_scale: float = 1.0
     """Factor on the gradient of the contrastive losses into the features; 1/8 reproduces the published 8-GPU runs."""
-    hardness_ramp_steps: int = 0
-    """Steps over which hard negatives go from uniform draws (0) to draws by softmax(similarity/temperature) (1)."""
+    hardness: float = 1.0
+    """Hard negatives are drawn with weights softmax(hardness x similarity / temperature): 1 as published, 0 uniform."""
+    hardness_start_step: int = 0
+    """With a ramp: draws are uniform up to this step. A matching head learns nothing from hard negatives of untrained
+    encoders (docs/log.md)."""
+    hardness_full_step: int = 0
+    """With a ramp: the hardness rises linearly from `hardness_start_step` and reaches its value here; 0: no ramp."""
+    fusion_warmup_steps: int = 0
+    """Steps in which the fusion losses train only the fusion encoder and the heads; the encoders follow the
+    contrastive losses alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,13 +108,16 @@ class CrossViewTraining(nn.Module):
         views = [view for view in (batch.image_text, batch.text_pair) if view is not None]
         texts = iter(self._encode_texts(views))
         temperature = self.model.temperature()
-        hardness = ramped_hardness(batch.step, self.objectives.hardness_ramp_steps)
+        options = self.objectives
+        hardness = ramped_hardness(
+            batch.step, options.hardness_full_step, options.hardness, options.hardness_start_step
+        )
         tally, rows = Tally(), []
         if batch.image_text is not None:
             rows.append(self._image_text(batch.image_text, next(texts), temperature, hardness, tally))
         if batch.text_pair is not None:
             rows.append(self._text_pair(batch.text_pair, next(texts), temperature, hardness, tally))
-        self._fuse(rows, tally)
+        self._fuse(rows, tally, reaches_encoders=batch.step >= options.fusion_warmup_steps)
         return self._global_means(tally, temperature)
 
     def _encode_texts(self, views: Sequence[ImageTextBatch | TextPairBatch]) -> list[EncodedTexts]:
@@ -235,12 +238,15 @@ class CrossViewTraining(nn.Module):
             grad_scale=self.objectives.contrastive_grad_scale,
         )
 
-    def _fuse(self, rows: Sequence[ViewRows], tally: Tally) -> None:
+    def _fuse(self, rows: Sequence[ViewRows], tally: Tally, *, reaches_encoders: bool) -> None:
         """One fusion call for everything; then matching and masked-LM losses by view."""
         parts = [view.matched for view in rows] + [view.masked for view in rows]
         memory_BND, memory_mask_BN = stack_memories([(part.memory_FND, part.memory_mask_FN) for part in parts])
         mask_BL = torch.cat([part.query_mask_FL for part in parts])
-        fused_BLD = self.model.fuse(torch.cat([part.query_FLD for part in parts]), mask_BL, memory_BND, memory_mask_BN)
+        query_BLD = torch.cat([part.query_FLD for part in parts])
+        if not reaches_encoders:
+            query_BLD, memory_BND = query_BLD.detach(), memory_BND.detach()
+        fused_BLD = self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN)
         num_matched = sum(view.matched.query_FLD.shape[0] for view in rows)
         self._matching(fused_BLD[:num_matched], mask_BL[:num_matched], rows, tally)
         self._masked_lm(fused_BLD[num_matched:], rows, tally)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,3 +118,18 @@ def test_texts_and_memories_of_different_lengths_stack() -> None:
     assert states.shape == (3, 4, 3)
     assert mask.sum(1).tolist() == [2, 4, 4]
     assert not states[0, 2:].any()
+
+
+def test_during_the_warm_up_fusion_losses_do_not_reach_the_encoders(training: tuple[CrossViewTraining, Batch]) -> None:
+    module, batch = training
+    options = replace(module.objectives, itc_weight=0.0, ttc_weight=0.0, fusion_warmup_steps=1)
+    warming = CrossViewTraining(module.model, options, SINGLE)
+    reached: dict[int, set[str]] = {}
+    for step in (0, 1):
+        module.model.zero_grad()
+        warming(replace(batch, step=step)).total.backward()
+        reached[step] = {name for name, p in module.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert not any("vision" in name or "text_encoder.stack" in name for name in reached[0])
+    assert any("fusion_encoder" in name for name in reached[0])
+    assert any("vision" in name for name in reached[1])
+    module.model.zero_grad()
