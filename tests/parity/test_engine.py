@@ -50,6 +50,7 @@ def test_losses_agree_for_20_steps() -> None:
     assert both[1].parameters == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
@@ -89,6 +90,7 @@ def test_every_stage_agrees_with_plain(stage: int, options: dict[str, object]) -
     assert max(gradient_errors(ours.parameters, reference.parameters).values()) < 1e-4
 
 
+@pytest.mark.slow
 def test_bf16_stays_near_fp32() -> None:
     """bf16 has 8 bits: losses within 3 % over a few steps (measured 0.4 %)."""
     case = replace(MIXED, make_batch=joint_batch, num_steps=4, keeps_gradients=False)

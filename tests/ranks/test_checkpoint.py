@@ -28,8 +28,12 @@ STOP, END = 2, 5
 def _snapshot(engine: Any) -> list[Tensor]:
     """This rank's fp32 weights and moments."""
     inner = engine._engine.optimizer
-    weights = inner.fp32_partitioned_groups_flat if engine.stage == 3 else inner.single_partition_of_fp32_groups
-    moments = [value for state in inner.optimizer.state.values() for value in state.values()]
+    if engine.stage == 0:
+        weights, optimizer = list(engine._engine.module.parameters()), inner
+    else:
+        weights = inner.fp32_partitioned_groups_flat if engine.stage == 3 else inner.single_partition_of_fp32_groups
+        optimizer = inner.optimizer
+    moments = [value for state in optimizer.state.values() for value in state.values()]
     return [value.detach().clone() for value in [*weights, *moments]]
 
 
@@ -52,7 +56,16 @@ def _resume(case: Case, run: Path) -> tuple[Any, list[Tensor], Any, Any]:
     return history.losses, _snapshot(engine), loaded, history.parameters
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(3, "fp32"), (2, "bf16"), (1, "fp32")])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        (3, "fp32"),
+        pytest.param(3, "bf16", marks=pytest.mark.slow),
+        pytest.param(2, "bf16", marks=pytest.mark.slow),
+        pytest.param(1, "fp32", marks=pytest.mark.slow),
+        pytest.param(0, "fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_is_bitwise_and_weights_load_in_one_process(tmp_path: Path, stage: int, precision: str) -> None:
     case = replace(CASE, stage=stage, precision=precision)
     straight = on_ranks(_train_and_save, 2, case, tmp_path)
@@ -126,6 +139,7 @@ def _load_with_damage(case: Case, run: Path) -> str:
     return "loaded"
 
 
+@pytest.mark.slow
 def test_damage_is_told_on_every_rank(tmp_path: Path) -> None:
     texts = on_ranks(_load_with_damage, 2, CASE, tmp_path)
     assert texts[0] == texts[1]
