@@ -177,7 +177,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
             where=str(path),
             expected="a YAML mapping from group names to lists of languages (write no and on in quotes)",
             got="something else" if path.exists() else "no such file",
-            do="Start from pretrain/recipes/demo_groups.yaml.",
+            do="Start from pretrain/demo_groups.yaml.",
         )
     return dict(content)
 

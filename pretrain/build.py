@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_checkpoint
+from cclm.checkpoint.open import model_config
 from cclm.data.batch import Batch
 from cclm.data.config import validate
 from cclm.data.ledger import LedgerFile
@@ -26,7 +27,6 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
 from cclm.errors import ConfigError
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
@@ -155,14 +155,8 @@ def plain(value: Any) -> Any:
 def build_module(config: RunConfig, tokenizer: TextTokenizer, talk: Collectives) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it."""
     seed_initialisation(config.seed)
-    model = CCLMModel(CCLMConfig.from_options(fit_to_tokenizer(config.model, tokenizer)))
+    model = CCLMModel(model_config(asdict(config.model), tokenizer))
     return CrossViewTraining(model, config.objectives, talk)
-
-
-def fit_to_tokenizer(options: ModelOptions, tokenizer: TextTokenizer) -> ModelOptions:
-    """Take vocabulary size and pad id from the tokenizer."""
-    text = replace(options.text, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-    return replace(options, text=text)
 
 
 def build_engine(

@@ -23,7 +23,7 @@ from cclm.track.atomic import replace_text
 from cclm.track.progress import spell_duration, stage
 
 DATA = Path("data/demo")
-GROUPS = "pretrain/recipes/demo_groups.yaml"
+GROUPS = "pretrain/demo_groups.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Stage:
     """One step of the demo: what a person reads, and the commands that do it."""
 
     name: str
-    """Key of its seconds in results.json."""
+    """Key of its seconds in stages.json and results.json."""
     title: str
     explanation: str
     commands: tuple[tuple[str, ...], ...]
@@ -57,10 +57,7 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
             explanation="render the pictures; write image-text and parallel-text WebDataset shards; count them",
             commands=(
                 ("shards", "build", "shards/recipes/demo.yaml", "--out", str(DATA), "--workers", "2"),
-                *(
-                    ("shards", "stats", str(DATA / name), "--json", str(DATA / name / "stats.json"))
-                    for name in SETS[:2]
-                ),
+                ("shards", "stats", str(DATA)),
                 (
                     *("shards", "tokenizer", str(DATA / "text-train"), str(DATA / "image-train")),
                     *("--out", str(DATA / "tokenizer"), "--vocab-size", "14000"),
@@ -141,7 +138,7 @@ def carry_out(item: Stage, run: Path) -> int:
         code = subprocess.run([sys.executable, "-m", *command], check=False, env=environment()).returncode
         if code:
             return code
-    note_seconds(run, item.name, time.monotonic() - began)
+    note_stage(run, item, time.monotonic() - began)
     return 0
 
 
@@ -150,12 +147,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def note_seconds(run: Path, name: str, seconds: float) -> None:
-    """Remember in results.json how long a stage took; `cclm evaluate` keeps what stands there."""
+def note_stage(run: Path, item: Stage, seconds: float) -> None:
+    """Remember what a stage ran and how long it took: stages.json for the report, and `seconds` in results.json."""
+    path = run / "stages.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    command = "\n".join("python -m " + shlex.join(command) for command in item.commands)
+    row = {"name": item.name, "command": command, "seconds": round(seconds, 1)}
+    rows = [other for other in known if other["name"] != item.name] + [row]
+    replace_text(path, json.dumps(rows, indent=1) + "\n")
     path = run / "results.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known.setdefault("seconds", {})[name] = round(seconds, 1)
-    replace_text(path, json.dumps(known, ensure_ascii=False, indent=1) + "\n")
+    if path.exists():
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["seconds"] = {row["name"]: row["seconds"] for row in rows}
+        replace_text(path, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":

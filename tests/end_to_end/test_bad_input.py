@@ -11,7 +11,6 @@ import pytest
 from pretrain.__main__ import main
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -14,12 +14,9 @@ from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.dist.collectives import Collectives
-from cclm.model.configuration_cclm import CCLMConfig
-from cclm.model.modeling_cclm import CCLMModel
-from pretrain.build import fit_to_tokenizer
+from pretrain.build import build_module
 from pretrain.config import RunConfig
 from pretrain.recipe import read_config
-from pretrain.step import CrossViewTraining
 from tests.ranks.harness import Case, gradient_errors, train_plain, train_ranks
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -48,8 +45,7 @@ def dataset(rank: int, world_size: int) -> StepDataset:
 def make_module(talk: Collectives) -> nn.Module:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(config().data.tokenizer)
-    model = CCLMModel(CCLMConfig.from_options(fit_to_tokenizer(config().model, tokenizer)))
-    return CrossViewTraining(model, config().objectives, talk)
+    return build_module(config(), tokenizer, talk)
 
 
 def joint(step: int, rank: int, world_size: int) -> Batch:

@@ -39,7 +39,7 @@ def test_a_users_mistake_is_one_sentence_and_code_two(tmp_path: Path, capsys: py
 
 
 def test_the_shipped_groups_file_is_the_demonstrations() -> None:
-    groups = read_groups(Path("pretrain/recipes/demo_groups.yaml"))
+    groups = read_groups(Path("pretrain/demo_groups.yaml"))
     assert {name: len(members) for name, members in groups.items()} == {
         "english": 1,
         "parallel_non_latin": 10,

@@ -1,0 +1,107 @@
+"""What the DeepSpeed engine refuses, and how it behaves where no twin is needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cclm.dist.collectives import Collectives
+from cclm.dist.topology import Topology
+from cclm.engine.deepspeed_engine import DeepSpeedEngine
+from cclm.errors import CheckpointError, ConfigError
+from tests.ranks.harness import OPTIMIZER, Case, drive, ds_config, make_deepspeed, on_ranks, train_plain, train_ranks
+from tests.ranks.toy import joint_batch, make_toy, mixed_batch
+
+CASE = Case(make_module=make_toy, make_batch=mixed_batch, num_steps=2)
+ALONE = Topology.from_environment({}, device="cpu")
+
+
+def test_parameters_without_dimensions_are_refused_by_name() -> None:
+    module = nn.Linear(2, 2)
+    module.logit_scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ConfigError, match=r"shape \(\): logit_scale\. Give them the shape \(1,\)"):
+        DeepSpeedEngine(module, OPTIMIZER, ds_config=ds_config(CASE, 1), topology=ALONE)
+
+
+def test_offload_with_unused_parameters_is_refused() -> None:
+    resolved = ds_config(replace(CASE, zero_options={"offload_optimizer": {"device": "cpu"}}), 1)
+    with pytest.raises(ConfigError, match="Use joint steps, or switch offload_optimizer off"):
+        DeepSpeedEngine(nn.Linear(2, 2), OPTIMIZER, ds_config=resolved, topology=ALONE, uses_all_parameters=False)
+
+
+def test_one_rank_equals_plain() -> None:
+    assert train_ranks(CASE, world_size=1)[0].losses == pytest.approx(train_plain(CASE).losses, rel=1e-5)
+
+
+def _make_rank_dependent(talk: Collectives) -> nn.Module:
+    torch.manual_seed(talk.rank)
+    return make_toy(talk)
+
+
+def test_rank_0_decides_the_initial_weights() -> None:
+    histories = train_ranks(replace(CASE, make_module=_make_rank_dependent, make_batch=joint_batch))
+    plain = train_plain(replace(CASE, make_module=_make_rank_dependent, make_batch=joint_batch))
+    assert histories[0].losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def _meet_a_nan(case: Case) -> tuple[float, bool, list[float]]:
+    engine = make_deepspeed(case)
+    before = engine.full_parameters()
+    batch = case.make_batch(0, engine.rank, engine.world_size)
+    if engine.rank == 1:
+        batch.image_text.images_BCHW[0, 0, 0, 0] = math.inf
+    engine.backward(engine.forward(batch))
+    norm = engine.update(0).grad_norm
+    after = engine.full_parameters()
+    is_same = all(torch.equal(before[name], after[name]) for name in before)
+    return norm, is_same, drive(engine, case, range(1, 2)).losses
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() -> None:
+    for norm, is_same, losses in on_ranks(_meet_a_nan, 2, CASE):
+        assert norm == math.inf
+        assert is_same
+        assert math.isfinite(losses[0])
+
+
+def _disagree(case: Case) -> str:
+    engine = make_deepspeed(case)
+    with pytest.raises(ConfigError) as caught:
+        engine.forward(mixed_batch(1 + engine.rank, engine.rank, 2))  # image only on rank 0, text only on rank 1
+    return str(caught.value)
+
+
+def test_ranks_that_see_different_steps_are_told_instead_of_hanging() -> None:
+    texts = on_ranks(_disagree, 2, CASE, timeout_s=60.0)
+    assert texts[0] == texts[1]
+    assert "step 1 on rank 0, 2 on rank 1" in texts[0]
+
+
+def _reduce(case: Case) -> dict[str, float]:
+    engine = make_deepspeed(case)
+    values: Any = {"z": torch.tensor(float(engine.rank)), "a": torch.tensor([4.0 * engine.rank])}
+    assert engine.reduce_mean({}) == {}
+    return engine.reduce_mean(values)
+
+
+def test_reduce_mean_keeps_the_order_of_keys() -> None:
+    for means in on_ranks(_reduce, 2, CASE):
+        assert list(means.items()) == [("z", 0.5), ("a", 2.0)]
+
+
+def _load_a_plain_checkpoint(case: Case, folder: Any) -> str:
+    try:
+        make_deepspeed(case).load(folder)
+    except CheckpointError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_a_checkpoint_of_the_plain_engine_is_refused(tmp_path: Any) -> None:
+    (tmp_path / "plain_state.pt").write_bytes(b"")
+    assert "expected a folder 'deepspeed'" in on_ranks(_load_a_plain_checkpoint, 1, CASE, tmp_path)[0]
