@@ -20,7 +20,7 @@ from tests.ranks.harness import Case, make_deepspeed, make_plain, on_ranks, repl
 from tests.ranks.toy import ToyTraining, joint_batch
 
 FAST = {"reduce_bucket_size": 4_000_000, "stage3_prefetch_bucket_size": 4_000_000}
-LEAF = {"leaf_module": {"classes": ["Block"]}}
+LEAF = {"leaf_module": {"classes": ["TransformerLayer"]}}
 NATIVE = {"memory_efficient_linear": False}
 SMALL = {"reduce_bucket_size": 500_000}
 VARIANTS: dict[str, dict[str, Any]] = {

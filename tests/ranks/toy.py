@@ -17,7 +17,7 @@ MAX_TOKENS = 8
 GLOBAL_SAMPLES = 8
 
 
-class Block(nn.Module):
+class TransformerLayer(nn.Module):
     """Pre-norm attention (to itself or to a memory) and a feed-forward layer."""
 
     def __init__(self, width: int, ffn: int) -> None:
@@ -38,7 +38,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     def __init__(self, depth: int, width: int, ffn: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, ffn) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerLayer(width, ffn) for _ in range(depth))
 
     def forward(self, x_BLD: Tensor, memory_BND: Tensor | None = None) -> Tensor:
         for block in self.blocks:
