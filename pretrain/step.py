@@ -245,7 +245,7 @@ class CrossViewTraining(nn.Module):
         mask_BL = torch.cat([part.query_mask_FL for part in parts])
         query_BLD = torch.cat([part.query_FLD for part in parts])
         if not reaches_encoders:
-            query_BLD, memory_BND = query_BLD.detach(), memory_BND.detach()
+            query_BLD, memory_BND = stop_gradient(query_BLD), stop_gradient(memory_BND)
         fused_BLD = self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN)
         num_matched = sum(view.matched.query_FLD.shape[0] for view in rows)
         self._matching(fused_BLD[:num_matched], mask_BL[:num_matched], rows, tally)
@@ -290,6 +290,12 @@ class CrossViewTraining(nn.Module):
         total = torch.stack([means[name] * weight for name, weight in tally.weights.items()]).sum()
         metrics = {name: value.detach() for name, value in means.items()}
         return Losses(total=total, metrics={"loss": total.detach(), **metrics, "temperature": temperature.detach()[0]})
+
+
+def stop_gradient(values: Tensor) -> Tensor:
+    """The same values with a gradient of zero. Not `detach`: under ZeRO-3 a module whose inputs need no gradient has
+    its parameters released before its own backward (DeepSpeed 0.19: "size of tensor a (0) must match")."""
+    return values * 0.0 + values.detach()
 
 
 def select(
