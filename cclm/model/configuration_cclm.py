@@ -12,7 +12,8 @@ OptionsType = TypeVar("OptionsType", bound="LayerOptions")
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post"),
     "pooling": ("cls", "mean", "mean_first"),
-    "architecture": ("conv_vit",),
+    "architecture": ("conv_vit", "swin", "beit"),
+    "position_rule": ("column", "ids"),
     "stem_norm": ("layer", "group", "affine"),
     "stem_stage": ("plain", "skip", "residual"),
     "token_layout": ("auto", "grouped", "packed", "padded"),
@@ -49,10 +50,11 @@ class LayerOptions:
 class VisionOptions(LayerOptions):
     """The image encoder."""
 
-    architecture: Literal["conv_vit"] = "conv_vit"
-    """"conv_vit": a convolutional stem, then a transformer over its grid."""
+    architecture: Literal["conv_vit", "swin", "beit"] = "conv_vit"
+    """"conv_vit": a convolutional stem, then a transformer over its grid; "swin": Swin (CCLM-3M/4M); "beit": BEiT-v2
+    (CCLM-X2VLM)."""
     num_layers: int = 1
-    """Transformer layers after the stem."""
+    """Transformer layers after the stem; Swin counts its blocks in `stage_layers`."""
     image_size: int = 32
     """Side of the square input in pixels."""
     stem_channels: tuple[int, ...] = (32, 64, 128)
@@ -66,6 +68,26 @@ class VisionOptions(LayerOptions):
     stem_stage: Literal["plain", "skip", "residual"] = "plain"
     """What a stage does around its two convolutions. "plain": nothing; "skip": add the first's output to the second's;
     "residual": a ResNet block with a convolution as shortcut."""
+    patch_size: int = 16
+    """Swin and BEiT: side in pixels of the patches that become the first tokens (Swin: 4, BEiT: 16)."""
+    drop_path: float = 0.0
+    """Swin and BEiT: probability to drop the last block's sub-layers for an image; earlier blocks rise to it from 0."""
+    window: int = 7
+    """Swin: side of an attention window in tokens."""
+    stage_layers: tuple[int, ...] = (2, 2, 18, 2)
+    """Swin: blocks per stage; each further stage halves the grid and doubles the channels, up to the width."""
+    stage_heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Swin: attention heads per stage. (Its feed-forward width is `feedforward_width` in the last stage and stands in
+    the same proportion to the channels in the others.)"""
+    layer_scale: float = 0.1
+    """BEiT: what the learned scales of its sub-layers start from."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image side per token of the last grid's side."""
+        if self.architecture == "conv_vit":
+            return int(2 ** len(self.stem_channels))
+        return int(self.patch_size * (2 ** (len(self.stage_layers) - 1) if self.architecture == "swin" else 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +102,12 @@ class TextOptions(LayerOptions):
     """Rows of the position table."""
     position_offset: int = 0
     """Row of the first token's position: 0 as in CCLM-3M/4M, pad id + 1 as in XLM-R."""
+    position_rule: Literal["column", "ids"] = "column"
+    """How tokens are counted. "column": where they stand; "ids": as RoBERTa does, each id that is not the pad id, from
+    pad id + 1 (`position_offset` is not used); a pad id takes the row of its number, which is never trained. The two
+    differ when random replacement puts a pad id into a text."""
+    token_type: bool = False
+    """Add one learned vector to every token: BERT's only token type, which published weights carry."""
     embedding_norm: bool = False
     """Normalise the sum of word and position embeddings; a "post" stack always does, as in BERT."""
     embedding_range: float = 0.02
@@ -110,7 +138,11 @@ class ModelOptions:
     shared_projection: bool = False
     """Project images with the texts' projection too (published as `use_one_cl_proj_only`, off)."""
     matching_width: int = 256
-    """Hidden width of the matching head."""
+    """Hidden width of the matching head, and of the box head."""
+    box_head: bool = False
+    """Predict the box that a text describes (CCLM-4M and the X2VLM models; the 3M files carry it untrained)."""
+    masked_lm_norm_eps: float | None = None
+    """Epsilon of the masked-LM head's norm; null: that of the fusion encoder (they differ in the X2VLM models)."""
     initial_temperature: float = 0.07
     """Contrastive temperature at the start; similarities are divided by it. (HF keeps the plain word `temperature` for
     text generation and refuses to save it.)"""
@@ -144,11 +176,35 @@ class ModelOptions:
                 f"initial_temperature: expected 0 < temperature_min <= initial_temperature <= temperature_max, got "
                 f"{self.temperature_min}, {self.initial_temperature}, {self.temperature_max}. Widen the bounds."
             )
-        if self.vision.image_size % 2 ** len(self.vision.stem_channels):
+        _check_vision(self.width, self.vision)
+
+
+def _check_vision(width: int, vision: VisionOptions) -> None:
+    """The image tower's sizes fit each other."""
+    if vision.image_size % vision.stride:
+        reason = {
+            "conv_vit": f"each of the {len(vision.stem_channels)} stem stages halves the side",
+            "swin": f"patches of {vision.patch_size}, {len(vision.stage_layers)} stages",
+            "beit": "the patch size",
+        }[vision.architecture]
+        raise ValueError(
+            f"vision.image_size: expected a multiple of {vision.stride} ({reason}), got {vision.image_size}. "
+            "Change one of the two."
+        )
+    if vision.architecture != "swin":
+        return
+    if len(vision.stage_heads) != len(vision.stage_layers):
+        raise ValueError(
+            f"vision.stage_heads: expected {len(vision.stage_layers)} numbers, one per stage, got "
+            f"{len(vision.stage_heads)}. Give each stage its heads."
+        )
+    for stage, heads in enumerate(vision.stage_heads):
+        halvings = len(vision.stage_layers) - 1 - stage
+        channels, side = width / 2**halvings, vision.image_size // vision.stride * 2**halvings
+        if channels % heads or (side > vision.window and side % vision.window):
             raise ValueError(
-                f"vision.image_size: expected a multiple of {2 ** len(self.vision.stem_channels)} (each of the "
-                f"{len(self.vision.stem_channels)} stem stages halves the side), got {self.vision.image_size}. "
-                "Change one of the two."
+                f"vision: expected stage {stage} to cut its {channels:g} channels into stage_heads and its grid of side "
+                f"{side} into windows of side {vision.window}, got {heads} heads. Change the sizes of the Swin tower."
             )
 
 
@@ -208,9 +264,7 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
         raise ValueError(
             f"{name}: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}. Remove or rename them."
         )
-    if "stem_channels" in given:
-        given["stem_channels"] = tuple(given["stem_channels"])
-    return kind(**given)
+    return kind(**{key: tuple(item) if isinstance(item, list) else item for key, item in given.items()})
 
 
 def _check_choices(options: object) -> None:

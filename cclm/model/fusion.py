@@ -26,12 +26,16 @@ class FusionEncoder(nn.Module):
         self,
         text_BLD: Float[Tensor, "b l d"],
         mask_BL: Bool[Tensor, "b l"],
-        memory_BND: Float[Tensor, "b n d"],
+        memory_BND: Float[Tensor, "b n d"] | None,
         memory_mask_BN: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b l d"]:
-        """Fused states, zero where `mask_BL` is False; `memory_mask_BN` None: every memory token is real."""
+        """Fused states, zero where `mask_BL` is False.
+
+        `memory_mask_BN` None: every memory token is real. `memory_BND` None: no cross-attention at all.
+        """
         layout = text_layout(mask_BL, self.token_layout)
-        memory_BND = layout.sort_sequences(memory_BND)
+        if memory_BND is not None:
+            memory_BND = layout.sort_sequences(memory_BND)
         if memory_mask_BN is not None:
             memory_mask_BN = layout.sort_sequences(memory_mask_BN)
         rows_TD = self.stack(layout.to_rows(text_BLD), memory_BND, memory_mask_BN, layout=layout)

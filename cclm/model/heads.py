@@ -1,4 +1,4 @@
-"""What stands on the encoders: contrastive projections, the matching head, the masked-LM head."""
+"""What stands on the encoders: contrastive projections, matching head, box head, masked-LM head."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ class MatchingHead(nn.Module):
         """Logits."""
         logits_B2: Tensor = self.classify(functional.gelu(self.norm(self.widen(pooled_BD))))
         return logits_B2
+
+
+class BoxHead(nn.Module):
+    """Linear → LayerNorm → GELU → Linear → sigmoid: where in the image is what the text describes?"""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.widen = nn.Linear(width, hidden_width)
+        self.norm = nn.LayerNorm(hidden_width)
+        self.locate = nn.Linear(hidden_width, 4)
+
+    def forward(self, pooled_BD: Float[Tensor, "b d"]) -> Float[Tensor, "b 4"]:
+        """Centre x, centre y, width, height as shares of the image's sides."""
+        box_B4: Tensor = self.locate(functional.gelu(self.norm(self.widen(pooled_BD)))).sigmoid()
+        return box_B4
 
 
 class MaskedLMTransform(nn.Module):

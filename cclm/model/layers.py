@@ -44,6 +44,20 @@ def attend(
     return merge_heads(functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask_B11M, dropout))
 
 
+def drop_path(branch: Float[Tensor, "b *rest"], probability: float, training: bool) -> Float[Tensor, "b *rest"]:
+    """Stochastic depth: in training, zero a residual branch for some samples and scale it up for the others."""
+    if probability == 0.0 or not training:
+        return branch
+    keep = 1.0 - probability
+    kept_B = branch.new_empty(branch.shape[:1]).bernoulli_(keep).div_(keep)
+    return branch * kept_B.view(-1, *[1] * (branch.ndim - 1))
+
+
+def stochastic_depth(highest: float, num_blocks: int) -> list[float]:
+    """Probabilities of `drop_path` for the blocks of a tower: from 0 rising linearly to `highest`."""
+    return [highest * number / max(1, num_blocks - 1) for number in range(num_blocks)]
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of the tokens of one sequence to each other."""
 
@@ -111,7 +125,7 @@ class FeedForward(nn.Module):
         self.widen = nn.Linear(width, hidden_width)
         self.narrow = nn.Linear(hidden_width, width)
 
-    def forward(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+    def forward(self, rows_TD: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Row by row."""
         narrowed_TD: Tensor = self.narrow(functional.gelu(self.widen(rows_TD)))
         return narrowed_TD
@@ -139,10 +153,9 @@ class TransformerLayer(nn.Module):
         *,
         layout: PaddedLayout,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; a layer with cross-attention needs a memory of B sequences."""
+        """Rows in, rows out; a memory has B sequences, without one the cross-attention is skipped (published TLM)."""
         rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout=layout))
-        if self.cross_attention is not None and self.cross_norm is not None:
-            assert memory_BND is not None, "a layer with cross-attention needs a memory"
+        if self.cross_attention is not None and self.cross_norm is not None and memory_BND is not None:
             attention, memory = self.cross_attention, memory_BND
             rows_TD = self._sublayer(
                 rows_TD, self.cross_norm, lambda rows: attention(rows, memory, memory_mask_BN, layout=layout)

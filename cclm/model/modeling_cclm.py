@@ -22,12 +22,16 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig, ModelOptions
 from .fusion import FusionEncoder
-from .heads import MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
+from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .layers import CrossAttention
+from .regions import region_tokens
+from .relative_position import RelativePositionBias
+from .swin import SwinEncoder
 from .temperature import Temperature
-from .text import TextEncoder, pool_states
+from .text import TextEmbeddings, TextEncoder, pool_states
 from .vision import ChannelAffine, ChannelNorm, ConvVisionEncoder
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
@@ -36,6 +40,9 @@ except ImportError:
     pass
 
 ResultType = TypeVar("ResultType")
+
+VISION_ENCODERS = {"conv_vit": ConvVisionEncoder, "swin": SwinEncoder, "beit": BeitEncoder}
+"""`vision.architecture` → a module from (B, 3, H, W) to (B, 1 + P, D), whose token 0 stands for the whole image."""
 
 
 @dataclass
@@ -65,13 +72,15 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         options = config.options()
         width = options.width
         self.pooling = (options.text.pooling, options.fusion.pooling)
-        self.vision_encoder = ConvVisionEncoder(width, options.vision)
+        self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
         self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
         self.image_projection = None if options.shared_projection else ProjectionHead(width, options.projection_width)
         self.text_projection = ProjectionHead(width, options.projection_width)
         self.matching_head = MatchingHead(width, options.matching_width)
-        self.masked_lm_transform = MaskedLMTransform(width, options.fusion.norm_eps)
+        self.box_head = BoxHead(width, options.matching_width) if options.box_head else None
+        masked_lm_eps = options.fusion.norm_eps if options.masked_lm_norm_eps is None else options.masked_lm_norm_eps
+        self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps)
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
         self.temperature = Temperature(options.initial_temperature, options.temperature_min, options.temperature_max)
         self._initial_std = self._collect_initial_std(options)
@@ -84,6 +93,21 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         image_BND: Tensor = self.vision_encoder(images_BCHW)
         return image_BND
 
+    def pool_regions(
+        self,
+        image_BND: Float[Tensor, "b n d"],
+        image_of_R: Int[Tensor, " r"],
+        region_mask_RN: Bool[Tensor, "r n"],
+    ) -> Float[Tensor, "r n d"]:
+        """Tokens of R regions of encoded images: those of their image, token 0 the mean of the region's patches.
+
+        Args:
+            image_BND: encoded images.
+            image_of_R: which image each region lies in.
+            region_mask_RN: True where a patch belongs to the region; also the memory mask for `fuse`.
+        """
+        return region_tokens(image_BND, image_of_R, region_mask_RN)
+
     def encode_texts(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Token states, zero in the padding; every text has at least one real token."""
         text_BLD: Tensor = self.text_encoder(ids_BL, mask_BL)
@@ -93,10 +117,10 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self,
         text_BLD: Float[Tensor, "b l d"],
         mask_BL: Bool[Tensor, "b l"],
-        memory_BND: Float[Tensor, "b n d"],
+        memory_BND: Float[Tensor, "b n d"] | None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """Let each text read its memory (an image's tokens, or the other text's states)."""
+        """Let each text read its memory (an image's tokens, or the other text's states); None: self-attention only."""
         fused_BLD: Tensor = self.fusion_encoder(text_BLD, mask_BL, memory_BND, memory_mask_BN)
         return fused_BLD
 
@@ -115,6 +139,17 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         """Do text and memory belong together? Class 1 means yes."""
         logits_B2: Tensor = self.matching_head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
         return logits_B2
+
+    def locate_boxes(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 4"]:
+        """Where in its image is what each text describes? Centre x, y, width, height, as shares of the image.
+
+        Raises:
+            ValueError: a model without box head.
+        """
+        if self.box_head is None:
+            raise ValueError("boxes: expected a model with box_head: true, got one without. Set it, or import CCLM-4M.")
+        box_B4: Tensor = self.box_head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
+        return box_B4
 
     def masked_lm_states(self, fused_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
         """Fused states at the masked slots, ready for the decoder."""
@@ -136,6 +171,8 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         batch, say). Does nothing to other stems.
         """
         affine = [module for module in self.vision_encoder.modules() if isinstance(module, ChannelAffine)]
+        if not affine:
+            return
         for module in affine:
             module.calibrating = True
         self.vision_encoder.stem(images_BCHW)
@@ -195,7 +232,8 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
             _default_init(module)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=std)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
@@ -203,6 +241,10 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm | ChannelNorm | ChannelAffine):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, TextEmbeddings) and module.token_type is not None:
+            init.normal_(module.token_type, std=self.config.text["embedding_range"])
+        elif isinstance(module, RelativePositionBias | BeitEncoder | BeitBlock | BiasVector):
+            module.start_parameters(init)
         elif isinstance(module, MaskedLMDecoder):
             init.normal_(module.weight, std=self.config.text["embedding_range"])
             init.zeros_(module.bias)
@@ -219,8 +261,9 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         std_of: dict[nn.Module, float] = dict.fromkeys(
             (embeddings.words, embeddings.positions), options.text.embedding_range
         )
+        vision = self.vision_encoder
         stacks = (
-            (self.vision_encoder.stack, options.vision),
+            (vision.stack if isinstance(vision, ConvVisionEncoder) else vision, options.vision),
             (self.text_encoder.stack, options.text),
             (self.fusion_encoder.stack, options.fusion),
         )

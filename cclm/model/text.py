@@ -17,22 +17,45 @@ except ImportError:
 
 
 class TextEmbeddings(nn.Module):
-    """Word plus position, normalised if the options say so."""
+    """Word plus position (plus the token type), normalised if the options say so."""
 
     def __init__(self, width: int, options: TextOptions) -> None:
         super().__init__()
         self.dropout = options.dropout
         self.words = nn.Embedding(options.vocab_size, width, padding_idx=options.pad_token_id)
-        self.positions = nn.Embedding(options.max_positions, width)
+        padding = options.pad_token_id if options.position_rule == "ids" else None
+        self.positions = nn.Embedding(options.max_positions, width, padding_idx=padding)
+        self.token_type = nn.Parameter(torch.zeros(1, width)) if options.token_type else None
         has_norm = options.embedding_norm or options.norm_position == "post"
         self.norm = nn.LayerNorm(width, options.norm_eps) if has_norm else None
 
     def forward(self, ids_T: Int[Tensor, " t"], position_T: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Flat ids and their positions to flat rows."""
         rows_TD: Tensor = self.words(ids_T) + self.positions(position_T)
+        if self.token_type is not None:
+            rows_TD = rows_TD + self.token_type
         if self.norm is not None:
             rows_TD = self.norm(rows_TD)
         return functional.dropout(rows_TD, self.dropout, self.training) if self.dropout > 0 else rows_TD
+
+
+def token_positions(ids_BL: Int[Tensor, "b l"], options: TextOptions) -> Int[Tensor, "b l"]:
+    """Row of the position table for each token.
+
+    Raises:
+        ValueError: a text longer than the position table.
+    """
+    from_ids = options.position_rule == "ids"
+    offset = options.pad_token_id + 1 if from_ids else options.position_offset
+    if ids_BL.shape[1] + offset > options.max_positions:
+        raise ValueError(
+            f"texts: expected at most {options.max_positions - offset} tokens "
+            f"(text.max_positions), got {ids_BL.shape[1]}. Truncate them, or train with a longer table."
+        )
+    if from_ids:
+        counted_BL = (ids_BL != options.pad_token_id).long()
+        return counted_BL.cumsum(1) * counted_BL + options.pad_token_id
+    return (torch.arange(ids_BL.shape[1], device=ids_BL.device) + offset).expand_as(ids_BL)
 
 
 class TextEncoder(nn.Module):
@@ -52,13 +75,8 @@ class TextEncoder(nn.Module):
             ValueError: a text longer than the position table.
         """
         layout = text_layout(mask_BL, self.token_layout)
-        position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device) + self.options.position_offset
-        if ids_BL.shape[1] + self.options.position_offset > self.options.max_positions:
-            raise ValueError(
-                f"texts: expected at most {self.options.max_positions - self.options.position_offset} tokens "
-                f"(text.max_positions), got {ids_BL.shape[1]}. Truncate them, or train with a longer table."
-            )
-        rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_L.expand_as(ids_BL)))
+        position_BL = token_positions(ids_BL, self.options)
+        rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))
         text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout))
         if self.options.pooling == "mean_first":
             text_BLD = torch.cat([masked_mean(text_BLD, mask_BL)[:, None], text_BLD[:, 1:]], 1)
