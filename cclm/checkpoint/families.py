@@ -1,0 +1,148 @@
+"""The published CCLM models as configurations of the one model definition.
+
+| family | image tower | text | fusion | positions | masked-LM decoder |
+|---|---|---|---|---|---|
+| cclm-3m, cclm-4m | Swin-B 224 | 6 layers of XLM-R-large | 6 more | by column, from 0 | tied to the words |
+| cclm-x2vlm-base, -large | BEiT-v2 224 | XLM-R base, large | 6 BERT layers | RoBERTa's, from the ids | its own |
+
+Sizes come from the research code's configuration (arXiv 2206.00621, 2211.12402); the counts of parameters are tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cclm.model.configuration_cclm import FusionOptions, ModelOptions, TextOptions, VisionOptions
+
+DROPOUT = 0.1
+"""Of hidden states, attention weights and (highest) paths in every published model."""
+
+
+def swin_family(
+    *,
+    width: int,
+    projection_width: int,
+    vision: VisionOptions,
+    text: TextOptions,
+    fusion_layers: int,
+) -> ModelOptions:
+    """CCLM-3M/4M with these sizes: one BERT stack, cut into text and fusion encoder, positions from 0.
+
+    Args:
+        width: of all encoders.
+        projection_width: of the contrastive features.
+        vision: sizes of the Swin tower.
+        text: sizes of the text layers; the fusion layers have the same.
+        fusion_layers: layers with cross-attention.
+    """
+    text = _published_text(replace(text, position_rule="column", position_offset=0))
+    return ModelOptions(
+        width=width,
+        projection_width=projection_width,
+        matching_width=2 * width,
+        box_head=True,
+        tie_decoder=True,
+        vision=replace(vision, architecture="swin", feedforward_width=4 * width, norm_eps=1e-5),
+        text=text,
+        fusion=_published_fusion(text, fusion_layers, norm_eps=1e-5),
+    )
+
+
+def beit_family(
+    *,
+    width: int,
+    projection_width: int,
+    vision: VisionOptions,
+    text: TextOptions,
+    fusion_layers: int,
+) -> ModelOptions:
+    """CCLM-X2VLM with these sizes: text and fusion encoder of different origins, so of different epsilons."""
+    text = _published_text(replace(text, position_rule="ids", position_offset=text.pad_token_id + 1))
+    return ModelOptions(
+        width=width,
+        projection_width=projection_width,
+        matching_width=2 * width,
+        box_head=True,
+        tie_decoder=False,
+        masked_lm_norm_eps=1e-5,
+        vision=replace(vision, architecture="beit", feedforward_width=4 * width, norm_eps=1e-6),
+        text=text,
+        fusion=_published_fusion(text, fusion_layers, norm_eps=1e-12),
+    )
+
+
+def _published_text(text: TextOptions) -> TextOptions:
+    """The choices that all published text encoders share."""
+    return replace(
+        text,
+        norm_position="post",
+        norm_eps=1e-5,
+        dropout=DROPOUT,
+        attention_dropout=DROPOUT,
+        initializer_range=0.02,
+        token_type=True,
+        pooling="cls",
+    )
+
+
+def _published_fusion(text: TextOptions, num_layers: int, norm_eps: float) -> FusionOptions:
+    """BERT layers of the text encoder's sizes."""
+    return FusionOptions(
+        num_layers=num_layers,
+        num_heads=text.num_heads,
+        feedforward_width=text.feedforward_width,
+        norm_position="post",
+        norm_eps=norm_eps,
+        dropout=DROPOUT,
+        attention_dropout=DROPOUT,
+        initializer_range=0.02,
+        pooling="cls",
+    )
+
+
+def _x2vlm(width: int, num_layers: int, num_heads: int) -> ModelOptions:
+    """The X2VLM models, whose image and text towers are equally deep and wide."""
+    return beit_family(
+        width=width,
+        projection_width=256,
+        vision=VisionOptions(
+            image_size=224, patch_size=16, num_layers=num_layers, num_heads=num_heads, drop_path=DROPOUT
+        ),
+        text=_xlm_roberta(width, num_layers, num_heads),
+        fusion_layers=6,
+    )
+
+
+def _xlm_roberta(width: int, num_layers: int, num_heads: int) -> TextOptions:
+    """Layers of XLM-RoBERTa."""
+    return TextOptions(
+        vocab_size=250_002,
+        max_positions=514,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feedforward_width=4 * width,
+    )
+
+
+_CCLM = swin_family(
+    width=1024,
+    projection_width=256,
+    vision=VisionOptions(
+        image_size=224,
+        patch_size=4,
+        window=7,
+        stage_layers=(2, 2, 18, 2),
+        stage_heads=(4, 8, 16, 32),
+        num_heads=32,
+        drop_path=DROPOUT,
+    ),
+    text=_xlm_roberta(1024, num_layers=6, num_heads=16),
+    fusion_layers=6,
+)
+FAMILIES: dict[str, ModelOptions] = {
+    "cclm-3m": _CCLM,
+    "cclm-4m": _CCLM,
+    "cclm-x2vlm-base": _x2vlm(768, num_layers=12, num_heads=12),
+    "cclm-x2vlm-large": _x2vlm(1024, num_layers=24, num_heads=16),
+}
+"""All of them, by name. 3M and 4M are one network; in the 3M file the box head was never trained."""

@@ -1,0 +1,233 @@
+"""How the parameters of the published files are called, and where each of them goes in our model.
+
+    published file:  …attention.self.query.weight ┐
+                     …attention.self.key.weight   ├─ stacked ─ …self_attention.query_key_value.weight :ours
+                     …attention.self.value.weight ┘
+
+Everything is derived from the options: the Swin tower names the CCLM-3M/4M layout, the BEiT tower the X2VLM layout. The
+table works in both directions, so gradients and exported weights can be compared with the published ones by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cclm.model.configuration_cclm import ModelOptions, VisionOptions
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One of our parameters, and the published one or ones that it holds."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    """Several are stacked along the first dimension."""
+    scalar: bool = False
+    """Theirs has no dimensions, ours has one (DeepSpeed cannot broadcast a parameter without)."""
+
+
+def published_weights(options: ModelOptions) -> list[Weight]:
+    """Every parameter of the model that these options describe."""
+    if options.vision.architecture == "swin":
+        return [*_swin(options.vision), *_one_stack(options), *_heads(options)]
+    if options.vision.architecture == "beit":
+        return [*_beit(options.vision), *_two_stacks(options), *_heads(options)]
+    raise ValueError(
+        f"vision.architecture: expected swin or beit, got {options.vision.architecture}. "
+        "No published CCLM model has another image tower."
+    )
+
+
+def published_ties(options: ModelOptions) -> dict[str, str]:
+    """Names under which a parameter stands in the file once more → the name that is read."""
+    if options.vision.architecture == "swin":
+        head = "text_encoder.cls.predictions"
+        return {
+            f"{head}.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
+            f"{head}.decoder.bias": f"{head}.bias",
+        }
+    return {"mlm_head.predictions.decoder.bias": "mlm_head.predictions.bias"}
+
+
+def published_buffers(options: ModelOptions) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Names → shapes and dtypes of what a file holds besides parameters; all of it follows from the sizes."""
+    vision = options.vision
+    text = "text_encoder.bert" if vision.architecture == "swin" else "text_encoder"
+    buffers = {f"{text}.embeddings.position_ids": ((1, options.text.max_positions), "int64")}
+    if vision.architecture == "beit":
+        num_tokens = 1 + (vision.image_size // vision.patch_size) ** 2
+        for number in range(vision.num_layers):
+            name = f"vision_encoder.blocks.{number}.attn.relative_position_index"
+            buffers[name] = ((num_tokens, num_tokens), "int64")
+        return buffers
+    for stage, num_layers in enumerate(vision.stage_layers):
+        side = vision.image_size // vision.stride * 2 ** (len(vision.stage_layers) - 1 - stage)
+        cells = min(vision.window, side) ** 2
+        for number in range(num_layers):
+            block = f"vision_encoder.layers.{stage}.blocks.{number}"
+            buffers[f"{block}.attn.relative_position_index"] = ((cells, cells), "int64")
+            if number % 2 == 1 and side > vision.window:
+                buffers[f"{block}.attn_mask"] = ((side * side // cells, cells, cells), "float32")
+    return buffers
+
+
+def to_ours(published: Mapping[str, Tensor], weights: list[Weight]) -> dict[str, Tensor]:
+    """Rename and stack; every published name of `weights` must be there."""
+    state = {}
+    for weight in weights:
+        parts = [published[name] for name in weight.theirs]
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
+        state[weight.ours] = value.reshape(1) if weight.scalar else value
+    return state
+
+
+def to_published(state: Mapping[str, Tensor], weights: list[Weight]) -> dict[str, Tensor]:
+    """The inverse of `to_ours`, for any tensors with our names (parameters, gradients); absent ones are left out."""
+    published: dict[str, Tensor] = {}
+    for weight in weights:
+        if weight.ours in state:
+            value = state[weight.ours]
+            parts = value.chunk(len(weight.theirs)) if len(weight.theirs) > 1 else (value,)
+            parts = (value.reshape(()),) if weight.scalar else parts
+            published.update(zip(weight.theirs, parts, strict=True))
+    return published
+
+
+def _linear(ours: str, *theirs: str) -> list[Weight]:
+    """Weight and bias of a linear or norm, or of several stacked."""
+    return [Weight(f"{ours}.{part}", tuple(f"{name}.{part}" for name in theirs)) for part in ("weight", "bias")]
+
+
+def _bert_layer(ours: str, theirs: str, *, cross: bool) -> list[Weight]:
+    """A layer of the text or fusion encoder."""
+    attention = f"{theirs}.attention"
+    query, key, value = (f"{attention}.self.{part}" for part in ("query", "key", "value"))
+    weights = [
+        *_linear(f"{ours}.self_attention.query_key_value", query, key, value),
+        *_linear(f"{ours}.self_attention.output", f"{attention}.output.dense"),
+        *_linear(f"{ours}.self_norm", f"{attention}.output.LayerNorm"),
+    ]
+    if cross:
+        memory = f"{theirs}.crossattention"
+        weights += [
+            *_linear(f"{ours}.cross_attention.query", f"{memory}.self.query"),
+            *_linear(f"{ours}.cross_attention.key_value", f"{memory}.self.key", f"{memory}.self.value"),
+            *_linear(f"{ours}.cross_attention.output", f"{memory}.output.dense"),
+            *_linear(f"{ours}.cross_norm", f"{memory}.output.LayerNorm"),
+        ]
+    return [
+        *weights,
+        *_linear(f"{ours}.feedforward.widen", f"{theirs}.intermediate.dense"),
+        *_linear(f"{ours}.feedforward.narrow", f"{theirs}.output.dense"),
+        *_linear(f"{ours}.feedforward_norm", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def _embeddings(theirs: str) -> list[Weight]:
+    """Words, positions, the token type and their norm."""
+    ours = "text_encoder.embeddings"
+    return [
+        Weight(f"{ours}.words.weight", (f"{theirs}.word_embeddings.weight",)),
+        Weight(f"{ours}.positions.weight", (f"{theirs}.position_embeddings.weight",)),
+        Weight(f"{ours}.token_type", (f"{theirs}.token_type_embeddings.weight",)),
+        *_linear(f"{ours}.norm", f"{theirs}.LayerNorm"),
+    ]
+
+
+def _masked_lm_transform(theirs: str) -> list[Weight]:
+    """What the masked-LM head does before its decoder, and the decoder's bias."""
+    return [
+        *_linear("masked_lm_transform.linear", f"{theirs}.transform.dense"),
+        *_linear("masked_lm_transform.norm", f"{theirs}.transform.LayerNorm"),
+        Weight("masked_lm_decoder.bias", (f"{theirs}.bias",)),
+    ]
+
+
+def _one_stack(options: ModelOptions) -> list[Weight]:
+    """CCLM-3M/4M: text and fusion layers stand in one BERT."""
+    layer, num_text = "text_encoder.bert.encoder.layer", options.text.num_layers
+    weights = _embeddings("text_encoder.bert.embeddings")
+    for number in range(num_text):
+        weights += _bert_layer(f"text_encoder.stack.layers.{number}", f"{layer}.{number}", cross=False)
+    for number in range(options.fusion.num_layers):
+        weights += _bert_layer(f"fusion_encoder.stack.layers.{number}", f"{layer}.{num_text + number}", cross=True)
+    return [*weights, *_masked_lm_transform("text_encoder.cls.predictions")]
+
+
+def _two_stacks(options: ModelOptions) -> list[Weight]:
+    """X2VLM: text encoder, cross encoder and masked-LM head stand by themselves."""
+    weights = _embeddings("text_encoder.embeddings")
+    for number in range(options.text.num_layers):
+        theirs = f"text_encoder.encoder.layer.{number}"
+        weights += _bert_layer(f"text_encoder.stack.layers.{number}", theirs, cross=False)
+    for number in range(options.fusion.num_layers):
+        theirs = f"cross_encoder.encoder.layer.{number}"
+        weights += _bert_layer(f"fusion_encoder.stack.layers.{number}", theirs, cross=True)
+    weights += _masked_lm_transform("mlm_head.predictions")
+    return [*weights, Weight("masked_lm_decoder.weight", ("mlm_head.predictions.decoder.weight",))]
+
+
+def _heads(options: ModelOptions) -> list[Weight]:
+    """Projections, temperature, matching head and box head."""
+    weights = [
+        Weight("temperature.value", ("temp",), scalar=True),
+        *_linear("image_projection.linear", "vision_proj"),
+        *_linear("text_projection.linear", "text_proj"),
+        *_linear("matching_head.widen", "itm_head.0"),
+        *_linear("matching_head.norm", "itm_head.1"),
+        *_linear("matching_head.classify", "itm_head.3"),
+    ]
+    if options.box_head:
+        weights += _linear("box_head.widen", "bbox_head.0") + _linear("box_head.norm", "bbox_head.1")
+        weights += _linear("box_head.locate", "bbox_head.3")
+    return weights
+
+
+def _swin(vision: VisionOptions) -> list[Weight]:
+    """The Swin tower."""
+    tower = "vision_encoder"
+    weights = _linear(f"{tower}.patches.project", f"{tower}.patch_embed.proj")
+    weights += _linear(f"{tower}.patches.norm", f"{tower}.patch_embed.norm")
+    for stage, num_layers in enumerate(vision.stage_layers):
+        theirs_stage, ours_stage = f"{tower}.layers.{stage}", f"{tower}.stages.{stage}"
+        for number in range(num_layers):
+            ours, theirs = f"{ours_stage}.blocks.{number}", f"{theirs_stage}.blocks.{number}"
+            weights += [*_linear(f"{ours}.attention.query_key_value", f"{theirs}.attn.qkv"), *_block(ours, theirs)]
+        if stage + 1 < len(vision.stage_layers):
+            weights += _linear(f"{ours_stage}.merge.norm", f"{theirs_stage}.downsample.norm")
+            weights.append(Weight(f"{ours_stage}.merge.reduce.weight", (f"{theirs_stage}.downsample.reduction.weight",)))
+    return [*weights, *_linear(f"{tower}.final_norm", f"{tower}.norm")]
+
+
+def _beit(vision: VisionOptions) -> list[Weight]:
+    """The BEiT-v2 tower."""
+    tower = "vision_encoder"
+    weights = [Weight(f"{tower}.class_token", (f"{tower}.cls_token",))]
+    weights += _linear(f"{tower}.patches", f"{tower}.patch_embed.proj")
+    for number in range(vision.num_layers):
+        ours = theirs = f"{tower}.blocks.{number}"
+        weights += [
+            Weight(f"{ours}.attention.query_key_value.weight", (f"{theirs}.attn.qkv.weight",)),
+            Weight(f"{ours}.attention.query_bias.bias", (f"{theirs}.attn.q_bias",)),
+            Weight(f"{ours}.attention.value_bias.bias", (f"{theirs}.attn.v_bias",)),
+            Weight(f"{ours}.attention_scale", (f"{theirs}.gamma_1",)),
+            Weight(f"{ours}.feedforward_scale", (f"{theirs}.gamma_2",)),
+            *_block(ours, theirs),
+        ]
+    return [*weights, *_linear(f"{tower}.final_norm", f"{tower}.fc_norm")]
+
+
+def _block(ours: str, theirs: str) -> list[Weight]:
+    """What the blocks of both image towers share."""
+    return [
+        *_linear(f"{ours}.attention_norm", f"{theirs}.norm1"),
+        *_linear(f"{ours}.attention.output", f"{theirs}.attn.proj"),
+        Weight(f"{ours}.attention.position.bias_table", (f"{theirs}.attn.relative_position_bias_table",)),
+        *_linear(f"{ours}.feedforward_norm", f"{theirs}.norm2"),
+        *_linear(f"{ours}.feedforward.widen", f"{theirs}.mlp.fc1"),
+        *_linear(f"{ours}.feedforward.narrow", f"{theirs}.mlp.fc2"),
+    ]
