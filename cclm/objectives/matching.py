@@ -23,6 +23,13 @@ def ramped_hardness(step: int, ramp_steps: int, highest: float = 1.0, start_step
     return highest * max(0.0, step - start_step) / max(1, ramp_steps - start_step)
 
 
+def negative_weights(
+    similarity_FG: Float[Tensor, "f g"], same_FG: Bool[Tensor, "f g"], hardness: float = 1.0
+) -> Float[Tensor, "f g"]:
+    """How likely each candidate is drawn: softmax(hardness · similarity) + 1e-5, zero where `same_FG` (spec §2.2)."""
+    return ((similarity_FG.float() * hardness).softmax(1) + WEIGHT_FLOOR).masked_fill(same_FG, 0.0)
+
+
 @torch.no_grad()
 def draw_negatives(
     similarity_FG: Float[Tensor, "f g"],
@@ -47,8 +54,7 @@ def draw_negatives(
     Returns:
         Column of each row's negative.
     """
-    weight_FG = (similarity_FG.float() * hardness).softmax(1) + WEIGHT_FLOOR
-    score_FG = (weight_FG.log() + noise_FG).masked_fill(same_FG, -torch.inf)
+    score_FG = negative_weights(similarity_FG, same_FG, hardness).log() + noise_FG
     fallback_FG = noise_FG
     if own_F is not None and noise_FG.shape[1] > 1:
         fallback_FG = noise_FG.scatter(1, own_F[:, None], -torch.inf)

@@ -28,6 +28,8 @@ def shares(
     terms: Mapping[str, Term],
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda counts: counts,
     world_size: int = 1,
+    *,
+    per_rank: bool = False,
 ) -> dict[str, Tensor]:
     """Scale each local sum so that the mean over the ranks is the mean over the global batch.
 
@@ -35,11 +37,15 @@ def shares(
         terms: the same names in the same order on every rank.
         sum_over_ranks: all-reduce of the vector of counts; one collective for all terms.
         world_size: number of ranks.
+        per_rank: divide by this rank's own count instead, as the published code does; the mean over the ranks is then
+            a mean of means.
 
     Returns:
         world_size · sum / global count by name; zero where no rank has a sample.
     """
     if not terms:
         return {}
+    if per_rank:
+        return {name: term.sum / term.count.clamp_min(1.0) for name, term in terms.items()}
     totals = sum_over_ranks(torch.stack([term.count for term in terms.values()]).detach()).clamp_min(1.0)
     return {name: term.sum * (world_size / total) for (name, term), total in zip(terms.items(), totals, strict=True)}

@@ -1,0 +1,188 @@
+"""Convert published CCLM weights to our model, strictly: every key of the file is accounted for, or nothing is written.
+
+    PATH.th ─ read (weights only) ─ sizes from the shapes ─ rename, stack, resize tables ─ report ─▶ HF folder
+
+A key is *used* as it is, *converted* (stacked with others, reshaped, a table interpolated), or *dropped* for a reason
+(an index that follows from the sizes, the second name of a shared tensor). A key that is left over, or one that is
+missing, is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cclm.checkpoint.bias_tables import resize_bias_table
+from cclm.checkpoint.published_names import (
+    Weight,
+    published_buffers,
+    published_ties,
+    published_weights,
+    to_ours,
+    to_published,
+)
+from cclm.checkpoint.published_sizes import kind_of_state
+from cclm.errors import CheckpointError
+from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.modeling_cclm import CCLMModel
+
+Fate = Literal["used", "converted", "dropped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFate:
+    """What happened to one key of the file."""
+
+    key: str
+    fate: Fate
+    how: str
+    """Where it went, or why it was dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """Every key of the file, in its order."""
+
+    keys: list[KeyFate] = field(default_factory=list)
+
+    def count(self, fate: Fate) -> int:
+        """How many keys met this fate."""
+        return sum(entry.fate == fate for entry in self.keys)
+
+    def summary(self) -> str:
+        """One line."""
+        reasons: dict[str, int] = {}
+        for entry in self.keys:
+            if entry.fate == "dropped":
+                reasons[entry.how] = reasons.get(entry.how, 0) + 1
+        dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        return (
+            f"{len(self.keys)} keys: {self.count('used')} used, {self.count('converted')} converted, "
+            f"{self.count('dropped')} dropped ({dropped or 'none'})"
+        )
+
+    def as_json(self) -> str:
+        """All of it."""
+        return json.dumps([asdict(entry) for entry in self.keys], indent=1) + "\n"
+
+
+def convert(
+    published: Mapping[str, Tensor], options: ModelOptions, where: str = "state"
+) -> tuple[dict[str, Tensor], ImportReport]:
+    """Turn a published state dict into ours.
+
+    Args:
+        published: names and tensors of the file.
+        options: of the model to fill. Its window or image size may differ from the file's: bias tables are
+            interpolated.
+        where: what to call the file in errors.
+
+    Returns:
+        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted;
+        and the fate of every key.
+
+    Raises:
+        CheckpointError: a key that the model has no place for, one that is missing, a shape that does not fit, or two
+            names of one tensor with different values.
+    """
+    weights = published_weights(options)
+    shapes = published_shapes(options, weights)
+    ties = {alias: name for alias, name in published_ties(options).items() if alias in published}
+    _refuse_misfits(published, [*shapes, *ties], options, where)
+    fates = dict(_drop(published, ties, options, where))
+    parts: dict[str, Tensor] = {}
+    for weight in weights:
+        for name in weight.theirs:
+            parts[name], resized = _fit(name, published[name], shapes[name], options, where)
+            changes = [f"stacked {len(weight.theirs)} to 1"] if len(weight.theirs) > 1 else []
+            changes += ["reshaped to one dimension"] if weight.scalar else []
+            changes += [f"interpolated, {published[name].shape[0]} to {shapes[name][0]} rows"] if resized else []
+            fate: Fate = "converted" if changes else "used"
+            fates[name] = KeyFate(key=name, fate=fate, how=", ".join([weight.ours, *changes]))
+    return to_ours(parts, weights), ImportReport(keys=[fates[name] for name in published])
+
+
+def meta_model(options: ModelOptions) -> CCLMModel:
+    """The network without memory: names and shapes only."""
+    with torch.device("meta"):
+        return CCLMModel(CCLMConfig.from_options(options))
+
+
+def published_shapes(options: ModelOptions, weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter in a published file of these sizes."""
+    ours = dict(meta_model(options).named_parameters())
+    return {name: tuple(value.shape) for name, value in to_published(ours, list(weights)).items()}
+
+
+def describe(options: ModelOptions) -> list[tuple[str, tuple[int, ...], str, str]]:
+    """Every key of a published file of these sizes: name, shape, dtype and "param", "buffer" or "tied:NAME"."""
+    shapes = published_shapes(options, published_weights(options))
+    rows = [(name, shape, "float32", "param") for name, shape in shapes.items()]
+    rows += [(name, shape, dtype, "buffer") for name, (shape, dtype) in published_buffers(options).items()]
+    ties = published_ties(options)
+    return rows + [(alias, shapes[name], "float32", f"tied:{name}") for alias, name in ties.items()]
+
+
+def _refuse_misfits(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
+    """Nothing may be missing and nothing may be left over."""
+    known = {*wanted, *published_buffers(options)}
+    missing = [name for name in wanted if name not in published]
+    left_over = [name for name in published if name not in known and not _follows_from_sizes(name)]
+    if missing or left_over:
+        raise CheckpointError(
+            where=where,
+            expected=f"the {len(known)} keys of a pre-trained model with these sizes",
+            got=f"{_some('missing', missing)}{' and ' if missing and left_over else ''}{_some('left over', left_over)}",
+            do=kind_of_state(published).advice,
+        )
+
+
+def _some(word: str, names: list[str]) -> str:
+    """The first few of a list of names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} {word} ({', '.join(names[:3])}{more})" if names else ""
+
+
+def _follows_from_sizes(name: str) -> bool:
+    """Whether a key is one of the buffers, whatever the resolution."""
+    return name.endswith((".relative_position_index", ".attn_mask", ".position_ids"))
+
+
+def _drop(
+    published: Mapping[str, Tensor], ties: Mapping[str, str], options: ModelOptions, where: str
+) -> Iterable[tuple[str, KeyFate]]:
+    """Keys that carry nothing new."""
+    for name, value in published.items():
+        if _follows_from_sizes(name):
+            yield name, KeyFate(key=name, fate="dropped", how="follow from the sizes")
+        elif name in ties:
+            if not torch.equal(value, published[ties[name]]):
+                raise CheckpointError(
+                    where=where,
+                    expected=f"{name} to be equal to {ties[name]} (they are one parameter)",
+                    got="different values",
+                    do="The file is not of this family, or was damaged: get it again.",
+                )
+            yield name, KeyFate(key=name, fate="dropped", how="second names of a tensor")
+
+
+def _fit(
+    name: str, value: Tensor, shape: tuple[int, ...], options: ModelOptions, where: str
+) -> tuple[Tensor, bool]:
+    """The tensor in the wanted shape, and whether it was interpolated; only bias tables may differ."""
+    if tuple(value.shape) == shape:
+        return value, False
+    if name.endswith(".relative_position_bias_table") and value.ndim == 2 and value.shape[1] == shape[1]:
+        num_extra = 3 if options.vision.architecture == "beit" else 0
+        return resize_bias_table(value, shape[0], num_extra), True
+    raise CheckpointError(
+        where=where,
+        expected=f"{name} of shape {list(shape)}",
+        got=str(list(value.shape)),
+        do="Give the sizes of the model that the file holds.",
+    )
