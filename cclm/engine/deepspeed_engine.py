@@ -226,6 +226,9 @@ def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mappin
     _import_muon_without_compiler()
     deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
     groups = parameter_groups(module, optimizer)
+    if optimizer.update_rule == "published":
+        _refuse_published_offload(ds_config)
+        ds_config = {**ds_config, "zero_allow_untested_optimizer": True}
     if offloads_optimizer(ds_config) and ds_config.get("zero_force_ds_cpu_optimizer", True):
         client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(
             adamw_groups(groups), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True
@@ -273,6 +276,16 @@ def _refuse_parameters_without_dimensions(module: nn.Module) -> None:
             got=f"parameters of shape (): {', '.join(names)}",
             do="Give them the shape (1,).",
             where="training module",
+        )
+
+
+def _refuse_published_offload(ds_config: Mapping[str, Any]) -> None:
+    if offloads_optimizer(ds_config):
+        raise ConfigError(
+            expected="update_rule: torch when the optimizer is offloaded (DeepSpeed's CPU Adam knows no other)",
+            got="update_rule: published together with offload_optimizer",
+            do="Switch offload_optimizer off, or use update_rule: torch.",
+            where="optimizer",
         )
 
 

@@ -20,8 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cclm.engine.adamw import PublishedAdamW
 from cclm.errors import ConfigError
 
+PUBLISHED_NO_DECAY = ("bias", "norm.weight")
+"""Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
+PUBLISHED_DECAYED = ("matching_head.norm.weight", "box_head.norm.weight")
+"""Ends of names that are decayed all the same: the published names of these gains hold no word of the rule."""
 NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 """Modules whose weights are gains: never decayed."""
 
@@ -55,6 +60,14 @@ class OptimizerConfig:
     decay_embeddings: bool = True
     """Decay token and position embeddings too, as CCLM, open_clip and nanoGPT do. Never decayed: biases, weights of
     norm layers, and everything with fewer than two dimensions (temperature, layer scales, class token)."""
+
+    decay_rule: Literal["module_type", "published"] = "module_type"
+    """Which parameters are not decayed. "module_type": those named under `decay_embeddings`. "published": by words in
+    their names, as the published runs did, which decays temperature, layer scales, class token and the gains of the
+    matching and box heads."""
+    update_rule: Literal["torch", "published"] = "torch"
+    """"torch": torch's fused AdamW. "published": that of the published runs, decay after the update and eps before the
+    bias correction (`cclm.engine.adamw`)."""
 
     def __post_init__(self) -> None:
         complaints = [text for text, is_right in _rules(self).items() if not is_right]
@@ -91,6 +104,10 @@ def _rules(config: OptimizerConfig) -> dict[str, bool]:
         f"schedule={config.schedule!r} (must be cosine, linear or constant)": (
             config.schedule in ("cosine", "linear", "constant")
         ),
+        f"decay_rule={config.decay_rule!r} (must be module_type or published)": (
+            config.decay_rule in ("module_type", "published")
+        ),
+        f"update_rule={config.update_rule!r} (must be torch or published)": config.update_rule in ("torch", "published"),
         f"final_fraction={config.final_fraction} (must be in [0, 1])": 0 <= config.final_fraction <= 1,
         f"max_grad_norm={config.max_grad_norm} (must be ≥ 0)": config.max_grad_norm >= 0,
         "a multiplier below 0": all(value >= 0 for value in multipliers),
@@ -119,7 +136,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
     prefixes = {*config.module_multipliers, *config.weight_decay_multipliers}
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     _refuse_unknown_prefixes(prefixes, [name for name, _ in named])
-    undecayed = _undecayed(module, config.decay_embeddings)
+    by_name = config.decay_rule == "published"
+    undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         members.setdefault((_longest_prefix(name, prefixes), id(parameter) not in undecayed), []).append(parameter)
@@ -150,11 +168,14 @@ def adamw_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]]:
     ]
 
 
-def build_adamw(groups: Iterable[ParameterGroup], config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW (one kernel per group; on CPU too) at the learning rate of step 0."""
-    optimizer = torch.optim.AdamW(
-        adamw_groups(groups), lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
-    )
+def build_adamw(groups: Iterable[ParameterGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW at the learning rate of step 0: torch's fused one (one kernel per group; on CPU too), or the published."""
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+    optimizer: torch.optim.Optimizer
+    if config.update_rule == "published":
+        optimizer = PublishedAdamW(adamw_groups(groups), **settings)
+    else:
+        optimizer = torch.optim.AdamW(adamw_groups(groups), fused=True, **settings)
     set_learning_rates(optimizer, config, 0)
     return optimizer
 
@@ -179,6 +200,15 @@ def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
             if is_kept or is_position or parameter.ndim < 2 or "bias" in name:
                 undecayed.add(id(parameter))
     return undecayed
+
+
+def _undecayed_by_name(named: Iterable[tuple[str, nn.Parameter]]) -> set[int]:
+    """Identities of the parameters that the published rule exempts."""
+    return {
+        id(parameter)
+        for name, parameter in named
+        if any(word in name for word in PUBLISHED_NO_DECAY) and not name.endswith(PUBLISHED_DECAYED)
+    }
 
 
 def _longest_prefix(name: str, prefixes: Iterable[str]) -> str:

@@ -66,6 +66,13 @@ class GoldenSet:
         """Inputs, states, losses and gradients by "CASE.what"."""
         return load_file(self.folder / "acts.safetensors")
 
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Another file of the set; the test is skipped where it has none."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            pytest.skip(f"{self.folder.name} has no {path.name}")
+        return load_file(path)
+
     @property
     def cases(self) -> list[str]:
         """Names of the pre-training cases."""
