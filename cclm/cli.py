@@ -1,4 +1,4 @@
-"""The console script `cclm`: measure, export and report a run. A command imports what is heavy when it runs."""
+"""The console script `cclm`: measure, export, import and report. A command imports what is heavy when it runs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_evaluate(**values)
         elif chosen.command == "export":
             run_export(**values)
+        elif chosen.command == "import":
+            run_import(**values)
         else:
             run_report(**values)
     except CclmError as error:
@@ -43,6 +45,7 @@ def make_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("evaluate", evaluate_parser(), help="measure zero-shot retrieval in many languages")
     commands.add_subcommand("export", export_parser(), help="write a Hugging Face folder with its own code")
+    commands.add_subcommand("import", import_parser(), help="convert a published file to a Hugging Face folder")
     commands.add_subcommand("report", report_parser(), help="write one self-contained report.html")
     return parser
 
@@ -88,6 +91,23 @@ def export_parser() -> ArgumentParser:
     parser.add_argument("--to", type=str, required=True, help="the folder to make; replaces an older export only")
     parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
     parser.add_argument("--tolerance", type=float | None, help="largest difference allowed; without it: by dtype")
+    return parser
+
+
+def import_parser() -> ArgumentParser:
+    """Options of `cclm import`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."
+    )
+    add = parser.add_argument
+    add("path", type=str | None, nargs="?", help="the file")
+    add("--to", type=str | None, help="the folder to make; replaces an older export or import only")
+    add("--tokenizer", type=str | None, help="folder with tokenizer.json; with it the folder is complete and is proven")
+    add("--image-size", type=int | None, help="pixels; other than the file's: position tables are interpolated")
+    add("--text-heads", type=int | None, help="attention heads of the text encoder; without it: of width 64")
+    add("--describe", type=str | None, help="only list the keys of a published family, without any file")
     return parser
 
 
@@ -224,6 +244,58 @@ def run_export(run: str, to: str, dtype: str = "float32", tolerance: float | Non
         f"(images {report.image_features.max_abs:.1e}, texts {report.text_features.max_abs:.1e}, "
         f"matching logits {report.match_logits.max_abs:.1e}; allowed {report.tolerance:g})"
     )
+
+
+def run_import(
+    path: str | None = None,
+    to: str | None = None,
+    tokenizer: str | None = None,
+    image_size: int | None = None,
+    text_heads: int | None = None,
+    describe: str | None = None,
+) -> None:
+    """Import and say what became of every key, or describe a family."""
+    if describe is not None:
+        return say_keys(describe)
+    if path is None or to is None:
+        raise ConfigError(
+            where="cclm import",
+            expected="PATH --to DIR, or --describe FAMILY",
+            got="neither",
+            do="Name the published file and the folder to make.",
+        )
+    from cclm.checkpoint.import_folder import REPORT_NAME, import_file
+
+    imported = import_file(
+        Path(path),
+        Path(to),
+        tokenizer=Path(tokenizer) if tokenizer else None,
+        image_size=image_size,
+        text_heads=text_heads,
+    )
+    say(f"{path}: {imported.title}")
+    say(f"{imported.report.summary()}; one by one in {to}/{REPORT_NAME}")
+    if imported.parity is None:
+        say(f"wrote {to} without tokenizer; give --tokenizer for a complete folder and a proof that it works alone")
+    else:
+        say(f"wrote {to}; a fresh process computes the same: max |Δ| {imported.parity.max_abs:.1e}")
+    return None
+
+
+def say_keys(family: str) -> None:
+    """List every key of a published family: name, shape, dtype, kind."""
+    from math import prod
+
+    from cclm.checkpoint.families import FAMILIES
+    from cclm.checkpoint.import_cclm import describe
+
+    if family not in FAMILIES:
+        raise ConfigError(where="--describe", expected=" or ".join(FAMILIES), got=repr(family), do="Choose one.")
+    rows = describe(FAMILIES[family])
+    for name, shape, dtype, kind in rows:
+        say(f"{name}\t{list(shape)}\t{dtype}\t{kind}")
+    num_parameters = sum(prod(shape) for _, shape, _, kind in rows if kind == "param")
+    say(f"# {family}: {len(rows)} keys, {num_parameters} parameters (tied counted once)")
 
 
 def run_report(run: str, out: str | None = None) -> None:

@@ -1,10 +1,10 @@
 """Relative position tables for another window or resolution, interpolated as the published fine-tuning does.
 
-A table is a square grid of offsets, fine in the middle and coarse outside: source offsets are spread at 0, ±1, ±(1 + q),
-±(1 + q + q²), …, with q chosen so that the last one reaches the border of the target grid, and a bicubic spline through
-them is read at the target's offsets 0, ±1, ±2, … The spline is the interpolating one without smoothing ("not-a-knot"),
-what scipy's RectBivariateSpline(kx=3, ky=3, s=0) computes; it is separable, so it is one small matrix applied to rows
-and columns. Written here because scipy would be a dependency for these forty lines.
+A table is a square grid of offsets. Those of the source are spread at 0, ±1, ±(1 + q), ±(1 + q + q²), … over the
+target's grid, fine in the middle and coarse outside, with q chosen so that the last one reaches the border; a bicubic
+spline through them is then read at the target's offsets 0, ±1, ±2, … It is the interpolating spline without smoothing
+("not-a-knot"), what scipy's RectBivariateSpline(kx=3, ky=3, s=0) computes; being separable, it is one small matrix
+applied to rows and columns. Written here because scipy would be a dependency for these forty lines.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _basis(positions: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArr
     knots = np.concatenate([[positions[0]] * order, inner, [positions[-1]] * order])
     last = len(knots) - order - 1
     piece = np.clip(np.searchsorted(knots, wanted, side="right") - 1, order - 1, last)
-    values = (np.arange(len(knots) - 1) == piece[:, None]).astype(np.float64)
+    values: NDArray[np.float64] = (np.arange(len(knots) - 1) == piece[:, None]).astype(np.float64)
     for degree in range(1, order):
         count = len(knots) - 1 - degree
         left, right = knots[:count], knots[degree + 1 : degree + 1 + count]

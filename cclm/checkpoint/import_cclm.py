@@ -94,8 +94,26 @@ def convert(
     shapes = published_shapes(options, weights)
     ties = {alias: name for alias, name in published_ties(options).items() if alias in published}
     _refuse_misfits(published, [*shapes, *ties], options, where)
-    fates = dict(_drop(published, ties, options, where))
+    fates = dict(_drop(published, ties, where))
+    parts, used = fit_weights(published, weights, shapes, options, where)
+    fates.update(used)
+    return to_ours(parts, weights), ImportReport(keys=[fates[name] for name in published])
+
+
+def fit_weights(
+    published: Mapping[str, Tensor],
+    weights: Iterable[Weight],
+    shapes: Mapping[str, tuple[int, ...]],
+    options: ModelOptions,
+    where: str,
+) -> tuple[dict[str, Tensor], dict[str, KeyFate]]:
+    """Bring published tensors to the wanted shapes; say what `to_ours` will then do with each.
+
+    Raises:
+        CheckpointError: a shape that does not fit.
+    """
     parts: dict[str, Tensor] = {}
+    fates: dict[str, KeyFate] = {}
     for weight in weights:
         for name in weight.theirs:
             parts[name], resized = _fit(name, published[name], shapes[name], options, where)
@@ -104,7 +122,7 @@ def convert(
             changes += [f"interpolated, {published[name].shape[0]} to {shapes[name][0]} rows"] if resized else []
             fate: Fate = "converted" if changes else "used"
             fates[name] = KeyFate(key=name, fate=fate, how=", ".join([weight.ours, *changes]))
-    return to_ours(parts, weights), ImportReport(keys=[fates[name] for name in published])
+    return parts, fates
 
 
 def meta_model(options: ModelOptions) -> CCLMModel:
@@ -153,9 +171,7 @@ def _follows_from_sizes(name: str) -> bool:
     return name.endswith((".relative_position_index", ".attn_mask", ".position_ids"))
 
 
-def _drop(
-    published: Mapping[str, Tensor], ties: Mapping[str, str], options: ModelOptions, where: str
-) -> Iterable[tuple[str, KeyFate]]:
+def _drop(published: Mapping[str, Tensor], ties: Mapping[str, str], where: str) -> Iterable[tuple[str, KeyFate]]:
     """Keys that carry nothing new."""
     for name, value in published.items():
         if _follows_from_sizes(name):
@@ -171,9 +187,7 @@ def _drop(
             yield name, KeyFate(key=name, fate="dropped", how="second names of a tensor")
 
 
-def _fit(
-    name: str, value: Tensor, shape: tuple[int, ...], options: ModelOptions, where: str
-) -> tuple[Tensor, bool]:
+def _fit(name: str, value: Tensor, shape: tuple[int, ...], options: ModelOptions, where: str) -> tuple[Tensor, bool]:
     """The tensor in the wanted shape, and whether it was interpolated; only bias tables may differ."""
     if tuple(value.shape) == shape:
         return value, False

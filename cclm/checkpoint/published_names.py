@@ -57,7 +57,9 @@ def published_buffers(options: ModelOptions) -> dict[str, tuple[tuple[int, ...],
     """Names → shapes and dtypes of what a file holds besides parameters; all of it follows from the sizes."""
     vision = options.vision
     text = "text_encoder.bert" if vision.architecture == "swin" else "text_encoder"
-    buffers = {f"{text}.embeddings.position_ids": ((1, options.text.max_positions), "int64")}
+    buffers: dict[str, tuple[tuple[int, ...], str]] = {
+        f"{text}.embeddings.position_ids": ((1, options.text.max_positions), "int64")
+    }
     if vision.architecture == "beit":
         num_tokens = 1 + (vision.image_size // vision.patch_size) ** 2
         for number in range(vision.num_layers):
@@ -199,7 +201,9 @@ def _swin(vision: VisionOptions) -> list[Weight]:
             weights += [*_linear(f"{ours}.attention.query_key_value", f"{theirs}.attn.qkv"), *_block(ours, theirs)]
         if stage + 1 < len(vision.stage_layers):
             weights += _linear(f"{ours_stage}.merge.norm", f"{theirs_stage}.downsample.norm")
-            weights.append(Weight(f"{ours_stage}.merge.reduce.weight", (f"{theirs_stage}.downsample.reduction.weight",)))
+            weights.append(
+                Weight(f"{ours_stage}.merge.reduce.weight", (f"{theirs_stage}.downsample.reduction.weight",))
+            )
     return [*weights, *_linear(f"{tower}.final_norm", f"{tower}.norm")]
 
 

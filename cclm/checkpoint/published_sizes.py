@@ -90,7 +90,9 @@ def _swin_options(published: Mapping[str, Tensor], text_heads: int | None, image
     patch = published["vision_encoder.patch_embed.proj.weight"].shape[-1]
     stride = patch * 2 ** (num_stages - 1)
     num_layers = _count(published, rf"{layer}\.(\d+)\.")
-    num_fusion = len({name.split(".")[4] for name in published if name.startswith(layer) and ".crossattention." in name})
+    num_fusion = len(
+        {name.split(".")[4] for name in published if name.startswith(layer) and ".crossattention." in name}
+    )
     return swin_family(
         width=published["vision_encoder.norm.weight"].shape[0],
         projection_width=published["text_proj.weight"].shape[0],
@@ -129,9 +131,7 @@ def _beit_options(published: Mapping[str, Tensor], text_heads: int | None, image
     )
 
 
-def _text_options(
-    published: Mapping[str, Tensor], prefix: str, num_layers: int, text_heads: int | None
-) -> TextOptions:
+def _text_options(published: Mapping[str, Tensor], prefix: str, num_layers: int, text_heads: int | None) -> TextOptions:
     """Sizes of the text encoder."""
     vocab_size, width = published[f"{prefix}.embeddings.word_embeddings.weight"].shape
     return TextOptions(

@@ -20,7 +20,8 @@ from torch import Tensor
 class PublishedAdamW(torch.optim.Optimizer):
     """Adam with decay after the update and eps before the bias correction.
 
-    A parameter without gradient (None) is left alone; one with a gradient of zeros is moved by its momentum and decayed.
+    A parameter without gradient (None) is left alone; one with a gradient of zeros is moved by its momentum and
+    decayed.
     """
 
     def __init__(

@@ -107,7 +107,8 @@ def _rules(config: OptimizerConfig) -> dict[str, bool]:
         f"decay_rule={config.decay_rule!r} (must be module_type or published)": (
             config.decay_rule in ("module_type", "published")
         ),
-        f"update_rule={config.update_rule!r} (must be torch or published)": config.update_rule in ("torch", "published"),
+        f"update_rule={config.update_rule!r} (must be torch or published)": config.update_rule
+        in ("torch", "published"),
         f"final_fraction={config.final_fraction} (must be in [0, 1])": 0 <= config.final_fraction <= 1,
         f"max_grad_norm={config.max_grad_norm} (must be ≥ 0)": config.max_grad_norm >= 0,
         "a multiplier below 0": all(value >= 0 for value in multipliers),

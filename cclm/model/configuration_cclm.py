@@ -203,8 +203,8 @@ def _check_vision(width: int, vision: VisionOptions) -> None:
         channels, side = width / 2**halvings, vision.image_size // vision.stride * 2**halvings
         if channels % heads or (side > vision.window and side % vision.window):
             raise ValueError(
-                f"vision: expected stage {stage} to cut its {channels:g} channels into stage_heads and its grid of side "
-                f"{side} into windows of side {vision.window}, got {heads} heads. Change the sizes of the Swin tower."
+                f"vision: expected stage {stage} to cut its {channels:g} channels into stage_heads and its grid of "
+                f"side {side} into windows of side {vision.window}, got {heads} heads. Change the sizes of the tower."
             )
 
 
@@ -264,7 +264,8 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
         raise ValueError(
             f"{name}: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}. Remove or rename them."
         )
-    return kind(**{key: tuple(item) if isinstance(item, list) else item for key, item in given.items()})
+    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in given.items()}
+    return kind(**values)
 
 
 def _check_choices(options: object) -> None:

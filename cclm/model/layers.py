@@ -44,7 +44,7 @@ def attend(
     return merge_heads(functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask_B11M, dropout))
 
 
-def drop_path(branch: Float[Tensor, "b *rest"], probability: float, training: bool) -> Float[Tensor, "b *rest"]:
+def drop_path(branch: Float[Tensor, " b *rest"], probability: float, training: bool) -> Float[Tensor, " b *rest"]:
     """Stochastic depth: in training, zero a residual branch for some samples and scale it up for the others."""
     if probability == 0.0 or not training:
         return branch
@@ -125,7 +125,7 @@ class FeedForward(nn.Module):
         self.widen = nn.Linear(width, hidden_width)
         self.narrow = nn.Linear(hidden_width, width)
 
-    def forward(self, rows_TD: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    def forward(self, rows_TD: Float[Tensor, " *rows d"]) -> Float[Tensor, " *rows d"]:
         """Row by row."""
         narrowed_TD: Tensor = self.narrow(functional.gelu(self.widen(rows_TD)))
         return narrowed_TD

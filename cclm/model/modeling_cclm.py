@@ -23,7 +23,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .beit import BeitBlock, BeitEncoder, BiasVector
-from .configuration_cclm import CCLMConfig, ModelOptions
+from .configuration_cclm import CCLMConfig, ModelOptions, VisionOptions
 from .fusion import FusionEncoder
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .layers import CrossAttention
@@ -41,7 +41,11 @@ except ImportError:
 
 ResultType = TypeVar("ResultType")
 
-VISION_ENCODERS = {"conv_vit": ConvVisionEncoder, "swin": SwinEncoder, "beit": BeitEncoder}
+VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
+    "conv_vit": ConvVisionEncoder,
+    "swin": SwinEncoder,
+    "beit": BeitEncoder,
+}
 """`vision.architecture` → a module from (B, 3, H, W) to (B, 1 + P, D), whose token 0 stands for the whole image."""
 
 
@@ -170,9 +174,9 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         Call it once, before the parameters are handed to an engine, with the same images on every rank (the first
         batch, say). Does nothing to other stems.
         """
-        affine = [module for module in self.vision_encoder.modules() if isinstance(module, ChannelAffine)]
-        if not affine:
+        if not isinstance(self.vision_encoder, ConvVisionEncoder):
             return
+        affine = [module for module in self.vision_encoder.modules() if isinstance(module, ChannelAffine)]
         for module in affine:
             module.calibrating = True
         self.vision_encoder.stem(images_BCHW)

@@ -45,7 +45,7 @@ def from_windows(windows_BWLC: Float[Tensor, "b windows cells c"], side: int) ->
 @cache
 @torch.inference_mode(False)
 def shift_mask(side: int, window: int, device: torch.device) -> Float[Tensor, "windows cells cells"]:
-    """0 where two cells of a shifted window are neighbours in the image, `OTHER_SIDE` where only the shift joins them."""
+    """0 for two cells of a shifted window that are near in the image, `OTHER_SIDE` where only the shift joins them."""
     shift = window // 2
     line = torch.arange(side, device=device)
     strip = (line >= side - window).long() + (line >= side - shift).long()

@@ -43,7 +43,7 @@ def box_losses(
 
 
 def generalised_iou(first_R4: Float[Tensor, "r 4"], second_R4: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:
-    """GIoU (arXiv 1902.09630) of box r with box r: IoU, less the share of their hull that neither covers; in (-1, 1]."""
+    """GIoU (arXiv 1902.09630) of box r with box r: IoU less the share of the hull that neither covers; in (-1, 1]."""
     (low_R2, high_R2), (other_low_R2, other_high_R2) = corners(first_R4), corners(second_R4)
     shared_R = _area(torch.maximum(low_R2, other_low_R2), torch.minimum(high_R2, other_high_R2))
     hull_R = _area(torch.minimum(low_R2, other_low_R2), torch.maximum(high_R2, other_high_R2))

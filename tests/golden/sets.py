@@ -180,4 +180,3 @@ def _text_options(text: dict[str, Any], num_layers: int) -> TextOptions:
         num_heads=text["num_attention_heads"],
         feedforward_width=text["intermediate_size"],
     )
-

@@ -43,7 +43,9 @@ def module_multipliers(golden: GoldenSet, given: dict[str, Any]) -> dict[str, fl
             "masked_lm_decoder": given["lr_mult"],
         }
     layers = range(golden.options.fusion.num_layers)
-    fresh = [f"fusion_encoder.stack.layers.{number}.cross_{part}" for number in layers for part in ("attention", "norm")]
+    fresh = [
+        f"fusion_encoder.stack.layers.{number}.cross_{part}" for number in layers for part in ("attention", "norm")
+    ]
     heads = ["temperature", "image_projection", "text_projection", "matching_head", "box_head"]
     return dict.fromkeys([*fresh, *heads], float(given["lr_mult"]))
 

@@ -1,0 +1,187 @@
+"""`cclm import`: a published file becomes a Hugging Face folder like those that `cclm export` writes.
+
+    PATH.th ─▶ convert ─▶ weights, config, modelling code, image processor, import.json (every key), README.md
+                          with `--tokenizer`: the tokenizer too, and the same proof in a fresh process as an export
+
+Weights stay where the file is mapped until they are written; only stacked ones are copied, so memory is about the size
+of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from cclm.checkpoint.export import PARITY_NAME, TOLERANCE, hub_image_processor, hub_tokenizer, refuse_to_overwrite
+from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model
+from cclm.checkpoint.open import OpenedModel
+from cclm.checkpoint.parity import ParityReport, prove_parity
+from cclm.checkpoint.published_file import read_tensors
+from cclm.checkpoint.published_sizes import family_of, options_of_state
+from cclm.data.image import ImageTransformConfig
+from cclm.data.tokens import Normalise, load_tokenizer
+from cclm.errors import CheckpointError
+from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.modeling_cclm import CCLMModel
+
+REPORT_NAME = "import.json"
+NORMALISE: Normalise = "cclm"
+"""Published models were trained on texts that `cclm.data.tokens` prepares in this way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What an import did."""
+
+    options: ModelOptions
+    """Sizes of the model."""
+    family: str | None
+    """The published family of these sizes."""
+    num_parameters: int
+    """Tied ones counted once."""
+    report: ImportReport
+    """The fate of every key."""
+    parity: ParityReport | None
+    """The proof; None without tokenizer."""
+
+    @property
+    def title(self) -> str:
+        """The family in words."""
+        layout = "CCLM-3M/4M" if self.options.vision.architecture == "swin" else "CCLM-X2VLM"
+        return f"{self.family or 'unpublished sizes'} ({layout} layout, {self.num_parameters:,} parameters)"
+
+
+def import_file(
+    path: Path,
+    to: Path,
+    *,
+    tokenizer: Path | None = None,
+    image_size: int | None = None,
+    text_heads: int | None = None,
+) -> Imported:
+    """Convert `path` and write the folder `to`.
+
+    Args:
+        path: a published file, or one of the same layout and other sizes.
+        to: the folder to make; an older export or import there is replaced, anything else is refused.
+        tokenizer: a folder with tokenizer.json whose ids fit the word embeddings. None: the folder gets none.
+        image_size: pixels; None: as in the file. Position tables are interpolated.
+        text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
+
+    Raises:
+        CheckpointError: see `convert` and `prove_parity`; `to` is then untouched.
+    """
+    refuse_to_overwrite(to)
+    published = read_tensors(path)
+    options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
+    state, report = convert(published, options, str(path))
+    model = filled_model(options, state)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=to.parent) as name:
+        folder = Path(name) / to.name
+        opened = write_model(model, folder, path, tokenizer)
+        parity = None
+        if opened is not None:
+            parity = prove_parity(opened, folder, dtype="float32", tolerance=TOLERANCE["float32"])
+        imported = Imported(
+            options=options,
+            family=family_of(options),
+            num_parameters=model.num_parameters(),
+            report=report,
+            parity=parity,
+        )
+        write_papers(imported, folder, path)
+        if to.exists():
+            to.rename(Path(name) / "old")
+        folder.rename(to)
+    return imported
+
+
+def filled_model(options: ModelOptions, state: dict[str, Tensor]) -> CCLMModel:
+    """A model whose parameters are the tensors of `state` (not copies), tied as the options say, ready to use."""
+    model = meta_model(options)
+    tied = {"masked_lm_decoder.weight"} if options.tie_decoder else set()
+    loaded = model.load_state_dict(state, strict=False, assign=True)
+    assert set(loaded.missing_keys) <= tied, loaded.missing_keys
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    model.tie_weights()
+    model.eval()
+    return model
+
+
+def write_model(model: CCLMModel, folder: Path, origin: Path, tokenizer: Path | None) -> OpenedModel | None:
+    """Write everything that is loaded; return what a proof needs, if there is a tokenizer."""
+    options = model.config.options()
+    transform = ImageTransformConfig(size=options.vision.image_size, method="none")
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    hub_image_processor(transform).save_pretrained(folder)
+    if tokenizer is None:
+        return None
+    words = load_tokenizer(tokenizer, NORMALISE)
+    if words.vocab_size > options.text.vocab_size or words.pad_id != options.text.pad_token_id:
+        raise CheckpointError(
+            where=str(tokenizer),
+            expected=f"at most {options.text.vocab_size} ids, padding {options.text.pad_token_id}",
+            got=f"{words.vocab_size} ids, padding {words.pad_id}",
+            do="Give the tokenizer that the model was trained with: XLM-RoBERTa's.",
+        )
+    first_row = options.text.pad_token_id + 1 if options.text.position_rule == "ids" else options.text.position_offset
+    max_tokens = options.text.max_positions - first_row
+    hub_tokenizer(tokenizer, words.normalise, max_tokens).save_pretrained(folder)
+    return OpenedModel(
+        model=model,
+        tokenizer=words,
+        tokenizer_folder=tokenizer,
+        transform=transform,
+        max_tokens=max_tokens,
+        origin=origin,
+        run_folder=None,
+    )
+
+
+def write_papers(imported: Imported, folder: Path, path: Path) -> None:
+    """The fate of every key, the proof, and a README."""
+    (folder / REPORT_NAME).write_text(imported.report.as_json(), encoding="utf-8")
+    proof = "No proof was made: the import had no tokenizer."
+    if imported.parity is not None:
+        (folder / PARITY_NAME).write_text(imported.parity.as_json(), encoding="utf-8")
+        proof = (
+            "A fresh process with `transformers` alone computes what the importer computes: largest difference "
+            f"{imported.parity.max_abs:.1e} (`{PARITY_NAME}`)."
+        )
+    text = f"""---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+---
+# {imported.title}
+
+Converted from `{path.name}` (SHA-256 `{sha256(path)}`) by `cclm import`; the fate of every key is in `{REPORT_NAME}`.
+{imported.report.summary()}.
+
+{proof}
+
+```python
+from transformers import AutoModel
+model = AutoModel.from_pretrained("THIS FOLDER", trust_remote_code=True)
+```
+
+The weights keep the licence of the file that they came from.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes with the mode of a temporary file
+
+
+def sha256(path: Path) -> str:
+    """Of a whole file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
