@@ -1,0 +1,55 @@
+"""Both published layouts, tiny, with weights that are not trivial; and their published state dicts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cclm.checkpoint.families import beit_family, swin_family
+from cclm.checkpoint.published_names import published_buffers, published_ties, published_weights, to_published
+from cclm.model.configuration_cclm import CCLMConfig, ModelOptions, TextOptions, VisionOptions
+from cclm.model.modeling_cclm import CCLMModel
+
+TEXT = TextOptions(vocab_size=30, max_positions=20, num_layers=2, num_heads=2, feedforward_width=24)
+TINY_SWIN = swin_family(
+    width=16,
+    projection_width=8,
+    vision=VisionOptions(
+        image_size=32, patch_size=4, window=4, stage_layers=(2, 2), stage_heads=(1, 2), num_heads=2, drop_path=0.1
+    ),
+    text=TEXT,
+    fusion_layers=2,
+)
+TINY_BEIT = beit_family(
+    width=16,
+    projection_width=8,
+    vision=VisionOptions(image_size=32, patch_size=8, num_layers=2, num_heads=2, drop_path=0.1),
+    text=TEXT,
+    fusion_layers=1,
+)
+TINY = {"swin": TINY_SWIN, "beit": TINY_BEIT}
+
+
+def wavy_model(options: ModelOptions) -> CCLMModel:
+    """A model whose weights are sines of their place: the same on every machine and with every torch."""
+    model = CCLMModel(CCLMConfig.from_options(options))
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (1.0 + 0.37 * number) + number)
+            start = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.copy_((start + 0.3 * wave).view(parameter.shape))
+        model.temperature.value.fill_(0.07)
+    return model.eval()
+
+
+def published_state(model: CCLMModel) -> dict[str, Tensor]:
+    """What the research code would have saved: parameters, tied ones twice, and buffers."""
+    options = model.config.options()
+    parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
+    state = to_published(parameters, published_weights(options))
+    types = {"int64": torch.int64, "float32": torch.float32}
+    for name, (shape, dtype) in published_buffers(options).items():
+        state[name] = torch.zeros(shape, dtype=types[dtype])
+    for alias, name in published_ties(options).items():
+        state[alias] = state[name].clone()
+    return state
