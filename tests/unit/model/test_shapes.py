@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch.nn import functional
 
+from tests.unit.checkpoint.tiny_families import TINY
 from tests.unit.model.tiny import tiny_config, tiny_images, tiny_texts
 from tests.unit.model.typed import typed_modules
 
@@ -38,6 +40,21 @@ def test_all_annotations_hold_on_a_step(modeling: ModuleType, layout: str) -> No
     hidden_TD = model.masked_lm_states(fused_BLD[query_mask])
     loss = model.decode_with(hidden_TD, functional.linear).mean() + model.match_logits(fused_BLD, query_mask).mean()
     (loss + model.score(tiny_images(), ids_BL, mask_BL).mean()).backward()
+
+
+@pytest.mark.parametrize("layout", list(TINY))
+def test_all_annotations_hold_for_the_published_layouts(modeling: ModuleType, layout: str) -> None:
+    values = {**asdict(TINY[layout]), "token_layout": "grouped"}
+    model = modeling.CCLMModel(sys.modules["cclm.model.configuration_cclm"].CCLMConfig(**values)).train()
+    ids_BL = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
+    mask_BL = ids_BL != 1
+    image_BND, text_BLD = model.encode_images(torch.randn(2, 3, 32, 32)), model.encode_texts(ids_BL, mask_BL)
+    region_mask = torch.ones(3, image_BND.shape[1], dtype=torch.bool)
+    region_RND = model.pool_regions(image_BND, torch.tensor([0, 1, 1]), region_mask)
+    rows = torch.tensor([0, 1, 1])
+    fused = model.fuse(text_BLD[rows], mask_BL[rows], region_RND, region_mask)
+    loss = model.locate_boxes(fused, mask_BL[rows]).sum() + model.fuse(text_BLD, mask_BL, None).sum()
+    loss.backward()
 
 
 def test_wrong_shapes_and_types_are_noticed(modeling: ModuleType) -> None:

@@ -32,6 +32,15 @@ def test_annotations_of_the_objectives() -> None:
         assert set(term.shares({"itc": itc, "itm": itm, "mlm": mlm})) == {"itc", "itm", "mlm"}
 
 
+def test_annotations_of_the_box_losses() -> None:
+    with typed_modules(["cclm.objectives.boxes", "cclm.objectives.matching"]) as (boxes, matching):
+        distance, _ = boxes.box_losses(torch.rand(3, 4), torch.rand(3, 4), torch.tensor([True, False, False]))
+        assert distance.count.item() == 2
+        with pytest.raises(TypeCheckError):
+            boxes.box_losses(torch.rand(3, 4), torch.rand(3, 5))
+        assert matching.negative_weights(torch.randn(2, 3), torch.zeros(2, 3, dtype=torch.bool)).shape == (2, 3)
+
+
 def test_annotations_of_the_ops() -> None:
     with typed_modules(["cclm.ops.linear_cross_entropy"]) as (module,):
         inputs = torch.randn(3, 6), torch.randn(9, 6), torch.zeros(9), torch.tensor([0, 1, 8])

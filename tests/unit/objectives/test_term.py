@@ -41,3 +41,9 @@ def test_one_collective_carries_all_counts() -> None:
 
 def test_no_sample_anywhere_is_zero_not_nan() -> None:
     assert shares({"a": make_term(torch.tensor(0.0), 0)})["a"].item() == 0.0
+
+
+def test_the_published_means_are_each_ranks_own() -> None:
+    terms = {"a": make_term(torch.tensor(6.0), 4), "b": make_term(torch.tensor(0.0), 0)}
+    own = shares(terms, lambda counts: counts * 100, 2, per_rank=True)
+    assert {name: value.item() for name, value in own.items()} == {"a": 1.5, "b": 0.0}

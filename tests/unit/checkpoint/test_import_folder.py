@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cclm.checkpoint.import_folder import REPORT_NAME, import_file
+from cclm.checkpoint.open import open_model
+from cclm.cli import main
+from cclm.errors import CheckpointError
+from cclm.model.modeling_cclm import CCLMModel
+from tests.unit.checkpoint.test_export import tokenizer_folder
+from tests.unit.checkpoint.tiny_families import TINY, published_state, wavy_model
+
+__all__ = ["tokenizer_folder"]
+
+
+def write_file(path: Path, layout: str) -> CCLMModel:
+    model = wavy_model(TINY[layout])
+    torch.save({"model": published_state(model), "config": {"image_res": 32}}, path)
+    return model
+
+
+@pytest.mark.parametrize("layout", list(TINY))
+def test_the_folder_holds_the_same_weights(tmp_path: Path, layout: str) -> None:
+    model = write_file(tmp_path / "a.th", layout)
+    imported = import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
+    loaded = CCLMModel.from_pretrained(tmp_path / "out").eval()
+    assert loaded.config.options() == TINY[layout]
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert imported.parity is None
+    assert imported.num_parameters == sum(value.numel() for value in model.parameters())
+    fates = json.loads((tmp_path / "out" / REPORT_NAME).read_text())
+    assert {entry["fate"] for entry in fates} == {"used", "converted", "dropped"}
+    images, ids = torch.randn(2, 3, 32, 32), torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
+    with torch.no_grad():
+        assert torch.equal(loaded.score(images, ids, ids != 1), model.score(images, ids, ids != 1))
+    assert not list(tmp_path.glob(".import-*"))
+
+
+def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_file(tmp_path / "a.th", "swin")
+    arguments = ["import", str(tmp_path / "a.th"), "--to", str(tmp_path / "out"), "--text-heads", "2"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "unpublished sizes (CCLM-3M/4M layout" in said
+    assert "keys: " in said and "dropped (" in said and "give --tokenizer" in said
+    assert main(arguments) == 0, "an older import may be replaced"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    assert main([*arguments[:3], str(tmp_path / "other")]) == 2
+    assert "expected a new folder or an older export" in capsys.readouterr().err
+
+
+def test_describing_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "--describe", "cclm-x2vlm-base"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "# cclm-x2vlm-base: 587 keys, 615540825 parameters (tied counted once)"
+    assert "temp\t[]\tfloat32\tparam" in lines
+    assert main(["import", "--describe", "clip"]) == 2
+    assert "expected cclm-3m or cclm-4m" in capsys.readouterr().err
+    assert main(["import"]) == 2
+
+
+def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
+    state = published_state(wavy_model(TINY["beit"]))
+    state.pop("itm_head.3.bias")
+    torch.save(state, tmp_path / "a.th")
+    with pytest.raises(CheckpointError, match="1 missing"):
+        import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.th"]
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
+    write_file(tmp_path / "a.th", "beit")
+    with pytest.raises(CheckpointError, match=r"expected at most 30 ids, padding 1, got \d+ ids"):
+        import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2, tokenizer=tokenizer_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", list(TINY))
+def test_with_a_tokenizer_the_folder_is_complete_and_proven(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    layout: str,
+) -> None:
+    from dataclasses import replace
+
+    options = TINY[layout]
+    options = replace(options, text=replace(options.text, vocab_size=300, max_positions=40))
+    model = wavy_model(options)
+    torch.save(published_state(model), tmp_path / "a.th")
+    imported = import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2, tokenizer=tokenizer_folder)
+    assert imported.parity is not None
+    assert imported.parity.max_abs <= 1e-4
+    opened = open_model(tmp_path / "out")
+    assert opened.max_tokens == (40 if layout == "swin" else 38)
+    assert opened.transform.size == 32
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in opened.model.state_dict().items())

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cclm.checkpoint.initialise import rename_source, source_weights
+from cclm.errors import CheckpointError
+from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
+
+State = dict[str, Tensor]
+
+
+def tower_file(options_name: str) -> State:
+    """An image tower as its authors save it: no prefix, and a classifier."""
+    options = TINY_SWIN if options_name == "swin" else TINY_BEIT
+    state = published_state(wavy_model(options))
+    tower = {
+        name.removeprefix("vision_encoder."): value
+        for name, value in state.items()
+        if name.startswith("vision_encoder")
+    }
+    return {**tower, "head.weight": torch.zeros(3, 16), "head.bias": torch.zeros(3)}
+
+
+def xlm_roberta_file(num_layers: int) -> State:
+    """Layer n is filled with n."""
+    source = published_state(wavy_model(TINY_BEIT))
+    state: State = {}
+    for name, value in source.items():
+        if name.startswith("text_encoder.embeddings."):
+            state[name.replace("text_encoder", "roberta")] = value
+        elif name.startswith("text_encoder.encoder.layer.0."):
+            for number in range(num_layers):
+                key = name.replace("text_encoder", "roberta").replace("layer.0", f"layer.{number}")
+                state[key] = torch.full_like(value, number)
+    state["lm_head.dense.weight"], state["lm_head.bias"] = torch.ones(16, 16), torch.ones(30)
+    state["lm_head.decoder.weight"] = torch.zeros(30, 16)
+    return state
+
+
+def x2vlm_file() -> State:
+    """Two text layers of the English tower, then the cross encoder's one, in one stack."""
+    source = published_state(wavy_model(TINY_BEIT))
+    state = {
+        name: value for name, value in source.items() if not name.startswith(("text_encoder", "cross", "mlm_head"))
+    }
+    for name, value in source.items():
+        if name.startswith("cross_encoder.encoder.layer.0."):
+            state[name.replace("cross_encoder", "text_encoder.bert").replace("layer.0", "layer.2")] = value
+            if ".crossattention." not in name:
+                for number in (0, 1):
+                    key = name.replace("cross_encoder", "text_encoder.bert").replace("layer.0", f"layer.{number}")
+                    state[key] = torch.zeros_like(value)
+        elif name.startswith("mlm_head.predictions.transform"):
+            state[name.replace("mlm_head", "text_encoder.cls")] = value
+    state["text_encoder.bert.embeddings.word_embeddings.weight"] = torch.zeros(7, 16)
+    state["text_encoder.cls.predictions.bias"] = torch.zeros(7)
+    return state
+
+
+def save(folder: Path, **files: State) -> list[Path]:
+    paths = []
+    for name, state in files.items():
+        paths.append(folder / f"{name}.pth")
+        torch.save({"model": state}, paths[-1])
+    return paths
+
+
+def test_three_and_four_m_start_from_swin_and_every_second_layer_of_xlm_r(tmp_path: Path) -> None:
+    paths = save(tmp_path, swin=tower_file("swin"), xlmr=xlm_roberta_file(8))
+    state, report = source_weights(paths, TINY_SWIN)
+    model = wavy_model(TINY_SWIN)
+    tower = {name: value for name, value in model.state_dict().items() if name.startswith("vision_encoder.")}
+    assert all(torch.equal(state[name], value) for name, value in tower.items())
+    for number, source in enumerate((1, 3, 5, 7)):
+        stack = "text_encoder" if number < 2 else "fusion_encoder"
+        assert (state[f"{stack}.stack.layers.{number % 2}.feedforward.widen.weight"] == source).all()
+    assert "fusion_encoder.stack.layers.0.cross_attention.query.weight" not in state
+    assert (state["masked_lm_decoder.bias"] == 1).all()
+    dropped = {entry.key for entry in report.keys if entry.fate == "dropped"}
+    assert {"head.weight", "lm_head.decoder.weight"} <= dropped
+    missing = {name for name, _ in model.named_parameters()} - set(state)
+    assert {name.split(".")[0] for name in missing} == {
+        "fusion_encoder",
+        "image_projection",
+        "text_projection",
+        "matching_head",
+        "box_head",
+        "temperature",
+        "masked_lm_transform",
+    }
+
+
+def test_x2vlm_keeps_its_cross_encoder_and_takes_xlm_r_for_texts(tmp_path: Path) -> None:
+    state, report = source_weights(save(tmp_path, xvlm=x2vlm_file(), xlmr=xlm_roberta_file(2)), TINY_BEIT)
+    model = wavy_model(TINY_BEIT)
+    for name, value in model.state_dict().items():
+        if name.startswith(("vision_encoder", "fusion_encoder", "masked_lm_transform", "matching_head", "temperature")):
+            assert torch.equal(state[name], value), name
+    assert (state["text_encoder.stack.layers.1.self_norm.weight"] == 1).all()
+    assert {name for name, _ in model.named_parameters()} - set(state) == {
+        "masked_lm_decoder.weight",
+        "masked_lm_decoder.bias",
+    }
+    dropped = {entry.key for entry in report.keys if entry.fate == "dropped"}
+    assert "text_encoder.bert.embeddings.word_embeddings.weight" in dropped
+    assert "text_encoder.bert.encoder.layer.1.output.dense.weight" in dropped
+
+
+def test_a_beit_file_fills_the_tower_alone(tmp_path: Path) -> None:
+    state, _ = source_weights(save(tmp_path, beit=tower_file("beit")), TINY_BEIT)
+    assert {name.split(".")[0] for name in state} == {"vision_encoder"}
+    assert len(state) == sum(name.startswith("vision_encoder") for name, _ in wavy_model(TINY_BEIT).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: {"bert.weight": torch.zeros(1)}, "expected Swin, BEiT-v2, XLM-R or X2-VLM weights"),
+        (lambda: xlm_roberta_file(6), "expected a multiple of 4 layers, to take them evenly, got 6 layers"),
+    ],
+)
+def test_other_sources_are_refused(make: Callable[[], State], sentence: str) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        rename_source(make(), TINY_SWIN, "file")
+
+
+def test_a_source_for_another_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected weights for places that this model has"):
+        source_weights(save(tmp_path, swin=tower_file("swin")), TINY_BEIT)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cclm.engine.adamw import PublishedAdamW
+from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups
+from cclm.errors import ConfigError
+from cclm.model.modeling_cclm import CCLMModel
+from tests.unit.model.tiny import tiny_config
+
+RATE, BETAS, EPS, DECAY = 0.05, (0.9, 0.98), 1e-3, 0.1
+
+
+def by_hand(value: float, gradients: list[float], decay: float) -> float:
+    """One number through the published update."""
+    mean = square = 0.0
+    for count, gradient in enumerate(gradients, start=1):
+        mean = BETAS[0] * mean + (1 - BETAS[0]) * gradient
+        square = BETAS[1] * square + (1 - BETAS[1]) * gradient**2
+        size = RATE * math.sqrt(1 - BETAS[1] ** count) / (1 - BETAS[0] ** count)
+        value -= size * mean / (math.sqrt(square) + EPS)
+        value -= RATE * decay * value
+    return value
+
+
+def published(parameters: list[nn.Parameter], decay: float = DECAY) -> PublishedAdamW:
+    return PublishedAdamW([{"params": parameters}], lr=RATE, betas=BETAS, eps=EPS, weight_decay=decay)
+
+
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+def test_three_updates_number_by_number(decay: float) -> None:
+    starts, gradients = [1.0, -0.5, 2.0], [[0.3, -0.1, 0.0], [1e-4, 0.2, 0.0], [-0.3, 0.5, 0.0]]
+    parameter = nn.Parameter(torch.tensor(starts))
+    optimizer = published([parameter], decay)
+    for row in gradients:
+        parameter.grad = torch.tensor(row)
+        optimizer.step()
+    expected = [by_hand(start, [row[k] for row in gradients], decay) for k, start in enumerate(starts)]
+    assert parameter.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_is_not_torchs() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizers = (published([ours]), torch.optim.AdamW([theirs], lr=RATE, betas=BETAS, eps=EPS, weight_decay=DECAY))
+    for parameter in (ours, theirs):
+        parameter.grad = torch.full((3,), 1e-3)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert (ours - theirs).abs().max() > 1e-3
+
+
+def test_no_gradient_is_left_alone_and_a_zero_gradient_moves_on() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = published([used, unused])
+    used.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(unused.detach(), torch.ones(2))
+    assert not optimizer.state.get(unused)
+    before = used.detach().clone()
+    used.grad = torch.zeros(2)
+    optimizer.step()
+    assert (before - used).min() > 0.01, "momentum"
+
+
+def test_its_state_survives() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    optimizer = published([parameter])
+    parameter.grad = torch.randn(4)
+    optimizer.step()
+    twin = nn.Parameter(parameter.detach().clone())
+    restored = published([twin])
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, other in ((parameter, optimizer), (twin, restored)):
+        one.grad = torch.full((4,), 0.2)
+        other.step(lambda: 1.0)
+    assert torch.equal(parameter.detach(), twin.detach())
+
+
+CONFIG = OptimizerConfig(total_steps=10, decay_rule="published", update_rule="published")
+
+
+def test_the_config_chooses_it() -> None:
+    module = nn.Linear(2, 2)
+    assert isinstance(build_adamw(parameter_groups(module, CONFIG), CONFIG), PublishedAdamW)
+    plain = replace(CONFIG, update_rule="torch")
+    assert isinstance(build_adamw(parameter_groups(module, plain), plain), torch.optim.AdamW)
+    with pytest.raises(ConfigError, match="update_rule='adam'"):
+        replace(CONFIG, update_rule="adam")
+    with pytest.raises(ConfigError, match="decay_rule='none'"):
+        replace(CONFIG, decay_rule="none")
+
+
+def test_the_published_rule_goes_by_names() -> None:
+    vision = {"architecture": "beit", "patch_size": 4, "num_heads": 2, "feedforward_width": 24}
+    model = CCLMModel(tiny_config(box_head=True, vision=vision, text={"token_type": True}))
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed: dict[str, Tensor] = {
+        name_of[id(parameter)]: parameter
+        for group in parameter_groups(model, CONFIG)
+        if group.weight_decay > 0
+        for parameter in group.parameters
+    }
+    assert {
+        "temperature.value",
+        "matching_head.norm.weight",
+        "box_head.norm.weight",
+        "vision_encoder.class_token",
+        "vision_encoder.blocks.0.attention_scale",
+        "text_encoder.embeddings.token_type",
+    } <= decayed.keys()
+    assert not any("bias" in name for name in decayed)
+    gains = {name for name in decayed if name.endswith("norm.weight")}
+    assert gains == {"matching_head.norm.weight", "box_head.norm.weight"}
