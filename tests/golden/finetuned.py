@@ -1,0 +1,72 @@
+"""Fine-tuned models of a golden set: pre-trained weights at the fine-tuning resolution, names without `bert.`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from cclm.checkpoint.import_cclm import convert
+from cclm.checkpoint.import_folder import filled_model
+from cclm.checkpoint.published_names import to_published
+from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.modeling_cclm import CCLMModel
+from tests.golden.sets import GoldenSet
+from tests.golden.test_cases import GRADIENT, TEMPERATURE_GRADIENT
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What the set recorded after fine-tuning's loading step."""
+
+    golden: GoldenSet
+
+    @cached_property
+    def record(self) -> dict[str, Tensor]:
+        """finetune.safetensors."""
+        return self.golden.tensors("finetune")
+
+    @property
+    def options(self) -> ModelOptions:
+        """Of the model at the fine-tuning resolution."""
+        options, meta = self.golden.options, self.golden.meta
+        vision = replace(options.vision, image_size=meta["finetune_config"]["image_res"])
+        if not self.golden.is_x2vlm:
+            vision = replace(vision, window=meta["vision_config_finetune"]["window_size"])
+        return replace(options, vision=vision)
+
+    def model(self) -> CCLMModel:
+        """Pre-trained weights, tables resized."""
+        state, _ = convert(self.golden.state, self.options)
+        model = filled_model(self.options, {name: value.clone() for name, value in state.items()})
+        return model.requires_grad_()
+
+    def facts(self, tag: str) -> dict[str, Any]:
+        """What meta.json says about a task."""
+        found: dict[str, Any] = self.golden.meta["finetune"].get(tag, {})
+        return found
+
+    def published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By the names of a fine-tuned file."""
+        renamed = to_published(tensors, self.golden.weights)
+        return {name.replace("text_encoder.bert.", "text_encoder."): value for name, value in renamed.items()}
+
+    def compare_gradients(self, tag: str, gradients: dict[str, Tensor], at_least: int = 4) -> None:
+        """The recorded tensors whole, and every norm."""
+        compared = 0
+        for key, expected in self.record.items():
+            if key.startswith(f"{tag}.grad."):
+                name = key.removeprefix(f"{tag}.grad.")
+                allowed = (TEMPERATURE_GRADIENT if name == "temp" else GRADIENT) * expected.abs().max().item()
+                worst = (gradients[name] - expected).abs().max().item()
+                assert worst <= allowed, f"{key}: off by {worst:.2e}, allowed {allowed:.2e}"
+                compared += 1
+        assert compared >= at_least
+        norms = {name: norm or 0.0 for name, norm in self.facts(tag)["grad_norm"].items()}
+        largest = max(norms.values())
+        for name, norm in norms.items():
+            found = gradients[name].norm().item() if name in gradients else 0.0
+            slack = TEMPERATURE_GRADIENT if name == "temp" else GRADIENT
+            assert abs(found - norm) <= slack * norm + 1e-6 * largest, f"{tag} {name}: norm {found}, not {norm}"
