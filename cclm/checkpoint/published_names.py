@@ -77,6 +77,16 @@ def published_buffers(options: ModelOptions) -> dict[str, tuple[tuple[int, ...],
     return buffers
 
 
+def answer_decoder_weights(options: ModelOptions) -> list[Weight]:
+    """The decoder of a file fine-tuned for question answering: one more stack like the fusion layers."""
+    ours, theirs = "answer_decoder", "text_decoder.bert"
+    weights = _embeddings(f"{theirs}.embeddings", f"{ours}.embeddings")
+    for number in range(options.fusion.num_layers):
+        weights += _bert_layer(f"{ours}.stack.layers.{number}", f"{theirs}.encoder.layer.{number}", cross=True)
+    transform = _masked_lm_transform("text_decoder.cls.predictions")
+    return weights + [Weight(f"{ours}.{weight.ours}", weight.theirs) for weight in transform]
+
+
 def to_ours(published: Mapping[str, Tensor], weights: list[Weight]) -> dict[str, Tensor]:
     """Rename and stack; every published name of `weights` must be there."""
     state = {}
@@ -129,9 +139,8 @@ def _bert_layer(ours: str, theirs: str, *, cross: bool) -> list[Weight]:
     ]
 
 
-def _embeddings(theirs: str) -> list[Weight]:
+def _embeddings(theirs: str, ours: str = "text_encoder.embeddings") -> list[Weight]:
     """Words, positions, the token type and their norm."""
-    ours = "text_encoder.embeddings"
     return [
         Weight(f"{ours}.words.weight", (f"{theirs}.word_embeddings.weight",)),
         Weight(f"{ours}.positions.weight", (f"{theirs}.position_embeddings.weight",)),

@@ -30,18 +30,21 @@ class ProjectionHead(nn.Module):
 
 
 class MatchingHead(nn.Module):
-    """Linear → LayerNorm → GELU → Linear to two classes; class 1 means "these two belong together"."""
+    """Linear → LayerNorm → GELU → Linear to two classes; class 1 means "these two belong together".
 
-    def __init__(self, width: int, hidden_width: int) -> None:
+    With another number of classes it is the head of a fine-tuned classifier.
+    """
+
+    def __init__(self, width: int, hidden_width: int, num_classes: int = 2) -> None:
         super().__init__()
         self.widen = nn.Linear(width, hidden_width)
         self.norm = nn.LayerNorm(hidden_width)
-        self.classify = nn.Linear(hidden_width, 2)
+        self.classify = nn.Linear(hidden_width, num_classes)
 
-    def forward(self, pooled_BD: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
+    def forward(self, pooled_BD: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         """Logits."""
-        logits_B2: Tensor = self.classify(functional.gelu(self.norm(self.widen(pooled_BD))))
-        return logits_B2
+        logits_BC: Tensor = self.classify(functional.gelu(self.norm(self.widen(pooled_BD))))
+        return logits_BC
 
 
 class BoxHead(nn.Module):

@@ -37,11 +37,11 @@ def attend(
     query_BNLK: Float[Tensor, "b n l k"],
     key_BNMK: Float[Tensor, "b n m k"],
     value_BNMK: Float[Tensor, "b n m k"],
-    mask_B11M: Bool[Tensor, "b 1 1 m"] | None,
+    mask_B1LM: Bool[Tensor, "b 1 #l m"] | None,
     dropout: float,
 ) -> Float[Tensor, "b l d"]:
     """Softmax attention of L queries to M keys in each of N heads; heads merged."""
-    return merge_heads(functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask_B11M, dropout))
+    return merge_heads(functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask_B1LM, dropout))
 
 
 def drop_path(branch: Float[Tensor, " b *rest"], probability: float, training: bool) -> Float[Tensor, " b *rest"]:

@@ -83,6 +83,18 @@ class PaddedLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CausalLayout(PaddedLayout):
+    """The padded rectangle where a token sees only itself and what stands before it: for decoders."""
+
+    def block_masks(self) -> list[Bool[Tensor, "_b 1 _l _l"] | None]:
+        """Real tokens, and none that comes later; a padding token sees itself, because a softmax needs something."""
+        assert self.mask_BL is not None, "a causal layout needs a mask"
+        before_LL = torch.ones(self.length, self.length, dtype=torch.bool, device=self.mask_BL.device).tril()
+        own_LL = torch.eye(self.length, dtype=torch.bool, device=self.mask_BL.device)
+        return [(before_LL & self.mask_BL[:, None, :] | own_LL)[:, None]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackedLayout(PaddedLayout):
     """Rows are the real tokens in reading order; attention still works on the whole rectangle."""
 

@@ -1,11 +1,20 @@
-"""Fine-tuning: retrieval with group ids, at the fine-tuning resolution."""
+"""Fine-tuning at its own resolution: retrieval with group ids, classes, two images, question answering."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from cclm.checkpoint.published_names import answer_decoder_weights, published_weights, to_published
+from cclm.evaluate.answers import rank_answers
+from cclm.model.answer_decoder import AnswerDecoder
+from cclm.model.heads import MatchingHead
+from cclm.model.memories import SeveralMemoriesEncoder
+from cclm.objectives.answers import answer_log_likelihood, answer_loss
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching, negative_weights
 from cclm.objectives.term import shares
@@ -97,3 +106,102 @@ def test_score_matrix(golden: GoldenSet) -> None:
             record["text_atts"].repeat(num_images, 1),
         )
     expect_close(scores[:, 1].view(num_images, num_texts), expected, "itm_score_matrix")
+
+
+def swin_only(golden: GoldenSet, tag: str) -> Finetuned:
+    """The tasks that only the Swin layout's sets hold."""
+    tuned = Finetuned(golden)
+    if f"{tag}.loss" not in tuned.record:
+        pytest.skip(f"{golden.folder.name} has no {tag}")
+    return tuned
+
+
+def fresh_head(tuned: Finetuned, tag: str) -> MatchingHead:
+    """The head that the set began with."""
+    places = {"0": "widen", "1": "norm", "3": "classify"}
+    prefix = f"{tag}.param.cls_head."
+    state = {}
+    for key, value in tuned.record.items():
+        if key.startswith(prefix):
+            place, part = key.removeprefix(prefix).split(".")
+            state[f"{places[place]}.{part}"] = value
+    head = MatchingHead(tuned.options.width, state["widen.weight"].shape[0], state["classify.weight"].shape[0])
+    head.load_state_dict(state)
+    return head
+
+
+def head_gradients(head: MatchingHead) -> dict[str, Tensor]:
+    """By published names."""
+    places = {"widen": "0", "norm": "1", "classify": "3"}
+    found = {}
+    for name, value in head.named_parameters():
+        place, part = name.split(".")
+        assert value.grad is not None
+        found[f"cls_head.{places[place]}.{part}"] = value.grad
+    return found
+
+
+def gradients_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value.grad for name, value in module.named_parameters() if value.grad is not None}
+
+
+def test_classification(golden: GoldenSet) -> None:
+    tuned = swin_only(golden, "xvnli")
+    record, model, head = tuned.record, tuned.model(), fresh_head(tuned, "xvnli")
+    mask_BL = record["text_atts"].bool()
+    fused = model.fuse(model.encode_texts(record["text_ids"], mask_BL), mask_BL, model.encode_images(record["image"]))
+    logits = head(fused[:, 0])
+    expect_close(logits.detach(), record["xvnli.logits"], "xvnli.logits")
+    loss = functional.cross_entropy(logits, record["xvnli.in.targets"])
+    assert loss.item() == pytest.approx(record["xvnli.loss"].item(), abs=1e-5, rel=1e-4)
+    loss.backward()
+    tuned.compare_gradients("xvnli", {**tuned.published(gradients_of(model)), **head_gradients(head)})
+
+
+def test_two_images(golden: GoldenSet) -> None:
+    tuned = swin_only(golden, "nlvr")
+    record, model, head = tuned.record, tuned.model(), fresh_head(tuned, "nlvr")
+    fusion = SeveralMemoriesEncoder(tuned.options.width, tuned.options.fusion, "auto").eval()
+    fusion.start_from(model.fusion_encoder)
+    num_texts = len(record["nlvr.in.targets"])
+    ids_BL, mask_BL = record["text_ids"][:num_texts], record["text_atts"][:num_texts].bool()
+    memories = model.encode_images(record["image"]).split(num_texts)
+    fused = fusion(model.encode_texts(ids_BL, mask_BL), mask_BL, memories)
+    logits = head(fused[:, 0])
+    expect_close(logits.detach(), record["nlvr.logits"], "nlvr.logits")
+    loss = functional.cross_entropy(logits, record["nlvr.in.targets"])
+    assert loss.item() == pytest.approx(record["nlvr.loss"].item(), abs=1e-5, rel=1e-4)
+    loss.backward()
+    doubled = replace(tuned.options, fusion=replace(tuned.options.fusion, num_layers=len(fusion.stack.layers)))
+    ours = {**gradients_of(model), **gradients_of(fusion, "fusion_encoder.")}
+    renamed = to_published(ours, published_weights(doubled))
+    published = {name.replace("text_encoder.bert.", "text_encoder."): value for name, value in renamed.items()}
+    tuned.compare_gradients("nlvr", {**published, **head_gradients(head)})
+
+
+def test_question_answering(golden: GoldenSet) -> None:
+    tuned = swin_only(golden, "vqa")
+    record, model = tuned.record, tuned.model()
+    decoder = AnswerDecoder(tuned.options).eval()
+    decoder.start_from(model)
+    mask_BL = record["text_atts"].bool()
+    question = model.fuse(
+        model.encode_texts(record["text_ids"], mask_BL), mask_BL, model.encode_images(record["image"])
+    )
+    rows = torch.arange(len(mask_BL)).repeat_interleave(record["vqa.in.k"])
+    ids, answer_mask = record["vqa.in.answer_ids"], record["vqa.in.answer_atts"].bool()
+    logits = decoder(ids, answer_mask, question[rows], mask_BL[rows])
+    expect_close(logits.detach()[answer_mask], record["vqa.decoder_logits"][answer_mask], "vqa.decoder_logits")
+    likelihood = answer_log_likelihood(logits, ids, answer_mask)
+    term = answer_loss(likelihood, record["vqa.in.weights"], len(mask_BL))
+    loss = term.sum / term.count
+    assert loss.item() == pytest.approx(record["vqa.loss"].item(), abs=1e-5, rel=1e-4)
+    loss.backward()
+    weights = answer_decoder_weights(tuned.options)
+    answers = to_published(gradients_of(decoder, "answer_decoder."), weights)
+    tuned.compare_gradients("vqa", {**tuned.published(gradients_of(model)), **answers})
+    candidates, candidate_mask = record["vqa.in.cand_ids"], record["vqa.in.cand_atts"].bool()
+    expected = record["vqa.rank_topk_probs"]
+    probability, order = rank_answers(decoder, question, mask_BL, candidates, candidate_mask, expected.shape[1])
+    assert torch.equal(order, record["vqa.rank_topk_ids"])
+    expect_close(probability, expected, "vqa.rank_topk_probs")

@@ -57,6 +57,17 @@ def test_all_annotations_hold_for_the_published_layouts(modeling: ModuleType, la
     loss.backward()
 
 
+def test_all_annotations_hold_for_the_finetuned_parts() -> None:
+    names = ["answer_decoder", "memories", "configuration_cclm"]
+    with typed_modules([f"cclm.model.{name}" for name in names]) as (answers, memories, configuration):
+        options = configuration.CCLMConfig(**asdict(TINY["swin"])).options()
+        mask_BL = torch.tensor([[True, True, True], [True, False, False]])
+        states = memories.SeveralMemoriesEncoder(16, options.fusion, "auto")(
+            torch.randn(2, 3, 16), mask_BL, [torch.randn(2, 4, 16), torch.randn(2, 5, 16)]
+        )
+        answers.AnswerDecoder(options)(torch.tensor([[0, 2], [0, 1]]), mask_BL[:, :2], states, mask_BL).sum().backward()
+
+
 def test_wrong_shapes_and_types_are_noticed(modeling: ModuleType) -> None:
     config = sys.modules["cclm.model.configuration_cclm"].CCLMConfig(**tiny_config().to_dict())
     model = modeling.CCLMModel(config)

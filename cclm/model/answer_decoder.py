@@ -1,0 +1,61 @@
+"""The decoder of generative question answering (xGQA): writes the answer token by token, reading the fused question.
+
+    answer ids ─ embeddings ─ layers (causal self-attention → attention to the question → feed-forward) ─ logits
+
+Its layers start as copies of the fusion layers, its embeddings and masked-LM head as copies of the model's.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .configuration_cclm import ModelOptions
+from .heads import MaskedLMDecoder, MaskedLMTransform
+from .layers import LayerStack
+from .modeling_cclm import CCLMModel
+from .packing import CausalLayout
+from .text import TextEmbeddings, token_positions
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Bool, Float, Int
+except ImportError:
+    pass
+
+
+class AnswerDecoder(nn.Module):
+    """Next-token logits of answers, given the states of their questions."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        self.text_options = options.text
+        width, eps = options.width, options.masked_lm_norm_eps
+        self.embeddings = TextEmbeddings(width, options.text)
+        self.stack = LayerStack(width, options.fusion, cross=True, null_memory=options.fusion.null_memory)
+        self.masked_lm_transform = MaskedLMTransform(width, options.fusion.norm_eps if eps is None else eps)
+        self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
+        words = self.embeddings.words.weight
+        if options.tie_decoder and isinstance(words, nn.Parameter):
+            self.masked_lm_decoder.weight = words
+
+    def start_from(self, model: CCLMModel) -> None:
+        """Copy the pre-trained fusion layers, embeddings and masked-LM head."""
+        self.embeddings.load_state_dict(model.text_encoder.embeddings.state_dict())
+        self.stack.load_state_dict(model.fusion_encoder.stack.state_dict())
+        self.masked_lm_transform.load_state_dict(model.masked_lm_transform.state_dict())
+        self.masked_lm_decoder.load_state_dict(model.masked_lm_decoder.state_dict())
+
+    def forward(
+        self,
+        ids_BL: Int[Tensor, "b l"],
+        mask_BL: Bool[Tensor, "b l"],
+        question_BND: Float[Tensor, "b n d"],
+        question_mask_BN: Bool[Tensor, "b n"],
+    ) -> Float[Tensor, "b l v"]:
+        """Logits at each place for the token after it."""
+        layout = CausalLayout(batch=ids_BL.shape[0], length=ids_BL.shape[1], mask_BL=mask_BL)
+        positions = layout.take_ids(token_positions(ids_BL, self.text_options))
+        rows_TD = self.embeddings(layout.take_ids(ids_BL), positions)
+        rows_TD = self.stack(rows_TD, question_BND, question_mask_BN, layout=layout)
+        logits_TV: Tensor = self.masked_lm_decoder(self.masked_lm_transform(rows_TD), functional.linear)
+        return logits_TV.view(*ids_BL.shape, -1)
