@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from cclm.checkpoint.bias_tables import resize_bias_table
 from cclm.checkpoint.published_names import (
     Weight,
+    pretrained_name,
     published_buffers,
     published_ties,
     published_weights,
@@ -90,6 +91,8 @@ def convert(
         CheckpointError: a key that the model has no place for, one that is missing, a shape that does not fit, or two
             names of one tensor with different values.
     """
+    name_of = {pretrained_name(name, published): name for name in published}
+    published = {name: published[given] for name, given in name_of.items()}
     weights = published_weights(options)
     shapes = published_shapes(options, weights)
     ties = {alias: name for alias, name in published_ties(options).items() if alias in published}
@@ -97,7 +100,8 @@ def convert(
     fates = dict(_drop(published, ties, where))
     parts, used = fit_weights(published, weights, shapes, options, where)
     fates.update(used)
-    return to_ours(parts, weights), ImportReport(keys=[fates[name] for name in published])
+    keys = [replace(fates[name], key=given) for name, given in name_of.items()]
+    return to_ours(parts, weights), ImportReport(keys=keys)
 
 
 def fit_weights(
@@ -154,7 +158,7 @@ def _refuse_misfits(published: Mapping[str, Tensor], wanted: Iterable[str], opti
     if missing or left_over:
         raise CheckpointError(
             where=where,
-            expected=f"the {len(known)} keys of a pre-trained model with these sizes",
+            expected=f"the {len(known)} keys of a model with these sizes",
             got=f"{_some('missing', missing)}{' and ' if missing and left_over else ''}{_some('left over', left_over)}",
             do=kind_of_state(published).advice,
         )

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from cclm.model.configuration_cclm import ModelOptions, VisionOptions
 
+ONE_STACK = "text_encoder.bert."
+"""What stands before the text layers of a pre-trained CCLM-3M/4M file; fine-tuned ones leave out the `bert.`"""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -28,6 +31,14 @@ class Weight:
     """Several are stacked along the first dimension."""
     scalar: bool = False
     """Theirs has no dimensions, ours has one (DeepSpeed cannot broadcast a parameter without)."""
+
+
+def pretrained_name(name: str, published: Mapping[str, Tensor]) -> str:
+    """What a key of a fine-tuned CCLM-3M/4M file is called in a pre-trained one; other files' keys stay."""
+    is_finetuned = "vision_encoder.norm.weight" in published and name.startswith("text_encoder.")
+    if is_finetuned and not name.startswith((ONE_STACK, "text_encoder.cls.")):
+        return ONE_STACK + name.removeprefix("text_encoder.")
+    return name
 
 
 def published_weights(options: ModelOptions) -> list[Weight]:
@@ -44,6 +55,8 @@ def published_weights(options: ModelOptions) -> list[Weight]:
 
 def published_ties(options: ModelOptions) -> dict[str, str]:
     """Names under which a parameter stands in the file once more → the name that is read."""
+    if not options.masked_lm_head:
+        return {}
     if options.vision.architecture == "swin":
         head = "text_encoder.cls.predictions"
         return {
@@ -161,12 +174,12 @@ def _masked_lm_transform(theirs: str) -> list[Weight]:
 def _one_stack(options: ModelOptions) -> list[Weight]:
     """CCLM-3M/4M: text and fusion layers stand in one BERT."""
     layer, num_text = "text_encoder.bert.encoder.layer", options.text.num_layers
-    weights = _embeddings("text_encoder.bert.embeddings")
+    weights = _embeddings(f"{ONE_STACK}embeddings")
     for number in range(num_text):
         weights += _bert_layer(f"text_encoder.stack.layers.{number}", f"{layer}.{number}", cross=False)
     for number in range(options.fusion.num_layers):
         weights += _bert_layer(f"fusion_encoder.stack.layers.{number}", f"{layer}.{num_text + number}", cross=True)
-    return [*weights, *_masked_lm_transform("text_encoder.cls.predictions")]
+    return weights + (_masked_lm_transform("text_encoder.cls.predictions") if options.masked_lm_head else [])
 
 
 def _two_stacks(options: ModelOptions) -> list[Weight]:
@@ -178,6 +191,8 @@ def _two_stacks(options: ModelOptions) -> list[Weight]:
     for number in range(options.fusion.num_layers):
         theirs = f"cross_encoder.encoder.layer.{number}"
         weights += _bert_layer(f"fusion_encoder.stack.layers.{number}", theirs, cross=True)
+    if not options.masked_lm_head:
+        return weights
     weights += _masked_lm_transform("mlm_head.predictions")
     return [*weights, Weight("masked_lm_decoder.weight", ("mlm_head.predictions.decoder.weight",))]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 from torch import Tensor
 
 from cclm.checkpoint.families import FAMILIES, beit_family, swin_family
+from cclm.checkpoint.published_names import pretrained_name
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions, TextOptions, VisionOptions
 
 HEAD_WIDTH = 64
 """Width of an attention head of every published text encoder; weights do not tell it."""
-ADVICE = "Import a pre-trained file (its names end like _epoch_29.th), or give the options of this model."
+ADVICE = "Import a pre-trained file (its names end like _epoch_29.th), or one fine-tuned for retrieval."
 TABLE = "attn.relative_position_bias_table"
 
 
@@ -31,7 +32,6 @@ class StateKind:
 KINDS: dict[str, StateKind] = {
     "text_decoder.": StateKind(name="question answering", advice="A question-answering file has a decoder. " + ADVICE),
     "cls_head.": StateKind(name="classification", advice="A file fine-tuned for classes has its own head. " + ADVICE),
-    "text_encoder.encoder.": StateKind(name="fine-tuned or X2VLM", advice=ADVICE),
 }
 """Prefix of a key that only this kind has → the kind; the first that fits."""
 
@@ -59,15 +59,27 @@ def options_of_state(
     Raises:
         CheckpointError: neither of the two published layouts.
     """
+    published = {pretrained_name(name, published): value for name, value in published.items()}
     if "vision_encoder.layers.0.blocks.0." + TABLE in published:
-        return _swin_options(published, text_heads, image_size)
+        return _with_heads(_swin_options(published, text_heads, image_size), published)
     if "vision_encoder.cls_token" in published and "cross_encoder.encoder.layer.0.output.dense.weight" in published:
-        return _beit_options(published, text_heads, image_size)
+        return _with_heads(_beit_options(published, text_heads, image_size), published)
     raise CheckpointError(
         where=where,
         expected="a state dict of CCLM-3M/4M (Swin) or CCLM-X2VLM (BEiT-v2)",
         got=f"{len(published)} keys such as {', '.join(list(published)[:3])}",
         do=kind_of_state(published).advice,
+    )
+
+
+def _with_heads(options: ModelOptions, published: Mapping[str, Tensor]) -> ModelOptions:
+    """Leave out the heads that the file has not: files fine-tuned for retrieval have neither of these."""
+    masked_lm = any(name.startswith(("text_encoder.cls.", "mlm_head.")) for name in published)
+    return replace(
+        options,
+        box_head="bbox_head.0.weight" in published,
+        masked_lm_head=masked_lm,
+        tie_decoder=options.tie_decoder and masked_lm,
     )
 
 

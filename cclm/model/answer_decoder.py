@@ -39,7 +39,9 @@ class AnswerDecoder(nn.Module):
             self.masked_lm_decoder.weight = words
 
     def start_from(self, model: CCLMModel) -> None:
-        """Copy the pre-trained fusion layers, embeddings and masked-LM head."""
+        """Copy the pre-trained fusion layers, embeddings and masked-LM head (the model must have one)."""
+        assert model.masked_lm_transform is not None
+        assert model.masked_lm_decoder is not None
         self.embeddings.load_state_dict(model.text_encoder.embeddings.state_dict())
         self.stack.load_state_dict(model.fusion_encoder.stack.state_dict())
         self.masked_lm_transform.load_state_dict(model.masked_lm_transform.state_dict())

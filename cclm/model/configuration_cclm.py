@@ -141,6 +141,8 @@ class ModelOptions:
     """Hidden width of the matching head, and of the box head."""
     box_head: bool = False
     """Predict the box that a text describes (CCLM-4M and the X2VLM models; the 3M files carry it untrained)."""
+    masked_lm_head: bool = True
+    """Predict masked tokens; models fine-tuned for retrieval have no such head (training here needs one)."""
     masked_lm_norm_eps: float | None = None
     """Epsilon of the masked-LM head's norm; null: that of the fusion encoder (they differ in the X2VLM models)."""
     initial_temperature: float = 0.07
@@ -225,7 +227,7 @@ class CCLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is see
             setattr(self, item.name, _plain(asdict(value)) if isinstance(value, LayerOptions) else value)
         kwargs.pop("tie_word_embeddings", None)
         super().__init__(
-            tie_word_embeddings=options.tie_decoder,
+            tie_word_embeddings=options.tie_decoder and options.masked_lm_head,
             pad_token_id=kwargs.pop("pad_token_id", options.text.pad_token_id),
             **kwargs,
         )

@@ -58,7 +58,7 @@ class SeveralMemoriesEncoder(nn.Module):
         self,
         text_BLD: Float[Tensor, "b l d"],
         mask_BL: Bool[Tensor, "b l"],
-        memories: Sequence[Float[Tensor, "b n d"]],
+        memories: Sequence[Float[Tensor, "b _n d"]],
     ) -> Float[Tensor, "b l d"]:
         """Fused states, zero where the mask is False; every token of a memory is real."""
         assert len(memories) == self.num_memories, f"{len(memories)} memories for {self.num_memories}"

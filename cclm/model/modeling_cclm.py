@@ -84,8 +84,11 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self.matching_head = MatchingHead(width, options.matching_width)
         self.box_head = BoxHead(width, options.matching_width) if options.box_head else None
         masked_lm_eps = options.fusion.norm_eps if options.masked_lm_norm_eps is None else options.masked_lm_norm_eps
-        self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps)
-        self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
+        has_head = options.masked_lm_head
+        self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps) if has_head else None
+        self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_head else None
+        if not has_head:
+            self._tied_weights_keys = {}
         self.temperature = Temperature(options.initial_temperature, options.temperature_min, options.temperature_max)
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
@@ -156,7 +159,15 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         return box_B4
 
     def masked_lm_states(self, fused_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """Fused states at the masked slots, ready for the decoder."""
+        """Fused states at the masked slots, ready for the decoder.
+
+        Raises:
+            ValueError: a model without masked-LM head.
+        """
+        if self.masked_lm_transform is None:
+            raise ValueError(
+                "masked tokens: expected a model with masked_lm_head: true, got one without. Import another."
+            )
         hidden_TD: Tensor = self.masked_lm_transform(fused_TD)
         return hidden_TD
 
@@ -164,6 +175,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self, hidden_TD: Float[Tensor, "t d"], function: Callable[[Tensor, Tensor, Tensor], ResultType]
     ) -> ResultType:
         """`function(hidden_TD, weight_VD, bias_V)`, called where the decoder's parameters exist."""
+        assert self.masked_lm_decoder is not None, "masked_lm_states refuses first"
         result: ResultType = self.masked_lm_decoder(hidden_TD, function)
         return result
 

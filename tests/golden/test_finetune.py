@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cclm.checkpoint.import_cclm import convert
 from cclm.checkpoint.published_names import answer_decoder_weights, published_weights, to_published
+from cclm.checkpoint.published_sizes import options_of_state
 from cclm.evaluate.answers import rank_answers
 from cclm.model.answer_decoder import AnswerDecoder
 from cclm.model.heads import MatchingHead
@@ -21,6 +23,7 @@ from cclm.objectives.term import shares
 from tests.golden.finetuned import Finetuned
 from tests.golden.sets import GoldenSet
 from tests.golden.test_cases import expect_close
+from tests.golden.test_files import digest
 
 TABLE = 1e-6
 """Absolute and relative, of interpolated tables."""
@@ -43,6 +46,22 @@ def test_tables_after_loading(golden: GoldenSet) -> None:
             table = published[key.removeprefix(prefix)]
             torch.testing.assert_close(table, expected, atol=TABLE, rtol=TABLE, msg=key)
     assert set(tuned.facts("retrieval")["grad_norm"]) - set(published) <= {"text_encoder.embeddings.position_ids"}
+
+
+def test_the_fine_tuned_file_itself_can_be_imported(golden: GoldenSet) -> None:
+    """Its tensors are those that the set hashed (tables that were resized are compared by value above)."""
+    tuned = Finetuned(golden)
+    published = tuned.published({name: value.detach() for name, value in tuned.model().named_parameters()})
+    hashes = tuned.facts("retrieval")["state_sha"]
+    state = {name: value for name, value in published.items() if name in hashes}
+    assert set(hashes) - set(state) == {name for name in hashes if name.endswith(("_index", "_mask", "_ids"))}
+    for name, value in state.items():
+        if not name.endswith("bias_table"):
+            assert digest(value) == hashes[name], name
+    options = options_of_state(state, text_heads=golden.options.text.num_heads)
+    assert not options.masked_lm_head
+    _, report = convert(state, options)
+    assert report.count("used") + report.count("converted") == len(state)
 
 
 def test_retrieval(golden: GoldenSet) -> None:

@@ -59,6 +59,29 @@ def test_sizes_are_read_off_the_weights(layout: str) -> None:
     assert options == TINY[layout]
 
 
+def retrieval_state(layout: str) -> dict[str, torch.Tensor]:
+    """As the fine-tuning code saves it: no masked-LM and box head, and in the Swin layout no `bert.`"""
+    heads = ("text_encoder.cls.", "mlm_head.", "bbox_head.")
+    state = published_state(wavy_model(TINY[layout]))
+    return {name.replace("encoder.bert.", "encoder."): state[name] for name in state if not name.startswith(heads)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_fine_tuned_for_retrieval_has_fewer_heads(layout: str) -> None:
+    model, published = wavy_model(TINY[layout]), retrieval_state(layout)
+    options = options_of_state(published, text_heads=2)
+    assert options == replace(TINY[layout], box_head=False, masked_lm_head=False, tie_decoder=False)
+    state, report = convert(published, options)
+    loaded = filled_model(options, state)
+    assert [entry.key for entry in report.keys] == list(published)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    images, ids = torch.randn(2, 3, 32, 32), torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
+    with torch.no_grad():
+        assert torch.equal(loaded.score(images, ids, ids != 1), model.score(images, ids, ids != 1))
+    with pytest.raises(ValueError, match="expected a model with masked_lm_head: true"):
+        loaded.masked_lm_states(torch.zeros(1, 16))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sizes_of_the_published_families_need_no_hint(name: str) -> None:
     rows = describe(FAMILIES[name])

@@ -12,6 +12,7 @@ from cclm.cli import main
 from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.checkpoint.test_export import tokenizer_folder
+from tests.unit.checkpoint.test_import_cclm import retrieval_state
 from tests.unit.checkpoint.tiny_families import TINY, published_state, wavy_model
 
 __all__ = ["tokenizer_folder"]
@@ -21,6 +22,17 @@ def write_file(path: Path, layout: str) -> CCLMModel:
     model = wavy_model(TINY[layout])
     torch.save({"model": published_state(model), "config": {"image_res": 32}}, path)
     return model
+
+
+@pytest.mark.parametrize("layout", list(TINY))
+def test_a_folder_without_masked_lm_head_loads(tmp_path: Path, layout: str) -> None:
+    torch.save(retrieval_state(layout), tmp_path / "checkpoint_best.pth")
+    imported = import_file(tmp_path / "checkpoint_best.pth", tmp_path / "out", text_heads=2)
+    loaded = CCLMModel.from_pretrained(tmp_path / "out").eval()
+    assert loaded.config.options() == imported.options
+    assert not any(name.startswith("masked_lm") for name in loaded.state_dict())
+    expected = wavy_model(TINY[layout]).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize("layout", list(TINY))
