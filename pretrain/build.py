@@ -153,9 +153,13 @@ def plain(value: Any) -> Any:
 
 
 def build_module(config: RunConfig, tokenizer: TextTokenizer, talk: Collectives) -> CrossViewTraining:
-    """Build the network, alike on every rank, and the training module around it."""
+    """Build the network, alike on every rank (from the seed and, for an affine stem, the first global batch)."""
     seed_initialisation(config.seed)
     model = CCLMModel(model_config(asdict(config.model), tokenizer))
+    if config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
+        first = StepDataset(config.data, tokenizer, seed=config.seed)[0].image_text
+        assert first is not None
+        model.calibrate_stem(first.images_BCHW)
     return CrossViewTraining(model, config.objectives, talk)
 
 
