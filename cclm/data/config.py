@@ -165,6 +165,9 @@ def _image_complaints(view: ImageTextDataConfig) -> list[str]:
         found.append(f"image_text.transform.crop_area: 0 < low ≤ high ≤ 1 (got {transform.crop_area})")
     if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1]:
         found.append(f"image_text.transform.crop_ratio: 0 < low ≤ high (got {transform.crop_ratio})")
-    if not 0 <= transform.scale < 1 or not 0 <= transform.brightness <= 1 or not 0 <= transform.flip_probability <= 1:
-        found.append("image_text.transform: scale below 1, brightness and flip_probability between 0 and 1")
+    shares = (transform.brightness, transform.contrast, transform.saturation, transform.flip_probability)
+    if not 0 <= transform.scale < 1 or not all(0 <= share <= 1 for share in shares):
+        found.append(
+            "image_text.transform: scale below 1; brightness, contrast, saturation and flip_probability between 0 and 1"
+        )
     return found
