@@ -199,6 +199,19 @@ def _raise_flaws(checkpoint: Path, flaws: list[str]) -> None:
         raise CheckpointError(
             expected="every file as its marker says",
             got="; ".join(flaws),
-            do="The checkpoint is damaged: resume from an older one, and check the disk.",
+            do=_advice(checkpoint),
             where=str(checkpoint),
         )
+
+
+def _advice(checkpoint: Path) -> str:
+    """What to do about a damaged checkpoint: hashes are not looked at when the newest one is chosen."""
+    run_folder = checkpoint.parent.parent
+    if checkpoint.parent.name != FOLDER:
+        return "The files are damaged: copy them again, and check the disk."
+    older = [path for path in complete_checkpoints(run_folder) if path.name < checkpoint.name]
+    if not older:
+        then = "no older one is complete, so the same command then starts from the beginning"
+    else:
+        then = f"the same command then goes on from step {read_marker(older[-1]).step}"
+    return f"The checkpoint is damaged: remove this folder ({then}), and check the disk."
