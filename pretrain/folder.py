@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
+from cclm.atomic import replace_text
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import ConfigError
-from cclm.track.atomic import replace_text
 from pretrain.config import RunConfig
 
 CONFIG_FILE = "config.yaml"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cclm.atomic import sync
 from cclm.checkpoint.layout import (
     FileRecord,
     Marker,
@@ -25,7 +26,6 @@ from cclm.checkpoint.layout import (
     record_file,
     remove_leftovers,
     step_folder,
-    sync,
     write_marker,
 )
 from cclm.checkpoint.ranks import on_every_rank

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cclm.data.step_lines import StepLines
 from cclm.errors import CheckpointError
+from cclm.track.step_lines import StepLines
 
 START = "0" * 32
 """The chain's value before the first step."""

@@ -1,36 +1,15 @@
-"""Files that are whole or not there, also after a power cut."""
+"""Moved to `cclm.atomic`."""
 
-from __future__ import annotations
-
-import os
 from pathlib import Path
 
+from cclm.atomic import publish as publish
+from cclm.atomic import replace_bytes
+from cclm.atomic import sync as sync_folder
+from cclm.atomic import temporary_path as temporary_path
 
-def temporary_path(path: Path) -> Path:
-    """Return the hidden name under which `path` grows. Always the same, so that a killed build leaves no second one."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: without it a rename may be lost."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a written and synced file its real name."""
-    temporary.replace(path)
-    sync_folder(path.parent)
+__all__ = ["publish", "sync_folder", "temporary_path", "write_atomically"]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file under a hidden name, sync it, and rename it."""
-    temporary = temporary_path(path)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
+    """`replace_bytes`, durable."""
+    replace_bytes(path, data, durable=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cclm.track.atomic import replace_text
+from cclm.atomic import replace_text
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"

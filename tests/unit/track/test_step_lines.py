@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.data.step_lines import StepLines
+from cclm.track.step_lines import StepLines
 
 
 def steps(lines: StepLines) -> list[int]:
