@@ -84,6 +84,10 @@ class LedgerFile:
         self.next_step += 1
         return self.hash
 
+    def sync(self) -> None:
+        """Force the file to disk; before a checkpoint of `next_step` is complete, or it could not be resumed."""
+        self._lines.sync()
+
 
 def verify_ledger(path: Path | str) -> str:
     """Recompute the chain of a ledger and return its last value.

@@ -33,6 +33,10 @@ class Quarantine:
             self._lines.append(step, asdict(sample))
             self.counts[sample.reason, sample.source] += 1
 
+    def sync(self) -> None:
+        """Force the file to disk; before a checkpoint is complete, which makes a resumed run count on it."""
+        self._lines.sync()
+
     @property
     def total(self) -> int:
         """How many bad samples the run has met."""
