@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cclm.track.facts import RunFacts, read_facts
+from cclm.track.facts import CheckpointFacts, RunFacts, read_facts
 from cclm.track.metrics import MetricsLine, read_metrics
 from cclm.track.report import (
     GalleryImage,
@@ -30,21 +30,28 @@ GROUP_TITLES = {
 }
 """Names for the demonstration's groups; another group shows its own."""
 
+ABLATION_TITLES = {
+    "parallel_non_latin": "Non-Latin scripts (no parallel text in this run)",
+    "parallel_latin": "Latin script (no parallel text in this run)",
+    "control": "Other languages (no parallel text in this run)",
+}
+"""The same groups for a run that was trained without parallel text."""
+
 VIEWS = (("image_text", "Image–text view"), ("text_pair", "Text–text view"))
 MATCHING_PRIOR = {"loss": Reference(value=0.6365, label="prior"), "accuracy": Reference(value=2 / 3, label="prior")}
 """Two wrong pairs stand beside each right one: what a head reaches that ignores its input."""
 
 
-def report_data(folder: Path) -> ReportData:
-    """Read a run folder.
+def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> ReportData:
+    """Read a run folder; results and exports of another checkpoint than `checkpoint` (if given) count as none.
 
     Raises:
-        CclmError: there is no config.yaml.
+        ConfigError: there is no config.yaml, or a file cannot be read.
     """
-    facts = read_facts(folder)
+    facts = read_facts(folder, checkpoint)
     lines = read_metrics(folder)
     results = facts.results
-    groups = group_blocks(results)
+    groups = group_blocks(facts)
     matching, prior = matching_rows(results)
     return ReportData(
         title=facts.name,
@@ -70,13 +77,28 @@ def report_data(folder: Path) -> ReportData:
 def lead(facts: RunFacts, groups: Sequence[GroupBlock]) -> str:
     """Return the sentences under the title."""
     steps = f"{facts.steps:,} steps from scratch" if facts.steps else "trained from scratch"
+    begin = f"A cross-view language model, {steps}{learned_from(facts)}."
     if not groups:
-        return f"A cross-view language model, {steps}. It was not measured yet."
-    return (
-        f"A cross-view language model, {steps}: the same encoders and losses for pictures with captions and for "
-        f"sentences with translations. Measured zero-shot on pictures that it has never seen, "
-        f"in {sum(len(block.languages) for block in groups)} languages."
-    )
+        return f"{begin} This checkpoint was not measured yet."
+    num_languages = sum(len(block.languages) for block in groups)
+    spelled = f"{num_languages} languages" if num_languages > 1 else "one language"
+    return f"{begin} Measured zero-shot on pictures that it has never seen, in {spelled}."
+
+
+def learned_from(facts: RunFacts) -> str:
+    """Return what the run's own data were, as the end of a sentence; nothing if its configuration does not say."""
+    has_images, has_pairs = facts.trains_on("image_text"), facts.trains_on("text_pair")
+    if has_images and has_pairs:
+        return ": the same encoders and losses for pictures with captions and for sentences with translations"
+    if has_images:
+        return ", on pictures with captions alone (no parallel text)"
+    return ", on sentences with translations alone (no pictures)" if has_pairs else ""
+
+
+def group_title(facts: RunFacts, name: str) -> str:
+    """Return a group's name for people; it claims no parallel text that the run did not have."""
+    titles = {**GROUP_TITLES, **({} if facts.trains_on("text_pair") else ABLATION_TITLES)}
+    return titles.get(name, name.replace("_", " "))
 
 
 def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
@@ -163,8 +185,9 @@ def series(lines: Sequence[MetricsLine], names: Mapping[str, str]) -> list[Serie
     return found
 
 
-def group_blocks(results: Mapping[str, Any]) -> list[GroupBlock]:
+def group_blocks(facts: RunFacts) -> list[GroupBlock]:
     """Return the groups with their languages; a language stands in the first group that the results put it in."""
+    results = facts.results
     if "groups" not in results:
         return []
     reranked = results.get("reranked") or {}
@@ -181,7 +204,7 @@ def group_blocks(results: Mapping[str, Any]) -> list[GroupBlock]:
     members: Mapping[str, Sequence[str]] = results.get("members") or {"all languages": list(results["languages"])}
     return [
         GroupBlock(
-            title=GROUP_TITLES.get(name, name.replace("_", " ")),
+            title=group_title(facts, name),
             row=row("groups", name),
             languages=[row("languages", language) for language in members.get(name, ())],
         )
