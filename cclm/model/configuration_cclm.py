@@ -174,11 +174,6 @@ class CCLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is see
             **kwargs,
         )
 
-    @classmethod
-    def from_options(cls, options: ModelOptions) -> CCLMConfig:
-        """Wrap typed options."""
-        return cls(**asdict(options))
-
     def options(self) -> ModelOptions:
         """Return the typed view of this config."""
         return options_from_dict({item.name: getattr(self, item.name) for item in fields(ModelOptions)})
