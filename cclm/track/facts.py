@@ -14,12 +14,13 @@ from typing import Any
 from cclm.errors import ConfigError
 from cclm.track.environment import ENVIRONMENT_NAME
 from cclm.track.reading import read_json, read_yaml
+from cclm.track.status import DONE_NAME
 
 RESULTS_NAME = "results.json"
 GALLERY_NAME = "gallery.json"
 PARITY_NAME = "parity.json"
 STAGES_NAME = "stages.json"
-UNKNOWN_ENVIRONMENT = dict.fromkeys(("machine", "cores", "python", "torch", "deepspeed", "transformers"), "unknown")
+UNKNOWN_ENVIRONMENT = {"machine": "unknown", "versions": "unknown"}
 """Of a run that did not write environment.json: the machine that reads it may be another."""
 
 ATTRIBUTIONS = {
@@ -47,7 +48,7 @@ class SetFacts:
     """One shard set."""
 
     role: str
-    """"training pictures", "training pairs", "test" or "dev"."""
+    """"training pictures", "training pairs", "measured on" or "choices made on"."""
     folder: str
     view: str
     """"image_text" or "text_pair"."""
@@ -91,6 +92,8 @@ class RunFacts:
     """Hardware and versions at the start of the training, from environment.json."""
     checkpoint: CheckpointFacts | None = None
     """The checkpoint that all of this is about; None: nothing is known of one."""
+    train_seconds: float | None = None
+    """What the training took, from its stage or else from done.json."""
 
     @property
     def seed(self) -> int | None:
@@ -125,6 +128,8 @@ def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFa
     if not belongs(results.get("model") or {}, checkpoint):
         results = {}
     parity = read_json(folder / PARITY_NAME, {})
+    stages = read_stages(folder, results)
+    seconds = {stage.name: stage.seconds for stage in stages}.get("train")
     return RunFacts(
         name=folder.resolve().name,
         config=config,
@@ -132,9 +137,10 @@ def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFa
         gallery=read_json(folder / GALLERY_NAME, []) if results else [],
         parity=parity if belongs(parity, checkpoint) else {},
         sets=read_sets(config, results),
-        stages=read_stages(folder, results),
+        stages=stages,
         environment=read_json(folder / ENVIRONMENT_NAME, UNKNOWN_ENVIRONMENT),
         checkpoint=checkpoint,
+        train_seconds=read_json(folder / DONE_NAME, {}).get("seconds") if seconds is None else seconds,
     )
 
 
@@ -151,7 +157,7 @@ def read_sets(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[Set
         for role, view in (("training pictures", "image_text"), ("training pairs", "text_pair"))
         for folder in (data.get(view) or {}).get("shards") or ()
     ]
-    for role, found in (("test", results), ("dev", results.get("dev") or {})):
+    for role, found in (("measured on", results), ("choices made on", results.get("dev") or {})):
         if "set" in found:
             folders.append((role, found["set"]["shards"]))
     return [set_facts(role, Path(folder)) for role, folder in folders if (Path(folder) / "manifest.json").exists()]

@@ -19,6 +19,7 @@ from cclm.track.report import (
     Panel,
     RecallRow,
     ReportData,
+    language_name,
 )
 from cclm.track.svg import Reference, Series
 
@@ -57,7 +58,7 @@ def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> Repo
         title=facts.name,
         lead=lead(facts, groups),
         headlines=headlines(facts, groups),
-        panels=panels(lines),
+        panels=panels(lines, facts.config),
         groups=groups,
         chance=results.get("chance") or {},
         num_images=int((results.get("set") or {}).get("num_images", 0)),
@@ -115,13 +116,20 @@ def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
     parameters = (facts.results.get("model") or {}).get("num_parameters")
     if parameters:
         found.append(Headline(value=f"{parameters / 1e6:.1f} M", label="parameters", note="trained from scratch"))
-    seconds = {stage.name: stage.seconds for stage in facts.stages}.get("train")
-    if seconds:
-        found.append(Headline(value=f"{seconds / 60:.1f} min", label="training", note=facts.environment["machine"]))
+    if facts.train_seconds:
+        note = trained_where(facts.environment)
+        found.append(Headline(value=f"{facts.train_seconds / 60:.1f} min", label="training", note=note))
     return found
 
 
-def panels(lines: Sequence[MetricsLine]) -> list[tuple[str, list[Panel]]]:
+def trained_where(environment: Mapping[str, str]) -> str:
+    """Return cores and machine of the training, as far as they are known."""
+    cores, machine = environment.get("cores"), environment.get("machine", "unknown")
+    known = [*([f"{cores} cores"] if cores else []), *([machine] if machine != "unknown" else [])]
+    return ", ".join(known)
+
+
+def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tuple[str, list[Panel]]]:
     """Return the charts by section; what was not logged has none."""
     sections = [view_section(lines, view, title) for view, title in VIEWS]
     shared = [
@@ -136,11 +144,18 @@ def panels(lines: Sequence[MetricsLine]) -> list[tuple[str, list[Panel]]]:
             title="Masked-word accuracy",
             series=series(lines, {"image_text/mlm_accuracy": "image–text", "text_pair/mlm_accuracy": "text–text"}),
         ),
-        Panel(title="Temperature", series=series(lines, {"temperature": ""})),
+        Panel(title="Temperature", series=series(lines, {"temperature": ""}), note=temperature_note(config)),
     ]
     sections += [("Both views", shared), ("The run", run_panels(lines))]
     filled = [(title, [panel for panel in found if panel.series]) for title, found in sections]
     return [(title, found) for title, found in filled if found]
+
+
+def temperature_note(config: Mapping[str, Any]) -> str:
+    """Return the bounds of the temperature: a line that lies on one of them is no fault of the chart."""
+    model = config.get("model") or {}
+    bounds = model.get("temperature_min"), model.get("temperature_max")
+    return "learned" if None in bounds else f"learned, kept within {bounds[0]:g} … {bounds[1]:g}"
 
 
 def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[str, list[Panel]]:
@@ -232,7 +247,9 @@ def matching_rows(results: Mapping[str, Any]) -> tuple[list[MatchingRow], Matchi
     if not found:
         return [], None
     rows = [
-        MatchingRow(name=f"{language}, {kind} wrong pairs", accuracy=score["accuracy"], loss=score["loss"])
+        MatchingRow(
+            name=f"{language_name(language)}, {kind} wrong pairs", accuracy=score["accuracy"], loss=score["loss"]
+        )
         for language, kinds in found["languages"].items()
         for kind, score in kinds.items()
     ]

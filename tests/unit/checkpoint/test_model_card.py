@@ -43,7 +43,7 @@ def facts(**changes: Any) -> RunFacts:
         "sets": [
             set_of("training pictures", "image_text", ["en", "fr", "uk"], "CC-BY-4.0"),
             set_of("training pairs", "text_pair", ["en", "zh"], "Unicode-3.0"),
-            set_of("test", "image_text", ["en", "ms"], "MIT"),
+            set_of("measured on", "image_text", ["en", "ms"], "MIT"),
         ],
         "stages": [Stage(name="train", command="python -m pretrain --recipe demo", seconds=600.0)],
         "environment": {"python": "3.11", "torch": "2.13"},
@@ -72,7 +72,7 @@ def test_trained_languages_without_a_choice_are_all_of_the_set() -> None:
 def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_proof() -> None:
     card = model_card(facts(), PARITY, 2_991_219)
     assert "Not measured" in card and "2,991,219 parameters" in card
-    assert "for 1,500 steps, seed 42: the same encoders" in card, "the checkpoint's steps, not the recipe's 1,725"
+    assert "for 1,500 steps, seed 42." in card, "the checkpoint's steps, not the recipe's 1,725"
     assert "CC-BY-4.0 (5,537)" in card and "Unicode-3.0 (5,537)" in card and "37,431 pairs" in card
     assert "3.0e-07" in card and "python -m pretrain --recipe demo" in card
     assert "total_steps: 1725" in card and "/home/somebody" not in card

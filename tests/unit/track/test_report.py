@@ -11,7 +11,7 @@ import pytest
 from cclm.errors import ConfigError
 from cclm.track.facts import CheckpointFacts, Stage, read_facts, read_stages
 from cclm.track.report import language_name, licence_link, render
-from cclm.track.report_data import report_data
+from cclm.track.report_data import report_data, temperature_note
 
 GROUPS = {"english": ["en"], "parallel_non_latin": ["ar", "zh"], "control": ["xx"]}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -139,7 +139,7 @@ def test_headline_numbers_stand_at_the_top(run: Path) -> None:
     words = text_of(render(report_data(run)))
     assert "60.0 % English" in words and "95 × chance" in words
     assert "44.0 % Parallel text only, non-Latin scripts" in words
-    assert "3.0 M parameters" in words and "10.2 min training" in words
+    assert "3.0 M parameters" in words and "10.2 min training 2 cores, some processor" in words
     assert "4 languages" in words and "sentences with translations" in words
 
 
@@ -190,7 +190,7 @@ def test_gallery_marks_the_right_picture_and_escapes_texts(run: Path) -> None:
 def test_matching_head_against_its_prior(run: Path) -> None:
     words = text_of(render(report_data(run)))
     assert "66.7 % and a loss of 0.637" in words
-    assert "en, hard wrong pairs 77.9 +11.2 0.480 +0.157" in words
+    assert "English, hard wrong pairs 77.9 +11.2 0.480 +0.157" in words
 
 
 def test_curves_by_view_only_for_what_was_logged(run: Path) -> None:
@@ -246,6 +246,16 @@ def test_sets_come_with_their_roles(run: Path) -> None:
 def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     assert set(read_facts(tmp_path).environment.values()) == {"unknown"}
+    (tmp_path / "done.json").write_text('{"step": 1, "seconds": 90.0, "time": 1.0}')
+    words = text_of(render(report_data(tmp_path)))
+    assert "machine unknown versions unknown" in words and "1.5 min training" in words
+
+
+def test_the_bounds_of_the_temperature_stand_beside_its_chart() -> None:
+    assert temperature_note({"model": {"temperature_min": 0.05, "temperature_max": 0.5}}) == (
+        "learned, kept within 0.05 … 0.5"
+    )
+    assert temperature_note({}) == "learned"
 
 
 def test_an_unknown_licence_is_escaped_and_not_linked() -> None:
