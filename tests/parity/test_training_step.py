@@ -77,7 +77,7 @@ def test_bf16_trains_like_fp32() -> None:
 
     Tolerance: bfloat16 keeps 8 bits, so states are off by up to 4e-3 of themselves and weights of the one engine too;
     divided by the temperature that moves contrastive losses (about 2 to 3) by up to 0.04 here, masked-LM by 0.001.
-    A lost cast or gradient moves them by more within four steps.
+    What it finds: types that do not fit together, and losses that are off by more than rounding.
     """
     exact = train_plain(Case(make_module=make_module, make_batch=joint, num_steps=4))
     case = Case(make_module=make_module, make_batch=joint, num_steps=4, precision="bf16", stage=3)
