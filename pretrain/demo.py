@@ -211,24 +211,26 @@ def carry_out(item: Stage, run: Path) -> int:
         KeyboardInterrupt: somebody stopped it; its child has ended.
     """
     stage(item.title, item.explanation)
-    was_done = item.is_done()
     before = read_rows(item.home).get(item.name, {})
-    if before.get("command") != item.command:
+    is_other = before.get("command", item.command) != item.command
+    if is_other:
         before = {}
-    if was_done and not item.is_always_called:
+    is_done = item.is_done()
+    if is_done and not is_other and not item.is_always_called:
         sys.stdout.write("  done before\n")
         note_stage(run, item, seconds=before.get("seconds"), is_finished=True)
         return 0
     if item.outdates is not None:
         item.outdates.unlink(missing_ok=True)
     # Time adds up over the lives of a stage; another look at what is done costs seconds that nobody wants to know.
+    is_repeated = is_done and item.is_always_called and before.get("finished", True)
     earlier = 0.0 if before.get("finished", True) else before.get("seconds") or 0.0
     began = time.monotonic()
 
     def note(*, is_finished: bool) -> None:
-        if was_done and not is_finished:
+        if is_repeated and not is_finished:
             return  # what is done stays so, even if this command line contradicts it and is refused
-        spent = before.get("seconds") if was_done else earlier + time.monotonic() - began
+        spent = before.get("seconds") if is_repeated else earlier + time.monotonic() - began
         note_stage(run, item, seconds=spent, is_finished=is_finished)
 
     note(is_finished=False)

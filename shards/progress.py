@@ -42,8 +42,9 @@ class WorkProgress:
         self._skipped += amount if done_before else 0
         now = time.monotonic()
         rate = (self._done - self._skipped) / max(now - self._started, 1e-3)
-        left = spell_duration((self._total - self._done) / rate) if rate > 0 else "unknown"
-        facts = f"{rate:,.0f} {self._unit}/s  ETA {left}"
+        facts = "done before"
+        if rate > 0:
+            facts = f"{rate:,.0f} {self._unit}/s  ETA {spell_duration((self._total - self._done) / rate)}"
         if self._bar is not None:
             self._bar.update(self._task, advance=amount, facts=facts, description=note or self._label)
         elif self._done >= self._total or now - self._last_line >= SECONDS_BETWEEN_LINES:

@@ -112,6 +112,22 @@ def test_a_skipped_stage_keeps_its_row(tmp_path: Path, called: list[tuple[str, .
     assert called == [] and read_rows(tmp_path) == {"train": row}
 
 
+def test_a_product_of_another_command_is_made_anew(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+    row = {"name": "train", "command": "python -m other", "seconds": 611.0, "finished": True}
+    (tmp_path / "stages.json").write_text(json.dumps([row]))
+    assert carry_out(stage_of(tmp_path, is_done=lambda: True), tmp_path) == 0
+    assert called == [("this",)] and read_rows(tmp_path)["train"]["seconds"] < 10.0
+
+
+def test_a_half_done_stage_is_not_taken_for_a_repeated_one(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+    item = stage_of(tmp_path, is_done=lambda: True, is_always_called=True)
+    row = {"name": "train", "command": item.command, "seconds": 30.0, "finished": False}
+    (tmp_path / "stages.json").write_text(json.dumps([row]))
+    assert carry_out(item, tmp_path) == 0
+    row = read_rows(tmp_path)["train"]
+    assert row["finished"] and 30.0 <= row["seconds"] < 40.0
+
+
 def test_another_look_at_what_is_done_keeps_the_seconds(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
     item = stage_of(tmp_path, is_done=lambda: True, is_always_called=True)
     row = {"name": "train", "command": item.command, "seconds": 611.0, "finished": True}

@@ -24,6 +24,13 @@ def test_a_log_gets_plain_lines(monkeypatch):
     ]
 
 
+def test_what_was_done_before_has_no_speed():
+    out = io.StringIO()
+    with WorkProgress("building", 4, "records", Console(file=out, width=100)) as bar:
+        bar.advance(4, done_before=True)
+    assert out.getvalue() == "building: 4/4  done before\n"
+
+
 def test_a_terminal_gets_a_bar():
     out = io.StringIO()
     with WorkProgress("building", 4, "records", Console(file=out, force_terminal=True, width=100)) as bar:
