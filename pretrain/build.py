@@ -25,6 +25,7 @@ from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.track.lock import run_lock
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.status import DoneMarker, RankStatus
@@ -60,6 +61,7 @@ def open_run(config: RunConfig) -> Iterator[Run | None]:
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:
+            stack.enter_context(run_lock(folder))
             write_identity(folder, config, inputs, ds_config)
         talk.barrier()
         checkpoint = newest_complete(folder)

@@ -2,6 +2,7 @@
 
     config.yaml      the resolved configuration
     ds_config.json   the resolved DeepSpeed JSON
+    environment.json versions and machine of the first start
     inputs.json      hashes of what the configuration only names: tokenizer, shard manifests, DeepSpeed JSON
 
 A run resumes only with the same configuration and the same inputs: step k is a function of them.
@@ -21,6 +22,7 @@ import yaml
 from cclm.atomic import replace_text
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import ConfigError
+from cclm.track.environment import ENVIRONMENT_NAME, describe_environment
 from pretrain.config import RunConfig
 
 CONFIG_FILE = "config.yaml"
@@ -81,11 +83,13 @@ def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str
 def write_identity(
     folder: Path, config: RunConfig, inputs: Mapping[str, str], ds_config: dict[str, Any] | None
 ) -> None:
-    """Write the three files, each whole or not at all, and make the quarantine's folder."""
+    """Write the files, each whole or not at all, and make the quarantine's folder."""
     (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
     replace_text(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
     if ds_config is not None:
         write_ds_config(ds_config, folder)
+    if not (folder / ENVIRONMENT_NAME).exists():
+        replace_text(folder / ENVIRONMENT_NAME, json.dumps(describe_environment(), indent=1) + "\n")
     replace_text(folder / CONFIG_FILE, yaml.safe_dump(as_values(config), sort_keys=False, allow_unicode=True))
 
 

@@ -85,6 +85,7 @@ def train(run: Run) -> None:
             run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
             run.status.write(step=step + 1, phase="training")
         if is_saving:
+            sync_lines(run)
             seconds = run.seconds_before + time.monotonic() - began
             save_checkpoint(engine, run.folder, step + 1, {"seconds": seconds}, keep=config.checkpoint.keep)
             run.throughput.restart()
@@ -125,6 +126,14 @@ def write_ledger(run: Run, first_step: int, sums: list[dict[str, int]]) -> None:
     if run.ledger is not None:
         for index, row in enumerate(total.tolist()):
             run.ledger.append(first_step + index, dict(zip(views, row, strict=True)))
+
+
+def sync_lines(run: Run) -> None:
+    """Put what was written about the steps so far on the disk, before a checkpoint says that they are done."""
+    run.log.sync()
+    run.quarantine.sync()
+    if run.ledger is not None:
+        run.ledger.sync()
 
 
 def refuse_bad_values(step: int, values: Mapping[str, float], run: Run) -> None:
