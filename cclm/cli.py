@@ -1,4 +1,4 @@
-"""The console script `cclm`: measure, export, import and report. A command imports what is heavy when it runs."""
+"""The console script `cclm`: measure, export, import, report, check. A command imports what is heavy when it runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_export(**values)
         elif chosen.command == "import":
             run_import(**values)
-        else:
+        elif chosen.command == "report":
             run_report(**values)
+        else:
+            run_verify_ledger(**values)
     except CclmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -47,6 +49,7 @@ def make_parser() -> ArgumentParser:
     commands.add_subcommand("export", export_parser(), help="write a Hugging Face folder with its own code")
     commands.add_subcommand("import", import_parser(), help="convert a published file to a Hugging Face folder")
     commands.add_subcommand("report", report_parser(), help="write one self-contained report.html")
+    commands.add_subcommand("verify-ledger", ledger_parser(), help="recompute the hash chain of what was trained on")
     return parser
 
 
@@ -70,8 +73,15 @@ def evaluate_parser() -> ArgumentParser:
     add(
         "--choose-rerank-on",
         type=str | None,
-        help="shard set on which the re-ranking weights are chosen, for the first two groups; "
+        help="shard set on which the re-ranking weights are chosen, another one than --shards; "
         "without it: matching log-odds + similarity / temperature, as published",
+    )
+    add(
+        "--rerank-groups",
+        type=str,
+        nargs="+",
+        help="with --choose-rerank-on: the groups for which the weights are chosen, each counting the same; "
+        "without it: all groups of the file",
     )
     add("--out", type=str | None, help="JSON file for the results; seconds of other stages in it stay")
     add("--gallery", type=str | None, help="JSON file for the report's gallery; without it: gallery.json beside --out")
@@ -121,6 +131,17 @@ def report_parser() -> ArgumentParser:
     return parser
 
 
+def ledger_parser() -> ArgumentParser:
+    """Options of `cclm verify-ledger`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="Recompute the hash chain of a run's ledger. Two runs with the same last hash saw the same samples."
+    )
+    parser.add_argument("run", type=str, help="a run folder")
+    return parser
+
+
 def say(line: str) -> None:
     """Write a line for the user."""
     sys.stdout.write(line + "\n")
@@ -133,6 +154,7 @@ def run_evaluate(
     groups: str | None = None,
     rerank_top_k: int | None = None,
     choose_rerank_on: str | None = None,
+    rerank_groups: Sequence[str] | None = None,
     out: str | None = None,
     gallery: str | None = None,
     batch_size: int = 256,
@@ -146,10 +168,10 @@ def run_evaluate(
         gallery = str(Path(out).with_name("gallery.json"))
     import torch
 
+    from cclm.atomic import replace_text
     from cclm.checkpoint.measure import evaluate
     from cclm.checkpoint.open import open_model
     from cclm.evaluate.tables import text_table
-    from cclm.track.atomic import replace_text
 
     if threads:
         torch.set_num_threads(threads)
@@ -158,6 +180,7 @@ def run_evaluate(
         Path(shards),
         languages,
         dev_shards=Path(choose_rerank_on) if choose_rerank_on else None,
+        rerank_groups=rerank_groups,
         top_k=rerank_top_k,
         batch_size=batch_size,
         on_language=show_progress,
@@ -183,30 +206,27 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     """Read a groups file.
 
     Raises:
-        ConfigError: not a mapping of names to lists of languages.
+        ConfigError: it cannot be read, or is not a mapping of names to lists of languages.
     """
-    import yaml
+    from cclm.track.reading import read_yaml
 
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    expected = "a YAML mapping from group names to lists of languages (write no and on in quotes)"
+    do = "Start from pretrain/demo_groups.yaml."
+    content = read_yaml(path, expected=expected, do=do)
     is_groups = isinstance(content, dict) and all(
         isinstance(members, list) and members and all(isinstance(member, str) for member in members)
         for members in content.values()
     )
     if not content or not is_groups:
-        raise ConfigError(
-            where=str(path),
-            expected="a YAML mapping from group names to lists of languages (write no and on in quotes)",
-            got="something else" if path.exists() else "no such file",
-            do="Start from pretrain/demo_groups.yaml.",
-        )
-    return dict(content)
+        raise ConfigError(where=str(path), expected=expected, got="something else", do=do)
+    return {str(name): list(members) for name, members in content.items()}
 
 
 def read_seconds(out: Path) -> dict[str, float]:
-    """Return the seconds of other stages: of an older results file, and of seconds.json beside it."""
-    from cclm.track.facts import SECONDS_NAME, read_json
+    """Return the seconds of other stages that an older results file holds."""
+    from cclm.track.reading import read_json
 
-    return {**read_json(out, {}).get("seconds", {}), **read_json(out.with_name(SECONDS_NAME), {})}
+    return dict(read_json(out, {}).get("seconds", {}))
 
 
 def merge_results(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
@@ -216,11 +236,11 @@ def merge_results(results: dict[str, Any], seconds: dict[str, float]) -> dict[st
 
 def run_export(run: str, to: str, dtype: str = "float32", tolerance: float | None = None) -> None:
     """Export, print the proof."""
-    from cclm.checkpoint.export import PARITY_NAME, TOLERANCE, export
+    from cclm.atomic import replace_text
+    from cclm.checkpoint.export import TOLERANCE, export
     from cclm.checkpoint.model_card import model_card
     from cclm.checkpoint.open import open_model
-    from cclm.track.atomic import replace_text
-    from cclm.track.facts import read_facts
+    from cclm.track.facts import PARITY_NAME, read_facts
 
     chosen = next((name for name in TOLERANCE if name == dtype), None)
     if chosen is None:
@@ -228,7 +248,7 @@ def run_export(run: str, to: str, dtype: str = "float32", tolerance: float | Non
     opened = open_model(Path(run))
     if opened.run_folder is None:
         raise ConfigError(where=run, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
-    facts = read_facts(opened.run_folder)
+    facts = read_facts(opened.run_folder, opened.checkpoint)
     num_parameters = opened.model.num_parameters()
     report = export(
         opened,
@@ -299,14 +319,32 @@ def say_keys(family: str) -> None:
 
 
 def run_report(run: str, out: str | None = None) -> None:
-    """Write the page."""
-    from cclm.track.atomic import replace_text
+    """Write the page about the newest checkpoint."""
+    from cclm.atomic import replace_text
+    from cclm.checkpoint.identity import identify_newest
     from cclm.track.report import render
     from cclm.track.report_data import report_data
 
     path = Path(out) if out else Path(run) / "report.html"
-    replace_text(path, render(report_data(Path(run))))
+    replace_text(path, render(report_data(Path(run), identify_newest(Path(run)))))
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def run_verify_ledger(run: str) -> None:
+    """Check the chain, print its end."""
+    from cclm.data.ledger import verify_ledger
+    from cclm.track.step_lines import StepLines
+
+    path = Path(run) / "ledger.jsonl"
+    if not path.is_file():
+        raise ConfigError(
+            where=run,
+            expected="a run folder with ledger.jsonl",
+            got="none",
+            do="Give the folder that `python -m pretrain` wrote.",
+        )
+    value, last = verify_ledger(path), StepLines(path).last()
+    say(f"{path}: sound, {0 if last is None else last['step'] + 1:,} steps, last hash {value}")
 
 
 if __name__ == "__main__":

@@ -174,9 +174,12 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
 
 
 def _explain(plan: JobPlan, job: _Job) -> None:
-    """Say which rank failed first, and show the end of its log."""
+    """Say which rank failed first, and show the end of its log; ranks that were asked to stop have not failed."""
     failure = job.first_failure
     if failure is None:
+        return
+    if job.stop_asked:
+        job.say(f"stopped. First of {len(plan.ranks)} rank(s): {failure}.")
         return
     job.say(f"failed. First of {len(plan.ranks)} rank(s): {failure}.")
     log = plan.ranks[failure.rank].log

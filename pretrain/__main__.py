@@ -18,11 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pretrain.loop import train
 
         with open_run(config) as run:
-            if run is not None:
+            if run is None:
+                sys.stdout.write(f"already done: {config.run_folder}\n")
+            else:
                 train(run)
     except CclmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+        return 130
     return 0
 
 

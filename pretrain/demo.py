@@ -2,8 +2,10 @@
 
     fetch ─► shards ─► tokenizer ─► pre-train (2 ZeRO-3 ranks) ─► measure ─► export with proof ─► report
 
-Every stage is a public command that this file only calls, prints and times; what a killed run has finished is not
-done again. `--ablation` trains the same recipe without parallel text.
+Every stage is a public command that this file only calls, prints and times. After a stop the same command goes on:
+commands that know themselves what is done (fetch, build, pretrain) are always called; measuring and exporting are
+skipped only if what is there belongs to the run's newest checkpoint. `--ablation` trains the same recipe without
+parallel text.
 """
 
 from __future__ import annotations
@@ -15,15 +17,24 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cclm.track.atomic import replace_text
+from cclm.atomic import replace_text
+from cclm.checkpoint.identity import identify_newest
+from cclm.errors import CclmError
+from cclm.track.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
 from cclm.track.progress import spell_duration, stage
+from cclm.track.reading import read_json
 
 DATA = Path("data/demo")
+SETS = ("image-train", "image-dev", "image-test", "text-train")
 GROUPS = "pretrain/demo_groups.yaml"
+STOPPED_CODE = 130
+SECONDS_BETWEEN_NOTES = 10.0
+"""So much of a stage's time is forgotten at most when the demo is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +47,38 @@ class Stage:
     explanation: str
     commands: tuple[tuple[str, ...], ...]
     """Arguments after `python -m`."""
-    product: Path | None = None
-    """Where this exists already, the stage is skipped."""
+    home: Path
+    """Folder whose stages.json remembers its time: the data's, or the run's."""
+    is_done: Callable[[], bool] = lambda: False
+    """Whether an earlier life has done it; asked when its turn comes."""
+    is_always_called: bool = False
+    """Call the commands even then: they look closer, refuse what contradicts, and are quick."""
+    outdates: Path | None = None
+    """A file that says something about this stage's product, and goes when that is made anew."""
+
+    @property
+    def command(self) -> str:
+        """Its commands as a person would type them, one a line."""
+        return "\n".join("python -m " + shlex.join(command) for command in self.commands)
 
 
 def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ()) -> list[Stage]:
     """List the stages of a demo run in `run`."""
-    recipe = "demo_ablation" if ablation else "demo"
-    train = ("pretrain", "--recipe", recipe, "--run_folder", str(run), "--seed", str(seed), *overrides)
+    return [*data_stages(), *run_stages(run, ablation=ablation, seed=seed, overrides=overrides)]
+
+
+def data_stages() -> list[Stage]:
+    """List the stages that make the data, for all runs alike."""
+    tokenizer = DATA / "tokenizer" / "tokenizer.json"
     return [
         Stage(
             name="fetch",
             title="Fetch",
             explanation="pinned npm packages with emoji of six artists and their CLDR names, verified by hash",
             commands=(("shards", "fetch-demo", "--to", str(DATA / "cache")),),
+            home=DATA,
+            is_done=(DATA / "cache").exists,
+            is_always_called=True,
         ),
         Stage(
             name="shards",
@@ -58,20 +87,41 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
             commands=(
                 ("shards", "build", "shards/recipes/demo.yaml", "--out", str(DATA), "--workers", "2"),
                 ("shards", "stats", str(DATA)),
+            ),
+            home=DATA,
+            is_done=lambda: all((DATA / name / "manifest.json").exists() for name in SETS),
+            is_always_called=True,
+        ),
+        Stage(
+            name="tokenizer",
+            title="Tokenizer",
+            explanation="one Unigram vocabulary for all languages, from the training texts",
+            commands=(
                 (
                     *("shards", "tokenizer", str(DATA / "text-train"), str(DATA / "image-train")),
-                    *("--out", str(DATA / "tokenizer"), "--vocab-size", "14000"),
+                    *("--out", str(tokenizer.parent), "--vocab-size", "14000"),
                 ),
             ),
-            product=DATA / "tokenizer" / "tokenizer.json",
+            home=DATA,
+            is_done=tokenizer.exists,
         ),
+    ]
+
+
+def run_stages(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str]) -> list[Stage]:
+    """List the stages that train a model and show it."""
+    without = ("--data.text_pair", "null") if ablation else ()
+    train = ("pretrain", "--recipe", "demo", *without, "--run_folder", str(run), "--seed", str(seed), *overrides)
+    return [
         Stage(
             name="train",
             title="Pre-train",
             explanation="from scratch on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
             + ("" if ablation else "; TTC, TTM and MLM on sentence pairs"),
             commands=(("launch", "run", "--ranks", "2", "--run-folder", str(run), "--", "python", "-m", *train),),
-            product=run / "done.json",
+            home=run,
+            is_done=(run / "done.json").exists,
+            is_always_called=True,
         ),
         Stage(
             name="measure",
@@ -80,28 +130,53 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
             commands=(
                 (
                     *("cclm.cli", "evaluate", str(run), "--shards", str(DATA / "image-test"), "--groups", GROUPS),
-                    *("--choose-rerank-on", str(DATA / "image-dev"), "--out", str(run / "results.json")),
+                    *("--choose-rerank-on", str(DATA / "image-dev")),
+                    *("--rerank-groups", "english", "parallel_non_latin", "--out", str(run / RESULTS_NAME)),
                 ),
             ),
-            product=run / "gallery.json",
+            home=run,
+            is_done=lambda: is_measured(run),
+            outdates=run / PARITY_NAME,  # the exported model card quotes the results
         ),
         Stage(
             name="export",
             title="Export",
             explanation="a Hugging Face folder, loaded again by a fresh process that has no cclm",
             commands=(("cclm.cli", "export", str(run), "--to", str(run / "export")),),
-            product=run / "export" / "parity.json",
+            home=run,
+            is_done=lambda: is_exported(run),
         ),
         Stage(
             name="report",
             title="Report",
             explanation="one self-contained page: curves, recall by language, a gallery, the data card",
             commands=(("cclm.cli", "report", str(run)),),
+            home=run,
         ),
     ]
 
 
-def main() -> int:
+def is_measured(run: Path) -> bool:
+    """Return whether results and gallery are there, of the newest checkpoint, on the demo's test set."""
+    newest = identify_newest(run)
+    results = read_json(run / RESULTS_NAME, {})
+    return (
+        newest is not None
+        and (results.get("model") or {}).get("checkpoint") == newest.identity
+        and (results.get("set") or {}).get("shards") == str(DATA / "image-test")
+        and (run / "gallery.json").exists()
+    )
+
+
+def is_exported(run: Path) -> bool:
+    """Return whether the newest checkpoint was exported with the results that are there."""
+    newest = identify_newest(run)
+    return newest is not None and all(
+        read_json(folder / PARITY_NAME, {}).get("checkpoint") == newest.identity for folder in (run, run / "export")
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is that of the first stage that fails."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.demo", description=__doc__)
     parser.add_argument("--ablation", action="store_true", help="leave the parallel text out")
@@ -110,36 +185,91 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", help="after --: overrides for the training, such as --optimizer.total_steps 100"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     run = options.run or Path("runs/demo-ablation" if options.ablation else "runs/demo")
-    run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    for item in plan(run, ablation=options.ablation, seed=options.seed, overrides=options.overrides):
-        code = carry_out(item, run)
-        if code:
-            sys.stderr.write(
-                f"error: stage {item.name} ended with code {code}; mend it and run the same command again\n"
-            )
-            return code
-    sys.stdout.write(f"\nDone in {spell_duration(time.monotonic() - began)}. Open {run / 'report.html'}\n")
+    try:
+        for item in plan(run, ablation=options.ablation, seed=options.seed, overrides=options.overrides):
+            code = carry_out(item, run)
+            if code:
+                sys.stderr.write(f"error: stage {item.name} ended with code {code}; see above\n")
+                return code
+        show_end(run, time.monotonic() - began)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on\n")
+        return STOPPED_CODE
+    except CclmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     return 0
 
 
 def carry_out(item: Stage, run: Path) -> int:
-    """Print, run and time one stage."""
+    """Print, run and time one stage.
+
+    Raises:
+        KeyboardInterrupt: somebody stopped it; its child has ended.
+    """
     stage(item.title, item.explanation)
-    if item.product is not None and item.product.exists():
-        sys.stdout.write(f"  already there: {item.product}\n")
+    before = read_rows(item.home).get(item.name, {})
+    is_other = before.get("command", item.command) != item.command
+    if is_other:
+        before = {}
+    is_done = item.is_done()
+    if is_done and not is_other and not item.is_always_called:
+        sys.stdout.write("  done before\n")
+        note_stage(run, item, seconds=before.get("seconds"), is_finished=True)
         return 0
+    if item.outdates is not None:
+        item.outdates.unlink(missing_ok=True)
+    # Time adds up over the lives of a stage; another look at what is done costs seconds that nobody wants to know.
+    is_repeated = is_done and item.is_always_called and before.get("finished", True)
+    earlier = 0.0 if before.get("finished", True) else before.get("seconds") or 0.0
     began = time.monotonic()
+
+    def note(*, is_finished: bool) -> None:
+        if is_repeated and not is_finished:
+            return  # what is done stays so, even if this command line contradicts it and is refused
+        spent = before.get("seconds") if is_repeated else earlier + time.monotonic() - began
+        note_stage(run, item, seconds=spent, is_finished=is_finished)
+
+    note(is_finished=False)
     for command in item.commands:
         sys.stdout.write("  $ python -m " + shlex.join(command) + "\n")
         sys.stdout.flush()
-        code = subprocess.run([sys.executable, "-m", *command], check=False, env=environment()).returncode
+        code = run_command(command, lambda: note(is_finished=False))
         if code:
+            note(is_finished=False)
             return code
-    note_stage(run, item, time.monotonic() - began)
+    note(is_finished=True)
     return 0
+
+
+def run_command(command: Sequence[str], on_wait: Callable[[], None]) -> int:
+    """Run `python -m command` with this interpreter to its end, whatever the keyboard says; return its exit code.
+
+    Raises:
+        KeyboardInterrupt: the keyboard interrupted it. The child, which got the same signal, has ended.
+    """
+    # "python" after "--" is a program of its own: it means this interpreter too, and nothing that PATH knows.
+    words = [
+        sys.executable if (before, word) == ("--", "python") else word
+        for before, word in zip(("", *command), command, strict=False)
+    ]
+    process = subprocess.Popen([sys.executable, "-m", *words], env=environment())
+    is_stopped = False
+    while True:
+        try:
+            code = process.wait(timeout=SECONDS_BETWEEN_NOTES)
+            break
+        except subprocess.TimeoutExpired:
+            on_wait()
+        except KeyboardInterrupt:  # it may be saving: a second one hurries it, and it ends in any case
+            is_stopped = True
+    if is_stopped:
+        on_wait()
+        raise KeyboardInterrupt
+    return code
 
 
 def environment() -> dict[str, str]:
@@ -147,19 +277,38 @@ def environment() -> dict[str, str]:
     return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def note_stage(run: Path, item: Stage, seconds: float) -> None:
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of a folder's stages.json by name."""
+    return {row["name"]: row for row in read_json(folder / STAGES_NAME, [])}
+
+
+def note_stage(run: Path, item: Stage, *, seconds: float | None, is_finished: bool) -> None:
     """Remember what a stage ran and how long it took: stages.json for the report, and `seconds` in results.json."""
-    path = run / "stages.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    command = "\n".join("python -m " + shlex.join(command) for command in item.commands)
-    row = {"name": item.name, "command": command, "seconds": round(seconds, 1)}
-    rows = [other for other in known if other["name"] != item.name] + [row]
-    replace_text(path, json.dumps(rows, indent=1) + "\n")
-    path = run / "results.json"
-    if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
-        results["seconds"] = {row["name"]: row["seconds"] for row in rows}
+    row = {
+        "name": item.name,
+        "command": item.command,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "finished": is_finished,
+    }
+    for folder in {item.home, run}:  # the data's stages stand in the run's list as well
+        rows = {**read_rows(folder), item.name: row}
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / STAGES_NAME, json.dumps(list(rows.values()), indent=1) + "\n")
+    path = run / RESULTS_NAME
+    results = read_json(path, None)
+    if is_finished and results is not None:
+        known = {name: row["seconds"] for name, row in read_rows(run).items() if row["seconds"] is not None}
+        results["seconds"] = {**results.get("seconds", {}), **known}
         replace_text(path, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+
+
+def show_end(run: Path, seconds: float) -> None:
+    """Print the results table and where the report lies."""
+    from cclm.evaluate.tables import text_table
+
+    results = read_json(run / RESULTS_NAME, {})
+    sys.stdout.write(f"\n{text_table(results)}\n")
+    sys.stdout.write(f"\nDone in {spell_duration(seconds)}. Open {run / 'report.html'}\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Run:
     collectives: Collectives
     batches: Iterable[Batch]
     start_step: int
+    seconds_before: float
+    """Seconds that earlier lives of the run took, up to the checkpoint."""
     log: MetricsLog
     progress: Progress
     throughput: Throughput
@@ -49,12 +51,12 @@ def train(run: Run) -> None:
 
     Raises:
         CclmError: the loss is not finite, or too many samples were bad; on every rank alike.
+        DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
     config, engine = run.config, run.engine
     batches = iter(run.batches)
     began = time.monotonic()
     sums: list[dict[str, int]] = []
-    num_bad = num_read = 0
     run.status.write(step=run.start_step, phase="training")
     for step in range(run.start_step, config.steps):
         with run.throughput.data_wait():
@@ -67,29 +69,28 @@ def train(run: Run) -> None:
 
         sums.append(ledger_sums(batch))
         run.quarantine.add(step, batch.bad_samples)
-        num_bad, num_read = num_bad + len(batch.bad_samples), num_read + num_samples(batch)
         run.throughput.step(global_counts(batch, engine.world_size))
 
         is_last = step + 1 == config.steps
         is_saving = is_last or (step + 1) % config.checkpoint.every_steps == 0
         if is_saving or (step + 1) % config.track.every_steps == 0:
-            values = engine.reduce_mean(
-                {**losses.metrics, "bad": torch.tensor(float(num_bad)), "read": torch.tensor(float(num_read))}
-            )
-            bad_share = values.pop("bad") / max(1.0, values.pop("read"))
-            refuse_bad_values(step, values, bad_share, config)
+            bad_share = torch.tensor(run.quarantine.total / ((step + 1) * num_samples(batch)))
+            values = engine.reduce_mean({**losses.metrics, "bad_share": bad_share})
+            refuse_bad_values(step, values, run)
             write_ledger(run, step + 1 - len(sums), sums)
             sums.clear()
             speed = run.throughput.summary()
             rates = {f"learning_rate/{name}": rate for name, rate in statistics.learning_rates.items()}
-            run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **rates, "bad_share": bad_share, **speed})
+            run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **rates, **speed})
             run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
             run.status.write(step=step + 1, phase="training")
         if is_saving:
-            save_checkpoint(engine, run.folder, step + 1, {"step": step + 1}, keep=config.checkpoint.keep)
+            sync_lines(run)
+            seconds = run.seconds_before + time.monotonic() - began
+            save_checkpoint(engine, run.folder, step + 1, {"seconds": seconds}, keep=config.checkpoint.keep)
             run.throughput.restart()
     run.status.write(step=config.steps, phase="done")
-    run.done.write(step=config.steps, seconds=time.monotonic() - began)
+    run.done.write(step=config.steps, seconds=run.seconds_before + time.monotonic() - began)
 
 
 def num_samples(batch: Batch) -> int:
@@ -127,8 +128,17 @@ def write_ledger(run: Run, first_step: int, sums: list[dict[str, int]]) -> None:
             run.ledger.append(first_step + index, dict(zip(views, row, strict=True)))
 
 
-def refuse_bad_values(step: int, values: dict[str, float], bad_share: float, config: RunConfig) -> None:
+def sync_lines(run: Run) -> None:
+    """Put what was written about the steps so far on the disk, before a checkpoint says that they are done."""
+    run.log.sync()
+    run.quarantine.sync()
+    if run.ledger is not None:
+        run.ledger.sync()
+
+
+def refuse_bad_values(step: int, values: Mapping[str, float], run: Run) -> None:
     """Stop the run, on every rank alike, when the loss is not finite or too many samples are bad."""
+    limit = run.config.data.bad_sample_limit
     if not math.isfinite(values["loss"]):
         names = sorted(name for name, value in values.items() if not math.isfinite(value))
         raise CclmError(
@@ -137,11 +147,11 @@ def refuse_bad_values(step: int, values: dict[str, float], bad_share: float, con
             got=", ".join(names) + " not finite",
             do="Lower the learning rate or look at the batches since the last log line; the last checkpoint is intact.",
         )
-    if bad_share > config.data.bad_sample_limit:
+    if values["bad_share"] > limit:
         raise DataError(
             reason="too_many_bad_samples",
             where=f"step {step}",
-            expected=f"at most {config.data.bad_sample_limit:.2%} bad samples",
-            got=f"{bad_share:.2%}",
+            expected=f"at most {limit:.2%} bad samples",
+            got=f"{values['bad_share']:.2%} ({run.quarantine.summary()} on this rank)",
             do="Read quarantine/rank_*.jsonl in the run folder, repair the shards or raise data.bad_sample_limit.",
         )

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from cclm.data.config import complaints_about as data_complaints
 from cclm.errors import ConfigError
 from pretrain.config import RunConfig
 
@@ -59,7 +60,7 @@ def resolve_recipe(argument: str, previous: str) -> str:
     """Turn `--recipe demo` and `--recipe=demo` into the path of the shipped file; leave anything else alone."""
     if argument.startswith("--recipe="):
         return "--recipe=" + resolve_recipe(argument.removeprefix("--recipe="), "--recipe")
-    if previous != "--recipe" or Path(argument).exists():
+    if previous != "--recipe" or Path(argument).is_file():
         return argument
     shipped = RECIPES / f"{argument}.yaml"
     if shipped.exists():
@@ -100,17 +101,29 @@ def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for previous, argument in with_previous(arguments):
         path = argument.removeprefix("--recipe=") if argument.startswith("--recipe=") else argument
         if previous == "--recipe" or argument.startswith("--recipe="):
-            with Path(path).open(encoding="utf-8") as stream:
-                content = yaml.safe_load(stream)
-            if not isinstance(content, dict):
-                raise ConfigError(
-                    where=path, expected="a YAML mapping", got=type(content).__name__, do="Start from a shipped recipe."
-                )
-            yield from ((path, key) for key in flatten(content))
+            yield from ((path, key) for key in flatten(read_yaml(Path(path))))
         elif argument.startswith("--") and argument not in ("--recipe", "--help", "--print_config"):
             name = argument[2:].split("=", 1)[0]
             if not name.startswith("print_config"):
                 yield "command line", name
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        problem = "" if isinstance(content, dict) else type(content).__name__
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+    if problem:
+        raise ConfigError(
+            where=str(path), expected="a YAML mapping", got=problem, do="Start from a recipe in pretrain/recipes/."
+        )
+    return dict(content)
 
 
 def with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -163,6 +176,8 @@ def check(config: RunConfig) -> None:
 
 def contradictions(config: RunConfig) -> Iterator[str]:
     """Yield one sentence for each contradiction."""
+    yield from data_complaints(config.data)
+    yield from size_contradictions(config)
     if config.engine == "plain" and config.precision != "fp32":
         yield f"engine plain runs in fp32, not {config.precision}"
     for name in ("every_steps", "keep"):
@@ -170,3 +185,22 @@ def contradictions(config: RunConfig) -> Iterator[str]:
             yield f"checkpoint.{name} must be at least 1"
     if config.track.every_steps < 1:
         yield "track.every_steps must be at least 1"
+    weights = [name for name, value in vars(config.objectives).items() if name.endswith("_weight") and value < 0]
+    if weights:
+        yield "objectives: weights are not negative (" + ", ".join(weights) + ")"
+    start, full = config.objectives.hardness_start_step, config.objectives.hardness_full_step
+    if full and start > full:
+        yield f"objectives.hardness_start_step {start} is after hardness_full_step {full}"
+
+
+def size_contradictions(config: RunConfig) -> Iterator[str]:
+    """Where the data and the network must have the same size."""
+    images, longest = config.data.image_text, config.model.text.max_positions - config.model.text.position_offset
+    if images is not None and images.transform.size != config.model.vision.image_size:
+        yield (
+            f"data.image_text.transform.size {images.transform.size} is not "
+            f"model.vision.image_size {config.model.vision.image_size}"
+        )
+    for name, view in (("image_text", images), ("text_pair", config.data.text_pair)):
+        if view is not None and view.max_tokens > longest:
+            yield f"data.{name}.max_tokens {view.max_tokens} exceeds the {longest} positions of model.text"

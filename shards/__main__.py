@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> int:
             plans,
             arguments.out,
             workers=arguments.workers,
-            command=f"python -m shards build {arguments.recipe}",
+            command=build_command(arguments.recipe, arguments.out, arguments.packages),
             on_shard=lambda name, records, before: progress.advance(records, note=name, done_before=before),
         )
     for name, manifest in manifests.items():
@@ -63,6 +64,12 @@ def _build(arguments: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     return 0
+
+
+def build_command(recipe: Path, out: Path, packages: Path | None) -> str:
+    """Return the command that makes these sets again; the number of workers changes nothing in them."""
+    words = ["python", "-m", "shards", "build", str(recipe), "--out", str(out)]
+    return shlex.join(words if packages is None else [*words, "--packages", str(packages)])
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
@@ -89,14 +96,14 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _stats(arguments: argparse.Namespace, console: Console) -> int:
-    from cclm.shardfile.atomic import write_atomically
+    from cclm.atomic import replace_bytes
     from shards.stats import print_statistics, statistics
 
     result = statistics(arguments.folder)
     print_statistics(result, console)
     if arguments.json is not None:
         text = json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True)
-        write_atomically(arguments.json, text.encode("utf-8") + b"\n")
+        replace_bytes(arguments.json, text.encode("utf-8") + b"\n", durable=True)
     return 0
 
 

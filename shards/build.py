@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cclm.atomic import replace_bytes, sync
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile import schema
-from cclm.shardfile.atomic import sync_folder, write_atomically
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
@@ -90,7 +90,7 @@ def build_shard(job: ShardJob) -> Outcome:
                     }
                 )
     outcome = Outcome(number=job.number, info=writer.shards[0] if writer.shards else None, refused=refused)
-    write_atomically(_state_path(job.folder, job.number), outcome.to_json())
+    replace_bytes(_state_path(job.folder, job.number), outcome.to_json(), durable=True)
     return outcome
 
 
@@ -139,7 +139,7 @@ def is_complete(folder: Path, plan: SetPlan) -> bool:
 def open_jobs(folder: Path, plan: SetPlan) -> tuple[list[Outcome], list[ShardJob]]:
     """Return what earlier runs finished, and what is left to do. Begins the set if it is new."""
     (folder / _STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _STATE_FOLDER / "plan", plan.digest.encode())
+    replace_bytes(folder / _STATE_FOLDER / "plan", plan.digest.encode(), durable=True)
     finished, jobs = [], []
     for number, drafts in enumerate(plan.shards):
         state = _state_path(folder, number)
@@ -168,7 +168,7 @@ def finish_set(folder: Path, plan: SetPlan, outcomes: Sequence[Outcome], command
     ordered = sorted(outcomes, key=lambda outcome: outcome.number)
     refused = [line for outcome in ordered for line in outcome.refused]
     infos = [outcome.info for outcome in ordered if outcome.info is not None]
-    write_atomically(folder / QUARANTINE_NAME, b"".join(canonical_json(line) + b"\n" for line in refused))
+    replace_bytes(folder / QUARANTINE_NAME, b"".join(canonical_json(line) + b"\n" for line in refused), durable=True)
     if _are_too_many(len(refused), plan):
         raise _too_many_bad(folder, plan, refused)
     assert sum(info.samples for info in infos) + len(refused) == plan.num_records, "a record got lost"
@@ -181,7 +181,7 @@ def finish_set(folder: Path, plan: SetPlan, outcomes: Sequence[Outcome], command
     manifest = Manifest(view=plan.recipe.view, shards=infos, command=command, config=config)
     manifest.save(folder)
     shutil.rmtree(folder / _STATE_FOLDER)
-    sync_folder(folder)
+    sync(folder)
     return manifest
 
 

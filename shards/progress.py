@@ -6,7 +6,9 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from cclm.track.progress import make_bar, spell_duration
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -28,18 +30,9 @@ class WorkProgress:
         self._bar: Progress | None = None
 
     def __enter__(self) -> WorkProgress:
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task(self._label, total=self._total, rate="")
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._bar = make_bar(self._console)
+            self._task = self._bar.add_task(self._label, total=self._total, facts="")
             self._bar.start()
         return self
 
@@ -47,18 +40,16 @@ class WorkProgress:
         """Add finished work; what an earlier run did (`done_before`) does not count for the throughput."""
         self._done += amount
         self._skipped += amount if done_before else 0
-        rate = (self._done - self._skipped) / max(time.monotonic() - self._started, 1e-3)
+        now = time.monotonic()
+        rate = (self._done - self._skipped) / max(now - self._started, 1e-3)
+        facts = "done before"
+        if rate > 0:
+            facts = f"{rate:,.0f} {self._unit}/s  ETA {spell_duration((self._total - self._done) / rate)}"
         if self._bar is not None:
-            self._bar.update(
-                self._task, advance=amount, rate=f"{rate:,.0f} {self._unit}/s", description=note or self._label
-            )
-        elif self._done >= self._total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            left = (self._total - self._done) / rate if rate > 0 else 0.0
-            self._console.print(
-                f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left",
-                highlight=False,
-            )
+            self._bar.update(self._task, advance=amount, facts=facts, description=note or self._label)
+        elif self._done >= self._total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._console.print(f"{self._label}: {self._done:,}/{self._total:,}  {facts}", highlight=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,9 +9,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cclm.errors import ConfigError
+from cclm.track.reading import read_yaml
 from cclm.types import View
 from shards.corpora.table import CORPORA
 
@@ -57,16 +56,7 @@ def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
         ConfigError: naming everything that is wrong with it.
     """
     path = Path(path)
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            expected="a recipe file", got=str(error.strerror), do="Check the path.", where=str(path)
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            expected="YAML", got=" ".join(str(error).split()), do="Correct the syntax.", where=str(path)
-        ) from error
+    document = read_yaml(path, expected="a recipe file", do="shards/recipes/demo.yaml is an example.")
     complaints: list[str] = []
     sets: dict[str, SetRecipe] = {}
     if not isinstance(document, dict) or not isinstance(document.get("sets"), dict) or not document["sets"]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.atomic import replace_bytes
 from cclm.errors import ConfigError
-from cclm.shardfile.atomic import write_atomically
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
@@ -118,5 +118,5 @@ def write_tokenizer(tokenizer: Any, folder: Path, max_tokens: int) -> None:
         "unk_token": "<unk>",
         "mask_token": MASK_TOKEN,
     }
-    write_atomically(folder / "tokenizer_config.json", canonical_json(config) + b"\n")
-    write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode("utf-8") + b"\n")
+    replace_bytes(folder / "tokenizer_config.json", canonical_json(config) + b"\n", durable=True)
+    replace_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode("utf-8") + b"\n", durable=True)

@@ -42,6 +42,7 @@ def recipe(corpus: Path, run: Path, **changes: Any) -> dict[str, Any]:
             "text": {**LAYERS, "max_positions": 8},
             "fusion": LAYERS,
         },
+        "objectives": {"hardness": 0.5, "hardness_start_step": 1, "hardness_full_step": 4, "fusion_warmup_steps": 2},
         "optimizer": {"total_steps": 12, "learning_rate": 0.002, "warmup_steps": 2},
         "checkpoint": {"every_steps": 5, "keep": 2},
         "track": {"every_steps": 4, "tensorboard": False},

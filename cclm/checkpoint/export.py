@@ -1,15 +1,20 @@
 """Write a trained model as a Hugging Face folder that carries its own code, and prove that it works.
 
-.export-…/NAME/   weights (safetensors), config.json + modelling code, tokenizer, image processor, README.md
+.export-NAME/NAME/   weights (safetensors), config.json + modelling code, tokenizer, image processor, README.md
      │ a fresh process that cannot import this library loads it and computes (parity.json), or nothing happens
      ▼
-NAME/             renamed into place, an older export of that name goes
+NAME/                renamed into place, an older export of that name goes
+
+The hidden folder is locked by its export; what a killed one left in it goes when the next one starts.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +29,12 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import Normalise
 from cclm.errors import CheckpointError
 from cclm.model.image_processing_cclm import CCLMImageProcessor
+from cclm.track.facts import PARITY_NAME
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.03}
 """Largest difference allowed. fp32: rounding of other batch shapes is 1e-6. Halves: three decimal digits of logits."""
-
-PARITY_NAME = "parity.json"
 
 
 def export(
@@ -51,12 +55,13 @@ def export(
         tolerance: largest absolute difference of any output; None: by dtype.
 
     Raises:
-        CheckpointError: `to` is something else, or a fresh process computes something else. `to` is then untouched.
+        CheckpointError: `to` is something else, or another export to it is running, or a fresh process computes
+            something else. `to` is then untouched.
     """
     refuse_to_overwrite(to)
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=to.parent) as name:
-        folder = Path(name) / to.name
+    with workshop(to) as hidden:
+        folder = hidden / to.name
         write_folder(opened, folder, dtype)
         allowed = TOLERANCE[dtype] if tolerance is None else tolerance
         report = prove_parity(opened, folder, dtype=dtype, tolerance=allowed)
@@ -65,9 +70,41 @@ def export(
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes with the mode of a temporary file
         if to.exists():
-            to.rename(Path(name) / "old")
+            to.rename(hidden / "old")
         folder.rename(to)
     return report
+
+
+@contextmanager
+def workshop(to: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `to`, which is locked while it is used and gone afterwards.
+
+    The lock ends with its process, however that ends; so whatever lies there unlocked was left by a dead export.
+
+    Raises:
+        CheckpointError: another export to the same folder is running.
+    """
+    hidden = to.with_name(f".export-{to.name}")
+    hidden.mkdir(exist_ok=True)
+    descriptor = os.open(hidden, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                where=str(to),
+                expected="one export at a time",
+                got="another one that is running",
+                do="Wait for it, or give another `--to`.",
+            ) from error
+        for leftover in hidden.iterdir():
+            shutil.rmtree(leftover)
+        try:
+            yield hidden
+        finally:
+            shutil.rmtree(hidden)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_to_overwrite(to: Path) -> None:

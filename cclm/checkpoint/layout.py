@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cclm import atomic
 from cclm.errors import CheckpointError
 
 FOLDER = "checkpoints"
@@ -99,10 +99,7 @@ def read_marker(checkpoint: Path) -> Marker:
 
 def write_marker(folder: Path, marker: Marker) -> None:
     """Write `complete` and sync it; the last write into a checkpoint."""
-    path = folder / MARKER
-    path.write_text(json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sync(path)
-    sync(folder)
+    atomic.replace_text(folder / MARKER, json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n", durable=True)
 
 
 def check_sizes(checkpoint: Path, marker: Marker) -> None:
@@ -134,21 +131,11 @@ def list_files(folder: Path) -> list[str]:
     return sorted(name for name in found if name != MARKER)
 
 
-def sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def publish(partial: Path, visible: Path) -> None:
     """Give a finished partial folder its visible name, durably. An incomplete folder of that name is replaced."""
     if visible.exists():
         remove_checkpoint(visible)
-    partial.rename(visible)
-    sync(visible.parent)
+    atomic.publish(partial, visible)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
@@ -199,6 +186,19 @@ def _raise_flaws(checkpoint: Path, flaws: list[str]) -> None:
         raise CheckpointError(
             expected="every file as its marker says",
             got="; ".join(flaws),
-            do="The checkpoint is damaged: resume from an older one, and check the disk.",
+            do=_advice(checkpoint),
             where=str(checkpoint),
         )
+
+
+def _advice(checkpoint: Path) -> str:
+    """What to do about a damaged checkpoint: hashes are not looked at when the newest one is chosen."""
+    run_folder = checkpoint.parent.parent
+    if checkpoint.parent.name != FOLDER:
+        return "The files are damaged: copy them again, and check the disk."
+    older = [path for path in complete_checkpoints(run_folder) if path.name < checkpoint.name]
+    if not older:
+        then = "no older one is complete, so the same command then starts from the beginning"
+    else:
+        then = f"the same command then goes on from step {read_marker(older[-1]).step}"
+    return f"The checkpoint is damaged: remove this folder ({then}), and check the disk."

@@ -110,6 +110,7 @@ def evaluate(
     groups: Groups,
     *,
     dev_shards: Path | None = None,
+    rerank_groups: Sequence[str] | None = None,
     top_k: int = 0,
     batch_size: int = 256,
     on_language: Callable[[str, str], None] = lambda set_name, language: None,
@@ -119,19 +120,25 @@ def evaluate(
     Args:
         opened: the model.
         shards: the test set.
-        groups: group → languages. Every choice is made for the first group and the second (the demonstration's
-            English and non-Latin languages with parallel text), each counting the same.
+        groups: group → languages.
         dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity, as published.
+        rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
         top_k: candidates to re-rank; 0 does not re-rank.
         batch_size: pictures, texts or pairs per call; larger is not faster on a CPU (caches).
         on_language: told (set name, language) as each is done.
+
+    Raises:
+        ConfigError: the dev set is the test set, or a group that is to decide does not exist.
     """
     began = time.monotonic()
+    if dev_shards is not None:
+        refuse_choosing_on_the_test_set(shards, dev_shards)
     languages = languages_of(groups)
     rule = RerankRule() if top_k else None
     dev: Results | None = None
     if dev_shards is not None:
-        dev, rule = _measure_dev(opened, dev_shards, groups, top_k, batch_size, on_language)
+        deciding = deciding_groups(groups, rerank_groups)
+        dev, rule = _measure_dev(opened, dev_shards, deciding, top_k, batch_size, on_language)
     loaded = load_set(shards, opened, languages)
     found = measure(
         opened.model,
@@ -143,23 +150,59 @@ def evaluate(
     )
     results = results_of(found, groups, rule)
     results["set"] = {"shards": str(shards), "num_images": len(loaded.records)}
-    results["model"] = {"origin": str(opened.origin), "num_parameters": opened.model.num_parameters()}
+    results["model"] = model_facts(opened)
     if dev is not None:
         results["dev"] = dev
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
     return Outcome(results=results, gallery=gallery_of(loaded, found))
 
 
+def model_facts(opened: OpenedModel) -> dict[str, Any]:
+    """Return which weights were measured: `origin`, `num_parameters` and, if known, `step` and `checkpoint`."""
+    found: dict[str, Any] = {"origin": str(opened.origin), "num_parameters": opened.model.num_parameters()}
+    if opened.checkpoint is not None:
+        found |= {"step": opened.checkpoint.step, "checkpoint": opened.checkpoint.identity}
+    return found
+
+
+def refuse_choosing_on_the_test_set(shards: Path, dev_shards: Path) -> None:
+    """Raise `ConfigError` if both are one folder: what was chosen there would be measured there."""
+    if shards.resolve() == dev_shards.resolve():
+        raise ConfigError(
+            where=str(dev_shards),
+            expected="a dev set with other pictures than the set that is measured",
+            got="the same set twice",
+            do="Hold pictures out for --choose-rerank-on, or leave it away: then the weights are the published ones.",
+        )
+
+
+def deciding_groups(groups: Groups, names: Sequence[str] | None) -> dict[str, Sequence[str]]:
+    """Return the groups that decide a choice: the named ones, or all.
+
+    Raises:
+        ConfigError: there is no group of that name.
+    """
+    chosen = list(groups) if names is None else list(names)
+    unknown = [name for name in chosen if name not in groups]
+    if unknown or not chosen:
+        raise ConfigError(
+            where="--rerank-groups",
+            expected=f"some of the groups {', '.join(groups)}",
+            got=", ".join(unknown) or "none",
+            do="Name groups of the groups file.",
+        )
+    return {name: groups[name] for name in chosen}
+
+
 def _measure_dev(
     opened: OpenedModel,
     folder: Path,
-    groups: Groups,
+    deciding: Groups,
     top_k: int,
     batch_size: int,
     on_language: Callable[[str, str], None],
 ) -> tuple[Results, RerankRule | None]:
     """Measure the dev set in the languages that decide, and choose the rule there."""
-    deciding = dict(list(groups.items())[:2])
     loaded = load_set(folder, opened, languages_of(deciding))
     found = measure(
         opened.model,

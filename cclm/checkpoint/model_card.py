@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cclm.checkpoint.parity import ParityReport
 from cclm.track.facts import RunFacts
+from cclm.track.report_data import group_title, learned_from
 
 RECIPE_KEYS = ("seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
 """What of config.yaml decides the weights."""
@@ -30,6 +31,8 @@ def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> st
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
         commands=[stage.command for stage in facts.stages if stage.command],
         cell=recall_cell,
+        title=lambda name: group_title(facts, name),
+        learned_from=learned_from(facts),
     )
 
 

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from cclm.checkpoint.identity import identify
 from cclm.checkpoint.layout import newest_complete
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.track.facts import PARITY_NAME, CheckpointFacts
+from cclm.track.reading import read_json, read_yaml
 
 RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}
 """PIL's numbers of the resize filters, as an image processor's JSON holds them."""
@@ -46,12 +48,15 @@ class OpenedModel:
     """The checkpoint or export that the weights came from."""
     run_folder: Path | None
     """The run, if it was not an export."""
+    checkpoint: CheckpointFacts | None = None
+    """Which checkpoint the weights are; None: an export that does not say."""
 
 
 def open_model(path: Path) -> OpenedModel:
     """Open an export folder, a run folder or a checkpoint folder.
 
     Raises:
+        ConfigError: config.yaml cannot be read.
         CheckpointError: it is none of these, or the run has no complete checkpoint, or the weights do not fit.
     """
     if is_export(path):
@@ -124,15 +129,17 @@ def _misfit(where: str, got: str) -> CheckpointError:
 
 
 def read_run_config(run_folder: Path) -> dict[str, Any]:
-    """Read a run folder's config.yaml."""
-    content = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
+    """Read a run folder's config.yaml.
+
+    Raises:
+        ConfigError: it cannot be read.
+        CheckpointError: it is not a run's configuration.
+    """
+    path = run_folder / "config.yaml"
+    expected, do = "the configuration that `python -m pretrain` wrote", "Give the folder of a pre-training run."
+    content = read_yaml(path, expected=expected, do=do)
     if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-        raise CheckpointError(
-            where=str(run_folder / "config.yaml"),
-            expected="the configuration that `python -m pretrain` wrote",
-            got="something else",
-            do="Give the folder of a pre-training run.",
-        )
+        raise CheckpointError(where=str(path), expected=expected, got="something else", do=do)
     return content
 
 
@@ -176,6 +183,7 @@ def _open_checkpoint(run_folder: Path, checkpoint: Path) -> OpenedModel:
         max_tokens=max(view.get("max_tokens", 0) for view in views) or 64,
         origin=checkpoint,
         run_folder=run_folder,
+        checkpoint=identify(checkpoint),
     )
 
 
@@ -207,4 +215,12 @@ def _open_export(folder: Path) -> OpenedModel:
         max_tokens=int(settings["model_max_length"]),
         origin=folder,
         run_folder=None,
+        checkpoint=_exported_checkpoint(folder),
     )
+
+
+def _exported_checkpoint(folder: Path) -> CheckpointFacts | None:
+    proof = read_json(folder / PARITY_NAME, {})
+    if proof.get("checkpoint") is None:
+        return None
+    return CheckpointFacts(step=proof["step"], identity=proof["checkpoint"])

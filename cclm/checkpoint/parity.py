@@ -66,6 +66,10 @@ class ParityReport:
     dtype: str
     tolerance: float
     """Largest absolute difference allowed."""
+    step: int | None = None
+    """Updates that the exported checkpoint has seen."""
+    checkpoint: str | None = None
+    """Its identity (`cclm.checkpoint.identity`)."""
 
     @property
     def max_abs(self) -> float:
@@ -197,6 +201,8 @@ def prove_parity(
         num_texts=len(texts),
         dtype=dtype,
         tolerance=tolerance,
+        step=None if opened.checkpoint is None else opened.checkpoint.step,
+        checkpoint=None if opened.checkpoint is None else opened.checkpoint.identity,
     )
     if not report.max_abs <= tolerance:
         raise CheckpointError(

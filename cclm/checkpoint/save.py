@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cclm.atomic import sync
 from cclm.checkpoint.layout import (
     FileRecord,
     Marker,
@@ -25,7 +26,6 @@ from cclm.checkpoint.layout import (
     record_file,
     remove_leftovers,
     step_folder,
-    sync,
     write_marker,
 )
 from cclm.checkpoint.ranks import on_every_rank
@@ -42,14 +42,20 @@ def save_checkpoint(engine: Engine, run_folder: Path, step: int, state: Mapping[
         state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
         keep: at least 1.
 
-    Returns the checkpoint's folder; if a complete one of this step exists, writes nothing. Raises CheckpointError on
-    every rank if one fails.
+    Returns the checkpoint's folder; if a complete one of this step exists, writes nothing.
+
+    Raises:
+        CheckpointError: on every rank, if one fails to make room, to sync its share or to finish.
+        Exception: whatever `engine.save` raises (a full disk), on that rank alone and at once: the others may stand in
+            a collective of the engine's own and cannot be told. The rank's end ends the job; the older checkpoint
+            stays the newest.
     """
     visible, partial = step_folder(run_folder, step), partial_folder(run_folder, step)
     exists = on_every_rank(engine, lambda: _prepare(engine.rank, run_folder, visible, partial), "prepare a checkpoint")
     if exists[0]:
         return visible
-    on_every_rank(engine, lambda: engine.save(partial, {"step": step, "state": dict(state)}), "write its share")
+    engine.save(partial, {"step": step, "state": dict(state)})  # raises on one rank alone: see the docstring
+    on_every_rank(engine, lambda: None, "write its share")
     records = on_every_rank(engine, lambda: _seal_share(partial, engine.rank, engine.world_size), "sync its share")
     marker = Marker(
         step=step,

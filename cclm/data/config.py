@@ -99,6 +99,17 @@ class DataConfig:
 
 def validate(config: DataConfig, world_size: int = 1) -> None:
     """Raise one ConfigError that lists everything wrong with the config for this number of ranks."""
+    complaints = complaints_about(config, world_size)
+    if complaints:
+        raise ConfigError(
+            expected="a data config without contradictions",
+            got="\n  - " + "\n  - ".join(complaints) + "\n",
+            do="Correct these settings.",
+        )
+
+
+def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
+    """Everything wrong with the config, a sentence each."""
     complaints = []
     if config.image_text is None and config.text_pair is None:
         complaints.append("give image_text or text_pair (both are missing)")
@@ -115,12 +126,7 @@ def validate(config: DataConfig, world_size: int = 1) -> None:
             complaints.append("text_pair.pairs_per_sample is at least 1")
         if not 0 <= config.text_pair.swap_probability <= 1:
             complaints.append("text_pair.swap_probability is a probability")
-    if complaints:
-        raise ConfigError(
-            expected="a data config without contradictions",
-            got="\n  - " + "\n  - ".join(complaints) + "\n",
-            do="Correct these settings.",
-        )
+    return complaints
 
 
 def _complaints(name: str, view: ImageTextDataConfig | TextPairDataConfig, world_size: int) -> list[str]:
@@ -165,6 +171,9 @@ def _image_complaints(view: ImageTextDataConfig) -> list[str]:
         found.append(f"image_text.transform.crop_area: 0 < low ≤ high ≤ 1 (got {transform.crop_area})")
     if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1]:
         found.append(f"image_text.transform.crop_ratio: 0 < low ≤ high (got {transform.crop_ratio})")
-    if not 0 <= transform.scale < 1 or not 0 <= transform.brightness <= 1 or not 0 <= transform.flip_probability <= 1:
-        found.append("image_text.transform: scale below 1, brightness and flip_probability between 0 and 1")
+    shares = (transform.brightness, transform.contrast, transform.saturation, transform.flip_probability)
+    if not 0 <= transform.scale < 1 or not all(0 <= share <= 1 for share in shares):
+        found.append(
+            "image_text.transform: scale below 1; brightness, contrast, saturation and flip_probability between 0 and 1"
+        )
     return found

@@ -25,6 +25,8 @@ _RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "box": Image.Resampling.BOX,
 }
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 _ENDINGS = ((b"\x89PNG\r\n\x1a\n", b"IEND"), (b"\xff\xd8", b"\xff\xd9"))
 
 
@@ -52,6 +54,12 @@ class ImageTransformConfig:
     """affine: move by at most this share of the width, each axis."""
     brightness: float = 0.2
     """affine: multiply by 1 ± at most this."""
+    contrast: float = 0.0
+    """affine: distances from the picture's mean grey, times 1 ± at most this."""
+    saturation: float = 0.0
+    """affine: distances from the pixel's own grey, times 1 ± at most this."""
+    hue_rad: float = 0.0
+    """affine: turn colours about the grey axis by at most this angle."""
     background: tuple[int, int, int] = (255, 255, 255)
     """affine: colour that shows where the picture was moved away."""
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -139,7 +147,10 @@ def train_image(
     flip = draws[0] < config.flip_probability
     if config.method == "affine":
         light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
-        return _normalised(_jitter(image, config, flip, draws[2:6]), light, config)
+        picture = _jitter(image, config, flip, draws[2:6])
+        if config.contrast == config.saturation == config.hue_rad == 0.0:
+            return _normalised(picture, light, config)
+        return _recoloured(picture, light, config, draws[6:9])
     left, top, right, bottom = crop_box(image.width, image.height, config, draws[2:])
     picture = image.resize((config.size, config.size), _RESAMPLE[config.resample], (left, top, right, bottom))
     pixels = _normalised(picture, 1.0, config)
@@ -192,6 +203,33 @@ def _jitter(image: Image.Image, config: ImageTransformConfig, flip: bool, draws:
         resample=Image.Resampling.BILINEAR,
         fillcolor=config.background,
     )
+
+
+def color_matrix(contrast: float, saturation: float, hue_rad: float) -> NDArray[np.float32]:
+    """3×3 matrix on RGB columns: rotation about (1, 1, 1) (Rodrigues), then saturation, then contrast, as factors.
+
+    Greys stay greys; with contrast 1 they do not move at all.
+    """
+    cosine, sine = math.cos(hue_rad), math.sin(hue_rad) / math.sqrt(3.0)
+    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    turn = cosine * np.eye(3) + sine * cross + (1.0 - cosine) / 3.0
+    dull = saturation * np.eye(3) + (1.0 - saturation) * np.tile(_LUMA, (3, 1))
+    return (contrast * (dull @ turn)).astype(np.float32)
+
+
+def _recoloured(
+    image: Image.Image, light: float, config: ImageTransformConfig, draws: list[float]
+) -> NDArray[np.float32]:
+    """Like `_normalised`, with contrast, saturation and hue drawn around 1, 1 and 0."""
+    contrast, saturation, hue = (2.0 * draw - 1.0 for draw in draws)
+    factor = 1.0 + config.contrast * contrast
+    matrix = color_matrix(factor, 1.0 + config.saturation * saturation, config.hue_rad * hue)
+    flat = np.asarray(image).reshape(-1, 3).T.astype(np.float32)
+    grey = float(_LUMA @ flat.mean(1))
+    pixels = np.clip(light * (matrix @ flat + (1.0 - factor) * grey), 0.0, 255.0)
+    gain, offset = _gain_offset(config.mean, config.std)
+    pixels = pixels.reshape(3, image.height, image.width)
+    return np.ascontiguousarray(pixels * gain - offset, dtype=np.float32)
 
 
 def _normalised(image: Image.Image, light: float, config: ImageTransformConfig) -> NDArray[np.float32]:

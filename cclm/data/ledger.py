@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cclm.data.step_lines import StepLines
 from cclm.errors import CheckpointError
+from cclm.track.step_lines import StepLines
 
 START = "0" * 32
 """The chain's value before the first step."""
@@ -83,6 +83,10 @@ class LedgerFile:
         self._lines.append(step, {"sums": dict(sums), "hash": self.hash})
         self.next_step += 1
         return self.hash
+
+    def sync(self) -> None:
+        """Force the file to disk; before a checkpoint of `next_step` is complete, or it could not be resumed."""
+        self._lines.sync()
 
 
 def verify_ledger(path: Path | str) -> str:

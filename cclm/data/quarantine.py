@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cclm.data.batch import BadSample
-from cclm.data.step_lines import StepLines
+from cclm.track.step_lines import StepLines
 
 
 class Quarantine:
@@ -32,6 +32,10 @@ class Quarantine:
         for sample in samples:
             self._lines.append(step, asdict(sample))
             self.counts[sample.reason, sample.source] += 1
+
+    def sync(self) -> None:
+        """Force the file to disk; before a checkpoint is complete, which makes a resumed run count on it."""
+        self._lines.sync()
 
     @property
     def total(self) -> int:

@@ -71,14 +71,6 @@ def lane_turn(step: int, slot: int, batch_size: int, num_lanes: int) -> tuple[in
     )
 
 
-def lanes_of_slots(slots: range, batch_size: int, num_lanes: int) -> range:
-    """The lanes that a contiguous range of slots reads, over all steps."""
-    first, _ = lane_turn(0, slots.start, batch_size, num_lanes)
-    per_slot = max(1, num_lanes // batch_size)
-    last, _ = lane_turn(0, slots.stop - 1, batch_size, num_lanes)
-    return range(first, last + per_slot)
-
-
 class Stream:
     """An endless, seeded, mixed and shuffled order of samples that can be entered anywhere.
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as torch_dist
-from torch._C._distributed_c10d import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not re-exported for type checkers
 
 from cclm.errors import ConfigError
 

@@ -33,7 +33,7 @@ from cclm.dist.collectives import collectives
 from cclm.dist.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import OptimizerConfig, adamw_groups, build_adamw, parameter_groups, set_learning_rates
-from cclm.engine.plain import autocast
+from cclm.engine.plain import autocast, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.seeding import seed_step
 from cclm.errors import CheckpointError, ConfigError
@@ -121,7 +121,7 @@ class DeepSpeedEngine:
         if not values:
             return {}
         dtype = torch.float64 if self.device.type == "cpu" else torch.float32
-        stacked = torch.stack([values[name].detach().to(dtype).reshape(()) for name in sorted(values)])
+        stacked = stack_scalars([values[name] for name in sorted(values)], self.device, dtype)
         means = (self._collectives.sum(stacked) / self.world_size).tolist()
         by_name = dict(zip(sorted(values), means, strict=True))
         return {name: by_name[name] for name in values}

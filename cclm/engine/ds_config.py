@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cclm.atomic import replace_text
 from cclm.errors import ConfigError
 
 AUTO = "auto"
@@ -129,9 +130,8 @@ def resolve_ds_config(raw: Mapping[str, Any], facts: EngineFacts, *, where: str 
 def write_ds_config(resolved: Mapping[str, Any], run_folder: Path) -> Path:
     """Write the resolved config into the run folder, whole or not at all; returns its path."""
     path = run_folder / FILE_NAME
-    partial = run_folder / f".{FILE_NAME}.partial"
-    partial.write_text(json.dumps(resolved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return partial.replace(path)
+    replace_text(path, json.dumps(resolved, indent=2, sort_keys=True) + "\n")
+    return path
 
 
 def zero_stage(resolved: Mapping[str, Any]) -> int:

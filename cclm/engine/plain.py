@@ -7,7 +7,7 @@ It runs the global batch in one forward call. Whatever the DeepSpeed engine comp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +89,10 @@ class PlainEngine:
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The values as floats."""
-        return {name: float(value.detach()) for name, value in values.items()}
+        if not values:
+            return {}
+        stacked = stack_scalars(list(values.values()), self.device, torch.float64)
+        return dict(zip(values, stacked.tolist(), strict=True))
 
     def full_gradients(self) -> dict[str, Tensor]:
         """Gradients by parameter name; zeros where the step did not use a parameter."""
@@ -132,3 +135,8 @@ class PlainEngine:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a forward call runs: bf16 autocast, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def stack_scalars(values: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One vector of scalars that may come from several devices (counts of the host beside metrics) and types."""
+    return torch.stack([value.detach().to(device=device, dtype=dtype).reshape(()) for value in values])

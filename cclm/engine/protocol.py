@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean over the ranks of each scalar; the same keys on every rank. One collective."""
+        """Mean over the ranks of each scalar, of any type and device; the same keys on every rank. One collective."""
         ...
 
     def full_gradients(self) -> dict[str, Tensor]:

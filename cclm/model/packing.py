@@ -212,20 +212,24 @@ def masked_mean(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]
 
 
 def concatenate_padded(
-    parts: Sequence[tuple[Shaped[Tensor, " _b *_rest"], Bool[Tensor, "_b _l"]]],
+    parts: Sequence[tuple[Shaped[Tensor, " _b *_rest"], Bool[Tensor, "_b _l"]]], value: float = 0
 ) -> tuple[Shaped[Tensor, " b *rest"], Bool[Tensor, "b l"]]:
     """Join batches of different lengths along the batch axis, so that one module call serves them all.
 
     Args:
-        parts: pairs of a rectangle (B_i, L_i) or (B_i, L_i, D) and its mask (B_i, L_i).
+        parts: pairs of a rectangle (B_i, L_i, …) with the same trailing dimensions and its mask (B_i, L_i).
+        value: what the new padding holds (a token id, for ids).
 
     Returns:
-        The rectangle (Σ B_i, max L_i[, D]), zeros in the new padding, and its mask.
+        The rectangle (Σ B_i, max L_i, …) and its mask, False in the new padding.
     """
     longest = max(mask.shape[1] for _, mask in parts)
-    values = [functional.pad(value, (0, 0) * (value.ndim - 2) + (0, longest - value.shape[1])) for value, _ in parts]
+    rectangles = [
+        functional.pad(cells, (0, 0) * (cells.ndim - 2) + (0, longest - cells.shape[1]), value=value)
+        for cells, _ in parts
+    ]
     masks = [functional.pad(mask, (0, longest - mask.shape[1])) for _, mask in parts]
-    return torch.cat(values), torch.cat(masks)
+    return torch.cat(rectangles), torch.cat(masks)
 
 
 def gather_rows(

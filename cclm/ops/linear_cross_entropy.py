@@ -29,7 +29,7 @@ def linear_cross_entropy(
     """Summed cross-entropy of `hidden_TD @ weight_VD.T + bias_V` against `label_T`, and how often the argmax is right.
 
     Args:
-        hidden_TD: T rows; T may be 0, then loss, count and gradients are zero.
+        hidden_TD: T rows; T may be 0, then loss, count and gradients are zero. Types may differ (see `common_dtype`).
         weight_VD: class vectors.
         bias_V: class biases.
         label_T: int64 in [0, V).
@@ -53,9 +53,22 @@ def linear_cross_entropy_reference(
     label_T: Int[Tensor, " t"],
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """The slow twin of `linear_cross_entropy`: all logits at once, PyTorch's own gradients."""
-    logits_TV = functional.linear(hidden_TD, weight_VD, bias_V).float()
-    loss = functional.cross_entropy(logits_TV, label_T, reduction="sum")
+    dtype = common_dtype(hidden_TD, weight_VD, bias_V)
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        logits_TV = functional.linear(hidden_TD.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)).float()
+        loss = functional.cross_entropy(logits_TV, label_T, reduction="sum")
     return loss, (logits_TV.argmax(1) == label_T).sum()
+
+
+def common_dtype(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> torch.dtype:
+    """What the products are computed in: autocast's type where it is on, else the widest of the three.
+
+    Under autocast a LayerNorm returns float32 on CUDA while the weight is bfloat16 (or the other way round).
+    """
+    device = hidden_TD.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(torch.promote_types(hidden_TD.dtype, weight_VD.dtype), bias_V.dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -65,29 +78,17 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor, rows: int, needs_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        """Sums; with `needs_grad` also the gradients, float32 where they are accumulated over blocks."""
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden_TD.device)
-        grads = None
-        if needs_grad:
-            grads = (
-                torch.empty_like(hidden_TD),
-                torch.zeros_like(weight_VD, dtype=torch.float32),
-                torch.zeros_like(bias_V, dtype=torch.float32),
+        """Sums; with `needs_grad` also the gradients, in the types of the arguments."""
+        dtype = common_dtype(hidden_TD, weight_VD, bias_V)
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            loss, correct, grads = _walk(
+                hidden_TD.to(dtype), weight_VD.to(dtype), bias_V.to(dtype), label_T, rows, needs_grad
             )
-        for start in range(0, hidden_TD.shape[0], rows):
-            block = slice(start, start + rows)
-            residual_TV, block_loss, block_correct = _block(hidden_TD[block], weight_VD, bias_V, label_T[block])
-            loss += block_loss
-            correct += block_correct
-            if grads is not None:
-                low_TV = residual_TV.to(hidden_TD.dtype)
-                torch.mm(low_TV, weight_VD, out=grads[0][block])
-                _add_product(grads[1], low_TV.T, hidden_TD[block])
-                grads[2].add_(residual_TV.sum(0))
         ctx.mark_non_differentiable(correct)
-        if grads is not None:
-            ctx.save_for_backward(grads[0], grads[1].to(weight_VD.dtype), grads[2].to(bias_V.dtype))
+        if needs_grad:
+            ctx.save_for_backward(
+                *(grad.to(value.dtype) for grad, value in zip(grads, (hidden_TD, weight_VD, bias_V), strict=True))
+            )
         return loss, correct
 
     @staticmethod
@@ -97,6 +98,32 @@ class _ChunkedLoss(torch.autograd.Function):
         scaled = [grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
         needed = [grad if needs else None for grad, needs in zip(scaled, ctx.needs_input_grad[:3], strict=True)]
         return (*needed, None, None, None)
+
+
+def _walk(
+    hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor, rows: int, needs_grad: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Loss, count, and with `needs_grad` the gradients: float32 where they are accumulated over blocks."""
+    loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
+    correct = torch.zeros((), dtype=torch.int64, device=hidden_TD.device)
+    grads: tuple[Tensor, ...] = ()
+    if needs_grad:
+        grads = (
+            torch.empty_like(hidden_TD),
+            torch.zeros_like(weight_VD, dtype=torch.float32),
+            torch.zeros_like(bias_V, dtype=torch.float32),
+        )
+    for start in range(0, hidden_TD.shape[0], rows):
+        block = slice(start, start + rows)
+        residual_TV, block_loss, block_correct = _block(hidden_TD[block], weight_VD, bias_V, label_T[block])
+        loss += block_loss
+        correct += block_correct
+        if grads:
+            low_TV = residual_TV.to(hidden_TD.dtype)
+            torch.mm(low_TV, weight_VD, out=grads[0][block])
+            _add_product(grads[1], low_TV.T, hidden_TD[block])
+            grads[2].add_(residual_TV.sum(0))
+    return loss, correct, grads
 
 
 def _block(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cclm.atomic import replace_text
 from cclm.errors import DataError
 from cclm.shardfile import schema
-from cclm.shardfile.atomic import write_atomically
 from cclm.types import View
 
 
@@ -111,7 +111,7 @@ class Manifest:
             "config": self.config,
         }
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1)
-        write_atomically(folder / schema.MANIFEST_NAME, text.encode("utf-8") + b"\n")
+        replace_text(folder / schema.MANIFEST_NAME, text + "\n", durable=True)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

@@ -20,8 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from cclm.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile import schema
-from cclm.shardfile.atomic import publish, temporary_path, write_atomically
 from cclm.shardfile.codec import check_group, encode_block, encode_image_text
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.tar import member_header, padding, trailer
@@ -91,7 +91,7 @@ class _OpenShard:
         with pa.ipc.new_file(sink, self._schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) as writer:
             writer.write_batch(batch)
         data = bytes(sink.getvalue())
-        write_atomically(self._folder / f"{self.name}{schema.INDEX_SUFFIX}", data)
+        replace_bytes(self._folder / f"{self.name}{schema.INDEX_SUFFIX}", data, durable=True)
         return hashlib.sha256(data).hexdigest()
 
     def abandon(self) -> None:

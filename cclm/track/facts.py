@@ -1,32 +1,27 @@
 """The facts of a run, read from the plain files of its folder: what a model card and a report are made of.
 
-run folder ── config.yaml, results.json, parity.json, gallery.json, stages.json or seconds.json
+run folder ── config.yaml, results.json, gallery.json, parity.json, stages.json, environment.json
 shard sets named in config.yaml ── manifest.json
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cclm.errors import CclmError
+from cclm.errors import ConfigError
+from cclm.track.environment import ENVIRONMENT_NAME
+from cclm.track.reading import read_json, read_yaml
+from cclm.track.status import DONE_NAME
 
 RESULTS_NAME = "results.json"
 GALLERY_NAME = "gallery.json"
 PARITY_NAME = "parity.json"
 STAGES_NAME = "stages.json"
-SECONDS_NAME = "seconds.json"
-
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "numpy", "pillow")
-"""Packages whose versions decide numbers."""
+UNKNOWN_ENVIRONMENT = {"machine": "unknown", "versions": "unknown"}
+"""Of a run that did not write environment.json: the machine that reads it may be another."""
 
 ATTRIBUTIONS = {
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
@@ -39,11 +34,21 @@ ATTRIBUTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointFacts:
+    """One complete checkpoint of a run."""
+
+    step: int
+    """Updates done."""
+    identity: str
+    """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetFacts:
     """One shard set."""
 
     role: str
-    """"training pictures", "training pairs", "test" or "dev"."""
+    """"training pictures", "training pairs", "measured on" or "choices made on"."""
     folder: str
     view: str
     """"image_text" or "text_pair"."""
@@ -76,15 +81,19 @@ class RunFacts:
     config: Mapping[str, Any]
     """config.yaml."""
     results: Mapping[str, Any]
-    """results.json; empty if the run was not measured."""
+    """results.json; empty if this checkpoint was not measured."""
     gallery: Sequence[Mapping[str, Any]]
-    """gallery.json; empty if there is none."""
+    """gallery.json; empty if there is none, or if this checkpoint was not measured."""
     parity: Mapping[str, Any]
-    """parity.json of the export; empty if there is none."""
+    """parity.json of the export; empty if this checkpoint was not exported."""
     sets: Sequence[SetFacts]
     stages: Sequence[Stage]
     environment: Mapping[str, str]
-    """Hardware and versions of this machine."""
+    """Hardware and versions at the start of the training, from environment.json."""
+    checkpoint: CheckpointFacts | None = None
+    """The checkpoint that all of this is about; None: nothing is known of one."""
+    train_seconds: float | None = None
+    """What the training took, from its stage or else from done.json."""
 
     @property
     def seed(self) -> int | None:
@@ -93,42 +102,51 @@ class RunFacts:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer updates."""
-        return (self.config.get("optimizer") or {}).get("total_steps")
+        """Optimizer updates that the checkpoint has seen; what the recipe asks for may be more."""
+        return None if self.checkpoint is None else self.checkpoint.step
+
+    def trains_on(self, view: str) -> bool:
+        """Return whether the run was trained on a view, "image_text" or "text_pair"."""
+        return bool((self.config.get("data") or {}).get(view))
 
 
-def read_facts(folder: Path) -> RunFacts:
+def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFacts:
     """Read what a run folder knows about itself.
 
+    Args:
+        folder: the run folder.
+        checkpoint: what to tell about; results and exports of another checkpoint count as none. None: take them all.
+
     Raises:
-        CclmError: there is no config.yaml.
+        ConfigError: there is no config.yaml, or a file cannot be read.
     """
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise CclmError(
-            where=str(folder),
-            expected="a run folder (config.yaml)",
-            got="none",
-            do="Give the folder that `python -m pretrain` wrote.",
-        )
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    expected, do = "a run folder (config.yaml)", "Give the folder that `python -m pretrain` wrote."
+    config = read_yaml(folder / "config.yaml", expected=expected, do=do)
+    if not isinstance(config, dict):
+        raise ConfigError(where=str(folder / "config.yaml"), expected=expected, got="something else", do=do)
     results = read_json(folder / RESULTS_NAME, {})
-    sets = read_sets(config, results)
+    if not belongs(results.get("model") or {}, checkpoint):
+        results = {}
+    parity = read_json(folder / PARITY_NAME, {})
+    stages = read_stages(folder, results)
+    seconds = {stage.name: stage.seconds for stage in stages}.get("train")
     return RunFacts(
         name=folder.resolve().name,
         config=config,
         results=results,
-        gallery=read_json(folder / GALLERY_NAME, []),
-        parity=read_json(folder / PARITY_NAME, {}),
-        sets=sets,
-        stages=read_stages(folder, results),
-        environment=environment(),
+        gallery=read_json(folder / GALLERY_NAME, []) if results else [],
+        parity=parity if belongs(parity, checkpoint) else {},
+        sets=read_sets(config, results),
+        stages=stages,
+        environment=read_json(folder / ENVIRONMENT_NAME, UNKNOWN_ENVIRONMENT),
+        checkpoint=checkpoint,
+        train_seconds=read_json(folder / DONE_NAME, {}).get("seconds") if seconds is None else seconds,
     )
 
 
-def read_json(path: Path, default: Any) -> Any:
-    """Return the contents of a JSON file, or `default` if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bool:
+    """Return whether results or a proof (with the key "checkpoint") are about this checkpoint."""
+    return checkpoint is None or record.get("checkpoint") == checkpoint.identity
 
 
 def read_sets(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[SetFacts]:
@@ -139,7 +157,7 @@ def read_sets(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[Set
         for role, view in (("training pictures", "image_text"), ("training pairs", "text_pair"))
         for folder in (data.get(view) or {}).get("shards") or ()
     ]
-    for role, found in (("test", results), ("dev", results.get("dev") or {})):
+    for role, found in (("measured on", results), ("choices made on", results.get("dev") or {})):
         if "set" in found:
             folders.append((role, found["set"]["shards"]))
     return [set_facts(role, Path(folder)) for role, folder in folders if (Path(folder) / "manifest.json").exists()]
@@ -164,31 +182,9 @@ def set_facts(role: str, folder: Path) -> SetFacts:
 
 
 def read_stages(folder: Path, results: Mapping[str, Any]) -> list[Stage]:
-    """Return the stages: from stages.json ([{"name", "command", "seconds"}]), else seconds.json or results.json."""
+    """Return the stages: from stages.json ([{"name", "command", "seconds"}]), else those timed in results.json."""
     listed = read_json(folder / STAGES_NAME, None)
     if listed is not None:
         return [Stage(name=row["name"], command=row.get("command", ""), seconds=row.get("seconds")) for row in listed]
-    seconds = read_json(folder / SECONDS_NAME, None) or results.get("seconds") or {}
+    seconds = results.get("seconds") or {}
     return [Stage(name=name, command="", seconds=value) for name, value in seconds.items()]
-
-
-def environment() -> dict[str, str]:
-    """Return the hardware and the versions of this machine, without importing what it names."""
-    found = {
-        "machine": f"{os.cpu_count()} × {processor_name()}, {platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def processor_name() -> str:
-    """Return the processor's name as the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -6,16 +6,15 @@ so a step never stands in the log twice.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cclm.errors import MissingDependencyError
-from cclm.track.atomic import replace_text
+from cclm.track.step_lines import StepLines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,35 +52,36 @@ class MetricsLog:
     ) -> None:
         self.enabled = enabled
         self._clock = clock
-        self._file: IO[str] | None = None
+        self._lines: StepLines | None = None
         self._board: SummaryWriter | None = None
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOG_NAME
-        drop_lines_from(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = StepLines(folder / LOG_NAME)
+        self._lines.truncate(resume_step)
         if tensorboard:
             self._board = _open_board(folder / TENSORBOARD_NAME, resume_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step and hand them to the operating system, so that a kill loses none."""
-        if self._file is None:
+        if self._lines is None:
             return
         now = self._clock()
-        line = {"step": step, "time": round(now, 3), "values": {name: _finite(value) for name, value in values.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        finite = {name: _finite(value) for name, value in values.items()}
+        self._lines.append(step, {"time": round(now, 3), "values": finite})
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, global_step=step, walltime=now)
             self._board.flush()
 
+    def sync(self) -> None:
+        """Force the log to disk (not TensorBoard's copy), before a checkpoint is complete."""
+        if self._lines is not None:
+            self._lines.sync()
+
     def close(self) -> None:
-        """Close both files; writing afterwards does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Writing afterwards does nothing."""
+        self._lines = None
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -95,25 +95,10 @@ class MetricsLog:
 
 def read_metrics(folder: Path) -> list[MetricsLine]:
     """Read the log of a run folder, oldest first; empty if there is none. A torn last line is left out."""
-    path = folder / LOG_NAME
-    return [_parse(line) for line in _whole_lines(path)] if path.exists() else []
+    return [_parse(line) for line in StepLines(folder / LOG_NAME).read()]
 
 
-def drop_lines_from(path: Path, step: int) -> None:
-    """Remove, atomically, the lines of `step` and later, and a last line that a kill cut short."""
-    if not path.exists():
-        return
-    kept = [line for line in _whole_lines(path) if _parse(line).step < step]
-    replace_text(path, "".join(line + "\n" for line in kept))
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Every line that ends in a newline: what follows the last one was cut short."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def _parse(line: str) -> MetricsLine:
-    content = json.loads(line)
+def _parse(content: Mapping[str, Any]) -> MetricsLine:
     values = {name: math.nan if value is None else float(value) for name, value in content["values"].items()}
     return MetricsLine(step=content["step"], time=content["time"], values=values)
 

@@ -17,8 +17,8 @@ QUIET_S = 20.0
 class Progress:
     """Follows a loop over the steps `start` … `total` - 1; use it as a context manager.
 
-    On a terminal it draws a bar. Elsewhere it writes a line at the first step, every `every_s` seconds, every
-    `every_steps` steps if given, and at the end. A disabled one (ranks other than 0) says nothing.
+    On a terminal it draws a bar. Elsewhere it writes a line at the first step, every `every_s` seconds and at the end.
+    A disabled one (ranks other than 0) says nothing.
     """
 
     def __init__(
@@ -29,24 +29,22 @@ class Progress:
         *,
         enabled: bool = True,
         every_s: float = QUIET_S,
-        every_steps: int | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.start, self.description = total, start, description
-        self.enabled, self.every_s, self.every_steps = enabled, every_s, every_steps
+        self.enabled, self.every_s = enabled, every_s
         self._console = console if console is not None else Console()
         self._clock = clock
         self._opened_at = clock()
         self._first: tuple[int, float] | None = None
         self._said_at: float | None = None
-        self._said_done = start
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> Progress:
         if self.enabled and self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._bar = _bar(self._console)
+            self._bar = make_bar(self._console)
             self._task = self._bar.add_task(self.description, total=self.total, completed=self.start, facts="")
             self._bar.start()
         return self
@@ -69,12 +67,10 @@ class Progress:
         elif self._is_due(done, now):
             share = f"{100 * done / self.total:.0f} %"
             self._console.out(f"{self.description}  {done}/{self.total}  {share}  {facts}", highlight=False)
-            self._said_at, self._said_done = now, done
+            self._said_at = now
 
     def _is_due(self, done: int, now: float) -> bool:
-        if self._said_at is None or done >= self.total or now - self._said_at >= self.every_s:
-            return True
-        return self.every_steps is not None and done - self._said_done >= self.every_steps
+        return self._said_at is None or done >= self.total or now - self._said_at >= self.every_s
 
     def _seconds_left(self, done: int, now: float) -> float:
         """The first step is slow (files open, allocators grow), so speed is measured from its end on."""
@@ -105,7 +101,8 @@ def _facts(loss: float | None, samples_per_s: float | None, seconds_left: float)
     return "  ".join([*facts, f"ETA {spell_duration(seconds_left)}"])
 
 
-def _bar(console: Console) -> RichProgress:
+def make_bar(console: Console) -> RichProgress:
+    """Make a bar; its tasks have a field `facts`, the words at its end."""
     return RichProgress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),

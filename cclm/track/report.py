@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cclm.track.facts import ATTRIBUTIONS, SetFacts, Stage
+from cclm.track.progress import spell_duration
 from cclm.track.svg import BarRow, Reference, Series, bar_chart, line_chart
 
 LANGUAGE_NAMES = {
@@ -144,7 +145,7 @@ def render(data: ReportData) -> str:
         language_name=language_name,
         licence_link=licence_link,
         times_chance=lambda row, direction: times_chance(data, row, direction),
-        duration=duration,
+        spell_duration=spell_duration,
         megabytes=lambda size: f"{size / 1e6:.1f} MB",
     )
 
@@ -192,14 +193,3 @@ def licence_link(tag: str) -> Markup:
     """Return a licence tag, linked to its text if we know where that stands."""
     where = ATTRIBUTIONS.get(tag)
     return Markup('<a href="{}">{}</a>').format(where, tag) if where else Markup("{}").format(tag)
-
-
-def duration(seconds: float | None) -> str:
-    """Return "9 min 20 s"."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.0f} s"

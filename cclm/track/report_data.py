@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cclm.track.facts import RunFacts, read_facts
+from cclm.track.facts import CheckpointFacts, RunFacts, read_facts
 from cclm.track.metrics import MetricsLine, read_metrics
 from cclm.track.report import (
     GalleryImage,
@@ -19,6 +19,7 @@ from cclm.track.report import (
     Panel,
     RecallRow,
     ReportData,
+    language_name,
 )
 from cclm.track.svg import Reference, Series
 
@@ -30,27 +31,34 @@ GROUP_TITLES = {
 }
 """Names for the demonstration's groups; another group shows its own."""
 
+ABLATION_TITLES = {
+    "parallel_non_latin": "Non-Latin scripts (no parallel text in this run)",
+    "parallel_latin": "Latin script (no parallel text in this run)",
+    "control": "Other languages (no parallel text in this run)",
+}
+"""The same groups for a run that was trained without parallel text."""
+
 VIEWS = (("image_text", "Image–text view"), ("text_pair", "Text–text view"))
 MATCHING_PRIOR = {"loss": Reference(value=0.6365, label="prior"), "accuracy": Reference(value=2 / 3, label="prior")}
 """Two wrong pairs stand beside each right one: what a head reaches that ignores its input."""
 
 
-def report_data(folder: Path) -> ReportData:
-    """Read a run folder.
+def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> ReportData:
+    """Read a run folder; results and exports of another checkpoint than `checkpoint` (if given) count as none.
 
     Raises:
-        CclmError: there is no config.yaml.
+        ConfigError: there is no config.yaml, or a file cannot be read.
     """
-    facts = read_facts(folder)
+    facts = read_facts(folder, checkpoint)
     lines = read_metrics(folder)
     results = facts.results
-    groups = group_blocks(results)
+    groups = group_blocks(facts)
     matching, prior = matching_rows(results)
     return ReportData(
         title=facts.name,
         lead=lead(facts, groups),
         headlines=headlines(facts, groups),
-        panels=panels(lines),
+        panels=panels(lines, facts.config),
         groups=groups,
         chance=results.get("chance") or {},
         num_images=int((results.get("set") or {}).get("num_images", 0)),
@@ -70,13 +78,28 @@ def report_data(folder: Path) -> ReportData:
 def lead(facts: RunFacts, groups: Sequence[GroupBlock]) -> str:
     """Return the sentences under the title."""
     steps = f"{facts.steps:,} steps from scratch" if facts.steps else "trained from scratch"
+    begin = f"A cross-view language model, {steps}{learned_from(facts)}."
     if not groups:
-        return f"A cross-view language model, {steps}. It was not measured yet."
-    return (
-        f"A cross-view language model, {steps}: the same encoders and losses for pictures with captions and for "
-        f"sentences with translations. Measured zero-shot on pictures that it has never seen, "
-        f"in {sum(len(block.languages) for block in groups)} languages."
-    )
+        return f"{begin} This checkpoint was not measured yet."
+    num_languages = sum(len(block.languages) for block in groups)
+    spelled = f"{num_languages} languages" if num_languages > 1 else "one language"
+    return f"{begin} Measured zero-shot on pictures that it has never seen, in {spelled}."
+
+
+def learned_from(facts: RunFacts) -> str:
+    """Return what the run's own data were, as the end of a sentence; nothing if its configuration does not say."""
+    has_images, has_pairs = facts.trains_on("image_text"), facts.trains_on("text_pair")
+    if has_images and has_pairs:
+        return ": the same encoders and losses for pictures with captions and for sentences with translations"
+    if has_images:
+        return ", on pictures with captions alone (no parallel text)"
+    return ", on sentences with translations alone (no pictures)" if has_pairs else ""
+
+
+def group_title(facts: RunFacts, name: str) -> str:
+    """Return a group's name for people; it claims no parallel text that the run did not have."""
+    titles = {**GROUP_TITLES, **({} if facts.trains_on("text_pair") else ABLATION_TITLES)}
+    return titles.get(name, name.replace("_", " "))
 
 
 def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
@@ -93,13 +116,20 @@ def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
     parameters = (facts.results.get("model") or {}).get("num_parameters")
     if parameters:
         found.append(Headline(value=f"{parameters / 1e6:.1f} M", label="parameters", note="trained from scratch"))
-    seconds = {stage.name: stage.seconds for stage in facts.stages}.get("train")
-    if seconds:
-        found.append(Headline(value=f"{seconds / 60:.1f} min", label="training", note=facts.environment["machine"]))
+    if facts.train_seconds:
+        note = trained_where(facts.environment)
+        found.append(Headline(value=f"{facts.train_seconds / 60:.1f} min", label="training", note=note))
     return found
 
 
-def panels(lines: Sequence[MetricsLine]) -> list[tuple[str, list[Panel]]]:
+def trained_where(environment: Mapping[str, str]) -> str:
+    """Return cores and machine of the training, as far as they are known."""
+    cores, machine = environment.get("cores"), environment.get("machine", "unknown")
+    known = [*([f"{cores} cores"] if cores else []), *([machine] if machine != "unknown" else [])]
+    return ", ".join(known)
+
+
+def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tuple[str, list[Panel]]]:
     """Return the charts by section; what was not logged has none."""
     sections = [view_section(lines, view, title) for view, title in VIEWS]
     shared = [
@@ -114,11 +144,18 @@ def panels(lines: Sequence[MetricsLine]) -> list[tuple[str, list[Panel]]]:
             title="Masked-word accuracy",
             series=series(lines, {"image_text/mlm_accuracy": "image–text", "text_pair/mlm_accuracy": "text–text"}),
         ),
-        Panel(title="Temperature", series=series(lines, {"temperature": ""})),
+        Panel(title="Temperature", series=series(lines, {"temperature": ""}), note=temperature_note(config)),
     ]
     sections += [("Both views", shared), ("The run", run_panels(lines))]
     filled = [(title, [panel for panel in found if panel.series]) for title, found in sections]
     return [(title, found) for title, found in filled if found]
+
+
+def temperature_note(config: Mapping[str, Any]) -> str:
+    """Return the bounds of the temperature: a line that lies on one of them is no fault of the chart."""
+    model = config.get("model") or {}
+    bounds = model.get("temperature_min"), model.get("temperature_max")
+    return "learned" if None in bounds else f"learned, kept within {bounds[0]:g} … {bounds[1]:g}"
 
 
 def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[str, list[Panel]]:
@@ -163,8 +200,9 @@ def series(lines: Sequence[MetricsLine], names: Mapping[str, str]) -> list[Serie
     return found
 
 
-def group_blocks(results: Mapping[str, Any]) -> list[GroupBlock]:
+def group_blocks(facts: RunFacts) -> list[GroupBlock]:
     """Return the groups with their languages; a language stands in the first group that the results put it in."""
+    results = facts.results
     if "groups" not in results:
         return []
     reranked = results.get("reranked") or {}
@@ -181,7 +219,7 @@ def group_blocks(results: Mapping[str, Any]) -> list[GroupBlock]:
     members: Mapping[str, Sequence[str]] = results.get("members") or {"all languages": list(results["languages"])}
     return [
         GroupBlock(
-            title=GROUP_TITLES.get(name, name.replace("_", " ")),
+            title=group_title(facts, name),
             row=row("groups", name),
             languages=[row("languages", language) for language in members.get(name, ())],
         )
@@ -209,7 +247,9 @@ def matching_rows(results: Mapping[str, Any]) -> tuple[list[MatchingRow], Matchi
     if not found:
         return [], None
     rows = [
-        MatchingRow(name=f"{language}, {kind} wrong pairs", accuracy=score["accuracy"], loss=score["loss"])
+        MatchingRow(
+            name=f"{language_name(language)}, {kind} wrong pairs", accuracy=score["accuracy"], loss=score["loss"]
+        )
         for language, kinds in found["languages"].items()
         for kind, score in kinds.items()
     ]

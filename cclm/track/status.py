@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cclm.track.atomic import replace_text
+from cclm.atomic import replace_text
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"
@@ -55,12 +55,6 @@ class RankStatus:
         replace_text(self.path, json.dumps(asdict(record)) + "\n")
 
 
-def read_statuses(folder: Path) -> list[StatusRecord]:
-    """Read what every rank of a run folder last said, by rank."""
-    records = [StatusRecord(**json.loads(path.read_text())) for path in (folder / STATUS_FOLDER).glob("rank_*.json")]
-    return sorted(records, key=lambda record: record.rank)
-
-
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord:
     """The end of a run."""
@@ -68,7 +62,7 @@ class DoneRecord:
     step: int
     """Number of steps done, all lives of the run together."""
     seconds: float
-    """Seconds that the run took."""
+    """Seconds of training, all lives of the run together."""
     time: float
     """Seconds since 1970 when it ended."""
 
@@ -81,7 +75,7 @@ class DoneMarker:
         self._clock = clock
 
     def write(self, step: int, seconds: float) -> None:
-        """Declare the run done: it reached `step` steps in `seconds` seconds."""
+        """Declare the run done: it reached `step` steps in `seconds` seconds, the sum over its lives."""
         record = DoneRecord(step=step, seconds=round(seconds, 3), time=round(self._clock(), 3))
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 
@@ -90,7 +84,3 @@ class DoneMarker:
         if not self.path.exists():
             return None
         return DoneRecord(**json.loads(self.path.read_text()))
-
-    def clear(self) -> None:
-        """Remove the marker: the run goes on (more steps were asked for)."""
-        self.path.unlink(missing_ok=True)

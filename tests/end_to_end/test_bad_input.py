@@ -33,7 +33,7 @@ def short(corpus: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
 
 
 def quarantined(tmp_path: Path) -> list[dict[str, Any]]:
-    path = tmp_path / "run" / "quarantine" / "rank_00000.jsonl"
+    path = tmp_path / "run" / "quarantine" / "rank_0.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
@@ -114,10 +114,19 @@ def test_unknown_key(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_another_run_in_the_folder_is_refused(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, short(corpus, tmp_path)) == 0
-    assert run(tmp_path, short(corpus, tmp_path), "--seed", "8", "--optimizer.total_steps", "9") == 2
+    assert run(tmp_path, short(corpus, tmp_path), "--seed", "8", "--objectives.mlm_weight", "0.5") == 2
     text = capsys.readouterr().err
-    assert "optimizer.total_steps, seed" in text
+    assert "objectives.mlm_weight, seed" in text
     assert "another run_folder" in text
+
+
+def test_changed_inputs_are_noticed(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, short(corpus, tmp_path)) == 0
+    tokenizer = corpus / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert run(tmp_path, short(corpus, tmp_path)) == 2
+    assert "content of" in (text := capsys.readouterr().err)
+    assert "tokenizer.json" in text
 
 
 def test_too_many_ranks_for_the_negative_groups(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(run: Path) -> Path:
     """The run with results.json and gallery.json."""
     images = run.parent / "corpus" / "images"
-    (run / "seconds.json").write_text('{"train": 12.5}')
-    arguments = ["--shards", str(images), "--choose-rerank-on", str(images), "--out", str(run / "results.json")]
+    dev = shutil.copytree(images, run.parent / "dev")
+    (run / "results.json").write_text('{"seconds": {"train": 12.5}}')
+    arguments = ["--shards", str(images), "--choose-rerank-on", str(dev), "--out", str(run / "results.json")]
     assert main(["evaluate", str(run), *arguments]) == 0
     return run
 

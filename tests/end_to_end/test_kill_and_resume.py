@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1",
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+    return write_corpus(tmp_path_factory.mktemp("corpus"), broken={11, 40, 71})
 
 
 def command(settings: Path, run: Path) -> list[str]:
@@ -33,6 +33,7 @@ def command(settings: Path, run: Path) -> list[str]:
 def settings(corpus: Path, run: Path) -> Path:
     content = recipe(corpus, run, optimizer={"total_steps": STEPS, "learning_rate": 0.002, "warmup_steps": 2})
     content["model"]["text"]["dropout"] = 0.1  # dropout must resume exactly, too
+    content["data"]["bad_sample_limit"] = 0.2  # and so must the count of broken pictures
     return write_recipe(run.parent / f"{run.name}.yaml", content)
 
 
@@ -91,4 +92,7 @@ def test_killed_rank(corpus: Path, undisturbed: Path, tmp_path: Path, rank: int,
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads((run / "done.json").read_text())["step"] == STEPS
     assert values_of(run) == values_of(undisturbed)
-    assert (run / "ledger.jsonl").read_bytes() == (undisturbed / "ledger.jsonl").read_bytes()
+    names = ["ledger.jsonl", *(f"quarantine/rank_{rank}.jsonl" for rank in (0, 1))]
+    for name in names:
+        assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert any((run / name).read_bytes() for name in names[1:]), "the corpus has broken pictures"

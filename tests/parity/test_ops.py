@@ -19,11 +19,20 @@ TOLERANCE = {
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def run(loss: Loss, rows: int, width: int, classes: int, dtype: torch.dtype, scale: float) -> list[Tensor]:
-    """Loss, count, and the gradients of `scale` · loss."""
+def run(
+    loss: Loss,
+    rows: int,
+    width: int,
+    classes: int,
+    dtype: torch.dtype,
+    scale: float,
+    weight_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Loss, count, and the gradients of `scale` · loss; weight and bias have `dtype` too unless told otherwise."""
     generator = torch.Generator().manual_seed(rows)
     draw = [torch.randn(*shape, generator=generator) for shape in ((rows, width), (classes, width), (classes,))]
-    hidden, weight, bias = (tensor.to(dtype).requires_grad_() for tensor in draw)
+    dtypes = (dtype, weight_dtype or dtype, weight_dtype or dtype)
+    hidden, weight, bias = (tensor.to(kind).requires_grad_() for tensor, kind in zip(draw, dtypes, strict=True))
     label = torch.randint(0, classes, (rows,), generator=generator)
     value, correct = loss(hidden, weight, bias, label)
     (scale * value).backward()
@@ -48,3 +57,39 @@ def test_linear_cross_entropy(rows: int, width: int, classes: int, max_logits: i
 def test_no_rows_give_zero_and_zero_gradients() -> None:
     for value in run(linear_cross_entropy, 0, 4, 9, torch.float32, 3.0):
         assert value.abs().sum() == 0
+
+
+MIXED = [
+    # what LayerNorm hands over under autocast on CUDA, with weights that DeepSpeed holds in bfloat16
+    (torch.float32, torch.bfloat16),
+    # the plain engine: float32 weights, a linear layer's bfloat16 output
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float32),
+]
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize(("hidden_dtype", "weight_dtype"), MIXED)
+@pytest.mark.parametrize("max_logits", [100, 1 << 23])
+def test_mixed_types(max_logits: int, hidden_dtype: torch.dtype, weight_dtype: torch.dtype, is_autocast: bool) -> None:
+    def results(loss: Loss) -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+            return run(loss, 33, 17, 101, hidden_dtype, -2.5, weight_dtype)
+
+    found = results(lambda *arguments: linear_cross_entropy(*arguments, max_logits=max_logits))
+    expected = results(linear_cross_entropy_reference)
+    assert [got.dtype for got in found] == [want.dtype for want in expected]
+    assert (found[2].dtype, found[3].dtype) == (hidden_dtype, weight_dtype)
+    is_exact = not is_autocast and torch.float32 in (hidden_dtype, weight_dtype) and hidden_dtype == weight_dtype
+    for name, got, want in zip(("loss", "correct", "hidden", "weight", "bias"), found, expected, strict=True):
+        tolerance = TOLERANCE[torch.float32 if is_exact else torch.bfloat16]
+        torch.testing.assert_close(got, want, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_mixed_types_without_autocast_compute_in_the_widest() -> None:
+    def in_float32(hidden: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy_reference(hidden.float(), *(x.float() for x in rest[:2]), rest[2])
+
+    found = run(linear_cross_entropy, 9, 5, 13, torch.float32, 1.0, torch.bfloat16)
+    expected = run(in_float32, 9, 5, 13, torch.float32, 1.0, torch.bfloat16)
+    torch.testing.assert_close(found[0], expected[0], **TOLERANCE[torch.float32])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.stream import Address, Stream, lane_turn, lanes_of_slots
+from cclm.data.stream import Address, Stream, lane_turn
 from cclm.data.stream_plain import PlainStream
 from cclm.errors import ConfigError
 
@@ -70,6 +70,14 @@ def test_every_sample_stands_once_in_every_lane_epoch(
             found = {key[2:]: count for key, count in seen.items() if key[:2] == (source, epoch)}
             assert set(found) == expected
             assert set(found.values()) == {1}
+
+
+def lanes_of_slots(slots: range, batch_size: int, num_lanes: int) -> range:
+    """The lanes that a contiguous range of slots reads, over all steps."""
+    first, _ = lane_turn(0, slots.start, batch_size, num_lanes)
+    per_slot = max(1, num_lanes // batch_size)
+    last, _ = lane_turn(0, slots.stop - 1, batch_size, num_lanes)
+    return range(first, last + per_slot)
 
 
 def test_a_batch_holds_the_same_samples_for_any_number_of_ranks() -> None:

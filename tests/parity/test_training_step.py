@@ -72,6 +72,24 @@ def test_twenty_steps_agree() -> None:
     assert plain.losses[-1] < plain.losses[0]
 
 
+def test_bf16_trains_like_fp32() -> None:
+    """Under CPU autocast in both engines, with weights in bfloat16 in one of them.
+
+    Tolerance: bfloat16 keeps 8 bits, so states are off by up to 4e-3 of themselves and weights of the one engine too;
+    divided by the temperature that moves contrastive losses (about 2 to 3) by up to 0.04 here, masked-LM by 0.001.
+    What it finds: types that do not fit together, and losses that are off by more than rounding.
+    """
+    exact = train_plain(Case(make_module=make_module, make_batch=joint, num_steps=4))
+    case = Case(make_module=make_module, make_batch=joint, num_steps=4, precision="bf16", stage=3)
+    plain, ranks = train_plain(case), train_ranks(case)
+    for rough in (plain, ranks[0]):
+        assert max(abs(a - b) / a for a, b in zip(exact.losses, rough.losses, strict=True)) < 0.02
+        for fine, coarse in zip(exact.metrics, rough.metrics, strict=True):
+            for name, tolerance in (("image_text/itc", 0.15), ("text_pair/ttc", 0.15), ("image_text/mlm", 0.02)):
+                assert abs(fine[name] - coarse[name]) < tolerance, name
+    assert plain.losses != exact.losses
+
+
 @pytest.mark.parametrize("has_guard", [True, False])
 def test_full_gradients_of_image_text_and_joint_steps(has_guard: bool) -> None:
     case = Case(make_module=make_module, make_batch=alternating, num_steps=5, keeps_gradients=True, has_guard=has_guard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,31 @@ def test_a_rank_killed_while_it_writes_leaves_the_older_checkpoint(tmp_path: Pat
     assert on_ranks(_save_again, 2, CASE, tmp_path) == [1, 1]
     assert newest_complete(tmp_path) == step_folder(tmp_path, 2)
     assert not partial_folder(tmp_path, 2).exists()
+
+
+def _fail_while_writing(case: Case, run: Path) -> None:
+    engine = make_deepspeed(case)
+    save_checkpoint(engine, run, 1, {}, keep=3)
+    write = torch.save
+
+    def fill_the_disk(value: object, file: Any, *arguments: Any, **options: Any) -> None:
+        if "optim_states" in str(file):
+            raise OSError("No space left on device")
+        write(value, file, *arguments, **options)
+
+    if engine.rank == 1:
+        torch.save = fill_the_disk
+    save_checkpoint(engine, run, 2, {}, keep=3)
+
+
+def test_a_write_that_fails_on_one_rank_ends_every_process_in_seconds(tmp_path: Path) -> None:
+    """Rank 0 waits in DeepSpeed's own barrier meanwhile: no rank may try to tell the others in a collective."""
+    began = time.monotonic()
+    with pytest.raises(RanksFailedError, match=r"rank 1 raised(.|\n)*No space left on device") as caught:
+        on_ranks(_fail_while_writing, 2, CASE, tmp_path)
+    assert "rank 1 hung" not in str(caught.value)
+    assert time.monotonic() - began < 45  # of which most is the start; a mismatched collective waits for 120
+    assert newest_complete(tmp_path) == step_folder(tmp_path, 1)
 
 
 def _save_again(case: Case, run: Path) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.cli import DEFAULT_TOP_K, main, make_parser, merge_results, read_groups, read_seconds
+from cclm.data.ledger import LedgerFile
 from cclm.errors import ConfigError
 
 
@@ -20,7 +21,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("evaluate", "export", "report"))
+    assert all(name in done.stdout for name in ("evaluate", "export", "report", "verify-ledger"))
 
 
 def test_options_are_spelled_with_hyphens() -> None:
@@ -66,6 +67,44 @@ def test_seconds_of_other_stages_stay(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     assert read_seconds(out) == {}
     out.write_text(json.dumps({"seconds": {"fetch": 1.0, "train": 2.0}}))
-    (tmp_path / "seconds.json").write_text('{"train": 3.0}')
     merged = merge_results({"groups": {}, "seconds": {"evaluate": 4.0}}, read_seconds(out))
-    assert merged == {"groups": {}, "seconds": {"fetch": 1.0, "train": 3.0, "evaluate": 4.0}}
+    assert merged == {"groups": {}, "seconds": {"fetch": 1.0, "train": 2.0, "evaluate": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"a: [", "got broken YAML"), (b"a: [\xff]", "not UTF-8 \\(at byte 4\\)"), (None, "got a folder")],
+)
+def test_a_groups_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "groups.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        read_groups(path)
+
+
+def test_rerank_groups_are_a_list_or_all() -> None:
+    arguments = ["evaluate", "runs/x", "--shards", "s", "--rerank-groups", "english", "far", "--out", "o"]
+    assert make_parser().parse_args(arguments).evaluate.rerank_groups == ["english", "far"]
+    assert make_parser().parse_args(["evaluate", "runs/x", "--shards", "s"]).evaluate.rerank_groups is None
+
+
+def test_verify_ledger_prints_steps_and_the_last_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
+    for step in range(3):
+        last = ledger.append(step, {"image_text": 7 * step})
+    assert main(["verify-ledger", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/ledger.jsonl: sound, 3 steps, last hash {last}\n"
+
+
+def test_verify_ledger_finds_a_changed_step_and_a_missing_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify-ledger", str(tmp_path)]) == 2
+    assert "expected a run folder with ledger.jsonl" in capsys.readouterr().err
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
+    for step in range(3):
+        ledger.append(step, {"image_text": 7 * step})
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(path.read_text().replace(":7}", ":8}"))
+    assert main(["verify-ledger", str(tmp_path)]) == 2
+    assert "ledger.jsonl:2: expected step 1" in capsys.readouterr().err

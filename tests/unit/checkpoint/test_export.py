@@ -8,8 +8,23 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from cclm.checkpoint.export import export, hub_image_processor, hub_tokenizer, refuse_to_overwrite, write_folder
-from cclm.checkpoint.open import OpenedModel, build_model, is_export, model_config, open_model, transform_of
+from cclm.checkpoint.export import (
+    export,
+    hub_image_processor,
+    hub_tokenizer,
+    refuse_to_overwrite,
+    workshop,
+    write_folder,
+)
+from cclm.checkpoint.open import (
+    OpenedModel,
+    build_model,
+    is_export,
+    model_config,
+    open_model,
+    read_run_config,
+    transform_of,
+)
 from cclm.checkpoint.parity import (
     PROBE_TEXTS,
     Difference,
@@ -21,8 +36,9 @@ from cclm.checkpoint.parity import (
 )
 from cclm.data.image import ImageTransformConfig, decode_image, eval_image
 from cclm.data.tokens import load_tokenizer
-from cclm.errors import CheckpointError
+from cclm.errors import CheckpointError, ConfigError
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.track.facts import CheckpointFacts
 
 SMALL = {
     "width": 16,
@@ -249,6 +265,39 @@ def test_an_old_export_is_replaced_as_a_whole(opened: OpenedModel, tmp_path: Pat
     assert json.loads((old / "parity.json").read_text())["max_abs"] == 1e-6
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert oct((old / "model.safetensors").stat().st_mode)[-3:] == "644"
+
+
+def test_what_a_killed_export_left_is_cleared_and_a_running_one_is_left_alone(tmp_path: Path) -> None:
+    left = tmp_path / ".export-model" / "model"
+    left.mkdir(parents=True)
+    (left / "half.safetensors").write_text("x")
+    with workshop(tmp_path / "model") as hidden:
+        assert list(hidden.iterdir()) == []
+        with pytest.raises(CheckpointError, match="another one that is running"), workshop(tmp_path / "model"):
+            pass
+        assert hidden.is_dir(), "the refused one has not cleared the other's folder"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"a: [", "broken YAML"), (b"\xff", "not UTF-8"), (None, "got a folder")]
+)
+def test_a_config_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        read_run_config(tmp_path)
+
+
+def test_an_export_says_which_checkpoint_it_is(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    trained = replace(opened, checkpoint=CheckpointFacts(step=12, identity="a1"))
+    monkeypatch.setattr(
+        "cclm.checkpoint.parity.outputs_of_a_stranger",
+        lambda export, pictures, texts: expected_outputs(opened, pictures, texts),
+    )
+    report = export(trained, tmp_path / "model", card=lambda report: "card")
+    assert (report.step, report.checkpoint) == (12, "a1")
+    assert open_model(tmp_path / "model").checkpoint == trained.checkpoint
 
 
 # --- the proof ---

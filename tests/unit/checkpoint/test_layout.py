@@ -67,8 +67,25 @@ def test_other_bytes_of_the_same_size_are_found_by_hash(tmp_path: Path) -> None:
     marker = read_marker(checkpoint)
     check_sizes(checkpoint, marker)
     check_hashes(checkpoint, marker, ["sub/b.pt"])
-    with pytest.raises(CheckpointError, match=r"a\.pt has another sha256.*resume from an older one"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt has another sha256.*remove this folder \(no older one is complete, .*"
+    ):
         check_hashes(checkpoint, marker, ["a.pt"])
+
+
+def test_damage_says_from_which_step_the_same_command_goes_on(tmp_path: Path) -> None:
+    _write(tmp_path, 5)
+    incomplete = _write(tmp_path, 7)
+    (incomplete / "complete").unlink()
+    checkpoint = _write(tmp_path, 10)
+    _write(tmp_path, 20)
+    (checkpoint / "a.pt").write_bytes(b"x" * 10)
+    with pytest.raises(CheckpointError, match=r"remove this folder \(the same command then goes on from step 5\)"):
+        check_hashes(checkpoint, read_marker(checkpoint), ["a.pt"])
+    (tmp_path / "mail").mkdir()
+    copied = checkpoint.rename(tmp_path / "mail" / checkpoint.name)
+    with pytest.raises(CheckpointError, match="copy them again"):
+        check_hashes(copied, read_marker(copied), ["a.pt"])
 
 
 def test_unreadable_marker_says_what_to_do(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.measure import data_uri, evaluate, gallery_of, languages_of, load_set
+from cclm.checkpoint.measure import data_uri, deciding_groups, evaluate, gallery_of, languages_of, load_set
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.evaluate.zero_shot import measure
 from cclm.shardfile.reader import ShardSet
+from cclm.track.facts import CheckpointFacts
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 
 
@@ -49,6 +51,7 @@ class ByName:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sets")
     write_images(root / "images", 24, per_shard=10)
+    shutil.copytree(root / "images", root / "dev")
     write_pairs(root / "pairs", 6)
     return root
 
@@ -62,6 +65,7 @@ def opened() -> Any:
         transform=ImageTransformConfig(size=8, method="none"),
         max_tokens=6,
         origin=Path("somewhere"),
+        checkpoint=CheckpointFacts(step=7, identity="a1"),
     )
 
 
@@ -102,16 +106,34 @@ def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened
         opened,
         folder / "images",
         {"english": ["en"], "other": ["de"]},
-        dev_shards=folder / "images",
+        dev_shards=folder / "dev",
         top_k=4,
         on_language=lambda set_name, language: seen.append((set_name, language)),
     )
     results = outcome.results
-    assert seen == [("images", "en"), ("images", "de")] * 2, "dev first, then the test set once"
+    assert seen == [(name, language) for name in ("dev", "images") for language in ("en", "de")]
     best = max(results["dev"]["tried_rules"], key=lambda tried: tried["objective"])
     assert results["reranked"]["rule"]["match_weight"] == best["match_weight"]
     assert results["members"] == {"english": ["en"], "other": ["de"]}
+    assert results["model"] == {"origin": "somewhere", "num_parameters": 0, "step": 7, "checkpoint": "a1"}
     assert results["set"]["num_images"] == 24 and set(results["matching"]["languages"]) == {"en"}
+
+
+def test_named_groups_decide_and_no_others(folder: Path, opened: Any) -> None:
+    groups = {"english": ["en"], "other": ["de"]}
+    dev = evaluate(
+        opened, folder / "images", groups, dev_shards=folder / "dev", rerank_groups=["other"], top_k=4
+    ).results["dev"]
+    assert set(dev["languages"]) == {"de"} and set(dev["groups"]) == {"other"}
+    with pytest.raises(ConfigError, match="some of the groups english, other, got far"):
+        deciding_groups(groups, ["english", "far"])
+    assert deciding_groups(groups, None) == groups
+
+
+def test_choosing_on_the_test_set_is_refused(folder: Path, opened: Any) -> None:
+    same = folder / "pairs" / ".." / "images"
+    with pytest.raises(ConfigError, match="got the same set twice"):
+        evaluate(opened, folder / "images", {"english": ["en"]}, dev_shards=same, top_k=4)
 
 
 def test_without_a_dev_set_the_rule_is_the_published_one(folder: Path, opened: Any) -> None:

@@ -6,7 +6,7 @@ import yaml
 
 from cclm.checkpoint.model_card import model_card, recall_cell, trained_languages
 from cclm.checkpoint.parity import Difference, ParityReport
-from cclm.track.facts import RunFacts, SetFacts, Stage
+from cclm.track.facts import CheckpointFacts, RunFacts, SetFacts, Stage
 
 PART = Difference(max_abs=3e-7, min_cosine=1.0)
 PARITY = ParityReport(
@@ -34,7 +34,7 @@ def facts(**changes: Any) -> RunFacts:
         "config": {
             "seed": 42,
             "optimizer": {"total_steps": 1725},
-            "data": {"image_text": {"languages": ["en"]}},
+            "data": {"image_text": {"languages": ["en"]}, "text_pair": {"batch_size": 64}},
             "run_folder": "/home/somebody/runs/demo",
         },
         "results": {},
@@ -43,10 +43,11 @@ def facts(**changes: Any) -> RunFacts:
         "sets": [
             set_of("training pictures", "image_text", ["en", "fr", "uk"], "CC-BY-4.0"),
             set_of("training pairs", "text_pair", ["en", "zh"], "Unicode-3.0"),
-            set_of("test", "image_text", ["en", "ms"], "MIT"),
+            set_of("measured on", "image_text", ["en", "ms"], "MIT"),
         ],
         "stages": [Stage(name="train", command="python -m pretrain --recipe demo", seconds=600.0)],
         "environment": {"python": "3.11", "torch": "2.13"},
+        "checkpoint": CheckpointFacts(step=1500, identity="a1"),
     }
     return RunFacts(**{**values, **changes})
 
@@ -70,7 +71,8 @@ def test_trained_languages_without_a_choice_are_all_of_the_set() -> None:
 
 def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_proof() -> None:
     card = model_card(facts(), PARITY, 2_991_219)
-    assert "not measured" in card and "2,991,219 parameters" in card and "for 1,725 steps, seed 42" in card
+    assert "Not measured" in card and "2,991,219 parameters" in card
+    assert "for 1,500 steps, seed 42." in card, "the checkpoint's steps, not the recipe's 1,725"
     assert "CC-BY-4.0 (5,537)" in card and "Unicode-3.0 (5,537)" in card and "37,431 pairs" in card
     assert "3.0e-07" in card and "python -m pretrain --recipe demo" in card
     assert "total_steps: 1725" in card and "/home/somebody" not in card
@@ -95,14 +97,25 @@ def test_measured_numbers_stand_in_tables_beside_chance_and_prior() -> None:
     }
     card = model_card(facts(results=results), PARITY, 2_991_219)
     lines = card.splitlines()
-    assert "| parallel non latin | 25.6 / 52.1 / 63.6 | 25.6 / 52.1 / 63.6 |" in lines
+    row = "| Parallel text only, non-Latin scripts | 25.6 / 52.1 / 63.6 | 25.6 / 52.1 / 63.6 |"
+    assert row in lines
     assert "| – re-ranked, top 8 | 30.0 / 55.0 / 63.6 | 30.0 / 55.0 / 63.6 |" in lines
     assert "| chance | 0.06 / 0.32 / 0.63 | 0.06 / 0.32 / 0.63 |" in lines
     assert "| zh | 25.6 / 52.1 / 63.6 | 25.6 / 52.1 / 63.6 |" in lines
     assert "- en, hard wrong pairs: accuracy 77.9 %, loss 0.480" in lines
     assert "prior: accuracy 66.7 %, loss 0.637" in card and "1,579 pictures" in card
-    table = lines[lines.index("| parallel non latin | 25.6 / 52.1 / 63.6 | 25.6 / 52.1 / 63.6 |") - 2 :]
+    table = lines[lines.index(row) - 2 :]
     assert all(line.startswith("|") for line in table[:5]), "no blank line breaks a table"
+
+
+def test_a_run_without_parallel_text_claims_none() -> None:
+    table = {"chance": {way: dict.fromkeys(("r1", "r5", "r10"), 1.0) for way in ("t2i", "i2t")}}
+    table |= {"groups": {"parallel_non_latin": ROW, "control": ROW}, "languages": {}}
+    config = {"data": {"image_text": {"languages": ["en"]}, "text_pair": None}}
+    card = model_card(facts(config=config, results=table, stages=[], sets=[]), PARITY, 1)
+    words = " ".join(card.split())
+    assert "with translations" not in words and "on pictures with captions alone (no parallel text)" in words
+    assert "| Non-Latin scripts (no parallel text in this run) |" in words and "Parallel text" not in words
 
 
 def test_cells() -> None:

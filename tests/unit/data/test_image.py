@@ -10,7 +10,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data.image import ImageTransformConfig, Method, crop_box, decode_image, eval_image, prepare, train_image
+from cclm.data.image import (
+    ImageTransformConfig,
+    Method,
+    color_matrix,
+    crop_box,
+    decode_image,
+    eval_image,
+    prepare,
+    train_image,
+)
 from cclm.errors import DataError
 
 PLAIN = ImageTransformConfig(size=16, method="affine", resample="box", mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 1.0))
@@ -203,3 +212,28 @@ def test_a_small_picture_is_quick() -> None:
         train_image(image, config, generator)
         times.append(time.process_time_ns() - begin)
     assert min(times) < 1e6  # 0.15 ms where it was measured; the best of many, with room for slower machines
+
+
+def test_color_matrix_keeps_greys_and_rotates_hues() -> None:
+    grey = np.full(3, 120.0, dtype=np.float32)
+    for angle in (0.0, 0.4, 2.0):
+        np.testing.assert_allclose(color_matrix(1.0, 1.3, angle) @ grey, grey, rtol=1e-5)
+    third = color_matrix(1.0, 1.0, 2 * np.pi / 3) @ np.array([255.0, 0.0, 0.0], dtype=np.float32)
+    np.testing.assert_allclose(third, [0.0, 255.0, 0.0], atol=1e-3)
+    without_color = color_matrix(1.0, 0.0, 0.0) @ np.array([255.0, 0.0, 0.0], dtype=np.float32)
+    np.testing.assert_allclose(without_color, np.full(3, 0.299 * 255), rtol=1e-5)
+
+
+def test_color_jitter_is_seeded_bounded_and_off_by_default() -> None:
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    plain = replace(STILL, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=32)
+    colored = replace(plain, contrast=0.3, saturation=0.5, hue_rad=0.5)
+    first, again, other = (train_image(picture, colored, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.dtype == np.float32
+    assert first.shape == (3, 32, 32)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.min() >= 0.0
+    assert first.max() <= 1.0
+    still = train_image(picture, replace(colored, contrast=0.0, saturation=0.0, hue_rad=1e-9), np.random.default_rng(1))
+    np.testing.assert_allclose(still, train_image(picture, plain, np.random.default_rng(1)), atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cclm.engine.optimizer import OptimizerConfig
-from cclm.engine.plain import PlainEngine
+from cclm.engine.plain import PlainEngine, stack_scalars
 from tests.ranks.harness import Case, make_plain
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch
 
@@ -91,3 +91,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 def test_reduce_mean_of_one_process_is_the_value() -> None:
     values = {"b": torch.tensor(2.0, requires_grad=True), "a": torch.tensor([1.5])}
     assert list(make_plain(CASE).reduce_mean(values).items()) == [("b", 2.0), ("a", 1.5)]
+
+
+def test_reduce_mean_takes_every_type_and_none() -> None:
+    values = {
+        "count": torch.tensor(3),
+        "rough": torch.tensor(0.5).bfloat16(),
+        "fine": torch.tensor(0.1, dtype=torch.float64),
+    }
+    assert make_plain(CASE).reduce_mean(values) == {"count": 3.0, "rough": 0.5, "fine": 0.1}
+    assert make_plain(CASE).reduce_mean({}) == {}
+
+
+def test_scalars_are_moved_to_the_engine_before_they_are_stacked() -> None:
+    """`meta` stands for a GPU: a stack of host and device tensors would raise."""
+    values = [torch.tensor(2.0), torch.empty((), device="meta"), torch.tensor([7])]
+    stacked = stack_scalars(values, torch.device("meta"), torch.float32)
+    assert (stacked.device.type, stacked.dtype, stacked.shape) == ("meta", torch.float32, (3,))

@@ -25,6 +25,11 @@ SLEEP = "for _ in range(600): time.sleep(0.1)\n"
 Starter = Callable[[str], "subprocess.Popen[str]"]
 
 
+def is_written(path: Path) -> bool:
+    """Whether a rank has written a file: it exists a moment before it has its content."""
+    return path.exists() and path.stat().st_size > 0
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starter]:
     """Start a launcher of two ranks; returns when both have said that they are ready."""
@@ -36,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Starter]:
         command += ["--grace-s", "5", "--", "python", "-S", str(tmp_path / "program.py"), str(tmp_path)]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         started.append(process)
-        assert wait_for(lambda: all((tmp_path / f"ready_{rank}").exists() for rank in (0, 1)))
+        assert wait_for(lambda: all(is_written(tmp_path / f"ready_{rank}") for rank in (0, 1)))
         return process
 
     yield launch
@@ -57,6 +62,15 @@ def test_a_signal_reaches_every_rank_which_may_end_well(start: Starter, tmp_path
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert [int((tmp_path / f"saved_{rank}").read_text()) for rank in (0, 1)] == [number, number]
+
+
+def test_ranks_that_were_asked_to_stop_have_not_failed(start: Starter) -> None:
+    process = start("signal.signal(signal.SIGINT, lambda *_: sys.exit(130))\n" + READY + SLEEP)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "launch: stopped. First of 2 rank(s): rank " in errors and "exit code 130" in errors
+    assert "failed" not in errors and "end of" not in errors
 
 
 def test_a_second_request_to_stop_kills(start: Starter) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ def test_options_and_config_are_two_forms_of_the_same() -> None:
     options = ModelOptions(
         width=64, vision=VisionOptions(stem_channels=(8, 16)), text=TextOptions(num_layers=3, pooling="mean_first")
     )
-    config = CCLMConfig.from_options(options)
+    config = CCLMConfig(**asdict(options))
     assert config.options() == options
     assert config.text["num_layers"] == 3
     assert config.vision["stem_channels"] == [8, 16]

@@ -105,10 +105,29 @@ def test_masked_mean_ignores_padding() -> None:
 
 def test_concatenate_padded_pads_to_the_longest() -> None:
     short, long = tiny_texts((2, 1)), tiny_texts((4, 3, 1))
-    ids, mask = concatenate_padded([short, long])
+    ids, mask = concatenate_padded([short, long], value=1)
+    assert ids.dtype == torch.int64
+    assert torch.equal(ids[:2, 2:], torch.ones(2, 2, dtype=torch.int64))
+    assert torch.equal(ids[2:], long[0])
     assert ids.shape == mask.shape == (5, 4)
     assert torch.equal(ids[:2, :2], short[0])
     assert torch.equal(mask.sum(1), torch.tensor([2, 1, 4, 3, 1]))
     states, _ = concatenate_padded([(torch.ones(2, 2, 3), short[1]), (torch.ones(3, 4, 3), long[1])])
     assert states.shape == (5, 4, 3)
     assert states[:2, 2:].abs().sum() == 0
+    assert states.sum() == 2 * 2 * 3 + 3 * 4 * 3
+
+
+@pytest.mark.parametrize("trailing", [(), (3,), (2, 3)])
+def test_concatenate_padded_takes_any_trailing_dimensions(trailing: tuple[int, ...]) -> None:
+    """States (B, L, D) are memories, (B, L, H, D) would be keys by head."""
+    masks = [torch.ones(2, 4, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)]
+    parts = [(torch.randn(*mask.shape, *trailing, requires_grad=True), mask) for mask in masks]
+    joined, mask = concatenate_padded(parts, value=-5.0)
+    assert joined.shape == (3, 4, *trailing)
+    assert torch.equal(joined[:2], parts[0][0])
+    assert torch.equal(joined[2:, :2], parts[1][0])
+    assert torch.equal(joined[2:, 2:], torch.full((1, 2, *trailing), -5.0))
+    assert mask.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
+    joined.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(cells.grad is not None and torch.equal(cells.grad, torch.ones_like(cells)) for cells, _ in parts)

@@ -64,29 +64,6 @@ def test_label_smoothing_spreads_over_all_columns() -> None:
     torch.testing.assert_close(found, (expected / 2).float())
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_ignored_pairs_are_as_if_they_were_not_there(smoothing: float) -> None:
-    first, second, identity = features(3, 0), features(3, 1), torch.arange(3)
-    ignored = torch.zeros(3, 3, dtype=torch.bool)
-    ignored[0, 2] = True
-    ignored[1, 1] = True  # a positive: stays
-    logits = first @ second.T / TEMPERATURE
-    loss = functional.cross_entropy
-    forth = [
-        loss(logits[:1, :2], identity[:1], label_smoothing=smoothing),
-        loss(logits[1:2], identity[1:2], label_smoothing=smoothing),
-        loss(logits[2:], identity[2:], label_smoothing=smoothing),
-    ]
-    back = [
-        loss(logits.T[:1], identity[:1], label_smoothing=smoothing),
-        loss(logits.T[1:2], identity[1:2], label_smoothing=smoothing),
-        loss(logits.T[2:, 1:], identity[1:2], label_smoothing=smoothing),
-    ]
-    options = {"label_smoothing": smoothing, "ignored": (ignored, ignored.T)}
-    found = mean(contrastive(first, second, identity, identity, TEMPERATURE, **options))
-    torch.testing.assert_close(found, torch.stack([*forth, *back]).mean().float())
-
-
 def test_grad_scale_touches_features_only() -> None:
     results = []
     for scale in (1.0, 0.125):
@@ -146,6 +123,18 @@ def with_gradient_like(whole: Tensor, local: Tensor) -> Tensor:
     return whole if factor == 1.0 else whole * factor + (whole * (1 - factor)).detach()
 
 
-def test_bfloat16_features_are_compared_in_float32() -> None:
-    first, second, identity = features(4, 0).bfloat16(), features(4, 1).bfloat16(), torch.arange(4)
-    assert contrastive(first, second, identity, identity, 0.01).sum.dtype == torch.float32
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_bfloat16_features_are_compared_in_float32(is_autocast: bool) -> None:
+    results = []
+    for widen in (torch.Tensor.float, torch.Tensor.bfloat16):
+        rounded = [features(8, seed).detach().bfloat16() for seed in (0, 1)]
+        first, second = (widen(tensor).requires_grad_() for tensor in rounded)
+        temperature = torch.tensor([0.01], requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast and widen is torch.Tensor.bfloat16):
+            term = contrastive(first, second, torch.arange(8), torch.arange(8), temperature)
+        term.sum.backward()  # type: ignore[no-untyped-call]
+        results.append((term.sum.detach(), temperature.grad, first.grad, second.grad))
+    (loss, for_temperature, *wide), (same_loss, same_for_temperature, *narrow) = results
+    assert torch.equal(loss, same_loss)
+    assert torch.equal(for_temperature, same_for_temperature)
+    assert all(torch.equal(rough, fine.bfloat16()) for rough, fine in zip(narrow, wide, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,34 @@ def test_recipe_that_is_no_mapping(tmp_path: Path) -> None:
     assert "a YAML mapping" in refusal("--recipe", str(path))
 
 
-def test_every_field_is_documented_as_an_option() -> None:
+@pytest.mark.parametrize("content", [b"a: [1, 2", b"seed: \xff\xfe"])
+def test_recipe_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    assert str(path) in refusal("--recipe", str(path))
+
+
+def test_folder_instead_of_a_recipe(tmp_path: Path) -> None:
+    assert "or one of" in refusal("--recipe", str(tmp_path))
+
+
+def test_sizes_of_data_and_network_must_fit(settings: Path) -> None:
+    text = refusal(
+        *("--recipe", str(settings), "--model.vision.image_size", "32", "--data.text_pair.max_tokens", "40"),
+        *("--data.image_text.negative_group", "7", "--objectives.itm_weight", "-1"),
+    )
+    assert "transform.size 16 is not model.vision.image_size 32" in text
+    assert "data.text_pair.max_tokens 40 exceeds the 8 positions" in text
+    assert "multiple of negative_group 7" in text
+    assert "itm_weight" in text
+
+
+def test_ramp_that_ends_before_it_starts(settings: Path) -> None:
+    assert "hardness_start_step 9" in refusal("--recipe", str(settings), "--objectives.hardness_start_step", "9")
+
+
+def test_known_keys_are_the_whole_tree() -> None:
     known = set(known_keys(RunConfig))
-    assert {"data.image_text.transform.size", "model.fusion.num_layers", "optimizer.betas", "seed"} <= known
+    assert {item.name for item in fields(RunConfig)} < known
+    assert {"data.image_text.transform.size", "model.fusion.num_layers", "optimizer.betas"} <= known
+    assert not any(key.startswith("_") for key in known)

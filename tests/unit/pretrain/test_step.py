@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,3 +134,16 @@ def test_during_the_warm_up_fusion_losses_do_not_reach_the_encoders(training: tu
     assert any("fusion_encoder" in name for name in reached[0])
     assert any("vision" in name for name in reached[1])
     module.model.zero_grad()
+
+
+def test_an_affine_stem_is_calibrated_alike_on_every_rank(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    settings = recipe(tmp_path, tmp_path / "run")
+    settings["model"]["vision"]["stem_norm"] = "affine"
+    config = read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings))])
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    first, second = (build_module(config, tokenizer, SINGLE).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    scales = [value for name, value in first.items() if "stem" in name and value.ndim == 1 and name.endswith("weight")]
+    assert scales
+    assert all((scale != 1).any() for scale in scales)

@@ -72,7 +72,7 @@ def test_all_complaints_come_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("sets: {}", "no `sets:` with at least one set"), ("a: [", "expected YAML"), ("", "no `sets:`")],
+    [("sets: {}", "no `sets:` with at least one set"), ("a: [", "got broken YAML"), ("", "no `sets:`")],
 )
 def test_what_is_no_recipe(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words):
@@ -80,5 +80,5 @@ def test_what_is_no_recipe(tmp_path, text, words):
 
 
 def test_a_missing_recipe(tmp_path):
-    with pytest.raises(ConfigError, match="expected a recipe file, got No such file or directory"):
+    with pytest.raises(ConfigError, match="expected a recipe file, got no such file"):
         load_recipe(tmp_path / "none.yaml")

@@ -45,7 +45,9 @@ def test_build_verify_stats_tokenizer(recipe, tmp_path):
     out = tmp_path / "out"
     status, text = run("build", recipe, "--out", out)
     assert status == 0
-    assert "building: 13/13 records" in text
+    assert "building: 13/13 " in text
+    manifest = json.loads((out / "pairs" / "manifest.json").read_text("utf-8"))
+    assert manifest["command"] == f"python -m shards build {recipe} --out {out}"
     assert f"{out}/pictures: 7 records in, 3 written (3 texts or pairs) to " in text and "4 refused" in text
     reasons = sorted(json.loads(line)["reason"] for line in (out / "pictures" / "quarantine.jsonl").open("rb"))
     assert reasons == ["image_missing", "image_truncated", "json_field", "line_broken"]

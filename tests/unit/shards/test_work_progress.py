@@ -12,16 +12,23 @@ from shards.progress import WorkProgress
 
 def test_a_log_gets_plain_lines(monkeypatch):
     out = io.StringIO()
-    clock = iter([0.0, 5.0, 5.0, 20.0, 20.0, 20.0, 30.0, 30.0])
+    clock = iter([0.0, 5.0, 20.0, 30.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with WorkProgress("building", 100, "records", Console(file=out, width=100)) as bar:
         bar.advance(20, done_before=True)
         bar.advance(40)
         bar.advance(40)
     assert out.getvalue().splitlines() == [
-        "building: 60/100 records, 2/s, 20 s left",
-        "building: 100/100 records, 3/s, 0 s left",
+        "building: 60/100  2 records/s  ETA 0:20",
+        "building: 100/100  3 records/s  ETA 0:00",
     ]
+
+
+def test_what_was_done_before_has_no_speed():
+    out = io.StringIO()
+    with WorkProgress("building", 4, "records", Console(file=out, width=100)) as bar:
+        bar.advance(4, done_before=True)
+    assert out.getvalue() == "building: 4/4  done before\n"
 
 
 def test_a_terminal_gets_a_bar():

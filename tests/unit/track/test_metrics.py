@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import MissingDependencyError
-from cclm.track.metrics import LOG_NAME, MetricsLine, MetricsLog, drop_lines_from, read_metrics
+from cclm.track import step_lines
+from cclm.track.metrics import LOG_NAME, MetricsLine, MetricsLog, read_metrics
 
 
 def log(folder: Path, resume_step: int = 0) -> MetricsLog:
@@ -39,7 +40,7 @@ def test_a_line_can_be_read_before_the_log_is_closed(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
     with log(tmp_path) as metrics:
         metrics.write(0, {"loss": math.nan, "grad_norm": math.inf})
-    assert '"loss": null' in (tmp_path / LOG_NAME).read_text()
+    assert '"loss":null' in (tmp_path / LOG_NAME).read_text()
     assert all(math.isnan(value) for value in read_metrics(tmp_path)[0].values.values())
 
 
@@ -66,9 +67,21 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / LOG_NAME
     path.write_text(path.read_text() + '{"step": 1, "ti')
     assert steps(tmp_path) == [0]
-    drop_lines_from(path, 100)
+    log(tmp_path, resume_step=100).close()
     assert path.read_text().endswith("}\n")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sync_forces_the_log_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(step_lines, "sync", synced.append)
+    with log(tmp_path) as metrics:
+        metrics.sync()
+        assert synced == []  # nothing was written
+        metrics.write(0, {"loss": 1.0})
+        metrics.sync()
+    metrics.sync()
+    assert synced == [tmp_path / LOG_NAME, tmp_path]
 
 
 def test_a_disabled_log_touches_nothing(tmp_path: Path) -> None:

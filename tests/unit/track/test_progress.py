@@ -24,12 +24,9 @@ def console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
     return Console(file=stream, force_terminal=terminal, width=120, _environ={"TERM": "xterm"}), stream
 
 
-def follow(total: int, start: int, step_s: float, **options: float) -> list[str]:
+def follow(total: int, start: int, step_s: float) -> list[str]:
     clock, (output, stream) = Clock(), console()
-    every_steps = int(options["every_steps"]) if "every_steps" in options else None
-    every_s = options.get("every_s", 20.0)
-    progress = Progress(total, start, "training", every_s=every_s, every_steps=every_steps, console=output, clock=clock)
-    with progress:
+    with Progress(total, start, "training", console=output, clock=clock) as progress:
         for step in range(start, total):
             clock.now += step_s
             progress.update(step, loss=1.25, samples_per_s=64.0)
@@ -41,11 +38,6 @@ def test_a_log_gets_a_line_now_and_then_and_at_both_ends() -> None:
     assert [line.split()[1] for line in lines] == ["1/100", "21/100", "41/100", "61/100", "81/100", "100/100"]
     assert lines[1] == "training  21/100  21 %  loss 1.250  64.0 samples/s  ETA 1:19"
     assert lines[-1].endswith("ETA 0:00")
-
-
-def test_lines_by_number_of_steps() -> None:
-    lines = follow(10, 0, 0.001, every_steps=4)
-    assert [line.split()[1] for line in lines] == ["1/10", "5/10", "9/10", "10/10"]
 
 
 def test_a_resumed_run_counts_from_where_it_is() -> None:

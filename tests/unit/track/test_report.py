@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cclm.errors import CclmError
-from cclm.track.facts import Stage, environment, read_facts, read_stages
-from cclm.track.report import duration, language_name, licence_link, render
-from cclm.track.report_data import report_data
+from cclm.errors import ConfigError
+from cclm.track.facts import CheckpointFacts, Stage, read_facts, read_stages
+from cclm.track.report import language_name, licence_link, render
+from cclm.track.report_data import report_data, temperature_note
 
 GROUPS = {"english": ["en"], "parallel_non_latin": ["ar", "zh"], "control": ["xx"]}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -43,7 +43,7 @@ def results() -> dict[str, Any]:
         },
         "set": {"shards": "SETS/image-test", "num_images": 1579},
         "dev": {"set": {"shards": "SETS/image-dev", "num_images": 886}},
-        "model": {"num_parameters": 2_991_219},
+        "model": {"num_parameters": 2_991_219, "checkpoint": "a1"},
         "seconds": {"evaluate": 40.0},
     }
 
@@ -78,9 +78,11 @@ def run(tmp_path: Path) -> Path:
          "images": [{"uri": PIXEL, "right": False}]},
     ]  # fmt: skip
     (folder / "gallery.json").write_text(json.dumps(gallery))
-    parity = {"max_abs": 4.2e-7, "tolerance": 1e-4, "num_images": 8, "num_texts": 16}
+    parity = {"max_abs": 4.2e-7, "tolerance": 1e-4, "num_images": 8, "num_texts": 16, "checkpoint": "a1"}
     (folder / "parity.json").write_text(json.dumps(parity))
-    (folder / "seconds.json").write_text('{"train": 611.3}')
+    stages = [{"name": "train", "command": "python -m pretrain", "seconds": 611.3, "finished": True}]
+    (folder / "stages.json").write_text(json.dumps(stages))
+    (folder / "environment.json").write_text('{"machine": "some processor", "cores": "2", "torch": "2.13.0"}')
     values = {"image_text/itc": 4.0, "image_text/itm_accuracy": 0.7, "temperature": 0.05, "speed/step_s": 0.3}
     values |= {"learning_rate/decay": 1e-3, "image_text/itm": None}
     lines = [{"step": step, "time": 0.0, "values": {"loss": 9 - step / 300, **values}} for step in range(0, 1700, 100)]
@@ -137,8 +139,27 @@ def test_headline_numbers_stand_at_the_top(run: Path) -> None:
     words = text_of(render(report_data(run)))
     assert "60.0 % English" in words and "95 × chance" in words
     assert "44.0 % Parallel text only, non-Latin scripts" in words
-    assert "3.0 M parameters" in words and "10.2 min training" in words
-    assert "1,725 steps" in words and "4 languages" in words
+    assert "3.0 M parameters" in words and "10.2 min training 2 cores, some processor" in words
+    assert "4 languages" in words and "sentences with translations" in words
+
+
+def test_steps_are_the_checkpoints(run: Path) -> None:
+    words = text_of(render(report_data(run, CheckpointFacts(step=1500, identity="a1"))))
+    assert "1,500 steps from scratch" in words and "60.0 % English" in words and "4.2e-07" in words
+
+
+def test_results_and_proof_of_another_checkpoint_count_as_none(run: Path) -> None:
+    words = text_of(render(report_data(run, CheckpointFacts(step=1725, identity="b2"))))
+    assert "This checkpoint was not measured yet" in words and "60.0 %" not in words
+    assert "Gallery" not in words and "4.2e-07" not in words
+
+
+def test_without_parallel_text_none_is_claimed(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"text_pair: \{.*?\}\}", "text_pair: null}", text))
+    words = text_of(render(report_data(run)))
+    assert "on pictures with captions alone (no parallel text)" in words and "sentences with translations" not in words
+    assert "Non-Latin scripts (no parallel text in this run)" in words and "Parallel text only" not in words
 
 
 def test_recall_stands_beside_chance_and_reranked_below(run: Path) -> None:
@@ -169,7 +190,7 @@ def test_gallery_marks_the_right_picture_and_escapes_texts(run: Path) -> None:
 def test_matching_head_against_its_prior(run: Path) -> None:
     words = text_of(render(report_data(run)))
     assert "66.7 % and a loss of 0.637" in words
-    assert "en, hard wrong pairs 77.9 +11.2 0.480 +0.157" in words
+    assert "English, hard wrong pairs 77.9 +11.2 0.480 +0.157" in words
 
 
 def test_curves_by_view_only_for_what_was_logged(run: Path) -> None:
@@ -189,7 +210,8 @@ def test_data_card_names_sources_licences_and_command(run: Path) -> None:
 
 def test_reproduction_facts(run: Path) -> None:
     words = text_of(render(report_data(run)))
-    assert "seed 42" in words and "torch" in words and "4.2e-07" in words and "10 min 11 s" in words
+    assert "seed 42" in words and "torch 2.13.0" in words and "4.2e-07" in words and "10:11" in words
+    assert "some processor" in words, "the machine of the training, not the one that renders"
 
 
 def test_a_run_that_was_not_measured_has_a_page_too(tmp_path: Path) -> None:
@@ -199,14 +221,18 @@ def test_a_run_that_was_not_measured_has_a_page_too(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CclmError, match="expected a run folder"):
+    with pytest.raises(ConfigError, match="expected a run folder"):
+        read_facts(tmp_path)
+    (tmp_path / "config.yaml").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="got something else"):
+        read_facts(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="got broken YAML"):
         read_facts(tmp_path)
 
 
 def test_stages_with_commands_win_over_bare_seconds(tmp_path: Path) -> None:
     assert read_stages(tmp_path, {"seconds": {"evaluate": 3.0}}) == [Stage(name="evaluate", command="", seconds=3.0)]
-    (tmp_path / "seconds.json").write_text('{"train": 5.0}')
-    assert [stage.name for stage in read_stages(tmp_path, {"seconds": {"evaluate": 3.0}})] == ["train"]
     (tmp_path / "stages.json").write_text('[{"name": "train", "command": "python -m pretrain", "seconds": 5.0}]')
     assert read_stages(tmp_path, {}) == [Stage(name="train", command="python -m pretrain", seconds=5.0)]
 
@@ -214,19 +240,22 @@ def test_stages_with_commands_win_over_bare_seconds(tmp_path: Path) -> None:
 def test_sets_come_with_their_roles(run: Path) -> None:
     facts = read_facts(run)
     assert [one.role for one in facts.sets] == ["training pictures", "training pairs"], "the others are not at hand"
-    assert facts.steps == 1725 and facts.seed == 42
+    assert facts.steps is None and facts.seed == 42
 
 
-def test_environment_names_the_machine_and_versions() -> None:
-    found = environment()
-    assert re.match(r"\d+ × ", found["machine"]) and re.match(r"\d+\.\d+", found["torch"])
+def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert set(read_facts(tmp_path).environment.values()) == {"unknown"}
+    (tmp_path / "done.json").write_text('{"step": 1, "seconds": 90.0, "time": 1.0}')
+    words = text_of(render(report_data(tmp_path)))
+    assert "machine unknown versions unknown" in words and "1.5 min training" in words
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, ""), (4.4, "4 s"), (611.3, "10 min 11 s"), (7260.0, "2 h 1 min"), (59.6, "1 min 0 s")]
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
+def test_the_bounds_of_the_temperature_stand_beside_its_chart() -> None:
+    assert temperature_note({"model": {"temperature_min": 0.05, "temperature_max": 0.5}}) == (
+        "learned, kept within 0.05 … 0.5"
+    )
+    assert temperature_note({}) == "learned"
 
 
 def test_an_unknown_licence_is_escaped_and_not_linked() -> None:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cclm.data.step_lines import StepLines
+from cclm.data.ledger import LedgerFile
+from cclm.data.quarantine import Quarantine
+from cclm.track import step_lines
+from cclm.track.step_lines import StepLines
 
 
 def steps(lines: StepLines) -> list[int]:
@@ -48,3 +51,18 @@ def test_a_broken_end_is_left_out_and_cut_off(tmp_path: Path, rest: str) -> None
 def test_cutting_a_file_that_is_not_there_is_nothing(tmp_path: Path) -> None:
     StepLines(tmp_path / "a.jsonl").truncate(3)
     assert not (tmp_path / "a.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", [StepLines, LedgerFile, Quarantine])
+def test_sync_forces_file_and_name_to_disk(
+    kind: type[StepLines | LedgerFile | Quarantine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(step_lines, "sync", synced.append)
+    path = tmp_path / "a.jsonl"
+    kind(path).sync()
+    assert synced == []  # a run without bad samples has no quarantine
+    file = kind(path)
+    path.touch()
+    file.sync()
+    assert synced == [path, tmp_path]

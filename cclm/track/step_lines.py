@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cclm.atomic import sync
+
 
 class StepLines:
     """Appends one complete line per write; the steps never decrease from line to line.
@@ -28,6 +30,12 @@ class StepLines:
             os.write(descriptor, line.encode("utf-8", "backslashreplace"))
         finally:
             os.close(descriptor)
+
+    def sync(self) -> None:
+        """Force what was written to disk: call it before a checkpoint that counts on these lines is complete."""
+        if self.path.exists():
+            sync(self.path)
+            sync(self.path.parent)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The complete lines in order; a last line that a kill cut short is left out."""

@@ -1,0 +1,25 @@
+"""Which checkpoint is it? What results and exports remember, so that nobody takes them for another's. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from cclm.checkpoint.layout import MARKER, newest_complete, read_marker
+from cclm.track.facts import CheckpointFacts
+
+
+def identify(checkpoint: Path) -> CheckpointFacts:
+    """Return the step and the identity of a complete checkpoint.
+
+    Raises:
+        CheckpointError: it has no readable marker.
+    """
+    marker = read_marker(checkpoint)
+    return CheckpointFacts(step=marker.step, identity=hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest())
+
+
+def identify_newest(run_folder: Path) -> CheckpointFacts | None:
+    """Return the facts of the newest complete checkpoint of a run, or None if there is none."""
+    found = newest_complete(run_folder)
+    return None if found is None else identify(found)

@@ -1,0 +1,53 @@
+"""What a run is trained on: the machine and the versions, said when the training starts and read by its report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+ENVIRONMENT_NAME = "environment.json"
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "numpy", "pillow")
+"""Packages whose versions decide numbers."""
+
+
+def describe_environment() -> dict[str, str]:
+    """Return hardware, versions and the time now (`started`), without importing what it names.
+
+    `cores` are those that this process may use: its affinity mask, or the container's limit if that is smaller.
+    A package that is not installed is left out.
+    """
+    found = {
+        "machine": f"{processor_name()}, {platform.system()} {platform.machine()}",
+        "cores": f"{usable_cores():g}",
+        "python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    found["started"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return found
+
+
+def usable_cores(quota: Path = CGROUP_QUOTA) -> float:
+    """Return the cores' worth of time that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text(encoding="ascii").split()
+        return min(float(allowed), int(limit) / int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return float(allowed)
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

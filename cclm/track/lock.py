@@ -1,0 +1,72 @@
+"""One run folder, one run: two launches of the same command would write the same files.
+
+The kernel drops the lock with the process that holds it, so a killed run leaves none; the file `.lock` stays and means
+nothing by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cclm.errors import CclmError
+
+LOCK_NAME = ".lock"
+NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+"""What a network file system says that is mounted without locks: then there is no protection."""
+
+_held: set[int] = set()
+"""Open lock files of this process."""
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder`/.lock for the length of the `with` block (rank 0 only: once per run). The folder is made.
+
+    Raises:
+        CclmError: another process holds it; names host and process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _acquire(descriptor, folder)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _held.add(descriptor)
+        try:
+            yield
+        finally:
+            _held.discard(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        raise CclmError(
+            expected="a run folder that no other run is using",
+            got=f"one that {holder} is training in",
+            do="Wait for that run, stop it, or choose another run_folder.",
+            where=str(folder),
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS_HERE:
+            raise
+
+
+def _forget_in_child() -> None:
+    """A forked child (a loader's worker) may outlive a killed run for seconds; it must not hold the run's lock."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,131 @@
+"""The run folder as the identity of a run: what it was started with, and whether that is still so.
+
+    config.yaml      the resolved configuration
+    ds_config.json   the resolved DeepSpeed JSON
+    environment.json versions and machine of the first start
+    inputs.json      hashes of what the configuration only names: tokenizer, shard manifests, DeepSpeed JSON
+
+A run resumes only with the same configuration and the same inputs: step k is a function of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cclm.atomic import replace_text
+from cclm.engine.ds_config import write_ds_config
+from cclm.errors import ConfigError
+from cclm.track.environment import ENVIRONMENT_NAME, describe_environment
+from pretrain.config import RunConfig
+
+CONFIG_FILE = "config.yaml"
+INPUTS_FILE = "inputs.json"
+QUARANTINE = "quarantine"
+
+MAY_CHANGE = ("checkpoint", "track", "run_folder", "device", "data.num_workers", "data.bad_sample_limit")
+"""What a resumed run may do differently: nothing of it decides a step."""
+
+
+def as_values(config: RunConfig) -> dict[str, Any]:
+    """The configuration as YAML would give it back: plain mappings and lists."""
+    values: dict[str, Any] = _plain(asdict(config))
+    return values
+
+
+def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict[str, str]:
+    """SHA-256 of every file that the configuration names and that decides what a step is.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    views = (config.data.image_text, config.data.text_pair)
+    files = [Path(config.data.tokenizer) / "tokenizer.json"]
+    files += [Path(folder) / "manifest.json" for view in views if view is not None for folder in view.shards]
+    hashes = {str(path): _file_hash(path) for path in files}
+    hashes["DeepSpeed JSON"] = _text_hash(json.dumps(ds_config, sort_keys=True))
+    return hashes
+
+
+def run_hash(config: RunConfig, inputs: Mapping[str, str]) -> str:
+    """One hash of everything that decides a step; the ranks compare it at every step."""
+    return _text_hash(json.dumps([as_values(config), sorted(inputs.items())], sort_keys=True))[:16]
+
+
+def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
+    """Do nothing if the folder is new or holds this very run.
+
+    Raises:
+        ConfigError: it was started with other values or other inputs; all of them are named.
+    """
+    changed = []
+    if (folder / CONFIG_FILE).exists():
+        before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}
+        changed += differences(before, as_values(config))
+    if (folder / INPUTS_FILE).exists():
+        known = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
+        changed += [f"content of {name}" for name in inputs if known.get(name, inputs[name]) != inputs[name]]
+    if changed:
+        raise ConfigError(
+            where=str(folder),
+            expected="the configuration and inputs that this run was started with",
+            got="other values of " + ", ".join(changed),
+            do="Choose another run_folder for a new run, or give the old values to resume this one.",
+        )
+
+
+def write_identity(
+    folder: Path, config: RunConfig, inputs: Mapping[str, str], ds_config: dict[str, Any] | None
+) -> None:
+    """Write the files, each whole or not at all, and make the quarantine's folder."""
+    (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
+    replace_text(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
+    if ds_config is not None:
+        write_ds_config(ds_config, folder)
+    if not (folder / ENVIRONMENT_NAME).exists():
+        replace_text(folder / ENVIRONMENT_NAME, json.dumps(describe_environment(), indent=1) + "\n")
+    replace_text(folder / CONFIG_FILE, yaml.safe_dump(as_values(config), sort_keys=False, allow_unicode=True))
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values that decide steps and differ."""
+    names = []
+    for key in sorted(before.keys() | after.keys()):
+        path = f"{prefix}{key}"
+        old, new = before.get(key), after.get(key)
+        if path in MAY_CHANGE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += differences(old, new, f"{path}.")
+        else:
+            names.append(path)
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            where=str(path),
+            expected="a file that the configuration names",
+            got=error.strerror or str(error),
+            do="Check the path; `python -m shards` makes shard sets and tokenizers.",
+        ) from error
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,58 @@
+"""A run folder knows its run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import ConfigError
+from pretrain.config import CheckpointConfig, ObjectiveConfig, RunConfig
+from pretrain.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
+from pretrain.recipe import read_config
+from tests.tiny_run import recipe, write_corpus, write_recipe
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    write_corpus(tmp_path)
+    return read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", recipe(tmp_path, tmp_path / "run")))])
+
+
+def test_same_run_is_welcome_and_another_is_named(config: RunConfig, tmp_path: Path) -> None:
+    folder, inputs = tmp_path / "run", input_hashes(config, {"stage": 3})
+    refuse_another_run(folder, config, inputs)
+    write_identity(folder, config, inputs, {"stage": 3})
+    refuse_another_run(folder, config, inputs)
+    refuse_another_run(folder, replace(config, checkpoint=CheckpointConfig(every_steps=7)), inputs)
+    other = replace(config, seed=8, objectives=ObjectiveConfig(mlm_weight=0.5))
+    with pytest.raises(ConfigError, match=r"objectives\.mlm_weight.*seed"):
+        refuse_another_run(folder, other, inputs)
+
+
+def test_a_changed_deepspeed_json_is_another_run(config: RunConfig, tmp_path: Path) -> None:
+    write_identity(tmp_path / "run", config, input_hashes(config, {"stage": 3}), {"stage": 3})
+    with pytest.raises(ConfigError, match="content of DeepSpeed JSON"):
+        refuse_another_run(tmp_path / "run", config, input_hashes(config, {"stage": 2}))
+
+
+def test_changed_shards_are_another_run(config: RunConfig, tmp_path: Path) -> None:
+    before = input_hashes(config, None)
+    manifest = tmp_path / "pairs" / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    after = input_hashes(config, None)
+    assert {name for name in before if before[name] != after[name]} == {str(manifest)}
+    assert run_hash(config, before) != run_hash(config, after)
+
+
+def test_missing_tokenizer(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json.*No such file"):
+        input_hashes(config, None)
+
+
+def test_differences_walk_down() -> None:
+    before = {"a": {"b": 1, "c": [1]}, "track": {"every_steps": 1}, "gone": 1}
+    after = {"a": {"b": 2, "c": [1]}, "track": {"every_steps": 9}, "new": None}
+    assert differences(before, after) == ["a.b", "gone"]
