@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TextPairBatch, Tokens
+from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TextPairBatch
 from cclm.dist.collectives import Collectives
 from cclm.engine.protocol import Losses
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.packing import concatenate_padded
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.masked_lm import masked_lm
 from cclm.objectives.matching import draw_negatives, matching, ramped_hardness
@@ -98,6 +99,7 @@ class CrossViewTraining(nn.Module):
         self.model = model
         self.objectives = objectives
         self.collectives = collectives
+        self.pad_id = model.config.options().text.pad_token_id
 
     def forward(self, batch: Batch) -> Losses:
         """Compute every loss of this rank's share of a step.
@@ -123,12 +125,12 @@ class CrossViewTraining(nn.Module):
     def _encode_texts(self, views: Sequence[ImageTextBatch | TextPairBatch]) -> list[EncodedTexts]:
         """Clean and masked texts of all views through the text encoder, in one call."""
         parts = [view.text for view in views] + [view.masked.tokens for view in views]
-        tokens = concatenate(parts)
-        states_BLD = self.model.encode_texts(tokens.ids_BL, tokens.mask_BL)
+        ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
+        states_BLD = self.model.encode_texts(ids_BL, mask_BL)
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(views)])
-        feature_BE = self.model.project_texts(states_BLD[:num_clean], tokens.mask_BL[:num_clean])
-        states, masks = torch.split(states_BLD, sizes), torch.split(tokens.mask_BL, sizes)
+        feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])
+        states, masks = torch.split(states_BLD, sizes), torch.split(mask_BL, sizes)
         features = torch.split(feature_BE, sizes[: len(views)])
         return [
             EncodedTexts(
@@ -241,7 +243,7 @@ class CrossViewTraining(nn.Module):
     def _fuse(self, rows: Sequence[ViewRows], tally: Tally, *, reaches_encoders: bool) -> None:
         """One fusion call for everything; then matching and masked-LM losses by view."""
         parts = [view.matched for view in rows] + [view.masked for view in rows]
-        memory_BND, memory_mask_BN = stack_memories([(part.memory_FND, part.memory_mask_FN) for part in parts])
+        memory_BND, memory_mask_BN = concatenate_padded([(part.memory_FND, part.memory_mask_FN) for part in parts])
         mask_BL = torch.cat([part.query_mask_FL for part in parts])
         query_BLD = torch.cat([part.query_FLD for part in parts])
         if not reaches_encoders:
@@ -339,19 +341,3 @@ def negatives(
         other_second_F = start_F + draw_negatives(second_FG, same_FG, noise_second_FG, hardness, own_F)
         other_first_F = start_F + draw_negatives(first_FG, same_FG, noise_first_FG, hardness, own_F)
     return other_second_F, other_first_F
-
-
-def concatenate(parts: Sequence[Tokens]) -> Tokens:
-    """Stack texts of different padded lengths into one, padded to the longest (with id 1 where the mask is False)."""
-    length = max(part.ids_BL.shape[1] for part in parts)
-    ids = [nn.functional.pad(part.ids_BL, (0, length - part.ids_BL.shape[1]), value=1) for part in parts]
-    masks = [nn.functional.pad(part.mask_BL, (0, length - part.mask_BL.shape[1])) for part in parts]
-    return Tokens(ids_BL=torch.cat(ids), mask_BL=torch.cat(masks))
-
-
-def stack_memories(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Stack memories (states, mask) of different lengths, padded to the longest."""
-    length = max(states.shape[1] for states, _ in parts)
-    states = [nn.functional.pad(states, (0, 0, 0, length - states.shape[1])) for states, _ in parts]
-    masks = [nn.functional.pad(mask, (0, length - mask.shape[1])) for _, mask in parts]
-    return torch.cat(states), torch.cat(masks)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.data.batch import Batch, Tokens
+from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.dist.collectives import SINGLE
 from pretrain.build import build_module
 from pretrain.recipe import read_config
-from pretrain.step import CrossViewTraining, concatenate, negatives, stack_memories
+from pretrain.step import CrossViewTraining, negatives
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 
@@ -104,21 +104,6 @@ def test_negatives_stay_in_their_group_and_differ_in_identity() -> None:
     similarity[:2, 6:] = similarity[2:, :6] = -torch.inf
     similarity[identity_B[row_F][:, None] == identity_B[None]] = -torch.inf
     assert torch.equal(drawn_second, similarity.argmax(1)), "without noise the hardest candidate is drawn"
-
-
-def test_texts_and_memories_of_different_lengths_stack() -> None:
-    short = Tokens(ids_BL=torch.tensor([[0, 2]]), mask_BL=torch.tensor([[True, True]]))
-    long = Tokens(ids_BL=torch.tensor([[0, 5, 2]]), mask_BL=torch.ones(1, 3, dtype=torch.bool))
-    stacked = concatenate([short, long])
-    assert stacked.ids_BL.tolist() == [[0, 2, 1], [0, 5, 2]]
-    assert stacked.mask_BL.tolist() == [[True, True, False], [True, True, True]]
-    states, mask = stack_memories(
-        [(torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))] * 1
-        + [(torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))]
-    )
-    assert states.shape == (3, 4, 3)
-    assert mask.sum(1).tolist() == [2, 4, 4]
-    assert not states[0, 2:].any()
 
 
 def test_during_the_warm_up_fusion_losses_do_not_reach_the_encoders(training: tuple[CrossViewTraining, Batch]) -> None:
