@@ -132,7 +132,7 @@ def fit_weights(
 def meta_model(options: ModelOptions) -> CCLMModel:
     """The network without memory: names and shapes only."""
     with torch.device("meta"):
-        return CCLMModel(CCLMConfig.from_options(options))
+        return CCLMModel(CCLMConfig(**asdict(options)))
 
 
 def published_shapes(options: ModelOptions, weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:

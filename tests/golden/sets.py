@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class GoldenSet:
     def model(self, token_layout: str = "auto") -> CCLMModel:
         """The model with the set's weights, through the importer."""
         options = replace(self.options, token_layout=token_layout)
-        model = CCLMModel(CCLMConfig.from_options(options))
+        model = CCLMModel(CCLMConfig(**asdict(options)))
         state, _ = convert(self.state, options)
         loaded = model.load_state_dict(state, strict=False)
         assert not loaded.unexpected_keys

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ TINY = {"swin": TINY_SWIN, "beit": TINY_BEIT}
 
 def wavy_model(options: ModelOptions) -> CCLMModel:
     """A model whose weights are sines of their place: the same on every machine and with every torch."""
-    model = CCLMModel(CCLMConfig.from_options(options))
+    model = CCLMModel(CCLMConfig(**asdict(options)))
     with torch.no_grad():
         for number, (name, parameter) in enumerate(model.named_parameters()):
             wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (1.0 + 0.37 * number) + number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
@@ -110,7 +112,7 @@ def test_each_parameter_is_used_where_it_lives(layout: str) -> None:
     """ZeRO-3 gathers a module's parameters in its own forward."""
     from cclm.model.configuration_cclm import CCLMConfig
 
-    model = CCLMModel(CCLMConfig.from_options(TINY[layout])).train()
+    model = CCLMModel(CCLMConfig(**asdict(TINY[layout]))).train()
     called = set()
     for name, module in model.named_modules():
         if next(iter(module.parameters(recurse=False)), None) is not None:
