@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from cclm.checkpoint.export import PARITY_NAME, TOLERANCE, hub_image_processor, hub_tokenizer, refuse_to_overwrite
+from cclm.checkpoint.export import TOLERANCE, hub_image_processor, hub_tokenizer, refuse_to_overwrite
 from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model
 from cclm.checkpoint.open import OpenedModel
 from cclm.checkpoint.parity import ParityReport, prove_parity
@@ -28,6 +28,7 @@ from cclm.data.tokens import Normalise, load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.track.facts import PARITY_NAME
 
 REPORT_NAME = "import.json"
 NORMALISE: Normalise = "cclm"
