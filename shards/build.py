@@ -202,6 +202,12 @@ def _too_many_bad(folder: Path, plan: SetPlan, refused: Sequence[dict[str, Any]]
     )
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of a build that was killed; only for the one builder that holds the lock."""
+    for path in folder.rglob(".*.partial"):
+        path.unlink()
+
+
 def build_sets(
     plans: Sequence[SetPlan],
     out: Path,
@@ -232,6 +238,7 @@ def build_sets(
             if plan.name not in todo:
                 report(plan.name, plan.num_records, True)
                 continue
+            remove_leftovers(out / plan.name)
             outcomes[plan.name], open_ones = open_jobs(out / plan.name, plan)
             jobs += open_ones
             for outcome in outcomes[plan.name]:

@@ -135,3 +135,11 @@ def until(condition):
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+def test_temporary_files_of_a_killed_build_go(tmp_path, one_process):
+    left = tmp_path / "images" / ".images-000001.index.arrow.12345.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    build_sets([image_plan(bad=(3, 11)), text_plan()], tmp_path, command="test")
+    assert bytes_below(tmp_path) == one_process

@@ -219,7 +219,8 @@ def test_ctrl_c_waits_for_the_child_and_says_how_to_go_on(tmp_path: Path) -> Non
     )
     (tmp_path / "slow_child.py").write_text(child)
     code = (
-        "import sys; from pathlib import Path; from pretrain import demo\n"
+        "import signal, sys; from pathlib import Path; from pretrain import demo\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us deaf to it
         f"run = Path({str(tmp_path / 'run')!r})\n"
         "item = demo.Stage(name='train', title='T', explanation='E', commands=(('slow_child',),), home=run)\n"
         "demo.plan = lambda run, **_: [item]\n"
