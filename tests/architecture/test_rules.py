@@ -30,7 +30,7 @@ BREAKS = [
     ("no_bare_except", "shards/build.py", "try:\n    x = 1\nexcept:\n    x = 2"),
     ("files_stay_short", "shards/build.py", "x = 1\n" * 601),
     ("no_drawers", "cclm/data/utils.py", ""),
-    ("nothing_from_one_machine", "shards/fetch.py", "URL = 'https://pypi" + ".org/simple'"),
+    ("nothing_from_one_machine", "shards/fetch.py", "URL = 'https://py" + "pi.org/simple'"),
     ("nothing_from_one_machine", "shards/fetch.py", "FOLDER = '/home" + "/ada/corpus'"),
 ]
 KEEPS = [
@@ -45,7 +45,7 @@ KEEPS = [
     ("no_bare_except", "shards/build.py", "try:\n    x = 1\nexcept OSError:\n    x = 2"),
     ("files_stay_short", "shards/build.py", "x = 1\n" * 600),
     ("no_drawers", "cclm/data/stream.py", ""),
-    ("nothing_from_one_machine", "shards/fetch.py", "FOLDER = 'runs/home/work/x'"),
+    ("nothing_from_one_machine", "shards/fetch.py", "FOLDER = 'runs/home/data/x'"),
 ]
 
 
