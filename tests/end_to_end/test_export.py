@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cclm.checkpoint.open import open_model
-from cclm.cli import main
+from cclm.cli.__main__ import main
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow

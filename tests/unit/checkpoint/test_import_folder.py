@@ -8,7 +8,7 @@ import torch
 
 from cclm.checkpoint.import_folder import REPORT_NAME, import_file
 from cclm.checkpoint.open import open_model
-from cclm.cli import main
+from cclm.cli.__main__ import main
 from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.checkpoint.test_export import tokenizer_folder

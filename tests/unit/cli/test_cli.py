@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.cli import DEFAULT_TOP_K, main, make_parser, merge_results, read_groups, read_seconds
+from cclm.cli.__main__ import main, make_parser
+from cclm.cli.evaluate import DEFAULT_TOP_K, merge_results, read_groups, read_seconds
 from cclm.data.ledger import LedgerFile
 from cclm.errors import ConfigError
 
@@ -15,7 +16,7 @@ from cclm.errors import ConfigError
 def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from cclm.cli import make_parser\n"
+        "from cclm.cli.__main__ import make_parser\n"
         "print(make_parser().format_help())\n"
         "assert not {'torch', 'transformers', 'cclm.model'} & set(sys.modules), 'heavy'"
     )

@@ -1,0 +1,72 @@
+"""The table of the commands, and what happens when one is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cclm.cli import evaluate, export, import_file, report, verify_ledger
+from cclm.errors import CclmError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command: its line in the help, its options, and what it does with them."""
+
+    help: str
+    make_parser: Callable[[], ArgumentParser]
+    run: Callable[..., None]
+    """Takes the parsed options by name."""
+
+
+COMMANDS = {
+    "evaluate": Command(
+        help="measure zero-shot retrieval in many languages", make_parser=evaluate.make_parser, run=evaluate.run
+    ),
+    "export": Command(
+        help="write a Hugging Face folder with its own code", make_parser=export.make_parser, run=export.run
+    ),
+    "import": Command(
+        help="convert a published file to a Hugging Face folder",
+        make_parser=import_file.make_parser,
+        run=import_file.run,
+    ),
+    "report": Command(help="write one self-contained report.html", make_parser=report.make_parser, run=report.run),
+    "verify-ledger": Command(
+        help="recompute the hash chain of what was trained on",
+        make_parser=verify_ledger.make_parser,
+        run=verify_ledger.run,
+    ),
+}
+"""Every command by its name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake ends with one sentence and exit code 2."""
+    chosen = make_parser().parse_args(None if arguments is None else list(arguments))
+    try:
+        COMMANDS[chosen.command].run(**dict(vars(chosen[chosen.command])))
+    except CclmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def make_parser() -> ArgumentParser:
+    """Build the command line."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="cclm", description="Measure, export and report pre-trained cross-view models.")
+    subcommands = parser.add_subcommands(dest="command")
+    for name, command in COMMANDS.items():
+        subcommands.add_subcommand(name, command.make_parser(), help=command.help)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""`cclm import`: a published file becomes a Hugging Face folder; or what the keys of a family are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.cli.say import say
+from cclm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def make_parser() -> ArgumentParser:
+    """Options of `cclm import`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."
+    )
+    add = parser.add_argument
+    add("path", type=str | None, nargs="?", help="the file")
+    add("--to", type=str | None, help="the folder to make; replaces an older export or import only")
+    add("--tokenizer", type=str | None, help="folder with tokenizer.json; with it the folder is complete and is proven")
+    add("--image-size", type=int | None, help="pixels; other than the file's: position tables are interpolated")
+    add("--text-heads", type=int | None, help="attention heads of the text encoder; without it: of width 64")
+    add("--describe", type=str | None, help="only list the keys of a published family, without any file")
+    return parser
+
+
+def run(
+    path: str | None = None,
+    to: str | None = None,
+    tokenizer: str | None = None,
+    image_size: int | None = None,
+    text_heads: int | None = None,
+    describe: str | None = None,
+) -> None:
+    """Import and say what became of every key, or describe a family."""
+    if describe is not None:
+        return say_keys(describe)
+    if path is None or to is None:
+        raise ConfigError(
+            where="cclm import",
+            expected="PATH --to DIR, or --describe FAMILY",
+            got="neither",
+            do="Name the published file and the folder to make.",
+        )
+    from cclm.checkpoint.import_folder import REPORT_NAME, import_file
+
+    imported = import_file(
+        Path(path),
+        Path(to),
+        tokenizer=Path(tokenizer) if tokenizer else None,
+        image_size=image_size,
+        text_heads=text_heads,
+    )
+    say(f"{path}: {imported.title}")
+    say(f"{imported.report.summary()}; one by one in {to}/{REPORT_NAME}")
+    if imported.parity is None:
+        say(f"wrote {to} without tokenizer; give --tokenizer for a complete folder and a proof that it works alone")
+    else:
+        say(f"wrote {to}; a fresh process computes the same: max |Δ| {imported.parity.max_abs:.1e}")
+    return None
+
+
+def say_keys(family: str) -> None:
+    """List every key of a published family: name, shape, dtype, kind."""
+    from math import prod
+
+    from cclm.checkpoint.families import FAMILIES
+    from cclm.checkpoint.import_cclm import describe
+
+    if family not in FAMILIES:
+        raise ConfigError(where="--describe", expected=" or ".join(FAMILIES), got=repr(family), do="Choose one.")
+    rows = describe(FAMILIES[family])
+    for name, shape, dtype, kind in rows:
+        say(f"{name}\t{list(shape)}\t{dtype}\t{kind}")
+    num_parameters = sum(prod(shape) for _, shape, _, kind in rows if kind == "param")
+    say(f"# {family}: {len(rows)} keys, {num_parameters} parameters (tied counted once)")

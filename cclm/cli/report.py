@@ -1,0 +1,33 @@
+"""`cclm report`: one page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.cli.say import say
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def make_parser() -> ArgumentParser:
+    """Options of `cclm report`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description="Write one self-contained page about a run: curves, recall, gallery, data.")
+    parser.add_argument("run", type=str, help="a run folder")
+    parser.add_argument("--out", type=str | None, help="where to write; without it: report.html in the run folder")
+    return parser
+
+
+def run(run: str, out: str | None = None) -> None:
+    """Write the page about the newest checkpoint."""
+    from cclm.atomic import replace_text
+    from cclm.checkpoint.identity import identify_newest
+    from cclm.track.report import render
+    from cclm.track.report_data import report_data
+
+    path = Path(out) if out else Path(run) / "report.html"
+    replace_text(path, render(report_data(Path(run), identify_newest(Path(run)))))
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
