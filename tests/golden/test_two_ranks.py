@@ -19,6 +19,8 @@ from cclm.dist.spawn import run_on_ranks
 from tests.golden.cases import Runner
 from tests.golden.sets import GoldenSet, golden_set
 
+pytestmark = pytest.mark.slow
+
 WORLD = 2
 GRADIENT, TEMPERATURE_GRADIENT = 1e-4, 5e-4
 Result = dict[str, Any]

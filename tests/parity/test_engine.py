@@ -16,6 +16,7 @@ GRADIENT_TOLERANCE = 1e-5
 """fp32 sums in another order, relative to the largest gradient entry; a stale gradient is off by more than 1e-3."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_guard", [True, False])
 def test_zero3_gradients_of_joint_image_only_and_text_only_steps(has_guard: bool) -> None:
     """Without the guard the text-only steps see the image gradients of the step before: the test can fail."""
@@ -37,6 +38,7 @@ def test_zero3_gradients_of_joint_image_only_and_text_only_steps(has_guard: bool
         assert all(".vision." in name or ".patches." in name or ".image_projection." in name for name in stale)
 
 
+@pytest.mark.slow
 def test_losses_agree_for_20_steps() -> None:
     case = replace(MIXED, num_steps=20, keeps_gradients=False)
     reference = train_plain(case)

@@ -22,6 +22,8 @@ from cclm.errors import CheckpointError
 from tests.ranks.harness import Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 
+pytestmark = pytest.mark.slow
+
 CASE = Case(make_module=make_toy_with_dropout, make_batch=mixed_batch, num_steps=5, persistence_threshold=100)
 STOP, END = 2, 5
 
@@ -165,7 +167,6 @@ def _load_with_damage(case: Case, run: Path) -> str:
     return "loaded"
 
 
-@pytest.mark.slow
 def test_damage_is_told_on_every_rank(tmp_path: Path) -> None:
     texts = on_ranks(_load_with_damage, 2, CASE, tmp_path)
     assert texts[0] == texts[1]
