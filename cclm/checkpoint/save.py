@@ -30,6 +30,10 @@ from cclm.checkpoint.layout import (
 )
 from cclm.checkpoint.ranks import on_every_rank
 from cclm.engine.protocol import Engine
+from cclm.errors import CheckpointError
+
+TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""How torch's own file writer spells a failed write, as a RuntimeError without an errno."""
 
 
 def save_checkpoint(engine: Engine, run_folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -46,15 +50,15 @@ def save_checkpoint(engine: Engine, run_folder: Path, step: int, state: Mapping[
 
     Raises:
         CheckpointError: on every rank, if one fails to make room, to sync its share or to finish.
-        Exception: whatever `engine.save` raises (a full disk), on that rank alone and at once: the others may stand in
-            a collective of the engine's own and cannot be told. The rank's end ends the job; the older checkpoint
+        CheckpointError: if a file cannot be written (a full disk), on that rank alone and at once: the others may stand
+            in a collective of the engine's own and cannot be told. The rank's end ends the job; the older checkpoint
             stays the newest.
     """
     visible, partial = step_folder(run_folder, step), partial_folder(run_folder, step)
     exists = on_every_rank(engine, lambda: _prepare(engine.rank, run_folder, visible, partial), "prepare a checkpoint")
     if exists[0]:
         return visible
-    engine.save(partial, {"step": step, "state": dict(state)})  # raises on one rank alone: see the docstring
+    _write(engine, partial, {"step": step, "state": dict(state)})  # raises on one rank alone: see the docstring
     on_every_rank(engine, lambda: None, "write its share")
     records = on_every_rank(engine, lambda: _seal_share(partial, engine.rank, engine.world_size), "sync its share")
     marker = Marker(
@@ -75,6 +79,21 @@ def _prepare(rank: int, run_folder: Path, visible: Path, partial: Path) -> bool:
         return True
     partial.mkdir(parents=True)
     return False
+
+
+def _write(engine: Engine, partial: Path, state: dict[str, Any]) -> None:
+    """Let the engine write; what the storage refuses becomes a sentence, anything else stays what it is."""
+    try:
+        engine.save(partial, state)
+    except (OSError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or any(word in str(error) for word in TORCH_WRITE_FAILURES)):
+            raise
+        raise CheckpointError(
+            expected="room and permission to write this rank's share of a checkpoint",
+            got=f"rank {engine.rank}: {error}",
+            do="Free space or mend the storage; the same command goes on from the newest complete checkpoint.",
+            where=str(partial),
+        ) from error
 
 
 def _seal_share(partial: Path, rank: int, world_size: int) -> dict[str, FileRecord]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +144,33 @@ def test_killed_at_any_stage_there_is_a_whole_checkpoint(tmp_path: Path, where: 
     step = 20 if where == "prune" else 10  # after publish the new one counts
     assert newest_complete(tmp_path) == step_folder(tmp_path, step)
     assert load_checkpoint(engine, step_folder(tmp_path, step))["step"] == step
+
+
+@contextmanager
+def _files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """The kernel refuses every longer file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_takes_no_more_is_told_in_a_sentence(tmp_path: Path) -> None:
+    engine = make_plain(CASE)
+    older = save_checkpoint(engine, tmp_path, 1, {}, keep=2)
+    sentence = r"step_\S+partial: expected room and permission .* got rank 0: .*Free space"
+    with _files_of_at_most(2000), pytest.raises(CheckpointError, match=sentence):
+        save_checkpoint(engine, tmp_path, 2, {}, keep=2)
+    assert newest_complete(tmp_path) == older
+    assert save_checkpoint(engine, tmp_path, 2, {}, keep=2) == newest_complete(tmp_path)
+
+
+def test_a_bug_in_the_engine_is_not_blamed_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_plain(CASE)
+    monkeypatch.setattr(engine, "save", lambda folder, state: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"):
+        save_checkpoint(engine, tmp_path, 1, {}, keep=2)
