@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check format lint types borders quick figures test test-golden demo demo-ablation clean
+.PHONY: help venv check format lint types borders quick figures test test-slurm test-golden demo demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
@@ -44,13 +44,16 @@ borders: $(INSTALLED)
 	@$(BIN)/lint-imports --no-logo
 
 quick: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not slow and not gpu" < /dev/null
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" < /dev/null
 
 figures: $(INSTALLED)
 	@$(BIN)/python -m tests.architecture.figures
 
 test: $(INSTALLED) ## The whole test suite
 	@$(BIN)/python -m pytest < /dev/null
+
+test-slurm: $(INSTALLED) ## Jobs on a real Slurm of three nodes, started here for the tests (root; under 5 minutes)
+	@$(BIN)/python -m tests.slurm.cluster -- $(BIN)/python -m pytest tests/slurm -rs < /dev/null
 
 test-golden: $(INSTALLED) ## Compare with the published code's numbers: make test-golden GOLDEN=DIR
 	@$(if $(GOLDEN),CCLM_GOLDEN='$(abspath $(GOLDEN))') $(BIN)/python -m pytest tests/golden -rs < /dev/null
