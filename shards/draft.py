@@ -1,25 +1,63 @@
-"""What a corpus yields: a record that is not made yet."""
+"""What a corpus yields: parts, which yield records that are not made yet.
+
+corpus function(**options) -> Sequence[Part]  --read-->  Iterator[Draft]  --make-->  record, or DataError
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from cclm.errors import ConfigError
 from cclm.types import ImageTextRecord, TextPair
 
 Made = ImageTextRecord | Sequence[TextPair]
-"""An image with its captions, or one group of sentence pairs."""
+"""An image with its captions, or sentence pairs of one group (often one pair)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A record before its costly part (reading, rendering). It crosses process borders, so it must be picklable."""
+    """A record before its costly part (reading, rendering)."""
 
     key: str
-    """The record's key, or the group's name: unique in its set. Its hash decides the place in the set."""
+    """Image: the record's key, unique in its set. Text: the group's name; drafts of one name become one group, wherever
+    they lie in the corpus, so a reader need not collect them. A hash of the key decides the place in the set."""
     source: str
     """Corpus or artist: whom the statistics of refused records count."""
     make: Callable[[], Made]
-    """Makes the record: a `functools.partial` of a plain function. DataError: the record goes to quarantine."""
+    """Makes the record. DataError: the record goes to quarantine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of a corpus that is read on its own: a file, a tar, a range of lines.
+
+    Parts are what processes and machines share among themselves, so a large corpus should have many (one for each of
+    its files; some hundred MB). They depend on the corpus alone, never on how many will read them.
+    """
+
+    name: str
+    """Unique in its corpus, the same wherever the corpus lies: a file's name, not its folder."""
+    read: Callable[[], Iterator[Draft]]
+    """Yields the drafts, always in the same order, holding few of them in memory. It crosses process borders, so it is
+    a `functools.partial` of a plain function. ConfigError: the corpus is not what the recipe says."""
     stamp: str = ""
-    """Changes when the content does (a hash, or size and time of a file): tells an old build from this one."""
+    """Changes when the content does (a hash, or size and time of the file): tells an old build from this one."""
+    records: int | None = None
+    """About how many drafts, for the progress bar only; None: not known without reading."""
+
+
+def file_stamp(path: Path) -> str:
+    """Return size and time of a file: a stamp that costs nothing.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(
+            expected="a readable file", got=str(error.strerror), do="Correct the path.", where=str(path)
+        ) from error
+    return f"{status.st_size}-{status.st_mtime_ns}"

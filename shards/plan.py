@@ -11,7 +11,8 @@ from typing import Any
 
 from cclm.errors import DataError
 from cclm.shardfile.codec import canonical_json
-from shards.draft import Draft, Made
+from cclm.types import ImageTextRecord, TextPair, View
+from shards.draft import Draft, Made, Part
 from shards.recipe import SetRecipe
 
 
@@ -23,7 +24,7 @@ class SetPlan:
     recipe: SetRecipe
     shards: Sequence[Sequence[Draft]]
     digest: str
-    """Hash of the recipe and of every draft's key and stamp: equal digests give equal sets."""
+    """Hash of the recipe, of every part's stamp and of every draft's key: equal digests give equal sets."""
 
     @property
     def num_records(self) -> int:
@@ -31,20 +32,28 @@ class SetPlan:
         return sum(len(drafts) for drafts in self.shards)
 
 
-def plan_set(name: str, recipe: SetRecipe, drafts: Iterable[Draft]) -> SetPlan:
-    """Deal the drafts to shards.
+def plan_set(name: str, recipe: SetRecipe, parts: Iterable[Part]) -> SetPlan:
+    """Deal the drafts of a corpus to shards.
 
     The order is by a keyed hash of each key: a permutation that neighbours in the corpus do not survive, that does
     not depend on the order in which the corpus yields, and that is the same in every version of every library.
-    A key that comes again is refused when its record is made (reason key_twice).
+    Text drafts of one key become one; an image's key that comes again is refused when its record is made (reason
+    key_twice).
     """
-    seen: set[str] = set()
-    unique = [_once(draft, seen) for draft in drafts]
+    parts = list(parts)
+    drafts = (draft for part in parts for draft in part.read())
+    if recipe.view is View.TEXT_PAIR:
+        unique = _one_a_group(drafts)
+    else:
+        seen: set[str] = set()
+        unique = [_once(draft, seen) for draft in drafts]
     seed = f"{recipe.seed}:{name}".encode()
     unique.sort(key=lambda draft: hashlib.blake2b(draft.key.encode("utf-8", "surrogatepass"), key=seed[:64]).digest())
     digest = hashlib.sha256(canonical_json(recipe_json(recipe)))
+    for part in parts:
+        digest.update(f"{part.name}\0{part.stamp}\0".encode("utf-8", "surrogatepass"))
     for draft in unique:
-        digest.update(f"{draft.key}\0{draft.stamp}\0".encode("utf-8", "surrogatepass"))
+        digest.update(f"{draft.key}\0".encode("utf-8", "surrogatepass"))
     count = min(recipe.num_shards, len(unique))
     bounds = [len(unique) * shard // count for shard in range(count + 1)] if count else [0]
     shards = [unique[start:stop] for start, stop in itertools.pairwise(bounds)]
@@ -61,6 +70,25 @@ def recipe_json(recipe: SetRecipe) -> dict[str, Any]:
         if key != "packages"
     }
     return document
+
+
+def _one_a_group(drafts: Iterable[Draft]) -> list[Draft]:
+    groups: dict[str, list[Draft]] = {}
+    for draft in drafts:
+        groups.setdefault(draft.key, []).append(draft)
+    return [
+        of_one[0] if len(of_one) == 1 else replace(of_one[0], make=partial(_make_all, of_one))
+        for of_one in groups.values()
+    ]
+
+
+def _make_all(drafts: Sequence[Draft]) -> list[TextPair]:
+    pairs: list[TextPair] = []
+    for draft in drafts:
+        made = draft.make()
+        assert not isinstance(made, ImageTextRecord)
+        pairs += made
+    return pairs
 
 
 def _once(draft: Draft, seen: set[str]) -> Draft:

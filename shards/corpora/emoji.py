@@ -10,6 +10,7 @@ held out. Flags (look-alikes), skin tones (near-duplicates) and keycaps are left
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -19,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from cclm.errors import ConfigError, DataError, MissingDependencyError
 from cclm.types import ImageTextRecord, TextPair
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
-from shards.draft import Draft
+from shards.draft import Draft, Part
 
 LICENCES: Final = {
     "noto": "Apache-2.0",
@@ -183,8 +184,8 @@ def emoji_images(
     named_in: list[str],
     keywords: bool = False,
     size: int = 64,
-) -> Iterator[Draft]:
-    """Yield one image per artist and concept.
+) -> Sequence[Part]:
+    """Return one part per artist, with one image per concept.
 
     Args:
         packages: the folder that `fetch-demo` filled.
@@ -194,15 +195,35 @@ def emoji_images(
         keywords: the keywords follow the name, as further captions.
         size: width and height in pixels.
     """
-    names = _read_names(Path(packages), tuple(sorted({*named_in, *languages})))
+    parts = []
     for artist in artists:
-        icons, by_concept = _read_artist(Path(packages), artist)
-        for concept in _concepts(Path(packages), [artist], sorted({*named_in, *languages})):
-            svg = _drawing(icons, by_concept[concept])
-            assert svg is not None
-            captions = {language: _captions(names[language][concept], keywords=keywords) for language in languages}
-            make = partial(_image_record, artist, concept, svg, size, captions)
-            yield Draft(key=f"{artist}_{concept}", source=artist, make=make, stamp=f"{svg}{captions}")
+        read = partial(_artist_drafts, Path(packages), artist, languages, named_in, keywords=keywords, size=size)
+        drafts = list(read())
+        parts.append(Part(name=artist, read=read, stamp=_stamp(drafts), records=len(drafts)))
+    return parts
+
+
+def _artist_drafts(
+    packages: Path, artist: str, languages: list[str], named_in: list[str], *, keywords: bool, size: int
+) -> Iterator[Draft]:
+    needed = sorted({*named_in, *languages})
+    names = _read_names(packages, tuple(needed))
+    icons, by_concept = _read_artist(packages, artist)
+    for concept in _concepts(packages, [artist], needed):
+        svg = _drawing(icons, by_concept[concept])
+        assert svg is not None
+        captions = {language: _captions(names[language][concept], keywords=keywords) for language in languages}
+        make = partial(_image_record, artist, concept, svg, size, captions)
+        yield Draft(key=f"{artist}_{concept}", source=artist, make=make)
+
+
+def _stamp(drafts: Sequence[Draft]) -> str:
+    """Return a hash of everything that the drafts are made of."""
+    digest = hashlib.sha256()
+    for draft in drafts:
+        assert isinstance(draft.make, partial)
+        digest.update(repr((draft.key, draft.make.args)).encode())
+    return digest.hexdigest()
 
 
 def _captions(name: Name, *, keywords: bool) -> list[str]:
@@ -212,8 +233,8 @@ def _captions(name: Name, *, keywords: bool) -> list[str]:
 
 def emoji_names(
     packages: Path, drawn_by: list[str], language: str, translations: list[str], named_in: list[str]
-) -> Iterator[Draft]:
-    """Yield one group per concept: its name in `language`, paired with its name in each of `translations`.
+) -> Sequence[Part]:
+    """Return one part, with one group per concept: its name in `language`, paired with that in each of `translations`.
 
     Args:
         packages: the folder that `fetch-demo` filled.
@@ -222,9 +243,17 @@ def emoji_names(
         translations: the languages of `text_b`.
         named_in: only concepts with a name in all of these.
     """
+    read = partial(_name_drafts, Path(packages), drawn_by, language, translations, named_in)
+    drafts = list(read())
+    return [Part(name="names", read=read, stamp=_stamp(drafts), records=len(drafts))]
+
+
+def _name_drafts(
+    packages: Path, drawn_by: list[str], language: str, translations: list[str], named_in: list[str]
+) -> Iterator[Draft]:
     everything = sorted({language, *translations, *named_in})
-    names = _read_names(Path(packages), tuple(everything))
-    for concept in _concepts(Path(packages), drawn_by, everything):
+    names = _read_names(packages, tuple(everything))
+    for concept in _concepts(packages, drawn_by, everything):
         pairs = [
             TextPair(
                 text_a=names[language][concept].name,
@@ -236,4 +265,4 @@ def emoji_names(
             )
             for other in translations
         ]
-        yield Draft(key=concept, source=NAMES_SOURCE, make=partial(list, pairs), stamp=repr(pairs))
+        yield Draft(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,13 +21,13 @@ from PIL import Image
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.codec import check_image
 from cclm.types import ImageTextRecord
-from shards.draft import Draft
+from shards.draft import Draft, Part
 
 _FORMATS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 
 
-def image_folder(folder: Path, source: str = "", licence: str = "unknown") -> Iterator[Draft]:
-    """Yield one draft per picture that the table names.
+def image_folder(folder: Path, source: str = "", licence: str = "unknown") -> Sequence[Part]:
+    """Return one part, with one draft per picture that the table names.
 
     Args:
         folder: holds captions.jsonl or captions.csv; the table's paths are relative to it.
@@ -36,23 +36,30 @@ def image_folder(folder: Path, source: str = "", licence: str = "unknown") -> It
     """
     folder = Path(folder)
     defaults = {"source": source or folder.resolve().name, "licence": licence}
-    if (folder / "captions.jsonl").exists():
-        rows = _read_jsonl(folder / "captions.jsonl")
-    elif (folder / "captions.csv").exists():
-        rows = _read_csv(folder / "captions.csv")
-    else:
+    tables = [folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).exists()]
+    if not tables:
         raise ConfigError(
             expected="captions.jsonl or captions.csv",
             got="neither",
             do="Write one; docs/shard-format.md says how.",
             where=str(folder),
         )
-    for row in rows:
-        row = defaults | row
-        name = row.get("image")
-        key = str(row.get("key") or _key_of(str(name or row["place"])))
-        make = partial(_read_record, folder, key, row)
-        yield Draft(key=key, source=str(row["source"]), make=make, stamp=_stamp(folder, row))
+    stamp, number = hashlib.sha256(), 0
+    for number, row in enumerate(_read_table(tables[0]), 1):  # noqa: B007
+        stamp.update(_stamp(folder, row).encode("utf-8", "surrogatepass"))
+    read = partial(_drafts, folder, tables[0].name, defaults)
+    return [Part(name=tables[0].name, read=read, stamp=stamp.hexdigest(), records=number)]
+
+
+def _drafts(folder: Path, table: str, defaults: dict[str, str]) -> Iterator[Draft]:
+    for line in _read_table(folder / table):
+        row = defaults | line
+        key = str(row.get("key") or _key_of(str(row.get("image") or row["place"])))
+        yield Draft(key=key, source=str(row["source"]), make=partial(_read_record, folder, key, row))
+
+
+def _read_table(path: Path) -> Iterator[dict[str, Any]]:
+    return _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
 
 
 def _key_of(name: str) -> str:

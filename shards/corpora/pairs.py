@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cclm.errors import ConfigError, DataError
 from cclm.types import TextPair
-from shards.draft import Draft
+from shards.draft import Draft, Part, file_stamp
 
 
-def pair_file(path: Path, lang_a: str = "", lang_b: str = "", source: str = "") -> Iterator[Draft]:
-    """Yield one draft per group of pairs.
+def pair_file(path: Path, lang_a: str = "", lang_b: str = "", source: str = "") -> Sequence[Part]:
+    """Return one part, with one draft per line; lines of one group come together when the set is built.
 
     Args:
         path: a .tsv or .jsonl file in UTF-8.
@@ -31,8 +31,7 @@ def pair_file(path: Path, lang_a: str = "", lang_b: str = "", source: str = "") 
         source: the corpus's name; empty: the file's name.
     """
     path = Path(path)
-    read_line = {".tsv": _read_tsv_line, ".jsonl": _read_jsonl_line}.get(path.suffix)
-    if read_line is None:
+    if path.suffix not in _LINE_READERS:
         raise ConfigError(expected="a .tsv or .jsonl file", got=str(path), do="Convert it, or rename it.")
     if path.suffix == ".tsv" and not (lang_a and lang_b):
         raise ConfigError(
@@ -42,24 +41,20 @@ def pair_file(path: Path, lang_a: str = "", lang_b: str = "", source: str = "") 
             where=str(path),
         )
     defaults = {"lang_a": lang_a, "lang_b": lang_b, "source": source or path.stem}
-    groups: dict[str, list[TextPair]] = {}
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ConfigError(
-            expected="a readable file", got=str(error.strerror), do="Correct `path`.", where=str(path)
-        ) from error
-    with file:
+    return [Part(name=path.name, read=partial(_drafts, path, defaults), stamp=file_stamp(path))]
+
+
+def _drafts(path: Path, defaults: dict[str, str]) -> Iterator[Draft]:
+    read_line = _LINE_READERS[path.suffix]
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 pair = _pair_of(defaults | read_line(line.decode("utf-8").rstrip("\r\n")))
             except (ValueError, TypeError, KeyError) as error:
-                place = f"{path.name}:{number}"
-                yield Draft(key=place, source=defaults["source"], make=partial(_refuse, str(path), number, str(error)))
+                make: Callable[[], list[TextPair]] = partial(_refuse, str(path), number, str(error))
+                yield Draft(key=f"{path.name}:{number}", source=defaults["source"], make=make)
             else:
-                groups.setdefault(pair.group, []).append(pair)
-    for group, pairs in groups.items():
-        yield Draft(key=group, source=defaults["source"], make=partial(list, pairs), stamp=repr(pairs))
+                yield Draft(key=pair.group, source=pair.source, make=partial(list, [pair]))
 
 
 def _read_tsv_line(line: str) -> dict[str, Any]:
@@ -93,3 +88,7 @@ def _refuse(path: str, number: int, why: str) -> list[TextPair]:
         do="Correct the line, or leave it out.",
         where=f"{path}:{number}",
     )
+
+
+_LINE_READERS: Final[dict[str, Callable[[str], dict[str, Any]]]] = {".tsv": _read_tsv_line, ".jsonl": _read_jsonl_line}
+"""By the file's suffix."""

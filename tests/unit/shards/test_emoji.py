@@ -13,6 +13,7 @@ from PIL import Image
 from cclm.errors import ConfigError, DataError
 from shards.corpora.emoji import emoji_images, emoji_names, render
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
+from tests.unit.shards.tiny_corpora import read_all
 
 SQUARE = '<path fill="#ff0000" d="M0 0h10v10H0z"/>'
 NAMES = {
@@ -67,7 +68,7 @@ def packages(tmp_path_factory):
 
 def test_pictures_are_joined_with_names_by_code_points(packages):
     pytest.importorskip("resvg_py")
-    drafts = list(emoji_images(packages, ["noto"], ["en", "ja"], ["en"], keywords=True, size=16))
+    drafts = read_all(emoji_images(packages, ["noto"], ["en", "ja"], ["en"], keywords=True, size=16))
     assert [draft.key for draft in drafts] == ["noto_1f436", "noto_2764"]
     record = drafts[0].make()
     assert record.captions == {"en": ["dog face", "pet"], "ja": ["イヌの顔", "pet"]}
@@ -84,23 +85,23 @@ def test_pictures_are_joined_with_names_by_code_points(packages):
 
 def test_a_wide_drawing_is_centred_on_white(packages):
     pytest.importorskip("resvg_py")
-    heart = list(emoji_images(packages, ["noto"], ["en"], ["en"], size=16))[1].make()
+    heart = read_all(emoji_images(packages, ["noto"], ["en"], ["en"], size=16))[1].make()
     picture = Image.open(io.BytesIO(heart.image)).convert("RGB")
     assert [picture.getpixel(at) for at in ((1, 1), (2, 8), (14, 8))] == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]
 
 
 def test_a_package_without_code_points_borrows_them_by_icon_name(packages):
-    drafts = list(emoji_images(packages, ["noto-v1"], ["en"], ["en"]))
+    drafts = read_all(emoji_images(packages, ["noto-v1"], ["en"], ["en"]))
     assert [draft.key for draft in drafts] == ["noto-v1_1f436", "noto-v1_2764"]
 
 
 def test_names_without_keywords(packages):
-    draft = next(emoji_images(packages, ["noto"], ["ja"], ["en"]))
+    draft = read_all(emoji_images(packages, ["noto"], ["ja"], ["en"]))[0]
     assert draft.make.args[-1] == {"ja": ["イヌの顔"]}
 
 
 def test_name_pairs(packages):
-    drafts = list(emoji_names(packages, ["noto"], "en", ["ja"], ["en"]))
+    drafts = read_all(emoji_names(packages, ["noto"], "en", ["ja"], ["en"]))
     assert [draft.key for draft in drafts] == ["1f436", "2764"]
     (pair,) = drafts[1].make()
     assert (pair.text_a, pair.lang_a, pair.text_b, pair.lang_b) == ("red heart", "en", "赤いハート", "ja")
@@ -109,13 +110,13 @@ def test_name_pairs(packages):
 
 def test_wrong_options_and_packages_are_named(packages, tmp_path):
     with pytest.raises(ConfigError, match=r"expected an artist of noto, .*, got 'picasso'"):
-        list(emoji_images(packages, ["picasso"], ["en"], ["en"]))
+        read_all(emoji_images(packages, ["picasso"], ["en"], ["en"]))
     with pytest.raises(ConfigError, match=r"expected languages that CLDR has names for, got tlh"):
-        list(emoji_images(packages, ["noto"], ["tlh"], ["en"]))
+        read_all(emoji_images(packages, ["noto"], ["tlh"], ["en"]))
     with pytest.raises(
         DataError, match=r"expected a fetched package, got no such file. Run `python -m shards fetch-demo"
     ):
-        list(emoji_images(tmp_path, ["noto"], ["en"], ["en"]))
+        read_all(emoji_images(tmp_path, ["noto"], ["en"], ["en"]))
     package = ARTIST_PACKAGES["noto"]
     (tmp_path / package.file_name).write_bytes((packages / package.file_name).read_bytes()[:200])
     with pytest.raises(DataError) as caught:

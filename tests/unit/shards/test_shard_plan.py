@@ -10,13 +10,15 @@ from cclm.errors import DataError
 from cclm.types import View
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
-from tests.unit.shards.tiny_corpora import image_drafts
+from tests.unit.shards.tiny_corpora import image_drafts, one_part
 
 RECIPE = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=4)
 
 
 def order(recipe=RECIPE, drafts=None, name="images"):
-    return [[draft.key for draft in shard] for shard in plan_set(name, recipe, drafts or image_drafts(18)).shards]
+    return [
+        [draft.key for draft in shard] for shard in plan_set(name, recipe, one_part(drafts or image_drafts(18))).shards
+    ]
 
 
 def test_every_record_goes_to_one_shard_and_shards_are_even():
@@ -37,11 +39,11 @@ def test_the_order_is_not_that_of_the_corpus_and_changes_with_seed_and_set():
 
 def test_fewer_records_than_shards_leave_no_empty_shard():
     assert [len(shard) for shard in order(drafts=image_drafts(2))] == [1, 1]
-    assert plan_set("images", RECIPE, []).shards == []
+    assert plan_set("images", RECIPE, one_part([])).shards == []
 
 
 def test_a_key_that_comes_again_is_refused_when_made():
-    plan = plan_set("images", RECIPE, image_drafts(3) + image_drafts(1))
+    plan = plan_set("images", RECIPE, one_part(image_drafts(3) + image_drafts(1)))
     assert plan.num_records == 4
     refusals = 0
     for draft in (draft for shard in plan.shards for draft in shard):
@@ -55,16 +57,20 @@ def test_a_key_that_comes_again_is_refused_when_made():
 
 @pytest.mark.parametrize("change", ["stamp", "recipe", "key"])
 def test_the_digest_changes_with_what_would_be_built(change):
-    drafts, recipe = image_drafts(5), RECIPE
-    before = plan_set("images", recipe, drafts).digest
+    drafts, recipe, stamp = image_drafts(5), RECIPE, ""
+    before = plan_set("images", recipe, one_part(drafts)).digest
     if change == "recipe":
         recipe = replace(recipe, num_shards=3)
+    elif change == "stamp":
+        stamp = "other"
     else:
-        drafts[2] = replace(drafts[2], **{change: "other"})
-    assert plan_set("images", recipe, drafts).digest != before
-    assert plan_set("images", RECIPE, image_drafts(5)).digest == before
+        drafts[2] = replace(drafts[2], key="other")
+    assert plan_set("images", recipe, one_part(drafts, stamp)).digest != before
+    assert plan_set("images", RECIPE, one_part(image_drafts(5))).digest == before
 
 
 def test_the_digest_does_not_know_where_packages_lie():
     here, there = (replace(RECIPE, options={"packages": place}) for place in ("/a", "/b"))
-    assert plan_set("i", here, image_drafts(5)).digest == plan_set("i", there, image_drafts(5)).digest
+    assert (
+        plan_set("i", here, one_part(image_drafts(5))).digest == plan_set("i", there, one_part(image_drafts(5))).digest
+    )

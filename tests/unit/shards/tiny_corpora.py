@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair, View
-from shards.draft import Draft
+from shards.draft import Draft, Part
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
 
@@ -50,16 +51,24 @@ def text_drafts(count: int = 12) -> list[Draft]:
     return [Draft(key=pairs[0].group, source="names", make=partial(list, pairs)) for pairs in groups]
 
 
+def one_part(drafts: Sequence[Draft], stamp: str = "") -> list[Part]:
+    return [Part(name="all", read=partial(iter, drafts), stamp=stamp)]
+
+
+def read_all(parts: Sequence[Part]) -> list[Draft]:
+    return [draft for part in parts for draft in part.read()]
+
+
 def image_plan(count: int = 20, bad: tuple[int, ...] = (), max_bad: float = 0.5, shards: int = 4) -> SetPlan:
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=shards, max_bad_fraction=max_bad)
-    return plan_set("images", recipe, image_drafts(count, bad))
+    return plan_set("images", recipe, one_part(image_drafts(count, bad)))
 
 
 def text_plan(count: int = 12) -> SetPlan:
     recipe = SetRecipe(
         view=View.TEXT_PAIR, corpus="named", num_shards=3, pairs_per_block=5, licences={"names": "Unicode-3.0"}
     )
-    return plan_set("texts", recipe, text_drafts(count))
+    return plan_set("texts", recipe, one_part(text_drafts(count)))
 
 
 def write_picture_folder(folder: Path) -> Path:
