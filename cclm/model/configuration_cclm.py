@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stem_norm": ("layer", "group", "affine"),
     "stem_stage": ("plain", "skip", "residual"),
     "token_layout": ("auto", "grouped", "packed", "padded"),
+    "temperature_form": ("clamped", "log"),
 }
 
 
@@ -148,6 +149,9 @@ class ModelOptions:
     initial_temperature: float = 0.07
     """Contrastive temperature at the start; similarities are divided by it. (HF keeps the plain word `temperature` for
     text generation and refuses to save it.)"""
+    temperature_form: Literal["clamped", "log"] = "clamped"
+    """What is learned. "clamped": the temperature itself, as published; "log": the logarithm of 1 / temperature, as in
+    CLIP. The bounds hold for both."""
     temperature_min: float = 0.001
     """Lower bound of the temperature."""
     temperature_max: float = 0.5

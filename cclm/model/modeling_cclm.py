@@ -30,7 +30,7 @@ from .layers import CrossAttention
 from .regions import region_tokens
 from .relative_position import RelativePositionBias
 from .swin import SwinEncoder
-from .temperature import Temperature
+from .temperature import TEMPERATURES, Temperature
 from .text import TextEmbeddings, TextEncoder, pool_states
 from .vision import ChannelAffine, ChannelNorm, ConvVisionEncoder
 
@@ -89,7 +89,9 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_head else None
         if not has_head:
             self._tied_weights_keys = {}
-        self.temperature = Temperature(options.initial_temperature, options.temperature_min, options.temperature_max)
+        self.temperature = TEMPERATURES[options.temperature_form](
+            options.initial_temperature, options.temperature_min, options.temperature_max
+        )
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
 
@@ -269,7 +271,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         elif isinstance(module, ConvVisionEncoder):
             init.normal_(module.positions, std=0.02)
         elif isinstance(module, Temperature):
-            init.constant_(module.value, module.start)
+            init.constant_(module.value, module.start_value)
 
     def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:
         """Standard deviation at the start of each linear and embedding that does not use PyTorch's own rule."""

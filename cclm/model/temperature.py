@@ -1,7 +1,13 @@
-"""The learned contrastive temperature: a plain scalar, clamped, not a logarithm (as published)."""
+"""The learned contrastive temperature, in two forms: a plain scalar, clamped (as published), or the log of a scale.
+
+    clamped: value is the temperature                log: value is log(1 / temperature), as in CLIP and SigLIP
+
+A step of the optimizer changes the plain scalar by an amount and the logarithm by a factor. Both keep their bounds.
+"""
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import torch
@@ -37,14 +43,35 @@ class _Clamp(torch.autograd.Function):
 
 
 class Temperature(nn.Module):
-    """One number by which similarities are divided; shape (1,), because DeepSpeed cannot broadcast 0-dim parameters."""
+    """One number by which similarities are divided; shape (1,), because DeepSpeed cannot broadcast 0-dim parameters.
+
+    `start_value` is what the parameter starts from.
+    """
 
     def __init__(self, start: float, lowest: float, highest: float) -> None:
         super().__init__()
-        self.start, self.lowest, self.highest = start, lowest, highest
-        self.value = nn.Parameter(torch.full((1,), start))
+        self.start_value, self.lowest, self.highest = start, lowest, highest
+        self.value = nn.Parameter(torch.full((1,), self.start_value))
 
     def forward(self) -> Float[Tensor, " 1"]:
         """The temperature inside its bounds."""
         clamped: Tensor = _Clamp.apply(self.value, self.lowest, self.highest)  # type: ignore[no-untyped-call]
         return clamped
+
+
+class LogTemperature(Temperature):
+    """The same number, learned as the logarithm of the scale 1 / temperature that similarities are multiplied by."""
+
+    def __init__(self, start: float, lowest: float, highest: float) -> None:
+        super().__init__(start, lowest, highest)
+        self.start_value = -log(start)
+        self.value = nn.Parameter(torch.full((1,), self.start_value))
+
+    def forward(self) -> Float[Tensor, " 1"]:
+        """The temperature inside its bounds."""
+        scale: Tensor = _Clamp.apply(self.value, -log(self.highest), -log(self.lowest))  # type: ignore[no-untyped-call]
+        return (-scale).exp()
+
+
+TEMPERATURES = {"clamped": Temperature, "log": LogTemperature}
+"""`temperature_form` → its module."""

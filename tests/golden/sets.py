@@ -86,10 +86,19 @@ class GoldenSet:
     @cached_property
     def options(self) -> ModelOptions:
         """The tiny model's options, dropout off, from the configuration in meta.json."""
-        made = _x2vlm_options(self.meta) if self.is_x2vlm else _swin_options(self.meta)
-        text = replace(made.text, dropout=0.0, attention_dropout=0.0)
-        fusion = replace(made.fusion, dropout=0.0, attention_dropout=0.0)
-        return replace(made, text=text, fusion=fusion, vision=replace(made.vision, drop_path=0.0))
+        made = _x2vlm_options(self.meta) if self.is_x2vlm else _swin_options(self.meta, self.state)
+        vision_config, text_config = self.meta["vision_config"], self.meta["text_config"]
+        ratio = vision_config.get("mlp_ratio", 4)
+        vision = replace(
+            made.vision,
+            drop_path=0.0,
+            feedforward_width=int(ratio * made.width),
+            norm_eps=vision_config.get("layer_norm_eps", made.vision.norm_eps),
+        )
+        text = replace(made.text, dropout=0.0, attention_dropout=0.0, norm_eps=text_config["layer_norm_eps"])
+        cross = self.meta.get("cross_config") or text_config
+        fusion = replace(made.fusion, dropout=0.0, attention_dropout=0.0, norm_eps=cross["layer_norm_eps"])
+        return replace(made, text=text, fusion=fusion, vision=vision)
 
     @cached_property
     def weights(self) -> list[Weight]:
@@ -136,22 +145,23 @@ def golden_set(folder: Path) -> GoldenSet:
     return GoldenSet(folder)
 
 
-def _swin_options(meta: dict[str, Any]) -> ModelOptions:
+def _swin_options(meta: dict[str, Any], state: dict[str, Tensor]) -> ModelOptions:
     vision, text = meta["vision_config"], meta["text_config"]
     layers = meta["pretrain_config"]["text_num_hidden_layers"]
+    fused = {name.split(".")[4] for name in state if ".crossattention." in name}
     return swin_family(
         width=text["hidden_size"],
         projection_width=meta["pretrain_config"]["embed_dim"],
         vision=VisionOptions(
             image_size=vision["image_res"],
-            patch_size=4,
+            patch_size=meta["pretrain_config"]["patch_size"] // 2 ** (len(vision["depths"]) - 1),
             window=vision["window_size"],
             stage_layers=tuple(vision["depths"]),
             stage_heads=tuple(vision["num_heads"]),
             num_heads=vision["num_heads"][-1],
         ),
-        text=_text_options(text, layers // 2),
-        fusion_layers=layers - layers // 2,
+        text=_text_options(text, layers - len(fused)),
+        fusion_layers=len(fused),
     )
 
 

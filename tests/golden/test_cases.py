@@ -56,6 +56,10 @@ def real_tokens(golden: GoldenSet, case: str, name: str, value: Tensor) -> Tenso
     return value[masks[name]] if name in masks else value
 
 
+def test_every_recorded_case_is_compared(golden: GoldenSet) -> None:
+    assert set(golden.cases) <= set(CASES)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_values_losses_and_gradients(golden: GoldenSet, case: str) -> None:
     outcome, gradients = run(golden, case)
