@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cclm.track import stop
 from launch import guard, shim
 from launch.plan import JobPlan, RankPlan
 
@@ -154,6 +155,7 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
     """
     logs = plan.run_folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    stop.clear(plan.run_folder)
     (logs / "plan.json").write_text(plan.to_json() + "\n")
     with _blocked(WATCHED), _guard() as tell_guard:
         job = _Job(plan=plan, say=say, grace_s=grace_s, tell_guard=tell_guard)

@@ -6,22 +6,29 @@ import sys
 from collections.abc import Sequence
 
 from cclm.errors import CclmError
+from cclm.track.stop import STOPPED_CODE, StopRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; user errors end with one sentence and exit code 2, without a traceback."""
+    """Run; user errors end with one sentence and exit code 2, a request to stop (SIGTERM, SIGUSR1) with 75."""
+    with StopRequest.listening() as stop:  # before the long imports: a signal that comes now is not lost
+        return _run(sys.argv[1:] if arguments is None else arguments, stop)
+
+
+def _run(arguments: Sequence[str], stop: StopRequest) -> int:
     from pretrain.recipe import read_config
 
     try:
-        config = read_config(sys.argv[1:] if arguments is None else arguments)
+        config = read_config(arguments)
         from pretrain.build import open_run
         from pretrain.loop import train
 
-        with open_run(config) as run:
+        with open_run(config, stop) as run:
             if run is None:
                 sys.stdout.write(f"already done: {config.run_folder}\n")
-            else:
-                train(run)
+            elif not train(run):
+                sys.stderr.write("asked to stop: saved; the same command goes on from there\n")
+                return STOPPED_CODE
     except CclmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

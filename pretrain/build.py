@@ -29,6 +29,7 @@ from cclm.track.lock import run_lock
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.status import DoneMarker, RankStatus
+from cclm.track.stop import StopRequest
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
 from pretrain.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
@@ -37,10 +38,10 @@ from pretrain.step import CrossViewTraining
 
 
 @contextmanager
-def open_run(config: RunConfig) -> Iterator[Run | None]:
+def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 
-    Yields None when the run is already done.
+    `stop` tells the loop when it is to end early. Yields None when the run is already done.
 
     Raises:
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
@@ -86,6 +87,7 @@ def open_run(config: RunConfig) -> Iterator[Run | None]:
             ledger=LedgerFile(folder / "ledger.jsonl", start_step) if is_first else None,
             quarantine=Quarantine(folder / QUARANTINE / f"rank_{topology.rank}.jsonl", start_step),
             done=done,
+            stop=stop,
         )
 
 

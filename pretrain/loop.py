@@ -20,6 +20,7 @@ from cclm.errors import CclmError, DataError
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.status import DoneMarker, RankStatus
+from cclm.track.stop import StopRequest, note_stopped
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
 
@@ -44,10 +45,13 @@ class Run:
     ledger: LedgerFile | None
     quarantine: Quarantine
     done: DoneMarker
+    stop: StopRequest
 
 
-def train(run: Run) -> None:
+def train(run: Run) -> bool:
     """Train from `run.start_step` to the configured number of steps, then write the done marker.
+
+    Returns False if it was asked to stop before: then it has saved, and the same command goes on from there.
 
     Raises:
         CclmError: the loss is not finite, or too many samples were bad; on every rank alike.
@@ -72,7 +76,8 @@ def train(run: Run) -> None:
         run.throughput.step(global_counts(batch, engine.world_size))
 
         is_last = step + 1 == config.steps
-        is_saving = is_last or (step + 1) % config.checkpoint.every_steps == 0
+        stop_reason = "" if is_last else agree_to_stop(run)
+        is_saving = is_last or bool(stop_reason) or (step + 1) % config.checkpoint.every_steps == 0
         if is_saving or (step + 1) % config.track.every_steps == 0:
             bad_share = torch.tensor(run.quarantine.total / ((step + 1) * num_samples(batch)))
             values = engine.reduce_mean({**losses.metrics, "bad_share": bad_share})
@@ -85,12 +90,27 @@ def train(run: Run) -> None:
             run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
             run.status.write(step=step + 1, phase="training")
         if is_saving:
+            run.status.write(step=step + 1, phase="saving")
             sync_lines(run)
             seconds = run.seconds_before + time.monotonic() - began
             save_checkpoint(engine, run.folder, step + 1, {"seconds": seconds}, keep=config.checkpoint.keep)
             run.throughput.restart()
+        if stop_reason:
+            run.status.write(step=step + 1, phase="stopped")
+            if run.collectives.rank == 0:
+                note_stopped(run.folder, step + 1, stop_reason)
+            return False
     run.status.write(step=config.steps, phase="done")
     run.done.write(step=config.steps, seconds=run.seconds_before + time.monotonic() - began)
+    return True
+
+
+def agree_to_stop(run: Run) -> str:
+    """Why the run stops after this step, or "". A collective: one rank's request is everybody's."""
+    reason = run.stop.reason(run.folder if run.collectives.rank == 0 else None)
+    if int(run.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
+        return ""
+    return reason or "another rank was asked"
 
 
 def num_samples(batch: Batch) -> int:

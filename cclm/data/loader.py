@@ -6,6 +6,7 @@ step ──► slots of this rank ──► addresses ──► records ──�
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,9 +119,16 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_stop_signals,
         prefetch_factor=4 if num_workers else None,
     )
     return StepLoader(loader, max(0, stop_step - start_step))
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A scheduler sends TERM to every process of a job: the rank then saves, and needs its workers until it has."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

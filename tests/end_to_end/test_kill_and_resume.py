@@ -1,4 +1,4 @@
-"""kill -9 of any rank, the same command again: bit-equal to a run that nobody disturbed."""
+"""kill -9 of any rank, or a request to stop, and the same command again: bit-equal to a run that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cclm.track.stop import STOPPED_CODE
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -86,12 +87,43 @@ def test_killed_rank(corpus: Path, undisturbed: Path, tmp_path: Path, rank: int,
     assert process.wait(timeout=60) != 0
     assert not (run / "done.json").exists()
 
+    finish(corpus, run)
+    assert values_of(run) == values_of(undisturbed)
+    assert_same_samples(run, undisturbed)
+
+
+def test_asked_to_stop(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(settings(corpus, run), run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wait_for_step(run, 5, process)
+    os.kill(pid_of(run, 1), signal.SIGUSR1)  # one rank is told; all of them stop after the same step
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == STOPPED_CODE, said.decode()
+    stopped = json.loads((run / "stopped.json").read_text())
+    assert 5 < stopped["step"] < STEPS
+    assert (run / f"checkpoints/step_{stopped['step']:09d}/complete").exists()
+    assert {json.loads(path.read_text())["phase"] for path in (run / "status").glob("*.json")} == {"stopped"}
+
+    finish(corpus, run)
+    expected = values_of(undisturbed)
+    steps = [line["step"] for line in expected]
+    assert [line for line in values_of(run) if line["step"] in steps] == expected  # the last step before is told, too
+    assert_same_samples(run, undisturbed)
+
+
+def finish(corpus: Path, run: Path) -> None:
+    """Give the same command again, and see the run done."""
     result = subprocess.run(
         command(settings(corpus, run), run), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads((run / "done.json").read_text())["step"] == STEPS
-    assert values_of(run) == values_of(undisturbed)
+    assert not (run / "stopped.json").exists()
+
+
+def assert_same_samples(run: Path, undisturbed: Path) -> None:
     names = ["ledger.jsonl", *(f"quarantine/rank_{rank}.jsonl" for rank in (0, 1))]
     for name in names:
         assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
