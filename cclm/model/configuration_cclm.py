@@ -124,6 +124,9 @@ class FusionOptions(LayerOptions):
 
     pooling: Literal["cls", "mean"] = "cls"
     """What the matching head reads: the first fused state, or their mean."""
+    num_memories: int = 1
+    """Memories that a text reads, each layer once for each: 2 for two images and a sentence about both (NLVR2, MaRVL).
+    Training here needs 1; such models are fine-tuned."""
     null_memory: bool = False
     """Give each cross-attention one learned key with a zero value, so that a head may look at nothing."""
 
@@ -231,7 +234,8 @@ class CCLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is see
             setattr(self, item.name, _plain(asdict(value)) if isinstance(value, LayerOptions) else value)
         kwargs.pop("tie_word_embeddings", None)
         super().__init__(
-            tie_word_embeddings=options.tie_decoder and options.masked_lm_head,
+            # HF's word for "some weights have two names"; which ones, `modeling_cclm.tied_weights` knows
+            tie_word_embeddings=(options.tie_decoder and options.masked_lm_head) or options.fusion.num_memories > 1,
             pad_token_id=kwargs.pop("pad_token_id", options.text.pad_token_id),
             **kwargs,
         )

@@ -39,18 +39,28 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         self.image_std = list(image_std)
 
     def preprocess(
-        self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = None, **_: Any
+        self,
+        images: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]],
+        return_tensors: str | None = None,
+        **_: Any,
     ) -> BatchFeature:
-        """One picture or several to `pixel_values` (B, 3, height, width), float32.
+        """One picture or several to `pixel_values` (B, 3, height, width), float32; lists of M to (B, M, 3, …).
 
         Raises:
             TypeError: something that is not a PIL picture.
         """
         pictures = [images] if isinstance(images, Image.Image) else list(images)
-        pixels = [self._pixels(picture) for picture in pictures]
+        pixels = [
+            self._several(picture) if isinstance(picture, list | tuple) else self._pixels(picture)
+            for picture in pictures
+        ]
         return BatchFeature(data={"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
 
-    def _pixels(self, picture: Image.Image) -> npt.NDArray[np.float32]:
+    def _several(self, pictures: Sequence[Any]) -> npt.NDArray[np.float32]:
+        """The pictures of one text."""
+        return np.stack([self._pixels(picture) for picture in pictures])
+
+    def _pixels(self, picture: Any) -> npt.NDArray[np.float32]:
         """One picture."""
         if not isinstance(picture, Image.Image):
             raise TypeError(f"expected PIL images, got {type(picture).__name__}. Open the file with PIL.Image.open.")

@@ -12,7 +12,7 @@ A training step calls each of them once, with everything that must pass through 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,7 +26,9 @@ from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig, ModelOptions, VisionOptions
 from .fusion import FusionEncoder
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
+from .inference import InferenceMethods
 from .layers import CrossAttention
+from .memories import SeveralMemoriesEncoder
 from .regions import region_tokens
 from .relative_position import RelativePositionBias
 from .swin import SwinEncoder
@@ -61,15 +63,16 @@ class CCLMOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen unt
     """(B, C) similarities divided by the temperature."""
     logits_per_text: Tensor | None = None
     """(C, B), the transpose."""
+    pooler_output: Tensor | None = None
+    """(B, E) `image_embeds` again, where images came alone: what image-feature-extraction pools."""
 
 
-class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen untyped
+class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # transformers is seen untyped
     """Cross-view language model: the same text encoder, fusion encoder and heads for image-text and text-text."""
 
     config_class = CCLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _tied_weights_keys = {"masked_lm_decoder.weight": "text_encoder.embeddings.words.weight"}  # noqa: RUF012  # HF's form
 
     def __init__(self, config: CCLMConfig) -> None:
         super().__init__(config)
@@ -78,7 +81,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         self.pooling = (options.text.pooling, options.fusion.pooling)
         self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
-        self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
+        self.fusion_encoder = fusion_encoder(options)
         self.image_projection = None if options.shared_projection else ProjectionHead(width, options.projection_width)
         self.text_projection = ProjectionHead(width, options.projection_width)
         self.matching_head = MatchingHead(width, options.matching_width)
@@ -87,8 +90,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         has_head = options.masked_lm_head
         self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps) if has_head else None
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_head else None
-        if not has_head:
-            self._tied_weights_keys = {}
+        self._tied_weights_keys = tied_weights(options)
         self.temperature = TEMPERATURES[options.temperature_form](
             options.initial_temperature, options.temperature_min, options.temperature_max
         )
@@ -143,6 +145,16 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
         """Contrastive features of encoded texts: unit vectors."""
         feature_BE: Tensor = self.text_projection(pool_states(text_BLD, mask_BL, self.pooling[0]))
         return feature_BE
+
+    def fuse_several(
+        self,
+        text_BLD: Float[Tensor, "b l d"],
+        mask_BL: Bool[Tensor, "b l"],
+        memories: Sequence[Float[Tensor, "b _n d"]],
+    ) -> Float[Tensor, "b l d"]:
+        """`fuse` of a model that reads several memories (`fusion.num_memories`), every token of which is real."""
+        fused_BLD: Tensor = self.fusion_encoder(text_BLD, mask_BL, memories)
+        return fused_BLD
 
     def match_logits(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 2"]:
         """Do text and memory belong together? Class 1 means yes."""
@@ -199,28 +211,6 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
 
     # --- the Hugging Face surface ---
 
-    def get_image_features(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
-        """Unit vectors of images, comparable with those of `get_text_features`."""
-        return self.project_images(self.encode_images(pixel_values))
-
-    def get_text_features(
-        self, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
-    ) -> Float[Tensor, "c e"]:
-        """Unit vectors of tokenized texts in any language."""
-        mask_CL = _as_mask(input_ids, attention_mask)
-        return self.project_texts(self.encode_texts(input_ids, mask_CL), mask_CL)
-
-    def score(
-        self,
-        pixel_values: Float[Tensor, "b 3 h w"],
-        input_ids: Int[Tensor, "b l"],
-        attention_mask: Tensor | None = None,
-    ) -> Float[Tensor, "b 2"]:
-        """Matching logits of image b with text b, from the fusion encoder; class 1 means that they match."""
-        mask_BL = _as_mask(input_ids, attention_mask)
-        fused_BLD = self.fuse(self.encode_texts(input_ids, mask_BL), mask_BL, self.encode_images(pixel_values))
-        return self.match_logits(fused_BLD, mask_BL)
-
     def forward(
         self,
         pixel_values: Float[Tensor, "b 3 h w"] | None = None,
@@ -236,6 +226,7 @@ class CCLMModel(PreTrainedModel):  # type: ignore[misc]  # transformers is seen 
             text_embeds=text_CE,
             logits_per_image=logits_BC,
             logits_per_text=None if logits_BC is None else logits_BC.T,
+            pooler_output=image_BE if text_CE is None else None,
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -300,9 +291,26 @@ def _default_init(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
-def _as_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A bool mask from whatever a tokenizer gives."""
-    return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+def fusion_encoder(options: ModelOptions) -> FusionEncoder | SeveralMemoriesEncoder:
+    """The fusion encoder that the options describe: for one memory, or for several."""
+    number = options.fusion.num_memories
+    if number == 1:
+        return FusionEncoder(options.width, options.fusion, options.token_layout)
+    return SeveralMemoriesEncoder(options.width, options.fusion, options.token_layout, number)
+
+
+def tied_weights(options: ModelOptions) -> dict[str, str]:
+    """Second name of a parameter → the name under which it is stored."""
+    tied = {}
+    if options.masked_lm_head and options.tie_decoder:
+        tied["masked_lm_decoder.weight"] = "text_encoder.embeddings.words.weight"
+    number = options.fusion.num_memories
+    for layer in range(options.fusion.num_layers * number):
+        if first := layer % number:
+            stack, part = "fusion_encoder.stack.layers", "cross_attention.key_value"
+            for kind in ("weight", "bias"):
+                tied[f"{stack}.{layer}.{part}.{kind}"] = f"{stack}.{layer - first}.{part}.{kind}"
+    return tied
 
 
 CCLMConfig.register_for_auto_class()

@@ -26,7 +26,7 @@ def test_forward_compares_all_images_with_all_texts() -> None:
 
 def test_forward_with_one_view_fills_one_side() -> None:
     model = tiny_model()
-    assert list(model(pixel_values=tiny_images())) == ["image_embeds"]
+    assert list(model(pixel_values=tiny_images())) == ["image_embeds", "pooler_output"]
     assert list(model(input_ids=tiny_texts()[0])) == ["text_embeds"]
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch.nn import functional
 
+from tests.kinds import KINDS
 from tests.unit.checkpoint.tiny_families import TINY
 from tests.unit.model.tiny import tiny_config, tiny_images, tiny_texts
 from tests.unit.model.typed import typed_modules
@@ -90,3 +91,19 @@ def test_the_plain_modules_are_untouched() -> None:
         assert module.CCLMModel is not CCLMModel
     assert sys.modules["cclm.model.modeling_cclm"].CCLMModel is CCLMModel
     assert sys.modules["cclm"].model is sys.modules["cclm.model"]
+
+
+def test_annotations_hold_in_what_people_call(modeling: ModuleType) -> None:
+    make_config = sys.modules["cclm.model.configuration_cclm"].CCLMConfig
+    model, of_pairs = (
+        modeling.CCLMModel(make_config(**asdict(KINDS[kind]))).eval() for kind in ("swin_regions", "nlvr_pairs")
+    )
+    ids_BL, mask_BL = tiny_texts()
+    ids_BL, images = ids_BL % 30, torch.randn(10, 3, 32, 32)
+    of_pairs.score(images.view(5, 2, 3, 32, 32), ids_BL, mask_BL)
+    model.score_all(images, ids_BL, mask_BL)
+    model.rerank(images, ids_BL, mask_BL)
+    model.fill_mask(ids_BL[:1, :1], pixel_values=images[:1], mask_token_id=int(ids_BL[0, 0]))
+    model.locate(images[:5], ids_BL, mask_BL)
+    with pytest.raises(TypeCheckError):
+        model.locate(images[0], ids_BL, mask_BL)

@@ -1,0 +1,322 @@
+"""What people do with a loaded model: features, scores of pairs, re-ranking, masked words, boxes.
+
+    processor(images, text) ─▶ pixel_values, input_ids, attention_mask
+        get_image_features, get_text_features   one vector each, comparable over languages and views
+        score                                    does image b belong to text b? (the fusion encoder looks at both)
+        score_all, rerank                        every image with every text; the best images of each text
+        fill_mask                                words for <mask>, given an image or a sentence in another language
+        locate                                   the box that a text describes
+
+Nothing here draws, and nothing knows files. Call `model.eval()` and `torch.inference_mode()` yourself; tensors go to
+the model's device by the usual `.to(model.device)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.utils import ModelOutput
+
+from .memories import SeveralMemoriesEncoder
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Float, Int
+except ImportError:
+    pass
+
+ResultType = TypeVar("ResultType")
+
+
+@runtime_checkable
+class CrossViewPieces(Protocol):
+    """What the methods below ask of `CCLMModel`; see there."""
+
+    config: Any
+    fusion_encoder: Any
+    box_head: Any
+    temperature: Any
+
+    def encode_images(self, images_BCHW: Tensor) -> Tensor: ...  # noqa: D102  # documented in CCLMModel
+
+    def encode_texts(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
+
+    def project_images(self, image_BND: Tensor) -> Tensor: ...  # noqa: D102
+
+    def project_texts(self, text_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
+
+    def fuse(  # noqa: D102
+        self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor | None, memory_mask_BN: Tensor | None = None
+    ) -> Tensor: ...
+
+    def fuse_several(self, text_BLD: Tensor, mask_BL: Tensor, memories: Sequence[Tensor]) -> Tensor: ...  # noqa: D102
+
+    def match_logits(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
+
+    def locate_boxes(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
+
+    def masked_lm_states(self, fused_TD: Tensor) -> Tensor: ...  # noqa: D102
+
+    def decode_with(self, hidden_TD: Tensor, function: Callable[..., ResultType]) -> ResultType: ...  # noqa: D102
+
+    def masked_lm_logits(  # noqa: D102
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, slot_BL: Tensor, **memory: Any
+    ) -> Tensor: ...
+
+
+@dataclass
+class RerankOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen untyped
+    """The best images of each text, best first."""
+
+    image: Tensor | None = None
+    """(T, K) indices into the images."""
+    score: Tensor | None = None
+    """(T, K) what they were ordered by."""
+    match_probability: Tensor | None = None
+    """(T, K) probability that image and text belong together, from the matching head."""
+
+
+@dataclass
+class FillMaskOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen untyped
+    """Words for the S masked places of a batch, in reading order."""
+
+    row: Tensor | None = None
+    """(S,) which text."""
+    column: Tensor | None = None
+    """(S,) which token of it."""
+    token_ids: Tensor | None = None
+    """(S, K) ids, the most probable first."""
+    probability: Tensor | None = None
+    """(S, K) their probabilities."""
+
+
+class InferenceMethods:
+    """Methods of `CCLMModel` beyond those that a training step is made of."""
+
+    def get_image_features(self: CrossViewPieces, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+        """Unit vectors of images, comparable with those of `get_text_features`."""
+        return self.project_images(self.encode_images(pixel_values))
+
+    def get_text_features(
+        self: CrossViewPieces, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "c e"]:
+        """Unit vectors of tokenized texts in any language."""
+        mask_CL = as_mask(input_ids, attention_mask)
+        return self.project_texts(self.encode_texts(input_ids, mask_CL), mask_CL)
+
+    def score(
+        self: CrossViewPieces,
+        pixel_values: Float[Tensor, "b *m 3 h w"],
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Float[Tensor, "b 2"]:
+        """Matching logits of image b with text b, from the fusion encoder; class 1 means that they match.
+
+        Args:
+            pixel_values: an image for each text; of a model that reads several (`fusion.num_memories`, as for NLVR2),
+                that many for each text: (B, M, 3, H, W).
+            input_ids: the texts.
+            attention_mask: 1 where a token is real; None: everywhere.
+            batch_size: pairs at a time; None: all at once.
+
+        Raises:
+            ValueError: another number of images than the model reads for a text.
+        """
+        mask_BL, size = as_mask(input_ids, attention_mask), batch_size or len(input_ids)
+        parts = zip(*(torch.split(given, size) for given in (pixel_values, input_ids, mask_BL)), strict=True)
+        return torch.cat([self.match_logits(_look(self, *part), part[2]) for part in parts])
+
+    def score_all(
+        self: CrossViewPieces,
+        pixel_values: Float[Tensor, "i 3 h w"],
+        input_ids: Int[Tensor, "t l"],
+        attention_mask: Tensor | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> Float[Tensor, "i t 2"]:
+        """Matching logits of every image with every text; each is encoded once, `batch_size` pairs are fused at once.
+
+        Raises:
+            ValueError: a model that reads several images.
+        """
+        _refuse_several(self, "score_all")
+        mask_TL = as_mask(input_ids, attention_mask)
+        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(input_ids, mask_TL)
+        pair_P = torch.arange(len(image_IND) * len(text_TLD), device=text_TLD.device)
+        logits_P2 = _match_pairs(self, (image_IND, text_TLD, mask_TL), pair_P, batch_size)
+        return logits_P2.view(len(image_IND), len(text_TLD), 2)
+
+    def rerank(
+        self: CrossViewPieces,
+        pixel_values: Float[Tensor, "i 3 h w"],
+        input_ids: Int[Tensor, "t l"],
+        attention_mask: Tensor | None = None,
+        *,
+        top_k: int = 16,
+        match_weight: float = 1.0,
+        similarity_weight: float = 1.0,
+        batch_size: int = 64,
+    ) -> RerankOutput:
+        """The images of each text: the dual encoder proposes `top_k`, the fusion encoder orders them.
+
+        score = match_weight · log-odds of a match + similarity_weight · cosine / temperature
+
+        Raises:
+            ValueError: a model that reads several images.
+        """
+        _refuse_several(self, "rerank")
+        mask_TL = as_mask(input_ids, attention_mask)
+        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(input_ids, mask_TL)
+        cosine_TI = self.project_texts(text_TLD, mask_TL) @ self.project_images(image_IND).T
+        cosine_TK, image_TK = cosine_TI.topk(min(top_k, len(image_IND)), dim=1)
+        row_T1 = torch.arange(len(text_TLD), device=text_TLD.device)[:, None]
+        pair_P = (image_TK * len(text_TLD) + row_T1).flatten()
+        logits_P2 = _match_pairs(self, (image_IND, text_TLD, mask_TL), pair_P, batch_size).float()
+        odds_TK = (logits_P2[:, 1] - logits_P2[:, 0]).view(image_TK.shape)
+        score_TK = match_weight * odds_TK + similarity_weight * (cosine_TK / self.temperature()).float()
+        score_TK, order_TK = score_TK.sort(dim=1, descending=True, stable=True)
+        return RerankOutput(
+            image=image_TK.gather(1, order_TK),
+            score=score_TK,
+            match_probability=odds_TK.gather(1, order_TK).sigmoid(),
+        )
+
+    def masked_lm_logits(
+        self: CrossViewPieces,
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+        *,
+        slot_BL: Tensor,
+        pixel_values: Tensor | None = None,
+        memory_ids: Tensor | None = None,
+        memory_attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "s v"]:
+        """Logits over the vocabulary at the places where `slot_BL` is True, in reading order; see `fill_mask`.
+
+        Raises:
+            ValueError: a model without masked-LM head, or not exactly one of image and sentence.
+        """
+        if (pixel_values is None) == (memory_ids is None):
+            raise ValueError(
+                "masked tokens: expected pixel_values or memory_ids (the same sentence in another language), got "
+                f"{'neither' if memory_ids is None else 'both'}. The hidden words are read from one of them."
+            )
+        mask_BL = as_mask(input_ids, attention_mask)
+        if pixel_values is not None:
+            fused_BLD = _look(self, pixel_values, input_ids, mask_BL)
+        else:
+            assert memory_ids is not None, "exactly one of the two, see above"
+            memory_mask_BN = as_mask(memory_ids, memory_attention_mask)
+            memory_BND = self.encode_texts(memory_ids, memory_mask_BN)
+            fused_BLD = self.fuse(self.encode_texts(input_ids, mask_BL), mask_BL, memory_BND, memory_mask_BN)
+        return self.decode_with(self.masked_lm_states(fused_BLD[slot_BL]), functional.linear)
+
+    def fill_mask(
+        self: CrossViewPieces,
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        memory_ids: Tensor | None = None,
+        memory_attention_mask: Tensor | None = None,
+        top_k: int = 5,
+        mask_token_id: int | None = None,
+    ) -> FillMaskOutput:
+        """The likeliest tokens for each `<mask>`, given what the text is about.
+
+        Args:
+            input_ids: texts with `<mask>`.
+            attention_mask: 1 where a token is real; None: everywhere.
+            pixel_values: an image for each text; or instead of it
+            memory_ids: a sentence for each text, in any language;
+            memory_attention_mask: its real tokens.
+            top_k: how many.
+            mask_token_id: of `<mask>`; None: as the config says.
+
+        Raises:
+            ValueError: a model without masked-LM head, a text without `<mask>`, or not exactly one of image and
+                sentence.
+        """
+        wanted = getattr(self.config, "mask_token_id", None) if mask_token_id is None else mask_token_id
+        if wanted is None:
+            raise ValueError(
+                "fill_mask: expected mask_token_id (the config names none), got none. Pass the tokenizer's."
+            )
+        slot_BL = input_ids == wanted
+        if not bool(slot_BL.any(1).all()):
+            raise ValueError("fill_mask: expected <mask> in every text, got one without. Write <mask> for a word.")
+        memory = {"memory_ids": memory_ids, "memory_attention_mask": memory_attention_mask}
+        logits_SV = self.masked_lm_logits(
+            input_ids, attention_mask, slot_BL=slot_BL, pixel_values=pixel_values, **memory
+        )
+        probability_SK, token_SK = logits_SV.float().softmax(-1).topk(top_k, dim=-1)
+        row_S, column_S = slot_BL.nonzero(as_tuple=True)
+        return FillMaskOutput(row=row_S, column=column_S, token_ids=token_SK, probability=probability_SK)
+
+    def locate(
+        self: CrossViewPieces,
+        pixel_values: Float[Tensor, "b 3 h w"],
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "b 4"]:
+        """Where in image b is what text b describes? Centre x, centre y, width, height as shares of the image.
+
+        `CCLMProcessor.post_process_boxes` turns them into pixels.
+
+        Raises:
+            ValueError: a model without box head.
+        """
+        if self.box_head is None:
+            raise ValueError(
+                "locate: expected a model with a box head, got one without. Use CCLM-4M or an X2VLM model."
+            )
+        mask_BL = as_mask(input_ids, attention_mask)
+        return self.locate_boxes(_look(self, pixel_values, input_ids, mask_BL), mask_BL)
+
+
+def as_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """A bool mask from whatever a tokenizer gives."""
+    return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+
+
+def _look(model: CrossViewPieces, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
+    """Fused states of texts that each read their image, or their several images."""
+    text_BLD = model.encode_texts(input_ids, mask_BL)
+    if not isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
+        return model.fuse(text_BLD, mask_BL, model.encode_images(pixel_values))
+    wanted = model.fusion_encoder.num_memories
+    if pixel_values.ndim != 5 or pixel_values.shape[1] != wanted:
+        raise ValueError(
+            f"pixel_values: expected {wanted} images for each text, shape (B, {wanted}, 3, H, W), got "
+            f"{tuple(pixel_values.shape)}. Give the processor lists of {wanted} images."
+        )
+    image_BND = model.encode_images(pixel_values.flatten(0, 1))
+    return model.fuse_several(text_BLD, mask_BL, image_BND.view(-1, wanted, *image_BND.shape[1:]).unbind(1))
+
+
+def _match_pairs(
+    model: CrossViewPieces, encoded: tuple[Tensor, Tensor, Tensor], pair_P: Tensor, batch_size: int
+) -> Tensor:
+    """Matching logits (P, 2) of pairs; pair number = image · texts + text."""
+    image_IND, text_TLD, mask_TL = encoded
+    found = []
+    for chosen_B in torch.split(pair_P, batch_size):
+        row_B, column_B = chosen_B % len(text_TLD), chosen_B // len(text_TLD)
+        fused_BLD = model.fuse(text_TLD[row_B], mask_TL[row_B], image_IND[column_B])
+        found.append(model.match_logits(fused_BLD, mask_TL[row_B]))
+    return torch.cat(found)
+
+
+def _refuse_several(model: CrossViewPieces, method: str) -> None:
+    """Raise if a text is about several images."""
+    if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
+        raise ValueError(
+            f"{method}: expected a model that reads one image for a text, got one that reads "
+            f"{model.fusion_encoder.num_memories}. Use `score` with as many images for each text."
+        )

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from cclm.checkpoint.export import hub_tokenizer
+from cclm.model.image_processing_cclm import CCLMImageProcessor
+from cclm.model.inference import FillMaskOutput
+from cclm.model.processing_cclm import CCLMProcessor
+from tests.unit.data.data_sets import make_tokenizer
+
+RED, BLUE = Image.new("RGB", (40, 20), "red"), Image.new("RGBA", (8, 8), "blue")
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> CCLMProcessor:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    return CCLMProcessor(CCLMImageProcessor(size={"height": 8, "width": 8}), hub_tokenizer(folder, "none", 6))
+
+
+def test_one_call_for_images_and_texts(processor: CCLMProcessor) -> None:
+    found = processor([RED, BLUE], ["a red car", "ein rotes Auto, länger als sechs Token", "赤い車"])
+    assert set(found) == {"pixel_values", "input_ids", "attention_mask"}
+    assert found["pixel_values"].shape == (2, 3, 8, 8)
+    assert found["input_ids"].shape == found["attention_mask"].shape == (3, 6), "padded, and cut at the longest"
+    moved = found.to("cpu", torch.bfloat16)
+    assert moved["pixel_values"].dtype == torch.bfloat16 and moved["input_ids"].dtype == torch.int64
+
+
+def test_either_side_may_be_left_out(processor: CCLMProcessor) -> None:
+    assert set(processor(RED)) == {"pixel_values"}
+    assert set(processor(text="a")) == {"input_ids", "attention_mask"}
+    assert isinstance(processor(text="a", return_tensors=None)["input_ids"], list)
+    with pytest.raises(ValueError, match="expected images, text or both, got neither"):
+        processor()
+
+
+def test_lists_of_images_are_several_images_for_a_text(processor: CCLMProcessor) -> None:
+    found = processor([[RED, BLUE], [BLUE, BLUE], [RED, RED]])["pixel_values"]
+    assert found.shape == (3, 2, 3, 8, 8)
+    single = processor([RED, BLUE])["pixel_values"]
+    assert torch.equal(found[0], single) and torch.equal(found[1, 0], single[1])
+    with pytest.raises(TypeError, match="expected PIL images, got str"):
+        processor([["a.png", RED]])
+
+
+def test_boxes_become_pixels_inside_the_image(processor: CCLMProcessor) -> None:
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]], dtype=torch.bfloat16).float()
+    found = processor.post_process_boxes(boxes, [RED.size, (100, 200)])
+    expected = torch.tensor([[10.0, 5.0, 30.0, 15.0], [70.0, 0.0, 100.0, 60.0]])
+    torch.testing.assert_close(found, expected, atol=0.5, rtol=0.0)
+
+
+def test_filled_places_become_words(processor: CCLMProcessor) -> None:
+    ids = processor.tokenizer("a b", add_special_tokens=False)["input_ids"]
+    filled = FillMaskOutput(token_ids=torch.tensor([ids[:2]]), probability=torch.tensor([[0.75, 0.25]]))
+    ((first, second),) = processor.decode_masks(filled)
+    assert first[0] == processor.tokenizer.decode(ids[:1]).strip() and (first[1], second[1]) == (0.75, 0.25)
