@@ -12,7 +12,7 @@ from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_checkpoint
 from cclm.checkpoint.open import model_config
 from cclm.data.batch import Batch
-from cclm.data.config import validate
+from cclm.data.config import equal_shares, validate
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader
 from cclm.data.quarantine import Quarantine
@@ -58,7 +58,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         return
     with ExitStack() as stack:
         stack.enter_context(process_group(topology))
-        talk = collectives()
+        talk = collectives(equal_shares(config.data, topology.world_size))
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:
@@ -147,6 +147,7 @@ def build_engine(
         seed=config.seed,
         uses_all_parameters=config.data.image_text is not None,
         config_hash=config_hash,
+        equal_rows=equal_shares(config.data, topology.world_size),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cclm.data.image import ImageTransformConfig
 from cclm.data.masking import MaskingConfig
+from cclm.data.mix_plan import MixConfig, mix_complaints
 from cclm.data.tokens import Normalise
 from cclm.errors import ConfigError
 
@@ -18,16 +19,19 @@ class ImageTextDataConfig:
     """Folders of image-text shard sets; each is one source of the mixture."""
     weights: tuple[float, ...] | None = None
     """Proportions of the sources; None: the proportions of their sizes."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """How the proportions change, and how often a source is repeated."""
     batch_size: int = 128
     """Images per step, over all ranks."""
     negative_group: int = 64
-    """G: hard negatives are drawn inside blocks of G consecutive samples; a rank holds whole blocks."""
+    """G: hard negatives are drawn inside blocks of G consecutive samples; a rank holds whole blocks, as evenly as they
+    go, and so at least one."""
     matching_rows: int = 32
     """Pairs per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
     negative group, equally many of each."""
     num_lanes: int = 8
-    """Lanes of the stream: a multiple or a divisor of the batch size, at least the largest number of ranks.
-    Part of the order of samples, so it stays when the number of ranks changes."""
+    """Lanes of the stream, any number; with a large common factor with the batch size each rank reads lanes (and so
+    shards) of its own. Part of the order of samples, so it stays when the number of ranks changes."""
     window: int = 1024
     """Samples of a lane that are shuffled together."""
     languages: tuple[str, ...] | None = None
@@ -52,6 +56,8 @@ class TextPairDataConfig:
     """Folders of text-pair shard sets; each is one source of the mixture."""
     weights: tuple[float, ...] | None = None
     """Proportions of the sources; None: the proportions of their sizes."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """How the proportions change, and how often a source is repeated."""
     batch_size: int = 128
     """Samples per step, over all ranks. A sample is one sentence (a group) with some of its translations."""
     pairs_per_sample: int = 1
@@ -97,6 +103,12 @@ class DataConfig:
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
 
+def equal_shares(config: DataConfig, world_size: int) -> bool:
+    """Whether every rank gets equally many samples of each view."""
+    views = [view for view in (config.image_text, config.text_pair) if view is not None]
+    return all(view.batch_size // view.negative_group % world_size == 0 for view in views)
+
+
 def validate(config: DataConfig, world_size: int = 1) -> None:
     """Raise one ConfigError that lists everything wrong with the config for this number of ranks."""
     complaints = complaints_about(config, world_size)
@@ -137,19 +149,18 @@ def _complaints(name: str, view: ImageTextDataConfig | TextPairDataConfig, world
         found.append(f"{name}.shards names at least one folder")
     if view.weights is not None and len(view.weights) != len(view.shards):
         found.append(f"{name}.weights: one for each of the {len(view.shards)} shards (got {len(view.weights)})")
-    if view.weights is not None and min(view.weights, default=1.0) <= 0:
-        found.append(f"{name}.weights are positive (got {view.weights})")
+    if view.weights is not None and (min(view.weights, default=1.0) < 0 or not any(view.weights)):
+        found.append(f"{name}.weights are 0 or more, not all 0 (got {view.weights})")
+    found += mix_complaints(name, view.mix, len(view.shards))
     if min(batch, group, rows, lanes, view.window) < 1:
         found.append(f"{name}: batch_size, negative_group, matching_rows, num_lanes and window are at least 1")
         return found
     if batch % group:
         found.append(f"{name}.batch_size {batch} is a multiple of negative_group {group}")
-    elif (batch // group) % world_size:
-        found.append(f"{name}: the {batch // group} negative groups divide evenly among {world_size} ranks")
+    elif batch // group < world_size:
+        found.append(f"{name}: at least one negative group for each of {world_size} ranks (got {batch // group})")
     elif rows % (batch // group) or rows > batch:
         found.append(f"{name}.matching_rows {rows}: equally many for each of {batch // group} groups, at most {batch}")
-    if batch % lanes and lanes % batch:
-        found.append(f"{name}.num_lanes {lanes} is a multiple or a divisor of batch_size {batch}")
     if view.max_tokens < 3 or (view.max_words is not None and view.max_words < 1):
         found.append(f"{name}: max_tokens is at least 3, max_words at least 1")
     mask = view.masking

@@ -31,7 +31,7 @@ class StepDataset(Dataset[Batch]):
         tokenizer: of the run (`load_tokenizer(config.tokenizer, config.normalise)`).
         seed: of the run.
         rank: this process, 0 … world_size − 1.
-        world_size: number of ranks; must divide each view's number of negative groups.
+        world_size: number of ranks; at most each view's number of negative groups.
 
     Raises:
         ConfigError: for a config that contradicts itself, or a source that is too small.
@@ -58,16 +58,17 @@ class StepDataset(Dataset[Batch]):
             bad_samples=tuple(bad),
         )
 
-    def slots(self, batch_size: int) -> range:
-        """The slots of a global batch that this rank serves."""
-        share = batch_size // self.world_size
-        return range(self.rank * share, (self.rank + 1) * share)
+    def slots(self, batch_size: int, group: int = 1) -> range:
+        """The slots of a global batch that this rank serves: whole groups of `group` slots, as evenly as they go."""
+        groups = batch_size // group
+        first, stop = self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size
+        return range(first * group, stop * group)
 
     def _image_text(self, step: int, bad: list[BadSample]) -> ImageTextBatch | None:
         if self.image_text is None:
             return None
         samples = []
-        for slot in self.slots(self.image_text.batch_size):
+        for slot in self.slots(self.image_text.batch_size, self.image_text.config.negative_group):
             sample, broken = self.image_text.sample(step, slot)
             samples.append(sample)
             bad += broken
@@ -77,7 +78,7 @@ class StepDataset(Dataset[Batch]):
         if self.text_pair is None:
             return None
         samples = []
-        for slot in self.slots(self.text_pair.batch_size):
+        for slot in self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group):
             sample, broken = self.text_pair.sample(step, slot)
             samples.append(sample)
             bad += broken

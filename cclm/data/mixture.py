@@ -2,12 +2,14 @@
 
 The weights become integer quotas over a period of D draws. One period is laid out so that every prefix of it holds
 each source's fair share to within one draw (Tijdeman's solution of the chairman assignment problem, 1980), and the
-period repeats. How often a source was drawn before is then a table look-up, so a stream can start anywhere.
+period repeats. How often a source was drawn before is then a table look-up, so a stream can start anywhere. When the
+weights change (`cclm.data.mix_plan`), a new period begins in every lane, and the counts go on.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -23,21 +25,23 @@ def quotas(weights: Sequence[float]) -> list[int]:
     """Integer shares of one period, in the weights' proportions.
 
     Exact if the weights have a common denominator up to 4096 (0.6 : 0.4 gives 3 : 2); otherwise rounded to
-    1/4096 by largest remainders, at least one draw for each source.
+    1/4096 by largest remainders, at least one draw for each source. A weight of 0 gives no draw.
     """
-    if not weights or any(not math.isfinite(weight) or weight <= 0 for weight in weights):
+    if not any(weights) or any(not math.isfinite(weight) or weight < 0 for weight in weights):
         raise ConfigError(
-            expected="positive weights, one for each source", got=repr(list(weights)), do="Correct `weights`."
+            expected="weights of 0 or more for each source, not all 0",
+            got=repr(list(weights)),
+            do="Correct `weights`.",
         )
     parts = [Fraction(weight).limit_denominator(LONGEST_PERIOD) for weight in weights]
-    if all(parts):
+    if all(part or not weight for part, weight in zip(parts, weights, strict=True)):
         shares = [part / sum(parts) for part in parts]
         period = math.lcm(*(share.denominator for share in shares))
         if period <= LONGEST_PERIOD:
             return [int(share * period) for share in shares]
     ideal = [weight / math.fsum(weights) * LONGEST_PERIOD for weight in weights]
-    result = [max(1, int(value)) for value in ideal]
-    order = sorted(range(len(ideal)), key=lambda index: ideal[index] % 1, reverse=True)
+    result = [max(1, int(value)) if value else 0 for value in ideal]
+    order = sorted((index for index, value in enumerate(ideal) if value), key=lambda i: ideal[i] % 1, reverse=True)
     for index in order[: max(0, LONGEST_PERIOD - sum(result))]:
         result[index] += 1
     return result
@@ -46,14 +50,16 @@ def quotas(weights: Sequence[float]) -> list[int]:
 def balanced_period(counts: Sequence[int]) -> NDArray[np.int64]:
     """Order the draws of one period so that every prefix is within one draw of each source's fair share."""
     period, num_sources = sum(counts), len(counts)
-    if num_sources == 1:
-        return np.zeros(period, dtype=np.int64)
+    if num_sources == 1 or period == max(counts):
+        return np.full(period, int(np.argmax(counts)), dtype=np.int64)
     grain = 2 * num_sources - 2  # everything below is in units of 1 / (period * grain), so the arithmetic is exact
     drawn = [0] * num_sources
     order = np.empty(period, dtype=np.int64)
     for turn in range(1, period + 1):
         best, best_deadline = -1, Fraction(0)
         for source, count in enumerate(counts):
+            if not count:
+                continue
             behind = grain * (count * turn - period * drawn[source])
             if behind < period:
                 continue
@@ -65,8 +71,8 @@ def balanced_period(counts: Sequence[int]) -> NDArray[np.int64]:
     return order
 
 
-class Mixture:
-    """Deals the draws of each lane to the sources.
+class Deal:
+    """One set of weights, laid out: which source each draw of a lane takes, for as long as the weights hold.
 
     All lanes follow the same period; lane l starts l/num_lanes of the way into it, so that one draw from every lane is
     already mixed.
@@ -76,16 +82,68 @@ class Mixture:
         self.counts = quotas(weights)
         self.period = sum(self.counts)
         self._order = balanced_period(self.counts)
-        hits = self._order[None, :] == np.arange(len(self.counts))[:, None]
-        self._before = np.concatenate([np.zeros((len(self.counts), 1), np.int64), np.cumsum(hits, axis=1)], axis=1)
+        hits = self._order[:, None] == np.arange(len(self.counts))[None, :]
+        self._before = np.concatenate([np.zeros((1, len(self.counts)), np.int64), np.cumsum(hits, axis=0)])
         self._phase = [lane * self.period // num_lanes for lane in range(num_lanes)]
+
+    def source(self, lane: int, turn: int) -> int:
+        """The source of a lane's draw number `turn`."""
+        return int(self._order[(self._phase[lane] + turn) % self.period])
+
+    def drawn(self, lane: int, turn: int) -> NDArray[np.int64]:
+        """How often each source was drawn by a lane before its draw number `turn`."""
+        phase = self._phase[lane]
+        counts: NDArray[np.int64] = self._until(phase + turn) - self._before[phase]
+        return counts
+
+    def drawn_from(self, source: int, lane: int, turn: int) -> int:
+        """The same for one source."""
+        phase = self._phase[lane]
+        periods, rest = divmod(phase + turn, self.period)
+        return periods * self.counts[source] + int(self._before[rest, source]) - int(self._before[phase, source])
+
+    def _until(self, turn: int) -> NDArray[np.int64]:
+        periods, rest = divmod(turn, self.period)
+        counts: NDArray[np.int64] = periods * np.array(self.counts, dtype=np.int64) + self._before[rest]
+        return counts
+
+
+class Mixture:
+    """Deals the draws of each lane to the sources, by weights that may change from a turn on."""
+
+    def __init__(self, weights: Sequence[float], num_lanes: int) -> None:
+        self.num_lanes = num_lanes
+        self._deals = [Deal(weights, num_lanes)]
+        self._starts: list[list[int]] = [[0] for _ in range(num_lanes)]
+        self._drawn = [np.zeros((num_lanes, len(weights)), dtype=np.int64)]
+
+    @property
+    def counts(self) -> list[int]:
+        """The quotas of the newest weights."""
+        return self._deals[-1].counts
+
+    def change(self, weights: Sequence[float], turns: Sequence[int]) -> None:
+        """Other weights from each lane's draw number `turns[lane]` on (not before the last change)."""
+        drawn = np.stack([self.drawn(lane, turn) for lane, turn in enumerate(turns)])
+        self._deals.append(Deal(weights, self.num_lanes))
+        self._drawn.append(drawn)
+        for starts, turn in zip(self._starts, turns, strict=True):
+            assert turn >= starts[-1], "weights change in the order of the steps"
+            starts.append(turn)
 
     def pick(self, lane: int, turn: int) -> tuple[int, int]:
         """The source of a lane's draw number `turn`, and how many draws the lane took from that source before."""
-        phase = self._phase[lane]
-        source = int(self._order[(phase + turn) % self.period])
-        return source, self._drawn(source, phase + turn) - self._drawn(source, phase)
+        stage, since = self._stage(lane, turn)
+        deal = self._deals[stage]
+        source = deal.source(lane, since)
+        return source, int(self._drawn[stage][lane, source]) + deal.drawn_from(source, lane, since)
 
-    def _drawn(self, source: int, turn: int) -> int:
-        periods, rest = divmod(turn, self.period)
-        return periods * self.counts[source] + int(self._before[source, rest])
+    def drawn(self, lane: int, turn: int) -> NDArray[np.int64]:
+        """How often each source was drawn by a lane before its draw number `turn`."""
+        stage, since = self._stage(lane, turn)
+        total: NDArray[np.int64] = self._drawn[stage][lane] + self._deals[stage].drawn(lane, since)
+        return total
+
+    def _stage(self, lane: int, turn: int) -> tuple[int, int]:
+        stage = bisect_right(self._starts[lane], turn) - 1
+        return stage, turn - self._starts[lane][stage]

@@ -76,7 +76,8 @@ class Source(Generic[Sample]):
         sizes = [shard_set.samples_per_shard for shard_set in self.sets]
         # the two views' streams must not share their shuffles: bit 63 tells them apart
         stream_seed = seed ^ (1 << 63) if self.view is View.TEXT_PAIR else seed
-        self.stream = Stream(sizes, config.weights, stream_seed, config.num_lanes, config.window)
+        lanes, window = config.num_lanes, config.window
+        self.stream = Stream(sizes, config.weights, stream_seed, lanes, window, self.batch_size, config.mix)
 
     def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:
         """The sample of a slot, and the broken ones that it stands in for.
@@ -84,7 +85,7 @@ class Source(Generic[Sample]):
         Raises:
             DataError: `neighbourhood_broken`, if no replacement can be found near by.
         """
-        address = self.stream.address(step, slot, self.batch_size)
+        address = self.stream.address(step, slot)
         fusion = slot % self._group < self._rows_per_group
         bad: list[BadSample] = []
         candidate: Address | None = address

@@ -3,11 +3,12 @@
     source, epoch:  shards in a seeded order ──── concatenated ──── rotated by a seeded offset
                     |  lane 0  |  lane 1  |  lane 2  |  lane 3  |       num_lanes equal ranges
                     |win|win|wi|                                        shuffled inside windows
-    lane:           its sources interleaved by exact proportions (`Mixture`)
-    global batch:   the same number of draws from every lane; slot order = lane order
+    lane:           its sources interleaved by exact proportions (`Mixture`), which may change over the steps
+    global batch:   draws from all lanes in turn (`Dealing`); slot order = lane order
 
 The number of lanes is part of the config; the number of ranks appears nowhere. A rank that serves a contiguous range
-of slots reads a contiguous range of lanes, and therefore only these lanes' shards.
+of slots reads a contiguous range of lanes, and therefore only these lanes' shards. Nothing has to divide anything: a
+source with fewer samples than lanes is taken several times over before it is cut into lanes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.mixture import Mixture
+from cclm.data.dealing import Dealing
+from cclm.data.mix_plan import FOREVER, MixConfig, base_weights, plan_mixture
 from cclm.data.seeding import Purpose, keyed_generator
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +51,9 @@ def lane_bounds(num_samples: int, num_lanes: int, lane: int) -> tuple[int, int]:
     return lane * num_samples // num_lanes, (lane + 1) * num_samples // num_lanes
 
 
-def lane_turn(step: int, slot: int, batch_size: int, num_lanes: int) -> tuple[int, int]:
-    """The lane that serves a slot of a step, and which of the lane's draws it takes.
-
-    With a batch of n · num_lanes samples every lane gives n consecutive draws a step. With fewer samples than lanes
-    (num_lanes = m · batch_size) each slot owns m neighbouring lanes and takes one draw of them in turn.
-
-    Raises:
-        ConfigError: if neither number divides the other.
-    """
-    if batch_size % num_lanes == 0:
-        draws = batch_size // num_lanes
-        return slot // draws, step * draws + slot % draws
-    if num_lanes % batch_size == 0:
-        lanes = num_lanes // batch_size
-        return slot * lanes + step % lanes, step // lanes
-    raise ConfigError(
-        expected="a batch size that is a multiple or a divisor of the number of lanes",
-        got=f"batch_size={batch_size} with num_lanes={num_lanes}",
-        do="Change `num_lanes` (it is not the number of ranks; any common factor will do).",
-    )
+def passes(num_samples: int, num_lanes: int) -> int:
+    """How many times a source stands in what is cut into lanes: once, or so often that every lane has a sample."""
+    return -(-num_lanes // num_samples)
 
 
 class Stream:
@@ -76,14 +61,16 @@ class Stream:
 
     Args:
         samples_per_shard_by_source: for each source, the number of samples of each of its shards.
-        weights: proportions of the sources; None for the proportions of their sizes.
+        weights: proportions of the sources; None: by size, as `mix` says.
         seed: the seed of the order.
-        num_lanes: L; each source needs at least L samples.
+        num_lanes: L, any number.
         window: how many neighbouring samples of a lane are shuffled together. Larger mixes better, and reads more
             shards at a time.
+        batch_size: slots of a global batch.
+        mix: schedule and limits of the proportions.
 
     Raises:
-        ConfigError: for an empty source, a source smaller than the number of lanes, or bad weights.
+        ConfigError: for an empty source or bad weights.
     """
 
     def __init__(
@@ -93,12 +80,18 @@ class Stream:
         seed: int,
         num_lanes: int,
         window: int,
+        batch_size: int,
+        mix: MixConfig | None = None,
     ) -> None:
-        self.sizes = [np.asarray(list(sizes), dtype=np.int64) for sizes in samples_per_shard_by_source]
+        self.sizes = [np.asarray(sizes, dtype=np.int64) for sizes in samples_per_shard_by_source]
         self.totals = [int(sizes.sum()) for sizes in self.sizes]
-        self.seed, self.num_lanes, self.window = seed, num_lanes, window
-        _check(self.totals, weights, num_lanes, window)
-        self.mixture = Mixture(self.totals if weights is None else weights, num_lanes)
+        self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
+        mix = mix or MixConfig()
+        _check(self.totals, weights, num_lanes, window, mix)
+        self.lane_totals = [total * passes(total, num_lanes) for total in self.totals]
+        self.dealing = Dealing(batch_size, num_lanes)
+        plan = plan_mixture(base_weights(self.totals, weights, mix), mix.schedule, self._limits(mix), self.dealing)
+        self.mixture, self.end_step = plan.mixture, plan.end_step
         self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
 
@@ -114,18 +107,35 @@ class Stream:
         self.__dict__.update(state)
         self._window_order = lru_cache(maxsize=2 * self.num_lanes * len(self.sizes))(self._draw_window_order)
 
-    def address(self, step: int, slot: int, batch_size: int) -> Address:
-        """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards)."""
-        lane, turn = lane_turn(step, slot, batch_size, self.num_lanes)
+    def address(self, step: int, slot: int) -> Address:
+        """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards).
+
+        Raises:
+            DataError: `sources_used_up`, from `end_step` on.
+        """
+        if self.end_step is not None and step >= self.end_step:
+            raise DataError(
+                reason="sources_used_up",
+                expected=f"at most {self.end_step} steps of these sources",
+                got=f"step {step}",
+                do="Shorten the run, or raise `mix.max_epochs`.",
+            )
+        lane, turn = self.dealing.lane_turn(step, slot)
         source, draw = self.mixture.pick(lane, turn)
         return self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
+
+    def drawn(self, step: int) -> list[int]:
+        """How many samples of each source the steps before `step` draw."""
+        lanes = range(self.num_lanes)
+        counts = [self.mixture.drawn(lane, self.dealing.turns_before(step, lane)).tolist() for lane in lanes]
+        return [sum(of_source) for of_source in zip(*counts, strict=True)]
 
     def replacement(self, address: Address, attempt: int) -> Address | None:
         """What to read instead of a broken sample: the attempt-th next one of its window, round it; None at the end.
 
         Keeps the position, so the replacement is seeded as the sample it stands in for.
         """
-        start, stop = lane_bounds(self.totals[address.source], self.num_lanes, address.lane)
+        start, stop = lane_bounds(self.lane_totals[address.source], self.num_lanes, address.lane)
         offset = address.draw % (stop - start)
         size = min(self.window, stop - start - offset // self.window * self.window)
         if attempt >= size:
@@ -133,17 +143,27 @@ class Stream:
         return self._locate(address.source, address.lane, address.draw, attempt, address.position)
 
     def _locate(self, source: int, lane: int, draw: int, skip: int, position: int) -> Address:
-        start, stop = lane_bounds(self.totals[source], self.num_lanes, lane)
+        start, stop = lane_bounds(self.lane_totals[source], self.num_lanes, lane)
         epoch, offset = divmod(draw, stop - start)
         window, inside = divmod(offset, self.window)
         size = min(self.window, stop - start - window * self.window)
         shuffled = int(self._window_order(source, epoch, lane, window, size)[(inside + skip) % size])
         order, ends, rotation = self._shard_order(source, epoch)
-        place = (start + window * self.window + shuffled + rotation) % self.totals[source]
+        place = (start + window * self.window + shuffled + rotation) % self.totals[source]  # of any pass
         rank = int(np.searchsorted(ends, place, side="right"))
         shard = int(order[rank])
         sample = place - int(ends[rank]) + int(self.sizes[source][shard])
         return Address(source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw)
+
+    def _limits(self, mix: MixConfig) -> NDArray[np.int64]:
+        """How many draws each source can give to each lane."""
+        limits = np.full((len(self.totals), self.num_lanes), FOREVER, dtype=np.int64)
+        for source, epochs in enumerate(mix.max_epochs or ()):
+            if epochs is not None:
+                bounds = [lane_bounds(self.lane_totals[source], self.num_lanes, lane) for lane in range(self.num_lanes)]
+                share = epochs / passes(self.totals[source], self.num_lanes)
+                limits[source] = [int(share * (stop - start)) for start, stop in bounds]
+        return limits
 
     def _shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Shards in this epoch's order, where each ends in the concatenation, and the rotation."""
@@ -171,20 +191,23 @@ def draw_window_order(seed: int, source: int, epoch: int, lane: int, window: int
     return keyed_generator(seed, Purpose.WINDOW, source, (window, lane, epoch)).permutation(size)
 
 
-def _check(totals: Sequence[int], weights: Sequence[float] | None, num_lanes: int, window: int) -> None:
+def _check(totals: Sequence[int], weights: Sequence[float] | None, num_lanes: int, window: int, mix: MixConfig) -> None:
     if num_lanes < 1 or window < 1:
         raise ConfigError(
             expected="num_lanes and window of at least 1", got=f"{num_lanes} and {window}", do="Correct the config."
         )
-    if not totals or min(totals) < num_lanes:
+    if not totals or min(totals) < 1:
         raise ConfigError(
-            expected=f"at least one source, each with a sample for every one of the {num_lanes} lanes",
+            expected="at least one source, and no empty one",
             got=f"sources of {list(totals)} samples",
-            do="Lower `num_lanes`, or merge the small source into another set.",
+            do="Leave the empty set out of `shards`.",
         )
-    if weights is not None and len(weights) != len(totals):
-        raise ConfigError(
-            expected=f"one weight for each of the {len(totals)} sources",
-            got=f"{len(weights)} weights",
-            do="Give as many `weights` as `shards`.",
-        )
+    given = {"weights": weights, "mix.repeats": mix.repeats, "mix.max_epochs": mix.max_epochs}
+    given |= {f"mix.schedule[{index}].weights": stage.weights for index, stage in enumerate(mix.schedule)}
+    for name, values in given.items():
+        if values is not None and len(values) != len(totals):
+            raise ConfigError(
+                expected=f"one of `{name}` for each of the {len(totals)} sources",
+                got=f"{len(values)}",
+                do="Give as many as there are `shards`.",
+            )

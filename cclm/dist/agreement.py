@@ -1,6 +1,6 @@
 """Do all ranks see the same step? Asked before the forward call, because a disagreement would hang inside it.
 
-Ranks that run different modules, or gather different numbers of rows, wait for each other for ever. So each rank sends
+Ranks that run different modules, or gather other numbers of rows than the others expect, wait for each other for ever. So each rank sends
 three numbers (the step, a hash of the config, a hash of the batch's structure); only when they differ are the full
 texts exchanged, and every rank raises the same sentence.
 """
@@ -30,7 +30,7 @@ def check_agreement(collectives: Collectives, *, step: int, config_hash: str, ba
     """
     if collectives.world_size == 1:
         return
-    mine = {"step": str(step), "config hash": config_hash, "batch structure": batch_structure(batch)}
+    mine = {"step": str(step), "config hash": config_hash, "batch structure": batch_structure(batch, collectives.equal_rows)}
     numbers = torch.tensor([[_hash63(text) for text in mine.values()]])
     gathered = collectives.gather(numbers)
     if bool((gathered == gathered[:1]).all()):
@@ -45,8 +45,11 @@ def check_agreement(collectives: Collectives, *, step: int, config_hash: str, ba
     )
 
 
-def batch_structure(value: object) -> str:
-    """A text that is equal for two batches exactly if ranks may run them side by side."""
+def batch_structure(value: object, equal_rows: bool = True) -> str:
+    """A text that is equal for two batches exactly if ranks may run them side by side.
+
+    Without `equal_rows` ranks may have different numbers of samples (their gathers ask for the numbers).
+    """
     if isinstance(value, Tensor):
         return f"{value.dtype}:{value.ndim}d".removeprefix("torch.")
     if is_dataclass(value) and not isinstance(value, type):
@@ -54,10 +57,11 @@ def batch_structure(value: object) -> str:
         for field in fields(value):
             item = getattr(value, field.name)
             if item is None or isinstance(item, Tensor) or is_dataclass(item):
-                parts.append(f"{field.name}={batch_structure(item)}{_rows(field.name, item)}")
+                rows = _rows(field.name, item) if equal_rows else ""
+                parts.append(f"{field.name}={batch_structure(item, equal_rows)}{rows}")
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}={batch_structure(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}={batch_structure(item, equal_rows)}" for key, item in value.items()) + "}"
     return type(value).__name__
 
 

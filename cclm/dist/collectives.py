@@ -30,8 +30,13 @@ class Collectives(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def equal_rows(self) -> bool:
+        """Whether every rank always gathers as many rows as the others."""
+        ...
+
     def gather(self, x_BE: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, [N, ...]; B must be the same on all ranks. Differentiable.
+        """Rows of all ranks in rank order, [N, ...]; ranks may have different numbers of rows. Differentiable.
 
         The gradient is the true one: when the loss is the *sum* over ranks of what each rank computes from the
         gathered rows, each rank receives the derivative of that sum with respect to its own rows.
@@ -52,6 +57,7 @@ class SingleProcess:
 
     rank = 0
     world_size = 1
+    equal_rows = True
 
     def gather(self, x_BE: Tensor) -> Tensor:
         """Return `x_BE` itself."""
@@ -70,16 +76,31 @@ SINGLE: Collectives = SingleProcess()
 
 
 class ProcessGroupCollectives:
-    """Collectives over torch.distributed's default process group (see `topology.process_group`)."""
+    """Collectives over torch.distributed's default process group (see `topology.process_group`).
 
-    def __init__(self) -> None:
+    Args:
+        equal_rows: every rank always gathers as many rows as the others; if not, each gather first asks for the
+            numbers, which is one more (small) collective.
+    """
+
+    def __init__(self, equal_rows: bool = True) -> None:
+        self.equal_rows = equal_rows
         self.rank = torch_dist.get_rank()
         self.world_size = torch_dist.get_world_size()
 
     def gather(self, x_BE: Tensor) -> Tensor:
         """Concatenate the rows of all ranks; see `Collectives.gather`."""
-        gathered: Tensor = _Gather.apply(x_BE)  # type: ignore[no-untyped-call]
+        own = x_BE.shape[0]
+        rows = [own] * self.world_size if self.equal_rows else self._rows_of_all(x_BE)
+        gathered: Tensor = _Gather.apply(x_BE, tuple(rows))  # type: ignore[no-untyped-call]
         return gathered
+
+    def _rows_of_all(self, x_BE: Tensor) -> list[int]:
+        counts = torch.zeros(self.world_size, dtype=torch.int64, device=x_BE.device)
+        counts[self.rank] = x_BE.shape[0]
+        torch_dist.all_reduce(counts)
+        rows: list[int] = counts.tolist()
+        return rows
 
     def sum(self, x: Tensor) -> Tensor:
         """All-reduce with sum."""
@@ -92,10 +113,10 @@ class ProcessGroupCollectives:
         torch_dist.barrier()
 
 
-def collectives() -> Collectives:
+def collectives(equal_rows: bool = True) -> Collectives:
     """The collectives that fit this process: over the process group if it spans several ranks, else `SINGLE`."""
     if torch_dist.is_available() and torch_dist.is_initialized() and torch_dist.get_world_size() > 1:
-        return ProcessGroupCollectives()
+        return ProcessGroupCollectives(equal_rows)
     return SINGLE
 
 
@@ -103,19 +124,17 @@ class _Gather(torch.autograd.Function):
     """All-gather whose backward is a reduce-scatter with sum (written as all-reduce, which gloo has)."""
 
     @staticmethod
-    def forward(ctx: Any, x_BE: Tensor) -> Tensor:
-        ctx.num_rows = x_BE.shape[0]
-        pieces = [torch.empty_like(x_BE, memory_format=torch.contiguous_format) for _ in range(_world_size())]
-        torch_dist.all_gather(pieces, x_BE.contiguous())
-        return torch.cat(pieces)
+    def forward(ctx: Any, x_BE: Tensor, rows: tuple[int, ...]) -> Tensor:
+        ctx.rows, longest = rows, max(rows)
+        padding = x_BE.new_zeros(longest - x_BE.shape[0], *x_BE.shape[1:])  # gloo and NCCL want equal shapes
+        pieces = [x_BE.new_empty(longest, *x_BE.shape[1:]) for _ in rows]
+        torch_dist.all_gather(pieces, torch.cat([x_BE, padding]))
+        return torch.cat([piece[:own] for piece, own in zip(pieces, rows, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient_NE: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient_NE: Tensor) -> tuple[Tensor, None]:
         total_NE = gradient_NE.clone(memory_format=torch.contiguous_format)
         torch_dist.all_reduce(total_NE)
-        start = torch_dist.get_rank() * ctx.num_rows
-        return total_NE[start : start + ctx.num_rows]
-
-
-def _world_size() -> int:
-    return torch_dist.get_world_size()
+        rank = torch_dist.get_rank()
+        start = sum(ctx.rows[:rank])
+        return total_NE[start : start + ctx.rows[rank]], None

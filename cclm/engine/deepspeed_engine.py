@@ -55,6 +55,7 @@ class DeepSpeedEngine:
         seed: int = 0,
         uses_all_parameters: bool = True,
         config_hash: str = "",
+        equal_rows: bool = True,
         has_stale_gradient_guard: bool = True,
     ) -> None:
         """Shard `module` (built alike on every rank) and its AdamW state.
@@ -67,6 +68,7 @@ class DeepSpeedEngine:
             seed: for dropout.
             uses_all_parameters: False if some steps may leave a trainable parameter without gradient.
             config_hash: compared over the ranks before every forward call.
+            equal_rows: every rank always has as many samples as the others.
             has_stale_gradient_guard: False only in the test that shows what happens without the guard.
         """
         self.rank, self.world_size = topology.rank, topology.world_size
@@ -78,7 +80,7 @@ class DeepSpeedEngine:
         self._accumulation_steps = int(ds_config["gradient_accumulation_steps"])
         self._num_backwards = 0
         self._metrics: Mapping[str, Tensor] = {}
-        self._collectives = collectives()
+        self._collectives = collectives(equal_rows)
         _refuse_parameters_without_dimensions(module)
         _refuse_unguarded_offload(ds_config, uses_all_parameters)
         self._has_guard = has_stale_gradient_guard and self.stage == 3 and not offloads_optimizer(ds_config)

@@ -22,6 +22,18 @@ def _loss(local: Tensor, everything: Tensor, first_row: int) -> Tensor:
     return ((local @ everything.T).tanh() * weights[first_row : first_row + len(local)]).sum()
 
 
+def _on_uneven_rank() -> tuple[Tensor, float, Tensor]:
+    """1, 2 and 3 rows."""
+    talk = collectives(equal_rows=False)
+    first = talk.rank * (talk.rank + 1) // 2
+    rows = _rows()[first : first + talk.rank + 1].requires_grad_()
+    everything = talk.gather(rows)
+    loss = _loss(rows, everything, first)
+    loss.backward()
+    assert rows.grad is not None
+    return everything.detach(), loss.item(), rows.grad
+
+
 def _on_rank(is_transposed: bool) -> tuple[Tensor, float, Tensor]:
     talk = collectives()
     size = ROWS // talk.world_size
@@ -36,12 +48,12 @@ def _on_rank(is_transposed: bool) -> tuple[Tensor, float, Tensor]:
     return everything.detach(), loss.item(), rows.grad
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, 0])
 def test_gather_equals_concatenation_with_gradients(world_size: int) -> None:
     twin = _rows().requires_grad_()
     loss = _loss(twin, SINGLE.gather(twin), 0)
     loss.backward()
-    results = on_ranks(_on_rank, world_size, world_size == 2)
+    results = on_ranks(_on_rank, world_size, world_size == 2) if world_size else on_ranks(_on_uneven_rank, 3)
     for everything, _, _ in results:
         assert torch.equal(everything, twin.detach())
     assert sum(value for _, value, _ in results) == pytest.approx(loss.item(), rel=1e-5)

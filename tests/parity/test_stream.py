@@ -9,27 +9,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.stream import Address, Stream, lane_turn
+from cclm.data.dealing import Dealing
+from cclm.data.mix_plan import MixConfig, MixStage
+from cclm.data.stream import Address, Stream
 from cclm.data.stream_plain import PlainStream
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 
-sources = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=3)
+sources = st.lists(
+    st.lists(st.integers(0, 9), min_size=1, max_size=5).map(lambda sizes: [*sizes, 1]), min_size=1, max_size=3
+)
+weight = st.sampled_from([0.5, 1.0, 2.0, 3.7])
 
 
-def usable(sizes: list[list[int]], num_lanes: int) -> list[list[int]]:
-    return [[*source, num_lanes] for source in sizes]
+def mixes(num_sources: int) -> st.SearchStrategy[MixConfig]:
+    weights = st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 3.0])] * num_sources).filter(any)
+    stages = st.lists(st.tuples(st.integers(0, 9), weights), max_size=2, unique_by=lambda pair: pair[0])
+    return st.builds(
+        lambda stages, epochs, temperature: MixConfig(
+            schedule=tuple(MixStage(start_step=step, weights=weights) for step, weights in sorted(stages)),
+            max_epochs=epochs,
+            temperature=temperature,
+        ),
+        stages,
+        st.none() | st.tuples(*[st.sampled_from([None, 1, 1.5, 3])] * num_sources),
+        st.sampled_from([1.0, 3.0]),
+    )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     sizes=sources,
     seed=st.integers(0, 2**64 - 1),
-    num_lanes=st.integers(1, 6),
+    num_lanes=st.integers(1, 7),
     window=st.integers(1, 12),
-    ratio=st.integers(1, 3),
-    small=st.booleans(),
-    step=st.integers(0, 12),
-    weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.7]), min_size=3, max_size=3),
+    batch_size=st.integers(1, 9),
+    last_step=st.integers(0, 12),
+    given_weights=st.booleans(),
     data=st.data(),
 )
 def test_the_address_is_the_twins(
@@ -37,71 +52,79 @@ def test_the_address_is_the_twins(
     seed: int,
     num_lanes: int,
     window: int,
-    ratio: int,
-    small: bool,
-    step: int,
-    weights: list[float],
+    batch_size: int,
+    last_step: int,
+    given_weights: bool,
     data: st.DataObject,
 ) -> None:
-    batch_size = num_lanes if small else num_lanes * ratio
-    num_lanes = num_lanes * ratio if small else num_lanes
-    sizes = usable(sizes, num_lanes)
-    arguments = (sizes, weights[: len(sizes)], seed, num_lanes, window)
-    slot = data.draw(st.integers(0, batch_size - 1))
-    assert Stream(*arguments).address(step, slot, batch_size) == PlainStream(*arguments).address(step, slot, batch_size)
+    weights = data.draw(st.lists(weight, min_size=len(sizes), max_size=len(sizes))) if given_weights else None
+    mix = data.draw(mixes(len(sizes)))
+    stream = Stream(sizes, weights, seed, num_lanes, window, batch_size, mix)
+    step = -1
+    for step, expected in enumerate(PlainStream(sizes, weights, seed, num_lanes, window, batch_size, mix).steps()):
+        assert [stream.address(step, slot) for slot in range(batch_size)] == expected
+        if step == last_step:
+            return
+    assert stream.end_step == step + 1
+    with pytest.raises(DataError, match=f"at most {step + 1} steps"):
+        stream.address(step + 1, 0)
 
 
-@settings(max_examples=30, deadline=None)
-@given(sizes=sources, seed=st.integers(0, 99), num_lanes=st.integers(1, 5), window=st.integers(1, 12))
-def test_every_sample_stands_once_in_every_lane_epoch(
+@settings(max_examples=40, deadline=None)
+@given(sizes=sources, seed=st.integers(0, 99), num_lanes=st.integers(1, 9), window=st.integers(1, 12))
+def test_every_sample_stands_equally_often_in_every_lane_epoch(
     sizes: list[list[int]], seed: int, num_lanes: int, window: int
 ) -> None:
-    sizes = usable(sizes, num_lanes)
-    stream = Stream(sizes, None, seed, num_lanes, window)
-    total = sum(map(sum, sizes))
+    stream = Stream(sizes, None, seed, num_lanes, window, num_lanes)
+    total = sum(max(sum(source), num_lanes) for source in sizes)
     seen: Counter[tuple[int, int, int, int]] = Counter()
-    for step in range(3 * total):
+    for step in range(4 * total):
         for slot in range(num_lanes):
-            address = stream.address(step, slot, num_lanes)
+            address = stream.address(step, slot)
             seen[address.source, address.epoch, address.shard, address.sample] += 1
     for source, shards in enumerate(sizes):
         for epoch in (0, 1):
             expected = {(shard, sample) for shard, size in enumerate(shards) for sample in range(size)}
             found = {key[2:]: count for key, count in seen.items() if key[:2] == (source, epoch)}
             assert set(found) == expected
-            assert set(found.values()) == {1}
+            assert set(found.values()) == {-(-num_lanes // sum(shards))}  # once, unless there are too few for the lanes
 
 
-def lanes_of_slots(slots: range, batch_size: int, num_lanes: int) -> range:
-    """The lanes that a contiguous range of slots reads, over all steps."""
-    first, _ = lane_turn(0, slots.start, batch_size, num_lanes)
-    per_slot = max(1, num_lanes // batch_size)
-    last, _ = lane_turn(0, slots.stop - 1, batch_size, num_lanes)
-    return range(first, last + per_slot)
+@given(batch_size=st.integers(1, 40), num_lanes=st.integers(1, 40), step=st.integers(0, 50))
+def test_lanes_are_dealt_evenly_whatever_the_numbers(batch_size: int, num_lanes: int, step: int) -> None:
+    dealing = Dealing(batch_size, num_lanes)
+    given_before = [dealing.turns_before(step, lane) for lane in range(num_lanes)]
+    assert sum(given_before) == step * batch_size and max(given_before) - min(given_before) <= 1
+    turns = list(given_before)
+    for slot in range(batch_size):
+        lane, turn = dealing.lane_turn(step, slot)
+        assert turn == turns[lane]
+        turns[lane] += 1
+    assert turns == [dealing.turns_before(step + 1, lane) for lane in range(num_lanes)]
 
 
 def test_a_batch_holds_the_same_samples_for_any_number_of_ranks() -> None:
-    stream = Stream([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6)
-    whole = [stream.address(9, slot, 16) for slot in range(16)]
-    for world_size in (1, 2, 4, 8):
-        share = 16 // world_size
-        lanes_read: list[set[int]] = []
+    whole_stream = Stream([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)
+    whole = [whole_stream.address(9, slot) for slot in range(16)]
+    for world_size in (1, 2, 3, 4, 5, 8):
         ranks: list[Address] = []
+        lanes_read: list[set[int]] = []
         for rank in range(world_size):
-            own = Stream([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6)  # a fresh process without any history
-            mine = [own.address(9, slot, 16) for slot in range(rank * share, (rank + 1) * share)]
+            own = Stream([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)  # a fresh process without any history
+            slots = range(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+            mine = [own.address(9, slot) for slot in slots]
             ranks += mine
             lanes_read.append({address.lane for address in mine})
-            assert lanes_read[-1] <= set(lanes_of_slots(range(rank * share, (rank + 1) * share), 16, 4))
+            assert lanes_read[-1] <= set(own.dealing.lanes_of(slots))
         assert ranks == whole
-        if world_size <= 4:
+        if world_size in (1, 2, 4):
             assert sum(map(len, lanes_read)) == 4  # no lane is read by two ranks
 
 
 def test_a_slot_owns_its_lanes_when_lanes_outnumber_samples() -> None:
-    stream = Stream([[40]], None, 0, 8, 4)
-    lanes = {stream.address(step, 1, 2).lane for step in range(12)}
-    assert lanes == set(lanes_of_slots(range(1, 2), 2, 8)) == {4, 5, 6, 7}
+    stream = Stream([[40]], None, 0, 8, 4, 2)
+    lanes = {stream.address(step, 1).lane for step in range(12)}
+    assert lanes == set(stream.dealing.lanes_of(range(1, 2))) == {4, 5, 6, 7}
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,7 +134,7 @@ def test_a_slot_owns_its_lanes_when_lanes_outnumber_samples() -> None:
     turns=st.integers(1, 400),
 )
 def test_proportions_hold_in_every_lane(weights: list[float], num_lanes: int, turns: int) -> None:
-    stream = Stream([[50]] * len(weights), weights, 0, num_lanes, 10)
+    stream = Stream([[50]] * len(weights), weights, 0, num_lanes, 10, num_lanes)
     counts = stream.mixture.counts
     for lane in range(num_lanes):
         drawn = Counter(stream.mixture.pick(lane, turn)[0] for turn in range(turns))
@@ -123,28 +146,28 @@ def test_proportions_hold_in_every_lane(weights: list[float], num_lanes: int, tu
 
 
 def test_one_draw_from_every_lane_is_already_mixed() -> None:
-    stream = Stream([[100]] * 3, [2.0, 1.0, 1.0], 0, 8, 10)
+    stream = Stream([[100]] * 3, [2.0, 1.0, 1.0], 0, 8, 10, 8)
     for step in range(20):
-        assert Counter(stream.address(step, slot, 8).source for slot in range(8)) == {0: 4, 1: 2, 2: 2}
+        assert Counter(stream.address(step, slot).source for slot in range(8)) == {0: 4, 1: 2, 2: 2}
 
 
 def test_epochs_and_seeds_change_the_order() -> None:
-    stream, other = Stream([[30, 30]], None, 1, 2, 8), Stream([[30, 30]], None, 2, 2, 8)
-    first = [(a.shard, a.sample) for a in (stream.address(step, 0, 2) for step in range(30))]
-    second = [(a.shard, a.sample) for a in (stream.address(step, 0, 2) for step in range(30, 60))]
+    stream, other = Stream([[30, 30]], None, 1, 2, 8, 2), Stream([[30, 30]], None, 2, 2, 8, 2)
+    first = [(a.shard, a.sample) for a in (stream.address(step, 0) for step in range(30))]
+    second = [(a.shard, a.sample) for a in (stream.address(step, 0) for step in range(30, 60))]
     assert first != second
-    assert first != [(a.shard, a.sample) for a in (other.address(step, 0, 2) for step in range(30))]
+    assert first != [(a.shard, a.sample) for a in (other.address(step, 0) for step in range(30))]
 
 
 def test_any_step_is_reached_without_the_ones_before() -> None:
-    stream = Stream([[1000] * 1000], None, 1, 64, 100)
-    assert stream.address(10**9, 17, 128).epoch == (2 * 10**9 + 1) // (10**6 // 64)
+    stream = Stream([[1000] * 1000], None, 1, 64, 100, 128)
+    assert stream.address(10**9, 17).epoch == (2 * 10**9 + 1) // (10**6 // 64)
 
 
 def test_a_replacement_comes_from_the_same_window_and_keeps_the_position() -> None:
-    stream = Stream([[21]], None, 5, 2, 4)
-    address = stream.address(3, 0, 2)
-    window = {(a.shard, a.sample) for a in (stream.address(step, 0, 2) for step in range(4))}
+    stream = Stream([[21]], None, 5, 2, 4, 2)
+    address = stream.address(3, 0)
+    window = {(a.shard, a.sample) for a in (stream.address(step, 0) for step in range(4))}
     others = [stream.replacement(address, attempt) for attempt in range(1, 4)]
     assert {(a.shard, a.sample) for a in others if a} | {(address.shard, address.sample)} == window
     assert all(a and a.position == address.position for a in others)
@@ -152,20 +175,20 @@ def test_a_replacement_comes_from_the_same_window_and_keeps_the_position() -> No
 
 
 def test_positions_are_unique_and_pickling_changes_nothing() -> None:
-    stream = Stream([[9, 9], [9]], [1.0, 3.0], 5, 3, 4)
-    addresses = [stream.address(step, slot, 6) for step in range(20) for slot in range(6)]
+    stream = Stream([[9, 9], [9]], [1.0, 3.0], 5, 3, 4, 6)
+    addresses = [stream.address(step, slot) for step in range(20) for slot in range(6)]
     assert len({address.position for address in addresses}) == 120
     copy = pickle.loads(pickle.dumps(stream))
-    assert [copy.address(step, slot, 6) for step in range(20) for slot in range(6)] == addresses
+    assert [copy.address(step, slot) for step in range(20) for slot in range(6)] == addresses
 
 
 @pytest.mark.parametrize(
     ("sizes", "weights", "num_lanes", "window", "word"),
     [
-        ([[3]], None, 4, 1, "every one of the 4 lanes"),
+        ([[3], [0, 0]], None, 4, 1, "no empty one"),
         ([], None, 1, 1, "at least one source"),
-        ([[3]], [1.0, 2.0], 1, 1, "one weight for each"),
-        ([[3]], [-1.0], 1, 1, "positive weights"),
+        ([[3]], [1.0, 2.0], 1, 1, "one of `weights` for each"),
+        ([[3]], [-1.0], 1, 1, "weights of 0 or more"),
         ([[3]], None, 1, 0, "at least 1"),
     ],
 )
@@ -173,9 +196,41 @@ def test_a_stream_that_cannot_be_is_refused(
     sizes: list[list[int]], weights: list[float] | None, num_lanes: int, window: int, word: str
 ) -> None:
     with pytest.raises(ConfigError, match=word):
-        Stream(sizes, weights, 0, num_lanes, window)
+        Stream(sizes, weights, 0, num_lanes, window, 4)
 
 
-def test_a_batch_size_without_common_measure_is_refused() -> None:
-    with pytest.raises(ConfigError, match="multiple or a divisor"):
-        lane_turn(0, 0, 6, 4)
+def test_sources_are_used_up_after_their_epochs() -> None:
+    mix = MixConfig(max_epochs=(2, 1))
+    stream = Stream([[10, 14], [6, 6]], [1.0, 1.0], 0, 4, 5, 8, mix)
+    assert stream.end_step is not None
+    first, second = stream.drawn(stream.end_step)
+    assert 48 - 8 < first <= 48 and 12 - 8 < second <= 12  # what is left is less than one step
+    seen = Counter(
+        (a.source, a.shard, a.sample)
+        for k in range(stream.end_step)
+        for a in map(lambda i: stream.address(k, i), range(8))
+    )
+    assert max(count for key, count in seen.items() if key[0] == 0) == 2
+    assert max(count for key, count in seen.items() if key[0] == 1) == 1
+
+
+def test_temperature_and_repeats_set_the_proportions() -> None:
+    def shares(mix: MixConfig) -> list[float]:
+        stream = Stream([[1000], [10]], None, 0, 1, 10, 1, mix)
+        drawn = stream.drawn(4096 * 101)
+        return [count / sum(drawn) for count in drawn]
+
+    assert shares(MixConfig()) == pytest.approx([100 / 101, 1 / 101], abs=1e-4)
+    assert shares(MixConfig(temperature=2.0)) == pytest.approx([10 / 11, 1 / 11], abs=1e-4)
+    assert shares(MixConfig(repeats=(1.0, 100.0))) == pytest.approx([0.5, 0.5], abs=1e-4)
+    assert shares(MixConfig(temperature=1e9)) == pytest.approx([0.5, 0.5], abs=1e-4)
+
+
+def test_a_schedule_changes_the_proportions_at_its_step() -> None:
+    stages = (MixStage(start_step=10, weights=(1.0, 3.0)), MixStage(start_step=20, weights=(1.0, 0.0)))
+    stream = Stream([[500], [500]], [1.0, 0.0], 0, 4, 10, 8, MixConfig(schedule=stages))
+    assert stream.drawn(10) == [80, 0]
+    assert stream.drawn(20) == [100, 60]
+    assert stream.drawn(30) == [180, 60]
+    assert {stream.address(19, slot).source for slot in range(8)} == {0, 1}
+    assert {stream.address(20, slot).source for slot in range(8)} == {0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,27 @@ def test_twenty_steps_agree(joint_case: Case) -> None:
         assert {"image_text/itc", "image_text/itm", "image_text/mlm", "text_pair/ttc", "text_pair/ttm"} < ours.keys()
         assert all(abs(ours[name] - theirs[name]) < 1e-4 for name in ours)
     assert plain.losses[-1] < plain.losses[0]
+
+
+def test_uneven_shares_agree(joint_case: Case, tmp_path: Path) -> None:
+    """Two negative groups of images on rank 2 of 3, one on each of the others: nothing has to divide."""
+    write_corpus(tmp_path)
+    settings = recipe(tmp_path, tmp_path / "run")
+    for view in ("image_text", "text_pair"):
+        settings["data"][view] |= {"batch_size": 16, "negative_group": 4, "matching_rows": 8, "num_lanes": 3}
+    path = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    case = replace(
+        joint_case,
+        make_module=partial(make_module, path),
+        make_batch=partial(joint, path),
+        num_steps=4,
+        keeps_gradients=True,
+        equal_rows=False,
+    )
+    plain, ranks = train_plain(case), train_ranks(case, world_size=3)
+    assert max(abs(a - b) for a, b in zip(plain.losses, ranks[0].losses, strict=True)) < 1e-5
+    for ours, reference in zip(ranks[0].gradients, plain.gradients, strict=True):
+        assert max(gradient_errors(ours, reference).values()) < 1e-4
 
 
 def test_bf16_trains_like_fp32(joint_case: Case) -> None:

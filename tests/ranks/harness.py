@@ -53,6 +53,8 @@ class Case:
     ds_options: dict[str, Any] = field(default_factory=dict)
     """More keys for the top of DeepSpeed's JSON."""
     uses_all_parameters: bool = False
+    equal_rows: bool = True
+    """Whether all ranks have equally many samples."""
     timeout_s: float = 120.0
 
 
@@ -101,12 +103,13 @@ def make_deepspeed(case: Case) -> Any:
     topology = Topology.from_environment(device="cpu")
     seed_initialisation(case.seed)
     return DeepSpeedEngine(
-        case.make_module(collectives()),
+        case.make_module(collectives(case.equal_rows)),
         case.optimizer,
         ds_config=ds_config(case, topology.world_size),
         topology=topology,
         seed=case.seed,
         uses_all_parameters=case.uses_all_parameters,
+        equal_rows=case.equal_rows,
         has_stale_gradient_guard=case.has_guard,
     )
 

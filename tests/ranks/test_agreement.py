@@ -51,6 +51,8 @@ def test_structure_counts_samples_but_not_tokens() -> None:
     batch = joint_batch(0, 0, 2)
     assert batch.text_pair is not None
     assert batch_structure(batch) == batch_structure(joint_batch(1, 1, 2))  # another number of masked slots
+    assert batch_structure(batch) != batch_structure(joint_batch(0, 0, 1))  # another number of samples
+    assert batch_structure(batch, equal_rows=False) == batch_structure(joint_batch(0, 0, 1), equal_rows=False)
     longer = replace(batch.text_pair, text=replace(batch.text_pair.text, ids_BL=torch.zeros(9, 20, dtype=torch.long)))
     assert batch_structure(replace(batch, text_pair=longer)) == batch_structure(batch)
     fewer = replace(batch.text_pair, first_P=batch.text_pair.first_P[:-1])

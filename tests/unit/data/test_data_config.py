@@ -8,12 +8,18 @@ import pytest
 from cclm.data.config import DataConfig, validate
 from cclm.data.image import ImageTransformConfig
 from cclm.data.masking import MaskingConfig
+from cclm.data.mix_plan import MixConfig, MixStage
 from cclm.errors import ConfigError
+
+
+def stage(start_step: int, *weights: float) -> MixStage:
+    return MixStage(start_step=start_step, weights=weights)
+
 
 Change = Callable[..., DataConfig]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_a_good_config_passes(config: DataConfig, world_size: int) -> None:
     validate(config, world_size)
 
@@ -24,9 +30,13 @@ def test_a_good_config_passes(config: DataConfig, world_size: int) -> None:
         ("image_text", {"batch_size": 2}, "batch_size 2 is a multiple of negative_group 4"),
         ("image_text", {"matching_rows": 6}, "matching_rows 6: equally many for each of 4 groups"),
         ("image_text", {"matching_rows": 20}, "at most 16"),
-        ("image_text", {"num_lanes": 5}, "num_lanes 5 is a multiple or a divisor of batch_size 16"),
+        ("image_text", {"mix": MixConfig(max_epochs=(1,))}, "mix.max_epochs: one for each of the 2 shards"),
+        ("image_text", {"mix": MixConfig(repeats=(1, 0))}, "repeats and max_epochs are positive"),
+        ("image_text", {"mix": MixConfig(temperature=0)}, "mix.temperature is positive"),
+        ("image_text", {"mix": MixConfig(schedule=(stage(5, 1, 1), stage(5, 1, 0)))}, "one stage after the other"),
+        ("image_text", {"mix": MixConfig(schedule=(stage(5, 0, 0),))}, "weights are 0 or more, not all 0"),
         ("image_text", {"weights": (1.0,)}, "one for each of the 2 shards"),
-        ("image_text", {"weights": (1.0, 0.0)}, "weights are positive"),
+        ("image_text", {"weights": (0.0, 0.0)}, "weights are 0 or more"),
         ("image_text", {"shards": (), "weights": None}, "names at least one folder"),
         ("image_text", {"window": 0}, "are at least 1"),
         ("image_text", {"max_tokens": 2}, "max_tokens is at least 3"),
@@ -49,10 +59,15 @@ def test_each_contradiction_has_its_sentence(change: Change, view: str, changes:
 
 
 def test_all_complaints_come_at_once(config: DataConfig, change: Change) -> None:
-    broken = replace(change("image_text", num_lanes=5, matching_rows=6), bad_sample_limit=2.0, num_workers=-1)
+    broken = replace(change("image_text", num_lanes=0), bad_sample_limit=2.0, num_workers=-1)
     with pytest.raises(ConfigError) as caught:
         validate(broken, world_size=8)
-    for words in ("bad_sample_limit", "num_workers", "4 negative groups divide evenly among 8 ranks", "num_lanes 5"):
+    for words in (
+        "bad_sample_limit",
+        "num_workers",
+        "text_pair: at least one negative group for each of 8 ranks (got 4)",
+        "num_lanes",
+    ):
         assert words in str(caught.value)
 
 

@@ -26,9 +26,9 @@ def test_odd_proportions_are_rounded_and_nobody_is_left_out() -> None:
     assert counts[1] / sum(counts) == pytest.approx(19_000_017 / 21_838_381, abs=1 / LONGEST_PERIOD)
 
 
-@pytest.mark.parametrize("weights", [[], [0.0, 1.0], [float("nan")], [float("inf")], [-1.0]])
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [float("nan")], [float("inf")], [-1.0]])
 def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
-    with pytest.raises(ConfigError, match="expected positive weights"):
+    with pytest.raises(ConfigError, match="expected weights of 0 or more"):
         quotas(weights)
 
 
@@ -52,6 +52,22 @@ def test_the_count_before_a_draw_is_the_number_of_draws_before_it() -> None:
             source, before = mixture.pick(lane, turn)
             assert before == drawn[source]
             drawn[source] += 1
+
+
+def test_counts_go_on_when_the_weights_change() -> None:
+    mixture = Mixture([3.0, 1.0], 2)
+    mixture.change([0.0, 1.0], [5, 6])
+    mixture.change([1.0, 1.0], [9, 9])
+    for lane in range(2):
+        drawn = [0, 0]
+        for turn in range(30):
+            assert mixture.drawn(lane, turn).tolist() == drawn
+            source, before = mixture.pick(lane, turn)
+            assert before == drawn[source]
+            drawn[source] += 1
+        first = [mixture.pick(lane, turn)[0] for turn in range([5, 6][lane], 9)]
+        assert set(first) == {1}
+        assert abs(drawn[0] - ([5, 6][lane] * 0.75 + 21 * 0.5)) <= 1
 
 
 def test_lanes_start_at_different_places_of_the_period() -> None:
