@@ -25,6 +25,8 @@ class Region:
     """x, y, width, height in pixels of the stored image, origin at the top left."""
     captions: Mapping[Language, Sequence[str]]
     """Texts by language."""
+    attributes: Mapping[Language, Sequence[str]] = field(default_factory=dict)
+    """What the thing is like ("red", "wooden"), by language; may be said before a caption. Empty: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

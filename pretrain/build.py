@@ -14,8 +14,9 @@ from cclm.checkpoint.open import model_config
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares, validate
 from cclm.data.ledger import LedgerFile
-from cclm.data.loader import StepDataset, make_loader
+from cclm.data.loader import StepDataset, make_loader, view_schedule
 from cclm.data.quarantine import Quarantine
+from cclm.data.schedule import ViewSchedule
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.dist.collectives import Collectives, collectives
 from cclm.dist.topology import Topology, process_group
@@ -78,6 +79,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             engine=engine,
             collectives=talk,
             batches=make_batches(config, tokenizer, topology, start_step),
+            schedule=view_schedule(config.data, config.seed),
             start_step=start_step,
             seconds_before=seconds,
             log=stack.enter_context(log),
@@ -93,7 +95,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
 
 def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
     """Fill the DeepSpeed JSON's "auto" values from our configuration; a contradiction is an error."""
-    samples = config.data.image_text or config.data.text_pair
+    samples = config.data.image_text or config.data.text_pair or config.data.regions
     assert samples is not None, "validate() refuses a configuration without data"
     facts = EngineFacts(
         micro_batch_size=samples.batch_size // topology.world_size,
@@ -114,7 +116,9 @@ def build_module(
     seed_initialisation(config.seed)
     model = CCLMModel(model_config(asdict(config.model), tokenizer))
     if is_fresh and config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
-        first = StepDataset(replace(config.data, text_pair=None), tokenizer, seed=config.seed)[0].image_text
+        first = StepDataset(replace(config.data, text_pair=None, regions=None), tokenizer, seed=config.seed)[
+            0
+        ].image_text
         assert first is not None
         model.calibrate_stem(first.images_BCHW)
     return CrossViewTraining(model, config.objectives, talk)
@@ -145,10 +149,19 @@ def build_engine(
         ds_config=ds_config,
         topology=topology,
         seed=config.seed,
-        uses_all_parameters=config.data.image_text is not None,
+        uses_all_parameters=uses_all_parameters(config),
         config_hash=config_hash,
         equal_rows=equal_shares(config.data, topology.world_size),
     )
+
+
+def uses_all_parameters(config: RunConfig) -> bool:
+    """Whether every update reaches every parameter: all views in one, pictures among them, boxes if there is a head."""
+    has_pictures = config.data.image_text is not None or config.data.regions is not None
+    num_views = sum(getattr(config.data, name) is not None for name in ViewSchedule.ORDER)
+    has_boxes = config.data.regions is not None or not config.model.box_head
+    is_whole = config.data.schedule == "joint" or num_views == 1
+    return has_pictures and has_boxes and is_whole
 
 
 def resume(engine: Engine, checkpoint: Path) -> tuple[int, float]:

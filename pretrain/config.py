@@ -24,6 +24,13 @@ class ObjectiveConfig:
     """Text-text matching loss."""
     mlm_weight: float = 1.0
     """Conditional masked-language-modelling loss, both views."""
+    box_weight: float = 1.0
+    """L1 distance of boxes (regions)."""
+    giou_weight: float = 1.0
+    """1 - GIoU of boxes (regions)."""
+    means: Literal["global", "per_rank"] = "global"
+    """What a loss is a mean over. "global": the samples (or masked tokens, or boxes) of the global batch, so that the
+    number of ranks changes nothing; "per_rank": those of each rank, then averaged over the ranks, as published."""
     text_temperature_factor: float = 1.0
     """The text view divides its similarities by temperature x this. The temperature itself is shared by the views;
     above 1, TTC keeps pulling translations together after they already rank first (docs/log.md)."""

@@ -45,7 +45,7 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     Raises:
         ConfigError: one of them does not exist.
     """
-    views = (config.data.image_text, config.data.text_pair)
+    views = (config.data.image_text, config.data.text_pair, config.data.regions)
     files = [Path(config.data.tokenizer) / "tokenizer.json"]
     files += [Path(folder) / "manifest.json" for view in views if view is not None for folder in view.shards]
     hashes = {str(path): _file_hash(path) for path in files}

@@ -1,21 +1,23 @@
-"""The training loop, in the order of life. It knows no ranks, no precision and no views."""
+"""The training loop, in the order of life: steps, and inside a step its updates. It knows no precision."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cclm.checkpoint.save import save_checkpoint
 from cclm.data.batch import Batch
 from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.quarantine import Quarantine
+from cclm.data.schedule import ViewSchedule
 from cclm.dist.collectives import Collectives
-from cclm.engine.protocol import Engine
+from cclm.engine.protocol import Engine, StepStatistics
 from cclm.errors import CclmError, DataError
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
@@ -23,6 +25,7 @@ from cclm.track.status import DoneMarker, RankStatus
 from cclm.track.stop import StopRequest, note_stopped
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
+from pretrain.updates import merge_metrics, samples_read, updates_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Run:
     engine: Engine
     collectives: Collectives
     batches: Iterable[Batch]
+    schedule: ViewSchedule
     start_step: int
     seconds_before: float
     """Seconds that earlier lives of the run took, up to the checkpoint."""
@@ -67,9 +71,7 @@ def train(run: Run) -> bool:
             batch = next(batches)
         if batch.step != step:
             raise AssertionError(f"the loader gave step {batch.step} at step {step}")
-        losses = engine.forward(batch.to(run.device))
-        engine.backward(losses)
-        statistics = engine.update(step)
+        metrics, statistics = do_updates(run, step, batch)
 
         sums.append(ledger_sums(batch))
         run.quarantine.add(step, batch.bad_samples)
@@ -79,8 +81,9 @@ def train(run: Run) -> bool:
         stop_reason = "" if is_last else agree_to_stop(run)
         is_saving = is_last or bool(stop_reason) or (step + 1) % config.checkpoint.every_steps == 0
         if is_saving or (step + 1) % config.track.every_steps == 0:
-            bad_share = torch.tensor(run.quarantine.total / ((step + 1) * num_samples(batch)))
-            values = engine.reduce_mean({**losses.metrics, "bad_share": bad_share})
+            read = samples_read(config.data, run.schedule, step + 1)
+            bad_share = torch.tensor(run.quarantine.total * engine.world_size / read)
+            values = engine.reduce_mean({**metrics, "bad_share": bad_share})
             refuse_bad_values(step, values, run)
             write_ledger(run, step + 1 - len(sums), sums)
             sums.clear()
@@ -113,19 +116,31 @@ def agree_to_stop(run: Run) -> str:
     return reason or "another rank was asked"
 
 
-def num_samples(batch: Batch) -> int:
-    """Samples that this rank read for a step: pictures, and groups of translations."""
-    images = 0 if batch.image_text is None else batch.image_text.ledger_B.shape[0]
-    return images + (0 if batch.text_pair is None else batch.text_pair.ledger_S.shape[0])
+def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], StepStatistics]:
+    """Forward, backward and update for each of the step's updates.
+
+    Returns:
+        The step's metrics, and the statistics of its last update with the largest gradient norm of all.
+    """
+    engine, metrics, largest_norm = run.engine, [], 0.0
+    for part in updates_of(batch.to(run.device), run.config.data.schedule):
+        losses = engine.forward(part)
+        engine.backward(losses)
+        statistics = engine.update(step)
+        metrics.append(losses.metrics)
+        largest_norm = max(largest_norm, statistics.grad_norm)
+    return merge_metrics(metrics), replace(statistics, grad_norm=largest_norm)
 
 
 def global_counts(batch: Batch, world_size: int) -> dict[str, int]:
-    """Pictures and sentence pairs of the global batch, by view."""
+    """Pictures, texts of regions and sentence pairs of the global batch, by view."""
     counts = {}
     if batch.image_text is not None:
         counts["image_text"] = batch.image_text.ledger_B.shape[0] * world_size
     if batch.text_pair is not None:
         counts["text_pair"] = batch.text_pair.first_P.shape[0] * world_size
+    if batch.regions is not None:
+        counts["regions"] = batch.regions.image_of_R.shape[0] * world_size
     return counts
 
 
@@ -136,16 +151,19 @@ def ledger_sums(batch: Batch) -> dict[str, int]:
         sums["image_text"] = step_sum(batch.image_text.ledger_B.numpy())
     if batch.text_pair is not None:
         sums["text_pair"] = step_sum(batch.text_pair.ledger_S.numpy())
+    if batch.regions is not None:
+        sums["regions"] = step_sum(batch.regions.ledger_B.numpy())
     return sums
 
 
 def write_ledger(run: Run, first_step: int, sums: list[dict[str, int]]) -> None:
     """Add up the ranks' sums of the last steps, in one collective, and write them on rank 0."""
-    views = sorted(sums[0])
-    total = run.collectives.sum(torch.tensor([[of_step[view] for view in views] for of_step in sums]))
+    views = sorted({view for of_step in sums for view in of_step})  # alike on all ranks: the schedule is
+    total = run.collectives.sum(torch.tensor([[of_step.get(view, 0) for view in views] for of_step in sums]))
     if run.ledger is not None:
         for index, row in enumerate(total.tolist()):
-            run.ledger.append(first_step + index, dict(zip(views, row, strict=True)))
+            found = {view: value for view, value in zip(views, row, strict=True) if view in sums[index]}
+            run.ledger.append(first_step + index, found)
 
 
 def sync_lines(run: Run) -> None:

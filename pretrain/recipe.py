@@ -195,12 +195,24 @@ def contradictions(config: RunConfig) -> Iterator[str]:
 
 def size_contradictions(config: RunConfig) -> Iterator[str]:
     """Where the data and the network must have the same size."""
-    images, longest = config.data.image_text, config.model.text.max_positions - config.model.text.position_offset
-    if images is not None and images.transform.size != config.model.vision.image_size:
+    images, regions, pairs = config.data.image_text, config.data.regions, config.data.text_pair
+    vision, longest = config.model.vision, config.model.text.max_positions - config.model.text.position_offset
+    for name, pictures in (("image_text", images), ("regions", regions)):
+        if pictures is not None and pictures.transform.size != vision.image_size:
+            yield (
+                f"data.{name}.transform.size {pictures.transform.size} is not "
+                f"model.vision.image_size {vision.image_size}"
+            )
+    for name, view in (("image_text", images), ("regions", regions), ("text_pair", pairs)):
+        length = 0 if view is None else view.max_tokens
+        if length > longest:
+            yield f"data.{name}.max_tokens {length} exceeds the {longest} positions of model.text"
+        if view is pairs and pairs is not None and pairs.tlm and length <= longest < 2 * length - 1:
+            yield f"data.text_pair.tlm needs {2 * length - 1} positions (2 · max_tokens - 1), model.text has {longest}"
+    if regions is not None and not config.model.box_head:
+        yield "data.regions needs model.box_head: true"
+    if regions is not None and regions.patch_grid * vision.stride != vision.image_size:
         yield (
-            f"data.image_text.transform.size {images.transform.size} is not "
-            f"model.vision.image_size {config.model.vision.image_size}"
+            f"data.regions.patch_grid {regions.patch_grid} is not the image tower's grid, "
+            f"{vision.image_size // vision.stride} on a side"
         )
-    for name, view in (("image_text", images), ("text_pair", config.data.text_pair)):
-        if view is not None and view.max_tokens > longest:
-            yield f"data.{name}.max_tokens {view.max_tokens} exceeds the {longest} positions of model.text"

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
+from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs, write_region_images
 
 LAYERS = {"num_layers": 1, "num_heads": 2, "feedforward_width": 32}
 
@@ -48,6 +48,30 @@ def recipe(corpus: Path, run: Path, **changes: Any) -> dict[str, Any]:
         "track": {"every_steps": 4, "tensorboard": False},
     }
     return {**settings, **changes}
+
+
+def with_regions(settings: dict[str, Any], corpus: Path, **data: Any) -> dict[str, Any]:
+    """The same with a third view, regions of pictures; `data` changes settings of the data."""
+    if not (corpus / "regions").exists():
+        write_region_images(corpus / "regions", 40)
+    regions = {
+        "shards": [str(corpus / "regions")],
+        "batch_size": 12,
+        "negative_group": 6,
+        "images_per_group": 4,
+        "texts_per_image": 3,
+        "matching_rows": 8,
+        "num_lanes": 4,
+        "window": 8,
+        "patch_grid": 4,
+        "max_tokens": 8,
+        "transform": {"size": 16},
+    }
+    return {
+        **settings,
+        "data": {**settings["data"], "regions": regions, **data},
+        "model": {**settings["model"], "box_head": True},
+    }
 
 
 def write_recipe(path: Path, settings: dict[str, Any]) -> Path:

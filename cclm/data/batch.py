@@ -104,6 +104,38 @@ class ImageTextBatch(TensorRecord):
     """Masked captions of the F rows, in that order."""
     ledger_B: Int[Tensor, " b"]
     """64-bit hash of (source, key, caption choice) of each sample: what the ledger adds up."""
+    second_text: Tokens | None = None
+    """Another caption of each image, B rows; None unless two are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionBatch(TensorRecord):
+    """R texts about parts of B images, on one rank; a negative group's texts are about its own images."""
+
+    images_BCHW: Float[Tensor, "b 3 h w"]
+    """Normalised crops, float32."""
+    image_of_R: Int[Tensor, " r"]
+    """Which image each text is about."""
+    mask_RN: Bool[Tensor, "r n"]
+    """Image tokens of the region: token 0 and the patches under its box."""
+    box_R4: Float[Tensor, "r 4"]
+    """Centre x, centre y, width, height as shares of the image's sides, float32."""
+    whole_R: Bool[Tensor, " r"]
+    """True for captions of a whole image, whose box is no target."""
+    text: Tokens
+    """R texts."""
+    identity_R: Int[Tensor, " r"]
+    """63-bit hash of what each text is about; equal values are positives of each other."""
+    matching_row_F: Int[Tensor, " f"]
+    """The texts that go through the fusion encoder."""
+    noise_second_FG: Float[Tensor, "f g"]
+    """Gumbel noise to draw, for each F row's region, one negative text of its group (G texts)."""
+    noise_first_FG: Float[Tensor, "f g"]
+    """Gumbel noise to draw, for each F row's text, one negative region of its group."""
+    masked: MaskedTokens
+    """Masked texts of the F rows."""
+    ledger_B: Int[Tensor, " b"]
+    """64-bit hash of (source, key, crop, flip, texts) of each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +167,12 @@ class TextPairBatch(TensorRecord):
     noise_first_FG: Float[Tensor, "f g"]
     """Gumbel noise to draw a negative memory for each F row's query."""
     masked: MaskedTokens
-    """Masked copies of the F rows' "text 1" (`memory_S`), to be predicted given "text 2"."""
+    """Masked copies of the F rows' "text 1" (`memory_S`), to be predicted given "text 2"; with `tlm` of both in one
+    text, to be predicted without memory."""
     ledger_S: Int[Tensor, " s"]
     """64-bit hash of (source, group, chosen pairs) of each sample."""
+    tlm: bool = False
+    """Translation language modelling in place of matching and conditional masked-LM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +182,12 @@ class Batch(TensorRecord):
     step: int
     """The step k, counted from 0."""
     image_text: ImageTextBatch | None
-    """None in a text-only step."""
+    """None in a step (or update) without it."""
     text_pair: TextPairBatch | None
-    """None in an image-only step."""
+    """None in a step (or update) without it."""
+    regions: RegionBatch | None = None
+    """None in a step (or update) without it."""
+    update: int = 0
+    """Which of the step's updates this is the share of, counted from 0 (schedule "alternate" has several)."""
     bad_samples: tuple[BadSample, ...] = ()
     """Samples of this rank's share that could not be used and were replaced."""

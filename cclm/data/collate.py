@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cclm.data.batch import ImageTextBatch, MaskedTokens, TextPairBatch, Tokens
+from cclm.data.batch import ImageTextBatch, MaskedTokens, RegionBatch, TextPairBatch, Tokens
+from cclm.data.regions import RegionRow, RegionSample
 from cclm.data.samples import FusionDraws, ImageTextSample, TextPairSample
 
 
@@ -54,13 +55,47 @@ def collate_image_text(samples: Sequence[ImageTextSample], pad_id: int, multiple
         noise_first_FG=noise_first,
         masked=masked_tokens(draws, pad_id, multiple),
         ledger_B=_int64([sample.ledger for sample in samples]),
+        second_text=_second_texts(samples, pad_id, multiple),
     )
 
 
-def collate_text_pairs(samples: Sequence[TextPairSample], pad_id: int, multiple: int = 1) -> TextPairBatch:
+def _second_texts(samples: Sequence[ImageTextSample], pad_id: int, multiple: int) -> Tokens | None:
+    texts = [sample.second_ids for sample in samples if sample.second_ids is not None]
+    return pad(texts, pad_id, multiple) if texts else None
+
+
+def collate_regions(
+    groups: Sequence[tuple[Sequence[RegionSample], Sequence[RegionRow]]], pad_id: int, multiple: int = 1
+) -> RegionBatch:
+    """Build the region part of a rank's batch from its groups: the pictures and the rows of each, in order."""
+    samples = [sample for pictures, _ in groups for sample in pictures]
+    starts = np.cumsum([0, *(len(pictures) for pictures, _ in groups)]).tolist()
+    rows = [(start + row.image, row) for start, (_, own) in zip(starts, groups, strict=False) for row in own]
+    draws = [row.fusion for _, row in rows if row.fusion is not None]
+    noise_second, noise_first = _noise(draws)
+    return RegionBatch(
+        images_BCHW=torch.from_numpy(np.stack([sample.pixels_CHW for sample in samples])),
+        image_of_R=_int64([image for image, _ in rows]),
+        mask_RN=torch.from_numpy(np.stack([row.text.mask_N for _, row in rows])),
+        box_R4=torch.tensor([row.text.box for _, row in rows], dtype=torch.float32),
+        whole_R=torch.tensor([row.text.is_whole for _, row in rows]),
+        text=pad([row.text.ids for _, row in rows], pad_id, multiple),
+        identity_R=_int64([row.identity for _, row in rows]),
+        matching_row_F=_int64([number for number, (_, row) in enumerate(rows) if row.fusion is not None]),
+        noise_second_FG=noise_second,
+        noise_first_FG=noise_first,
+        masked=masked_tokens(draws, pad_id, multiple),
+        ledger_B=_int64([sample.ledger for sample in samples]),
+    )
+
+
+def collate_text_pairs(
+    samples: Sequence[TextPairSample], pad_id: int, multiple: int = 1, *, tlm: bool = False
+) -> TextPairBatch:
     """Build the text-pair part of a rank's batch; equal token sequences become one row of `text`.
 
-    Rows stand in the order of their first use: a sample's shared sentence, then its translations.
+    Rows stand in the order of their first use: a sample's shared sentence, then its translations. `tlm`: the masked
+    texts hold both sentences of a pair.
     """
     row_of: dict[tuple[int, ...], int] = {}
     first: list[int] = []
@@ -89,4 +124,5 @@ def collate_text_pairs(samples: Sequence[TextPairSample], pad_id: int, multiple:
         noise_first_FG=noise_first,
         masked=masked_tokens(draws, pad_id, multiple),
         ledger_S=_int64([sample.ledger for sample in samples]),
+        tlm=tlm,
     )

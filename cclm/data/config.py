@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from cclm.data.image import ImageTransformConfig
 from cclm.data.masking import MaskingConfig
 from cclm.data.mix_plan import MixConfig, mix_complaints
+from cclm.data.region_config import RegionDataConfig, region_complaints
+from cclm.data.schedule import Schedule
 from cclm.data.tokens import Normalise
 from cclm.errors import ConfigError
 
@@ -38,6 +40,8 @@ class ImageTextDataConfig:
     """Caption languages to use; None: all that a record has."""
     first_caption_probability: float | None = None
     """Probability of the first caption of a language's list, the others sharing the rest; None: all alike."""
+    captions_per_image: int = 1
+    """1, or 2: a second caption in another language joins the contrastive losses (published as `sample_2_captions`)."""
     max_tokens: int = 40
     """Longest text in tokens, with `<s>` and `</s>`."""
     max_words: int | None = None
@@ -68,6 +72,9 @@ class TextPairDataConfig:
     """Samples per step, over all ranks, whose first pair goes through the fusion encoder as a positive."""
     swap_probability: float = 0.5
     """Probability that the translation, not the shared sentence, plays the image's role in the fusion encoder."""
+    tlm: bool = False
+    """Translation language modelling in place of matching and conditional masked-LM (published as `use_tlm`): both
+    sentences in one text of up to 2 · max_tokens - 1 tokens; raise `masking.max_masks` with it."""
     max_tokens: int = 64
     """Longest text in tokens, with `<s>` and `</s>`."""
     max_words: int | None = None
@@ -95,6 +102,13 @@ class DataConfig:
     """Images with captions; None: no image steps."""
     text_pair: TextPairDataConfig | None = None
     """Sentence pairs; None: no text steps."""
+    regions: RegionDataConfig | None = None
+    """Boxes of images with texts; None: no region steps. Needs a model with `box_head`."""
+    schedule: Schedule = "joint"
+    """"joint": every step holds all views and makes one update (CCLM-X2VLM; the default). "alternate": one update for
+    each view of a step, and regions or images by a coin (CCLM-3M/4M)."""
+    region_probability: float = 0.5
+    """"alternate" with regions and images: the share of steps that hold regions."""
     bad_sample_limit: float = 0.001
     """Share of broken samples above which a run fails."""
     num_workers: int = 0
@@ -105,7 +119,7 @@ class DataConfig:
 
 def equal_shares(config: DataConfig, world_size: int) -> bool:
     """Whether every rank gets equally many samples of each view."""
-    views = [view for view in (config.image_text, config.text_pair) if view is not None]
+    views = [view for view in (config.image_text, config.text_pair, config.regions) if view is not None]
     return all(view.batch_size // view.negative_group % world_size == 0 for view in views)
 
 
@@ -123,8 +137,12 @@ def validate(config: DataConfig, world_size: int = 1) -> None:
 def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
     """Everything wrong with the config, a sentence each."""
     complaints = []
-    if config.image_text is None and config.text_pair is None:
-        complaints.append("give image_text or text_pair (both are missing)")
+    if config.image_text is None and config.text_pair is None and config.regions is None:
+        complaints.append("give image_text or text_pair (both are missing) or regions")
+    if config.schedule not in ("joint", "alternate"):
+        complaints.append(f"schedule is joint or alternate (got {config.schedule!r})")
+    if not 0 <= config.region_probability <= 1:
+        complaints.append(f"region_probability is a probability (got {config.region_probability})")
     if not 0 <= config.bad_sample_limit <= 1:
         complaints.append(f"bad_sample_limit is a share between 0 and 1 (got {config.bad_sample_limit})")
     if config.num_workers < 0 or config.pad_multiple < 1:
@@ -138,11 +156,17 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
             complaints.append("text_pair.pairs_per_sample is at least 1")
         if not 0 <= config.text_pair.swap_probability <= 1:
             complaints.append("text_pair.swap_probability is a probability")
+    if config.regions is not None:
+        complaints += _complaints("regions", config.regions, world_size)
+        complaints += region_complaints(config.regions)
     return complaints
 
 
-def _complaints(name: str, view: ImageTextDataConfig | TextPairDataConfig, world_size: int) -> list[str]:
-    """What both views must obey."""
+ViewConfig = ImageTextDataConfig | TextPairDataConfig | RegionDataConfig
+
+
+def _complaints(name: str, view: ViewConfig, world_size: int) -> list[str]:
+    """What all views must obey."""
     found = []
     batch, group, rows, lanes = view.batch_size, view.negative_group, view.matching_rows, view.num_lanes
     if not view.shards:
@@ -174,6 +198,8 @@ def _image_complaints(view: ImageTextDataConfig) -> list[str]:
     first, transform = view.first_caption_probability, view.transform
     if first is not None and not 0 <= first <= 1:
         found.append(f"image_text.first_caption_probability is a probability (got {first})")
+    if view.captions_per_image not in (1, 2):
+        found.append(f"image_text.captions_per_image is 1 or 2 (got {view.captions_per_image})")
     if view.languages is not None and not view.languages:
         found.append("image_text.languages: name at least one, or leave it out for all")
     if transform.size < 1 or min(transform.std) <= 0:

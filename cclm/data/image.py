@@ -20,11 +20,12 @@ Triple = tuple[float, float, float]
 Method = Literal["random_resized_crop", "affine", "none"]
 Resample = Literal["bicubic", "bilinear", "box"]
 
-_RESAMPLE = {
+RESAMPLE_FILTER = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "box": Image.Resampling.BOX,
 }
+"""Pillow's filter by the word of the configuration."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 _ENDINGS = ((b"\x89PNG\r\n\x1a\n", b"IEND"), (b"\xff\xd8", b"\xff\xd9"))
@@ -124,7 +125,7 @@ def resize(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
     """Resize to (size, size), antialiased, aspect ratio not kept."""
     if image.size == (config.size, config.size):
         return image
-    return image.resize((config.size, config.size), _RESAMPLE[config.resample])
+    return image.resize((config.size, config.size), RESAMPLE_FILTER[config.resample])
 
 
 def prepare(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
@@ -134,7 +135,12 @@ def prepare(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
 
 def eval_image(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
     """Resize and normalise: (3, size, size), float32."""
-    return _normalised(resize(image, config), 1.0, config)
+    return normalise(resize(image, config), config)
+
+
+def normalise(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
+    """Bytes of a resized picture → (3, H, W) float32: subtract the mean, divide by the deviation."""
+    return _normalised(image, 1.0, config)
 
 
 def train_image(
@@ -152,7 +158,7 @@ def train_image(
             return _normalised(picture, light, config)
         return _recoloured(picture, light, config, draws[6:9])
     left, top, right, bottom = crop_box(image.width, image.height, config, draws[2:])
-    picture = image.resize((config.size, config.size), _RESAMPLE[config.resample], (left, top, right, bottom))
+    picture = image.resize((config.size, config.size), RESAMPLE_FILTER[config.resample], (left, top, right, bottom))
     pixels = _normalised(picture, 1.0, config)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from cclm.data.batch import BadSample, Batch, ImageTextBatch, TextPairBatch
-from cclm.data.collate import collate_image_text, collate_text_pairs
+from cclm.data.batch import BadSample, Batch, ImageTextBatch, RegionBatch, TextPairBatch
+from cclm.data.collate import collate_image_text, collate_regions, collate_text_pairs
 from cclm.data.config import DataConfig, validate
-from cclm.data.source import ImageTextSource, TextPairSource
+from cclm.data.schedule import ViewSchedule
+from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 
@@ -44,17 +45,21 @@ class StepDataset(Dataset[Batch]):
         validate(config, world_size)
         assert 0 <= rank < world_size
         self.config, self.tokenizer, self.rank, self.world_size = config, tokenizer, rank, world_size
-        images, pairs = config.image_text, config.text_pair
+        images, pairs, regions = config.image_text, config.text_pair, config.regions
+        self.schedule = view_schedule(config, seed)
         self.image_text = None if images is None else ImageTextSource(images, tokenizer, seed)
         self.text_pair = None if pairs is None else TextPairSource(pairs, tokenizer, seed)
+        self.regions = None if regions is None else RegionSource(regions, tokenizer, seed)
 
     def __getitem__(self, step: int) -> Batch:
-        """Build this rank's batch of a step."""
+        """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
         bad: list[BadSample] = []
+        index = {view: self.schedule.index(view, step) for view in self.schedule.views(step)}
         return Batch(
             step=step,
-            image_text=self._image_text(step, bad),
-            text_pair=self._text_pair(step, bad),
+            image_text=self._image_text(index["image_text"], bad) if "image_text" in index else None,
+            text_pair=self._text_pair(index["text_pair"], bad) if "text_pair" in index else None,
+            regions=self._regions(index["regions"], bad) if "regions" in index else None,
             bad_samples=tuple(bad),
         )
 
@@ -64,9 +69,8 @@ class StepDataset(Dataset[Batch]):
         first, stop = self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size
         return range(first * group, stop * group)
 
-    def _image_text(self, step: int, bad: list[BadSample]) -> ImageTextBatch | None:
-        if self.image_text is None:
-            return None
+    def _image_text(self, step: int, bad: list[BadSample]) -> ImageTextBatch:
+        assert self.image_text is not None
         samples = []
         for slot in self.slots(self.image_text.batch_size, self.image_text.config.negative_group):
             sample, broken = self.image_text.sample(step, slot)
@@ -74,15 +78,30 @@ class StepDataset(Dataset[Batch]):
             bad += broken
         return collate_image_text(samples, self.tokenizer.pad_id, self.config.pad_multiple)
 
-    def _text_pair(self, step: int, bad: list[BadSample]) -> TextPairBatch | None:
-        if self.text_pair is None:
-            return None
+    def _text_pair(self, step: int, bad: list[BadSample]) -> TextPairBatch:
+        assert self.text_pair is not None
         samples = []
         for slot in self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group):
             sample, broken = self.text_pair.sample(step, slot)
             samples.append(sample)
             bad += broken
-        return collate_text_pairs(samples, self.tokenizer.pad_id, self.config.pad_multiple)
+        tlm = self.text_pair.config.tlm
+        return collate_text_pairs(samples, self.tokenizer.pad_id, self.config.pad_multiple, tlm=tlm)
+
+    def _regions(self, step: int, bad: list[BadSample]) -> RegionBatch:
+        assert self.regions is not None
+        groups = []
+        for number in self.slots(self.regions.config.num_groups):
+            group, broken = self.regions.group(step, number)
+            groups.append(group)
+            bad += broken
+        return collate_regions(groups, self.tokenizer.pad_id, self.config.pad_multiple)
+
+
+def view_schedule(config: DataConfig, seed: int) -> ViewSchedule:
+    """The order of a configuration's views."""
+    views = {name for name in ViewSchedule.ORDER if getattr(config, name) is not None}
+    return ViewSchedule(views, config.schedule, config.region_probability, seed)
 
 
 class StepLoader:

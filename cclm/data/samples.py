@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,24 @@ from PIL import Image
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig
 from cclm.data.image import train_image
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.masking import MaskedText, mask_text
+from cclm.data.masking import MaskedText, MaskingConfig, mask_text
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair
+
+
+class CaptionRules(Protocol):
+    """What decides which caption of a record is taken."""
+
+    @property
+    def languages(self) -> tuple[str, ...] | None:
+        """Languages to choose from; None: all."""
+        ...
+
+    @property
+    def first_caption_probability(self) -> float | None:
+        """Probability of a language's first caption; None: all alike."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +38,7 @@ class FusionDraws:
     """What a sample needs if its pair goes through the fusion encoder as a positive."""
 
     masked: MaskedText
-    """The caption, or the text in the image's role, with hidden tokens."""
+    """The caption, or the text in the image's role (TLM: both sentences in one), with hidden tokens."""
     noise_second_G: NDArray[np.float32]
     """Gumbel noise over the negative group's second sides."""
     noise_first_G: NDArray[np.float32]
@@ -38,6 +53,8 @@ class ImageTextSample:
     """Augmented and normalised."""
     ids: Sequence[int]
     """The caption."""
+    second_ids: Sequence[int] | None
+    """Another caption of it; None unless two are wanted."""
     identity: int
     """63-bit hash of what the picture shows."""
     ledger: int
@@ -72,7 +89,7 @@ def image_text_sample(
     generator: np.random.Generator,
     fusion: bool,
 ) -> ImageTextSample:
-    """Draw, in this order: language and caption, augmentation, masks, noise.
+    """Draw, in this order: language and caption (and, if two are wanted, the second), augmentation, masks, noise.
 
     Args:
         record: the stored record (its image bytes are not looked at).
@@ -83,23 +100,48 @@ def image_text_sample(
         fusion: whether it is one of the matching rows.
 
     Raises:
-        DataError: `caption_missing` (none in the wanted languages), `text_empty`.
+        DataError: `caption_missing` (none in the wanted languages), `caption_single` (no second one), `text_empty`.
     """
     language, choice = choose_caption(record.captions, config, *generator.random(2).tolist())
-    caption = record.captions[language][choice]
-    (ids,) = tokenizer.encode([caption], config.max_tokens, config.max_words)
+    captions, told = [record.captions[language][choice]], f"{language}:{choice}"
+    if config.captions_per_image == 2:
+        rest = other_captions(record.captions, language, choice, config)
+        language, choice = choose_caption(rest, config, *generator.random(2).tolist())
+        captions.append(rest[language][choice])
+        told += f",{language}:{choice}"
+    ids, *others = tokenizer.encode(captions, config.max_tokens, config.max_words)
     pixels = train_image(picture, config.transform, generator)
     return ImageTextSample(
         pixels_CHW=pixels,
         ids=ids,
+        second_ids=others[0] if others else None,
         identity=identity_hash(record.identity or record.key),
-        ledger=sample_hash(record.source, record.key, f"{language}:{choice}"),
-        fusion=_fusion_draws(ids, config, tokenizer, generator) if fusion else None,
+        ledger=sample_hash(record.source, record.key, told),
+        fusion=fusion_draws(ids, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
     )
 
 
+def other_captions(
+    captions: Mapping[str, Sequence[str]], language: str, choice: int, config: CaptionRules
+) -> dict[str, Sequence[str]]:
+    """What the second caption is chosen from: the other languages; without any, the language's other captions."""
+    wanted = captions if config.languages is None else {name: captions.get(name, ()) for name in config.languages}
+    rest: dict[str, Sequence[str]] = {name: texts for name, texts in wanted.items() if texts and name != language}
+    if not rest:
+        own = captions[language]
+        rest = {language: [*own[:choice], *own[choice + 1 :]]}
+    if not any(rest.values()):
+        raise DataError(
+            reason="caption_single",
+            expected="two captions in the wanted languages (captions_per_image: 2)",
+            got="one",
+            do="Set captions_per_image: 1, or leave the record out of the shards.",
+        )
+    return rest
+
+
 def choose_caption(
-    captions: Mapping[str, Sequence[str]], config: ImageTextDataConfig, language_draw: float, caption_draw: float
+    captions: Mapping[str, Sequence[str]], config: CaptionRules, language_draw: float, caption_draw: float
 ) -> tuple[str, int]:
     """Pick a language (all alike) and one of its captions, by two uniform numbers."""
     names = sorted(captions) if config.languages is None else [name for name in config.languages if name in captions]
@@ -143,7 +185,8 @@ def text_pair_sample(
     swapped = bool(generator.random() < config.swap_probability)
     texts = [pairs[0].text_a, *(pairs[index].text_b for index in chosen)]
     anchor, *others = tokenizer.encode(texts, config.max_tokens, config.max_words)
-    memory = others[0] if swapped else anchor
+    memory, query = (others[0], anchor) if swapped else (anchor, others[0])
+    masked = [*memory, *query[1:]] if config.tlm else memory
     first = pairs[0]
     return TextPairSample(
         anchor=anchor,
@@ -151,16 +194,18 @@ def text_pair_sample(
         swapped=swapped,
         identity=identity_hash(first.group or first.text_a),
         ledger=sample_hash(first.source, first.group, ",".join(map(str, chosen))),
-        fusion=_fusion_draws(memory, config, tokenizer, generator) if fusion else None,
+        fusion=fusion_draws(masked, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
     )
 
 
-def _fusion_draws(
+def fusion_draws(
     ids: Sequence[int],
-    config: ImageTextDataConfig | TextPairDataConfig,
+    masking: MaskingConfig,
+    negative_group: int,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
 ) -> FusionDraws:
-    masked = mask_text(ids, config.masking, tokenizer.mask_id, tokenizer.vocab_size, generator)
-    noise = generator.gumbel(size=(2, config.negative_group)).astype(np.float32)
+    """Draw masks of a text, then the noise for its hard negatives among `negative_group` candidates."""
+    masked = mask_text(ids, masking, tokenizer.mask_id, tokenizer.vocab_size, generator)
+    noise = generator.gumbel(size=(2, negative_group)).astype(np.float32)
     return FusionDraws(masked=masked, noise_second_G=noise[0], noise_first_G=noise[1])

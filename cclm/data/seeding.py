@@ -23,6 +23,9 @@ class Purpose(IntEnum):
     WINDOW = 2
     IMAGE_TEXT_SAMPLE = 3
     TEXT_PAIR_SAMPLE = 4
+    REGION_SAMPLE = 5
+    REGION_GROUP = 6
+    SCHEDULE = 7
 
 
 def keyed_generator(seed: int, purpose: Purpose, source: int, place: tuple[int, int, int]) -> np.random.Generator:

@@ -11,10 +11,12 @@ from typing import Generic, TypeVar
 from PIL import Image
 
 from cclm.data.batch import BadSample
-from cclm.data.config import ImageTextDataConfig, TextPairDataConfig
+from cclm.data.config import ImageTextDataConfig, TextPairDataConfig, ViewConfig
 from cclm.data.image import decode_image, prepare
+from cclm.data.region_config import RegionDataConfig
+from cclm.data.regions import RegionRow, RegionSample, draw_rows, region_sample
 from cclm.data.samples import ImageTextSample, TextPairSample, image_text_sample, text_pair_sample
-from cclm.data.seeding import sample_generator
+from cclm.data.seeding import Purpose, keyed_generator, sample_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
@@ -23,6 +25,9 @@ from cclm.types import ImageTextRecord, TextPair, View
 
 MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
+
+STREAM_BITS = {"image_text": 0, "text_pair": 1 << 63, "regions": 1 << 62}
+"""Flipped in the seed of each view's stream: the views must not share their shuffles."""
 
 Value = TypeVar("Value")
 Sample = TypeVar("Sample")
@@ -54,13 +59,23 @@ class Memory(Generic[Value]):
 
 
 class Source(Generic[Sample]):
-    """What both views share: the sets, the stream, and the policy for broken samples."""
+    """What the views share: the sets, the stream, and the policy for broken samples.
+
+    Args:
+        config: the view's settings.
+        tokenizer: of the run.
+        seed: of the run.
+        slots: samples of the stream in a step; None: `config.batch_size`.
+    """
 
     view: View
+    """Of the shard sets."""
+    name: str
+    """Of the view in a batch."""
 
-    def __init__(self, config: ImageTextDataConfig | TextPairDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
+    def __init__(self, config: ViewConfig, tokenizer: TextTokenizer, seed: int, slots: int | None = None) -> None:
         self.tokenizer, self.seed = tokenizer, seed
-        self.batch_size = config.batch_size
+        self.batch_size = config.batch_size if slots is None else slots
         self.folders = list(config.shards)
         self.sets = [ShardSet(folder) for folder in config.shards]
         for shard_set in self.sets:
@@ -68,16 +83,14 @@ class Source(Generic[Sample]):
                 raise ConfigError(
                     expected=f"a shard set of view {self.view.value}",
                     got=f"one of view {shard_set.view.value}",
-                    do=f"Move it to the other view's `shards` ({self.view.value}.shards names it).",
+                    do=f"Move it to the other view's `shards` ({self.name}.shards names it).",
                     where=str(shard_set.folder),
                 )
         groups = config.batch_size // config.negative_group
         self._group, self._rows_per_group = config.negative_group, config.matching_rows // groups
         sizes = [shard_set.samples_per_shard for shard_set in self.sets]
-        # the two views' streams must not share their shuffles: bit 63 tells them apart
-        stream_seed = seed ^ (1 << 63) if self.view is View.TEXT_PAIR else seed
-        lanes, window = config.num_lanes, config.window
-        self.stream = Stream(sizes, config.weights, stream_seed, lanes, window, self.batch_size, config.mix)
+        seed, lanes, window = seed ^ STREAM_BITS[self.name], config.num_lanes, config.window
+        self.stream = Stream(sizes, config.weights, seed, lanes, window, self.batch_size, config.mix)
 
     def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:
         """The sample of a slot, and the broken ones that it stands in for.
@@ -113,7 +126,7 @@ class Source(Generic[Sample]):
         except DataError:  # the index itself is broken
             shard, offset, key = shard_set.manifest.shards[address.shard].name, -1, f"#{address.sample}"
         return BadSample(
-            view=self.view.value,
+            view=self.name,
             source=self.folders[address.source],
             shard=shard,
             offset=offset,
@@ -126,7 +139,7 @@ class Source(Generic[Sample]):
 class ImageTextSource(Source[ImageTextSample]):
     """Images with captions."""
 
-    view = View.IMAGE_TEXT
+    view, name = View.IMAGE_TEXT, "image_text"
 
     def __init__(self, config: ImageTextDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
         super().__init__(config, tokenizer, seed)
@@ -155,7 +168,7 @@ class ImageTextSource(Source[ImageTextSample]):
 class TextPairSource(Source[TextPairSample]):
     """Sentences with translations."""
 
-    view = View.TEXT_PAIR
+    view, name = View.TEXT_PAIR, "text_pair"
 
     def __init__(self, config: TextPairDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
         super().__init__(config, tokenizer, seed)
@@ -170,3 +183,28 @@ class TextPairSource(Source[TextPairSample]):
             self._memory.put(key, pairs, 1)
         generator = sample_generator(self.seed, self.view, address.epoch, address.position)
         return text_pair_sample(pairs, self.config, self.tokenizer, generator, fusion)
+
+
+class RegionSource(Source[RegionSample]):
+    """Images with regions; its slots are images, its batches are made of groups of texts."""
+
+    view, name = View.IMAGE_TEXT, "regions"
+
+    def __init__(self, config: RegionDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
+        super().__init__(config, tokenizer, seed, config.images_per_step)
+        self.config = config
+
+    def group(self, step: int, number: int) -> tuple[tuple[list[RegionSample], list[RegionRow]], list[BadSample]]:
+        """The pictures and the rows of a negative group, and the broken samples that were replaced."""
+        samples, bad = [], []
+        for slot in range(number * self.config.images_per_group, (number + 1) * self.config.images_per_group):
+            sample, broken = self.sample(step, slot)
+            samples.append(sample)
+            bad += broken
+        generator = keyed_generator(self.seed, Purpose.REGION_GROUP, 0, (number, 0, step))
+        return (samples, draw_rows(samples, self.config, self.tokenizer, generator)), bad
+
+    def _make(self, address: Address, fusion: bool) -> RegionSample:
+        record = self.sets[address.source].image_text(address.shard, address.sample)
+        generator = keyed_generator(self.seed, Purpose.REGION_SAMPLE, 0, (0, address.epoch, address.position))
+        return region_sample(record, decode_image(record.image), self.config, self.tokenizer, generator)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cclm.dist.collectives import Collectives
 from cclm.errors import ConfigError
 
-ROW_LETTERS = "BPFS"
+ROW_LETTERS = "BPFRS"
 """Letters of sample counts: a field `…_BCHW` or `…_FG` must have the same first dimension on every rank. Numbers of
 tokens (T), of distinct texts and padded lengths (…_BL) may differ."""
 

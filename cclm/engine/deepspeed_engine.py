@@ -93,7 +93,7 @@ class DeepSpeedEngine:
     def forward(self, batch: Batch) -> Losses:
         """Run the module on this rank's samples; raises ConfigError if the ranks do not see the same step."""
         check_agreement(self._collectives, step=batch.step, config_hash=self._config_hash, batch=batch)
-        seed_step(self._seed, batch.step, self.rank, self._num_backwards)
+        seed_step(self._seed, batch.step, self.rank, batch.update * self._accumulation_steps + self._num_backwards)
         total = self._engine(batch)
         return Losses(total=total, metrics=self._metrics)
 
@@ -296,6 +296,7 @@ def _refuse_unguarded_offload(ds_config: Mapping[str, Any], uses_all_parameters:
         raise ConfigError(
             expected="steps that use every parameter when ZeRO-3 offloads the optimizer",
             got="offload_optimizer together with steps that leave parameters unused",
-            do="Use joint steps, or switch offload_optimizer off: DeepSpeed would reuse gradients of earlier steps.",
+            do="Use joint steps (data.schedule: joint, with images, and box_head only with regions), or switch "
+            "offload_optimizer off: DeepSpeed would reuse gradients of earlier steps.",
             where="DeepSpeed JSON",
         )

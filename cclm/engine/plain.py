@@ -60,7 +60,7 @@ class PlainEngine:
 
     def forward(self, batch: Batch) -> Losses:
         """Run the module on the whole batch."""
-        seed_step(self._seed, batch.step, self.rank, self._num_backwards)
+        seed_step(self._seed, batch.step, self.rank, batch.update * self._accumulation_steps + self._num_backwards)
         with autocast(self.device, self._precision):
             losses = self.module(batch)
         assert isinstance(losses, Losses)

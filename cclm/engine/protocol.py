@@ -24,8 +24,8 @@ class Losses:
     total: Tensor
     """Scalar to back-propagate. The mean of it over the ranks is the loss of the global batch."""
     metrics: Mapping[str, Tensor]
-    """Detached scalars by name ("image_text/itc", "text_pair/ttm", "image_text/itm_accuracy", "temperature", ...):
-    values of this rank's share, scaled so that their mean over the ranks is the value of the global batch."""
+    """Detached scalars by name ("loss" is the total; "image_text/itc", "text_pair/ttm", "temperature", …): values of
+    this rank's share, scaled so that their mean over the ranks is the value of the global batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,14 +152,19 @@ class TransformerLayer(nn.Module):
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
         *,
         layout: PaddedLayout,
+        has_memory_T1: Bool[Tensor, "t 1"] | None = None,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; a memory has B sequences, without one the cross-attention is skipped (published TLM)."""
+        """Rows in, rows out; a memory has B sequences, without one the cross-attention is skipped (published TLM).
+
+        `has_memory_T1`: False for rows that skip it although the others do not; None: no row does.
+        """
         rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout=layout))
         if self.cross_attention is not None and self.cross_norm is not None and memory_BND is not None:
             attention, memory = self.cross_attention, memory_BND
-            rows_TD = self._sublayer(
+            crossed_TD = self._sublayer(
                 rows_TD, self.cross_norm, lambda rows: attention(rows, memory, memory_mask_BN, layout=layout)
             )
+            rows_TD = crossed_TD if has_memory_T1 is None else torch.where(has_memory_T1, crossed_TD, rows_TD)
         return self._sublayer(rows_TD, self.feedforward_norm, self.feedforward)
 
     def _sublayer(self, rows_TD: Tensor, norm: nn.Module, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -188,8 +193,9 @@ class LayerStack(nn.Module):
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
         *,
         layout: PaddedLayout,
+        has_memory_T1: Bool[Tensor, "t 1"] | None = None,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out."""
+        """Rows in, rows out; `has_memory_T1` as in the layers."""
         for layer in self.layers:
-            rows_TD = layer(rows_TD, memory_BND, memory_mask_BN, layout=layout)
+            rows_TD = layer(rows_TD, memory_BND, memory_mask_BN, layout=layout, has_memory_T1=has_memory_T1)
         return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

@@ -130,9 +130,15 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         mask_BL: Bool[Tensor, "b l"],
         memory_BND: Float[Tensor, "b n d"] | None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        has_memory_B: Bool[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """Let each text read its memory (an image's tokens, or the other text's states); None: self-attention only."""
-        fused_BLD: Tensor = self.fusion_encoder(text_BLD, mask_BL, memory_BND, memory_mask_BN)
+        """Let each text read its memory (an image's tokens, or the other text's states); None: self-attention only.
+
+        `has_memory_B`: False for texts that read nothing although others of the call do (TLM beside image-text).
+        """
+        fused_BLD: Tensor = self.fusion_encoder(
+            text_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory_B=has_memory_B
+        )
         return fused_BLD
 
     def project_images(self, image_BND: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:

@@ -89,10 +89,7 @@ def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[st
         schema.FIELD_LICENCE: record.licence,
         schema.FIELD_IDENTITY: record.identity,
         schema.FIELD_IDS: dict(record.ids),
-        schema.FIELD_REGIONS: [
-            {schema.FIELD_BOX: list(region.box), schema.FIELD_CAPTIONS: _check_captions(region.captions, where)}
-            for region in record.regions
-        ],
+        schema.FIELD_REGIONS: [_region_document(region, where) for region in record.regions],
     }
     try:
         return [(record.image_format, record.image), (schema.JSON_EXTENSION, canonical_json(document))]
@@ -100,6 +97,17 @@ def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[st
         _refuse("text_encoding", "texts of whole Unicode characters", f"half a character ({error.reason})", where)
     except (TypeError, ValueError) as error:
         _refuse("json_field", "ids of text and boxes of finite numbers", str(error), where)
+
+
+def _region_document(region: Region, where: str) -> dict[str, Any]:
+    """A region as JSON; attributes only where there are some, so that older sets keep their bytes."""
+    document: dict[str, Any] = {
+        schema.FIELD_BOX: list(region.box),
+        schema.FIELD_CAPTIONS: _check_captions(region.captions, where),
+    }
+    if region.attributes:
+        document[schema.FIELD_ATTRIBUTES] = _check_captions(region.attributes, where)
+    return document
 
 
 def decode_image_text(key: str, image_format: str, image: bytes, document: bytes, where: str = "") -> ImageTextRecord:
@@ -159,7 +167,12 @@ def _parse_region(region: object, where: str) -> Region:
     if not all(isinstance(side, (int, float)) for side in box):
         _refuse("json_field", "a region with a box of four numbers", repr(box)[:80], where)
     x, y, width, height = (float(side) for side in box)
-    return Region(box=(x, y, width, height), captions=_check_captions(region.get(schema.FIELD_CAPTIONS), where))
+    attributes = region.get(schema.FIELD_ATTRIBUTES)
+    return Region(
+        box=(x, y, width, height),
+        captions=_check_captions(region.get(schema.FIELD_CAPTIONS), where),
+        attributes=_check_captions(attributes, where) if attributes else {},
+    )
 
 
 def check_group(pairs: Sequence[TextPair], where: str = "") -> None:

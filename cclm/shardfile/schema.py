@@ -29,6 +29,7 @@ FIELD_LICENCE: Final = "licence"
 FIELD_IDENTITY: Final = "identity"
 FIELD_IDS: Final = "ids"
 FIELD_REGIONS: Final = "regions"
+FIELD_ATTRIBUTES: Final = "attributes"
 FIELD_BOX: Final = "box"
 
 PAIR_SCHEMA: Final = pa.schema(

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
-from cclm.types import ImageTextRecord, TextPair, View
+from cclm.types import ImageTextRecord, Region, TextPair, View
 
 WORDS = [first + second for first in "abcdefgh" for second in string.ascii_lowercase]
 
@@ -45,6 +45,34 @@ def write_images(folder: Path, count: int, first: int = 0, per_shard: int = 10, 
                     source="artist",
                     licence="MIT",
                     identity=f"concept{number % 50}",
+                )
+            )
+        shards = writer.close()
+    save_manifest(folder, View.IMAGE_TEXT, shards)
+    return folder
+
+
+def write_region_images(folder: Path, count: int, per_shard: int = 10, size: int = 24, without: int = -1) -> Path:
+    """Pictures with one to four regions each, some with an attribute; number `without` has none."""
+    with ImageTextShardWriter(folder, "regions", max_samples=per_shard) as writer:
+        for number in range(count):
+            regions = [
+                Region(
+                    box=(2.0 * index, 3.0 * index, 8.0 + index, 9.0),
+                    captions={"en": [f"{WORDS[number]} {WORDS[index]}"], "de": [WORDS[index]]},
+                    attributes={"en": ["ga"], "de": ["gb"]} if index % 2 else {},
+                )
+                for index in range(0 if number == without else 1 + number % 4)
+            ]
+            writer.add(
+                ImageTextRecord(
+                    key=f"r{number}",
+                    image=png(number, size),
+                    image_format="png",
+                    captions={"en": [f"{WORDS[number]} aa"], "de": [f"ab {WORDS[number]}"]},
+                    source="boxes",
+                    licence="MIT",
+                    regions=regions,
                 )
             )
         shards = writer.close()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.samples import choose_caption, image_text_sample, text_pair_sample
+from cclm.data.samples import choose_caption, image_text_sample, other_captions, text_pair_sample
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair
@@ -68,6 +68,47 @@ def test_an_image_sample_is_told_by_its_hashes(config: DataConfig, tokenizer: Te
     assert nameless.identity == identity_hash("k")
     assert nameless.fusion is not None and nameless.fusion.noise_first_G.shape == (4,)
     assert np.array_equal(nameless.pixels_CHW, sample.pixels_CHW)  # the fusion draws come last
+
+
+def test_the_second_caption_is_of_another_language_if_there_is_one() -> None:
+    every = ImageTextDataConfig(shards=())
+    assert other_captions(CAPTIONS, "en", 1, every) == {"de": ["ad"], "fr": ["ae", "af"]}
+    assert other_captions(CAPTIONS, "en", 1, replace(every, languages=("en", "fr"))) == {"fr": ["ae", "af"]}
+    assert other_captions(CAPTIONS, "en", 1, replace(every, languages=("en", "zh"))) == {"en": ["aa", "ac"]}
+    with pytest.raises(DataError, match="expected two captions") as caught:
+        other_captions(CAPTIONS, "de", 0, replace(every, languages=("de",)))
+    assert caught.value.reason == "caption_single"
+
+
+def test_two_captions_of_a_picture(config: DataConfig, tokenizer: TextTokenizer) -> None:
+    view = replace(views(config)[0], captions_per_image=2)
+    record = ImageTextRecord(key="k", image=b"", image_format="png", captions=CAPTIONS, source="s", licence="MIT")
+    picture = Image.new("RGB", (8, 8), (9, 9, 9))
+    language_of = {tuple(tokenizer.encode([text], 8)[0]): name for name, texts in CAPTIONS.items() for text in texts}
+    drawn = Counter[tuple[str, str]]()
+    for seed in range(200):
+        sample = image_text_sample(record, picture, view, tokenizer, np.random.default_rng(seed), False)
+        assert sample.second_ids is not None
+        drawn[language_of[tuple(sample.ids)], language_of[tuple(sample.second_ids)]] += 1
+    assert len(drawn) == 6 and all(first != second for first, second in drawn)
+    assert min(drawn.values()) > 15
+
+
+def test_tlm_masks_both_sentences_in_one_text(config: DataConfig, tokenizer: TextTokenizer) -> None:
+    view = replace(views(config)[1], tlm=True)
+    pairs = [replace(pair, text_b="bb bc bd be bf bg bh") for pair in group(3)]
+    memory, query = ([*tokenizer.encode([text], view.max_tokens)[0]] for text in ("aa", pairs[0].text_b))
+    lengths = set()
+    for seed in range(8):
+        sample = text_pair_sample(pairs, view, tokenizer, np.random.default_rng(seed), True)
+        assert sample.fusion is not None
+        masked = sample.fusion.masked
+        whole = [*query, *memory[1:]] if sample.swapped else [*memory, *query[1:]]
+        restored = masked.ids_L.copy()
+        restored[masked.column_T] = masked.label_T
+        assert restored.tolist() == whole
+        lengths.add(len(whole))
+    assert lengths == {3 + 8 - 1}
 
 
 def group(count: int) -> list[TextPair]:

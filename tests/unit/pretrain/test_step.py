@@ -15,7 +15,8 @@ from cclm.data.tokens import load_tokenizer
 from cclm.dist.collectives import SINGLE
 from pretrain.build import build_module
 from pretrain.recipe import read_config
-from pretrain.step import CrossViewTraining, negatives
+from pretrain.rows import negatives
+from pretrain.step import CrossViewTraining
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 

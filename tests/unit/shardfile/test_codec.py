@@ -42,8 +42,9 @@ def decode(record: ImageTextRecord) -> ImageTextRecord:
     identity=st.text(st.characters(codec="utf-8"), max_size=5),
     ids=st.dictionaries(TEXTS, TEXTS, max_size=2),
     boxes=st.lists(st.tuples(SIDES, SIDES, SIDES, SIDES), max_size=2),
+    attributes=st.just({}) | CAPTIONS,
 )
-def test_a_record_comes_back_as_it_was(image, image_format, captions, identity, ids, boxes):
+def test_a_record_comes_back_as_it_was(image, image_format, captions, identity, ids, boxes, attributes):
     record = ImageTextRecord(
         key="key",
         image=image,
@@ -53,7 +54,7 @@ def test_a_record_comes_back_as_it_was(image, image_format, captions, identity, 
         licence="l",
         identity=identity,
         ids=ids,
-        regions=tuple(Region(box=box, captions=captions) for box in boxes),
+        regions=tuple(Region(box=box, captions=captions, attributes=attributes) for box in boxes),
     )
     assert decode(record) == record
 
@@ -69,6 +70,15 @@ def test_equal_records_give_equal_bytes_whatever_the_order_of_languages():
     one = replace(RECORD, captions={"en": ["a"], "de": ["b"]})
     two = replace(RECORD, captions={"de": ["b"], "en": ["a"]})
     assert codec.encode_image_text(one) == codec.encode_image_text(two)
+
+
+def test_a_region_without_attributes_has_no_field_for_them():
+    region = Region(box=(0, 0, 1, 1), captions={"en": ["x"]})
+    plain, told = (
+        codec.encode_image_text(replace(RECORD, regions=(each,)))[1][1]
+        for each in (region, replace(region, attributes={"en": ["red"]}))
+    )
+    assert b"attributes" not in plain and b'"attributes":{"en":["red"]}' in told
 
 
 def test_json_is_readable_by_eye():

@@ -1,0 +1,86 @@
+"""A run that is stopped and started again equals one that nobody disturbed, bit by bit, in both schedules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cclm.checkpoint.layout import newest_complete
+from cclm.checkpoint.load import load_full_state
+from cclm.engine.plain import PlainEngine
+from pretrain.__main__ import main
+from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(corpus: Path, run: Path, schedule: str) -> list[str]:
+    content = with_regions(recipe(corpus, run), corpus, schedule=schedule)
+    content["model"]["text"]["dropout"] = 0.1  # must resume exactly, too
+    content["optimizer"] = {"total_steps": STEPS, "learning_rate": 0.002, "warmup_steps": 2}
+    content |= {"engine": "plain", "checkpoint": {"every_steps": 3}, "track": {"every_steps": 1, "tensorboard": False}}
+    return ["--recipe", str(write_recipe(run.parent / f"{run.name}.yaml", content))]
+
+
+def values_of(run: Path) -> list[dict[str, Any]]:
+    """The log without what the clock decides."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        {"step": line["step"], **{k: v for k, v in line["values"].items() if not k.startswith("speed/")}}
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_stopped_and_resumed(corpus: Path, tmp_path: Path, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert main(settings(corpus, undisturbed, schedule)) == 0
+
+    update, done = PlainEngine.update, []
+
+    def update_until_killed(engine: PlainEngine, step: int) -> Any:
+        if step == 5 and not done:
+            done.append(step)
+            raise KeyboardInterrupt
+        return update(engine, step)
+
+    monkeypatch.setattr(PlainEngine, "update", update_until_killed)
+    assert main(settings(corpus, stopped, schedule)) == 130
+    assert not (stopped / "done.json").exists()
+    assert main(settings(corpus, stopped, schedule)) == 0
+
+    assert values_of(stopped) == values_of(undisturbed)
+    assert (stopped / "ledger.jsonl").read_bytes() == (undisturbed / "ledger.jsonl").read_bytes()
+    first, second = (load_full_state(found) for run in (stopped, undisturbed) if (found := newest_complete(run)))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_alternating_log_holds_the_views_of_its_steps(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(settings(corpus, run, "alternate")) == 0
+    ledger = [json.loads(line)["sums"] for line in (run / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line, sums in zip(values_of(run), ledger, strict=True):
+        views = {name.partition("/")[0] for name in line if name.endswith("/mlm")}
+        assert views == set(sums)
+        assert len(views) == (3 if line["step"] == 0 else 2)
+        parts = [
+            v for k, v in line.items() if k.partition("/")[2] in {"itc", "itm", "ttc", "ttm", "mlm", "box", "giou"}
+        ]
+        assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
