@@ -116,9 +116,8 @@ def build_module(
     seed_initialisation(config.seed)
     model = CCLMModel(model_config(asdict(config.model), tokenizer))
     if is_fresh and config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
-        first = StepDataset(replace(config.data, text_pair=None, regions=None), tokenizer, seed=config.seed)[
-            0
-        ].image_text
+        only_images = replace(config.data, text_pair=None, regions=None)
+        first = StepDataset(only_images, tokenizer, seed=config.seed)[0].normalised().image_text
         assert first is not None
         model.calibrate_stem(first.images_BCHW)
     return CrossViewTraining(model, config.objectives, talk)

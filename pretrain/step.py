@@ -56,6 +56,7 @@ class CrossViewTraining(nn.Module):
         Returns:
             Losses whose mean over the ranks is the value for the global batch.
         """
+        batch = batch.normalised()  # bytes came over: a quarter of the traffic
         views = [view for view in (batch.image_text, batch.regions, batch.text_pair) if view is not None]
         texts = dict(zip(map(type, views), self._encode_texts(views), strict=True))
         images = self._encode_images(batch)

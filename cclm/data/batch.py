@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 SelfType = TypeVar("SelfType", bound="TensorRecord")
@@ -84,11 +84,25 @@ class MaskedTokens(TensorRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelScale:
+    """How bytes become the network's input: (byte / 255 − mean) / std, for each channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, bytes_BCHW: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Normalise on the device where the bytes are: float32."""
+        mean_C = torch.tensor(self.mean, device=bytes_BCHW.device)[:, None, None]
+        std_C = torch.tensor(self.std, device=bytes_BCHW.device)[:, None, None]
+        return bytes_BCHW.float().mul_(1.0 / (255.0 * std_C)).sub_(mean_C / std_C)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextBatch(TensorRecord):
     """B images, each with one caption, on one rank."""
 
-    images_BCHW: Float[Tensor, "b 3 h w"]
-    """Normalised pictures, float32."""
+    images_BCHW: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
+    """Pictures: normalised float32, or bytes, for `Batch.normalised` on the device."""
     text: Tokens
     """Captions, B rows."""
     identity_B: Int[Tensor, " b"]
@@ -106,14 +120,16 @@ class ImageTextBatch(TensorRecord):
     """64-bit hash of (source, key, caption choice) of each sample: what the ledger adds up."""
     second_text: Tokens | None = None
     """Another caption of each image, B rows; None unless two are wanted."""
+    pixel_scale: PixelScale | None = None
+    """How pictures that are bytes are to be normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionBatch(TensorRecord):
     """R texts about parts of B images, on one rank; a negative group's texts are about its own images."""
 
-    images_BCHW: Float[Tensor, "b 3 h w"]
-    """Normalised crops, float32."""
+    images_BCHW: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
+    """Crops: normalised float32, or bytes, for `Batch.normalised` on the device."""
     image_of_R: Int[Tensor, " r"]
     """Which image each text is about."""
     mask_RN: Bool[Tensor, "r n"]
@@ -136,6 +152,8 @@ class RegionBatch(TensorRecord):
     """Masked texts of the F rows."""
     ledger_B: Int[Tensor, " b"]
     """64-bit hash of (source, key, crop, flip, texts) of each image."""
+    pixel_scale: PixelScale | None = None
+    """How pictures that are bytes are to be normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +209,23 @@ class Batch(TensorRecord):
     """Which of the step's updates this is the share of, counted from 0 (schedule "alternate" has several)."""
     bad_samples: tuple[BadSample, ...] = ()
     """Samples of this rank's share that could not be used and were replaced."""
+
+    def normalised(self) -> Batch:
+        """Return a copy whose pictures are normalised floats, on the device where they are."""
+        images, regions = self.image_text, self.regions
+        return replace(
+            self,
+            image_text=None if images is None else normalised(images),
+            regions=None if regions is None else normalised(regions),
+        )
+
+
+Pictures = TypeVar("Pictures", ImageTextBatch, RegionBatch)
+
+
+def normalised(view: Pictures) -> Pictures:
+    """A view with float pictures (itself, if they are floats already)."""
+    if view.images_BCHW.dtype != torch.uint8:
+        return view
+    assert view.pixel_scale is not None, "bytes come with their scale"
+    return replace(view, images_BCHW=view.pixel_scale(view.images_BCHW))

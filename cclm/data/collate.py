@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cclm.data.batch import ImageTextBatch, MaskedTokens, RegionBatch, TextPairBatch, Tokens
+from cclm.data.batch import ImageTextBatch, MaskedTokens, PixelScale, RegionBatch, TextPairBatch, Tokens
 from cclm.data.regions import RegionRow, RegionSample
 from cclm.data.samples import FusionDraws, ImageTextSample, TextPairSample
 
@@ -42,8 +42,17 @@ def _noise(draws: Sequence[FusionDraws]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(second), torch.from_numpy(first)
 
 
-def collate_image_text(samples: Sequence[ImageTextSample], pad_id: int, multiple: int = 1) -> ImageTextBatch:
-    """Build the image-text part of a rank's batch from its samples, in slot order."""
+def collate_image_text(
+    samples: Sequence[ImageTextSample], pad_id: int, multiple: int = 1, pixel_scale: PixelScale | None = None
+) -> ImageTextBatch:
+    """Build the image-text part of a rank's batch from its samples, in slot order.
+
+    Args:
+        samples: of this rank.
+        pad_id: the tokenizer's.
+        multiple: texts are padded to a multiple of this length.
+        pixel_scale: how the device will normalise pictures that are bytes.
+    """
     draws = [sample.fusion for sample in samples if sample.fusion is not None]
     noise_second, noise_first = _noise(draws)
     return ImageTextBatch(
@@ -56,6 +65,7 @@ def collate_image_text(samples: Sequence[ImageTextSample], pad_id: int, multiple
         masked=masked_tokens(draws, pad_id, multiple),
         ledger_B=_int64([sample.ledger for sample in samples]),
         second_text=_second_texts(samples, pad_id, multiple),
+        pixel_scale=pixel_scale,
     )
 
 
@@ -65,7 +75,10 @@ def _second_texts(samples: Sequence[ImageTextSample], pad_id: int, multiple: int
 
 
 def collate_regions(
-    groups: Sequence[tuple[Sequence[RegionSample], Sequence[RegionRow]]], pad_id: int, multiple: int = 1
+    groups: Sequence[tuple[Sequence[RegionSample], Sequence[RegionRow]]],
+    pad_id: int,
+    multiple: int = 1,
+    pixel_scale: PixelScale | None = None,
 ) -> RegionBatch:
     """Build the region part of a rank's batch from its groups: the pictures and the rows of each, in order."""
     samples = [sample for pictures, _ in groups for sample in pictures]
@@ -86,6 +99,7 @@ def collate_regions(
         noise_first_FG=noise_first,
         masked=masked_tokens(draws, pad_id, multiple),
         ledger_B=_int64([sample.ledger for sample in samples]),
+        pixel_scale=pixel_scale,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cclm.data.randaugment import RandAugmentConfig
 from cclm.errors import DataError
 
 Triple = tuple[float, float, float]
@@ -47,6 +48,8 @@ class ImageTransformConfig:
     """random_resized_crop: width over height."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
+    randaugment: RandAugmentConfig | None = None
+    """random_resized_crop: RandAugment afterwards, as published; None: without."""
     scale: float = 0.125
     """affine: enlarge or shrink by at most this share."""
     rotation_rad: float = 0.25
@@ -68,17 +71,24 @@ class ImageTransformConfig:
     std: Triple = (0.26862954, 0.26130258, 0.27577711)
     """Each channel is divided by it."""
     cache_bytes: int = 0
-    """Memory for decoded pictures in each process; 0 for none."""
+    """Memory for decoded pictures in each process; 0 for none (random_resized_crop then decodes at a reduced size
+    where the crop allows it)."""
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, scale: int = 1) -> Image.Image:
     """Decode a picture to RGB; transparent parts become white.
+
+    Args:
+        data: the encoded file.
+        scale: 1, 2, 4 or 8: a JPEG is decoded at 1/scale of its size, rounded up. Other formats come whole.
 
     Raises:
         DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if scale > 1:
+                image.draft("RGB", (max(1, image.width // scale), max(1, image.height // scale)))
             image.load()
             return _on_white(image)
     except (
@@ -146,21 +156,17 @@ def normalise(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.fl
 def train_image(
     image: Image.Image, config: ImageTransformConfig, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Augment a picture that went through `prepare`: (3, size, size), float32."""
+    """Augment a picture that went through `prepare`, by `affine` or `none`: (3, size, size), float32."""
+    assert config.method != "random_resized_crop", "cclm.data.photo makes these, as bytes"
     if config.method == "none":
         return eval_image(image, config)
     draws = generator.random(26).tolist()
     flip = draws[0] < config.flip_probability
-    if config.method == "affine":
-        light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
-        picture = _jitter(image, config, flip, draws[2:6])
-        if config.contrast == config.saturation == config.hue_rad == 0.0:
-            return _normalised(picture, light, config)
-        return _recoloured(picture, light, config, draws[6:9])
-    left, top, right, bottom = crop_box(image.width, image.height, config, draws[2:])
-    picture = image.resize((config.size, config.size), RESAMPLE_FILTER[config.resample], (left, top, right, bottom))
-    pixels = _normalised(picture, 1.0, config)
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
+    light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
+    picture = _jitter(image, config, flip, draws[2:6])
+    if config.contrast == config.saturation == config.hue_rad == 0.0:
+        return _normalised(picture, light, config)
+    return _recoloured(picture, light, config, draws[6:9])
 
 
 def crop_box(width: int, height: int, config: ImageTransformConfig, draws: list[float]) -> tuple[int, int, int, int]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from cclm.data.batch import BadSample, Batch, ImageTextBatch, RegionBatch, TextPairBatch
+from cclm.data.batch import BadSample, Batch, ImageTextBatch, PixelScale, RegionBatch, TextPairBatch
 from cclm.data.collate import collate_image_text, collate_regions, collate_text_pairs
 from cclm.data.config import DataConfig, validate
+from cclm.data.image import ImageTransformConfig
 from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
@@ -76,7 +77,8 @@ class StepDataset(Dataset[Batch]):
             sample, broken = self.image_text.sample(step, slot)
             samples.append(sample)
             bad += broken
-        return collate_image_text(samples, self.tokenizer.pad_id, self.config.pad_multiple)
+        scale = _scale(self.image_text.config.transform)
+        return collate_image_text(samples, self.tokenizer.pad_id, self.config.pad_multiple, scale)
 
     def _text_pair(self, step: int, bad: list[BadSample]) -> TextPairBatch:
         assert self.text_pair is not None
@@ -95,7 +97,12 @@ class StepDataset(Dataset[Batch]):
             group, broken = self.regions.group(step, number)
             groups.append(group)
             bad += broken
-        return collate_regions(groups, self.tokenizer.pad_id, self.config.pad_multiple)
+        scale = _scale(self.regions.config.transform)
+        return collate_regions(groups, self.tokenizer.pad_id, self.config.pad_multiple, scale)
+
+
+def _scale(transform: ImageTransformConfig) -> PixelScale:
+    return PixelScale(mean=transform.mean, std=transform.std)
 
 
 def view_schedule(config: DataConfig, seed: int) -> ViewSchedule:

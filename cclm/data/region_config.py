@@ -62,7 +62,8 @@ class RegionDataConfig:
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(max_masks=12))
     """How texts are masked."""
     transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
-    """Size, filter, flip probability and normalisation. The crop is not its own: it holds a region drawn at random."""
+    """Size, filter, flip probability, RandAugment (colours only) and normalisation. The crop is not its own: it holds a
+    region drawn at random."""
     reference: bool = False
     """Reproduce three defects of the published data path: only the first character of an attribute in "any_language",
     flips although a text says "left" or "right", and texts that stand twice as each other's negatives."""
@@ -86,5 +87,7 @@ def region_complaints(view: RegionDataConfig) -> Iterator[str]:
         yield f"regions.min_overlap is a share below 1 (got {view.min_overlap})"
     if view.attributes not in ("none", "same_language", "any_language"):
         yield f"regions.attributes is none, same_language or any_language (got {view.attributes!r})"
+    if view.transform.randaugment is not None and not view.transform.randaugment.colour_only:
+        yield "regions.transform.randaugment: only with colour_only, or boxes would not fit their picture"
     if view.transform.size % max(1, view.patch_grid):
         yield f"regions.transform.size {view.transform.size} is a multiple of patch_grid {view.patch_grid}"

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data.image import RESAMPLE_FILTER, normalise
 from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.photo import cut, finish, picture_size
 from cclm.data.region_config import RegionDataConfig
 from cclm.data.samples import FusionDraws, choose_caption, fusion_draws
 from cclm.data.sides import names_a_side
@@ -50,7 +50,7 @@ class RegionText:
 class RegionSample:
     """One cropped picture with at least one text."""
 
-    pixels_CHW: NDArray[np.float32]
+    pixels_CHW: NDArray[np.uint8]
     texts: Sequence[RegionText]
     ledger: int
     """64-bit hash of the sample: record, crop, flip and choices."""
@@ -71,16 +71,16 @@ class RegionRow:
 
 def region_sample(
     record: ImageTextRecord,
-    picture: Image.Image,
+    picture: Image.Image | bytes,
     config: RegionDataConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
 ) -> RegionSample:
-    """Draw, in this order: the region that the crop must hold, crop, flip, order of regions, texts.
+    """Draw, in this order: the region that the crop must hold, crop, flip, order of regions, texts, augmentation.
 
     Args:
         record: the stored record (its image bytes are not looked at).
-        picture: the record's whole picture, RGB; boxes are in its pixels.
+        picture: the record's whole picture, encoded or RGB; boxes are in its pixels.
         config: the view's settings.
         tokenizer: of the run.
         generator: the sample's own.
@@ -89,15 +89,13 @@ def region_sample(
         DataError: `region_missing` (no region inside the picture), `caption_missing` (no text in the wanted languages),
             `text_empty`.
     """
-    regions = usable_regions(record, picture)
+    size = picture_size(picture)
+    regions = usable_regions(record, size)
     centre = regions[int(generator.integers(len(regions)))][1]
-    crop = draw_crop(centre, picture.size, generator)
+    crop = draw_crop(centre, size, generator)
     flip = bool(generator.random() < config.transform.flip_probability)
     if flip and not config.reference and any(names_a_side(captions) for captions in all_captions(record)):
         flip = False
-    size = config.transform.size
-    resized = picture.resize((size, size), RESAMPLE_FILTER[config.transform.resample], crop)
-    pixels = normalise(resized, config.transform)
     chosen = list(_choose_texts(record, regions, crop, config, generator))
     if not chosen:
         raise DataError(
@@ -112,31 +110,24 @@ def region_sample(
         texts.append(_region_text(ids, corners, index, flip, record, config))
     choice = ",".join(map(str, [*crop, int(flip), *(f"{index}:{text}" for text, _, index in chosen)]))
     return RegionSample(
-        pixels_CHW=np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels,
+        pixels_CHW=finish(cut(picture, crop, config.transform), flip, config.transform, generator),
         texts=texts,
         ledger=sample_hash(record.source, record.key, choice),
     )
 
 
-def usable_regions(record: ImageTextRecord, picture: Image.Image) -> list[tuple[Region, tuple[int, int, int, int]]]:
+def usable_regions(record: ImageTextRecord, size: tuple[int, int]) -> list[tuple[Region, tuple[int, int, int, int]]]:
     """Regions with whole-pixel corners (left, top, right, bottom) inside the picture and a positive size."""
     found = []
     for region in record.regions:
         x, y, width, height = (int(side) for side in region.box)
-        if (
-            x >= 0
-            and y >= 0
-            and width > 0
-            and height > 0
-            and x + width <= picture.width
-            and y + height <= picture.height
-        ):
+        if x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= size[0] and y + height <= size[1]:
             found.append((region, (x, y, x + width, y + height)))
     if not found:
         raise DataError(
             reason="region_missing",
             expected="a region with a positive size inside the picture",
-            got=f"{len(record.regions)} regions, picture of {picture.width} × {picture.height} pixels",
+            got=f"{len(record.regions)} regions, picture of {size[0]} × {size[1]} pixels",
             do="Leave the record out of this set, or correct its boxes (x, y, width, height in pixels).",
         )
     return found

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig
-from cclm.data.image import train_image
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.masking import MaskedText, MaskingConfig, mask_text
+from cclm.data.photo import training_pixels
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair
@@ -49,8 +49,8 @@ class FusionDraws:
 class ImageTextSample:
     """One picture with one caption."""
 
-    pixels_CHW: NDArray[np.float32]
-    """Augmented and normalised."""
+    pixels_CHW: NDArray[np.uint8] | NDArray[np.float32]
+    """Augmented; floats are normalised, bytes will be on the device."""
     ids: Sequence[int]
     """The caption."""
     second_ids: Sequence[int] | None
@@ -83,7 +83,7 @@ class TextPairSample:
 
 def image_text_sample(
     record: ImageTextRecord,
-    picture: Image.Image,
+    picture: Image.Image | bytes,
     config: ImageTextDataConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
@@ -93,7 +93,7 @@ def image_text_sample(
 
     Args:
         record: the stored record (its image bytes are not looked at).
-        picture: the record's picture after `image.prepare`.
+        picture: the record's picture: encoded (for a crop), or after `image.prepare`.
         config: the view's settings.
         tokenizer: of the run.
         generator: the sample's own.
@@ -110,7 +110,7 @@ def image_text_sample(
         captions.append(rest[language][choice])
         told += f",{language}:{choice}"
     ids, *others = tokenizer.encode(captions, config.max_tokens, config.max_words)
-    pixels = train_image(picture, config.transform, generator)
+    pixels = training_pixels(picture, config.transform, generator)
     return ImageTextSample(
         pixels_CHW=pixels,
         ids=ids,

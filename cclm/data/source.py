@@ -151,13 +151,17 @@ class ImageTextSource(Source[ImageTextSample]):
         generator = sample_generator(self.seed, self.view, address.epoch, address.position)
         return image_text_sample(record, picture, self.config, self.tokenizer, generator, fusion)
 
-    def _load(self, address: Address) -> tuple[ImageTextRecord, Image.Image]:
+    def _load(self, address: Address) -> tuple[ImageTextRecord, Image.Image | bytes]:
+        transform = self.config.transform
+        if transform.method == "random_resized_crop" and not transform.cache_bytes:  # decoded when the crop is known
+            record = self.sets[address.source].image_text(address.shard, address.sample)
+            return record, record.image
         key = (address.source, address.shard, address.sample)
         known = self._memory.get(key)
         if known is not None:
             return known
         record = self.sets[address.source].image_text(address.shard, address.sample)
-        picture = prepare(decode_image(record.image), self.config.transform)
+        picture = prepare(decode_image(record.image), transform)
         record = replace(record, image=b"")
         captions = sum(sys.getsizeof(text) for texts in record.captions.values() for text in texts)
         # Pillow keeps four bytes for each RGB pixel; a kilobyte for the objects around it
@@ -207,4 +211,4 @@ class RegionSource(Source[RegionSample]):
     def _make(self, address: Address, fusion: bool) -> RegionSample:
         record = self.sets[address.source].image_text(address.shard, address.sample)
         generator = keyed_generator(self.seed, Purpose.REGION_SAMPLE, 0, (0, address.epoch, address.position))
-        return region_sample(record, decode_image(record.image), self.config, self.tokenizer, generator)
+        return region_sample(record, record.image, self.config, self.tokenizer, generator)

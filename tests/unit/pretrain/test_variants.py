@@ -92,7 +92,7 @@ def test_views_do_not_depend_on_each_other(make: Make, tlm: str) -> None:
 
 def test_regions_by_the_book(make: Make) -> None:
     module, batch = make("regions")
-    regions, model = batch.regions, module.model
+    regions, model = batch.normalised().regions, module.model
     assert regions is not None
     image_BND = model.encode_images(regions.images_BCHW)
     region_RND = model.pool_regions(image_BND, regions.image_of_R, regions.mask_RN)

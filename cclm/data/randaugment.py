@@ -1,0 +1,116 @@
+"""RandAugment as CCLM's pre-training used it: some operations out of ten, each carried out with probability ½.
+
+Operations are drawn with replacement, so on average one of two happens and a quarter of the pictures stays as it is.
+The strength is the same for every picture; only the side (left or right, clockwise or not) is drawn. Brightness and
+sharpness are only ever raised. Warps are bilinear, and grey shows where the picture was moved away.
+
+Bytes in, bytes out, by Pillow, whose autocontrast and equalize the published code follows too. Its warps put the origin
+in the middle of the first pixel; here it is that pixel's corner (half a pixel, times the shear).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageEnhance, ImageOps
+
+GREY = (128, 128, 128)
+HIGHEST_LEVEL = 10
+DRAWS_PER_OPERATION = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugmentConfig:
+    """How many operations, how strong and how often (defaults: the published pre-training)."""
+
+    num_operations: int = 2
+    """Operations drawn for each picture, with replacement."""
+    level: int = 7
+    """Strength, 0 to 10."""
+    probability: float = 0.5
+    """Probability that a drawn operation is carried out."""
+    colour_only: bool = False
+    """Leave out shears, shifts and turns, which would move a region away from its box."""
+
+
+def identity(image: Image.Image, level: float, side: int) -> Image.Image:
+    """The picture as it is."""
+    return image
+
+
+def autocontrast(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Stretch each channel to 0 … 255."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Make the histogram of each channel flat."""
+    return ImageOps.equalize(image)
+
+
+def brightness(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Multiply by 0.1 + 1.8 · level (1.36 at level 7), up to white."""
+    return ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * level)
+
+
+def sharpness(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Differences from a smoothed copy, times 0.1 + 1.8 · level."""
+    return ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * level)
+
+
+def shear_x(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Move each row by 0.3 · level · its distance from the top."""
+    return _warp(image, (1.0, -0.3 * level * side, 0.0, 0.0, 1.0, 0.0))
+
+
+def shear_y(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Move each column by 0.3 · level · its distance from the left."""
+    return _warp(image, (1.0, 0.0, 0.0, -0.3 * level * side, 1.0, 0.0))
+
+
+def translate_x(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Move by 10 · level pixels, across."""
+    return _warp(image, (1.0, 0.0, -10.0 * level * side, 0.0, 1.0, 0.0))
+
+
+def translate_y(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Move by 10 · level pixels, down."""
+    return _warp(image, (1.0, 0.0, 0.0, 0.0, 1.0, -10.0 * level * side))
+
+
+def rotate(image: Image.Image, level: float, side: int) -> Image.Image:
+    """Turn about the middle by 30 · level degrees."""
+    angle = math.radians(30.0 * level * side)
+    cosine, sine, x, y = math.cos(angle), math.sin(angle), image.width / 2, image.height / 2
+    return _warp(image, (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y))
+
+
+Operation = Callable[[Image.Image, float, int], Image.Image]
+COLOURS: tuple[Operation, ...] = (identity, autocontrast, equalize, brightness, sharpness)
+OPERATIONS: tuple[Operation, ...] = (*COLOURS, shear_x, shear_y, translate_x, translate_y, rotate)
+
+
+def randaugment(image: Image.Image, config: RandAugmentConfig, draws: Sequence[float]) -> Image.Image:
+    """Augment an RGB picture.
+
+    Args:
+        image: of the final size.
+        config: how much.
+        draws: uniform numbers, `DRAWS_PER_OPERATION` for each operation: which one, whether, which side.
+    """
+    operations = COLOURS if config.colour_only else OPERATIONS
+    for start in range(0, DRAWS_PER_OPERATION * config.num_operations, DRAWS_PER_OPERATION):
+        which, whether, side = draws[start : start + DRAWS_PER_OPERATION]
+        if whether < config.probability:
+            operation = operations[int(which * len(operations))]
+            image = operation(image, config.level / HIGHEST_LEVEL, 1 if side < 0.5 else -1)
+    return image
+
+
+def _warp(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    """Each output pixel (x, y) takes the input at (a x + b y + c, d x + e y + f)."""
+    return image.transform(
+        image.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR, fillcolor=GREY
+    )
