@@ -36,7 +36,7 @@ def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
 
 def _build(arguments: argparse.Namespace, console: Console) -> int:
     from shards.build import build_sets
-    from shards.corpora.table import CORPORA
+    from shards.corpora.table import corpus_of
     from shards.plan import plan_set
     from shards.progress import WorkProgress
     from shards.recipe import load_recipe
@@ -45,7 +45,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> int:
     plans = []
     for name, entry in recipe.sets.items():
         console.print(f"{name}: reading {entry.corpus}", highlight=False)
-        plans.append(plan_set(name, entry, CORPORA[entry.corpus][1](**entry.options)))
+        plans.append(plan_set(name, entry, corpus_of(entry.corpus, entry.options).parts()))
     with WorkProgress("building", sum(plan.num_records for plan in plans), "records", console) as progress:
         manifests = build_sets(
             plans,

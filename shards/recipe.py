@@ -12,7 +12,7 @@ from typing import Any
 from cclm.errors import ConfigError
 from cclm.track.reading import read_yaml
 from cclm.types import View
-from shards.corpora.table import CORPORA
+from shards.corpora.table import CORPORA, corpus_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class SetRecipe:
     corpus: str
     """Name of a corpus in shards/corpora/table.py."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the corpus function."""
+    """Fields of the corpus's class."""
     num_shards: int = 8
     """Records are dealt to so many shards; a training stream wants at least as many as it has lanes."""
     pairs_per_block: int = 4096
@@ -87,20 +87,32 @@ def _set_of(name: str, entry: object, packages: Path | None, complaints: list[st
     complaints += _wrong_values(name, values)
     corpus = str(values.get("corpus"))
     if corpus in CORPORA:
-        view, function = CORPORA[corpus]
+        view, kind = CORPORA[corpus]
         if values.get("view") != view.value:
             complaints.append(f"{name}.view: corpus {corpus} yields {view.value}, not {values.get('view')}")
         options = dict(values.get("options") or {})
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(kind).parameters
         if packages is not None and "packages" in parameters:
             options.setdefault("packages", str(packages))
-        complaints += _unknown(options, parameters, f"{name}.options.")
-        required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
-        complaints += [f"{name}.options.{key}: missing" for key in required if key not in options]
+        complaints += _wrong_options(name, corpus, options, parameters)
         return SetRecipe(**{**values, "view": view, "options": options})
     if "corpus" in values:
         complaints.append(f"{name}.corpus: {corpus!r} is not one of {', '.join(CORPORA)}")
     return SetRecipe(view=View.IMAGE_TEXT, corpus=corpus)
+
+
+def _wrong_options(
+    name: str, corpus: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> list[str]:
+    required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    wrong = _unknown(options, parameters, f"{name}.options.")
+    wrong += [f"{name}.options.{key}: missing" for key in required if key not in options]
+    if not wrong:
+        try:
+            corpus_of(corpus, options)
+        except ConfigError as error:
+            wrong.append(f"{name}.options: {error.got}")
+    return wrong
 
 
 def _wrong_values(name: str, values: Mapping[str, Any]) -> list[str]:

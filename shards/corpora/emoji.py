@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -177,43 +178,44 @@ def _image_record(artist: str, concept: str, svg: str, size: int, captions: dict
     )
 
 
-def emoji_images(
-    packages: Path,
-    artists: list[str],
-    languages: list[str],
-    named_in: list[str],
-    keywords: bool = False,
-    size: int = 64,
-) -> Sequence[Part]:
-    """Return one part per artist, with one image per concept.
+@dataclass(frozen=True, kw_only=True)
+class EmojiImages:
+    """One part per artist, with one image per concept."""
 
-    Args:
-        packages: the folder that `fetch-demo` filled.
-        artists: who drew them (keys of LICENCES).
-        languages: the captions' languages; the first caption is the concept's name.
-        named_in: only concepts with a name in all of these.
-        keywords: the keywords follow the name, as further captions.
-        size: width and height in pixels.
-    """
-    parts = []
-    for artist in artists:
-        read = partial(_artist_drafts, Path(packages), artist, languages, named_in, keywords=keywords, size=size)
-        drafts = list(read())
-        parts.append(Part(name=artist, read=read, stamp=_stamp(drafts), records=len(drafts)))
-    return parts
+    packages: Path
+    """The folder that `fetch-demo` filled."""
+    artists: Sequence[str]
+    """Who drew them (keys of LICENCES)."""
+    languages: Sequence[str]
+    """The captions' languages; the first caption is the concept's name."""
+    named_in: Sequence[str]
+    """Only concepts with a name in all of these."""
+    keywords: bool = False
+    """The keywords follow the name, as further captions."""
+    size: int = 64
+    """Width and height in pixels."""
+
+    def parts(self) -> Sequence[Part]:
+        """Read the packages."""
+        parts = []
+        for artist in self.artists:
+            read = partial(_artist_drafts, artist, self)
+            drafts = list(read())
+            parts.append(Part(name=artist, read=read, stamp=_stamp(drafts), records=len(drafts)))
+        return parts
 
 
-def _artist_drafts(
-    packages: Path, artist: str, languages: list[str], named_in: list[str], *, keywords: bool, size: int
-) -> Iterator[Draft]:
-    needed = sorted({*named_in, *languages})
-    names = _read_names(packages, tuple(needed))
-    icons, by_concept = _read_artist(packages, artist)
-    for concept in _concepts(packages, [artist], needed):
+def _artist_drafts(artist: str, options: EmojiImages) -> Iterator[Draft]:
+    needed = sorted({*options.named_in, *options.languages})
+    names = _read_names(options.packages, tuple(needed))
+    icons, by_concept = _read_artist(options.packages, artist)
+    for concept in _concepts(options.packages, [artist], needed):
         svg = _drawing(icons, by_concept[concept])
         assert svg is not None
-        captions = {language: _captions(names[language][concept], keywords=keywords) for language in languages}
-        make = partial(_image_record, artist, concept, svg, size, captions)
+        captions = {
+            language: _captions(names[language][concept], keywords=options.keywords) for language in options.languages
+        }
+        make = partial(_image_record, artist, concept, svg, options.size, captions)
         yield Draft(key=f"{artist}_{concept}", source=artist, make=make)
 
 
@@ -231,38 +233,41 @@ def _captions(name: Name, *, keywords: bool) -> list[str]:
     return list(dict.fromkeys((name.name, *(name.keywords if keywords else ()))))
 
 
-def emoji_names(
-    packages: Path, drawn_by: list[str], language: str, translations: list[str], named_in: list[str]
-) -> Sequence[Part]:
-    """Return one part, with one group per concept: its name in `language`, paired with that in each of `translations`.
+@dataclass(frozen=True, kw_only=True)
+class EmojiNames:
+    """One part, with one group per concept: its name in `language`, paired with that in each of `translations`."""
 
-    Args:
-        packages: the folder that `fetch-demo` filled.
-        drawn_by: only concepts that one of these artists drew.
-        language: the language of `text_a`.
-        translations: the languages of `text_b`.
-        named_in: only concepts with a name in all of these.
-    """
-    read = partial(_name_drafts, Path(packages), drawn_by, language, translations, named_in)
-    drafts = list(read())
-    return [Part(name="names", read=read, stamp=_stamp(drafts), records=len(drafts))]
+    packages: Path
+    """The folder that `fetch-demo` filled."""
+    drawn_by: Sequence[str]
+    """Only concepts that one of these artists drew."""
+    language: str
+    """The language of `text_a`."""
+    translations: Sequence[str]
+    """The languages of `text_b`."""
+    named_in: Sequence[str]
+    """Only concepts with a name in all of these."""
+
+    def parts(self) -> Sequence[Part]:
+        """Read the packages."""
+        read = partial(_name_drafts, self)
+        drafts = list(read())
+        return [Part(name="names", read=read, stamp=_stamp(drafts), records=len(drafts))]
 
 
-def _name_drafts(
-    packages: Path, drawn_by: list[str], language: str, translations: list[str], named_in: list[str]
-) -> Iterator[Draft]:
-    everything = sorted({language, *translations, *named_in})
-    names = _read_names(packages, tuple(everything))
-    for concept in _concepts(packages, drawn_by, everything):
+def _name_drafts(options: EmojiNames) -> Iterator[Draft]:
+    everything = sorted({options.language, *options.translations, *options.named_in})
+    names = _read_names(options.packages, tuple(everything))
+    for concept in _concepts(options.packages, options.drawn_by, everything):
         pairs = [
             TextPair(
-                text_a=names[language][concept].name,
-                lang_a=language,
+                text_a=names[options.language][concept].name,
+                lang_a=options.language,
                 text_b=names[other][concept].name,
                 lang_b=other,
                 source=NAMES_SOURCE,
                 group=concept,
             )
-            for other in translations
+            for other in options.translations
         ]
         yield Draft(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))

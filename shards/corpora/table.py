@@ -1,20 +1,58 @@
-"""Which corpora a recipe may name. To bring your own: write a function that returns parts, and add a line here."""
+"""Which corpora a recipe may name. To bring your own: write a class with its options, and add a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
+from cclm.errors import ConfigError
 from cclm.types import View
-from shards.corpora.emoji import emoji_images, emoji_names
-from shards.corpora.folder import image_folder
-from shards.corpora.pairs import pair_file
+from shards.corpora.emoji import EmojiImages, EmojiNames
+from shards.corpora.image_folder import ImageFolder
+from shards.corpora.pair_file import PairFile
 from shards.draft import Part
 
-CORPORA: Final[dict[str, tuple[View, Callable[..., Sequence[Part]]]]] = {
-    "emoji_images": (View.IMAGE_TEXT, emoji_images),
-    "emoji_names": (View.TEXT_PAIR, emoji_names),
-    "image_folder": (View.IMAGE_TEXT, image_folder),
-    "pair_file": (View.TEXT_PAIR, pair_file),
+
+class Corpus(Protocol):
+    """A frozen keyword-only dataclass: its fields are a recipe's `options`."""
+
+    def parts(self) -> Sequence[Part]:
+        """Return the pieces that are read on their own, in a fixed order.
+
+        Raises:
+            ConfigError: the files are not what the options say.
+        """
+        ...
+
+
+CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
+    "emoji_images": (View.IMAGE_TEXT, EmojiImages),
+    "emoji_names": (View.TEXT_PAIR, EmojiNames),
+    "image_folder": (View.IMAGE_TEXT, ImageFolder),
+    "pair_file": (View.TEXT_PAIR, PairFile),
 }
-"""Name in a recipe -> (the view of its records, the function). A recipe's `options` are the function's arguments."""
+"""Name in a recipe -> (the view of its records, the class)."""
+
+
+def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:
+    """Return a corpus with a recipe's options, checked and converted to the types of its fields.
+
+    Raises:
+        ConfigError: an option of another type, or one that is missing or unknown.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    kind = CORPORA[name][1]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "options")
+    try:
+        # The fields of a recipe are plain YAML values; jsonargparse makes paths, tuples and inner dataclasses of them.
+        corpus: Corpus = parser.instantiate(parser.parse_object({"options": dict(options)})).options
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(
+            expected=f"options of {kind.__name__} as its file in shards/corpora/ explains them",
+            got=" ".join(str(error).split()),
+            do="Correct them; docs/corpora.md has an example of each corpus.",
+            where=name,
+        ) from error
+    return corpus

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.folder import image_folder
-from shards.corpora.pairs import pair_file
+from shards.corpora.image_folder import ImageFolder
+from shards.corpora.pair_file import PairFile
 from tests.unit.shards.tiny_corpora import read_all, write_picture_folder
 
 
@@ -25,7 +25,7 @@ def made_and_refused(parts):
 
 def test_a_folder_of_pictures(tmp_path):
     folder = write_picture_folder(tmp_path / "my corpus")
-    records, refused = made_and_refused(image_folder(folder, licence="CC0-1.0"))
+    records, refused = made_and_refused(ImageFolder(folder=folder, licence="CC0-1.0").parts())
     assert [(record.image_format, record.captions) for record in records[:3]] == [
         ("jpg", {"en": ["picture 0"]}),
         ("png", {"en": ["picture 1"]}),
@@ -38,7 +38,8 @@ def test_a_folder_of_pictures(tmp_path):
         {"path": "a/picture 0.jpg"},
     )
     assert records[0].key.startswith("a_picture_0-")
-    assert sorted(error.reason for error in refused.values()) == ["image_missing", "image_truncated", "line_broken"]
+    reasons = sorted(error.reason for error in refused.values())
+    assert reasons == ["captions_empty", "image_missing", "image_truncated", "line_broken"]
     broken = next(error for error in refused.values() if error.reason == "line_broken")
     assert "captions.jsonl:7: expected one JSON object a line, in UTF-8" in str(broken)
 
@@ -49,7 +50,7 @@ def test_a_picture_that_ends_well_but_does_not_decode(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:45] + bytes(8) + data[53:])
     (tmp_path / "captions.jsonl").write_text('{"image": "p.png", "captions": {"en": ["x"]}}')
-    _, refused = made_and_refused(image_folder(tmp_path))
+    _, refused = made_and_refused(ImageFolder(folder=tmp_path).parts())
     assert [error.reason for error in refused.values()] == ["image_broken"]
 
 
@@ -59,17 +60,19 @@ def test_captions_as_csv(tmp_path):
         "\ufeffimage,language,caption,licence\np.png,en,a dog,MIT\np.png,en,one dog,MIT\np.png,he,כלב,MIT\n",
         encoding="utf-8",
     )
-    records, refused = made_and_refused(image_folder(tmp_path))
+    records, refused = made_and_refused(ImageFolder(folder=tmp_path).parts())
     assert not refused and len(records) == 1
     assert (records[0].captions, records[0].licence) == ({"en": ["a dog", "one dog"], "he": ["כלב"]}, "MIT")
 
 
 def test_a_folder_without_a_table_and_a_table_without_a_header(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected captions.jsonl or captions.csv, got neither"):
-        read_all(image_folder(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"expected captions.jsonl or captions.csv \(or .tsv, .parquet\), got neither"
+    ):
+        read_all(ImageFolder(folder=tmp_path).parts())
     (tmp_path / "captions.csv").write_text("p.png,en,a dog\n")
-    with pytest.raises(ConfigError, match="expected a header with image, language, caption"):
-        read_all(image_folder(tmp_path))
+    with pytest.raises(ConfigError, match=r"expected the columns image, language, caption, got p.png, en, a dog"):
+        read_all(ImageFolder(folder=tmp_path).parts())
 
 
 def test_keys_of_like_paths_differ_and_a_changed_file_changes_its_stamp(tmp_path):
@@ -78,24 +81,26 @@ def test_keys_of_like_paths_differ_and_a_changed_file_changes_its_stamp(tmp_path
         Image.new("RGB", (3, 3)).save(tmp_path / name)
     lines = [{"image": name, "captions": {"en": ["x"]}} for name in ("a/b.png", "a_b.png")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    before = image_folder(tmp_path)
+    before = ImageFolder(folder=tmp_path).parts()
     assert len({draft.key for draft in read_all(before)}) == 2 == before[0].records
     Image.new("RGB", (30, 30)).save(tmp_path / "a/b.png")
-    after = image_folder(tmp_path)
-    assert after[0].stamp != before[0].stamp and after[0].stamp == image_folder(tmp_path)[0].stamp
+    after = ImageFolder(folder=tmp_path).parts()
+    assert after[0].stamp != before[0].stamp and after[0].stamp == ImageFolder(folder=tmp_path).parts()[0].stamp
 
 
 def test_tab_separated_pairs_are_grouped_by_their_first_text(tmp_path):
     path = tmp_path / "news.tsv"
     path.write_bytes(b"a dog\tein Hund\t1.5\na cat\teine Katze\na dog\tder Hund\n" + b"\xff\tx\none\n\ty\n")
-    groups, refused = made_and_refused(pair_file(path, lang_a="en", lang_b="de"))
+    groups, refused = made_and_refused(PairFile(path=path, lang_a="en", lang_b="de").parts())
     assert [[pair.text_b for pair in group] for group in groups] == [["ein Hund"], ["eine Katze"], ["der Hund"]]
     first = groups[0][0]
     assert (first.lang_a, first.lang_b, first.source, first.score) == ("en", "de", "news", 1.5)
     assert groups[0][0].group == groups[2][0].group != groups[1][0].group
-    assert {key: error.reason for key, error in refused.items()} == dict.fromkeys(
-        ("news.tsv:4", "news.tsv:5", "news.tsv:6"), "line_broken"
-    )
+    assert {key: error.reason for key, error in refused.items()} == {
+        "news.tsv:4": "line_broken",
+        "news.tsv:5": "line_broken",
+        "news.tsv:6": "text_empty",
+    }
 
 
 def test_json_pairs_may_name_languages_and_group(tmp_path):
@@ -107,7 +112,7 @@ def test_json_pairs_may_name_languages_and_group(tmp_path):
         [],
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    groups, refused = made_and_refused(pair_file(path, lang_a="en", lang_b="de"))
+    groups, refused = made_and_refused(PairFile(path=path, lang_a="en", lang_b="de").parts())
     assert [(pair.text_b, pair.lang_b, pair.source) for pairs in groups for pair in pairs] == [
         ("犬", "ja", "p"),
         ("Hund", "de", "other"),
@@ -116,9 +121,16 @@ def test_json_pairs_may_name_languages_and_group(tmp_path):
 
 
 def test_pair_files_that_cannot_be_read_as_such(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected a .tsv or .jsonl file"):
-        read_all(pair_file(tmp_path / "x.csv"))
-    with pytest.raises(ConfigError, match=r"expected a readable file, got No such file or directory"):
-        read_all(pair_file(tmp_path / "x.tsv", lang_a="en", lang_b="de"))
+    with pytest.raises(
+        ConfigError, match=r"expected a file that ends in .tsv, .csv, .jsonl, .parquet, got no such file"
+    ):
+        PairFile(path=tmp_path / "x.tsv", lang_a="en", lang_b="de").parts()
+    (tmp_path / "x.doc").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"expected a file that ends in .tsv, .csv, .jsonl, .parquet, got x.doc"):
+        read_all(PairFile(path=tmp_path / "x.doc", lang_a="en", lang_b="de").parts())
+    (tmp_path / "x.tsv").write_bytes(b"x\ty\n")
     with pytest.raises(ConfigError, match="expected lang_a and lang_b"):
-        read_all(pair_file(tmp_path / "x.tsv"))
+        PairFile(path=tmp_path / "x.tsv", lang_a="en").parts()
+    (tmp_path / "x.tsv").write_bytes(b"a\tb\tc\td\n")
+    with pytest.raises(ConfigError, match="expected the columns text_a, text_b, score, got a first line of 4"):
+        read_all(PairFile(path=tmp_path / "x.tsv", lang_a="en", lang_b="de").parts())

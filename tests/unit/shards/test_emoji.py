@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.emoji import emoji_images, emoji_names, render
+from shards.corpora.emoji import EmojiImages, EmojiNames, render
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
 from tests.unit.shards.tiny_corpora import read_all
 
@@ -68,7 +68,11 @@ def packages(tmp_path_factory):
 
 def test_pictures_are_joined_with_names_by_code_points(packages):
     pytest.importorskip("resvg_py")
-    drafts = read_all(emoji_images(packages, ["noto"], ["en", "ja"], ["en"], keywords=True, size=16))
+    drafts = read_all(
+        EmojiImages(
+            packages=packages, artists=["noto"], languages=["en", "ja"], named_in=["en"], keywords=True, size=16
+        ).parts()
+    )
     assert [draft.key for draft in drafts] == ["noto_1f436", "noto_2764"]
     record = drafts[0].make()
     assert record.captions == {"en": ["dog face", "pet"], "ja": ["イヌの顔", "pet"]}
@@ -85,23 +89,27 @@ def test_pictures_are_joined_with_names_by_code_points(packages):
 
 def test_a_wide_drawing_is_centred_on_white(packages):
     pytest.importorskip("resvg_py")
-    heart = read_all(emoji_images(packages, ["noto"], ["en"], ["en"], size=16))[1].make()
+    heart = read_all(
+        EmojiImages(packages=packages, artists=["noto"], languages=["en"], named_in=["en"], size=16).parts()
+    )[1].make()
     picture = Image.open(io.BytesIO(heart.image)).convert("RGB")
     assert [picture.getpixel(at) for at in ((1, 1), (2, 8), (14, 8))] == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]
 
 
 def test_a_package_without_code_points_borrows_them_by_icon_name(packages):
-    drafts = read_all(emoji_images(packages, ["noto-v1"], ["en"], ["en"]))
+    drafts = read_all(EmojiImages(packages=packages, artists=["noto-v1"], languages=["en"], named_in=["en"]).parts())
     assert [draft.key for draft in drafts] == ["noto-v1_1f436", "noto-v1_2764"]
 
 
 def test_names_without_keywords(packages):
-    draft = read_all(emoji_images(packages, ["noto"], ["ja"], ["en"]))[0]
+    draft = read_all(EmojiImages(packages=packages, artists=["noto"], languages=["ja"], named_in=["en"]).parts())[0]
     assert draft.make.args[-1] == {"ja": ["イヌの顔"]}
 
 
 def test_name_pairs(packages):
-    drafts = read_all(emoji_names(packages, ["noto"], "en", ["ja"], ["en"]))
+    drafts = read_all(
+        EmojiNames(packages=packages, drawn_by=["noto"], language="en", translations=["ja"], named_in=["en"]).parts()
+    )
     assert [draft.key for draft in drafts] == ["1f436", "2764"]
     (pair,) = drafts[1].make()
     assert (pair.text_a, pair.lang_a, pair.text_b, pair.lang_b) == ("red heart", "en", "赤いハート", "ja")
@@ -110,13 +118,13 @@ def test_name_pairs(packages):
 
 def test_wrong_options_and_packages_are_named(packages, tmp_path):
     with pytest.raises(ConfigError, match=r"expected an artist of noto, .*, got 'picasso'"):
-        read_all(emoji_images(packages, ["picasso"], ["en"], ["en"]))
+        read_all(EmojiImages(packages=packages, artists=["picasso"], languages=["en"], named_in=["en"]).parts())
     with pytest.raises(ConfigError, match=r"expected languages that CLDR has names for, got tlh"):
-        read_all(emoji_images(packages, ["noto"], ["tlh"], ["en"]))
+        read_all(EmojiImages(packages=packages, artists=["noto"], languages=["tlh"], named_in=["en"]).parts())
     with pytest.raises(
         DataError, match=r"expected a fetched package, got no such file. Run `python -m shards fetch-demo"
     ):
-        read_all(emoji_images(tmp_path, ["noto"], ["en"], ["en"]))
+        read_all(EmojiImages(packages=tmp_path, artists=["noto"], languages=["en"], named_in=["en"]).parts())
     package = ARTIST_PACKAGES["noto"]
     (tmp_path / package.file_name).write_bytes((packages / package.file_name).read_bytes()[:200])
     with pytest.raises(DataError) as caught:

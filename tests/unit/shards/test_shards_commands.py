@@ -50,7 +50,7 @@ def test_build_verify_stats_tokenizer(recipe, tmp_path):
     assert manifest["command"] == f"python -m shards build {recipe} --out {out}"
     assert f"{out}/pictures: 7 records in, 3 written (3 texts or pairs) to " in text and "4 refused" in text
     reasons = sorted(json.loads(line)["reason"] for line in (out / "pictures" / "quarantine.jsonl").open("rb"))
-    assert reasons == ["image_missing", "image_truncated", "json_field", "line_broken"]
+    assert reasons == ["captions_empty", "image_missing", "image_truncated", "line_broken"]
 
     assert run("verify", out)[0] == 0
     assert run("verify", out / "pairs")[1].endswith(f"{out}/pairs: sound\n")

@@ -1,0 +1,96 @@
+"""What every image-text source makes of an annotation before the picture is read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from cclm.types import ImageTextRecord, Language, Region
+from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size
+from shards.corpora.refusal import first, refuse
+from shards.draft import Draft
+
+Captions = Mapping[Language, Sequence[str]]
+
+IDS_REGIONS_LEFT_OUT = "regions_left_out"
+"""In a record's ids: how many of its boxes lie outside the picture or have no text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """A picture by reference, with its texts."""
+
+    key: str
+    """Unique in the corpus; `key_of` makes one of anything."""
+    image: LoadImage
+    captions: Captions
+    """As annotated; blank ones are dropped when the record is made."""
+    source: str
+    licence: str
+    identity: str = ""
+    """What the picture shows; empty: the record's key, so that no other record shows the same."""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """Identifiers in the corpus; translations are joined on one of them."""
+    regions: Sequence[Region] = ()
+    """Boxes in pixels of the annotated picture."""
+    annotated_size: tuple[int, int] | None = None
+    """Width and height of the annotated picture, where the corpus says; the stored one may be a smaller copy."""
+    where: str = ""
+    """File and row, for messages."""
+
+
+def key_of(name: str) -> str:
+    """Return a key made of a path or an identifier. The hash keeps "a/b" and "a_b" apart."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name))
+    return f"{readable[-100:]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def image_drafts(rows: Iterable[ImageRow | Draft]) -> Iterator[Draft]:
+    """Yield a draft per row; refusals, which are drafts already, pass."""
+    for row in rows:
+        if isinstance(row, Draft):
+            yield row
+        else:
+            yield Draft(key=row.key, source=row.source, make=partial(make_record, row))
+
+
+def make_record(row: ImageRow) -> ImageTextRecord:
+    """Read the picture and check everything.
+
+    Raises:
+        DataError: reasons captions_empty, image_missing, image_empty, image_format, image_truncated, image_broken.
+    """
+    captions = without_blanks(row.captions)
+    if not captions:
+        refuse("captions_empty", "a caption that is not blank", first(dict(row.captions)), row.where)
+    image = row.image()
+    image_format = image_format_of(image, row.where)
+    size = image_size(image, row.where)
+    worded = [
+        Region(box=region.box, captions=texts) for region in row.regions if (texts := without_blanks(region.captions))
+    ]
+    regions, outside = fit_regions(worded, size, row.annotated_size)
+    left_out = outside + len(row.regions) - len(worded)
+    return ImageTextRecord(
+        key=row.key,
+        image=image,
+        image_format=image_format,
+        captions=captions,
+        source=row.source,
+        licence=row.licence,
+        identity=row.identity,
+        ids={**row.ids, **({IDS_REGIONS_LEFT_OUT: str(left_out)} if left_out else {})},
+        regions=tuple(regions),
+    )
+
+
+def without_blanks(captions: Captions) -> dict[str, list[str]]:
+    """Return the captions that are not blank, unchanged; languages left without one are gone."""
+    kept = {
+        language: [text for text in texts if isinstance(text, str) and text.strip()]
+        for language, texts in captions.items()
+    }
+    return {language: texts for language, texts in kept.items() if texts}

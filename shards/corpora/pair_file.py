@@ -1,0 +1,94 @@
+"""A table of sentence pairs: how to bring your own parallel text.
+
+    pairs.tsv      text_a <TAB> text_b [<TAB> score], all in the two languages that the recipe names
+    pairs.jsonl    {"text_a": "…", "lang_a": "en", "text_b": "…", "lang_b": "de", "score": 1.07, "group": "…"}
+    pairs.parquet, pairs.csv   the same, as columns; other names of columns are options
+
+Lines with the same group (by default: the same text_a in the same language) become one group when the set is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cclm.errors import ConfigError
+from shards.corpora.files import named_files, plain_stem, plain_suffix
+from shards.corpora.pair_draft import pair_draft
+from shards.corpora.refusal import broken_row, first
+from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
+from shards.draft import Draft, Part, file_stamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFile:
+    """Files of pairs (.tsv, .csv, .jsonl, .parquet, also compressed), one part each."""
+
+    path: Path | Sequence[Path]
+    """Files, folders or patterns, in UTF-8."""
+    lang_a: str = ""
+    """Language of `text_a`; a row may name its own, unless the file is a TSV without a header line."""
+    lang_b: str = ""
+    """Language of `text_b`; a row may name its own."""
+    source: str = ""
+    """The corpus's name; a row may name its own; empty: the file's name."""
+    header: bool = False
+    """A TSV file's first line names its columns (in CSV it always does)."""
+    text_a: str = "text_a"
+    """Column of the sentence."""
+    text_b: str = "text_b"
+    """Column of its translation."""
+    optional: Sequence[str] = ()
+    """Which of the columns lang_a, lang_b, score, group, source a CSV, a TSV with a header, or a Parquet file has."""
+
+    def parts(self) -> Sequence[Part]:
+        """Find the files; the languages of a table without a header line must be known."""
+        files = named_files(self.path, TABLE_SUFFIXES)
+        for path in files.values():
+            self._check_languages(path)
+        return [Part(name=name, read=partial(self.read, path), stamp=file_stamp(path)) for name, path in files.items()]
+
+    def _check_languages(self, path: Path) -> None:
+        named = self.optional if plain_suffix(path) != ".tsv" or self.header else ()
+        missing = [name for name in ("lang_a", "lang_b") if not getattr(self, name) and name not in named]
+        if missing and plain_suffix(path) != ".jsonl":
+            raise ConfigError(
+                expected="lang_a and lang_b for a table whose rows do not name them",
+                got=f"no {' and no '.join(missing)}",
+                do="Add both to `options`, or name the columns in `optional`.",
+                where=str(path),
+            )
+
+    def read(self, path: Path) -> Iterator[Draft]:
+        """Yield one draft a row."""
+        columns: Sequence[str] = ()
+        needed = [self.text_a, self.text_b, *self.optional]
+        if plain_suffix(path) == ".tsv" and not self.header:
+            columns, needed = (self.text_a, self.text_b, "score"), [self.text_a, self.text_b]
+        source = self.source or plain_stem(path)
+        for number, row in read_rows(path, needed=needed, columns=columns):
+            if isinstance(row, BadRow):
+                yield row.draft(path.name, number, source)
+                continue
+            try:
+                yield self._draft(row, source, f"{path.name}:{number}")
+            except (KeyError, TypeError, ValueError) as error:
+                got = f"{type(error).__name__} {error} in {first(row)}"
+                yield broken_row(
+                    path.name, number, source, got, "two texts, two languages, and a score that is a number"
+                )
+
+    def _draft(self, row: dict[str, Any], source: str, where: str) -> Draft:
+        texts = {"text_a": row[self.text_a], "text_b": row[self.text_b]}
+        texts |= {"lang_a": row.get("lang_a") or self.lang_a, "lang_b": row.get("lang_b") or self.lang_b}
+        texts["source"] = row.get("source") or source
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise TypeError("a text that is none")
+        if not (texts["lang_a"] and texts["lang_b"]):
+            raise KeyError("lang_a, lang_b")
+        score = row.get("score")
+        group = str(row.get("group") or "")
+        return pair_draft(**texts, where=where, group=group, score=None if score in (None, "") else float(score))

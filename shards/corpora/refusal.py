@@ -1,0 +1,55 @@
+"""Entries of a corpus that cannot become records: drafts that go to quarantine when they are made."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NoReturn
+
+from cclm.errors import DataError
+from shards.draft import Draft
+
+MEND = "Correct the corpus, or leave it out."
+
+
+def refuse(reason: str, expected: str, got: str, where: str, do: str = MEND) -> NoReturn:
+    """Raise the DataError that sends a record to quarantine."""
+    raise DataError(reason=reason, expected=expected, got=got, do=do, where=where)
+
+
+def refused(*, key: str, source: str, reason: str, expected: str, got: str, where: str, do: str = MEND) -> Draft:
+    """Return a draft that counts as a record and is refused with this reason."""
+    return Draft(key=key, source=source, make=partial(refuse, reason, expected, got, where, do))
+
+
+def broken_row(name: str, number: int, source: str, why: str, expected: str) -> Draft:
+    """Return the refusal of a line or row that cannot be read (reason line_broken)."""
+    return refused(
+        key=f"{name}:{number}",
+        source=source,
+        reason="line_broken",
+        expected=expected,
+        got=why,
+        where=f"{name}:{number}",
+    )
+
+
+def broken_tail(name: str, number: int, source: str, why: str) -> Draft:
+    """Return the refusal of what follows row `number` in a file that breaks off (reason file_broken): one entry.
+
+    How many records are lost with it cannot be known.
+    """
+    return refused(
+        key=f"{name}:{number}-end",
+        source=source,
+        reason="file_broken",
+        expected=f"a whole file; it was read up to row {number - 1}",
+        got=why,
+        where=name,
+        do="Fetch the file again.",
+    )
+
+
+def first(value: Any, length: int = 80) -> str:
+    """Return the beginning of a value, for a message."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}…"
