@@ -35,6 +35,7 @@ from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
 from pretrain.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
 from pretrain.loop import Run
+from pretrain.start import start_from_sources
 from pretrain.step import CrossViewTraining
 
 
@@ -111,7 +112,8 @@ def build_module(
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
-    A fresh one starts from the seed and, with an affine stem, from the pictures of the first global batch.
+    A fresh one starts from the seed and, with an affine stem, from the pictures of the first global batch; then
+    from the sources that the configuration names.
     """
     seed_initialisation(config.seed)
     model = CCLMModel(model_config(asdict(config.model), tokenizer))
@@ -120,6 +122,8 @@ def build_module(
         first = StepDataset(only_images, tokenizer, seed=config.seed)[0].normalised().image_text
         assert first is not None
         model.calibrate_stem(first.images_BCHW)
+    if is_fresh and config.start.sources:
+        start_from_sources(config, model, is_first=talk.rank == 0)
     return CrossViewTraining(model, config.objectives, talk)
 
 

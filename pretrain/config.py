@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cclm.checkpoint.initialise import StartConfig
 from cclm.data.config import DataConfig
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.model.configuration_cclm import ModelOptions
@@ -82,6 +83,8 @@ class RunConfig:
     """How to update; `total_steps` is the length of the run."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """The network; its vocabulary size and pad id are taken from the tokenizer."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """Weights that a fresh run starts from."""
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Loss weights."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from cclm.checkpoint.towers import with_towers
 from cclm.data.config import complaints_about as data_complaints
 from cclm.errors import ConfigError
 from pretrain.config import RunConfig
@@ -52,6 +53,7 @@ def read_config(arguments: Sequence[str]) -> RunConfig:
             got=" ".join(str(error).split()),
             do="See `python -m pretrain --help` for every option with its meaning.",
         ) from error
+    config = replace(config, model=with_towers(config.model))
     check(config)
     return config
 
@@ -92,8 +94,8 @@ def refuse_unknown_keys(arguments: Sequence[str]) -> None:
         )
 
 
-FREE_KEYS = ("optimizer.module_multipliers", "optimizer.weight_decay_multipliers")
-"""Mappings whose keys are prefixes of parameter names, checked by the optimizer."""
+FREE_KEYS = ("optimizer.module_multipliers", "optimizer.weight_decay_multipliers", "model.vision.tower")
+"""Mappings whose keys are prefixes of parameter names, checked by the optimizer; and an image model's own options."""
 
 
 def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from cclm.model.configuration_cclm import ModelOptions
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
+
+
+def modern(name: str) -> ModelOptions:
+    """An image tower of the transformers library, of another width than the texts, with regions."""
+    tower = {"architecture": "hf", "tower": json.loads(CONFIGS[name].to_json_string(use_diff=False)), "image_size": 32}
+    text = {"max_positions": 20, "norm_position": "post", "position_rule": "ids", "position_offset": 2}
+    return tiny_config(vision=tower, text=text, box_head=True, temperature_form="log").options()
+
 
 KINDS: dict[str, ModelOptions] = {
     "own": tiny_config(vision={"image_size": 32, "stem_channels": [4, 8, 8]}, text={"max_positions": 20}).options(),
@@ -27,6 +37,7 @@ KINDS: dict[str, ModelOptions] = {
         tie_decoder=False,
         fusion=replace(TINY_SWIN.fusion, num_memories=2),
     ),
+    **{name: modern(name) for name in ("siglip", "siglip2", "clip", "dinov3", "swinv2")},
 }
 """All pictures have 32 pixels a side. "large" differs from "base" as the published ones do: wider and deeper."""
 

@@ -10,14 +10,16 @@ missing, is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cclm.checkpoint.bias_tables import resize_bias_table
+from cclm.checkpoint.lazy_tensors import LazyTensors
 from cclm.checkpoint.published_names import (
     Weight,
     pretrained_name,
@@ -74,7 +76,7 @@ class ImportReport:
 
 def convert(
     published: Mapping[str, Tensor], options: ModelOptions, where: str = "state"
-) -> tuple[dict[str, Tensor], ImportReport]:
+) -> tuple[LazyTensors, ImportReport]:
     """Turn a published state dict into ours.
 
     Args:
@@ -84,8 +86,8 @@ def convert(
         where: what to call the file in errors.
 
     Returns:
-        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted;
-        and the fate of every key.
+        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted,
+        made anew at each access where something was; and the fate of every key.
 
     Raises:
         CheckpointError: a key that the model has no place for, one that is missing, a shape that does not fit, or two
@@ -110,23 +112,27 @@ def fit_weights(
     shapes: Mapping[str, tuple[int, ...]],
     options: ModelOptions,
     where: str,
-) -> tuple[dict[str, Tensor], dict[str, KeyFate]]:
-    """Bring published tensors to the wanted shapes; say what `to_ours` will then do with each.
+) -> tuple[LazyTensors, dict[str, KeyFate]]:
+    """Bring published tensors to the wanted shapes when they are read; say what `to_ours` will then do with each.
 
     Raises:
         CheckpointError: a shape that does not fit.
     """
-    parts: dict[str, Tensor] = {}
     fates: dict[str, KeyFate] = {}
+    fitters: dict[str, Callable[[], Tensor]] = {}
     for weight in weights:
         for name in weight.theirs:
-            parts[name], resized = _fit(name, published[name], shapes[name], options, where)
+            before = published[name].shape
+            _refuse_misfit(name, tuple(before), shapes[name], where)
             changes = [f"stacked {len(weight.theirs)} to 1"] if len(weight.theirs) > 1 else []
             changes += ["reshaped to one dimension"] if weight.scalar else []
-            changes += [f"interpolated, {published[name].shape[0]} to {shapes[name][0]} rows"] if resized else []
+            changes += [f"interpolated, {before[0]} to {shapes[name][0]} rows"] if before != shapes[name] else []
             fate: Fate = "converted" if changes else "used"
             fates[name] = KeyFate(key=name, fate=fate, how=", ".join([weight.ours, *changes]))
-    return parts, fates
+            fitters[name] = partial(_fit, published, name, shapes[name], options)
+            if before != shapes[name]:
+                fitters[name]()  # a table that cannot be interpolated is refused here, not when it is read
+    return LazyTensors(fitters), fates
 
 
 def meta_model(options: ModelOptions) -> CCLMModel:
@@ -191,16 +197,21 @@ def _drop(published: Mapping[str, Tensor], ties: Mapping[str, str], where: str) 
             yield name, KeyFate(key=name, fate="dropped", how="second names of a tensor")
 
 
-def _fit(name: str, value: Tensor, shape: tuple[int, ...], options: ModelOptions, where: str) -> tuple[Tensor, bool]:
-    """The tensor in the wanted shape, and whether it was interpolated; only bias tables may differ."""
+def _fit(published: Mapping[str, Tensor], name: str, shape: tuple[int, ...], options: ModelOptions) -> Tensor:
+    """The tensor in the wanted shape; a bias table may have to be interpolated."""
+    value = published[name]
     if tuple(value.shape) == shape:
-        return value, False
-    if name.endswith(".relative_position_bias_table") and value.ndim == 2 and value.shape[1] == shape[1]:
-        num_extra = 3 if options.vision.architecture == "beit" else 0
-        return resize_bias_table(value, shape[0], num_extra), True
-    raise CheckpointError(
-        where=where,
-        expected=f"{name} of shape {list(shape)}",
-        got=str(list(value.shape)),
-        do="Give the sizes of the model that the file holds.",
-    )
+        return value
+    return resize_bias_table(value, shape[0], 3 if options.vision.architecture == "beit" else 0)
+
+
+def _refuse_misfit(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
+    """Only bias tables may differ, and only in their rows."""
+    is_table = name.endswith(".relative_position_bias_table") and len(found) == 2 and found[1] == wanted[1]
+    if found != wanted and not is_table:
+        raise CheckpointError(
+            where=where,
+            expected=f"{name} of shape {list(wanted)}",
+            got=str(list(found)),
+            do="Give the sizes of the model that the file holds.",
+        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,11 +104,11 @@ def import_file(
     return imported
 
 
-def filled_model(options: ModelOptions, state: dict[str, Tensor]) -> CCLMModel:
+def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMModel:
     """A model whose parameters are the tensors of `state` (not copies), tied as the options say, ready to use."""
     model = meta_model(options)
     tied = {"masked_lm_decoder.weight"} if options.tie_decoder else set()
-    loaded = model.load_state_dict(state, strict=False, assign=True)
+    loaded = model.load_state_dict(dict(state), strict=False, assign=True)
     assert set(loaded.missing_keys) <= tied, loaded.missing_keys
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     model.tie_weights()

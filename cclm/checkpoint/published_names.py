@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from cclm.checkpoint.lazy_tensors import LazyTensors
 from cclm.model.configuration_cclm import ModelOptions, VisionOptions
 
 ONE_STACK = "text_encoder.bert."
@@ -51,6 +53,11 @@ def published_weights(options: ModelOptions) -> list[Weight]:
         f"vision.architecture: expected swin or beit, got {options.vision.architecture}. "
         "No published CCLM model has another image tower."
     )
+
+
+def text_weights(options: ModelOptions) -> list[Weight]:
+    """What a source of texts can start in a model whose image tower no published model has."""
+    return [*_two_stacks(options), *_heads(options)]
 
 
 def published_ties(options: ModelOptions) -> dict[str, str]:
@@ -100,14 +107,16 @@ def answer_decoder_weights(options: ModelOptions) -> list[Weight]:
     return weights + [Weight(f"{ours}.{weight.ours}", weight.theirs) for weight in transform]
 
 
-def to_ours(published: Mapping[str, Tensor], weights: list[Weight]) -> dict[str, Tensor]:
-    """Rename and stack; every published name of `weights` must be there."""
-    state = {}
-    for weight in weights:
-        parts = [published[name] for name in weight.theirs]
-        value = parts[0] if len(parts) == 1 else torch.cat(parts)
-        state[weight.ours] = value.reshape(1) if weight.scalar else value
-    return state
+def to_ours(published: Mapping[str, Tensor], weights: list[Weight]) -> LazyTensors:
+    """Rename, and stack when a tensor is read; every published name of `weights` must be there."""
+    return LazyTensors({weight.ours: partial(_stack, published, weight) for weight in weights})
+
+
+def _stack(published: Mapping[str, Tensor], weight: Weight) -> Tensor:
+    """One of our parameters."""
+    parts = [published[name] for name in weight.theirs]
+    value = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return value.reshape(1) if weight.scalar else value
 
 
 def to_published(state: Mapping[str, Tensor], weights: list[Weight]) -> dict[str, Tensor]:

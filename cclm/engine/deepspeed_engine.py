@@ -227,6 +227,7 @@ def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mappin
         deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
     _import_muon_without_compiler()
     deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
+    _gather_whole(module)
     groups = parameter_groups(module, optimizer)
     if optimizer.update_rule == "published":
         _refuse_published_offload(ds_config)
@@ -239,6 +240,15 @@ def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mappin
         client = build_adamw(groups, optimizer)
     engine, *_ = deepspeed.initialize(model=module, optimizer=client, config=dict(ds_config))
     return engine
+
+
+def _gather_whole(module: nn.Module) -> None:
+    """Let ZeRO-3 gather at once what a module names as `gathered_whole`: its parts are read from outside of them."""
+    from deepspeed.utils import set_z3_leaf_module
+
+    for owner in module.modules():
+        for part in getattr(owner, "gathered_whole", ()):
+            set_z3_leaf_module(part, True)
 
 
 def _prepare_import(device: torch.device) -> None:
@@ -264,7 +274,7 @@ def _gathered(parameter: nn.Parameter) -> Tensor:
     """A parameter's full value, whether or not ZeRO-3 holds only a share of it here."""
     if not hasattr(parameter, "ds_id"):
         return parameter.detach()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([parameter]):
         return parameter.detach().clone()

@@ -12,7 +12,8 @@ OptionsType = TypeVar("OptionsType", bound="LayerOptions")
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post"),
     "pooling": ("cls", "mean", "mean_first"),
-    "architecture": ("conv_vit", "swin", "beit"),
+    "architecture": ("conv_vit", "swin", "beit", "hf"),
+    "summary": ("mean", "class"),
     "position_rule": ("column", "ids"),
     "stem_norm": ("layer", "group", "affine"),
     "stem_stage": ("plain", "skip", "residual"),
@@ -51,9 +52,16 @@ class LayerOptions:
 class VisionOptions(LayerOptions):
     """The image encoder."""
 
-    architecture: Literal["conv_vit", "swin", "beit"] = "conv_vit"
+    architecture: Literal["conv_vit", "swin", "beit", "hf"] = "conv_vit"
     """"conv_vit": a convolutional stem, then a transformer over its grid; "swin": Swin (CCLM-3M/4M); "beit": BEiT-v2
-    (CCLM-X2VLM)."""
+    (CCLM-X2VLM); "hf": any image model of the transformers library, described by `tower`."""
+    source: str | None = None
+    """"hf": name or folder of the Hugging Face model that `tower` is read from when a run starts. It says nothing about
+    weights: those come from `start.sources`."""
+    tower: dict[str, Any] | None = None
+    """"hf": the image model's own configuration, as its config.json has it. An exported model carries it."""
+    summary: Literal["mean", "class"] = "mean"
+    """"hf": what stands for the whole image: the mean of its patches, or the model's own class token."""
     num_layers: int = 1
     """Transformer layers after the stem; Swin counts its blocks in `stage_layers`."""
     image_size: int = 32
@@ -84,16 +92,41 @@ class VisionOptions(LayerOptions):
     """BEiT: what the learned scales of its sub-layers start from."""
 
     @property
+    def grid_side(self) -> int | None:
+        """Tokens along a side of the last grid; None for an "hf" tower whose configuration does not tell."""
+        return self.image_size // self.stride if self.stride else None
+
+    @property
     def stride(self) -> int:
-        """Pixels of the image side per token of the last grid's side."""
+        """Pixels of the image side per token of the last grid's side; 0 if that is unknown."""
+        if self.architecture == "hf":
+            return tower_stride(self.tower or {})
         if self.architecture == "conv_vit":
             return int(2 ** len(self.stem_channels))
         return int(self.patch_size * (2 ** (len(self.stage_layers) - 1) if self.architecture == "swin" else 1))
 
 
+STRIDES = {"dinov3_convnext": 32, "resnet": 32, "regnet": 32}
+"""`model_type` → stride of the image models whose configuration has no patch size."""
+
+
+def tower_stride(tower: dict[str, Any]) -> int:
+    """Pixels per token of an image model of the transformers library, from its configuration; 0 if it does not tell."""
+    patch = tower.get("patch_size")
+    patch = patch[0] if isinstance(patch, list | tuple) and patch else patch
+    if not isinstance(patch, int):
+        return STRIDES.get(str(tower.get("model_type")), 0)
+    stages = tower.get("depths")  # only hierarchical models have it: each further stage halves the grid
+    return patch * 2 ** (len(stages) - 1) if stages else patch
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(LayerOptions):
     """The text encoder."""
+
+    source: str | None = None
+    """Name or folder of an XLM-R-like Hugging Face model that the sizes are read from when a run starts (not the number
+    of layers). It says nothing about weights: those come from `start.sources`."""
 
     vocab_size: int = 14000
     """Rows of the embedding table, as many as the tokenizer has ids."""
@@ -175,7 +208,8 @@ class ModelOptions:
         """Refuse what cannot be built."""
         _check_choices(self)
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
-            if self.width % options.num_heads:
+            is_ours = not (isinstance(options, VisionOptions) and options.architecture == "hf")
+            if is_ours and self.width % options.num_heads:
                 raise ValueError(
                     f"{name}.num_heads: expected a divisor of width {self.width}, got {options.num_heads}. "
                     "Change one of the two."
@@ -190,11 +224,17 @@ class ModelOptions:
 
 def _check_vision(width: int, vision: VisionOptions) -> None:
     """The image tower's sizes fit each other."""
-    if vision.image_size % vision.stride:
+    if vision.architecture == "hf" and vision.tower is None and vision.source is None:
+        raise ValueError(
+            'vision: expected a tower for architecture "hf", got none. '
+            "Name a model in vision.source, or give vision.tower."
+        )
+    if vision.stride and vision.image_size % vision.stride:
         reason = {
             "conv_vit": f"each of the {len(vision.stem_channels)} stem stages halves the side",
             "swin": f"patches of {vision.patch_size}, {len(vision.stage_layers)} stages",
             "beit": "the patch size",
+            "hf": "the stride of the tower",
         }[vision.architecture]
         raise ValueError(
             f"vision.image_size: expected a multiple of {vision.stride} ({reason}), got {vision.image_size}. "

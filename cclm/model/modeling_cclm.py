@@ -26,6 +26,7 @@ from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig, ModelOptions, VisionOptions
 from .fusion import FusionEncoder
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
+from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
 from .layers import CrossAttention
 from .memories import SeveralMemoriesEncoder
@@ -47,6 +48,7 @@ VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
     "conv_vit": ConvVisionEncoder,
     "swin": SwinEncoder,
     "beit": BeitEncoder,
+    "hf": HFVisionEncoder,
 }
 """`vision.architecture` → a module from (B, 3, H, W) to (B, 1 + P, D), whose token 0 stands for the whole image."""
 
@@ -79,6 +81,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         options = config.options()
         width = options.width
         self.pooling = (options.text.pooling, options.fusion.pooling)
+        self.grid_side = options.vision.grid_side
         self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
         self.fusion_encoder = fusion_encoder(options)
@@ -116,7 +119,15 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             image_BND: encoded images.
             image_of_R: which image each region lies in.
             region_mask_RN: True where a patch belongs to the region; also the memory mask for `fuse`.
+
+        Raises:
+            ValueError: an image tower whose tokens form no known grid.
         """
+        if self.grid_side is None:
+            raise ValueError(
+                "regions: expected an image tower with a square grid of patches, got one whose configuration tells no "
+                "patch size. Train it without regions, or choose another tower."
+            )
         return region_tokens(image_BND, image_of_R, region_mask_RN)
 
     def encode_texts(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:

@@ -1,7 +1,8 @@
-"""The published layouts in training: ZeRO-3 on two ranks against the plain engine, by recipe."""
+"""The published layouts and modern towers in training: ZeRO-3 on two ranks against the plain engine, by recipe."""
 
 from __future__ import annotations
 
+import json
 from functools import cache, partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from pretrain.config import RunConfig
 from pretrain.recipe import read_config
 from tests.ranks.harness import Case, History, drive, gradient_errors, make_deepspeed, on_ranks, train_plain
 from tests.tiny_run import LAYERS, recipe, write_corpus, write_recipe
+from tests.unit.model.hf_towers import CONFIGS
 
 pytestmark = pytest.mark.slow
 TEMPERATURE_GRADIENT = 1e-4
@@ -38,9 +40,19 @@ def model(vision: dict[str, Any], **text: Any) -> dict[str, Any]:
     return {**MODEL, "text": {**MODEL["text"], **text}, "vision": {**LAYERS, "image_size": 16, **vision}}
 
 
+def tower(name: str, **changes: Any) -> dict[str, Any]:
+    """A tower of the transformers library, without what it draws itself; SigLIP's positions are stretched."""
+    values = {**json.loads(CONFIGS[name].to_json_string(use_diff=False)), **changes}
+    return model({"architecture": "hf", "tower": values}, position_rule="ids")
+
+
 MODELS = {
     "swin": model(SWIN),
     "beit": {**model(BEIT, position_rule="ids"), "tie_decoder": False, "masked_lm_norm_eps": 1e-5},
+    "siglip": tower("siglip", image_size=8, patch_size=4),
+    "siglip2": tower("siglip2", num_patches=4, patch_size=4),
+    "dinov3": {**tower("dinov3", pos_embed_rescale=None), "temperature_form": "log"},
+    "swinv2": tower("swinv2", drop_path_rate=0.0),
 }
 
 

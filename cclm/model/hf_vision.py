@@ -1,0 +1,136 @@
+"""An image encoder from the transformers library: SigLIP 2, CLIP, DINOv2 and v3, Swin v2, BEiT, ViT, ConvNeXt …
+
+    image ─ (patches, for SigLIP 2 of variable size) ─ the tower ─ its final norm ─ [linear to the width] ─┐
+                                      tokens (B, P, D), class and register tokens dropped, summary in front ◀┘
+
+The tower is built from the configuration that our own carries, so an exported model needs nothing but transformers.
+What a tower holds besides (poolers, mask tokens) takes no part: poolers are left out, mask tokens frozen.
+"""
+
+from __future__ import annotations
+
+import inspect
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from .configuration_cclm import VisionOptions
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Float
+except ImportError:
+    pass
+
+FINAL_NORMS = {
+    "clip_vision_model": "post_layernorm",
+    "metaclip_2_vision_model": "post_layernorm",
+    "convnext": "layernorm",
+    "convnextv2": "layernorm",
+    "beit": "pooler.layernorm",
+    "data2vec-vision": "pooler.layernorm",
+}
+"""`model_type` → the norm that the library applies to the pooled token only; here every token passes it."""
+HEADLESS = {"siglip_vision_model": "vision_use_head", "siglip2_vision_model": "vision_use_head"}
+"""`model_type` → the switch that leaves out a pooling head with parameters."""
+VARIABLE_SIZE = "siglip2_vision_model"
+"""Takes patches, their mask and the grid's shape instead of pixels."""
+
+
+def build_tower(values: dict[str, Any]) -> nn.Module:
+    """An image model with fresh weights from its configuration (the content of its config.json)."""
+    given = dict(values)
+    model_type = given.pop("model_type")
+    if model_type in HEADLESS:
+        given[HEADLESS[model_type]] = False
+    config = AutoConfig.for_model(model_type, **given)
+    keeps_pooler = FINAL_NORMS.get(model_type, "").startswith("pooler.")
+    model_class = AutoModel._model_mapping[type(config)]
+    accepts = inspect.signature(model_class.__init__).parameters
+    without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in accepts and not keeps_pooler else {}
+    tower: nn.Module = AutoModel.from_config(config, **without_pooler)
+    for name, parameter in tower.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)
+    return tower
+
+
+def tower_width(config: PreTrainedConfig) -> int:
+    """Channels of the last states of an image model."""
+    width = getattr(config, "hidden_size", None)
+    return int(config.hidden_sizes[-1] if width is None else width)
+
+
+class HFVisionEncoder(nn.Module):
+    """The "hf" tower."""
+
+    def __init__(self, width: int, options: VisionOptions) -> None:
+        super().__init__()
+        assert options.tower is not None, "the source is read before a model is built"
+        self.tower = build_tower(options.tower)
+        config: Any = self.tower.config
+        self.model_type = str(config.model_type)
+        self.grid_side = options.grid_side
+        self.summary = options.summary
+        self.patch_size = getattr(config, "patch_size", None)
+        own_width = tower_width(config)
+        self.project = nn.Linear(own_width, width) if own_width != width else None
+        trained_size = getattr(config, "image_size", None)
+        trained_size = trained_size[0] if isinstance(trained_size, list | tuple) else trained_size
+        accepts = inspect.signature(self.tower.forward).parameters
+        stretches = trained_size != options.image_size and "interpolate_pos_encoding" in accepts
+        self.arguments = {"interpolate_pos_encoding": True} if stretches else {}
+        norm = FINAL_NORMS.get(self.model_type)
+        self.final_norm_name = norm if norm and self._has(norm) else None
+        # ZeRO-3 gathers per module, but these tables are read by the module around them when they are stretched.
+        self.gathered_whole = [module for name, module in self.tower.named_children() if name == "embeddings"]
+
+    def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Normalised pixels to 1 + P tokens; the first is the summary of the image.
+
+        Raises:
+            ValueError: a class token is wanted of a tower that has none.
+        """
+        if torch.is_grad_enabled() and not images_BCHW.requires_grad:
+            # ZeRO-3 lets go of a module's parameters too early in the backward pass if no input of it has a gradient
+            images_BCHW = images_BCHW.detach().requires_grad_()
+        given = self._patches(images_BCHW) if self.model_type == VARIABLE_SIZE else {"pixel_values": images_BCHW}
+        states: Tensor = self.tower(**given, **self.arguments).last_hidden_state
+        if states.ndim == 4:
+            states = states.flatten(2).transpose(1, 2)
+        if self.final_norm_name is not None:
+            states = attrgetter(self.final_norm_name)(self.tower)(states)
+        if self.project is not None:
+            states = self.project(states)
+        num_patches = states.shape[1] if self.grid_side is None else self.grid_side**2
+        num_extra = states.shape[1] - num_patches
+        patches_BPD = states[:, num_extra:]
+        if self.summary == "mean":
+            return torch.cat([patches_BPD.mean(1, keepdim=True), patches_BPD], 1)
+        if num_extra < 1:
+            raise ValueError(
+                f'vision.summary: expected a tower with a class token, got {self.model_type}. Use summary "mean".'
+            )
+        return torch.cat([states[:, :1], patches_BPD], 1)
+
+    def _has(self, name: str) -> bool:
+        """Whether the tower has this submodule (a BEiT that is not mean-pooled has no norm in its pooler)."""
+        module: Any = self.tower
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        return module is not None
+
+    def _patches(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Square pictures as the patches that a tower for pictures of any shape wants, channels last in each."""
+        assert isinstance(self.patch_size, int)
+        batch, channels, height, width = images_BCHW.shape
+        down, right = height // self.patch_size, width // self.patch_size
+        pieces = images_BCHW.view(batch, channels, down, self.patch_size, right, self.patch_size)
+        shape = torch.tensor([[down, right]], device=images_BCHW.device).expand(batch, -1)
+        return {
+            "pixel_values": pieces.permute(0, 2, 4, 3, 5, 1).reshape(batch, down * right, -1),
+            "pixel_attention_mask": torch.ones(batch, down * right, dtype=torch.long, device=images_BCHW.device),
+            "spatial_shapes": shape,
+        }

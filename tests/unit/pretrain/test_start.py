@@ -1,0 +1,75 @@
+"""A run that names its towers and its sources: sizes are read, weights are filled in, and it is written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from cclm.data.tokens import load_tokenizer
+from cclm.dist.collectives import SINGLE
+from pretrain.build import build_module
+from pretrain.folder import as_values
+from pretrain.recipe import read_config
+from pretrain.start import START_FILE
+from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.unit.checkpoint.test_towers import TEXT
+from tests.unit.model.hf_towers import VIT
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    corpus = write_corpus(tmp_path / "corpus")
+    vocab_size = load_tokenizer(corpus / "tokenizer").vocab_size
+    torch.manual_seed(4)
+    tower = transformers.Dinov2Model(transformers.Dinov2Config(**VIT, image_size=16))
+    text = transformers.XLMRobertaForMaskedLM(
+        transformers.XLMRobertaConfig(**{**TEXT.to_dict(), "vocab_size": vocab_size})
+    )
+    for name, model in (("tower", tower), ("text", text)):
+        model.save_pretrained(tmp_path / name)
+    model = {
+        "vision": {"architecture": "hf", "source": str(tmp_path / "tower")},
+        "text": {"source": str(tmp_path / "text"), "num_layers": 2},
+        "fusion": {"num_layers": 2},
+    }
+    return recipe(
+        corpus,
+        tmp_path / "run",
+        model=model,
+        start={"sources": [str(tmp_path / "tower"), str(tmp_path / "text")], "text_fills": "text_and_fusion"},
+    )
+
+
+def test_sizes_are_read_and_weights_filled(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    assert (config.model.width, config.model.vision.image_size, config.model.text.num_heads) == (48, 16, 6)
+    assert (config.model.vision.source, config.model.text.source) == (None, None)
+    module = build_module(config, load_tokenizer(config.data.tokenizer), SINGLE)
+    tower = transformers.AutoModel.from_pretrained(tmp_path / "tower")
+    for name, value in tower.named_parameters():
+        assert torch.equal(module.model.vision_encoder.tower.get_parameter(name), value), name
+    assert module.model.vision_encoder.project is not None  # 32 channels to 48
+    note = json.loads((tmp_path / "run" / START_FILE).read_text())
+    assert note["sources"] == list(config.start.sources)
+    assert "vision_encoder.project.weight" in note["fresh"]
+    assert not any("feedforward" in name or "self_attention" in name for name in note["fresh"])
+    assert {entry["fate"] for entry in note["keys"]} == {"used"}
+
+
+def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    for name in ("tower", "text"):
+        (tmp_path / name / "model.safetensors").unlink()
+    build_module(config, load_tokenizer(config.data.tokenizer), SINGLE, is_fresh=False)
+    assert not (tmp_path / "run" / START_FILE).exists()
+
+
+def test_the_resolved_configuration_reads_as_itself(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    again = read_config(["--recipe", str(write_recipe(tmp_path / "resolved.yaml", as_values(config)))])
+    assert as_values(again) == as_values(config)
