@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main, number_or_auto
+from launch.__main__ import main
+from launch.commands.local import number_or_auto
 
 
 def test_plan_prints_text(capsys: pytest.CaptureFixture[str]) -> None:

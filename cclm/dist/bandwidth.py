@@ -1,0 +1,114 @@
+"""How fast do the machines of a job talk? Run before training, one process per rank, under a minute.
+
+    python -m cclm.dist.bandwidth RUN/slurm      ──► RUN/slurm/preflight/LIFE/bandwidth.json
+
+All ranks add up one tensor, then machines exchange in pairs, so that a slow one can be told from its partners.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as torch_dist
+
+from cclm.atomic import replace_text
+from cclm.dist.topology import Topology, process_group
+
+TIMEOUT_S = 50.0
+NUM_REPEATS = 3
+MAX_ROUNDS = 3
+"""Rounds of pairs; a bad machine spoils its partner's figure of one round only."""
+
+
+def pairs_of(count: int) -> Iterator[list[tuple[int, int]]]:
+    """Rounds of a tournament of `count` players, each pair once: the circle method. An odd player rests."""
+    players: list[int | None] = [*range(count), *([None] if count % 2 else [])]
+    for _ in range(len(players) - 1):
+        half = len(players) // 2
+        opposite = zip(players[:half], reversed(players[half:]), strict=True)
+        yield [(first, second) for first, second in opposite if first is not None and second is not None]
+        players = [players[0], players[-1], *players[1:-1]]
+
+
+def all_reduce_bytes_per_s(x: torch.Tensor, device: torch.device) -> float:
+    """Bytes that each rank sends a second while all add up `x` (ring: 2 (n − 1) / n of its size)."""
+    ranks, seconds = torch_dist.get_world_size(), []
+    for _ in range(NUM_REPEATS + 1):
+        torch_dist.barrier()
+        began = time.perf_counter()
+        torch_dist.all_reduce(x)
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * (ranks - 1) / ranks * x.nbytes / min(seconds[1:])
+
+
+def exchange_bytes_per_s(x: torch.Tensor, partner: int, is_first: bool, device: torch.device) -> float:
+    """Bytes a second from here to a partner and back."""
+    seconds = []
+    for _ in range(NUM_REPEATS):
+        began = time.perf_counter()
+        for is_mine in (is_first, not is_first):
+            if is_mine:
+                torch_dist.send(x, partner)
+            else:
+                torch_dist.recv(x, partner)
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * x.nbytes / min(seconds)
+
+
+def measure(topology: Topology, node: str) -> dict[str, object]:
+    """Measure; every rank returns the same."""
+    is_gpu = topology.device.type == "cuda"
+    x = torch.zeros((64 if is_gpu else 4) * 2**18, device=topology.device)
+    total = all_reduce_bytes_per_s(x, topology.device)
+    names: list[str] = [""] * topology.world_size
+    torch_dist.all_gather_object(names, node)
+    leaders = leaders_of(names)
+    mine: list[tuple[str, str, float]] = []
+    for number, pairs in enumerate(pairs_of(len(leaders))):
+        if number == MAX_ROUNDS:
+            break
+        torch_dist.barrier()
+        for first, second in ((leaders[a], leaders[b]) for a, b in pairs):
+            if topology.rank in (first, second):
+                is_first = topology.rank == first
+                speed = exchange_bytes_per_s(x, second if is_first else first, is_first, topology.device)
+                mine += [(names[first], names[second], speed)] if is_first else []
+    everyone: list[list[tuple[str, str, float]]] = [[] for _ in names]
+    torch_dist.all_gather_object(everyone, mine)
+    pairs_found = [pair for part in everyone for pair in part]
+    return {"world_size": topology.world_size, "bytes_per_s": total, "pairs": pairs_found, "device": topology.device.type}
+
+
+def leaders_of(names: Sequence[str]) -> list[int]:
+    """The first rank of each machine, in rank order."""
+    return [rank for rank, name in enumerate(names) if name not in names[:rank]]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, and write the file on rank 0."""
+    folder = Path(arguments[0])
+    life = (folder / "life").read_text(encoding="utf-8").strip()
+    topology = Topology.from_environment()
+    node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+    with process_group(topology, TIMEOUT_S):
+        found = measure(topology, node)
+    if topology.rank == 0:
+        replace_text(folder / "preflight" / life / "bandwidth.json", json.dumps(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

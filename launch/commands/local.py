@@ -1,0 +1,50 @@
+"""`plan` and `run`: ranks on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launch.machine import this_machine
+from launch.plan import JobRequest, make_plan
+
+
+def add_options(parser: argparse._ActionsContainer) -> None:
+    """Options that `plan` and `run` share."""
+    parser.add_argument("--ranks", type=number_or_auto, default=None, help="processes; auto: one per GPU, or one")
+    parser.add_argument("--threads-per-rank", type=number_or_auto, default=None, help="auto: usable cores / ranks")
+    parser.add_argument("--port", type=number_or_auto, default=None, help="where the ranks meet; auto: a free one")
+    parser.add_argument("--bind", choices=("auto", "none"), default="auto", help="auto: own cores for each rank")
+
+
+def number_or_auto(text: str) -> int | None:
+    """Parse a count; "auto" is None."""
+    return None if text == "auto" else int(text)
+
+
+def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Plan the ranks; print the plan, or run it."""
+    request = JobRequest(
+        command=command,
+        folder=Path.cwd(),
+        run_folder=(options.run_folder or Path("runs/launch")).absolute(),
+        num_ranks=options.ranks,
+        threads_per_rank=options.threads_per_rank,
+        port=options.port,
+        bind=options.bind == "auto",
+    )
+    plan = make_plan(request, this_machine(), os.environ)
+    if options.action == "plan":
+        sys.stdout.write((plan.to_json() if options.json else plan.to_text()) + "\n")
+        return 0
+    from launch.local import run_plan
+
+    return run_plan(plan, say=say, grace_s=options.grace_s).code
+
+
+def say(line: str) -> None:
+    """Write one line of the launcher's own."""
+    sys.stderr.write(f"launch: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,89 @@
+"""Slurm's own commands, each with a time limit: a scheduler that does not answer must not hang its users."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from cclm.errors import CclmError
+
+ANSWER_S = 30.0
+
+
+def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands outside any job's variables; the caller looks at the code.
+
+    Raises:
+        CclmError: it is not installed, or does not answer in time.
+    """
+    if shutil.which(command[0]) is None:
+        raise CclmError(
+            where="Slurm", expected=f"the command {command[0]}", got="none on the PATH",
+            do="Run this on a login node of the cluster, or use `python -m launch run` on one machine.",
+        )  # fmt: skip
+    try:
+        return subprocess.run(
+            list(command), capture_output=True, text=True, timeout=timeout_s, check=False,
+            env=without_job(os.environ), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise CclmError(
+            where="Slurm", expected=f"an answer of {command[0]} in {timeout_s:g} s", got="none",
+            do="The controller is busy or down: try again, and ask `scontrol ping`.",
+        ) from error  # fmt: skip
+
+
+def without_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a surrounding job set: sbatch would take it for options."""
+    kept = ("SLURM_CONF",)
+    strange = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+    return {name: value for name, value in environment.items() if name in kept or not name.startswith(strange)}
+
+
+def would_take(script: str) -> str:
+    """Ask whether the cluster would take this script; returns when and where it would start.
+
+    Raises:
+        CclmError: it would not, with Slurm's own words.
+    """
+    answer = ask_slurm(["sbatch", "--test-only", script])
+    said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
+    if answer.returncode != 0:
+        raise CclmError(
+            where="sbatch --test-only", expected="a job that this cluster can run", got=said,
+            do="Ask for less, or for another partition: `sinfo` lists them; nothing was submitted.",
+        )  # fmt: skip
+    return said
+
+
+def submit_script(script: str, *options: str) -> str:
+    """Submit; returns the job's id.
+
+    Raises:
+        CclmError: Slurm refused, with its own words.
+    """
+    answer = ask_slurm(["sbatch", "--parsable", *options, script])
+    if answer.returncode != 0:
+        raise CclmError(where="sbatch", expected="a job id", got=answer.stderr.strip(), do="Nothing was submitted.")
+    return answer.stdout.strip().partition(";")[0]
+
+
+def job_state(job: str) -> str | None:
+    """State of a job that the controller still knows ("PENDING", "RUNNING", …); None if it does not."""
+    answer = ask_slurm(["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job])
+    states = answer.stdout.split()
+    return states[0] if answer.returncode == 0 and states else None
+
+
+ENDED = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
+    | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"}
+)
+"""States in which a job will not run again by itself."""
+
+
+def is_over(state: str | None) -> bool:
+    """Whether a job in this state (None: forgotten) will not run again by itself."""
+    return state is None or state in ENDED

@@ -1,0 +1,120 @@
+"""The decisions of the batch script, each a short call from bash. Standard library only, apart from our own files.
+
+python -m launch.slurm.life port     RUN --job ID                  print a port to meet at
+python -m launch.slurm.life begin    RUN --job ID --nodes LIST     0: go on; 3: already done; 1: give up
+python -m launch.slurm.life ask      RUN --reason TEXT             ask the ranks to save
+python -m launch.slurm.life judge    RUN --job ID                  after preflight; 0: every node is fit
+python -m launch.slurm.life end      RUN --job ID --code N         0: done; 75: live again; 1: give up
+python -m launch.slurm.life resubmit RUN                           submit the script again, where requeue is not allowed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cclm.atomic import replace_text
+from cclm.errors import CclmError
+from cclm.track import stop
+from cclm.track.status import DoneMarker
+from launch.slurm.client import submit_script
+from launch.slurm.history import Event, add_event, last_job, lives_of, next_life, read_history
+from launch.slurm.port import find_port
+from launch.slurm.verdict import judge_command, judge_training, newest_step, tries_at
+
+GO_ON, GIVE_UP, ALREADY_DONE, LIVE_AGAIN = 0, 1, 3, stop.STOPPED_CODE
+
+
+def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
+    """Note that a life begins, or say why it does not."""
+    if plan["is_training"] and DoneMarker(run_folder).read() is not None:
+        say("already done: nothing to do")
+        return ALREADY_DONE
+    history, step = read_history(run_folder), newest_step(run_folder)
+    tries = tries_at(lives_of(history), step)
+    if tries >= plan["max_tries"]:
+        say(f"{tries} lives began at step {step} and none saved a newer checkpoint, so there is no further try.")
+        say(f"Look at {run_folder}/logs, then give the command of the submission again.")
+        return GIVE_UP
+    stop.clear(run_folder)
+    # An empty file asks nothing; without one, a network file system may remember for a minute that there is none.
+    replace_text(run_folder / stop.STOP_NAME, "")
+    life = next_life(history)
+    add_event(run_folder, Event(event="begin", life=life, job=job, nodes=nodes, step=step))
+    replace_text(run_folder / "slurm" / "life", f"{life}\n")
+    say(f"life {life} of {run_folder.name}: job {job} on {nodes}, from step {step}")
+    return GO_ON
+
+
+def end(run_folder: Path, plan: dict[str, Any], job: str, code: int) -> int:
+    """Judge the life that has just ended, and note it."""
+    lives = lives_of(read_history(run_folder))
+    if plan["is_training"]:
+        verdict = judge_training(run_folder, lives, plan["max_tries"])
+    else:
+        verdict = judge_command(run_folder, lives[-1].number, plan["nodes"] * plan["tasks_per_node"])
+    life = lives[-1].number
+    add_event(
+        run_folder,
+        Event(event="end", life=life, job=job, step=verdict.step, outcome=verdict.outcome, why=verdict.why),
+    )
+    say(f"life {life} {verdict.outcome} (srun's code {code}): {verdict.why}")
+    if verdict.goes_on:
+        return LIVE_AGAIN
+    return GO_ON if verdict.outcome in ("done", "stopped") else GIVE_UP
+
+
+def resubmit(run_folder: Path, *options: str) -> int:
+    """Submit the run's script as a new job."""
+    try:
+        job = submit_script(str(run_folder / "slurm" / "job.sh"), *options)
+    except CclmError as error:
+        say(f"could not be submitted again: {error}")
+        return GIVE_UP
+    before = last_job(read_history(run_folder))
+    add_event(run_folder, Event(event="submitted", job=job, why=f"after job {before}"))
+    say(f"goes on as job {job}")
+    return GO_ON
+
+
+def say(line: str) -> None:
+    """Write a line of the batch script's log."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one decision."""
+    parser = argparse.ArgumentParser(prog="python -m launch.slurm.life")
+    parser.add_argument("action", choices=("port", "begin", "ask", "judge", "end", "resubmit"))
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--job", default="")
+    parser.add_argument("--nodes", default="")
+    parser.add_argument("--reason", default="")
+    parser.add_argument("--code", type=int, default=0)
+    options = parser.parse_args(arguments)
+    run_folder: Path = options.run_folder
+    if options.action == "port":
+        sys.stdout.write(f"{find_port(int(options.job))}\n")
+        return 0
+    if options.action == "ask":
+        say(f"asks the ranks to save: {options.reason}")
+        stop.ask_to_stop(run_folder, options.reason)
+        return 0
+    if options.action == "resubmit":
+        return resubmit(run_folder)
+    plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
+    if options.action == "begin":
+        return begin(run_folder, plan, options.job, options.nodes)
+    if options.action == "judge":
+        from launch.slurm.fitness import judge_nodes
+
+        return judge_nodes(run_folder, plan, options.job, say=say, resubmit=resubmit)
+    return end(run_folder, plan, options.job, options.code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

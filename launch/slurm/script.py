@@ -1,0 +1,52 @@
+"""A plan as a batch script that people can read, edit and submit by hand."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from launch.slurm.plan import SlurmPlan, option
+
+TEMPLATE = "job.sh.j2"
+BANDWIDTH = ("-m", "cclm.dist.bandwidth")
+"""The program that measures the network, one process per rank."""
+
+
+def render(plan: SlurmPlan) -> str:
+    """Return the text of the batch script."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
+        autoescape=False,  # a shell script, not a web page: every value goes through shlex.quote
+    )
+    own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
+    counted = [word for word in plan.srun_options if word not in own]
+    return templates.get_template(TEMPLATE).render(
+        plan=plan,
+        script=plan.script,
+        quote=lambda value: shlex.quote(str(value)),
+        option=option,
+        # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
+        step_options=" \\\n    ".join(["--kill-on-bad-exit=1 --wait=60", *map(shlex.quote, own)]),
+        srun_options=shlex.join(counted),
+        wrapped=shlex.join([*plan.task_prefix, plan.python]),
+        command=_on_lines(plan.command),
+        bandwidth=shlex.join([plan.python, *BANDWIDTH]),
+    )
+
+
+def _on_lines(command: tuple[str, ...]) -> str:
+    """A command in shell words; a long one with one option a line."""
+    text = shlex.join(command)
+    if len(text) <= 100:
+        return text
+    lines: list[list[str]] = [[]]
+    for word in command:
+        if word.startswith("-") and lines[-1]:
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(shlex.join(line) for line in lines)

@@ -1,0 +1,69 @@
+"""Carry out a Slurm plan: snapshot, script, `sbatch --test-only`, `sbatch`; the job's id goes into the history."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cclm.atomic import replace_text
+from cclm.errors import ConfigError
+from cclm.track.status import DoneMarker
+from launch.slurm.client import is_over, job_state, submit_script, would_take
+from launch.slurm.history import Event, add_event, last_job, read_history
+from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
+from launch.slurm.script import render
+from launch.snapshot import take_snapshot, write_recipe
+
+
+def submit(
+    plan: SlurmPlan,
+    *,
+    say: Callable[[str], None],
+    recipe: tuple[Mapping[str, Any], Path] | None = None,
+    new_code: bool = False,
+) -> str:
+    """Submit a job; returns its id.
+
+    Args:
+        plan: what to do.
+        say: receives one line of progress at a time.
+        recipe: content to write as the run's recipe, and where it came from.
+        new_code: replace the snapshot of an earlier submission.
+
+    Raises:
+        ConfigError: the run is done, or a job of it still waits or runs.
+        CclmError: the cluster cannot run it, or does not answer.
+    """
+    refuse_twice(plan.run_folder)
+    for name in ("logs", SLURM_FOLDER, "status"):
+        (plan.run_folder / name).mkdir(parents=True, exist_ok=True)
+    code = take_snapshot(plan.checkout, plan.run_folder, anew=new_code)
+    say(f"code {code[:12]} in {plan.code_folder}")
+    if recipe is not None:
+        write_recipe(plan.run_folder, dict(recipe[0]), recipe[1])
+    replace_text(plan.run_folder / SLURM_FOLDER / PLAN_NAME, plan.to_json() + "\n")
+    replace_text(plan.script, render(plan))
+    say(would_take(str(plan.script)))
+    job = submit_script(str(plan.script))
+    add_event(plan.run_folder, Event(event="submitted", job=job, by_user=True, why=shlex.join(sys.argv[1:])))
+    return job
+
+
+def refuse_twice(run_folder: Path) -> None:
+    """Raise ConfigError if the run is done, or a job of it still waits or runs."""
+    done = DoneMarker(run_folder).read()
+    if done is not None:
+        raise ConfigError(
+            where=str(run_folder), expected="a run that is not done", got=f"done at step {done.step}",
+            do="Choose another --run-folder for a new run.",
+        )  # fmt: skip
+    job = last_job(read_history(run_folder))
+    state = None if job is None else job_state(job)
+    if not is_over(state):
+        raise ConfigError(
+            where=str(run_folder), expected="a run without a job", got=f"job {job} is {state}",
+            do=f"Wait for it, or end it: scancel {job}",
+        )  # fmt: skip

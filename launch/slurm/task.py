@@ -1,0 +1,181 @@
+"""What srun starts for each rank: it gives the rank its place, its log and a watch, and writes down how it ended.
+Run by path, standard library only: it must start at once, also inside a container.
+
+    python launch/slurm/task.py RUN KIND -- COMMAND…        KIND: "rank", or the name of another step
+
+    SLURM_PROCID, SLURM_LOCALID, … ──► RANK, LOCAL_RANK, … ──► COMMAND ──► RUN/logs/KIND_N.log
+                                                                 └───────► RUN/status/exit_KIND_N.json
+
+srun's own code is useless here: the highest of all, 143 as soon as one rank is ended because of another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+STOPPED_CODE = 75  # cclm/track/stop.py: asked to stop, and saved; for srun that is a good end
+TRACEBACK_S = 2.0
+"""Time for a hung rank to print where it stands."""
+WAITING_S = 10.0
+"""How much longer a rank lives that only waits for another: the other's record is the one that counts."""
+MOST_WORDS = 500
+COLLECTIVE = re.compile(r"torch/distributed|cclm/dist/|deepspeed/comm")
+FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
+
+
+def place_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """Translate Slurm's variables for one task per rank; what a user set already stays."""
+    if "RANK" in environment:
+        return {}
+    node = int(environment["SLURM_NODEID"])
+    sizes = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "LOCAL_WORLD_SIZE": str(sizes[node]),
+    }
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Expand Slurm's short form: "2(x3),1" is [2, 2, 2, 1]."""
+    sizes = []
+    for part in text.split(","):
+        size, _, times = part.partition("(x")
+        sizes += [int(size)] * int(times.rstrip(")") or 1)
+    return sizes
+
+
+def fill_in(command: list[str], environment: Mapping[str, str]) -> list[str]:
+    """Put what only a task knows into torchrun's command line."""
+    values = {"@NODE_RANK@": environment.get("SLURM_NODEID", "0")}
+    values |= {f"@{name}@": environment.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")}
+    return [values.get(word, word) for word in command]
+
+
+class Watch:
+    """Has the rank said something about itself lately? Compared by this machine's clock alone."""
+
+    def __init__(self, path: Path, limit_s: float) -> None:
+        self.path, self.limit_s = path, limit_s
+        self.seen: float | None = None
+        self.since = time.monotonic()
+
+    def silent_s(self) -> float:
+        """Seconds since the rank's status last changed, or since the start."""
+        try:
+            now_seen: float | None = self.path.stat().st_mtime
+        except OSError:
+            now_seen = None
+        if now_seen != self.seen:
+            self.seen, self.since = now_seen, time.monotonic()
+        return time.monotonic() - self.since
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the rank counts as hung."""
+        return self.limit_s > 0 and self.silent_s() > self.limit_s
+
+
+def where_it_stands(said: str) -> str:
+    """Judge the traceback that a hung rank printed."""
+    frames = FRAME.findall(said.rpartition("(most recent call first)")[2])
+    if not frames:
+        return "it does not even print a traceback"
+    place, line, function = frames[0]
+    how = "waits for other ranks" if any(COLLECTIVE.search(frame[0]) for frame in frames) else "stands"
+    return f"{how} in {function} ({place}:{line})"
+
+
+def end_hung_rank(process: subprocess.Popen[bytes], log: Path, silent_s: float) -> str:
+    """Have a hung rank print its traceback, then kill it; returns what to say about it."""
+    before = log.stat().st_size
+    process.send_signal(signal.SIGUSR2)
+    time.sleep(TRACEBACK_S)
+    place = where_it_stands(tail(log, before))
+    if place.startswith("waits"):
+        time.sleep(WAITING_S)
+    process.kill()
+    return f"hung: no sign of life for {silent_s:.0f} s; {place}"
+
+
+def last_words(said: str) -> str:
+    """The sentence of our programs' errors ("error: …", which may have several lines), or the last line."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    sentences = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    return " ".join(" ".join(lines[sentences[-1] if sentences else -1 :]).split())[:MOST_WORDS]
+
+
+def tail(log: Path, start: int) -> str:
+    """What was written into a log since `start`, at most 64 KiB of it."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 65536))
+        return file.read().decode("utf-8", "replace")
+
+
+def run(run_folder: Path, kind: str, command: list[str]) -> int:
+    """Run the rank to its end; returns the code for srun."""
+    # Ignored signals stay ignored in the rank until it asks for them: Slurm sends USR1 to every process of a step. TERM
+    # is for the rank, which may save; a handler, unlike "ignore", is not inherited.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _nothing)
+    number = int(os.environ.get("SLURM_PROCID", "0"))
+    life = int((run_folder / "slurm" / "life").read_text() or 0)
+    log = run_folder / "logs" / f"{kind}_{number}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
+    watch = Watch(run_folder / "status" / f"rank_{number}.json", plan["hang_s"] if kind == "rank" else 0.0)
+    with log.open("ab", buffering=0) as output:
+        header = f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {kind} {number} on {socket.gethostname()}, life {life}\n"
+        output.write(header.encode())
+        start, why = output.tell(), ""
+        is_torchrun = "@NODE_RANK@" in command
+        environment = {**os.environ, **({} if is_torchrun else place_of(os.environ))}
+        process = subprocess.Popen(
+            fill_in(command, environment), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        while process.poll() is None:
+            if watch.is_over:
+                why = end_hung_rank(process, log, watch.silent_s())
+            try:
+                process.wait(timeout=2.0)
+            except subprocess.TimeoutExpired:
+                continue
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    write_end(run_folder, kind, number, life, code, why, last_words(tail(log, start)) if code else "")
+    return 0 if code == STOPPED_CODE else code
+
+
+def write_end(run_folder: Path, kind: str, rank: int, life: int, code: int, why: str, words: str) -> None:
+    """Write the record, whole or not at all (`launch.slurm.verdict.RankEnd`)."""
+    path = run_folder / "status" / f"exit_{kind}_{rank}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"rank": rank, "host": socket.gethostname(), "life": life, "code": code, "time": time.time()}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps({**record, "why": why, "last_words": words}) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    return
+
+
+def main(arguments: list[str]) -> int:
+    """Run one task."""
+    run_folder, kind, dashes, *command = arguments
+    assert dashes == "--" and command, "task.py RUN KIND -- COMMAND"
+    return run(Path(run_folder), kind, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

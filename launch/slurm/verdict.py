@@ -1,0 +1,132 @@
+"""What comes after a life of a run, decided from files: never from the job's state, hardly from an exit code.
+
+done marker                          → done
+asked to stop, and saved             → go on (another life), or rest if a person asked
+a mistake that a retry cannot mend   → give up          (a rank ended with code 2: one sentence for the user)
+newer checkpoint than at the start   → go on
+K lives without one                  → give up, and say why
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cclm.checkpoint.layout import newest_complete, read_marker
+from cclm.track.status import DoneMarker
+from cclm.track.stop import STOPPED_CODE, read_stopped
+from launch.slurm.history import Life
+
+STATUS = "status"
+USER_ERROR_CODE = 2
+"""What our programs end with after a sentence for the user."""
+WAITS = "waits for other ranks"
+"""What the shim says of a hung rank that stands in a collective."""
+REST = "rest: "
+"""How a reason to stop begins when the run must not go on by itself (`launch stop`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnd:
+    """How a rank (or a task) ended; written by `launch/slurm/task.py`."""
+
+    rank: int
+    host: str
+    life: int
+    code: int
+    """Exit code; 128 + N for signal N."""
+    time: float
+    why: str
+    """"", or what the shim did: "hung: …"."""
+    last_words: str
+    """The last line of its log."""
+
+    def __str__(self) -> str:
+        how = self.why or (f"killed by signal {self.code - 128}" if self.code > 128 else f"exit code {self.code}")
+        words = f": {self.last_words}" if self.last_words else ""
+        return f"rank {self.rank} on {self.host}: {how}{words}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What to do now."""
+
+    outcome: str
+    """"done", "stopped" or "failed"."""
+    goes_on: bool
+    """Whether the job should live again."""
+    step: int
+    why: str
+
+
+def read_ends(run_folder: Path, life: int) -> list[RankEnd]:
+    """Return the ranks of a life that told how they ended, the earliest first."""
+    found = []
+    for path in (run_folder / STATUS).glob("exit_rank_*.json"):
+        end = RankEnd(**json.loads(path.read_text(encoding="utf-8")))
+        if end.life == life:
+            found.append(end)
+    return sorted(found, key=lambda end: end.time)
+
+
+def newest_step(run_folder: Path) -> int:
+    """Step of the newest complete checkpoint; 0 without one."""
+    newest = newest_complete(run_folder)
+    return 0 if newest is None else read_marker(newest).step
+
+
+def tries_at(lives: Sequence[Life], step: int) -> int:
+    """How many of the last lives began at this step and got no further, without having been asked to stop."""
+    count = 0
+    for life in reversed(lives):
+        if life.first_step != step:
+            break
+        count += life.outcome not in ("stopped", "bad nodes")
+    return count
+
+
+def judge_training(run_folder: Path, lives: Sequence[Life], max_tries: int) -> Verdict:
+    """Judge the last of `lives`, which has just ended, of a run that trains."""
+    life, step = lives[-1], newest_step(run_folder)
+    done = DoneMarker(run_folder).read()
+    if done is not None:
+        return Verdict(outcome="done", goes_on=False, step=done.step, why=f"done at step {done.step}")
+    stopped = read_stopped(run_folder)
+    if stopped is not None:
+        rests = stopped.reason.startswith(REST)
+        then = "" if rests else "; goes on in another life"
+        why = f"saved at step {stopped.step}: {stopped.reason.removeprefix(REST)}{then}"
+        return Verdict(outcome="stopped", goes_on=not rests, step=step, why=why)
+    failure = first_failure(read_ends(run_folder, life.number))
+    told = str(failure) if failure else "the step ended without a word from any rank: see logs/slurm.log"
+    if failure is not None and failure.code == USER_ERROR_CODE:
+        return Verdict(outcome="failed", goes_on=False, step=step, why=f"{told} (a retry would not help)")
+    if step > life.first_step:
+        return Verdict(outcome="failed", goes_on=True, step=step, why=f"{told}; goes on from step {step}")
+    tries = tries_at(lives, step)
+    if tries >= max_tries:
+        why = f"{tries} lives began at step {step} and none saved a newer checkpoint; the last: {told}"
+        return Verdict(outcome="failed", goes_on=False, step=step, why=why)
+    return Verdict(outcome="failed", goes_on=True, step=step, why=f"{told}; try {tries} of {max_tries} at step {step}")
+
+
+def judge_command(run_folder: Path, life: int, num_tasks: int) -> Verdict:
+    """Judge a job whose success is that every task ended with code 0."""
+    ends = read_ends(run_folder, life)
+    failure = first_failure(ends)
+    if failure is None and len(ends) == num_tasks:
+        return Verdict(outcome="done", goes_on=False, step=0, why=f"all {num_tasks} task(s) ended with code 0")
+    silent = f"{num_tasks - len(ends)} of {num_tasks} task(s) ended without a word"
+    return Verdict(outcome="failed", goes_on=False, step=0, why=str(failure) if failure else silent)
+
+
+def first_failure(ends: Sequence[RankEnd]) -> RankEnd | None:
+    """The rank to blame: a hung or crashed one before those that were ended because of it."""
+    failed = [end for end in ends if end.code not in (0, STOPPED_CODE)]
+    return min(failed, key=_innocence, default=None)
+
+
+def _innocence(end: RankEnd) -> tuple[bool, bool, float]:
+    return WAITS in end.why, end.code > 128 and not end.why, end.time

@@ -1,0 +1,71 @@
+"""The main thing: a recipe trains with ZeRO-3 on two nodes × two ranks, and the losses are those of one machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.slurm.jobs import (
+    ENVIRONMENT,
+    ROOT,
+    ended,
+    exact_values,
+    launch,
+    lives,
+    losses,
+    read_done,
+    said,
+    submit,
+    tiny,
+)
+from tests.tiny_run import write_corpus
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_two_nodes_with_two_ranks_train_like_one_process(corpus: Path, tmp_path: Path) -> None:
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    job = submit(tiny(corpus, run, STEPS), "--nodes", "2", "--tasks-per-node", "2")
+    assert ended(job, run) == "COMPLETED", said(run)
+    assert read_done(run) == STEPS
+    assert lives(run)[-1].why == f"done at step {STEPS}"
+    statuses = [json.loads(path.read_text()) for path in sorted((run / "status").glob("rank_*.json"))]
+    assert [status["host"] for status in statuses] == ["n1", "n1", "n2", "n2"]
+    assert "preflight: all-reduce over 4 ranks" in said(run)
+    assert "preflight: 2 node(s) fit" in said(run)
+    zero = json.loads((run / "ds_config.json").read_text())["zero_optimization"]
+    assert zero["stage"] == 3
+
+    recipe = tiny(corpus, alone, STEPS, engine="plain")
+    subprocess.run([sys.executable, "-m", "pretrain", "--recipe", str(recipe)], cwd=ROOT, env=ENVIRONMENT, check=True)
+    together, single = losses(run), losses(alone)
+    assert list(together) == list(single) == list(range(STEPS))
+    for step, loss in single.items():
+        assert together[step] == pytest.approx(loss, rel=1e-4), step
+    assert (run / "ledger.jsonl").read_bytes() == (alone / "ledger.jsonl").read_bytes()
+    assert len(exact_values(run)) == STEPS
+
+
+def test_the_job_runs_what_was_submitted(corpus: Path, tmp_path: Path) -> None:
+    """Not the checkout: the recipe and code in the run folder, with the overrides."""
+    run = tmp_path / "run"
+    told = launch("submit", str(tiny(corpus, run, STEPS)), "--nodes", "1", "--dry-run", "--", "--seed", "9")
+    assert told.returncode == 0
+    assert not run.exists()
+    where = "import cclm.types, os; print(cclm.types.__file__, os.environ['RANK'])"
+    options = ["--run-folder", str(run), "--nodes", "1", "--preflight", "none", "--time", "5", "--save-s", "60"]
+    told = launch("submit", *options, "--", "python", "-c", where)
+    assert told.returncode == 0, told.stderr
+    assert ended(told.stdout.strip(), run) == "COMPLETED", said(run)
+    assert (run / "logs/rank_0.log").read_text().splitlines()[-1] == f"{run}/code/cclm/types.py 0"
+    assert yaml.safe_load(tiny(corpus, run, STEPS).read_text())["seed"] == 7

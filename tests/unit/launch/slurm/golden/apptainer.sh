@@ -1,0 +1,77 @@
+#!/bin/bash
+# base: 4 node(s) x 8 rank(s). Written by `python -m launch submit`.
+# To go on by hand: sbatch /shared/runs/base/slurm/job.sh
+#SBATCH --job-name=base
+#SBATCH --partition=gpu
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --output=/shared/runs/base/logs/slurm.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+
+set -u
+run=/shared/runs/base
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+cd "$run/code" || exit 1
+
+# What comes next is decided from the files of the run folder, by launch/slurm/life.py.
+life() { /shared/venv/bin/python -m launch.slurm.life "$1" "$run" "${@:2}"; }
+
+# -- environment
+export OMP_NUM_THREADS=8
+export PYTHONUNBUFFERED=1
+export PYTHONPATH="$run/code"
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
+export MASTER_ADDR MASTER_PORT
+
+# -- begin: nothing to do if the run is done, give up if it only crashes
+life begin --job "$job" --nodes "$SLURM_JOB_NODELIST"
+case $? in
+  0) ;;
+  3) exit 0 ;;
+  *) exit 1 ;;
+esac
+
+# -- a signal before the time limit or at preemption becomes a request to save
+ask_to_save() {
+  life ask --reason "$1"
+  scancel --signal=USR1 "$job"
+}
+trap 'ask_to_save "time limit or preemption (USR1)"' USR1
+trap 'ask_to_save "TERM"' TERM
+
+# Run a step, for so many seconds at most (0: no limit), in the background: so the traps above act at once.
+step() {
+  timeout --kill-after=10 "$1" srun --kill-on-bad-exit=1 --wait=60 "${@:2}" &
+  local code=0 pid=$!
+  while wait "$pid"; code=$?; kill -0 "$pid" 2> /dev/null; do :; done
+  return "$code"
+}
+
+# -- preflight: is every node fit?
+step 60 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --cleanenv --no-home /images/cclm.sif python3 launch/slurm/preflight.py "$run"
+step 60 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpu-bind=none \
+  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --cleanenv --no-home /images/cclm.sif python3 launch/slurm/task.py "$run" bandwidth -- \
+  python3 -m cclm.dist.bandwidth "$run/slurm"
+life judge --job "$job" || exit 1
+
+# -- the ranks
+step 0 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpu-bind=none \
+  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --cleanenv --no-home /images/cclm.sif python3 launch/slurm/task.py "$run" rank -- \
+  python3 -m pretrain --recipe /shared/runs/base/recipe.yaml
+code=$?
+
+# -- end: done, go on in another life, or give up
+life end --job "$job" --code "$code"
+case $? in
+  0) exit 0 ;;
+  75) scontrol requeue "$job" || life resubmit ;;
+  *) exit "$((code ? code : 1))" ;;
+esac

@@ -1,0 +1,59 @@
+"""Jobs for the tests of Slurm scripts, and the golden files that hold them:
+
+python -m tests.unit.launch.slurm.jobs        write the golden files anew; then read what `git diff` shows
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from launch.profile import Profile, read_profile
+from launch.slurm.plan import plan_job
+from launch.slurm.request import SlurmRequest
+from launch.slurm.script import render
+
+GOLDEN = Path(__file__).parent / "golden"
+REQUEST = SlurmRequest(
+    name="base",
+    run_folder=Path("/shared/runs/base"),
+    checkout=Path("/shared/cclm"),
+    command=("python", "-m", "pretrain", "--recipe", "/shared/runs/base/recipe.yaml"),
+    reads=("/shared/data/images", "/shared/data/pairs"),
+    nodes=4,
+    gpus_per_node=8,
+    python="/shared/venv/bin/python",
+    host_python="/shared/venv/bin/python",
+)
+CPU = replace(REQUEST, gpus_per_node=0, tasks_per_node=2, preflight="quick")
+EVERYTHING = replace(
+    REQUEST,
+    account="project7",
+    qos="long",
+    constraint="h100&ib",
+    exclude="node13",
+    time="2-00:00:00",
+    sbatch={"exclusive": "", "mail-user": "me@example.org", "comment": "a 'quoted' comment"},
+    replace_bad_nodes=True,
+)
+PROFILE = Profile(setup=("ulimit -n 65536",), environment={"NCCL_DEBUG": "WARN", "NOTE": "two words"})
+
+SCRIPTS = {
+    "gpu": (REQUEST, Profile()),
+    "cpu": (CPU, Profile()),
+    "everything": (EVERYTHING, PROFILE),
+    "no_preflight": (replace(REQUEST, preflight="none"), Profile()),
+    "torchrun": (replace(REQUEST, launcher="torchrun"), Profile()),
+    "modules": (REQUEST, read_profile("modules")),
+    "pyxis": (replace(REQUEST, container="/images/cclm.sqsh"), read_profile("pyxis")),
+    "apptainer": (replace(REQUEST, container="/images/cclm.sif"), read_profile("apptainer")),
+}
+
+
+def script(name: str) -> str:
+    return render(plan_job(*SCRIPTS[name]))
+
+
+if __name__ == "__main__":
+    for name in SCRIPTS:
+        (GOLDEN / f"{name}.sh").write_text(script(name))

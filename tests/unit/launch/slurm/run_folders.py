@@ -1,0 +1,53 @@
+"""Run folders as a job leaves them, for the tests of what is decided from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cclm.checkpoint.layout import Marker, step_folder, write_marker
+from launch.slurm.history import Event, add_event, next_life, read_history
+
+PLAN: dict[str, Any] = {
+    "is_training": True, "max_tries": 3, "nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "preflight": "quick",
+    "replace_bad_nodes": False, "hang_s": 0.0, "scratch": None, "reads": [], "directives": {},
+}  # fmt: skip
+
+
+def make_run(folder: Path, **changes: Any) -> Path:
+    run = folder / "run"
+    (run / "slurm").mkdir(parents=True)
+    (run / "slurm/life").write_text("0\n")
+    write_plan(run, **changes)
+    add_event(run, Event(event="submitted", job="7", by_user=True))
+    return run
+
+
+def write_plan(run: Path, **changes: Any) -> None:
+    (run / "slurm/plan.json").write_text(json.dumps({**PLAN, "code_folder": str(run / "code"), **changes}))
+
+
+def checkpoint(run: Path, step: int) -> None:
+    step_folder(run, step).mkdir(parents=True)
+    write_marker(step_folder(run, step), Marker(step=step, world_size=1, files={}))
+
+
+def begun(run: Path, step: int, nodes: str = "n[1-2]") -> int:
+    life = next_life(read_history(run))
+    add_event(run, Event(event="begin", job="7", life=life, step=step, nodes=nodes))
+    (run / "slurm/life").write_text(f"{life}\n")
+    return life
+
+
+def ended(run: Path, life: int, outcome: str) -> None:
+    add_event(run, Event(event="end", job="7", life=life, outcome=outcome))
+
+
+def rank_end(
+    run: Path, rank: int, code: int, *, life: int = 0, time: float = 0.0, why: str = "", words: str = ""
+) -> None:
+    (run / "status").mkdir(exist_ok=True)
+    record = {"rank": rank, "host": f"n{rank + 1}", "life": life, "code": code, "time": time}
+    path = run / "status" / f"exit_rank_{rank}.json"
+    path.write_text(json.dumps({**record, "why": why, "last_words": words}))

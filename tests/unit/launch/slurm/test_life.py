@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cclm.track import stop
+from cclm.track.status import DoneMarker
+from launch.slurm.history import Event, add_event, last_job, lives_of, read_history
+from launch.slurm.life import main
+from launch.slurm.port import FIRST_PORT, find_port
+from tests.unit.launch.slurm.run_folders import begun, checkpoint, make_run, rank_end
+
+
+def begin(run: Path) -> int:
+    return main(["begin", str(run), "--job", "7", "--nodes", "n[1-2]"])
+
+
+def test_a_life_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    checkpoint(run, 10)
+    stop.ask_to_stop(run, "an old request")
+    assert begin(run) == 0
+    assert (run / "stop").read_text() == "", "the old request is gone, the file is there"
+    assert (run / "slurm/life").read_text() == "0\n"
+    (life,) = lives_of(read_history(run))
+    assert (life.first_step, life.nodes, life.job, life.outcome) == (10, "n[1-2]", "7", "")
+    assert "life 0 of run: job 7 on n[1-2], from step 10" in capsys.readouterr().err
+
+
+def test_a_done_run_has_no_further_life(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    DoneMarker(run).write(step=40, seconds=1.0)
+    assert begin(run) == 3
+    assert lives_of(read_history(run)) == []
+
+
+def test_cut_off_lives_without_progress_are_not_repeated_for_ever(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert [begin(run) for _ in range(4)] == [0, 0, 0, 1]
+    checkpoint(run, 10)
+    assert begin(run) == 0
+
+
+def test_a_person_may_try_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert [begin(run) for _ in range(4)] == [0, 0, 0, 1]
+    add_event(run, Event(event="submitted", job="8", by_user=True))
+    assert begin(run) == 0
+    assert (run / "slurm/life").read_text() == "3\n", "lives are counted on"
+
+
+def test_a_request_is_written_for_the_ranks(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert main(["ask", str(run), "--reason", "USR1"]) == 0
+    assert stop.read_request(run) == "USR1"
+
+
+@pytest.mark.parametrize(("codes", "answer"), [((0, 0), 0), ((0, 1), 1)], ids=["all ended well", "one failed"])
+def test_the_end_of_a_command(tmp_path: Path, codes: tuple[int, int], answer: int) -> None:
+    run = make_run(tmp_path, is_training=False)
+    begun(run, 0)
+    for rank, code in enumerate(codes):
+        rank_end(run, rank, code)
+    assert main(["end", str(run), "--job", "7", "--code", "0"]) == answer
+    assert lives_of(read_history(run))[0].outcome == ("failed" if answer else "done")
+
+
+def test_the_end_of_a_life_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    begun(run, 0)
+    rank_end(run, 0, 1, words="boom")
+    assert main(["end", str(run), "--job", "7", "--code", "143"]) == 75
+    assert "life 0 failed (srun's code 143): rank 0 on n1: exit code 1: boom; try 1 of 3" in capsys.readouterr().err
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with (run / "slurm/history.jsonl").open("a") as file:
+        file.write('{"event": "begin", "jo')
+    assert last_job(read_history(run)) == "7"
+    assert len(read_history(run)) == 1
+
+
+def test_ports_differ_by_job_and_avoid_those_in_use() -> None:
+    assert find_port(3) >= FIRST_PORT + 48
+    assert find_port(3) != find_port(4)
+    with socket.socket() as taken:
+        port = find_port(5)
+        taken.bind(("", port))
+        taken.listen()
+        assert find_port(5) != port

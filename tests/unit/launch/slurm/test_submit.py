@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cclm.track.status import DoneMarker
+from launch.__main__ import main
+from launch.slurm.history import last_job, read_history
+
+FAKE = """#!/bin/bash
+case "$0 $*" in
+  *"sbatch --test-only"*) echo "sbatch: Job 6 to start at noon on n[1-2]" >&2 ;;
+  *"sbatch --parsable"*) echo 7 ;;
+  *squeue*) cat "${0%/*}/state" ;;
+esac
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one recipe, on a cluster that takes everything."""
+    for name in ("sbatch", "squeue"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(FAKE)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "bin/state").write_text("RUNNING\n")
+    (tmp_path / "pretrain/recipes").mkdir(parents=True)
+    (tmp_path / "data/images").mkdir(parents=True)
+    recipe = {"run_folder": "runs/small", "data": {"image_text": {"shards": ["data/images"]}}}
+    (tmp_path / "pretrain/recipes/small.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.delenv("CCLM_PROFILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_submit_writes_everything_and_prints_the_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "small", "--nodes", "2", "--", "--optimizer.total_steps", "3"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "7\n"
+    assert "launch: Job 6 to start at noon on n[1-2]" in told.err
+    run = here / "runs/small"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (recipe["run_folder"], recipe["optimizer"]) == (str(run), {"total_steps": 3})
+    plan = json.loads((run / "slurm/plan.json").read_text())
+    assert plan["reads"] == [str(here / "data/images")]
+    assert f"run={run}" in (run / "slurm/job.sh").read_text()
+    assert (run / "code/data").resolve() == here / "data"
+    assert last_job(read_history(run)) == "7"
+
+
+def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "small", "--nodes", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("#!/bin/bash\n# small: 2 node(s) x 1 rank(s)")
+    assert not (here / "runs").exists()
+
+
+def test_plan_with_nodes_is_the_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "small", "--nodes", "2", "--gpus-per-node", "4"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("small: 2 node(s) × 4 = 8 rank(s); a node: 4 task(s) × 8 core(s), 4 GPU(s)")
+    assert main(["plan", "small", "--json", "--nodes", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["directives"]["job-name"] == "small"
+
+
+def test_a_run_has_one_job_at_a_time(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "small"]) == 0
+    assert main(["submit", "small"]) == 2
+    assert "expected a run without a job, got job 7 is RUNNING. Wait for it, or end it" in capsys.readouterr().err
+    (here / "bin/state").write_text("FAILED\n")
+    assert main(["submit", "small"]) == 0
+
+
+def test_a_done_run_is_not_submitted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DoneMarker(here / "runs/small").write(step=3, seconds=1.0)
+    assert main(["submit", "small"]) == 2
+    assert "expected a run that is not done, got done at step 3" in capsys.readouterr().err
+
+
+def test_any_command_may_be_a_job(here: Path) -> None:
+    assert main(["submit", "--run-folder", "runs/other", "--nodes", "2", "--", "python", "-m", "shards", "verify"]) == 0
+    plan = json.loads((here / "runs/other/slurm/plan.json").read_text())
+    assert plan["command"][1:] == ["-m", "shards", "verify"]
+    assert plan["is_training"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "expected a recipe, or a command after `--`, got neither"),
+        (["--", "true"], "expected --run-folder, or a recipe with a run_folder, got neither"),
+        (["smal"], "expected the path of a YAML file or one of small, got 'smal'"),
+        (["small", "--profile", "nowhere"], "expected the path of a YAML file or one of apptainer"),
+    ],
+)
+def test_mistakes_are_sentences(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert main(["submit", *words]) == 2
+    assert sentence in capsys.readouterr().err

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.slurm import task
+from launch.slurm.verdict import read_ends
+from tests.unit.launch.slurm.run_folders import make_run, write_plan
+
+SLURM = {
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "MASTER_ADDR": "n1", "MASTER_PORT": "29000",
+}  # fmt: skip
+
+
+def run_task(run: Path, code: str, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, task.__file__, str(run), "rank", "--", sys.executable, "-S", "-c", code]
+    clean = {name: value for name, value in os.environ.items() if name != "RANK"}
+    return subprocess.Popen(command, env={**clean, **SLURM, **environment})
+
+
+def test_a_rank_gets_its_place() -> None:
+    assert task.place_of(SLURM) == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"}
+    assert task.place_of({**SLURM, "RANK": "0"}) == {}
+    assert task.tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+
+
+def test_torchrun_is_told_what_only_the_task_knows() -> None:
+    words = ["--node-rank", "@NODE_RANK@", "@MASTER_ADDR@", "@MASTER_PORT@", "me@example.org"]
+    assert task.fill_in(words, SLURM) == ["--node-rank", "1", "n1", "29000", "me@example.org"]
+
+
+def test_output_code_and_last_words_are_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    code = "import os, sys\nprint(os.environ['RANK'], os.environ['WORLD_SIZE'])\nraise ValueError('a reason')"
+    assert run_task(run, code).wait(30) == 1
+    lines = (run / "logs/rank_3.log").read_text().splitlines()
+    assert lines[0].startswith("=== ")
+    assert lines[1] == "3 5"
+    (end,) = read_ends(run, 0)
+    assert (end.rank, end.code, end.last_words) == (3, 1, "ValueError: a reason")
+
+
+def test_a_second_life_appends(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for life in (0, 1):
+        (run / "slurm/life").write_text(f"{life}\n")
+        assert run_task(run, f"print('life {life}')").wait(30) == 0
+    text = (run / "logs/rank_3.log").read_text()
+    assert text.count("=== ") == 2
+    assert text.index("life 0\n") < text.index("life 1\n")
+    assert [len(read_ends(run, life)) for life in (0, 1)] == [0, 1]
+
+
+def test_stopped_is_a_good_end_for_srun_and_told_to_the_record(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert run_task(run, "import sys; sys.exit(75)").wait(30) == 0
+    assert read_ends(run, 0)[0].code == 75
+
+
+def test_a_killed_rank(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert run_task(run, "import os; os.kill(os.getpid(), 9)").wait(30) == 137
+    assert str(read_ends(run, 0)[0]).endswith("killed by signal 9")
+
+
+def test_usr1_does_not_end_a_rank_that_has_not_asked_for_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    code = (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nos.kill(os.getppid(), signal.SIGUSR1)\nprint('alive')"
+    )
+    assert run_task(run, code).wait(30) == 0
+    assert "alive" in (run / "logs/rank_3.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_hung_rank_says_where_it_stands_and_is_killed(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_plan(run, hang_s=0.5)
+    code = "import faulthandler, signal, time\nfaulthandler.register(signal.SIGUSR2)\n"
+    code += "def hang():\n    time.sleep(60)\nhang()"
+    assert run_task(run, code).wait(30) == 128 + signal.SIGKILL
+    (end,) = read_ends(run, 0)
+    assert end.why.startswith("hung: no sign of life for ")
+    assert "stands in hang (" in end.why
+
+
+def test_a_status_that_changes_is_a_sign_of_life(tmp_path: Path) -> None:
+    watch = task.Watch(tmp_path / "rank_0.json", 0.0)
+    assert not watch.is_over, "0 means never"
+    watch = task.Watch(tmp_path / "rank_0.json", 0.001)
+    watch.since -= 10
+    assert watch.is_over
+    (tmp_path / "rank_0.json").write_text("{}")
+    assert watch.silent_s() < 5
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("", "it does not even print a traceback"),
+        ('(most recent call first):\n  File "a/b.py", line 3 in read\n', "stands in read (a/b.py:3)"),
+        (
+            '(most recent call first):\n  File "torch/distributed/c10d.py", line 9 in wait\n  File "l", line 1 in f\n',
+            "waits for other ranks in wait (torch/distributed/c10d.py:9)",
+        ),
+    ],
+)
+def test_tracebacks_are_understood(said: str, place: str) -> None:
+    assert task.where_it_stands(said) == place
+
+
+def test_last_words() -> None:
+    assert (
+        task.last_words("a\nerror: expected x, got\n  - y\n. Correct it.\n\n")
+        == "error: expected x, got - y . Correct it."
+    )
+    assert task.last_words("a\nValueError: b\n") == "ValueError: b"
+    assert task.last_words("") == ""
+
+
+def test_it_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    command = [sys.executable, "-I", "-S", task.__file__, str(run), "other", "--", "true"]
+    subprocess.run(command, env=SLURM | {"PATH": os.environ["PATH"]}, check=True, timeout=30)
+    assert json.loads((run / "status/exit_other_3.json").read_text())["code"] == 0
