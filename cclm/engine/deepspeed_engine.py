@@ -32,6 +32,7 @@ from cclm.dist.agreement import check_agreement
 from cclm.dist.collectives import collectives
 from cclm.dist.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
+from cclm.engine.ema import Fragment, start_average
 from cclm.engine.optimizer import OptimizerConfig, adamw_groups, build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.plain import autocast, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
@@ -89,6 +90,8 @@ class DeepSpeedEngine:
             for group in parameter_groups(module, optimizer)
         ]
         self._engine = _initialize(self._return_only_the_loss(module), optimizer, ds_config, topology)
+        beside = torch.device("cpu") if offloads_optimizer(ds_config) else self.device
+        self._average = start_average(optimizer.ema_decay, self._fragments, beside)
 
     def forward(self, batch: Batch) -> Losses:
         """Run the module on this rank's samples; raises ConfigError if the ranks do not see the same step."""
@@ -116,6 +119,8 @@ class DeepSpeedEngine:
         self._engine.step()
         if self.stage > 0:
             norm = float(self._engine.get_global_grad_norm())
+        if self._average is not None:
+            self._average.update(self._fragments())
         return StepStatistics(grad_norm=norm if math.isfinite(norm) and norm >= 0 else math.inf, learning_rates=rates)
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -154,7 +159,9 @@ class DeepSpeedEngine:
         return values
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
-        """Write this rank's files under `folder`/deepspeed, in DeepSpeed's own format."""
+        """Write this rank's files under `folder`/deepspeed, in DeepSpeed's own format, and its share of averages."""
+        if self._average is not None:
+            self._average.save(folder, self.rank)
         self._engine.save_checkpoint(
             str(folder), tag=TAG, client_state={"client_state": dict(client_state)}, save_latest=False
         )
@@ -172,8 +179,32 @@ class DeepSpeedEngine:
         assert path is not None, f"DeepSpeed found nothing in {folder}"
         for group, rules in zip(self._engine.optimizer.param_groups, self._group_rules, strict=True):
             group.update(rules)  # a changed config wins over what the checkpoint remembers
+        if self._average is not None:
+            self._average.load(folder)
         client_state: dict[str, Any] = loaded["client_state"]
         return client_state
+
+    def _fragments(self) -> list[Fragment]:
+        """The fp32 master values that this rank holds, by parameter."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        found = []
+        for name, parameter in self._engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            if self.stage == 3:
+                start, values = self.rank * parameter.ds_tensor.ds_numel, safe_get_local_fp32_param(parameter)
+                values = values[: max(0, math.prod(shape) - start)]  # the last rank's share ends in padding
+            elif self.stage > 0:
+                place = parameter._hp_mapping  # DeepSpeed's own link to the optimizer's flat values
+                start = 0 if place is None else place.lp_fragment_address.start
+                values = torch.zeros(0) if place is None else place.get_hp_fragment()
+            else:
+                start, values = 0, parameter.detach().flatten() if self.rank == 0 else torch.zeros(0)
+            if values.numel():
+                found.append(Fragment(name=name, shape=shape, start=start, values=values))
+        return found
 
     def _return_only_the_loss(self, module: nn.Module) -> nn.Module:
         """Make DeepSpeed's hooks see a tensor: metrics are put aside; computes under autocast in bf16."""

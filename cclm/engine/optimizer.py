@@ -3,9 +3,9 @@
 Learning rate of group g at step k:  learning_rate · factor(k) · multiplier(g).
 
     factor  1 ┤      ╭────╮__
-              │    ╱         ‾‾╲__          warm-up is linear and starts above 0, so that step 0 is not wasted;
-              │  ╱                ‾‾╲__     then cosine, linear or constant down to `final_fraction` at total_steps
-            0 ┼──┬────────────────────┬─ k
+              │    ╱         ‾‾╲__          warm-up is linear and starts above 0, so that step 0 is not wasted
+              │  ╱                ‾‾╲__     (`warmup_from_zero`: at 0); then cosine, linear or constant down to
+            0 ┼──┬────────────────────┬─ k  `final_fraction` at total_steps
                warm-up           total_steps
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class OptimizerConfig:
     """Decoupled weight decay (per step: times the learning rate)."""
     warmup_steps: int = 0
     """Steps of linear warm-up; step k of them uses (k + 1) / warmup_steps of the peak."""
+    warmup_from_zero: bool = False
+    """Step k of the warm-up uses k / warmup_steps instead, as published: step 0 moves nothing but the moments."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
     final_fraction: float = 0.0
@@ -54,7 +56,8 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     """Clip the global gradient norm to this; 0 switches clipping off."""
     module_multipliers: Mapping[str, float] = field(default_factory=dict)
-    """Learning-rate multipliers by prefix of parameter names, whole components ("model.vision"); longest wins."""
+    """Learning-rate multipliers by prefix of parameter names, whole components ("model.vision_encoder"), where "*" is
+    any one ("model.fusion_encoder.stack.layers.*.cross_attention"); the longest wins."""
     weight_decay_multipliers: Mapping[str, float] = field(default_factory=dict)
     """Weight-decay multipliers by prefix of parameter names, in the same way."""
     decay_embeddings: bool = True
@@ -68,6 +71,9 @@ class OptimizerConfig:
     update_rule: Literal["torch", "published"] = "torch"
     """"torch": torch's fused AdamW. "published": that of the published runs, decay after the update and eps before the
     bias correction (`cclm.engine.adamw`)."""
+    ema_decay: float = 0.0
+    """Keep an exponential moving average of the weights with this decay per update, 0.9999 say (`cclm.engine.ema`); it
+    is saved with every checkpoint. 0: none."""
 
     def __post_init__(self) -> None:
         complaints = [text for text, is_right in _rules(self).items() if not is_right]
@@ -82,7 +88,7 @@ class OptimizerConfig:
     def learning_rate_factor(self, step: int) -> float:
         """Fraction of the peak learning rate at `step` (counted from 0). Constant after `total_steps`."""
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return (step if self.warmup_from_zero else step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return 1.0
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
@@ -97,6 +103,7 @@ def _rules(config: OptimizerConfig) -> dict[str, bool]:
         f"learning_rate={config.learning_rate} (must be > 0)": config.learning_rate > 0,
         f"betas={config.betas} (must be in [0, 1))": all(0 <= beta < 1 for beta in config.betas),
         f"eps={config.eps} (must be > 0)": config.eps > 0,
+        f"ema_decay={config.ema_decay} (must be in [0, 1))": 0 <= config.ema_decay < 1,
         f"weight_decay={config.weight_decay} (must be ≥ 0)": config.weight_decay >= 0,
         f"warmup_steps={config.warmup_steps} with total_steps={config.total_steps} (must be 0 … total_steps)": (
             0 <= config.warmup_steps <= config.total_steps
@@ -139,18 +146,20 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
     _refuse_unknown_prefixes(prefixes, [name for name, _ in named])
     by_name = config.decay_rule == "published"
     undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
-        members.setdefault((_longest_prefix(name, prefixes), id(parameter) not in undecayed), []).append(parameter)
+        is_decayed = id(parameter) not in undecayed
+        members.setdefault((_longest_prefix(name, prefixes), is_decayed), []).append((name, parameter))
     groups = []
-    for (prefix, is_decayed), parameters in sorted(members.items(), key=lambda item: (item[0][0], not item[0][1])):
-        decay = config.weight_decay * _value(prefix, config.weight_decay_multipliers) if is_decayed else 0.0
+    for (prefix, is_decayed), own in sorted(members.items(), key=lambda item: (item[0][0], not item[0][1])):
+        names = [name for name, _ in own]
+        decay = config.weight_decay * _value(names, prefix, config.weight_decay_multipliers) if is_decayed else 0.0
         groups.append(
             ParameterGroup(
                 name=(prefix + "/" if prefix else "") + ("decay" if is_decayed else "no_decay"),
-                multiplier=_value(prefix, config.module_multipliers),
+                multiplier=_value(names, prefix, config.module_multipliers),
                 weight_decay=decay,
-                parameters=tuple(parameters),
+                parameters=tuple(parameter for _, parameter in own),
             )
         )
     return groups
@@ -214,21 +223,34 @@ def _undecayed_by_name(named: Iterable[tuple[str, nn.Parameter]]) -> set[int]:
 
 def _longest_prefix(name: str, prefixes: Iterable[str]) -> str:
     fitting = [prefix for prefix in prefixes if _has_prefix(name, prefix)]
-    return max(fitting, key=len, default="")
+    return max(fitting, key=lambda prefix: (prefix.count("."), len(prefix), prefix), default="")
 
 
 def _has_prefix(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
+    """Whether the first components of a name are those of the prefix; "*" is any one component."""
+    wanted, found = prefix.split("."), name.split(".")
+    return len(wanted) <= len(found) and all(want in ("*", have) for want, have in zip(wanted, found, strict=False))
 
 
-def _value(prefix: str, multipliers: Mapping[str, float]) -> float:
-    """The multiplier of the longest configured prefix of `prefix` (which is itself a prefix, or empty)."""
-    return multipliers.get(_longest_prefix(prefix, multipliers), 1.0)
+def _value(names: Sequence[str], prefix: str, multipliers: Mapping[str, float]) -> float:
+    """The multiplier of a group's members, whose longest prefix of all is `prefix`.
+
+    Raises ConfigError if they have several: two patterns with "*" that overlap.
+    """
+    values = {multipliers.get(_longest_prefix(name, multipliers), 1.0) for name in names}
+    if len(values) > 1:
+        raise ConfigError(
+            expected=f"one multiplier for everything under {prefix!r}",
+            got=", ".join(map(str, sorted(values))),
+            do="Name the overlapping prefixes in full instead of with *.",
+            where="optimizer",
+        )
+    return values.pop()
 
 
 def _refuse_unknown_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
     known = {".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts) + 1)}
-    unknown = sorted(prefix for prefix in prefixes if prefix not in known)
+    unknown = sorted(prefix for prefix in prefixes if not any(_has_prefix(name, prefix) for name in names))
     if unknown:
         nearest = {prefix: difflib.get_close_matches(prefix, known, n=1, cutoff=0.0) for prefix in unknown}
         hints = ", ".join(f"{prefix!r} (nearest: {', '.join(map(repr, found))})" for prefix, found in nearest.items())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch
+from cclm.engine.ema import Fragment, start_average
 from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.seeding import seed_step
@@ -53,6 +54,7 @@ class PlainEngine:
         self.device = torch.device(device)
         self._config = optimizer
         self._optimizer = build_adamw(parameter_groups(module, optimizer), optimizer)
+        self._average = start_average(optimizer.ema_decay, self._fragments, self.device)
         self._seed = seed
         self._precision = precision
         self._accumulation_steps = accumulation_steps
@@ -85,6 +87,8 @@ class PlainEngine:
         if math.isfinite(norm):
             self._optimizer.step()
         self._optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update(self._fragments())
         return StepStatistics(grad_norm=norm if math.isfinite(norm) else math.inf, learning_rates=rates)
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -107,7 +111,9 @@ class PlainEngine:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.module.named_parameters()}
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
-        """Write `STATE_FILE`."""
+        """Write `STATE_FILE`, and averages if there are any."""
+        if self._average is not None:
+            self._average.save(folder, self.rank)
         state = {
             "module": self.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -128,8 +134,18 @@ class PlainEngine:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.load(folder)
         client_state: dict[str, Any] = state["client_state"]
         return client_state
+
+    def _fragments(self) -> list[Fragment]:
+        """The trainable parameters, whole."""
+        return [
+            Fragment(name=name, shape=tuple(value.shape), start=0, values=value.detach().flatten())
+            for name, value in self.module.named_parameters()
+            if value.requires_grad
+        ]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -67,6 +67,18 @@ def test_longest_prefix_wins_and_whole_components_only() -> None:
     assert "layers_extra.weight" in _names(module, config)["decay"]
 
 
+def test_a_star_is_any_one_component() -> None:
+    config = replace(CONFIG, module_multipliers={"layers.*.weight": 2.0, "layers": 0.5})
+    groups = {group.name: group.multiplier for group in parameter_groups(Small(), config)}
+    assert groups == {"decay": 1.0, "no_decay": 1.0, "layers.*.weight/decay": 2.0, "layers/no_decay": 0.5}
+    assert _names(Small(), config)["layers.*.weight/decay"] == {"layers.0.weight", "layers.1.weight"}
+    overlapping = replace(config, weight_decay_multipliers={"layers.0": 3.0})
+    with pytest.raises(ConfigError, match=r"one multiplier for everything under 'layers\.\*\.weight'"):
+        parameter_groups(Small(), overlapping)
+    with pytest.raises(ConfigError, match=r"'layers\.\*\.gain'"):
+        parameter_groups(Small(), replace(CONFIG, module_multipliers={"layers.*.gain": 2.0}))
+
+
 def test_unknown_prefixes_are_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="'layer' \\(nearest: 'layers'\\)"):
         parameter_groups(Small(), replace(CONFIG, module_multipliers={"layer": 2.0}))
@@ -88,6 +100,14 @@ def test_schedule(schedule: Any, middle: float, last: float) -> None:
 def test_without_warmup_the_first_step_is_at_the_peak() -> None:
     assert replace(CONFIG, warmup_steps=0).learning_rate_factor(0) == 1.0
     assert replace(CONFIG, warmup_steps=100).learning_rate_factor(99) == 1.0
+
+
+def test_the_published_warm_up_starts_at_zero() -> None:
+    """Linear up from 0, then (T - t) / (T - warm-up), as transformers' linear schedule of 2021 does."""
+    config = replace(CONFIG, schedule="linear", warmup_from_zero=True)
+    for step in range(101):
+        expected = step / 10 if step < 10 else (100 - step) / 90
+        assert config.learning_rate_factor(step) == pytest.approx(expected)
 
 
 def test_learning_rates_are_set_and_returned_by_name() -> None:
