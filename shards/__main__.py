@@ -90,7 +90,8 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
             console.print(f"{fault.reason}: {fault}", markup=False, highlight=False, soft_wrap=True)
         if len(faults) > MAX_FAULTS_SHOWN:
             console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
-        console.print(f"{folder}: {f'{len(faults)} faults' if faults else 'sound'}", highlight=False, soft_wrap=True)
+        verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
+        console.print(f"{folder}: {verdict}", highlight=False, soft_wrap=True)
         num_faults += len(faults)
     return 1 if num_faults else 0
 

@@ -1,4 +1,4 @@
-"""Samples that could not be used: kept one by one in `quarantine.jsonl`, counted by reason and source."""
+"""Samples that could not be used: kept one by one in `quarantine/rank_N.jsonl`, counted by reason and source."""
 
 from __future__ import annotations
 

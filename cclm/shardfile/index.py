@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -50,7 +51,7 @@ class ShardIndex:
     """The rows of one index file, in the order of the tar.
 
     Raises (when made):
-        DataError: reasons index_missing, index_broken, index_schema, index_rows (another number than `samples`).
+        DataError: reasons index_missing, index_unreadable, index_broken, index_schema, index_rows (another number than `samples`).
     """
 
     def __init__(self, path: Path, view: View, samples: int) -> None:
@@ -64,6 +65,8 @@ class ShardIndex:
         except FileNotFoundError:
             _refuse("index_missing", "an index beside the shard", "no such file", path)
         except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # the system's own; pyarrow's about the bytes have no number
+                _refuse("index_unreadable", "a file that can be read", os.strerror(error.errno), path)
             _refuse("index_broken", "an Arrow IPC file", f"bytes that do not parse ({error})", path)
         if not table.schema.equals(SCHEMAS[view]):
             _refuse("index_schema", f"columns {SCHEMAS[view].names}", f"{table.schema.names}", path)

@@ -118,13 +118,15 @@ class Manifest:
         """Read `folder`/manifest.json.
 
         Raises:
-            DataError: reasons manifest_missing, manifest_broken, manifest_field, format_version, totals_wrong.
+            DataError: reasons manifest_missing, manifest_unreadable, manifest_broken, manifest_field, format_version, totals_wrong.
         """
         path = folder / schema.MANIFEST_NAME
         try:
             document = json.loads(path.read_bytes().decode("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             _refuse("manifest_missing", "a shard set (a folder with manifest.json)", "no such file", path)
+        except OSError as error:
+            _refuse("manifest_unreadable", "a file that can be read", f"{error.strerror}", path)
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             _refuse("manifest_broken", "JSON in UTF-8", f"bytes that do not parse ({error})", path)
         if not isinstance(document, dict) or document.get("format") != schema.FORMAT:

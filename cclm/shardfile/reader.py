@@ -50,19 +50,24 @@ class OpenShard:
             self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError:
             _refuse("tar_missing", "a shard that the manifest names", "no such file", str(self.path))
+        except OSError as error:
+            _refuse("tar_unreadable", "a shard that can be opened", f"{error.strerror}", str(self.path))
 
     def where(self, offset: int, key: str) -> str:
         """Return the words that name a place in error messages."""
         return f"{self.path}, offset {offset}, key {key}"
 
     def read(self, offset: int, size: int, where: str) -> bytes:
-        """Return `size` bytes at `offset` (reason tar_truncated when the tar ends before)."""
-        data = os.pread(self._descriptor, size, offset) if size >= 0 and offset >= 0 else b""
-        while 0 < len(data) < size:  # a read may be cut short by the system, not only by the end of the file
-            more = os.pread(self._descriptor, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
+        """Return `size` bytes at `offset` (reason tar_truncated when the tar ends before, tar_unreadable)."""
+        try:
+            data = os.pread(self._descriptor, size, offset) if size >= 0 and offset >= 0 else b""
+            while 0 < len(data) < size:  # a read may be cut short by the system, not only by the end of the file
+                more = os.pread(self._descriptor, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            _refuse("tar_unreadable", f"{size} bytes at {offset}", f"{error.strerror}", where)
         if len(data) != size:
             _refuse("tar_truncated", f"{size} bytes at {offset}", f"{len(data)}: the tar is cut", where)
         return data
@@ -142,7 +147,7 @@ class ShardSet:
         return {"folder": self.folder, "manifest": self.manifest, "_open": OrderedDict(), "_blocks": OrderedDict()}
 
     def open_shard(self, shard: int) -> OpenShard:
-        """Return a shard, opened (reasons tar_missing, index_missing, index_broken, index_schema, index_rows)."""
+        """Return a shard, opened (reasons tar_missing, tar_unreadable and those of `ShardIndex`)."""
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]

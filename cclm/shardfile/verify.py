@@ -58,15 +58,18 @@ def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None
 def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:
     tar, index = folder / info.name, folder / info.index_name
     num_faults = 0
-    if index.exists() and _sha256(index) != info.index_sha256:
-        # Its offsets cannot be trusted, so the members are not looked at: they would be blamed for it.
-        yield _fault("index_hash", f"SHA-256 {info.index_sha256}", "another one", str(index))
-    else:
-        for fault in _member_faults(folder, info, view, keys):
-            num_faults += 1
-            yield fault
-    if num_faults == 0 and tar.exists() and _sha256(tar) != info.sha256:
-        yield _fault("tar_hash", f"SHA-256 {info.sha256}", "another one", str(tar))
+    try:
+        if index.exists() and _sha256(index, "index_unreadable") != info.index_sha256:
+            # Its offsets cannot be trusted, so the members are not looked at: they would be blamed for it.
+            yield _fault("index_hash", f"SHA-256 {info.index_sha256}", "another one", str(index))
+        else:
+            for fault in _member_faults(folder, info, view, keys):
+                num_faults += 1
+                yield fault
+        if num_faults == 0 and tar.exists() and _sha256(tar, "tar_unreadable") != info.sha256:
+            yield _fault("tar_hash", f"SHA-256 {info.sha256}", "another one", str(tar))
+    except DataError as error:
+        yield error
 
 
 def _member_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:
@@ -81,11 +84,14 @@ def _member_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) ->
         shard.close()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, reason: str) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise _fault(reason, "a file that can be read", str(error.strerror), str(path)) from error
     return digest.hexdigest()
 
 
@@ -106,7 +112,7 @@ class _Walk:
         for fault in samples:
             faults += 1
             yield fault
-            if fault.reason in ("tar_truncated", "index_order"):
+            if fault.reason in ("tar_truncated", "tar_unreadable", "index_order"):
                 return  # what follows would only repeat it
         try:
             self._expect(self._position, trailer(self._position), "tar_padding", str(self._shard.path))

@@ -85,11 +85,30 @@ def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path, toke
     assert all(len(sample.ids) == 3 for sample, _ in found)
 
 
+def small_view(folder: Path) -> ImageTextDataConfig:
+    return ImageTextDataConfig(
+        shards=(str(folder),), batch_size=4, negative_group=4, matching_rows=4, num_lanes=1, window=4
+    )
+
+
+def test_a_tar_that_cannot_be_opened_is_quarantined_and_the_others_are_read(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    folder = write_images(tmp_path / "set", 8, per_shard=4)
+    tar = folder / "images-000001.tar"
+    tar.unlink()
+    tar.symlink_to(tar)  # an endless link: refused even to root
+    view = replace(small_view(folder), window=8, transform=ImageTransformConfig(size=8))
+    source = ImageTextSource(view, tokenizer, 0)
+    bad = [sample for slot in range(4) for sample in source.sample(0, slot)[1]]
+    assert bad
+    assert {(sample.reason, sample.shard) for sample in bad} == {("tar_unreadable", "images-000001.tar")}
+    assert all("symbolic links" in sample.message for sample in bad)
+
+
 def test_a_missing_tar_is_told_even_though_it_cannot_be_located(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     folder = write_images(tmp_path / "set", 8)
     (folder / "images-000000.tar").unlink()
-    view = ImageTextDataConfig(
-        shards=(str(folder),), batch_size=4, negative_group=4, matching_rows=4, num_lanes=1, window=4
-    )
+    view = small_view(folder)
     with pytest.raises(DataError, match=r"images-000000\.tar: expected a usable sample .* 4 broken ones"):
         ImageTextSource(view, tokenizer, 0).sample(0, 0)

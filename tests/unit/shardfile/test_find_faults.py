@@ -110,6 +110,33 @@ def test_missing_files(image_set, name, reason):
     assert (fault.reason, fault.where) == (reason, str(image_set / name))
 
 
+def endless_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)  # whoever opens it is refused, even root
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()  # opens, but its bytes cannot be read
+
+
+@pytest.mark.parametrize("spoil", [endless_link, folder_instead])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("image-000001.tar", "tar_unreadable"),
+        ("image-000000.index.arrow", "index_unreadable"),
+        ("manifest.json", "manifest_unreadable"),
+    ],
+)
+def test_files_that_cannot_be_read(image_set, name, reason, spoil):
+    spoil(image_set / name)
+    fault = only_fault(image_set)
+    assert fault.reason == reason
+    assert str(image_set / name) in fault.where
+    assert "symbolic links" in str(fault) or "directory" in str(fault)
+
+
 def test_a_tar_that_nobody_lists(image_set):
     shutil.copy(image_set / "image-000000.tar", image_set / "image-000009.tar")
     assert only_fault(image_set).reason == "tar_unlisted"

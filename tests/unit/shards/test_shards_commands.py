@@ -74,7 +74,7 @@ def test_faults_are_shown_and_change_the_exit_status(recipe, tmp_path):
     status, text = run("verify", tmp_path / "out")
     assert status == 1
     assert f"tar_truncated: {tar}, offset 0, key pairs-000000-00000: expected" in text
-    assert f"{tmp_path}/out/pairs: 1 faults" in text and f"{tmp_path}/out/pictures: sound" in text
+    assert f"{tmp_path}/out/pairs: 1 fault\n" in text and f"{tmp_path}/out/pictures: sound" in text
 
 
 def test_a_mistake_is_one_sentence_and_status_two(tmp_path, capsys):
