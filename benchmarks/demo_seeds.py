@@ -1,55 +1,99 @@
-"""Mean and spread of the demo's results over seeds: `python -m benchmarks.demo_seeds RUN RUN … [--json PATH]`.
+"""The table of docs/demo.md: `python -m benchmarks.demo_seeds RUN RUN …`.
 
-Each RUN is a finished run folder of `python -m pretrain.demo --seed N --run RUN`.
+Each RUN is a finished run folder of `python -m pretrain.demo --seed N --run RUN`, or a results.json. The seed stands in
+the config.yaml beside the results; without one a column has the name of its folder or file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cclm.checkpoint.model_card import recall_cell
+from cclm.errors import CclmError, ConfigError
 from cclm.evaluate.statistics import spread
+from cclm.track.facts import RESULTS_NAME
+from cclm.track.reading import read_json, read_yaml
 
-GROUPS = ("english", "parallel_non_latin", "parallel_latin", "control")
 DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
-RANKS = ("r1", "r5", "r10")
+EXPECTED, DO = "a demo run folder or its results.json", "Give finished runs of `python -m pretrain.demo`."
 
 
-def rows(results: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
-    """Every quantity with its values over the seeds."""
-    found = []
-    for kind in ("dual encoder", "re-ranked"):
-        tables = [result["groups"] if kind == "dual encoder" else result["reranked"]["groups"] for result in results]
-        for group in GROUPS:
-            for direction, title in DIRECTIONS.items():
-                for rank in RANKS:
-                    values = [float(table[group][direction][rank]) for table in tables]
-                    found.append((f"{kind}, {group}, {title}, R@{rank[1:]}", values))
-    for hardness in ("random", "hard"):
-        values = [float(result["matching"]["languages"]["en"][hardness]["accuracy"]) for result in results]
-        found.append((f"matching accuracy, en, {hardness} wrong pairs", values))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """One run's results, with the name of its column."""
+
+    name: str
+    results: dict[str, Any]
 
 
-def main() -> None:
+def read_seed(path: Path) -> Seed:
+    """Read a run folder or a results.json.
+
+    Raises:
+        ConfigError: neither, or not measured by group.
+    """
+    file = path / RESULTS_NAME if path.is_dir() else path
+    results = read_json(file, None)
+    if not isinstance(results, dict) or "groups" not in results:
+        got = "no such file" if results is None else "no groups in it"
+        raise ConfigError(where=str(file), expected=EXPECTED, got=got, do=DO)
+    config = file.with_name("config.yaml")
+    if config.exists():
+        return Seed(name=f"seed {read_yaml(config, expected=EXPECTED, do=DO).get('seed')}", results=results)
+    return Seed(name=path.resolve().name if path.is_dir() else path.stem, results=results)
+
+
+def table(seeds: Sequence[Seed]) -> list[str]:
+    """Return a row for each group and direction that all seeds have."""
+    heading = ["group", "direction", *(f"{seed.name} R@1/5/10" for seed in seeds), "mean R@10", "standard deviation"]
+    lines = [row(heading), "|" + "---|" * len(heading)]
+    for group in seeds[0].results["groups"]:
+        for way, title in DIRECTIONS.items():
+            found = [seed.results["groups"][group][way] for seed in seeds if group in seed.results["groups"]]
+            if len(found) < len(seeds):
+                continue
+            last = spread([recall["r10"] for recall in found])
+            spelled = f"{last.standard_deviation:.1f}" if len(seeds) > 1 else "–"
+            lines.append(row([group, title, *map(recall_cell, found), f"{last.mean:.1f}", spelled]))
+    return lines
+
+
+def row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def matching_line(seeds: Sequence[Seed]) -> str:
+    """Return the matching head's accuracies in English, or nothing if they were not measured."""
+    found = [((seed.results.get("matching") or {}).get("languages") or {}).get("en") for seed in seeds]
+    scores = [score for score in found if score]
+    if len(scores) < len(seeds):
+        return ""
+    prior = seeds[0].results["matching"]["prior"]["accuracy"]
+    parts = (
+        f"{kind} wrong pairs " + ", ".join(f"{score[kind]['accuracy']:.1f}" for score in scores) for kind in scores[0]
+    )
+    return f"Matching head on held-out English pairs, accuracy (prior {prior:.1f}): {'; '.join(parts)}."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    results = [json.loads((run / "results.json").read_text(encoding="utf-8")) for run in options.runs]
-    table = [(name, spread(values), values) for name, values in rows(results)]
-    print("| quantity, percent | mean | standard deviation | each seed |")
-    print("|---|---|---|---|")
-    for name, summary, values in table:
-        each = ", ".join(f"{value:.1f}" for value in values)
-        print(f"| {name} | {summary.mean:.1f} | {summary.standard_deviation:.1f} | {each} |")
-    if options.json:
-        content = {name: {"mean": summary.mean, "values": values} for name, summary, values in table}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_seeds", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or results.json files")
+    options = parser.parse_args(arguments)
+    try:
+        seeds = [read_seed(path) for path in options.runs]
+    except CclmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    print("\n".join([*table(seeds), "", matching_line(seeds)]).rstrip())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

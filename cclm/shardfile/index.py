@@ -51,7 +51,8 @@ class ShardIndex:
     """The rows of one index file, in the order of the tar.
 
     Raises (when made):
-        DataError: reasons index_missing, index_unreadable, index_broken, index_schema, index_rows (another number than `samples`).
+        DataError: reasons index_missing, index_unreadable, index_broken, index_schema, index_rows (another
+            number than `samples`).
     """
 
     def __init__(self, path: Path, view: View, samples: int) -> None:

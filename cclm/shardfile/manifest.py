@@ -118,7 +118,8 @@ class Manifest:
         """Read `folder`/manifest.json.
 
         Raises:
-            DataError: reasons manifest_missing, manifest_unreadable, manifest_broken, manifest_field, format_version, totals_wrong.
+            DataError: reasons manifest_missing, manifest_unreadable, manifest_broken, manifest_field, format_version,
+                totals_wrong.
         """
         path = folder / schema.MANIFEST_NAME
         try:
