@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 
+from benchmarks.samples import character_tokenizer
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
 from cclm.data.image import ImageTransformConfig
 from cclm.data.loader import StepDataset
-from cclm.data.tokens import TextTokenizer
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, TextPair, View
@@ -79,14 +78,6 @@ def write_sets(folder: Path) -> tuple[Path, Path]:
             )
         Manifest(view=View.TEXT_PAIR, shards=pairs.close()).save(folder / "pairs")
     return folder / "images", folder / "pairs"
-
-
-def character_tokenizer() -> TextTokenizer:
-    """One token a letter: longer texts than the demonstration's tokenizer makes."""
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *map(chr, range(97, 123))]
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return TextTokenizer(tokenizer)
 
 
 def demo_like(images: Path, pairs: Path, size: int) -> DataConfig:

@@ -209,6 +209,8 @@ def size_contradictions(config: RunConfig) -> Iterator[str]:
         length = 0 if view is None else view.max_tokens
         if length > longest:
             yield f"data.{name}.max_tokens {length} exceeds the {longest} positions of model.text"
+        elif (padded := -(-length // config.data.pad_multiple) * config.data.pad_multiple) > longest:
+            yield f"data.{name}: {padded} positions with data.pad_multiple, model.text has {longest}"
         if view is pairs and pairs is not None and pairs.tlm and length <= longest < 2 * length - 1:
             yield f"data.text_pair.tlm needs {2 * length - 1} positions (2 · max_tokens - 1), model.text has {longest}"
     if regions is not None and not config.model.box_head:

@@ -113,7 +113,7 @@ class DataConfig:
     """Share of broken samples above which a run fails."""
     num_workers: int = 0
     """Worker processes of each rank that prepare batches ahead; 0: in the training process. Changes no result."""
-    pad_multiple: int = 1
+    pad_multiple: int = 8
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
 

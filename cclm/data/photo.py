@@ -62,8 +62,11 @@ def cut(source: bytes | Image.Image, box: tuple[int, int, int, int], config: Ima
     """A box (in pixels of the whole picture) at its final size, (size, size, 3); errors: `decode_image`."""
     if isinstance(source, Image.Image):
         return resize_box(np.asarray(source), box, config)
-    pixels = decode_scaled(source, scale_for(box, config.size))
-    return resize_box(pixels, scaled_box(box, picture_size(source), (pixels.shape[1], pixels.shape[0])), config)
+    scale = scale_for(box, config.size)
+    pixels = decode_scaled(source, scale)
+    if scale > 1:
+        box = scaled_box(box, picture_size(source), (pixels.shape[1], pixels.shape[0]))
+    return resize_box(pixels, box, config)
 
 
 def finish(

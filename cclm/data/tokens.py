@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,12 @@ from cclm.errors import ConfigError, DataError
 
 Normalise = Literal["cclm", "none"]
 
+# Threads inside the tokenizer must not exist when worker processes fork; the workers are the parallelism.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 CACHED_TEXTS = 1 << 17
+_Key = tuple[str, int, int | None]
+"""A text, the longest result in tokens, the longest text in words."""
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 
 
@@ -39,7 +45,7 @@ class TextTokenizer:
         self.bos_id, self.pad_id = self._special("<s>"), self._special("<pad>")
         self.eos_id, self.mask_id = self._special("</s>"), self._special("<mask>")
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
-        self._known: dict[tuple[str, int, int | None], list[int]] = {}
+        self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
         """Ids of each text: `<s>`, at most `max_tokens` − 2 pieces, `</s>`. No padding. Do not change the lists.
@@ -47,7 +53,13 @@ class TextTokenizer:
         Raises:
             DataError: `text_empty`, for a text of which nothing is left.
         """
-        return [self._encode_one(text, max_tokens, max_words) for text in texts]
+        keys = [(text, max_tokens, max_words) for text in texts]
+        if len(self._known) >= CACHED_TEXTS:
+            self._known.clear()
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
+        if new:
+            self._learn(new)
+        return [self._known[key] for key in keys]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens left out."""
@@ -57,26 +69,19 @@ class TextTokenizer:
         """Pickle without the memo."""
         return {**self.__dict__, "_known": {}}
 
-    def _encode_one(self, text: str, max_tokens: int, max_words: int | None) -> list[int]:
-        key = (text, max_tokens, max_words)
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        clean = self._clean(text, max_words)
-        # one text at a time: `encode_batch` starts threads, which must not exist when worker processes fork
-        pieces = self._tokenizer.encode(clean, add_special_tokens=False).ids if clean else []
-        if not pieces:
-            raise DataError(
-                reason="text_empty",
-                expected="a text with at least one token",
-                got=repr(text[:80]),
-                do="Leave the sample out of the corpus.",
-            )
-        ids = [self.bos_id, *pieces[: max_tokens - 2], self.eos_id]
-        if len(self._known) >= CACHED_TEXTS:
-            self._known.clear()
-        self._known[key] = ids
-        return ids
+    def _learn(self, keys: Sequence[_Key]) -> None:
+        """Tokenise texts in one call and remember them."""
+        texts = [self._clean(text, max_words) for text, _, max_words in keys]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for (text, max_tokens, max_words), encoding in zip(keys, encodings, strict=True):
+            if not encoding.ids:
+                raise DataError(
+                    reason="text_empty",
+                    expected="a text with at least one token",
+                    got=repr(text[:80]),
+                    do="Leave the sample out of the corpus.",
+                )
+            self._known[text, max_tokens, max_words] = [self.bos_id, *encoding.ids[: max_tokens - 2], self.eos_id]
 
     def _clean(self, text: str, max_words: int | None) -> str:
         if self.normalise == "cclm":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cclm.errors import DataError
@@ -18,7 +18,7 @@ from cclm.shardfile.index import ImageEntry, TextEntry
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.shardfile.reader import OpenShard
 from cclm.shardfile.tar import member_header, padding, trailer
-from cclm.types import View
+from cclm.types import TextPair, View
 
 _REBUILD = "Build this shard again from its corpus, or fetch an undamaged copy."
 _CHUNK_BYTES = 1 << 22
@@ -170,8 +170,8 @@ class _Walk:
                 yield error
             self._position = _end_of(entry.block_offset, entry.block_size)
 
-    def _check_group(self, table: object, entry: TextEntry, where: str) -> None:
-        pairs = self._shard.group_of(table, entry)
+    def _check_group(self, block: Sequence[TextPair], entry: TextEntry, where: str) -> None:
+        pairs = self._shard.group_of(block, entry)
         check_group(pairs, where)
         if entry.group in self._keys:
             raise _fault("key_twice", "each group once in a set", f"{entry.group!r} again", where)

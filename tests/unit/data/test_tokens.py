@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
+from cclm.data import tokens
 from cclm.data.tokens import TextTokenizer, load_tokenizer, pre_caption
 from cclm.errors import ConfigError, DataError
 from tests.unit.data.data_sets import WORDS, make_tokenizer
@@ -40,6 +41,15 @@ def test_texts_are_framed_and_cut_before_the_end(tokenizer: TextTokenizer) -> No
 
 def test_the_memory_knows_lengths_apart(tokenizer: TextTokenizer) -> None:
     assert [len(tokenizer.encode(["aa ab ac ad"], length)[0]) for length in (4, 5, 6, 4)] == [4, 5, 6, 4]
+
+
+def test_a_full_memory_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "CACHED_TEXTS", 3)
+    tokenizer = TextTokenizer(make_tokenizer())
+    alone = {word: TextTokenizer(make_tokenizer()).encode([word], 8)[0] for word in WORDS[:12]}
+    for first in range(10):
+        words = [WORDS[first], WORDS[first + 2], WORDS[first], WORDS[first + 1]]
+        assert tokenizer.encode(words, 8) == [alone[word] for word in words]
 
 
 def test_normalisation_is_an_option() -> None:

@@ -106,6 +106,8 @@ def test_sizes_of_data_and_network_must_fit(settings: Path) -> None:
     assert "data.text_pair.max_tokens 40 exceeds the 8 positions" in text
     assert "multiple of negative_group 7" in text
     assert "itm_weight" in text
+    padded = refusal("--recipe", str(settings), "--data.pad_multiple", "16")
+    assert "data.image_text: 16 positions with data.pad_multiple, model.text has 8" in padded
 
 
 def test_ramp_that_ends_before_it_starts(settings: Path) -> None:

@@ -1,0 +1,72 @@
+"""Open a manifest of 100 million samples and find the samples of a late step; run by `benchmarks.shards`.
+
+    python -m benchmarks.resume FOLDER      prints {"resume_s", "resume_cpu_s", "resume_peak_mb", "library_mb"} as JSON
+
+The seconds do not hold the import of Python and torch, the peak memory does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+from benchmarks.samples import character_tokenizer
+from cclm.data.config import DataConfig, ImageTextDataConfig
+from cclm.data.loader import StepDataset
+from cclm.shardfile.manifest import Manifest, ShardInfo
+from cclm.types import View
+
+SAMPLES = 100_000_000
+LANGUAGES = ("ar", "de", "en", "es", "fr", "id", "ja", "ru", "tr", "zh")
+
+
+def write_manifest(folder: Path, samples_per_shard: int) -> None:
+    """A manifest like that of a real set, without its shards."""
+    folder.mkdir()
+    shards = [
+        ShardInfo(
+            name=f"images-{number:06d}.tar",
+            samples=samples_per_shard,
+            rows=samples_per_shard * 6,
+            size_bytes=samples_per_shard * 70_000,
+            sha256=f"{number:064x}",
+            index_sha256=f"{number + 1:064x}",
+            languages=dict.fromkeys(LANGUAGES, samples_per_shard * 6 // 10),
+            sources={"cc12m": samples_per_shard},
+            licences={"unknown": samples_per_shard},
+        )
+        for number in range(SAMPLES // samples_per_shard)
+    ]
+    Manifest(view=View.IMAGE_TEXT, shards=shards).save(folder)
+
+
+def main() -> None:
+    """Measure this process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    images = ImageTextDataConfig(shards=(str(folder),), batch_size=1024, negative_group=128, num_lanes=64)
+    before = peak_mb()
+    began, cpu = time.perf_counter(), time.process_time()
+    dataset = StepDataset(DataConfig(tokenizer="", image_text=images), character_tokenizer(), 0, 3, 8)
+    source = dataset.image_text
+    assert source is not None
+    addresses = [source.stream.address(250_000, slot) for slot in dataset.slots(1024, 128)]
+    assert addresses[0].epoch == 2
+    found = {"resume_s": time.perf_counter() - began, "resume_cpu_s": time.process_time() - cpu}
+    print(json.dumps({**found, "resume_peak_mb": peak_mb(), "library_mb": before}))
+
+
+def peak_mb() -> float:
+    """The largest resident set of this process so far (`ru_maxrss` would hold that of the parent before exec, too)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return math.nan
+
+
+if __name__ == "__main__":
+    main()
