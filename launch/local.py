@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cclm.track import stop
+from cclm.track.folders import make_folder
 from launch import guard, shim
 from launch.plan import JobPlan, RankPlan
 
@@ -153,8 +154,7 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
     `say` receives the launcher's own lines; `grace_s` is the time between TERM and KILL once a rank has failed. The
     calling process must have only this thread.
     """
-    logs = plan.run_folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    logs = make_folder(plan.run_folder / "logs")
     stop.clear(plan.run_folder)
     (logs / "plan.json").write_text(plan.to_json() + "\n")
     with _blocked(WATCHED), _guard() as tell_guard:

@@ -26,6 +26,7 @@ from cclm.atomic import replace_text
 from cclm.checkpoint.identity import identify_newest
 from cclm.errors import CclmError
 from cclm.track.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
+from cclm.track.folders import make_folder
 from cclm.track.progress import spell_duration, stage
 from cclm.track.reading import read_json
 
@@ -292,7 +293,7 @@ def note_stage(run: Path, item: Stage, *, seconds: float | None, is_finished: bo
     }
     for folder in {item.home, run}:  # the data's stages stand in the run's list as well
         rows = {**read_rows(folder), item.name: row}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         replace_text(folder / STAGES_NAME, json.dumps(list(rows.values()), indent=1) + "\n")
     path = run / RESULTS_NAME
     results = read_json(path, None)

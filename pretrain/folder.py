@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from typing import Any
 import yaml
 
 from cclm.atomic import replace_text
+from cclm.checkpoint.layout import newest_complete
 from cclm.engine.ds_config import write_ds_config
-from cclm.errors import ConfigError
+from cclm.errors import CheckpointError, ConfigError
 from cclm.track.environment import ENVIRONMENT_NAME, describe_environment
+from cclm.track.status import DONE_NAME
 from pretrain.config import RunConfig
 
 CONFIG_FILE = "config.yaml"
@@ -31,6 +33,8 @@ QUARANTINE = "quarantine"
 
 MAY_CHANGE = ("checkpoint", "track", "run_folder", "device", "data.num_workers", "data.bad_sample_limit")
 """What a resumed run may do differently: nothing of it decides a step."""
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu")
+"""Of the DeepSpeed JSON: they follow from the configuration and the number of ranks, which the checkpoint checks."""
 
 
 def as_values(config: RunConfig) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     files = [Path(config.data.tokenizer) / "tokenizer.json"]
     files += [Path(folder) / "manifest.json" for view in views if view is not None for folder in view.shards]
     hashes = {str(path): _file_hash(path) for path in files}
-    hashes["DeepSpeed JSON"] = _text_hash(json.dumps(ds_config, sort_keys=True))
+    rules = {key: value for key, value in (ds_config or {}).items() if key not in BATCH_KEYS}
+    hashes["DeepSpeed JSON"] = _text_hash(json.dumps(rules, sort_keys=True))
     return hashes
 
 
@@ -59,18 +64,17 @@ def run_hash(config: RunConfig, inputs: Mapping[str, str]) -> str:
 
 
 def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
-    """Do nothing if the folder is new or holds this very run.
+    """Do nothing if the folder holds this very run, or none that has got as far as a checkpoint.
 
     Raises:
         ConfigError: it was started with other values or other inputs; all of them are named.
+        CheckpointError: its files cannot be read.
     """
-    changed = []
-    if (folder / CONFIG_FILE).exists():
-        before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}
-        changed += differences(before, as_values(config))
-    if (folder / INPUTS_FILE).exists():
-        known = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
-        changed += [f"content of {name}" for name in inputs if known.get(name, inputs[name]) != inputs[name]]
+    if not is_begun(folder):
+        return
+    before, known = _read(folder / CONFIG_FILE, yaml.safe_load), _read(folder / INPUTS_FILE, json.loads)
+    changed = differences(before, as_values(config)) if before else []
+    changed += [f"content of {name}" for name in inputs if known.get(name, inputs[name]) != inputs[name]]
     if changed:
         raise ConfigError(
             where=str(folder),
@@ -78,6 +82,11 @@ def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str
             got="other values of " + ", ".join(changed),
             do="Choose another run_folder for a new run, or give the old values to resume this one.",
         )
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there is anything to go on from; a start that failed before leaves the folder to the next."""
+    return (folder / DONE_NAME).exists() or newest_complete(folder) is not None
 
 
 def write_identity(
@@ -88,7 +97,7 @@ def write_identity(
     replace_text(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
     if ds_config is not None:
         write_ds_config(ds_config, folder)
-    if not (folder / ENVIRONMENT_NAME).exists():
+    if not ((folder / ENVIRONMENT_NAME).exists() and is_begun(folder)):
         replace_text(folder / ENVIRONMENT_NAME, json.dumps(describe_environment(), indent=1) + "\n")
     replace_text(folder / CONFIG_FILE, yaml.safe_dump(as_values(config), sort_keys=False, allow_unicode=True))
 
@@ -113,6 +122,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The mapping in a file of the run folder; empty if there is no such file."""
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+        problem = "" if isinstance(content, dict) else type(content).__name__
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+    if problem:
+        raise CheckpointError(
+            where=str(path),
+            expected="what the run was started with",
+            got=problem,
+            do="Put the file back, or remove it to go on without the comparison.",
+        )
+    return dict(content)
 
 
 def _file_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cclm.checkpoint.save import save_checkpoint
 from cclm.data.batch import Batch
+from cclm.data.config import DataConfig
 from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
@@ -65,6 +66,7 @@ def train(run: Run) -> bool:
     batches = iter(run.batches)
     began = time.monotonic()
     sums: list[dict[str, int]] = []
+    num_skipped = 0  # steps since the last log line with an update left out: its gradient was not finite
     run.status.write(step=run.start_step, phase="training")
     for step in range(run.start_step, config.steps):
         with run.throughput.data_wait():
@@ -72,10 +74,11 @@ def train(run: Run) -> bool:
         if batch.step != step:
             raise AssertionError(f"the loader gave step {batch.step} at step {step}")
         metrics, statistics = do_updates(run, step, batch)
+        num_skipped += not math.isfinite(statistics.grad_norm)
 
         sums.append(ledger_sums(batch))
         run.quarantine.add(step, batch.bad_samples)
-        run.throughput.step(global_counts(batch, engine.world_size))
+        run.throughput.step(global_counts(batch, config.data))
 
         is_last = step + 1 == config.steps
         stop_reason = "" if is_last else agree_to_stop(run)
@@ -84,12 +87,14 @@ def train(run: Run) -> bool:
             read = samples_read(config.data, run.schedule, step + 1)
             bad_share = torch.tensor(run.quarantine.total * engine.world_size / read)
             values = engine.reduce_mean({**metrics, "bad_share": bad_share})
-            refuse_bad_values(step, values, run)
             write_ledger(run, step + 1 - len(sums), sums)
             sums.clear()
             speed = run.throughput.summary()
             rates = {f"learning_rate/{name}": rate for name, rate in statistics.learning_rates.items()}
-            run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **rates, **speed})
+            counts = {"skipped_updates": float(num_skipped)}
+            run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **counts, **rates, **speed})
+            num_skipped = 0
+            refuse_bad_values(step, values, run)
             run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
             run.status.write(step=step + 1, phase="training")
         if is_saving:
@@ -132,15 +137,15 @@ def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], St
     return merge_metrics(metrics), replace(statistics, grad_norm=largest_norm)
 
 
-def global_counts(batch: Batch, world_size: int) -> dict[str, int]:
-    """Pictures, texts of regions and sentence pairs of the global batch, by view."""
+def global_counts(batch: Batch, data: DataConfig) -> dict[str, int]:
+    """Pictures, sentence pairs and pictures with regions of the global batch, by view; ranks' shares may differ."""
     counts = {}
-    if batch.image_text is not None:
-        counts["image_text"] = batch.image_text.ledger_B.shape[0] * world_size
-    if batch.text_pair is not None:
-        counts["text_pair"] = batch.text_pair.first_P.shape[0] * world_size
-    if batch.regions is not None:
-        counts["regions"] = batch.regions.image_of_R.shape[0] * world_size
+    if batch.image_text is not None and data.image_text is not None:
+        counts["image_text"] = data.image_text.batch_size
+    if batch.text_pair is not None and data.text_pair is not None:
+        counts["text_pair"] = data.text_pair.batch_size * data.text_pair.pairs_per_sample
+    if batch.regions is not None and data.regions is not None:
+        counts["regions"] = data.regions.batch_size
     return counts
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from cclm.checkpoint.towers import with_towers
 from cclm.data.config import complaints_about as data_complaints
 from cclm.errors import ConfigError
+from pretrain.complaints import REFUSALS, all_complaints
 from pretrain.config import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -44,14 +45,12 @@ def read_config(arguments: Sequence[str]) -> RunConfig:
     try:
         values = parser.instantiate(parser.parse_args(arguments))
         config = RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
-    except ConfigError:
-        raise
-    except (ArgumentError, TypeError, ValueError) as error:
+    except REFUSALS as error:
         raise ConfigError(
             where="configuration",
-            expected="values of the documented types",
-            got=" ".join(str(error).split()),
-            do="See `python -m pretrain --help` for every option with its meaning.",
+            expected="values of the documented types that obey their rules",
+            got="; ".join(all_complaints(parser, arguments)),
+            do="Correct them; `python -m pretrain --help` explains every option. Nothing was started.",
         ) from error
     config = replace(config, model=with_towers(config.model))
     check(config)

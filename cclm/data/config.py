@@ -129,7 +129,7 @@ def validate(config: DataConfig, world_size: int = 1) -> None:
     if complaints:
         raise ConfigError(
             expected="a data config without contradictions",
-            got="\n  - " + "\n  - ".join(complaints) + "\n",
+            got="; ".join(complaints),
             do="Correct these settings.",
         )
 
@@ -138,24 +138,28 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
     """Everything wrong with the config, a sentence each."""
     complaints = []
     if config.image_text is None and config.text_pair is None and config.regions is None:
-        complaints.append("give image_text or text_pair (both are missing) or regions")
+        complaints.append("none of image_text, text_pair and regions is given")
     if config.schedule not in ("joint", "alternate"):
-        complaints.append(f"schedule is joint or alternate (got {config.schedule!r})")
+        complaints.append(f"schedule must be joint or alternate, is {config.schedule!r}")
     if not 0 <= config.region_probability <= 1:
-        complaints.append(f"region_probability is a probability (got {config.region_probability})")
+        complaints.append(f"region_probability must be between 0 and 1, is {config.region_probability}")
     if not 0 <= config.bad_sample_limit <= 1:
-        complaints.append(f"bad_sample_limit is a share between 0 and 1 (got {config.bad_sample_limit})")
+        complaints.append(f"bad_sample_limit must be between 0 and 1, is {config.bad_sample_limit}")
     if config.num_workers < 0 or config.pad_multiple < 1:
-        complaints.append(f"num_workers ≥ 0 and pad_multiple ≥ 1 (got {config.num_workers}, {config.pad_multiple})")
+        complaints.append(
+            f"num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1"
+        )
     if config.image_text is not None:
         complaints += _complaints("image_text", config.image_text, world_size)
         complaints += _image_complaints(config.image_text)
     if config.text_pair is not None:
         complaints += _complaints("text_pair", config.text_pair, world_size)
         if config.text_pair.pairs_per_sample < 1:
-            complaints.append("text_pair.pairs_per_sample is at least 1")
+            complaints.append(f"text_pair.pairs_per_sample must be at least 1, is {config.text_pair.pairs_per_sample}")
         if not 0 <= config.text_pair.swap_probability <= 1:
-            complaints.append("text_pair.swap_probability is a probability")
+            complaints.append(
+                f"text_pair.swap_probability must be between 0 and 1, is {config.text_pair.swap_probability}"
+            )
     if config.regions is not None:
         complaints += _complaints("regions", config.regions, world_size)
         complaints += region_complaints(config.regions)
@@ -170,26 +174,30 @@ def _complaints(name: str, view: ViewConfig, world_size: int) -> list[str]:
     found = []
     batch, group, rows, lanes = view.batch_size, view.negative_group, view.matching_rows, view.num_lanes
     if not view.shards:
-        found.append(f"{name}.shards names at least one folder")
+        found.append(f"{name}.shards must name at least one folder")
     if view.weights is not None and len(view.weights) != len(view.shards):
-        found.append(f"{name}.weights: one for each of the {len(view.shards)} shards (got {len(view.weights)})")
+        found.append(f"{name}.weights must be one for each of the {len(view.shards)} shards, are {len(view.weights)}")
     if view.weights is not None and (min(view.weights, default=1.0) < 0 or not any(view.weights)):
-        found.append(f"{name}.weights are 0 or more, not all 0 (got {view.weights})")
+        found.append(f"{name}.weights must be 0 or more, not all 0, are {view.weights}")
     found += mix_complaints(name, view.mix, len(view.shards))
     if min(batch, group, rows, lanes, view.window) < 1:
-        found.append(f"{name}: batch_size, negative_group, matching_rows, num_lanes and window are at least 1")
+        found.append(f"{name}: batch_size, negative_group, matching_rows, num_lanes and window must be at least 1")
         return found
     if batch % group:
-        found.append(f"{name}.batch_size {batch} is a multiple of negative_group {group}")
+        found.append(f"{name}.batch_size {batch} is no multiple of negative_group {group}")
     elif batch // group < world_size:
-        found.append(f"{name}: at least one negative group for each of {world_size} ranks (got {batch // group})")
+        found.append(f"{name}: each of {world_size} ranks needs a negative group, the batch has only {batch // group}")
     elif rows % (batch // group) or rows > batch:
-        found.append(f"{name}.matching_rows {rows}: equally many for each of {batch // group} groups, at most {batch}")
+        found.append(
+            f"{name}.matching_rows {rows} is no multiple of the {batch // group} negative groups, or above {batch}"
+        )
     if view.max_tokens < 3 or (view.max_words is not None and view.max_words < 1):
-        found.append(f"{name}: max_tokens is at least 3, max_words at least 1")
+        found.append(
+            f"{name}: max_tokens must be at least 3, max_words at least 1; are {view.max_tokens} and {view.max_words}"
+        )
     mask = view.masking
     if not (0 <= mask.mask_probability <= 1 and 0 <= mask.span_probability <= 1 and mask.max_masks >= 1):
-        found.append(f"{name}.masking: probabilities between 0 and 1, max_masks at least 1")
+        found.append(f"{name}.masking: probabilities must be between 0 and 1, max_masks at least 1; is {mask}")
     return found
 
 
@@ -197,20 +205,20 @@ def _image_complaints(view: ImageTextDataConfig) -> list[str]:
     found = []
     first, transform = view.first_caption_probability, view.transform
     if first is not None and not 0 <= first <= 1:
-        found.append(f"image_text.first_caption_probability is a probability (got {first})")
+        found.append(f"image_text.first_caption_probability must be between 0 and 1, is {first}")
     if view.captions_per_image not in (1, 2):
-        found.append(f"image_text.captions_per_image is 1 or 2 (got {view.captions_per_image})")
+        found.append(f"image_text.captions_per_image must be 1 or 2, is {view.captions_per_image}")
     if view.languages is not None and not view.languages:
-        found.append("image_text.languages: name at least one, or leave it out for all")
+        found.append("image_text.languages is empty: name at least one, or leave it out for all")
     if transform.size < 1 or min(transform.std) <= 0:
-        found.append("image_text.transform: size and std are positive")
+        found.append(f"image_text.transform: size and std must be positive, are {transform.size} and {transform.std}")
     if not 0 < transform.crop_area[0] <= transform.crop_area[1] <= 1:
-        found.append(f"image_text.transform.crop_area: 0 < low ≤ high ≤ 1 (got {transform.crop_area})")
+        found.append(f"image_text.transform.crop_area must obey 0 < low ≤ high ≤ 1, is {transform.crop_area}")
     if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1]:
-        found.append(f"image_text.transform.crop_ratio: 0 < low ≤ high (got {transform.crop_ratio})")
+        found.append(f"image_text.transform.crop_ratio must obey 0 < low ≤ high, is {transform.crop_ratio}")
     shares = (transform.brightness, transform.contrast, transform.saturation, transform.flip_probability)
     if not 0 <= transform.scale < 1 or not all(0 <= share <= 1 for share in shares):
         found.append(
-            "image_text.transform: scale below 1; brightness, contrast, saturation and flip_probability between 0 and 1"
+            "image_text.transform: scale must be below 1; brightness, contrast, saturation, flip_probability in 0 … 1"
         )
     return found

@@ -135,18 +135,18 @@ def mix_complaints(name: str, mix: MixConfig, num_sources: int) -> list[str]:
     """Everything wrong with a view's mix, a sentence each."""
     found = []
     if mix.temperature <= 0:
-        found.append(f"{name}.mix.temperature is positive (got {mix.temperature})")
+        found.append(f"{name}.mix.temperature must be positive, is {mix.temperature}")
     given = {"repeats": mix.repeats, "max_epochs": mix.max_epochs}
     given |= {f"schedule[{index}].weights": stage.weights for index, stage in enumerate(mix.schedule)}
     for option, values in given.items():
         if values is not None and len(values) != num_sources:
-            found.append(f"{name}.mix.{option}: one for each of the {num_sources} shards (got {len(values)})")
+            found.append(f"{name}.mix.{option} must be one for each of the {num_sources} shards, are {len(values)}")
     if any(value is not None and value <= 0 for value in (*(mix.repeats or ()), *(mix.max_epochs or ()))):
         found.append(f"{name}.mix: repeats and max_epochs are positive")
     for stage in mix.schedule:
         if min(stage.weights, default=1.0) < 0 or not any(stage.weights):
-            found.append(f"{name}.mix.schedule: weights are 0 or more, not all 0 (got {stage.weights})")
+            found.append(f"{name}.mix.schedule: weights must be 0 or more, not all 0, are {stage.weights}")
     starts = [stage.start_step for stage in mix.schedule]
     if starts != sorted(set(starts)) or min(starts, default=0) < 0:
-        found.append(f"{name}.mix.schedule: one stage after the other, from step 0 on (got starts {starts})")
+        found.append(f"{name}.mix.schedule must be one stage after the other, from step 0 on; starts are {starts}")
     return found

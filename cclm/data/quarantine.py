@@ -24,14 +24,18 @@ class Quarantine:
         self._lines.truncate(next_step)
         self.counts: Counter[tuple[str, str]] = Counter()
         """How many, by (reason, source), of the whole run."""
+        self.last = ""
+        """Where the last bad sample stands and what is wrong with it."""
         for line in self._lines.read():
             self.counts[str(line["reason"]), str(line["source"])] += 1
+            self.last = str(line["message"])
 
     def add(self, step: int, samples: Iterable[BadSample]) -> None:
         """Write the bad samples of one step."""
         for sample in samples:
             self._lines.append(step, asdict(sample))
             self.counts[sample.reason, sample.source] += 1
+            self.last = sample.message
 
     def sync(self) -> None:
         """Force the file to disk; before a checkpoint is complete, which makes a resumed run count on it."""
@@ -43,6 +47,6 @@ class Quarantine:
         return sum(self.counts.values())
 
     def summary(self) -> str:
-        """One line for people: the counts by reason and source, most frequent first."""
+        """One line for people: the counts by reason and source, most frequent first, and the last bad sample."""
         parts = [f"{count} × {reason} in {source}" for (reason, source), count in self.counts.most_common()]
-        return "; ".join(parts) if parts else "no bad samples"
+        return "; ".join(parts) + f"; the last: {self.last.rstrip('.')}" if parts else "no bad samples"

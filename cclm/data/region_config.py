@@ -84,10 +84,10 @@ def region_complaints(view: RegionDataConfig) -> Iterator[str]:
     if view.images_per_group < 1 or view.texts_per_image < 1 or view.patch_grid < 1:
         yield "regions: images_per_group, texts_per_image and patch_grid are at least 1"
     if not 0 <= view.min_overlap < 1:
-        yield f"regions.min_overlap is a share below 1 (got {view.min_overlap})"
+        yield f"regions.min_overlap must be a share below 1, is {view.min_overlap}"
     if view.attributes not in ("none", "same_language", "any_language"):
-        yield f"regions.attributes is none, same_language or any_language (got {view.attributes!r})"
+        yield f"regions.attributes must be none, same_language or any_language, is {view.attributes!r}"
     if view.transform.randaugment is not None and not view.transform.randaugment.colour_only:
         yield "regions.transform.randaugment: only with colour_only, or boxes would not fit their picture"
     if view.transform.size % max(1, view.patch_grid):
-        yield f"regions.transform.size {view.transform.size} is a multiple of patch_grid {view.patch_grid}"
+        yield f"regions.transform.size {view.transform.size} is no multiple of patch_grid {view.patch_grid}"

@@ -66,7 +66,8 @@ class Topology:
 def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[None]:
     """Join the other ranks for the length of the `with` block (one process: a group of one, without network).
 
-    A collective that waits longer than `timeout_s` raises instead of hanging for ever.
+    A collective that waits longer than `timeout_s` raises instead of hanging for ever. DeepSpeed reads LOCAL_RANK at
+    every step: a process that no launcher started has it in here.
     """
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
@@ -77,9 +78,13 @@ def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[Non
         torch_dist.init_process_group(
             topology.backend, rank=topology.rank, world_size=topology.world_size, timeout=timeout
         )
+    has_local_rank = "LOCAL_RANK" in os.environ
+    os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))
     try:
         yield
     finally:
+        if not has_local_rank:
+            del os.environ["LOCAL_RANK"]
         torch_dist.destroy_process_group()
 
 

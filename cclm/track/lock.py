@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cclm.errors import CclmError
+from cclm.track.folders import make_folder
 
 LOCK_NAME = ".lock"
 NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
@@ -29,9 +30,9 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Hold `folder`/.lock for the length of the `with` block (rank 0 only: once per run). The folder is made.
 
     Raises:
-        CclmError: another process holds it; names host and process.
+        CclmError: another process holds it (names host and process), or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _acquire(descriptor, folder)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cclm.atomic import replace_text
+from cclm.errors import CclmError
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"
@@ -80,7 +81,19 @@ class DoneMarker:
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 
     def read(self) -> DoneRecord | None:
-        """Return the marker, or None if the run is not done."""
+        """Return the marker, or None if the run is not done.
+
+        Raises:
+            CclmError: there is a file of this name that is no marker.
+        """
         if not self.path.exists():
             return None
-        return DoneRecord(**json.loads(self.path.read_text()))
+        try:
+            return DoneRecord(**json.loads(self.path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise CclmError(
+                where=str(self.path),
+                expected="the marker of a run that is done",
+                got=" ".join(str(error).split()),
+                do="Remove the file; the same command then goes on from the newest checkpoint.",
+            ) from error

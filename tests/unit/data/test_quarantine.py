@@ -19,7 +19,7 @@ def test_samples_are_kept_and_counted(tmp_path: Path) -> None:
     quarantine.add(3, [bad("a"), bad("b", "json_broken")])
     quarantine.add(4, [bad("c")])
     assert quarantine.total == 3
-    assert quarantine.summary() == "2 × image_broken in set; 1 × json_broken in set"
+    assert quarantine.summary() == "2 × image_broken in set; 1 × json_broken in set; the last: c is bad"
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines[0] == {
         "step": 3,
@@ -40,6 +40,7 @@ def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
         first.add(step, [bad(f"k{step}")])
     whole = path.read_bytes()
     second = Quarantine(path, next_step=4)
+    assert second.summary().endswith("the last: k3 is bad")
     assert second.total == 4 and second.counts["image_broken", "set"] == 4
     for step in (4, 5):
         second.add(step, [bad(f"k{step}")])

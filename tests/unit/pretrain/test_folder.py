@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.errors import ConfigError
+from cclm.errors import CheckpointError, ConfigError
+from cclm.track.status import DoneMarker
 from pretrain.config import CheckpointConfig, ObjectiveConfig, RunConfig
 from pretrain.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
 from pretrain.recipe import read_config
@@ -20,10 +21,16 @@ def config(tmp_path: Path) -> RunConfig:
     return read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", recipe(tmp_path, tmp_path / "run")))])
 
 
+def begin(folder: Path) -> None:
+    """The least that makes a folder one to go on from."""
+    DoneMarker(folder).write(step=1, seconds=1.0)
+
+
 def test_same_run_is_welcome_and_another_is_named(config: RunConfig, tmp_path: Path) -> None:
     folder, inputs = tmp_path / "run", input_hashes(config, {"stage": 3})
     refuse_another_run(folder, config, inputs)
     write_identity(folder, config, inputs, {"stage": 3})
+    begin(folder)
     refuse_another_run(folder, config, inputs)
     refuse_another_run(folder, replace(config, checkpoint=CheckpointConfig(every_steps=7)), inputs)
     other = replace(config, seed=8, objectives=ObjectiveConfig(mlm_weight=0.5))
@@ -31,8 +38,36 @@ def test_same_run_is_welcome_and_another_is_named(config: RunConfig, tmp_path: P
         refuse_another_run(folder, other, inputs)
 
 
+def test_a_start_that_failed_before_its_first_checkpoint_leaves_the_folder_to_the_next(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    write_identity(tmp_path / "run", config, input_hashes(config, None), None)
+    other = replace(config, seed=8)
+    refuse_another_run(tmp_path / "run", other, input_hashes(config, None))
+    write_identity(tmp_path / "run", other, input_hashes(config, None), None)
+    assert "seed: 8" in (tmp_path / "run" / "config.yaml").read_text().splitlines()
+
+
+def test_the_number_of_ranks_makes_no_other_run(config: RunConfig) -> None:
+    of_one = {"zero_optimization": {"stage": 3}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
+    of_two = {**of_one, "train_micro_batch_size_per_gpu": 4}
+    assert input_hashes(config, of_one) == input_hashes(config, of_two)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "inputs.json"])
+def test_half_a_file_is_named(config: RunConfig, tmp_path: Path, name: str) -> None:
+    write_identity(tmp_path / "run", config, input_hashes(config, None), None)
+    begin(tmp_path / "run")
+    (tmp_path / "run" / name).write_text('{"a": [1, ')
+    with pytest.raises(
+        CheckpointError, match=rf"run/{name}: expected what the run was started with.*Put the file back"
+    ):
+        refuse_another_run(tmp_path / "run", config, input_hashes(config, None))
+
+
 def test_a_changed_deepspeed_json_is_another_run(config: RunConfig, tmp_path: Path) -> None:
     write_identity(tmp_path / "run", config, input_hashes(config, {"stage": 3}), {"stage": 3})
+    begin(tmp_path / "run")
     with pytest.raises(ConfigError, match="content of DeepSpeed JSON"):
         refuse_another_run(tmp_path / "run", config, input_hashes(config, {"stage": 2}))
 

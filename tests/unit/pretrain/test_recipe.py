@@ -64,6 +64,28 @@ def test_wrong_type(settings: Path) -> None:
     assert "total_steps" in refusal("--recipe", str(settings), "--optimizer.total_steps", "many")
 
 
+def test_all_wrong_values_come_together_from_the_file_and_the_command_line(settings: Path) -> None:
+    content = yaml.safe_load(settings.read_text())
+    content["seed"] = "abc"
+    content["data"]["image_text"]["batch_size"] = "many"
+    write_recipe(settings, content)
+    text = refusal("--recipe", str(settings), "--optimizer.total_steps", "ten", "--data.num_workers=x")
+    assert "seed: expected int, got abc" in text
+    assert "data.image_text.batch_size: expected int, got many" in text
+    assert "optimizer.total_steps: expected int, got ten" in text
+    assert "data.num_workers: expected int, got x" in text
+    assert ".." not in text
+    assert yaml.safe_load(settings.read_text()) == content  # the user's file is only read
+
+
+def test_broken_rules_of_all_parts_come_together(settings: Path) -> None:
+    wrong = ("--optimizer.learning_rate", "-1", "--model.vision.num_heads", "3", "--data.image_text.batch_size", "15")
+    text = refusal("--recipe", str(settings), *wrong)
+    assert "learning_rate=-1.0 (must be > 0)" in text
+    assert "vision.num_heads: expected a divisor of width" in text
+    assert "image_text.batch_size 15 is no multiple of negative_group" in text
+
+
 def test_wrong_word(settings: Path) -> None:
     assert "norm_position" in refusal("--recipe", str(settings), "--model.text.norm_position", "middle")
 

@@ -5,6 +5,9 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
+
+from cclm.errors import CclmError
 from cclm.track.status import DoneMarker, DoneRecord, RankStatus
 
 
@@ -21,6 +24,14 @@ def test_a_rank_says_what_it_does(tmp_path: Path) -> None:
         "pid": os.getpid(),
     }
     assert [path.name for path in (tmp_path / "status").iterdir()] == ["rank_3.json"]
+
+
+def test_half_a_marker_is_named(tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_text('{"step": 17')
+    with pytest.raises(
+        CclmError, match=r"done\.json: expected the marker of a run that is done, got .*Remove the file"
+    ):
+        DoneMarker(tmp_path).read()
 
 
 def test_a_run_is_done_when_the_marker_says_so(tmp_path: Path) -> None:
