@@ -11,6 +11,7 @@ Sizes come from the research code's configuration (arXiv 2206.00621, 2211.12402)
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 from cclm.model.configuration_cclm import FusionOptions, ModelOptions, TextOptions, VisionOptions
 
@@ -139,10 +140,56 @@ _CCLM = swin_family(
     text=_xlm_roberta(1024, num_layers=6, num_heads=16),
     fusion_layers=6,
 )
-FAMILIES: dict[str, ModelOptions] = {
+_PRETRAINED: dict[str, ModelOptions] = {
     "cclm-3m": _CCLM,
     "cclm-4m": _CCLM,
     "cclm-x2vlm-base": _x2vlm(768, num_layers=12, num_heads=12),
     "cclm-x2vlm-large": _x2vlm(1024, num_layers=24, num_heads=16),
 }
-"""All of them, by name. 3M and 4M are one network; in the 3M file the box head was never trained."""
+
+Task = Literal["retrieval", "xvnli", "nlvr", "vqa"]
+TASKS: tuple[Task, ...] = get_args(Task)
+FINETUNED_SIZE = 384
+"""Pixels of every published fine-tuning."""
+
+
+def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZE) -> ModelOptions:
+    """The model that a pre-trained one becomes for a task: other heads, other resolution, no masked-LM head.
+
+    Args:
+        options: of the pre-trained model.
+        task: "retrieval" keeps projections and matching head; "xvnli" has three classes; "nlvr" two, and two images;
+            "vqa" writes answers (Swin layout only).
+        image_size: pixels; windows of a Swin tower grow with it.
+    """
+    vision = options.vision
+    window = image_size // vision.stride if vision.architecture == "swin" else vision.window
+    options = replace(
+        options,
+        vision=replace(vision, image_size=image_size, window=window),
+        box_head=False,
+        masked_lm_head=False,
+        tie_decoder=options.tie_decoder and task == "vqa",
+        pretraining_heads=task == "retrieval",
+        num_classes={"xvnli": 3, "nlvr": 2}.get(task, 0),
+        answer_decoder=task == "vqa",
+    )
+    if task != "retrieval":
+        options = replace(options, projection_width=ModelOptions().projection_width)
+    if task == "vqa":
+        return replace(options, matching_width=ModelOptions().matching_width)
+    if task == "nlvr" and vision.architecture == "swin":
+        return replace(options, fusion=replace(options.fusion, num_memories=2))
+    return replace(options, class_images=2) if task == "nlvr" else options
+
+
+FAMILIES: dict[str, ModelOptions] = {
+    **_PRETRAINED,
+    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in TASKS},
+    **{
+        f"{name}-retrieval": finetuned(_PRETRAINED[name], "retrieval")
+        for name in ("cclm-x2vlm-base", "cclm-x2vlm-large")
+    },
+}
+"""All of them, by name. 3M and 4M are one network; in the 3M file the box head was never trained. The models that were
+fine-tuned from them have 384 pixels."""

@@ -21,7 +21,9 @@ from torch import Tensor
 from cclm.checkpoint.bias_tables import resize_bias_table
 from cclm.checkpoint.lazy_tensors import LazyTensors
 from cclm.checkpoint.published_names import (
+    ONE_STACK,
     Weight,
+    finetuned_name,
     pretrained_name,
     published_buffers,
     published_ties,
@@ -29,7 +31,7 @@ from cclm.checkpoint.published_names import (
     to_ours,
     to_published,
 )
-from cclm.checkpoint.published_sizes import kind_of_state
+from cclm.checkpoint.published_sizes import ADVICE
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
@@ -153,7 +155,13 @@ def describe(options: ModelOptions) -> list[tuple[str, tuple[int, ...], str, str
     rows = [(name, shape, "float32", "param") for name, shape in shapes.items()]
     rows += [(name, shape, dtype, "buffer") for name, (shape, dtype) in published_buffers(options).items()]
     ties = published_ties(options)
-    return rows + [(alias, shapes[name], "float32", f"tied:{name}") for alias, name in ties.items()]
+    rows += [(alias, shapes[name], "float32", f"tied:{name}") for alias, name in ties.items()]
+    if options.vision.architecture != "swin" or options.masked_lm_head:
+        return rows
+    return [
+        (finetuned_name(name), shape, dtype, kind.replace(ONE_STACK, "text_encoder."))
+        for name, shape, dtype, kind in rows
+    ]
 
 
 def _refuse_misfits(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
@@ -166,7 +174,7 @@ def _refuse_misfits(published: Mapping[str, Tensor], wanted: Iterable[str], opti
             where=where,
             expected=f"the {len(known)} keys of a model with these sizes",
             got=f"{_some('missing', missing)}{' and ' if missing and left_over else ''}{_some('left over', left_over)}",
-            do=kind_of_state(published).advice,
+            do=ADVICE,
         )
 
 

@@ -29,6 +29,7 @@ from cclm.data.tokens import Normalise, load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.tied_weights import tied_weights
 from cclm.track.facts import PARITY_NAME
 
 REPORT_NAME = "import.json"
@@ -107,9 +108,8 @@ def import_file(
 def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMModel:
     """A model whose parameters are the tensors of `state` (not copies), tied as the options say, ready to use."""
     model = meta_model(options)
-    tied = {"masked_lm_decoder.weight"} if options.tie_decoder else set()
     loaded = model.load_state_dict(dict(state), strict=False, assign=True)
-    assert set(loaded.missing_keys) <= tied, loaded.missing_keys
+    assert set(loaded.missing_keys) <= set(tied_weights(options)), loaded.missing_keys
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     model.tie_weights()
     model.eval()

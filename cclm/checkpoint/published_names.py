@@ -46,9 +46,9 @@ def pretrained_name(name: str, published: Mapping[str, Tensor]) -> str:
 def published_weights(options: ModelOptions) -> list[Weight]:
     """Every parameter of the model that these options describe."""
     if options.vision.architecture == "swin":
-        return [*_swin(options.vision), *_one_stack(options), *_heads(options)]
+        return [*_swin(options.vision), *_one_stack(options), *_heads(options), *_finetuned_heads(options)]
     if options.vision.architecture == "beit":
-        return [*_beit(options.vision), *_two_stacks(options), *_heads(options)]
+        return [*_beit(options.vision), *_two_stacks(options), *_heads(options), *_finetuned_heads(options)]
     raise ValueError(
         f"vision.architecture: expected swin or beit, got {options.vision.architecture}. "
         "No published CCLM model has another image tower."
@@ -62,15 +62,32 @@ def text_weights(options: ModelOptions) -> list[Weight]:
 
 def published_ties(options: ModelOptions) -> dict[str, str]:
     """Names under which a parameter stands in the file once more → the name that is read."""
+    ties = _ties_of_memories(options)
+    if options.answer_decoder:
+        ties |= _ties_of_head("text_decoder.cls.predictions", "text_decoder.bert", options.tie_decoder)
     if not options.masked_lm_head:
-        return {}
+        return ties
     if options.vision.architecture == "swin":
-        head = "text_encoder.cls.predictions"
-        return {
-            f"{head}.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
-            f"{head}.decoder.bias": f"{head}.bias",
-        }
-    return {"mlm_head.predictions.decoder.bias": "mlm_head.predictions.bias"}
+        return ties | _ties_of_head("text_encoder.cls.predictions", "text_encoder.bert", tied=True)
+    return ties | _ties_of_head("mlm_head.predictions", "", tied=False)
+
+
+def _ties_of_head(head: str, encoder: str, tied: bool) -> dict[str, str]:
+    """A masked-LM head holds its bias twice, and maybe the words of its encoder."""
+    words = {f"{head}.decoder.weight": f"{encoder}.embeddings.word_embeddings.weight"} if tied else {}
+    return {**words, f"{head}.decoder.bias": f"{head}.bias"}
+
+
+def _ties_of_memories(options: ModelOptions) -> dict[str, str]:
+    """NLVR: each fusion layer stands there once for each image, with the same keys and values."""
+    first_fusion, number = options.text.num_layers, options.fusion.num_memories
+    ties = {}
+    for layer in range(options.fusion.num_layers * number):
+        for part in ("key.weight", "key.bias", "value.weight", "value.bias"):
+            name = f"{ONE_STACK}encoder.layer.%d.crossattention.self.{part}"
+            if layer % number:
+                ties[name % (first_fusion + layer)] = name % (first_fusion + layer - layer % number)
+    return ties
 
 
 def published_buffers(options: ModelOptions) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -80,6 +97,8 @@ def published_buffers(options: ModelOptions) -> dict[str, tuple[tuple[int, ...],
     buffers: dict[str, tuple[tuple[int, ...], str]] = {
         f"{text}.embeddings.position_ids": ((1, options.text.max_positions), "int64")
     }
+    if options.answer_decoder:
+        buffers["text_decoder.bert.embeddings.position_ids"] = ((1, options.text.max_positions), "int64")
     if vision.architecture == "beit":
         num_tokens = 1 + (vision.image_size // vision.patch_size) ** 2
         for number in range(vision.num_layers):
@@ -186,8 +205,10 @@ def _one_stack(options: ModelOptions) -> list[Weight]:
     weights = _embeddings(f"{ONE_STACK}embeddings")
     for number in range(num_text):
         weights += _bert_layer(f"text_encoder.stack.layers.{number}", f"{layer}.{number}", cross=False)
-    for number in range(options.fusion.num_layers):
-        weights += _bert_layer(f"fusion_encoder.stack.layers.{number}", f"{layer}.{num_text + number}", cross=True)
+    memories = options.fusion.num_memories
+    for number in range(options.fusion.num_layers * memories):
+        parts = _bert_layer(f"fusion_encoder.stack.layers.{number}", f"{layer}.{num_text + number}", cross=True)
+        weights += [part for part in parts if number % memories == 0 or ".key_value." not in part.ours]
     return weights + (_masked_lm_transform("text_encoder.cls.predictions") if options.masked_lm_head else [])
 
 
@@ -207,19 +228,35 @@ def _two_stacks(options: ModelOptions) -> list[Weight]:
 
 
 def _heads(options: ModelOptions) -> list[Weight]:
-    """Projections, temperature, matching head and box head."""
-    weights = [
-        Weight("temperature.value", ("temp",), scalar=True),
-        *_linear("image_projection.linear", "vision_proj"),
-        *_linear("text_projection.linear", "text_proj"),
-        *_linear("matching_head.widen", "itm_head.0"),
-        *_linear("matching_head.norm", "itm_head.1"),
-        *_linear("matching_head.classify", "itm_head.3"),
-    ]
+    """Projections, temperature, matching head and box head, as far as the model has them."""
+    weights = []
+    if options.pretraining_heads:
+        weights += [
+            Weight("temperature.value", ("temp",), scalar=True),
+            *_linear("image_projection.linear", "vision_proj"),
+            *_linear("text_projection.linear", "text_proj"),
+            *_linear("matching_head.widen", "itm_head.0"),
+            *_linear("matching_head.norm", "itm_head.1"),
+            *_linear("matching_head.classify", "itm_head.3"),
+        ]
     if options.box_head:
         weights += _linear("box_head.widen", "bbox_head.0") + _linear("box_head.norm", "bbox_head.1")
         weights += _linear("box_head.locate", "bbox_head.3")
     return weights
+
+
+def _finetuned_heads(options: ModelOptions) -> list[Weight]:
+    """A classifier, or a decoder of answers."""
+    weights = answer_decoder_weights(options) if options.answer_decoder else []
+    if options.num_classes:
+        weights += _linear("class_head.widen", "cls_head.0") + _linear("class_head.norm", "cls_head.1")
+        weights += _linear("class_head.classify", "cls_head.3")
+    return weights
+
+
+def finetuned_name(name: str) -> str:
+    """What a parameter of the Swin layout is called in a fine-tuned file: the encoder has lost its masked-LM shell."""
+    return "text_encoder." + name.removeprefix(ONE_STACK) if name.startswith(ONE_STACK) else name
 
 
 def _swin(vision: VisionOptions) -> list[Weight]:

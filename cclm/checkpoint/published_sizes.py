@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isqrt
 
+import torch
 from torch import Tensor
 
 from cclm.checkpoint.families import FAMILIES, beit_family, swin_family
@@ -16,32 +17,11 @@ from cclm.model.configuration_cclm import ModelOptions, TextOptions, VisionOptio
 
 HEAD_WIDTH = 64
 """Width of an attention head of every published text encoder; weights do not tell it."""
-ADVICE = "Import a pre-trained file (its names end like _epoch_29.th), or one fine-tuned for retrieval."
+ADVICE = (
+    "What can be imported: pre-trained files (names end like _epoch_29.th) and files fine-tuned for retrieval, classes "
+    "(XVNLI), pairs of images (NLVR2) or answers (GQA, VQA)."
+)
 TABLE = "attn.relative_position_bias_table"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StateKind:
-    """What a state dict seems to be."""
-
-    name: str
-    advice: str
-    """What to do if it cannot be imported."""
-
-
-KINDS: dict[str, StateKind] = {
-    "text_decoder.": StateKind(name="question answering", advice="A question-answering file has a decoder. " + ADVICE),
-    "cls_head.": StateKind(name="classification", advice="A file fine-tuned for classes has its own head. " + ADVICE),
-}
-"""Prefix of a key that only this kind has → the kind; the first that fits."""
-
-
-def kind_of_state(published: Mapping[str, Tensor]) -> StateKind:
-    """Say what a state dict is, for an error's advice."""
-    for prefix, kind in KINDS.items():
-        if any(name.startswith(prefix) for name in published):
-            return kind
-    return StateKind(name="pre-trained", advice=ADVICE)
 
 
 def options_of_state(
@@ -68,24 +48,42 @@ def options_of_state(
         where=where,
         expected="a state dict of CCLM-3M/4M (Swin) or CCLM-X2VLM (BEiT-v2)",
         got=f"{len(published)} keys such as {', '.join(list(published)[:3])}",
-        do=kind_of_state(published).advice,
+        do=ADVICE,
     )
 
 
 def _with_heads(options: ModelOptions, published: Mapping[str, Tensor]) -> ModelOptions:
-    """Leave out the heads that the file has not: files fine-tuned for retrieval have neither of these."""
+    """Give the model the heads that the file has, and their widths."""
     masked_lm = any(name.startswith(("text_encoder.cls.", "mlm_head.")) for name in published)
-    return replace(
+    answers = any(name.startswith("text_decoder.") for name in published)
+    tied = options.tie_decoder and (masked_lm or answers)
+    options = replace(
         options,
         box_head="bbox_head.0.weight" in published,
         masked_lm_head=masked_lm,
-        tie_decoder=options.tie_decoder and masked_lm,
+        answer_decoder=answers,
+        tie_decoder=tied,
+        pretraining_heads="itm_head.0.weight" in published,
+    )
+    if "itm_head.0.weight" in published:
+        options = replace(options, matching_width=published["itm_head.0.weight"].shape[0])
+    elif "cls_head.0.weight" not in published:
+        options = replace(options, matching_width=ModelOptions().matching_width)  # nothing uses it
+    if "cls_head.0.weight" not in published:
+        return options
+    hidden, width = published["cls_head.0.weight"].shape
+    num_images = width // options.width
+    return replace(
+        options,
+        num_classes=published["cls_head.3.weight"].shape[0],
+        class_images=num_images,
+        matching_width=hidden // num_images,
     )
 
 
 def family_of(options: ModelOptions) -> str | None:
     """The published family of these sizes (at any resolution), or None."""
-    for name, family in FAMILIES.items():
+    for name, family in FAMILIES.items():  # pre-trained ones first
         same_sizes = options.width == family.width and options.vision.architecture == family.vision.architecture
         if same_sizes and options.text.num_layers == family.text.num_layers:
             return name
@@ -105,9 +103,10 @@ def _swin_options(published: Mapping[str, Tensor], text_heads: int | None, image
     num_fusion = len(
         {name.split(".")[4] for name in published if name.startswith(layer) and ".crossattention." in name}
     )
-    return swin_family(
+    num_memories = _num_memories(published, layer, num_layers - num_fusion)
+    family = swin_family(
         width=published["vision_encoder.norm.weight"].shape[0],
-        projection_width=published["text_proj.weight"].shape[0],
+        projection_width=_projection_width(published),
         vision=VisionOptions(
             image_size=image_size or stride * window,
             patch_size=patch,
@@ -118,17 +117,37 @@ def _swin_options(published: Mapping[str, Tensor], text_heads: int | None, image
             drop_path=0.1,
         ),
         text=_text_options(published, "text_encoder.bert", num_layers - num_fusion, text_heads),
-        fusion_layers=num_fusion,
+        fusion_layers=num_fusion // num_memories,
     )
+    block = f"vision_encoder.layers.{num_stages - 1}.blocks.0"
+    return replace(
+        family,
+        vision=replace(family.vision, feedforward_width=published[f"{block}.mlp.fc1.weight"].shape[0]),
+        fusion=replace(family.fusion, num_memories=num_memories),
+    )
+
+
+def _num_memories(published: Mapping[str, Tensor], layer: str, first_fusion: int) -> int:
+    """2 if the fusion layers stand there in pairs with the same keys (NLVR), else 1."""
+    first, second = (f"{layer}.{first_fusion + number}.crossattention.self.key.weight" for number in (0, 1))
+    if "cls_head.0.weight" not in published or second not in published or published[first].is_meta:
+        return 1
+    return 2 if torch.equal(published[first], published[second]) else 1
+
+
+def _projection_width(published: Mapping[str, Tensor]) -> int:
+    """Of the contrastive features; a model without them keeps the default, which nothing uses."""
+    name = "text_proj.weight"
+    return published[name].shape[0] if name in published else ModelOptions().projection_width
 
 
 def _beit_options(published: Mapping[str, Tensor], text_heads: int | None, image_size: int | None) -> ModelOptions:
     """CCLM-X2VLM."""
     rows, num_heads = published[f"vision_encoder.blocks.0.{TABLE}"].shape
     patch = published["vision_encoder.patch_embed.proj.weight"].shape[-1]
-    return beit_family(
+    family = beit_family(
         width=published["vision_encoder.cls_token"].shape[-1],
-        projection_width=published["text_proj.weight"].shape[0],
+        projection_width=_projection_width(published),
         vision=VisionOptions(
             image_size=image_size or (isqrt(rows - 3) + 1) // 2 * patch,
             patch_size=patch,
@@ -141,6 +160,8 @@ def _beit_options(published: Mapping[str, Tensor], text_heads: int | None, image
         ),
         fusion_layers=_count(published, r"cross_encoder\.encoder\.layer\.(\d+)\."),
     )
+    feedforward_width = published["vision_encoder.blocks.0.mlp.fc1.weight"].shape[0]
+    return replace(family, vision=replace(family.vision, feedforward_width=feedforward_width))
 
 
 def _text_options(published: Mapping[str, Tensor], prefix: str, num_layers: int, text_heads: int | None) -> TextOptions:

@@ -7,13 +7,15 @@ Its layers start as copies of the fusion layers, its embeddings and masked-LM he
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .configuration_cclm import ModelOptions
 from .heads import MaskedLMDecoder, MaskedLMTransform
 from .layers import LayerStack
-from .modeling_cclm import CCLMModel
 from .packing import CausalLayout
 from .text import TextEmbeddings, token_positions
 
@@ -38,8 +40,11 @@ class AnswerDecoder(nn.Module):
         if options.tie_decoder and isinstance(words, nn.Parameter):
             self.masked_lm_decoder.weight = words
 
-    def start_from(self, model: CCLMModel) -> None:
-        """Copy the pre-trained fusion layers, embeddings and masked-LM head (the model must have one)."""
+    def start_from(self, model: Any) -> None:
+        """Copy the pre-trained fusion layers, embeddings and masked-LM head of a `CCLMModel` (it must have one).
+
+        (The class itself is not imported: it imports this file, and an export is loaded file by file.)
+        """
         assert model.masked_lm_transform is not None
         assert model.masked_lm_decoder is not None
         self.embeddings.load_state_dict(model.text_encoder.embeddings.state_dict())
@@ -61,3 +66,40 @@ class AnswerDecoder(nn.Module):
         rows_TD = self.stack(rows_TD, question_BND, question_mask_BN, layout=layout)
         logits_TV: Tensor = self.masked_lm_decoder(self.masked_lm_transform(rows_TD), functional.linear)
         return logits_TV.view(*ids_BL.shape, -1)
+
+
+@torch.no_grad()
+def rank_answers(
+    decoder: AnswerDecoder,
+    question_BND: Float[Tensor, "b n d"],
+    question_mask_BN: Bool[Tensor, "b n"],
+    answer_CL: Int[Tensor, "c l"],
+    answer_mask_CL: Bool[Tensor, "c l"],
+    top_k: int,
+) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """Rank candidate answers: those with the likeliest first token first, these by their whole likelihood.
+
+    The first token counts twice, once for the choice and once in the likelihood, as published.
+
+    Args:
+        decoder: the answer decoder.
+        question_BND: fused states of B questions.
+        question_mask_BN: their real tokens.
+        answer_CL: C candidates, from `<s>` to `</s>`, padded.
+        answer_mask_CL: their real tokens.
+        top_k: how many go through the decoder whole; at most C.
+
+    Returns:
+        Probabilities among the chosen and their rows in `answer_CL`, best first.
+    """
+    num_questions, top_k = question_BND.shape[0], min(top_k, answer_CL.shape[0])
+    start_B1 = answer_CL[:1, :1].expand(num_questions, 1)
+    first_BV = decoder(start_B1, torch.ones_like(start_B1, dtype=torch.bool), question_BND, question_mask_BN)[:, 0]
+    chosen_BK, row_BK = first_BV.float().log_softmax(1)[:, answer_CL[:, 1]].topk(top_k, dim=1)
+    ids, mask = answer_CL[row_BK.flatten()], answer_mask_CL[row_BK.flatten()]
+    question = question_BND.repeat_interleave(top_k, 0), question_mask_BN.repeat_interleave(top_k, 0)
+    logits = decoder(ids, mask, *question)
+    log_probability = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    whole_BK = (log_probability * mask[:, 1:]).sum(1).view(num_questions, top_k)
+    probability, order = (chosen_BK + whole_BK).softmax(1).sort(1, descending=True)
+    return probability, row_BK.gather(1, order)

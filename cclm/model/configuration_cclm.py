@@ -178,6 +178,15 @@ class ModelOptions:
     """Hidden width of the matching head, and of the box head."""
     box_head: bool = False
     """Predict the box that a text describes (CCLM-4M and the X2VLM models; the 3M files carry it untrained)."""
+    pretraining_heads: bool = True
+    """Projections, temperature and matching head; models fine-tuned for classes or answers have none of them."""
+    num_classes: int = 0
+    """Classes of a fine-tuned classifier of the fused first state (XVNLI 3, NLVR2 2); 0: no such head."""
+    class_images: int = 1
+    """Images whose fused first states the classifier reads side by side, each from a pass of its own (X2VLM's NLVR2: 2;
+    3M/4M read both in one pass, see `fusion.num_memories`)."""
+    answer_decoder: bool = False
+    """A decoder that writes answers to questions (VQA, GQA), with layers like those of the fusion encoder."""
     masked_lm_head: bool = True
     """Predict masked tokens; models fine-tuned for retrieval have no such head (training here needs one)."""
     masked_lm_norm_eps: float | None = None
@@ -275,7 +284,8 @@ class CCLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is see
         kwargs.pop("tie_word_embeddings", None)
         super().__init__(
             # HF's word for "some weights have two names"; which ones, `modeling_cclm.tied_weights` knows
-            tie_word_embeddings=(options.tie_decoder and options.masked_lm_head) or options.fusion.num_memories > 1,
+            tie_word_embeddings=(options.tie_decoder and (options.masked_lm_head or options.answer_decoder))
+            or options.fusion.num_memories > 1,
             pad_token_id=kwargs.pop("pad_token_id", options.text.pad_token_id),
             **kwargs,
         )

@@ -59,6 +59,12 @@ class CrossViewPieces(Protocol):
 
     def locate_boxes(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
 
+    def class_logits(self, fused: Sequence[Tensor], mask_BL: Tensor) -> Tensor: ...  # noqa: D102
+
+    def rank_answers(  # noqa: D102
+        self, question_BLD: Tensor, mask_BL: Tensor, answer_ids: Tensor, answer_mask: Tensor, top_k: int
+    ) -> tuple[Tensor, Tensor]: ...
+
     def masked_lm_states(self, fused_TD: Tensor) -> Tensor: ...  # noqa: D102
 
     def decode_with(self, hidden_TD: Tensor, function: Callable[..., ResultType]) -> ResultType: ...  # noqa: D102
@@ -278,6 +284,49 @@ class InferenceMethods:
             )
         mask_BL = as_mask(input_ids, attention_mask)
         return self.locate_boxes(_look(self, pixel_values, input_ids, mask_BL), mask_BL)
+
+    def classify(
+        self: CrossViewPieces,
+        pixel_values: Float[Tensor, "b *m 3 h w"],
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "b classes"]:
+        """Logits of a fine-tuned classifier (XVNLI; NLVR2 and MaRVL with two images for each text, (B, 2, 3, H, W)).
+
+        Raises:
+            ValueError: a model without classifier, or another number of images than it reads.
+        """
+        mask_BL, number = as_mask(input_ids, attention_mask), self.config.class_images
+        if number == 1:
+            return self.class_logits([_look(self, pixel_values, input_ids, mask_BL)], mask_BL)
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != number:
+            raise ValueError(
+                f"pixel_values: expected {number} images for each text, shape (B, {number}, 3, H, W), got "
+                f"{tuple(pixel_values.shape)}. Give the processor lists of {number} images."
+            )
+        image_BND = self.encode_images(pixel_values.flatten(0, 1))
+        text_BLD = self.encode_texts(input_ids, mask_BL)
+        memories = image_BND.view(-1, number, *image_BND.shape[1:]).unbind(1)
+        return self.class_logits([self.fuse(text_BLD, mask_BL, memory_BND) for memory_BND in memories], mask_BL)
+
+    def answer(
+        self: CrossViewPieces,
+        pixel_values: Float[Tensor, "b 3 h w"],
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+        *,
+        answer_ids: Int[Tensor, "c n"],
+        answer_attention_mask: Tensor | None = None,
+        top_k: int = 128,
+    ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+        """The likeliest of C tokenized answers to each question: probabilities and rows of `answer_ids`, best first.
+
+        Raises:
+            ValueError: a model without answer decoder.
+        """
+        mask_BL = as_mask(input_ids, attention_mask)
+        question_BLD = _look(self, pixel_values, input_ids, mask_BL)
+        return self.rank_answers(question_BLD, mask_BL, answer_ids, as_mask(answer_ids, answer_attention_mask), top_k)
 
 
 def as_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from .configuration_cclm import FusionOptions
+from .configuration_cclm import FusionOptions, ModelOptions
 from .fusion import FusionEncoder
 from .layers import LayerStack, TransformerLayer
 from .packing import text_layout
@@ -70,3 +70,11 @@ class SeveralMemoriesEncoder(nn.Module):
         if self.stack.final_norm is not None:
             rows_TD = self.stack.final_norm(rows_TD)
         return layout.to_rectangle(rows_TD)
+
+
+def fusion_encoder(options: ModelOptions) -> FusionEncoder | SeveralMemoriesEncoder:
+    """The fusion encoder that the options describe: for one memory, or for several."""
+    number = options.fusion.num_memories
+    if number == 1:
+        return FusionEncoder(options.width, options.fusion, options.token_layout)
+    return SeveralMemoriesEncoder(options.width, options.fusion, options.token_layout, number)

@@ -22,19 +22,20 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .answer_decoder import AnswerDecoder, rank_answers
 from .beit import BeitBlock, BeitEncoder, BiasVector
-from .configuration_cclm import CCLMConfig, ModelOptions, VisionOptions
-from .fusion import FusionEncoder
+from .configuration_cclm import CCLMConfig, LayerOptions, ModelOptions, VisionOptions
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
 from .layers import CrossAttention
-from .memories import SeveralMemoriesEncoder
+from .memories import fusion_encoder
 from .regions import region_tokens
 from .relative_position import RelativePositionBias
 from .swin import SwinEncoder
 from .temperature import TEMPERATURES, Temperature
 from .text import TextEmbeddings, TextEncoder, pool_states
+from .tied_weights import tied_weights
 from .vision import ChannelAffine, ChannelNorm, ConvVisionEncoder
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
@@ -43,6 +44,7 @@ except ImportError:
     pass
 
 ResultType = TypeVar("ResultType")
+HeadType = TypeVar("HeadType", bound=nn.Module)
 
 VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
     "conv_vit": ConvVisionEncoder,
@@ -67,6 +69,8 @@ class CCLMOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen unt
     """(C, B), the transpose."""
     pooler_output: Tensor | None = None
     """(B, E) `image_embeds` again, where images came alone: what image-feature-extraction pools."""
+    logits: Tensor | None = None
+    """(B, classes) of a classifier."""
 
 
 class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # transformers is seen untyped
@@ -85,20 +89,31 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
         self.fusion_encoder = fusion_encoder(options)
-        self.image_projection = None if options.shared_projection else ProjectionHead(width, options.projection_width)
-        self.text_projection = ProjectionHead(width, options.projection_width)
-        self.matching_head = MatchingHead(width, options.matching_width)
+        self._add_pretraining_heads(options)
+        num_images = options.class_images
+        self.class_head = None
+        if options.num_classes:
+            self.class_head = MatchingHead(num_images * width, num_images * options.matching_width, options.num_classes)
+        self.answer_decoder = AnswerDecoder(options) if options.answer_decoder else None
         self.box_head = BoxHead(width, options.matching_width) if options.box_head else None
         masked_lm_eps = options.fusion.norm_eps if options.masked_lm_norm_eps is None else options.masked_lm_norm_eps
         has_head = options.masked_lm_head
         self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps) if has_head else None
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_head else None
         self._tied_weights_keys = tied_weights(options)
-        self.temperature = TEMPERATURES[options.temperature_form](
-            options.initial_temperature, options.temperature_min, options.temperature_max
-        )
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
+
+    def _add_pretraining_heads(self, options: ModelOptions) -> None:
+        """Projections, matching head and temperature, if the model has them."""
+        width, has_heads = options.width, options.pretraining_heads
+        own_projection = has_heads and not options.shared_projection
+        self.image_projection = ProjectionHead(width, options.projection_width) if own_projection else None
+        self.text_projection = ProjectionHead(width, options.projection_width) if has_heads else None
+        self.matching_head = MatchingHead(width, options.matching_width) if has_heads else None
+        bounds = (options.initial_temperature, options.temperature_min, options.temperature_max)
+        temperature = TEMPERATURES[options.temperature_form](*bounds) if has_heads else None
+        self.temperature: Temperature = temperature  # type: ignore[assignment]  # who trains has one
 
     # --- the pieces that a training step is made of ---
 
@@ -154,13 +169,14 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     def project_images(self, image_BND: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Contrastive features of encoded images: unit vectors."""
-        head = self.text_projection if self.image_projection is None else self.image_projection
+        head = _present(self.text_projection if self.image_projection is None else self.image_projection, "features")
         feature_BE: Tensor = head(image_BND[:, 0])
         return feature_BE
 
     def project_texts(self, text_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b e"]:
         """Contrastive features of encoded texts: unit vectors."""
-        feature_BE: Tensor = self.text_projection(pool_states(text_BLD, mask_BL, self.pooling[0]))
+        head = _present(self.text_projection, "features")
+        feature_BE: Tensor = head(pool_states(text_BLD, mask_BL, self.pooling[0]))
         return feature_BE
 
     def fuse_several(
@@ -175,8 +191,42 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     def match_logits(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 2"]:
         """Do text and memory belong together? Class 1 means yes."""
-        logits_B2: Tensor = self.matching_head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
+        head = _present(self.matching_head, "matching logits")
+        logits_B2: Tensor = head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
         return logits_B2
+
+    def class_logits(
+        self, fused: Sequence[Float[Tensor, "b l d"]], mask_BL: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b classes"]:
+        """Which class? `fused` holds the fused states of `class_images` passes, one for each image.
+
+        Raises:
+            ValueError: a model without classifier.
+        """
+        if self.class_head is None:
+            raise ValueError(
+                "classes: expected a model with num_classes > 0, got one without. Import a fine-tuned one."
+            )
+        pooled = torch.cat([pool_states(fused_BLD, mask_BL, self.pooling[1]) for fused_BLD in fused], -1)
+        logits_BC: Tensor = self.class_head(pooled)
+        return logits_BC
+
+    def rank_answers(
+        self,
+        question_BLD: Float[Tensor, "b l d"],
+        mask_BL: Bool[Tensor, "b l"],
+        answer_ids: Int[Tensor, "c n"],
+        answer_mask: Bool[Tensor, "c n"],
+        top_k: int,
+    ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+        """The likeliest of some answers to fused questions, see `answer_decoder.rank_answers`.
+
+        Raises:
+            ValueError: a model without answer decoder.
+        """
+        if self.answer_decoder is None:
+            raise ValueError("answers: expected a model with answer_decoder: true, got one without. Import another.")
+        return rank_answers(self.answer_decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
     def locate_boxes(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 4"]:
         """Where in its image is what each text describes? Centre x, y, width, height, as shares of the image.
@@ -234,10 +284,16 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         input_ids: Int[Tensor, "c l"] | None = None,
         attention_mask: Tensor | None = None,
     ) -> CCLMOutput:
-        """Features of images and/or texts and, given both, all their similarities."""
+        """Features of images and/or texts and, given both, all their similarities; of a classifier its logits."""
+        if self.class_head is not None and pixel_values is not None and input_ids is not None:
+            return CCLMOutput(logits=self.classify(pixel_values, input_ids, attention_mask))
         image_BE = None if pixel_values is None else self.get_image_features(pixel_values)
         text_CE = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
-        logits_BC = None if image_BE is None or text_CE is None else image_BE @ text_CE.T / self.temperature()
+        logits_BC = (
+            None
+            if image_BE is None or text_CE is None
+            else image_BE @ text_CE.T / _present(self.temperature, "similarities")()
+        )
         return CCLMOutput(
             image_embeds=image_BE,
             text_embeds=text_CE,
@@ -288,11 +344,15 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             (embeddings.words, embeddings.positions), options.text.embedding_range
         )
         vision = self.vision_encoder
-        stacks = (
+        stacks: list[tuple[nn.Module, LayerOptions]] = [
             (vision.stack if isinstance(vision, ConvVisionEncoder) else vision, options.vision),
             (self.text_encoder.stack, options.text),
             (self.fusion_encoder.stack, options.fusion),
-        )
+        ]
+        if self.answer_decoder is not None:
+            stacks.append((self.answer_decoder.stack, options.fusion))
+            answers = self.answer_decoder.embeddings
+            std_of.update(dict.fromkeys((answers.words, answers.positions), options.text.embedding_range))
         for stack, stack_options in stacks:
             if stack_options.initializer_range is not None:
                 linears = (module for module in stack.modules() if isinstance(module, nn.Linear))
@@ -308,26 +368,15 @@ def _default_init(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
-def fusion_encoder(options: ModelOptions) -> FusionEncoder | SeveralMemoriesEncoder:
-    """The fusion encoder that the options describe: for one memory, or for several."""
-    number = options.fusion.num_memories
-    if number == 1:
-        return FusionEncoder(options.width, options.fusion, options.token_layout)
-    return SeveralMemoriesEncoder(options.width, options.fusion, options.token_layout, number)
+def _present(head: HeadType | None, what: str) -> HeadType:
+    """The head, if the model has it.
 
-
-def tied_weights(options: ModelOptions) -> dict[str, str]:
-    """Second name of a parameter → the name under which it is stored."""
-    tied = {}
-    if options.masked_lm_head and options.tie_decoder:
-        tied["masked_lm_decoder.weight"] = "text_encoder.embeddings.words.weight"
-    number = options.fusion.num_memories
-    for layer in range(options.fusion.num_layers * number):
-        if first := layer % number:
-            stack, part = "fusion_encoder.stack.layers", "cross_attention.key_value"
-            for kind in ("weight", "bias"):
-                tied[f"{stack}.{layer}.{part}.{kind}"] = f"{stack}.{layer - first}.{part}.{kind}"
-    return tied
+    Raises:
+        ValueError: it was fine-tuned without.
+    """
+    if head is None:
+        raise ValueError(f"{what}: expected a model with pretraining_heads: true, got one without. Import another.")
+    return head
 
 
 CCLMConfig.register_for_auto_class()

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cclm.checkpoint.import_cclm import convert
+from cclm.checkpoint.families import Task, finetuned
+from cclm.checkpoint.import_cclm import convert, describe
 from cclm.checkpoint.import_folder import filled_model
 from cclm.checkpoint.published_names import to_published
 from cclm.model.configuration_cclm import ModelOptions
@@ -53,6 +55,37 @@ class Finetuned:
         renamed = to_published(tensors, self.golden.weights)
         return {name.replace("text_encoder.bert.", "text_encoder."): value for name, value in renamed.items()}
 
+    def file(self, task: Task) -> dict[str, Tensor]:
+        """The state that fine-tuning starts a task from (Swin layout): other heads, layers doubled or copied."""
+        known = self.published({name: value.detach() for name, value in self.model().named_parameters()})
+        heads = ("text_encoder.cls.", "itm_head.", "bbox_head.", "text_proj.", "vision_proj.", "temp")
+        state = {name: value for name, value in known.items() if not name.startswith(heads)}
+        num_text, layer = self.options.text.num_layers, "text_encoder.encoder.layer."
+        fusion = {name: value for name, value in state.items() if layer_of(name, layer) >= num_text}
+        if task == "nlvr":
+            state = {name: value for name, value in state.items() if name not in fusion}
+            for name, value in fusion.items():
+                number = layer_of(name, layer)
+                for copy in (0, 1):
+                    place = f"{layer}{num_text + 2 * (number - num_text) + copy}."
+                    state[name.replace(f"{layer}{number}.", place)] = value
+        if task == "vqa":
+            decoder, head = "text_decoder.bert.", "text_encoder.cls."
+            for name, value in fusion.items():
+                number = layer_of(name, layer)
+                state[name.replace(f"{layer}{number}.", f"{decoder}encoder.layer.{number - num_text}.")] = value
+            shared = {name: value for name, value in known.items() if name.startswith("text_encoder.embeddings.")}
+            state |= {name.replace("text_encoder.", decoder): value for name, value in shared.items()}
+            state |= {name.replace(head, "text_decoder.cls."): known[name] for name in known if name.startswith(head)}
+        prefix = f"{task}.param."
+        state |= {name.removeprefix(prefix): self.record[name] for name in self.record if name.startswith(prefix)}
+        for name, shape, dtype, kind in describe(finetuned(self.options, task, self.options.vision.image_size)):
+            if kind.startswith("tied:"):
+                state[name] = state[kind.removeprefix("tied:")]
+            elif kind == "buffer":
+                state[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+        return state
+
     def compare_gradients(self, tag: str, gradients: dict[str, Tensor], at_least: int = 4) -> None:
         """The recorded tensors whole, and every norm."""
         compared = 0
@@ -70,3 +103,8 @@ class Finetuned:
             found = gradients[name].norm().item() if name in gradients else 0.0
             slack = TEMPERATURE_GRADIENT if name == "temp" else GRADIENT
             assert abs(found - norm) <= slack * norm + 1e-6 * largest, f"{tag} {name}: norm {found}, not {norm}"
+
+
+def layer_of(name: str, prefix: str) -> int:
+    """Number of the layer that a key belongs to; -1 outside of the layers."""
+    return int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else -1

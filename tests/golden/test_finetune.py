@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cclm.checkpoint.families import Task
 from cclm.checkpoint.import_cclm import convert
+from cclm.checkpoint.import_folder import filled_model
 from cclm.checkpoint.published_names import answer_decoder_weights, published_weights, to_published
 from cclm.checkpoint.published_sizes import options_of_state
-from cclm.evaluate.answers import rank_answers
-from cclm.model.answer_decoder import AnswerDecoder
+from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.heads import MatchingHead
 from cclm.model.memories import SeveralMemoriesEncoder
 from cclm.objectives.answers import answer_log_likelihood, answer_loss
@@ -62,6 +63,37 @@ def test_the_fine_tuned_file_itself_can_be_imported(golden: GoldenSet) -> None:
     assert not options.masked_lm_head
     _, report = convert(state, options)
     assert report.count("used") + report.count("converted") == len(state)
+
+
+@pytest.mark.parametrize("task", ["xvnli", "nlvr", "vqa"])
+def test_files_of_the_other_tasks_can_be_imported(golden: GoldenSet, task: Task) -> None:
+    """Made from the pre-trained weights by the published rules; the set's hashes say that they are those files."""
+    tuned = swin_only(golden, task)
+    hashes, state = tuned.facts(task)["state_sha"], tuned.file(task)
+    assert set(hashes) == set(state)
+    for name, value in state.items():
+        if not name.endswith(("bias_table", "_index", "_mask", "_ids")):
+            assert digest(value) == hashes[name], name
+    options = options_of_state(state, text_heads=golden.options.text.num_heads)
+    assert options.vision.image_size == tuned.options.vision.image_size
+    converted, report = convert(state, options)
+    assert len(report.keys) == len(state)
+    assert report.count("used") + report.count("converted") + report.count("dropped") == len(state)
+    model, record = filled_model(options, converted), tuned.record
+    ids_BL, mask_BL, images = record["text_ids"], record["text_atts"].bool(), record["image"]
+    with torch.no_grad():
+        if task == "vqa":
+            answers = {"answer_ids": record["vqa.in.cand_ids"], "answer_attention_mask": record["vqa.in.cand_atts"]}
+            expected = record["vqa.rank_topk_probs"]
+            found, order = model.answer(images, ids_BL, mask_BL, **answers, top_k=expected.shape[1])
+            assert torch.equal(order, record["vqa.rank_topk_ids"])
+        else:
+            expected = record[f"{task}.logits"]
+            num_texts = len(expected)
+            if task == "nlvr":
+                images = torch.stack(images.split(num_texts), 1)
+            found = model.classify(images[:num_texts], ids_BL[:num_texts], mask_BL[:num_texts])
+    expect_close(found, expected, task)
 
 
 def test_retrieval(golden: GoldenSet) -> None:

@@ -82,13 +82,17 @@ def test_a_file_fine_tuned_for_retrieval_has_fewer_heads(layout: str) -> None:
         loaded.masked_lm_states(torch.zeros(1, 16))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if not name.endswith("nlvr")]
+)  # its values tell, not shapes
 def test_sizes_of_the_published_families_need_no_hint(name: str) -> None:
     rows = describe(FAMILIES[name])
     state = {key: torch.empty(shape, device="meta") for key, shape, _, _ in rows}
     options = options_of_state(state)
     assert options == FAMILIES[name]
-    assert family_of(options) in (name, "cclm-3m")
+    family = family_of(options)
+    assert family is not None
+    assert name.replace("4m", "3m").startswith(family)
     assert family_of(TINY_SWIN) is None
 
 
@@ -119,8 +123,11 @@ def altered(options: ModelOptions, **changes: object) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"surprise.weight": torch.zeros(2)}, r"got 1 left over \(surprise.weight\). Import a pre-trained file"),
-        ({"cls_head.0.weight": torch.zeros(2)}, r"left over \(cls_head.0.weight\). A file fine-tuned for classes"),
+        (
+            {"surprise.weight": torch.zeros(2)},
+            r"got 1 left over \(surprise.weight\). What can be imported: pre-trained",
+        ),
+        ({"cls_head.0.weight": torch.zeros(2)}, r"left over \(cls_head.0.weight\). What can be imported: .*answers"),
         ({"vision_proj.bias": None}, r"got 1 missing \(vision_proj.bias\)"),
         ({"vision_proj.bias": torch.zeros(9)}, r"expected vision_proj.bias of shape \[8\], got \[9\]"),
         (

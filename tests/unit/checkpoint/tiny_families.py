@@ -40,7 +40,8 @@ def wavy_model(options: ModelOptions) -> CCLMModel:
             wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (1.0 + 0.37 * number) + number)
             start = 1.0 if name.endswith("norm.weight") else 0.0
             parameter.copy_((start + 0.3 * wave).view(parameter.shape))
-        model.temperature.value.fill_(0.07)
+        if model.temperature is not None:
+            model.temperature.value.fill_(0.07)
     return model.eval()
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cclm.evaluate.answers import rank_answers
-from cclm.model.answer_decoder import AnswerDecoder
+from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.configuration_cclm import FusionOptions
 from cclm.model.heads import MatchingHead
 from cclm.model.memories import SeveralMemoriesEncoder
