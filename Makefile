@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  -c constraints-cpu.txt -e '.[demo,dev]' < /dev/null 2>&1 | tee $(VENV)/pip.log | awk '$(SHOW_LARGE_FILES)' \
+	  -c constraints-cpu.txt -e '.[demo,dev,filters]' < /dev/null 2>&1 | tee $(VENV)/pip.log | awk '$(SHOW_LARGE_FILES)' \
 	  || { echo "pip failed; the end of $(VENV)/pip.log:"; tail -n 30 $(VENV)/pip.log; exit 1; }
 	@touch $@
 	@echo "Installed."

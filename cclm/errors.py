@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class CclmError(ValueError):
     """A user's mistake or a broken input, told in one sentence each: expected, got, do."""
@@ -10,6 +13,10 @@ class CclmError(ValueError):
         self.expected, self.got, self.do, self.where = expected, got, do, where
         place = f"{where}: " if where else ""
         super().__init__(f"{place}expected {expected}, got {got}. {do}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process borders whole: pickle would hand the message to an __init__ that wants keywords."""
+        return partial(type(self), **{name: value for name, value in vars(self).items() if name[0] != "_"}), ()
 
 
 class ConfigError(CclmError):

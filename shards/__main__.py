@@ -7,13 +7,18 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
 from cclm.errors import CclmError
+from shards.share import read_share
+
+if TYPE_CHECKING:
+    from cclm.shardfile.manifest import Manifest
+    from shards.plan import SetPlan
 
 MAX_FAULTS_SHOWN: Final = 20
 
@@ -35,7 +40,26 @@ def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.build import build_sets
+    from shards.build import build_sets, scan_share
+
+    plans, settings = _plans(arguments, console)
+    if arguments.task is not None:
+        scan_share(plans, arguments.out, arguments.task, **settings)
+        console.print(f"task {arguments.task.number} of {arguments.task.of} has read its share", highlight=False)
+        return 0
+    return _tell_sets(build_sets(plans, arguments.out, command=_command(arguments), **settings), arguments.out, console)
+
+
+def _merge(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.build import merge_sets
+
+    plans, settings = _plans(arguments, console)
+    manifests = merge_sets(plans, arguments.out, share=arguments.task, command=_command(arguments), **settings)
+    return _tell_sets(manifests, arguments.out, console)
+
+
+def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPlan], dict[str, Any]]:
+    """Return the plan of every set, and the settings that all steps of a build have in common."""
     from shards.corpora.table import corpus_of
     from shards.plan import plan_set
     from shards.progress import WorkProgress
@@ -44,21 +68,21 @@ def _build(arguments: argparse.Namespace, console: Console) -> int:
     recipe = load_recipe(arguments.recipe, arguments.packages or arguments.out / "cache")
     plans = []
     for name, entry in recipe.sets.items():
-        console.print(f"{name}: reading {entry.corpus}", highlight=False)
+        console.print(f"{name}: looking at {entry.corpus}", highlight=False)
         plans.append(plan_set(name, entry, corpus_of(entry.corpus, entry.options).parts()))
-    with WorkProgress("building", sum(plan.num_records for plan in plans), "records", console) as progress:
-        manifests = build_sets(
-            plans,
-            arguments.out,
-            workers=arguments.workers,
-            command=build_command(arguments.recipe, arguments.out, arguments.packages),
-            on_shard=lambda name, records, before: progress.advance(records, note=name, done_before=before),
-        )
+    return plans, {
+        "workers": arguments.workers,
+        "executor": arguments.executor,
+        "report": lambda label, total, unit: WorkProgress(label, total, unit, console),
+    }
+
+
+def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
     for name, manifest in manifests.items():
         totals, refused = manifest.totals, sum(manifest.config["refused"].values())
         console.print(
-            f"{arguments.out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} written "
-            f"({totals.rows:,} texts or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
+            f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
+            f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
             f"{refused:,} refused",
             highlight=False,
             soft_wrap=True,
@@ -66,8 +90,12 @@ def _build(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _command(arguments: argparse.Namespace) -> str:
+    return build_command(arguments.recipe, arguments.out, arguments.packages)
+
+
 def build_command(recipe: Path, out: Path, packages: Path | None) -> str:
-    """Return the command that makes these sets again; the number of workers changes nothing in them."""
+    """Return the command that makes these sets again; workers and tasks change nothing in them."""
     words = ["python", "-m", "shards", "build", str(recipe), "--out", str(out)]
     return shlex.join(words if packages is None else [*words, "--packages", str(packages)])
 
@@ -128,11 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     fetch.set_defaults(run=_fetch_demo)
 
     build = commands.add_parser("build", help="build the shard sets of a recipe; the same command again goes on")
-    build.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="each set becomes DIR/NAME")
-    build.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
-    build.add_argument("--packages", type=Path, metavar="DIR", help="where fetch-demo put them (default: OUT/cache)")
+    _add_build_options(build, "do only share I of N (I from 0): reading; then `merge`")
     build.set_defaults(run=_build)
+
+    merge = commands.add_parser("merge", help="turn what the tasks of a build have read into shards and manifests")
+    _add_build_options(merge, "write only share I of N of the shards; a merge without it must follow")
+    merge.set_defaults(run=_merge)
 
     verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
@@ -152,6 +181,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     tokenizer.set_defaults(run=_tokenizer)
     return parser
+
+
+def _add_build_options(parser: argparse.ArgumentParser, task: str) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each set becomes DIR/NAME")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--task", type=read_share, metavar="I/N", help=task)
+    parser.add_argument("--executor", choices=("processes", "ray"), default="processes", help="who runs the workers")
+    parser.add_argument("--packages", type=Path, metavar="DIR", help="where fetch-demo put them (default: OUT/cache)")
 
 
 def _positive(text: str) -> int:

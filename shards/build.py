@@ -1,211 +1,49 @@
-"""Builds shard sets: many processes, the same bytes as one; killed and started again, it goes on.
+"""Builds shard sets: many processes or machines, the same bytes as one; killed and started again, it goes on.
 
-    drafts --plan--> shards --(each shard: make records, write, one state file)--> manifest, quarantine.jsonl
+    parts --scan--> .build/runs --decide--> .build/drops, decision.json --deal--> shards, .build/dealt --> manifest
+    (every task)                (once)                                  (any number of processes)         (last)
 
-A set's folder keeps `.build/`, one small file per finished shard, until its manifest is written. A shard counts as
-finished when its state file is there; one that was cut off is built again, over the hidden half file.
+A set's folder keeps `.build/` until its manifest is written. Each step leaves files that are whole or not there, and
+skips what is there: that is all that going on after a kill needs.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from cclm.atomic import replace_bytes, sync
+from rich.console import Console
+
+from cclm.atomic import publish, replace_bytes, sync, temporary_path
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json
-from cclm.shardfile.manifest import Manifest, ShardInfo
-from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
-from cclm.types import ImageTextRecord
-from shards.draft import Draft
+from cclm.shardfile.manifest import Manifest
+from shards.deal import Outcome, ShardJob, deal, quarantine_path, shard_job, state_path
+from shards.decide import decide
+from shards.follow import RunTotals, follow_runs, sum_of_runs
 from shards.plan import SetPlan, recipe_json
-from shards.recipe import SetRecipe
-from shards.workers import only_builder, run_jobs
+from shards.progress import WorkProgress
+from shards.runs import list_runs, mapped
+from shards.scan import scan, scan_jobs, unfinished_parts
+from shards.share import WHOLE, Share
+from shards.verdict import GROUP_MIXED, KEY_TWICE
+from shards.workers import EXECUTORS, only_builder
 
 QUARANTINE_NAME = "quarantine.jsonl"
 _STATE_FOLDER = ".build"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one shard's drafts."""
-
-    number: int
-    info: ShardInfo | None
-    """None when every record was refused: then there is no file."""
-    refused: Sequence[dict[str, Any]]
-    """One quarantine line a record: key, source, shard, reason, message."""
-
-    def to_json(self) -> bytes:
-        """Return the state file's bytes."""
-        info = None if self.info is None else asdict(self.info)
-        return canonical_json({"number": self.number, "info": info, "refused": self.refused})
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Outcome:
-        """Read a state file's bytes."""
-        fields = json.loads(data)
-        info = None if fields["info"] is None else ShardInfo.from_json(fields["info"])
-        return cls(number=fields["number"], info=info, refused=fields["refused"])
+Report = Callable[[str, int | None, str], WorkProgress]
+"""Opens a bar: (what is done, how much there is, its unit)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """One shard to build, in any process."""
-
-    folder: Path
-    name: str
-    recipe: SetRecipe
-    number: int
-    drafts: Sequence[Draft]
-
-
-def build_shard(job: ShardJob) -> Outcome:
-    """Make a shard's records and write them; refused records are described, not lost."""
-    refused: list[dict[str, Any]] = []
-    with _writer_of(job) as writer:
-        for draft in job.drafts:
-            try:
-                made = draft.make()
-                if isinstance(made, ImageTextRecord):
-                    assert isinstance(writer, ImageTextShardWriter)
-                    writer.add(made)
-                else:
-                    assert isinstance(writer, TextPairShardWriter)
-                    writer.add_group(made)
-            except DataError as error:
-                refused.append(
-                    {
-                        "key": draft.key,
-                        "source": draft.source,
-                        "shard": job.number,
-                        "reason": error.reason,
-                        "message": str(error),
-                    }
-                )
-    outcome = Outcome(number=job.number, info=writer.shards[0] if writer.shards else None, refused=refused)
-    replace_bytes(_state_path(job.folder, job.number), outcome.to_json(), durable=True)
-    return outcome
-
-
-def _writer_of(job: ShardJob) -> ImageTextShardWriter | TextPairShardWriter:
-    """Return a writer that writes this one shard: its size was decided by the plan."""
-    if job.recipe.view.value == "image_text":
-        return ImageTextShardWriter(job.folder, job.name, None, None, first_shard=job.number)
-    return TextPairShardWriter(
-        job.folder,
-        job.name,
-        job.recipe.pairs_per_block,
-        None,
-        None,
-        first_shard=job.number,
-        licences=job.recipe.licences,
-    )
-
-
-def _state_path(folder: Path, number: int) -> Path:
-    return folder / _STATE_FOLDER / f"{number:06d}.json"
-
-
-def is_complete(folder: Path, plan: SetPlan) -> bool:
-    """Tell whether a folder already holds this very set.
-
-    Raises:
-        ConfigError: it holds another one, whole or begun.
-    """
-    manifest_path, plan_path = folder / schema.MANIFEST_NAME, folder / _STATE_FOLDER / "plan"
-    if manifest_path.exists():
-        digest = Manifest.load(folder).config.get("plan")
-    elif plan_path.exists():
-        digest = plan_path.read_text(encoding="utf-8")
-    else:
-        return False
-    if digest != plan.digest:
-        raise ConfigError(
-            expected="an empty folder, or the same build to go on with",
-            got="a build of another recipe or of a corpus that has changed",
-            do="Remove the folder, or choose another --out.",
-            where=str(folder),
-        )
-    return manifest_path.exists()
-
-
-def open_jobs(folder: Path, plan: SetPlan) -> tuple[list[Outcome], list[ShardJob]]:
-    """Return what earlier runs finished, and what is left to do. Begins the set if it is new."""
-    (folder / _STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-    replace_bytes(folder / _STATE_FOLDER / "plan", plan.digest.encode(), durable=True)
-    finished, jobs = [], []
-    for number, drafts in enumerate(plan.shards):
-        state = _state_path(folder, number)
-        outcome = Outcome.from_json(state.read_bytes()) if state.exists() else None
-        if outcome is not None and _is_there(folder, outcome):
-            finished.append(outcome)
-        else:
-            jobs.append(ShardJob(folder=folder, name=plan.name, recipe=plan.recipe, number=number, drafts=drafts))
-    return finished, jobs
-
-
-def _is_there(folder: Path, outcome: Outcome) -> bool:
-    info = outcome.info
-    if info is None:
-        return True
-    tar = folder / info.name
-    return (folder / info.index_name).exists() and tar.exists() and tar.stat().st_size == info.size_bytes
-
-
-def finish_set(folder: Path, plan: SetPlan, outcomes: Sequence[Outcome], command: str) -> Manifest:
-    """Write quarantine.jsonl and, at last, the manifest.
-
-    Raises:
-        DataError: reason too_many_bad.
-    """
-    ordered = sorted(outcomes, key=lambda outcome: outcome.number)
-    refused = [line for outcome in ordered for line in outcome.refused]
-    infos = [outcome.info for outcome in ordered if outcome.info is not None]
-    replace_bytes(folder / QUARANTINE_NAME, b"".join(canonical_json(line) + b"\n" for line in refused), durable=True)
-    if _are_too_many(len(refused), plan):
-        raise _too_many_bad(folder, plan, refused)
-    assert sum(info.samples for info in infos) + len(refused) == plan.num_records, "a record got lost"
-    config = {
-        "recipe": recipe_json(plan.recipe),
-        "plan": plan.digest,
-        "records_in": plan.num_records,
-        "refused": dict(sorted(Counter(line["reason"] for line in refused).items())),
-    }
-    manifest = Manifest(view=plan.recipe.view, shards=infos, command=command, config=config)
-    manifest.save(folder)
-    shutil.rmtree(folder / _STATE_FOLDER)
-    sync(folder)
-    return manifest
-
-
-def _are_too_many(num_refused: int, plan: SetPlan) -> bool:
-    """Tell whether a set fails: more refused than its recipe allows, or nothing left."""
-    return num_refused > plan.recipe.max_bad_fraction * plan.num_records or num_refused == plan.num_records
-
-
-def _too_many_bad(folder: Path, plan: SetPlan, refused: Sequence[dict[str, Any]]) -> DataError:
-    counts = Counter(line["reason"] for line in refused).most_common(5)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
-    return DataError(
-        reason="too_many_bad",
-        expected=f"at most {plan.recipe.max_bad_fraction:.2%} of {plan.num_records:,} records refused",
-        got=f"{len(refused):,} ({reasons}); the first: {refused[0]['message']}" if refused else "no records at all",
-        do=f"Read {folder / QUARANTINE_NAME}, mend the corpus, or raise max_bad_fraction in the recipe.",
-        where=plan.name,
-    )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of a build that was killed; only for the one builder that holds the lock."""
-    for path in folder.rglob(".*.partial"):
-        path.unlink()
+class _Runner(Protocol):
+    def run(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]: ...
 
 
 def build_sets(
@@ -214,7 +52,8 @@ def build_sets(
     *,
     workers: int = 1,
     command: str = "",
-    on_shard: Callable[[str, int, bool], None] | None = None,
+    executor: str = "processes",
+    report: Report | None = None,
 ) -> dict[str, Manifest]:
     """Build every planned set into `out`/NAME; sets that are complete are left alone.
 
@@ -223,34 +62,278 @@ def build_sets(
         out: parent of the sets' folders.
         workers: processes; the result is the same for any number.
         command: goes into the manifests.
-        on_shard: called with (set name, records, whether an earlier run did it) for each finished shard.
+        executor: a key of EXECUTORS.
+        report: opens the progress bars; None: nothing is shown.
 
     Raises:
         ConfigError: a folder holds another build, or one is running there.
         DataError: reasons too_many_bad, worker_died.
+        MissingDependencyError: the executor or a filter needs an optional package.
     """
-    report = on_shard or (lambda _name, _records, _before: None)
-    with only_builder(out):
-        todo = {plan.name: plan for plan in plans if not is_complete(out / plan.name, plan)}
-        outcomes: dict[str, list[Outcome]] = {}
-        jobs: list[ShardJob] = []
+    with only_builder(out), EXECUTORS[executor](workers) as runner:
         for plan in plans:
-            if plan.name not in todo:
-                report(plan.name, plan.num_records, True)
-                continue
-            remove_leftovers(out / plan.name)
-            outcomes[plan.name], open_ones = open_jobs(out / plan.name, plan)
-            jobs += open_ones
-            for outcome in outcomes[plan.name]:
-                report(plan.name, len(plan.shards[outcome.number]), True)
-            if not open_ones:
-                finish_set(out / plan.name, plan, outcomes[plan.name], command)
-        for job, outcome in run_jobs(build_shard, jobs, workers):
-            plan, done = todo[job.name], outcomes[job.name]
-            done.append(outcome)
-            report(job.name, len(job.drafts), False)
-            # Too many bad ones are noticed at once, not after hours.
-            num_refused = sum(len(each.refused) for each in done)
-            if len(done) == len(plan.shards) or _are_too_many(num_refused, plan):
-                finish_set(job.folder, plan, done, command)
+            build = _SetBuild(plan, out / plan.name, runner, workers, report or _silent)
+            if not build.is_complete():
+                build.begin(alone=True)
+                build.scan(WHOLE)
+                build.decide()
+                build.deal(WHOLE)
+                build.finish(command)
     return {plan.name: Manifest.load(out / plan.name) for plan in plans}
+
+
+def scan_share(
+    plans: Sequence[SetPlan],
+    out: Path,
+    share: Share,
+    *,
+    workers: int = 1,
+    executor: str = "processes",
+    report: Report | None = None,
+) -> None:
+    """Do one task's share of reading the corpora; `merge_sets` does the rest once every task has (see `build_sets`)."""
+    with only_builder(out, shared=True), EXECUTORS[executor](workers) as runner:
+        for plan in plans:
+            build = _SetBuild(plan, out / plan.name, runner, workers, report or _silent)
+            if not build.is_complete():
+                build.begin(alone=False)
+                build.scan(share)
+
+
+def merge_sets(
+    plans: Sequence[SetPlan],
+    out: Path,
+    *,
+    share: Share | None = None,
+    workers: int = 1,
+    command: str = "",
+    executor: str = "processes",
+    report: Report | None = None,
+) -> dict[str, Manifest]:
+    """Turn what the tasks have read into shards and manifests (see `build_sets`).
+
+    Args:
+        plans: as the tasks had them.
+        out: as theirs.
+        share: writes only a share of the shards, and no manifest: for sets so large that one machine is too slow.
+            The merge without one that must follow finds those shards there.
+        workers: processes.
+        command: goes into the manifests.
+        executor: a key of EXECUTORS.
+        report: opens the progress bars.
+
+    Raises:
+        ConfigError: a task has not finished.
+    """
+    with only_builder(out, shared=share is not None), EXECUTORS[executor](workers) as runner:
+        for plan in plans:
+            build = _SetBuild(plan, out / plan.name, runner, workers, report or _silent)
+            if not build.is_complete():
+                build.begin(alone=share is None)
+                build.check_all_is_read()
+                build.decide()
+                build.deal(share or WHOLE)
+                if share is None:
+                    build.finish(command)
+    return {} if share else {plan.name: Manifest.load(out / plan.name) for plan in plans}
+
+
+def _silent(label: str, total: int | None, unit: str) -> WorkProgress:
+    return WorkProgress(label, total, unit, Console(quiet=True))
+
+
+class _SetBuild:
+    """One set on its way from parts to a manifest."""
+
+    def __init__(self, plan: SetPlan, folder: Path, runner: _Runner, workers: int, report: Report) -> None:
+        self._plan, self._folder, self._runner, self._workers = plan, folder, runner, workers
+        self._report = report
+        self._state = folder / _STATE_FOLDER
+        self._runs, self._dealt = self._state / "runs", self._state / "dealt"
+
+    def is_complete(self) -> bool:
+        """Tell whether the folder already holds this very set.
+
+        Raises:
+            ConfigError: it holds another one, whole or begun.
+        """
+        manifest_path, plan_path = self._folder / schema.MANIFEST_NAME, self._state / "plan"
+        if manifest_path.exists():
+            digest = Manifest.load(self._folder).config.get("plan")
+        elif plan_path.exists():
+            digest = plan_path.read_text(encoding="utf-8")
+        else:
+            return False
+        if digest != self._plan.digest:
+            raise ConfigError(
+                expected="an empty folder, or the same build to go on with",
+                got="a build of another recipe or of a corpus that has changed",
+                do="Remove the folder, or choose another --out.",
+                where=str(self._folder),
+            )
+        if manifest_path.exists() and self._state.exists():
+            shutil.rmtree(self._state)  # killed between the manifest and the end
+        return manifest_path.exists()
+
+    def begin(self, *, alone: bool) -> None:
+        """Make the folders; one that builds alone removes the half files of a build that was killed."""
+        self._runs.mkdir(parents=True, exist_ok=True)
+        if alone:
+            for path in self._folder.rglob(".*.partial"):
+                path.unlink()
+            for path in self._runs.glob(".*.images"):
+                path.unlink()
+        replace_bytes(self._state / "plan", self._plan.digest.encode(), durable=True)
+
+    def scan(self, share: Share) -> None:
+        """Read a share of the corpus.
+
+        Raises:
+            DataError: reason too_many_bad, as soon as it is sure.
+        """
+        plan = self._plan
+        jobs = list(
+            scan_jobs(
+                plan.parts, self._runs, plan.seed, plan.recipe,
+                task=share.number, tasks=share.of, workers=self._workers,
+            )
+        )  # fmt: skip
+        label = f"{plan.name}: reading"
+        with (
+            self._report(label, plan.expected_records if share == WHOLE else None, "records") as progress,
+            follow_runs(self._runs, progress) as followed,
+        ):
+            for _ in self._runner.run(scan, jobs):
+                self._refuse_too_many_bad(followed.look(), at_end=False)
+        if share == WHOLE:
+            self._refuse_too_many_bad(followed.look(), at_end=True)
+
+    def check_all_is_read(self) -> None:
+        """Raise a ConfigError that names what the tasks have left."""
+        left = unfinished_parts(self._runs, [part.name for part in self._plan.parts])
+        if left:
+            raise ConfigError(
+                expected="tasks that have read all of the corpus",
+                got=f"{len(left)} of {len(self._plan.parts)} parts that are not finished ({', '.join(left[:3])}…)",
+                do="Run the tasks that failed again (`shards build … --task I/N`), then merge.",
+                where=str(self._folder),
+            )
+        self._refuse_too_many_bad(sum_of_runs(self._runs), at_end=True)
+
+    def decide(self) -> None:
+        """Decide what stands in the set, unless that was done."""
+        self._dealt.mkdir(exist_ok=True)
+        self._decision = decide(self._state, self._plan.recipe, self._plan.seed, self._runner.run)
+
+    def deal(self, share: Share) -> None:
+        """Write a share of the shards."""
+        jobs = [self._job(number) for number in range(share.number, self._num_jobs, share.of)]
+        todo = [job for job in jobs if self._outcome(job.number) is None]
+        with self._report(f"{self._plan.name}: writing", len(jobs), "shards") as progress:
+            progress.advance(len(jobs) - len(todo), done_before=True)
+            for job, _ in self._runner.run(deal, todo):
+                progress.advance(1, note=f"{self._plan.name}-{job.number:06d}")
+
+    @property
+    def _num_jobs(self) -> int:
+        return max(1, len(self._decision.starts))  # without any sample, one job still writes the quarantine
+
+    def _job(self, number: int) -> ShardJob:
+        return shard_job(
+            folder=self._folder, name=self._plan.name, dealt=self._dealt, starts=self._decision.starts, number=number,
+            runs=self._runs, drops=self._state / "drops", recipe=self._plan.recipe, seed=self._plan.seed,
+            rates=self._decision.rates,
+        )  # fmt: skip
+
+    def _outcome(self, number: int) -> Outcome | None:
+        """Return what became of a shard, or None if it is not there, whole."""
+        try:
+            outcome = Outcome.from_json(state_path(self._dealt, number).read_bytes())
+        except FileNotFoundError:
+            return None
+        info = outcome.info
+        if info is None:
+            return outcome
+        tar = self._folder / info.name
+        is_there = (self._folder / info.index_name).exists() and tar.exists() and tar.stat().st_size == info.size_bytes
+        return outcome if is_there else None
+
+    def finish(self, command: str) -> Manifest:
+        """Write quarantine.jsonl and, at last, the manifest.
+
+        Raises:
+            DataError: reason too_many_bad.
+        """
+        outcomes = [outcome for number in range(self._num_jobs) if (outcome := self._outcome(number))]
+        refused, texts = _add(each.refused for each in outcomes), _add(each.texts_refused for each in outcomes)
+        units = sum(outcome.units for outcome in outcomes)
+        read = sum_of_runs(self._runs)
+        assert len(outcomes) == self._num_jobs and units == read.units, f"{read.units} units read, {units} dealt"
+        self._write_quarantine()
+        bad = read.bad + refused.get(KEY_TWICE, 0) + refused.get(GROUP_MIXED, 0)
+        if bad > self._plan.recipe.max_bad_fraction * units or sum(refused.values()) == units:
+            with (self._folder / QUARANTINE_NAME).open("rb") as file:
+                raise self._too_many_bad(units, refused, [json.loads(line) for line in itertools.islice(file, 1)])
+        config = {
+            "recipe": recipe_json(self._plan.recipe),
+            "plan": self._plan.digest,
+            "records_in": units,
+            "refused": refused,
+            "captions_refused": texts,
+        }
+        infos = [outcome.info for outcome in outcomes if outcome.info is not None]
+        manifest = Manifest(view=self._plan.recipe.view, shards=infos, command=command, config=config)
+        manifest.save(self._folder)
+        shutil.rmtree(self._state)
+        sync(self._folder)
+        return manifest
+
+    def _write_quarantine(self) -> None:
+        path = self._folder / QUARANTINE_NAME
+        with temporary_path(path).open("wb") as file:
+            for number in range(self._num_jobs):
+                file.write(quarantine_path(self._dealt, number).read_bytes())
+        sync(temporary_path(path))
+        publish(temporary_path(path), path)
+
+    def _refuse_too_many_bad(self, read: RunTotals, *, at_end: bool) -> None:
+        """Raise when more records are bad than the recipe allows: at once when the rest cannot mend it."""
+        most, expected = self._plan.recipe.max_bad_fraction, self._plan.expected_records
+        of = read.units
+        if not at_end and most > 0:
+            if expected is None:
+                return
+            of = max(of, expected * read.units // max(read.drafts, 1))
+        if read.bad <= most * of:
+            return
+        lines = [json.loads(line) for line in self._lines_so_far()]
+        data = b"".join(canonical_json(line) + b"\n" for line in lines)
+        replace_bytes(self._folder / QUARANTINE_NAME, data, durable=True)
+        raise self._too_many_bad(of, Counter(line["reason"] for line in lines), lines)
+
+    def _lines_so_far(self) -> Iterator[bytes]:
+        for name in list_runs(self._runs):
+            with mapped(name.path(self._runs)) as table:
+                lines = table["line"].drop_null().to_pylist()
+            yield from (line for line in lines if b'"stage":"make"' in line)
+
+    def _too_many_bad(self, units: int, refused: Mapping[str, int], lines: Sequence[Any] = ()) -> DataError:
+        counts = Counter(refused).most_common(5)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
+        path = self._folder / QUARANTINE_NAME
+        first = f"; the first: {lines[0]['message']}" if lines else ""
+        most = f"{self._plan.recipe.max_bad_fraction:.2%}"
+        return DataError(
+            reason="too_many_bad",
+            expected=f"at most {most} of {units:,} records broken, and one that is kept",
+            got=f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else "no records at all",
+            do=f"Read {path}, mend the corpus, or raise max_bad_fraction in the recipe.",
+            where=self._plan.name,
+        )
+
+
+def _add(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

@@ -18,15 +18,16 @@ class WorkProgress:
 
     Args:
         label: what is being done.
-        total: how much there is.
+        total: how much there is; None: not known, so there is throughput but no ETA.
         unit: of what, in the plural.
         console: where to; a console that is no terminal gets a line every ten seconds.
     """
 
-    def __init__(self, label: str, total: int, unit: str, console: Console) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, console: Console) -> None:
         self._label, self._total, self._unit, self._console = label, total, unit, console
         self._done, self._skipped, self._started = 0, 0, time.monotonic()
         self._last_line = self._started
+        self._facts, self._said = "done before", -1
         self._bar: Progress | None = None
 
     def __enter__(self) -> WorkProgress:
@@ -44,15 +45,25 @@ class WorkProgress:
         rate = (self._done - self._skipped) / max(now - self._started, 1e-3)
         facts = "done before"
         if rate > 0:
-            facts = f"{rate:,.0f} {self._unit}/s  ETA {spell_duration((self._total - self._done) / rate)}"
+            facts = f"{rate:,.0f} {self._unit}/s"
+            if self._total is not None:
+                facts += f"  ETA {spell_duration(max(self._total - self._done, 0) / rate)}"
         if self._bar is not None:
             self._bar.update(self._task, advance=amount, facts=facts, description=note or self._label)
-        elif self._done >= self._total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._console.print(f"{self._label}: {self._done:,}/{self._total:,}  {facts}", highlight=False)
+            self._say(facts)
+        self._facts = facts
+
+    def _say(self, facts: str) -> None:
+        self._said = self._done
+        of = "" if self._total is None else f"/{self._total:,}"
+        self._console.print(f"{self._label}: {self._done:,}{of}  {facts}", highlight=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif kind is None and self._said != self._done:
+            self._say(self._facts)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cclm.errors import ConfigError
 from cclm.track.reading import read_yaml
 from cclm.types import View
 from shards.corpora.table import CORPORA, corpus_of
+from shards.fields import read_fields, unknown_names
+from shards.settings import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,30 @@ class SetRecipe:
     """The build fails when a larger part of the records is refused."""
     seed: int = 0
     """Of the order of records."""
+    images: ImageSettings = field(default_factory=ImageSettings)
+    """How pictures are stored (image sets only)."""
+    filters: FilterSettings = field(default_factory=FilterSettings)
+    """What a record must be like."""
+    duplicates: DuplicateSettings = field(default_factory=DuplicateSettings)
+    """Which records count as the same."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """How many records of each language stay."""
+    records_per_chunk: int = 0
+    """Drafts that one process reads and keeps at a time; a killed build reads at most so many again. 0: 1,024 pictures,
+    16,384 text drafts."""
+
+    @property
+    def chunk_records(self) -> int:
+        """Drafts of a chunk."""
+        return self.records_per_chunk or (1024 if self.view is View.IMAGE_TEXT else 16384)
+
+
+_SETTINGS: Final[Mapping[str, type[Any]]] = {
+    "images": ImageSettings,
+    "filters": FilterSettings,
+    "duplicates": DuplicateSettings,
+    "sampling": SamplingSettings,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +87,7 @@ def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
     if not isinstance(document, dict) or not isinstance(document.get("sets"), dict) or not document["sets"]:
         complaints.append("no `sets:` with at least one set")
     else:
-        complaints += _unknown(document, ["sets"], "")
+        complaints += unknown_names(document, ["sets"], "")
         for name, entry in document["sets"].items():
             sets[name] = _set_of(str(name), entry, packages, complaints)
     if complaints:
@@ -81,10 +106,13 @@ def _set_of(name: str, entry: object, packages: Path | None, complaints: list[st
         return SetRecipe(view=View.IMAGE_TEXT, corpus="")
     known = {item.name for item in fields(SetRecipe)}
     needed = {item.name for item in fields(SetRecipe) if item.default is MISSING and item.default_factory is MISSING}
-    complaints += _unknown(entry, known, f"{name}.")
+    complaints += unknown_names(entry, known, f"{name}.")
     complaints += [f"{name}.{key}: missing" for key in sorted(needed - set(entry))]
     values = {key: value for key, value in entry.items() if key in known}
     complaints += _wrong_values(name, values)
+    for key, kind in _SETTINGS.items():
+        if key in values:
+            values[key] = read_fields(kind, values[key], f"{name}.{key}", complaints)
     corpus = str(values.get("corpus"))
     if corpus in CORPORA:
         view, kind = CORPORA[corpus]
@@ -105,7 +133,7 @@ def _wrong_options(
     name: str, corpus: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> list[str]:
     required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
-    wrong = _unknown(options, parameters, f"{name}.options.")
+    wrong = unknown_names(options, parameters, f"{name}.options.")
     wrong += [f"{name}.options.{key}: missing" for key in required if key not in options]
     if not wrong:
         try:
@@ -118,7 +146,7 @@ def _wrong_options(
 def _wrong_values(name: str, values: Mapping[str, Any]) -> list[str]:
     wrong = [
         f"{name}.{key}: {values[key]!r} is not a whole number of at least {least}"
-        for key, least in (("num_shards", 1), ("pairs_per_block", 1), ("seed", 0))
+        for key, least in (("num_shards", 1), ("pairs_per_block", 1), ("seed", 0), ("records_per_chunk", 0))
         if key in values and (type(values[key]) is not int or values[key] < least)
     ]
     fraction = values.get("max_bad_fraction", 0)
@@ -130,13 +158,3 @@ def _wrong_values(name: str, values: Mapping[str, Any]) -> list[str]:
         if not isinstance(values.get(key, {}), dict)
     ]
     return wrong
-
-
-def _unknown(given: Mapping[str, Any], known: Collection[str], prefix: str) -> list[str]:
-    complaints = []
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(known))})"
-            complaints.append(f"{prefix}{key}: unknown{hint}")
-    return complaints

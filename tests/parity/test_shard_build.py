@@ -1,4 +1,4 @@
-"""The parallel build and its slow twin (one process, in order) write the same bytes; so does a killed build."""
+"""Any number of processes and tasks write the bytes of one process, and so does a build that was killed anywhere."""
 
 from __future__ import annotations
 
@@ -12,97 +12,196 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.verify import find_faults
-from shards import build
-from shards.build import build_sets
-from tests.unit.shards.tiny_corpora import bytes_below, image_plan, text_plan
+from shards.build import build_sets, merge_sets, scan_share
+from shards.share import Share
+from tests.unit.shards.tiny_corpora import bytes_below, image_plan, text_plan, unlike_plan
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk():
+    """These tests kill processes, not machines: what a process wrote is there without a sync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+
+
+def plans():
+    return [image_plan(bad=(3, 11)), text_plan(), unlike_plan()]
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     out = tmp_path_factory.mktemp("one")
-    build_sets([image_plan(bad=(3, 11)), text_plan()], out, workers=1, command="test")
+    build_sets(plans(), out, workers=1, command="test")
     return bytes_below(out)
 
 
 def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
-    build_sets([image_plan(bad=(3, 11)), text_plan()], tmp_path, workers=3, command="test")
+    build_sets(plans(), tmp_path, workers=3, command="test")
     assert bytes_below(tmp_path) == one_process
     assert [name for name in one_process if name.endswith(".tar")] == [
         *(f"images/images-00000{number}.tar" for number in range(4)),
         *(f"texts/texts-00000{number}.tar" for number in range(3)),
+        *(f"unlike/unlike-00000{number}.tar" for number in range(2)),
     ]
-    assert not list(find_faults(tmp_path / "images")) and not list(find_faults(tmp_path / "texts"))
+    assert not any(list(find_faults(tmp_path / plan.name)) for plan in plans())
 
 
-def test_a_worker_that_dies_is_named_and_finished_shards_are_kept(tmp_path, one_process):
+@settings(max_examples=4, deadline=None)
+@given(st.integers(1, 9), st.randoms(use_true_random=False), st.integers(0, 3), st.sampled_from([0, 1, 2, 3]))
+def test_tasks_in_any_order_and_again_write_the_bytes_of_one(tmp_path_factory, one_process, tasks, draw, again, shares):
+    out = tmp_path_factory.mktemp("tasks")
+    numbers = [*range(tasks), *(draw.randrange(tasks) for _ in range(again))]
+    draw.shuffle(numbers)
+    for number in numbers:
+        scan_share(plans(), out, Share(number=number, of=tasks))
+    for number in range(shares):
+        assert merge_sets(plans(), out, share=Share(number=number, of=shares)) == {}
+    merge_sets(plans(), out, command="test")
+    assert bytes_below(out) == one_process
+
+
+def test_tasks_of_two_processes_and_another_number_of_tasks_midway(tmp_path, one_process):
+    scan_share(plans(), tmp_path, Share(number=1, of=2), workers=2)
+    for number in range(3):
+        scan_share(plans(), tmp_path, Share(number=number, of=3))
+    merge_sets(plans(), tmp_path, workers=2, command="test")
+    assert bytes_below(tmp_path) == one_process
+
+
+def test_a_merge_names_what_the_tasks_have_left(tmp_path):
+    scan_share([text_plan()], tmp_path, Share(number=0, of=2))
+    with pytest.raises(ConfigError) as caught:
+        merge_sets([text_plan()], tmp_path)
+    assert "expected tasks that have read all of the corpus, got 1 of 2 parts that are not finished (rest" in str(
+        caught.value
+    )
+    assert "Run the tasks that failed again (`shards build … --task I/N`), then merge." in str(caught.value)
+    assert not (tmp_path / "texts" / "manifest.json").exists()
+
+
+def test_a_worker_that_dies_is_named_and_what_is_finished_is_kept(tmp_path, one_process):
     plan = image_plan(bad=(3, 11))
-    last = [replace(draft, make=partial(os._exit, 1)) for draft in plan.shards[3]]
-    with pytest.raises(DataError, match="Run the same command again: finished shards are kept") as caught:
-        build_sets([replace(plan, shards=[*plan.shards[:3], last])], tmp_path, workers=2, command="test")
+    drafts = list(plan.parts[0].read())
+    fatal = [*drafts[:-1], replace(drafts[-1], make=partial(os._exit, 1))]
+    with pytest.raises(DataError, match="Run the same command again: what is finished is kept") as caught:
+        build_sets([replace(plan, parts=[replace(plan.parts[0], read=partial(iter, fatal))])], tmp_path, workers=2)
     assert caught.value.reason == "worker_died"
     build_sets([plan], tmp_path, command="test")
     assert bytes_below(tmp_path) == {name: data for name, data in one_process.items() if name.startswith("images/")}
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
-def test_a_build_that_stops_goes_on_with_the_same_bytes(tmp_path, one_process, monkeypatch, stop_after):
-    built: list[str] = []
-    real = build.build_shard
-
-    def build_some(job):
-        if len(built) == stop_after:
-            raise KeyboardInterrupt
-        built.append(job.name)
-        return real(job)
-
-    plans = [image_plan(bad=(3, 11)), text_plan()]
-    monkeypatch.setattr(build, "build_shard", build_some)
-    with pytest.raises(KeyboardInterrupt):
-        build_sets(plans, tmp_path, command="test")
-    monkeypatch.setattr(build, "build_shard", lambda job: built.append(job.name) or real(job))
-    build_sets(plans, tmp_path, command="test")
-    assert len(built) == 7  # no shard was built twice
-    assert bytes_below(tmp_path) == one_process
+class Stopped(BaseException):
+    """What Control-C does, at a place of our choice."""
 
 
-def test_a_build_killed_at_any_moment_goes_on_with_the_same_bytes(tmp_path, one_process):
+def stop_after(monkeypatch, number):
+    """Let the build stop when it has made `number` files durable (every step of it ends in that)."""
+    left = [number]
+
+    def fsync(_descriptor):
+        if left[0] == 0:
+            raise Stopped
+        left[0] -= 1
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return left
+
+
+def test_a_build_stopped_at_any_durable_write_goes_on_with_the_same_bytes(tmp_path, one_process, monkeypatch):
+    with monkeypatch.context() as patch:
+        left = stop_after(patch, 10**6)
+        build_sets(plans(), tmp_path / "whole", command="test")
+    total = 10**6 - left[0]
+    assert total > 90
+    for number in range(0, total, 23):
+        out = tmp_path / f"after-{number}"
+        with monkeypatch.context() as patch:
+            stop_after(patch, number)
+            with pytest.raises(Stopped):
+                build_sets(plans(), out, command="test")
+        build_sets(plans(), out, command="test")
+        assert bytes_below(out) == one_process, number
+
+
+def test_what_a_build_has_finished_is_not_made_again(tmp_path, monkeypatch):
+    made = []
+    plan = image_plan()
+    counted = [replace(draft, make=partial(count_and_make, made, draft)) for draft in plan.parts[0].read()]
+    plan = replace(plan, parts=[replace(plan.parts[0], read=partial(iter, counted))])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 30)
+        with pytest.raises(Stopped):
+            build_sets([plan], tmp_path)
+    build_sets([plan], tmp_path)
+    assert len(made) <= 20 + plan.recipe.chunk_records
+
+
+def count_and_make(made, draft):
+    made.append(draft.key)
+    return draft.make()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shards.build import build_sets, merge_sets, scan_share
+from shards.share import Share
+from tests.parity.test_shard_build import plans
+
+left = [int(sys.argv[2])]
+
+def fsync(descriptor):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = fsync
+out = Path(sys.argv[1])
+if sys.argv[3] == "tasks":
+    for number in range(3):
+        scan_share(plans(), out, Share(number=number, of=3))
+    merge_sets(plans(), out, command="test")
+else:
+    build_sets(plans(), out, command="test")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "tasks"])
+def test_a_build_killed_again_and_again_ends_with_the_same_bytes(tmp_path, one_process, how):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    deaths = 0
+    for life in range(20):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "out"), str(37 + 3 * life), how]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        deaths += 1
+    assert deaths >= 3
+    assert bytes_below(tmp_path / "out") == one_process
+
+
+@pytest.mark.slow
+def test_workers_die_with_their_build_and_two_builds_never_meet(tmp_path):
     program = (
-        "import sys; from pathlib import Path\n"
-        "from shards.build import build_sets\n"
-        "from tests.unit.shards.tiny_corpora import image_plan, text_plan\n"
-        "report = lambda *_: print('shard', flush=True)\n"
-        "build_sets([image_plan(bad=(3, 11)), text_plan()], Path(sys.argv[1]), command='test', on_shard=report)\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    for delay_s in (0.0, 0.004, 0.009):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()  # the first shard of this run is there
-        time.sleep(delay_s)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        for tar in tmp_path.glob("*/[!.]*.tar"):
-            assert tar.read_bytes() == one_process[str(tar.relative_to(tmp_path))]
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-    assert bytes_below(tmp_path) == one_process
-
-
-def test_workers_end_with_the_build_that_started_them(tmp_path):
-    program = (
-        "import sys, time; from dataclasses import replace; from functools import partial; from pathlib import Path\n"
+        "import sys; from dataclasses import replace; from functools import partial; from pathlib import Path\n"
         "from shards.build import build_sets\n"
         "from tests.parity.test_shard_build import say_and_sleep\n"
         "from tests.unit.shards.tiny_corpora import image_plan\n"
+        "plan, place = image_plan(shards=2), Path(sys.argv[1])\n"
+        "slow = [replace(d, make=partial(say_and_sleep, place)) for d in plan.parts[0].read()]\n"
+        "plan = replace(plan, parts=[replace(plan.parts[0], read=partial(iter, slow))])\n"
         "if __name__ == '__main__':\n"
-        "    plan, place = image_plan(shards=2), Path(sys.argv[1])\n"
-        "    slow = [replace(shard[0], make=partial(say_and_sleep, place)) for shard in plan.shards]\n"
-        "    build_sets([replace(plan, shards=[[draft] for draft in slow])], place / 'out', workers=2)\n"
+        "    build_sets([plan], place / 'out', workers=2)\n"
     )
     script = tmp_path / "script.py"
     script.write_text(program, encoding="utf-8")
@@ -110,8 +209,9 @@ def test_workers_end_with_the_build_that_started_them(tmp_path):
         [sys.executable, str(script), str(tmp_path)], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     until(lambda: len(list(tmp_path.glob("worker-*"))) == 2)
-    with pytest.raises(ConfigError, match="expected no other build in this folder, got one that is running"):
-        build_sets([image_plan(shards=2)], tmp_path / "out")
+    for start in (build_sets, partial(scan_share, share=Share(number=0, of=2))):
+        with pytest.raises(ConfigError, match="expected no other build in this folder, got one that is running"):
+            start([image_plan(shards=2)], tmp_path / "out")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
@@ -137,9 +237,23 @@ def until(condition):
         time.sleep(0.02)
 
 
-def test_temporary_files_of_a_killed_build_go(tmp_path, one_process):
-    left = tmp_path / "images" / ".images-000001.index.arrow.12345.partial"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
-    build_sets([image_plan(bad=(3, 11)), text_plan()], tmp_path, command="test")
+@pytest.mark.parametrize("left", [".images-000001.index.arrow.12345.partial", ".build/runs/.000000-000000.9.images"])
+def test_temporary_files_of_a_killed_build_go(tmp_path, one_process, left):
+    path = tmp_path / "images" / left
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+    build_sets(plans(), tmp_path, command="test")
+    assert bytes_below(tmp_path) == one_process
+
+
+def test_a_kill_between_the_manifest_and_the_end_leaves_nothing(tmp_path, one_process, monkeypatch):
+    def stop(_path):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", stop)
+        with pytest.raises(Stopped):
+            build_sets(plans()[:1], tmp_path, command="test")
+    assert (tmp_path / "images" / ".build").exists()
+    build_sets(plans(), tmp_path, command="test")
     assert bytes_below(tmp_path) == one_process

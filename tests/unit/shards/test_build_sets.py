@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
+from cclm.types import TextPair
 from shards.build import build_sets
-from tests.unit.shards.tiny_corpora import bytes_below, image_plan, text_plan
+from shards.draft import Draft
+from tests.unit.shards.tiny_corpora import bytes_below, image_drafts, image_plan, one_part, text_plan
 
 
 def test_records_in_are_records_written_plus_records_refused(tmp_path):
@@ -26,7 +30,7 @@ def test_records_in_are_records_written_plus_records_refused(tmp_path):
 
 def test_text_sets_count_their_licences_by_source(tmp_path):
     manifest = build_sets([text_plan()], tmp_path)["texts"]
-    assert (manifest.totals.samples, manifest.totals.rows) == (12, 36)
+    assert (manifest.totals.samples, manifest.totals.rows, manifest.config["records_in"]) == (12, 36, 36)
     assert manifest.totals.licences == {"Unicode-3.0": 12}
     group = ShardSet(tmp_path / "texts").text_group(1, 0)
     assert [pair.lang_b for pair in group] == ["de", "he", "th"]
@@ -38,7 +42,8 @@ def test_too_many_refused_records_fail_the_build_with_a_sentence(tmp_path):
     assert caught.value.reason == "too_many_bad"
     message = str(caught.value)
     assert message.startswith(
-        "images: expected at most 10.00% of 20 records refused, got 3 (render_failed 3); the first: n"
+        "images: expected at most 10.00% of 20 records broken, and one that is kept, got 3 refused "
+        "(render_failed 3); the first: n"
     )
     assert f"Read {tmp_path / 'images' / 'quarantine.jsonl'}, mend the corpus" in message
     assert not (tmp_path / "images" / "manifest.json").exists()
@@ -52,23 +57,92 @@ def test_two_of_twenty_are_not_more_than_a_tenth(tmp_path):
 def test_a_set_without_any_record_fails(tmp_path):
     with pytest.raises(DataError, match="got no records at all"):
         build_sets([image_plan(count=0)], tmp_path)
-    with pytest.raises(DataError, match=r"got 2 \(render_failed 2\)"):
+    with pytest.raises(DataError, match=r"got 2 refused \(render_failed 2\); the first: n0"):
         build_sets([image_plan(count=2, bad=(0, 1), max_bad=1.0)], tmp_path / "all-bad")
 
 
-def test_a_shard_of_refused_records_only_leaves_no_file(tmp_path):
-    plan = image_plan(count=8)
-    bad = tuple(int(draft.key[4:]) for draft in plan.shards[1])
-    manifest = build_sets([image_plan(count=8, bad=bad)], tmp_path)["images"]
-    assert [shard.name[-5] for shard in manifest.shards] == ["0", "2", "3"]
+def test_shards_differ_by_one_sample_at_most_whatever_was_refused(tmp_path):
+    manifest = build_sets([image_plan(count=23, bad=(1, 2, 3, 4, 5))], tmp_path)["images"]
+    assert [shard.samples for shard in manifest.shards] == [4, 5, 4, 5]
+    few = build_sets([image_plan(count=4, bad=(1, 2))], tmp_path / "few")["images"]
+    assert [shard.samples for shard in few.shards] == [1, 1]
+
+
+def test_the_order_does_not_depend_on_the_corpus_but_on_seed_and_set(tmp_path):
+    def order(folder, **changes):
+        plan = image_plan(count=30)
+        plan = replace(plan, recipe=replace(plan.recipe, **changes.pop("recipe", {})), **changes)
+        build_sets([plan], tmp_path / folder)
+        shards = ShardSet(tmp_path / folder / plan.name)
+        return [
+            shards.locate(shard, sample).key
+            for shard, samples in enumerate(shards.samples_per_shard)
+            for sample in range(samples)
+        ]
+
+    plain = order("plain")
+    assert plain != [f"key-{number}" for number in range(30)]
+    assert order("reversed", parts=one_part(image_drafts(30)[::-1])) == plain
+    assert order("seed", recipe={"seed": 1}) != plain != order("other", name="others")
+
+
+def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_sentence(tmp_path):
+    plan = image_plan()
+    parts = [*one_part(image_drafts(20)), *one_part(image_drafts(3), name="again")]
+    manifest = build_sets([replace(plan, parts=parts)], tmp_path)["images"]
+    assert (manifest.config["records_in"], manifest.config["refused"]) == (23, {"key_twice": 3})
+    lines = (tmp_path / "images" / "quarantine.jsonl").read_text("utf-8")
+    assert "key-0: expected each key once in a set, got 'key-0' again." in lines
+
+    texts = text_plan()
+    other = TextPair(text_a="else", lang_a="en", text_b="anders", lang_b="de", source="names", group="g0")
+    parts = [*texts.parts, *one_part([Draft(key="g0", source="names", make=partial(list, [other]))], name="odd")]
+    texts = replace(texts, parts=parts, recipe=replace(texts.recipe, max_bad_fraction=0.1))
+    manifest = build_sets([texts], tmp_path)["texts"]
+    assert (manifest.totals.rows, manifest.config["refused"]) == (36, {"group_mixed": 1})
+
+
+def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path):
+    plan = text_plan()
+    singles = [
+        Draft(key=pair.group, source="names", make=partial(list, [pair]))
+        for part in plan.parts
+        for draft in part.read()
+        for pair in draft.make()
+    ]
+    parts = [*one_part(singles[::2]), *one_part(singles[1::2], name="rest")]
+    build_sets([replace(plan, parts=parts)], tmp_path)
+    shards = ShardSet(tmp_path / "texts")
+    groups = [shards.text_group(s, n) for s, samples in enumerate(shards.samples_per_shard) for n in range(samples)]
+    assert sorted(pairs[0].group for pairs in groups) == sorted(f"g{n}" for n in range(12))
+    assert all({pair.lang_b for pair in pairs} == {"de", "he", "th"} for pairs in groups)
+
+
+def test_records_of_the_other_view_are_a_mistake_of_the_recipe(tmp_path):
+    plan = replace(text_plan(), parts=one_part(image_drafts(2)))
+    with pytest.raises(ConfigError, match="expected a corpus of view text_pair, got records of the other view"):
+        build_sets([plan], tmp_path)
+
+
+def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path):
+    plan = image_plan(count=60, bad=(0,), max_bad=0)
+    made = []
+    drafts = [replace(draft, make=partial(count_and_make, made, draft)) for draft in plan.parts[0].read()]
+    parts = [part for n in range(10) for part in one_part(drafts[6 * n : 6 * n + 6], name=f"{n}")]
+    with pytest.raises(DataError, match=r"at most 0\.00% of 6 records"):
+        build_sets([replace(plan, parts=parts)], tmp_path)
+    assert len(made) == 6
+
+
+def count_and_make(made, draft):
+    made.append(draft.key)
+    return draft.make()
 
 
 def test_a_complete_set_is_left_alone(tmp_path):
     build_sets([image_plan()], tmp_path)
     before, times = bytes_below(tmp_path), [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]
-    seen: list[tuple[str, int, bool]] = []
-    build_sets([image_plan()], tmp_path, on_shard=lambda *args: seen.append(args))
-    assert seen == [("images", 20, True)]
+    build_sets([image_plan()], tmp_path)
     assert (bytes_below(tmp_path), [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]) == (before, times)
 
 
@@ -82,13 +156,16 @@ def test_another_build_in_the_same_folder_is_refused(tmp_path):
         build_sets([image_plan(count=21)], tmp_path / "begun")
 
 
-def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path):
-    plan = image_plan(bad=(1, 2, 3), max_bad=0.1)
-    with pytest.raises(DataError):
-        build_sets([plan], tmp_path)
-    tar = tmp_path / "images" / "images-000000.tar"
-    whole = tar.read_bytes()
-    tar.unlink()
-    with pytest.raises(DataError, match="at most"):
-        build_sets([plan], tmp_path)
-    assert tar.read_bytes() == whole
+def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path, monkeypatch):
+    build_sets([image_plan()], tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.build.Manifest.save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_sets([image_plan()], tmp_path / "cut")
+    (tmp_path / "cut" / "images" / "images-000000.tar").unlink()
+    build_sets([image_plan()], tmp_path / "cut")
+    assert bytes_below(tmp_path / "cut") == bytes_below(tmp_path / "whole")
+
+
+def stop(*_arguments):
+    raise KeyboardInterrupt

@@ -45,10 +45,10 @@ def test_build_verify_stats_tokenizer(recipe, tmp_path):
     out = tmp_path / "out"
     status, text = run("build", recipe, "--out", out)
     assert status == 0
-    assert "building: 13/13 " in text
+    assert "pictures: reading: 7/7 " in text and "pairs: writing: 2/2 " in text
     manifest = json.loads((out / "pairs" / "manifest.json").read_text("utf-8"))
     assert manifest["command"] == f"python -m shards build {recipe} --out {out}"
-    assert f"{out}/pictures: 7 records in, 3 written (3 texts or pairs) to " in text and "4 refused" in text
+    assert f"{out}/pictures: 7 records in, 3 samples written (3 captions or pairs) to " in text and "4 refused" in text
     reasons = sorted(json.loads(line)["reason"] for line in (out / "pictures" / "quarantine.jsonl").open("rb"))
     assert reasons == ["captions_empty", "image_missing", "image_truncated", "line_broken"]
 
@@ -65,6 +65,24 @@ def test_build_verify_stats_tokenizer(recipe, tmp_path):
     status, text = run("tokenizer", out / "pictures", out / "pairs", "--out", tmp_path / "tok", "--vocab-size", 60)
     assert status == 0 and "training on 15 texts (15 different)" in text
     assert (tmp_path / "tok" / "tokenizer.json").exists()
+
+
+def test_tasks_and_merge_give_what_build_gives(recipe, tmp_path):
+    run("build", recipe, "--out", tmp_path / "one" / "out")
+    out = tmp_path / "two" / "out"
+    for task in ("1/2", "0/2"):
+        status, text = run("build", recipe, "--out", out, "--task", task)
+        assert status == 0 and f"task {task[0]} of 2 has read its share" in text
+    status, text = run("merge", recipe, "--out", out, "--task", "1/2")
+    assert (status, sorted(path.name for path in out.rglob("*.tar"))) == (
+        0,
+        ["pairs-000001.tar", "pictures-000001.tar"],
+    )
+    status, text = run("merge", recipe, "--out", out)
+    assert status == 0 and f"{out}/pairs: 6 records in, 6 samples written" in text
+    for path in sorted((tmp_path / "one").rglob("*.*")):
+        if path.name != "manifest.json":  # holds the command, and so the folder
+            assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
 def test_faults_are_shown_and_change_the_exit_status(recipe, tmp_path):
@@ -101,7 +119,10 @@ def test_a_full_disk_and_control_c_end_without_a_traceback(recipe, tmp_path, mon
     assert words.lower() in capsys.readouterr().err.lower()
 
 
-@pytest.mark.parametrize("arguments", [["build", "x", "--out", "y", "--workers", "0"], ["preview"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["build", "x", "--out", "y", "--workers", "0"], ["build", "x", "--out", "y", "--task", "2/2"], ["merge", "x"], []],
+)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -124,4 +145,4 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("fetch-demo", "build", "verify", "stats", "tokenizer"))
+    assert all(command in text for command in ("fetch-demo", "build", "merge", "verify", "stats", "tokenizer"))

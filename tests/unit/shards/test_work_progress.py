@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 from rich.console import Console
@@ -38,3 +39,21 @@ def test_a_terminal_gets_a_bar():
         bar.advance(2, note="texts")
     text = out.getvalue()
     assert "4/4" in text and "texts" in text and "records/s" in text and "ETA" in text
+
+
+def test_without_a_total_there_is_throughput_but_no_eta():
+    out = io.StringIO()
+    with WorkProgress("reading", None, "records", Console(file=out, width=100)) as bar:
+        bar.advance(60)
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith("reading: 60  ") and line.endswith(" records/s")
+
+
+def test_the_last_line_comes_once_and_not_after_a_failure():
+    for error, lines in ((None, 1), (KeyError(), 0)):
+        out = io.StringIO()
+        with contextlib.suppress(KeyError), WorkProgress("reading", 60, "records", Console(file=out)) as bar:
+            bar.advance(60)
+            if error:
+                raise error
+        assert len(out.getvalue().splitlines()) == lines

@@ -14,6 +14,7 @@ from cclm.types import ImageTextRecord, TextPair, View
 from shards.draft import Draft, Part
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
+from shards.settings import DuplicateSettings, FilterSettings, SamplingSettings
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -51,8 +52,8 @@ def text_drafts(count: int = 12) -> list[Draft]:
     return [Draft(key=pairs[0].group, source="names", make=partial(list, pairs)) for pairs in groups]
 
 
-def one_part(drafts: Sequence[Draft], stamp: str = "") -> list[Part]:
-    return [Part(name="all", read=partial(iter, drafts), stamp=stamp)]
+def one_part(drafts: Sequence[Draft], stamp: str = "", name: str = "all") -> list[Part]:
+    return [Part(name=name, read=partial(iter, drafts), stamp=stamp, records=len(drafts))]
 
 
 def read_all(parts: Sequence[Part]) -> list[Draft]:
@@ -60,15 +61,55 @@ def read_all(parts: Sequence[Part]) -> list[Draft]:
 
 
 def image_plan(count: int = 20, bad: tuple[int, ...] = (), max_bad: float = 0.5, shards: int = 4) -> SetPlan:
-    recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=shards, max_bad_fraction=max_bad)
-    return plan_set("images", recipe, one_part(image_drafts(count, bad)))
+    recipe = SetRecipe(
+        view=View.IMAGE_TEXT, corpus="drawn", num_shards=shards, max_bad_fraction=max_bad, records_per_chunk=6
+    )
+    return plan_set("images", recipe, one_part(image_drafts(count, bad), stamp=f"{count}"))
 
 
 def text_plan(count: int = 12) -> SetPlan:
     recipe = SetRecipe(
-        view=View.TEXT_PAIR, corpus="named", num_shards=3, pairs_per_block=5, licences={"names": "Unicode-3.0"}
+        view=View.TEXT_PAIR,
+        corpus="named",
+        num_shards=3,
+        pairs_per_block=5,
+        licences={"names": "Unicode-3.0"},
+        records_per_chunk=5,
     )
-    return plan_set("texts", recipe, one_part(text_drafts(count)))
+    drafts = text_drafts(count)
+    return plan_set("texts", recipe, [*one_part(drafts[: count // 2]), *one_part(drafts[count // 2 :], name="rest")])
+
+
+def unlike_plan(shards: int = 2) -> SetPlan:
+    """Pairs with everything that a build may refuse: repetitions, broken ones, short ones, too many of a language."""
+    lines = [
+        ("a dog sleeps on the sofa", "ein Hund schläft auf dem Sofa", "de"),
+        ("A dog  sleeps on the sofa", "Ein Hund schläft auf dem Sofa", "de"),
+        ("no", "nein", "de"),
+        ("a bird", "", "de"),
+        *((f"this is sentence number {n}", f"dies ist der Satz mit der Nummer {n}", "de") for n in range(40)),
+        *((f"this is sentence number {n}", f"c'est la phrase numéro {n}", "fr") for n in range(10)),
+        *((f"this is sentence number {n}", f"c'est la phrase numéro {n}", "fr") for n in range(2)),
+    ]
+    drafts = [
+        Draft(
+            key=f"{a}",
+            source="lines",
+            make=partial(list, [TextPair(text_a=a, lang_a="en", text_b=b, lang_b=lang, source="lines", group=a)]),
+        )
+        for a, b, lang in lines
+    ]
+    recipe = SetRecipe(
+        view=View.TEXT_PAIR,
+        corpus="lines",
+        num_shards=shards,
+        max_bad_fraction=0.5,
+        records_per_chunk=16,
+        filters=FilterSettings(min_characters=3),
+        duplicates=DuplicateSettings(exact=True),
+        sampling=SamplingSettings(temperature=2.0),
+    )
+    return plan_set("unlike", recipe, [*one_part(drafts[:20]), *one_part(drafts[20:], name="rest")])
 
 
 def write_picture_folder(folder: Path) -> Path:

@@ -1,0 +1,60 @@
+"""Test pictures and sentences of benchmarks, which must not be trained on."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.picture import Picture
+from shards.settings import IMAGE_SUFFIXES, FilterSettings
+from shards.sketch import perceptual_hash
+
+
+def normal_text(text: str) -> str:
+    """Return a text without case, punctuation, spacing and the differences of Unicode's compatible characters.
+
+    Combining marks stay: in many scripts they are vowels.
+    """
+    kept = (c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c)[0] in "LMN")
+    return "".join(kept)
+
+
+@lru_cache(maxsize=4)
+def read_texts(paths: tuple[str, ...]) -> frozenset[str]:
+    """Return the normal form of every line of some files in UTF-8."""
+    lines = (line for path in paths for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return frozenset(normal_text(line) for line in lines) - {""}
+
+
+@lru_cache(maxsize=4)
+def _read_pictures(folder: str) -> tuple[list[str], Any]:
+    """Return the test pictures' names and their hashes, an array (number of pictures,) of uint64."""
+    root = Path(folder)
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    hashes = [perceptual_hash(Picture(path.read_bytes(), str(path))) for path in paths]
+    return [str(path.relative_to(root)) for path in paths], np.array(hashes, dtype=np.uint64)
+
+
+def like_a_benchmark_picture(picture: Picture, settings: FilterSettings) -> str | None:
+    """Return the name of the nearest test picture if it is near enough to be the same, or None.
+
+    Raises:
+        DataError: reason image_broken.
+    """
+    assert settings.benchmark_images is not None
+    names, hashes = _read_pictures(settings.benchmark_images)
+    distances = differing_bits(hashes, perceptual_hash(picture))
+    nearest = int(np.argmin(distances))
+    if distances[nearest] > settings.benchmark_distance:
+        return None
+    return f"{names[nearest]} ({distances[nearest]} bits of 64 differ)"
+
+
+def differing_bits(hashes: Any, one: int) -> Any:
+    """Return in how many bits each of an array of uint64 differs from one."""
+    different = np.bitwise_xor(hashes, np.uint64(one))
+    return np.unpackbits(different.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)

@@ -1,0 +1,308 @@
+"""Second step of a build: which of the units that were read stand in the set, and where each shard begins.
+
+    runs --by key-->  the same key again           --.
+    runs --by code--> duplicates, near-duplicates  --+--> DROPS/*.arrow --> counts by label --> rates --> bounds
+
+Each arrow works on one range of hashes at a time, so memory holds about BUCKET_ROWS rows whatever the set's size, and
+ranges may be given to many processes. A record goes if one that stands before it in the set (by the hash of the key,
+not by the order of the corpus) is like it: nothing is carried from one range to the next, so any split gives the same
+answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cclm.atomic import replace_bytes
+from cclm.shardfile.codec import canonical_json
+from cclm.types import View
+from shards.recipe import SetRecipe
+from shards.runs import (
+    CODE_SCHEMA,
+    IMAGE_RUN_SCHEMA,
+    LAST_ORDER,
+    RECORD,
+    TEXT_RUN_SCHEMA,
+    gather,
+    list_runs,
+    mapped,
+    run_facts,
+    sort_rows,
+    write_sorted,
+)
+from shards.settings import SamplingSettings
+from shards.sketch import similar
+from shards.verdict import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Rules, starts_of_keys
+
+BUCKET_ROWS: Final = 1 << 20
+"""Rows of one range of keys; a range of codes has a quarter, because what meets there is compared in Python."""
+MAX_LEADERS: Final = 256
+"""Records of one code that later ones are compared with; more are unlike each other, and their code says little."""
+
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
+"""Runs a function on many arguments, in any processes: `shards.workers.run_jobs` with its settings filled in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What stands in a set and where its shards begin."""
+
+    starts: Sequence[tuple[int, str]]
+    """(order, key) of the first record of each shard; empty if nothing is left."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Share that is kept, by label."""
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        replace_bytes(path, canonical_json({"starts": self.starts, "rates": self.rates}), durable=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Decision:
+        """Read it."""
+        fields = json.loads(path.read_bytes())
+        return cls(starts=[(order, key) for order, key in fields["starts"]], rates=fields["rates"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A range of hashes to look at, and where to write what is found."""
+
+    runs: Path
+    drops: Path
+    recipe: SetRecipe
+    seed: bytes
+    name: str
+    """Of the file of drops; "exact-…" and "near-…" say which sketch."""
+    first: int
+    last: int
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> Any:
+        """Of the runs."""
+        return IMAGE_RUN_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_RUN_SCHEMA
+
+    def rows(self, columns: Sequence[str]) -> Any:
+        """Return the rows of every run in this range of orders, sorted."""
+        paths = [name.path(self.runs) for name in list_runs(self.runs)]
+        return sort_rows(gather(paths, self.first, self.last, columns, self.schema))
+
+    def rules(self) -> Rules:
+        """Return what was decided so far."""
+        return Rules(drops=sorted(self.drops.glob("*.arrow")), rates=self.rates, seed=self.seed)
+
+    def survivors(self) -> Any:
+        """Return the sorted rows (order, key, position, kind, label) that stand in the set."""
+        rows = self.rows(["order", "key", "position", "kind", "label"])
+        return self.rules().survivors(rows, self.first, self.last)
+
+    def save(self, drops: Sequence[Mapping[str, Any]]) -> None:
+        """Write the drops that were found."""
+        table = pa.Table.from_pylist(sorted(drops, key=lambda drop: (drop["order"], drop["position"])), DROP_SCHEMA)
+        write_sorted(self.drops / f"{self.name}.arrow", table)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its drops are there."""
+        return (self.drops / f"{self.name}.arrow").exists()
+
+
+def decide(build: Path, recipe: SetRecipe, seed: bytes, run: Run) -> Decision:
+    """Decide about everything that was read; what was decided before a kill is not decided again.
+
+    Args:
+        build: the folder with `runs`; gets `drops` and `decision.json`.
+        recipe: of the set.
+        seed: of the order of the set's records.
+        run: carries out the steps.
+    """
+    path = build / "decision.json"
+    if path.exists():
+        return Decision.load(path)
+    (build / "drops").mkdir(exist_ok=True)
+    names = list_runs(build / "runs")
+    num_rows = sum(run_facts(name.path(build / "runs")).get("units", 0) for name in names)
+
+    def buckets(prefix: str, rows: int, **more: Any) -> list[Bucket]:
+        count = max(1, -(-rows // BUCKET_ROWS))
+        bounds = [(LAST_ORDER + 1) * number // count for number in range(count + 1)]
+        return [
+            Bucket(
+                runs=build / "runs", drops=build / "drops", recipe=recipe, seed=seed,
+                name=f"{prefix}-{number:05d}", first=start, last=stop - 1, **more,
+            )
+            for number, (start, stop) in enumerate(pairwise(bounds))
+        ]  # fmt: skip
+
+    by_key = buckets("keys", num_rows)
+    _carry_out(run, find_keys_again, by_key)
+    for sketch, is_wanted, codes_each in (
+        ("exact", recipe.duplicates.exact, 1),
+        ("near", recipe.duplicates.near, 16 if recipe.view is View.TEXT_PAIR else recipe.duplicates.distance + 1),
+    ):
+        if is_wanted:
+            _carry_out(run, find_duplicates, buckets(sketch, 4 * num_rows * codes_each))
+    rates: Mapping[str, float] = {}
+    if recipe.sampling != SamplingSettings():
+        labels: Counter[str] = Counter()
+        for _, counts in run(count_labels, by_key):
+            labels.update(counts)
+        rates = sampling_rates(labels, recipe.sampling)
+    by_key = buckets("keys", num_rows, rates=rates)
+    decision = Decision(starts=_starts(run, by_key, recipe.num_shards), rates=rates)
+    decision.save(path)
+    return decision
+
+
+def _carry_out(run: Run, function: Callable[[Bucket], None], buckets: Sequence[Bucket]) -> None:
+    for _ in run(function, [bucket for bucket in buckets if not bucket.is_done]):
+        pass
+
+
+def find_keys_again(bucket: Bucket) -> None:
+    """Write the drops of keys that come again (images), and of pairs that do not fit their group (text)."""
+    is_text = bucket.recipe.view is View.TEXT_PAIR
+    sentence = ["text_a", "lang_a"] if is_text else []
+    rows = bucket.rows(["order", "key", "position", "kind", *sentence])
+    rows = rows.filter(pc.equal(rows["kind"], RECORD))
+    starts = starts_of_keys(rows)
+    first_of = np.repeat(starts, np.diff(np.r_[starts, rows.num_rows]))
+    if is_text:
+        fits = np.ones(rows.num_rows, dtype=bool)
+        for column in sentence:
+            values = rows[column].combine_chunks()
+            fits &= pc.equal(values, values.take(pa.array(first_of))).to_numpy(zero_copy_only=False)
+        again, reason = np.flatnonzero(~fits), GROUP_MIXED
+    else:
+        again, reason = np.flatnonzero(first_of != np.arange(rows.num_rows)), KEY_TWICE
+    found = rows.take(pa.array(again)).select(["order", "position", "key"]).to_pylist()
+    bucket.save([{"order": r["order"], "position": r["position"], "reason": reason, "other": r["key"]} for r in found])
+
+
+def find_duplicates(bucket: Bucket) -> None:
+    """Write the drops of records of this range of codes that are like one that stands before them."""
+    sketch = bucket.name.split("-")[0]
+    names = list_runs(bucket.runs)
+    codes, runs, rows = [], [], []
+    for number, name in enumerate(names):
+        table = gather([name.codes(bucket.runs, sketch)], bucket.first, bucket.last, ["code", "row"], CODE_SCHEMA)
+        codes.append(table["code"].to_numpy())
+        rows.append(table["row"].to_numpy())
+        runs.append(np.full(table.num_rows, number, dtype=np.uint32))
+    code, run, row = (np.concatenate(arrays or [np.zeros(0, np.uint64)]) for arrays in (codes, runs, rows))
+    places = np.argsort(code, kind="stable")
+    starts = np.flatnonzero(np.r_[True, code[places][1:] != code[places][:-1]]) if len(places) else places
+    lengths = np.diff(np.r_[starts, len(places)])
+    members = places[np.repeat(lengths > 1, lengths)]
+    known = _positions(bucket.drops.glob("keys-*.arrow"))
+    table = _members(bucket, names, run[members], row[members], sketch)
+    drops: list[dict[str, Any]] = []
+    start = 0
+    for length in lengths[lengths > 1]:
+        alive = [item for item in table[start : start + length] if item["position"] not in known]
+        drops += _followers(sorted(alive, key=_place), bucket.recipe, sketch)
+        start += length
+    bucket.save(list({drop["position"]: drop for drop in reversed(drops)}.values()))
+
+
+def _place(item: Mapping[str, Any]) -> tuple[int, str, int]:
+    return item["order"], item["key"], item["position"]
+
+
+def _positions(paths: Iterator[Path]) -> set[int]:
+    found: set[int] = set()
+    for path in paths:
+        with mapped(path) as table:
+            found.update(table["position"].to_pylist())
+    return found
+
+
+def _members(bucket: Bucket, names: Sequence[Any], run: Any, row: Any, sketch: str) -> list[dict[str, Any]]:
+    """Return order, key, position and signature of some rows of some runs, in the order given."""
+    found: list[dict[str, Any]] = [{}] * len(run)
+    for number in np.unique(run):
+        wanted = np.flatnonzero(run == number)
+        with mapped(names[number].path(bucket.runs)) as table:
+            part = table.select(["order", "key", "position", sketch]).take(pa.array(row[wanted]))
+            items = part.rename_columns(["order", "key", "position", "signature"]).to_pylist()
+        for place, item in zip(wanted, items, strict=True):
+            found[place] = item
+    return found
+
+
+def _followers(items: Sequence[dict[str, Any]], recipe: SetRecipe, sketch: str) -> Iterator[dict[str, Any]]:
+    """Yield the drops among records that share a code, given in the order of the set: those like one before them."""
+    leaders: list[dict[str, Any]] = []
+    signatures = np.zeros((0, 0), dtype=np.uint8)
+    for item in items:
+        if leaders:
+            alike = similar(signatures, item["signature"], recipe.duplicates, exact=sketch == "exact")
+            if alike.any():
+                other = leaders[int(np.argmax(alike))]
+                reason = DUPLICATE if sketch == "exact" else NEAR_DUPLICATE
+                yield {"order": item["order"], "position": item["position"], "reason": reason, "other": other["key"]}
+                continue
+        if len(leaders) < MAX_LEADERS:
+            leaders.append(item)
+            one = np.frombuffer(item["signature"], dtype=np.uint8)[None]
+            signatures = one if len(leaders) == 1 else np.concatenate((signatures, one))
+
+
+def count_labels(bucket: Bucket) -> Counter[str]:
+    """Return the records of a range by label, as far as they have not been dropped."""
+    return Counter(bucket.survivors()["label"].to_pylist())
+
+
+def sampling_rates(labels: Mapping[str, int], settings: SamplingSettings) -> dict[str, float]:
+    """Return the share of each label's records that is kept: min(1, c · n ** (1 / temperature - 1)).
+
+    Without a number of records, c keeps the smallest label whole. With one, c is found by bisection, so that the
+    kept records add up to it.
+    """
+    power = 1 / settings.temperature - 1
+    if not labels:
+        return {}
+
+    def rates(factor: float) -> dict[str, float]:
+        return {label: min(1.0, factor * float(count) ** power) for label, count in sorted(labels.items())}
+
+    if settings.records is None:
+        return rates(min(labels.values()) ** -power)
+    low, high = 0.0, max(labels.values()) ** -power
+    for _ in range(100):
+        middle = (low + high) / 2
+        kept = sum(labels[label] * rate for label, rate in rates(middle).items())
+        low, high = (middle, high) if kept <= settings.records else (low, middle)
+    return rates(high)
+
+
+def count_keys(bucket: Bucket) -> int:
+    """Return how many samples (images, groups) of a range stand in the set."""
+    return len(starts_of_keys(bucket.survivors()))
+
+
+def _starts(run: Run, buckets: Sequence[Bucket], num_shards: int) -> list[tuple[int, str]]:
+    """Return where each shard begins, so that their numbers of samples differ by one at most."""
+    counts = {bucket.name: count for bucket, count in run(count_keys, buckets)}
+    total = sum(counts.values())
+    shards = min(num_shards, total)
+    ranks = [total * shard // shards for shard in range(shards)]
+    starts, before = [], 0
+    for bucket in buckets:
+        inside = [rank - before for rank in ranks if before <= rank < before + counts[bucket.name]]
+        before += counts[bucket.name]
+        if inside:
+            rows = bucket.survivors()
+            at = rows.take(pa.array(starts_of_keys(rows)[inside]))
+            starts += list(zip(at["order"].to_pylist(), at["key"].to_pylist(), strict=True))
+    return starts

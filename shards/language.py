@@ -1,0 +1,61 @@
+"""Which language a text is in, by py3langid (a maintained package that carries its model of 130 languages)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+from cclm.errors import MissingDependencyError
+
+_FAMILIES: Final = {
+    "nb": "no",
+    "nn": "no",
+    "wuu": "zh",
+    "yue": "zh",
+    "arz": "ar",
+    "ary": "ar",
+    "uzs": "uz",
+    "iw": "he",
+    "in": "id",
+    "fil": "tl",
+}
+"""Tags that count as another: short texts do not tell them apart, or corpora use either."""
+
+
+def language_probability(text: str, language: str) -> tuple[float | None, str]:
+    """Return the probability that a text is in a language, and the likeliest language.
+
+    Args:
+        text: the text.
+        language: a BCP-47 tag; its region and script are not looked at.
+
+    Returns:
+        None instead of a probability for a language that the model does not know.
+    """
+    family = _family(language.split("-")[0].lower())
+    probabilities: dict[str, float] = {}
+    for label, probability in _identifier().rank(text):
+        probabilities[_family(label)] = probabilities.get(_family(label), 0.0) + probability
+    return probabilities.get(family), max(probabilities, key=lambda name: probabilities[name])
+
+
+def _family(label: str) -> str:
+    return _FAMILIES.get(label, label)
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    """Return the model.
+
+    Raises:
+        MissingDependencyError: without py3langid.
+    """
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise MissingDependencyError(
+            expected="the package py3langid (it identifies languages)",
+            got="no such package",
+            do='pip install "cclm-pretraining[filters]", or leave min_language_probability out.',
+        ) from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

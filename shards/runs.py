@@ -1,0 +1,248 @@
+"""Runs: what reading a stretch of a corpus leaves on disk, sorted by where each record will stand in the set.
+
+    PART-CHUNK.arrow     one row a unit, sorted by (order, key, position); not compressed, so a range is a slice
+    PART-CHUNK.images    the pictures of the rows, one behind the other (image sets)
+    PART-CHUNK.SKETCH    code, row; sorted by code: where duplicates of one another meet (if the recipe asks)
+
+A **unit** is what the counts add up in: an image with its captions, or one sentence pair. A run is written once, whole,
+by whoever reads that stretch; runs are read by range, so no step of a build needs the whole set in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from cclm.atomic import publish, replace_bytes, temporary_path
+
+RECORD, REFUSED, TEXT = 0, 1, 2
+"""Kinds of rows: a unit; a unit that was refused; a caption that was taken from a unit that stays."""
+
+UNIT_BITS: Final = 24
+CHUNK_BITS: Final = 20
+LAST_ORDER: Final = 2**64 - 1
+
+_COMMON: Final = [
+    pa.field("order", pa.uint64()),
+    pa.field("key", pa.large_string()),
+    pa.field("position", pa.uint64()),
+    pa.field("kind", pa.uint8()),
+    pa.field("label", pa.string()),
+    pa.field("line", pa.large_binary()),
+    pa.field("exact", pa.binary()),
+    pa.field("near", pa.binary()),
+]
+IMAGE_RUN_SCHEMA: Final = pa.schema(
+    [
+        *_COMMON,
+        pa.field("image_format", pa.string()),
+        pa.field("image_offset", pa.int64()),
+        pa.field("image_size", pa.int64()),
+        pa.field("document", pa.large_binary()),
+    ]
+)
+"""`label`: its languages, which sampling counts. `line`: what quarantine will say of a refused row. `exact`, `near`:
+sketches of its content. `document`: the JSON member."""
+TEXT_RUN_SCHEMA: Final = pa.schema(
+    [
+        *_COMMON,
+        pa.field("text_a", pa.large_string()),
+        pa.field("lang_a", pa.string()),
+        pa.field("text_b", pa.large_string()),
+        pa.field("lang_b", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("source", pa.string()),
+    ]
+)
+"""The common columns, and the pair; `key` is its group."""
+CODE_SCHEMA: Final = pa.schema([pa.field("code", pa.uint64()), pa.field("row", pa.uint32())])
+
+
+def order_of(key: str, seed: bytes) -> int:
+    """Return a key's place in its set: the first 64 bits of a keyed hash."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=seed[:64]).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def position_of(part: int, chunk: int, unit: int) -> int:
+    """Return a unit's place in its corpus as one number."""
+    assert part < 2 ** (64 - UNIT_BITS - CHUNK_BITS) and chunk < 2**CHUNK_BITS and unit < 2**UNIT_BITS
+    return (part << (UNIT_BITS + CHUNK_BITS)) | (chunk << UNIT_BITS) | unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunName:
+    """A chunk of a part."""
+
+    part: int
+    chunk: int
+
+    def path(self, folder: Path) -> Path:
+        """Where the run lies in the folder of runs."""
+        return folder / f"{self.part:06d}-{self.chunk:06d}.arrow"
+
+    def images(self, folder: Path) -> Path:
+        """Where its pictures lie."""
+        return self.path(folder).with_suffix(".images")
+
+    def codes(self, folder: Path, sketch: str) -> Path:
+        """Where the codes of a sketch ("exact", "near") lie."""
+        return self.path(folder).with_suffix(f".{sketch}")
+
+
+def run_of(position: int) -> RunName:
+    """Return the run that holds a position."""
+    chunks = position >> UNIT_BITS
+    return RunName(part=chunks >> CHUNK_BITS, chunk=chunks & (2**CHUNK_BITS - 1))
+
+
+def list_runs(folder: Path) -> list[RunName]:
+    """Return the finished runs, in the order of the corpus."""
+    stems = [entry.name[:-6] for entry in os.scandir(folder) if entry.name.endswith(".arrow") and entry.name[0] != "."]
+    return [RunName(part=int(stem[:6]), chunk=int(stem[7:])) for stem in sorted(stems)]
+
+
+class RunWriter:
+    """Collects the rows of one run; pictures go to disk as they come, so memory holds one of them.
+
+    Args:
+        folder: of the runs.
+        name: this one's.
+        schema: IMAGE_RUN_SCHEMA or TEXT_RUN_SCHEMA.
+    """
+
+    def __init__(self, folder: Path, name: RunName, schema: Any) -> None:
+        self._folder, self._name, self._schema = folder, name, schema
+        self._columns: dict[str, list[Any]] = {column: [] for column in schema.names}
+        self._codes: dict[str, list[tuple[Sequence[int], int]]] = {}
+        self._size = 0
+        self._images: Any = None
+        if "image_size" in self._columns:
+            # The process in the name: a task that was started twice must not write into its own other file.
+            self._temporary = temporary_path(name.images(folder).with_suffix(f".{os.getpid()}.images"))
+            self._images = self._temporary.open("wb")
+
+    def add_image(self, image: bytes) -> int:
+        """Append a picture; return its offset."""
+        offset = self._size
+        self._images.write(image)
+        self._size += len(image)
+        return offset
+
+    def add_row(self, row: Mapping[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
+        """Append a row (columns that are left out are null), and its codes by sketch."""
+        number = len(self._columns["key"])
+        for column, values in self._columns.items():
+            values.append(row.get(column))
+        for sketch, of_row in codes.items():
+            self._codes.setdefault(sketch, []).append((of_row, number))
+
+    def finish(self, sketches: Sequence[str], facts: Mapping[str, int]) -> None:
+        """Make the run durable, then visible; its table last.
+
+        Args:
+            sketches: the sketches to write codes of.
+            facts: counts of the run, for `run_facts`.
+        """
+        if self._images is not None:
+            self._images.flush()
+            os.fsync(self._images.fileno())
+            self._images.close()
+            publish(self._temporary, self._name.images(self._folder))
+        table = pa.table(
+            [pa.array(self._columns[field.name], type=field.type) for field in self._schema], schema=self._schema
+        )
+        places = _sorted_places(table["order"].to_numpy(), self._columns["key"], self._columns["position"])
+        rank = np.empty(len(places), dtype=np.uint32)
+        rank[places] = np.arange(len(places), dtype=np.uint32)
+        for sketch in sketches:
+            _write_table(self._name.codes(self._folder, sketch), self._code_table(sketch, rank))
+        described = table.take(pa.array(places)).replace_schema_metadata({k: str(v) for k, v in facts.items()})
+        _write_table(self._name.path(self._folder), described)
+
+    def _code_table(self, sketch: str, rank: Any) -> Any:
+        of_rows = self._codes.get(sketch, [])
+        codes = np.array([code for of_row, _ in of_rows for code in of_row], dtype=np.uint64)
+        rows = rank[np.array([number for of_row, number in of_rows for _ in of_row], dtype=np.int64)]
+        places = np.lexsort((rows, codes))
+        return pa.table([pa.array(codes[places]), pa.array(rows[places])], schema=CODE_SCHEMA)
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        if self._images is not None:
+            self._images.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def _write_table(path: Path, table: Any) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) as writer:
+        writer.write_table(table)
+    replace_bytes(path, sink.getvalue(), durable=True)
+
+
+def write_sorted(path: Path, table: Any) -> None:
+    """Write a table as a file that `read_range` reads; it must be sorted by its first column."""
+    _write_table(path, table.combine_chunks())
+
+
+def _sorted_places(orders: Any, keys: Sequence[str], positions: Sequence[int]) -> Any:
+    """Return the permutation that sorts rows by (order, key, position).
+
+    Keys are compared only where two orders are equal: the same key again, or one pair of keys in 2**64.
+    """
+    places = np.lexsort((np.asarray(positions, dtype=np.uint64), orders))
+    sorted_orders = orders[places]
+    starts = np.flatnonzero(np.r_[True, sorted_orders[1:] != sorted_orders[:-1]])
+    for start, stop in zip(starts, np.r_[starts[1:], len(places)], strict=True):
+        if stop - start > 1:
+            places[start:stop] = sorted(places[start:stop], key=lambda place: (keys[place], positions[place]))
+    return places
+
+
+def sort_rows(table: Any) -> Any:
+    """Return a table of run rows sorted by (order, key, position)."""
+    places = _sorted_places(table["order"].to_numpy(), table["key"].to_pylist(), table["position"].to_numpy())
+    return table.take(pa.array(places))
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[Any]:
+    """Open an Arrow file for reading without reading it; yields its one table. The file is closed afterwards."""
+    with pa.memory_map(str(path)) as file:
+        yield pa.ipc.open_file(file).read_all()
+
+
+def run_facts(path: Path) -> dict[str, int]:
+    """Return a run's counts."""
+    with pa.memory_map(str(path)) as file:
+        metadata = pa.ipc.open_file(file).schema.metadata or {}
+    return {name.decode(): int(value) for name, value in metadata.items()}
+
+
+def read_range(path: Path, first: int, last: int, columns: Sequence[str]) -> Any:
+    """Return the rows of a sorted file whose first column lies in [`first`, `last`], as a table of its own memory."""
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+        if table.num_rows == 0:
+            return table.select(columns).slice(0, 0)
+        values = table.column(0).chunk(0).to_numpy()
+        start = int(np.searchsorted(values, np.uint64(first), side="left"))
+        stop = int(np.searchsorted(values, np.uint64(last), side="right"))
+        # take() copies: a slice would keep the whole file mapped.
+        return table.select(columns).take(pa.array(np.arange(start, stop)))
+
+
+def gather(paths: Sequence[Path], first: int, last: int, columns: Sequence[str], schema: Any) -> Any:
+    """Return the rows of many sorted files whose first column lies in [`first`, `last`], in one table."""
+    wanted = pa.schema([schema.field(column) for column in columns])
+    tables = [read_range(path, first, last, columns).replace_schema_metadata() for path in paths]
+    return pa.concat_tables([wanted.empty_table(), *tables]).combine_chunks()

@@ -1,0 +1,287 @@
+"""First step of a build: a stretch of a corpus is read, its records are made, filtered, sketched, and left as runs.
+
+    part --read--> drafts --chunks of N--> make, store anew, filter, sketch --> RUNS/PART-CHUNK.arrow (+ .images, codes)
+                                                                         end --> RUNS/PART.end (number of chunks)
+
+Which process reads which chunk changes nothing in the runs. A chunk whose run is there is skipped, so a build that was
+killed goes on at the next chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cclm.atomic import replace_bytes
+from cclm.errors import ConfigError, DataError
+from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
+from cclm.types import ImageTextRecord, Region, TextPair, View
+from shards.draft import Draft, Part
+from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
+from shards.picture import Picture, written_anew
+from shards.recipe import SetRecipe
+from shards.runs import (
+    IMAGE_RUN_SCHEMA,
+    RECORD,
+    REFUSED,
+    TEXT,
+    TEXT_RUN_SCHEMA,
+    RunName,
+    RunWriter,
+    order_of,
+    position_of,
+)
+from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_pair, near_sketch_of_picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanJob:
+    """Some chunks of one part: those whose number is `lane` modulo `lanes`."""
+
+    runs: Path
+    """Folder of the runs."""
+    seed: bytes
+    """Of the order of the set's records."""
+    recipe: SetRecipe
+    part: Part
+    number: int
+    """Of the part, in its corpus."""
+    lane: int
+    lanes: int
+
+
+def scan(job: ScanJob) -> int:
+    """Leave the runs of a job's chunks; return how many there were to write.
+
+    Raises:
+        ConfigError: the part cannot be read at all.
+        MissingDependencyError: a filter needs an optional package.
+    """
+    if _is_done(job):
+        return 0
+    drafts, chunk, written = job.part.read(), 0, 0
+    while stretch := list(itertools.islice(drafts, job.recipe.chunk_records)):
+        name = RunName(part=job.number, chunk=chunk)
+        if chunk % job.lanes == job.lane and not name.path(job.runs).exists():
+            _Chunk(job, name).write(stretch)
+            written += 1
+        chunk += 1
+    replace_bytes(end_path(job.runs, job.number), canonical_json({"chunks": chunk}), durable=True)
+    return written
+
+
+def end_path(runs: Path, part: int) -> Path:
+    """Where the number of a part's chunks stands once it was read to its end."""
+    return runs / f"{part:06d}.end"
+
+
+def chunks_of(runs: Path, part: int) -> int | None:
+    """Return the number of a part's chunks, or None if nobody has read it to its end."""
+    try:
+        return int(json.loads(end_path(runs, part).read_bytes())["chunks"])
+    except FileNotFoundError:
+        return None
+
+
+def unfinished_parts(runs: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of the parts of which a run, or the end, is missing."""
+    left = []
+    for number, name in enumerate(names):
+        chunks = chunks_of(runs, number)
+        if chunks is None or not all(RunName(part=number, chunk=c).path(runs).exists() for c in range(chunks)):
+            left.append(name)
+    return left
+
+
+def _is_done(job: ScanJob) -> bool:
+    chunks = chunks_of(job.runs, job.number)
+    return chunks is not None and all(
+        RunName(part=job.number, chunk=chunk).path(job.runs).exists() for chunk in range(job.lane, chunks, job.lanes)
+    )
+
+
+class _Chunk:
+    """One chunk on its way to a run."""
+
+    def __init__(self, job: ScanJob, name: RunName) -> None:
+        self._recipe, self._seed, self._name = job.recipe, job.seed, name
+        self._is_image = job.recipe.view is View.IMAGE_TEXT
+        self._writer = RunWriter(job.runs, name, IMAGE_RUN_SCHEMA if self._is_image else TEXT_RUN_SCHEMA)
+        self._facts: Counter[str] = Counter(drafts=0, units=0, bad=0)
+        self._rows = 0
+
+    def write(self, drafts: Sequence[Draft]) -> None:
+        """Make the drafts' records and write the run."""
+        wanted = self._recipe.duplicates
+        sketches = [name for name, on in (("exact", wanted.exact), ("near", wanted.near)) if on]
+        try:
+            for draft in drafts:
+                self._add(draft)
+            self._facts["drafts"] = len(drafts)
+            self._writer.finish(sketches, self._facts)
+        except BaseException:
+            self._writer.abandon()
+            raise
+
+    def _add(self, draft: Draft) -> None:
+        try:
+            made = draft.make()
+            if isinstance(made, ImageTextRecord) != self._is_image:
+                raise _wrong_view(self._recipe)
+            if isinstance(made, ImageTextRecord):
+                self._add_image(draft, made)
+            elif not made:
+                check_group(made)
+        except DataError as error:
+            self._refuse(draft.key, draft.source, "make", Refusal(error.reason, "", ""), str(error))
+            return
+        if not isinstance(made, ImageTextRecord):
+            for pair in made:
+                self._add_pair(pair)
+
+    def _add_image(self, draft: Draft, record: ImageTextRecord) -> None:
+        where = f"record {record.key!r}"
+        check_image(record.image, record.image_format, where)
+        picture = Picture(record.image, where)
+        refusal = refusal_of_picture(picture, self._recipe.filters)
+        stored = self._stored(picture, record)
+        _, (_, document) = encode_image_text(stored, where)
+        captions, refused = self._sifted(stored.captions)
+        if not captions and refusal is None:
+            refusal = refused[0][2]
+        if refusal is not None:
+            self._refuse(draft.key, draft.source, "filter", refusal)
+            return
+        if refused:
+            _, (_, document) = encode_image_text(replace(stored, captions=captions), where)
+        row = {
+            "kind": RECORD,
+            "label": "+".join(sorted(captions)),
+            "image_format": stored.image_format,
+            "image_size": len(stored.image),
+            "document": document,
+        }
+        codes: dict[str, Sequence[int]] = {}
+        if self._recipe.duplicates.exact:
+            row["exact"], codes["exact"] = exact_sketch_of_image(record.image)
+        if self._recipe.duplicates.near:
+            row["near"], codes["near"] = near_sketch_of_picture(picture, self._recipe.duplicates)
+        row["image_offset"] = self._writer.add_image(stored.image)
+        self._add_row(record.key, row, codes)
+        for language, text, reason in refused:
+            self._note_text(record.key, record.source, language, text, reason)
+
+    def _stored(self, picture: Picture, record: ImageTextRecord) -> ImageTextRecord:
+        image, image_format, factor = written_anew(picture, record.image_format, self._recipe.images)
+        regions = record.regions
+        if factor != 1.0:
+            regions = tuple(replace(region, box=_scaled(region, factor)) for region in regions)
+        return replace(record, image=image, image_format=image_format, regions=regions)
+
+    def _sifted(
+        self, captions: Mapping[str, Sequence[str]]
+    ) -> tuple[dict[str, list[str]], list[tuple[str, str, Refusal]]]:
+        """Return the captions that stay, and those that go with their reasons."""
+        kept: dict[str, list[str]] = {}
+        refused: list[tuple[str, str, Refusal]] = []
+        for language, texts in captions.items():
+            for text in texts:
+                refusal = refusal_of_text(text, language, self._recipe.filters)
+                if refusal is None:
+                    kept.setdefault(language, []).append(text)
+                else:
+                    refused.append((language, text, refusal))
+        return kept, refused
+
+    def _add_pair(self, pair: TextPair) -> None:
+        try:
+            check_group([pair])
+        except DataError as error:
+            self._refuse(pair.group, pair.source, "make", Refusal(error.reason, "", ""), str(error))
+            return
+        refusal = refusal_of_pair(pair, self._recipe.filters)
+        if refusal is not None:
+            self._refuse(pair.group, pair.source, "filter", refusal)
+            return
+        row = {name: getattr(pair, name) for name in ("text_a", "lang_a", "text_b", "lang_b", "score", "source")}
+        row |= {"kind": RECORD, "label": "-".join(sorted((pair.lang_a, pair.lang_b)))}
+        codes: dict[str, Sequence[int]] = {}
+        if self._recipe.duplicates.exact:
+            row["exact"], codes["exact"] = exact_sketch_of_pair(pair)
+        if self._recipe.duplicates.near:
+            row["near"], codes["near"] = near_sketch_of_pair(pair)
+        self._add_row(pair.group, row, codes)
+
+    def _refuse(self, key: str, source: str, stage: str, refusal: Refusal, message: str = "") -> None:
+        self._facts["bad"] += stage == "make"
+        message = message or f"{key}: expected {refusal.expected}, got {refusal.got}."
+        line = {"key": key, "source": source, "stage": stage, "reason": refusal.reason, "message": message}
+        self._add_row(key, {"kind": REFUSED, "line": quarantine_line(line)}, {})
+
+    def _note_text(self, key: str, source: str, language: str, text: str, refusal: Refusal) -> None:
+        message = f"{key}: expected {refusal.expected}, got {refusal.got}."
+        line = {"key": key, "source": source, "stage": "filter", "reason": refusal.reason, "message": message}
+        line |= {"language": language, "caption": text}
+        self._add_row(key, {"kind": TEXT, "line": quarantine_line(line)}, {})
+
+    def _add_row(self, key: str, row: dict[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
+        self._facts["units"] += row["kind"] != TEXT
+        place = {
+            # A lone surrogate, which a broken corpus may hold in a key, is no character and cannot be stored.
+            "key": key.encode("utf-8", "replace").decode(),
+            "order": order_of(key, self._seed),
+            "position": position_of(self._name.part, self._name.chunk, self._rows),
+        }
+        self._rows += 1
+        self._writer.add_row(place | row, codes)
+
+
+def quarantine_line(fields: Mapping[str, Any]) -> bytes:
+    """Return a line of quarantine.jsonl; half a character, as broken corpora have it, becomes a question mark."""
+    whole = {
+        name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
+    return canonical_json(whole)
+
+
+def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:
+    x, y, width, height = (round(side * factor, 2) for side in region.box)
+    return x, y, width, height
+
+
+def _wrong_view(recipe: SetRecipe) -> ConfigError:
+    return ConfigError(
+        expected=f"a corpus of view {recipe.view.value}",
+        got="records of the other view",
+        do="Correct `view` and `corpus` in the recipe.",
+    )
+
+
+def scan_jobs(
+    parts: Sequence[Part], runs: Path, seed: bytes, recipe: SetRecipe, *, task: int, tasks: int, workers: int
+) -> Iterator[ScanJob]:
+    """Yield the jobs of one task of `tasks`, cut fine enough for its workers; the tasks together read everything.
+
+    With fewer parts than readers, several read the same part and each makes the records of its own chunks.
+    """
+    lanes = max(1, -(-tasks // max(len(parts), 1)))
+    whole = [(number, lane) for number in range(len(parts)) for lane in range(lanes)]
+    mine = whole[task::tasks]
+    split = max(1, -(-workers // max(len(mine), 1)))
+    for number, lane in mine:
+        for piece in range(split):
+            yield ScanJob(
+                runs=runs,
+                seed=seed,
+                recipe=recipe,
+                part=parts[number],
+                number=number,
+                lane=lane + lanes * piece,
+                lanes=lanes * split,
+            )

@@ -1,0 +1,128 @@
+"""What a recipe may ask to be done with the records of a set: pictures re-encoded, filters, duplicates, sampling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cclm.errors import ConfigError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def _limited(default: Any, **limits: float) -> Any:
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """How pictures are stored. All at their defaults: copied bit for bit."""
+
+    short_side: int = _limited(0, least=0)
+    """Pixels of the shorter side; larger pictures are scaled down (Lanczos), smaller ones stay. 0: never scaled."""
+    format: str = field(default="", metadata={"choices": ("", "jpg", "png", "webp")})
+    """Every picture becomes one; empty: each keeps its own."""
+    quality: int = _limited(90, least=1, most=100)
+    """Of JPEG and WebP that are written anew."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether a picture may be written anew."""
+        return self.short_side > 0 or bool(self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
+    """What a record must be like to be kept. At its default, a filter lets everything pass."""
+
+    min_side: int = _limited(0, least=0)
+    """Pixels of a picture's shorter side, as the corpus had it."""
+    max_aspect: float | None = _limited(None, least=1)
+    """Longer side by shorter side."""
+    min_characters: int = _limited(0, least=0)
+    """Of a caption or sentence, without spaces at its ends."""
+    max_characters: int | None = _limited(None, least=1)
+    """Of a caption or sentence."""
+    max_length_ratio: float | None = _limited(None, least=1)
+    """Of a pair: characters of the longer sentence by those of the shorter."""
+    max_non_letters: float | None = _limited(None, least=0, most=1)
+    """Share of characters that are neither letters, marks nor spaces: digits, signs, emoji."""
+    min_language_probability: float | None = _limited(None, least=0, most=1)
+    """That a text is in its declared language (py3langid); languages that the model does not know are not judged."""
+    language_characters: int = _limited(20, least=0)
+    """Shorter texts are not judged by language: there is too little to go by."""
+    min_score: float | None = _limited(None)
+    """Margin score of a pair; pairs without a score pass."""
+    blocked_words: str | None = None
+    """File of words and phrases, one a line; a text that has one is refused."""
+    benchmark_images: str | None = None
+    """Folder of a benchmark's test pictures; pictures that look like one are refused."""
+    benchmark_distance: int = _limited(4, least=0, most=16)
+    """Bits of 64 in which a picture's perceptual hash may differ from that of a test picture to look like it."""
+    benchmark_texts: tuple[str, ...] = ()
+    """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
+    refused."""
+
+    @property
+    def files(self) -> Iterator[Path]:
+        """The files that the filters read, in a fixed order.
+
+        Raises:
+            ConfigError: one of them does not exist, or a folder holds no picture.
+        """
+        for name in (*([self.blocked_words] if self.blocked_words else []), *self.benchmark_texts):
+            yield _existing(Path(name))
+        if self.benchmark_images:
+            folder = _existing(Path(self.benchmark_images))
+            pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not pictures:
+                raise ConfigError(
+                    expected=f"pictures ({', '.join(IMAGE_SUFFIXES)})",
+                    got="none",
+                    do="Correct filters.benchmark_images.",
+                    where=str(folder),
+                )
+            yield from pictures
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ConfigError(
+            expected="a file or folder that a filter names", got="no such", do="Correct the recipe.", where=str(path)
+        )
+    return path
+
+
+def content_hash(settings: FilterSettings) -> str:
+    """Return a hash of what the filters' files hold: it decides what is built, as the recipe does."""
+    digest = hashlib.sha256()
+    for path in settings.files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateSettings:
+    """Which records count as the same. Of those, the first in the order of the set stays."""
+
+    exact: bool = False
+    """The same picture bytes; the same two sentences in the same languages (without case and spacing)."""
+    near: bool = False
+    """Pictures of a like perceptual hash (imagehash); pairs of like wording (MinHash, rensa)."""
+    distance: int = _limited(3, least=0, most=7)
+    """Bits of 64 in which the hashes of near-duplicate pictures may differ."""
+    similarity: float = _limited(0.8, least=0.5, most=1)
+    """Jaccard similarity of the character 4-grams of near-duplicate pairs (estimated, standard error about 0.05)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """Fewer records of large languages. A record's label is its languages: "de-en" for a pair, "de+en" for captions."""
+
+    temperature: float = _limited(1.0, least=1)
+    """A label with n records keeps about c · n ** (1 / temperature): 1 keeps proportions, more flattens them."""
+    records: int | None = _limited(None, least=1)
+    """About how many to keep in all, which sets c; None: the largest c at which the smallest label is kept whole."""

@@ -1,0 +1,129 @@
+"""Sketches: a few bytes of a record by which duplicates find each other.
+
+    record -> signature (compared)  and  codes (equal ones make two records meet)
+
+Two near-duplicates almost surely share a code. Perceptual hashes within d bits always do: of d + 1 pieces, one is the
+same.
+Of 16 bands of a MinHash, one is equal with 99.98 % at similarity 0.8, and with 64 % at 0.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from cclm.errors import MissingDependencyError
+from cclm.types import TextPair
+from shards.picture import Picture
+from shards.settings import DuplicateSettings
+
+MINHASH_SIZE: Final = 64
+_BANDS: Final = 16
+_GRAM: Final = 4
+_SEED: Final = 1
+_INSTALL: Final = 'pip install "cclm-pretraining[filters]", or leave it out of the recipe.'
+
+
+class Sketch(NamedTuple):
+    """What stands for a record's content."""
+
+    signature: bytes
+    codes: Sequence[int]
+
+
+def _code(*pieces: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(b"\0".join(pieces), digest_size=8).digest(), "big")
+
+
+def exact_sketch_of_image(image: bytes) -> Sketch:
+    """Return the hash of a picture file."""
+    return _of_digest(hashlib.blake2b(image, digest_size=16).digest())
+
+
+def exact_sketch_of_pair(pair: TextPair) -> Sketch:
+    """Return the hash of two sentences and their languages, without case and spacing."""
+    text = "\0".join((pair.lang_a, _normal(pair.text_a), pair.lang_b, _normal(pair.text_b)))
+    return _of_digest(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+
+
+def _of_digest(digest: bytes) -> Sketch:
+    return Sketch(digest, (int.from_bytes(digest[:8], "big"),))
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def perceptual_hash(picture: Picture) -> int:
+    """Return the 64-bit perceptual hash (DCT) of a picture.
+
+    Raises:
+        DataError: reason image_broken.
+        MissingDependencyError: without imagehash.
+    """
+    try:
+        import imagehash
+    except ImportError as error:
+        raise MissingDependencyError(
+            expected="the package imagehash (it compares pictures)", got="no such package", do=_INSTALL
+        ) from error
+    bits = imagehash.phash(picture.pixels).hash
+    return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
+
+
+def near_sketch_of_picture(picture: Picture, settings: DuplicateSettings) -> Sketch:
+    """Return the perceptual hash, and one code for each of `distance` + 1 pieces of it (reasons: perceptual_hash)."""
+    value = perceptual_hash(picture)
+    pieces = settings.distance + 1
+    bounds = [64 * piece // pieces for piece in range(pieces + 1)]
+    codes = []
+    for piece, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        bits = (value >> (64 - stop)) & ((1 << (stop - start)) - 1)
+        codes.append(_code(b"p", bytes([piece]), bits.to_bytes(8, "big")))
+    return Sketch(value.to_bytes(8, "big"), codes)
+
+
+def near_sketch_of_pair(pair: TextPair) -> Sketch:
+    """Return the MinHash of a pair's character 4-grams, 64 numbers of 32 bits, and one code a band.
+
+    The languages are part of every 4-gram: a sentence's translations into two languages are no duplicates.
+
+    Raises:
+        MissingDependencyError: without rensa.
+    """
+    try:
+        from rensa import RMinHash
+    except ImportError as error:
+        raise MissingDependencyError(
+            expected="the package rensa (MinHash)", got="no such package", do=_INSTALL
+        ) from error
+    grams = []
+    for side, text in ((f"a{pair.lang_a}", pair.text_a), (f"b{pair.lang_b}", pair.text_b)):
+        plain = f" {_normal(text)} "
+        place = f"{pair.lang_a}-{pair.lang_b}-{side}:"
+        grams += [place + plain[at : at + _GRAM] for at in range(max(1, len(plain) - _GRAM + 1))]
+    minhash = RMinHash(num_perm=MINHASH_SIZE, seed=_SEED)
+    minhash.update(grams)
+    signature = np.array(minhash.digest(), dtype=">u4").tobytes()
+    width = len(signature) // _BANDS
+    codes = [_code(b"m", bytes([band]), signature[band * width : (band + 1) * width]) for band in range(_BANDS)]
+    return Sketch(signature, codes)
+
+
+def similar(signatures: Any, one: bytes, settings: DuplicateSettings, *, exact: bool) -> Any:
+    """Return which of some signatures, an array (number, bytes) of uint8, are duplicates of one.
+
+    Its length tells which sketch it is: 16 bytes exact, 8 a perceptual hash, 256 a MinHash.
+    """
+    single = np.frombuffer(one, dtype=np.uint8)
+    if exact:
+        return (signatures == single).all(axis=1)
+    if len(one) == 8:
+        return np.unpackbits(signatures ^ single, axis=1).sum(axis=1) <= settings.distance
+    equal = (signatures == single).reshape(len(signatures), MINHASH_SIZE, 4).all(axis=2)
+    return equal.mean(axis=1) >= settings.similarity
