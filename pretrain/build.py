@@ -20,7 +20,7 @@ from cclm.data.schedule import ViewSchedule
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.dist.collectives import Collectives, collectives
 from cclm.dist.topology import Topology, process_group
-from cclm.engine.ds_config import EngineFacts, load_ds_config, resolve_ds_config
+from cclm.engine.ds_config import EngineFacts, load_ds_config, refuse_unguarded_offload, resolve_ds_config
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
@@ -104,7 +104,9 @@ def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
         max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
     )
-    return resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
+    resolved = resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
+    refuse_unguarded_offload(resolved, uses_all_parameters(config))
+    return resolved
 
 
 def build_module(

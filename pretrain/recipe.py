@@ -214,7 +214,7 @@ def size_contradictions(config: RunConfig) -> Iterator[str]:
             yield f"data.text_pair.tlm needs {2 * length - 1} positions (2 · max_tokens - 1), model.text has {longest}"
     if regions is not None and not config.model.box_head:
         yield "data.regions needs model.box_head: true"
-    if regions is not None and regions.patch_grid * vision.stride != vision.image_size:
+    if regions is not None and vision.stride and regions.patch_grid * vision.stride != vision.image_size:
         yield (
             f"data.regions.patch_grid {regions.patch_grid} is not the image tower's grid, "
             f"{vision.image_size // vision.stride} on a side"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pretrain.recipe import RECIPES
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs, write_region_images
 
 LAYERS = {"num_layers": 1, "num_heads": 2, "feedforward_width": 32}
@@ -72,6 +73,35 @@ def with_regions(settings: dict[str, Any], corpus: Path, **data: Any) -> dict[st
         "data": {**settings["data"], "regions": regions, **data},
         "model": {**settings["model"], "box_head": True},
     }
+
+
+def shrink(name: str, corpus: Path, run: Path, **optimizer: Any) -> dict[str, Any]:
+    """A shipped recipe at tiny sizes: its schedule, objectives, masking, augmentation and optimizer rules stay."""
+    settings: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    whole = with_regions(recipe(corpus, run), corpus)
+    sizes = ("shards", "batch_size", "negative_group", "matching_rows", "num_lanes", "window", "max_tokens")
+    for view in ("image_text", "regions", "text_pair"):
+        if view in settings["data"]:
+            settings["data"][view] |= {key: whole["data"][view][key] for key in sizes}
+    for view in ("image_text", "regions"):
+        if view in settings["data"]:
+            settings["data"][view]["transform"]["size"] = 32
+    if "regions" in settings["data"]:
+        settings["data"]["regions"] |= {"images_per_group": 4, "texts_per_image": 3, "patch_grid": 4}
+    settings["data"] |= {"tokenizer": str(corpus / "tokenizer"), "num_workers": 0}
+    model = settings["model"]
+    model |= {"width": 16, "projection_width": 16, "matching_width": 32}
+    for part in ("vision", "text", "fusion"):
+        model[part] |= LAYERS
+    model["vision"] |= {"image_size": 32, "num_layers": 1}
+    if model["vision"]["architecture"] == "swin":
+        model["vision"] |= {"window": 2, "stage_layers": [1, 1], "stage_heads": [1, 2]}
+    else:
+        model["vision"] |= {"patch_size": 8}
+    model["text"]["max_positions"] = 20
+    settings["optimizer"] |= optimizer
+    del settings["start"]
+    return {**settings, "run_folder": str(run), "device": "cpu", "precision": "fp32"}
 
 
 def write_recipe(path: Path, settings: dict[str, Any]) -> Path:

@@ -31,7 +31,7 @@ from cclm.data.batch import Batch
 from cclm.dist.agreement import check_agreement
 from cclm.dist.collectives import collectives
 from cclm.dist.topology import Topology
-from cclm.engine.ds_config import offloads_optimizer, zero_stage
+from cclm.engine.ds_config import offloads_optimizer, refuse_unguarded_offload, zero_stage
 from cclm.engine.ema import Fragment, start_average
 from cclm.engine.optimizer import OptimizerConfig, adamw_groups, build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.plain import autocast, stack_scalars
@@ -83,7 +83,7 @@ class DeepSpeedEngine:
         self._metrics: Mapping[str, Tensor] = {}
         self._collectives = collectives(equal_rows)
         _refuse_parameters_without_dimensions(module)
-        _refuse_unguarded_offload(ds_config, uses_all_parameters)
+        refuse_unguarded_offload(ds_config, uses_all_parameters)
         self._has_guard = has_stale_gradient_guard and self.stage == 3 and not offloads_optimizer(ds_config)
         self._group_rules = [
             {"name": group.name, "multiplier": group.multiplier, "weight_decay": group.weight_decay}
@@ -329,15 +329,4 @@ def _refuse_published_offload(ds_config: Mapping[str, Any]) -> None:
             got="update_rule: published together with offload_optimizer",
             do="Switch offload_optimizer off, or use update_rule: torch.",
             where="optimizer",
-        )
-
-
-def _refuse_unguarded_offload(ds_config: Mapping[str, Any], uses_all_parameters: bool) -> None:
-    if zero_stage(ds_config) == 3 and offloads_optimizer(ds_config) and not uses_all_parameters:
-        raise ConfigError(
-            expected="steps that use every parameter when ZeRO-3 offloads the optimizer",
-            got="offload_optimizer together with steps that leave parameters unused",
-            do="Use joint steps (data.schedule: joint, with images, and box_head only with regions), or switch "
-            "offload_optimizer off: DeepSpeed would reuse gradients of earlier steps.",
-            where="DeepSpeed JSON",
         )

@@ -145,6 +145,23 @@ def offloads_optimizer(resolved: Mapping[str, Any]) -> bool:
     return str(offload.get("device", "none")) != "none"
 
 
+def refuse_unguarded_offload(ds_config: Mapping[str, Any], uses_all_parameters: bool) -> None:
+    """ZeRO-3 reuses the gradients of earlier steps for parameters that an update does not use, and with the optimizer
+    offloaded there is no buffer to clear before.
+
+    Raises:
+        ConfigError: both come together.
+    """
+    if zero_stage(ds_config) == 3 and offloads_optimizer(ds_config) and not uses_all_parameters:
+        raise ConfigError(
+            expected="steps that use every parameter when ZeRO-3 offloads the optimizer",
+            got="offload_optimizer together with steps that leave parameters unused",
+            do="Use joint steps (data.schedule: joint, with images, and box_head only with regions), or switch "
+            "offload_optimizer off: DeepSpeed would reuse gradients of earlier steps.",
+            where="DeepSpeed JSON",
+        )
+
+
 def _key_complaints(raw: Mapping[str, Any]) -> Iterator[str]:
     for key in raw:
         if key in REFUSED_KEYS:
