@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from cclm.atomic import replace_text
 from cclm.checkpoint.layout import newest_complete
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
+from cclm.shardfile.remote import manifest_bytes
+from cclm.shardfile.schema import MANIFEST_NAME
 from cclm.track.environment import ENVIRONMENT_NAME, describe_environment
 from cclm.track.status import DONE_NAME
 from pretrain.config import RunConfig
@@ -31,7 +34,7 @@ CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
 QUARANTINE = "quarantine"
 
-MAY_CHANGE = ("checkpoint", "track", "run_folder", "device", "data.num_workers", "data.bad_sample_limit")
+MAY_CHANGE = ("checkpoint", "track", "run_folder", "device", "data.num_workers", "data.bad_sample_limit", "data.cache")
 """What a resumed run may do differently: nothing of it decides a step."""
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu")
 """Of the DeepSpeed JSON: they follow from the configuration and the number of ranks, which the checkpoint checks."""
@@ -50,9 +53,12 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
         ConfigError: one of them does not exist.
     """
     views = (config.data.image_text, config.data.text_pair, config.data.regions)
-    files = [Path(config.data.tokenizer) / "tokenizer.json"]
-    files += [Path(folder) / "manifest.json" for view in views if view is not None for folder in view.shards]
-    hashes = {str(path): _file_hash(path) for path in files}
+    tokenizer = Path(config.data.tokenizer) / "tokenizer.json"
+    hashes = {str(tokenizer): _content_hash(str(tokenizer), tokenizer.read_bytes)}
+    for shards in (view.shards for view in views if view is not None):
+        for folder in shards:
+            name = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
+            hashes[name] = _content_hash(name, partial(manifest_bytes, folder, config.data.cache))
     rules = {key: value for key, value in (ds_config or {}).items() if key not in BATCH_KEYS}
     hashes["DeepSpeed JSON"] = _text_hash(json.dumps(rules, sort_keys=True))
     return hashes
@@ -143,12 +149,12 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return dict(content)
 
 
-def _file_hash(path: Path) -> str:
+def _content_hash(name: str, read: Callable[[], bytes]) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read()).hexdigest()
     except OSError as error:
         raise ConfigError(
-            where=str(path),
+            where=name,
             expected="a file that the configuration names",
             got=error.strerror or str(error),
             do="Check the path; `python -m shards` makes shard sets and tokenizers.",

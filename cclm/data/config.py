@@ -11,6 +11,7 @@ from cclm.data.region_config import RegionDataConfig, region_complaints
 from cclm.data.schedule import Schedule
 from cclm.data.tokens import Normalise
 from cclm.errors import ConfigError
+from cclm.shardfile.cache import CacheConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,8 @@ class DataConfig:
     """Share of broken samples above which a run fails."""
     num_workers: int = 0
     """Worker processes of each rank that prepare batches ahead; 0: in the training process. Changes no result."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where remote shards (http, s3, gs, hf) are kept on each node. Changes no result."""
     pad_multiple: int = 8
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
@@ -145,6 +148,8 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
         complaints.append(f"region_probability must be between 0 and 1, is {config.region_probability}")
     if not 0 <= config.bad_sample_limit <= 1:
         complaints.append(f"bad_sample_limit must be between 0 and 1, is {config.bad_sample_limit}")
+    if config.cache.size_bytes < 1 or config.cache.attempts < 1 or config.cache.prefetch_steps < 0:
+        complaints.append("cache: size_bytes and attempts must be at least 1, prefetch_steps at least 0")
     if config.num_workers < 0 or config.pad_multiple < 1:
         complaints.append(
             f"num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1"

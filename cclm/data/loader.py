@@ -20,7 +20,7 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
-from cclm.errors import DataError
+from cclm.errors import CclmError
 
 
 class StepDataset(Dataset[Batch]):
@@ -48,9 +48,9 @@ class StepDataset(Dataset[Batch]):
         self.config, self.tokenizer, self.rank, self.world_size = config, tokenizer, rank, world_size
         images, pairs, regions = config.image_text, config.text_pair, config.regions
         self.schedule = view_schedule(config, seed)
-        self.image_text = None if images is None else ImageTextSource(images, tokenizer, seed)
-        self.text_pair = None if pairs is None else TextPairSource(pairs, tokenizer, seed)
-        self.regions = None if regions is None else RegionSource(regions, tokenizer, seed)
+        self.image_text = None if images is None else ImageTextSource(images, tokenizer, seed, config.cache)
+        self.text_pair = None if pairs is None else TextPairSource(pairs, tokenizer, seed, config.cache)
+        self.regions = None if regions is None else RegionSource(regions, tokenizer, seed, config.cache)
 
     def __getitem__(self, step: int) -> Batch:
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
@@ -72,8 +72,9 @@ class StepDataset(Dataset[Batch]):
 
     def _image_text(self, step: int, bad: list[BadSample]) -> ImageTextBatch:
         assert self.image_text is not None
-        samples = []
-        for slot in self.slots(self.image_text.batch_size, self.image_text.config.negative_group):
+        samples, slots = [], self.slots(self.image_text.batch_size, self.image_text.config.negative_group)
+        self.image_text.announce(step, slots)
+        for slot in slots:
             sample, broken = self.image_text.sample(step, slot)
             samples.append(sample)
             bad += broken
@@ -82,8 +83,9 @@ class StepDataset(Dataset[Batch]):
 
     def _text_pair(self, step: int, bad: list[BadSample]) -> TextPairBatch:
         assert self.text_pair is not None
-        samples = []
-        for slot in self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group):
+        samples, slots = [], self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group)
+        self.text_pair.announce(step, slots)
+        for slot in slots:
             sample, broken = self.text_pair.sample(step, slot)
             samples.append(sample)
             bad += broken
@@ -92,8 +94,10 @@ class StepDataset(Dataset[Batch]):
 
     def _regions(self, step: int, bad: list[BadSample]) -> RegionBatch:
         assert self.regions is not None
-        groups = []
-        for number in self.slots(self.regions.config.num_groups):
+        groups, numbers = [], self.slots(self.regions.config.num_groups)
+        images = self.regions.config.images_per_group
+        self.regions.announce(step, range(numbers.start * images, numbers.stop * images))
+        for number in numbers:
             group, broken = self.regions.group(step, number)
             groups.append(group)
             bad += broken
@@ -162,7 +166,7 @@ def _ignore_stop_signals(worker: int) -> None:
 class _Failure:
     """A user's error on its way out of a worker: torch would turn it into a RuntimeError with a stack trace inside."""
 
-    kind: type[DataError]
+    kind: type[CclmError]
     told: dict[str, str]
 
 
@@ -175,8 +179,9 @@ class _Guarded(Dataset[Any]):
     def __getitem__(self, step: int) -> Batch | _Failure:
         try:
             return self._dataset[step]
-        except DataError as error:
-            told = {name: getattr(error, name) for name in ("reason", "expected", "got", "do", "where")}
+        except CclmError as error:
+            names = ("reason", "expected", "got", "do", "where")
+            told = {name: getattr(error, name) for name in names if hasattr(error, name)}
             return _Failure(type(error), told)
 
 

@@ -20,7 +20,9 @@ from cclm.data.seeding import Purpose, keyed_generator, sample_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
-from cclm.shardfile.reader import ShardSet
+from cclm.shardfile.cache import CacheConfig
+from cclm.shardfile.fetch import is_remote
+from cclm.shardfile.remote import open_set
 from cclm.types import ImageTextRecord, TextPair, View
 
 MAX_REPLACEMENTS = 16
@@ -65,6 +67,7 @@ class Source(Generic[Sample]):
         config: the view's settings.
         tokenizer: of the run.
         seed: of the run.
+        cache: where remote shards are kept; None: the default.
         slots: samples of the stream in a step; None: `config.batch_size`.
     """
 
@@ -73,11 +76,21 @@ class Source(Generic[Sample]):
     name: str
     """Of the view in a batch."""
 
-    def __init__(self, config: ViewConfig, tokenizer: TextTokenizer, seed: int, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ViewConfig,
+        tokenizer: TextTokenizer,
+        seed: int,
+        cache: CacheConfig | None = None,
+        slots: int | None = None,
+    ) -> None:
+        cache = cache or CacheConfig()
         self.tokenizer, self.seed = tokenizer, seed
         self.batch_size = config.batch_size if slots is None else slots
         self.folders = list(config.shards)
-        self.sets = [ShardSet(folder) for folder in config.shards]
+        self.sets = [open_set(folder, cache) for folder in config.shards]
+        self._ahead = cache.prefetch_steps if any(is_remote(folder) for folder in config.shards) else 0
+        self._announced = 0  # steps before this one
         for shard_set in self.sets:
             if shard_set.view is not self.view:
                 raise ConfigError(
@@ -91,6 +104,19 @@ class Source(Generic[Sample]):
         sizes = [shard_set.samples_per_shard for shard_set in self.sets]
         seed, lanes, window = seed ^ STREAM_BITS[self.name], config.num_lanes, config.window
         self.stream = Stream(sizes, config.weights, seed, lanes, window, self.batch_size, config.mix)
+
+    def announce(self, step: int, slots: range) -> None:
+        """Let the remote shards of these slots be fetched that will be read some steps after `step`."""
+        if not self._ahead:
+            return
+        stop = step + self._ahead + 1
+        if self.stream.end_step is not None:
+            stop = min(stop, self.stream.end_step)
+        for number in range(max(step, self._announced), stop):
+            for slot in slots:
+                address = self.stream.address(number, slot)
+                self.sets[address.source].announce(address.shard)
+        self._announced = stop
 
     def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:
         """The sample of a slot, and the broken ones that it stands in for.
@@ -141,8 +167,10 @@ class ImageTextSource(Source[ImageTextSample]):
 
     view, name = View.IMAGE_TEXT, "image_text"
 
-    def __init__(self, config: ImageTextDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
-        super().__init__(config, tokenizer, seed)
+    def __init__(
+        self, config: ImageTextDataConfig, tokenizer: TextTokenizer, seed: int, cache: CacheConfig | None = None
+    ) -> None:
+        super().__init__(config, tokenizer, seed, cache)
         self.config = config
         self._memory: Memory[tuple[ImageTextRecord, Image.Image]] = Memory(config.transform.cache_bytes)
 
@@ -174,8 +202,10 @@ class TextPairSource(Source[TextPairSample]):
 
     view, name = View.TEXT_PAIR, "text_pair"
 
-    def __init__(self, config: TextPairDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
-        super().__init__(config, tokenizer, seed)
+    def __init__(
+        self, config: TextPairDataConfig, tokenizer: TextTokenizer, seed: int, cache: CacheConfig | None = None
+    ) -> None:
+        super().__init__(config, tokenizer, seed, cache)
         self.config = config
         self._memory: Memory[list[TextPair]] = Memory(config.cache_groups)
 
@@ -194,8 +224,10 @@ class RegionSource(Source[RegionSample]):
 
     view, name = View.IMAGE_TEXT, "regions"
 
-    def __init__(self, config: RegionDataConfig, tokenizer: TextTokenizer, seed: int) -> None:
-        super().__init__(config, tokenizer, seed, config.images_per_step)
+    def __init__(
+        self, config: RegionDataConfig, tokenizer: TextTokenizer, seed: int, cache: CacheConfig | None = None
+    ) -> None:
+        super().__init__(config, tokenizer, seed, cache, config.images_per_step)
         self.config = config
 
     def group(self, step: int, number: int) -> tuple[tuple[list[RegionSample], list[RegionRow]], list[BadSample]]:

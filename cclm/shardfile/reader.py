@@ -152,11 +152,17 @@ class ShardSet:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        opened = OpenShard(self.folder, self.manifest.shards[shard], self.view)
+        opened = self._open_new(shard)
         self._open[shard] = opened
         if len(self._open) > MAX_OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
         return opened
+
+    def announce(self, shard: int) -> None:
+        """Say that a shard will be read soon (`RemoteShardSet` fetches it; a local one is there)."""
+
+    def _open_new(self, shard: int) -> OpenShard:
+        return OpenShard(self.folder, self.manifest.shards[shard], self.view)
 
     def image_text(self, shard: int, sample: int) -> ImageTextRecord:
         """Return one image-text record (errors: `OpenShard.image_text`)."""

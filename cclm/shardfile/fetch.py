@@ -1,0 +1,133 @@
+"""Files from http(s)://, s3://, gs://, hf:// and whatever else `fsspec` reads: whole, verified, tried again.
+
+An error that may pass (a broken connection, a server in trouble, other bytes than the manifest says) is waited out
+with a growing pause; one that will not (no such file, no permission, no room) is told at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cclm.errors import CclmError, MissingDependencyError
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+"""What `fsspec` needs for a protocol."""
+_PASSING = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+)
+"""Errors of the network that are no OSError, by module; only loaded modules can have raised one."""
+_CHUNK_BYTES = 1 << 22
+
+
+class FetchError(CclmError):
+    """A remote file that cannot be had. It ends a run: to go on without it would be to lose samples in silence."""
+
+
+def is_remote(where: Path | str) -> bool:
+    """Whether a set is named by a URL that is no local path."""
+    return "://" in str(where)
+
+
+def fetch(
+    url: str,
+    target: Path,
+    sha256: str | None = None,
+    *,
+    attempts: int = 5,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Copy a remote file onto `target`, whose content is replaced in place.
+
+    Args:
+        url: of the file.
+        target: a local file; holds half a file while this runs and after an error.
+        sha256: what the content must hash to; None: not checked.
+        attempts: how often to try.
+        pause: how to wait.
+
+    Raises:
+        FetchError: it is not there, may not be read, or `attempts` were not enough.
+        MissingDependencyError: the protocol needs a package that is not installed.
+    """
+    system, path = open_system(url)
+    problem = ""
+    for attempt in range(attempts):
+        if attempt:
+            pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+        try:
+            system.get_file(path, str(target))
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise FetchError(
+                where=url,
+                expected="a file that exists and may be read",
+                got=f"{type(error).__name__}: {error}",
+                do="Check the address and your credentials (see docs/data.md).",
+            ) from error
+        except _passing_errors() as error:
+            problem = f"{type(error).__name__}: {error}"
+            continue
+        found = file_sha256(target) if sha256 is not None else None
+        if found == sha256:
+            return
+        problem = f"{target.stat().st_size} bytes with SHA-256 {found}"
+    raise FetchError(
+        where=url,
+        expected="the whole file" + (f" with SHA-256 {sha256}" if sha256 else ""),
+        got=f"{problem} (attempt {attempts} of {attempts})",
+        do="Check the network and the server, or verify the set where it is stored; started again, the run resumes.",
+    )
+
+
+def open_system(url: str) -> tuple[Any, str]:
+    """The `fsspec` file system of a URL, and the file's path in it.
+
+    Raises:
+        MissingDependencyError: with the command that installs what is missing.
+        FetchError: a protocol that `fsspec` does not know.
+    """
+    protocol = url.split("://", 1)[0]
+    package = PACKAGES.get(protocol, protocol)
+    try:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingDependencyError(
+            where=url,
+            expected=f"fsspec and {package}, to read {protocol}://",
+            got=str(error),
+            do=f"Install them: pip install fsspec {package}",
+        ) from error
+    except ValueError as error:
+        raise FetchError(
+            where=url,
+            expected="a local path, or a URL with http(s)://, s3://, gs://, hf:// or another protocol of fsspec",
+            got=str(error),
+            do="Correct the address.",
+        ) from error
+    return system, str(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _passing_errors() -> tuple[type[Exception], ...]:
+    found = [getattr(sys.modules[module], name) for module, name in _PASSING if module in sys.modules]
+    return (OSError, TimeoutError, asyncio.TimeoutError, *found)
