@@ -13,9 +13,9 @@ from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs,
 LAYERS = {"num_layers": 1, "num_heads": 2, "feedforward_width": 32}
 
 
-def write_corpus(folder: Path, broken: set[int] | None = None) -> Path:
+def write_corpus(folder: Path, broken: set[int] | None = None, truncated: set[int] | None = None) -> Path:
     """Shard sets `images` and `pairs`, and a tokenizer."""
-    write_images(folder / "images", 96, per_shard=20, broken=broken)
+    write_images(folder / "images", 96, per_shard=20, broken=broken, truncated=truncated)
     write_pairs(folder / "pairs", 60)
     (folder / "tokenizer").mkdir()
     make_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))

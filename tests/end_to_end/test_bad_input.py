@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain.__main__ import main
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """So small a network only waits for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -48,16 +59,16 @@ def test_good_input_runs_to_its_done_marker_and_a_second_call_changes_nothing(co
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
-def test_broken_picture_is_replaced_counted_and_kept(tmp_path: Path) -> None:
+def test_truncated_and_broken_pictures_are_replaced_counted_and_kept(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
-    corpus = write_corpus(tmp_path / "corpus", broken={3, 50})
+    corpus = write_corpus(tmp_path / "corpus", broken={3}, truncated={50})
     settings = short(corpus, tmp_path)
     settings["data"]["bad_sample_limit"] = 0.5
     assert run(tmp_path, settings, "--optimizer.total_steps", "8") == 0
     rows = quarantined(tmp_path)
-    assert rows
-    assert {row["key"] for row in rows} <= {"k3", "k50"}
-    assert all(row["reason"].startswith("image_") and row["shard"].endswith(".tar") for row in rows)
+    assert {(row["key"], row["reason"]) for row in rows} == {("k3", "image_broken"), ("k50", "image_truncated")}
+    shards = {row["key"]: row["shard"] for row in rows}
+    assert shards == {"k3": "images-000000.tar", "k50": "images-000002.tar"}, "twenty pictures a shard"
 
 
 def test_too_many_broken_pictures_fail_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +87,14 @@ def test_half_a_tar(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     assert run(tmp_path, short(corpus, tmp_path)) == 2
     text = capsys.readouterr().err
-    assert tar.name in text + json.dumps(quarantined(tmp_path))
+    assert "× tar_truncated in" in text and "quarantine" in text
+    rows = quarantined(tmp_path)
+    assert {(row["shard"], row["reason"]) for row in rows} == {(tar.name, "tar_truncated")}
+    size = tar.stat().st_size
+    assert all(row["offset"] > size - 4096 for row in rows), (
+        "the first half is still good, the offsets lie in the second"
+    )
+    assert all(f"offset {row['offset']}, key {row['key']}" in row["message"] for row in rows)
 
 
 def test_broken_json(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,10 +147,23 @@ def test_changed_inputs_are_noticed(corpus: Path, tmp_path: Path, capsys: pytest
     assert "tokenizer.json" in text
 
 
-def test_too_many_ranks_for_the_negative_groups(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_batch_of_no_whole_negative_groups(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = short(corpus, tmp_path)
     settings["data"]["image_text"]["negative_group"] = 7
     assert run(tmp_path, settings) == 2
-    assert "multiple of negative_group 7" in capsys.readouterr().err
+    assert "image_text.batch_size 16 is a multiple of negative_group 7" in capsys.readouterr().err
+
+
+def test_too_many_ranks_for_the_negative_groups(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before the ranks look for each other: the other two are not there."""
+    ranks = {"RANK": 2, "LOCAL_RANK": 2, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3, "MASTER_PORT": 29500}
+    for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    path = write_recipe(tmp_path / "recipe.yaml", short(corpus, tmp_path))
+    assert main(["--recipe", str(path)]) == 2
+    text = capsys.readouterr().err
+    for view in ("image_text", "text_pair"):
+        assert f"{view}: at least one negative group for each of 3 ranks (got 2)" in text
+    assert not (tmp_path / "run").exists()

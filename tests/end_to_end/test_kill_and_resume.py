@@ -1,9 +1,13 @@
-"""kill -9 of any rank, or a request to stop, and the same command again: bit-equal to a run that nobody disturbed."""
+"""kill -9 of any rank, or a request to stop, and the same command again: bit-equal to a run that nobody disturbed.
+
+Equal are the losses, the ledger, the quarantine, and the last checkpoint's weights and moments.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cclm.engine.deepspeed_engine import consolidated_state
 from cclm.track.stop import STOPPED_CODE
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
-STEPS = 40
+STEPS, EVERY = 40, 10
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -35,6 +41,7 @@ def settings(corpus: Path, run: Path) -> Path:
     content = recipe(corpus, run, optimizer={"total_steps": STEPS, "learning_rate": 0.002, "warmup_steps": 2})
     content["model"]["text"]["dropout"] = 0.1  # dropout must resume exactly, too
     content["data"]["bad_sample_limit"] = 0.2  # and so must the count of broken pictures
+    content["checkpoint"]["every_steps"] = EVERY
     return write_recipe(run.parent / f"{run.name}.yaml", content)
 
 
@@ -59,6 +66,17 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
     raise AssertionError(f"no checkpoint at step {step}; the launcher's code is {process.poll()}")
 
 
+def wait_for_training(run: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until both ranks say that they train."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        said = [json.loads(path.read_text(encoding="utf-8")) for path in (run / "status").glob("rank_*.json")]
+        if [status["phase"] for status in said] == ["training", "training"]:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no training; the launcher's code is {process.poll()}")
+
+
 def pid_of(run: Path, rank: int) -> int:
     for path in (run / "status").glob("*.json"):
         status = json.loads(path.read_text(encoding="utf-8"))
@@ -76,20 +94,48 @@ def values_of(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("rank", "after"), [(1, 5), (0, 15)])
-def test_killed_rank(corpus: Path, undisturbed: Path, tmp_path: Path, rank: int, after: int) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen(
+def start(corpus: Path, run: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         command(settings(corpus, run), run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for_step(run, after, process)
+
+
+def kill(run: Path, rank: int, process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of one rank; the launcher ends the others and says so."""
     os.kill(pid_of(run, rank), signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=60) not in (0, STOPPED_CODE)
     assert not (run / "done.json").exists()
 
+
+def test_killed_before_the_first_checkpoint_and_again_just_after_it(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(corpus, run)
+    wait_for_training(run, process)
+    kill(run, 1, process)
+    assert not list(run.glob("checkpoints/step_*")), "killed too late: this was to be before the first checkpoint"
+
+    process = start(corpus, run)
+    wait_for_step(run, EVERY, process)
+    kill(run, 0, process)
+
     finish(corpus, run)
-    assert values_of(run) == values_of(undisturbed)
-    assert_same_samples(run, undisturbed)
+    assert_same_run(run, undisturbed)
+
+
+def test_killed_at_a_random_moment_of_a_step(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Somewhere in the steps after a checkpoint; how long these last is what the run itself says."""
+    run = tmp_path / "run"
+    process = start(corpus, run)
+    wait_for_step(run, EVERY, process)
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    step_s = json.loads(lines[-1])["values"]["speed/step_s"]
+    time.sleep(random.Random(2006).uniform(1.0, EVERY - 2) * step_s)
+    kill(run, 0, process)
+
+    finish(corpus, run)
+    assert_same_run(run, undisturbed)
 
 
 def test_asked_to_stop(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -97,12 +143,12 @@ def test_asked_to_stop(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(settings(corpus, run), run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    wait_for_step(run, 5, process)
+    wait_for_step(run, EVERY, process)
     os.kill(pid_of(run, 1), signal.SIGUSR1)  # one rank is told; all of them stop after the same step
     _, said = process.communicate(timeout=60)
     assert process.returncode == STOPPED_CODE, said.decode()
     stopped = json.loads((run / "stopped.json").read_text())
-    assert 5 < stopped["step"] < STEPS
+    assert EVERY < stopped["step"] < STEPS
     assert (run / f"checkpoints/step_{stopped['step']:09d}/complete").exists()
     assert {json.loads(path.read_text())["phase"] for path in (run / "status").glob("*.json")} == {"stopped"}
 
@@ -111,6 +157,7 @@ def test_asked_to_stop(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
     steps = [line["step"] for line in expected]
     assert [line for line in values_of(run) if line["step"] in steps] == expected  # the last step before is told, too
     assert_same_samples(run, undisturbed)
+    assert_same_weights(run, undisturbed)
 
 
 def finish(corpus: Path, run: Path) -> None:
@@ -121,6 +168,32 @@ def finish(corpus: Path, run: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads((run / "done.json").read_text())["step"] == STEPS
     assert not (run / "stopped.json").exists()
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    assert values_of(run) == values_of(undisturbed)
+    assert_same_samples(run, undisturbed)
+    assert_same_weights(run, undisturbed)
+
+
+def assert_same_weights(run: Path, undisturbed: Path) -> None:
+    """The last checkpoint bit by bit: all weights, and each rank's moments."""
+    ours, theirs = (folder / f"checkpoints/step_{STEPS:09d}" for folder in (run, undisturbed))
+    weights, expected = consolidated_state(ours), consolidated_state(theirs)
+    assert weights.keys() == expected.keys() and len(expected) > 50
+    assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+    files = sorted(path.relative_to(theirs) for path in theirs.glob("deepspeed/*_optim_states.pt"))
+    assert len(files) == 2, "one a rank"
+    for file in files:
+        moments, wanted = moments_of(ours / file), moments_of(theirs / file)
+        assert moments.keys() == wanted.keys() and wanted
+        assert [name for name in wanted if not torch.equal(moments[name], wanted[name])] == [], file
+
+
+def moments_of(path: Path) -> dict[tuple[int, str], torch.Tensor]:
+    """A rank's optimizer state by (group, name). The flat weights beside it end in padding that nobody sets."""
+    content = torch.load(path, map_location="cpu", weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]
+    return {(group, name): tensor for group, state in content["state"].items() for name, tensor in state.items()}
 
 
 def assert_same_samples(run: Path, undisturbed: Path) -> None:

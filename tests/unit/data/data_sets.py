@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -28,13 +31,29 @@ def save_manifest(folder: Path, view: View, shards: list[ShardInfo]) -> None:
     Manifest(view=view, shards=tuple(shards)).save(folder)
 
 
-def write_images(folder: Path, count: int, first: int = 0, per_shard: int = 10, broken: set[int] | None = None) -> Path:
-    with ImageTextShardWriter(folder, "images", max_samples=per_shard) as writer:
+@contextmanager
+def careless_writer() -> Iterator[None]:
+    """Our writer refuses a file without its end; another one might not."""
+    with patch("cclm.shardfile.codec.check_image"):
+        yield
+
+
+def write_images(
+    folder: Path,
+    count: int,
+    first: int = 0,
+    per_shard: int = 10,
+    broken: set[int] | None = None,
+    truncated: set[int] | None = None,
+) -> Path:
+    with careless_writer(), ImageTextShardWriter(folder, "images", max_samples=per_shard) as writer:
         for number in range(first, first + count):
             image = png(number)
             if number in (broken or set()):
                 # the right length, start and end, but no picture: only the decoder can tell
                 image = image[:40] + bytes(len(image) - 60) + image[-20:]
+            if number in (truncated or set()):
+                image = image[: len(image) // 2]
             captions = {"en": [f"{WORDS[number]} {WORDS[number + 1]} aa", WORDS[number]], "de": [f"ab {WORDS[number]}"]}
             writer.add(
                 ImageTextRecord(
