@@ -121,7 +121,7 @@ def evaluate(
         opened: the model.
         shards: the test set.
         groups: group → languages.
-        dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity, as published.
+        dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity.
         rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
         top_k: candidates to re-rank; 0 does not re-rank.
         batch_size: pictures, texts or pairs per call; larger is not faster on a CPU (caches).
@@ -172,7 +172,7 @@ def refuse_choosing_on_the_test_set(shards: Path, dev_shards: Path) -> None:
             where=str(dev_shards),
             expected="a dev set with other pictures than the set that is measured",
             got="the same set twice",
-            do="Hold pictures out for --choose-rerank-on, or leave it away: then the weights are the published ones.",
+            do="Hold pictures out for --choose-rerank-on, or leave it away: then both weights are 1.",
         )
 
 

@@ -10,8 +10,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cclm.checkpoint.parity import ParityReport
+from cclm.track.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
 from cclm.track.facts import RunFacts
-from cclm.track.report_data import group_title, learned_from
 
 RECIPE_KEYS = ("seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
 """What of config.yaml decides the weights."""
@@ -33,19 +33,16 @@ def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> st
         cell=recall_cell,
         title=lambda name: group_title(facts, name),
         learned_from=learned_from(facts),
+        start=start_words(facts.config),
+        retrieval_title=retrieval_title(facts),
+        orders=rerank_orders(facts.results),
+        rerank_words=rerank_words(facts.results),
     )
 
 
 def trained_languages(facts: RunFacts) -> list[str]:
     """Return the languages of the training sets: all captions that were used, and all pairs."""
-    used = ((facts.config.get("data") or {}).get("image_text") or {}).get("languages")
-    found: set[str] = set()
-    for one in facts.sets:
-        if one.role == "training pictures" and used is not None:
-            found.update(used)
-        elif one.role.startswith("training"):
-            found.update(one.languages)
-    return sorted(found)
+    return sorted(facts.languages_of("image_text") | facts.languages_of("text_pair"))
 
 
 def recall_cell(row: Mapping[str, Any], digits: int = 1) -> str:

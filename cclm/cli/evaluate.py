@@ -39,7 +39,7 @@ def make_parser() -> ArgumentParser:
         "--choose-rerank-on",
         type=str | None,
         help="shard set on which the re-ranking weights are chosen, another one than --shards; "
-        "without it: matching log-odds + similarity / temperature, as published",
+        "without it: matching log-odds + similarity / temperature",
     )
     add(
         "--rerank-groups",

@@ -3,13 +3,14 @@
     similarity (texts × images) ── top k of each row, top k of each column ──▶ pairs, each once
     pairs ── fuse, match_logits ──▶ log-odds of a match ── rule ──▶ new order of the k; the rest keeps its place
 
-The published CCLM orders by matching score + similarity; here the two weights are a rule, chosen on a dev set.
+The published CCLM orders by the matching score alone; here two weights are a rule, chosen on a dev set, and what fixed
+rules would have given is told beside it.
 Both directions share one pass: a pair that both want is scored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,6 +39,12 @@ RULE_GRID: tuple[RerankRule, ...] = (
     RerankRule(similarity_weight=0.0),
 )
 """What is tried on the dev set: only the ratio of the weights matters; the first is the dual encoder alone."""
+
+FIXED_RULES: Mapping[str, RerankRule] = {
+    "match_plus_similarity": RerankRule(),
+    "match_alone": RerankRule(similarity_weight=0.0),
+}
+"""Told beside the rule that a dev set chose, and chosen by nothing; the second is the published one."""
 
 
 @dataclass(frozen=True, kw_only=True)

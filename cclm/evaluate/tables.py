@@ -13,11 +13,13 @@ import torch
 
 from cclm.errors import ConfigError
 from cclm.evaluate.matching import PRIOR
-from cclm.evaluate.rerank import RerankRule
+from cclm.evaluate.rerank import FIXED_RULES, RerankRule
 from cclm.evaluate.retrieval import Recall, mean_recall
 from cclm.evaluate.statistics import clustered_standard_error, recall_standard_error
 from cclm.evaluate.zero_shot import DIRECTIONS, Measurement
 
+NOT_CHOSEN_TITLES = {"match_plus_similarity": "match + sim", "match_alone": "match alone"}
+"""Names of `FIXED_RULES` that fit into the table."""
 Groups = Mapping[str, Sequence[str]]
 Results = dict[str, Any]
 
@@ -39,7 +41,9 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
 
     `chance`, `groups` and `languages` have the keys direction → r1, r5, r10 below (group or language first);
     `standard_error` has them too, in points, for the groups and the languages. With a `rule`, `reranked` repeats
-    `groups` and `languages` after re-ranking. `matching` holds the matching head's accuracy and loss by language.
+    `groups` and `languages` after re-ranking by it, and `reranked_not_chosen` by each other rule of `FIXED_RULES`: a
+    rule of weight 0 says nothing about the fusion encoder. `matching` holds the matching head's accuracy and loss by
+    language.
     """
     check_groups(groups, list(measurement.languages))
     results: Results = {
@@ -53,11 +57,9 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
         },
     }
     if rule is not None:
-        results["reranked"] = {
-            "top_k": measurement.top_k,
-            "rule": {"match_weight": rule.match_weight, "similarity_weight": rule.similarity_weight},
-            "groups": _group_recalls(measurement, groups, rule),
-            "languages": _language_recalls(measurement, rule),
+        results["reranked"] = _reranked(measurement, groups, rule)
+        results["reranked_not_chosen"] = {
+            name: _reranked(measurement, groups, fixed) for name, fixed in FIXED_RULES.items() if fixed != rule
         }
     if measurement.matching:
         results["matching"] = {
@@ -68,6 +70,15 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
             },
         }
     return results
+
+
+def _reranked(measurement: Measurement, groups: Groups, rule: RerankRule) -> Results:
+    return {
+        "top_k": measurement.top_k,
+        "rule": {"match_weight": rule.match_weight, "similarity_weight": rule.similarity_weight},
+        "groups": _group_recalls(measurement, groups, rule),
+        "languages": _language_recalls(measurement, rule),
+    }
 
 
 def _chance(measurement: Measurement) -> Results:
@@ -123,16 +134,42 @@ def text_table(results: Results) -> str:
     chance = {way: Recall(**results["chance"][way]) for way in DIRECTIONS}
     heading = f"{'':<26}{'text → image  R@1 / 5 / 10':<45}{'image → text  R@1 / 5 / 10':<45}"
     lines = [heading.rstrip(), "─" * 113]
-    reranked = results.get("reranked", {"groups": {}, "languages": {}})
+    orders = _orders(results)
     for kind in ("groups", "languages"):
         for name, row in results[kind].items():
             lines.append(f"{name:<26}{_cells(row, chance)}")
-            if name in reranked[kind] and kind == "groups":
-                lines.append(f"{'  re-ranked':<26}{_cells(reranked[kind][name], chance)}")
+            if kind == "groups":
+                lines += [f"{f'  {title}':<26}{_cells(order[kind][name], chance)}" for title, order in orders]
         lines.append("─" * 113)
     lines.append("in percent; chance in brackets; ties count against the model")
+    for title, order in orders:
+        lines += _language_lines(title, order)
     lines += _matching_lines(results)
     return "\n".join(lines)
+
+
+def _orders(results: Results) -> list[tuple[str, Results]]:
+    """Return (title, results) of what re-ranking gave, by the chosen rule and by those that nothing chose."""
+    found = []
+    if "reranked" in results:
+        rule = results["reranked"]["rule"]
+        weight = f"weight {rule['match_weight']:g}" if rule["similarity_weight"] else "match alone"
+        found.append((f"re-ranked ({weight})", results["reranked"]))
+    others = results.get("reranked_not_chosen", {})
+    return found + [(f"not chosen: {NOT_CHOSEN_TITLES[name]}", order) for name, order in others.items()]
+
+
+def _language_lines(title: str, order: Results) -> list[str]:
+    """Return R@1 by language; nothing for a rule that leaves the dual encoder's order."""
+    if not order["rule"]["match_weight"]:
+        return []
+    cells = [
+        f"{language} {row['t2i']['r1']:.1f}/{row['i2t']['r1']:.1f}" for language, row in order["languages"].items()
+    ]
+    lines = [f"R@1 text → image / image → text by language, {title}:"]
+    return lines + [
+        "  " + "  ".join(f"{cell:<13}" for cell in cells[n : n + 7]).rstrip() for n in range(0, len(cells), 7)
+    ]
 
 
 def _cells(row: Mapping[str, Mapping[str, float]], chance: Mapping[str, Recall]) -> str:

@@ -33,6 +33,10 @@ ATTRIBUTIONS = {
 """Where the text of a licence stands, by SPDX tag."""
 
 
+PICTURE_ROLES = {"training pictures": "image_text", "training regions": "regions"}
+"""Roles of the sets whose pictures were trained on, with the view of the configuration that reads them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
     """One complete checkpoint of a run."""
@@ -48,7 +52,7 @@ class SetFacts:
     """One shard set."""
 
     role: str
-    """"training pictures", "training pairs", "measured on" or "choices made on"."""
+    """"training pictures", "training regions", "training pairs", "measured on" or "choices made on"."""
     folder: str
     view: str
     """"image_text" or "text_pair"."""
@@ -62,6 +66,8 @@ class SetFacts:
     licences: Mapping[str, int]
     command: str
     """The command that made it."""
+    tar_hashes: frozenset[str] = frozenset()
+    """SHA-256 of its tars; empty if the manifest does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,17 @@ class RunFacts:
         """Return whether the run was trained on a view, "image_text" or "text_pair"."""
         return bool((self.config.get("data") or {}).get(view))
 
+    def languages_of(self, view: str) -> set[str]:
+        """Return the languages that a view ("image_text" with regions, or "text_pair") was trained in, where known."""
+        found: set[str] = set()
+        for one in self.sets:
+            if not one.role.startswith("training") or (one.role == "training pairs") != (view == "text_pair"):
+                continue
+            settings = (self.config.get("data") or {}).get(PICTURE_ROLES.get(one.role, view)) or {}
+            used = settings.get("languages")
+            found.update(one.languages if used is None else used)
+        return found
+
 
 def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFacts:
     """Read what a run folder knows about itself.
@@ -154,7 +171,7 @@ def read_sets(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[Set
     data = config.get("data") or {}
     folders = [
         (role, folder)
-        for role, view in (("training pictures", "image_text"), ("training pairs", "text_pair"))
+        for role, view in {**PICTURE_ROLES, "training pairs": "text_pair"}.items()
         for folder in (data.get(view) or {}).get("shards") or ()
     ]
     for role, found in (("measured on", results), ("choices made on", results.get("dev") or {})):
@@ -178,6 +195,7 @@ def set_facts(role: str, folder: Path) -> SetFacts:
         sources=totals["sources"],
         licences=totals["licences"],
         command=manifest.get("command", ""),
+        tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),
     )
 
 

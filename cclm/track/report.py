@@ -56,7 +56,8 @@ class RecallRow:
     recall: Mapping[str, Mapping[str, float]]
     error: Mapping[str, Mapping[str, float]]
     """Standard errors, in points; the inner mappings may be empty."""
-    reranked: Mapping[str, Mapping[str, float]] | None = None
+    reranked: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]] = ()
+    """(title, recall) by each re-ranking rule; the first is marked in the bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,10 @@ class ReportData:
     """Pictures in the test gallery."""
     rerank_note: str
     """How re-ranked numbers came about; empty without them."""
+    rerank_mark: str
+    """Which re-ranking the marks in the bars show; empty without any."""
+    retrieval_title: str
+    """Heading of the recall table."""
     matching: Sequence[MatchingRow]
     matching_prior: MatchingRow | None
     gallery: Sequence[GalleryQuery]
@@ -175,7 +180,7 @@ def bar_row(row: RecallRow, direction: str) -> BarRow:
     return BarRow(
         label=language_name(row.name),
         values=row.recall[direction],
-        mark=row.reranked[direction]["r1"] if row.reranked else None,
+        mark=row.reranked[0][1][direction]["r1"] if row.reranked else None,
     )
 
 

@@ -8,6 +8,16 @@ from typing import Any
 
 import yaml
 
+from cclm.track.claims import (
+    group_title,
+    learned_from,
+    measured_words,
+    negatives_words,
+    rerank_orders,
+    rerank_words,
+    retrieval_title,
+    start_words,
+)
 from cclm.track.facts import CheckpointFacts, RunFacts, read_facts
 from cclm.track.metrics import MetricsLine, read_metrics
 from cclm.track.report import (
@@ -22,21 +32,6 @@ from cclm.track.report import (
     language_name,
 )
 from cclm.track.svg import Reference, Series
-
-GROUP_TITLES = {
-    "english": "English",
-    "parallel_non_latin": "Parallel text only, non-Latin scripts",
-    "parallel_latin": "Parallel text only, Latin script",
-    "control": "Neither pictures nor parallel text (control)",
-}
-"""Names for the demonstration's groups; another group shows its own."""
-
-ABLATION_TITLES = {
-    "parallel_non_latin": "Non-Latin scripts (no parallel text in this run)",
-    "parallel_latin": "Latin script (no parallel text in this run)",
-    "control": "Other languages (no parallel text in this run)",
-}
-"""The same groups for a run that was trained without parallel text."""
 
 VIEWS = (("image_text", "Image–text view"), ("text_pair", "Text–text view"))
 MATCHING_PRIOR = {"loss": Reference(value=0.6365, label="prior"), "accuracy": Reference(value=2 / 3, label="prior")}
@@ -62,7 +57,9 @@ def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> Repo
         groups=groups,
         chance=results.get("chance") or {},
         num_images=int((results.get("set") or {}).get("num_images", 0)),
-        rerank_note=rerank_note(results),
+        rerank_note=rerank_words(results),
+        rerank_mark=next((title for title, _ in rerank_orders(results)), ""),
+        retrieval_title=retrieval_title(facts),
         matching=matching,
         matching_prior=prior,
         gallery=[gallery_query(query) for query in facts.gallery],
@@ -77,29 +74,11 @@ def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> Repo
 
 def lead(facts: RunFacts, groups: Sequence[GroupBlock]) -> str:
     """Return the sentences under the title."""
-    steps = f"{facts.steps:,} steps from scratch" if facts.steps else "trained from scratch"
-    begin = f"A cross-view language model, {steps}{learned_from(facts)}."
+    steps = f"{facts.steps:,} steps" if facts.steps else "trained"
+    begin = f"A cross-view language model, {steps} {start_words(facts.config)}{learned_from(facts)}."
     if not groups:
         return f"{begin} This checkpoint was not measured yet."
-    num_languages = sum(len(block.languages) for block in groups)
-    spelled = f"{num_languages} languages" if num_languages > 1 else "one language"
-    return f"{begin} Measured zero-shot on pictures that it has never seen, in {spelled}."
-
-
-def learned_from(facts: RunFacts) -> str:
-    """Return what the run's own data were, as the end of a sentence; nothing if its configuration does not say."""
-    has_images, has_pairs = facts.trains_on("image_text"), facts.trains_on("text_pair")
-    if has_images and has_pairs:
-        return ": the same encoders and losses for pictures with captions and for sentences with translations"
-    if has_images:
-        return ", on pictures with captions alone (no parallel text)"
-    return ", on sentences with translations alone (no pictures)" if has_pairs else ""
-
-
-def group_title(facts: RunFacts, name: str) -> str:
-    """Return a group's name for people; it claims no parallel text that the run did not have."""
-    titles = {**GROUP_TITLES, **({} if facts.trains_on("text_pair") else ABLATION_TITLES)}
-    return titles.get(name, name.replace("_", " "))
+    return f"{begin} {measured_words(facts, sum(len(block.languages) for block in groups))}"
 
 
 def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
@@ -115,7 +94,8 @@ def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
     ]
     parameters = (facts.results.get("model") or {}).get("num_parameters")
     if parameters:
-        found.append(Headline(value=f"{parameters / 1e6:.1f} M", label="parameters", note="trained from scratch"))
+        note = f"trained {start_words(facts.config)}"
+        found.append(Headline(value=f"{parameters / 1e6:.1f} M", label="parameters", note=note))
     if facts.train_seconds:
         note = trained_where(facts.environment)
         found.append(Headline(value=f"{facts.train_seconds / 60:.1f} min", label="training", note=note))
@@ -136,7 +116,7 @@ def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tupl
         Panel(
             title="Matching accuracy",
             series=series(lines, {"image_text/itm_accuracy": "image–text", "text_pair/ttm_accuracy": "text–text"}),
-            note="in training, hard negatives",
+            note=", ".join(["in training", *filter(None, [negatives_words(config)])]),
             reference=MATCHING_PRIOR["accuracy"],
             y_from_zero=False,
         ),
@@ -205,7 +185,7 @@ def group_blocks(facts: RunFacts) -> list[GroupBlock]:
     results = facts.results
     if "groups" not in results:
         return []
-    reranked = results.get("reranked") or {}
+    orders = rerank_orders(results)
     errors = results.get("standard_error") or {}
 
     def row(kind: str, name: str) -> RecallRow:
@@ -213,7 +193,7 @@ def group_blocks(facts: RunFacts) -> list[GroupBlock]:
             name=name,
             recall=results[kind][name],
             error=(errors.get(kind) or {}).get(name) or {"t2i": {}, "i2t": {}},
-            reranked=(reranked.get(kind) or {}).get(name),
+            reranked=[(title, order[kind][name]) for title, order in orders if name in order[kind]],
         )
 
     members: Mapping[str, Sequence[str]] = results.get("members") or {"all languages": list(results["languages"])}
@@ -225,20 +205,6 @@ def group_blocks(facts: RunFacts) -> list[GroupBlock]:
         )
         for name in results["groups"]
     ]
-
-
-def rerank_note(results: Mapping[str, Any]) -> str:
-    """Return how the re-ranked numbers came about."""
-    reranked = results.get("reranked")
-    if not reranked:
-        return ""
-    rule = reranked["rule"]
-    chosen = "weights chosen on the dev set" if "dev" in results else "weights as published"
-    score = f"{rule['match_weight']:g} · log-odds of a match + {rule['similarity_weight']:g} · cosine / temperature"
-    return (
-        f"Re-ranked: the fusion encoder looks at the {reranked['top_k']} best pairs of each query; "
-        f"score = {score}, {chosen}."
-    )
 
 
 def matching_rows(results: Mapping[str, Any]) -> tuple[list[MatchingRow], MatchingRow | None]:

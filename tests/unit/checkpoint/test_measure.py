@@ -136,7 +136,7 @@ def test_choosing_on_the_test_set_is_refused(folder: Path, opened: Any) -> None:
         evaluate(opened, folder / "images", {"english": ["en"]}, dev_shards=same, top_k=4)
 
 
-def test_without_a_dev_set_the_rule_is_the_published_one(folder: Path, opened: Any) -> None:
+def test_without_a_dev_set_both_weights_are_one(folder: Path, opened: Any) -> None:
     groups = {"english": ["en"]}
     assert "reranked" not in evaluate(opened, folder / "images", groups).results
     rule = evaluate(opened, folder / "images", groups, top_k=3).results["reranked"]["rule"]

@@ -92,6 +92,35 @@ def test_a_group_is_the_mean_of_its_languages(naming_model, data) -> None:
     assert "reranked" not in results and "matching" not in results
 
 
+def test_what_fixed_rules_give_stands_beside_the_chosen_one(naming_model, data) -> None:
+    turn = 0.7 * 2 * torch.pi / NUM  # the dual encoder takes the neighbour, the matching head knows
+    found = measured(data, naming_model(NUM, dual_error=turn), top_k=4)
+    results = results_of(found, GROUPS, RerankRule(match_weight=0.0))
+    assert results["reranked"]["groups"] == results["groups"]
+    others = results["reranked_not_chosen"]
+    assert {name: order["rule"] for name, order in others.items()} == {
+        "match_plus_similarity": {"match_weight": 1.0, "similarity_weight": 1.0},
+        "match_alone": {"match_weight": 1.0, "similarity_weight": 0.0},
+    }
+    for order in others.values():
+        assert order["groups"]["english"]["t2i"]["r1"] == 100.0 > results["groups"]["english"]["t2i"]["r1"]
+        assert order["languages"]["uk"] == results["languages"]["uk"], "wrong for both"
+    table = text_table(results)
+    assert "\nenglish                     0.0 " in table
+    assert "\n  re-ranked (weight 0)      0.0 " in table
+    assert "\n  not chosen: match + sim 100.0 " in table
+    assert "\n  not chosen: match alone 100.0 " in table
+    by_language = table.split("by language, not chosen: match alone:\n")[1]
+    assert by_language.split() == ["en", "100.0/100.0", "uk", "0.0/0.0", "pt", "100.0/100.0"]
+    assert "by language, re-ranked" not in table, "a rule of weight 0 would only repeat"
+
+
+def test_a_fixed_rule_that_was_chosen_is_not_told_twice(naming_model, data) -> None:
+    results = results_of(measured(data, naming_model(NUM), top_k=4), GROUPS, RerankRule(similarity_weight=0.0))
+    assert list(results["reranked_not_chosen"]) == ["match_plus_similarity"]
+    assert "re-ranked (match alone)" in text_table(results)
+
+
 def test_a_group_with_an_unknown_language_is_refused(naming_model, data) -> None:
     found = measured(data, naming_model(NUM))
     with pytest.raises(ConfigError, match=r"group 'odd', got xx"):
@@ -106,5 +135,7 @@ def test_the_table_prints_chance_beside_every_number(naming_model, data) -> None
     rows = {line.split()[0]: line for line in table.splitlines() if line and "(" in line}
     assert rows["english"].split()[-6:-4] == ["100.0", "(5.56)"], "i2t R@1, mean chance of 24, 24 and 12 texts"
     assert rows["en"].split()[1:3] == ["100.0", "(4.17)"]
-    assert rows["en"].count("(") == 6 and rows["re-ranked"].count("(") == 6
+    assert rows["en"].count("(") == 6
+    line = next(line for line in table.splitlines() if line.startswith("  re-ranked (weight 1)"))
+    assert line.count("(") == 1 + 6
     assert "prior 66.7 %" in table and "prior 0.637" in table

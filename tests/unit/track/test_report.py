@@ -37,6 +37,14 @@ def results() -> dict[str, Any]:
             "groups": {name: recall(1.234) for name in groups},
             "languages": {name: recall(1.234) for name in languages},
         },
+        "reranked_not_chosen": {
+            "match_alone": {
+                "top_k": 8,
+                "rule": {"match_weight": 1.0, "similarity_weight": 0.0},
+                "groups": {name: recall(0.432) for name in groups},
+                "languages": {name: recall(0.432) for name in languages},
+            }
+        },
         "matching": {
             "prior": {"accuracy": 66.67, "loss": 0.63651},
             "languages": {"en": {"hard": {"accuracy": 77.9, "loss": 0.48}}},
@@ -54,7 +62,8 @@ def write_manifest(folder: Path, view: str, licences: dict[str, int]) -> str:
         "samples": 1200, "rows": 3400, "size_bytes": 5_600_000, "shards": 1,
         "languages": {"en": 3400}, "sources": {"noto": 1200}, "licences": licences,
     }  # fmt: skip
-    content = {"view": view, "totals": totals, "command": "python -m shards build <demo>"}
+    shards = [{"sha256": f"hash of {folder.name}"}]
+    content = {"view": view, "totals": totals, "shards": shards, "command": "python -m shards build <demo>"}
     (folder / "manifest.json").write_text(json.dumps(content))
     return str(folder)
 
@@ -168,6 +177,23 @@ def test_recall_stands_beside_chance_and_reranked_below(run: Path) -> None:
     assert "re-ranked 12.3 37.0 49.4" in words
     assert "chance 0.06 0.32 0.63" in words
     assert "8 best pairs" in words and "0.35 · log-odds" in words and "chosen on the dev set" in words
+    assert "not chosen: match alone, as published 4.3 13.0 17.3" in words
+
+
+def test_the_marks_show_a_rule_that_changes_the_order(run: Path) -> None:
+    assert "R@1 re-ranked chance at" in text_of(render(report_data(run)))
+    content = results()
+    content["reranked"]["rule"]["match_weight"] = 0.0
+    (run / "results.json").write_text(json.dumps(content))
+    page = render(report_data(run))
+    words = text_of(page)
+    assert "R@1 not chosen: match alone, as published chance at" in words
+    assert "12.3 37.0 49.4" not in words, "it would repeat the dual encoder"
+    assert "gave its score the weight 0: the dual encoder's order stands." in words.replace("&#39;", "'")
+    del content["reranked_not_chosen"]  # an older file
+    (run / "results.json").write_text(json.dumps(content))
+    words = text_of(render(report_data(run)))
+    assert "re-ranked" not in words and "weight 0" in words
 
 
 def test_unknown_languages_and_groups_show_their_own_names(run: Path) -> None:
@@ -240,7 +266,28 @@ def test_stages_with_commands_win_over_bare_seconds(tmp_path: Path) -> None:
 def test_sets_come_with_their_roles(run: Path) -> None:
     facts = read_facts(run)
     assert [one.role for one in facts.sets] == ["training pictures", "training pairs"], "the others are not at hand"
+    assert [one.tar_hashes for one in facts.sets] == [{"hash of image-train"}, {"hash of text-train"}]
+    assert facts.languages_of("image_text") == facts.languages_of("text_pair") == {"en"}
     assert facts.steps is None and facts.seed == 42
+
+
+def test_what_the_page_says_depends_on_start_data_and_objectives(run: Path) -> None:
+    assert "not known here" in text_of(render(report_data(run))), "the test set is not at hand"
+    measured = Path(write_manifest(run.parent / "image-test", "image_text", {}))
+    content = results()
+    content["set"]["shards"] = str(measured)
+    (run / "results.json").write_text(json.dumps(content))
+    with (run / "config.yaml").open("a") as config:
+        config.write("objectives: {hardness: 0.3, hardness_start_step: 950, hardness_full_step: 1900}\n")
+        config.write("start: {sources: [models/swin.pth]}\n")
+    words = text_of(render(report_data(run)))
+    assert "trained from the weights of swin.pth:" in words and "scratch" not in words
+    assert "zero-shot on another set of pictures than it was trained on" in words and "Zero-shot retrieval" in words
+    assert "in training, negatives of hardness 0, from step 950 to 1,900 rising to 0.3" in words
+    content["set"]["shards"] = str(run.parent / "image-train")
+    (run / "results.json").write_text(json.dumps(content))
+    words = text_of(render(report_data(run)))
+    assert "on pictures that it was trained on" in words and "ero-shot" not in words
 
 
 def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: Path) -> None:

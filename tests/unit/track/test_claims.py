@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cclm.track.claims import (
+    group_title,
+    learned_from,
+    measured_words,
+    negatives_words,
+    rerank_words,
+    retrieval_title,
+    start_words,
+    trained_on_test_pictures,
+)
+from cclm.track.facts import RunFacts, SetFacts
+
+IMAGES, PAIRS = {"shards": ["sets/train"], "languages": ["en"]}, {"shards": ["sets/pairs"]}
+
+
+def one_set(role: str, hashes: str, languages: str = "en de") -> SetFacts:
+    return SetFacts(
+        role=role, folder="", view="", samples=1, rows=1, size_bytes=1, languages=dict.fromkeys(languages.split(), 1),
+        sources={}, licences={}, command="", tar_hashes=frozenset(hashes.split()),
+    )  # fmt: skip
+
+
+def facts(sets: list[SetFacts], measured: str = "sets/test", **data: Any) -> RunFacts:
+    members = {"english": ["en"], "parallel_latin": ["de"], "control": ["pt"], "mine_too": ["de"]}
+    return RunFacts(
+        name="run",
+        config={"data": {"image_text": IMAGES, "text_pair": PAIRS, **data}},
+        results={"set": {"shards": measured}, "members": members} if measured else {},
+        gallery=[],
+        parity={},
+        sets=sets,
+        stages=[],
+        environment={},
+    )
+
+
+TRAIN, TEST = one_set("training pictures", "a b"), one_set("measured on", "c d")
+
+
+def test_another_set_is_zero_shot() -> None:
+    found = facts([TRAIN, TEST])
+    assert trained_on_test_pictures(found) is False
+    assert retrieval_title(found) == "Zero-shot retrieval"
+    assert measured_words(found, 2) == (
+        "Measured zero-shot on another set of pictures than it was trained on, in 2 languages."
+    )
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        facts([], measured="sets/../sets/train"),
+        facts([TRAIN, one_set("measured on", "x b")]),
+        facts([TRAIN, one_set("training regions", "r"), one_set("measured on", "r")], regions={"shards": ["sets/r"]}),
+    ],
+    ids=["the same folder", "a copied tar", "pictures of regions"],
+)
+def test_training_pictures_are_called_so(found: RunFacts) -> None:
+    assert trained_on_test_pictures(found) is True
+    assert "Zero-shot" not in retrieval_title(found)
+    assert measured_words(found, 1) == "Measured on pictures that it was trained on, in one language."
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        facts([TRAIN]),
+        facts([TEST]),
+        facts([TRAIN, one_set("measured on", "")]),
+        facts([TRAIN, TEST], regions={"shards": ["sets/somewhere-else"]}),
+        facts([], measured=""),
+    ],
+    ids=["no test set at hand", "no training set at hand", "no hashes", "one of two at hand", "not measured"],
+)
+def test_what_is_not_known_is_not_claimed(found: RunFacts) -> None:
+    assert trained_on_test_pictures(found) is None
+    assert "not known" in measured_words(found, 3) and "zero-shot" not in measured_words(found, 3)
+
+
+def test_where_the_weights_came_from() -> None:
+    assert start_words({}) == start_words({"start": {"sources": []}}) == "from scratch"
+    sources = {"start": {"sources": ["/models/swin_base.pth", "FacebookAI/xlm-roberta-base"]}}
+    assert start_words(sources) == "from the weights of swin_base.pth, xlm-roberta-base"
+
+
+@pytest.mark.parametrize(
+    ("objectives", "words"),
+    [
+        ({}, ""),
+        ({"hardness": 0.0}, "uniform negatives"),
+        ({"hardness": 1.0, "hardness_full_step": 0}, "negatives of hardness 1"),
+        (
+            {"hardness": 0.3, "hardness_start_step": 950, "hardness_full_step": 1900},
+            "negatives of hardness 0, from step 950 to 1,900 rising to 0.3",
+        ),
+    ],
+)
+def test_how_hard_the_negatives_were(objectives: dict[str, Any], words: str) -> None:
+    assert negatives_words({"objectives": objectives}) == words
+
+
+def test_a_groups_name_is_not_belied_by_the_data() -> None:
+    pairs = one_set("training pairs", "p", "en de")
+    found = facts([TRAIN, TEST, pairs])
+    assert group_title(found, "parallel_latin") == "Parallel text only, Latin script"
+    assert group_title(found, "control") == "Neither pictures nor parallel text (control)"
+    assert group_title(found, "english") == "English"
+    assert group_title(found, "mine_too") == "mine too"
+    seen = facts([TRAIN, pairs], image_text={**IMAGES, "languages": None})
+    assert group_title(seen, "parallel_latin") == "parallel latin", "pictures had German captions, too"
+    taught = facts([one_set("training pairs", "p", "en pt")])
+    assert group_title(taught, "control") == "control"
+    alone = facts([TRAIN], text_pair=None)
+    assert "no parallel text in this run" in group_title(alone, "control")
+    assert learned_from(alone) == ", on pictures with captions alone (no parallel text)"
+
+
+def test_how_the_order_came_about() -> None:
+    assert rerank_words({}) == ""
+    order = {"top_k": 8, "rule": {"match_weight": 1.0, "similarity_weight": 1.0}}
+    assert "no weights chosen" in rerank_words({"reranked": order})
+    chosen = rerank_words({"reranked": order, "dev": {}})
+    assert chosen.startswith("Re-ranked: the fusion encoder") and chosen.endswith("weights chosen on the dev set.")
+    assert "fixed rules" in rerank_words({"reranked": order, "reranked_not_chosen": {"x": order}})
+
+
+def test_relative_folders_are_compared_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trained_on_test_pictures(facts([], measured=str(tmp_path / "sets" / "train"))) is True
