@@ -21,12 +21,10 @@ import os, sys, time
 from pathlib import Path
 from cclm.track.lock import run_lock
 with run_lock(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker == 0:
-        time.sleep(60)
-        os._exit(0)
-    print(worker, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # by the worker itself: it is really there
     time.sleep(60)
+    os._exit(0)
 """
 
 
