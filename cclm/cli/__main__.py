@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cclm.cli import evaluate, export, import_file, report, verify_ledger
+from cclm.cli import evaluate, export, import_file, prune_vocabulary, report, verify_ledger
 from cclm.errors import CclmError
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ COMMANDS = {
         help="convert a published file to a Hugging Face folder",
         make_parser=import_file.make_parser,
         run=import_file.run,
+    ),
+    "prune-vocabulary": Command(
+        help="keep the pieces that a corpus uses",
+        make_parser=prune_vocabulary.make_parser,
+        run=prune_vocabulary.run,
     ),
     "report": Command(help="write one self-contained report.html", make_parser=report.make_parser, run=report.run),
     "verify-ledger": Command(

@@ -1,0 +1,228 @@
+"""`cclm prune-vocabulary`: keep the pieces that a corpus uses, in the tokenizer, the embeddings and the masked-LM head.
+
+    FOLDER (an export or import of ours, or an XLM-R) + shard sets or text files
+        ─▶ pieces that occur ─▶ rows of every table with a row for each piece ─▶ new folder, proven, pruning.json
+
+Two proofs, or nothing is written: every text gives the same pieces, and a fixed batch gives the same states and the
+same logits of the kept pieces. Tensors are read one at a time, so memory is about the size of the new model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from cclm.checkpoint.source_files import read_folder
+from cclm.data.tokens import pre_caption
+from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
+from cclm.errors import CheckpointError
+from cclm.model.configuration_cclm import CCLMConfig
+
+REPORT_NAME = "pruning.json"
+STATES, LOGITS = 1e-5, 1e-4
+"""Largest differences allowed: the same sums, in memory of another alignment and matrices of another height."""
+PROBE_PIECES = 8
+"""Length of the proof's text: short enough for every position table."""
+TABLES = (
+    r"(text_encoder|answer_decoder)\.embeddings\.words\.weight",
+    r"(answer_decoder\.)?masked_lm_decoder\.(weight|bias)",
+    r"(\w+\.)?embeddings\.word_embeddings\.weight",
+    r"lm_head\.(bias|decoder\.weight|decoder\.bias)",
+)
+"""Names of tensors with a row for each piece, in our folders and in those of XLM-R and its kin."""
+COPIED = re.compile(r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json")
+"""Files that stay as they are. Proofs, cards and other forms of the tokenizer would be wrong and are left behind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """What pruning did; the content of `pruning.json`."""
+
+    texts: int
+    """Texts that were counted."""
+    pieces_before: int
+    pieces_after: int
+    parameters_before: int
+    parameters_after: int
+    tables: list[str]
+    """Tensors that lost rows."""
+    left_behind: list[str]
+    """Files of the folder that were not copied."""
+    max_abs_states: float
+    """Largest difference of the text states of a fixed batch."""
+    max_abs_logits: float
+    """Largest difference of the kept pieces' masked-LM logits; 0 without such a head."""
+
+
+def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path) -> Pruned:
+    """Write a copy of `folder` with fewer pieces to `to`.
+
+    Args:
+        folder: with config.json, weights and tokenizer.json.
+        texts: gives the corpus; called twice, to count and to prove. Each text counts as it is and as published models
+            prepare it (`cclm.data.tokens.pre_caption`).
+        to: a folder that does not exist yet.
+
+    Raises:
+        CheckpointError: no such folder, no texts, or a proof that does not hold.
+    """
+    if to.exists():
+        raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
+    if not (folder / "tokenizer.json").is_file():
+        raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    before.no_padding()
+    before.no_truncation()
+    counts = used_ids(before, both_forms(texts()))
+    if not counts:
+        raise _error(str(folder), "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
+    keep = kept_ids(content, counts)
+    after = Tokenizer.from_str(json.dumps(prune_content(content, keep), ensure_ascii=False))
+    num_texts = _prove_pieces(before, after, keep, both_forms(texts()), str(folder))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prune-", dir=to.parent) as name:
+        hidden = Path(name) / to.name
+        hidden.mkdir()
+        sizes = _write_weights(folder, hidden, keep)
+        left = _write_papers(folder, hidden, content, keep)
+        states, logits = _prove_model(folder, hidden, keep)
+        pruned = Pruned(
+            texts=num_texts // 2,
+            pieces_before=before.get_vocab_size(),
+            pieces_after=len(keep),
+            left_behind=left,
+            max_abs_states=states,
+            max_abs_logits=logits,
+            **sizes,
+        )
+        (hidden / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
+        hidden.rename(to)
+    return pruned
+
+
+def both_forms(texts: Iterable[str]) -> Iterable[str]:
+    """Each text as it is, and as published models prepare it."""
+    for text in texts:
+        yield text
+        yield pre_caption(text)
+
+
+def _prove_pieces(before: Any, after: Any, keep: Sequence[int], texts: Iterable[str], where: str) -> int:
+    """Every text has the same pieces; returns how many there were."""
+    number = 0
+    for batch in batches(texts):
+        pairs = zip(*(item.encode_batch(batch, add_special_tokens=False) for item in (before, after)), strict=True)
+        for old, new in pairs:
+            if old.tokens != new.tokens or [keep[item] for item in new.ids] != old.ids:
+                wanted, got = str(old.tokens[:8]), str(new.tokens[:8])
+                raise _error(where, f"the pieces {wanted}", got, "Please report this tokenizer.")
+        number += len(batch)
+    return number
+
+
+def _write_weights(folder: Path, hidden: Path, keep: Sequence[int]) -> dict[str, Any]:
+    """The new model.safetensors; returns the numbers for the report."""
+    state = read_folder(folder)
+    tables = [name for name in state if any(re.fullmatch(pattern, name) for pattern in TABLES)]
+    if not tables:
+        raise _error(str(folder), "a model with word embeddings", f"{len(state)} other tensors", "Give another folder.")
+    rows = {state[name].shape[0] for name in tables}
+    if len(rows) != 1 or min(rows) <= keep[-1]:
+        raise _error(
+            str(folder),
+            f"tables with one row for each of the tokenizer's pieces (at least {keep[-1] + 1})",
+            ", ".join(f"{name} with {state[name].shape[0]}" for name in tables),
+            "Give a folder whose tokenizer belongs to its weights.",
+        )
+    index = torch.tensor(list(keep))
+    pruned = {name: value[index] if name in tables else value for name, value in state.items()}
+    save_file(
+        {name: value.contiguous() for name, value in pruned.items()}, hidden / "model.safetensors", {"format": "pt"}
+    )
+    return {
+        "parameters_before": sum(value.numel() for value in state.values()),
+        "parameters_after": sum(value.numel() for value in pruned.values()),
+        "tables": tables,
+    }
+
+
+def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: Sequence[int]) -> list[str]:
+    """Configuration, tokenizer, code; returns what was left behind."""
+    new_id = {old: new for new, old in enumerate(keep)}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sized = config["text"] if config.get("model_type") == CCLMConfig.model_type else config
+    sized["vocab_size"] = len(keep)
+    for place in (config, sized):
+        place.update({key: new_id[value] for key, value in place.items() if _is_id(key, value) and value in new_id})
+    written = {"config.json": config, "tokenizer.json": prune_content(content, keep)}
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        written[settings.name] = prune_settings(json.loads(settings.read_text(encoding="utf-8")), keep)
+    for name, value in written.items():
+        (hidden / name).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    left = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and COPIED.fullmatch(path.name):
+            shutil.copyfile(path, hidden / path.name)
+        elif path.name not in written and not path.name.startswith(("model.safetensors", "model-", "pytorch_model")):
+            left.append(path.name)
+    return left
+
+
+def _is_id(key: str, value: Any) -> bool:
+    """Whether a field of a config is a token's id."""
+    return key.endswith("_token_id") and isinstance(value, int)
+
+
+def _prove_model(folder: Path, hidden: Path, keep: Sequence[int]) -> tuple[float, float]:
+    """The same states and logits from both folders; returns the largest differences."""
+    new_B = torch.linspace(0, len(keep) - 1, PROBE_PIECES).long().view(1, -1)
+    old_B = torch.tensor(list(keep))[new_B]
+    before = _states_and_logits(folder, old_B)
+    after = _states_and_logits(hidden, new_B)
+    states = (before[0] - after[0]).abs().max().item()
+    logits = 0.0 if after[1] is None else (before[1][..., list(keep)] - after[1]).abs().max().item()
+    if states > STATES or logits > LOGITS:
+        raise _error(
+            str(folder),
+            f"states within {STATES:g}, logits within {LOGITS:g}",
+            f"differences of {states:.1e} and {logits:.1e}",
+            "Please report this model.",
+        )
+    return states, logits
+
+
+@torch.inference_mode()
+def _states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
+    """Text states and masked-LM logits (None without such a head) of a folder's model, in fp32."""
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    from cclm.model.modeling_cclm import CCLMModel
+
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind == CCLMConfig.model_type:
+        ours = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()
+        states = ours.encode_texts(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool))
+        if ours.masked_lm_transform is None:
+            return states, None
+        return states, ours.decode_with(ours.masked_lm_states(states[0]), torch.nn.functional.linear)
+    has_head = any(name.startswith("lm_head") for name in read_folder(folder))
+    theirs = (AutoModelForMaskedLM if has_head else AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+    output = theirs(input_ids=ids_BL, output_hidden_states=True)
+    return output.hidden_states[-1], output.logits[0] if has_head else None
+
+
+def _error(where: str, expected: str, got: str, do: str) -> CheckpointError:
+    return CheckpointError(where=where, expected=expected, got=got, do=do)
