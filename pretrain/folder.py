@@ -54,11 +54,11 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     """
     views = (config.data.image_text, config.data.text_pair, config.data.regions)
     tokenizer = Path(config.data.tokenizer) / "tokenizer.json"
-    hashes = {str(tokenizer): _content_hash(str(tokenizer), tokenizer.read_bytes)}
+    hashes = {str(tokenizer): hashlib.sha256(_read_input(str(tokenizer), tokenizer.read_bytes)).hexdigest()}
     for shards in (view.shards for view in views if view is not None):
         for folder in shards:
             name = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-            hashes[name] = _content_hash(name, partial(manifest_bytes, folder, config.data.cache))
+            hashes[name] = _shards_hash(_read_input(name, partial(manifest_bytes, folder, config.data.cache)))
     rules = {key: value for key, value in (ds_config or {}).items() if key not in BATCH_KEYS}
     hashes["DeepSpeed JSON"] = _text_hash(json.dumps(rules, sort_keys=True))
     return hashes
@@ -149,9 +149,19 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return dict(content)
 
 
-def _content_hash(name: str, read: Callable[[], bytes]) -> str:
+def _shards_hash(manifest: bytes) -> str:
+    """Hash of a set's shards alone: the command and the paths that made them do not change what is read."""
     try:
-        return hashlib.sha256(read()).hexdigest()
+        document = json.loads(manifest)
+        shards = [document[name] for name in ("format_version", "view", "shards")]
+    except (ValueError, KeyError, TypeError):
+        return hashlib.sha256(manifest).hexdigest()  # whoever reads the set says what is wrong with it
+    return _text_hash(json.dumps(shards, sort_keys=True))
+
+
+def _read_input(name: str, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
     except OSError as error:
         raise ConfigError(
             where=name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,10 +76,22 @@ def test_a_changed_deepspeed_json_is_another_run(config: RunConfig, tmp_path: Pa
 def test_changed_shards_are_another_run(config: RunConfig, tmp_path: Path) -> None:
     before = input_hashes(config, None)
     manifest = tmp_path / "pairs" / "manifest.json"
-    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    document["shards"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(document), encoding="utf-8")
     after = input_hashes(config, None)
     assert {name for name in before if before[name] != after[name]} == {str(manifest)}
     assert run_hash(config, before) != run_hash(config, after)
+
+
+def test_the_same_shards_built_by_another_command_are_the_same_input(config: RunConfig, tmp_path: Path) -> None:
+    before = input_hashes(config, None)
+    manifest = tmp_path / "pairs" / "manifest.json"
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps({**document, "command": "python -m shards build mine.yaml --out /elsewhere"}))
+    assert input_hashes(config, None) == before
+    manifest.write_text("{broken")
+    assert input_hashes(config, None) != before
 
 
 def test_missing_tokenizer(config: RunConfig, tmp_path: Path) -> None:
