@@ -13,6 +13,7 @@ from cclm.checkpoint.load import load_checkpoint
 from cclm.checkpoint.open import model_config
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares, validate
+from cclm.data.exposure import Exposure
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, view_schedule
 from cclm.data.quarantine import Quarantine
@@ -70,7 +71,8 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         checkpoint = newest_complete(folder)
         module = build_module(config, tokenizer, talk, is_fresh=checkpoint is None)
         engine = build_engine(config, module, topology, ds_config, run_hash(config, inputs))
-        start_step, seconds = (0, 0.0) if checkpoint is None else resume(engine, checkpoint)
+        start_step, seconds, seen = (0, 0.0, {}) if checkpoint is None else resume(engine, checkpoint)
+        dataset = make_dataset(config, tokenizer, topology)
         log = MetricsLog(folder, is_first, resume_step=start_step, tensorboard=config.track.tensorboard)
         progress = Progress(config.steps, start_step, "pre-training", enabled=is_first)
         yield Run(
@@ -79,7 +81,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             device=topology.device,
             engine=engine,
             collectives=talk,
-            batches=make_batches(config, tokenizer, topology, start_step),
+            batches=make_batches(config, dataset, topology, start_step),
             schedule=view_schedule(config.data, config.seed),
             start_step=start_step,
             seconds_before=seconds,
@@ -89,6 +91,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             status=RankStatus(folder, topology.rank),
             ledger=LedgerFile(folder / "ledger.jsonl", start_step) if is_first else None,
             quarantine=Quarantine(folder / QUARANTINE / f"rank_{topology.rank}.jsonl", start_step),
+            exposure=Exposure(dataset.exposure_keys, seen),
             done=done,
             stop=stop,
         )
@@ -169,15 +172,19 @@ def uses_all_parameters(config: RunConfig) -> bool:
     return has_pictures and has_boxes and is_whole
 
 
-def resume(engine: Engine, checkpoint: Path) -> tuple[int, float]:
-    """Load a checkpoint; returns the first step to do and the seconds that the run has taken so far."""
+def resume(engine: Engine, checkpoint: Path) -> tuple[int, float, dict[str, int]]:
+    """Load a checkpoint; returns the first step to do, the seconds that the run has taken, and what it has seen."""
     loaded = load_checkpoint(engine, checkpoint)
-    return int(loaded["step"]), float(loaded["state"]["seconds"])
+    return int(loaded["step"]), float(loaded["state"]["seconds"]), dict(loaded["state"].get("exposure", {}))
 
 
-def make_batches(config: RunConfig, tokenizer: TextTokenizer, topology: Topology, start_step: int) -> Iterable[Batch]:
+def make_dataset(config: RunConfig, tokenizer: TextTokenizer, topology: Topology) -> StepDataset:
+    """This rank's data."""
+    return StepDataset(config.data, tokenizer, seed=config.seed, rank=topology.rank, world_size=topology.world_size)
+
+
+def make_batches(config: RunConfig, dataset: StepDataset, topology: Topology, start_step: int) -> Iterable[Batch]:
     """Batches of this rank from `start_step` to the end."""
-    dataset = StepDataset(config.data, tokenizer, seed=config.seed, rank=topology.rank, world_size=topology.world_size)
     return make_loader(
         dataset,
         start_step=start_step,

@@ -14,6 +14,7 @@ from torch import Tensor
 from cclm.checkpoint.save import save_checkpoint
 from cclm.data.batch import Batch
 from cclm.data.config import DataConfig
+from cclm.data.exposure import Exposure
 from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
@@ -49,6 +50,7 @@ class Run:
     status: RankStatus
     ledger: LedgerFile | None
     quarantine: Quarantine
+    exposure: Exposure
     done: DoneMarker
     stop: StopRequest
 
@@ -78,6 +80,7 @@ def train(run: Run) -> bool:
 
         sums.append(ledger_sums(batch))
         run.quarantine.add(step, batch.bad_samples)
+        run.exposure.add(batch.exposure)
         run.throughput.step(global_counts(batch, config.data))
 
         is_last = step + 1 == config.steps
@@ -91,7 +94,7 @@ def train(run: Run) -> bool:
             sums.clear()
             speed = run.throughput.summary()
             rates = {f"learning_rate/{name}": rate for name, rate in statistics.learning_rates.items()}
-            counts = {"skipped_updates": float(num_skipped)}
+            counts = {"skipped_updates": float(num_skipped), **seen_so_far(run)}
             run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **counts, **rates, **speed})
             num_skipped = 0
             refuse_bad_values(step, values, run)
@@ -101,7 +104,8 @@ def train(run: Run) -> bool:
             run.status.write(step=step + 1, phase="saving")
             sync_lines(run)
             seconds = run.seconds_before + time.monotonic() - began
-            save_checkpoint(engine, run.folder, step + 1, {"seconds": seconds}, keep=config.checkpoint.keep)
+            state = {"seconds": seconds, "exposure": dict(run.exposure.totals)}
+            save_checkpoint(engine, run.folder, step + 1, state, keep=config.checkpoint.keep)
             run.throughput.restart()
         if stop_reason:
             run.status.write(step=step + 1, phase="stopped")
@@ -111,6 +115,11 @@ def train(run: Run) -> bool:
     run.status.write(step=config.steps, phase="done")
     run.done.write(step=config.steps, seconds=run.seconds_before + time.monotonic() - began)
     return True
+
+
+def seen_so_far(run: Run) -> dict[str, float]:
+    """Exact counts of the whole run by view, source and language. One collective."""
+    return {f"seen/{key}": float(count) for key, count in run.exposure.gather(run.collectives.sum).items()}
 
 
 def agree_to_stop(run: Run) -> str:

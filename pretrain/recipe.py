@@ -93,8 +93,15 @@ def refuse_unknown_keys(arguments: Sequence[str]) -> None:
         )
 
 
-FREE_KEYS = ("optimizer.module_multipliers", "optimizer.weight_decay_multipliers", "model.vision.tower")
-"""Mappings whose keys are prefixes of parameter names, checked by the optimizer; and an image model's own options."""
+FREE_KEYS = (
+    "optimizer.module_multipliers",
+    "optimizer.weight_decay_multipliers",
+    "model.vision.tower",
+    "data.image_text.mix.language_weights",
+    "data.text_pair.mix.language_weights",
+)
+"""Mappings with free keys: prefixes of parameter names, checked by the optimizer; an image model's own options;
+languages."""
 
 
 def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -209,6 +209,8 @@ class Batch(TensorRecord):
     """Which of the step's updates this is the share of, counted from 0 (schedule "alternate" has several)."""
     bad_samples: tuple[BadSample, ...] = ()
     """Samples of this rank's share that could not be used and were replaced."""
+    exposure: tuple[tuple[str, int], ...] = ()
+    """What this rank's share shows, by source and language (`cclm.data.exposure`)."""
 
     def normalised(self) -> Batch:
         """Return a copy whose pictures are normalised floats, on the device where they are."""

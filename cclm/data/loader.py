@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -20,7 +20,7 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
-from cclm.errors import CclmError
+from cclm.errors import CclmError, ConfigError
 
 
 class StepDataset(Dataset[Batch]):
@@ -56,13 +56,36 @@ class StepDataset(Dataset[Batch]):
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
         bad: list[BadSample] = []
         index = {view: self.schedule.index(view, step) for view in self.schedule.views(step)}
-        return Batch(
+        batch = Batch(
             step=step,
             image_text=self._image_text(index["image_text"], bad) if "image_text" in index else None,
             text_pair=self._text_pair(index["text_pair"], bad) if "text_pair" in index else None,
             regions=self._regions(index["regions"], bad) if "regions" in index else None,
             bad_samples=tuple(bad),
         )
+        return replace(batch, exposure=tuple(pair for source in self.sources for pair in source.take_exposure()))
+
+    @property
+    def sources(self) -> list[ImageTextSource | TextPairSource | RegionSource]:
+        """Those of the views that there are."""
+        return [source for source in (self.image_text, self.text_pair, self.regions) if source is not None]
+
+    @property
+    def exposure_keys(self) -> list[str]:
+        """Everything that `Batch.exposure` may count, the same on every rank."""
+        return [key for source in self.sources for key in source.exposure_keys]
+
+    def refuse_too_many_steps(self, stop_step: int) -> None:
+        """Raise ConfigError if the sources' `max_epochs` do not last for so many steps."""
+        for source in self.sources:
+            wanted = self.schedule.index(source.name, stop_step)
+            if source.stream.end_step is not None and wanted > source.stream.end_step:
+                raise ConfigError(
+                    where=f"data.{source.name}.mix.max_epochs",
+                    expected=f"sources that last for {wanted} steps",
+                    got=f"sources that are used up after {source.stream.end_step}",
+                    do="Shorten the run (optimizer.total_steps), or raise or leave out a max_epochs.",
+                )
 
     def slots(self, batch_size: int, group: int = 1) -> range:
         """The slots of a global batch that this rank serves: whole groups of `group` slots, as evenly as they go."""
@@ -142,7 +165,11 @@ def make_loader(
         stop_step: one past the last.
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
         pin_memory: put the tensors into page-locked memory (CUDA only).
+
+    Raises:
+        ConfigError: the sources are used up before `stop_step`.
     """
+    dataset.refuse_too_many_steps(stop_step)
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         batch_size=None,

@@ -6,7 +6,7 @@ every resumed run has the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,13 +25,15 @@ class MixStage:
 
     start_step: int
     """The first step with these proportions."""
-    weights: tuple[float, ...]
-    """One for each source, 0 to leave it out."""
+    weights: tuple[float, ...] | None = None
+    """One for each source, 0 to leave it out; None: as before."""
+    language_weights: Mapping[str, float] | None = None
+    """As in MixConfig; None: as before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """How the sources of a view are mixed, beside the view's `weights`."""
+    """How the sources and languages of a view are mixed, beside the view's `weights`."""
 
     temperature: float = 1.0
     """Without `weights`: a source's weight is its size to the power 1/temperature. 1: by size; 3.3 lifts small sources,
@@ -41,6 +43,9 @@ class MixConfig:
     max_epochs: tuple[float | None, ...] | None = None
     """How often each source's samples are shown at most, null for no limit. A source that is used up leaves the
     mixture, and the others share its place."""
+    language_weights: Mapping[str, float] | None = None
+    """Proportions of the languages of captions (of a group's translations), dealt exactly where the records have all
+    of them; languages without a weight are not shown. None: all alike."""
     schedule: tuple[MixStage, ...] = field(default=())
     """Other proportions from later steps on, in the order of their start."""
 
@@ -77,18 +82,17 @@ def plan_mixture(
         limits_SL: how many draws each source can give to each lane; `FOREVER` for no limit.
         dealing: of slots to lanes.
     """
-    pending = list(schedule)
+    pending = [(stage.start_step, list(stage.weights)) for stage in schedule if stage.weights is not None]
     current, used_up = list(weights), np.zeros(len(weights), dtype=bool)
     mixture, step = Mixture(current, dealing.num_lanes), 0
     while True:
-        until = pending[0].start_step if pending else None
+        until = pending[0][0] if pending else None
         found = _next_end(mixture, limits_SL, used_up, dealing, step, until)
         if found is not None:
             step, ended = found
             used_up = used_up | ended
         elif pending:
-            stage = pending.pop(0)
-            step, current = stage.start_step, list(stage.weights)
+            step, current = pending.pop(0)
         else:
             return MixPlan(mixture=mixture, end_step=None)
         left = [0.0 if gone else weight for weight, gone in zip(current, used_up, strict=True)]
@@ -144,8 +148,11 @@ def mix_complaints(name: str, mix: MixConfig, num_sources: int) -> list[str]:
     if any(value is not None and value <= 0 for value in (*(mix.repeats or ()), *(mix.max_epochs or ()))):
         found.append(f"{name}.mix: repeats and max_epochs are positive")
     for stage in mix.schedule:
-        if min(stage.weights, default=1.0) < 0 or not any(stage.weights):
+        if stage.weights is not None and (min(stage.weights, default=1.0) < 0 or not any(stage.weights)):
             found.append(f"{name}.mix.schedule: weights must be 0 or more, not all 0, are {stage.weights}")
+    for table in (mix.language_weights, *(stage.language_weights for stage in mix.schedule)):
+        if table is not None and (min(table.values(), default=0.0) < 0 or not any(table.values())):
+            found.append(f"{name}.mix.language_weights must be 0 or more, not all 0, are {dict(table)}")
     starts = [stage.start_step for stage in mix.schedule]
     if starts != sorted(set(starts)) or min(starts, default=0) < 0:
         found.append(f"{name}.mix.schedule must be one stage after the other, from step 0 on; starts are {starts}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cclm.data.image import ImageTransformConfig
+from cclm.data.languages import has_language_weights
 from cclm.data.masking import MaskingConfig
 from cclm.data.mix_plan import MixConfig
 
@@ -83,6 +84,8 @@ def region_complaints(view: RegionDataConfig) -> Iterator[str]:
     """What only regions can get wrong, a sentence each."""
     if view.images_per_group < 1 or view.texts_per_image < 1 or view.patch_grid < 1:
         yield "regions: images_per_group, texts_per_image and patch_grid are at least 1"
+    if has_language_weights(view.mix):
+        yield "regions.mix: language weights are for captions and translations; use regions.languages"
     if not 0 <= view.min_overlap < 1:
         yield f"regions.min_overlap must be a share below 1, is {view.min_overlap}"
     if view.attributes not in ("none", "same_language", "any_language"):

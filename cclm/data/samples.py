@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig
+from cclm.data.languages import LanguageWish
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.masking import MaskedText, MaskingConfig, mask_text
 from cclm.data.photo import training_pixels
@@ -55,6 +56,8 @@ class ImageTextSample:
     """The caption."""
     second_ids: Sequence[int] | None
     """Another caption of it; None unless two are wanted."""
+    languages: Sequence[str]
+    """Of its captions."""
     identity: int
     """63-bit hash of what the picture shows."""
     ledger: int
@@ -73,6 +76,8 @@ class TextPairSample:
     """K translations."""
     swapped: bool
     """Whether the first translation plays the image's role, and the sentence asks."""
+    languages: Sequence[str]
+    """Of the sentence and its translations."""
     identity: int
     """63-bit hash of the group."""
     ledger: int
@@ -88,6 +93,7 @@ def image_text_sample(
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
     fusion: bool,
+    wish: LanguageWish | None = None,
 ) -> ImageTextSample:
     """Draw, in this order: language and caption (and, if two are wanted, the second), augmentation, masks, noise.
 
@@ -98,16 +104,19 @@ def image_text_sample(
         tokenizer: of the run.
         generator: the sample's own.
         fusion: whether it is one of the matching rows.
+        wish: which language to show; None: all alike.
 
     Raises:
         DataError: `caption_missing` (none in the wanted languages), `caption_single` (no second one), `text_empty`.
     """
-    language, choice = choose_caption(record.captions, config, *generator.random(2).tolist())
-    captions, told = [record.captions[language][choice]], f"{language}:{choice}"
+    which, draw = generator.random(2).tolist()
+    language, choice = choose_caption(record.captions, config, which, draw, wish)
+    captions, told, languages = [record.captions[language][choice]], f"{language}:{choice}", [language]
     if config.captions_per_image == 2:
         rest = other_captions(record.captions, language, choice, config)
         language, choice = choose_caption(rest, config, *generator.random(2).tolist())
         captions.append(rest[language][choice])
+        languages.append(language)
         told += f",{language}:{choice}"
     ids, *others = tokenizer.encode(captions, config.max_tokens, config.max_words)
     pixels = training_pixels(picture, config.transform, generator)
@@ -115,6 +124,7 @@ def image_text_sample(
         pixels_CHW=pixels,
         ids=ids,
         second_ids=others[0] if others else None,
+        languages=languages,
         identity=identity_hash(record.identity or record.key),
         ledger=sample_hash(record.source, record.key, told),
         fusion=fusion_draws(ids, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
@@ -141,19 +151,26 @@ def other_captions(
 
 
 def choose_caption(
-    captions: Mapping[str, Sequence[str]], config: CaptionRules, language_draw: float, caption_draw: float
+    captions: Mapping[str, Sequence[str]],
+    config: CaptionRules,
+    language_draw: float,
+    caption_draw: float,
+    wish: LanguageWish | None = None,
 ) -> tuple[str, int]:
-    """Pick a language (all alike) and one of its captions, by two uniform numbers."""
+    """Pick a language (the wished one, or all alike) and one of its captions, by two uniform numbers."""
     names = sorted(captions) if config.languages is None else [name for name in config.languages if name in captions]
     names = [name for name in names if captions[name]]
-    if not names:
+    wished = None if wish is None else wish.pick(names, language_draw)
+    if not names or (wish is not None and wished is None):
         raise DataError(
             reason="caption_missing",
-            expected=f"a caption in {'any language' if config.languages is None else ', '.join(config.languages)}",
+            expected="a caption in "
+            + ("any language" if config.languages is None else ", ".join(config.languages))
+            + ("" if wish is None else f" with a weight ({', '.join(wish.weights)})"),
             got=f"captions in {', '.join(sorted(captions)) or 'no language'}",
             do="Change `languages`, or leave the record out of the shards.",
         )
-    name = names[int(language_draw * len(names))]
+    name = wished or names[int(language_draw * len(names))]
     count, first = len(captions[name]), config.first_caption_probability
     if count == 1:
         return name, 0
@@ -171,17 +188,14 @@ def text_pair_sample(
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
     fusion: bool,
+    wish: LanguageWish | None = None,
 ) -> TextPairSample:
     """Draw, in this order: which K pairs of the group, who plays the image's role, masks, noise.
 
     Raises:
-        DataError: `text_empty`.
+        DataError: `text_empty`, `translation_missing` (none in the wished languages).
     """
-    count, wanted = len(pairs), config.pairs_per_sample
-    if count >= wanted:
-        chosen = generator.permutation(count)[:wanted].tolist()
-    else:
-        chosen = generator.integers(count, size=wanted).tolist()
+    chosen = choose_pairs([pair.lang_b for pair in pairs], config.pairs_per_sample, generator, wish)
     swapped = bool(generator.random() < config.swap_probability)
     texts = [pairs[0].text_a, *(pairs[index].text_b for index in chosen)]
     anchor, *others = tokenizer.encode(texts, config.max_tokens, config.max_words)
@@ -192,10 +206,39 @@ def text_pair_sample(
         anchor=anchor,
         others=others,
         swapped=swapped,
+        languages=[first.lang_a, *(pairs[index].lang_b for index in chosen)],
         identity=identity_hash(first.group or first.text_a),
         ledger=sample_hash(first.source, first.group, ",".join(map(str, chosen))),
         fusion=fusion_draws(masked, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
     )
+
+
+def choose_pairs(
+    languages: Sequence[str], wanted: int, generator: np.random.Generator, wish: LanguageWish | None
+) -> list[int]:
+    """K translations of a group by the languages of all of them; with repetition only if it has fewer.
+
+    Without a wish all are alike. With one the first is in the dealt language, if there is any, and the others are
+    drawn by weight (Efraimidis and Spirakis 2006: the largest u^(1/weight) win).
+    """
+    count = len(languages)
+    if wish is None:
+        if count >= wanted:
+            return [int(index) for index in generator.permutation(count)[:wanted]]
+        return [int(index) for index in generator.integers(count, size=wanted)]
+    draws = generator.random(count + wanted).tolist()
+    weights = [wish.weights.get(name, 0.0) for name in languages]
+    shown = [index for index in range(count) if weights[index] > 0]
+    order = sorted(shown, key=lambda index: -(draws[index] ** (1 / weights[index])))
+    if not order:
+        raise DataError(
+            reason="translation_missing",
+            expected=f"a translation into a language with a weight ({', '.join(wish.weights)})",
+            got=", ".join(languages),
+            do="Give its language a weight in `mix.language_weights`, or leave the group out of the shards.",
+        )
+    order.sort(key=lambda index: languages[index] != wish.language)  # stable: the dealt language goes first
+    return [*order[:wanted], *(order[int(draw * len(order))] for draw in draws[count + len(order) :])]
 
 
 def fusion_draws(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -12,7 +12,9 @@ from PIL import Image
 
 from cclm.data.batch import BadSample
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig, ViewConfig
+from cclm.data.exposure import source_names
 from cclm.data.image import decode_image, prepare
+from cclm.data.languages import LanguageMix, LanguageWish, has_language_weights
 from cclm.data.region_config import RegionDataConfig
 from cclm.data.regions import RegionRow, RegionSample, draw_rows, region_sample
 from cclm.data.samples import ImageTextSample, TextPairSample, image_text_sample, text_pair_sample
@@ -104,6 +106,38 @@ class Source(Generic[Sample]):
         sizes = [shard_set.samples_per_shard for shard_set in self.sets]
         seed, lanes, window = seed ^ STREAM_BITS[self.name], config.num_lanes, config.window
         self.stream = Stream(sizes, config.weights, seed, lanes, window, self.batch_size, config.mix)
+        self.languages = [sorted(shard_set.manifest.totals.languages) for shard_set in self.sets]
+        self._languages: LanguageMix | None = None
+        if has_language_weights(config.mix):
+            self._languages = LanguageMix(config.mix, self.languages, self.stream.dealing)
+        self._names = [f"{self.name}/{name}" for name in source_names(self.folders)]
+        self._seen: Counter[str] = Counter()
+
+    @property
+    def exposure_keys(self) -> list[str]:
+        """What `take_exposure` may count."""
+        pairs = zip(self._names, self.languages, strict=True)
+        return [*self._names, *(f"{name}/{language}" for name, languages in pairs for language in languages)]
+
+    def take_exposure(self) -> list[tuple[str, int]]:
+        """What the samples since the last call showed: `cclm.data.exposure`."""
+        seen = sorted(self._seen.items())
+        self._seen.clear()
+        return seen
+
+    def _wish(self, address: Address) -> LanguageWish | None:
+        """The language to show, if languages are dealt."""
+        if self._languages is None:
+            return None
+        turn = address.position // self.stream.num_lanes
+        return self._languages.wish(address.source, address.lane, turn, address.draw)
+
+    def _count(self, address: Address, sample: Sample) -> None:
+        """Count a sample that goes into a batch."""
+        name = self._names[address.source]
+        self._seen[name] += 1
+        for language in getattr(sample, "languages", ()):
+            self._seen[f"{name}/{language}"] += 1
 
     def announce(self, step: int, slots: range) -> None:
         """Let the remote shards of these slots be fetched that will be read some steps after `step`."""
@@ -130,7 +164,9 @@ class Source(Generic[Sample]):
         candidate: Address | None = address
         while candidate is not None and len(bad) <= MAX_REPLACEMENTS:
             try:
-                return self._make(candidate, fusion), bad
+                sample = self._make(candidate, fusion)
+                self._count(candidate, sample)
+                return sample, bad
             except DataError as error:
                 bad.append(self._describe(candidate, error))
             candidate = self.stream.replacement(address, len(bad))
@@ -177,7 +213,8 @@ class ImageTextSource(Source[ImageTextSample]):
     def _make(self, address: Address, fusion: bool) -> ImageTextSample:
         record, picture = self._load(address)
         generator = sample_generator(self.seed, self.view, address.epoch, address.position)
-        return image_text_sample(record, picture, self.config, self.tokenizer, generator, fusion)
+        wish = self._wish(address)
+        return image_text_sample(record, picture, self.config, self.tokenizer, generator, fusion, wish)
 
     def _load(self, address: Address) -> tuple[ImageTextRecord, Image.Image | bytes]:
         transform = self.config.transform
@@ -216,7 +253,7 @@ class TextPairSource(Source[TextPairSample]):
             pairs = self.sets[address.source].text_group(address.shard, address.sample)
             self._memory.put(key, pairs, 1)
         generator = sample_generator(self.seed, self.view, address.epoch, address.position)
-        return text_pair_sample(pairs, self.config, self.tokenizer, generator, fusion)
+        return text_pair_sample(pairs, self.config, self.tokenizer, generator, fusion, self._wish(address))
 
 
 class RegionSource(Source[RegionSample]):

@@ -58,7 +58,7 @@ class PlainStream:
         state, current, gone = _Dealt(self.num_lanes, len(self.sources)), list(self.weights), set[int]()
         for step in itertools.count():
             for stage in self.mix.schedule:
-                if stage.start_step == step:
+                if stage.start_step == step and stage.weights is not None:
                     current, state.since = list(stage.weights), list(state.turns)
             while True:
                 left = [0.0 if source in gone else weight for source, weight in enumerate(current)]

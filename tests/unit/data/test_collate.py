@@ -32,7 +32,13 @@ def test_slots_point_at_the_hidden_tokens() -> None:
 
 def sample(anchor: list[int], others: list[list[int]], swapped: bool, fusion: FusionDraws | None) -> TextPairSample:
     return TextPairSample(
-        anchor=anchor, others=others, swapped=swapped, identity=sum(anchor), ledger=-len(others), fusion=fusion
+        anchor=anchor,
+        others=others,
+        swapped=swapped,
+        languages=["en", "de"],
+        identity=sum(anchor),
+        ledger=-len(others),
+        fusion=fusion,
     )
 
 

@@ -132,6 +132,18 @@ def test_sizes_of_data_and_network_must_fit(settings: Path) -> None:
     assert "data.image_text: 16 positions with data.pad_multiple, model.text has 8" in padded
 
 
+def test_a_mix_is_read_from_yaml(settings: Path) -> None:
+    content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    stages = [{"start_step": 5, "weights": [2.0]}, {"start_step": 9, "language_weights": {"de": 1.0}}]
+    mix = {"temperature": 3.3, "max_epochs": [None], "language_weights": {"en": 2.0, "de": 1.0}, "schedule": stages}
+    content["data"]["image_text"]["mix"] = mix
+    settings.write_text(yaml.safe_dump(content), encoding="utf-8")
+    images = read_config(["--recipe", str(settings)]).data.image_text
+    assert images is not None and images.mix.max_epochs == (None,)
+    assert images.mix.schedule[0].weights == (2.0,) and images.mix.schedule[1].language_weights == {"de": 1.0}
+    assert images.mix.language_weights == {"en": 2.0, "de": 1.0}
+
+
 def test_ramp_that_ends_before_it_starts(settings: Path) -> None:
     assert "hardness_start_step 9" in refusal("--recipe", str(settings), "--objectives.hardness_start_step", "9")
 

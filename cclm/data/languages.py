@@ -1,0 +1,96 @@
+"""Which language a draw should show: exact proportions in every lane, as a pure function of the draw.
+
+The languages of a source are dealt to its draws as the sources are dealt to a lane (`cclm.data.mixture`). A record
+that lacks the dealt language shows another one that it has, by the same weights; where all records have all languages,
+the proportions are exact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cclm.data.dealing import Dealing
+from cclm.data.mix_plan import MixConfig
+from cclm.data.mixture import Deal
+from cclm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LanguageWish:
+    """What a draw should show."""
+
+    weights: Mapping[str, float]
+    """Positive weights of the languages that may be shown."""
+    language: str | None
+    """The dealt one; None: by the weights alone."""
+
+    def pick(self, available: Sequence[str], draw: float) -> str | None:
+        """One of the available languages, by a uniform number if the dealt one is not among them; None: none may."""
+        if self.language in available:
+            return self.language
+        names = [name for name in available if name in self.weights]
+        threshold = draw * sum(self.weights[name] for name in names)
+        for name in names:
+            threshold -= self.weights[name]
+            if threshold < 0:
+                return name
+        return names[-1] if names else None
+
+
+class LanguageMix:
+    """Deals languages to the draws of all sources.
+
+    Args:
+        mix: `language_weights`, and those of its schedule.
+        languages_by_source: what each source has, by its manifest.
+        dealing: of slots to lanes.
+
+    Raises:
+        ConfigError: a source has none of the languages that have a weight.
+    """
+
+    def __init__(self, mix: MixConfig, languages_by_source: Sequence[Sequence[str]], dealing: Dealing) -> None:
+        stages = [(0, mix.language_weights)] + [(stage.start_step, stage.language_weights) for stage in mix.schedule]
+        given = [(step, table) for step, table in stages if table is not None]
+        self._steps = [step for step, _ in given]
+        lanes = range(dealing.num_lanes)
+        self._starts = [[dealing.turns_before(step, lane) for step in self._steps] for lane in lanes]
+        self._num_lanes = dealing.num_lanes
+        self._deals = [
+            [self._deal(table, languages, source) for source, languages in enumerate(languages_by_source)]
+            for _, table in given
+        ]
+
+    def wish(self, source: int, lane: int, turn: int, draw: int) -> LanguageWish | None:
+        """What a lane's draw should show; None: before the first weights.
+
+        Args:
+            source: that the draw takes.
+            lane: that draws.
+            turn: how many draws the lane gave before.
+            draw: how many of them were from this source.
+        """
+        stage = bisect_right(self._starts[lane], turn) - 1
+        if stage < 0:
+            return None
+        names, weights, deal = self._deals[stage][source]
+        return LanguageWish(weights, names[deal.source(lane, draw)])
+
+    def _deal(
+        self, table: Mapping[str, float], languages: Sequence[str], source: int
+    ) -> tuple[list[str], dict[str, float], Deal]:
+        weights = {name: table[name] for name in sorted(table) if table[name] > 0 and name in languages}
+        if not weights:
+            raise ConfigError(
+                expected=f"a language with a weight in every source ({', '.join(table)})",
+                got=f"{', '.join(languages) or 'no language'} in source {source}",
+                do="Give one of these a weight in `mix.language_weights`, or leave the source out.",
+            )
+        return list(weights), weights, Deal(list(weights.values()), self._num_lanes)
+
+
+def has_language_weights(mix: MixConfig) -> bool:
+    """Whether languages are dealt at all."""
+    return mix.language_weights is not None or any(stage.language_weights is not None for stage in mix.schedule)
