@@ -10,7 +10,8 @@ from typing import Any
 
 from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_checkpoint
-from cclm.checkpoint.open import model_config
+from cclm.checkpoint.open import longest_text, model_config, transform_of
+from cclm.checkpoint.witness import make_recorder
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares, validate
 from cclm.data.exposure import Exposure
@@ -94,6 +95,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             exposure=Exposure(dataset.exposure_keys, seen),
             done=done,
             stop=stop,
+            witness=make_recorder(tokenizer, transform_of(asdict(config)), longest_text(asdict(config))),
         )
 
 

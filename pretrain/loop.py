@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Run:
     exposure: Exposure
     done: DoneMarker
     stop: StopRequest
+    witness: Callable[[Engine, Path], None]
+    """Puts what the engine computes on a fixed probe into a checkpoint: exports are measured against it."""
 
 
 def train(run: Run) -> bool:
@@ -105,7 +107,8 @@ def train(run: Run) -> bool:
             sync_lines(run)
             seconds = run.seconds_before + time.monotonic() - began
             state = {"seconds": seconds, "exposure": dict(run.exposure.totals)}
-            save_checkpoint(engine, run.folder, step + 1, state, keep=config.checkpoint.keep)
+            keep = config.checkpoint.keep
+            save_checkpoint(engine, run.folder, step + 1, state, keep=keep, witness=run.witness)
             run.throughput.restart()
         if stop_reason:
             run.status.write(step=step + 1, phase="stopped")

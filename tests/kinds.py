@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from cclm.model.configuration_cclm import ModelOptions
+import torch
+
+from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
@@ -45,3 +48,14 @@ KINDS: dict[str, ModelOptions] = {
 def with_vocabulary(options: ModelOptions, vocab_size: int, max_positions: int = 40) -> ModelOptions:
     """The same kind of model for another tokenizer."""
     return replace(options, text=replace(options.text, vocab_size=vocab_size, max_positions=max_positions))
+
+
+def lively_model(options: ModelOptions, seed: int = 3) -> CCLMModel:
+    """Weights large enough that every output depends on every input, as after a long training."""
+    generator = torch.Generator().manual_seed(seed)
+    model = CCLMModel(CCLMConfig(**asdict(options)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter is not model.temperature.value:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()

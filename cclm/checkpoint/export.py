@@ -1,11 +1,13 @@
 """Write a trained model as a Hugging Face folder that carries its own code, and prove that it works.
 
-.export-NAME/NAME/   weights (safetensors), config.json + modelling code, tokenizer, image processor, README.md
+.export-NAME/NAME/   weights (safetensors), config.json + modelling code, tokenizer, processors, README.md
      │ a fresh process that cannot import this library loads it and computes (parity.json), or nothing happens
      ▼
 NAME/                renamed into place, an older export of that name goes
 
-The hidden folder is locked by its export; what a killed one left in it goes when the next one starts.
+The hidden folder is locked by its export; what a killed one left in it goes when the next one starts. Weights pass
+through memory piece by piece, from the files of the ranks to those of the export; no process holds the model but the
+fresh one.
 """
 
 from __future__ import annotations
@@ -13,66 +15,136 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Regex, Tokenizer, normalizers, processors
-from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
-from cclm.checkpoint.open import RESAMPLE_NUMBER, OpenedModel, is_export
+from cclm.atomic import sync
+from cclm.checkpoint.hub_folder import write_folder
+from cclm.checkpoint.load import verify
+from cclm.checkpoint.open import Prepared, is_export, with_weights, without_prefix
 from cclm.checkpoint.parity import ParityReport, prove_parity
-from cclm.data.image import ImageTransformConfig
-from cclm.data.tokens import Normalise
+from cclm.checkpoint.weight_files import Dtype, Source, parse_size, visit
+from cclm.checkpoint.witness import Witness, read_witness, witness_of
+from cclm.engine.ema import stored_average
+from cclm.engine.stored_weights import StoredTensor, stored_weights
 from cclm.errors import CheckpointError
-from cclm.model.image_processing_cclm import CCLMImageProcessor
+from cclm.model.modeling_cclm import tied_weights
 from cclm.track.facts import PARITY_NAME
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+SHARD_SIZE = "5GB"
+"""Of a file of weights."""
+REPLACED = "replaced"
+"""Name of an older export inside the hidden folder, between two renames."""
 
-TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.03}
-"""Largest difference allowed. fp32: rounding of other batch shapes is 1e-6. Halves: three decimal digits of logits."""
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to write."""
+
+    dtype: Dtype = "float32"
+    """Of the weights on disk."""
+    shard_bytes: int = parse_size(SHARD_SIZE)
+    """Largest size of a file of weights."""
+    tolerance: float | None = None
+    """Largest difference, as a share of the largest value; None: by dtype."""
+    python: Path | None = None
+    """Interpreter of the fresh process; None: this one."""
+
+
+Weights = Literal["last", "ema"]
+"""The weights after the last update, or their moving average (`optimizer.ema_decay`)."""
+
+
+def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
+    """The weights of a checkpoint by the network's names, opened anew at each call; every byte is verified once, now.
+
+    Raises:
+        CheckpointError: not complete, damaged, or without averages when these are asked for.
+    """
+    verify(checkpoint)
+    if weights == "ema":
+        stored_average(checkpoint)  # tells at once if there is none
+
+    def source() -> Mapping[str, StoredTensor]:
+        stored = stored_weights(checkpoint)
+        if weights == "ema":  # buffers and frozen parameters have no average
+            for name, average in stored_average(checkpoint).items():
+                stored[name] = StoredTensor(shape=average.shape, dtype=torch.float32, parts=average.parts)
+        return without_prefix(stored)
+
+    return source
+
+
+def witness_for(prepared: Prepared, source: Source, weights: Weights = "last") -> Witness:
+    """What the training engine computed; without it, and for averages, what the model computes in this process."""
+    recorded = read_witness(prepared.origin) if weights == "last" else None
+    if recorded is not None:
+        return recorded
+    tied = tied_weights(prepared.config.options())
+    names = [name for name in source() if name not in tied]
+    state = {name: stored.whole() for name, stored in zip(names, visit(source, names), strict=True)}
+    opened = with_weights(prepared, state)
+    found = witness_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
+    return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
 
 
 def export(
-    opened: OpenedModel,
+    prepared: Prepared,
     to: Path,
     *,
+    source: Source,
+    witness: Witness,
     card: Callable[[ParityReport], str],
-    dtype: Dtype = "float32",
-    tolerance: float | None = None,
+    options: ExportOptions | None = None,
 ) -> ParityReport:
-    """Write `opened` to the folder `to` and return the proof, which also goes to `to`/parity.json.
+    """Write a model to the folder `to` and return the proof, which also goes to `to`/parity.json.
 
     Args:
-        opened: the model and what prepares its inputs.
+        prepared: sizes, and what prepares the inputs.
         to: the folder to make; an export that is already there is replaced, anything else is refused.
+        source: the weights.
+        witness: what the export must compute.
         card: makes the text of README.md.
-        dtype: of the weights on disk.
-        tolerance: largest absolute difference of any output; None: by dtype.
+        options: dtype, size of shards, tolerance.
 
     Raises:
-        CheckpointError: `to` is something else, or another export to it is running, or a fresh process computes
-            something else. `to` is then untouched.
+        CheckpointError: `to` is something else, or another export to it is running, or weights are missing, or a fresh
+            process computes something else. `to` is then untouched.
     """
+    options = ExportOptions() if options is None else options
     refuse_to_overwrite(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     with workshop(to) as hidden:
         folder = hidden / to.name
-        write_folder(opened, folder, dtype)
-        allowed = TOLERANCE[dtype] if tolerance is None else tolerance
-        report = prove_parity(opened, folder, dtype=dtype, tolerance=allowed)
+        write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
+        report = prove_parity(
+            prepared,
+            folder,
+            witness=witness,
+            dtype=options.dtype,
+            tolerance=options.tolerance,
+            python=options.python,
+        )
         (folder / PARITY_NAME).write_text(report.as_json(), encoding="utf-8")
         (folder / "README.md").write_text(card(report), encoding="utf-8")
-        for path in folder.iterdir():
-            path.chmod(0o644)  # safetensors writes with the mode of a temporary file
-        if to.exists():
-            to.rename(hidden / "old")
-        folder.rename(to)
+        move_into_place(folder, to, hidden)
     return report
+
+
+def move_into_place(folder: Path, to: Path, hidden: Path) -> None:
+    """Give a finished folder its name, durably; what had the name goes into the hidden folder."""
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
+    if to.exists():
+        to.rename(hidden / REPLACED)
+    folder.rename(to)
+    sync(to.parent)
 
 
 @contextmanager
@@ -97,6 +169,8 @@ def workshop(to: Path) -> Iterator[Path]:
                 got="another one that is running",
                 do="Wait for it, or give another `--to`.",
             ) from error
+        if (hidden / REPLACED).exists() and not to.exists():  # killed between the two renames
+            (hidden / REPLACED).rename(to)
         for leftover in hidden.iterdir():
             shutil.rmtree(leftover)
         try:
@@ -116,61 +190,3 @@ def refuse_to_overwrite(to: Path) -> None:
             got="a folder or file with other contents",
             do="Give another `--to`, or move it away.",
         )
-
-
-def write_folder(opened: OpenedModel, folder: Path, dtype: Dtype) -> None:
-    """Write weights, config, modelling code, tokenizer and image processor."""
-    folder.mkdir(parents=True)
-    model = type(opened.model)(opened.model.config)
-    model.load_state_dict(opened.model.state_dict())
-    transformers_logging.disable_progress_bar()
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    hub_tokenizer(opened.tokenizer_folder, opened.tokenizer.normalise, opened.max_tokens).save_pretrained(folder)
-    hub_image_processor(opened.transform).save_pretrained(folder)
-
-
-def hub_image_processor(transform: ImageTransformConfig) -> CCLMImageProcessor:
-    """Return the image processor that does what the evaluation transform does."""
-    return CCLMImageProcessor(
-        size={"height": transform.size, "width": transform.size},
-        resample=RESAMPLE_NUMBER[transform.resample],
-        image_mean=transform.mean,
-        image_std=transform.std,
-    )
-
-
-def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer for `AutoTokenizer`: what our code does around tokenizer.json becomes part of it.
-
-    That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length.
-    """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
-    tokenizer.normalizer = normalizers.Sequence([*_preparation(normalise), *own])
-    frame = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=frame
-    )
-    names = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>"}
-    if tokenizer.token_to_id("<unk>") is not None:
-        names["unk"] = "<unk>"
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_tokens,
-        model_input_names=["input_ids", "attention_mask"],
-        padding_side="right",
-        **{f"{name}_token": token for name, token in names.items()},
-    )
-
-
-def _preparation(normalise: Normalise) -> list[normalizers.Normalizer]:
-    """What `cclm.data.tokens` does to a text before tokenizer.json sees it, as normalisers."""
-    if normalise == "none":
-        return [normalizers.Strip()]
-    return [
-        normalizers.Lowercase(),
-        normalizers.Replace(Regex(r"[,.'!?\"()*#:;~/-]"), " "),
-        normalizers.Replace("<person>", "person"),
-        normalizers.Replace(Regex(r"\s{2,}"), " "),
-        normalizers.Strip(),
-    ]

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
-from cclm.checkpoint.export import TOLERANCE, hub_image_processor, hub_tokenizer, refuse_to_overwrite
+from cclm.checkpoint.export import SHARD_SIZE, refuse_to_overwrite
+from cclm.checkpoint.hub_folder import hub_image_processor, write_folder, write_model
 from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model
 from cclm.checkpoint.open import OpenedModel
 from cclm.checkpoint.parity import ParityReport, prove_parity
 from cclm.checkpoint.published_file import read_tensors
 from cclm.checkpoint.published_sizes import family_of, options_of_state
+from cclm.checkpoint.weight_files import in_memory, parse_size
+from cclm.checkpoint.witness import witness_of
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import Normalise, load_tokenizer
 from cclm.errors import CheckpointError
@@ -87,10 +89,11 @@ def import_file(
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=to.parent) as name:
         folder = Path(name) / to.name
-        opened = write_model(model, folder, path, tokenizer)
+        opened = write_everything(model, folder, path, tokenizer)
         parity = None
         if opened is not None:
-            parity = prove_parity(opened, folder, dtype="float32", tolerance=TOLERANCE["float32"])
+            witness = witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+            parity = prove_parity(opened, folder, witness=witness, dtype="float32")
         imported = Imported(
             options=options,
             family=family_of(options),
@@ -116,14 +119,15 @@ def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMMode
     return model
 
 
-def write_model(model: CCLMModel, folder: Path, origin: Path, tokenizer: Path | None) -> OpenedModel | None:
+def write_everything(model: CCLMModel, folder: Path, origin: Path, tokenizer: Path | None) -> OpenedModel | None:
     """Write everything that is loaded; return what a proof needs, if there is a tokenizer."""
     options = model.config.options()
     transform = ImageTransformConfig(size=options.vision.image_size, method="none")
-    transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    hub_image_processor(transform).save_pretrained(folder)
+    source, shard_bytes = in_memory(model.state_dict()), parse_size(SHARD_SIZE)
+    image_processor = hub_image_processor(transform)
     if tokenizer is None:
+        write_model(model.config, folder, source, dtype=None, shard_bytes=shard_bytes, origin=str(origin))
+        image_processor.save_pretrained(folder)
         return None
     words = load_tokenizer(tokenizer, NORMALISE)
     if words.vocab_size > options.text.vocab_size or words.pad_id != options.text.pad_token_id:
@@ -135,8 +139,8 @@ def write_model(model: CCLMModel, folder: Path, origin: Path, tokenizer: Path | 
         )
     first_row = options.text.pad_token_id + 1 if options.text.position_rule == "ids" else options.text.position_offset
     max_tokens = options.text.max_positions - first_row
-    hub_tokenizer(tokenizer, words.normalise, max_tokens).save_pretrained(folder)
-    return OpenedModel(
+    opened = OpenedModel(
+        config=model.config,
         model=model,
         tokenizer=words,
         tokenizer_folder=tokenizer,
@@ -145,6 +149,8 @@ def write_model(model: CCLMModel, folder: Path, origin: Path, tokenizer: Path | 
         origin=origin,
         run_folder=None,
     )
+    write_folder(opened, folder, source, dtype=None, shard_bytes=shard_bytes)
+    return opened
 
 
 def write_papers(imported: Imported, folder: Path, path: Path) -> None:

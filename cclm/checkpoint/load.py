@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cclm.checkpoint.layout import check_hashes, check_sizes, read_marker
 from cclm.checkpoint.ranks import on_every_rank
-from cclm.engine.plain import STATE_FILE
 from cclm.engine.protocol import Engine
+from cclm.engine.stored_weights import stored_weights
 from cclm.errors import CheckpointError
 
 
@@ -28,17 +27,25 @@ def load_checkpoint(engine: Engine, checkpoint: Path) -> dict[str, Any]:
 def load_full_state(checkpoint: Path) -> dict[str, Tensor]:
     """Consolidated fp32 weights (and buffers) by name, on the CPU, from a checkpoint of any engine.
 
-    One process, any world size. Names are those of the training module's `state_dict`. Every byte is verified first.
+    One process, any world size. Names are those of the training module's `state_dict`; tensors with several names are
+    read once. Every byte is verified first.
     """
+    verify(checkpoint)
+    found: dict[str, Tensor] = {}
+    known: dict[tuple[int, ...], Tensor] = {}
+    for name, stored in stored_weights(checkpoint).items():
+        place = (*(part.data_ptr() for part in stored.parts), *stored.shape)
+        if place not in known:
+            known[place] = stored.whole()
+        found[name] = known[place]
+    return found
+
+
+def verify(checkpoint: Path) -> None:
+    """Raise `CheckpointError` if a checkpoint is not complete, or if one byte is another than was written."""
     marker = read_marker(checkpoint)
     check_sizes(checkpoint, marker)
     check_hashes(checkpoint, marker, marker.files)
-    if (checkpoint / STATE_FILE).exists():
-        state: dict[str, Tensor] = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)["module"]
-        return state
-    from cclm.engine.deepspeed_engine import consolidated_state
-
-    return consolidated_state(checkpoint)
 
 
 def _check(checkpoint: Path, rank: int, world_size: int) -> None:

@@ -11,31 +11,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from cclm.checkpoint.identity import identify
 from cclm.checkpoint.layout import newest_complete
+from cclm.checkpoint.load import load_full_state
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
-from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.modeling_cclm import CCLMModel, tied_weights
 from cclm.track.facts import PARITY_NAME, CheckpointFacts
 from cclm.track.reading import read_json, read_yaml
 
+ValueType = TypeVar("ValueType")
 RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}
 """PIL's numbers of the resize filters, as an image processor's JSON holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedModel:
-    """A model in evaluation mode, with what prepares its inputs."""
+class Prepared:
+    """Everything about a trained model but its weights: sizes, and what prepares its inputs."""
 
-    model: CCLMModel
-    """fp32, on the CPU, in evaluation mode."""
+    config: CCLMConfig
+    """Sizes of the network."""
     tokenizer: TextTokenizer
     """Text → ids."""
     tokenizer_folder: Path
@@ -52,6 +54,34 @@ class OpenedModel:
     """Which checkpoint the weights are; None: an export that does not say."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel(Prepared):
+    """A model in evaluation mode, with what prepares its inputs."""
+
+    model: CCLMModel
+    """fp32, on the CPU, in evaluation mode."""
+
+
+def prepare_run(path: Path) -> Prepared:
+    """Find a run's newest checkpoint, or one checkpoint inside a run, without reading its weights.
+
+    Raises:
+        ConfigError: config.yaml cannot be read.
+        CheckpointError: it is neither, or the run has no complete checkpoint.
+    """
+    if (path / "config.yaml").exists():
+        return _prepare_checkpoint(path, _newest_checkpoint(path))
+    run_folder = path.parent.parent
+    if path.is_dir() and (run_folder / "config.yaml").exists():
+        return _prepare_checkpoint(run_folder, path)
+    raise CheckpointError(
+        where=str(path),
+        expected="an export folder (config.json), a run folder (config.yaml) or a checkpoint inside a run folder",
+        got="something else" if path.exists() else "nothing at this path",
+        do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
+    )
+
+
 def open_model(path: Path) -> OpenedModel:
     """Open an export folder, a run folder or a checkpoint folder.
 
@@ -61,17 +91,18 @@ def open_model(path: Path) -> OpenedModel:
     """
     if is_export(path):
         return _open_export(path)
-    if (path / "config.yaml").exists():
-        return _open_checkpoint(path, _newest_checkpoint(path))
-    run_folder = path.parent.parent
-    if path.is_dir() and (run_folder / "config.yaml").exists():
-        return _open_checkpoint(run_folder, path)
-    raise CheckpointError(
-        where=str(path),
-        expected="an export folder (config.json), a run folder (config.yaml) or a checkpoint inside a run folder",
-        got="something else" if path.exists() else "nothing at this path",
-        do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
-    )
+    prepared = prepare_run(path)
+    return with_weights(prepared, load_full_state(prepared.origin))
+
+
+def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel:
+    """Build the network around these tensors (not copies of them, where they are fp32).
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config.
+    """
+    model = build_model(prepared.config, state, str(prepared.origin))
+    return OpenedModel(**{**vars(prepared), "model": model})
 
 
 def is_export(path: Path) -> bool:
@@ -102,21 +133,28 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
     Raises:
         CheckpointError: names or shapes do not fit the config.
     """
-    prefix = "model."
-    if state and all(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    model = CCLMModel(config)
+    state = without_prefix(state)
+    with torch.device("meta"):
+        model = CCLMModel(config)
     try:
-        loaded = model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+        fp32 = {name: tensor.float() for name, tensor in state.items()}
+        loaded = model.load_state_dict(fp32, strict=False, assign=True)
     except RuntimeError as error:
         raise _misfit(where, " ".join(str(error).split())) from error
-    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
-    missing = [name for name in loaded.missing_keys if name not in tied]
+    missing = [name for name in loaded.missing_keys if name not in tied_weights(config.options())]
     if missing or loaded.unexpected_keys:
         raise _misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
     model.tie_weights()
     model.eval()
     return model
+
+
+def without_prefix(state: Mapping[str, ValueType]) -> Mapping[str, ValueType]:
+    """The network's names: the training module's begin with `model.`"""
+    prefix = "model."
+    if state and all(name.startswith(prefix) for name in state):
+        return {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _misfit(where: str, got: str) -> CheckpointError:
@@ -166,21 +204,23 @@ def _newest_checkpoint(run_folder: Path) -> Path:
     return found
 
 
-def _open_checkpoint(run_folder: Path, checkpoint: Path) -> OpenedModel:
-    from cclm.checkpoint.load import load_full_state
+def longest_text(config: Mapping[str, Any]) -> int:
+    """Tokens of the longest text that a run was trained with."""
+    views = [config["data"].get(name) or {} for name in ("image_text", "text_pair")]
+    return max(int(view.get("max_tokens", 0)) for view in views) or 64
 
+
+def _prepare_checkpoint(run_folder: Path, checkpoint: Path) -> Prepared:
     config = read_run_config(run_folder)
     data = config["data"]
     tokenizer_folder = Path(data["tokenizer"])
     tokenizer = load_tokenizer(tokenizer_folder, data.get("normalise", "none"))
-    state = load_full_state(checkpoint)
-    views = [data.get(name) or {} for name in ("image_text", "text_pair")]
-    return OpenedModel(
-        model=build_model(model_config(config.get("model") or {}, tokenizer), state, str(checkpoint)),
+    return Prepared(
+        config=model_config(config.get("model") or {}, tokenizer),
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         transform=transform_of(config),
-        max_tokens=max(view.get("max_tokens", 0) for view in views) or 64,
+        max_tokens=longest_text(config),
         origin=checkpoint,
         run_folder=run_folder,
         checkpoint=identify(checkpoint),
@@ -202,6 +242,7 @@ def _open_export(folder: Path) -> OpenedModel:
             do="Open it with the code that it carries: AutoModel.from_pretrained(…, trust_remote_code=True).",
         ) from error
     return OpenedModel(
+        config=model.config,
         model=model,
         tokenizer=load_tokenizer(folder),
         tokenizer_folder=folder,

@@ -1,47 +1,50 @@
-"""Does an exported folder compute what the trained model computes? A fresh process says so, or the export fails."""
+"""Does an exported folder compute what the trained model computes? A fresh process says so, or the export fails.
+
+witness (the training engine on the probe) ─┐
+                                            ├─ compare ─▶ parity.json
+a fresh process with the folder alone ──────┘
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cclm.checkpoint import prove
-from cclm.checkpoint.open import OpenedModel
-from cclm.data.image import decode_image, eval_image
+from cclm.checkpoint.open import Prepared
+from cclm.checkpoint.probe import NUM_MASKED, Probe
+from cclm.checkpoint.weight_files import Dtype
+from cclm.checkpoint.witness import Witness
 from cclm.errors import CheckpointError
 
-PROBE_TEXTS = (
-    "a red car",
-    "Hundegesicht",
-    "visage souriant avec des lunettes de soleil",
-    "гоночный автомобиль",
-    "笑脸",
-    "イヌの顔",
-    "자동차",
-    "وجه كلب",
-    "कुत्ते का चेहरा",
-    "หน้าสุนัข",
-    "פרצוף של כלב",
-    "πρόσωπο σκύλου",
-    "কুকুরের মুখ",
-    "uso wa mbwa",
-    "chó",
-    "  Two  spaces, punctuation!  And a sentence that is longer than what fits into any caption of this corpus at all ",
-)
-"""Texts in many scripts, one too long, one untidy: what a tokenizer might treat differently in two places."""
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far two computations of one model may be apart."""
+
+    difference: float
+    """Largest |Δ|, as a share of the largest absolute value (at least 1) of the tensor."""
+    cosine: float
+    """How far below 1 a cosine may lie."""
+    reason: str
+
+
+TOLERANCE: dict[Dtype, Tolerance] = {
+    "float32": Tolerance(difference=1e-4, cosine=1e-5, reason="sums in another order, in batches of other shapes"),
+    "float16": Tolerance(difference=0.02, cosine=1e-3, reason="11 bits of mantissa in every weight and every state"),
+    "bfloat16": Tolerance(difference=0.15, cosine=2e-2, reason="8 bits of mantissa in every weight and every state"),
+}
+"""By the dtype of the export; what a training engine computed in bf16 is compared as a bf16 export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +54,51 @@ class Difference:
     max_abs: float
     """Largest absolute difference."""
     min_cosine: float
-    """Smallest cosine between corresponding rows."""
+    """Smallest cosine: of features and boxes between corresponding rows, of logits over all of them."""
+    allowed_abs: float = 0.0
+    """Largest absolute difference that is allowed."""
+    allowed_cosine: float = -1.0
+    """Smallest cosine that is allowed."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are within what is allowed (a NaN never is)."""
+        return self.max_abs <= self.allowed_abs and self.min_cosine >= self.allowed_cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallPair:
+    """Recall at 1 on the fixed set (captions → pictures), in percent, and what the tolerance leaves open."""
+
+    reference: float
+    export: float
+    lowest: float
+    """If everything that the tolerance leaves open went wrong."""
+    highest: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export's value can come from the same model."""
+        return self.lowest <= self.export <= self.highest
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """What `parity.json` says: a fresh process without this library, against the model in this process."""
+    """What `parity.json` says: a fresh process without this library, against the training engine."""
 
-    image_features: Difference
-    text_features: Difference
-    match_logits: Difference
+    reference: str
+    """Who computed what the export is compared with."""
+    parts: Mapping[str, Difference]
+    """image_features, text_features, match_logits and, where the model has the heads, masked_lm_logits and boxes."""
+    recall: Mapping[str, RecallPair]
+    """By "features" and by "matching"; empty for models of image pairs' matching."""
     num_images: int
     num_texts: int
     dtype: str
     tolerance: float
-    """Largest absolute difference allowed."""
+    """Largest share of a tensor's largest value that a difference may reach."""
+    reason: str = ""
+    """Why it is not smaller."""
     step: int | None = None
     """Updates that the exported checkpoint has seen."""
     checkpoint: str | None = None
@@ -74,148 +107,230 @@ class ParityReport:
     @property
     def max_abs(self) -> float:
         """The largest difference of all."""
-        return max(part.max_abs for part in (self.image_features, self.text_features, self.match_logits))
+        return max(part.max_abs for part in self.parts.values())
+
+    @property
+    def failures(self) -> list[str]:
+        """What does not hold, in words."""
+        found = [
+            f"{name}: max |Δ| {part.max_abs:.3g} (allowed {part.allowed_abs:.3g}), cosine {part.min_cosine:.6f} "
+            f"(allowed {part.allowed_cosine:.6f})"
+            for name, part in self.parts.items()
+            if not part.holds
+        ]
+        return found + [
+            f"recall@1 by {name}: {pair.export:.1f} % instead of {pair.reference:.1f} %"
+            for name, pair in self.recall.items()
+            if not pair.holds
+        ]
+
+    def table(self) -> str:
+        """Return what was compared, a line each, for people."""
+        width = max(map(len, self.parts), default=0)
+        lines = [
+            f"  {name.replace('_', ' '):{width}}  max |Δ| {part.max_abs:.1e} (allowed {part.allowed_abs:.1e})  "
+            f"cosine {part.min_cosine:.6f}"
+            for name, part in self.parts.items()
+        ]
+        lines += [
+            f"  recall@1 by {name} on the drawn pictures: {pair.export:.1f} % (engine {pair.reference:.1f} %)"
+            for name, pair in self.recall.items()
+        ]
+        return "\n".join(lines)
 
     def as_json(self) -> str:
         """Return the text of parity.json."""
         return json.dumps({**asdict(self), "max_abs": self.max_abs}, indent=1) + "\n"
 
 
-def probe_pictures(num_pictures: int = 8) -> list[bytes]:
-    """Return PNG files of several sizes and modes (RGB, RGBA, grey, palette), the same every time."""
-    modes = ("RGB", "RGBA", "L", "P", "LA")
-    files = []
-    for number in range(num_pictures):
-        generator = np.random.default_rng(number)
-        width, height = 32 + 16 * (number % 3), 32 + 24 * (number % 2)
-        picture = Image.fromarray(generator.integers(0, 256, (8, 8, 4), dtype=np.uint8), "RGBA").resize((width, height))
-        ImageDraw.Draw(picture).ellipse((4, 4, width - 8, height - 8), fill=(40 * number % 256, 90, 200, 255))
-        buffer = io.BytesIO()
-        picture.convert(modes[number % len(modes)]).save(buffer, format="PNG")
-        files.append(buffer.getvalue())
-    return files
+def outputs_of_a_stranger(asked: Sequence[tuple[Path, Probe]], python: Path | None = None) -> list[dict[str, Tensor]]:
+    """Load exported folders in a fresh, isolated, offline process that cannot import this library.
 
-
-def expected_outputs(opened: OpenedModel, pictures: Sequence[bytes], texts: Sequence[str]) -> dict[str, Tensor]:
-    """Compute with our own decoding, tokens and model what a fresh process shall find."""
-    tokens = opened.tokenizer.encode(list(texts), opened.max_tokens)
-    length = max(len(row) for row in tokens)
-    ids_CL = torch.tensor([[*row, *[opened.tokenizer.pad_id] * (length - len(row))] for row in tokens])
-    mask_CL = torch.tensor([[column < len(row) for column in range(length)] for row in tokens])
-    pixels = [torch.from_numpy(eval_image(decode_image(picture), opened.transform)) for picture in pictures]
-    images_BCHW = torch.stack(pixels)
-    with torch.inference_mode():
-        return {
-            "image_features": opened.model.get_image_features(images_BCHW),
-            "text_features": opened.model.get_text_features(ids_CL, mask_CL),
-            "match_logits": opened.model.score(
-                images_BCHW.repeat_interleave(len(texts), dim=0),
-                ids_CL.repeat(len(pictures), 1),
-                mask_CL.repeat(len(pictures), 1),
-            ),
-            "input_ids": ids_CL.float(),
-        }
-
-
-def outputs_of_a_stranger(export: Path, pictures: Sequence[bytes], texts: Sequence[str]) -> dict[str, Tensor]:
-    """Load `export` in a fresh, isolated, offline process that cannot import this library.
+    Args:
+        asked: folders, and what to ask each.
+        python: the interpreter; None: this one.
 
     Raises:
         CheckpointError: the process failed; its last words are quoted.
     """
     with tempfile.TemporaryDirectory(prefix="cclm-parity-") as name:
         folder = Path(name)
-        probe, out = folder / "probe", folder / "out.safetensors"
-        probe.mkdir()
-        (probe / "texts.json").write_text(json.dumps(list(texts)), encoding="utf-8")
-        for number, picture in enumerate(pictures):
-            (probe / f"{number:03d}.png").write_bytes(picture)
-        environment = {
-            **{
-                key: value
-                for key, value in os.environ.items()
-                if not key.startswith(("PYTHON", "HF_", "TRANSFORMERS_"))
-            },
-            "HF_HUB_OFFLINE": "1",
-            "HF_HOME": str(folder / "home"),
-            "HF_MODULES_CACHE": str(folder / "modules"),
-        }
-        command = [
-            sys.executable,
-            "-I",
-            str(Path(prove.__file__).resolve()),
-            str(export.resolve()),
-            str(probe),
-            str(out),
-        ]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        arguments, outs = [], []
+        for number, (export, probe) in enumerate(asked):
+            question, out = folder / f"probe-{number}", folder / f"out-{number}.safetensors"
+            _write_question(probe, question)
+            arguments += [str(export.resolve()), str(question), str(out)]
+            outs.append(out)
+        program = str(Path(prove.__file__).resolve())
+        command = [str(python or sys.executable), "-I", program, *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=strangers_environment(folder), capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise CheckpointError(
-                where=str(export),
+                where=", ".join(str(export) for export, _ in asked),
                 expected="a folder that `transformers` loads by itself",
                 got=done.stderr.strip()[-2000:],
                 do="Nothing was exported. Correct the model code that the message names.",
             )
-        found: dict[str, Tensor] = load_file(out)
-        return found
+        return [load_file(out) for out in outs]
 
 
-def difference(expected: Tensor, found: Tensor) -> Difference:
-    """Compare two tensors of rows."""
-    if expected.shape != found.shape:
-        return Difference(max_abs=float("inf"), min_cosine=-1.0)
-    cosine = torch.nn.functional.cosine_similarity(expected.double(), found.double(), dim=-1)
-    distance = (expected - found).abs().nan_to_num(nan=float("inf"))  # a NaN is larger than any tolerance
-    return Difference(max_abs=float(distance.max()), min_cosine=float(cosine.min()))
+def strangers_environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that is to know nothing of us and to stay offline; its caches go into `folder`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "TRANSFORMERS_"))}
+    caches = {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}
+    return {**kept, **caches, "HF_HUB_OFFLINE": "1"}
+
+
+def _write_question(probe: Probe, folder: Path) -> None:
+    """As `prove.py` reads it."""
+    folder.mkdir()
+    told = {"texts": probe.texts, "picture_of_caption": probe.picture_of_caption, "num_masked": NUM_MASKED}
+    (folder / "probe.json").write_text(json.dumps(told), encoding="utf-8")
+    for number, picture in enumerate(probe.pictures):
+        (folder / f"{number:03d}.png").write_bytes(picture)
 
 
 def prove_parity(
-    opened: OpenedModel,
+    prepared: Prepared,
     export: Path,
     *,
-    dtype: str,
-    tolerance: float,
-    pictures: Sequence[bytes] = (),
-    texts: Sequence[str] = PROBE_TEXTS,
+    witness: Witness,
+    dtype: Dtype,
+    tolerance: float | None = None,
+    python: Path | None = None,
 ) -> ParityReport:
-    """Compare `export`, loaded by a fresh process, with the model in this process.
+    """Compare `export`, loaded by a fresh process, with what the training engine computed.
+
+    Args:
+        prepared: says which checkpoint it is.
+        export: the folder.
+        witness: what the export is compared with.
+        dtype: of the exported weights.
+        tolerance: another `Tolerance.difference` than the dtype's.
+        python: the interpreter of the fresh process; None: this one.
 
     Raises:
-        CheckpointError: token ids differ, or a value differs by more than `tolerance`.
+        CheckpointError: token ids differ, or something lies outside the tolerance.
     """
-    pictures = list(pictures) or probe_pictures()
-    expected = expected_outputs(opened, pictures, texts)
-    found = outputs_of_a_stranger(export, pictures, texts)
-    if not torch.equal(expected["input_ids"], found["input_ids"]):
+    (found,) = outputs_of_a_stranger([(export, witness.probe)], python)
+    report = compare(witness, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)
+    if report.failures:
         raise CheckpointError(
             where=str(export),
-            expected="the token ids of the training tokenizer",
-            got=f"others: {_first_other_text(expected['input_ids'], found['input_ids'], texts)}",
-            do="Nothing was exported. The tokenizer's normaliser has no exact equal in tokenizer.json for this text.",
-        )
-    report = ParityReport(
-        image_features=difference(expected["image_features"], found["image_features"]),
-        text_features=difference(expected["text_features"], found["text_features"]),
-        match_logits=difference(expected["match_logits"], found["match_logits"]),
-        num_images=len(pictures),
-        num_texts=len(texts),
-        dtype=dtype,
-        tolerance=tolerance,
-        step=None if opened.checkpoint is None else opened.checkpoint.step,
-        checkpoint=None if opened.checkpoint is None else opened.checkpoint.identity,
-    )
-    if not report.max_abs <= tolerance:
-        raise CheckpointError(
-            where=str(export),
-            expected=f"outputs within {tolerance:g} of the trained model's",
-            got=f"a difference of {report.max_abs:.3g}",
+            expected=f"what the trained model computes ({report.reference}), within {report.tolerance:g} of it",
+            got="; ".join(report.failures),
             do="Nothing was exported. Look at the image processor, the tokenizer and the weights in this order.",
         )
     return report
 
 
-def _first_other_text(expected_CL: Tensor, found_CL: Tensor, texts: Sequence[str]) -> str:
-    if expected_CL.shape != found_CL.shape:
-        return f"shape {tuple(found_CL.shape)}, not {tuple(expected_CL.shape)}"
-    row = int((expected_CL != found_CL).any(dim=1).nonzero()[0, 0])
-    return repr(texts[row])
+def compare(
+    witness: Witness,
+    found: Mapping[str, Tensor],
+    *,
+    dtype: Dtype,
+    tolerance: float | None,
+    where: str,
+    prepared: Prepared,
+) -> ParityReport:
+    """Put two sets of outputs side by side.
+
+    Raises:
+        CheckpointError: token ids differ.
+    """
+    expected, texts = witness.outputs, witness.probe.texts
+    refuse_other_tokens(expected["input_ids"], found["input_ids"], texts, where)
+    rule = TOLERANCE["bfloat16" if witness.precision == "bf16" else dtype]
+    share = rule.difference if tolerance is None else tolerance
+    cosine = rule.cosine if tolerance is None else max(rule.cosine, tolerance)
+    names = [name for name in expected if name not in ("input_ids", "temperature")]
+    parts = {name: difference(expected[name], found.get(name), name, share, cosine) for name in names}
+    return ParityReport(
+        reference=witness.origin,
+        parts=parts,
+        recall=recalls(witness, found, parts),
+        num_images=len(witness.probe.pictures),
+        num_texts=len(texts),
+        dtype=dtype,
+        tolerance=share,
+        reason=rule.reason,
+        step=None if prepared.checkpoint is None else prepared.checkpoint.step,
+        checkpoint=None if prepared.checkpoint is None else prepared.checkpoint.identity,
+    )
+
+
+def difference(expected: Tensor, found: Tensor | None, name: str, share: float, cosine: float) -> Difference:
+    """Compare two tensors of rows; a missing one, another shape, or a NaN is infinitely far."""
+    allowed = share * max(1.0, float(expected.abs().max()))
+    if found is None or expected.shape != found.shape:
+        return Difference(max_abs=float("inf"), min_cosine=-1.0, allowed_abs=allowed, allowed_cosine=1 - cosine)
+    rows = (expected.double(), found.double())
+    if name.endswith("_logits"):
+        rows = (rows[0].flatten()[None], rows[1].flatten()[None])
+    closeness = torch.nn.functional.cosine_similarity(*rows, dim=-1)
+    distance = (expected - found).abs().nan_to_num(nan=float("inf"))  # a NaN is larger than any tolerance
+    return Difference(
+        max_abs=float(distance.max()),
+        min_cosine=float(closeness.min()),
+        allowed_abs=allowed,
+        allowed_cosine=1 - cosine,
+    )
+
+
+def recalls(witness: Witness, found: Mapping[str, Tensor], parts: Mapping[str, Difference]) -> dict[str, RecallPair]:
+    """Recall@1 from captions to pictures: by cosine and, where every picture met every caption, by matching."""
+    right_C = torch.tensor(witness.probe.picture_of_caption)
+    if len(right_C) == 0 or any(part.max_abs == float("inf") for part in parts.values()):
+        return {}
+    num_images, num_captions = len(witness.probe.pictures), len(right_C)
+
+    def scores(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        table = {"features": outputs["text_features"][:num_captions] @ outputs["image_features"].T}
+        if len(outputs["match_logits"]) == num_images * num_captions:
+            odds_P = outputs["match_logits"][:, 1] - outputs["match_logits"][:, 0]
+            table["matching"] = odds_P.view(num_images, num_captions).T
+        return table
+
+    ours, theirs = scores(witness.outputs), scores(found)
+    slack = {
+        # a cosine moves by as much as the two unit vectors together
+        "features": 2 * (parts["image_features"].allowed_abs + parts["text_features"].allowed_abs),
+        "matching": 4 * parts["match_logits"].allowed_abs,
+    }
+    return {name: recall_pair(ours[name], theirs[name], right_C, slack[name]) for name in ours}
+
+
+def recall_pair(ours_CI: Tensor, theirs_CI: Tensor, right_C: Tensor, slack: float) -> RecallPair:
+    """Recall@1 of two score tables; ties within `slack` of the first may go either way in the second."""
+    row_C = torch.arange(len(right_C))
+    right = ours_CI[row_C, right_C][:, None]
+    others_CI = ours_CI.scatter(1, right_C[:, None], -torch.inf).max(1, keepdim=True).values
+
+    def percent(flags: Tensor) -> float:
+        return 100.0 * float(flags.float().mean())
+
+    best_C = theirs_CI.argmax(1)
+    return RecallPair(
+        reference=percent(ours_CI.argmax(1) == right_C),
+        export=percent(best_C == right_C),
+        lowest=percent(right > others_CI + slack),
+        highest=percent(right >= others_CI - slack),
+    )
+
+
+def refuse_other_tokens(expected_TL: Tensor, found_TL: Tensor, texts: tuple[str, ...], where: str) -> None:
+    """Raise `CheckpointError` if the exported tokenizer gives other ids than training saw."""
+    if torch.equal(expected_TL, found_TL):
+        return
+    if expected_TL.shape != found_TL.shape:
+        other = f"shape {tuple(found_TL.shape)}, not {tuple(expected_TL.shape)}"
+    else:
+        other = repr(texts[int((expected_TL != found_TL).any(dim=1).nonzero()[0, 0])])
+    raise CheckpointError(
+        where=where,
+        expected="the token ids of the training tokenizer",
+        got=f"others: {other}",
+        do="Nothing was exported. The tokenizer's normaliser has no exact equal in tokenizer.json for this text.",
+    )

@@ -1,10 +1,11 @@
 """A stranger's program: load an exported folder with `transformers` alone and compute with it.
 
-    python -I prove.py EXPORT PROBE OUT
+    python -I prove.py EXPORT PROBE OUT [EXPORT PROBE OUT …]
 
-`PROBE` holds texts.json and pictures 000.png, 001.png, …; `OUT` gets a .safetensors file with what came out. Run by
+`PROBE` holds probe.json and pictures 000.png, 001.png, …; `OUT` gets a .safetensors file with what came out. Run by
 `cclm export` in a fresh process that cannot import this library: its import is blocked below, so that an export that
-needs it fails here and not at a user's.
+needs it fails here and not at a user's. It calls what people call (`AutoProcessor`, `get_image_features`, …), not what
+the training step calls.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HIDDEN = ("cclm", "pretrain", "shards", "launch")
+HIDDEN = ("cclm", "pretrain", "shards", "launch", "jaxtyping")
 
 
 class _Hidden(importlib.abc.MetaPathFinder):
-    """Makes our own packages unimportable, wherever they are installed."""
+    """Makes our own packages unimportable, wherever they are installed; jaxtyping too, which is for our tests."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Refuse our names; leave others to the next finder."""
@@ -27,41 +28,63 @@ class _Hidden(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{fullname} is hidden: an export must not need it", name=fullname)
 
 
-def main(export: Path, probe: Path, out: Path) -> None:
-    """Load and compute: image features, text features, and the matching logits of every image with every text."""
+def main(*paths: Path) -> None:
+    """Answer for each of the exports."""
     sys.meta_path.insert(0, _Hidden())
-    import torch
-    from PIL import Image
-    from safetensors.torch import save_file
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-    torch.set_num_threads(1)
-    model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
-    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
-    processor = AutoImageProcessor.from_pretrained(export, trust_remote_code=True)
-    texts = json.loads((probe / "texts.json").read_text(encoding="utf-8"))
-    pictures = [Image.open(path) for path in sorted(probe.glob("*.png"))]
-    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-    pixels = processor(pictures, return_tensors="pt")["pixel_values"].to(model.dtype)
-    with torch.inference_mode():
-        image_BE = model.get_image_features(pixels)
-        text_CE = model.get_text_features(**tokens)
-        logits_P2 = model.score(
-            pixels.repeat_interleave(len(texts), dim=0),
-            tokens["input_ids"].repeat(len(pictures), 1),
-            tokens["attention_mask"].repeat(len(pictures), 1),
-        )
+    for place in range(0, len(paths), 3):
+        answer(*paths[place : place + 3])
     leaked = sorted(name for name in sys.modules if name.split(".")[0] in HIDDEN)
     if leaked:
         raise SystemExit(f"the export imported {leaked}")
-    found = {
-        "image_features": image_BE,
-        "text_features": text_CE,
-        "match_logits": logits_P2,
-        "input_ids": tokens["input_ids"],
-    }
+
+
+def answer(export: Path, probe: Path, out: Path) -> None:
+    """Load, compute, write."""
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+    from transformers import AutoModel, AutoProcessor
+
+    torch.set_num_threads(1)
+    model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
+    processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
+    asked = json.loads((probe / "probe.json").read_text(encoding="utf-8"))
+    pictures = [Image.open(path) for path in sorted(probe.glob("*.png"))]
+    inputs = processor(pictures, asked["texts"]).to(model.dtype)
+    with torch.inference_mode():
+        found = compute(model, processor, inputs, asked["picture_of_caption"], asked["num_masked"])
     save_file({name: tensor.float().contiguous() for name, tensor in found.items()}, out)
 
 
+def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked: int) -> dict[str, Any]:
+    """What the witness holds (`cclm.checkpoint.probe.probe_outputs`), by the methods that people call."""
+    import torch
+
+    pixels, ids, mask = inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]
+    found = {
+        "image_features": model.get_image_features(pixels),
+        "text_features": model.get_text_features(ids, mask),
+        "temperature": model.temperature(),
+        "input_ids": ids,
+    }
+    number = model.config.fusion["num_memories"]
+    if number > 1:
+        row = torch.arange(len(ids))
+        several = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
+        return found | {"match_logits": model.score(several, ids, mask, batch_size=16)}
+    captions, caption_mask = ids[: len(own)], mask[: len(own)]
+    found["match_logits"] = model.score_all(pixels, captions, caption_mask, batch_size=32).flatten(0, 1)
+    if model.config.box_head:
+        found["boxes"] = model.locate(pixels[own], captions, caption_mask)
+    if model.config.masked_lm_head:
+        hidden = ids[:num_masked].clone()
+        hidden[:, 1] = processor.tokenizer.mask_token_id
+        slots = torch.zeros_like(hidden, dtype=torch.bool)
+        slots[:, 1] = True
+        image = pixels[own[:num_masked]]
+        found["masked_lm_logits"] = model.masked_lm_logits(hidden, mask[:num_masked], slot_BL=slots, pixel_values=image)
+    return found
+
+
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:4]))
+    main(*(Path(argument) for argument in sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Write a checkpoint that is complete or does not exist.
 
-    all ranks   engine.save into .step_N.partial
+    all ranks   engine.save into .step_N.partial; the witness beside it
     all ranks   sync, measure and hash a share of the files each
     rank 0      marker → rename to step_N → sync the parent folder → prune
 
@@ -10,7 +10,7 @@ The run folder must lie on storage that all ranks share.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,14 @@ TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream err
 """How torch's own file writer spells a failed write, as a RuntimeError without an errno."""
 
 
-def save_checkpoint(engine: Engine, run_folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    engine: Engine,
+    run_folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    keep: int,
+    witness: Callable[[Engine, Path], None] | None = None,
+) -> Path:
     """Write the state after `step` updates; keep the `keep` newest checkpoints. A collective.
 
     Args:
@@ -45,6 +52,8 @@ def save_checkpoint(engine: Engine, run_folder: Path, step: int, state: Mapping[
         step: number of updates done.
         state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
         keep: at least 1.
+        witness: puts what the engine computes on a fixed probe into the folder (`cclm.checkpoint.witness`); called on
+            every rank.
 
     Returns the checkpoint's folder; if a complete one of this step exists, writes nothing.
 
@@ -60,6 +69,8 @@ def save_checkpoint(engine: Engine, run_folder: Path, step: int, state: Mapping[
         return visible
     _write(engine, partial, {"step": step, "state": dict(state)})  # raises on one rank alone: see the docstring
     on_every_rank(engine, lambda: None, "write its share")
+    if witness is not None:
+        witness(engine, partial)
     records = on_every_rank(engine, lambda: _seal_share(partial, engine.rank, engine.world_size), "sync its share")
     marker = Marker(
         step=step,

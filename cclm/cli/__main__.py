@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cclm.cli import evaluate, export, import_file, prune_vocabulary, report, verify_ledger
+from cclm.cli import embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger
 from cclm.errors import CclmError
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ class Command:
 
 
 COMMANDS = {
+    "embed": Command(
+        help="features of pictures and texts as Parquet files", make_parser=embed.make_parser, run=embed.run
+    ),
     "evaluate": Command(
         help="measure zero-shot retrieval in many languages", make_parser=evaluate.make_parser, run=evaluate.run
     ),
@@ -42,6 +45,9 @@ COMMANDS = {
         run=prune_vocabulary.run,
     ),
     "report": Command(help="write one self-contained report.html", make_parser=report.make_parser, run=report.run),
+    "search": Command(
+        help="find pictures of an embedded set by texts in any language", make_parser=search.make_parser, run=search.run
+    ),
     "verify-ledger": Command(
         help="recompute the hash chain of what was trained on",
         make_parser=verify_ledger.make_parser,

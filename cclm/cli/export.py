@@ -19,40 +19,58 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Write a Hugging Face folder, and prove in a fresh process that it works alone."
     )
-    parser.add_argument("run", type=str, help="a run folder, or one checkpoint inside it")
-    parser.add_argument("--to", type=str, required=True, help="the folder to make; replaces an older export only")
-    parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument("--tolerance", type=float | None, help="largest difference allowed; without it: by dtype")
+    add = parser.add_argument
+    add("run", type=str, help="a run folder, or one checkpoint inside it; any ZeRO stage, any number of ranks")
+    add("--to", type=str, required=True, help="the folder to make; replaces an older export only")
+    add("--dtype", type=str, default="fp32", help="fp32, bf16 or fp16")
+    add("--weights", type=str, default="last", help="last, or ema: their moving average, if the run kept one")
+    add("--shard-size", type=str, default="5GB", help="largest size of a file of weights, such as 500MB")
+    add(
+        "--tolerance",
+        type=float | None,
+        help="largest difference allowed, as a share of the largest value; without it: by dtype",
+    )
     return parser
 
 
-def run(run: str, to: str, dtype: str = "float32", tolerance: float | None = None) -> None:
+def run(
+    run: str,
+    to: str,
+    dtype: str = "fp32",
+    weights: str = "last",
+    shard_size: str = "5GB",
+    tolerance: float | None = None,
+) -> None:
     """Export, print the proof."""
     from cclm.atomic import replace_text
-    from cclm.checkpoint.export import TOLERANCE, export
+    from cclm.checkpoint.export import ExportOptions, Weights, checkpoint_source, export, witness_for
+    from cclm.checkpoint.hub_folder import count_parameters
     from cclm.checkpoint.model_card import model_card
-    from cclm.checkpoint.open import open_model
+    from cclm.checkpoint.open import is_export, prepare_run
+    from cclm.checkpoint.weight_files import DTYPES, parse_size
     from cclm.track.facts import PARITY_NAME, read_facts
 
-    chosen = next((name for name in TOLERANCE if name == dtype), None)
-    if chosen is None:
-        raise ConfigError(where="--dtype", expected=" or ".join(TOLERANCE), got=repr(dtype), do="Choose one of these.")
-    opened = open_model(Path(run))
-    if opened.run_folder is None:
+    if dtype not in DTYPES:
+        raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
+    chosen: Weights = "ema" if weights == "ema" else "last"
+    if chosen != weights:
+        raise ConfigError(where="--weights", expected="last or ema", got=repr(weights), do="Choose one of these.")
+    options = ExportOptions(dtype=DTYPES[dtype], shard_bytes=parse_size(shard_size), tolerance=tolerance)
+    if is_export(Path(run)):
         raise ConfigError(where=run, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
-    facts = read_facts(opened.run_folder, opened.checkpoint)
-    num_parameters = opened.model.num_parameters()
+    prepared = prepare_run(Path(run))
+    assert prepared.run_folder is not None, "prepare_run finds runs only"
+    facts = read_facts(prepared.run_folder, prepared.checkpoint)
+    source = checkpoint_source(prepared.origin, chosen)
     report = export(
-        opened,
+        prepared,
         Path(to),
-        card=lambda parity: model_card(facts, parity, num_parameters),
-        dtype=chosen,
-        tolerance=tolerance,
+        source=source,
+        witness=witness_for(prepared, source, chosen),
+        card=lambda parity: model_card(facts, parity, count_parameters(prepared.config)),
+        options=options,
     )
-    replace_text(opened.run_folder / PARITY_NAME, report.as_json())
-    say(f"exported {opened.origin} to {to}")
-    say(
-        f"a fresh process with transformers alone computes the same: max |Δ| {report.max_abs:.1e} "
-        f"(images {report.image_features.max_abs:.1e}, texts {report.text_features.max_abs:.1e}, "
-        f"matching logits {report.match_logits.max_abs:.1e}; allowed {report.tolerance:g})"
-    )
+    replace_text(prepared.run_folder / PARITY_NAME, report.as_json())
+    say(f"exported {prepared.origin} to {to}")
+    say(f"a fresh process with transformers alone computes the same as the {report.reference}:")
+    say(report.table())

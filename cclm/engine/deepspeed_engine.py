@@ -14,12 +14,10 @@ What DeepSpeed 0.19 gets wrong, and what is done here about it:
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +32,11 @@ from cclm.dist.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, refuse_unguarded_offload, zero_stage
 from cclm.engine.ema import Fragment, start_average
 from cclm.engine.optimizer import OptimizerConfig, adamw_groups, build_adamw, parameter_groups, set_learning_rates
-from cclm.engine.plain import autocast, stack_scalars
+from cclm.engine.plain import autocast, evaluation_mode, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.seeding import seed_step
+from cclm.engine.stored_weights import TAG
 from cclm.errors import CheckpointError, ConfigError
-
-TAG = "deepspeed"
-"""Name of DeepSpeed's own folder inside a checkpoint."""
 
 
 class DeepSpeedEngine:
@@ -77,10 +73,11 @@ class DeepSpeedEngine:
         self.stage = zero_stage(ds_config)
         self._config = optimizer
         self._seed, self._config_hash = seed, config_hash
-        self._precision = "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"
+        self.precision = "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"
         self._accumulation_steps = int(ds_config["gradient_accumulation_steps"])
         self._num_backwards = 0
         self._metrics: Mapping[str, Tensor] = {}
+        self._question: Callable[[nn.Module], dict[str, Tensor]] | None = None
         self._collectives = collectives(equal_rows)
         _refuse_parameters_without_dimensions(module)
         refuse_unguarded_offload(ds_config, uses_all_parameters)
@@ -158,6 +155,22 @@ class DeepSpeedEngine:
                 values[name] = value.detach().float().cpu().clone()
         return values
 
+    @property
+    def description(self) -> str:
+        """In words."""
+        return f"DeepSpeed, ZeRO stage {self.stage}, {self.world_size} ranks, {self.precision}"
+
+    def evaluate(self, function: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`function(module)` inside the engine's own forward, without dropout and gradients. A collective."""
+        self._question = function
+        try:
+            with evaluation_mode(self._engine), torch.no_grad():
+                self._engine(None)
+        finally:
+            self._question = None
+        answer, self._metrics = dict(self._metrics), {}
+        return answer
+
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's files under `folder`/deepspeed, in DeepSpeed's own format, and its share of averages."""
         if self._average is not None:
@@ -210,8 +223,12 @@ class DeepSpeedEngine:
         """Make DeepSpeed's hooks see a tensor: metrics are put aside; computes under autocast in bf16."""
         run = module.forward
 
-        def run_and_keep_metrics(batch: Batch) -> Tensor:
-            with autocast(self.device, self._precision):
+        def run_and_keep_metrics(batch: Batch | None) -> Tensor:
+            if self._question is not None:
+                with autocast(self.device, self.precision):
+                    self._metrics = self._question(module)
+                return torch.zeros((), device=self.device)
+            with autocast(self.device, self.precision):
                 losses = run(batch)
             assert isinstance(losses, Losses)
             self._metrics = losses.metrics
@@ -229,23 +246,6 @@ class DeepSpeedEngine:
         return float(
             nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         )
-
-
-def consolidated_state(folder: Path) -> dict[str, Tensor]:
-    """All fp32 weights and buffers of a DeepSpeed checkpoint (any stage, any world size), in one process."""
-    _prepare_import(torch.device("cpu"))
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    files = sorted((folder / TAG).glob("*_optim_states.pt"))
-    if files:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints bars
-            state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
-        return {
-            name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
-            for name, tensor in state.items()
-        }
-    whole = torch.load(folder / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return dict(whole["module"])
 
 
 def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:

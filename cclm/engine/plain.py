@@ -7,7 +7,8 @@ It runs the global batch in one forward call. Whatever the DeepSpeed engine comp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,14 +57,14 @@ class PlainEngine:
         self._optimizer = build_adamw(parameter_groups(module, optimizer), optimizer)
         self._average = start_average(optimizer.ema_decay, self._fragments, self.device)
         self._seed = seed
-        self._precision = precision
+        self.precision: str = precision
         self._accumulation_steps = accumulation_steps
         self._num_backwards = 0
 
     def forward(self, batch: Batch) -> Losses:
         """Run the module on the whole batch."""
         seed_step(self._seed, batch.step, self.rank, batch.update * self._accumulation_steps + self._num_backwards)
-        with autocast(self.device, self._precision):
+        with autocast(self.device, self.precision):
             losses = self.module(batch)
         assert isinstance(losses, Losses)
         return losses
@@ -110,6 +111,16 @@ class PlainEngine:
         """Values by parameter name."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self.module.named_parameters()}
 
+    @property
+    def description(self) -> str:
+        """In words."""
+        return f"plain engine, one process, {self.precision}"
+
+    def evaluate(self, function: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`function(module)`, in evaluation mode and without gradients."""
+        with evaluation_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
+            return function(self.module)
+
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write `STATE_FILE`, and averages if there are any."""
         if self._average is not None:
@@ -146,6 +157,18 @@ class PlainEngine:
             for name, value in self.module.named_parameters()
             if value.requires_grad
         ]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every submodule in evaluation mode; afterwards each is in the mode that it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

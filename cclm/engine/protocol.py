@@ -7,12 +7,13 @@ only inside that call).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from cclm.data.batch import Batch
 
@@ -43,6 +44,14 @@ class Engine(Protocol):
 
     rank: int
     world_size: int
+    device: torch.device
+    precision: str
+    """"fp32" or "bf16": of the forward pass."""
+
+    @property
+    def description(self) -> str:
+        """The engine in words, for reports."""
+        ...
 
     def forward(self, batch: Batch) -> Losses:
         """Run the training module on this rank's batch."""
@@ -66,6 +75,13 @@ class Engine(Protocol):
 
     def full_parameters(self) -> dict[str, Tensor]:
         """Every parameter's full fp32 value on the CPU; on rank 0 only, empty elsewhere."""
+        ...
+
+    def evaluate(self, function: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`function(module)` where all parameters exist, in evaluation mode and without gradients. A collective.
+
+        Training goes on as if nothing had happened.
+        """
         ...
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:

@@ -239,6 +239,6 @@ def parity_note(parity: Mapping[str, Any]) -> str:
         return ""
     return (
         f"Exported and loaded again by a fresh process that had transformers and the exported folder only: largest "
-        f"difference {parity['max_abs']:.1e} (allowed {parity['tolerance']:g}) over the features of "
-        f"{parity['num_images']} pictures and {parity['num_texts']} texts and all their matching logits."
+        f"difference {parity['max_abs']:.1e} (allowed: {parity['tolerance']:g} of the largest value) over features of "
+        f"{parity['num_images']} pictures and {parity['num_texts']} texts and their matching and masked-word logits."
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import Tensor, nn
 
 from cclm.checkpoint.layout import complete_checkpoints, newest_complete, partial_folder, step_folder
 from cclm.checkpoint.load import load_checkpoint, load_full_state
@@ -40,10 +41,22 @@ def _snapshot(engine: Any) -> list[Tensor]:
     return [value.detach().clone() for value in [*weights, *moments]]
 
 
+def _look(engine: Any, folder: Path) -> None:
+    """Evaluate between two updates: the resumed run, which does not, must go on the same."""
+
+    def ask(module: nn.Module) -> dict[str, Tensor]:
+        assert not any(part.training for part in module.modules())
+        return dict(type(module).forward(module, mixed_batch(0, engine.rank, engine.world_size)).metrics)
+
+    first, second = engine.evaluate(ask), engine.evaluate(ask)
+    assert first and all(torch.equal(value, second[name]) for name, value in first.items()), "no dropout"
+    assert engine._engine.module.training
+
+
 def _train_and_save(case: Case, run: Path) -> tuple[Any, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     engine = make_deepspeed(case)
     drive(engine, case, range(STOP))
-    save_checkpoint(engine, run, STOP, {"seen": [1, 2]}, keep=2)
+    save_checkpoint(engine, run, STOP, {"seen": [1, 2]}, keep=2, witness=_look)
     saved = engine.full_parameters()
     history = drive(engine, case, range(STOP, END))
     return history.losses, _snapshot(engine), saved, history.parameters
@@ -86,6 +99,9 @@ def test_resume_is_bitwise_and_weights_load_in_one_process(tmp_path: Path, stage
     assert state.keys() == make_plain(case).module.state_dict().keys()
     assert all(state[name].dtype == torch.float32 and torch.equal(state[name], saved[name]) for name in saved)
     assert torch.equal(state["model.decoder.weight"], state["model.words.weight"])  # tied
+    if stage > 0:  # the slow twin: DeepSpeed's own consolidation
+        theirs = get_fp32_state_dict_from_zero_checkpoint(str(step_folder(tmp_path, STOP)), tag="deepspeed")
+        assert theirs.keys() == state.keys() and all(torch.equal(theirs[name], state[name]) for name in state)
 
 
 def _die_while_writing(case: Case, run: Path) -> None:

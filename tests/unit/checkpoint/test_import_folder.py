@@ -11,11 +11,8 @@ from cclm.checkpoint.open import open_model
 from cclm.cli.__main__ import main
 from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
-from tests.unit.checkpoint.test_export import tokenizer_folder
 from tests.unit.checkpoint.test_import_cclm import retrieval_state
 from tests.unit.checkpoint.tiny_families import TINY, published_state, wavy_model
-
-__all__ = ["tokenizer_folder"]
 
 
 def write_file(path: Path, layout: str) -> CCLMModel:

@@ -10,9 +10,9 @@ from cclm.track.facts import CheckpointFacts, RunFacts, SetFacts, Stage
 
 PART = Difference(max_abs=3e-7, min_cosine=1.0)
 PARITY = ParityReport(
-    image_features=PART,
-    text_features=PART,
-    match_logits=PART,
+    reference="training engine: DeepSpeed, ZeRO stage 3, 2 ranks, fp32",
+    parts={"image_features": PART, "match_logits": PART},
+    recall={},
     num_images=8,
     num_texts=16,
     dtype="float32",
@@ -74,7 +74,8 @@ def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_proof() -> 
     assert "Not measured" in card and "2,991,219 parameters" in card
     assert "for 1,500 steps, seed 42." in card, "the checkpoint's steps, not the recipe's 1,725"
     assert "CC-BY-4.0 (5,537)" in card and "Unicode-3.0 (5,537)" in card and "37,431 pairs" in card
-    assert "3.0e-07" in card and "python -m pretrain --recipe demo" in card
+    assert "| match logits | 3.0e-07 | 1.000000 |" in card and "ZeRO stage 3, 2 ranks" in card
+    assert "python -m pretrain --recipe demo" in card
     assert "total_steps: 1725" in card and "/home/somebody" not in card
 
 

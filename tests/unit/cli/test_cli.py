@@ -37,7 +37,7 @@ def test_a_users_mistake_is_one_sentence_and_code_two(tmp_path: Path, capsys: py
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "expected a run folder" in error and error.count("\n") == 1
     assert main(["export", str(tmp_path), "--to", str(tmp_path / "out"), "--dtype", "int8"]) == 2
-    assert "float32 or bfloat16 or float16" in capsys.readouterr().err
+    assert "expected fp32, bf16 or fp16" in capsys.readouterr().err
 
 
 def test_the_shipped_groups_file_is_the_demonstrations() -> None:

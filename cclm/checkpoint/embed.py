@@ -1,0 +1,222 @@
+"""Embed pictures and texts with a model and keep the features as Parquet, part by part.
+
+    source ─ units 0 … R-1 ──▶ part-00000000.parquet     each written under a hidden name and renamed: it is whole or
+             units R … 2R-1 ─▶ part-00000001.parquet     it is not there. Started again, only missing parts are made.
+    _embedding.json                                       which model, which source: another one is refused
+
+Columns: `unit` (place in the source), `key`, `kind` ("image" or "text"), `text`, `language`, `feature` (E floats, a
+unit vector) and `error` (why there is no feature). `pyarrow.parquet.read_table(folder)` reads all parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cclm import atomic
+from cclm.checkpoint.embed_source import EmbedSource, Row
+from cclm.checkpoint.open import OpenedModel
+from cclm.data.image import decode_image, eval_image
+from cclm.errors import ConfigError, DataError
+from cclm.track.reading import read_json
+
+FACTS_NAME = "_embedding.json"
+"""Begins with "_", so that readers of Parquet folders pass over it."""
+UNITS_PER_PART = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingFacts:
+    """What an embedded set was made from."""
+
+    model: str
+    """Fingerprint of the weights (`weights_fingerprint`)."""
+    source: str
+    """Fingerprint of the source."""
+    root: str
+    """Where the source lies."""
+    with_captions: bool
+    languages: tuple[str, ...]
+    num_units: int
+    units_per_part: int
+    width: int
+    """Floats of a feature."""
+
+    @property
+    def num_parts(self) -> int:
+        """Files when all is done."""
+        return -(-self.num_units // self.units_per_part)
+
+
+def weights_fingerprint(opened: OpenedModel) -> str:
+    """Tells models apart whose features must not be mixed; the same for a checkpoint and its fp32 and bf16 exports."""
+    digest = hashlib.sha256()
+    for name, value in sorted(opened.model.state_dict().items()):
+        if "projection" in name or name.startswith("temperature"):
+            digest.update(value.float().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def part_path(folder: Path, part: int) -> Path:
+    """Of a finished part."""
+    return folder / f"part-{part:08d}.parquet"
+
+
+def prepare_folder(folder: Path, facts: EmbeddingFacts) -> list[int]:
+    """Make the folder, or check that it holds the same embedding; return the parts that are missing.
+
+    Raises:
+        ConfigError: another model, source or layout was embedded there.
+    """
+    wanted = json.loads(json.dumps(asdict(facts)))
+    found = read_json(folder / FACTS_NAME, None)
+    if found is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(
+                where=str(folder),
+                expected="a new folder, or one that `cclm embed` began",
+                got="a folder with other contents",
+                do="Give another --to.",
+            )
+        atomic.replace_text(folder / FACTS_NAME, json.dumps(wanted, indent=1) + "\n", durable=True)
+    elif other := [name for name, value in wanted.items() if found.get(name) != value]:
+        raise ConfigError(
+            where=str(folder),
+            expected="the model, source and options that the folder was begun with",
+            got=f"another {', another '.join(other)}",
+            do="Give another --to, or remove the folder.",
+        )
+    for leftover in folder.glob(".part-*.partial"):
+        leftover.unlink()
+    return [part for part in range(facts.num_parts) if not part_path(folder, part).exists()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """A model and how to feed it."""
+
+    opened: OpenedModel
+    batch_size: int = 64
+
+    @torch.inference_mode()
+    def pictures(self, pictures: Sequence[bytes]) -> tuple[Tensor, list[str | None]]:
+        """Features (N, E) on the CPU in fp32, zero where a picture cannot be decoded, and the reasons."""
+        pixels: list[Tensor] = []
+        errors: list[str | None] = []
+        for data in pictures:
+            try:
+                pixels.append(torch.from_numpy(eval_image(decode_image(data), self.opened.transform)))
+                errors.append(None)
+            except DataError as error:
+                errors.append(f"{error.reason}: {error}")
+        return self._spread(pixels, errors, lambda part: self.opened.model.get_image_features(torch.stack(list(part))))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, list[str | None]]:
+        """The same for texts; one of which no token is left has no feature."""
+        tokenizer = self.opened.tokenizer
+        rows: list[Tensor] = []
+        errors: list[str | None] = []
+        for text in texts:
+            try:
+                rows.append(torch.tensor(tokenizer.encode([text], self.opened.max_tokens)[0]))
+                errors.append(None)
+            except DataError as error:
+                errors.append(f"{error.reason}: {error}")
+
+        def encode(part: Sequence[Tensor]) -> Tensor:
+            ids_BL = torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True, padding_value=tokenizer.pad_id)
+            length_B1 = torch.tensor([[len(row)] for row in part])
+            return self.opened.model.get_text_features(ids_BL, torch.arange(ids_BL.shape[1]) < length_B1)
+
+        return self._spread(rows, errors, encode)
+
+    def _spread(
+        self, given: Sequence[Tensor], errors: list[str | None], function: Callable[[Sequence[Tensor]], Tensor]
+    ) -> tuple[Tensor, list[str | None]]:
+        """Compute batch by batch, and put each feature where its input was."""
+        width = self.opened.model.config.projection_width
+        found = torch.zeros(len(errors), width)
+        batches = [given[start : start + self.batch_size] for start in range(0, len(given), self.batch_size)]
+        if batches:
+            found[torch.tensor([error is None for error in errors])] = torch.cat(
+                [function(batch).float().cpu() for batch in batches]
+            )
+        return found, errors
+
+
+def embed_units(
+    embedder: Embedder, source: EmbedSource, units: range, on_batch: Callable[[int], None] = lambda unit: None
+) -> dict[str, list[Any]]:
+    """Columns of the rows of some units, in their order; `on_batch` is told the last unit of each batch."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("unit", "key", "kind", "text", "language", "feature", "error")
+    }
+    for start in range(units.start, units.stop, embedder.batch_size):
+        batch = range(start, min(start + embedder.batch_size, units.stop))
+        rows: list[tuple[int, Row]] = [(unit, row) for unit in batch for row in source.rows(unit)]
+        has_text = [row.text is not None for _, row in rows]
+        pictures = embedder.pictures([source.picture(unit) for unit, row in rows if row.text is None])
+        texts = embedder.texts([row.text for _, row in rows if row.text is not None])
+        answers = {False: iter(zip(*pictures, strict=True)), True: iter(zip(*texts, strict=True))}
+        for (unit, row), is_text in zip(rows, has_text, strict=True):
+            feature, error = next(answers[is_text])
+            values = (unit, row.key, "text" if is_text else "image", row.text, row.language)
+            kept = (None if error else feature.numpy(), error)
+            for column, value in zip(columns.values(), (*values, *kept), strict=True):
+                column.append(value)
+        on_batch(batch.stop - 1)
+    return columns
+
+
+def write_part(folder: Path, part: int, columns: dict[str, list[Any]], width: int) -> None:
+    """Write one Parquet file: whole, or not at all."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {
+        "unit": pa.int64(),
+        "key": pa.string(),
+        "kind": pa.string(),
+        "text": pa.string(),
+        "language": pa.string(),
+        "feature": pa.list_(pa.float32(), width),
+        "error": pa.string(),
+    }
+    table = pa.table({name: pa.array(columns[name], type=kind) for name, kind in kinds.items()})
+    path = part_path(folder, part)
+    temporary = atomic.temporary_path(path)
+    parquet.write_table(table, temporary, compression="zstd")
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    atomic.publish(temporary, path)
+
+
+def embed(
+    embedder: Embedder,
+    source: EmbedSource,
+    folder: Path,
+    facts: EmbeddingFacts,
+    *,
+    on_unit: Callable[[int], None] = lambda unit: None,
+) -> int:
+    """Make the missing parts; returns how many units were embedded now.
+
+    Raises:
+        ConfigError: see `prepare_folder`.
+    """
+    done = 0
+    for part in prepare_folder(folder, facts):
+        start = part * facts.units_per_part
+        units = range(start, min(start + facts.units_per_part, facts.num_units))
+        write_part(folder, part, embed_units(embedder, source, units, on_unit), facts.width)
+        done += len(units)
+    return done

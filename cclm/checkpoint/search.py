@@ -1,0 +1,206 @@
+"""Find pictures (or texts) of an embedded set by a text in any language.
+
+query ─ text feature ─ cosine with every row ─▶ best K ─ (re-rank: the fusion encoder looks at each) ─▶ table, page
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cclm.checkpoint.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path, weights_fingerprint
+from cclm.checkpoint.embed_source import EmbedSource, find_source
+from cclm.checkpoint.open import OpenedModel
+from cclm.data.image import decode_image, eval_image
+from cclm.errors import ConfigError
+from cclm.track.reading import read_json
+
+THUMBNAIL_SIZE = 192
+"""Pixels of the longer side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSet:
+    """Rows with a feature, in memory."""
+
+    facts: EmbeddingFacts
+    unit: list[int]
+    key: list[str]
+    text: list[str | None]
+    feature_NE: Tensor
+
+    def source(self) -> EmbedSource:
+        """Where the pictures lie.
+
+        Raises:
+            ConfigError: they are gone, or others now.
+        """
+        found = find_source(
+            Path(self.facts.root), with_captions=self.facts.with_captions, languages=self.facts.languages
+        )
+        if found.fingerprint != self.facts.source:
+            raise ConfigError(
+                where=self.facts.root,
+                expected="the files that were embedded",
+                got="others",
+                do="Embed them again, or search without --rerank and --html.",
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One answer."""
+
+    key: str
+    unit: int
+    text: str | None
+    cosine: float
+    match: float | None = None
+    """Probability of a match, if it was re-ranked."""
+
+
+def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
+    """Read all parts of an embedded set.
+
+    Args:
+        folder: what `cclm embed` wrote.
+        kind: "image" or "text".
+
+    Raises:
+        ConfigError: not an embedded set, not finished, or without rows of this kind.
+    """
+    from pyarrow import parquet
+
+    found = read_json(folder / FACTS_NAME, None)
+    if found is None:
+        raise ConfigError(
+            where=str(folder), expected="a folder that `cclm embed` wrote", got="another", do="Embed a set first."
+        )
+    facts = EmbeddingFacts(**{**found, "languages": tuple(found["languages"])})
+    missing = [part for part in range(facts.num_parts) if not part_path(folder, part).exists()]
+    if missing:
+        raise ConfigError(
+            where=str(folder),
+            expected=f"{facts.num_parts} parts",
+            got=f"{facts.num_parts - len(missing)}",
+            do="Start `cclm embed` with the same options again: it makes what is missing.",
+        )
+    tables = [parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)]
+    unit: list[int] = []
+    key: list[str] = []
+    text: list[str | None] = []
+    features = []
+    for table in tables:
+        keep = [
+            k == kind and e is None for k, e in zip(table["kind"].to_pylist(), table["error"].to_pylist(), strict=True)
+        ]
+        kept = table.filter(keep)
+        unit += kept["unit"].to_pylist()
+        key += kept["key"].to_pylist()
+        text += kept["text"].to_pylist()
+        flat = kept["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        features.append(torch.tensor(flat).view(len(kept), facts.width))
+    if not unit:
+        raise ConfigError(
+            where=str(folder), expected=f"rows of kind {kind!r}", got="none", do="Search for the other kind (--kind)."
+        )
+    return EmbeddedSet(facts=facts, unit=unit, key=key, text=text, feature_NE=torch.cat(features))
+
+
+def search(
+    opened: OpenedModel, embedded: EmbeddedSet, queries: Sequence[str], *, top_k: int, rerank_top: int = 0
+) -> list[list[Hit]]:
+    """The best rows for each query, best first.
+
+    Args:
+        opened: the model that embedded the set.
+        embedded: the set.
+        queries: texts in any language.
+        top_k: how many to return.
+        rerank_top: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
+            temperature, as published); 0: none.
+
+    Raises:
+        ConfigError: another model, a query of which no token is left, or pictures that are gone.
+    """
+    if weights_fingerprint(opened) != embedded.facts.model:
+        raise ConfigError(
+            where=str(opened.origin),
+            expected="the model that embedded the set",
+            got="one with other weights",
+            do="Search with that model, or embed the set with this one.",
+        )
+    feature_QE, errors = Embedder(opened=opened).texts(queries)
+    for query, error in zip(queries, errors, strict=True):
+        if error is not None:
+            raise ConfigError(where="query", expected="a text with at least one token", got=repr(query), do="Say more.")
+    cosine_QN = feature_QE @ embedded.feature_NE.T
+    number = min(max(top_k, rerank_top), cosine_QN.shape[1])
+    found = []
+    for query, (cosine_K, row_K) in zip(queries, zip(*cosine_QN.topk(number, dim=1), strict=True), strict=True):
+        hits = [
+            Hit(key=embedded.key[row], unit=embedded.unit[row], text=embedded.text[row], cosine=cosine)
+            for cosine, row in zip(cosine_K.tolist(), row_K.tolist(), strict=True)
+        ]
+        if rerank_top:
+            hits = look_again(opened, embedded, query, hits[:rerank_top])
+        found.append(hits[:top_k])
+    return found
+
+
+@torch.inference_mode()
+def look_again(opened: OpenedModel, embedded: EmbeddedSet, query: str, hits: Sequence[Hit]) -> list[Hit]:
+    """Order pictures by the fusion encoder and the cosine together."""
+    source = embedded.source()
+    pixels = [torch.from_numpy(eval_image(decode_image(source.picture(hit.unit)), opened.transform)) for hit in hits]
+    ids_1L = torch.tensor(opened.tokenizer.encode([query], opened.max_tokens))
+    logits_K2 = opened.model.score_all(torch.stack(pixels), ids_1L)[:, 0]
+    odds_K = logits_K2[:, 1] - logits_K2[:, 0]
+    score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / opened.model.temperature()
+    return [
+        Hit(**{**vars(hits[place]), "match": float(odds_K[place].sigmoid())})
+        for place in score_K.argsort(descending=True, stable=True).tolist()
+    ]
+
+
+def text_table(hits: Sequence[Hit]) -> str:
+    """Lines for a terminal."""
+    width = max((len(hit.key) for hit in hits), default=0)
+    return "\n".join(
+        f"{rank:3}  {hit.cosine:6.3f}  {'' if hit.match is None else f'{hit.match:5.1%}  '}{hit.key:{width}}"
+        f"{'' if hit.text is None else f'  {hit.text}'}".rstrip()
+        for rank, hit in enumerate(hits, start=1)
+    )
+
+
+def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSource) -> str:
+    """One self-contained HTML page with small pictures."""
+    parts = []
+    for query, hits in zip(queries, found, strict=True):
+        figures = "".join(
+            f'<figure><img alt="" src="{_thumbnail(source.picture(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
+            f"{'' if hit.match is None else f' · {hit.match:.0%}'}<br>{html.escape(hit.key)}</figcaption></figure>"
+            for rank, hit in enumerate(hits, start=1)
+        )
+        parts.append(f"<h2>{html.escape(query)}</h2><div>{figures}</div>")
+    style = (
+        "body{font:14px system-ui;margin:2rem;color:#222}div{display:flex;flex-wrap:wrap;gap:1rem}"
+        "figure{margin:0;width:192px}img{max-width:192px}figcaption{overflow-wrap:anywhere;color:#555}"
+    )
+    return f"<!doctype html><meta charset=utf-8><title>search</title><style>{style}</style>{''.join(parts)}\n"
+
+
+def _thumbnail(picture: bytes) -> str:
+    small = decode_image(picture)
+    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

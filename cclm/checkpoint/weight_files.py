@@ -1,0 +1,172 @@
+"""Write weights as safetensors, piece by piece: a model of any size passes through a few megabytes of memory.
+
+    model.safetensors                                 all of them, if they fit into one shard, or
+    model-00001-of-00003.safetensors, …               shards, each at most `shard_bytes` (a larger tensor has its own)
+    model.safetensors.index.json                      name → shard, as `transformers` reads it
+
+A file is 8 bytes with the length of the header, the header (JSON: name → dtype, shape, place), then the tensors. The
+library's own writer wants all tensors of a shard in memory, and copies them once more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cclm.engine.stored_weights import StoredTensor
+from cclm.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, Dtype] = {
+    "fp32": "float32", "bf16": "bfloat16", "fp16": "float16",
+    "float32": "float32", "bfloat16": "bfloat16", "float16": "float16",
+}  # fmt: skip
+"""What people write → torch's name."""
+SAFETENSORS_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""As the format spells them."""
+INDEX_NAME = "model.safetensors.index.json"
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+Source = Callable[[], Mapping[str, StoredTensor]]
+"""Opens the weights anew: dropping the mapping before gives back the pages of files that it held."""
+REOPEN_BYTES = 1 << 28
+"""Mapped pages count as memory of the process until the mapping is dropped, so it is opened anew after so many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One tensor of a file that is to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """On disk."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def parse_size(text: str, where: str = "--shard-size") -> int:
+    """Bytes of "500MB", "5GB", "2GiB" or a plain number.
+
+    Raises:
+        ConfigError: something else, or nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise ConfigError(
+            where=where, expected="a size such as 500MB, 5GB or 2GiB", got=repr(text), do="Write a number and a unit."
+        )
+    return int(float(match[1]) * unit)
+
+
+def write_weights(
+    source: Source, folder: Path, *, names: Sequence[str], dtype: Dtype | None, shard_bytes: int
+) -> list[str]:
+    """Write the named tensors of `source` into `folder`; return the files' names.
+
+    Args:
+        source: opens the weights.
+        folder: exists.
+        names: what to write, in this order (not the second names of tied weights).
+        dtype: of floating-point tensors on disk; None: as stored.
+        shard_bytes: largest size of a file.
+    """
+    stored = source()
+    tensors = [
+        Planned(name=name, shape=stored[name].shape, dtype=_on_disk(stored[name].dtype, dtype)) for name in names
+    ]
+    del stored
+    shards = plan_shards(tensors, shard_bytes)
+    width = len(shards)
+    files = [f"model-{number:05d}-of-{width:05d}.safetensors" for number in range(1, width + 1)]
+    files = ["model.safetensors"] if width == 1 else files
+    for name, shard in zip(files, shards, strict=True):
+        write_shard(source, folder / name, shard)
+    if width > 1:
+        places = {tensor.name: name for name, shard in zip(files, shards, strict=True) for tensor in shard}
+        facts = {
+            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "total_size": sum(tensor.size_bytes for tensor in tensors),
+        }
+        text = json.dumps({"metadata": facts, "weight_map": places}, indent=2) + "\n"
+        (folder / INDEX_NAME).write_text(text, encoding="utf-8")
+        files.append(INDEX_NAME)
+    return files
+
+
+def plan_shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
+    """Cut a list of tensors into shards, in order; each holds at least one."""
+    shards: list[list[Planned]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.size_bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.size_bytes
+    return shards
+
+
+def visit(source: Source, names: Sequence[str]) -> Iterator[StoredTensor]:
+    """The named tensors, one after the other, with few of their pages in memory; use each before the next."""
+    stored, touched = source(), 0
+    for name in names:
+        if touched > REOPEN_BYTES:
+            del stored
+            stored, touched = source(), 0
+        yield stored[name]
+        touched += stored[name].num_elements * stored[name].dtype.itemsize
+
+
+def write_shard(source: Source, path: Path, shard: Sequence[Planned]) -> None:
+    """Write one file and force it to disk."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for tensor in shard:
+        header[tensor.name] = {
+            "dtype": SAFETENSORS_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.size_bytes],
+        }
+        place += tensor.size_bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the tensors begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor, stored in zip(shard, visit(source, [tensor.name for tensor in shard]), strict=True):
+            for piece in stored.pieces():
+                file.write(piece.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    assert path.stat().st_size == 8 + len(encoded) + place, f"{path} has another size than its header says"
+
+
+def in_memory(state: Mapping[str, Tensor]) -> Source:
+    """Tensors that are in memory already (or mapped), as a source."""
+    stored = {
+        name: StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.detach().reshape(-1),))
+        for name, value in state.items()
+    }
+    return lambda: stored
+
+
+def _on_disk(stored: torch.dtype, wanted: Dtype | None) -> torch.dtype:
+    if wanted is None or not stored.is_floating_point:
+        return stored
+    found: torch.dtype = getattr(torch, wanted)
+    return found

@@ -1,0 +1,73 @@
+"""`cclm embed`: features of pictures and texts as Parquet; goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.cli.say import say
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def make_parser() -> ArgumentParser:
+    """Options of `cclm embed`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        description="Embed a folder of pictures and texts (.txt, one a line) or a shard set. Started again, it goes on."
+    )
+    add = parser.add_argument
+    add("model", type=str, help="a run folder, a checkpoint inside one, or an exported folder")
+    add("source", type=str, help="a folder or file, or a shard set")
+    add("--to", type=str, required=True, help="folder for the Parquet files")
+    add("--captions", action="store_true", help="of image-text shards: embed the captions too")
+    add("--languages", type=str, nargs="+", help="of texts in shards: only these")
+    add("--batch-size", type=int, default=64, help="pictures or texts at a time")
+    add("--units-per-file", type=int, default=2048, help="pictures, lines or samples a file; what a kill costs at most")
+    add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
+    return parser
+
+
+def run(
+    model: str,
+    source: str,
+    to: str,
+    captions: bool = False,
+    languages: Sequence[str] | None = None,
+    batch_size: int = 64,
+    units_per_file: int = 2048,
+    threads: int = 0,
+) -> None:
+    """Embed, with a progress bar."""
+    import torch
+
+    from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
+    from cclm.checkpoint.embed_source import find_source
+    from cclm.checkpoint.open import open_model
+    from cclm.track.progress import Progress
+
+    if threads:
+        torch.set_num_threads(threads)
+    taken = tuple(languages or ())
+    found = find_source(Path(source), with_captions=captions, languages=taken)
+    opened = open_model(Path(model))
+    facts = EmbeddingFacts(
+        model=weights_fingerprint(opened),
+        source=found.fingerprint,
+        root=str(Path(source).resolve()),
+        with_captions=captions,
+        languages=taken,
+        num_units=len(found),
+        units_per_part=units_per_file,
+        width=opened.model.config.projection_width,
+    )
+    missing = prepare_folder(Path(to), facts)
+    start = facts.num_units - sum(min(units_per_file, facts.num_units - part * units_per_file) for part in missing)
+    with Progress(facts.num_units, start, "embedding") as progress:
+        done = embed(
+            Embedder(opened=opened, batch_size=batch_size), found, Path(to), facts, on_unit=lambda n: progress.update(n)
+        )
+    say(f"{to}: {facts.num_units} units in {facts.num_parts} files, {done} of them now")

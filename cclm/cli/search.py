@@ -1,0 +1,62 @@
+"""`cclm search`: pictures of an embedded set by a text in any language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.cli.say import say
+from cclm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def make_parser() -> ArgumentParser:
+    """Options of `cclm search`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description="Find pictures (or texts) of an embedded set by texts in any language.")
+    add = parser.add_argument
+    add("embedded", type=str, help="what `cclm embed` wrote")
+    add("query", type=str, nargs="+", help="one text or several, each in quotes")
+    add("--model", type=str, required=True, help="the model that embedded the set")
+    add("--top-k", type=int, default=10, help="answers for each text")
+    add("--rerank", type=int, default=0, help="let the fusion encoder order the best so many anew; 0: not")
+    add("--kind", type=str, default="image", help="image or text: what to find")
+    add("--html", type=str | None, help="also write a page with the pictures")
+    return parser
+
+
+def run(
+    embedded: str,
+    query: Sequence[str],
+    model: str,
+    top_k: int = 10,
+    rerank: int = 0,
+    kind: str = "image",
+    html: str | None = None,
+) -> None:
+    """Search, print a table for each text."""
+    from cclm.atomic import replace_text
+    from cclm.checkpoint.open import open_model
+    from cclm.checkpoint.search import load_embedded, page, search, text_table
+
+    if kind not in ("image", "text"):
+        raise ConfigError(where="--kind", expected="image or text", got=repr(kind), do="Choose one of these.")
+    if kind == "text" and (rerank or html):
+        raise ConfigError(
+            where="--kind text",
+            expected="neither --rerank nor --html (they look at pictures)",
+            got="--rerank" if rerank else "--html",
+            do="Leave it out.",
+        )
+    found_set = load_embedded(Path(embedded), kind)
+    found = search(open_model(Path(model)), found_set, list(query), top_k=top_k, rerank_top=rerank)
+    for text, hits in zip(query, found, strict=True):
+        say(text)
+        say(text_table(hits))
+    if html is not None:
+        replace_text(Path(html), page(list(query), found, found_set.source()))
+        say(f"wrote {html}")

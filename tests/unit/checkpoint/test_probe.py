@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cclm.checkpoint.open import OpenedModel
+from cclm.checkpoint.probe import known_part, make_probe, probe_inputs, probe_outputs
+from cclm.checkpoint.witness import make_recorder, read_witness, witness_of
+from cclm.data.tokens import TextTokenizer
+from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.plain import PlainEngine
+from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.modeling_cclm import CCLMModel
+from tests.kinds import KINDS, with_vocabulary
+
+
+class Training(torch.nn.Module):
+    """A training module as far as a witness cares."""
+
+    def __init__(self, model: CCLMModel) -> None:
+        super().__init__()
+        self.model = model
+
+
+def test_the_probe_is_the_same_every_time_and_holds_several_modes() -> None:
+    probe = make_probe()
+    assert probe == make_probe()
+    assert {Image.open(BytesIO(data)).mode for data in probe.pictures} == {"RGB", "RGBA", "L", "P", "LA"}
+    assert probe.num_captions == 12 < len(probe.texts) and set(probe.picture_of_caption) == set(range(6))
+    assert probe.texts[0] == "a red circle on white" and probe.texts[6] == "ein roter Kreis auf Weiß"
+
+
+def test_texts_that_a_tokenizer_does_not_know_are_left_out(opened: OpenedModel) -> None:
+    class Deaf(TextTokenizer):
+        def _encode_one(self, text: str, max_tokens: int, max_words: int | None) -> list[int]:
+            return super()._encode_one("" if "red" in text or text == "chó" else text, max_tokens, max_words)
+
+    found = known_part(make_probe(), Deaf(opened.tokenizer._tokenizer))
+    assert len(found.texts) == len(make_probe().texts) - 2 and "a red circle on white" not in found.texts
+    assert found.picture_of_caption == make_probe().picture_of_caption[1:]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_outputs_are_what_the_methods_that_people_call_give(opened: OpenedModel, kind: str) -> None:
+    options = with_vocabulary(KINDS[kind], opened.tokenizer.vocab_size)
+    torch.manual_seed(1)
+    model = CCLMModel(CCLMConfig(**asdict(options))).eval()
+    inputs = probe_inputs(make_probe(), opened.tokenizer, replace(opened.transform, size=32), 20)
+    found = probe_outputs(model, inputs)
+    ids, mask, own = inputs.ids_TL, inputs.mask_TL, list(inputs.picture_of_caption)
+    assert found["input_ids"].shape == ids.shape
+    with torch.inference_mode():
+        expected = {"text_features": model.get_text_features(ids, mask)}
+        expected["image_features"] = model.get_image_features(inputs.images_ICHW)
+        if kind == "nlvr_pairs":
+            row = torch.arange(len(ids))
+            pairs = torch.stack([inputs.images_ICHW[(row + place) % 8] for place in (0, 1)], 1)
+            expected["match_logits"] = model.score(pairs, ids, mask)
+        else:
+            logits = model.score_all(inputs.images_ICHW, ids[:12], mask[:12])
+            expected["match_logits"] = logits.flatten(0, 1)
+            slots = torch.zeros_like(ids[:4], dtype=torch.bool)
+            slots[:, 1] = True
+            expected["masked_lm_logits"] = model.masked_lm_logits(
+                inputs.masked_ids_ML, mask[:4], slot_BL=slots, pixel_values=inputs.images_ICHW[own[:4]]
+            )
+        if options.box_head:
+            expected["boxes"] = model.locate(inputs.images_ICHW[own], ids[:12], mask[:12])
+    assert found.keys() == expected.keys() | {"input_ids", "temperature"}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_a_witness_of_an_engine_is_read_back_as_it_was(opened: OpenedModel, tmp_path: Path) -> None:
+    module = Training(opened.model).train()
+    module.model.vision_encoder.eval()
+    engine = PlainEngine(module, OptimizerConfig(total_steps=1))
+    make_recorder(opened.tokenizer, opened.transform, opened.max_tokens)(engine, tmp_path)
+    assert module.model.text_encoder.training and not module.model.vision_encoder.training, "modes are as before"
+    module.eval()
+    found = read_witness(tmp_path)
+    assert found is not None
+    assert found.origin == "training engine: plain engine, one process, fp32" and found.precision == "fp32"
+    expected = witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    assert found.probe == expected.probe == make_probe()
+    assert found.outputs.keys() == expected.outputs.keys()
+    assert all(torch.equal(value, expected.outputs[name]) for name, value in found.outputs.items())
+    assert read_witness(tmp_path / "elsewhere") is None
