@@ -114,7 +114,7 @@ def test_a_failing_write_leaves_no_checkpoint_and_the_next_save_cleans_up(
         (folder / "plain_state.pt").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space"):
         patch.setattr(engine, "save", fail)
         save_checkpoint(engine, tmp_path, 1, {}, keep=1)
     assert newest_complete(tmp_path) is None
