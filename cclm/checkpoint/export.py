@@ -33,7 +33,7 @@ from cclm.checkpoint.witness import Witness, read_witness, witness_of
 from cclm.engine.ema import stored_average
 from cclm.engine.stored_weights import StoredTensor, stored_weights
 from cclm.errors import CheckpointError
-from cclm.model.modeling_cclm import tied_weights
+from cclm.model.tied_weights import tied_weights
 from cclm.track.facts import PARITY_NAME
 
 SHARD_SIZE = "5GB"

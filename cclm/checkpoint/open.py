@@ -23,7 +23,8 @@ from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
-from cclm.model.modeling_cclm import CCLMModel, tied_weights
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.tied_weights import tied_weights
 from cclm.track.facts import PARITY_NAME, CheckpointFacts
 from cclm.track.reading import read_json, read_yaml
 
