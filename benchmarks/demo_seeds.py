@@ -1,4 +1,4 @@
-"""The table of docs/demo.md: `python -m benchmarks.demo_seeds RUN RUN …`.
+"""The tables of docs/demo.md: `python -m benchmarks.demo_seeds RUN RUN …`.
 
 Each RUN is a finished run folder of `python -m pretrain.demo --seed N --run RUN`, or a results.json. The seed stands in
 the config.yaml beside the results; without one a column has the name of its folder or file.
@@ -16,6 +16,7 @@ from typing import Any
 from cclm.checkpoint.model_card import recall_cell
 from cclm.errors import CclmError, ConfigError
 from cclm.evaluate.statistics import spread
+from cclm.track.claims import RERANK_TITLES
 from cclm.track.facts import RESULTS_NAME
 from cclm.track.reading import read_json, read_yaml
 
@@ -81,8 +82,27 @@ def matching_line(seeds: Sequence[Seed]) -> str:
     return f"Matching head on held-out English pairs, accuracy (prior {prior:.1f}): {'; '.join(parts)}."
 
 
+def rerank_table(seeds: Sequence[Seed]) -> list[str]:
+    """Return text → image R@1 of each group by each re-ranking rule; nothing unless all seeds have the fixed rules."""
+    if not all("reranked_not_chosen" in seed.results for seed in seeds):
+        return []
+    weights = ", ".join(f"{seed.results['reranked']['rule']['match_weight']:g}" for seed in seeds)
+    top_k = seeds[0].results["reranked"]["top_k"]
+    heading = ["group", "dual encoder", f"chosen on the dev set (weight {weights})"]
+    heading += [f"not chosen: {title}" for title in RERANK_TITLES.values()]
+    lines = [f"Text → image R@1 when the {top_k} best candidates are ordered anew:", ""]
+    lines += [row(heading), "|" + "---|" * len(heading)]
+    for group in seeds[0].results["reranked"]["groups"]:
+        orders = [[seed.results for seed in seeds], [seed.results["reranked"] for seed in seeds]]
+        for name in RERANK_TITLES:  # a fixed rule that was chosen stands in its other place
+            orders.append([seed.results["reranked_not_chosen"].get(name, seed.results["reranked"]) for seed in seeds])
+        cells = [", ".join(f"{order['groups'][group]['t2i']['r1']:.1f}" for order in of_seeds) for of_seeds in orders]
+        lines.append(row([group, *cells]))
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_seeds", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or results.json files")
     options = parser.parse_args(arguments)
@@ -91,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CclmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    print("\n".join([*table(seeds), "", matching_line(seeds)]).rstrip())
+    parts = [table(seeds), [matching_line(seeds)], rerank_table(seeds)]
+    print("\n\n".join("\n".join(lines) for lines in parts if any(lines)))
     return 0
 
 

@@ -18,11 +18,13 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "p
 def describe_environment() -> dict[str, str]:
     """Return hardware, versions and the time now (`started`), without importing what it names.
 
-    `cores` are those that this process may use: its affinity mask, or the container's limit if that is smaller.
+    `ranks` is what the launcher said (1 without one). `cores` are those that this process may use, one rank's: its
+    affinity mask, or the container's limit if that is smaller.
     A package that is not installed is left out.
     """
     found = {
         "machine": f"{processor_name()}, {platform.system()} {platform.machine()}",
+        "ranks": os.environ.get("WORLD_SIZE") or "1",
         "cores": f"{usable_cores():g}",
         "python": platform.python_version(),
     }

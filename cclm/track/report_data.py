@@ -103,10 +103,13 @@ def headlines(facts: RunFacts, groups: Sequence[GroupBlock]) -> list[Headline]:
 
 
 def trained_where(environment: Mapping[str, str]) -> str:
-    """Return cores and machine of the training, as far as they are known."""
-    cores, machine = environment.get("cores"), environment.get("machine", "unknown")
-    known = [*([f"{cores} cores"] if cores else []), *([machine] if machine != "unknown" else [])]
-    return ", ".join(known)
+    """Return ranks, cores and machine of the training, as far as they are known."""
+    ranks, cores, machine = environment.get("ranks", "1"), environment.get("cores"), environment.get("machine")
+    spelled = f"{cores} core" if cores == "1" else f"{cores} cores"
+    known = [f"{ranks} ranks"] if ranks != "1" else []
+    if cores:  # those of one rank, which ranks may have to share
+        known.append(f"up to {spelled} each" if known else spelled)
+    return ", ".join([*known, *([machine] if machine and machine != "unknown" else [])])
 
 
 def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tuple[str, list[Panel]]]:

@@ -51,6 +51,27 @@ def test_a_row_for_each_group_and_direction(runs: list[Path], capsys: pytest.Cap
     ]
 
 
+def test_rules_of_reranking_stand_side_by_side(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    def order(weight: float, r1: float) -> dict[str, Any]:
+        groups = {"english": {"t2i": {"r1": r1}}}
+        return {"top_k": 8, "rule": {"match_weight": weight, "similarity_weight": 1.0}, "groups": groups}
+
+    one = results(ONE, 86.1) | {"reranked": order(0.0, 23.24)}
+    one["reranked_not_chosen"] = {"match_plus_similarity": order(1.0, 20.0), "match_alone": order(1.0, 18.0)}
+    two = results(TWO, 86.3) | {"reranked": order(1.0, 26.0)}
+    two["reranked_not_chosen"] = {"match_alone": order(1.0, 19.0)}
+    for path, content in zip((runs[0] / "results.json", runs[1]), (one, two), strict=True):
+        path.write_text(json.dumps(content))
+    assert printed(capsys, *runs)[9:] == [
+        "Text → image R@1 when the 8 best candidates are ordered anew:",
+        "",
+        "| group | dual encoder | chosen on the dev set (weight 0, 1) | not chosen: match + similarity "
+        "| not chosen: match alone, as published |",
+        "|---|---|---|---|---|",
+        "| english | 23.2, 25.0 | 23.2, 26.0 | 20.0, 26.0 | 18.0, 19.0 |",
+    ]
+
+
 def test_a_results_file_inside_a_run_folder_is_the_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, runs[0]) == printed(capsys, runs[0] / "results.json")
 

@@ -18,6 +18,13 @@ def test_it_names_machine_cores_versions_and_time() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found["started"])
 
 
+def test_the_launcher_says_how_many_ranks_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert describe_environment()["ranks"] == "1"
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert describe_environment()["ranks"] == "16"
+
+
 def test_it_does_not_import_what_it_names() -> None:
     code = (
         "import sys; from cclm.track.environment import describe_environment\n"

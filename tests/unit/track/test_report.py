@@ -11,7 +11,7 @@ import pytest
 from cclm.errors import ConfigError
 from cclm.track.facts import CheckpointFacts, Stage, read_facts, read_stages
 from cclm.track.report import language_name, licence_link, render
-from cclm.track.report_data import report_data, temperature_note
+from cclm.track.report_data import report_data, temperature_note, trained_where
 
 GROUPS = {"english": ["en"], "parallel_non_latin": ["ar", "zh"], "control": ["xx"]}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -303,6 +303,20 @@ def test_the_bounds_of_the_temperature_stand_beside_its_chart() -> None:
         "learned, kept within 0.05 … 0.5"
     )
     assert temperature_note({}) == "learned"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"machine": "unknown"}, ""),
+        ({"cores": "1", "machine": "a box"}, "1 core, a box"),
+        ({"ranks": "1", "cores": "2"}, "2 cores"),
+        ({"ranks": "2", "cores": "1", "machine": "a box"}, "2 ranks, up to 1 core each, a box"),
+        ({"ranks": "8", "cores": "1.5"}, "8 ranks, up to 1.5 cores each"),
+    ],
+)
+def test_where_it_was_trained(environment: dict[str, str], words: str) -> None:
+    assert trained_where(environment) == words
 
 
 def test_an_unknown_licence_is_escaped_and_not_linked() -> None:
