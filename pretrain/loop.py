@@ -127,10 +127,11 @@ def seen_so_far(run: Run) -> dict[str, float]:
 
 def agree_to_stop(run: Run) -> str:
     """Why the run stops after this step, or "". A collective: one rank's request is everybody's."""
-    reason = run.stop.reason(run.folder if run.collectives.rank == 0 else None)
+    folder = run.folder if run.collectives.rank == 0 else None
+    reason = run.stop.reason(folder)
     if int(run.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
         return ""
-    return reason or "another rank was asked"
+    return reason or run.stop.reason(folder) or "another rank was asked"
 
 
 def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], StepStatistics]:

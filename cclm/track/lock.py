@@ -18,6 +18,8 @@ from cclm.errors import CclmError
 from cclm.track.folders import make_folder
 
 LOCK_NAME = ".lock"
+HELD = "is training in"
+"""Words of the refusal, by which `launch` knows that another try may succeed."""
 NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 """What a network file system says that is mounted without locks: then there is no protection."""
 
@@ -54,7 +56,7 @@ def _acquire(descriptor: int, folder: Path) -> None:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
         raise CclmError(
             expected="a run folder that no other run is using",
-            got=f"one that {holder} is training in",
+            got=f"one that {holder} {HELD}",
             do="Wait for that run, stop it, or choose another run_folder.",
             where=str(folder),
         ) from error

@@ -63,7 +63,7 @@ class StopRequest:
 
     def reason(self, folder: Path | None) -> str:
         """Why this process should stop, or "". `folder`: the run folder, on the rank that looks at its file."""
-        return self.signal_reason or (read_request(folder) if folder is not None else "")
+        return (read_request(folder) if folder is not None else "") or self.signal_reason
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal_reason = signal.Signals(number).name

@@ -31,6 +31,9 @@ def add_options(parser: argparse.ArgumentParser, *, nodes: int | None) -> None:
     for name in ("partition", "account", "qos", "constraint", "exclude"):
         job.add_argument(f"--{name}", default=None, help="as for sbatch")
     job.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help="any other option of sbatch")
+    job.add_argument("--array", type=int, default=0, metavar="N", help="N elements; @TASK@ is an element's number")
+    job.add_argument("--concurrent", type=int, default=None, help="elements that may run at a time")
+    job.add_argument("--after", type=Path, default=None, metavar="RUN", help="begin when this run is done")
     job.add_argument("--name", default=None, help="name of the job; default: the run folder's")
     site = parser.add_argument_group("the site")
     site.add_argument("--profile", default=None, help="name in launch/profiles/ or path; default: $CCLM_PROFILE")
@@ -96,6 +99,9 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Sl
         command=command,
         is_training=recipe is not None,
         reads=() if recipe is None else tuple(folders_named_in(recipe[0].get("data") or {}, Path.cwd())),
+        array=options.array,
+        concurrent=options.concurrent,
+        after=None if options.after is None else options.after.absolute(),
         nodes=options.nodes,
         gpus_per_node=options.gpus_per_node,
         tasks_per_node=options.tasks_per_node,

@@ -71,10 +71,15 @@ def submit_script(script: str, *options: str) -> str:
 
 
 def job_state(job: str) -> str | None:
-    """State of a job that the controller still knows ("PENDING", "RUNNING", …); None if it does not."""
+    """State of a job that the controller still knows ("PENDING", "RUNNING", …); None if it does not.
+
+    Of an array with several states it is one in which an element still waits or runs, if there is one.
+    """
     answer = ask_slurm(["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job])
     states = answer.stdout.split()
-    return states[0] if answer.returncode == 0 and states else None
+    if answer.returncode != 0 or not states:
+        return None
+    return next((state for state in states if not is_over(state)), states[0])
 
 
 ENDED = frozenset(

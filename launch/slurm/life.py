@@ -5,6 +5,7 @@ python -m launch.slurm.life begin    RUN --job ID --nodes LIST     0: go on; 3: 
 python -m launch.slurm.life ask      RUN --reason TEXT             ask the ranks to save
 python -m launch.slurm.life judge    RUN --job ID                  after preflight; 0: every node is fit
 python -m launch.slurm.life end      RUN --job ID --code N         0: done; 75: live again; 1: give up
+python -m launch.slurm.life after    RUN --other RUN2              0: RUN2 is done; 1: it is not, or not yet
 python -m launch.slurm.life resubmit RUN                           submit the script again, where requeue is not allowed
 """
 
@@ -17,16 +18,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_text
+from cclm.atomic import replace_bytes, replace_text
 from cclm.errors import CclmError
 from cclm.track import stop
 from cclm.track.status import DoneMarker
-from launch.slurm.client import submit_script
+from launch.slurm.client import is_over, job_state, submit_script
 from launch.slurm.history import Event, add_event, last_job, lives_of, next_life, read_history
 from launch.slurm.port import find_port
-from launch.slurm.verdict import judge_command, judge_training, newest_step, tries_at
+from launch.slurm.verdict import judge_command, judge_training, newest_step, tries_at, why_not_done
 
 GO_ON, GIVE_UP, ALREADY_DONE, LIVE_AGAIN = 0, 1, 3, stop.STOPPED_CODE
+
+RESERVE, RESERVE_BYTES = Path("slurm") / "reserve", 2**16
+"""Room that is given back at the end of a life: on a full disk, too, it must be possible to say why it ended."""
 
 
 def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
@@ -44,6 +48,7 @@ def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
     # An empty file asks nothing; without one, a network file system may remember for a minute that there is none.
     replace_text(run_folder / stop.STOP_NAME, "")
     life = next_life(history)
+    replace_bytes(run_folder / RESERVE, bytes(RESERVE_BYTES))
     add_event(run_folder, Event(event="begin", life=life, job=job, nodes=nodes, step=step))
     replace_text(run_folder / "slurm" / "life", f"{life}\n")
     say(f"life {life} of {run_folder.name}: job {job} on {nodes}, from step {step}")
@@ -52,6 +57,7 @@ def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
 
 def end(run_folder: Path, plan: dict[str, Any], job: str, code: int) -> int:
     """Judge the life that has just ended, and note it."""
+    (run_folder / RESERVE).unlink(missing_ok=True)
     lives = lives_of(read_history(run_folder))
     if plan["is_training"]:
         verdict = judge_training(run_folder, lives, plan["max_tries"])
@@ -66,6 +72,19 @@ def end(run_folder: Path, plan: dict[str, Any], job: str, code: int) -> int:
     if verdict.goes_on:
         return LIVE_AGAIN
     return GO_ON if verdict.outcome in ("done", "stopped") else GIVE_UP
+
+
+def after(run_folder: Path, other: Path) -> int:
+    """Is the other run done? If a later job of it still waits or runs, submit this one again behind that."""
+    why = why_not_done(other)
+    if not why:
+        return GO_ON
+    job = last_job(read_history(other))
+    if job is not None and not is_over(job_state(job)):
+        say(f"{other} goes on as job {job}")
+        return resubmit(run_folder, f"--dependency=afterany:{job}") or GIVE_UP
+    say(f"{other} is not done: {why}. Repair it, then submit this run again.")
+    return GIVE_UP
 
 
 def resubmit(run_folder: Path, *options: str) -> int:
@@ -89,9 +108,10 @@ def say(line: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run one decision."""
     parser = argparse.ArgumentParser(prog="python -m launch.slurm.life")
-    parser.add_argument("action", choices=("port", "begin", "ask", "judge", "end", "resubmit"))
+    parser.add_argument("action", choices=("port", "after", "begin", "ask", "judge", "end", "resubmit"))
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--job", default="")
+    parser.add_argument("--other", type=Path)
     parser.add_argument("--nodes", default="")
     parser.add_argument("--reason", default="")
     parser.add_argument("--code", type=int, default=0)
@@ -104,6 +124,8 @@ def main(arguments: list[str]) -> int:
         say(f"asks the ranks to save: {options.reason}")
         stop.ask_to_stop(run_folder, options.reason)
         return 0
+    if options.action == "after":
+        return after(run_folder, options.other)
     if options.action == "resubmit":
         return resubmit(run_folder)
     plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))

@@ -35,6 +35,10 @@ class SlurmPlan:
     """Output of the batch script; each rank has its own log beside it."""
     directives: Mapping[str, str]
     """Options of sbatch; an empty value is a bare option."""
+    array: int
+    """Elements of an array job; 0: no array."""
+    after: Path | None
+    """Run that must be done first."""
     nodes: int
     tasks_per_node: int
     """Tasks that srun starts on a node."""
@@ -87,6 +91,8 @@ class SlurmPlan:
             f"meeting point  the first node, a free port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1}",
             f"output         {self.log}, {self.log.parent}/rank_N.log",
             f"success        {'done.json in the run folder' if self.is_training else 'every task ends with code 0'}",
+            f"elements       {self.array}, each one task" if self.array else "elements       no array",
+            f"after          {self.after or 'nothing'}",
             f"preflight      {self.preflight}{', bad nodes are replaced' if self.replace_bad_nodes else ''}",
             f"gives up       after {self.max_tries} lives without a newer checkpoint",
             "sbatch         " + " ".join(option(*item) for item in self.directives.items()),
@@ -118,8 +124,10 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
         run_folder=request.run_folder,
         code_folder=request.run_folder / "code",
         checkout=request.checkout,
-        log=request.run_folder / "logs" / "slurm.log",
+        log=request.run_folder / "logs" / ("slurm_%a.log" if request.array else "slurm.log"),
         directives={},
+        array=request.array,
+        after=request.after,
         nodes=request.nodes,
         tasks_per_node=tasks,
         ranks_per_node=request.tasks,
@@ -137,7 +145,7 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
         host_python=request.host_python,
         reads=request.reads,
         scratch=profile.scratch,
-        preflight=request.preflight,
+        preflight="none" if request.array else request.preflight,
         replace_bad_nodes=request.replace_bad_nodes,
         max_tries=request.max_tries,
         hang_s=request.hang_s,
@@ -158,7 +166,8 @@ def _directives(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> dic
         "gpus-per-node": str(plan.gpus_per_node) if plan.gpus_per_node else None,
         "cpus-per-task": str(plan.cpus_per_task),
         "time": request.time,
-        "signal": f"B:USR1@{request.save_s}",
+        "array": _array(request) if request.array else None,
+        "signal": f"B:USR1@{request.save_s}" if not request.array else None,
         "output": str(plan.log),
         "open-mode": "append",
     }
@@ -168,6 +177,10 @@ def _directives(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> dic
         **profile.sbatch,
         **request.sbatch,
     }
+
+
+def _array(request: SlurmRequest) -> str:
+    return f"0-{request.array - 1}" + (f"%{request.concurrent}" if request.concurrent else "")
 
 
 def _srun(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> tuple[str, ...]:

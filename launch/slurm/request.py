@@ -12,7 +12,8 @@ from launch.profile import Profile
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 SINGLE_OPTION = re.compile(r"[a-z][a-z0-9-]*")
-OURS = frozenset({"job-name", "nodes", "ntasks-per-node", "time", "output", "signal", "requeue", "open-mode", "array"})
+OURS = frozenset({"job-name", "nodes", "ntasks-per-node", "time", "output", "signal", "requeue", "open-mode"})
+OURS |= {"array", "dependency"}
 """Options of sbatch that the plan decides."""
 
 
@@ -31,6 +32,13 @@ class SlurmRequest:
     """Success is the run's done marker; else every task must end with code 0."""
     reads: tuple[str, ...] = ()
     """Folders that preflight looks into on every node."""
+    array: int = 0
+    """Elements of an array job, each one task; `@TASK@` in the command is its number.
+    0: no array."""
+    concurrent: int | None = None
+    """How many elements may run at a time."""
+    after: Path | None = None
+    """Run folder of a run that must be done first."""
     nodes: int = 1
     gpus_per_node: int = 0
     tasks_per_node: int | None = None
@@ -109,6 +117,10 @@ def _complaints(request: SlurmRequest, profile: Profile) -> Iterator[str]:
     for name, count in {**counts, "--cpus-per-task": request.cpus_per_task or 1}.items():
         if count < 1:
             yield f"{name} {count} is below 1"
+    if request.array and (request.nodes, request.tasks) != (1, 1):
+        yield f"--array {request.array} on {request.nodes} node(s) × {request.tasks} task(s): an element is one task"
+    if request.array < 0 or (request.concurrent is not None and request.concurrent < 1):
+        yield f"--array {request.array} --concurrent {request.concurrent}: counts of at least 1"
     if request.gpus_per_node and request.tasks > request.gpus_per_node:
         yield f"{request.tasks} tasks per node for {request.gpus_per_node} GPU(s): one task needs one GPU"
     limit_s = seconds_of(request.time)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.slurm.plan import SlurmPlan, option
 
-TEMPLATE = "job.sh.j2"
+JOB_TEMPLATE, ARRAY_TEMPLATE = "job.sh.j2", "array.sh.j2"
 BANDWIDTH = ("-m", "cclm.dist.bandwidth")
 """The program that measures the network, one process per rank."""
 
@@ -25,7 +25,7 @@ def render(plan: SlurmPlan) -> str:
     )
     own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
     counted = [word for word in plan.srun_options if word not in own]
-    return templates.get_template(TEMPLATE).render(
+    return templates.get_template(ARRAY_TEMPLATE if plan.array else JOB_TEMPLATE).render(
         plan=plan,
         script=plan.script,
         quote=lambda value: shlex.quote(str(value)),

@@ -15,6 +15,7 @@ from launch.slurm.client import is_over, job_state, submit_script, would_take
 from launch.slurm.history import Event, add_event, last_job, read_history
 from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
 from launch.slurm.script import render
+from launch.slurm.verdict import elements_left, why_not_done
 from launch.snapshot import take_snapshot, write_recipe
 
 
@@ -38,6 +39,7 @@ def submit(
         CclmError: the cluster cannot run it, or does not answer.
     """
     refuse_twice(plan.run_folder)
+    options = [*dependency(plan, say), *elements(plan, say)]
     for name in ("logs", SLURM_FOLDER, "status"):
         (plan.run_folder / name).mkdir(parents=True, exist_ok=True)
     code = take_snapshot(plan.checkout, plan.run_folder, anew=new_code)
@@ -47,9 +49,51 @@ def submit(
     replace_text(plan.run_folder / SLURM_FOLDER / PLAN_NAME, plan.to_json() + "\n")
     replace_text(plan.script, render(plan))
     say(would_take(str(plan.script)))
-    job = submit_script(str(plan.script))
+    job = submit_script(str(plan.script), *options)
     add_event(plan.run_folder, Event(event="submitted", job=job, by_user=True, why=shlex.join(sys.argv[1:])))
     return job
+
+
+def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+    """How sbatch is told to wait for another run's job; the script itself then looks whether that run is done.
+
+    Raises:
+        ConfigError: the other run is not done, and no job of it waits or runs.
+    """
+    if plan.after is None:
+        return []
+    job, why = last_job(read_history(plan.after)), why_not_done(plan.after)
+    if job is not None and not is_over(job_state(job)):
+        say(f"begins after job {job} of {plan.after}")
+        return [f"--dependency=afterany:{job}"]
+    if why:
+        raise ConfigError(
+            where="--after", expected="a run that is done, or has a job", got=f"{plan.after}: {why}",
+            do="Submit that run first.",
+        )  # fmt: skip
+    return []
+
+
+def elements(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+    """Which elements of an array to run: all of them, or after an earlier submission those that failed.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    if not plan.array:
+        return []
+    replace_text(plan.run_folder / SLURM_FOLDER / "life", "0\n")
+    left = elements_left(plan.run_folder, plan.array)
+    if not left:
+        raise ConfigError(
+            where=str(plan.run_folder), expected="elements that have not ended with code 0", got="none",
+            do="Everything is done. Choose another --run-folder to do it again.",
+        )  # fmt: skip
+    if len(left) == plan.array:
+        return []
+    say(f"elements {', '.join(map(str, left))} of {plan.array}")
+    limit = plan.directives["array"].partition("%")[2]
+    return [f"--array={','.join(map(str, left))}" + (f"%{limit}" if limit else "")]
 
 
 def refuse_twice(run_folder: Path) -> None:

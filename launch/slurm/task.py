@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,9 +27,23 @@ from types import FrameType
 STOPPED_CODE = 75  # cclm/track/stop.py: asked to stop, and saved; for srun that is a good end
 TRACEBACK_S = 2.0
 """Time for a hung rank to print where it stands."""
+START_S = 600.0
+"""At least so long may a rank take to its first sign of life: imports, meeting the others, reading a checkpoint."""
 WAITING_S = 10.0
 """How much longer a rank lives that only waits for another: the other's record is the one that counts."""
+ELEMENT = "task"
+"""Kind of the tasks of an array job: one per element."""
 MOST_WORDS = 500
+FULL_BYTES = 2**20
+FULL = "the disk of the run folder is full"
+RECORD_BYTES = 4096
+"""Room for the record of the end, taken at the beginning: a full disk must not swallow why the rank died of it."""
+FILLED_IN = {
+    "NODE_RANK": "SLURM_NODEID",
+    "MASTER_ADDR": "MASTER_ADDR",
+    "MASTER_PORT": "MASTER_PORT",
+    "TASK": "SLURM_ARRAY_TASK_ID",
+}
 COLLECTIVE = re.compile(r"torch/distributed|cclm/dist/|deepspeed/comm")
 FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
 
@@ -57,10 +72,13 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def fill_in(command: list[str], environment: Mapping[str, str]) -> list[str]:
-    """Put what only a task knows into torchrun's command line."""
-    values = {"@NODE_RANK@": environment.get("SLURM_NODEID", "0")}
-    values |= {f"@{name}@": environment.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")}
-    return [values.get(word, word) for word in command]
+    """Put what only a task knows into a command line: torchrun's, or that of an array's element."""
+    filled = []
+    for word in command:
+        for name, source in FILLED_IN.items():
+            word = word.replace(f"@{name}@", environment.get(source, ""))
+        filled.append(word)
+    return filled
 
 
 class Watch:
@@ -68,23 +86,28 @@ class Watch:
 
     def __init__(self, path: Path, limit_s: float) -> None:
         self.path, self.limit_s = path, limit_s
-        self.seen: float | None = None
+        self.seen = self._changed()
         self.since = time.monotonic()
+        self.has_begun = False
 
     def silent_s(self) -> float:
         """Seconds since the rank's status last changed, or since the start."""
-        try:
-            now_seen: float | None = self.path.stat().st_mtime
-        except OSError:
-            now_seen = None
+        now_seen = self._changed()
         if now_seen != self.seen:
-            self.seen, self.since = now_seen, time.monotonic()
+            self.seen, self.since, self.has_begun = now_seen, time.monotonic(), True
         return time.monotonic() - self.since
 
     @property
     def is_over(self) -> bool:
         """Whether the rank counts as hung."""
-        return self.limit_s > 0 and self.silent_s() > self.limit_s
+        silent_s = self.silent_s()
+        return self.limit_s > 0 and silent_s > (self.limit_s if self.has_begun else max(self.limit_s, START_S))
+
+    def _changed(self) -> float | None:
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return None
 
 
 def where_it_stands(said: str) -> str:
@@ -129,12 +152,13 @@ def run(run_folder: Path, kind: str, command: list[str]) -> int:
     # is for the rank, which may save; a handler, unlike "ignore", is not inherited.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _nothing)
-    number = int(os.environ.get("SLURM_PROCID", "0"))
+    number = int(os.environ["SLURM_ARRAY_TASK_ID"] if kind == ELEMENT else os.environ.get("SLURM_PROCID", "0"))
     life = int((run_folder / "slurm" / "life").read_text() or 0)
     log = run_folder / "logs" / f"{kind}_{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
     watch = Watch(run_folder / "status" / f"rank_{number}.json", plan["hang_s"] if kind == "rank" else 0.0)
+    take_room(run_folder, kind, number)
     with log.open("ab", buffering=0) as output:
         header = f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {kind} {number} on {socket.gethostname()}, life {life}\n"
         output.write(header.encode())
@@ -152,18 +176,27 @@ def run(run_folder: Path, kind: str, command: list[str]) -> int:
             except subprocess.TimeoutExpired:
                 continue
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    if code not in (0, STOPPED_CODE) and shutil.disk_usage(run_folder).free < FULL_BYTES:
+        why = why or FULL
     write_end(run_folder, kind, number, life, code, why, last_words(tail(log, start)) if code else "")
     return 0 if code == STOPPED_CODE else code
 
 
-def write_end(run_folder: Path, kind: str, rank: int, life: int, code: int, why: str, words: str) -> None:
-    """Write the record, whole or not at all (`launch.slurm.verdict.RankEnd`)."""
-    path = run_folder / "status" / f"exit_{kind}_{rank}.json"
+def take_room(run_folder: Path, kind: str, rank: int) -> None:
+    """Make the hidden file that will become the record, with all the bytes it may need."""
+    path = run_folder / "status" / f".exit_{kind}_{rank}.json.partial"
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b" " * RECORD_BYTES)
+
+
+def write_end(run_folder: Path, kind: str, rank: int, life: int, code: int, why: str, words: str) -> None:
+    """Write the record (`launch.slurm.verdict.RankEnd`) into the room taken for it, then give it its name."""
     record = {"rank": rank, "host": socket.gethostname(), "life": life, "code": code, "time": time.time()}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({**record, "why": why, "last_words": words}) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps({**record, "why": why, "last_words": words})
+    partial = run_folder / "status" / f".exit_{kind}_{rank}.json.partial"
+    with partial.open("r+b") as file:
+        file.write(text.encode().ljust(RECORD_BYTES - 1) + b"\n")
+    partial.replace(partial.with_name(partial.name.removeprefix(".").removesuffix(".partial")))
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.checkpoint.layout import newest_complete, read_marker
+from cclm.track.lock import HELD
 from cclm.track.status import DoneMarker
 from cclm.track.stop import STOPPED_CODE, read_stopped
-from launch.slurm.history import Life
+from launch.slurm.history import Life, read_history
 
 STATUS = "status"
 USER_ERROR_CODE = 2
 """What our programs end with after a sentence for the user."""
+FULL = "the disk of the run folder is full"
+"""What the shim says of a rank that died while that was so."""
 WAITS = "waits for other ranks"
 """What the shim says of a hung rank that stands in a collective."""
 REST = "rest: "
@@ -101,7 +104,9 @@ def judge_training(run_folder: Path, lives: Sequence[Life], max_tries: int) -> V
         return Verdict(outcome="stopped", goes_on=not rests, step=step, why=why)
     failure = first_failure(read_ends(run_folder, life.number))
     told = str(failure) if failure else "the step ended without a word from any rank: see logs/slurm.log"
-    if failure is not None and failure.code == USER_ERROR_CODE:
+    # A lost node's lock lives on until the file server forgets it: that passes, other refusals do not.
+    is_mistake = failure is not None and failure.code == USER_ERROR_CODE and HELD not in failure.last_words
+    if is_mistake or (failure is not None and failure.why == FULL):
         return Verdict(outcome="failed", goes_on=False, step=step, why=f"{told} (a retry would not help)")
     if step > life.first_step:
         return Verdict(outcome="failed", goes_on=True, step=step, why=f"{told}; goes on from step {step}")
@@ -120,6 +125,31 @@ def judge_command(run_folder: Path, life: int, num_tasks: int) -> Verdict:
         return Verdict(outcome="done", goes_on=False, step=0, why=f"all {num_tasks} task(s) ended with code 0")
     silent = f"{num_tasks - len(ends)} of {num_tasks} task(s) ended without a word"
     return Verdict(outcome="failed", goes_on=False, step=0, why=str(failure) if failure else silent)
+
+
+def elements_left(run_folder: Path, count: int) -> list[int]:
+    """Elements of an array job that have not ended with code 0."""
+    return [number for number in range(count) if not _element_is_done(run_folder, number)]
+
+
+def _element_is_done(run_folder: Path, number: int) -> bool:
+    path = run_folder / STATUS / f"exit_task_{number}.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["code"] == 0
+
+
+def why_not_done(run_folder: Path) -> str:
+    """Why a run submitted to Slurm does not count as done; "" if it does."""
+    path = run_folder / "slurm" / "plan.json"
+    if not path.exists():  # it was not trained under Slurm
+        return "" if DoneMarker(run_folder).read() is not None else "there is no done.json"
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    if plan["array"]:
+        left = elements_left(run_folder, plan["array"])
+        return f"element(s) {', '.join(map(str, left))} have not ended with code 0" if left else ""
+    if plan["is_training"]:
+        return "" if DoneMarker(run_folder).read() is not None else "there is no done.json"
+    ends = [event for event in read_history(run_folder) if event.event == "end"]
+    return "" if ends and ends[-1].outcome == "done" else "its last life did not end well"
 
 
 def first_failure(ends: Sequence[RankEnd]) -> RankEnd | None:

@@ -92,6 +92,7 @@ def up(base: Path, num_nodes: int) -> None:
     private("/etc/hosts", base, "".join(f"{address} {name}\n" for address, name in names.items()))
     private("/etc/passwd", base, f"{USER}:x:{USER_ID}:{USER_ID}:{USER}:{base}/home:/bin/sh\n")
     private("/etc/group", base, f"{USER}:x:{USER_ID}:\n")
+    show_to_users(base / "covered", [Path(sys.base_prefix), Path(sys.prefix), Path.cwd()])
     sh(f"hostname {CONTROLLER} && ip link set lo up && mkdir /run/netns")
     for gpu in range(NUM_GPUS):
         os.mknod(base / "dev" / f"gpu{gpu}", 0o666 | stat.S_IFCHR, os.makedev(*NULL_DEVICE))
@@ -105,6 +106,22 @@ def up(base: Path, num_nodes: int) -> None:
         (base / "spool" / f"n{node}").mkdir(parents=True)
         start_node(base, node)
     wait_for_idle(base, num_nodes)
+
+
+def show_to_users(kept: Path, paths: list[Path]) -> None:
+    """Let plain users reach these folders, which may lie in somebody's closed home: in this namespace only, lay an open
+    folder over the closed one, and put the wanted folders back into it."""
+    closed: dict[Path, list[Path]] = {}
+    for path in (path.resolve() for path in paths):
+        shut = [folder for folder in reversed(path.parents) if not folder.stat().st_mode & stat.S_IXOTH]
+        closed.setdefault(shut[0], []).append(path) if shut else None
+    for number, (cover, wanted) in enumerate(closed.items()):
+        place = kept / str(number)
+        place.mkdir(parents=True)
+        sh(f"mount --rbind {cover} {place} && mount -t tmpfs -o mode=755 open {cover}")
+        for path in wanted:
+            path.mkdir(parents=True, exist_ok=True)
+            sh(f"mount --rbind {place / path.relative_to(cover)} {path}")
 
 
 def nodes(num_nodes: int) -> range:
@@ -146,7 +163,7 @@ def add_node(node: int) -> None:
 
 def start_node(base: Path, node: int) -> None:
     """A slurmd with its own host name and a disk of its own at `base`/local."""
-    own = f"hostname n{node} && mount -t tmpfs -o size=64m,mode=1777 local {base}/local && exec slurmd -N n{node}"
+    own = f"hostname n{node} && mount -t tmpfs -o size=1g,mode=1777 local {base}/local && exec slurmd -N n{node}"
     sh(f"ip netns exec n{node} unshare --uts --mount sh -c '{own}'")
 
 

@@ -36,6 +36,15 @@ EVERYTHING = replace(
     sbatch={"exclusive": "", "mail-user": "me@example.org", "comment": "a 'quoted' comment"},
     replace_bad_nodes=True,
 )
+ARRAY = replace(
+    REQUEST,
+    command=("python", "-m", "shards", "build", "/shared/corpus.yaml", "--task", "@TASK@/64"),
+    is_training=False,
+    array=64,
+    concurrent=16,
+    nodes=1,
+    gpus_per_node=0,
+)
 PROFILE = Profile(setup=("ulimit -n 65536",), environment={"NCCL_DEBUG": "WARN", "NOTE": "two words"})
 
 SCRIPTS = {
@@ -43,6 +52,8 @@ SCRIPTS = {
     "cpu": (CPU, Profile()),
     "everything": (EVERYTHING, PROFILE),
     "no_preflight": (replace(REQUEST, preflight="none"), Profile()),
+    "array": (ARRAY, Profile()),
+    "after": (replace(CPU, after=Path("/shared/runs/shards")), Profile()),
     "torchrun": (replace(REQUEST, launcher="torchrun"), Profile()),
     "modules": (REQUEST, read_profile("modules")),
     "pyxis": (replace(REQUEST, container="/images/cclm.sqsh"), read_profile("pyxis")),

@@ -47,7 +47,10 @@ def test_a_job_id_with_its_cluster(bin_folder: Path) -> None:
     assert client.submit_script("job.sh") == "1234"
 
 
-@pytest.mark.parametrize(("answer", "state"), [("echo RUNNING", "RUNNING"), ("exit 1", None), ("true", None)])
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [("echo RUNNING", "RUNNING"), ("printf 'FAILED\\nRUNNING\\n'", "RUNNING"), ("exit 1", None), ("true", None)],
+)
 def test_states(bin_folder: Path, answer: str, state: str | None) -> None:
     program(bin_folder, "squeue", answer)
     assert client.job_state("7") == state

@@ -7,6 +7,7 @@ import pytest
 
 from cclm.track import stop
 from cclm.track.status import DoneMarker
+from launch.slurm import life
 from launch.slurm.history import Event, add_event, last_job, lives_of, read_history
 from launch.slurm.life import main
 from launch.slurm.port import FIRST_PORT, find_port
@@ -51,6 +52,14 @@ def test_a_person_may_try_again(tmp_path: Path) -> None:
     assert (run / "slurm/life").read_text() == "3\n", "lives are counted on"
 
 
+def test_room_is_kept_for_the_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    begin(run)
+    assert (run / "slurm/reserve").stat().st_size == 2**16
+    main(["end", str(run), "--job", "7", "--code", "1"])
+    assert not (run / "slurm/reserve").exists()
+
+
 def test_a_request_is_written_for_the_ranks(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert main(["ask", str(run), "--reason", "USR1"]) == 0
@@ -73,6 +82,25 @@ def test_the_end_of_a_life_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     rank_end(run, 0, 1, words="boom")
     assert main(["end", str(run), "--job", "7", "--code", "143"]) == 75
     assert "life 0 failed (srun's code 143): rank 0 on n1: exit code 1: boom; try 1 of 3" in capsys.readouterr().err
+
+
+def test_a_job_that_waits_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    submitted: list[tuple[str, ...]] = []
+    monkeypatch.setattr(life, "submit_script", lambda *words: submitted.append(words) or "9")
+    monkeypatch.setattr(life, "job_state", lambda job: {"7": "RUNNING"}.get(job))
+    question = ["after", str(run), "--other", str(other)]
+    assert main(question) == 1, "it goes on as another job"
+    assert submitted == [(f"{run}/slurm/job.sh", "--dependency=afterany:7")]
+    assert last_job(read_history(run)) == "9"
+    add_event(other, Event(event="submitted", job="8"))
+    assert main(question) == 1
+    assert f"{other} is not done: there is no done.json" in capsys.readouterr().err
+    DoneMarker(other).write(step=1, seconds=1.0)
+    assert main(question) == 0
+    assert len(submitted) == 1
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from cclm.errors import ConfigError
 from launch.profile import Profile
 from launch.slurm.plan import plan_job
 from launch.slurm.request import seconds_of
-from tests.unit.launch.slurm.jobs import CPU, EVERYTHING, REQUEST
+from tests.unit.launch.slurm.jobs import ARRAY, CPU, EVERYTHING, REQUEST
 
 
 def test_a_gpu_job() -> None:
@@ -43,6 +43,15 @@ def test_the_command_line_wins_over_the_profile() -> None:
     assert plan.directives["account"] == "project7"
     assert plan.directives["mem"] == "0"
     assert plan.directives["comment"] == "a 'quoted' comment"
+
+
+def test_an_array_has_one_task_an_element() -> None:
+    plan = plan_job(ARRAY, Profile())
+    assert plan.directives["array"] == "0-63%16"
+    assert plan.directives["output"] == "/shared/runs/base/logs/slurm_%a.log"
+    assert "signal" not in plan.directives
+    with pytest.raises(ConfigError, match="an element is one task"):
+        plan_job(replace(ARRAY, nodes=2), Profile())
 
 
 def test_plans_can_be_compared() -> None:

@@ -11,6 +11,7 @@ from launch.__main__ import main
 from launch.slurm.history import last_job, read_history
 
 FAKE = """#!/bin/bash
+echo "${0##*/} $*" >> "${0%/*}/calls"
 case "$0 $*" in
   *"sbatch --test-only"*) echo "sbatch: Job 6 to start at noon on n[1-2]" >&2 ;;
   *"sbatch --parsable"*) echo 7 ;;
@@ -85,6 +86,38 @@ def test_any_command_may_be_a_job(here: Path) -> None:
     plan = json.loads((here / "runs/other/slurm/plan.json").read_text())
     assert plan["command"][1:] == ["-m", "shards", "verify"]
     assert plan["is_training"] is False
+
+
+def ended_element(run: Path, number: int, code: int) -> None:
+    record = {"rank": number, "host": "n1", "life": 0, "code": code, "time": 0.0, "why": "", "last_words": ""}
+    (run / f"status/exit_task_{number}.json").write_text(json.dumps(record))
+
+
+def test_an_array_is_submitted_again_for_what_failed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, array = here / "runs/parts", ["submit", "--run-folder", "runs/parts", "--array", "3", "--concurrent", "2"]
+    element = ["--", "python", "-m", "shards", "build", "--task", "@TASK@/3"]
+    assert main([*array, *element]) == 0
+    (here / "bin/state").write_text("FAILED\n")
+    for number, code in enumerate((0, 1)):
+        ended_element(run, number, code)
+    assert main([*array, *element]) == 0
+    assert "sbatch --parsable --array=1,2%2 " in (here / "bin/calls").read_text().splitlines()[-1]
+    assert "launch: elements 1, 2 of 3" in capsys.readouterr().err
+    for number in (1, 2):
+        ended_element(run, number, 0)
+    assert main([*array, *element]) == 2
+    assert "expected elements that have not ended with code 0, got none" in capsys.readouterr().err
+
+
+def test_a_job_after_another_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = ["submit", "small", "--after", "runs/parts"]
+    assert main(after) == 2
+    assert "expected a run that is done, or has a job, got" in capsys.readouterr().err
+    assert not (here / "runs/small").exists(), "nothing is written before that is known"
+    assert main(["submit", "--run-folder", "runs/parts", "--", "true"]) == 0
+    assert main(after) == 0
+    assert "sbatch --parsable --dependency=afterany:7 " in (here / "bin/calls").read_text().splitlines()[-1]
+    assert f"life after --other {here}/runs/parts || exit 1" in (here / "runs/small/slurm/job.sh").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import task
+from launch.slurm import task, verdict
 from launch.slurm.verdict import read_ends
 from tests.unit.launch.slurm.run_folders import make_run, write_plan
 
@@ -34,6 +34,15 @@ def test_a_rank_gets_its_place() -> None:
 def test_torchrun_is_told_what_only_the_task_knows() -> None:
     words = ["--node-rank", "@NODE_RANK@", "@MASTER_ADDR@", "@MASTER_PORT@", "me@example.org"]
     assert task.fill_in(words, SLURM) == ["--node-rank", "1", "n1", "29000", "me@example.org"]
+
+
+def test_an_element_of_an_array_knows_its_number(tmp_path: Path) -> None:
+    assert task.fill_in(["--task", "@TASK@/8"], {"SLURM_ARRAY_TASK_ID": "5"}) == ["--task", "5/8"]
+    run = make_run(tmp_path)
+    command = [sys.executable, task.__file__, str(run), "task", "--", "false"]
+    assert subprocess.run(command, env=SLURM | {"SLURM_ARRAY_TASK_ID": "5"}, check=False, timeout=30).returncode == 1
+    assert not (run / "status/exit_task_3.json").exists()
+    assert json.loads((run / "status/exit_task_5.json").read_text())["code"] == 1
 
 
 def test_output_code_and_last_words_are_kept(tmp_path: Path) -> None:
@@ -64,6 +73,15 @@ def test_stopped_is_a_good_end_for_srun_and_told_to_the_record(tmp_path: Path) -
     assert read_ends(run, 0)[0].code == 75
 
 
+def test_a_full_disk_is_told_in_the_room_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    task.take_room(run, "rank", 0)
+    size_bytes = (run / "status/.exit_rank_0.json.partial").stat().st_size
+    task.write_end(run, "rank", 0, 0, 1, task.FULL, "x" * task.MOST_WORDS)
+    assert (run / "status/exit_rank_0.json").stat().st_size == size_bytes
+    assert read_ends(run, 0)[0].why == verdict.FULL
+
+
 def test_a_killed_rank(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert run_task(run, "import os; os.kill(os.getpid(), 9)").wait(30) == 137
@@ -83,8 +101,9 @@ def test_usr1_does_not_end_a_rank_that_has_not_asked_for_it(tmp_path: Path) -> N
 def test_a_hung_rank_says_where_it_stands_and_is_killed(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_plan(run, hang_s=0.5)
+    (run / "status").mkdir()
     code = "import faulthandler, signal, time\nfaulthandler.register(signal.SIGUSR2)\n"
-    code += "def hang():\n    time.sleep(60)\nhang()"
+    code += f"open({str(run / 'status/rank_3.json')!r}, 'w').close()\ndef hang():\n    time.sleep(60)\nhang()"
     assert run_task(run, code).wait(30) == 128 + signal.SIGKILL
     (end,) = read_ends(run, 0)
     assert end.why.startswith("hung: no sign of life for ")
@@ -96,9 +115,16 @@ def test_a_status_that_changes_is_a_sign_of_life(tmp_path: Path) -> None:
     assert not watch.is_over, "0 means never"
     watch = task.Watch(tmp_path / "rank_0.json", 0.001)
     watch.since -= 10
-    assert watch.is_over
+    assert not watch.is_over, "it may still be starting"
     (tmp_path / "rank_0.json").write_text("{}")
     assert watch.silent_s() < 5
+    watch.since -= 10
+    assert watch.is_over
+    watch = task.Watch(tmp_path / "rank_0.json", 0.001)
+    watch.since -= 10
+    assert not watch.is_over, "the file is of an earlier life"
+    watch.since -= task.START_S
+    assert watch.is_over
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from cclm.track.status import DoneMarker
 from cclm.track.stop import note_stopped
 from launch.slurm.history import lives_of, read_history
-from launch.slurm.verdict import REST, Verdict, judge_command, judge_training
-from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end
+from launch.slurm.verdict import REST, Verdict, elements_left, judge_command, judge_training, why_not_done
+from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end, write_plan
 
 
 @pytest.fixture
@@ -103,6 +103,21 @@ def test_a_mistake_of_the_user_is_not_retried(run: Path) -> None:
     assert verdict.why.endswith("got loss not finite. (a retry would not help)")
 
 
+def test_a_lost_nodes_lock_is_waited_for(run: Path) -> None:
+    begun(run, 0)
+    rank_end(run, 0, 2, words="error: expected a run folder, got one that process 7 on n1 is training in.")
+    assert judge(run).goes_on
+
+
+def test_a_full_disk_is_not_retried(run: Path) -> None:
+    begun(run, 0)
+    rank_end(run, 0, 1, why="the disk of the run folder is full", words="OSError")
+    verdict = judge(run)
+    assert (verdict.goes_on, verdict.why) == (
+        False, "rank 0 on n1: the disk of the run folder is full: OSError (a retry would not help)"
+    )  # fmt: skip
+
+
 def test_the_cause_is_told_not_its_consequences(run: Path) -> None:
     begun(run, 0)
     rank_end(run, 0, 143, time=1.0)
@@ -132,3 +147,32 @@ def test_a_command_is_done_when_every_task_ended_well(run: Path) -> None:
     assert judge_command(run, 0, 2).outcome == "done"
     rank_end(run, 1, 3, words="no such file")
     assert judge_command(run, 0, 2).why == "rank 1 on n2: exit code 3: no such file"
+
+
+def element_end(run: Path, number: int, code: int) -> None:
+    rank_end(run, number, code)
+    (run / f"status/exit_rank_{number}.json").rename(run / f"status/exit_task_{number}.json")
+
+
+def test_an_array_is_done_when_every_element_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path, array=3, is_training=False)
+    element_end(run, 0, 0)
+    element_end(run, 1, 1)
+    assert elements_left(run, 3) == [1, 2]
+    assert why_not_done(run) == "element(s) 1, 2 have not ended with code 0"
+    for number in (1, 2):
+        element_end(run, number, 0)
+    assert why_not_done(run) == ""
+
+
+def test_a_training_is_done_by_its_marker_and_a_command_by_its_last_life(run: Path, tmp_path: Path) -> None:
+    assert why_not_done(run) == "there is no done.json"
+    write_plan(run, is_training=False)
+    ended(run, begun(run, 0), "failed")
+    assert why_not_done(run) == "its last life did not end well"
+    ended(run, begun(run, 0), "done")
+    assert why_not_done(run) == ""
+    local = tmp_path / "local"
+    assert why_not_done(local) == "there is no done.json"
+    DoneMarker(local).write(step=1, seconds=1.0)
+    assert why_not_done(local) == ""

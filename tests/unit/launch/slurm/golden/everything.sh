@@ -35,6 +35,8 @@ export PYTHONUNBUFFERED=1
 export NCCL_DEBUG=WARN
 export NOTE='two words'
 export PYTHONPATH="$run/code"
+
+# -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
 export MASTER_ADDR MASTER_PORT

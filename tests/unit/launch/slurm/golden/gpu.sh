@@ -25,6 +25,8 @@ life() { /shared/venv/bin/python -m launch.slurm.life "$1" "$run" "${@:2}"; }
 export OMP_NUM_THREADS=8
 export PYTHONUNBUFFERED=1
 export PYTHONPATH="$run/code"
+
+# -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
 export MASTER_ADDR MASTER_PORT

@@ -31,6 +31,8 @@ export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_IB_HCA=mlx5
 export PYTHONPATH="$run/code"
+
+# -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
 export MASTER_ADDR MASTER_PORT

@@ -27,6 +27,8 @@ export OMP_NUM_THREADS=16
 export PYTHONUNBUFFERED=1
 export NCCL_SOCKET_IFNAME=eth0
 export PYTHONPATH="$run/code"
+
+# -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
 export MASTER_ADDR MASTER_PORT

@@ -1,0 +1,281 @@
+"""One run, one disaster after the other on a real Slurm; at its end it equals a run that nobody disturbed, bit by bit.
+
+Two nodes with one rank each, as a plain user where that user can read this checkout. A table is printed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.cluster import sh
+from tests.slurm.jobs import (
+    AS_USER,
+    ROOT,
+    ended,
+    exact_values,
+    read_done,
+    said,
+    slurm,
+    start_now,
+    state,
+    steps_saved,
+    submit,
+    tiny,
+    wait,
+)
+from tests.tiny_run import write_corpus
+
+STEPS = 160
+EVERY = 5
+HANG_S = 20
+SIZE = ("--nodes", "2", "--preflight", "quick", "--hang-s", str(HANG_S))
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    event: str
+    at: int
+    """Steps done when it struck."""
+    resumed: int
+    """Step that the next life began at."""
+    seconds: float
+    """From the event to the end of the life."""
+    how: str
+    """What the launcher wrote about the end of the life; "" if it was cut off from outside."""
+
+
+@dataclass
+class Campaign:
+    """The run, and what has happened to it so far."""
+
+    run: Path
+    undisturbed: Path
+    """A run of the same recipe, which trains beside it for a while."""
+    prefix: tuple[str, ...]
+    """What makes a command run as a plain user."""
+    job: str
+    reference_job: str
+    rows: list[Row] = field(default_factory=list)
+
+    def wait_for_progress(self) -> None:
+        """Wait until the present life trains and has saved."""
+        begun = wait(lambda: (all_lives := lives_ever(self.run)) and all_lives[-1], "a life", self.run)
+        wait(lambda: max(steps_saved(self.run), default=0) > begun["step"], "a newer checkpoint", self.run)
+        assert read_done(self.run) is None, "the run was over before the campaign: raise STEPS"
+
+    def suffer(self, event: str, strike: Callable[[], object], go_on: Callable[[], None] | None = None) -> Row:
+        """Let the life begin, strike, wait for its end, and let the run go on; returns the table's new line."""
+        self.wait_for_progress()
+        number, at, began = len(lives_ever(self.run)), steps_done(self.run), time.monotonic()
+        strike()
+        wait(lambda: state(self.job) in ("PENDING", "CANCELLED"), f"the end of the life after: {event}", self.run)
+        seconds = time.monotonic() - began
+        at = max(at, steps_done(self.run))
+        (go_on or (lambda: start_now(self.job)))()
+        wait(lambda: len(lives_ever(self.run)) > number, f"the next life after: {event}", self.run)
+        resumed = int(lives_ever(self.run)[number]["step"])
+        self.rows.append(Row(event, at, resumed, seconds, why_of(self.run, number - 1)))
+        return self.rows[-1]
+
+    def nodes(self) -> list[str]:
+        """Nodes of the present life, the one with rank 0 first."""
+        return slurm("scontrol", "show", "hostnames", lives_ever(self.run)[-1]["nodes"]).split()
+
+    def kill(self, rank: int, number: signal.Signals) -> None:
+        os.kill(int(json.loads((self.run / f"status/rank_{rank}.json").read_text())["pid"]), number)
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    path = run / "slurm/history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def lives_ever(run: Path) -> list[dict[str, Any]]:
+    """The beginnings of all lives, over all submissions."""
+    return [event for event in events_of(run) if event["event"] == "begin"]
+
+
+def why_of(run: Path, life: int) -> str:
+    return next((event["why"] for event in events_of(run) if event["event"] == "end" and event["life"] == life), "")
+
+
+def steps_done(run: Path) -> int:
+    """What rank 0 last said."""
+    return int(json.loads((run / "status/rank_0.json").read_text())["step"])
+
+
+def user_or_root() -> tuple[str, ...]:
+    code = f"'{sys.executable}' -c 'import launch.plan, torch'"
+    reads = subprocess.run([*AS_USER, "bash", "-c", f"{code} || exit 1"], cwd=ROOT, capture_output=True, check=False)
+    return AS_USER if reads.returncode == 0 else ()
+
+
+@pytest.fixture(scope="module")
+def campaign(cluster: Path) -> Iterator[Campaign]:
+    home, prefix = cluster / "home", user_or_root()
+    (home / "corpus").mkdir()
+    corpus = write_corpus(home / "corpus")
+    for name in ("run", "undisturbed"):
+        tiny(corpus, home / name, STEPS, checkpoint={"every_steps": EVERY, "keep": 2})
+    sh(f"chown -R trainer:trainer {home}")
+    profile = home / "site.yaml"
+    profile.write_text("environment: {OMP_NUM_THREADS: 1}\n")
+    mine = ("--profile", str(profile), "--cpus-per-task", "4", "--partition", "preempt")
+    job = submit(home / "run.yaml", *SIZE, *mine, prefix=prefix, HOME=str(home))
+    reference = submit(
+        home / "undisturbed.yaml", *SIZE, "--profile", str(profile), "--exclude", "n3", prefix=prefix, HOME=str(home)
+    )
+    found = Campaign(home / "run", home / "undisturbed", prefix, job, reference)
+    yield found
+    print_table(found.rows)
+    subprocess.run(["timeout", "10", "scancel", found.job, found.reference_job], check=False)
+
+
+def print_table(rows: list[Row]) -> None:
+    lines = [f"{'event':28} {'at step':>7} {'resumed':>7} {'seconds':>7}  what the launcher wrote"]
+    for row in rows:
+        how = row.how or "(cut off from outside)"
+        lines.append(f"{row.event:28} {row.at:7} {row.resumed:7} {row.seconds:7.1f}  {how[:110]}")
+    sys.__stdout__.write("\n" + "\n".join(lines) + "\n") if sys.__stdout__ else None
+
+
+def test_a_plain_user_may_train(campaign: Campaign) -> None:
+    if not campaign.prefix:
+        pytest.skip("a plain user cannot read this checkout or its .venv: the campaign runs as root")
+    campaign.wait_for_progress()
+    assert {path.owner() for path in campaign.run.glob("status/rank_*.json")} == {"trainer"}
+
+
+def test_usr1_before_the_time_limit(campaign: Campaign) -> None:
+    row = campaign.suffer("USR1", lambda: slurm("scancel", "--batch", "--signal=USR1", campaign.job))
+    assert row.how.startswith(f"saved at step {row.at}: ")
+    assert row.how.endswith("; goes on in another life")
+    assert row.resumed == row.at, "not a step is done again"
+
+
+def test_two_jobs_on_the_same_nodes(campaign: Campaign) -> None:
+    """The run without disasters trains beside this one: had they met at one port, neither would train."""
+    wait(lambda: lives_ever(campaign.undisturbed), "the second job", campaign.undisturbed)
+    assert lives_ever(campaign.run)[0]["nodes"] == lives_ever(campaign.undisturbed)[0]["nodes"] == "n[1-2]"
+
+
+def test_scontrol_requeue(campaign: Campaign) -> None:
+    row = campaign.suffer("scontrol requeue", lambda: slurm("scontrol", "requeue", campaign.job))
+    assert row.how == "" or row.how.startswith("saved at step")
+    assert 0 < row.resumed <= row.at
+
+
+def test_preemption(campaign: Campaign) -> None:
+    """A job of a higher tier wants cores that this one has."""
+    # Of a node's eight cores this run has four, and the other run one as long as it lasts.
+    wanted = ("--nodes=2", "--nodelist=n1,n2", "--ntasks-per-node=5", "--output=/dev/null", "--wrap=sleep 600")
+    other: list[str] = []
+
+    def go_on() -> None:
+        wait(lambda: state(other[0]) == "RUNNING", "the other job")
+        slurm("scancel", other[0])
+        start_now(campaign.job)
+
+    def strike() -> None:
+        other.append(slurm("sbatch", "--parsable", "--partition=train", *wanted).strip())
+
+    row = campaign.suffer("preemption", strike, go_on)
+    assert row.how.startswith(f"saved at step {row.at}: ")
+    assert row.resumed == row.at
+
+
+def test_a_rank_dies(campaign: Campaign) -> None:
+    row = campaign.suffer("a rank dies", lambda: campaign.kill(1, signal.SIGKILL))
+    assert row.how.startswith("rank 1 on n2: killed by signal 9")
+    assert row.at - EVERY <= row.resumed <= row.at
+
+
+def test_a_rank_hangs(campaign: Campaign) -> None:
+    row = campaign.suffer("a rank hangs", lambda: campaign.kill(1, signal.SIGSTOP))
+    assert row.how.startswith("rank 1 on n2: hung: no sign of life for 2")
+    assert "it does not even print a traceback" in row.how
+    assert "waits for other ranks" in (campaign.run / "logs/rank_0.log").read_text() or row.seconds > HANG_S
+    assert row.at - EVERY <= row.resumed <= row.at
+
+
+def test_the_undisturbed_run_ends(campaign: Campaign) -> None:
+    assert ended(campaign.reference_job, campaign.undisturbed) == "COMPLETED", said(campaign.undisturbed)
+    assert read_done(campaign.undisturbed) == STEPS
+
+
+def test_a_node_is_set_down(campaign: Campaign) -> None:
+    """Without waiting for that node, the run goes on on another."""
+    row = campaign.suffer(
+        "a node is set down", lambda: slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    )
+    assert campaign.nodes() == ["n1", "n3"]
+    slurm("scontrol", "update", "nodename=n2", "state=resume")
+    assert row.at - EVERY <= row.resumed <= row.at
+
+
+def test_a_cable_is_cut(campaign: Campaign) -> None:
+    row = campaign.suffer("a cable is cut", lambda: sh("ip link set v3 down"))
+    assert campaign.nodes() == ["n1", "n2"]
+    sh("ip link set v3 up")
+    assert row.at - EVERY <= row.resumed <= row.at
+
+
+def test_cancelled_during_a_save(campaign: Campaign) -> None:
+    def strike() -> None:
+        while not list(campaign.run.glob("checkpoints/.step_*.partial")):
+            time.sleep(0.0005)
+        slurm("scancel", campaign.job)
+
+    def go_on() -> None:
+        home = {"HOME": str(campaign.run.parent)}
+        campaign.job = submit(campaign.run.with_suffix(".yaml"), *SIZE, prefix=campaign.prefix, **home)
+
+    row = campaign.suffer("cancelled during a save", strike, go_on)
+    assert 0 < row.resumed <= row.at
+
+
+def test_nothing_was_lost(campaign: Campaign) -> None:
+    assert ended(campaign.job, campaign.run) == "COMPLETED", said(campaign.run)
+    assert read_done(campaign.run) == STEPS
+    assert exact_values(campaign.run) == exact_values(campaign.undisturbed)
+    for name in ("ledger.jsonl", "quarantine/rank_0.jsonl", "quarantine/rank_1.jsonl"):
+        assert (campaign.run / name).read_bytes() == (campaign.undisturbed / name).read_bytes(), name
+    assert not list(campaign.run.glob("checkpoints/.step_*"))
+
+
+def test_resume_on_another_number_of_nodes(campaign: Campaign) -> None:
+    """The last steps of the undisturbed run again, on one node with two ranks more than it had: four instead of two."""
+    run, before = campaign.undisturbed, exact_values(campaign.undisturbed)
+    (run / "done.json").unlink()
+    sh(f"rm -r {run}/checkpoints/step_{STEPS:09d}")
+    size = ("--nodes", "1", "--preflight", "none", "--tasks-per-node", "1")
+    job = submit(run.with_suffix(".yaml"), *size, prefix=campaign.prefix, HOME=str(run.parent))
+    assert ended(job, run) == "COMPLETED", said(run)
+    assert lives_ever(run)[-1]["step"] == STEPS - EVERY
+    after = exact_values(run)
+    assert [line["step"] for line in after] == list(range(STEPS))
+    assert after[: STEPS - EVERY] == before[: STEPS - EVERY]
+    for old, new in zip(before[-EVERY:], after[-EVERY:], strict=True):
+        assert new["loss"] == pytest.approx(old["loss"], rel=1e-4)
+
+
+def test_no_process_is_left_on_any_node(campaign: Campaign) -> None:
+    def strangers() -> list[str]:
+        pids = sh("for n in n1 n2 n3; do ip netns pids $n; done").split()
+        names = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+        return [text for path in names if path.exists() and "pretrain" in (text := path.read_text())]
+
+    wait(lambda: not strangers(), "the end of all ranks")

@@ -1,0 +1,114 @@
+"""What a job does when it should not go on: a full disk, an impossible request, a bad node, nothing but crashes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import sh
+from tests.slurm.jobs import (
+    ended,
+    launch,
+    lives,
+    read_done,
+    said,
+    slurm,
+    start_now,
+    state,
+    steps_saved,
+    submit,
+    tiny,
+    wait,
+)
+from tests.tiny_run import write_corpus
+
+STEPS = 60
+SMALL = ("--time", "5", "--save-s", "60")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_a_full_disk(corpus: Path, cluster: Path) -> None:
+    """The job gives up with a reason, the older checkpoint stays, and with room again the run goes on to its end."""
+    run, filler = cluster / "small/run", cluster / "small/filler"
+    path = tiny(corpus, run, STEPS, checkpoint={"every_steps": 5, "keep": 2})
+    job = submit(path, "--nodes", "2", "--preflight", "none")
+    wait(lambda: steps_saved(run), "a checkpoint", run)
+    sh(f"cat /dev/zero > {filler} || true")
+    assert ended(job, run) == "FAILED"
+    kept = steps_saved(run)
+    assert kept
+    assert lives(run)[-1].outcome == "failed"
+    assert "the disk of the run folder is full" in lives(run)[-1].why
+    assert lives(run)[-1].why in said(run)
+    filler.unlink()
+
+    job = submit(path, "--nodes", "2", "--preflight", "none")
+    assert ended(job, run) == "COMPLETED", said(run)
+    assert lives(run)[0].first_step == kept[-1]
+    assert read_done(run) == STEPS
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nodes", "9"], "expected a job that this cluster can run, got"),
+        (["--gpus-per-node", "5"], "expected a job that this cluster can run, got"),
+        (["--partition", "nowhere"], "invalid partition"),
+    ],
+)
+def test_an_impossible_request(tmp_path: Path, options: list[str], words: str) -> None:
+    before = slurm("squeue", "--noheader")
+    told = launch("submit", *SMALL, "--run-folder", str(tmp_path / "run"), *options, "--", "true")
+    assert told.returncode == 2
+    assert words in told.stderr
+    assert slurm("squeue", "--noheader") == before
+
+
+def test_a_bad_node_is_named_and_replaced(cluster: Path, tmp_path: Path) -> None:
+    """The scratch disk of n2 can only be read; the job goes on as another, on n1 and n3."""
+    run, profile = tmp_path / "run", tmp_path / "site.yaml"
+    profile.write_text(f"scratch: {cluster}/local\n")
+    (slurmd,) = (cluster / "run/slurmd-n2.pid").read_text().split()
+    remount = f"nsenter --target {slurmd} --mount mount -o remount,"
+    sh(f"{remount}ro {cluster}/local")
+    try:
+        options = ["--nodes", "2", "--profile", str(profile), "--preflight", "quick", "--replace-bad-nodes", *SMALL]
+        told = launch("submit", *options, "--run-folder", str(run), "--", "hostname")
+        assert told.returncode == 0, told.stderr
+        assert ended(told.stdout.strip(), run) == "FAILED", said(run)
+        assert f"unfit: n2: cannot write into {cluster}/local: Read-only file system" in said(run)
+        wait(lambda: len(lives(run)) == 2 and lives(run)[1].outcome, "the second job", run)
+    finally:
+        sh(f"{remount}rw {cluster}/local")
+    first, second = lives(run)
+    assert (first.nodes, first.outcome) == ("n[1-2]", "bad nodes")
+    assert (second.nodes, second.outcome) == ("n[1,3]", "done")
+    assert ended(second.job, run) == "COMPLETED"
+
+
+def test_a_program_that_only_crashes(corpus: Path, tmp_path: Path) -> None:
+    """Two lives, no checkpoint: enough. The code that runs is the copy in the run folder, so it can be spoilt there."""
+    run = tmp_path / "run"
+    path = tiny(corpus, run, STEPS)
+    told = launch(
+        "submit", str(path), "--nodes", "1", "--preflight", "none", "--max-tries", "2", "--sbatch", "hold", *SMALL
+    )
+    assert told.returncode == 0, told.stderr
+    job = told.stdout.strip()
+    (run / "code/pretrain/__main__.py").write_text("raise RuntimeError('spoilt')\n")
+    slurm("scontrol", "release", job)
+    wait(lambda: state(job) == "PENDING" and lives(run), "the first requeue", run)
+    start_now(job)
+    assert ended(job, run) == "FAILED", said(run)
+    assert [life.outcome for life in lives(run)] == ["failed", "failed"]
+    assert lives(run)[-1].why == (
+        "2 lives began at step 0 and none saved a newer checkpoint; "
+        "the last: rank 0 on n1: exit code 1: RuntimeError: spoilt"
+    )
