@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cclm.errors import CclmError
-from launch.commands import local, slurm
+from launch.commands import local, shards, slurm
 
 USAGE_CODE = 2
 
@@ -28,6 +28,8 @@ def make_parser() -> argparse.ArgumentParser:
     local.add_options(run)
     submit = commands.add_parser("submit", help="submit a job to Slurm", usage=_usage("submit [RECIPE]", "overrides"))
     slurm.add_submit_options(submit)
+    build = commands.add_parser("shards", help="build shard sets as jobs", usage=_usage("shards RECIPE", "overrides"))
+    shards.add_options(build)
     commands.add_parser("doctor", help="say what is installed, and what looks wrong").add_argument(
         "--folder", type=Path, default=Path(), help="where data and runs will go"
     )
@@ -48,6 +50,8 @@ def main(arguments: list[str]) -> int:
     try:
         if options.action == "submit" or (options.action == "plan" and options.nodes is not None):
             return slurm.carry_out(options, command)
+        if options.action == "shards":
+            return shards.carry_out(options, command)
         return local.carry_out(options, command)
     except CclmError as error:
         sys.stderr.write(f"launch: {error}\n")

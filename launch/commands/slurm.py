@@ -61,9 +61,7 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         sys.stdout.write((plan.to_json() if options.json else plan.to_text()) + "\n")
         return 0
     if options.dry_run:
-        from launch.slurm.script import render
-
-        sys.stdout.write(render(plan))
+        sys.stdout.write(script_of(plan))
         return 0
     from launch.slurm.submit import submit
 
@@ -71,6 +69,13 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     say(f"log: {plan.log}")
     sys.stdout.write(f"{job}\n")
     return 0
+
+
+def script_of(plan: SlurmPlan) -> str:
+    """Return the batch script of a plan."""
+    from launch.slurm.script import render
+
+    return render(plan)
 
 
 Recipe = tuple[dict[str, Any], Path]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-from tests.slurm.jobs import ended, launch, lives, said, slurm, state, wait
+import yaml
+
+from tests.slurm.jobs import ROOT, ended, launch, lives, said, slurm, state, wait
 
 SMALL = ("--time", "5", "--save-s", "60", "--preflight", "none")
 
@@ -42,3 +48,41 @@ def test_an_array_with_a_failing_element(tmp_path: Path) -> None:
     assert told_again.returncode == 2
     assert "expected elements that have not ended with code 0, got none" in told_again.stderr
     assert slurm("squeue", "--noheader") == ""
+
+
+def shards_of(folder: Path) -> list[dict[str, Any]]:
+    return [dict(shard) for shard in json.loads((folder / "manifest.json").read_text())["shards"]]
+
+
+def test_shards_are_built_by_an_array_and_a_merge(tmp_path: Path) -> None:
+    """Three jobs that wait for each other write what one process writes."""
+    lines = [{"text_a": f"word {n}", "lang_a": "en", "text_b": f"Wort {n}", "lang_b": "de"} for n in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = {"path": str(tmp_path / "pairs.jsonl")}
+    sets = {"pairs": {"view": "text_pair", "corpus": "pair_file", "num_shards": 3, "options": options}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"sets": sets}))
+    jobs, out = tmp_path / "jobs", tmp_path / "out"
+    words = [
+        str(tmp_path / "mine.yaml"),
+        "--out",
+        str(out),
+        "--tasks",
+        "2",
+        "--write-tasks",
+        "2",
+        "--run-folder",
+        str(jobs),
+    ]
+    told = launch("shards", *words, "--time", "5", "--save-s", "60")
+    assert told.returncode == 0, told.stderr
+    submitted = dict(line.split() for line in told.stdout.splitlines())
+    assert list(submitted) == ["read", "write", "merge"]
+    assert ended(submitted["merge"], jobs / "merge") == "COMPLETED", said(jobs / "merge")
+
+    alone = [sys.executable, "-m", "shards", "build", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "alone")]
+    subprocess.run(alone, cwd=ROOT, check=True, capture_output=True)
+    assert shards_of(out / "pairs") == shards_of(tmp_path / "alone/pairs")
+    again = launch("shards", *words)
+    assert [line for line in again.stderr.splitlines() if "done already" in line] == [
+        f"launch: {name}: done already" for name in submitted
+    ]

@@ -120,6 +120,25 @@ def test_a_job_after_another_run(here: Path, capsys: pytest.CaptureFixture[str])
     assert f"life after --other {here}/runs/parts || exit 1" in (here / "runs/small/slurm/job.sh").read_text()
 
 
+def test_shards_are_three_jobs_that_wait_for_each_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "shards/recipes").mkdir(parents=True)
+    (here / "shards/recipes/corpus.yaml").write_text("sets: {pairs: {num_shards: 8}}")
+    build = ["shards", "corpus", "--out", "data/corpus", "--tasks", "4", "--write-tasks", "2", "--cpus-per-task", "3"]
+    assert main([*build, "--", "--sets.pairs.num_shards", "9"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["read 7", "write 7", "merge 7"]
+    folder = here / "runs/shards-corpus"
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {"sets": {"pairs": {"num_shards": 9}}}
+    plans = [json.loads((folder / name / "slurm/plan.json").read_text()) for name in ("read", "write", "merge")]
+    where = [str(folder / "recipe.yaml"), "--out", str(here / "data/corpus"), "--workers", "3"]
+    assert [plan["command"][1:] for plan in plans] == [
+        ["-m", "shards", "build", *where, "--task", "@TASK@/4"],
+        ["-m", "shards", "merge", *where, "--task", "@TASK@/2"],
+        ["-m", "shards", "merge", *where],
+    ]
+    assert [plan["array"] for plan in plans] == [4, 2, 0]
+    assert [plan["after"] for plan in plans] == [None, str(folder / "read"), str(folder / "write")]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -1,0 +1,62 @@
+"""`shards`: build shard sets as jobs, read by an array, then written by a merge that waits for it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.commands import slurm
+from launch.commands.local import say
+from launch.slurm.submit import submit
+from launch.slurm.verdict import why_not_done
+from launch.snapshot import find_recipe, merge_recipe, write_recipe
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `shards`: those of a build, and all of `submit`."""
+    slurm.add_submit_options(parser)
+    build = parser.add_argument_group("the build")
+    build.add_argument("--out", type=Path, required=True, help="each set becomes OUT/NAME")
+    build.add_argument("--tasks", type=int, required=True, help="elements of the array that reads the corpus")
+    build.add_argument(
+        "--write-tasks", type=int, default=0, help="elements of an array that writes shards; 0: the merge"
+    )
+
+
+def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Submit what is left to do: the reading, the writing if it has tasks of its own, and the merge."""
+    origin = find_recipe(options.recipe or "", Path("shards/recipes"))
+    folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()
+    content = merge_recipe(origin, command)
+    recipe = folder / "recipe.yaml"
+    if not options.dry_run:
+        recipe = write_recipe(folder, content, origin)
+    before: Path | None = options.after
+    for name, tasks, words in stages(options, recipe):
+        run = folder / name
+        if why_not_done(run) == "":
+            say(f"{name}: done already")
+            continue
+        stage = {"recipe": None, "run_folder": run, "array": tasks, "after": before, "preflight": "none"}
+        plan, _ = slurm.plan_from(argparse.Namespace(**{**vars(options), **stage}), words)
+        if options.dry_run:
+            sys.stdout.write(slurm.script_of(plan))
+        else:
+            job = submit(plan, say=say, new_code=options.new_code)
+            sys.stdout.write(f"{name} {job}\n")
+        before = run
+    return 0
+
+
+def stages(options: argparse.Namespace, recipe: Path) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    """Yield name, number of tasks (0: one job without an array) and command of each stage."""
+    workers = str(options.cpus_per_task or 1)
+    where = (str(recipe), "--out", str(options.out.absolute()), "--workers", workers)
+    share = "--task", "@TASK@/{}"
+    yield "read", options.tasks, ("python", "-m", "shards", "build", *where, share[0], share[1].format(options.tasks))
+    merge = ("python", "-m", "shards", "merge", *where)
+    if options.write_tasks:
+        yield "write", options.write_tasks, (*merge, share[0], share[1].format(options.write_tasks))
+    yield "merge", 0, merge
