@@ -33,7 +33,11 @@ from cclm.track.report import (
 )
 from cclm.track.svg import Reference, Series
 
-VIEWS = (("image_text", "Image–text view"), ("text_pair", "Text–text view"))
+VIEWS = (("image_text", "Image–text view"), ("regions", "Regions"), ("text_pair", "Text–text view"))
+SHORT = {"image_text": "image–text", "regions": "regions", "text_pair": "text–text"}
+"""In a chart of all views."""
+MATCHING = {"image_text": "itm", "regions": "itm", "text_pair": "ttm"}
+"""What the matching losses are called."""
 MATCHING_PRIOR = {"loss": Reference(value=0.6365, label="prior"), "accuracy": Reference(value=2 / 3, label="prior")}
 """Two wrong pairs stand beside each right one: what a head reaches that ignores its input."""
 
@@ -118,14 +122,14 @@ def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tupl
     shared = [
         Panel(
             title="Matching accuracy",
-            series=series(lines, {"image_text/itm_accuracy": "image–text", "text_pair/ttm_accuracy": "text–text"}),
+            series=series(lines, {f"{view}/{MATCHING[view]}_accuracy": name for view, name in SHORT.items()}),
             note=", ".join(["in training", *filter(None, [negatives_words(config)])]),
             reference=MATCHING_PRIOR["accuracy"],
             y_from_zero=False,
         ),
         Panel(
             title="Masked-word accuracy",
-            series=series(lines, {"image_text/mlm_accuracy": "image–text", "text_pair/mlm_accuracy": "text–text"}),
+            series=series(lines, {f"{view}/mlm_accuracy": name for view, name in SHORT.items()}),
         ),
         Panel(title="Temperature", series=series(lines, {"temperature": ""}), note=temperature_note(config)),
     ]
@@ -143,7 +147,7 @@ def temperature_note(config: Mapping[str, Any]) -> str:
 
 def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[str, list[Panel]]:
     """Return the losses of one view."""
-    contrastive, match = ("itc", "itm") if view == "image_text" else ("ttc", "ttm")
+    contrastive, match = "ttc" if view == "text_pair" else "itc", MATCHING[view]
     return title, [
         Panel(
             title=f"{contrastive.upper()} loss", series=series(lines, {f"{view}/{contrastive}": ""}), note="contrastive"
@@ -156,12 +160,14 @@ def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[s
             y_from_zero=False,
         ),
         Panel(title="MLM loss", series=series(lines, {f"{view}/mlm": ""}), note="masked words, given the other side"),
+        Panel(title="Box losses", series=series(lines, {f"{view}/box": "L1", f"{view}/giou": "1 − GIoU"})),
     ]
 
 
 def run_panels(lines: Sequence[MetricsLine]) -> list[Panel]:
     """Return the charts about the run as a whole."""
-    speeds = {f"speed/{view}_samples_per_s": name for view, name in (("image_text", "images"), ("text_pair", "pairs"))}
+    names = {"image_text": "images", "regions": "texts of regions", "text_pair": "pairs"}
+    speeds = {f"speed/{view}_samples_per_s": name for view, name in names.items()}
     rates = sorted({name for line in lines for name in line.values if name.startswith("learning_rate/")})
     return [
         Panel(title="Total loss", series=series(lines, {"loss": ""})),

@@ -124,6 +124,20 @@ def plain_mlm(module: CrossViewTraining, fused: torch.Tensor, masked: Any) -> to
     return functional.cross_entropy(module.model.decode_with(hidden, functional.linear), masked.label_T)
 
 
+def test_boxes_are_learned(make: Make) -> None:
+    module, batch = make("regions")
+    regions = Batch(step=9, image_text=None, text_pair=None, regions=batch.regions)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    first = module(regions).metrics
+    for _ in range(60):
+        optimizer.zero_grad()
+        module(regions).total.backward()
+        optimizer.step()
+    last = module(regions).metrics
+    assert last["regions/box"] < 0.7 * first["regions/box"]
+    assert last["regions/giou"] < 0.9 * first["regions/giou"]
+
+
 def test_a_mask_for_another_grid_is_refused(make: Make) -> None:
     module, batch = make("regions")
     assert batch.regions is not None

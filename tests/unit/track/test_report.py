@@ -226,6 +226,22 @@ def test_curves_by_view_only_for_what_was_logged(run: Path) -> None:
     assert "nothing logged" in words, "ITM was logged, but never as a finite number"
 
 
+def test_regions_have_curves_of_their_own(run: Path) -> None:
+    with (run / "log.jsonl").open("a") as log:
+        for step in range(1700, 2000, 100):
+            values = {
+                "loss": 3.0,
+                "regions/itc": 2.0,
+                "regions/box": 0.4,
+                "regions/giou": 0.7,
+                "regions/mlm_accuracy": 0.5,
+            }
+            log.write(json.dumps({"step": step, "time": 0.0, "values": values}) + "\n")
+    words = text_of(render(report_data(run)))
+    assert "Regions" in words and "Box losses" in words and "1 − GIoU" in words
+    assert words.count("ITC loss") == 2, "of pictures and of regions"
+
+
 def test_data_card_names_sources_licences_and_command(run: Path) -> None:
     page = render(report_data(run))
     words = text_of(page)
