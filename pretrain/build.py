@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             write_identity(folder, config, inputs, ds_config)
         talk.barrier()
         checkpoint = newest_complete(folder)
-        module = build_module(config, tokenizer, talk, is_fresh=checkpoint is None)
+        construction = construction_of(config, ds_config, topology)
+        module = build_module(config, tokenizer, talk, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ds_config, run_hash(config, inputs))
         start_step, seconds, seen = (0, 0.0, {}) if checkpoint is None else resume(engine, checkpoint)
         dataset = make_dataset(config, tokenizer, topology)
@@ -115,15 +116,23 @@ def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
 
 
 def build_module(
-    config: RunConfig, tokenizer: TextTokenizer, talk: Collectives, *, is_fresh: bool = True
+    config: RunConfig,
+    tokenizer: TextTokenizer,
+    talk: Collectives,
+    *,
+    is_fresh: bool = True,
+    construction: AbstractContextManager[None] | None = None,
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
+
+    `construction`: what the network is made in (ZeRO-3 shards it there).
 
     A fresh one starts from the seed and, with an affine stem, from the pictures of the first global batch; then
     from the sources that the configuration names.
     """
     seed_initialisation(config.seed)
-    model = CCLMModel(model_config(asdict(config.model), tokenizer))
+    with construction or nullcontext():
+        model = CCLMModel(model_config(asdict(config.model), tokenizer))
     if is_fresh and config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
         only_images = replace(config.data, text_pair=None, regions=None)
         first = StepDataset(only_images, tokenizer, seed=config.seed)[0].normalised().image_text
@@ -132,6 +141,20 @@ def build_module(
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=talk.rank == 0)
     return CrossViewTraining(model, config.objectives, talk)
+
+
+def construction_of(
+    config: RunConfig, ds_config: dict[str, Any] | None, topology: Topology
+) -> AbstractContextManager[None]:
+    """What the network is made in: sharded from the start under ZeRO-3.
+
+    But not with an affine stem, which looks at whole weights with the first pictures (such models are small).
+    """
+    if ds_config is None or config.model.vision.stem_norm == "affine":
+        return nullcontext()
+    from cclm.engine.sharded_build import sharded_construction
+
+    return sharded_construction(ds_config, topology)
 
 
 def build_engine(

@@ -1,4 +1,4 @@
-"""DeepSpeed, ZeRO stages 0 to 3, behind the Engine protocol. The only file that imports deepspeed.
+"""DeepSpeed, ZeRO stages 0 to 3, behind the Engine protocol. Only this and `sharded_build` import deepspeed.
 
 What DeepSpeed 0.19 gets wrong, and what is done here about it:
 
@@ -31,7 +31,14 @@ from cclm.dist.collectives import collectives
 from cclm.dist.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, refuse_unguarded_offload, zero_stage
 from cclm.engine.ema import Fragment, start_average
-from cclm.engine.optimizer import OptimizerConfig, adamw_groups, build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.optimizer import (
+    OptimizerConfig,
+    adamw_groups,
+    build_adamw,
+    num_dimensions,
+    parameter_groups,
+    set_learning_rates,
+)
 from cclm.engine.plain import autocast, evaluation_mode, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.seeding import seed_step
@@ -250,7 +257,7 @@ class DeepSpeedEngine:
 
 def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
     assert torch_dist.is_initialized(), "make the engine inside cclm.dist.topology.process_group"
-    _prepare_import(topology.device)
+    prepare_import(topology.device)
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -282,7 +289,7 @@ def _gather_whole(module: nn.Module) -> None:
             set_z3_leaf_module(part, True)
 
 
-def _prepare_import(device: torch.device) -> None:
+def prepare_import(device: torch.device) -> None:
     """Tell DeepSpeed the accelerator, which it would otherwise guess aloud; mute what it calls by old names."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -312,7 +319,7 @@ def _gathered(parameter: nn.Parameter) -> Tensor:
 
 
 def _refuse_parameters_without_dimensions(module: nn.Module) -> None:
-    names = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
+    names = [name for name, parameter in module.named_parameters() if num_dimensions(parameter) == 0]
     if names:
         raise ConfigError(
             expected="parameters with at least one dimension (DeepSpeed cannot broadcast others)",

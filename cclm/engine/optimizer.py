@@ -207,9 +207,14 @@ def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
         is_kept = is_gain or (isinstance(owner, nn.Embedding) and not decay_embeddings)
         for name, parameter in owner.named_parameters(recurse=False):
             is_position = "position" in name and not decay_embeddings
-            if is_kept or is_position or parameter.ndim < 2 or "bias" in name:
+            if is_kept or is_position or num_dimensions(parameter) < 2 or "bias" in name:
                 undecayed.add(id(parameter))
     return undecayed
+
+
+def num_dimensions(parameter: nn.Parameter) -> int:
+    """Of the whole parameter, also if ZeRO-3 has left only a share of it here."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _undecayed_by_name(named: Iterable[tuple[str, nn.Parameter]]) -> set[int]:

@@ -13,7 +13,7 @@ Rule = Callable[[Source], Iterator[str]]
 
 MAX_FILE_LINES = 600
 KNOWS_RANKS = ("cclm/dist/", "cclm/engine/", "cclm/checkpoint/")
-DEEPSPEED_FILE = "cclm/engine/deepspeed_engine.py"
+DEEPSPEED_FILES = ("cclm/engine/deepspeed_engine.py", "cclm/engine/sharded_build.py")
 MODEL_LIBRARIES = frozenset({"torch", "transformers", "numpy", "PIL"})
 DRAWER_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper", "registry"})
 # A path in somebody's home or workplace, or the host of a package registry: works here, and nowhere else.
@@ -34,9 +34,9 @@ def ranks_stay_in_their_place(source: Source) -> Iterator[str]:
             yield f"{node.lineno}: uses torch.distributed"
 
 
-def deepspeed_in_one_file(source: Source) -> Iterator[str]:
-    """deepspeed only in the DeepSpeed engine."""
-    if source.place == DEEPSPEED_FILE:
+def deepspeed_in_two_files(source: Source) -> Iterator[str]:
+    """deepspeed only in the DeepSpeed engine, and where a model is built sharded."""
+    if source.place in DEEPSPEED_FILES:
         return
     for line, name in imported_names(source.tree):
         if name.split(".")[0] == "deepspeed":
@@ -121,7 +121,7 @@ RULES: Mapping[str, Rule] = {
     rule.__name__: rule
     for rule in (
         ranks_stay_in_their_place,
-        deepspeed_in_one_file,
+        deepspeed_in_two_files,
         init_files_import_nothing,
         model_carries_its_own_code,
         no_print,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,10 +15,20 @@ from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.dist.collectives import Collectives
+from cclm.dist.topology import Topology
 from pretrain.build import build_module
 from pretrain.config import RunConfig
 from pretrain.recipe import read_config
-from tests.ranks.harness import Case, History, drive, gradient_errors, make_deepspeed, on_ranks, train_plain
+from tests.ranks.harness import (
+    Case,
+    History,
+    drive,
+    ds_config,
+    gradient_errors,
+    make_deepspeed,
+    on_ranks,
+    train_plain,
+)
 from tests.tiny_run import LAYERS, recipe, write_corpus, write_recipe
 from tests.unit.model.hf_towers import CONFIGS
 
@@ -71,6 +82,14 @@ def make_module(path: str, talk: Collectives) -> nn.Module:
     return build_module(read(path), load_tokenizer(read(path).data.tokenizer), talk)
 
 
+def make_sharded(path: str, talk: Collectives) -> nn.Module:
+    """As a run does it: no rank ever has the whole network."""
+    from cclm.engine.sharded_build import sharded_construction
+
+    with sharded_construction(ds_config(case_of(path), 2), Topology.from_environment(device="cpu")):
+        return make_module(path, talk)
+
+
 def joint(path: str, step: int, rank: int, world_size: int) -> Batch:
     return dataset(path, rank, world_size)[step]
 
@@ -85,7 +104,7 @@ def train_each(paths: dict[str, str]) -> dict[str, History]:
     """On one rank: every layout in turn, because starting ranks costs more than these steps."""
     histories = {}
     for layout, path in paths.items():
-        case = case_of(path)
+        case = replace(case_of(path), make_module=partial(make_sharded, path))
         histories[layout] = drive(make_deepspeed(case), case, range(case.num_steps))
     return histories
 

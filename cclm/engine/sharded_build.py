@@ -1,0 +1,81 @@
+"""Build a model that no rank could hold: under ZeRO-3 each module gives its shares away as soon as it is made.
+
+    with sharded_construction(ds_config, topology):       the weights are those of a whole build, number by number
+        model = CCLMModel(config)
+    with whole_parameters([parameter]) as writes:         whole again for a moment; what rank 0 writes is kept
+        if writes: parameter.copy_(…)
+
+A rank holds its shares, and besides them the parameters of the one module that is being made, drawn or filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import nn
+from transformers import PreTrainedModel
+
+from cclm.dist.topology import Topology
+from cclm.engine.deepspeed_engine import prepare_import
+from cclm.engine.ds_config import zero_stage
+
+
+@contextmanager
+def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology) -> Iterator[None]:
+    """Shard every module that is made inside; below ZeRO-3, and without DeepSpeed, change nothing.
+
+    Seed all ranks alike before: transformers draws a model's weights when its modules are made already, so each module
+    is made whole again while its weights are drawn, on every rank with the same numbers.
+    """
+    if ds_config is None or zero_stage(ds_config) != 3:
+        yield
+        return
+    assert torch_dist.is_initialized(), "build inside cclm.dist.topology.process_group"
+    prepare_import(topology.device)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
+    # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
+    with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():
+        yield
+
+
+@contextmanager
+def whole_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
+    """Make these parameters whole inside; yield whether this rank is to write. Call it on all ranks.
+
+    What rank 0 writes into a sharded parameter is shared out at the end. A parameter that is whole anyway is written on
+    every rank.
+    """
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not sharded:
+        yield True
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(sharded, modifier_rank=0):
+        yield torch_dist.get_rank() == 0
+
+
+@contextmanager
+def _drawn_whole() -> Iterator[None]:
+    """Let transformers draw the weights of modules whose parameters are already shared out."""
+    draw = PreTrainedModel._initialize_weights
+
+    def draw_whole(model: PreTrainedModel, module: nn.Module, *arguments: Any, **options: Any) -> None:
+        # Some models of the library draw for a module's children, too; none reaches deeper.
+        near = [module, *module.children()]
+        parameters = [parameter for owner in near for parameter in owner.parameters(recurse=False)]
+        with whole_parameters(parameters), torch.no_grad():
+            draw(model, module, *arguments, **options)
+
+    PreTrainedModel._initialize_weights = draw_whole
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = draw

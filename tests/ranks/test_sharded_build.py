@@ -1,0 +1,187 @@
+"""A model built and filled under ZeRO-3: the weights of a whole build, never the whole of it in one rank's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cclm.checkpoint.initialise import start_model
+from cclm.checkpoint.published_file import read_tensors
+from cclm.dist.topology import Topology
+from cclm.engine.ds_config import EngineFacts, resolve_ds_config
+from cclm.engine.seeding import seed_initialisation
+from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.modeling_cclm import CCLMModel
+from tests.ranks.harness import on_ranks
+from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.unit.model.hf_towers import CONFIGS
+from tests.unit.model.tiny import tiny_config
+
+pytestmark = pytest.mark.slow
+WORLD = 2
+MALLOPT_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h."""
+
+
+def config_of(name: str) -> CCLMConfig:
+    if name == "swin":
+        return CCLMConfig(**asdict(TINY_SWIN))
+    if name == "beit":
+        return CCLMConfig(**asdict(TINY_BEIT))
+    if name == "large":
+        stack = {"num_layers": 6, "num_heads": 8, "feedforward_width": 2048}
+        vision = {**stack, "architecture": "beit", "image_size": 32, "patch_size": 8}
+        return CCLMConfig(width=512, vision=vision, text={**stack, "vocab_size": 4000}, fusion=stack)
+    tower = json.loads(CONFIGS[name].to_json_string(use_diff=False))
+    return tiny_config(width=32, vision={"architecture": "hf", "tower": tower, "image_size": 32})
+
+
+def ds_config() -> dict[str, Any]:
+    raw = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}, "steps_per_print": 10**9}
+    facts = EngineFacts(micro_batch_size=1, world_size=WORLD, max_grad_norm=1.0, precision="fp32")
+    return resolve_ds_config(raw, facts)
+
+
+def build(name: str) -> CCLMModel:
+    from cclm.engine.sharded_build import sharded_construction
+
+    seed_initialisation(3)
+    with sharded_construction(ds_config(), Topology.from_environment(device="cpu")):
+        return CCLMModel(config_of(name))
+
+
+def whole_values(model: CCLMModel) -> dict[str, Tensor]:
+    from cclm.engine.sharded_build import whole_parameters
+
+    values = {}
+    for name, parameter in model.named_parameters():
+        with whole_parameters([parameter]):
+            values[name] = parameter.detach().clone()
+    return values
+
+
+def build_each(names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """On one rank: every model, made whole again at the end."""
+    found = {}
+    for name in names:
+        model = build(name)
+        assert all(parameter.numel() == 0 for parameter in model.parameters()), "nothing is whole in between"
+        found[name] = whole_values(model)
+    return found
+
+
+def fill(path: str) -> dict[str, Tensor]:
+    from cclm.engine.sharded_build import whole_parameters
+
+    model = build("swin")
+    assert start_model(model, read_tensors(Path(path)), whole_parameters) == ["temperature.value"]
+    return whole_values(model)
+
+
+class AnonymousPeak:
+    """Largest growth of this process's own memory (not of mapped files) while it runs, in bytes."""
+
+    def __enter__(self) -> AnonymousPeak:
+        self.start, self.most, self.stopped = anonymous_bytes(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.stopped.is_set():
+            self.most = max(self.most, anonymous_bytes() - self.start)
+            time.sleep(0.001)
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
+
+
+def measure(path: str) -> dict[str, float]:
+    """Peaks as shares of the weights: built whole, built sharded, filled from a file."""
+    from cclm.engine.sharded_build import whole_parameters
+
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back, so that it is not counted
+    build("swin")  # loads what is loaded once
+    with AnonymousPeak() as sharded:
+        model = build("large")
+    with AnonymousPeak() as filled:
+        start_model(model, read_tensors(Path(path)), whole_parameters)
+    size = 4 * sum(parameter.ds_numel for parameter in model.parameters())
+    del model
+    with AnonymousPeak() as plain:
+        CCLMModel(config_of("large"))
+    peaks = {"sharded": sharded, "filled": filled, "plain": plain}
+    return {name: peak.most / size for name, peak in peaks.items()}
+
+
+def saved(name: str, path: Path, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    seed_initialisation(3)
+    state = {key: change(value.detach()).contiguous() for key, value in CCLMModel(config_of(name)).named_parameters()}
+    state.pop("temperature.value")
+    save_file(state, path)
+    return state
+
+
+NAMES = ["swin", "beit", "siglip", "clip", "dinov3", "swinv2"]
+Outcome = tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, float]]
+
+
+def everything(small: str, large: str) -> Outcome:
+    return build_each(NAMES), fill(small), measure(large)
+
+
+@pytest.fixture(scope="module")
+def filler(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    path = tmp_path_factory.mktemp("small") / "weights.safetensors"
+    return path, saved("swin", path, partial(torch.add, other=1.0))
+
+
+@pytest.fixture(scope="module")
+def outcomes(filler: tuple[Path, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """What each rank found; one start of ranks, which costs more than what they do."""
+    large = tmp_path_factory.mktemp("large") / "weights.safetensors"
+    saved("large", large, torch.clone)
+    return on_ranks(everything, WORLD, str(filler[0]), str(large))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_are_those_of_a_whole_build(outcomes: list[Outcome], name: str) -> None:
+    seed_initialisation(3)
+    expected = dict(CCLMModel(config_of(name)).named_parameters())
+    for built, _, _ in outcomes:
+        assert built[name].keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(built[name][key], value), key
+
+
+def test_a_file_fills_it_parameter_by_parameter(
+    outcomes: list[Outcome], filler: tuple[Path, dict[str, Tensor]]
+) -> None:
+    for _, values, _ in outcomes:
+        assert all(torch.equal(values[name], value) for name, value in filler[1].items())
+
+
+def test_no_rank_ever_holds_the_whole_model(outcomes: list[Outcome]) -> None:
+    for _, _, peaks in outcomes:
+        assert peaks["plain"] > 0.8, peaks  # memory that was freed before is used again
+        assert peaks["sharded"] < 0.7, peaks  # its half, and the largest module
+        assert peaks["filled"] < 0.2, peaks  # one tensor at a time, beside that half
