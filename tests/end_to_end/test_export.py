@@ -52,6 +52,7 @@ def test_results_hold_what_the_demonstration_promises(measured: Path) -> None:
     assert set(results["groups"]["english"]) == {"t2i", "i2t"}
     assert results["reranked"]["top_k"] == 8
     assert results["dev"]["tried_rules"][0]["match_weight"] == 0.0
+    assert "match_alone" in results["reranked_not_chosen"] or results["reranked"]["rule"]["similarity_weight"] == 0
     assert set(results["matching"]["languages"]["en"]) == {"random", "hard"}
     assert results["seconds"]["train"] == 12.5 and results["seconds"]["evaluate"] > 0
 
@@ -108,3 +109,4 @@ def test_the_report_is_one_file_without_outside_resources(measured: Path, export
     page = (measured / "report.html").read_text()
     assert "<script" not in page and not re.search(r'(src|href)="(?!data:|https://(www|creative|opensource))', page)
     assert "ITC loss" in page and "Gallery" in page and "data:image/png;base64," in page
+    assert "on pictures that it was trained on" in page and "ero-shot" not in page, "these tests measure on them"
