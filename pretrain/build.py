@@ -17,6 +17,7 @@ from cclm.data.config import equal_shares, validate
 from cclm.data.exposure import Exposure
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, view_schedule
+from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
 from cclm.data.tokens import TextTokenizer, load_tokenizer
@@ -105,7 +106,8 @@ def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
     samples = config.data.image_text or config.data.text_pair or config.data.regions
     assert samples is not None, "validate() refuses a configuration without data"
     facts = EngineFacts(
-        micro_batch_size=samples.batch_size // topology.world_size,
+        micro_batch_size=samples.batch_size // config.data.micro_batches // topology.world_size,
+        accumulation_steps=config.data.micro_batches,
         world_size=topology.world_size,
         max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
@@ -134,7 +136,7 @@ def build_module(
     with construction or nullcontext():
         model = CCLMModel(model_config(asdict(config.model), tokenizer))
     if is_fresh and config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
-        only_images = replace(config.data, text_pair=None, regions=None)
+        only_images = replace(config.data, text_pair=None, regions=None, micro_batches=1)
         first = StepDataset(only_images, tokenizer, seed=config.seed)[0].normalised().image_text
         assert first is not None
         model.calibrate_stem(first.images_BCHW)
@@ -173,7 +175,13 @@ def build_engine(
                 got=f"{topology.world_size} ranks",
                 do="Start it without a launcher, or use engine: deepspeed.",
             )
-        return PlainEngine(module, config.optimizer, seed=config.seed, device=topology.device)
+        return PlainEngine(
+            module,
+            config.optimizer,
+            seed=config.seed,
+            device=topology.device,
+            accumulation_steps=config.data.micro_batches,
+        )
     from cclm.engine.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
@@ -208,12 +216,15 @@ def make_dataset(config: RunConfig, tokenizer: TextTokenizer, topology: Topology
     return StepDataset(config.data, tokenizer, seed=config.seed, rank=topology.rank, world_size=topology.world_size)
 
 
-def make_batches(config: RunConfig, dataset: StepDataset, topology: Topology, start_step: int) -> Iterable[Batch]:
-    """Batches of this rank from `start_step` to the end."""
-    return make_loader(
+def make_batches(
+    config: RunConfig, dataset: StepDataset, topology: Topology, start_step: int
+) -> Iterable[tuple[Batch, Batch]]:
+    """Batches of this rank from `start_step` to the end, as read and on the device."""
+    loader = make_loader(
         dataset,
         start_step=start_step,
         stop_step=config.steps,
         num_workers=config.data.num_workers,
         pin_memory=topology.device.type == "cuda",
     )
+    return on_device(loader, topology.device)

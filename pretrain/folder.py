@@ -34,9 +34,12 @@ CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
 QUARANTINE = "quarantine"
 
-MAY_CHANGE = ("checkpoint", "track", "run_folder", "device", "data.num_workers", "data.bad_sample_limit", "data.cache")
-"""What a resumed run may do differently: nothing of it decides a step."""
-BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu")
+MAY_CHANGE = (
+    *("checkpoint", "track", "run_folder", "device"),
+    *("data.num_workers", "data.bad_sample_limit", "data.cache", "data.micro_batches"),
+)
+"""What a resumed run may do differently: nothing of it decides which samples a step holds."""
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """Of the DeepSpeed JSON: they follow from the configuration and the number of ranks, which the checkpoint checks."""
 
 

@@ -27,7 +27,7 @@ from cclm.track.status import DoneMarker, RankStatus
 from cclm.track.stop import StopRequest, note_stopped
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
-from pretrain.updates import merge_metrics, samples_read, updates_of
+from pretrain.updates import mean_metrics, merge_metrics, samples_read, updates_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Run:
     device: torch.device
     engine: Engine
     collectives: Collectives
-    batches: Iterable[Batch]
+    batches: Iterable[tuple[Batch, Batch]]
+    """Each batch as it was read, and on the device."""
     schedule: ViewSchedule
     start_step: int
     seconds_before: float
@@ -74,10 +75,10 @@ def train(run: Run) -> bool:
     run.status.write(step=run.start_step, phase="training")
     for step in range(run.start_step, config.steps):
         with run.throughput.data_wait():
-            batch = next(batches)
+            batch, on_device = next(batches)
         if batch.step != step:
             raise AssertionError(f"the loader gave step {batch.step} at step {step}")
-        metrics, statistics = do_updates(run, step, batch)
+        metrics, statistics = do_updates(run, step, on_device)
         num_skipped += not math.isfinite(statistics.grad_norm)
 
         sums.append(ledger_sums(batch))
@@ -135,17 +136,20 @@ def agree_to_stop(run: Run) -> str:
 
 
 def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], StepStatistics]:
-    """Forward, backward and update for each of the step's updates.
+    """Forward and backward of every micro-batch, then the update, for each of the step's updates.
 
     Returns:
         The step's metrics, and the statistics of its last update with the largest gradient norm of all.
     """
     engine, metrics, largest_norm = run.engine, [], 0.0
-    for part in updates_of(batch.to(run.device), run.config.data.schedule):
-        losses = engine.forward(part)
-        engine.backward(losses)
+    for update in zip(*(updates_of(part, run.config.data.schedule) for part in batch.parts), strict=True):
+        parts = []
+        for part in update:
+            losses = engine.forward(part)
+            engine.backward(losses)
+            parts.append(losses.metrics)
         statistics = engine.update(step)
-        metrics.append(losses.metrics)
+        metrics.append(mean_metrics(parts))
         largest_norm = max(largest_norm, statistics.grad_norm)
     return merge_metrics(metrics), replace(statistics, grad_norm=largest_norm)
 
@@ -163,15 +167,16 @@ def global_counts(batch: Batch, data: DataConfig) -> dict[str, int]:
 
 
 def ledger_sums(batch: Batch) -> dict[str, int]:
-    """Wrapping sums of this rank's sample hashes by view."""
-    sums = {}
-    if batch.image_text is not None:
-        sums["image_text"] = step_sum(batch.image_text.ledger_B.numpy())
-    if batch.text_pair is not None:
-        sums["text_pair"] = step_sum(batch.text_pair.ledger_S.numpy())
-    if batch.regions is not None:
-        sums["regions"] = step_sum(batch.regions.ledger_B.numpy())
-    return sums
+    """Wrapping sums of this rank's sample hashes by view, over all micro-batches."""
+    hashes: dict[str, list[Tensor]] = {}
+    for part in batch.parts:
+        if part.image_text is not None:
+            hashes.setdefault("image_text", []).append(part.image_text.ledger_B)
+        if part.text_pair is not None:
+            hashes.setdefault("text_pair", []).append(part.text_pair.ledger_S)
+        if part.regions is not None:
+            hashes.setdefault("regions", []).append(part.regions.ledger_B)
+    return {view: step_sum(torch.cat(parts).numpy()) for view, parts in hashes.items()}
 
 
 def write_ledger(run: Run, first_step: int, sums: list[dict[str, int]]) -> None:

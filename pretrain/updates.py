@@ -9,9 +9,10 @@ is decayed. So it was in the published runs (3M: the image tower gets two update
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from cclm.data.batch import Batch
@@ -29,6 +30,13 @@ def updates_of(batch: Batch, schedule: Schedule) -> list[Batch]:
         absent = dict.fromkeys((view for view in views if view != kept), None)
         parts.append(replace(batch, update=number, **absent))  # type: ignore[arg-type]
     return parts
+
+
+def mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Metrics of an update from those of its micro-batches, which all have the same names: the means."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
 
 
 def merge_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

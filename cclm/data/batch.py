@@ -10,6 +10,7 @@ Order of samples: a rank's samples are consecutive samples of the global batch. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -32,6 +33,10 @@ class TensorRecord:
         """Return a copy in pinned memory (the hook that torch's DataLoader calls)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def each(self: SelfType, function: Callable[[Tensor], Tensor]) -> SelfType:
+        """Return a copy with every tensor (nested ones too) replaced by `function` of it."""
+        return self._map(function)
+
     def _map(self: SelfType, function: object) -> SelfType:
         assert callable(function)
         changes: dict[str, object] = {}
@@ -41,6 +46,8 @@ class TensorRecord:
                 changes[item.name] = function(value)
             elif isinstance(value, TensorRecord):
                 changes[item.name] = value._map(function)
+            elif isinstance(value, tuple) and value and isinstance(value[0], TensorRecord):
+                changes[item.name] = tuple(part._map(function) for part in value)
         return replace(self, **changes)
 
 
@@ -209,8 +216,15 @@ class Batch(TensorRecord):
     """Which of the step's updates this is the share of, counted from 0 (schedule "alternate" has several)."""
     bad_samples: tuple[BadSample, ...] = ()
     """Samples of this rank's share that could not be used and were replaced."""
+    rest: tuple[Batch, ...] = ()
+    """The step's further micro-batches, each with its own share of every view (`DataConfig.micro_batches`)."""
     exposure: tuple[tuple[str, int], ...] = ()
     """What this rank's share shows, by source and language (`cclm.data.exposure`)."""
+
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """All micro-batches of the step."""
+        return (replace(self, rest=()), *self.rest)
 
     def normalised(self) -> Batch:
         """Return a copy whose pictures are normalised floats, on the device where they are."""

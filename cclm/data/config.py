@@ -116,6 +116,9 @@ class DataConfig:
     """Worker processes of each rank that prepare batches ahead; 0: in the training process. Changes no result."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards (http, s3, gs, hf) are kept on each node. Changes no result."""
+    micro_batches: int = 1
+    """Parts in which a step is computed, one after another, to need less memory (gradient accumulation). Changes no
+    sample; but contrastive losses see only their part's negatives, and means are means of the parts' means."""
     pad_multiple: int = 8
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
@@ -123,7 +126,7 @@ class DataConfig:
 def equal_shares(config: DataConfig, world_size: int) -> bool:
     """Whether every rank gets equally many samples of each view."""
     views = [view for view in (config.image_text, config.text_pair, config.regions) if view is not None]
-    return all(view.batch_size // view.negative_group % world_size == 0 for view in views)
+    return all(view.batch_size // view.negative_group // config.micro_batches % world_size == 0 for view in views)
 
 
 def validate(config: DataConfig, world_size: int = 1) -> None:
@@ -154,11 +157,13 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
         complaints.append(
             f"num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1"
         )
+    if config.micro_batches < 1:
+        return [*complaints, f"micro_batches must be at least 1, is {config.micro_batches}"]
     if config.image_text is not None:
-        complaints += _complaints("image_text", config.image_text, world_size)
+        complaints += _complaints("image_text", config.image_text, world_size, config.micro_batches)
         complaints += _image_complaints(config.image_text)
     if config.text_pair is not None:
-        complaints += _complaints("text_pair", config.text_pair, world_size)
+        complaints += _complaints("text_pair", config.text_pair, world_size, config.micro_batches)
         if config.text_pair.pairs_per_sample < 1:
             complaints.append(f"text_pair.pairs_per_sample must be at least 1, is {config.text_pair.pairs_per_sample}")
         if not 0 <= config.text_pair.swap_probability <= 1:
@@ -166,7 +171,7 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
                 f"text_pair.swap_probability must be between 0 and 1, is {config.text_pair.swap_probability}"
             )
     if config.regions is not None:
-        complaints += _complaints("regions", config.regions, world_size)
+        complaints += _complaints("regions", config.regions, world_size, config.micro_batches)
         complaints += region_complaints(config.regions)
     return complaints
 
@@ -174,7 +179,7 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
 ViewConfig = ImageTextDataConfig | TextPairDataConfig | RegionDataConfig
 
 
-def _complaints(name: str, view: ViewConfig, world_size: int) -> list[str]:
+def _complaints(name: str, view: ViewConfig, world_size: int, parts: int) -> list[str]:
     """What all views must obey."""
     found = []
     batch, group, rows, lanes = view.batch_size, view.negative_group, view.matching_rows, view.num_lanes
@@ -190,7 +195,9 @@ def _complaints(name: str, view: ViewConfig, world_size: int) -> list[str]:
         return found
     if batch % group:
         found.append(f"{name}.batch_size {batch} is no multiple of negative_group {group}")
-    elif batch // group < world_size:
+    elif batch // group % parts:
+        found.append(f"{name}: the {batch // group} negative groups must divide evenly into {parts} micro_batches")
+    elif batch // group // parts < world_size:
         found.append(f"{name}: each of {world_size} ranks needs a negative group, the batch has only {batch // group}")
     elif rows % (batch // group) or rows > batch:
         found.append(

@@ -55,15 +55,19 @@ class StepDataset(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
         bad: list[BadSample] = []
+        first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
+        exposure = tuple(pair for source in self.sources for pair in source.take_exposure())
+        return replace(first, rest=tuple(rest), bad_samples=tuple(bad), exposure=exposure)
+
+    def _part(self, step: int, part: int, bad: list[BadSample]) -> Batch:
+        """One micro-batch."""
         index = {view: self.schedule.index(view, step) for view in self.schedule.views(step)}
-        batch = Batch(
+        return Batch(
             step=step,
-            image_text=self._image_text(index["image_text"], bad) if "image_text" in index else None,
-            text_pair=self._text_pair(index["text_pair"], bad) if "text_pair" in index else None,
-            regions=self._regions(index["regions"], bad) if "regions" in index else None,
-            bad_samples=tuple(bad),
+            image_text=self._image_text(index["image_text"], part, bad) if "image_text" in index else None,
+            text_pair=self._text_pair(index["text_pair"], part, bad) if "text_pair" in index else None,
+            regions=self._regions(index["regions"], part, bad) if "regions" in index else None,
         )
-        return replace(batch, exposure=tuple(pair for source in self.sources for pair in source.take_exposure()))
 
     @property
     def sources(self) -> list[ImageTextSource | TextPairSource | RegionSource]:
@@ -87,15 +91,19 @@ class StepDataset(Dataset[Batch]):
                     do="Shorten the run (optimizer.total_steps), or raise or leave out a max_epochs.",
                 )
 
-    def slots(self, batch_size: int, group: int = 1) -> range:
-        """The slots of a global batch that this rank serves: whole groups of `group` slots, as evenly as they go."""
-        groups = batch_size // group
-        first, stop = self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size
-        return range(first * group, stop * group)
+    def slots(self, batch_size: int, group: int = 1, part: int = 0) -> range:
+        """The slots of a micro-batch of the global batch that this rank serves.
 
-    def _image_text(self, step: int, bad: list[BadSample]) -> ImageTextBatch:
+        The global batch is cut into equal micro-batches, and each of them into whole groups of `group` slots for the
+        ranks, as evenly as they go.
+        """
+        groups = batch_size // group // self.config.micro_batches
+        first, stop = self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size
+        return range((part * groups + first) * group, (part * groups + stop) * group)
+
+    def _image_text(self, step: int, part: int, bad: list[BadSample]) -> ImageTextBatch:
         assert self.image_text is not None
-        samples, slots = [], self.slots(self.image_text.batch_size, self.image_text.config.negative_group)
+        samples, slots = [], self.slots(self.image_text.batch_size, self.image_text.config.negative_group, part)
         self.image_text.announce(step, slots)
         for slot in slots:
             sample, broken = self.image_text.sample(step, slot)
@@ -104,9 +112,9 @@ class StepDataset(Dataset[Batch]):
         scale = _scale(self.image_text.config.transform)
         return collate_image_text(samples, self.tokenizer.pad_id, self.config.pad_multiple, scale)
 
-    def _text_pair(self, step: int, bad: list[BadSample]) -> TextPairBatch:
+    def _text_pair(self, step: int, part: int, bad: list[BadSample]) -> TextPairBatch:
         assert self.text_pair is not None
-        samples, slots = [], self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group)
+        samples, slots = [], self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group, part)
         self.text_pair.announce(step, slots)
         for slot in slots:
             sample, broken = self.text_pair.sample(step, slot)
@@ -115,9 +123,9 @@ class StepDataset(Dataset[Batch]):
         tlm = self.text_pair.config.tlm
         return collate_text_pairs(samples, self.tokenizer.pad_id, self.config.pad_multiple, tlm=tlm)
 
-    def _regions(self, step: int, bad: list[BadSample]) -> RegionBatch:
+    def _regions(self, step: int, part: int, bad: list[BadSample]) -> RegionBatch:
         assert self.regions is not None
-        groups, numbers = [], self.slots(self.regions.config.num_groups)
+        groups, numbers = [], self.slots(self.regions.config.num_groups, 1, part)
         images = self.regions.config.images_per_group
         self.regions.announce(step, range(numbers.start * images, numbers.stop * images))
         for number in numbers:

@@ -92,7 +92,7 @@ class Source(Generic[Sample]):
         self.folders = list(config.shards)
         self.sets = [open_set(folder, cache) for folder in config.shards]
         self._ahead = cache.prefetch_steps if any(is_remote(folder) for folder in config.shards) else 0
-        self._announced = 0  # steps before this one
+        self._announced: dict[int, int] = {}  # by first slot: the steps before this one
         for shard_set in self.sets:
             if shard_set.view is not self.view:
                 raise ConfigError(
@@ -146,11 +146,11 @@ class Source(Generic[Sample]):
         stop = step + self._ahead + 1
         if self.stream.end_step is not None:
             stop = min(stop, self.stream.end_step)
-        for number in range(max(step, self._announced), stop):
+        for number in range(max(step, self._announced.get(slots.start, 0)), stop):
             for slot in slots:
                 address = self.stream.address(number, slot)
                 self.sets[address.source].announce(address.shard)
-        self._announced = stop
+        self._announced[slots.start] = stop
 
     def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:
         """The sample of a slot, and the broken ones that it stands in for.

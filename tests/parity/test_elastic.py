@@ -1,4 +1,4 @@
-"""Any world size, workers, kill point and restart give the ledger that one process writes without interruption."""
+"""Any world size, workers, micro-batches, kill point and restart give the ledger of one undisturbed process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cclm.data.loader import StepDataset, make_loader
 from cclm.data.masking import MaskingConfig
 from cclm.data.mix_plan import MixConfig, MixStage
 from cclm.data.tokens import TextTokenizer
+from pretrain.loop import ledger_sums
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 
 STEPS = 14
@@ -25,9 +26,11 @@ STEPS = 14
 
 @dataclass(frozen=True)
 class Life:
-    """One start of a run: on how many ranks and workers, how far it came, and what its last checkpoint was."""
+    """One start of a run: on how many ranks and workers, in how many micro-batches, how far it came, and what its last
+    checkpoint was."""
 
-    world_size: int
+    shape: tuple[int, int]
+    """Ranks, micro-batches."""
     num_workers: int
     killed_after: int
     checkpoint_before: int
@@ -46,20 +49,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataConfig]:
             shards=(str(folder / "images"), str(folder / "few")),
             weights=(3.0, 1.0),
             mix=MixConfig(max_epochs=(None, 9), schedule=(MixStage(start_step=8, weights=(1.0, 1.0)),)),
-            batch_size=14,
+            batch_size=16,
             negative_group=2,
-            matching_rows=7,
-            num_lanes=4,
+            matching_rows=8,
+            num_lanes=6,
             window=6,
             max_tokens=8,
             transform=transform,
         ),
         text_pair=TextPairDataConfig(
             shards=(str(folder / "pairs"),),
-            batch_size=15,
+            batch_size=12,
             negative_group=3,
-            matching_rows=5,
-            num_lanes=6,
+            matching_rows=4,
+            num_lanes=5,
             window=5,
             max_tokens=8,
             masking=MaskingConfig(max_masks=3),
@@ -69,20 +72,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataConfig]:
 
 def rank_sums(config: DataConfig, life: Life, first: int, rank: int) -> list[dict[str, int]]:
     """This rank's sums of the steps from `first` on, read through a loader."""
-    dataset = StepDataset(config, TextTokenizer(make_tokenizer()), 11, rank, life.world_size)
-    sums = []
-    for batch in make_loader(dataset, first, life.killed_after, life.num_workers):
-        assert batch.image_text is not None and batch.text_pair is not None
-        sums.append(
-            {"image_text": step_sum(batch.image_text.ledger_B), "text_pair": step_sum(batch.text_pair.ledger_S)}
-        )
-    return sums
+    world_size, micro_batches = life.shape
+    config = replace(config, micro_batches=micro_batches)
+    dataset = StepDataset(config, TextTokenizer(make_tokenizer()), 11, rank, world_size)
+    batches = list(make_loader(dataset, first, life.killed_after, life.num_workers))
+    assert all(len(batch.parts) == micro_batches for batch in batches)
+    return [ledger_sums(batch) for batch in batches]
 
 
 def live(config: DataConfig, life: Life, first: int, path: Path) -> None:
     """Write the ledger from step `first` to where the life is killed."""
     ledger = LedgerFile(path, first)
-    ranks = [rank_sums(config, life, first, rank) for rank in range(life.world_size)]
+    ranks = [rank_sums(config, life, first, rank) for rank in range(life.shape[0])]
     for step, shares in enumerate(zip(*ranks, strict=True), start=first):
         ledger.append(step, {view: step_sum([share[view] for share in shares]) for view in shares[0]})
 
@@ -99,14 +100,15 @@ def ledger_of(config: DataConfig, lives: list[Life]) -> str:
 
 
 def lives(workers: st.SearchStrategy[int]) -> st.SearchStrategy[list[Life]]:
-    life = st.builds(Life, st.integers(1, 5), workers, st.integers(0, STEPS), st.integers(0, STEPS))
-    last = st.builds(Life, st.integers(1, 5), workers, st.just(STEPS), st.just(STEPS))
+    shape = st.sampled_from([(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 4)])
+    life = st.builds(Life, shape, workers, st.integers(0, STEPS), st.integers(0, STEPS))
+    last = st.builds(Life, shape, workers, st.just(STEPS), st.just(STEPS))
     return st.tuples(st.lists(life, max_size=3), last).map(lambda pair: [*pair[0], pair[1]])
 
 
 @pytest.fixture(scope="module")
 def unbroken(corpus: DataConfig) -> str:
-    return ledger_of(corpus, [Life(1, 0, STEPS, STEPS)])
+    return ledger_of(corpus, [Life((1, 1), 0, STEPS, STEPS)])
 
 
 @settings(max_examples=12, deadline=None)
@@ -125,17 +127,16 @@ def test_any_workers_write_the_same_ledger(corpus: DataConfig, unbroken: str, dr
 def test_the_ledger_would_show_a_difference(corpus: DataConfig, unbroken: str) -> None:
     assert corpus.text_pair is not None
     other = replace(corpus, text_pair=replace(corpus.text_pair, window=4))
-    assert ledger_of(other, [Life(2, 0, STEPS, STEPS)]) != unbroken
+    assert ledger_of(other, [Life((2, 1), 0, STEPS, STEPS)]) != unbroken
 
 
 def test_every_sample_of_an_epoch_is_read_once(corpus: DataConfig) -> None:
-    """31 groups, 15 a step on 5 uneven ranks: after two steps one is left, and nothing was read twice."""
-    dataset = [StepDataset(corpus, TextTokenizer(make_tokenizer()), 11, rank, 4) for rank in range(4)]
+    """31 groups in uneven shards, 12 a step on 3 uneven ranks: nothing is read twice before all is read once."""
+    dataset = [StepDataset(corpus, TextTokenizer(make_tokenizer()), 11, rank, 3) for rank in range(3)]
     source = dataset[0].text_pair
     assert source is not None
-    slots = [list(own.slots(15, 3)) for own in dataset]
-    assert [slot for own in slots for slot in own] == list(range(15)) and sorted(map(len, slots)) == [3, 3, 3, 6]
-    seen = [source.stream.address(step, slot) for step in range(2) for slot in range(15)]
-    assert len({(address.shard, address.sample) for address in seen if address.epoch == 0}) == len(
-        [address for address in seen if address.epoch == 0]
-    )
+    slots = [list(own.slots(12, 3)) for own in dataset]
+    assert [slot for own in slots for slot in own] == list(range(12)) and sorted(map(len, slots)) == [3, 3, 6]
+    seen = [source.stream.address(step, slot) for step in range(3) for slot in range(12)]
+    first = [address for address in seen if address.epoch == 0]
+    assert len({(address.shard, address.sample) for address in first}) == len(first) == 31

@@ -61,6 +61,15 @@ def test_each_contradiction_has_its_sentence(change: Change, view: str, changes:
     assert words in str(caught.value)
 
 
+def test_micro_batches_hold_whole_groups(config: DataConfig) -> None:
+    validate(replace(config, micro_batches=2), world_size=2)
+    for micro_batches, words in ((3, "must divide evenly into 3 micro_batches"), (0, "micro_batches must be at least")):
+        with pytest.raises(ConfigError, match=words):
+            validate(replace(config, micro_batches=micro_batches))
+    with pytest.raises(ConfigError, match="negative group"):
+        validate(replace(config, micro_batches=2), world_size=3)
+
+
 def test_all_complaints_come_at_once(config: DataConfig, change: Change) -> None:
     broken = replace(change("image_text", num_lanes=0), bad_sample_limit=2.0, num_workers=-1)
     with pytest.raises(ConfigError) as caught:

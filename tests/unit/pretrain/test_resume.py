@@ -72,6 +72,23 @@ def test_stopped_and_resumed(corpus: Path, tmp_path: Path, schedule: str, monkey
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_micro_batches_hold_the_same_samples(corpus: Path, tmp_path: Path, schedule: str) -> None:
+    """Stopped after one checkpoint and gone on in other micro-batches: the ledger of a run in one piece."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*settings(corpus, whole, schedule), "--optimizer.total_steps", "4"]) == 0
+    arguments = [*settings(corpus, parts, schedule), "--optimizer.total_steps", "4"]
+    (parts / "stop").parent.mkdir(exist_ok=True)
+    (parts / "stop").write_text("to change the micro-batches", encoding="utf-8")
+    assert main([*arguments, "--data.micro_batches", "2"]) == 75
+    assert main([*arguments, "--data.micro_batches", "1"]) == 0
+    assert (parts / "ledger.jsonl").read_bytes() == (whole / "ledger.jsonl").read_bytes()
+    first, second = values_of(whole)[-1], values_of(parts)[-1]
+    assert {name: first[name] for name in first if name.startswith("seen/")} == {
+        name: second[name] for name in second if name.startswith("seen/")
+    }
+
+
 def test_an_alternating_log_holds_the_views_of_its_steps(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(settings(corpus, run, "alternate")) == 0

@@ -1,0 +1,49 @@
+"""Batches on the device, copied while the step before is computed.
+
+worker ─► pinned memory ─► side stream: copy k + 1      (CUDA only; on a CPU the batch is there already)
+                           main stream: step k, then waits for the copy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from cclm.data.batch import Batch
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+    """Yield each batch as it came and its copy on `device`, in order; one batch is copied ahead.
+
+    Args:
+        batches: on the CPU; pinned, or the copies are not asynchronous.
+        device: where to compute.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch, batch.to(device)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[Batch, Batch] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = batch.to(device)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(stream)
+        _used_by(copied, torch.cuda.current_stream(device))
+        ahead = batch, copied
+    if ahead is not None:
+        yield ahead
+
+
+def _used_by(batch: Batch, stream: torch.cuda.Stream) -> None:
+    """Tell the allocator that memory of the side stream is read by another one, so that it is not reused too soon."""
+
+    def record(tensor: Tensor) -> Tensor:
+        tensor.record_stream(stream)
+        return tensor
+
+    batch.each(record)
