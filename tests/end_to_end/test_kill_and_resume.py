@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.engine.deepspeed_engine import consolidated_state
+from cclm.checkpoint.load import load_full_state
 from cclm.track.stop import STOPPED_CODE
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -179,7 +179,7 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
 def assert_same_weights(run: Path, undisturbed: Path) -> None:
     """The last checkpoint bit by bit: all weights, and each rank's moments."""
     ours, theirs = (folder / f"checkpoints/step_{STEPS:09d}" for folder in (run, undisturbed))
-    weights, expected = consolidated_state(ours), consolidated_state(theirs)
+    weights, expected = load_full_state(ours), load_full_state(theirs)
     assert weights.keys() == expected.keys() and len(expected) > 50
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
     files = sorted(path.relative_to(theirs) for path in theirs.glob("deepspeed/*_optim_states.pt"))
