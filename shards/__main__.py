@@ -125,15 +125,49 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _stats(arguments: argparse.Namespace, console: Console) -> int:
-    from cclm.atomic import replace_bytes
     from shards.stats import print_statistics, statistics
 
-    result = statistics(arguments.folder)
+    result = statistics(arguments.folder, arguments.samples)
     print_statistics(result, console)
     if arguments.json is not None:
-        text = json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True)
-        replace_bytes(arguments.json, text.encode("utf-8") + b"\n", durable=True)
+        _write_json(arguments.json, result)
+    if arguments.html is not None:
+        from shards.page import statistics_page
+
+        _write_page(arguments.html, statistics_page(result), console)
     return 0
+
+
+def _write_page(path: Path, page: str, console: Console) -> None:
+    from cclm.atomic import replace_text
+
+    replace_text(path, page, durable=True)
+    console.print(f"{path}: {len(page) / 1e6:.1f} MB, needs no other file", highlight=False, soft_wrap=True)
+
+
+def _preview(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.page import preview_page
+    from shards.stats import find_sets
+
+    _write_page(arguments.out, preview_page(find_sets(arguments.folder), arguments.samples), console)
+    return 0
+
+
+def _diff(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.difference import difference, print_difference
+
+    result = difference(arguments.before, arguments.after)
+    print_difference(result, console)
+    if arguments.json is not None:
+        _write_json(arguments.json, result)
+    return 1 if result["added"] or result["removed"] or result["changed"] else 0
+
+
+def _write_json(path: Path, result: object) -> None:
+    from cclm.atomic import replace_bytes
+
+    text = json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True)
+    replace_bytes(path, text.encode("utf-8") + b"\n", durable=True)
 
 
 def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
@@ -167,10 +201,15 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
     verify.set_defaults(run=_verify)
 
-    stats = commands.add_parser("stats", help="what there is, by language, source and licence")
+    stats = commands.add_parser("stats", help="what there is, by language, source, licence, length and size")
     stats.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
     stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
+    stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
+    stats.add_argument(
+        "--samples", type=int, default=10_000, metavar="N", help="measure so many of each set (default: 10000; 0: none)"
+    )
     stats.set_defaults(run=_stats)
+    _add_looks(commands)
 
     tokenizer = commands.add_parser("tokenizer", help="train a Unigram tokenizer on the texts of shard sets")
     tokenizer.add_argument("sets", type=Path, nargs="+", metavar="SET_DIR")
@@ -181,6 +220,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     tokenizer.set_defaults(run=_tokenizer)
     return parser
+
+
+def _add_looks(commands: Any) -> None:
+    preview = commands.add_parser("preview", help="a page of samples: pictures with captions and boxes, pairs")
+    preview.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    preview.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
+    preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set (default: 48)")
+    preview.set_defaults(run=_preview)
+
+    diff = commands.add_parser("diff", help="what two sets differ in, by key; exit status 1 if they do")
+    diff.add_argument("before", type=Path, metavar="SET_DIR")
+    diff.add_argument("after", type=Path, metavar="SET_DIR")
+    diff.add_argument("--json", type=Path, metavar="PATH", help="write the result there, too")
+    diff.set_defaults(run=_diff)
 
 
 def _add_build_options(parser: argparse.ArgumentParser, task: str) -> None:

@@ -1,4 +1,4 @@
-"""What shard sets hold, by language, source and licence: as tables for people and as JSON for programs."""
+"""What shard sets hold, by language, source, licence, length and size: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from cclm.errors import ConfigError
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
+from shards.measure import class_name, measure_set, median_class
 
 
 def find_sets(folder: Path) -> list[Path]:
@@ -33,13 +34,21 @@ def find_sets(folder: Path) -> list[Path]:
     return sets
 
 
-def statistics(folder: Path) -> dict[str, Any]:
-    """Return the totals of every set below a folder, by set name, with the counts of refused records."""
+def statistics(folder: Path, samples: int = 0) -> dict[str, Any]:
+    """Return the totals of every set below a folder, by set name, with the counts of refused records.
+
+    Args:
+        folder: a set, or a folder of sets.
+        samples: of so many samples of each set, evenly spread, lengths and sizes are measured (`measures`, see
+            `measure_set`); 0: of none.
+    """
     result: dict[str, Any] = {}
     for path in find_sets(folder):
         manifest = Manifest.load(path)
         refused = manifest.config.get("refused", {})
         result[path.name] = {"view": manifest.view.value, **asdict(manifest.totals), "refused": refused}
+        if samples:
+            result[path.name]["measures"] = measure_set(path, samples)
     return result
 
 
@@ -60,6 +69,9 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
         ("licences", "samples by licence"),
     ):
         _print_counts({name: entry[field] for name, entry in result.items()}, title, console)
+    for name, entry in result.items():
+        if "measures" in entry:
+            _print_measures(name, entry["measures"], console)
 
 
 def _print_counts(counts: Mapping[str, Mapping[str, int]], title: str, console: Console) -> None:
@@ -70,3 +82,25 @@ def _print_counts(counts: Mapping[str, Mapping[str, int]], title: str, console: 
     for label in sorted({label for count in counts.values() for label in count}):
         table.add_row(label, *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
     console.print(table)
+
+
+def _print_measures(name: str, measures: Mapping[str, Any], console: Console) -> None:
+    """Print each count in classes with a bar, and the middle class of the lengths by language."""
+    counts = {field: count for field, count in measures.items() if field not in ("measured", "broken", "characters")}
+    broken = "".join(f", {number:,} broken ({reason})" for reason, number in measures["broken"].items())
+    table = Table(title=f"{name}: {measures['measured']:,} samples measured{broken}")
+    for column in ("measure", "class", "samples", ""):
+        table.add_column(column, justify="right" if column in ("class", "samples") else "left")
+    for field, count in counts.items():
+        longest = max(count.values())
+        for number, (lower, samples) in enumerate(count.items()):
+            bar = "█" * max(1, round(30 * samples / longest))
+            table.add_row(field if number == 0 else "", class_name(lower), f"{samples:,}", bar)
+    console.print(table)
+    lengths = Table(title=f"{name}: characters of a text")
+    for column in ("language", "texts", "middle", "longest"):
+        lengths.add_column(column, justify="left" if column == "language" else "right")
+    for language, count in measures["characters"].items():
+        words = class_name(median_class(count)), class_name(max(count))
+        lengths.add_row(language, f"{sum(count.values()):,}", *words)
+    console.print(lengths)

@@ -1,0 +1,192 @@
+"""Looking at sets: statistics with lengths and sizes, pages that stand alone, what two sets differ in."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from cclm.errors import ConfigError
+from cclm.types import ImageTextRecord, Region, TextPair, View
+from shards.__main__ import main
+from shards.build import build_sets
+from shards.difference import difference
+from shards.draft import Draft
+from shards.measure import class_name, class_of, measure_set, median_class, spread
+from shards.page import direction, preview_page
+from shards.plan import plan_set
+from shards.recipe import SetRecipe
+from shards.stats import statistics
+from tests.unit.shards.tiny_corpora import one_part, text_plan
+from tests.unit.shards.tiny_pictures import drawing, encoded
+
+
+def record(number: int) -> ImageTextRecord:
+    return ImageTextRecord(
+        key=f"k{number}",
+        image=encoded(drawing(number, (100 + 30 * number, 100)), "JPEG"),
+        image_format="jpg",
+        captions={"en": [f"thing <{number}>"], "he": ["כלב על ספה"]},
+        source="pen",
+        licence="CC0-1.0",
+        regions=(Region(box=(10, 20, 30.5, 40), captions={"ar": ["كلب"]}),) if number == 1 else (),
+    )
+
+
+def build(folder, records):
+    recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=2)
+    drafts = [Draft(key=each.key, source="pen", make=partial(replace, each)) for each in records]
+    build_sets([plan_set("pictures", recipe, one_part(drafts))], folder)
+    return folder / "pictures"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    build(folder, [record(number) for number in range(5)])
+    build_sets([text_plan()], folder)
+    return folder
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    out = io.StringIO()
+    status = main([str(argument) for argument in arguments], Console(file=out, width=160))
+    return status, out.getvalue()
+
+
+def test_classes_double():
+    assert [class_of(value) for value in (0, 1, 2, 3, 4, 7, 8, 1023, 1024)] == [0, 1, 2, 2, 4, 4, 8, 512, 1024]
+    assert [class_name(lower) for lower in (0, 1, 2, 1024)] == ["0", "1", "2-3", "1,024-2,047"]
+    assert median_class({1: 3, 2: 1, 8: 3}) == 2
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 100])
+def test_samples_are_evenly_spread(most):
+    sizes = [3, 0, 1, 6]
+    places = list(spread(sizes, most))
+    flat = [sum(sizes[:shard]) + sample for shard, sample in places]
+    assert len(flat) == min(most, 10) == len(set(flat))
+    assert flat == [10 * number // len(flat) for number in range(len(flat))]
+    assert all(sample < sizes[shard] for shard, sample in places)
+    assert list(spread([], 5)) == []
+
+
+def test_measures_of_pictures_and_pairs(folder):
+    measures = measure_set(folder / "pictures", 100)
+    assert measures["measured"] == 5
+    assert measures["short_side"] == {64: 5} and measures["aspect_percent"] == {64: 1, 128: 4}
+    assert measures["captions"] == {2: 5} and sum(measures["file_bytes"].values()) == 5
+    assert measures["characters"] == {"en": {8: 5}, "he": {8: 5}}
+    texts = measure_set(folder / "texts", 4)
+    assert (texts["measured"], texts["pairs"], texts["characters"]["he"]) == (4, {2: 4}, {4: 4})
+
+
+def test_a_broken_sample_is_counted(tmp_path):
+    pictures = build(tmp_path, [record(number) for number in range(3)])
+    tar = pictures / "pictures-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"thing", b"thong"))
+    assert measure_set(pictures, 10)["broken"] == {"checksum": 1}
+    assert "3 samples measured, 1 broken (checksum)" in run("stats", pictures)[1]
+
+
+def test_statistics_with_tables_json_and_a_page(folder, tmp_path):
+    status, text = run("stats", folder, "--json", tmp_path / "s.json", "--html", tmp_path / "s.html", "--samples", 4)
+    assert status == 0
+    for words in (
+        "pictures: 4 samples measured",
+        "short_side",
+        "█",
+        "texts: characters of a text",
+        "needs no other file",
+    ):
+        assert words in text
+    numbers = json.loads((tmp_path / "s.json").read_text("utf-8"))
+    assert numbers["pictures"]["measures"]["short_side"] == {"64": 4}
+    page = (tmp_path / "s.html").read_text("utf-8")
+    assert "shorter side in pixels" in page and "characters of a text: he" in page and "width: 100.0%" in page
+    assert "measures" not in statistics(folder)["texts"]
+    assert run("stats", folder, "--samples", 0)[0] == 0
+
+
+class Page(HTMLParser):
+    """What a browser would find on a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_a_preview_stands_alone_draws_boxes_and_writes_from_the_right(folder, tmp_path):
+    status, text = run("preview", folder, "--out", tmp_path / "p.html", "--samples", 10)
+    assert status == 0 and "needs no other file" in text
+    page = (tmp_path / "p.html").read_text("utf-8")
+    tags = Page(page).tags
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert len(images) == 5 and all(image["src"].startswith("data:image/jpeg;base64,/9j/") for image in images)
+    assert not [tag for tag, attributes in tags if tag in ("link", "script") or "http" in str(attributes)]
+    (box,) = [attributes for tag, attributes in tags if tag == "rect"]
+    assert (box["x"], box["y"], box["width"], box["height"]) == ("10.0", "20.0", "30.5", "40.0")
+    (view,) = [attributes for tag, attributes in tags if tag == "svg"]
+    assert view["viewbox"] == "0 0 130 100"
+    directions = {attributes["lang"]: attributes["dir"] for _, attributes in tags if "dir" in attributes}
+    assert directions == {"en": "auto", "he": "rtl", "ar": "rtl", "de": "auto", "th": "auto"}
+    assert "thing &lt;1&gt;" in page and "<1>" not in page
+    assert "สิ่งของ 3" in page
+
+
+def test_directions():
+    tags = ("ar", "ar-EG", "fa", "ur", "yi", "en", "ku", "ku-Arab", "ja")
+    assert [direction(tag) == "rtl" for tag in tags] == [True] * 5 + [False, False, True, False]
+
+
+def test_what_two_sets_differ_in(tmp_path):
+    old = [record(number) for number in range(5)]
+    changed = replace(old[3], captions={"en": ["another"], "he": ["כלב על ספה"]})
+    before, after = build(tmp_path / "a", old), build(tmp_path / "b", [*old[1:3], changed, old[4], record(7)])
+    result = difference(before, after)
+    assert {word: result[word] for word in ("added", "removed", "changed", "same")} == {
+        "added": 1, "removed": 1, "changed": 1, "same": 3
+    }  # fmt: skip
+    assert result["examples"] == {"added": ["k7"], "removed": ["k0"], "changed": ["k3"]}
+    assert not any(result["counts"].values())
+    status, text = run("diff", before, after, "--json", tmp_path / "d.json")
+    assert status == 1 and "added: 1 (k7)" in text and "same: 3" in text
+    assert json.loads((tmp_path / "d.json").read_text("utf-8"))["examples"]["changed"] == ["k3"]
+    assert run("diff", before, before) == (0, "added: 0\nremoved: 0\nchanged: 0\nsame: 5\n")
+
+
+def test_what_two_text_sets_differ_in(folder, tmp_path):
+    extra = TextPair(text_a="thing 3", lang_a="en", text_b="chose 3", lang_b="fr", source="names", group="g3")
+    plan = text_plan()
+    parts = [*plan.parts, *one_part([Draft(key="g3", source="names", make=partial(list, [extra]))], name="more")]
+    build_sets([replace(plan, parts=parts)], tmp_path)
+    result = difference(folder / "texts", tmp_path / "texts")
+    assert (result["changed"], result["same"], result["examples"]["changed"]) == (1, 11, ["g3"])
+    assert result["counts"]["languages"] == {"fr": (0, 1)}
+    assert "languages: fr 0 -> 1 (+1)" in run("diff", folder / "texts", tmp_path / "texts")[1]
+
+
+def test_sets_of_two_views_are_not_compared(folder):
+    with pytest.raises(ConfigError, match="expected two sets of one view, got image_text and text_pair"):
+        difference(folder / "pictures", folder / "texts")
+
+
+def test_more_examples_than_shown(tmp_path):
+    many = build(tmp_path / "many", [record(number) for number in range(14)])
+    few = build(tmp_path / "few", [record(20)])
+    status, text = run("diff", few, many)
+    assert status == 1 and "added: 14 (" in text and ", …)" in text
+    assert len(difference(few, many)["examples"]["added"]) == 10
+
+
+def test_a_preview_of_one_set(folder):
+    assert "texts-00000" in preview_page([folder / "texts"], 2)
