@@ -9,6 +9,7 @@ skips what is there: that is all that going on after a kill needs.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -35,7 +36,6 @@ from shards.share import WHOLE, Share
 from shards.verdict import GROUP_MIXED, KEY_TWICE
 from shards.workers import EXECUTORS, only_builder
 
-QUARANTINE_NAME = "quarantine.jsonl"
 _STATE_FOLDER = ".build"
 
 Report = Callable[[str, int | None, str], WorkProgress]
@@ -269,10 +269,10 @@ class _SetBuild:
         units = sum(outcome.units for outcome in outcomes)
         read = sum_of_runs(self._runs)
         assert len(outcomes) == self._num_jobs and units == read.units, f"{read.units} units read, {units} dealt"
-        self._write_quarantine()
+        quarantine_sha256 = self._write_quarantine()
         bad = read.bad + refused.get(KEY_TWICE, 0) + refused.get(GROUP_MIXED, 0)
         if bad > self._plan.recipe.max_bad_fraction * units or sum(refused.values()) == units:
-            with (self._folder / QUARANTINE_NAME).open("rb") as file:
+            with (self._folder / schema.QUARANTINE_NAME).open("rb") as file:
                 raise self._too_many_bad(units, refused, [json.loads(line) for line in itertools.islice(file, 1)])
         config = {
             "recipe": recipe_json(self._plan.recipe),
@@ -280,6 +280,7 @@ class _SetBuild:
             "records_in": units,
             "refused": refused,
             "captions_refused": texts,
+            schema.QUARANTINE_HASH: quarantine_sha256,
         }
         infos = [outcome.info for outcome in outcomes if outcome.info is not None]
         manifest = Manifest(view=self._plan.recipe.view, shards=infos, command=command, config=config)
@@ -288,13 +289,18 @@ class _SetBuild:
         sync(self._folder)
         return manifest
 
-    def _write_quarantine(self) -> None:
-        path = self._folder / QUARANTINE_NAME
+    def _write_quarantine(self) -> str:
+        """Write the lines of every shard's range; return the file's SHA-256."""
+        digest = hashlib.sha256()
+        path = self._folder / schema.QUARANTINE_NAME
         with temporary_path(path).open("wb") as file:
             for number in range(self._num_jobs):
-                file.write(quarantine_path(self._dealt, number).read_bytes())
+                lines = quarantine_path(self._dealt, number).read_bytes()
+                file.write(lines)
+                digest.update(lines)
         sync(temporary_path(path))
         publish(temporary_path(path), path)
+        return digest.hexdigest()
 
     def _refuse_too_many_bad(self, read: RunTotals, *, at_end: bool) -> None:
         """Raise when more records are bad than the recipe allows: at once when the rest cannot mend it."""
@@ -308,7 +314,7 @@ class _SetBuild:
             return
         lines = [json.loads(line) for line in self._lines_so_far()]
         data = b"".join(canonical_json(line) + b"\n" for line in lines)
-        replace_bytes(self._folder / QUARANTINE_NAME, data, durable=True)
+        replace_bytes(self._folder / schema.QUARANTINE_NAME, data, durable=True)
         raise self._too_many_bad(of, Counter(line["reason"] for line in lines), lines)
 
     def _lines_so_far(self) -> Iterator[bytes]:
@@ -320,7 +326,7 @@ class _SetBuild:
     def _too_many_bad(self, units: int, refused: Mapping[str, int], lines: Sequence[Any] = ()) -> DataError:
         counts = Counter(refused).most_common(5)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
-        path = self._folder / QUARANTINE_NAME
+        path = self._folder / schema.QUARANTINE_NAME
         first = f"; the first: {lines[0]['message']}" if lines else ""
         most = f"{self._plan.recipe.max_bad_fraction:.2%}"
         return DataError(

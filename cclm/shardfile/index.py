@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +53,18 @@ class ShardIndex:
     """The rows of one index file, in the order of the tar.
 
     Raises (when made):
-        DataError: reasons index_missing, index_unreadable, index_broken, index_schema, index_rows (another
+        DataError: reasons index_missing, index_unreadable, index_hash, index_broken, index_schema, index_rows (another
             number than `samples`).
     """
 
-    def __init__(self, path: Path, view: View, samples: int) -> None:
+    def __init__(self, path: Path, view: View, samples: int, sha256: str) -> None:
         try:
-            batches = pa.ipc.open_file(pa.memory_map(str(path)))
+            file = pa.memory_map(str(path))
+            # An offset or a key with a flipped bit would look like any other: one pass over the file tells.
+            if hashlib.sha256(memoryview(file.read_buffer())).hexdigest() != sha256:
+                _refuse("index_hash", f"SHA-256 {sha256}, as the manifest says", "another one", path)
+            file.seek(0)
+            batches = pa.ipc.open_file(file)
             if batches.num_record_batches != 1:
                 raise pa.ArrowInvalid(f"{batches.num_record_batches} record batches, not one")
             table = batches.get_batch(0)

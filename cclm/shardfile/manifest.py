@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from cclm.atomic import replace_text
 from cclm.errors import DataError
 from cclm.shardfile import schema
+from cclm.shardfile.codec import canonical_json
 from cclm.types import View
 
 
@@ -99,9 +101,9 @@ class Manifest:
         """The sums over the shards."""
         return total_of(self.shards)
 
-    def save(self, folder: Path) -> None:
-        """Write `folder`/manifest.json atomically. Written last, it makes the set visible."""
-        document = {
+    def text(self) -> str:
+        """Return the file's text: the same manifest, the same bytes."""
+        document: dict[str, Any] = {
             "format": schema.FORMAT,
             "format_version": self.format_version,
             "view": self.view.value,
@@ -110,8 +112,12 @@ class Manifest:
             "command": self.command,
             "config": self.config,
         }
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1)
-        replace_text(folder / schema.MANIFEST_NAME, text + "\n", durable=True)
+        document["checksum"] = _checksum(document)
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/manifest.json atomically. Written last, it makes the set visible."""
+        replace_text(folder / schema.MANIFEST_NAME, self.text(), durable=True)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -119,7 +125,7 @@ class Manifest:
 
         Raises:
             DataError: reasons manifest_missing, manifest_unreadable, manifest_broken, manifest_field, format_version,
-                totals_wrong.
+                totals_wrong, manifest_hash.
         """
         path = folder / schema.MANIFEST_NAME
         try:
@@ -147,7 +153,15 @@ class Manifest:
             _refuse("manifest_field", "all fields of docs/shard-format.md", f"{type(error).__name__}: {error}", path)
         if totals != asdict(manifest.totals):
             _refuse("totals_wrong", "totals that are the sums over the shards", "other numbers", path)
+        if document.get("checksum", (checksum := _checksum(document))) != checksum:
+            _refuse("manifest_hash", "a manifest as it was written", "one that was changed", path)
         return manifest
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's fields but `checksum`, in canonical JSON."""
+    values = {name: value for name, value in document.items() if name != "checksum"}
+    return hashlib.sha256(canonical_json(values)).hexdigest()
 
 
 def _refuse(reason: str, expected: str, got: str, path: Path) -> NoReturn:

@@ -46,7 +46,7 @@ class OpenShard:
 
     def __init__(self, folder: Path, info: ShardInfo, view: View) -> None:
         self.path, self.info = folder / info.name, info
-        self.index = ShardIndex(folder / info.index_name, view, info.samples)
+        self.index = ShardIndex(folder / info.index_name, view, info.samples, info.index_sha256)
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError:

@@ -12,6 +12,9 @@ FORMAT_VERSION: Final = 1
 """Raised when a reader of the old version would read wrong data; added fields do not raise it."""
 
 MANIFEST_NAME: Final = "manifest.json"
+QUARANTINE_NAME: Final = "quarantine.jsonl"
+QUARANTINE_HASH: Final = "quarantine_sha256"
+"""Where a manifest's `config` holds the hash of the set's quarantine."""
 TAR_SUFFIX: Final = ".tar"
 INDEX_SUFFIX: Final = ".index.arrow"
 

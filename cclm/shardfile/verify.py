@@ -36,7 +36,8 @@ def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None
         on_shard: is called after each shard (for a progress bar).
 
     Reasons, beside those of the manifest, the index, the codec and the reader: index_hash, index_order, tar_size,
-    tar_header, tar_padding, tar_hash, counts_wrong, key_twice, tar_unlisted.
+    tar_header, tar_padding, tar_hash, counts_wrong, key_twice, tar_unlisted, manifest_hash, quarantine_hash,
+    quarantine_missing.
     """
     folder = Path(folder)
     try:
@@ -44,6 +45,7 @@ def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None
     except DataError as error:
         yield error
         return
+    yield from _loose_faults(folder, manifest)
     keys: set[str] = set()
     for info in manifest.shards:
         yield from _shard_faults(folder, info, manifest.view, keys)
@@ -53,6 +55,21 @@ def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None
     for path in sorted(folder.glob(f"*{schema.TAR_SUFFIX}")):
         if path.name not in listed and not path.name.startswith("."):
             yield _fault("tar_unlisted", "only shards that the manifest names", "another tar", str(path))
+
+
+def _loose_faults(folder: Path, manifest: Manifest) -> Iterator[DataError]:
+    """Check the files that no sample depends on: the manifest's own text, and the quarantine."""
+    path = folder / schema.MANIFEST_NAME
+    text = path.read_bytes()
+    # A manifest of before there was a checksum cannot be told from one that has lost it: it is built again.
+    if text != manifest.text().encode("utf-8"):
+        yield _fault("manifest_hash", "a manifest as it was written", "other bytes", str(path))
+    wanted = manifest.config.get(schema.QUARANTINE_HASH)
+    quarantine = folder / schema.QUARANTINE_NAME
+    if wanted is not None and not quarantine.exists():
+        yield _fault("quarantine_missing", "the records that the build refused", "no such file", str(quarantine))
+    elif wanted is not None and _sha256(quarantine, "quarantine_unreadable") != wanted:
+        yield _fault("quarantine_hash", f"SHA-256 {wanted}", "another one", str(quarantine))
 
 
 def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:

@@ -169,6 +169,27 @@ def test_a_wrong_manifest(image_set, changes, reason):
     assert only_fault(image_set).reason == reason
 
 
+def test_a_manifest_that_was_changed_by_hand(image_set):
+    change_manifest(image_set, command="another")
+    assert only_fault(image_set).reason == "manifest_hash"
+    with pytest.raises(DataError, match="expected a manifest as it was written, got one that was changed"):
+        Manifest.load(image_set)
+    path = image_set / "manifest.json"
+    Manifest(view=View.IMAGE_TEXT, shards=()).save(image_set)
+    path.write_text(path.read_text(encoding="utf-8").replace(" ", "  "), encoding="utf-8")
+    assert Manifest.load(image_set).shards == ()
+    assert "expected a manifest as it was written, got other bytes" in str(next(iter(find_faults(image_set))))
+
+
+def test_a_manifest_without_checksum_is_read_but_not_sound(image_set):
+    path = image_set / "manifest.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    del document["checksum"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert len(Manifest.load(image_set).shards) == 2
+    assert only_fault(image_set).reason == "manifest_hash"
+
+
 def test_no_manifest_and_no_json(image_set):
     (image_set / "manifest.json").write_bytes(b"{")
     assert only_fault(image_set).reason == "manifest_broken"
@@ -218,7 +239,7 @@ def any_set(request, tmp_path):
 @same_folder
 @given(data=st.data())
 def test_any_changed_byte_is_found_and_its_file_named(any_set, data):
-    name = data.draw(st.sampled_from(sorted(path.name for path in any_set.iterdir() if path.name != "manifest.json")))
+    name = data.draw(st.sampled_from(sorted(path.name for path in any_set.iterdir())))
     broken = bytearray((any_set / name).read_bytes())
     position = data.draw(st.integers(0, len(broken) - 1))
     broken[position] ^= data.draw(st.integers(1, 255))
@@ -230,7 +251,7 @@ def test_any_changed_byte_is_found_and_its_file_named(any_set, data):
 @same_folder
 @given(data=st.data())
 def test_any_truncation_is_found_and_its_file_named(any_set, data):
-    name = data.draw(st.sampled_from(sorted(path.name for path in any_set.iterdir() if path.name != "manifest.json")))
+    name = data.draw(st.sampled_from(sorted(path.name for path in any_set.iterdir())))
     whole = (any_set / name).read_bytes()
     faults = broken_copy(any_set, name, whole[: data.draw(st.integers(0, len(whole) - 1))])
     assert faults
