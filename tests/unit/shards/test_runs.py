@@ -1,0 +1,117 @@
+"""Runs: sorted by place in the set, read by range, seen whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cclm.types import View
+from shards.follow import Followed, sum_of_runs
+from shards.recipe import SetRecipe
+from shards.runs import (
+    LAST_ORDER,
+    TEXT_RUN_SCHEMA,
+    RunName,
+    RunWriter,
+    gather,
+    list_runs,
+    order_of,
+    position_of,
+    run_of,
+    sort_rows,
+)
+from shards.scan import chunks_of, scan, scan_jobs, unfinished_parts
+from shards.share import Share, read_share
+from tests.unit.shards.tiny_corpora import one_part, text_drafts
+
+places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.integers(0, 2**24 - 1))
+
+
+@given(places, places)
+def test_positions_are_in_the_order_of_the_corpus_and_name_their_run(one, other):
+    assert (position_of(*one) < position_of(*other)) == (one < other)
+    assert run_of(position_of(*one)) == RunName(part=one[0], chunk=one[1])
+    assert position_of(*one) < 2**64
+
+
+def write(folder, rows, chunk=0):
+    """Write a run of (order, key, position) rows, each with its own order as its code."""
+    writer = RunWriter(folder, RunName(part=0, chunk=chunk), TEXT_RUN_SCHEMA)
+    for order, key, position in rows:
+        row = {"order": order, "key": key, "position": position, "kind": 0}
+        writer.add_row(row, {"exact": (order ^ 1,)})
+    writer.finish(["exact"], {"drafts": 1, "units": len(rows), "bad": 0})
+
+
+row = st.tuples(st.sampled_from([0, 1, 5, 2**63, LAST_ORDER]), st.sampled_from(["a", "b", "ä"]), st.integers(0, 9))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(row, max_size=8, unique=True), min_size=1, max_size=3), st.data())
+def test_a_range_of_many_runs_against_a_sorted_list(tmp_path_factory, runs, data):
+    folder = tmp_path_factory.mktemp("runs")
+    for chunk, rows in enumerate(runs):
+        write(folder, rows, chunk)
+    names = list_runs(folder)
+    assert names == [RunName(part=0, chunk=chunk) for chunk in range(len(runs))]
+    first, last = sorted((data.draw(st.integers(0, LAST_ORDER)), data.draw(st.integers(0, LAST_ORDER))))
+    columns = ["order", "key", "position"]
+    table = sort_rows(gather([name.path(folder) for name in names], first, last, columns, TEXT_RUN_SCHEMA))
+    expected = sorted(row for rows in runs for row in rows if first <= row[0] <= last)
+    assert list(zip(*(table[column].to_pylist() for column in columns), strict=True)) == expected
+    for name, rows in zip(names, runs, strict=True):
+        with pa.memory_map(str(name.path(folder))) as file:
+            keys = pa.ipc.open_file(file).read_all()["order"].to_pylist()
+        with pa.memory_map(str(name.codes(folder, "exact"))) as file:
+            codes = pa.ipc.open_file(file).read_all()
+        assert codes["code"].to_pylist() == sorted(order ^ 1 for order, _, _ in rows)
+        assert [keys[place] ^ 1 for place in codes["row"].to_pylist()] == codes["code"].to_pylist()
+
+
+def test_an_order_does_not_change_between_versions():
+    """Another value would shuffle every set anew."""
+    assert order_of("key-0", b"0:images") == int.from_bytes(bytes.fromhex(EXPECTED_ORDER), "big")
+    assert order_of("key-0", b"1:images") != order_of("key-0", b"0:images") != order_of("key-1", b"0:images")
+
+
+EXPECTED_ORDER = "a80efc55269c7399"
+
+
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 5))
+def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers):
+    recipe = SetRecipe(view=View.TEXT_PAIR, corpus="c")
+    listed = [part for number in range(parts) for part in one_part([], name=f"{number}")]
+    jobs = [
+        job
+        for task in range(tasks)
+        for job in scan_jobs(listed, "runs", b"", recipe, task=task, tasks=tasks, workers=workers)
+    ]
+    for part in range(parts):
+        for chunk in range(60):
+            assert len([j for j in jobs if j.number == part and chunk % j.lanes == j.lane]) == 1
+
+
+def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path):
+    recipe = SetRecipe(view=View.TEXT_PAIR, corpus="c", records_per_chunk=5)
+    parts = one_part(text_drafts(12))
+    first, second = scan_jobs(parts, tmp_path, b"0:s", recipe, task=0, tasks=1, workers=2)
+    assert unfinished_parts(tmp_path, ["all"]) == ["all"] and chunks_of(tmp_path, 0) is None
+    assert (scan(first), chunks_of(tmp_path, 0), unfinished_parts(tmp_path, ["all"])) == (2, 3, ["all"])
+    seen: list[tuple[int, bool]] = []
+    followed = Followed(tmp_path, lambda drafts, before: seen.append((drafts, before)))
+    assert (scan(second), unfinished_parts(tmp_path, ["all"])) == (1, [])
+    assert (followed.look().units, seen) == (36, [(5, True), (2, True), (5, False)])
+    assert (scan(first), scan(second)) == (0, 0)
+    totals = sum_of_runs(tmp_path)
+    assert (totals.drafts, totals.units, totals.bad) == (12, 36, 0)
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "1/0", "0/2/3", ""])
+def test_what_is_no_share(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not I/N with I from 0 to N - 1"):
+        read_share(text)
+    assert read_share("2/3") == Share(number=2, of=3)
