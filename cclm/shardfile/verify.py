@@ -17,6 +17,7 @@ from cclm.shardfile.codec import check_group, check_image, check_key
 from cclm.shardfile.index import ImageEntry, TextEntry
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.shardfile.reader import OpenShard
+from cclm.shardfile.seen import SeenKeys
 from cclm.shardfile.tar import member_header, padding, trailer
 from cclm.types import TextPair, View
 
@@ -46,9 +47,10 @@ def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None
         yield error
         return
     yield from _loose_faults(folder, manifest)
-    keys: set[str] = set()
+    keys = SeenKeys()
     for info in manifest.shards:
         yield from _shard_faults(folder, info, manifest.view, keys)
+        keys.end_shard()
         if on_shard is not None:
             on_shard(info)
     listed = {info.name for info in manifest.shards}
@@ -72,7 +74,7 @@ def _loose_faults(folder: Path, manifest: Manifest) -> Iterator[DataError]:
         yield _fault("quarantine_hash", f"SHA-256 {wanted}", "another one", str(quarantine))
 
 
-def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:
+def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: SeenKeys) -> Iterator[DataError]:
     tar, index = folder / info.name, folder / info.index_name
     num_faults = 0
     try:
@@ -89,7 +91,7 @@ def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> 
         yield error
 
 
-def _member_faults(folder: Path, info: ShardInfo, view: View, keys: set[str]) -> Iterator[DataError]:
+def _member_faults(folder: Path, info: ShardInfo, view: View, keys: SeenKeys) -> Iterator[DataError]:
     try:
         shard = OpenShard(folder, info, view)
     except DataError as error:
@@ -115,7 +117,7 @@ def _sha256(path: Path, reason: str) -> str:
 class _Walk:
     """One pass over a shard, member by member, in the order of its index."""
 
-    def __init__(self, shard: OpenShard, view: View, keys: set[str]) -> None:
+    def __init__(self, shard: OpenShard, view: View, keys: SeenKeys) -> None:
         self._shard, self._view, self._keys = shard, view, keys
         self._position = 0
         self._rows = 0
@@ -190,9 +192,8 @@ class _Walk:
     def _check_group(self, block: Sequence[TextPair], entry: TextEntry, where: str) -> None:
         pairs = self._shard.group_of(block, entry)
         check_group(pairs, where)
-        if entry.group in self._keys:
+        if not self._keys.add(entry.group):
             raise _fault("key_twice", "each group once in a set", f"{entry.group!r} again", where)
-        self._keys.add(entry.group)
         self._rows += len(pairs)
         self._sources[pairs[0].source] += 1
         self._languages[pairs[0].lang_a] += 1
@@ -204,9 +205,8 @@ class _Walk:
 
     def _check_key(self, key: str, where: str) -> None:
         check_key(key, where)
-        if key in self._keys:
+        if not self._keys.add(key):
             raise _fault("key_twice", "each key once in a set", f"{key!r} again", where)
-        self._keys.add(key)
 
     def _check_member(self, name: str, header_offset: int, offset: int, size: int, where: str) -> None:
         header = member_header(name, size)

@@ -1,0 +1,29 @@
+"""Keys that came before are known, whatever shard they were in, and cost eight bytes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cclm.shardfile.seen import SeenKeys
+
+keys = st.sampled_from([f"key-{number}" for number in range(12)] + ["ä", "\ud800"])
+
+
+@given(st.lists(st.lists(keys, max_size=8), max_size=8))
+def test_against_a_plain_set(shards):
+    seen, twin = SeenKeys(), set()
+    for shard in shards:
+        for key in shard:
+            assert seen.add(key) == (key not in twin)
+            twin.add(key)
+        seen.end_shard()
+
+
+def test_many_shards_leave_few_arrays():
+    seen = SeenKeys()
+    for shard in range(100):
+        assert all(seen.add(f"{shard}-{number}") for number in range(10))
+        seen.end_shard()
+    assert seen.num_arrays < 10
+    assert not seen.add("0-0") and not seen.add("99-9") and seen.add("100-0")
