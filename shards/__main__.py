@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from cclm.errors import CclmError
+from shards.download.command import add_command as add_download
 from shards.share import read_share
 
 if TYPE_CHECKING:
@@ -196,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="turn what the tasks of a build have read into shards and manifests")
     _add_build_options(merge, "write only share I of N of the shards; a merge without it must follow")
     merge.set_defaults(run=_merge)
+
+    add_download(commands)
 
     verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")

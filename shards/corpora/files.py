@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,7 +22,8 @@ BROKEN_STREAM: Final = (OSError, EOFError, pa.ArrowInvalid)
 def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[str, Path]:
     """Return name -> file for files, folders (all files below with such a suffix) and patterns (`part-*.tsv.gz`).
 
-    A name is as short as it can be while it differs from the others: the same wherever the corpus lies. Sorted by name.
+    No suffixes: every file whose name does not begin with "." or "_" (as in "_SUCCESS"). A name is as short as it
+    can be while it differs from the others: the same wherever the corpus lies. Sorted by path.
 
     Raises:
         ConfigError: a path holds no such file.
@@ -33,25 +35,33 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
         if not files:
             got = "a folder without one" if path.is_dir() else "no such file"
             raise ConfigError(
-                expected=f"a file that ends in {', '.join(suffixes)}", got=got, do="Correct the path.", where=str(path)
+                expected=f"a file that ends in {', '.join(suffixes)}" if suffixes else "a file",
+                got=got,
+                do="Correct the path.",
+                where=str(path),
             )
         found |= files
-    return {_short_name(path, found): path for path in sorted(found, key=lambda path: path.parts)}
+    return _short_names(sorted(found, key=lambda path: path.parts))
 
 
 def _files_at(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     candidates = path.rglob("*") if path.is_dir() else path.parent.glob(path.name)
     for candidate in candidates:
-        if plain_suffix(candidate) in suffixes and candidate.is_file() and not candidate.name.startswith("."):
+        fits = plain_suffix(candidate) in suffixes if suffixes else not candidate.name.startswith("_")
+        if fits and candidate.is_file() and not candidate.name.startswith("."):
             yield candidate
 
 
-def _short_name(path: Path, among: set[Path]) -> str:
-    for length in range(1, len(path.parts)):
-        ending = path.parts[-length:]
-        if sum(other.parts[-length:] == ending for other in among) == 1:
-            return "/".join(ending)
-    return str(path)
+def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
+    names: dict[Path, str] = {}
+    for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        endings = Counter(path.parts[-length:] for path in paths)
+        names |= {
+            path: "/".join(path.parts[-length:])
+            for path in paths
+            if path not in names and endings[path.parts[-length:]] == 1
+        }
+    return {names[path]: path for path in paths}
 
 
 def plain_suffix(path: Path) -> str:
@@ -92,3 +102,19 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | OSError | EOFError
                 yield number, line.removesuffix(b"\n").removesuffix(b"\r")
         except (OSError, EOFError) as error:
             yield number + 1, error
+
+
+def line_ranges(path: Path, part_bytes: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of pieces of a file that is not compressed; a piece holds the lines that begin in it."""
+    size = path.stat().st_size
+    return [(start, min(start + part_bytes, size)) for start in range(0, max(size, 1), part_bytes)]
+
+
+def lines_in(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, line with its end) of the lines that begin in a piece of a file."""
+    with open_plain(path) as file:
+        file.seek(max(start - 1, 0))
+        offset = start if start == 0 else start - 1 + len(file.readline())
+        while offset < stop and (line := file.readline()):
+            yield offset, line
+            offset += len(line)

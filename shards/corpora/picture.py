@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -66,9 +67,8 @@ def load_span(path: Path, offset: int, size_bytes: int) -> bytes:
     """Read a picture that lies inside a file, for example in a tar (reasons image_missing, image_truncated)."""
     where = f"{path}@{offset}"
     with _missing(where):
-        file = _kept_open(path)
-        file.seek(offset)
-        image = file.read(size_bytes)
+        status = path.stat()
+        image = os.pread(_kept_open(path, status.st_ino, status.st_mtime_ns).fileno(), size_bytes, offset)
     if len(image) < size_bytes:
         refuse("image_truncated", f"{size_bytes} bytes", f"{len(image)} before the file ends", where)
     return image
@@ -83,8 +83,8 @@ def _missing(where: str) -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def _kept_open(path: Path) -> BinaryIO:
-    """Return an open file: records that follow each other lie in the same one, and opening it is slow over networks."""
+def _kept_open(path: Path, inode: int, changed_ns: int) -> BinaryIO:
+    """Return an open file (a replaced one has another inode): records that follow each other lie in the same one."""
     return path.open("rb")
 
 

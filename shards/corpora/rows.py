@@ -45,7 +45,7 @@ Numbered = tuple[int, dict[str, Any] | BadRow]
 
 
 def read_rows(
-    path: Path, *, needed: Collection[str], columns: Sequence[str] = (), quoted: bool | None = None
+    path: Path, *, needed: Collection[str], columns: Sequence[str] = (), quoted: bool | None = None, delimiter: str = ""
 ) -> Iterator[Numbered]:
     """Yield the rows of a table.
 
@@ -55,6 +55,7 @@ def read_rows(
         columns: names of the columns of a TSV or CSV file without a header line. In a TSV file, those after the last
             needed one may be missing.
         quoted: whether cells of a TSV or CSV file may stand in `"`; None: in CSV they may, in TSV not.
+        delimiter: between cells; empty: a comma in CSV, a tab in TSV.
 
     Raises:
         ConfigError: another kind of file, or a needed column is missing.
@@ -65,7 +66,7 @@ def read_rows(
     if suffix == ".jsonl":
         return _read_json_lines(path)
     if suffix in (".tsv", ".csv", ".txt"):
-        delimiter = "," if suffix == ".csv" else "\t"
+        delimiter = delimiter or ("," if suffix == ".csv" else "\t")
         if suffix == ".csv" if quoted is None else quoted:
             return _read_quoted(path, delimiter, needed, columns)
         return _read_unquoted(path, delimiter, needed, columns)

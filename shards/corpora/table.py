@@ -7,9 +7,24 @@ from typing import Any, Final, Protocol
 
 from cclm.errors import ConfigError
 from cclm.types import View
+from shards.corpora.aligned_lines import AlignedLines
+from shards.corpora.coco import Coco
 from shards.corpora.emoji import EmojiImages, EmojiNames
+from shards.corpora.flickr30k import Flickr30k
+from shards.corpora.gettext_catalogue import Gettext
 from shards.corpora.image_folder import ImageFolder
+from shards.corpora.img2dataset import Img2dataset
+from shards.corpora.margin_file import MarginFile
+from shards.corpora.moses import MosesPairs
 from shards.corpora.pair_file import PairFile
+from shards.corpora.parquet_images import ParquetImages
+from shards.corpora.published_lines import PublishedImages, PublishedPairs
+from shards.corpora.sbu import Sbu
+from shards.corpora.tatoeba import Tatoeba
+from shards.corpora.tmx import Tmx
+from shards.corpora.url_list import UrlList
+from shards.corpora.visual_genome import VisualGenome
+from shards.corpora.wit import Wit
 from shards.draft import Part
 
 
@@ -30,8 +45,28 @@ CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
     "emoji_names": (View.TEXT_PAIR, EmojiNames),
     "image_folder": (View.IMAGE_TEXT, ImageFolder),
     "pair_file": (View.TEXT_PAIR, PairFile),
+    "aligned_lines": (View.IMAGE_TEXT, AlignedLines),
+    "coco": (View.IMAGE_TEXT, Coco),
+    "flickr30k": (View.IMAGE_TEXT, Flickr30k),
+    "img2dataset": (View.IMAGE_TEXT, Img2dataset),
+    "parquet_images": (View.IMAGE_TEXT, ParquetImages),
+    "published_images": (View.IMAGE_TEXT, PublishedImages),
+    "sbu": (View.IMAGE_TEXT, Sbu),
+    "url_list": (View.IMAGE_TEXT, UrlList),
+    "visual_genome": (View.IMAGE_TEXT, VisualGenome),
+    "wit": (View.IMAGE_TEXT, Wit),
+    "gettext": (View.TEXT_PAIR, Gettext),
+    "margin_file": (View.TEXT_PAIR, MarginFile),
+    "moses": (View.TEXT_PAIR, MosesPairs),
+    "published_pairs": (View.TEXT_PAIR, PublishedPairs),
+    "tatoeba": (View.TEXT_PAIR, Tatoeba),
+    "tmx": (View.TEXT_PAIR, Tmx),
 }
 """Name in a recipe -> (the view of its records, the class)."""
+
+
+DOWNLOADABLE: Final = (Sbu, UrlList, Wit)
+"""Those whose pictures `python -m shards download` fetches."""
 
 
 def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:

@@ -1,0 +1,76 @@
+"""Plain lists of URLs with captions: CC3M and CC12M's TSV files, LAION's Parquet, any CSV.
+
+Train_GCC-training.tsv    caption <TAB> url          `columns: [caption, url]`, without a header line
+cc12m.tsv                 url <TAB> caption
+part-00000.parquet        URL, TEXT, LANGUAGE, LICENSE, …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.corpora.caption_columns import CaptionColumns
+from shards.corpora.files import named_files
+from shards.corpora.refusal import first
+from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
+from shards.corpora.translations import Translations
+from shards.corpora.url_rows import UrlRow, downloaded_parts
+from shards.draft import Part, file_stamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlList:
+    """Lists of URLs; `python -m shards download` fetches them, and the build reads what it fetched."""
+
+    path: Path | Sequence[Path]
+    """Files (.tsv, .csv, .jsonl, .parquet, also compressed), folders or patterns."""
+    downloads: Path
+    """Folder of the pictures."""
+    captions: CaptionColumns
+    """The columns of captions."""
+    source: str
+    """The corpus's name."""
+    url: str = "url"
+    """Column of the URL."""
+    columns: Sequence[str] = ()
+    """All columns of a TSV or CSV file without a header line."""
+    ids: Sequence[str] = ()
+    """Columns to keep as ids, beside `url`, `key` (of the download) and `row` (file and number)."""
+    licence: str = "unknown"
+    """SPDX tag of the pictures."""
+    licence_column: str = ""
+    """Column of the licence, where rows differ."""
+    translations: Sequence[Translations] = ()
+    """Further captions, joined on one of the ids."""
+
+    def parts(self) -> Sequence[Part]:
+        """Find what was downloaded."""
+        return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
+
+    def list_stamp(self) -> str:
+        """Return size and time of the files."""
+        return "-".join(map(file_stamp, named_files(self.path, TABLE_SUFFIXES).values()))
+
+    def url_rows(self) -> Iterator[UrlRow]:
+        """Yield one entry a row."""
+        wanted = [self.url, *self.captions.columns(), *self.ids, self.licence_column]
+        needed = [column for column in dict.fromkeys(wanted) if column]
+        for name, path in named_files(self.path, TABLE_SUFFIXES).items():
+            for number, row in read_rows(path, needed=needed, columns=self.columns):
+                place = f"{name}:{number}"
+                captions = row if isinstance(row, BadRow) else self.captions.captions_of(row)
+                if isinstance(row, BadRow) or isinstance(captions, BadRow):
+                    why = captions.why if isinstance(captions, BadRow) else ""
+                    yield UrlRow(url="", captions={}, bad=f"{place}: {why}")
+                    continue
+                url = row.get(self.url)
+                ids = {column: str(row[column]) for column in self.ids if row.get(column) is not None}
+                yield UrlRow(
+                    url=str(url or ""),
+                    captions=captions,
+                    ids={"row": place} | ids,
+                    licence=str(row.get(self.licence_column) or "") if self.licence_column else "",
+                    bad="" if isinstance(url, str) and url else f"{place}: no URL in {first(row)}",
+                )

@@ -1,0 +1,1 @@
+"""Fetching pictures by URL, politely."""

@@ -1,0 +1,99 @@
+"""A web server on this machine, with hosts' bad habits."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.unit.shards.corpora.tiny_files import picture
+
+ROBOTS = "User-agent: *\nDisallow: /private/*.jpg$\n\nUser-agent: other\nDisallow: /\n"
+
+
+class PictureServer(ThreadingHTTPServer):
+    """Counts requests by path; `healthy` mends what fails for a while."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: Counter[str] = Counter()
+        self.healthy = False
+        self.robots_status = 200
+        self.active = self.most_active = 0
+        self.lock = threading.Lock()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: PictureServer
+
+    def do_GET(self) -> None:
+        server = self.server
+        with server.lock:
+            server.asked[self.path] += 1
+            times = server.asked[self.path]
+            server.active += 1
+            server.most_active = max(server.most_active, server.active)
+        self._reply(self.path, times)
+        with server.lock:
+            server.active -= 1
+
+    def _reply(self, path: str, times: int) -> None:
+        if path == "/robots.txt":
+            self._send(self.server.robots_status, ROBOTS.encode())
+        elif path.startswith("/flaky"):
+            self._send(200 if times > 1 else 503, picture())
+        elif path.startswith("/down"):
+            self._send(200 if self.server.healthy else 500, picture())
+        elif path.startswith("/gone"):
+            self._send(404, b"not here")
+        elif path.startswith("/moved"):
+            self._send(301, b"", {"Location": "/private/x.jpg" if "private" in path else "/ok/moved.jpg"})
+        elif path.startswith("/round"):
+            self._send(302, b"", {"Location": "/round"})
+        elif path.startswith("/optout"):
+            self._send(200, picture(), {"X-Robots-Tag": "noarchive, NoAI"})
+        elif path.startswith("/page"):
+            self._send(200, b"<html>")
+        elif path.startswith("/cut"):
+            self._cut(times)
+        else:
+            self._send(200, picture(colour=len(path)))
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _cut(self, times: int) -> None:
+        """Break the connection in the middle of the body, the first time."""
+        body = picture()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if times > 1 else body[:20])
+        self.close_connection = times == 1
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def picture_server() -> Iterator[PictureServer]:
+    server = PictureServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,50 @@
+"""Pictures of a few pixels, and what becomes of a corpus's entries."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+from cclm.errors import DataError
+from shards.corpora.table import corpus_of
+
+
+def picture(width: int = 8, height: int = 6, colour: int = 0, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (colour % 256, 100, 200)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_pictures(folder: Path, names: list[str], width: int = 8, height: int = 6) -> Path:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(width, height, number))
+    return folder
+
+
+def made_and_refused(corpus):
+    """Make every draft of a corpus, in parts that went through pickle as they do on their way to a worker."""
+    made, refused, keys = [], [], Counter()
+    for part in corpus.parts():
+        for draft in pickle.loads(pickle.dumps(part)).read():
+            keys[draft.key] += 1
+            try:
+                made.append(pickle.loads(pickle.dumps(draft)).make())
+            except DataError as error:
+                refused.append(error)
+    return made, refused
+
+
+def build(name, **options):
+    """Make a corpus as a recipe does: from plain YAML values."""
+    made, refused = made_and_refused(corpus_of(name, options))
+    return made, dict(Counter(error.reason for error in refused))
+
+
+def pairs_of(made):
+    return [(p.lang_a, p.text_a, p.lang_b, p.text_b) for group in made for p in group]
