@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check format lint types borders quick figures test test-slurm test-golden demo demo-ablation clean
+.PHONY: help venv check format lint types borders quick figures test test-slurm test-golden test-samples demo demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
@@ -57,6 +57,9 @@ test-slurm: $(INSTALLED) ## Jobs on a real Slurm of three nodes, started here fo
 
 test-golden: $(INSTALLED) ## Compare with the published code's numbers: make test-golden GOLDEN=DIR
 	@$(if $(GOLDEN),CCLM_GOLDEN='$(abspath $(GOLDEN))') $(BIN)/python -m pytest tests/golden -rs < /dev/null
+
+test-samples: $(INSTALLED) ## Read real annotation rows and check their counts: make test-samples SAMPLES=DIR
+	@$(if $(SAMPLES),CCLM_SAMPLES='$(abspath $(SAMPLES))') $(BIN)/python -m pytest tests/samples -rs < /dev/null
 
 demo: $(INSTALLED) ## Real corpus to zero-shot retrieval on two ZeRO-3 ranks (about 15 minutes on two cores)
 	@$(BIN)/python -m pretrain.demo

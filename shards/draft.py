@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 from cclm.types import ImageTextRecord, TextPair
+
+
+class UnwantedError(DataError):
+    """A sound record that an option of its corpus leaves out: quarantined as if a filter refused it, not as bad."""
+
 
 Made = ImageTextRecord | Sequence[TextPair]
 """An image with its captions, or sentence pairs of one group (often one pair)."""

@@ -21,7 +21,7 @@ from cclm.atomic import replace_bytes
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
-from shards.draft import Draft, Part
+from shards.draft import Draft, Part, UnwantedError
 from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
 from shards.picture import Picture, written_anew
 from shards.recipe import SetRecipe
@@ -138,7 +138,8 @@ class _Chunk:
             elif not made:
                 check_group(made)
         except DataError as error:
-            self._refuse(draft.key, draft.source, "make", Refusal(error.reason, "", ""), str(error))
+            stage = "filter" if isinstance(error, UnwantedError) else "make"
+            self._refuse(draft.key, draft.source, stage, Refusal(error.reason, "", ""), str(error))
             return
         if not isinstance(made, ImageTextRecord):
             for pair in made:

@@ -40,8 +40,8 @@ class Coco:
     images: Path | Sequence[Path]
     """Folders of pictures: train2014, val2014, …"""
     image_name: str = ""
-    """Name made of the id, for example "COCO_val2014_{id:012d}.jpg"; empty: as the `images` lists say. mscoco-it's
-    validated file needs it: its list and its captions are of different pictures."""
+    """Name made of the id, for example "COCO_val2014_{id:012d}.jpg"; empty: as the `images` lists say. Ids are compared
+    as numbers: mscoco-it writes most of them as texts."""
     instances: Path | Sequence[Path] = ()
     """Object annotations; their boxes become regions with the category's name (en)."""
     translations: Sequence[Translations] = ()
@@ -140,11 +140,19 @@ class Coco:
             for entry in json_items(path, "licenses.item")
             if not isinstance(entry, BadRow)
         }
-        for entry in json_items(path, "images.item"):
-            if isinstance(entry, BadRow):
-                return  # the annotations of the same file say so
-            image = {"file_name": entry["file_name"], "width": entry.get("width"), "height": entry.get("height")}
-            yield str(entry["id"]), ("image", image | {"licence": licences.get(entry.get("license"))})
+        for number, entry in enumerate(json_items(path, "images.item"), 1):
+            if isinstance(entry, BadRow) and entry.tail:
+                return  # the annotations of the same file end there, too, and say so
+            try:
+                if isinstance(entry, BadRow):
+                    raise TypeError(entry.why)
+                identity = str(int(entry["id"]))
+                image = {"file_name": str(entry["file_name"]), "licence": licences.get(entry.get("license"))}
+            except (KeyError, TypeError, ValueError) as error:
+                bad = BadRow(f"{type(error).__name__} {error}", expected="an image with id and file_name")
+                yield f"\0i{path}:{number}", bad.draft(f"{path.name} image", number, self.source)
+            else:
+                yield identity, ("image", image | {"width": entry.get("width"), "height": entry.get("height")})
 
     def _annotated(self, path: Path, language: str) -> Iterator[tuple[str, Any]]:
         for number, entry in enumerate(json_items(path, "annotations.item"), 1):

@@ -88,6 +88,7 @@ class Gettext:
                     expected=f"a translation of {first(message)}",
                     got="one that nobody has checked" if reason == "fuzzy" else "none",
                     where=place,
+                    unwanted=True,
                 )
             else:
                 yield pair_draft(

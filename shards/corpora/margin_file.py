@@ -86,6 +86,7 @@ class MarginFile:
                     got=f"{score:g}",
                     where=where,
                     do="Lower `threshold` in the recipe if such pairs are good enough.",
+                    unwanted=True,
                 )
                 continue
             sides = [(row["text_a"], languages[0]), (row["text_b"], languages[1])]

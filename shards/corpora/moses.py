@@ -10,9 +10,9 @@ import io
 import itertools
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -33,8 +33,11 @@ _BROKEN: Final = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 class MosesPairs:
     """Pairs of line files, one part each."""
 
-    path: Path | Sequence[Path]
+    path: Path | Sequence[Path] = ()
     """Zips, folders with the two files, the files themselves, or patterns of them."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """In place of `path`, for files of other names: language -> file, all with as many lines; one part per translation
+    of the anchor's language (empty: the first one)."""
     anchor: str = ""
     """Language that becomes `text_a`, whose translations meet in one group; empty: the first of the name's pair."""
     source: str = ""
@@ -42,6 +45,8 @@ class MosesPairs:
 
     def parts(self) -> Sequence[Part]:
         """Find the files and their languages."""
+        if self.files:
+            return self._named_parts()
         files = named_files(self.path, ())
         sides: dict[str, dict[str, Side]] = {}
         for name, path in files.items():
@@ -60,6 +65,28 @@ class MosesPairs:
                 where=str(self.path),
             )
         return [self._part(name, of_one) for name, of_one in sorted(pairs.items())]
+
+    def _named_parts(self) -> list[Part]:
+        anchor = self.anchor or next(iter(self.files))
+        if anchor not in self.files or len(self.files) < 2:
+            raise ConfigError(
+                expected=f"a file in {anchor} and in another language",
+                got=", ".join(self.files),
+                do="Correct `files` or `anchor`.",
+            )
+        stamps = {language: file_stamp(path) for language, path in self.files.items()}
+        side = {language: (language, (path, "")) for language, path in self.files.items()}
+        return [
+            Part(
+                name=f"{anchor}-{other}",
+                read=partial(
+                    self.read, f"{self.files[anchor].name}+{self.files[other].name}", side[anchor], side[other]
+                ),
+                stamp=f"{stamps[anchor]}-{stamps[other]}",
+            )
+            for other in self.files
+            if other != anchor
+        ]
 
     def _part(self, name: str, sides: dict[str, Side]) -> Part:
         first, second = pair_in(name.rsplit("/", 1)[-1]) or ("", "")

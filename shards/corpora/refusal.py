@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from cclm.errors import DataError
-from shards.draft import Draft
+from shards.draft import Draft, UnwantedError
 
 MEND = "Correct the corpus, or leave it out."
 
@@ -16,9 +16,17 @@ def refuse(reason: str, expected: str, got: str, where: str, do: str = MEND) -> 
     raise DataError(reason=reason, expected=expected, got=got, do=do, where=where)
 
 
-def refused(*, key: str, source: str, reason: str, expected: str, got: str, where: str, do: str = MEND) -> Draft:
-    """Return a draft that counts as a record and is refused with this reason."""
-    return Draft(key=key, source=source, make=partial(refuse, reason, expected, got, where, do))
+def leave_out(reason: str, expected: str, got: str, where: str, do: str) -> NoReturn:
+    """Raise what sends a sound record to quarantine, because the recipe does not want it."""
+    raise UnwantedError(reason=reason, expected=expected, got=got, do=do, where=where)
+
+
+def refused(
+    *, key: str, source: str, reason: str, expected: str, got: str, where: str, do: str = MEND, unwanted: bool = False
+) -> Draft:
+    """Return a draft that counts as a record and is refused with this reason, as bad or (`unwanted`) as left out."""
+    raise_it = leave_out if unwanted else refuse
+    return Draft(key=key, source=source, make=partial(raise_it, reason, expected, got, where, do))
 
 
 def broken_row(name: str, number: int, source: str, why: str, expected: str) -> Draft:

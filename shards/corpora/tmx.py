@@ -69,6 +69,7 @@ class Tmx:
                 got=", ".join(language for language, _ in texts) or "no texts",
                 where=where,
                 do="Name other languages in the recipe, if these are wanted.",
+                unwanted=True,
             )
         for number, (language, text) in enumerate(others if firsts else ()):
             yield pair_draft(

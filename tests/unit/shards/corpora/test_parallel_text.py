@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 from shards.corpora.languages import pair_in, same_language, tag_of
 from shards.corpora.table import corpus_of
+from shards.draft import UnwantedError
 from tests.unit.shards.corpora.tiny_files import build, made_and_refused, pairs_of
 
 WIKI = (
@@ -37,6 +38,20 @@ def test_wikimatrix_with_its_threshold(tmp_path):
     ]
     assert made[0][0].score == 1.2104 and made[0][0].source == "WikiMatrix.de-en"
     assert refused == {"score_low": 2, "line_broken": 2, "text_empty": 1}
+
+
+def test_a_low_score_is_left_out_and_a_broken_line_is_bad(tmp_path):
+    """So that a threshold does not make a build fail at max_bad_fraction."""
+    path = tmp_path / "WikiMatrix.de-en.tsv"
+    path.write_text(WIKI)
+    (part,) = corpus_of("margin_file", {"path": str(path)}).parts()
+    kinds = []
+    for draft in part.read():
+        try:
+            draft.make()
+        except DataError as error:
+            kinds.append((error.reason, type(error)))
+    assert ("score_low", UnwantedError) in kinds and ("line_broken", DataError) in kinds
 
 
 def test_margin_files_of_other_columns_and_languages(tmp_path):
@@ -66,6 +81,10 @@ def test_moses_files_and_a_zip_of_them(tmp_path):
             zipped.write(tmp_path / name, name)
     assert build("moses", path=str(archive), anchor="en") == (made, refused)
     assert pairs_of(build("moses", path=str(archive))[0])[0] == ("de", "ein Hund", "en", "a dog")
+    files = {"en": str(tmp_path / "TED.v1.de-en.en"), "de": str(tmp_path / "TED.v1.de-en.de")}
+    assert pairs_of(build("moses", files=files, source="TED.v1")[0]) == expected
+    with pytest.raises(ConfigError, match="expected a file in fr and in another language, got en, de"):
+        corpus_of("moses", {"files": files, "anchor": "fr"}).parts()
     with pytest.raises(ConfigError, match="expected a pair with fr, got "):
         corpus_of("moses", {"path": str(archive), "anchor": "fr"}).parts()
     with pytest.raises(ConfigError, match=r"expected two files such as NAME.de-en.de and NAME.de-en.en"):
