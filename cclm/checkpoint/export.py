@@ -12,6 +12,8 @@ fresh one.
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import fcntl
 import os
 import shutil
@@ -90,7 +92,17 @@ def witness_for(prepared: Prepared, source: Source, weights: Weights = "last") -
     state = {name: stored.whole() for name, stored in zip(names, visit(source, names), strict=True)}
     opened = with_weights(prepared, state)
     found = witness_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
+    del opened, state
+    give_memory_back()
     return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system, so that the fresh process does not stand beside it (glibc keeps it)."""
+    libc = ctypes.util.find_library("c")
+    trim = getattr(ctypes.CDLL(libc), "malloc_trim", None) if libc else None
+    if trim is not None:
+        trim(0)
 
 
 def export(

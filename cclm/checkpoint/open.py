@@ -228,23 +228,23 @@ def _prepare_checkpoint(run_folder: Path, checkpoint: Path) -> Prepared:
     )
 
 
-def _open_export(folder: Path) -> OpenedModel:
-    processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+def prepare_export(folder: Path) -> Prepared:
+    """What an exported folder says about its model, without reading its weights.
+
+    Raises:
+        ConfigError: it has no tokenizer.
+        CheckpointError: this version does not know its config, or a file is missing.
+    """
+    try:
+        processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = CCLMConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _other_version(folder, error) from error
     names = {number: name for name, number in RESAMPLE_NUMBER.items()}
     mean, std = processor["image_mean"], processor["image_std"]
-    try:
-        model = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            where=str(folder),
-            expected="an export of this version of the library",
-            got=" ".join(str(error).split()),
-            do="Open it with the code that it carries: AutoModel.from_pretrained(…, trust_remote_code=True).",
-        ) from error
-    return OpenedModel(
-        config=model.config,
-        model=model,
+    return Prepared(
+        config=config,
         tokenizer=load_tokenizer(folder),
         tokenizer_folder=folder,
         transform=ImageTransformConfig(
@@ -258,6 +258,24 @@ def _open_export(folder: Path) -> OpenedModel:
         origin=folder,
         run_folder=None,
         checkpoint=_exported_checkpoint(folder),
+    )
+
+
+def _open_export(folder: Path) -> OpenedModel:
+    prepared = prepare_export(folder)
+    try:
+        model = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()
+    except (ValueError, RuntimeError) as error:
+        raise _other_version(folder, error) from error
+    return OpenedModel(**{**vars(prepared), "config": model.config, "model": model})
+
+
+def _other_version(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        where=str(folder),
+        expected="a complete export of this version of the library",
+        got=" ".join(str(error).split()),
+        do="Open it with the code that it carries: AutoModel.from_pretrained(…, trust_remote_code=True).",
     )
 
 

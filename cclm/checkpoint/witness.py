@@ -60,7 +60,7 @@ def make_recorder(
             origin=f"training engine: {engine.description}",
             precision=engine.precision,
         )
-        on_every_rank(engine, lambda: _write(witness, folder) if engine.rank == 0 else None, "write the witness")
+        on_every_rank(engine, lambda: write_witness(witness, folder) if engine.rank == 0 else None, "write the witness")
 
     return record
 
@@ -90,7 +90,8 @@ def read_witness(checkpoint: Path) -> Witness | None:
     return Witness(probe=probe, outputs=tensors, origin=told["origin"], precision=told["precision"])
 
 
-def _write(witness: Witness, folder: Path) -> None:
+def write_witness(witness: Witness, folder: Path) -> None:
+    """Put a witness beside the files of a checkpoint."""
     probe = witness.probe
     told = {
         "texts": probe.texts,

@@ -72,5 +72,5 @@ def run(
     )
     replace_text(prepared.run_folder / PARITY_NAME, report.as_json())
     say(f"exported {prepared.origin} to {to}")
-    say(f"a fresh process with transformers alone computes the same as the {report.reference}:")
+    say(f"a fresh process with transformers alone computes the same ({report.reference}):")
     say(report.table())

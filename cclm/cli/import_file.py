@@ -20,7 +20,7 @@ def make_parser() -> ArgumentParser:
         description="Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."
     )
     add = parser.add_argument
-    add("path", type=str | None, nargs="?", help="the file")
+    add("path", type=str | None, nargs="?", help="the file, or a folder that `cclm export` wrote")
     add("--to", type=str | None, help="the folder to make; replaces an older export or import only")
     add("--tokenizer", type=str | None, help="folder with tokenizer.json; with it the folder is complete and is proven")
     add("--image-size", type=int | None, help="pixels; other than the file's: position tables are interpolated")
@@ -47,6 +47,8 @@ def run(
             got="neither",
             do="Name the published file and the folder to make.",
         )
+    if Path(path).is_dir():
+        return import_again(Path(path), Path(to))
     from cclm.checkpoint.import_folder import REPORT_NAME, import_file
 
     imported = import_file(
@@ -63,6 +65,15 @@ def run(
     else:
         say(f"wrote {to}; a fresh process computes the same: max |Δ| {imported.parity.max_abs:.1e}")
     return None
+
+
+def import_again(folder: Path, to: Path) -> None:
+    """Write an exported folder anew."""
+    from cclm.checkpoint.import_export import import_export
+
+    report = import_export(folder, to)
+    say(f"wrote {to}: the weights of {folder} bit for bit, with the code of this version")
+    say(report.table())
 
 
 def say_keys(family: str) -> None:

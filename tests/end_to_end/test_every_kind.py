@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cclm.checkpoint.export import checkpoint_source
 from cclm.checkpoint.hub_folder import write_folder
 from cclm.checkpoint.open import Prepared, longest_text, model_config, prepare_run, read_run_config, transform_of
-from cclm.checkpoint.parity import ParityReport, compare, outputs_of_a_stranger
+from cclm.checkpoint.parity import ParityReport, compare, outputs_of_a_stranger, strangers_environment
 from cclm.checkpoint.probe import ProbeInputs, ask, make_probe, probe_inputs
 from cclm.checkpoint.save import save_checkpoint
 from cclm.checkpoint.weight_files import INDEX_NAME, Dtype
@@ -188,3 +190,25 @@ def test_the_files_hold_the_weights_of_the_ranks_bit_by_bit(
     assert all(torch.equal(value, weights[f"model.{name}"]) for name, value in stored.items())
     again = CCLMModel.from_pretrained(folder)
     assert len(dict(again.named_parameters())) == len(weights), "ties survive"
+
+
+def test_the_examples_of_the_documentation_run_in_the_clean_environment(
+    trained: Trained, reports: dict[str, ParityReport], python: Path, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program = "\n".join(blocks).replace("path/to/export", str(trained.export("swin_regions", "float32")))
+    program = program.replace("path/to/pairs-export", str(trained.export("nlvr_pairs", "float32")))
+    program += (
+        "\nassert similarity.shape == match.shape == (2, 3) and best.image.shape == (3, 2)"
+        "\nassert len(words) == 2 and len(words[0]) == 3 and len(read.row) == 2"
+        "\nassert boxes.shape == (2, 4) and logits.shape == (2, 2)"
+        "\nassert {item['label'] for item in labels} == {'rotes Auto', 'blue box'} and len(vector) == 8"
+    )
+    for name, colour in (("picture.png", "red"), ("other.png", "blue")):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / name)
+    environment = strangers_environment(tmp_path)
+    done = subprocess.run(
+        [str(python), "-I", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert len(blocks) == 5 and done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cclm.checkpoint.import_export import folder_source, import_export, stored_dtype
+from cclm.checkpoint.open import OpenedModel, prepare_export
+from cclm.checkpoint.weight_files import INDEX_NAME, Dtype
+from cclm.errors import CheckpointError
+from tests.unit.checkpoint.test_hub_folder import write
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_the_same_weights_bit_by_bit(
+    opened: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype
+) -> None:
+    """In bf16 for real, in fp32 with the answers of the reference for those of the fresh process."""
+    if dtype == "float32":
+        monkeypatch.setattr(
+            "cclm.checkpoint.parity.outputs_of_a_stranger", lambda *_: [witnesses[-1].outputs], raising=True
+        )
+        witnesses = []
+        from cclm.checkpoint import import_export as module
+
+        real = module.witness_for
+        monkeypatch.setattr(module, "witness_for", lambda *given: witnesses.append(real(*given)) or witnesses[-1])
+    first, second = tmp_path / "first", tmp_path / "second"
+    write(opened, first, dtype, shard_bytes=6000)
+    (first / "README.md").write_text("# A model\n")
+    report = import_export(first, second)
+    before, after = stored(first), stored(second)
+    assert before.keys() == after.keys() and (first / INDEX_NAME).exists()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype == getattr(torch, dtype)
+        assert torch.equal(value.view(torch.uint8), after[name].view(torch.uint8)), name
+    assert report.dtype == dtype and report.failures == []
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (first, second)]
+    assert configs[0] == configs[1]
+    texts = ["a red car", "  Two  spaces"]
+    ours, theirs = (prepare_export(folder) for folder in (first, second))
+    assert ours.tokenizer.encode(texts, 20) == theirs.tokenizer.encode(texts, 20)
+    assert (ours.transform, ours.max_tokens) == (theirs.transform, theirs.max_tokens)
+    card = (second / "README.md").read_text()
+    assert card.startswith("# A model\n") and "Written anew by `cclm import`" in card
+
+
+def test_folders_that_are_not_whole_are_refused(opened: OpenedModel, tmp_path: Path) -> None:
+    write(opened, tmp_path / "out", shard_bytes=6000)
+    next((tmp_path / "out").glob("model-00002*")).unlink()
+    with pytest.raises(CheckpointError, match="got no model-00002-of"):
+        folder_source(tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="expected a complete export of this version"):
+        prepare_export(tmp_path / "empty")
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1).half()}, tmp_path / "empty" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="got float16, float32"):
+        stored_dtype(folder_source(tmp_path / "empty")())
