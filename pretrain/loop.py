@@ -108,8 +108,7 @@ def train(run: Run) -> bool:
             sync_lines(run)
             seconds = run.seconds_before + time.monotonic() - began
             state = {"seconds": seconds, "exposure": dict(run.exposure.totals)}
-            keep = config.checkpoint.keep
-            save_checkpoint(engine, run.folder, step + 1, state, keep=keep, witness=run.witness)
+            save_checkpoint(engine, run.folder, step + 1, state, keep=config.checkpoint.keep, witness=run.witness)
             run.throughput.restart()
         if stop_reason:
             run.status.write(step=step + 1, phase="stopped")

@@ -61,7 +61,7 @@ def weights_fingerprint(opened: OpenedModel) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(opened.model.state_dict().items()):
         if "projection" in name or name.startswith("temperature"):
-            digest.update(value.float().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.float().bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -101,7 +101,7 @@ def prepare_folder(folder: Path, facts: EmbeddingFacts) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
-    """A model and how to feed it."""
+    """A model (on any device, in any dtype) and how to feed it."""
 
     opened: OpenedModel
     batch_size: int = 64
@@ -117,7 +117,7 @@ class Embedder:
                 errors.append(None)
             except DataError as error:
                 errors.append(f"{error.reason}: {error}")
-        return self._spread(pixels, errors, lambda part: self.opened.model.get_image_features(torch.stack(list(part))))
+        return self._spread(pixels, errors, self._image_features)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, list[str | None]]:
@@ -134,10 +134,15 @@ class Embedder:
 
         def encode(part: Sequence[Tensor]) -> Tensor:
             ids_BL = torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True, padding_value=tokenizer.pad_id)
-            length_B1 = torch.tensor([[len(row)] for row in part])
-            return self.opened.model.get_text_features(ids_BL, torch.arange(ids_BL.shape[1]) < length_B1)
+            mask_BL = torch.arange(ids_BL.shape[1]) < torch.tensor([[len(row)] for row in part])
+            device = self.opened.model.device
+            return self.opened.model.get_text_features(ids_BL.to(device), mask_BL.to(device))
 
         return self._spread(rows, errors, encode)
+
+    def _image_features(self, part: Sequence[Tensor]) -> Tensor:
+        model = self.opened.model
+        return model.get_image_features(torch.stack(list(part)).to(model.device, model.dtype))
 
     def _spread(
         self, given: Sequence[Tensor], errors: list[str | None], function: Callable[[Sequence[Tensor]], Tensor]

@@ -19,9 +19,10 @@ from torch import Tensor
 from cclm.checkpoint.identity import identify
 from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_full_state
+from cclm.checkpoint.weight_files import DTYPES
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
-from cclm.errors import CheckpointError
+from cclm.errors import CheckpointError, ConfigError
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights
@@ -104,6 +105,23 @@ def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel
     """
     model = build_model(prepared.config, state, str(prepared.origin))
     return OpenedModel(**{**vars(prepared), "model": model})
+
+
+def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:
+    """Move a model: `device` auto, cpu, cuda, …; `dtype` fp32, bf16 or fp16.
+
+    Raises:
+        ConfigError: neither of these, or a device that is not there.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        opened.model.to(torch.device(wanted), getattr(torch, DTYPES[dtype]))
+    except (RuntimeError, AssertionError) as error:
+        got = str(error).splitlines()[0]
+        raise ConfigError(where="--device", expected="a device of this machine", got=got, do="Use cpu.") from error
+    return opened
 
 
 def is_export(path: Path) -> bool:

@@ -161,10 +161,11 @@ def look_again(opened: OpenedModel, embedded: EmbeddedSet, query: str, hits: Seq
     """Order pictures by the fusion encoder and the cosine together."""
     source = embedded.source()
     pixels = [torch.from_numpy(eval_image(decode_image(source.picture(hit.unit)), opened.transform)) for hit in hits]
-    ids_1L = torch.tensor(opened.tokenizer.encode([query], opened.max_tokens))
-    logits_K2 = opened.model.score_all(torch.stack(pixels), ids_1L)[:, 0]
+    model = opened.model
+    ids_1L = torch.tensor(opened.tokenizer.encode([query], opened.max_tokens)).to(model.device)
+    logits_K2 = model.score_all(torch.stack(pixels).to(model.device, model.dtype), ids_1L)[:, 0].float().cpu()
     odds_K = logits_K2[:, 1] - logits_K2[:, 0]
-    score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / opened.model.temperature()
+    score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / float(model.temperature())
     return [
         Hit(**{**vars(hits[place]), "match": float(odds_K[place].sigmoid())})
         for place in score_K.argsort(descending=True, stable=True).tolist()

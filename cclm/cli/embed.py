@@ -28,6 +28,8 @@ def make_parser() -> ArgumentParser:
     add("--batch-size", type=int, default=64, help="pictures or texts at a time")
     add("--units-per-file", type=int, default=2048, help="pictures, lines or samples a file; what a kill costs at most")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
+    add("--device", type=str, default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    add("--dtype", type=str, default="fp32", help="to compute in: fp32, bf16 or fp16")
     return parser
 
 
@@ -40,20 +42,22 @@ def run(
     batch_size: int = 64,
     units_per_file: int = 2048,
     threads: int = 0,
+    device: str = "auto",
+    dtype: str = "fp32",
 ) -> None:
     """Embed, with a progress bar."""
     import torch
 
     from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
     from cclm.checkpoint.embed_source import find_source
-    from cclm.checkpoint.open import open_model
+    from cclm.checkpoint.open import open_model, place
     from cclm.track.progress import Progress
 
     if threads:
         torch.set_num_threads(threads)
     taken = tuple(languages or ())
     found = find_source(Path(source), with_captions=captions, languages=taken)
-    opened = open_model(Path(model))
+    opened = place(open_model(Path(model)), device, dtype)
     facts = EmbeddingFacts(
         model=weights_fingerprint(opened),
         source=found.fingerprint,

@@ -26,6 +26,8 @@ def make_parser() -> ArgumentParser:
     add("--rerank", type=int, default=0, help="let the fusion encoder order the best so many anew; 0: not")
     add("--kind", type=str, default="image", help="image or text: what to find")
     add("--html", type=str | None, help="also write a page with the pictures")
+    add("--device", type=str, default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    add("--dtype", type=str, default="fp32", help="to compute in: fp32, bf16 or fp16")
     return parser
 
 
@@ -37,10 +39,12 @@ def run(
     rerank: int = 0,
     kind: str = "image",
     html: str | None = None,
+    device: str = "auto",
+    dtype: str = "fp32",
 ) -> None:
     """Search, print a table for each text."""
     from cclm.atomic import replace_text
-    from cclm.checkpoint.open import open_model
+    from cclm.checkpoint.open import open_model, place
     from cclm.checkpoint.search import load_embedded, page, search, text_table
 
     if kind not in ("image", "text"):
@@ -53,7 +57,8 @@ def run(
             do="Leave it out.",
         )
     found_set = load_embedded(Path(embedded), kind)
-    found = search(open_model(Path(model)), found_set, list(query), top_k=top_k, rerank_top=rerank)
+    opened = place(open_model(Path(model)), device, dtype)
+    found = search(opened, found_set, list(query), top_k=top_k, rerank_top=rerank)
     for text, hits in zip(query, found, strict=True):
         say(text)
         say(text_table(hits))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pyarrow import parquet
 
 from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, part_path, prepare_folder, weights_fingerprint
 from cclm.checkpoint.embed_source import Files, Shards, find_source
-from cclm.checkpoint.open import OpenedModel
+from cclm.checkpoint.open import OpenedModel, place
 from cclm.checkpoint.search import Hit, load_embedded, page, search, text_table
 from cclm.errors import ConfigError
 from tests.unit.checkpoint.test_hub_folder import write
@@ -120,8 +121,6 @@ def test_another_model_or_source_is_refused(opened: OpenedModel, folder: Path, t
 
 
 def test_a_fingerprint_tells_models_apart_and_not_their_dtype(opened: OpenedModel) -> None:
-    import copy
-
     half = copy.deepcopy(opened.model).bfloat16()
     assert weights_fingerprint(replace(opened, model=half)) == weights_fingerprint(opened)
     other = copy.deepcopy(opened.model)
@@ -176,6 +175,24 @@ def test_search_says_what_does_not_fit(opened: OpenedModel, folder: Path, tmp_pa
         load_embedded(out)
     with pytest.raises(ConfigError, match="a folder that `cclm embed` wrote"):
         load_embedded(tmp_path)
+
+
+def test_another_dtype_gives_nearly_the_same_and_a_device_that_is_not_there_is_told(
+    opened: OpenedModel, folder: Path
+) -> None:
+    whole = Embedder(opened=opened)
+    half = Embedder(opened=place(replace(opened, model=copy.deepcopy(opened.model)), "cpu", "bf16"))
+    picture = [(folder / "red.png").read_bytes()]
+    for ours, theirs in (
+        (whole.pictures(picture)[0], half.pictures(picture)[0]),
+        (whole.texts(["a"])[0], half.texts(["a"])[0]),
+    ):
+        assert theirs.dtype == torch.float32
+        assert float(torch.nn.functional.cosine_similarity(ours, theirs)) > 0.999 and not torch.equal(ours, theirs)
+    with pytest.raises(ConfigError, match="expected a device of this machine"):
+        place(replace(opened, model=copy.deepcopy(opened.model)), "cuda:99", "fp32")
+    with pytest.raises(ConfigError, match="expected fp32, bf16 or fp16, got 'int8'"):
+        place(opened, "cpu", "int8")
 
 
 def test_a_page_holds_the_pictures_and_escapes_words(folder: Path) -> None:
