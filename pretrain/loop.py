@@ -76,8 +76,7 @@ def train(run: Run) -> bool:
     for step in range(run.start_step, config.steps):
         with run.throughput.data_wait():
             batch, on_device = next(batches)
-        if batch.step != step:
-            raise AssertionError(f"the loader gave step {batch.step} at step {step}")
+        assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
         metrics, statistics = do_updates(run, step, on_device)
         num_skipped += not math.isfinite(statistics.grad_norm)
 

@@ -101,7 +101,8 @@ class PixelScale:
         """Normalise on the device where the bytes are: float32."""
         mean_C = torch.tensor(self.mean, device=bytes_BCHW.device)[:, None, None]
         std_C = torch.tensor(self.std, device=bytes_BCHW.device)[:, None, None]
-        return bytes_BCHW.float().mul_(1.0 / (255.0 * std_C)).sub_(mean_C / std_C)
+        floats_BCHW = bytes_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+        return floats_BCHW.mul_(1.0 / (255.0 * std_C)).sub_(mean_C / std_C)
 
 
 @dataclass(frozen=True, kw_only=True)
