@@ -270,6 +270,7 @@ def difference(expected: Tensor, found: Tensor | None, name: str, share: float, 
     if name.endswith("_logits"):
         rows = (rows[0].flatten()[None], rows[1].flatten()[None])
     closeness = torch.nn.functional.cosine_similarity(*rows, dim=-1)
+    closeness[(rows[0] == rows[1]).all(-1)] = 1.0  # also of zeros, which have no direction
     distance = (expected - found).abs().nan_to_num(nan=float("inf"))  # a NaN is larger than any tolerance
     return Difference(
         max_abs=float(distance.max()),

@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cclm.checkpoint.probe import Probe, ProbeInputs, known_part, make_probe, probe_inputs, probe_outputs
+from cclm.checkpoint.probe import NUM_MASKED, Probe, ProbeInputs, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.checkpoint.ranks import on_every_rank
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.engine.protocol import Engine
+from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
 
 FILE = "witness.safetensors"
@@ -48,10 +49,11 @@ def make_recorder(
 ) -> Callable[[Engine, Path], None]:
     """Return what `save_checkpoint` calls to put a witness into a checkpoint."""
     probe = known_part(make_probe(), tokenizer)
-    inputs = probe_inputs(probe, tokenizer, transform, max_tokens) if probe.num_captions else None
+    knows_enough = probe.num_captions >= NUM_MASKED
+    inputs = probe_inputs(probe, tokenizer, transform, max_tokens) if knows_enough else None
 
     def record(engine: Engine, folder: Path) -> None:
-        if inputs is None:  # a tokenizer that knows no word of the captions
+        if inputs is None:  # a tokenizer that knows (nearly) no word of the captions
             return
         outputs = engine.evaluate(lambda module: probe_outputs(_model_of(module), inputs.to(engine.device)))
         witness = Witness(
@@ -66,8 +68,19 @@ def make_recorder(
 
 
 def witness_of(model: CCLMModel, tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int) -> Witness:
-    """The same from a model in this process: for imports, and for checkpoints without a witness."""
+    """The same from a model in this process: for imports, and for checkpoints without a witness.
+
+    Raises:
+        CheckpointError: the tokenizer knows fewer than `NUM_MASKED` of the probe's captions.
+    """
     probe = known_part(make_probe(), tokenizer)
+    if probe.num_captions < NUM_MASKED:
+        raise CheckpointError(
+            where="tokenizer",
+            expected=f"at least {NUM_MASKED} of the probe's captions to have tokens (as {make_probe().texts[0]!r})",
+            got=str(probe.num_captions),
+            do="Give the tokenizer an <unk> piece, or train it on texts in more scripts.",
+        )
     inputs: ProbeInputs = probe_inputs(probe, tokenizer, transform, max_tokens)
     outputs = probe_outputs(model, inputs)
     return Witness(probe=probe, outputs=outputs, origin="the model in the exporting process, fp32", precision="fp32")

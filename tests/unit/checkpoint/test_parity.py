@@ -30,6 +30,8 @@ def test_difference_sees_one_wrong_number_and_a_wrong_shape() -> None:
     rows = torch.randn(3, 5)
     other = rows.clone()
     other[1, 2] += 0.25
+    zeros = difference(torch.zeros(2, 3), torch.zeros(2, 3), "match_logits", 1e-4, 1e-5)
+    assert zeros.holds, "equal zeros have no direction, and no difference"
     same = difference(rows, rows, "image_features", 1e-4, 1e-5)
     assert same.holds and same.max_abs == 0.0 and same.min_cosine == pytest.approx(1.0)
     assert difference(rows, other, "image_features", 1e-4, 1e-5).max_abs == pytest.approx(0.25)

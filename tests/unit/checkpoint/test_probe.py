@@ -15,6 +15,7 @@ from cclm.checkpoint.witness import make_recorder, read_witness, witness_of
 from cclm.data.tokens import TextTokenizer
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
+from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS, with_vocabulary
@@ -93,3 +94,16 @@ def test_a_witness_of_an_engine_is_read_back_as_it_was(opened: OpenedModel, tmp_
     assert found.outputs.keys() == expected.outputs.keys()
     assert all(torch.equal(value, expected.outputs[name]) for name, value in found.outputs.items())
     assert read_witness(tmp_path / "elsewhere") is None
+
+
+def test_a_tokenizer_that_knows_nothing_gives_no_witness_and_is_told(opened: OpenedModel, tmp_path: Path) -> None:
+    class Deaf(TextTokenizer):
+        def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
+            return super().encode(["" if text.isascii() or text[0] != "ч" else text for text in texts], max_tokens)
+
+    deaf = Deaf(opened.tokenizer._tokenizer)
+    engine = PlainEngine(Training(opened.model), OptimizerConfig(total_steps=1))
+    make_recorder(deaf, opened.transform, opened.max_tokens)(engine, tmp_path)
+    assert read_witness(tmp_path) is None
+    with pytest.raises(CheckpointError, match="at least 4 of the probe's captions to have tokens"):
+        witness_of(opened.model, deaf, opened.transform, opened.max_tokens)
