@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Final, Protocol
 
 from cclm.errors import ConfigError
@@ -81,8 +82,9 @@ def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "options")
     try:
-        # The fields of a recipe are plain YAML values; jsonargparse makes paths, tuples and inner dataclasses of them.
-        corpus: Corpus = parser.instantiate(parser.parse_object({"options": dict(options)})).options
+        # Plain YAML values become paths, tuples and inner dataclasses, and jsonargparse does it in place: without a
+        # copy the recipe, which the manifest holds, would change.
+        corpus: Corpus = parser.instantiate(parser.parse_object({"options": deepcopy(dict(options))})).options
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(
             expected=f"options of {kind.__name__} as its file in shards/corpora/ explains them",

@@ -25,7 +25,7 @@ class Translations:
 
     path: Path | Sequence[Path]
     """Files (.tsv, .csv, .jsonl, .parquet, also compressed), folders or patterns."""
-    on: str = "image_id"
+    join_on: str = "image_id"
     """Which of a picture's ids (docs/corpora.md lists them by corpus) the column `id` holds."""
     id: str = "id"
     """Column of the id."""
@@ -103,8 +103,8 @@ def _items(
     rows: Iterable[ImageRow | Draft], translations: Translations, source: str
 ) -> Iterator[tuple[str, ImageRow | Draft | tuple[str, str, dict[str, list[str]]]]]:
     for number, row in enumerate(rows):
-        if isinstance(row, ImageRow) and translations.on in row.ids:
-            yield f"i{row.ids[translations.on]}", row
+        if isinstance(row, ImageRow) and translations.join_on in row.ids:
+            yield f"i{row.ids[translations.join_on]}", row
         else:
             yield f"r{number}", row
     for place, identity, captions in translations.entries():
@@ -120,8 +120,8 @@ def _unmatched(place: str, identity: str, translations: Translations, source: st
         key=f"translation {place}",
         source=source,
         reason="translation_unmatched",
-        expected=f"a picture with {translations.on} {identity}",
+        expected=f"a picture with {translations.join_on} {identity}",
         got="none",
         where=place,
-        do="Correct `on` or `id` in the recipe, or leave the entry out.",
+        do="Correct `join_on` or `id` in the recipe, or leave the entry out.",
     )

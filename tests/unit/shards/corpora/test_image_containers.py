@@ -73,7 +73,7 @@ def test_splits_columns_and_translations_of_a_data_set(tmp_path):
     with pytest.raises(ConfigError, match="expected columns of captions, got none"):
         corpus_of("parquet_images", {"path": str(tmp_path / "train"), "source": "x", "captions": {}}).parts()
     pa.parquet.write_table(pa.table({"id": [7, 99], "text": ["un chien", "x"]}), tmp_path / "fr.parquet")
-    translations = [{"path": str(tmp_path / "fr.parquet"), "on": "id", "language": "fr"}]
+    translations = [{"path": str(tmp_path / "fr.parquet"), "join_on": "id", "language": "fr"}]
     made, refused = build("parquet_images", path=str(tmp_path / "train"), translations=translations, **OPTIONS)
     assert made[0].captions["fr"] == ["un chien"] and refused["translation_unmatched"] == 1
 
@@ -132,6 +132,6 @@ def test_img2dataset_with_a_tar_that_breaks_off_and_translations(tmp_path):
     }
     write_img2dataset(tmp_path / "again")
     (tmp_path / "de.tsv").write_text("000000000\tein Hund\n")
-    translations = [{"path": str(tmp_path / "de.tsv"), "on": "key", "language": "de", "columns": ["id", "text"]}]
+    translations = [{"path": str(tmp_path / "de.tsv"), "join_on": "key", "language": "de", "columns": ["id", "text"]}]
     made, _ = build("img2dataset", folder=str(tmp_path / "again"), translations=translations, **IMG2DATASET)
     assert {"en": ["a dog"], "de": ["ein Hund"]} in [record.captions for record in made]
