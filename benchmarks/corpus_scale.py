@@ -189,11 +189,10 @@ def show(stages: list[Stage], counts: dict[str, dict[str, int]], records: int) -
         table.add_row(stage.name, f"{stage.seconds:.1f}", f"{stage.cpu_seconds:.1f}", rate, f"{stage.peak_mb:,.0f}")
     console.print(table)
     table = Table(title="where the records went")
-    reasons = sorted({reason for count in counts.values() for reason in count})
-    for column in ("set", *reasons):
-        table.add_column(column, justify="left" if column == "set" else "right")
-    for name, count in counts.items():
-        table.add_row(name, *(f"{count.get(reason, 0):,}" for reason in reasons))
+    for column in ("records", *counts):
+        table.add_column(column, justify="left" if column == "records" else "right")
+    for reason in dict.fromkeys(reason for count in counts.values() for reason in count):
+        table.add_row(reason, *(f"{count.get(reason, 0):,}" for count in counts.values()))
     console.print(table)
 
 
