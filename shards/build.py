@@ -27,11 +27,11 @@ from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest
 from shards.deal import Outcome, ShardJob, deal, quarantine_path, shard_job, state_path
 from shards.decide import decide
-from shards.follow import RunTotals, follow_runs, sum_of_runs
+from shards.follow import RunTotals, follow_runs, guess_of_all, sum_of_runs
 from shards.plan import SetPlan, recipe_json
 from shards.progress import WorkProgress
 from shards.runs import list_runs, mapped
-from shards.scan import scan, scan_jobs, unfinished_parts
+from shards.scan import chunks_of, scan, scan_jobs, unfinished_parts
 from shards.share import WHOLE, Share
 from shards.verdict import GROUP_MIXED, KEY_TWICE
 from shards.workers import EXECUTORS, only_builder
@@ -200,11 +200,16 @@ class _SetBuild:
         )  # fmt: skip
         label = f"{plan.name}: reading"
         with (
-            self._report(label, plan.expected_records if share == WHOLE else None, "records") as progress,
+            self._report(label, plan.expected_records, "records") as progress,
             follow_runs(self._runs, progress) as followed,
         ):
             for _ in self._runner.run(scan, jobs):
-                self._refuse_too_many_bad(followed.look(), at_end=False)
+                read = followed.look()
+                self._refuse_too_many_bad(read, at_end=False)
+                if plan.expected_records is None:
+                    ended = [part for part in range(len(plan.parts)) if chunks_of(self._runs, part) is not None]
+                    if guess := guess_of_all(read, ended, len(plan.parts)):
+                        progress.expect(guess)
         if share == WHOLE:
             self._refuse_too_many_bad(followed.look(), at_end=True)
 

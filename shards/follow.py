@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.progress import WorkProgress
@@ -24,6 +25,15 @@ class RunTotals:
     """What the counts add up in."""
     bad: int = 0
     """Units that the corpus has broken, as opposed to those that a filter refused."""
+    of_parts: Counter[int] = field(default_factory=Counter)
+    """Drafts by part."""
+
+
+def guess_of_all(totals: RunTotals, ended: Collection[int], num_parts: int) -> int | None:
+    """Return about how many drafts a corpus has, from the parts that were read to their end; None without one."""
+    if not ended:
+        return None
+    return max(totals.drafts, round(sum(totals.of_parts[part] for part in ended) / len(ended) * num_parts))
 
 
 class Followed:
@@ -49,6 +59,7 @@ class Followed:
                     self._seen.add(name)
                     facts = run_facts(name.path(self._runs))
                     self._totals.drafts += facts["drafts"]
+                    self._totals.of_parts[name.part] += facts["drafts"]
                     self._totals.units += facts["units"]
                     self._totals.bad += facts["bad"]
                     self._on_drafts(facts["drafts"], at_begin)

@@ -37,6 +37,12 @@ class WorkProgress:
             self._bar.start()
         return self
 
+    def expect(self, total: int) -> None:
+        """Say how much there is, now that it is known better."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def advance(self, amount: int, *, note: str = "", done_before: bool = False) -> None:
         """Add finished work; what an earlier run did (`done_before`) does not count for the throughput."""
         self._done += amount

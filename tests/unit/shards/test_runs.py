@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import View
-from shards.follow import Followed, sum_of_runs
+from shards.follow import Followed, RunTotals, guess_of_all, sum_of_runs
 from shards.recipe import SetRecipe
 from shards.runs import (
     LAST_ORDER,
@@ -115,3 +116,10 @@ def test_what_is_no_share(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not I/N with I from 0 to N - 1"):
         read_share(text)
     assert read_share("2/3") == Share(number=2, of=3)
+
+
+def test_the_parts_that_have_ended_tell_about_the_others():
+    totals = RunTotals(drafts=70, of_parts=Counter({0: 20, 1: 30, 4: 20}))
+    assert guess_of_all(totals, [], 10) is None
+    assert guess_of_all(totals, [0, 1], 10) == 250
+    assert guess_of_all(totals, [0], 2) == 70  # never less than what was seen

@@ -57,3 +57,12 @@ def test_the_last_line_comes_once_and_not_after_a_failure():
             if error:
                 raise error
         assert len(out.getvalue().splitlines()) == lines
+
+
+def test_a_total_that_is_known_later_gives_an_eta():
+    out = io.StringIO()
+    with WorkProgress("reading", None, "records", Console(file=out, width=100)) as bar:
+        bar.advance(60)
+        bar.expect(90)
+        bar.advance(30)
+    assert "reading: 90/90  " in out.getvalue() and "ETA" in out.getvalue()
