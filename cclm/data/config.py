@@ -12,6 +12,7 @@ from cclm.data.schedule import Schedule
 from cclm.data.tokens import Normalise
 from cclm.errors import ConfigError
 from cclm.shardfile.cache import CacheConfig
+from cclm.shardfile.fetch import is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,9 @@ class TextPairDataConfig:
     window: int = 1024
     """Groups of a lane that are shuffled together. A rank keeps 32 decoded blocks: window · pairs per group · its
     lanes should not span many more."""
+    length_buckets: int = 1
+    """Each window is dealt out in so many parts of similar length, so that a batch needs little padding; 1: none. Reads
+    a whole window's blocks when it begins; for local shards."""
     cache_groups: int = 0
     """Decoded groups kept in each process; 0 for none. For corpora that fit into memory."""
 
@@ -164,6 +168,9 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
         complaints += _image_complaints(config.image_text)
     if config.text_pair is not None:
         complaints += _complaints("text_pair", config.text_pair, world_size, config.micro_batches)
+        buckets, remote = config.text_pair.length_buckets, any(map(is_remote, config.text_pair.shards))
+        if not 1 <= buckets <= config.text_pair.window or (buckets > 1 and remote):
+            complaints.append(f"text_pair.length_buckets must be 1 to window, and 1 for remote shards, is {buckets}")
         if config.text_pair.pairs_per_sample < 1:
             complaints.append(f"text_pair.pairs_per_sample must be at least 1, is {config.text_pair.pairs_per_sample}")
         if not 0 <= config.text_pair.swap_probability <= 1:

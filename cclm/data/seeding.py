@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     REGION_SAMPLE = 5
     REGION_GROUP = 6
     SCHEDULE = 7
+    BUCKETS = 8
 
 
 def keyed_generator(seed: int, purpose: Purpose, source: int, place: tuple[int, int, int]) -> np.random.Generator:

@@ -8,6 +8,8 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cclm.data.batch import BadSample
@@ -104,8 +106,11 @@ class Source(Generic[Sample]):
         groups = config.batch_size // config.negative_group
         self._group, self._rows_per_group = config.negative_group, config.matching_rows // groups
         sizes = [shard_set.samples_per_shard for shard_set in self.sets]
+        buckets = config.length_buckets if isinstance(config, TextPairDataConfig) else 1
         seed, lanes, window = seed ^ STREAM_BITS[self.name], config.num_lanes, config.window
-        self.stream = Stream(sizes, config.weights, seed, lanes, window, self.batch_size, config.mix)
+        self.stream = Stream(
+            sizes, config.weights, seed, lanes, window, self.batch_size, config.mix, buckets, self.lengths
+        )
         self.languages = [sorted(shard_set.manifest.totals.languages) for shard_set in self.sets]
         self._languages: LanguageMix | None = None
         if has_language_weights(config.mix):
@@ -178,6 +183,10 @@ class Source(Generic[Sample]):
             where=f"{bad[-1].source}/{bad[-1].shard}",
         )
 
+    def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A number for each sample that grows with the length of its texts; 0 for broken ones. Only texts have one."""
+        return np.zeros(len(shards), dtype=np.int64)
+
     def _make(self, address: Address, fusion: bool) -> Sample:
         raise NotImplementedError
 
@@ -245,6 +254,17 @@ class TextPairSource(Source[TextPairSample]):
         super().__init__(config, tokenizer, seed, cache)
         self.config = config
         self._memory: Memory[list[TextPair]] = Memory(config.cache_groups)
+
+    def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Characters of a group's sentence and of its mean translation, rounded down."""
+        found = []
+        for shard, sample in zip(shards.tolist(), samples.tolist(), strict=True):
+            try:
+                pairs = self.sets[source].text_group(shard, sample)
+            except DataError:  # it will be met, and told, when it is its turn
+                pairs = []
+            found.append(sum(len(pair.text_a) + len(pair.text_b) for pair in pairs) // max(1, len(pairs)))
+        return np.array(found, dtype=np.int64)
 
     def _make(self, address: Address, fusion: bool) -> TextPairSample:
         key = (address.source, address.shard, address.sample)

@@ -13,7 +13,7 @@ source with fewer samples than lanes is taken several times over before it is cu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +24,9 @@ from cclm.data.dealing import Dealing
 from cclm.data.mix_plan import FOREVER, MixConfig, base_weights, plan_mixture
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.errors import ConfigError, DataError
+
+Lengths = Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]
+"""(source, shards, samples) → a number for each sample that grows with the length of its text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class Stream:
             shards at a time.
         batch_size: slots of a global batch.
         mix: schedule and limits of the proportions.
+        length_buckets: windows are dealt out in so many buckets of similar length, the same bucket in every lane.
+        lengths: of samples; needed for more than one bucket.
 
     Raises:
         ConfigError: for an empty source or bad weights.
@@ -82,7 +87,11 @@ class Stream:
         window: int,
         batch_size: int,
         mix: MixConfig | None = None,
+        length_buckets: int = 1,
+        lengths: Lengths | None = None,
     ) -> None:
+        assert length_buckets == 1 or lengths is not None, "buckets need lengths"
+        self._length_buckets, self._lengths = length_buckets, lengths
         self.sizes = [np.asarray(sizes, dtype=np.int64) for sizes in samples_per_shard_by_source]
         self.totals = [int(sizes.sum()) for sizes in self.sizes]
         self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
@@ -177,7 +186,16 @@ class Stream:
         return known
 
     def _draw_window_order(self, source: int, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int64]:
-        return draw_window_order(self.seed, source, epoch, lane, window, size)
+        drawn = draw_window_order(self.seed, source, epoch, lane, window, size)
+        if self._lengths is None or self._length_buckets == 1:
+            return drawn
+        start, _ = lane_bounds(self.lane_totals[source], self.num_lanes, lane)
+        order, ends, rotation = self._shard_order(source, epoch)
+        places = (start + window * self.window + np.arange(size) + rotation) % self.totals[source]
+        ranks = np.searchsorted(ends, places, side="right")
+        shards = order[ranks]
+        lengths = self._lengths(source, shards, places - ends[ranks] + self.sizes[source][shards])
+        return bucketed(drawn, lengths, draw_bucket_order(self.seed, source, epoch, window, self._length_buckets))
 
 
 def draw_shard_order(seed: int, source: int, epoch: int, num_shards: int, total: int) -> tuple[NDArray[np.int64], int]:
@@ -189,6 +207,21 @@ def draw_shard_order(seed: int, source: int, epoch: int, num_shards: int, total:
 def draw_window_order(seed: int, source: int, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int64]:
     """The seeded order of the samples in one window."""
     return keyed_generator(seed, Purpose.WINDOW, source, (window, lane, epoch)).permutation(size)
+
+
+def draw_bucket_order(seed: int, source: int, epoch: int, window: int, buckets: int) -> NDArray[np.int64]:
+    """The seeded order of a window's length buckets: the same in every lane, so that a batch's lengths are alike."""
+    return keyed_generator(seed, Purpose.BUCKETS, source, (window, 0, epoch)).permutation(buckets)
+
+
+def bucketed(
+    drawn: NDArray[np.int64], lengths: NDArray[np.int64], bucket_order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """A window's random order, rearranged: bucket after bucket of similar lengths, in the random order inside each."""
+    by_length = np.argsort(lengths[drawn], kind="stable")
+    buckets = np.array_split(by_length, len(bucket_order))
+    order: NDArray[np.int64] = drawn[np.concatenate([np.sort(buckets[bucket]) for bucket in bucket_order])]
+    return order
 
 
 def _check(totals: Sequence[int], weights: Sequence[float] | None, num_lanes: int, window: int, mix: MixConfig) -> None:

@@ -10,9 +10,11 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from cclm.data.mix_plan import MixConfig, base_weights
 from cclm.data.mixture import balanced_period, quotas
-from cclm.data.stream import Address, draw_shard_order, draw_window_order
+from cclm.data.stream import Address, Lengths, draw_bucket_order, draw_shard_order, draw_window_order
 
 
 class _Dealt:
@@ -40,7 +42,10 @@ class PlainStream:
         window: int,
         batch_size: int,
         mix: MixConfig | None = None,
+        length_buckets: int = 1,
+        lengths: Lengths | None = None,
     ) -> None:
+        self.length_buckets, self.lengths = length_buckets, lengths
         self.sources = [list(sizes) for sizes in samples_per_shard_by_source]
         self.mix = mix or MixConfig()
         self.weights = base_weights([sum(sizes) for sizes in self.sources], weights, self.mix)
@@ -118,6 +123,21 @@ class PlainStream:
         """How often a source is written down before it is cut into lanes, so that every lane has a sample."""
         return next(times for times in itertools.count(1) if times * sum(self.sources[source]) >= self.num_lanes)
 
+    def _by_length(
+        self, source: int, epoch: int, window: int, members: list[tuple[int, int]], shuffle: list[int]
+    ) -> list[int]:
+        """The shuffled window, its length buckets one after another."""
+        if self.lengths is None:
+            return shuffle
+        shards, samples = np.array(members).T
+        length = self.lengths(source, shards, samples).tolist()
+        by_length = sorted(range(len(shuffle)), key=lambda place: length[shuffle[place]])
+        count, size = self.length_buckets, len(shuffle)
+        sizes = [size // count + (bucket < size % count) for bucket in range(count)]
+        buckets = [by_length[sum(sizes[:bucket]) : sum(sizes[: bucket + 1])] for bucket in range(count)]
+        order = draw_bucket_order(self.seed, source, epoch, window, count)
+        return [shuffle[place] for bucket in order for place in sorted(buckets[bucket])]
+
     def lane_epoch(self, source: int, lane: int, epoch: int) -> list[tuple[int, int]]:
         """All (shard, sample) of one source's lane in one epoch, in order."""
         sizes = self.sources[source]
@@ -128,6 +148,6 @@ class PlainStream:
         mine, result = everything[first:stop], []
         for window, start in enumerate(range(0, len(mine), self.window)):
             members = mine[start : start + self.window]
-            shuffle = draw_window_order(self.seed, source, epoch, lane, window, len(members))
-            result += [members[index] for index in shuffle]
+            shuffle = draw_window_order(self.seed, source, epoch, lane, window, len(members)).tolist()
+            result += [members[index] for index in self._by_length(source, epoch, window, members, shuffle)]
         return result

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cclm.data.dealing import Dealing
 from cclm.data.mix_plan import MixConfig, MixStage
@@ -19,6 +21,10 @@ sources = st.lists(
     st.lists(st.integers(0, 9), min_size=1, max_size=5).map(lambda sizes: [*sizes, 1]), min_size=1, max_size=3
 )
 weight = st.sampled_from([0.5, 1.0, 2.0, 3.7])
+
+
+def lengths(source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (source + 7 * shards + 5 * samples) % 11
 
 
 def mixes(num_sources: int) -> st.SearchStrategy[MixConfig]:
@@ -59,9 +65,11 @@ def test_the_address_is_the_twins(
 ) -> None:
     weights = data.draw(st.lists(weight, min_size=len(sizes), max_size=len(sizes))) if given_weights else None
     mix = data.draw(mixes(len(sizes)))
-    stream = Stream(sizes, weights, seed, num_lanes, window, batch_size, mix)
+    more = (data.draw(st.integers(1, 4)), lengths)
+    stream = Stream(sizes, weights, seed, num_lanes, window, batch_size, mix, *more)
+    plain = PlainStream(sizes, weights, seed, num_lanes, window, batch_size, mix, *more)
     step = -1
-    for step, expected in enumerate(PlainStream(sizes, weights, seed, num_lanes, window, batch_size, mix).steps()):
+    for step, expected in enumerate(plain.steps()):
         assert [stream.address(step, slot) for slot in range(batch_size)] == expected
         if step == last_step:
             return
@@ -149,6 +157,17 @@ def test_one_draw_from_every_lane_is_already_mixed() -> None:
     stream = Stream([[100]] * 3, [2.0, 1.0, 1.0], 0, 8, 10, 8)
     for step in range(20):
         assert Counter(stream.address(step, slot).source for slot in range(8)) == {0: 4, 1: 2, 2: 2}
+
+
+def test_buckets_make_the_lengths_of_a_batch_alike() -> None:
+    table = np.random.default_rng(0).integers(1, 100, 512)
+    spread = []
+    for buckets in (1, 8):
+        stream = Stream([[512]], None, 3, 4, 64, 8, None, buckets, lambda source, shards, samples: table[samples])
+        batches = [[stream.address(step, slot).sample for slot in range(8)] for step in range(64)]
+        assert sorted(sum(batches, [])) == list(range(512))  # noqa: RUF017
+        spread.append(np.mean([table[batch].max() - table[batch].mean() for batch in batches]))
+    assert spread[1] < 0.3 * spread[0]
 
 
 def test_epochs_and_seeds_change_the_order() -> None:

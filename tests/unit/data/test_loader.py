@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_roles_are_swapped_by_a_coin(change: Change, tokenizer: TextTokenizer) -
         parts = [dataset[step].text_pair for step in range(25)]
         swapped = [(part.memory_S != part.first_P.view(8, 3)[:, 0]).float().mean().item() for part in parts if part]
         assert np.mean(swapped) == pytest.approx(share, abs=0.12)
+
+
+def test_length_buckets_change_the_order_and_no_sample(change: Change, tokenizer: TextTokenizer) -> None:
+    """One epoch of 57 groups in batches of 8: no group twice, another order, the same for two ranks."""
+    plain, sorted_ = (
+        change("text_pair", num_lanes=1, window=57),
+        change("text_pair", num_lanes=1, window=57, length_buckets=7),
+    )
+    seen = []
+    for config in (plain, sorted_):
+        parts = [StepDataset(replace(config, image_text=None), tokenizer, 5)[step].text_pair for step in range(7)]
+        seen.append([identity for part in parts if part for identity in part.identity_S.tolist()])
+    assert seen[0] != seen[1] and len(set(seen[0])) == len(set(seen[1])) == 56
+    halves = [StepDataset(replace(sorted_, image_text=None), tokenizer, 5, rank, 2)[2].text_pair for rank in (0, 1)]
+    assert [identity for half in halves if half for identity in half.identity_S.tolist()] == seen[1][16:24]
+    dataset = pickle.loads(pickle.dumps(StepDataset(sorted_, tokenizer, 5)))
+    assert dataset[2].text_pair.identity_S.tolist() == seen[1][16:24]
+    with pytest.raises(ConfigError, match="length_buckets must be 1 to window"):
+        StepDataset(change("text_pair", length_buckets=9), tokenizer, 5)
 
 
 def test_a_view_can_be_left_out(config: DataConfig, tokenizer: TextTokenizer) -> None:
