@@ -36,8 +36,8 @@ from tests.unit.data.data_sets import make_tokenizer
 
 pytestmark = pytest.mark.slow
 MAX_TOKENS = 16
-KINDS = {kind: options for kind, options in EVERY_KIND.items() if kind not in ("siglip", "clip", "swinv2")}
-"""Two image towers of the transformers library stand for all of them here; each has its own tests."""
+KINDS = {kind: options for kind, options in EVERY_KIND.items() if kind not in ("siglip", "siglip2", "clip", "swinv2")}
+"""One image tower of the transformers library stands for all of them here; each has its own tests."""
 DTYPES: dict[str, tuple[Dtype, ...]] = {"swin_regions": ("float32", "bfloat16", "float16")}
 """One kind in every dtype, the others in fp32."""
 

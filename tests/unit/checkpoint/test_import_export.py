@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cclm.checkpoint import import_export as module
 from cclm.checkpoint.import_export import folder_source, import_export, stored_dtype
-from cclm.checkpoint.open import OpenedModel, prepare_export
-from cclm.checkpoint.weight_files import INDEX_NAME, Dtype
+from cclm.checkpoint.open import OpenedModel, Prepared, prepare_export
+from cclm.checkpoint.weight_files import INDEX_NAME, Dtype, Source
+from cclm.checkpoint.witness import Witness
 from cclm.errors import CheckpointError
 from tests.unit.checkpoint.test_hub_folder import write
 
@@ -18,20 +20,20 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_same_weights_bit_by_bit(
     opened: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype
 ) -> None:
-    """In bf16 for real, in fp32 with the answers of the reference for those of the fresh process."""
-    if dtype == "float32":
-        monkeypatch.setattr(
-            "cclm.checkpoint.parity.outputs_of_a_stranger", lambda *_: [witnesses[-1].outputs], raising=True
-        )
-        witnesses = []
-        from cclm.checkpoint import import_export as module
+    """With the answers of the reference for those of the fresh process, which the tests of exports start."""
+    witnesses: list[Witness] = []
+    real = module.witness_for
 
-        real = module.witness_for
-        monkeypatch.setattr(module, "witness_for", lambda *given: witnesses.append(real(*given)) or witnesses[-1])
+    def remember(prepared: Prepared, source: Source) -> Witness:
+        witnesses.append(real(prepared, source))
+        return witnesses[-1]
+
+    monkeypatch.setattr(module, "witness_for", remember)
+    monkeypatch.setattr("cclm.checkpoint.parity.outputs_of_a_stranger", lambda *_: [witnesses[-1].outputs])
     first, second = tmp_path / "first", tmp_path / "second"
     write(opened, first, dtype, shard_bytes=6000)
     (first / "README.md").write_text("# A model\n")
