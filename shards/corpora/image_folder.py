@@ -142,7 +142,9 @@ def _merged(image: str, lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _region(region: dict[str, Any]) -> Region:
     x, y, width, height = (float(number) for number in region["box"])
-    return Region(box=(x, y, width, height), captions={str(lang): list(of) for lang, of in region["captions"].items()})
+    said = (region["captions"], region.get("attributes") or {})
+    texts = [{str(language): list(of) for language, of in by_language.items()} for by_language in said]
+    return Region(box=(x, y, width, height), captions=texts[0], attributes=texts[1])
 
 
 def _stamp(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cclm.types import ImageTextRecord, Language, Region
@@ -70,7 +70,9 @@ def make_record(row: ImageRow) -> ImageTextRecord:
     image_format = image_format_of(image, row.where)
     size = image_size(image, row.where)
     worded = [
-        Region(box=region.box, captions=texts) for region in row.regions if (texts := without_blanks(region.captions))
+        replace(region, captions=texts, attributes=without_blanks(region.attributes))
+        for region in row.regions
+        if (texts := without_blanks(region.captions))
     ]
     regions, outside = fit_regions(worded, size, row.annotated_size)
     left_out = outside + len(row.regions) - len(worded)

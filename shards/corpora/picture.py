@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -108,5 +109,5 @@ def fit_regions(
         top, bottom = max(0.0, y * scale_y), min(float(height), (y + h) * scale_y)
         # Training crops to whole pixels (the published code casts to int): a box of less than one has nothing to show.
         if right - left >= 1 and bottom - top >= 1:
-            kept.append(Region(box=(left, top, right - left, bottom - top), captions=region.captions))
+            kept.append(replace(region, box=(left, top, right - left, bottom - top)))
     return kept, len(regions) - len(kept)

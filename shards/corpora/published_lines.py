@@ -173,16 +173,13 @@ def _merged(texts: Texts, languages: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _region(element: Mapping[str, Any], languages: Sequence[str]) -> Region:
-    """Return a region; with attributes its texts are "attribute caption", in the caption's language."""
-    captions, attributes = _merged(element["caption"], languages), _merged(element.get("attributes"), languages)
-    texts = {
-        language: [f"{attribute} {text}" for text in of_one for attribute in attributes[language]]
-        if attributes.get(language)
-        else of_one
-        for language, of_one in captions.items()
-    }
+    """Return a region; its attributes stay apart, because training decides how they are said."""
     x, y, width, height = (float(number) for number in element["bb"])
-    return Region(box=(x, y, width, height), captions=texts)
+    return Region(
+        box=(x, y, width, height),
+        captions=_merged(element["caption"], languages),
+        attributes=_merged(element.get("attributes"), languages),
+    )
 
 
 def _all_of(regions: Sequence[Region]) -> dict[str, list[str]]:
