@@ -32,6 +32,7 @@ from cclm.checkpoint.published_names import (
     to_published,
 )
 from cclm.checkpoint.published_sizes import ADVICE
+from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
@@ -106,6 +107,28 @@ def convert(
     fates.update(used)
     keys = [replace(fates[name], key=given) for name, given in name_of.items()]
     return to_ours(parts, weights), ImportReport(keys=keys)
+
+
+def stored_tensors(published: Mapping[str, Tensor], options: ModelOptions) -> dict[str, StoredTensor]:
+    """What `convert` gives, ready to be written piece by piece: stacked tensors stay in their parts, in the file.
+
+    Args:
+        published: as for `convert`, which has accepted it.
+        options: of the model.
+    """
+    published = {pretrained_name(name, published): value for name, value in published.items()}
+    weights = published_weights(options)
+    shapes = published_shapes(options, weights)
+    ours = {name: tuple(value.shape) for name, value in meta_model(options).named_parameters()}
+    parts, _ = fit_weights(published, weights, shapes, options, "file")
+    return {
+        weight.ours: StoredTensor(
+            shape=ours[weight.ours],
+            dtype=published[weight.theirs[0]].dtype,
+            parts=tuple(parts[name].reshape(-1) for name in weight.theirs),
+        )
+        for weight in weights
+    }
 
 
 def fit_weights(

@@ -3,8 +3,8 @@
     PATH.th ─▶ convert ─▶ weights, config, modelling code, image processor, import.json (every key), README.md
                           with `--tokenizer`: the tokenizer too, and the same proof in a fresh process as an export
 
-Weights stay where the file is mapped until they are written; only stacked ones are copied, so memory is about the size
-of the weights.
+Weights stay in the file, which is mapped into memory, and are written piece by piece; stacked ones are copied for the
+proof alone. So memory stays near the size of the weights, and without a proof far below it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from cclm.checkpoint.export import SHARD_SIZE, refuse_to_overwrite
-from cclm.checkpoint.hub_folder import hub_image_processor, write_folder, write_model
-from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model
-from cclm.checkpoint.open import OpenedModel
+from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
+from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model, stored_tensors
+from cclm.checkpoint.open import Prepared
 from cclm.checkpoint.parity import ParityReport, prove_parity
 from cclm.checkpoint.published_file import read_tensors
 from cclm.checkpoint.published_sizes import family_of, options_of_state
-from cclm.checkpoint.weight_files import in_memory, parse_size
+from cclm.checkpoint.weight_files import parse_size
 from cclm.checkpoint.witness import witness_of
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import Normalise, load_tokenizer
+from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights
 from cclm.track.facts import PARITY_NAME
@@ -85,19 +86,24 @@ def import_file(
     published = read_tensors(path)
     options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
     state, report = convert(published, options, str(path))
-    model = filled_model(options, state)
+    prepared = None if tokenizer is None else prepare(options, path, tokenizer)
+    witness = None
+    if prepared is not None:
+        model = filled_model(options, state)
+        witness = witness_of(model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
+        del model
+    del published, state  # the pages of the file that were read go with them
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=to.parent) as name:
         folder = Path(name) / to.name
-        opened = write_everything(model, folder, path, tokenizer)
+        write_everything(options, path, folder, prepared)
         parity = None
-        if opened is not None:
-            witness = witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
-            parity = prove_parity(opened, folder, witness=witness, dtype="float32")
+        if prepared is not None and witness is not None:
+            parity = prove_parity(prepared, folder, witness=witness, dtype="float32")
         imported = Imported(
             options=options,
             family=family_of(options),
-            num_parameters=model.num_parameters(),
+            num_parameters=count_parameters(config_of(options)),
             report=report,
             parity=parity,
         )
@@ -106,6 +112,11 @@ def import_file(
             to.rename(Path(name) / "old")
         folder.rename(to)
     return imported
+
+
+def config_of(options: ModelOptions) -> CCLMConfig:
+    """The configuration that goes into the folder."""
+    return CCLMConfig(**asdict(options))
 
 
 def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMModel:
@@ -119,16 +130,12 @@ def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMMode
     return model
 
 
-def write_everything(model: CCLMModel, folder: Path, origin: Path, tokenizer: Path | None) -> OpenedModel | None:
-    """Write everything that is loaded; return what a proof needs, if there is a tokenizer."""
-    options = model.config.options()
-    transform = ImageTransformConfig(size=options.vision.image_size, method="none")
-    source, shard_bytes = in_memory(model.state_dict()), parse_size(SHARD_SIZE)
-    image_processor = hub_image_processor(transform)
-    if tokenizer is None:
-        write_model(model.config, folder, source, dtype=None, shard_bytes=shard_bytes, origin=str(origin))
-        image_processor.save_pretrained(folder)
-        return None
+def prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
+    """What the folder holds beside the weights.
+
+    Raises:
+        CheckpointError: a tokenizer of another vocabulary.
+    """
     words = load_tokenizer(tokenizer, NORMALISE)
     if words.vocab_size > options.text.vocab_size or words.pad_id != options.text.pad_token_id:
         raise CheckpointError(
@@ -138,19 +145,34 @@ def write_everything(model: CCLMModel, folder: Path, origin: Path, tokenizer: Pa
             do="Give the tokenizer that the model was trained with: XLM-RoBERTa's.",
         )
     first_row = options.text.pad_token_id + 1 if options.text.position_rule == "ids" else options.text.position_offset
-    max_tokens = options.text.max_positions - first_row
-    opened = OpenedModel(
-        config=model.config,
-        model=model,
+    return Prepared(
+        config=config_of(options),
         tokenizer=words,
         tokenizer_folder=tokenizer,
-        transform=transform,
-        max_tokens=max_tokens,
-        origin=origin,
+        transform=transform_of(options),
+        max_tokens=options.text.max_positions - first_row,
+        origin=path,
         run_folder=None,
     )
-    write_folder(opened, folder, source, dtype=None, shard_bytes=shard_bytes)
-    return opened
+
+
+def transform_of(options: ModelOptions) -> ImageTransformConfig:
+    """How published models see pictures."""
+    return ImageTransformConfig(size=options.vision.image_size, method="none")
+
+
+def write_everything(options: ModelOptions, path: Path, folder: Path, prepared: Prepared | None) -> None:
+    """Write weights, config, code and image processor, and the tokenizer if there is one."""
+
+    def source() -> Mapping[str, StoredTensor]:
+        return stored_tensors(read_tensors(path), options)
+
+    shard_bytes = parse_size(SHARD_SIZE)
+    if prepared is not None:
+        write_folder(prepared, folder, source, dtype=None, shard_bytes=shard_bytes)
+        return
+    write_model(config_of(options), folder, source, dtype=None, shard_bytes=shard_bytes, origin=str(path))
+    hub_image_processor(transform_of(options)).save_pretrained(folder)
 
 
 def write_papers(imported: Imported, folder: Path, path: Path) -> None:

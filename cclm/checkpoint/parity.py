@@ -283,7 +283,11 @@ def difference(expected: Tensor, found: Tensor | None, name: str, share: float, 
 def recalls(witness: Witness, found: Mapping[str, Tensor], parts: Mapping[str, Difference]) -> dict[str, RecallPair]:
     """Recall@1 from captions to pictures: by cosine and, where every picture met every caption, by matching."""
     right_C = torch.tensor(witness.probe.picture_of_caption)
-    if len(right_C) == 0 or any(part.max_abs == float("inf") for part in parts.values()):
+    if (
+        len(right_C) == 0
+        or "text_features" not in parts
+        or any(part.max_abs == float("inf") for part in parts.values())
+    ):
         return {}
     num_images, num_captions = len(witness.probe.pictures), len(right_C)
 

@@ -145,13 +145,16 @@ def ask(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
 
     `image_features` (I, E), `text_features` (T, E), `temperature` (1,), `match_logits` of every picture with every
     caption (I · C, 2; of a model that reads several pictures: of each text with some, (T, 2)), and if there are such
-    heads `masked_lm_logits` (M, V) and `boxes` of the captions (C, 4).
+    heads `masked_lm_logits` (M, V) and `boxes` of the captions (C, 4). Of a model fine-tuned for classes or answers
+    `class_logits` (T, classes), or the probabilities `answers` (T, K) of the texts themselves as answers.
     """
     num_masked = len(inputs.masked_ids_ML)
     mask_BL = torch.cat([inputs.mask_TL, inputs.mask_TL[:num_masked]])
     text_BLD = model.encode_texts(torch.cat([inputs.ids_TL, inputs.masked_ids_ML]), mask_BL)
     image_IND = model.encode_images(inputs.images_ICHW)
     text_TLD = text_BLD[: len(inputs.ids_TL)]
+    if not model.config.pretraining_heads:
+        return _finetuned_outputs(model, text_TLD, inputs.mask_TL, image_IND, inputs.ids_TL)
     found = {
         "image_features": model.project_images(image_IND),
         "text_features": model.project_texts(text_TLD, inputs.mask_TL),
@@ -195,10 +198,29 @@ def _fused_outputs(
 
 def _match_several(model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor) -> Tensor:
     """Text t reads pictures t, t + 1, … of the probe."""
-    row_T = torch.arange(len(text_TLD), device=text_TLD.device)
-    number = model.config.options().fusion.num_memories
-    memories = [image_IND[(row_T + place) % len(image_IND)] for place in range(number)]
+    memories = _in_turn(image_IND, len(text_TLD), model.config.options().fusion.num_memories)
     return model.match_logits(model.fuse_several(text_TLD, mask_TL, memories), mask_TL)
+
+
+def _in_turn(image_IND: Tensor, num_texts: int, number: int) -> list[Tensor]:
+    """For text t the pictures t, t + 1, …"""
+    row_T = torch.arange(num_texts, device=image_IND.device)
+    return [image_IND[(row_T + place) % len(image_IND)] for place in range(number)]
+
+
+def _finetuned_outputs(
+    model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor, ids_TL: Tensor
+) -> dict[str, Tensor]:
+    """Classes of text t with pictures t, t + 1, …; or the texts themselves, ranked as answers to it."""
+    number = model.config.options().fusion.num_memories
+    if number > 1:
+        memories = _in_turn(image_IND, len(text_TLD), number)
+        return {"class_logits": model.class_logits([model.fuse_several(text_TLD, mask_TL, memories)], mask_TL)}
+    pictures = _in_turn(image_IND, len(text_TLD), model.config.class_images)
+    fused = [model.fuse(text_TLD, mask_TL, picture) for picture in pictures]
+    if model.class_head is not None:
+        return {"class_logits": model.class_logits(fused, mask_TL)}
+    return {"answers": model.rank_answers(fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
 
 
 def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:

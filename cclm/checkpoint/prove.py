@@ -61,6 +61,8 @@ def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked:
     import torch
 
     pixels, ids, mask = inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]
+    if not model.config.pretraining_heads:
+        return {"input_ids": ids, **compute_finetuned(model, pixels, ids, mask)}
     found = {
         "image_features": model.get_image_features(pixels),
         "text_features": model.get_text_features(ids, mask),
@@ -84,6 +86,20 @@ def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked:
         image = pixels[own[:num_masked]]
         found["masked_lm_logits"] = model.masked_lm_logits(hidden, mask[:num_masked], slot_BL=slots, pixel_values=image)
     return found
+
+
+def compute_finetuned(model: Any, pixels: Any, ids: Any, mask: Any) -> dict[str, Any]:
+    """What a model without features was fine-tuned for: classes or answers."""
+    import torch
+
+    row = torch.arange(len(ids))
+    number = max(model.config.fusion["num_memories"], model.config.class_images)
+    pictures = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
+    pictures = pictures if number > 1 else pictures[:, 0]
+    if model.config.num_classes:
+        return {"class_logits": model.classify(pictures, ids, mask)}
+    probability, _ = model.answer(pictures, ids, mask, answer_ids=ids, answer_attention_mask=mask, top_k=len(ids))
+    return {"answers": probability}
 
 
 if __name__ == "__main__":

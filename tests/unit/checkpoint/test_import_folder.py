@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from cclm.checkpoint.import_cclm import stored_tensors
 from cclm.checkpoint.import_folder import REPORT_NAME, import_file
 from cclm.checkpoint.open import open_model
 from cclm.cli.__main__ import main
+from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
+from tests.kinds import with_vocabulary
+from tests.unit.checkpoint.test_finetuned_files import TASKS, file_of, outputs
 from tests.unit.checkpoint.test_import_cclm import retrieval_state
 from tests.unit.checkpoint.tiny_families import TINY, published_state, wavy_model
 
@@ -109,3 +113,29 @@ def test_with_a_tokenizer_the_folder_is_complete_and_proven(
     assert opened.max_tokens == (40 if layout == "swin" else 38)
     assert opened.transform.size == 32
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in opened.model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqa", "x2vlm_nlvr"])
+def test_fine_tuned_files_are_proven_too(tmp_path: Path, tokenizer_folder: Path, task: str) -> None:
+    options = with_vocabulary(TASKS[task], load_tokenizer(tokenizer_folder).vocab_size)
+    model, state = file_of(options)
+    torch.save({"model": state}, tmp_path / "checkpoint_best.pth")
+    imported = import_file(tmp_path / "checkpoint_best.pth", tmp_path / "out", text_heads=2, tokenizer=tokenizer_folder)
+    assert imported.parity is not None
+    assert list(imported.parity.parts) == ["answers" if task == "vqa" else "class_logits"]
+    assert imported.parity.max_abs <= 1e-4
+    assert imported.parity.recall == {}
+    loaded = CCLMModel.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(outputs(loaded), outputs(model))
+
+
+def test_stacked_tensors_are_written_from_their_parts(tmp_path: Path) -> None:
+    model = wavy_model(TINY["swin"])
+    stored = stored_tensors(published_state(model), TINY["swin"])
+    name = "text_encoder.stack.layers.0.self_attention.query_key_value.weight"
+    assert len(stored[name].parts) == 3
+    expected = dict(model.named_parameters())
+    assert stored.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(stored[key].whole(), value), key
