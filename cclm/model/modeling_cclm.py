@@ -101,19 +101,19 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps) if has_head else None
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_head else None
         self._tied_weights_keys = tied_weights(options)
+        bounds = (options.initial_temperature, options.temperature_min, options.temperature_max)
+        temperature = TEMPERATURES[options.temperature_form](*bounds) if options.pretraining_heads else None
+        self.temperature: Temperature = temperature  # type: ignore[assignment]  # who trains has one
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
 
     def _add_pretraining_heads(self, options: ModelOptions) -> None:
-        """Projections, matching head and temperature, if the model has them."""
+        """Projections and matching head, if the model has them."""
         width, has_heads = options.width, options.pretraining_heads
         own_projection = has_heads and not options.shared_projection
         self.image_projection = ProjectionHead(width, options.projection_width) if own_projection else None
         self.text_projection = ProjectionHead(width, options.projection_width) if has_heads else None
         self.matching_head = MatchingHead(width, options.matching_width) if has_heads else None
-        bounds = (options.initial_temperature, options.temperature_min, options.temperature_max)
-        temperature = TEMPERATURES[options.temperature_form](*bounds) if has_heads else None
-        self.temperature: Temperature = temperature  # type: ignore[assignment]  # who trains has one
 
     # --- the pieces that a training step is made of ---
 
