@@ -1,4 +1,5 @@
-"""How fast do the machines of a job talk? Run before training, one process per rank, under a minute.
+"""How fast do the machines of a job talk? Run before training, one process per rank, under a minute. The variable
+CCLM_LIFE is the number of the job's life, which `launch` gives.
 
     python -m cclm.dist.bandwidth RUN/slurm      ──► RUN/slurm/preflight/LIFE/bandwidth.json
 
@@ -100,7 +101,7 @@ def _wait(device: torch.device) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Measure, and write the file on rank 0."""
     folder = Path(arguments[0])
-    life = (folder / "life").read_text(encoding="utf-8").strip()
+    life = os.environ["CCLM_LIFE"]
     topology = Topology.from_environment()
     node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
     with process_group(topology, TIMEOUT_S):

@@ -1,10 +1,11 @@
 """The decisions of the batch script, each a short call from bash. Standard library only, apart from our own files.
 
 python -m launch.slurm.life port     RUN --job ID                  print a port to meet at
-python -m launch.slurm.life begin    RUN --job ID --nodes LIST     0: go on; 3: already done; 1: give up
+python -m launch.slurm.life begin    RUN --job ID --nodes LIST     0: go on, prints the life's number;
+                                                                    3: already done; 1: give up
 python -m launch.slurm.life ask      RUN --reason TEXT             ask the ranks to save
 python -m launch.slurm.life judge    RUN --job ID                  after preflight; 0: every node is fit
-python -m launch.slurm.life end      RUN --job ID --code N         0: done; 75: live again; 1: give up
+python -m launch.slurm.life end      RUN --job ID --code N [--ended]   0: done; 75: live again; 1: give up
 python -m launch.slurm.life after    RUN --other RUN2              0: RUN2 is done; 1: it is not, or not yet
 python -m launch.slurm.life resubmit RUN                           submit the script again, where requeue is not allowed
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +52,23 @@ def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
     life = next_life(history)
     replace_bytes(run_folder / RESERVE, bytes(RESERVE_BYTES))
     add_event(run_folder, Event(event="begin", life=life, job=job, nodes=nodes, step=step))
-    replace_text(run_folder / "slurm" / "life", f"{life}\n")
+    sys.stdout.write(f"{life}\n")
     say(f"life {life} of {run_folder.name}: job {job} on {nodes}, from step {step}")
     return GO_ON
 
 
-def end(run_folder: Path, plan: dict[str, Any], job: str, code: int) -> int:
-    """Judge the life that has just ended, and note it."""
+def end(run_folder: Path, plan: dict[str, Any], job: str, code: int, *, from_outside: bool) -> int:
+    """Judge the life that has just ended, and note it. `from_outside`: the job got TERM, so it must not requeue itself:
+    a cancelled job would come back, and one that is preempted comes back by Slurm's own doing."""
     (run_folder / RESERVE).unlink(missing_ok=True)
     lives = lives_of(read_history(run_folder))
     if plan["is_training"]:
         verdict = judge_training(run_folder, lives, plan["max_tries"])
     else:
         verdict = judge_command(run_folder, lives[-1].number, plan["nodes"] * plan["tasks_per_node"])
+    if from_outside and verdict.goes_on:
+        why = verdict.why.partition("; goes on")[0] + "; ended from outside (TERM), so it does not requeue itself"
+        verdict = replace(verdict, goes_on=False, why=why)
     life = lives[-1].number
     add_event(
         run_folder,
@@ -115,6 +121,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nodes", default="")
     parser.add_argument("--reason", default="")
     parser.add_argument("--code", type=int, default=0)
+    parser.add_argument("--ended", action="store_true")
     options = parser.parse_args(arguments)
     run_folder: Path = options.run_folder
     if options.action == "port":
@@ -135,7 +142,7 @@ def main(arguments: list[str]) -> int:
         from launch.slurm.fitness import judge_nodes
 
         return judge_nodes(run_folder, plan, options.job, say=say, resubmit=resubmit)
-    return end(run_folder, plan, options.job, options.code)
+    return end(run_folder, plan, options.job, options.code, from_outside=options.ended)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def _srun(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> tuple[str
         "--distribution=block:block",
     ]
     if plan.gpus_per_node:
-        options.append("--gpu-bind=none")  # every rank sees the node's GPUs and takes number LOCAL_RANK: NCCL needs it
+        # Every rank sees the job's GPUs of its node and takes number LOCAL_RANK, as NCCL wants it: no --gpus-per-task.
+        options.append(f"--gpus-per-node={plan.gpus_per_node}")
     if request.container and profile.container == "pyxis":
         mounts = ",".join(dict.fromkeys((str(plan.run_folder), str(plan.checkout), *profile.container_mounts)))
         options += [

@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
     """Look, and write it down, whole or not at all."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     run_folder = Path(arguments[0])
-    life = (run_folder / "slurm" / "life").read_text().strip()
+    life = os.environ["CCLM_LIFE"]
     path = run_folder / "slurm" / "preflight" / life / f"{os.environ.get('SLURMD_NODENAME', socket.gethostname())}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -82,7 +82,6 @@ def elements(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     """
     if not plan.array:
         return []
-    replace_text(plan.run_folder / SLURM_FOLDER / "life", "0\n")
     left = elements_left(plan.run_folder, plan.array)
     if not left:
         raise ConfigError(

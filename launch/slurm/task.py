@@ -153,7 +153,7 @@ def run(run_folder: Path, kind: str, command: list[str]) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _nothing)
     number = int(os.environ["SLURM_ARRAY_TASK_ID"] if kind == ELEMENT else os.environ.get("SLURM_PROCID", "0"))
-    life = int((run_folder / "slurm" / "life").read_text() or 0)
+    life = int(os.environ["CCLM_LIFE"])
     log = run_folder / "logs" / f"{kind}_{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))

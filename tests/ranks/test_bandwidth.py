@@ -26,12 +26,11 @@ def test_the_first_rank_of_each_machine_leads() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_measure(tmp_path: Path) -> None:
-    (tmp_path / "life").write_text("4\n")
     command = [sys.executable, "-m", "launch", "run", "--ranks", "2", "--run-folder", str(tmp_path / "run"), "--"]
     command += [
         "bash",
         "-c",
-        f'SLURMD_NODENAME=n$RANK exec "{sys.executable}" -m cclm.dist.bandwidth "$0"',
+        f'CCLM_LIFE=4 SLURMD_NODENAME=n$RANK exec "{sys.executable}" -m cclm.dist.bandwidth "$0"',
         str(tmp_path),
     ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)

@@ -47,6 +47,7 @@ def tiny(corpus: Path, run: Path, steps: int, **changes: Any) -> Path:
     content = recipe(
         corpus, run, **{"optimizer": optimizer, "track": {"every_steps": 1, "tensorboard": False}, **changes}
     )
+    content["data"]["bad_sample_limit"] = 0.2
     for view in ("image_text", "text_pair"):
         content["data"][view] |= {"negative_group": 4, "matching_rows": 4}
     run.parent.mkdir(parents=True, exist_ok=True)

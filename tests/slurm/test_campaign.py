@@ -127,7 +127,7 @@ def user_or_root() -> tuple[str, ...]:
 def campaign(cluster: Path) -> Iterator[Campaign]:
     home, prefix = cluster / "home", user_or_root()
     (home / "corpus").mkdir()
-    corpus = write_corpus(home / "corpus")
+    corpus = write_corpus(home / "corpus", broken={11, 40, 71})
     for name in ("run", "undisturbed"):
         tiny(corpus, home / name, STEPS, checkpoint={"every_steps": EVERY, "keep": 2})
     sh(f"chown -R trainer:trainer {home}")
@@ -236,6 +236,7 @@ def test_cancelled_during_a_save(campaign: Campaign) -> None:
         while not list(campaign.run.glob("checkpoints/.step_*.partial")):
             time.sleep(0.0005)
         slurm("scancel", campaign.job)
+        assert ended(campaign.job, campaign.run) == "CANCELLED"
 
     def go_on() -> None:
         home = {"HOME": str(campaign.run.parent)}

@@ -18,7 +18,6 @@ PLAN: dict[str, Any] = {
 def make_run(folder: Path, **changes: Any) -> Path:
     run = folder / "run"
     (run / "slurm").mkdir(parents=True)
-    (run / "slurm/life").write_text("0\n")
     write_plan(run, **changes)
     add_event(run, Event(event="submitted", job="7", by_user=True))
     return run
@@ -36,7 +35,6 @@ def checkpoint(run: Path, step: int) -> None:
 def begun(run: Path, step: int, nodes: str = "n[1-2]") -> int:
     life = next_life(read_history(run))
     add_event(run, Event(event="begin", job="7", life=life, step=step, nodes=nodes))
-    (run / "slurm/life").write_text(f"{life}\n")
     return life
 
 

@@ -24,10 +24,11 @@ def test_a_life_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     stop.ask_to_stop(run, "an old request")
     assert begin(run) == 0
     assert (run / "stop").read_text() == "", "the old request is gone, the file is there"
-    assert (run / "slurm/life").read_text() == "0\n"
     (life,) = lives_of(read_history(run))
     assert (life.first_step, life.nodes, life.job, life.outcome) == (10, "n[1-2]", "7", "")
-    assert "life 0 of run: job 7 on n[1-2], from step 10" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert told.out == "0\n"
+    assert "life 0 of run: job 7 on n[1-2], from step 10" in told.err
 
 
 def test_a_done_run_has_no_further_life(tmp_path: Path) -> None:
@@ -44,12 +45,12 @@ def test_cut_off_lives_without_progress_are_not_repeated_for_ever(tmp_path: Path
     assert begin(run) == 0
 
 
-def test_a_person_may_try_again(tmp_path: Path) -> None:
+def test_a_person_may_try_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     assert [begin(run) for _ in range(4)] == [0, 0, 0, 1]
     add_event(run, Event(event="submitted", job="8", by_user=True))
     assert begin(run) == 0
-    assert (run / "slurm/life").read_text() == "3\n", "lives are counted on"
+    assert capsys.readouterr().out.splitlines()[-1] == "3", "lives are counted on"
 
 
 def test_room_is_kept_for_the_end(tmp_path: Path) -> None:
@@ -101,6 +102,17 @@ def test_a_job_that_waits_for_another_run(
     DoneMarker(other).write(step=1, seconds=1.0)
     assert main(question) == 0
     assert len(submitted) == 1
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_job_that_is_being_ended_does_not_come_back_by_itself(tmp_path: Path, is_stopped: bool) -> None:
+    run = make_run(tmp_path)
+    begun(run, 0)
+    if is_stopped:
+        checkpoint(run, 12)
+        stop.note_stopped(run, 12, "SIGTERM")
+    assert main(["end", str(run), "--job", "7", "--code", "143", "--ended"]) == (0 if is_stopped else 1)
+    assert lives_of(read_history(run))[0].why.endswith("; ended from outside (TERM), so it does not requeue itself")
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_a_gpu_job() -> None:
     plan = plan_job(REQUEST, Profile())
     assert (plan.world_size, plan.tasks_per_node, plan.cpus_per_task) == (32, 8, 8)
     assert plan.directives["gpus-per-node"] == "8"
-    assert "--gpu-bind=none" in plan.srun_options
+    assert "--gpus-per-node=8" in plan.srun_options
     assert "--cpus-per-task=8" in plan.srun_options
     assert plan.command[0] == "/shared/venv/bin/python"
 

@@ -15,7 +15,7 @@ from tests.unit.launch.slurm.run_folders import make_run, write_plan
 
 SLURM = {
     "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "5",
-    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "MASTER_ADDR": "n1", "MASTER_PORT": "29000",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "MASTER_ADDR": "n1", "MASTER_PORT": "29000", "CCLM_LIFE": "0",
 }  # fmt: skip
 
 
@@ -59,8 +59,7 @@ def test_output_code_and_last_words_are_kept(tmp_path: Path) -> None:
 def test_a_second_life_appends(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for life in (0, 1):
-        (run / "slurm/life").write_text(f"{life}\n")
-        assert run_task(run, f"print('life {life}')").wait(30) == 0
+        assert run_task(run, f"print('life {life}')", CCLM_LIFE=str(life)).wait(30) == 0
     text = (run / "logs/rank_3.log").read_text()
     assert text.count("=== ") == 2
     assert text.index("life 0\n") < text.index("life 1\n")

@@ -26,7 +26,8 @@ export PYTHONUNBUFFERED=1
 export DS_ACCELERATOR=cpu
 export PYTHONPATH="$run/code"
 
-# -- the element; its end is told in RUN/status/exit_task_N.json
+# -- the element; an array has no lives; its end is told in RUN/status/exit_task_N.json
+export CCLM_LIFE=0
 srun --ntasks=1 --cpus-per-task=1 --cpu-bind=cores --kill-on-bad-exit=1 --wait=60 \
   /shared/venv/bin/python launch/slurm/task.py "$run" task -- \
   /shared/venv/bin/python -m shards build /shared/corpus.yaml --task @TASK@/64

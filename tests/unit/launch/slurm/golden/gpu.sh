@@ -32,9 +32,9 @@ MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
 export MASTER_ADDR MASTER_PORT
 
 # -- begin: nothing to do if the run is done, give up if it only crashes
-life begin --job "$job" --nodes "$SLURM_JOB_NODELIST"
+CCLM_LIFE=$(life begin --job "$job" --nodes "$SLURM_JOB_NODELIST")
 case $? in
-  0) ;;
+  0) export CCLM_LIFE ;;
   3) exit 0 ;;
   *) exit 1 ;;
 esac
@@ -45,7 +45,9 @@ ask_to_save() {
   scancel --signal=USR1 "$job"
 }
 trap 'ask_to_save "time limit or preemption (USR1)"' USR1
-trap 'ask_to_save "TERM"' TERM
+# TERM means that the job is being ended: save if there is time; whether it lives again is not ours to say.
+ended=
+trap 'ended=--ended; ask_to_save "TERM"' TERM
 
 # Run a step, for so many seconds at most (0: no limit), in the background: so the traps above act at once.
 step() {
@@ -58,19 +60,19 @@ step() {
 # -- preflight: is every node fit?
 step 60 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
   /shared/venv/bin/python launch/slurm/preflight.py "$run"
-step 60 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpu-bind=none \
+step 60 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
   /shared/venv/bin/python launch/slurm/task.py "$run" bandwidth -- \
   /shared/venv/bin/python -m cclm.dist.bandwidth "$run/slurm"
 life judge --job "$job" || exit 1
 
 # -- the ranks
-step 0 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpu-bind=none \
+step 0 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
   /shared/venv/bin/python launch/slurm/task.py "$run" rank -- \
   /shared/venv/bin/python -m pretrain --recipe /shared/runs/base/recipe.yaml
 code=$?
 
 # -- end: done, go on in another life, or give up
-life end --job "$job" --code "$code"
+life end --job "$job" --code "$code" ${ended:+"$ended"}
 case $? in
   0) exit 0 ;;
   75) scontrol requeue "$job" || life resubmit ;;

@@ -1,0 +1,39 @@
+"""What a rank gets from Slurm: its place, its GPUs, and the same from torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.slurm.jobs import ended, launch, said
+
+SMALL = ("--time", "5", "--save-s", "60")
+TELL = """
+import os, socket
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
+print(socket.gethostname(), *(os.environ.get(name) for name in names), flush=True)
+"""
+
+
+def test_ranks_see_all_gpus_of_their_node(tmp_path: Path) -> None:
+    """Each takes number LOCAL_RANK of them. The GPUs are false, so preflight finds no nvidia-smi and lets them pass."""
+    run = tmp_path / "run"
+    (tmp_path / "tell.py").write_text(TELL)
+    options = ["--nodes", "2", "--gpus-per-node", "2", "--cpus-per-task", "2", "--preflight", "quick", *SMALL]
+    told = launch("submit", "--run-folder", str(run), *options, "--", "python", str(tmp_path / "tell.py"))
+    assert told.returncode == 0, told.stderr
+    assert ended(told.stdout.strip(), run) == "COMPLETED", said(run)
+    lines = [(run / f"logs/rank_{rank}.log").read_text().splitlines()[-1] for rank in range(4)]
+    assert lines == ["n1 0 0 4 2 0,1", "n1 1 1 4 2 0,1", "n2 2 0 4 2 0,1", "n2 3 1 4 2 0,1"]
+    assert "preflight: 2 node(s) fit" in said(run)
+
+
+def test_torchrun_gives_the_same_places(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "tell.py").write_text(TELL)
+    options = ["--nodes", "2", "--tasks-per-node", "2", "--launcher", "torchrun", "--preflight", "none", *SMALL]
+    told = launch("submit", "--run-folder", str(run), *options, "--", "python", str(tmp_path / "tell.py"))
+    assert told.returncode == 0, told.stderr
+    assert ended(told.stdout.strip(), run) == "COMPLETED", said(run)
+    lines = [line for node in range(2) for line in (run / f"logs/rank_{node}.log").read_text().splitlines()]
+    ranks = sorted(line for line in lines if line.startswith("n"))
+    assert ranks == ["n1 0 0 4 2 None", "n1 1 1 4 2 None", "n2 2 0 4 2 None", "n2 3 1 4 2 None"]
