@@ -44,7 +44,9 @@ FILLED_IN = {
     "MASTER_PORT": "MASTER_PORT",
     "TASK": "SLURM_ARRAY_TASK_ID",
 }
-COLLECTIVE = re.compile(r"torch/distributed|cclm/dist/|deepspeed/comm")
+COLLECTIVE = re.compile(r"torch/distributed|cclm/dist/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
+NUM_INNERMOST = 3
+"""A rank waits for others if one of so many innermost frames is a collective, or ZeRO's own wait for one."""
 FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
 
 
@@ -116,7 +118,7 @@ def where_it_stands(said: str) -> str:
     if not frames:
         return "it does not even print a traceback"
     place, line, function = frames[0]
-    how = "waits for other ranks" if any(COLLECTIVE.search(frame[0]) for frame in frames) else "stands"
+    how = "waits for other ranks" if any(COLLECTIVE.search(frame[0]) for frame in frames[:NUM_INNERMOST]) else "stands"
     return f"{how} in {function} ({place}:{line})"
 
 

@@ -135,6 +135,16 @@ def test_a_status_that_changes_is_a_sign_of_life(tmp_path: Path) -> None:
             '(most recent call first):\n  File "torch/distributed/c10d.py", line 9 in wait\n  File "l", line 1 in f\n',
             "waits for other ranks in wait (torch/distributed/c10d.py:9)",
         ),
+        (
+            '(most recent call first):\n  File "x/deepspeed/utils/nvtx.py", line 33 in wrapped_fn\n',
+            "waits for other ranks in wrapped_fn (x/deepspeed/utils/nvtx.py:33)",
+        ),
+        (
+            "(most recent call first):\n"
+            + "".join(f'  File "a/b.py", line {line} in read\n' for line in range(3))
+            + '  File "deepspeed/runtime/zero/stage3.py", line 9 in backward\n',
+            "stands in read (a/b.py:0)",
+        ),
     ],
 )
 def test_tracebacks_are_understood(said: str, place: str) -> None:
