@@ -10,6 +10,7 @@ K lives without one                  → give up, and say why
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ USER_ERROR_CODE = 2
 """What our programs end with after a sentence for the user."""
 FULL = "the disk of the run folder is full"
 """What the shim says of a rank that died while that was so."""
+VIOLENT_CODES = frozenset(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))
+SAME_MOMENT_S = 3.0
+"""Slurm itself kills the others later than that."""
 WAITS = "waits for other ranks"
 """What the shim says of a hung rank that stands in a collective."""
 REST = "rest: "
@@ -155,8 +159,12 @@ def why_not_done(run_folder: Path) -> str:
 def first_failure(ends: Sequence[RankEnd]) -> RankEnd | None:
     """The rank to blame: a hung or crashed one before those that were ended because of it."""
     failed = [end for end in ends if end.code not in (0, STOPPED_CODE)]
-    return min(failed, key=_innocence, default=None)
+    first = min((end.time for end in failed), default=0.0)
+    return min(failed, key=lambda end: _innocence(end, first), default=None)
 
 
-def _innocence(end: RankEnd) -> tuple[bool, bool, float]:
-    return WAITS in end.why, end.code > 128 and not end.why, end.time
+def _innocence(end: RankEnd, first: float) -> tuple[bool, bool, bool, float]:
+    """A rank that was ended (TERM) or waits for others is a consequence; the partners of a killed one fail in the same
+    moment, of a lost connection."""
+    was_killed = end.code in VIOLENT_CODES and end.time - first < SAME_MOMENT_S
+    return WAITS in end.why, end.code == 128 + signal.SIGTERM and not end.why, not was_killed, end.time

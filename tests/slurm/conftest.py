@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+TABLE = pytest.StashKey[list[str]]()
+"""What the campaign has to show at the end."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the campaign's table, which a captured test could not."""
+    for line in terminalreporter.config.stash.get(TABLE, []):
+        terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import sh
+from tests.slurm.conftest import TABLE
 from tests.slurm.jobs import (
     AS_USER,
     ROOT,
@@ -124,7 +125,7 @@ def user_or_root() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def campaign(cluster: Path) -> Iterator[Campaign]:
+def campaign(cluster: Path, request: pytest.FixtureRequest) -> Iterator[Campaign]:
     home, prefix = cluster / "home", user_or_root()
     (home / "corpus").mkdir()
     corpus = write_corpus(home / "corpus", broken={11, 40, 71})
@@ -140,16 +141,16 @@ def campaign(cluster: Path) -> Iterator[Campaign]:
     )
     found = Campaign(home / "run", home / "undisturbed", prefix, job, reference)
     yield found
-    print_table(found.rows)
+    request.config.stash[TABLE] = table_of(found.rows)
     subprocess.run(["timeout", "10", "scancel", found.job, found.reference_job], check=False)
 
 
-def print_table(rows: list[Row]) -> None:
-    lines = [f"{'event':28} {'at step':>7} {'resumed':>7} {'seconds':>7}  what the launcher wrote"]
+def table_of(rows: list[Row]) -> list[str]:
+    lines = [f"{'event':24} {'at step':>7} {'resumed':>7} {'seconds':>7}  what the launcher wrote"]
     for row in rows:
         how = row.how or "(cut off from outside)"
-        lines.append(f"{row.event:28} {row.at:7} {row.resumed:7} {row.seconds:7.1f}  {how[:110]}")
-    sys.__stdout__.write("\n" + "\n".join(lines) + "\n") if sys.__stdout__ else None
+        lines.append(f"{row.event:24} {row.at:7} {row.resumed:7} {row.seconds:7.1f}  {how[:110]}")
+    return lines
 
 
 def test_a_plain_user_may_train(campaign: Campaign) -> None:

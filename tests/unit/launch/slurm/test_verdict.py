@@ -126,6 +126,16 @@ def test_the_cause_is_told_not_its_consequences(run: Path) -> None:
     assert judge(run).why.startswith("rank 1 on n2: exit code 1: MemoryError")
 
 
+def test_a_killed_rank_is_the_cause_of_lost_connections(run: Path) -> None:
+    begun(run, 0)
+    rank_end(run, 0, 1, time=1.0, words="Connection closed by peer")
+    rank_end(run, 1, 137, time=1.2)
+    rank_end(run, 2, 143, time=1.1)
+    assert judge(run).why.startswith("rank 1 on n2: killed by signal 9")
+    rank_end(run, 1, 137, time=9.0)
+    assert judge(run).why.startswith("rank 0 on n1: exit code 1"), "that one Slurm has killed, afterwards"
+
+
 def test_of_hung_ranks_the_one_that_does_not_wait_for_others(run: Path) -> None:
     begun(run, 0)
     rank_end(run, 0, 137, time=1.0, why="hung: no sign of life for 60 s; waits for other ranks in all_reduce (x.py:1)")
