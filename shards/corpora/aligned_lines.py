@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.corpora.files import BROKEN_STREAM, named_files, open_plain
+from shards.corpora.files import BROKEN_STREAM, files_by_language, open_plain
 from shards.corpora.image_row import ImageRow, image_drafts, key_of
 from shards.corpora.pictures import folders_of, picture_in
 from shards.corpora.refusal import broken_row, broken_tail, refused
@@ -45,9 +45,7 @@ class AlignedLines:
         return [Part(name=self.names.name, read=self.read, stamp="-".join(map(file_stamp, files)))]
 
     def _files(self) -> list[tuple[str, Path]]:
-        return [
-            (language, path) for language, paths in self.captions.items() for path in named_files(paths, ()).values()
-        ]
+        return files_by_language(self.captions, ())
 
     def read(self) -> Iterator[Draft]:
         """Yield one draft a line; lines that a file has more or less than the list are refused (line_unmatched)."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.types import Region
-from shards.corpora.files import named_files, plain_suffix
+from shards.corpora.files import files_by_language, named_files, plain_suffix
 from shards.corpora.image_row import ImageRow, image_drafts
 from shards.corpora.json_stream import json_items
 from shards.corpora.numbered_captions import read_numbered_captions
@@ -60,11 +60,7 @@ class Coco:
 
     def _files(self) -> list[tuple[Path, str]]:
         """Return (file, language); the language of object annotations is ""."""
-        files = [
-            (path, language)
-            for language, paths in self.captions.items()
-            for path in named_files(paths, _SUFFIXES).values()
-        ]
+        files = [(path, language) for language, path in files_by_language(self.captions, _SUFFIXES)]
         return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
 
     def read(self) -> Iterator[Draft]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -42,6 +42,11 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
             )
         found |= files
     return _short_names(sorted(found, key=lambda path: path.parts))
+
+
+def files_by_language(captions: Mapping[str, Path | Sequence[Path]], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return (language, file) for every file of every language; see `named_files`."""
+    return [(language, path) for language, paths in captions.items() for path in named_files(paths, suffixes).values()]
 
 
 def _files_at(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:

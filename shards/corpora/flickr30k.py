@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from shards.corpora.files import named_files, numbered_lines, plain_suffix
+from shards.corpora.files import files_by_language, numbered_lines, plain_suffix
 from shards.corpora.image_row import ImageRow, image_drafts, key_of
 from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.pictures import folders_of, picture_in
@@ -48,11 +48,7 @@ class Flickr30k:
         return [Part(name="captions", read=self.read, stamp="-".join(map(file_stamp, files)))]
 
     def _files(self) -> list[tuple[str, Path]]:
-        return [
-            (language, path)
-            for language, paths in self.captions.items()
-            for path in named_files(paths, _SUFFIXES).values()
-        ]
+        return files_by_language(self.captions, _SUFFIXES)
 
     def read(self) -> Iterator[Draft]:
         """Yield one draft a picture."""

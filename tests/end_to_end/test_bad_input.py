@@ -151,7 +151,7 @@ def test_a_batch_of_no_whole_negative_groups(corpus: Path, tmp_path: Path, capsy
     settings = short(corpus, tmp_path)
     settings["data"]["image_text"]["negative_group"] = 7
     assert run(tmp_path, settings) == 2
-    assert "image_text.batch_size 16 is a multiple of negative_group 7" in capsys.readouterr().err
+    assert "image_text.batch_size 16 is no multiple of negative_group 7" in capsys.readouterr().err
 
 
 def test_too_many_ranks_for_the_negative_groups(
@@ -165,5 +165,5 @@ def test_too_many_ranks_for_the_negative_groups(
     assert main(["--recipe", str(path)]) == 2
     text = capsys.readouterr().err
     for view in ("image_text", "text_pair"):
-        assert f"{view}: at least one negative group for each of 3 ranks (got 2)" in text
+        assert f"{view}: each of 3 ranks needs a negative group, the batch has only 2" in text
     assert not (tmp_path / "run").exists()

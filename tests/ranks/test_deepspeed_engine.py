@@ -30,7 +30,7 @@ def test_parameters_without_dimensions_are_refused_by_name() -> None:
 
 def test_offload_with_unused_parameters_is_refused() -> None:
     resolved = ds_config(replace(CASE, zero_options={"offload_optimizer": {"device": "cpu"}}), 1)
-    with pytest.raises(ConfigError, match="Use joint steps, or switch offload_optimizer off"):
+    with pytest.raises(ConfigError, match=r"Use joint steps .*or switch offload_optimizer"):
         DeepSpeedEngine(nn.Linear(2, 2), OPTIMIZER, ds_config=resolved, topology=ALONE, uses_all_parameters=False)
 
 
