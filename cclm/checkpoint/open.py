@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from cclm.checkpoint.identity import identify
 from cclm.checkpoint.layout import newest_complete
@@ -153,10 +154,10 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
         CheckpointError: names or shapes do not fit the config.
     """
     state = without_prefix(state)
-    with torch.device("meta"):
+    with no_init_weights():  # not on the meta device: buffers that no checkpoint holds get their values here
         model = CCLMModel(config)
     try:
-        fp32 = {name: tensor.float() for name, tensor in state.items()}
+        fp32 = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         loaded = model.load_state_dict(fp32, strict=False, assign=True)
     except RuntimeError as error:
         raise _misfit(where, " ".join(str(error).split())) from error

@@ -16,8 +16,10 @@ from cclm.checkpoint.open import (
 )
 from cclm.data.image import ImageTransformConfig
 from cclm.errors import CheckpointError, ConfigError
+from tests.kinds import KINDS
 from tests.unit.checkpoint.small_model import SMALL
 from tests.unit.checkpoint.test_hub_folder import write
+from tests.unit.checkpoint.tiny_families import wavy_model
 
 
 def test_state_may_carry_the_training_modules_prefix(opened: OpenedModel) -> None:
@@ -25,6 +27,20 @@ def test_state_may_carry_the_training_modules_prefix(opened: OpenedModel) -> Non
     built = build_model(opened.model.config, state, "here")
     assert all(torch.equal(tensor, opened.model.state_dict()[name]) for name, tensor in built.state_dict().items())
     assert not built.training
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_rebuilt_model_of_any_kind_computes_the_same(kind: str) -> None:
+    """Towers of the transformers library have buffers (positions, index tables) that no state dict holds."""
+    model = wavy_model(KINDS[kind])
+    built = build_model(model.config, model.state_dict(), "here")
+    expected = dict(model.named_buffers())
+    assert dict(built.named_buffers()).keys() == expected.keys()
+    assert all(value.dtype == expected[name].dtype for name, value in built.named_buffers())
+    assert not any(value.is_meta for value in (*built.parameters(), *built.buffers()))
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(built.encode_images(pixels), model.encode_images(pixels))
 
 
 def test_tied_decoder_may_be_missing_and_is_tied(opened: OpenedModel) -> None:
