@@ -164,7 +164,7 @@ def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: Seq
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sized = config["text"] if config.get("model_type") == CCLMConfig.model_type else config
     sized["vocab_size"] = len(keep)
-    for place in (config, sized):
+    for place in [config] if sized is config else [config, sized]:  # each once: an id is renumbered once
         place.update({key: new_id[value] for key, value in place.items() if _is_id(key, value) and value in new_id})
     written = {"config.json": config, "tokenizer.json": prune_content(content, keep)}
     settings = folder / "tokenizer_config.json"

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from cclm.checkpoint.prune_vocabulary import REPORT_NAME, prune_vocabulary
+from cclm.checkpoint.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary
 from cclm.cli.__main__ import main
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
@@ -105,6 +105,23 @@ def test_an_xlm_r_with_its_own_tokenizer(tmp_path: Path, kind: Callable[..., tor
     words = load_tokenizer(tmp_path / "after")
     assert (words.vocab_size, words.bos_id, words.pad_id, words.eos_id) == (pruned.pieces_after, 0, 1, 2)
     assert words.mask_id == pruned.pieces_after - 1
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_ids_of_the_configuration_are_renumbered_once(tmp_path: Path, ours: bool) -> None:
+    """As in CamemBERT, whose ids 5 and 6 begin and end a text: 6 becomes 5, which must not become 4."""
+    ids = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 1}
+    config = {"model_type": "cclm", "text": dict(ids)} if ours else {"model_type": "camembert", **ids}
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    (tmp_path / "before" / "config.json").write_text(json.dumps(config))
+    tokenizer = trained("Unigram")
+    keep = [number for number in range(tokenizer.get_vocab_size()) if number != 4]
+    _write_papers(tmp_path / "before", tmp_path / "after", json.loads(tokenizer.to_str()), keep)
+    written = json.loads((tmp_path / "after" / "config.json").read_text())
+    written = written["text"] if ours else written
+    assert {name: written[name] for name in ids} == {"bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 1}
+    assert written["vocab_size"] == len(keep)
 
 
 def test_the_command_counts_shards_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
