@@ -10,14 +10,13 @@ proof alone. So memory stays near the size of the weights, and without a proof f
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from cclm.checkpoint.export import SHARD_SIZE, refuse_to_overwrite
+from cclm.checkpoint.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop
 from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
 from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model, stored_tensors
 from cclm.checkpoint.open import Prepared
@@ -80,7 +79,7 @@ def import_file(
         text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
 
     Raises:
-        CheckpointError: see `convert` and `prove_parity`; `to` is then untouched.
+        CheckpointError: see `convert` and `prove_parity`, or another import to `to` is running; `to` is then untouched.
     """
     refuse_to_overwrite(to)
     published = read_tensors(path)
@@ -93,9 +92,10 @@ def import_file(
         witness = witness_of(model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
         del model
     del published, state  # the pages of the file that were read go with them
+    give_memory_back()
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=to.parent) as name:
-        folder = Path(name) / to.name
+    with workshop(to) as hidden:
+        folder = hidden / to.name
         write_everything(options, path, folder, prepared)
         parity = None
         if prepared is not None and witness is not None:
@@ -108,9 +108,7 @@ def import_file(
             parity=parity,
         )
         write_papers(imported, folder, path)
-        if to.exists():
-            to.rename(Path(name) / "old")
-        folder.rename(to)
+        move_into_place(folder, to, hidden)
     return imported
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from cclm.checkpoint.export import move_into_place, workshop
 from cclm.checkpoint.source_files import read_folder
 from cclm.data.tokens import pre_caption
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
@@ -92,12 +92,12 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
     after = Tokenizer.from_str(json.dumps(prune_content(content, keep), ensure_ascii=False))
     num_texts = _prove_pieces(before, after, keep, both_forms(texts()), str(folder))
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".prune-", dir=to.parent) as name:
-        hidden = Path(name) / to.name
-        hidden.mkdir()
-        sizes = _write_weights(folder, hidden, keep)
-        left = _write_papers(folder, hidden, content, keep)
-        states, logits = _prove_model(folder, hidden, keep)
+    with workshop(to) as hidden:
+        new = hidden / to.name
+        new.mkdir()
+        sizes = _write_weights(folder, new, keep)
+        left = _write_papers(folder, new, content, keep)
+        states, logits = _prove_model(folder, new, keep)
         pruned = Pruned(
             texts=num_texts // 2,
             pieces_before=before.get_vocab_size(),
@@ -107,8 +107,8 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
             max_abs_logits=logits,
             **sizes,
         )
-        (hidden / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
-        hidden.rename(to)
+        (new / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
+        move_into_place(new, to, hidden)
     return pruned
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cclm.checkpoint.export import REPLACED, workshop
 from cclm.checkpoint.import_cclm import stored_tensors
 from cclm.checkpoint.import_folder import REPORT_NAME, import_file
 from cclm.checkpoint.open import open_model
@@ -51,7 +52,7 @@ def test_the_folder_holds_the_same_weights(tmp_path: Path, layout: str) -> None:
     images, ids = torch.randn(2, 3, 32, 32), torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
     with torch.no_grad():
         assert torch.equal(loaded.score(images, ids, ids != 1), model.score(images, ids, ids != 1))
-    assert not list(tmp_path.glob(".import-*"))
+    assert not list(tmp_path.glob(".export-*"))
 
 
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +67,17 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     assert main([*arguments[:3], str(tmp_path / "other")]) == 2
     assert "expected a new folder or an older export" in capsys.readouterr().err
+
+
+def test_an_import_waits_for_nobody_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.th", "swin")
+    import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
+    with workshop(tmp_path / "out"), pytest.raises(CheckpointError, match="expected one export at a time"):
+        import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
+    (tmp_path / ".export-out").mkdir()
+    (tmp_path / "out").rename(tmp_path / ".export-out" / REPLACED)  # killed between the two renames
+    with workshop(tmp_path / "out"):
+        assert (tmp_path / "out" / REPORT_NAME).is_file(), "the older folder came back"
 
 
 def test_describing_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:

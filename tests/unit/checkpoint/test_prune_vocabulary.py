@@ -66,7 +66,7 @@ def test_the_pruned_model_computes_the_same(tmp_path: Path, kind: str) -> None:
                 torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert after.all_tied_weights_keys.keys() == before.all_tied_weights_keys.keys()
     assert json.loads((tmp_path / "after" / REPORT_NAME).read_text())["pieces_after"] == pruned.pieces_after
-    assert not list(tmp_path.glob(".prune-*"))
+    assert not list(tmp_path.glob(".export-*"))
 
 
 def test_every_table_is_cut(tmp_path: Path) -> None:
