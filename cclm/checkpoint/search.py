@@ -144,22 +144,22 @@ def search(
             raise ConfigError(where="query", expected="a text with at least one token", got=repr(query), do="Say more.")
     cosine_QN = feature_QE @ embedded.feature_NE.T
     number = min(max(top_k, rerank_top), cosine_QN.shape[1])
+    source = embedded.source() if rerank_top else None  # once: it looks at every file of the set
     found = []
     for query, (cosine_K, row_K) in zip(queries, zip(*cosine_QN.topk(number, dim=1), strict=True), strict=True):
         hits = [
             Hit(key=embedded.key[row], unit=embedded.unit[row], text=embedded.text[row], cosine=cosine)
             for cosine, row in zip(cosine_K.tolist(), row_K.tolist(), strict=True)
         ]
-        if rerank_top:
-            hits = look_again(opened, embedded, query, hits[:rerank_top])
+        if source is not None:
+            hits = look_again(opened, source, query, hits[:rerank_top])
         found.append(hits[:top_k])
     return found
 
 
 @torch.inference_mode()
-def look_again(opened: OpenedModel, embedded: EmbeddedSet, query: str, hits: Sequence[Hit]) -> list[Hit]:
+def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Sequence[Hit]) -> list[Hit]:
     """Order pictures by the fusion encoder and the cosine together."""
-    source = embedded.source()
     pixels = [torch.from_numpy(eval_image(decode_image(source.picture(hit.unit)), opened.transform)) for hit in hits]
     model = opened.model
     ids_1L = torch.tensor(opened.tokenizer.encode([query], opened.max_tokens)).to(model.device)
