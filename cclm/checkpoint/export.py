@@ -54,8 +54,6 @@ class ExportOptions:
     """Largest size of a file of weights."""
     tolerance: float | None = None
     """Largest difference, as a share of the largest value; None: by dtype."""
-    python: Path | None = None
-    """Interpreter of the fresh process; None: this one."""
 
 
 Weights = Literal["last", "ema"]
@@ -140,7 +138,6 @@ def export(
             witness=witness,
             dtype=options.dtype,
             tolerance=options.tolerance,
-            python=options.python,
         )
         (folder / PARITY_NAME).write_text(report.as_json(), encoding="utf-8")
         (folder / "README.md").write_text(card(report), encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from cclm.checkpoint.export import ExportOptions, export, witness_for
+from cclm.checkpoint.export import ExportOptions, export, refuse_to_overwrite, witness_for
 from cclm.checkpoint.open import prepare_export
 from cclm.checkpoint.parity import ParityReport
 from cclm.checkpoint.weight_files import DTYPES, INDEX_NAME, Dtype, Source
@@ -31,6 +31,7 @@ def import_export(folder: Path, to: Path) -> ParityReport:
         CheckpointError: `folder` is of another version or incomplete, or a fresh process computes something else than
             its weights do.
     """
+    refuse_to_overwrite(to)  # before anything long
     prepared, source = prepare_export(folder), folder_source(folder)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""

@@ -199,7 +199,6 @@ def prove_parity(
     witness: Witness,
     dtype: Dtype,
     tolerance: float | None = None,
-    python: Path | None = None,
 ) -> ParityReport:
     """Compare `export`, loaded by a fresh process, with what the training engine computed.
 
@@ -209,12 +208,11 @@ def prove_parity(
         witness: what the export is compared with.
         dtype: of the exported weights.
         tolerance: another `Tolerance.difference` than the dtype's.
-        python: the interpreter of the fresh process; None: this one.
 
     Raises:
         CheckpointError: token ids differ, or something lies outside the tolerance.
     """
-    (found,) = outputs_of_a_stranger([(export, witness.probe)], python)
+    (found,) = outputs_of_a_stranger([(export, witness.probe)])
     report = compare(witness, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)
     if report.failures:
         raise CheckpointError(

@@ -43,7 +43,14 @@ def run(
 ) -> None:
     """Export, print the proof."""
     from cclm.atomic import replace_text
-    from cclm.checkpoint.export import ExportOptions, Weights, checkpoint_source, export, witness_for
+    from cclm.checkpoint.export import (
+        ExportOptions,
+        Weights,
+        checkpoint_source,
+        export,
+        refuse_to_overwrite,
+        witness_for,
+    )
     from cclm.checkpoint.hub_folder import count_parameters
     from cclm.checkpoint.model_card import model_card
     from cclm.checkpoint.open import is_export, prepare_run
@@ -58,6 +65,7 @@ def run(
     options = ExportOptions(dtype=DTYPES[dtype], shard_bytes=parse_size(shard_size), tolerance=tolerance)
     if is_export(Path(run)):
         raise ConfigError(where=run, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
+    refuse_to_overwrite(Path(to))  # before anything long
     prepared = prepare_run(Path(run))
     assert prepared.run_folder is not None, "prepare_run finds runs only"
     facts = read_facts(prepared.run_folder, prepared.checkpoint)

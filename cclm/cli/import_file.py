@@ -48,6 +48,14 @@ def run(
             do="Name the published file and the folder to make.",
         )
     if Path(path).is_dir():
+        given = {"--tokenizer": tokenizer, "--image-size": image_size, "--text-heads": text_heads}
+        if names := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(
+                where=path,
+                expected="a published file with these options",
+                got=f"a folder, with {', '.join(names)}",
+                do="Leave them out: a folder is written anew as it is.",
+            )
         return import_again(Path(path), Path(to))
     from cclm.checkpoint.import_folder import REPORT_NAME, import_file
 

@@ -154,11 +154,6 @@ def stored_average(checkpoint: Path) -> dict[str, AveragedTensor]:
     return found
 
 
-def has_average(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds averages."""
-    return (checkpoint / FOLDER).is_dir()
-
-
 def _files(checkpoint: Path) -> list[Path]:
     files = sorted((checkpoint / FOLDER).glob("rank_*.safetensors"))
     if not files:

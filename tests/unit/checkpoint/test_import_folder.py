@@ -90,6 +90,14 @@ def test_describing_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import"]) == 2
 
 
+def test_options_of_files_are_refused_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", str(tmp_path), "--to", str(tmp_path / "out"), "--image-size", "64"]) == 2
+    assert "got a folder, with --image-size" in capsys.readouterr().err
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["import", str(tmp_path), "--to", str(tmp_path)]) == 2
+    assert "expected a new folder or an older export" in capsys.readouterr().err
+
+
 def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     state = published_state(wavy_model(TINY["beit"]))
     state.pop("itm_head.3.bias")
