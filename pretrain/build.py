@@ -71,11 +71,11 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             write_identity(folder, config, inputs, ds_config)
         talk.barrier()
         checkpoint = newest_complete(folder)
+        dataset = make_dataset(config, tokenizer, topology)  # its complaints come before the long part of the start
         construction = construction_of(config, ds_config, topology)
         module = build_module(config, tokenizer, talk, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ds_config, run_hash(config, inputs))
         start_step, seconds, seen = (0, 0.0, {}) if checkpoint is None else resume(engine, checkpoint)
-        dataset = make_dataset(config, tokenizer, topology)
         log = MetricsLog(folder, is_first, resume_step=start_step, tensorboard=config.track.tensorboard)
         progress = Progress(config.steps, start_step, "pre-training", enabled=is_first)
         yield Run(
@@ -152,7 +152,7 @@ def construction_of(
 
     But not with an affine stem, which looks at whole weights with the first pictures (such models are small).
     """
-    if ds_config is None or config.model.vision.stem_norm == "affine":
+    if config.model.vision.stem_norm == "affine":
         return nullcontext()
     from cclm.engine.sharded_build import sharded_construction
 
@@ -212,8 +212,15 @@ def resume(engine: Engine, checkpoint: Path) -> tuple[int, float, dict[str, int]
 
 
 def make_dataset(config: RunConfig, tokenizer: TextTokenizer, topology: Topology) -> StepDataset:
-    """This rank's data."""
-    return StepDataset(config.data, tokenizer, seed=config.seed, rank=topology.rank, world_size=topology.world_size)
+    """This rank's data.
+
+    Raises:
+        ConfigError: a set of another view, language weights that no source has, fewer samples than steps.
+    """
+    rank, world_size = topology.rank, topology.world_size
+    dataset = StepDataset(config.data, tokenizer, seed=config.seed, rank=rank, world_size=world_size)
+    dataset.refuse_too_many_steps(config.steps)
+    return dataset
 
 
 def make_batches(

@@ -71,14 +71,14 @@ def train(run: Run) -> bool:
     batches = iter(run.batches)
     began = time.monotonic()
     sums: list[dict[str, int]] = []
-    num_skipped = 0  # steps since the last log line with an update left out: its gradient was not finite
+    num_skipped = 0  # updates left out since the last log line: their gradients were not finite
     run.status.write(step=run.start_step, phase="training")
     for step in range(run.start_step, config.steps):
         with run.throughput.data_wait():
             batch, on_device = next(batches)
         assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
-        metrics, statistics = do_updates(run, step, on_device)
-        num_skipped += not math.isfinite(statistics.grad_norm)
+        metrics, statistics, skipped = do_updates(run, step, on_device)
+        num_skipped += skipped
 
         sums.append(ledger_sums(batch))
         run.quarantine.add(step, batch.bad_samples)
@@ -133,13 +133,14 @@ def agree_to_stop(run: Run) -> str:
     return reason or run.stop.reason(folder) or "another rank was asked"
 
 
-def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], StepStatistics]:
+def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], StepStatistics, int]:
     """Forward and backward of every micro-batch, then the update, for each of the step's updates.
 
     Returns:
-        The step's metrics, and the statistics of its last update with the largest gradient norm of all.
+        The step's metrics; the statistics of its last update with the largest gradient norm of all; how many updates
+        were left out, because their gradients were not finite.
     """
-    engine, metrics, largest_norm = run.engine, [], 0.0
+    engine, metrics, largest_norm, num_skipped = run.engine, [], 0.0, 0
     for update in zip(*(updates_of(part, run.config.data.schedule) for part in batch.parts), strict=True):
         parts = []
         for part in update:
@@ -149,11 +150,12 @@ def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], St
         statistics = engine.update(step)
         metrics.append(mean_metrics(parts))
         largest_norm = max(largest_norm, statistics.grad_norm)
-    return merge_metrics(metrics), replace(statistics, grad_norm=largest_norm)
+        num_skipped += not math.isfinite(statistics.grad_norm)
+    return merge_metrics(metrics), replace(statistics, grad_norm=largest_norm), num_skipped
 
 
 def global_counts(batch: Batch, data: DataConfig) -> dict[str, int]:
-    """Pictures, sentence pairs and pictures with regions of the global batch, by view; ranks' shares may differ."""
+    """Pictures, sentence pairs and texts of regions of the global batch, by view; ranks' shares may differ."""
     counts = {}
     if batch.image_text is not None and data.image_text is not None:
         counts["image_text"] = data.image_text.batch_size

@@ -21,12 +21,7 @@ def start_from_sources(config: RunConfig, model: CCLMModel, *, is_first: bool) -
         CheckpointError: a source that cannot be read or does not fit.
     """
     state, report = source_weights(config.start.sources, model.config.options(), config.start.text_fills)
-    whole = None
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        from cclm.engine.sharded_build import whole_parameters
-
-        whole = whole_parameters
-    fresh = start_model(model, state, whole)
+    fresh = start_model(model, state)
     if is_first:
         note = {"sources": list(config.start.sources), "fresh": fresh, "keys": json.loads(report.as_json())}
         Path(config.run_folder).mkdir(parents=True, exist_ok=True)

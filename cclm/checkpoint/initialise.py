@@ -11,8 +11,7 @@ and under ZeRO-3 one rank reads one tensor at a time: no rank ever holds a secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from cclm.checkpoint.published_names import Weight, published_weights, text_weig
 from cclm.checkpoint.source_files import open_source
 from cclm.checkpoint.source_names import OUR_MARK, Placement, Reach, place_source
 from cclm.checkpoint.tower_source import TOWER
+from cclm.engine.sharded_build import whole_parameters
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
 
@@ -79,25 +79,19 @@ def source_weights(
     return LazyTensors(makers), ImportReport(keys=fates)
 
 
-def start_model(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    whole: Callable[[Sequence[nn.Parameter]], AbstractContextManager[bool]] | None = None,
-) -> list[str]:
+def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Write `state` into the parameters of the same names; return the names of the others, which stay as they are.
 
     Args:
         model: with its parameters whole, or sharded by ZeRO-3.
         state: tensors by name, of the parameters' shapes; read one at a time.
-        whole: for a sharded model: makes parameters whole inside its context and says whether this process writes
-            (`cclm.engine.deepspeed_engine.whole_parameters`).
     """
     fresh = []
     for name, parameter in model.named_parameters():
         if name not in state:
             fresh.append(name)
             continue
-        with nullcontext(True) if whole is None else whole([parameter]) as writes, torch.no_grad():
+        with whole_parameters([parameter]) as writes, torch.no_grad():
             if writes:
                 parameter.copy_(state[name])
     return fresh

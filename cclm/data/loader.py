@@ -21,6 +21,7 @@ from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import CclmError, ConfigError
+from cclm.track.stop import STOP_SIGNALS
 
 
 class StepDataset(Dataset[Batch]):
@@ -173,11 +174,7 @@ def make_loader(
         stop_step: one past the last.
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
         pin_memory: put the tensors into page-locked memory (CUDA only).
-
-    Raises:
-        ConfigError: the sources are used up before `stop_step`.
     """
-    dataset.refuse_too_many_steps(stop_step)
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         batch_size=None,
@@ -193,7 +190,7 @@ def make_loader(
 
 def _ignore_stop_signals(worker: int) -> None:
     """A scheduler sends TERM to every process of a job: the rank then saves, and needs its workers until it has."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ from cclm.data.photo import training_pixels
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair
+
+SMALLEST = 5e-324
+"""Stands for a draw of exactly 0, which has no logarithm."""
 
 
 class CaptionRules(Protocol):
@@ -113,8 +117,10 @@ def image_text_sample(
     language, choice = choose_caption(record.captions, config, which, draw, wish)
     captions, told, languages = [record.captions[language][choice]], f"{language}:{choice}", [language]
     if config.captions_per_image == 2:
-        rest = other_captions(record.captions, language, choice, config)
-        language, choice = choose_caption(rest, config, *generator.random(2).tolist())
+        rest = other_captions(record.captions, language, choice, config, wish)
+        another = None if wish is None else replace(wish, language=None)
+        which, draw = generator.random(2).tolist()
+        language, choice = choose_caption(rest, config, which, draw, another)
         captions.append(rest[language][choice])
         languages.append(language)
         told += f",{language}:{choice}"
@@ -132,10 +138,17 @@ def image_text_sample(
 
 
 def other_captions(
-    captions: Mapping[str, Sequence[str]], language: str, choice: int, config: CaptionRules
+    captions: Mapping[str, Sequence[str]],
+    language: str,
+    choice: int,
+    config: CaptionRules,
+    wish: LanguageWish | None = None,
 ) -> dict[str, Sequence[str]]:
-    """What the second caption is chosen from: the other languages; without any, the language's other captions."""
+    """What the second caption is chosen from: the other languages (with a weight, if languages are dealt); without
+    any, the language's other captions."""
     wanted = captions if config.languages is None else {name: captions.get(name, ()) for name in config.languages}
+    if wish is not None:
+        wanted = {name: texts for name, texts in wanted.items() if name in wish.weights}
     rest: dict[str, Sequence[str]] = {name: texts for name, texts in wanted.items() if texts and name != language}
     if not rest:
         own = captions[language]
@@ -219,7 +232,7 @@ def choose_pairs(
     """K translations of a group by the languages of all of them; with repetition only if it has fewer.
 
     Without a wish all are alike. With one the first is in the dealt language, if there is any, and the others are
-    drawn by weight (Efraimidis and Spirakis 2006: the largest u^(1/weight) win).
+    drawn by weight (Efraimidis and Spirakis 2006: the largest u^(1/weight) win; by logarithms, which do not underflow).
     """
     count = len(languages)
     if wish is None:
@@ -229,7 +242,7 @@ def choose_pairs(
     draws = generator.random(count + wanted).tolist()
     weights = [wish.weights.get(name, 0.0) for name in languages]
     shown = [index for index in range(count) if weights[index] > 0]
-    order = sorted(shown, key=lambda index: -(draws[index] ** (1 / weights[index])))
+    order = sorted(shown, key=lambda index: -math.log(draws[index] or SMALLEST) / weights[index])
     if not order:
         raise DataError(
             reason="translation_missing",

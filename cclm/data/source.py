@@ -287,6 +287,11 @@ class RegionSource(Source[RegionSample]):
         super().__init__(config, tokenizer, seed, cache, config.images_per_step)
         self.config = config
 
+    @property
+    def exposure_keys(self) -> list[str]:
+        """By source only: which texts a group takes, and in which languages, is drawn later."""
+        return list(self._names)
+
     def group(self, step: int, number: int) -> tuple[tuple[list[RegionSample], list[RegionRow]], list[BadSample]]:
         """The pictures and the rows of a negative group, and the broken samples that were replaced."""
         samples, bad = [], []

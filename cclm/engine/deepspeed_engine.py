@@ -257,14 +257,7 @@ class DeepSpeedEngine:
 
 def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
     assert torch_dist.is_initialized(), "make the engine inside cclm.dist.topology.process_group"
-    prepare_import(topology.device)
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if topology.device.type == "cpu":
-        deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
-    _import_muon_without_compiler()
-    deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
+    deepspeed = start_deepspeed(topology.device)
     _gather_whole(module)
     groups = parameter_groups(module, optimizer)
     if optimizer.update_rule == "published":
@@ -289,11 +282,22 @@ def _gather_whole(module: nn.Module) -> None:
             set_z3_leaf_module(part, True)
 
 
-def prepare_import(device: torch.device) -> None:
-    """Tell DeepSpeed the accelerator, which it would otherwise guess aloud; mute what it calls by old names."""
+def start_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed with its workarounds and let it join the ranks; returns the module.
+
+    It is told the accelerator, which it would otherwise guess aloud, and muted where it calls torch by old names.
+    """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
+    _import_muon_without_compiler()
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
+    return deepspeed
 
 
 def _import_muon_without_compiler() -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.dist.topology import Topology
-from cclm.engine.deepspeed_engine import prepare_import
+from cclm.engine.deepspeed_engine import start_deepspeed
 from cclm.engine.ds_config import zero_stage
 
 
@@ -35,11 +35,7 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
         yield
         return
     assert torch_dist.is_initialized(), "build inside cclm.dist.topology.process_group"
-    prepare_import(topology.device)
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if topology.device.type == "cuda" else "gloo")
+    deepspeed = start_deepspeed(topology.device)
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
     with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():
         yield

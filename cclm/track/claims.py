@@ -67,7 +67,8 @@ def trained_on_test_pictures(facts: RunFacts) -> bool | None:
 
 def retrieval_title(facts: RunFacts) -> str:
     """Return the heading of the recall table."""
-    return "Retrieval among training pictures" if trained_on_test_pictures(facts) else "Zero-shot retrieval"
+    titles = {True: "Retrieval among training pictures", False: "Zero-shot retrieval", None: "Retrieval"}
+    return titles[trained_on_test_pictures(facts)]
 
 
 def measured_words(facts: RunFacts, num_languages: int) -> str:

@@ -83,10 +83,8 @@ def build_each(names: list[str]) -> dict[str, dict[str, Tensor]]:
 
 
 def fill(path: str) -> dict[str, Tensor]:
-    from cclm.engine.sharded_build import whole_parameters
-
     model = build("swin")
-    assert start_model(model, read_tensors(Path(path)), whole_parameters) == ["temperature.value"]
+    assert start_model(model, read_tensors(Path(path))) == ["temperature.value"]
     return whole_values(model)
 
 
@@ -116,15 +114,13 @@ def anonymous_bytes() -> int:
 
 def measure(path: str) -> dict[str, float]:
     """Peaks as shares of the weights: built whole, built sharded, filled from a file."""
-    from cclm.engine.sharded_build import whole_parameters
-
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back, so that it is not counted
     build("swin")  # loads what is loaded once
     with AnonymousPeak() as sharded:
         model = build("large")
     with AnonymousPeak() as filled:
-        start_model(model, read_tensors(Path(path)), whole_parameters)
+        start_model(model, read_tensors(Path(path)))
     size = 4 * sum(parameter.ds_numel for parameter in model.parameters())
     del model
     with AnonymousPeak() as plain:

@@ -117,9 +117,17 @@ def test_a_run_longer_than_its_sources_is_refused(config: DataConfig, tokenizer:
     assert dataset.text_pair is not None
     end = dataset.text_pair.stream.end_step
     assert end is not None and 57 * 2 - 8 < end * 8 <= 57 * 2
+    dataset.refuse_too_many_steps(end)
     assert len(list(make_loader(dataset, end - 1, end))) == 1
     with pytest.raises(ConfigError, match=f"used up after {end}"):
-        make_loader(dataset, 0, end + 1)
+        dataset.refuse_too_many_steps(end + 1)
+
+
+def test_small_weights_are_weights_like_others() -> None:
+    wish = LanguageWish({"de": 1e-4, "en": 1e-4}, None)
+    generator = np.random.default_rng(0)
+    first = Counter(choose_pairs(["de", "en"], 1, generator, wish)[0] for _ in range(2000))
+    assert 900 < first[0] < 1100
 
 
 def test_language_weights_of_nothing_are_refused(config: DataConfig) -> None:

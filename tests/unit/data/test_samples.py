@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
+from cclm.data.languages import LanguageWish
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.samples import choose_caption, image_text_sample, other_captions, text_pair_sample
 from cclm.data.tokens import TextTokenizer
@@ -92,6 +93,20 @@ def test_two_captions_of_a_picture(config: DataConfig, tokenizer: TextTokenizer)
         drawn[language_of[tuple(sample.ids)], language_of[tuple(sample.second_ids)]] += 1
     assert len(drawn) == 6 and all(first != second for first, second in drawn)
     assert min(drawn.values()) > 15
+
+
+def test_a_second_caption_keeps_to_the_languages_with_a_weight(config: DataConfig, tokenizer: TextTokenizer) -> None:
+    view = replace(views(config)[0], captions_per_image=2)
+    captions = {"de": ["da"], "en": ["ea", "eb"], "fr": ["fa"]}
+    record = ImageTextRecord(key="k", image=b"", image_format="png", captions=captions, source="s", licence="MIT")
+    picture = Image.new("RGB", (8, 8), (9, 9, 9))
+    for weights, expected in (({"en": 1.0}, {("en", "en")}), ({"en": 1.0, "fr": 2.0}, {("en", "fr")})):
+        wish = LanguageWish(weights, "en")
+        samples = [
+            image_text_sample(record, picture, view, tokenizer, np.random.default_rng(seed), False, wish)
+            for seed in range(30)
+        ]
+        assert {tuple(sample.languages) for sample in samples} == expected
 
 
 def test_tlm_masks_both_sentences_in_one_text(config: DataConfig, tokenizer: TextTokenizer) -> None:

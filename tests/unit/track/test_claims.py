@@ -81,6 +81,7 @@ def test_training_pictures_are_called_so(found: RunFacts) -> None:
 )
 def test_what_is_not_known_is_not_claimed(found: RunFacts) -> None:
     assert trained_on_test_pictures(found) is None
+    assert retrieval_title(found) == "Retrieval"
     assert "not known" in measured_words(found, 3) and "zero-shot" not in measured_words(found, 3)
 
 
