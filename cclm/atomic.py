@@ -7,6 +7,7 @@ A rename survives the death of the process; what is durable is also synced, so t
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -16,9 +17,9 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def replace_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Make `data` the content of `path`; missing folders are made. Processes may write the same file at once."""
+    """Make `data` the content of `path`; missing folders are made. Processes of any machine may write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -7,7 +7,6 @@ RUN/recipe.yaml      the recipe with its overrides merged in
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from cclm.atomic import replace_text
 from cclm.errors import ConfigError
+from launch.slurm.preflight import code_hash
 
 CODE = "code"
 HASH_NAME = "code.sha256"
@@ -42,30 +42,12 @@ def take_snapshot(checkout: Path, run_folder: Path, *, anew: bool = False) -> st
     for source in sorted(checkout.iterdir()):
         if source.is_dir() and source.name[0] != "." and source.name not in NOT_LINKED:
             (partial / source.name).symlink_to(source.resolve())
+    (run_folder / HASH_NAME).unlink(missing_ok=True)
     shutil.rmtree(code, ignore_errors=True)
     partial.rename(code)
     found = code_hash(code)
     replace_text(run_folder / HASH_NAME, found + "\n")
     return found
-
-
-def code_hash(code: Path) -> str:
-    """Hash names and bytes of all copied files; links are not followed."""
-    digest = hashlib.sha256()
-    for path in sorted(_files(code)):
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(code).as_posix()} {len(data)}\n".encode() + data)
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.is_symlink() or path.name == "__pycache__":
-            continue
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
 
 
 def find_recipe(name: str, shipped: Path) -> Path:

@@ -181,8 +181,6 @@ class _SetBuild:
         if alone:
             for path in self._folder.rglob(".*.partial"):
                 path.unlink()
-            for path in self._runs.glob(".*.images"):
-                path.unlink()
         replace_bytes(self._state / "plan", self._plan.digest.encode(), durable=True)
 
     def scan(self, share: Share) -> None:

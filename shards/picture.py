@@ -1,4 +1,4 @@
-"""One picture of a corpus, decoded at most once, whatever asks for its pixels."""
+"""One picture of a corpus, decoded at most once for filters, duplicates and re-encoding (its size is read before)."""
 
 from __future__ import annotations
 

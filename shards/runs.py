@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ class RunWriter:
         self._images: Any = None
         if "image_size" in self._columns:
             # The process in the name: a task that was started twice must not write into its own other file.
-            self._temporary = temporary_path(name.images(folder).with_suffix(f".{os.getpid()}.images"))
+            process = f"{socket.gethostname()}.{os.getpid()}"
+            self._temporary = temporary_path(name.images(folder).with_suffix(f".{process}.images"))
             self._images = self._temporary.open("wb")
 
     def add_image(self, image: bytes) -> int:

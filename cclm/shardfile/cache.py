@@ -11,7 +11,6 @@ longest ago. A process that has one of them open keeps its content, so nobody ne
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from cclm.errors import CclmError, ConfigError
-from cclm.shardfile.fetch import FetchError, fetch
+from cclm.shardfile.fetch import NO_ROOM, FetchError, fetch
 
 PARTIAL = ".partial"
 FOLDER_VARIABLE = "CCLM_SHARD_CACHE"
@@ -177,7 +176,7 @@ class FileCache:
 
 
 def _no_room(url: str, error: OSError) -> FetchError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in NO_ROOM
     return FetchError(
         where=url,
         expected="room on the cache's disk" if full else "a cache folder that can be written",

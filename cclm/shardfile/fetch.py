@@ -7,6 +7,7 @@ with a growing pause; one that will not (no such file, no permission, no room) i
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import random
 import sys
@@ -28,6 +29,8 @@ _PASSING = (
 )
 """Errors of the network that are no OSError, by module; only loaded modules can have raised one."""
 _CHUNK_BYTES = 1 << 22
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A full disk, a full quota."""
 
 
 class FetchError(CclmError):
@@ -58,6 +61,7 @@ def fetch(
 
     Raises:
         FetchError: it is not there, may not be read, or `attempts` were not enough.
+        OSError: the disk of `target` is full; trying again would not help.
         MissingDependencyError: the protocol needs a package that is not installed.
     """
     system, path = open_system(url)
@@ -75,6 +79,8 @@ def fetch(
                 do="Check the address and your credentials (see docs/data.md).",
             ) from error
         except _passing_errors() as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
             problem = f"{type(error).__name__}: {error}"
             continue
         found = file_sha256(target) if sha256 is not None else None

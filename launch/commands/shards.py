@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cclm.errors import ConfigError
 from launch.commands import slurm
 from launch.commands.local import say
 from launch.slurm.submit import submit
 from launch.slurm.verdict import why_not_done
-from launch.snapshot import find_recipe, merge_recipe, write_recipe
+from launch.snapshot import RECIPE_NAME, find_recipe, merge_recipe, write_recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,12 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     origin = find_recipe(options.recipe or "", Path("shards/recipes"))
     folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()
     content = merge_recipe(origin, command)
-    recipe = folder / "recipe.yaml"
+    recipe = folder / RECIPE_NAME
+    if recipe.exists() and merge_recipe(recipe, ()) != content:
+        raise ConfigError(
+            where=str(recipe), expected="the recipe of the earlier submission", got="another one",
+            do="Choose another --run-folder and --out, or remove both folders.",
+        )  # fmt: skip
     if not options.dry_run:
         recipe = write_recipe(folder, content, origin)
     before: Path | None = options.after

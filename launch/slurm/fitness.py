@@ -15,6 +15,7 @@ from typing import Any
 
 from launch.slurm.client import ask_slurm
 from launch.slurm.history import Event, add_event, lives_of, read_history
+from launch.snapshot import HASH_NAME
 
 LOW_DISK_BYTES = 2 * 2**30
 """Less than this in the run folder will not hold a checkpoint of the base model."""
@@ -33,12 +34,17 @@ def expand(nodes: str) -> list[str]:
     return ask_slurm(["scontrol", "show", "hostnames", nodes]).stdout.split()
 
 
-def find_faults(plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return what is wrong with each bad node. `found`: by node, what it told about itself."""
+def find_faults(
+    plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any], code_hash: str
+) -> dict[str, list[str]]:
+    """Return what is wrong with each bad node.
+
+    `found`: by node, what it told about itself; `code_hash`: of the snapshot when it was taken.
+    """
     faults: dict[str, list[str]] = {}
     for node in nodes:
         told = found.get(node)
-        complaints = ["does not answer"] if told is None else list(_own_faults(plan, told))
+        complaints = ["does not answer"] if told is None else list(_own_faults(plan, told, code_hash))
         if complaints:
             faults[node] = complaints
     for node, complaint in _strangers(found):
@@ -46,7 +52,7 @@ def find_faults(plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[st
     return faults
 
 
-def _own_faults(plan: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[str]:
+def _own_faults(plan: Mapping[str, Any], told: Mapping[str, Any], code_hash: str) -> Iterator[str]:
     gpus = told["gpus"]
     if isinstance(gpus, str):
         yield gpus
@@ -68,12 +74,13 @@ def _own_faults(plan: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[st
     if scratch.get("free_bytes", LOW_SCRATCH_BYTES) < LOW_SCRATCH_BYTES:
         yield f"{scratch['free_bytes'] / 2**20:.0f} MiB free in {plan['scratch']}"
     yield from (f"cannot read {name}" for name in told["unreadable"])
+    if told["code_hash"] != code_hash:
+        yield f"code {told['code_hash'][:12]}, submitted was {code_hash[:12]}"
 
 
 def _strangers(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Nodes that differ from most others in what must be equal."""
     sides: dict[str, Callable[[Any], str]] = {
-        "code": lambda told: str(told["code_hash"])[:12],
         "Python": lambda told: str(told["python"]),
         "GPUs": lambda told: ", ".join(gpu["name"] for gpu in told["gpus"]) if isinstance(told["gpus"], list) else "?",
     }
@@ -129,7 +136,8 @@ def judge_nodes(
     life = lives_of(read_history(run_folder))[-1]
     folder, nodes = run_folder / "slurm" / "preflight" / str(life.number), expand(life.nodes)
     found = read_found(folder, nodes)
-    faults = find_faults(plan, nodes, found)
+    code_hash = (run_folder / HASH_NAME).read_text(encoding="utf-8").strip()
+    faults = find_faults(plan, nodes, found, code_hash)
     free_bytes = min((told["run_disk"].get("free_bytes", LOW_DISK_BYTES) for told in found.values()), default=0)
     if free_bytes < LOW_DISK_BYTES:
         say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")

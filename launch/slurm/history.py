@@ -43,11 +43,11 @@ class Event:
 
 
 def add_event(run_folder: Path, event: Event) -> None:
-    """Append a line."""
+    """Append a line; on a new line even if the last one was cut off."""
     path = run_folder / HISTORY
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(event)) + "\n")
+        file.write("\n" + json.dumps(asdict(event)) + "\n")
 
 
 def read_history(run_folder: Path) -> list[Event]:

@@ -84,7 +84,7 @@ def unreadable(folders: list[str]) -> Iterator[str]:
 
 
 def code_hash(code: Path) -> str:
-    """The hash of `launch.snapshot.code_hash`: this file must not import anything of ours (a test compares them)."""
+    """Hash names and bytes of all files of a snapshot; links are not followed."""
     digest = hashlib.sha256()
     for path in sorted(_files(code)):
         data = path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -78,10 +79,17 @@ def elements(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     """Which elements of an array to run: all of them, or after an earlier submission those that failed.
 
     Raises:
-        ConfigError: none is left.
+        ConfigError: none is left, or the array had another number of elements before: they meant other shares.
     """
     if not plan.array:
         return []
+    path = plan.run_folder / SLURM_FOLDER / PLAN_NAME
+    before = json.loads(path.read_text(encoding="utf-8"))["array"] if path.exists() else plan.array
+    if before != plan.array:
+        raise ConfigError(
+            where=str(plan.run_folder), expected=f"an array of {before} elements, as before", got=f"{plan.array}",
+            do="Give the same number, or choose another --run-folder.",
+        )  # fmt: skip
     left = elements_left(plan.run_folder, plan.array)
     if not left:
         raise ConfigError(

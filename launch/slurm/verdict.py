@@ -32,7 +32,7 @@ SAME_MOMENT_S = 3.0
 WAITS = "waits for other ranks"
 """What the shim says of a hung rank that stands in a collective."""
 REST = "rest: "
-"""How a reason to stop begins when the run must not go on by itself (`launch stop`)."""
+"""How a reason to stop begins when the run must not go on by itself (text in RUN/stop)."""
 
 
 @dataclass(frozen=True, kw_only=True)

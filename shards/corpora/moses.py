@@ -56,15 +56,15 @@ class MosesPairs:
                 if found is not None:
                     at = (path, member) if path.suffix == ".zip" else (path, "")
                     sides.setdefault(f"{name}/{found[0]}" if at[1] else found[0], {})[found[1]] = at
-        pairs = {name: of_one for name, of_one in sides.items() if len(of_one) == 2}
-        if not pairs:
+        lone = sorted(name for name, of_one in sides.items() if len(of_one) < 2)
+        if lone or not sides:
             raise ConfigError(
                 expected="two files such as NAME.de-en.de and NAME.de-en.en, or a zip of them",
-                got=", ".join(itertools.islice(files, 4)),
-                do="Correct `path`.",
+                got="only one of " + ", ".join(lone[:4]) if lone else ", ".join(itertools.islice(files, 4)),
+                do="Correct `path`, or move away what has no partner.",
                 where=str(self.path),
             )
-        return [self._part(name, of_one) for name, of_one in sorted(pairs.items())]
+        return [self._part(name, of_one) for name, of_one in sorted(sides.items())]
 
     def _named_parts(self) -> list[Part]:
         anchor = self.anchor or next(iter(self.files))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -118,6 +119,23 @@ def test_a_broken_server_leaves_nothing_behind(server: FolderServer, cache: Cach
     with pytest.raises(FetchError):
         shards.image_text(0, 0)
     assert names(cache) == {"manifest.json", "images-000000.index.arrow"}
+
+
+def test_a_full_disk_is_told_at_once_and_not_blamed_on_the_network(
+    server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class FullDisk:
+        def get_file(self, path: str, target: str) -> None:
+            calls.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    monkeypatch.setattr(fetch_module, "open_system", lambda url: (FullDisk(), url))
+    cache = FileCache(CacheConfig(folder=str(tmp_path / "cache")))
+    with pytest.raises(FetchError, match="expected room on the cache's disk, got No space left"):
+        cache.get(Wanted(url=f"{server.url}/a.tar", path=tmp_path / "cache" / "a.tar", sha256=None, size_bytes=1))
+    assert len(calls) == 1
 
 
 def test_files_used_longest_ago_make_room(images: Path, server: FolderServer, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from launch.slurm import fitness, preflight
 from launch.slurm.history import lives_of, read_history
+from launch.snapshot import HASH_NAME
 from tests.unit.launch.slurm.run_folders import PLAN, begun, make_run, write_plan
 
 GPU = {
@@ -43,7 +44,7 @@ PLAN_2_GPUS = {**PLAN, "gpus_per_node": 2, "scratch": "/scratch"}
         ({"run_disk": {"bytes_per_s": 1e9, "free_bytes": 1, "skew_s": -300.0}}, "its clock is -300 s away"),
         ({"scratch_disk": {"bytes_per_s": 1.0, "free_bytes": 2**20, "skew_s": 0.0}}, "1 MiB free in /scratch"),
         ({"unreadable": ["/data/images: Stale file handle"]}, "cannot read /data/images: Stale file handle"),
-        ({"code_hash": "def"}, "code def, others have abc"),
+        ({"code_hash": "def"}, "code def, submitted was abc"),
         ({"python": "3.9.2"}, "Python 3.9.2, others have 3.11.7"),
         ({"gpus": [GPU, {**GPU, "name": "A100"}]}, "GPUs H100, A100, others have H100, H100"),
         ({"run_disk": {"bytes_per_s": 1e6, "free_bytes": 10**12, "skew_s": 0.0}}, "writes 1 MB/s"),
@@ -51,18 +52,24 @@ PLAN_2_GPUS = {**PLAN, "gpus_per_node": 2, "scratch": "/scratch"}
 )
 def test_a_bad_node_is_named_with_its_fault(changes: dict[str, Any], complaint: str) -> None:
     found = {"n1": told(), "n2": told(**changes), "n3": told()}
-    faults = fitness.find_faults(PLAN_2_GPUS, ["n1", "n2", "n3"], found)
+    faults = fitness.find_faults(PLAN_2_GPUS, ["n1", "n2", "n3"], found, "abc")
     assert list(faults) == ["n2"]
     assert complaint in "; ".join(faults["n2"])
 
 
 def test_a_silent_node_is_named_and_good_ones_are_not() -> None:
-    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told()}) == {"n2": ["does not answer"]}
-    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told(), "n2": told()}) == {}
+    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told()}, "abc") == {"n2": ["does not answer"]}
+    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told(), "n2": told()}, "abc") == {}
 
 
 def test_two_nodes_that_differ_cannot_be_judged_by_majority() -> None:
-    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told(), "n2": told(code_hash="def")}) == {}
+    found = {"n1": told(), "n2": told(python="3.9.2")}
+    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], found, "abc") == {}
+
+
+def test_code_is_compared_with_what_was_submitted_not_with_the_neighbours() -> None:
+    found = {"n1": told(code_hash="def"), "n2": told(code_hash="def")}
+    assert list(fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], found, "abc")) == ["n1", "n2"]
 
 
 def test_a_slow_cable_is_told_from_its_partners() -> None:
@@ -88,6 +95,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Life 0 on n1 and n2; n2 cannot read the shards."""
     monkeypatch.setattr(fitness, "expand", lambda nodes: nodes.split(","))
     run = make_run(tmp_path)
+    (run / HASH_NAME).write_text("abc\n")
     begun(run, 0, nodes="n1,n2")
     folder = run / "slurm/preflight/0"
     folder.mkdir(parents=True)

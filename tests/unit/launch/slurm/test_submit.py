@@ -103,6 +103,8 @@ def test_an_array_is_submitted_again_for_what_failed(here: Path, capsys: pytest.
     assert main([*array, *element]) == 0
     assert "sbatch --parsable --array=1,2%2 " in (here / "bin/calls").read_text().splitlines()[-1]
     assert "launch: elements 1, 2 of 3" in capsys.readouterr().err
+    assert main([*array[:4], "2", *array[5:], *element]) == 2
+    assert "expected an array of 3 elements, as before, got 2" in capsys.readouterr().err
     for number in (1, 2):
         ended_element(run, number, 0)
     assert main([*array, *element]) == 2
@@ -137,6 +139,10 @@ def test_shards_are_three_jobs_that_wait_for_each_other(here: Path, capsys: pyte
     ]
     assert [plan["array"] for plan in plans] == [4, 2, 0]
     assert [plan["after"] for plan in plans] == [None, str(folder / "read"), str(folder / "write")]
+    (here / "bin/state").write_text("FAILED\n")
+    assert main([*build, "--", "--sets.pairs.num_shards", "10"]) == 2, "queued tasks keep the recipe they were given"
+    assert "expected the recipe of the earlier submission, got another one" in capsys.readouterr().err
+    assert "num_shards: 9" in (folder / "recipe.yaml").read_text()
 
 
 @pytest.mark.parametrize(

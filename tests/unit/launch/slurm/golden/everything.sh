@@ -4,7 +4,7 @@
 #SBATCH --job-name=base
 #SBATCH --account=project7
 #SBATCH --qos=long
-#SBATCH --constraint=h100&ib
+#SBATCH --constraint='h100&ib'
 #SBATCH --exclude=node13
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -17,7 +17,7 @@
 #SBATCH --requeue
 #SBATCH --exclusive
 #SBATCH --mail-user=me@example.org
-#SBATCH --comment=a 'quoted' comment
+#SBATCH --comment='a '"'"'quoted'"'"' comment'
 
 set -u
 run=/shared/runs/base
