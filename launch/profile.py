@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
+from cclm.track.reading import read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_VARIABLE = "CCLM_PROFILE"
@@ -69,9 +70,7 @@ def read_profile(name: str | None, environment: Mapping[str, str] = os.environ) 
             where="--profile", expected=f"the path of a YAML file or one of {shipped}", got=repr(name),
             do="Copy launch/profiles/default.yaml and adapt it.",
         )  # fmt: skip
-    import yaml  # here, so that everything else of `launch` runs with the standard library alone
-
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = read_yaml(path, expected="a profile", do="Start from launch/profiles/default.yaml.") or {}
     complaints = list(_complaints(content)) if isinstance(content, dict) else ["no mapping"]
     if complaints:
         raise ConfigError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from cclm.atomic import replace_text
 from cclm.errors import ConfigError
+from cclm.track.reading import read_yaml
 from launch.slurm.preflight import code_hash
 
 CODE = "code"
@@ -67,9 +68,9 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe is no mapping, or an override has no value.
     """
-    import yaml
+    import yaml  # here, so that everything else of `launch` runs with the standard library alone
 
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
     if not isinstance(content, dict):
         raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
     for key, text in _pairs(overrides):
@@ -79,7 +80,10 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise ConfigError(where=f"--{key}", expected=f"a mapping at {name}", got="a value", do="Check the key.")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(where=f"--{key}", expected="a value in YAML", got=repr(text), do="Repair it.") from error
     return content
 
 

@@ -112,6 +112,10 @@ def check_request(request: SlurmRequest, profile: Profile) -> None:
         )
 
 
+CLEANING = frozenset({"--cleanenv", "-e", "--containall", "-C"})
+"""Flags of Apptainer that keep the environment out of the container."""
+
+
 def _complaints(request: SlurmRequest, profile: Profile) -> Iterator[str]:
     counts = {"--nodes": request.nodes, "--tasks-per-node": request.tasks, "--max-tries": request.max_tries}
     for name, count in {**counts, "--cpus-per-task": request.cpus_per_task or 1}.items():
@@ -128,6 +132,9 @@ def _complaints(request: SlurmRequest, profile: Profile) -> Iterator[str]:
         yield f"--time {request.time} is not longer than the {request.save_s} s for saving before it (--save-s)"
     if request.container and profile.container == "none":
         yield "--container without a profile that says how to run it (container: pyxis or apptainer)"
+    cleaning = CLEANING.intersection(profile.container_flags) if profile.container == "apptainer" else set()
+    if request.container and cleaning:
+        yield f"container_flags {', '.join(sorted(cleaning))}: the ranks get their place from the environment"
     for key, value in request.sbatch.items():
         if not SINGLE_OPTION.fullmatch(key) or "\n" in value:
             yield f"--sbatch {key}={value} is no option of sbatch"

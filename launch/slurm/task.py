@@ -36,6 +36,7 @@ ELEMENT = "task"
 MOST_WORDS = 500
 FULL_BYTES = 2**20
 FULL = "the disk of the run folder is full"
+"""What is said of a rank that died while that was so."""
 RECORD_BYTES = 4096
 """Room for the record of the end, taken at the beginning: a full disk must not swallow why the rank died of it."""
 FILLED_IN = {

@@ -20,12 +20,11 @@ from cclm.track.lock import HELD
 from cclm.track.status import DoneMarker
 from cclm.track.stop import STOPPED_CODE, read_stopped
 from launch.slurm.history import Life, read_history
+from launch.slurm.task import FULL
 
 STATUS = "status"
 USER_ERROR_CODE = 2
 """What our programs end with after a sentence for the user."""
-FULL = "the disk of the run folder is full"
-"""What the shim says of a rank that died while that was so."""
 VIOLENT_CODES = frozenset(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))
 SAME_MOMENT_S = 3.0
 """Slurm itself kills the others later than that."""

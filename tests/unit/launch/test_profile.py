@@ -29,6 +29,12 @@ def test_unknown_keys_are_named_with_the_nearest_right_one(tmp_path: Path) -> No
         assert words in str(caught.value)
 
 
+def test_broken_yaml_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("modules: [a")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: expected a profile, got broken YAML.*Start from"):
+        read_profile(str(tmp_path / "mine.yaml"))
+
+
 def test_a_profile_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="apptainer, default, modules, pyxis"):
         read_profile("nowhere")

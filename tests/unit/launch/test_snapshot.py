@@ -64,6 +64,15 @@ def test_overrides_that_are_none(tmp_path: Path, words: list[str]) -> None:
         merge_recipe(tmp_path / "small.yaml", words)
 
 
+def test_broken_yaml_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("run_folder: [r")
+    with pytest.raises(ConfigError, match=r"small\.yaml: expected a YAML mapping, got broken YAML"):
+        merge_recipe(tmp_path / "small.yaml", ())
+    (tmp_path / "small.yaml").write_text("run_folder: r")
+    with pytest.raises(ConfigError, match=r"--model\.x: expected a value in YAML, got '\[1'"):
+        merge_recipe(tmp_path / "small.yaml", ["--model.x", "[1"])
+
+
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("")
     with pytest.raises(ConfigError, match="one of small, got 'smal'"):

@@ -84,6 +84,12 @@ def test_all_complaints_at_once() -> None:
         assert complaint in str(caught.value)
 
 
+def test_a_container_that_hides_the_environment_is_refused() -> None:
+    profile = Profile(container="apptainer", container_flags=("--no-home", "--cleanenv"))
+    with pytest.raises(ConfigError, match="container_flags --cleanenv: the ranks get their place from"):
+        plan_job(replace(REQUEST, container="image.sif"), profile)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("10", 600), ("10:30", 630), ("1:00:00", 3600), ("2-00", 172800), ("1-01:30", 91800), ("UNLIMITED", None)],

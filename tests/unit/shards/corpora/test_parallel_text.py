@@ -89,6 +89,10 @@ def test_moses_files_and_a_zip_of_them(tmp_path):
         corpus_of("moses", {"path": str(archive), "anchor": "fr"}).parts()
     with pytest.raises(ConfigError, match=r"expected two files such as NAME.de-en.de and NAME.de-en.en"):
         corpus_of("moses", {"path": str(tmp_path / "README")}).parts()
+    archive.unlink()
+    (tmp_path / "Books.fr-en.en").write_bytes(english)
+    with pytest.raises(ConfigError, match=r"got only one of Books.*move away what has no partner"):
+        corpus_of("moses", {"path": str(tmp_path)}).parts()
 
 
 def test_a_zip_that_was_damaged(tmp_path):
