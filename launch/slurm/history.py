@@ -10,6 +10,7 @@ A life is one start of the batch script; a requeued job has several.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -46,8 +47,10 @@ def add_event(run_folder: Path, event: Event) -> None:
     """Append a line; on a new line even if the last one was cut off."""
     path = run_folder / HISTORY
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + json.dumps(asdict(event)) + "\n")
+    with path.open("a+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        is_cut_off = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * is_cut_off + json.dumps(asdict(event)) + "\n").encode())
 
 
 def read_history(run_folder: Path) -> list[Event]:

@@ -123,6 +123,8 @@ def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     assert len(read_history(run)) == 1
     add_event(run, Event(event="submitted", job="8"))
     assert [event.job for event in read_history(run)] == ["7", "8"], "the next line does not drown in the half one"
+    add_event(run, Event(event="submitted", job="9"))
+    assert all((run / "slurm/history.jsonl").read_text().splitlines()), "no empty lines for other readers"
 
 
 def test_ports_differ_by_job_and_avoid_those_in_use() -> None:
