@@ -44,7 +44,7 @@ borders: $(INSTALLED)
 	@$(BIN)/lint-imports --no-logo
 
 quick: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" < /dev/null
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not slurm" < /dev/null
 
 figures: $(INSTALLED)
 	@$(BIN)/python -m tests.architecture.figures

@@ -85,6 +85,7 @@ def step_on_half(folder: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_step_on_two_ranks(golden: GoldenSet) -> None:
     record = golden.tensors("world2")
     ranks = run_on_ranks(step_on_half, WORLD, str(golden.folder), timeout_s=120)

@@ -42,6 +42,7 @@ def mixes(num_sources: int) -> st.SearchStrategy[MixConfig]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     sizes=sources,

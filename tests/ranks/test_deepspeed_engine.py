@@ -43,6 +43,7 @@ def _make_rank_dependent(talk: Collectives) -> nn.Module:
     return make_toy(talk)
 
 
+@pytest.mark.slow
 def test_rank_0_decides_the_initial_weights() -> None:
     histories = train_ranks(replace(CASE, make_module=_make_rank_dependent, make_batch=joint_batch))
     plain = train_plain(replace(CASE, make_module=_make_rank_dependent, make_batch=joint_batch))
@@ -62,6 +63,7 @@ def _meet_a_nan(case: Case) -> tuple[float, bool, list[float]]:
     return norm, is_same, drive(engine, case, range(1, 2)).losses
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() -> None:
     for norm, is_same, losses in on_ranks(_meet_a_nan, 2, CASE):
         assert norm == math.inf
@@ -76,6 +78,7 @@ def _disagree(case: Case) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_ranks_that_see_different_steps_are_told_instead_of_hanging() -> None:
     texts = on_ranks(_disagree, 2, CASE, timeout_s=60.0)
     assert texts[0] == texts[1]
@@ -89,6 +92,7 @@ def _reduce(case: Case) -> dict[str, float]:
     return engine.reduce_mean(values)
 
 
+@pytest.mark.slow
 def test_reduce_mean_keeps_the_order_of_keys() -> None:
     for means in on_ranks(_reduce, 2, CASE):
         assert list(means.items()) == [("z", 0.5), ("a", 2.0)]

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 MEET = """
 import os, sys
@@ -35,6 +37,7 @@ def launch(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_two_ranks_meet_over_gloo(tmp_path: Path) -> None:
     result = launch(tmp_path, MEET + FINISH)
     assert result.returncode == 0, result.stderr
@@ -42,6 +45,7 @@ def test_two_ranks_meet_over_gloo(tmp_path: Path) -> None:
     assert (tmp_path / "run/logs/rank_1.log").read_text().splitlines()[-1] == "total 3 threads 1"
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_in_a_collective_ends_the_job(tmp_path: Path) -> None:
     began = time.monotonic()
     result = launch(tmp_path, MEET + DIE_IN_A_COLLECTIVE)

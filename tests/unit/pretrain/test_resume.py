@@ -48,6 +48,7 @@ def values_of(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["joint", "alternate"])
 def test_stopped_and_resumed(corpus: Path, tmp_path: Path, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
@@ -72,6 +73,7 @@ def test_stopped_and_resumed(corpus: Path, tmp_path: Path, schedule: str, monkey
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["joint", "alternate"])
 def test_micro_batches_hold_the_same_samples(corpus: Path, tmp_path: Path, schedule: str) -> None:
     """Stopped after one checkpoint and gone on in other micro-batches: the ledger of a run in one piece."""

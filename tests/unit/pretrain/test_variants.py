@@ -124,6 +124,7 @@ def plain_mlm(module: CrossViewTraining, fused: torch.Tensor, masked: Any) -> to
     return functional.cross_entropy(module.model.decode_with(hidden, functional.linear), masked.label_T)
 
 
+@pytest.mark.slow
 def test_boxes_are_learned(make: Make) -> None:
     module, batch = make("regions")
     regions = Batch(step=9, image_text=None, text_pair=None, regions=batch.regions)
