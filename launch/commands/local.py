@@ -1,4 +1,4 @@
-"""`plan` and `run`: ranks on this machine."""
+"""`run`: ranks on this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import os
 import sys
 from pathlib import Path
 
+from launch.commands.parsers import Commands, usage
 from launch.machine import this_machine
-from launch.plan import JobRequest, make_plan
+from launch.plan import JobPlan, JobRequest, make_plan
+
+
+def add_to(commands: Commands) -> None:
+    """Add `run`."""
+    parser = commands.add_parser("run", help="run a command on N local ranks", usage=usage("run"))
+    parser.add_argument("--grace-s", type=float, default=15.0, help="seconds from TERM to KILL once a rank has failed")
+    parser.add_argument("--run-folder", type=Path, default=None, help="logs go to its logs/; default: runs/launch")
+    add_options(parser)
+    parser.set_defaults(carry_out=carry_out)
 
 
 def add_options(parser: argparse._ActionsContainer) -> None:
@@ -24,8 +34,8 @@ def number_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
-    """Plan the ranks; print the plan, or run it."""
+def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
+    """Plan the ranks."""
     request = JobRequest(
         command=command,
         folder=Path.cwd(),
@@ -35,13 +45,14 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         port=options.port,
         bind=options.bind == "auto",
     )
-    plan = make_plan(request, this_machine(), os.environ)
-    if options.action == "plan":
-        sys.stdout.write((plan.to_json() if options.json else plan.to_text()) + "\n")
-        return 0
+    return make_plan(request, this_machine(), os.environ)
+
+
+def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Run the ranks to their end."""
     from launch.local import run_plan
 
-    return run_plan(plan, say=say, grace_s=options.grace_s).code
+    return run_plan(plan_from(options, command), say=say, grace_s=options.grace_s).code
 
 
 def say(line: str) -> None:

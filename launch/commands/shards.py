@@ -10,13 +10,15 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from launch.commands import slurm
 from launch.commands.local import say
+from launch.commands.parsers import Commands, usage
 from launch.slurm.submit import submit
 from launch.slurm.verdict import why_not_done
 from launch.snapshot import RECIPE_NAME, find_recipe, merge_recipe, write_recipe
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `shards`: those of a build, and all of `submit`."""
+def add_to(commands: Commands) -> None:
+    """Add `shards`, with the options of a build and all of `submit`."""
+    parser = commands.add_parser("shards", help="build shard sets as jobs", usage=usage("shards RECIPE", "overrides"))
     slurm.add_submit_options(parser)
     build = parser.add_argument_group("the build")
     build.add_argument("--out", type=Path, required=True, help="each set becomes OUT/NAME")
@@ -24,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--write-tasks", type=int, default=0, help="elements of an array that writes shards; 0: the merge"
     )
+    parser.set_defaults(carry_out=carry_out)
 
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""`submit`, and `plan` with --nodes: a job under Slurm."""
+"""`submit`: a job under Slurm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from launch.commands.local import say
+from launch.commands.parsers import Commands, usage
 from launch.profile import read_profile
 from launch.slurm.plan import SlurmPlan, plan_job
 from launch.slurm.request import SlurmRequest
@@ -16,6 +17,13 @@ from launch.snapshot import RECIPE_NAME, find_recipe, folders_named_in, merge_re
 
 LAUNCHERS = ("srun", "torchrun")
 PREFLIGHTS = ("full", "quick", "none")
+
+
+def add_to(commands: Commands) -> None:
+    """Add `submit`."""
+    parser = commands.add_parser("submit", help="submit a job to Slurm", usage=usage("submit [RECIPE]", "overrides"))
+    add_submit_options(parser)
+    parser.set_defaults(carry_out=carry_out)
 
 
 def add_options(parser: argparse.ArgumentParser, *, nodes: int | None) -> None:
@@ -55,11 +63,8 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
-    """Plan the job; print the plan or the script, or submit."""
+    """Plan the job; print the script, or submit."""
     plan, recipe = plan_from(options, command)
-    if options.action == "plan":
-        sys.stdout.write((plan.to_json() if options.json else plan.to_text()) + "\n")
-        return 0
     if options.dry_run:
         sys.stdout.write(script_of(plan))
         return 0

@@ -1,0 +1,100 @@
+"""How far a run has come, read from its folder alone: the same under Slurm, on plain hosts and on one machine.
+
+log.jsonl, status/rank_0.json, checkpoints/, config.yaml, done.json, stopped.json ──> Progress
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cclm.checkpoint.layout import newest_complete, read_marker
+from cclm.track.reading import read_json, read_yaml
+from cclm.track.status import DONE_NAME, STATUS_FOLDER
+
+LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch
+TAIL_BYTES = 2**18
+"""Of the log only so much is read, from its end: enough for many of the longest lines."""
+
+NUM_PACE_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One moment of a training run; None: not known, or not yet."""
+
+    phase: str
+    """What rank 0 last said: "starting", "training", "saving", "stopped", "done"; "" if it never said anything."""
+    step: int
+    """Steps done, by rank 0's last word."""
+    total_steps: int | None
+    loss: float | None
+    """Of the last line of the log."""
+    samples_per_s: float | None
+    eta_s: float | None
+    """Seconds to the last step at the pace of the last twenty lines of the log."""
+    checkpoint_step: int
+    """Step of the newest complete checkpoint; 0: none."""
+    silent_s: float | None
+    """Seconds since rank 0 last said something about itself."""
+    is_done: bool
+
+
+def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
+    """Read how far a run has come. `now`: seconds since 1970.
+
+    Raises:
+        ConfigError: a file of the folder cannot be read.
+    """
+    now = time.time() if now is None else now
+    said = read_json(run_folder / STATUS_FOLDER / "rank_0.json", {})
+    lines, total = _last_lines(run_folder / LOG_NAME), _total_steps(run_folder)
+    values = lines[-1]["values"] if lines else {}
+    newest = newest_complete(run_folder)
+    done = read_json(run_folder / DONE_NAME, None)
+    step = int(done["step"] if done else max(said.get("step", 0), lines[-1]["step"] + 1 if lines else 0))
+    return Progress(
+        phase="done" if done else str(said.get("phase", "")),
+        step=step,
+        total_steps=total,
+        loss=values.get("loss"),
+        samples_per_s=values.get("speed/samples_per_s"),
+        eta_s=None if done else _eta_s(lines, total, step),
+        checkpoint_step=0 if newest is None else read_marker(newest).step,
+        silent_s=round(now - said["time"], 1) if "time" in said else None,
+        is_done=done is not None,
+    )
+
+
+def _last_lines(path: Path) -> list[dict[str, Any]]:
+    """The last lines of the log that are whole, oldest first."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0)
+        file.seek(start)
+        text = file.read().decode("utf-8", "replace")
+    lines = text.split("\n")[1 if start else 0 : -1]  # what follows the last newline is being written
+    return [json.loads(line) for line in lines]
+
+
+def _total_steps(run_folder: Path) -> int | None:
+    path = run_folder / "config.yaml"
+    if not path.exists():
+        return None
+    content = read_yaml(path, expected="the configuration of a run", do="Remove it: the run writes it again.")
+    steps = (content.get("optimizer") or {}).get("total_steps") if isinstance(content, dict) else None
+    return int(steps) if steps is not None else None
+
+
+def _eta_s(lines: list[dict[str, Any]], total: int | None, step: int) -> float | None:
+    """Seconds to the end, at the pace of the last lines of the log; a restart between them counts as slowness."""
+    if total is None or len(lines) < 2:
+        return None
+    first, last = lines[max(len(lines) - NUM_PACE_LINES, 0)], lines[-1]
+    steps, seconds = last["step"] - first["step"], last["time"] - first["time"]
+    return round(max(total - step, 0) * seconds / steps, 1) if steps > 0 else None
