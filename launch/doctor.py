@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from launch.finding import Finding
 from launch.machine import this_machine
+from launch.profile import Profile
+from launch.slurm.checkup import slurm_findings
 
 OLDEST_PYTHON = (3, 10)
 NEEDED = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "safetensors", "numpy", "pillow")
@@ -21,19 +23,16 @@ FEW_BYTES = 10 * 2**30
 """Less free disk than this is worth a warning: a checkpoint of the base model takes about as much."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line of the report."""
+def report(folder: Path, profile: Profile, save_s: int) -> tuple[str, bool]:
+    """Return the report as text, and whether nothing failed.
 
-    level: str
-    """"ok", "note" (worth knowing), "warn" (will bite later) or "fail" (nothing will work)."""
-    subject: str
-    text: str
-
-
-def report(folder: Path) -> tuple[str, bool]:
-    """Return the report as text, and whether nothing failed. `folder`: where data and runs will go."""
+    Args:
+        folder: where data and runs will go.
+        profile: the site's, as `submit` would take it.
+        save_s: seconds before its end at which a job of `submit` saves.
+    """
     findings = [*_system(), *_gpus(), *_packages(), *_apex(), *_tools(), *_disk(folder)]
+    findings += slurm_findings(folder, profile, save_s)
     text = "\n".join(f"{item.level:5} {item.subject:22} {item.text}" for item in findings)
     return text, all(item.level != "fail" for item in findings)
 

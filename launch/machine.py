@@ -68,3 +68,16 @@ def find_free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def file_system_of(path: Path, mounts: str | None = None) -> str:
+    """The kind of file system that a path lies on, such as "nfs4" or "ext4". `mounts`: text of /proc/self/mounts."""
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace") if mounts is None else mounts
+    place, longest, kind = path.resolve(), -1, "unknown"
+    for line in text.splitlines():
+        _, mounted, found = line.split(" ")[:3]
+        mount = Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), mounted))
+        # Of two mounts at one place the later one covers the earlier.
+        if place.is_relative_to(mount) and len(mount.parts) >= longest:
+            longest, kind = len(mount.parts), found
+    return kind

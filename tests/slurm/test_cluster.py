@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.slurm.cluster import sh
+from tests.slurm.jobs import launch
 
 
 def run(*command: str) -> str:
@@ -37,3 +38,18 @@ def test_a_plain_user_may_use_it(cluster: Path) -> None:
 
 def test_it_is_invisible_from_outside() -> None:
     assert sh("cat /proc/1/cmdline | tr '\\0' ' '").split()[1:3] == ["-m", "tests.slurm.cluster"]
+
+
+def test_doctor_tells_what_it_offers_and_what_would_go_wrong(cluster: Path) -> None:
+    told = launch("doctor", "--folder", f"{cluster}/home", "--profile", "pyxis", "--save-s", "4")
+    lines = [line.split(maxsplit=1) for line in told.stdout.splitlines()]
+    slurm = [
+        (level, rest) for level, rest in lines if "partition" in rest or rest.startswith(("Slurm", "sacct", "run f"))
+    ]
+    assert [level for level, _ in slurm] == ["ok", "ok", "ok", "ok", "note", "warn", "warn"], told.stdout
+    assert "22.05" in slurm[1][1]
+    assert "partition train*" in slurm[2][1]
+    assert "3 idle; each × 8 core(s), 4 GiB, gpu:2; time limit unlimited; preemption off" in slurm[2][1]
+    assert "Slurm accounting storage is disabled" in slurm[4][1]
+    assert "partition gpu does not exist here, only train, preempt: adapt it" in slurm[5][1]
+    assert "is on tmpfs, a disk of this machine" in slurm[6][1]

@@ -6,6 +6,7 @@ import pytest
 
 from launch import doctor
 from launch.doctor import installed_version, judge_apex, report
+from launch.profile import Profile
 
 
 def test_the_wrong_apex_is_recognised() -> None:
@@ -27,7 +28,7 @@ def test_a_missing_package_fails_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "NEEDED", ("no-such-distribution",))
-    text, healthy = report(tmp_path)
+    text, healthy = report(tmp_path, Profile(), 300)
     assert not healthy
     assert "not installed; install it: python -m pip install no-such-distribution" in text
 
@@ -35,7 +36,7 @@ def test_a_missing_package_fails_with_the_command_that_installs_it(
 def test_a_missing_optional_package_is_only_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "NEEDED", ())
     monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-distribution",))
-    text, healthy = report(tmp_path)
+    text, healthy = report(tmp_path, Profile(), 300)
     assert healthy
     assert any(line.startswith("note  no-such-distribution") for line in text.splitlines())
 
@@ -45,7 +46,7 @@ def test_gpus_are_listed_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     program.write_text("#!/bin/sh\necho 'Large GPU, 81559 MiB, 570.1'\necho 'Large GPU, 81559 MiB, 570.1'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert "GPU 1                  Large GPU, 81559 MiB, 570.1" in report(tmp_path)[0]
+    assert "GPU 1                  Large GPU, 81559 MiB, 570.1" in report(tmp_path, Profile(), 300)[0]
 
 
 def test_a_broken_nvidia_smi_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +54,9 @@ def test_a_broken_nvidia_smi_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text("#!/bin/sh\nexit 9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert "warn  GPUs" in report(tmp_path)[0]
+    assert "warn  GPUs" in report(tmp_path, Profile(), 300)[0]
 
 
 def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "FEW_BYTES", 2**80)
-    assert any(line.startswith("warn  folder") for line in report(tmp_path)[0].splitlines())
+    assert any(line.startswith("warn  folder") for line in report(tmp_path, Profile(), 300)[0].splitlines())

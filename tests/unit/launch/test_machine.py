@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.machine import Machine, count_gpus, find_free_port, read_quota, this_machine
+from launch.machine import Machine, count_gpus, file_system_of, find_free_port, read_quota, this_machine
 
 
 def machine(cores: int, quota: float | None) -> Machine:
@@ -54,3 +54,26 @@ def test_free_port_can_be_bound() -> None:
 
 def test_this_machine_offers_only_the_cores_it_may_use() -> None:
     assert set(this_machine().cores) == os.sched_getaffinity(0)
+
+
+MOUNTS = """\
+/dev/vda1 / ext4 rw 0 0
+server:/export /mine nfs4 rw 0 0
+tmpfs /mine/me/with\\040space tmpfs rw 0 0
+scratch@tcp:/one /scratch lustre rw 0 0
+tmpfs /scratch tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/data", "ext4"),
+        ("/mine/me/run", "nfs4"),
+        ("/mine/me/with space/run", "tmpfs"),
+        ("/mineral", "ext4"),
+        ("/scratch/x", "tmpfs"),
+    ],
+)
+def test_the_file_system_of_a_path(path: str, kind: str) -> None:
+    assert file_system_of(Path(path), MOUNTS) == kind
