@@ -17,6 +17,7 @@ import ctypes.util
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,13 +25,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
 
 from cclm.atomic import sync
 from cclm.checkpoint.hub_folder import write_folder
 from cclm.checkpoint.load import verify
+from cclm.checkpoint.mapped_pages import drop_pages_after_use
 from cclm.checkpoint.open import Prepared, is_export, with_weights, without_prefix
 from cclm.checkpoint.parity import ParityReport, prove_parity
-from cclm.checkpoint.weight_files import Dtype, Source, parse_size, visit
+from cclm.checkpoint.weight_files import Dtype, Source, parse_size, write_weights
 from cclm.checkpoint.witness import Witness, read_witness, witness_of
 from cclm.engine.ema import stored_average
 from cclm.engine.stored_weights import StoredTensor, stored_weights
@@ -42,6 +45,8 @@ SHARD_SIZE = "5GB"
 """Of a file of weights."""
 REPLACED = "replaced"
 """Name of an older export inside the hidden folder, between two renames."""
+SCRATCH = ".witness"
+"""Name of the folder that the witness may use, inside the hidden folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +85,24 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
     return source
 
 
-def witness_for(prepared: Prepared, source: Source, weights: Weights = "last") -> Witness:
-    """What the training engine computed; without it, and for averages, what the model computes in this process."""
+def witness_for(prepared: Prepared, source: Source, scratch: Path, weights: Weights = "last") -> Witness:
+    """What the training engine computed; without it, and for averages, what the model computes in this process.
+
+    `scratch`: a folder that can be made, where there is room for the weights; it goes again.
+    """
     recorded = read_witness(prepared.origin) if weights == "last" else None
     if recorded is not None:
         return recorded
     tied = tied_weights(prepared.config.options())
     names = [name for name in source() if name not in tied]
-    state = {name: stored.whole() for name, stored in zip(names, visit(source, names), strict=True)}
-    opened = with_weights(prepared, state)
+    # Through a file: what is mapped can leave memory again, which copies put together from the ranks' shares cannot.
+    scratch.mkdir()
+    (file,) = write_weights(source, scratch, names=names, dtype=None, shard_bytes=sys.maxsize)
+    opened = with_weights(prepared, load_file(scratch / file))
+    drop_pages_after_use(opened.model)
     found = witness_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
-    del opened, state
+    del opened
+    shutil.rmtree(scratch)
     give_memory_back()
     return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
 
@@ -108,7 +120,7 @@ def export(
     to: Path,
     *,
     source: Source,
-    witness: Witness,
+    witness: Callable[[Path], Witness],
     card: Callable[[ParityReport], str],
     options: ExportOptions | None = None,
 ) -> ParityReport:
@@ -118,7 +130,7 @@ def export(
         prepared: sizes, and what prepares the inputs.
         to: the folder to make; an export that is already there is replaced, anything else is refused.
         source: the weights.
-        witness: what the export must compute.
+        witness: tells what the export must compute; gets a folder that it may make and must remove.
         card: makes the text of README.md.
         options: dtype, size of shards, tolerance.
 
@@ -131,11 +143,12 @@ def export(
     to.parent.mkdir(parents=True, exist_ok=True)
     with workshop(to) as hidden:
         folder = hidden / to.name
+        expected = witness(hidden / SCRATCH)
         write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
         report = prove_parity(
             prepared,
             folder,
-            witness=witness,
+            witness=expected,
             dtype=options.dtype,
             tolerance=options.tolerance,
         )

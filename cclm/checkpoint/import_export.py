@@ -40,7 +40,7 @@ def import_export(folder: Path, to: Path) -> ParityReport:
         prepared,
         to,
         source=source,
-        witness=witness_for(prepared, source),
+        witness=lambda scratch: witness_for(prepared, source, scratch),
         card=lambda _: text.rstrip("\n").removesuffix(note.strip()).rstrip("\n") + note,
         options=ExportOptions(dtype=stored_dtype(source())),
     )

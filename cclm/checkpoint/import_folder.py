@@ -19,6 +19,7 @@ from torch import Tensor
 from cclm.checkpoint.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop
 from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
 from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model, stored_tensors
+from cclm.checkpoint.mapped_pages import drop_pages_after_use
 from cclm.checkpoint.open import Prepared
 from cclm.checkpoint.parity import ParityReport, prove_parity
 from cclm.checkpoint.published_file import read_tensors
@@ -89,6 +90,7 @@ def import_file(
     witness = None
     if prepared is not None:
         model = filled_model(options, state)
+        drop_pages_after_use(model)
         witness = witness_of(model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
         del model
     del published, state  # the pages of the file that were read go with them

@@ -11,6 +11,7 @@ the training step calls.
 from __future__ import annotations
 
 import importlib.abc
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def answer(export: Path, probe: Path, out: Path) -> None:
 
     torch.set_num_threads(1)
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
+    neighbour("mapped_pages").drop_pages_after_use(model)  # a proof of a large model beside the exporting process
     processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
     asked = json.loads((probe / "probe.json").read_text(encoding="utf-8"))
     pictures = [Image.open(path) for path in sorted(probe.glob("*.png"))]
@@ -54,6 +56,15 @@ def answer(export: Path, probe: Path, out: Path) -> None:
     with torch.inference_mode():
         found = compute(model, processor, inputs, asked["picture_of_caption"], asked["num_masked"])
     save_file({name: tensor.float().contiguous() for name, tensor in found.items()}, out)
+
+
+def neighbour(name: str) -> Any:
+    """Load a file that lies beside this one, by its path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked: int) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def run(
         prepared,
         Path(to),
         source=source,
-        witness=witness_for(prepared, source, chosen),
+        witness=lambda scratch: witness_for(prepared, source, scratch, chosen),
         card=lambda parity: model_card(facts, parity, count_parameters(prepared.config)),
         options=options,
     )

@@ -36,7 +36,7 @@ def run_export(opened: OpenedModel, to: Path) -> ParityReport:
         opened,
         to,
         source=in_memory(opened.model.state_dict()),
-        witness=witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens),
+        witness=lambda _: witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens),
         card=lambda report: f"max {report.max_abs}",
     )
 
@@ -156,7 +156,8 @@ def test_averaged_weights_can_be_exported_and_are_their_own_witness(
     for name, value in after.items():
         stored = source()[name.removeprefix("model.")].whole()
         torch.testing.assert_close(stored, decay * begin[name] + (1 - decay) * value, msg=name)
-    witness = witness_for(prepared, source, weights)
+    witness = witness_for(prepared, source, tmp_path / "scratch", weights)
+    assert not (tmp_path / "scratch").exists()
     assert witness.origin.startswith("training engine" if weights == "last" else "averaged weights (EMA)")
     recorded = read_witness(path)
     assert recorded is not None

@@ -28,8 +28,8 @@ def test_the_same_weights_bit_by_bit(
     witnesses: list[Witness] = []
     real = module.witness_for
 
-    def remember(prepared: Prepared, source: Source) -> Witness:
-        witnesses.append(real(prepared, source))
+    def remember(prepared: Prepared, source: Source, scratch: Path) -> Witness:
+        witnesses.append(real(prepared, source, scratch))
         return witnesses[-1]
 
     monkeypatch.setattr(module, "witness_for", remember)
