@@ -9,7 +9,9 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cclm.checkpoint.layout import newest_complete, read_marker
@@ -41,6 +43,8 @@ class Progress:
     """Step of the newest complete checkpoint; 0: none."""
     silent_s: float | None
     """Seconds since rank 0 last said something about itself."""
+    usual_silence_s: float | None
+    """Seconds between the last lines of the log: a rank says something about itself as often."""
     is_done: bool
 
 
@@ -66,6 +70,7 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
         eta_s=None if done else _eta_s(lines, total, step),
         checkpoint_step=0 if newest is None else read_marker(newest).step,
         silent_s=round(now - said["time"], 1) if "time" in said else None,
+        usual_silence_s=_seconds_per_line(lines),
         is_done=done is not None,
     )
 
@@ -98,3 +103,10 @@ def _eta_s(lines: list[dict[str, Any]], total: int | None, step: int) -> float |
     first, last = lines[max(len(lines) - NUM_PACE_LINES, 0)], lines[-1]
     steps, seconds = last["step"] - first["step"], last["time"] - first["time"]
     return round(max(total - step, 0) * seconds / steps, 1) if steps > 0 else None
+
+
+def _seconds_per_line(lines: list[dict[str, Any]]) -> float | None:
+    """The middle one of the times between the last lines of the log: a restart between two of them does not count."""
+    times = [line["time"] for line in lines[-NUM_PACE_LINES:]]
+    gaps = [after - before for before, after in pairwise(times)]
+    return round(median(gaps), 1) if gaps else None

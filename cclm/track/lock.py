@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ HELD = "is training in"
 """Words of the refusal, by which `launch` knows that another try may succeed."""
 NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 """What a network file system says that is mounted without locks: then there is no protection."""
+
+LOOK_S = 0.2
+"""Much longer than `holder_of` keeps the lock to look at it."""
 
 _held: set[int] = set()
 """Open lock files of this process."""
@@ -49,11 +53,40 @@ def run_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holder_of(folder: Path) -> str:
+    """Who holds the run's lock, in words; "" if nobody does, as far as this machine can know.
+
+    A network file system mounted without locks shows nobody's.
+    """
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _name(descriptor)
+    except OSError as error:
+        if error.errno not in NO_LOCKS_HERE:
+            raise
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _name(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+
+
 def _acquire(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a run, or somebody who only looks whether there is one
+            time.sleep(LOOK_S)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        holder = _name(descriptor)
         raise CclmError(
             expected="a run folder that no other run is using",
             got=f"one that {holder} {HELD}",

@@ -27,6 +27,7 @@ MOST_SKEW_S = 60.0
 HARDWARE_SLOWDOWN = 0x8 | 0x40 | 0x80
 """NVML's clock throttle reasons for a hardware problem: slowdown, thermal, power brake."""
 MOST_REPLACEMENTS = 5
+NOBODY = "(no node in particular)"
 
 
 def expand(nodes: str) -> list[str]:
@@ -136,8 +137,7 @@ def judge_nodes(
     life = lives_of(read_history(run_folder))[-1]
     folder, nodes = run_folder / "slurm" / "preflight" / str(life.number), expand(life.nodes)
     found = read_found(folder, nodes)
-    code_hash = (run_folder / HASH_NAME).read_text(encoding="utf-8").strip()
-    faults = find_faults(plan, nodes, found, code_hash)
+    faults = _faults_of_nodes(run_folder, plan, nodes, found)
     free_bytes = min((told["run_disk"].get("free_bytes", LOW_DISK_BYTES) for told in found.values()), default=0)
     if free_bytes < LOW_DISK_BYTES:
         say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")
@@ -149,7 +149,7 @@ def judge_nodes(
             speed = measured["bytes_per_s"] / 1e6
             say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
         else:
-            faults = {"(no node in particular)": ["the ranks could not talk: see logs/bandwidth_*.log"]}
+            faults = {NOBODY: ["the ranks could not talk: see logs/bandwidth_*.log"]}
     if not faults:
         say(f"preflight: {len(nodes)} node(s) fit")
         return 0
@@ -167,6 +167,15 @@ def judge_nodes(
         say(f"not submitted again: {MOST_REPLACEMENTS} times is enough")
         return 1
     return resubmit(run_folder, f"--exclude={excluded}") or 1
+
+
+def _faults_of_nodes(
+    run_folder: Path, plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    path = run_folder / HASH_NAME
+    if not path.exists():
+        return {NOBODY: [f"there is no {HASH_NAME} to compare the nodes' code with: submit with --new-code"]}
+    return find_faults(plan, nodes, found, path.read_text(encoding="utf-8").strip())
 
 
 def exclude(run_folder: Path, bad: Sequence[str]) -> str | None:

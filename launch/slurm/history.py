@@ -3,6 +3,7 @@
     {"event": "submitted", "job": "17", …}                         by submit, and by a job that submits itself again
     {"event": "begin", "life": 0, "job": "17", "nodes": …, "step": 0}
     {"event": "end", "life": 0, "outcome": "stopped", "step": 40, "why": …}     none if the life was cut off
+    {"event": "rest", "job": "17", …}                                           a person wants no further life
 
 A life is one start of the batch script; a requeued job has several.
 """
@@ -25,7 +26,7 @@ class Event:
     """One line."""
 
     event: str
-    """"submitted", "begin" or "end"."""
+    """"submitted", "begin", "end" or "rest"."""
     job: str
     """Slurm's job id; an element of an array is ARRAY_ELEMENT."""
     life: int = -1
@@ -75,6 +76,22 @@ def last_job(history: list[Event]) -> str | None:
     return jobs[-1] if jobs else None
 
 
+def jobs_of(history: list[Event]) -> list[str]:
+    """All jobs of the run, oldest first: those submitted by us, and those by hand that have begun."""
+    return list(dict.fromkeys(event.job.partition("_")[0] for event in history))
+
+
+def is_to_rest(history: list[Event], job: str) -> bool:
+    """Whether a person wanted no further life of this job, or of the one that it follows.
+
+    It holds until a person submits again, also by hand: then the job is one that the history has not seen before.
+    """
+    wishes = [index for index, event in enumerate(history) if event.event == "rest"]
+    if not wishes or any(event.by_user for event in history[wishes[-1] :]):
+        return False
+    return job in {event.job for event in history if event.event in ("submitted", "rest")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Life:
     """One start of the batch script."""
@@ -88,13 +105,19 @@ class Life:
     """Of `Event.outcome`; "" while it runs, or if it was cut off."""
     why: str
     began: float
+    ended: float | None = None
+    """None while it runs, or if it was cut off."""
 
 
 def lives_of(history: list[Event]) -> list[Life]:
-    """Return the lives since a person last submitted the run, oldest first."""
+    """Return the lives since a person last submitted the run, oldest first: those that are judged together."""
     submissions = [index for index, event in enumerate(history) if event.event == "submitted" and event.by_user]
-    recent = history[submissions[-1] :] if submissions else history
-    ends = {event.life: event for event in recent if event.event == "end"}
+    return all_lives(history[submissions[-1] :] if submissions else history)
+
+
+def all_lives(history: list[Event]) -> list[Life]:
+    """Return every life of the run, oldest first."""
+    ends = {event.life: event for event in history if event.event == "end"}
     return [
         Life(
             number=event.life,
@@ -104,8 +127,9 @@ def lives_of(history: list[Event]) -> list[Life]:
             outcome=ends[event.life].outcome if event.life in ends else "",
             why=ends[event.life].why if event.life in ends else "",
             began=event.time,
+            ended=ends[event.life].time if event.life in ends else None,
         )
-        for event in recent
+        for event in history
         if event.event == "begin"
     ]
 

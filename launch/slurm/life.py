@@ -25,11 +25,11 @@ from cclm.errors import CclmError
 from cclm.track import stop
 from cclm.track.status import DoneMarker
 from launch.slurm.client import is_over, job_state, submit_script
-from launch.slurm.history import Event, add_event, last_job, lives_of, next_life, read_history
+from launch.slurm.history import Event, add_event, is_to_rest, last_job, lives_of, next_life, read_history
 from launch.slurm.port import find_port
 from launch.slurm.verdict import judge_command, judge_training, newest_step, tries_at, why_not_done
 
-GO_ON, GIVE_UP, ALREADY_DONE, LIVE_AGAIN = 0, 1, 3, stop.STOPPED_CODE
+GO_ON, GIVE_UP, NOTHING_TO_DO, LIVE_AGAIN = 0, 1, 3, stop.STOPPED_CODE
 
 RESERVE, RESERVE_BYTES = Path("slurm") / "reserve", 2**16
 """Room that is given back at the end of a life: on a full disk, too, it must be possible to say why it ended."""
@@ -39,8 +39,11 @@ def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
     """Note that a life begins, or say why it does not."""
     if plan["is_training"] and DoneMarker(run_folder).read() is not None:
         say("already done: nothing to do")
-        return ALREADY_DONE
+        return NOTHING_TO_DO
     history, step = read_history(run_folder), newest_step(run_folder)
+    if is_to_rest(history, job):
+        say(f"asked to rest, so it does not begin; to go on: python -m launch resume {run_folder}")
+        return NOTHING_TO_DO
     tries = tries_at(lives_of(history), step)
     if tries >= plan["max_tries"]:
         say(f"{tries} lives began at step {step} and none saved a newer checkpoint, so there is no further try.")
@@ -61,13 +64,17 @@ def end(run_folder: Path, plan: dict[str, Any], job: str, code: int, *, from_out
     """Judge the life that has just ended, and note it. `from_outside`: the job got TERM, so it must not requeue itself:
     a cancelled job would come back, and one that is preempted comes back by Slurm's own doing."""
     (run_folder / RESERVE).unlink(missing_ok=True)
-    lives = lives_of(read_history(run_folder))
+    history = read_history(run_folder)
+    lives = lives_of(history)
     if plan["is_training"]:
         verdict = judge_training(run_folder, lives, plan["max_tries"])
     else:
         verdict = judge_command(run_folder, lives[-1].number, plan["nodes"] * plan["tasks_per_node"])
     if from_outside and verdict.goes_on:
         why = verdict.why.partition("; goes on")[0] + "; ended from outside (TERM), so it does not requeue itself"
+        verdict = replace(verdict, goes_on=False, why=why)
+    if verdict.goes_on and is_to_rest(history, job):
+        why = verdict.why.partition("; goes on")[0] + "; rests, as a person asked"
         verdict = replace(verdict, goes_on=False, why=why)
     life = lives[-1].number
     add_event(

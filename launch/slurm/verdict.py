@@ -130,14 +130,16 @@ def judge_command(run_folder: Path, life: int, num_tasks: int) -> Verdict:
     return Verdict(outcome="failed", goes_on=False, step=0, why=str(failure) if failure else silent)
 
 
+def element_codes(run_folder: Path) -> dict[int, int]:
+    """Exit codes of an array's elements, of those that ever ended."""
+    records = (json.loads(path.read_text(encoding="utf-8")) for path in (run_folder / STATUS).glob("exit_task_*.json"))
+    return {record["rank"]: record["code"] for record in records}
+
+
 def elements_left(run_folder: Path, count: int) -> list[int]:
     """Elements of an array job that have not ended with code 0."""
-    return [number for number in range(count) if not _element_is_done(run_folder, number)]
-
-
-def _element_is_done(run_folder: Path, number: int) -> bool:
-    path = run_folder / STATUS / f"exit_task_{number}.json"
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["code"] == 0
+    codes = element_codes(run_folder)
+    return [number for number in range(count) if codes.get(number) != 0]
 
 
 def why_not_done(run_folder: Path) -> str:

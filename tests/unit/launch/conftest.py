@@ -10,6 +10,7 @@ import pytest
 
 from launch.machine import this_machine
 from launch.plan import JobPlan, JobRequest, make_plan
+from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 
 PlanMaker = Callable[..., JobPlan]
 
@@ -34,3 +35,9 @@ def plan_python(tmp_path: Path) -> PlanMaker:
         return make_plan(request, this_machine(), os.environ)
 
     return make
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm without any command yet, and no other on the PATH."""
+    return FakeSlurm(tmp_path, monkeypatch)

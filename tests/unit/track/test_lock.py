@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError
-from cclm.track.lock import run_lock
+from cclm.track.lock import holder_of, run_lock
 
 HOLD = """
 import os, sys, time
@@ -80,3 +81,33 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(
     else:
         with pytest.raises(OSError, match="refused"), run_lock(tmp_path):
             pass
+
+
+def test_others_may_look_who_holds_it(tmp_path: Path) -> None:
+    assert holder_of(tmp_path) == ""
+    with another_run(tmp_path) as (process, _):
+        assert holder_of(tmp_path) == f"process {process.pid} on {socket.gethostname()}"
+    assert holder_of(tmp_path) == "", "the file stays and means nothing by itself"
+
+
+def test_a_look_does_not_keep_a_run_from_beginning(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.05, looking.close)
+        timer.start()
+        with run_lock(tmp_path):
+            assert holder_of(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_file_system_without_locks_shows_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, "no locks here")
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    code = errno.ENOLCK
+    assert holder_of(tmp_path) == ""
+    code = errno.EIO
+    with pytest.raises(OSError, match="no locks here"):
+        holder_of(tmp_path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cclm.checkpoint.layout import Marker, step_folder, write_marker
+from cclm.track.status import StatusRecord
 from launch.slurm.history import Event, add_event, next_life, read_history
 
 PLAN: dict[str, Any] = {
@@ -49,3 +51,19 @@ def rank_end(
     record = {"rank": rank, "host": f"n{rank + 1}", "life": life, "code": code, "time": time}
     path = run / "status" / f"exit_rank_{rank}.json"
     path.write_text(json.dumps({**record, "why": why, "last_words": words}))
+
+
+def rank_says(run: Path, rank: int, *, step: int, time: float, phase: str = "training") -> None:
+    (run / "status").mkdir(parents=True, exist_ok=True)
+    record = StatusRecord(rank=rank, step=step, phase=phase, time=time, host=f"n{rank + 1}", pid=1)
+    (run / "status" / f"rank_{rank}.json").write_text(json.dumps(asdict(record)))
+
+
+def log_lines(run: Path, lines: list[tuple[int, float, float]], total: int = 100) -> None:
+    """Lines of the metrics' log: step, time, loss; and the configuration with the number of steps."""
+    text = "".join(
+        json.dumps({"step": step, "time": time, "values": {"loss": loss, "speed/samples_per_s": 4.0}}) + "\n"
+        for step, time, loss in lines
+    )
+    (run / "log.jsonl").write_text(text)
+    (run / "config.yaml").write_text(f"optimizer: {{total_steps: {total}}}\n")

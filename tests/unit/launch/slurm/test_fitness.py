@@ -130,6 +130,16 @@ def test_ranks_that_cannot_talk_are_a_fault_of_no_node(run: Path) -> None:
     assert "could not talk" in said
 
 
+def test_a_snapshot_without_its_hash_is_a_fault_of_no_node(run: Path) -> None:
+    write_plan(run, replace_bad_nodes=True)
+    (run / HASH_NAME).unlink()
+    code, said = judge(run, [])
+    assert code == 1
+    assert "there is no code.sha256 to compare the nodes' code with: submit with --new-code" in said
+    assert "not submitted again: no node can be blamed" in said
+    assert lives_of(read_history(run))[0].outcome == "bad nodes"
+
+
 def test_this_machine_looks_at_itself(tmp_path: Path) -> None:
     run = make_run(tmp_path, reads=[str(tmp_path), str(tmp_path / "absent")], scratch=str(tmp_path / "nowhere"))
     (run / "code").mkdir()

@@ -8,10 +8,10 @@ import pytest
 from cclm.track import stop
 from cclm.track.status import DoneMarker
 from launch.slurm import life
-from launch.slurm.history import Event, add_event, last_job, lives_of, read_history
+from launch.slurm.history import Event, add_event, all_lives, jobs_of, last_job, lives_of, read_history
 from launch.slurm.life import main
 from launch.slurm.port import FIRST_PORT, find_port
-from tests.unit.launch.slurm.run_folders import begun, checkpoint, make_run, rank_end
+from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end
 
 
 def begin(run: Path) -> int:
@@ -113,6 +113,58 @@ def test_a_job_that_is_being_ended_does_not_come_back_by_itself(tmp_path: Path, 
         stop.note_stopped(run, 12, "SIGTERM")
     assert main(["end", str(run), "--job", "7", "--code", "143", "--ended"]) == (0 if is_stopped else 1)
     assert lives_of(read_history(run))[0].why.endswith("; ended from outside (TERM), so it does not requeue itself")
+
+
+def rest(run: Path, job: str = "7") -> None:
+    add_event(run, Event(event="rest", job=job))
+
+
+def test_a_run_that_is_to_rest_has_no_further_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    rest(run)
+    assert begin(run) == 3
+    assert f"asked to rest, so it does not begin; to go on: python -m launch resume {run}" in capsys.readouterr().err
+    assert lives_of(read_history(run)) == []
+    add_event(run, Event(event="submitted", job="8", why="after job 7"))
+    assert main(["begin", str(run), "--job", "8", "--nodes", "n1"]) == 3, "a job that follows is the same run"
+    assert main(["begin", str(run), "--job", "9", "--nodes", "n1"]) == 0, "somebody has submitted the script by hand"
+    add_event(run, Event(event="submitted", job="10", by_user=True))
+    assert main(["begin", str(run), "--job", "10", "--nodes", "n1"]) == 0
+
+
+def test_a_life_that_was_asked_to_rest_does_not_go_on_even_if_it_crashed(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    begun(run, 0)
+    checkpoint(run, 12)
+    rest(run)
+    rank_end(run, 0, 1, words="boom")
+    assert main(["end", str(run), "--job", "7", "--code", "1"]) == 1
+    assert lives_of(read_history(run))[0].why == "rank 0 on n1: exit code 1: boom; rests, as a person asked"
+
+
+def test_a_request_to_rest_that_the_ranks_learned_by_signal_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    begun(run, 0)
+    checkpoint(run, 12)
+    rest(run)
+    stop.note_stopped(run, 12, "SIGUSR1")
+    assert main(["end", str(run), "--job", "7", "--code", "0"]) == 0
+    assert lives_of(read_history(run))[0].why == "saved at step 12: SIGUSR1; rests, as a person asked"
+
+
+def test_all_lives_and_those_that_are_judged_together(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    begun(run, 0)
+    ended(run, 0, "failed")
+    add_event(run, Event(event="submitted", job="8", by_user=True))
+    begun(run, 0)
+    history = read_history(run)
+    assert [life.number for life in lives_of(history)] == [1]
+    assert [(life.number, life.outcome, life.ended is None) for life in all_lives(history)] == [
+        (0, "failed", False),
+        (1, "", True),
+    ]
+    assert jobs_of(history) == ["7", "8"]
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Find run folders: those of this user's working folder, or the one that a command names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cclm.errors import ConfigError
+from cclm.track.status import DONE_NAME, STATUS_FOLDER
+from launch.slurm.history import HISTORY
+from launch.snapshot import CODE
+
+RUNS = Path("runs")
+"""Where runs lie unless somebody says otherwise."""
+PLACES = ("*", "*/*", "*/points/*")
+"""A run; a stage of a run of several (`shards`); a point of a sweep."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun, or was submitted, in this folder."""
+    return any((folder / name).exists() for name in (HISTORY, STATUS_FOLDER, DONE_NAME))
+
+
+def find_runs(root: Path) -> list[Path]:
+    """All run folders in `root` and one level below, sorted by path."""
+    return sorted(set(_found(root)))
+
+
+def _found(root: Path) -> Iterator[Path]:
+    for place in PLACES:
+        for folder in root.glob(place):
+            # A run's copy of the code has links to the folders of its checkout, of whatever name.
+            is_code = folder.name == CODE and is_run(folder.parent)
+            if folder.is_dir() and is_run(folder) and not is_code:
+                yield folder
+
+
+def find_run(name: str) -> Path:
+    """The folder of a run, given by its path or by its name in `runs/`.
+
+    Raises:
+        ConfigError: it is no run folder.
+    """
+    folder = next((place for place in (Path(name), RUNS / name) if place.is_dir() and is_run(place)), None)
+    if folder is not None:
+        return folder.absolute()
+    known = ", ".join(str(path.relative_to(RUNS)) for path in find_runs(RUNS)[:20]) or "none"
+    raise ConfigError(
+        where="RUN", expected=f"the folder of a run, or a name in {RUNS}/ ({known})", got=repr(name),
+        do="Check the name; `python -m launch status` lists the runs.",
+    )  # fmt: skip

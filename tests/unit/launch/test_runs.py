@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import ConfigError
+from launch.runs import find_run, find_runs
+from tests.unit.launch.slurm.run_folders import rank_says
+
+
+def test_runs_and_those_one_level_below(tmp_path: Path) -> None:
+    for name in ("a", "shards-x/read", "sweep/points/0", "too/deep/for/this"):
+        rank_says(tmp_path / name, 0, step=1, time=1.0)
+    (tmp_path / "a/code/status").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/done.json").write_text("{}")
+    found = [str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)]
+    assert found == ["a", "done", "shards-x/read", "sweep/points/0"]
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_a_run_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rank_says(tmp_path / "runs/a", 0, step=1, time=1.0)
+    assert find_run("a") == find_run("runs/a") == find_run(str(tmp_path / "runs/a")) == tmp_path / "runs/a"
+    with pytest.raises(ConfigError, match=r"the folder of a run, or a name in runs/ \(a\), got 'b'"):
+        find_run("b")
