@@ -75,6 +75,11 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
     )
 
 
+def last_values(run_folder: Path) -> dict[str, float]:
+    """The newest number of each name in the last lines of the log: not every line has every name."""
+    return {name: value for line in _last_lines(run_folder / LOG_NAME) for name, value in line["values"].items()}
+
+
 def _last_lines(path: Path) -> list[dict[str, Any]]:
     """The last lines of the log that are whole, oldest first."""
     if not path.exists():

@@ -74,17 +74,27 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
     for key, text in _pairs(overrides):
-        *path, last = key.split(".")
-        place = content
-        for name in path:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                raise ConfigError(where=f"--{key}", expected=f"a mapping at {name}", got="a value", do="Check the key.")
         try:
-            place[last] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(where=f"--{key}", expected="a value in YAML", got=repr(text), do="Repair it.") from error
+        put_value(content, key, value)
     return content
+
+
+def put_value(content: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted key; mappings on the way are made.
+
+    Raises:
+        ConfigError: something on the way is no mapping.
+    """
+    *path, last = key.split(".")
+    place = content
+    for name in path:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(where=f"--{key}", expected=f"a mapping at {name}", got="a value", do="Check the key.")
+    place[last] = value
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

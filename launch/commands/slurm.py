@@ -88,17 +88,30 @@ Recipe = tuple[dict[str, Any], Path]
 
 def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[SlurmPlan, Recipe | None]:
     """Plan a training run from a recipe with overrides, or a job that runs any command."""
-    recipe = None
-    if options.recipe is not None:
-        origin = find_recipe(options.recipe, Path("pretrain/recipes"))
-        content = merge_recipe(origin, command)
-        recipe = (content, origin)
-    elif not command:
+    recipe = None if options.recipe is None else read_recipe(options.recipe, command)
+    if recipe is None and not command:
         raise ConfigError(
             where="submit", expected="a recipe, or a command after `--`", got="neither",
             do="For example: python -m launch submit demo --nodes 2 --gpus-per-node 8",
         )  # fmt: skip
-    run_folder = _run_folder(options, recipe)
+    return plan_run(options, _run_folder(options, recipe), recipe, command), recipe
+
+
+def read_recipe(name: str, overrides: tuple[str, ...]) -> Recipe:
+    """Read a training recipe with its overrides."""
+    origin = find_recipe(name, Path("pretrain/recipes"))
+    return merge_recipe(origin, overrides), origin
+
+
+def plan_run(
+    options: argparse.Namespace,
+    run_folder: Path,
+    recipe: Recipe | None,
+    command: tuple[str, ...] = (),
+    *,
+    code_folder: Path | None = None,
+) -> SlurmPlan:
+    """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
     if recipe is not None:
         recipe[0]["run_folder"] = str(run_folder)
         command = ("python", "-m", "pretrain", "--recipe", str(run_folder / RECIPE_NAME))
@@ -106,6 +119,7 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Sl
         name=options.name or run_folder.name,
         run_folder=run_folder,
         checkout=Path.cwd(),
+        code_folder=code_folder,
         command=command,
         is_training=recipe is not None,
         reads=() if recipe is None else tuple(folders_named_in(recipe[0].get("data") or {}, Path.cwd())),
@@ -133,7 +147,7 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Sl
         python=sys.executable,
         host_python=sys.executable,
     )
-    return plan_job(request, read_profile(options.profile)), recipe
+    return plan_job(request, read_profile(options.profile))
 
 
 def _run_folder(options: argparse.Namespace, recipe: Recipe | None) -> Path:

@@ -24,7 +24,8 @@ from cclm.atomic import replace_bytes, replace_text
 from cclm.errors import CclmError
 from cclm.track import stop
 from cclm.track.status import DoneMarker
-from launch.slurm.client import is_over, job_state, submit_script
+from launch.slurm.alive import jobs_alive
+from launch.slurm.client import submit_script
 from launch.slurm.history import Event, add_event, is_to_rest, last_job, lives_of, next_life, read_history
 from launch.slurm.port import find_port
 from launch.slurm.verdict import judge_command, judge_training, newest_step, tries_at, why_not_done
@@ -92,10 +93,10 @@ def after(run_folder: Path, other: Path) -> int:
     why = why_not_done(other)
     if not why:
         return GO_ON
-    job = last_job(read_history(other))
-    if job is not None and not is_over(job_state(job)):
-        say(f"{other} goes on as job {job}")
-        return resubmit(run_folder, f"--dependency=afterany:{job}") or GIVE_UP
+    jobs = jobs_alive(other)
+    if jobs:
+        say(f"{other} goes on as job {', '.join(jobs)}")
+        return resubmit(run_folder, f"--dependency=afterany:{':'.join(jobs)}") or GIVE_UP
     say(f"{other} is not done: {why}. Repair it, then submit this run again.")
     return GIVE_UP
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.profile import Profile
 from launch.slurm.port import FIRST_PORT, NUM_PORTS
 from launch.slurm.request import SlurmRequest, check_request
+from launch.sweep import POINTS
 
 SLURM_FOLDER = "slurm"
 PLAN_NAME = "plan.json"
@@ -105,6 +106,36 @@ class SlurmPlan:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A job array whose elements are whole runs."""
+
+    folder: Path
+    name: str
+    points: tuple[SlurmPlan, ...]
+    """Each with its own run folder, `folder`/points/N; equal in all that Slurm is asked for."""
+    concurrent: int | None
+    """How many may run at a time; None: as many as Slurm likes."""
+
+    @property
+    def script(self) -> Path:
+        """Where the rendered script lies."""
+        return self.folder / SLURM_FOLDER / SCRIPT_NAME
+
+    @property
+    def directives(self) -> dict[str, str]:
+        """Options of sbatch: a point's, but for all of them."""
+        elements = self.elements(range(len(self.points)))
+        output = str(self.folder / POINTS / "%a" / "logs" / "slurm.log")
+        return {**self.points[0].directives, "job-name": self.name, "array": elements, "output": output}
+
+    def elements(self, numbers: Sequence[int]) -> str:
+        """Spell some elements as `--array` takes them."""
+        whole = len(numbers) == len(self.points)
+        text = f"0-{len(numbers) - 1}" if whole else ",".join(map(str, numbers))
+        return text + (f"%{self.concurrent}" if self.concurrent else "")
+
+
 def option(name: str, value: str) -> str:
     """Spell an option as sbatch and srun take it."""
     return f"--{name}={value}" if value else f"--{name}"
@@ -122,7 +153,7 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
     plan = SlurmPlan(
         name=request.name,
         run_folder=request.run_folder,
-        code_folder=request.run_folder / "code",
+        code_folder=_code(request),
         checkout=request.checkout,
         log=request.run_folder / "logs" / ("slurm_%a.log" if request.array else "slurm.log"),
         directives={},
@@ -195,7 +226,7 @@ def _srun(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> tuple[str
         # Every rank sees the job's GPUs of its node and takes number LOCAL_RANK, as NCCL wants it: no --gpus-per-task.
         options.append(f"--gpus-per-node={plan.gpus_per_node}")
     if request.container and profile.container == "pyxis":
-        mounts = ",".join(dict.fromkeys((str(plan.run_folder), str(plan.checkout), *profile.container_mounts)))
+        mounts = ",".join(_mounts(request, profile))
         options += [
             f"--container-image={request.container}",
             f"--container-mounts={mounts}",
@@ -205,11 +236,20 @@ def _srun(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> tuple[str
     return tuple(options)
 
 
+def _code(request: SlurmRequest) -> Path:
+    return request.code_folder or request.run_folder / "code"
+
+
+def _mounts(request: SlurmRequest, profile: Profile) -> list[str]:
+    """What a container must see."""
+    shared = [] if request.code_folder is None else [str(request.code_folder)]
+    return list(dict.fromkeys((str(request.run_folder), *shared, str(request.checkout), *profile.container_mounts)))
+
+
 def _task_prefix(request: SlurmRequest, profile: Profile) -> tuple[str, ...]:
     if not request.container or profile.container != "apptainer":
         return ()
-    mounts = dict.fromkeys((str(request.run_folder), str(request.checkout), *profile.container_mounts))
-    code = str(request.run_folder / "code")
+    mounts, code = _mounts(request, profile), str(_code(request))
     nvidia = ["--nv"] if request.gpus_per_node else []
     binds = [word for mount in mounts for word in ("--bind", mount)]
     return ("apptainer", "exec", *nvidia, "--pwd", code, *binds, *profile.container_flags, request.container)

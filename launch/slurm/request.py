@@ -26,6 +26,8 @@ class SlurmRequest:
     run_folder: Path
     checkout: Path
     """Folder of the code that is copied into the run folder."""
+    code_folder: Path | None = None
+    """Where that copy lies, if runs share one; the run folder's `code` is a link to it. None: in the run folder."""
     command: tuple[str, ...]
     """What every task runs, in the copied code; a first word "python" means the environment's interpreter."""
     is_training: bool = True

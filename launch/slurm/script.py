@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
-from launch.slurm.plan import SlurmPlan, option
+from launch.slurm.plan import SlurmPlan, SweepPlan, option
 
-JOB_TEMPLATE, ARRAY_TEMPLATE = "job.sh.j2", "array.sh.j2"
+JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
 BANDWIDTH = ("-m", "cclm.dist.bandwidth")
 """The program that measures the network, one process per rank."""
 
 
 def render(plan: SlurmPlan) -> str:
     """Return the text of the batch script."""
+    own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
+    counted = [word for word in plan.srun_options if word not in own]
+    return _fill(
+        ARRAY_TEMPLATE if plan.array else JOB_TEMPLATE,
+        plan=plan,
+        script=plan.script,
+        # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
+        step_options=" \\\n    ".join(["--kill-on-bad-exit=1 --wait=60", *map(shlex.quote, own)]),
+        srun_options=shlex.join(counted),
+        wrapped=shlex.join([*plan.task_prefix, plan.python]),
+        command=_on_lines(plan.command),
+        bandwidth=shlex.join([plan.python, *BANDWIDTH]),
+    )
+
+
+def render_sweep(plan: SweepPlan) -> str:
+    """Return the text of a sweep's batch script: its elements carry on with the scripts of their points."""
+    return _fill(SWEEP_TEMPLATE, plan=plan)
+
+
+def _fill(template: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
@@ -23,20 +45,7 @@ def render(plan: SlurmPlan) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # a shell script, not a web page: every value goes through shlex.quote
     )
-    own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
-    counted = [word for word in plan.srun_options if word not in own]
-    return templates.get_template(ARRAY_TEMPLATE if plan.array else JOB_TEMPLATE).render(
-        plan=plan,
-        script=plan.script,
-        quote=lambda value: shlex.quote(str(value)),
-        option=option,
-        # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
-        step_options=" \\\n    ".join(["--kill-on-bad-exit=1 --wait=60", *map(shlex.quote, own)]),
-        srun_options=shlex.join(counted),
-        wrapped=shlex.join([*plan.task_prefix, plan.python]),
-        command=_on_lines(plan.command),
-        bandwidth=shlex.join([plan.python, *BANDWIDTH]),
-    )
+    return templates.get_template(template).render(quote=lambda value: shlex.quote(str(value)), option=option, **values)
 
 
 def _on_lines(command: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from cclm.atomic import replace_text
 from cclm.errors import ConfigError
 from cclm.track.status import DoneMarker
+from launch.slurm.alive import jobs_alive
 from launch.slurm.client import is_over, job_state, submit_script, would_take
 from launch.slurm.history import Event, add_event, last_job, read_history
 from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
@@ -41,18 +42,23 @@ def submit(
     """
     refuse_twice(plan.run_folder)
     options = [*dependency(plan, say), *elements(plan, say)]
-    for name in ("logs", SLURM_FOLDER, "status"):
-        (plan.run_folder / name).mkdir(parents=True, exist_ok=True)
     code = take_snapshot(plan.checkout, plan.run_folder, anew=new_code)
     say(f"code {code[:12]} in {plan.code_folder}")
-    if recipe is not None:
-        write_recipe(plan.run_folder, dict(recipe[0]), recipe[1])
-    replace_text(plan.run_folder / SLURM_FOLDER / PLAN_NAME, plan.to_json() + "\n")
-    replace_text(plan.script, render(plan))
+    write_job(plan, recipe)
     say(would_take(str(plan.script)))
     job = submit_script(str(plan.script), *options)
     add_event(plan.run_folder, Event(event="submitted", job=job, by_user=True, why=shlex.join(sys.argv[1:])))
     return job
+
+
+def write_job(plan: SlurmPlan, recipe: tuple[Mapping[str, Any], Path] | None) -> None:
+    """Write recipe, plan and script into the run folder."""
+    for name in ("logs", SLURM_FOLDER, "status"):
+        (plan.run_folder / name).mkdir(parents=True, exist_ok=True)
+    if recipe is not None:
+        write_recipe(plan.run_folder, dict(recipe[0]), recipe[1])
+    replace_text(plan.run_folder / SLURM_FOLDER / PLAN_NAME, plan.to_json() + "\n")
+    replace_text(plan.script, render(plan))
 
 
 def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
@@ -63,10 +69,10 @@ def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     """
     if plan.after is None:
         return []
-    job, why = last_job(read_history(plan.after)), why_not_done(plan.after)
-    if job is not None and not is_over(job_state(job)):
-        say(f"begins after job {job} of {plan.after}")
-        return [f"--dependency=afterany:{job}"]
+    jobs, why = jobs_alive(plan.after), why_not_done(plan.after)
+    if jobs:
+        say(f"begins after job {', '.join(jobs)} of {plan.after}")
+        return [f"--dependency=afterany:{':'.join(jobs)}"]
     if why:
         raise ConfigError(
             where="--after", expected="a run that is done, or has a job", got=f"{plan.after}: {why}",

@@ -21,6 +21,7 @@ from cclm.track.status import DoneMarker
 from cclm.track.stop import STOPPED_CODE, read_stopped
 from launch.slurm.history import Life, read_history
 from launch.slurm.task import FULL
+from launch.sweep import is_sweep, points_not_done, read_sweep
 
 STATUS = "status"
 USER_ERROR_CODE = 2
@@ -143,7 +144,10 @@ def elements_left(run_folder: Path, count: int) -> list[int]:
 
 
 def why_not_done(run_folder: Path) -> str:
-    """Why a run submitted to Slurm does not count as done; "" if it does."""
+    """Why a run submitted to Slurm does not count as done; "" if it does. A sweep is done if all its points are."""
+    if is_sweep(run_folder):
+        missing = points_not_done(run_folder, len(read_sweep(run_folder).points))
+        return f"point(s) {', '.join(map(str, missing))} are not done" if missing else ""
     path = run_folder / "slurm" / "plan.json"
     if not path.exists():  # it was not trained under Slurm
         return "" if DoneMarker(run_folder).read() is not None else "there is no done.json"

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.profile import Profile, read_profile
-from launch.slurm.plan import plan_job
+from launch.slurm.plan import SweepPlan, plan_job
 from launch.slurm.request import SlurmRequest
-from launch.slurm.script import render
+from launch.slurm.script import render, render_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 REQUEST = SlurmRequest(
@@ -61,10 +61,26 @@ SCRIPTS = {
 }
 
 
+SWEEP = "sweep"
+
+
+def point(number: int) -> SlurmRequest:
+    run = Path(f"/shared/runs/rates/points/{number}")
+    command = (*REQUEST.command[:-1], str(run / "recipe.yaml"))
+    return replace(
+        REQUEST, name=f"rates.{number}", run_folder=run, code_folder=Path("/shared/runs/rates/code"), command=command
+    )
+
+
+def sweep_plan() -> SweepPlan:
+    points = tuple(plan_job(point(number), Profile()) for number in range(6))
+    return SweepPlan(folder=Path("/shared/runs/rates"), name="rates", points=points, concurrent=2)
+
+
 def script(name: str) -> str:
-    return render(plan_job(*SCRIPTS[name]))
+    return render_sweep(sweep_plan()) if name == SWEEP else render(plan_job(*SCRIPTS[name]))
 
 
 if __name__ == "__main__":
-    for name in SCRIPTS:
+    for name in (*SCRIPTS, SWEEP):
         (GOLDEN / f"{name}.sh").write_text(script(name))

@@ -7,7 +7,7 @@ import pytest
 
 from cclm.track import stop
 from cclm.track.status import DoneMarker
-from launch.slurm import life
+from launch.slurm import alive, life
 from launch.slurm.history import Event, add_event, all_lives, jobs_of, last_job, lives_of, read_history
 from launch.slurm.life import main
 from launch.slurm.port import FIRST_PORT, find_port
@@ -91,7 +91,7 @@ def test_a_job_that_waits_for_another_run(
     run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     submitted: list[tuple[str, ...]] = []
     monkeypatch.setattr(life, "submit_script", lambda *words: submitted.append(words) or "9")
-    monkeypatch.setattr(life, "job_state", lambda job: {"7": "RUNNING"}.get(job))
+    monkeypatch.setattr(alive, "job_state", lambda job: {"7": "RUNNING"}.get(job))
     question = ["after", str(run), "--other", str(other)]
     assert main(question) == 1, "it goes on as another job"
     assert submitted == [(f"{run}/slurm/job.sh", "--dependency=afterany:7")]

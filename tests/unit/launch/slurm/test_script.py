@@ -11,16 +11,16 @@ import pytest
 from launch.profile import Profile
 from launch.slurm.plan import plan_job
 from launch.slurm.script import render
-from tests.unit.launch.slurm.jobs import GOLDEN, REQUEST, SCRIPTS, script
+from tests.unit.launch.slurm.jobs import GOLDEN, REQUEST, SCRIPTS, SWEEP, script
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, SWEEP])
 def test_as_its_golden_file(name: str) -> None:
     assert script(name) == (GOLDEN / f"{name}.sh").read_text(), "python -m tests.unit.launch.slurm.jobs writes it anew"
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.sh")} == set(SCRIPTS)
+    assert {path.stem for path in GOLDEN.glob("*.sh")} == {*SCRIPTS, SWEEP}
 
 
 def test_bash_and_shellcheck_find_nothing() -> None:
