@@ -38,6 +38,8 @@ class Row:
     loss: float | None
     """Of the last line of the log."""
     metrics: Mapping[str, float | None]
+    why: str
+    """Of a point that has failed: what the launcher wrote about its last life."""
 
     def number(self, name: str) -> float | None:
         """The value of a column that has numbers."""
@@ -57,15 +59,17 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
         values = {**dict(_numbers(read_json(run / RESULTS_NAME, {}))), **last_values(run)}
         known |= set(values)
         progress = read_progress(run)
+        state, why = state_of(run, progress)
         rows.append(
             Row(
                 point=number,
                 overrides=overrides,
-                state=state_of(run, progress),
+                state=state,
                 step=progress.step,
                 total_steps=progress.total_steps,
                 loss=progress.loss,
                 metrics={name: values.get(name) for name in own},
+                why=why,
             )
         )
     absent = [name for name in own if known and name not in known]
@@ -87,24 +91,23 @@ def _numbers(value: Any, prefix: str = "") -> list[tuple[str, float]]:
     return [(prefix, float(value))] if is_number else []
 
 
-def state_of(run: Path, progress: Progress) -> str:
-    """One word: "done"; what Slurm says of its job; how its last life ended; or what rank 0 last said."""
+def state_of(run: Path, progress: Progress) -> tuple[str, str]:
+    """How a point stands, and why: "done"; what Slurm says of its job; how its last life ended; rank 0's last word."""
     if progress.is_done:
-        return "done"
+        return "done", ""
     history = read_history(run)
-    job = last_job(history)
+    job, lives = last_job(history), lives_of(history)
     if job is None:
-        return progress.phase or "not begun"
+        return progress.phase or "not begun", ""
     try:
         state = job_state(job)
-    except CclmError:
-        return f"{progress.phase or 'submitted'} (Slurm does not answer)"
+    except CclmError as error:
+        return f"{progress.phase or 'submitted'}?", f"{error.where}: {error.got}"
     if state is not None and not is_over(state):
-        return state.lower()
-    lives = lives_of(history)
+        return state.lower(), ""
     if not lives:
-        return "not begun" if state is None else state.lower()
-    return lives[-1].outcome or "cut off"
+        return (state or "not begun").lower(), ""
+    return lives[-1].outcome or "cut off", lives[-1].why
 
 
 def sort_rows(rows: Sequence[Row], name: str, *, descending: bool = False) -> list[Row]:
@@ -146,7 +149,8 @@ def to_text(rows: Sequence[Row]) -> str:
         numbers = [_short(number) for number in (row.loss, *row.metrics.values())]
         lines.append([str(row.point), *given, row.state, step, *numbers])
     right = ("point", "step", "loss", *metrics)
-    return table(["point", *keys, "state", "step", "loss", *metrics], lines, right=right) + "\n"
+    reasons = [f"point {row.point}: {row.why}" for row in rows if row.why]
+    return "\n".join([table(["point", *keys, "state", "step", "loss", *metrics], lines, right=right), *reasons]) + "\n"
 
 
 def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

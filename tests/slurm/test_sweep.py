@@ -10,7 +10,7 @@ import yaml
 from tests.slurm.jobs import ended, launch, lives, read_done, said, slurm, start_now, state, steps_saved, tiny, wait
 from tests.tiny_run import write_corpus
 
-LONG, SHORT = 100, 3
+LONG, SHORT = 40, 2
 """Steps of a point that is interrupted, and of one that is not."""
 
 
@@ -19,7 +19,7 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
     late = tmp_path / "late"
     points = [{"optimizer.total_steps": LONG}, {"optimizer.total_steps": SHORT, "data": {"tokenizer": str(late)}}]
     (tmp_path / "points.yaml").write_text(yaml.safe_dump(points))
-    recipe = tiny(corpus, tmp_path / "unused", SHORT, checkpoint={"every_steps": 1, "keep": 1})
+    recipe = tiny(corpus, tmp_path / "unused", SHORT, checkpoint={"every_steps": 4, "keep": 1})
     small = ("--time", "5", "--save-s", "60", "--preflight", "none", "--concurrent", "2")
     words = ("sweep", str(recipe), "--points", str(tmp_path / "points.yaml"), "--run-folder", str(run), *small)
 

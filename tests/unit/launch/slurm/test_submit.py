@@ -10,33 +10,6 @@ from cclm.track.status import DoneMarker
 from launch.__main__ import main
 from launch.slurm.history import last_job, read_history
 
-FAKE = """#!/bin/bash
-echo "${0##*/} $*" >> "${0%/*}/calls"
-case "$0 $*" in
-  *"sbatch --test-only"*) echo "sbatch: Job 6 to start at noon on n[1-2]" >&2 ;;
-  *"sbatch --parsable"*) echo 7 ;;
-  *squeue*) cat "${0%/*}/state" ;;
-esac
-"""
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with one recipe, on a cluster that takes everything."""
-    for name in ("sbatch", "squeue"):
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(FAKE)
-        (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "bin/state").write_text("RUNNING\n")
-    (tmp_path / "pretrain/recipes").mkdir(parents=True)
-    (tmp_path / "data/images").mkdir(parents=True)
-    recipe = {"run_folder": "runs/small", "data": {"image_text": {"shards": ["data/images"]}}}
-    (tmp_path / "pretrain/recipes/small.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.delenv("CCLM_PROFILE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
 
 def test_submit_writes_everything_and_prints_the_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "small", "--nodes", "2", "--", "--optimizer.total_steps", "3"]) == 0

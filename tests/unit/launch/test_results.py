@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import CclmError
+from cclm.track.status import DoneMarker
+from launch import results
+from launch.__main__ import main
+from launch.slurm.history import Event, add_event
+from launch.sweep import Sweep, write_sweep
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five points: done and measured, done with a higher loss, failed, running, not begun."""
+    points = (*({"optimizer.learning_rate": rate} for rate in (0.1, 0.01, 0.001, 0.0001)), {"seed": 2})
+    write_sweep(tmp_path, Sweep(recipe="r", base={}, points=points), [])
+    for number, losses in enumerate(((3.0, 1.25), (4.0, 2.5), (float("nan"),), (5.0,))):
+        run = tmp_path / f"points/{number}"
+        run.mkdir(parents=True)
+        lines = [{"step": step, "time": 1.0, "values": {"loss": loss}} for step, loss in enumerate(losses)]
+        lines[0]["values"]["early"] = 7.0  # type: ignore[index]
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run / "config.yaml").write_text("optimizer: {total_steps: 2}\n")
+    for number in range(2):
+        DoneMarker(tmp_path / f"points/{number}").write(step=2, seconds=1.0)
+    recall = {"languages": {"de": {"image_to_text": {"r1": 12.5}}}, "rule": "sum", "found": True}
+    (tmp_path / "points/0/results.json").write_text(json.dumps(recall))
+    for number, job in ((2, "7_2"), (3, "7_3")):
+        add_event(tmp_path / f"points/{number}", Event(event="submitted", job=job, by_user=True))
+        add_event(tmp_path / f"points/{number}", Event(event="begin", job=job, life=0, step=0))
+    why = "rank 0 on n1: exit code 2: error: loss is not finite"
+    add_event(tmp_path / "points/2", Event(event="end", job="7_2", life=0, outcome="failed", why=why))
+    monkeypatch.setattr(results, "job_state", lambda job: {"7_2": "FAILED", "7_3": "RUNNING"}[job])
+    return tmp_path
+
+
+def test_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep-results", str(folder), "--metric", "languages.de.image_to_text.r1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "point  optimizer.learning_rate  seed  state      step  loss  languages.de.image_to_text.r1",
+        "    0  0.1                            done        2/2  1.25                           12.5",
+        "    1  0.01                           done        2/2   2.5                              -",
+        "    2  0.001                          failed      1/2   nan                              -",
+        "    3  0.0001                         running     1/2     5                              -",
+        "    4                           2     not begun     0     -                              -",
+        "point 2: rank 0 on n1: exit code 2: error: loss is not finite",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "order"),
+    [
+        (["--sort", "loss"], [0, 1, 3, 2, 4]),
+        (["--sort", "loss", "--descending"], [3, 1, 0, 2, 4]),
+        (["--sort", "step"], [4, 2, 3, 0, 1]),
+        (["--sort", "languages.de.image_to_text.r1"], [0, 1, 2, 3, 4]),
+    ],
+)
+def test_sorted_with_missing_numbers_last(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], order: list[int]
+) -> None:
+    assert main(["sweep-results", str(folder), "--json", *words]) == 0
+    assert [row["point"] for row in json.loads(capsys.readouterr().out)] == order
+
+
+def test_csv_has_numbers_in_full(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep-results", str(folder), "--csv", "--metric", "early"]) == 0
+    head, first, *_, last = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert head == ["point", "optimizer.learning_rate", "seed", "state", "step", "total_steps", "loss", "early"]
+    assert first == ["0", "0.1", "", "done", "2", "2", "1.25", "7.0"], "the newest line that has the name counts"
+    assert last == ["4", "", "2", "not begun", "0", "", "", ""]
+
+
+def test_an_unknown_metric_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep-results", str(folder), "--metric", "los"]) == 2
+    told = capsys.readouterr().err
+    assert "--metric: expected some of early, languages.de.image_to_text.r1, loss, got los" in told
+
+
+def test_without_slurms_answer_the_folders_still_speak(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(job: str) -> str:
+        raise CclmError(where="squeue", expected="the state", got="no words", do="Wait.")
+
+    monkeypatch.setattr(results, "job_state", silent)
+    assert main(["sweep-results", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[1:5]] == ["done", "done", "submitted?", "submitted?"]
+    assert lines[-1] == "point 3: squeue: no words"
+
+
+def test_a_folder_without_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep-results", str(tmp_path)]) == 2
+    assert "expected the folder of a sweep, with sweep.json, got none" in capsys.readouterr().err
