@@ -1,7 +1,7 @@
-"""What came out of a sweep: one row for each point, from the run folders (and Slurm's word on who still waits or runs).
+"""What came out of a sweep: one row for each point, in the words of `launch status`.
 
-RUN/sweep.json ── overrides ─┐
-RUN/points/N/ ── log.jsonl, status/, done.json, results.json, slurm/history.jsonl ──┴──> rows ──> text, JSON or CSV
+RUN/sweep.json ── overrides ──────────────────────┐
+RUN/points/N/ ── log.jsonl, results.json, state ──┴──> rows ──> text, JSON or CSV
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import CclmError, ConfigError
+from cclm.errors import ConfigError
 from cclm.track.reading import read_json
-from launch.progress import Progress, last_values, read_progress
-from launch.slurm.client import is_over, job_state
-from launch.slurm.history import last_job, lives_of, read_history
+from launch.progress import last_values
+from launch.runs import is_run
+from launch.status import UNKNOWN, RunNow, look_at
 from launch.sweep import point_folder, read_sweep
 from launch.table import table
 
@@ -39,7 +39,7 @@ class Row:
     """Of the last line of the log."""
     metrics: Mapping[str, float | None]
     why: str
-    """Of a point that has failed: what the launcher wrote about its last life."""
+    """Of a point that does not go on by itself: what the launcher wrote about its last life."""
 
     def number(self, name: str) -> float | None:
         """The value of a column that has numbers."""
@@ -53,23 +53,26 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
         ConfigError: this is no sweep, or no point has a metric although some have numbers.
     """
     own = [name for name in metrics if name not in ("loss", "step")]
+    points = read_sweep(folder).points
+    folders = [point_folder(folder, number) for number in range(len(points))]
+    runs, unreadable, _ = look_at([run for run in folders if is_run(run)])
+    found = {now.run_folder: now for now in runs}
     rows, known = [], set()
-    for number, overrides in enumerate(read_sweep(folder).points):
-        run = point_folder(folder, number)
+    for number, (run, overrides) in enumerate(zip(folders, points, strict=True)):
         values = {**dict(_numbers(read_json(run / RESULTS_NAME, {}))), **last_values(run)}
         known |= set(values)
-        progress = read_progress(run)
-        state, why = state_of(run, progress)
+        now = found.get(run)
+        state, why = _standing(now) if now else ("unreadable" if run in unreadable else "not begun", "")
         rows.append(
             Row(
                 point=number,
                 overrides=overrides,
                 state=state,
-                step=progress.step,
-                total_steps=progress.total_steps,
-                loss=progress.loss,
+                step=now.progress.step if now else 0,
+                total_steps=now.progress.total_steps if now else None,
+                loss=now.progress.loss if now else None,
                 metrics={name: values.get(name) for name in own},
-                why=why,
+                why=unreadable.get(run, why),
             )
         )
     absent = [name for name in own if known and name not in known]
@@ -91,23 +94,11 @@ def _numbers(value: Any, prefix: str = "") -> list[tuple[str, float]]:
     return [(prefix, float(value))] if is_number else []
 
 
-def state_of(run: Path, progress: Progress) -> tuple[str, str]:
-    """How a point stands, and why: "done"; what Slurm says of its job; how its last life ended; rank 0's last word."""
-    if progress.is_done:
-        return "done", ""
-    history = read_history(run)
-    job, lives = last_job(history), lives_of(history)
-    if job is None:
-        return progress.phase or "not begun", ""
-    try:
-        state = job_state(job)
-    except CclmError as error:
-        return f"{progress.phase or 'submitted'}?", f"{error.where}: {error.got}"
-    if state is not None and not is_over(state):
-        return state.lower(), ""
-    if not lives:
-        return (state or "not begun").lower(), ""
-    return lives[-1].outcome or "cut off", lives[-1].why
+def _standing(now: RunNow) -> tuple[str, str]:
+    """The word of `launch status`, and why for a point that does not go on by itself."""
+    if now.state == UNKNOWN:
+        return UNKNOWN, now.reason
+    return now.phase, "" if now.progress.is_done or now.may_go_on else now.verdict
 
 
 def sort_rows(rows: Sequence[Row], name: str, *, descending: bool = False) -> list[Row]:

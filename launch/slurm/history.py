@@ -77,8 +77,9 @@ def last_job(history: list[Event]) -> str | None:
 
 
 def jobs_of(history: list[Event]) -> list[str]:
-    """All jobs of the run, oldest first: those submitted by us, and those by hand that have begun."""
-    return list(dict.fromkeys(event.job.partition("_")[0] for event in history))
+    """All jobs of the run, oldest first: those submitted by us, and those by hand that have begun. The job of a
+    sweep's point is an element, ARRAY_ELEMENT."""
+    return list(dict.fromkeys(event.job for event in history))
 
 
 def is_to_rest(history: list[Event], job: str) -> bool:

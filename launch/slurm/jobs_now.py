@@ -66,8 +66,8 @@ class JobsNow:
     """"sacct", "no accounting", or "not asked" because squeue knew every job."""
 
     def of(self, job: str) -> list[JobNow]:
-        """What is known of a job: one entry, one per element of an array, or nothing."""
-        return [found for found in self.jobs if found.base == job]
+        """What is known of a job or an element: one entry, one per element of an array, or nothing."""
+        return [found for found in self.jobs if job in (found.base, found.job)]
 
 
 def ask_jobs(jobs: Iterable[str]) -> JobsNow:

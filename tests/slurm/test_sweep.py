@@ -35,6 +35,9 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
 
     assert ended(f"{array}_1", second) == "FAILED", said(second)
     assert str(late) in lives(second)[0].why
+    table = json.loads(launch("sweep-results", str(run), "--json").stdout)
+    assert [row["state"] for row in table] == ["waiting", "failed"], table
+    assert str(late) in table[1]["why"]
     (corpus / "tokenizer").rename(late)
     (corpus / "tokenizer").symlink_to(late)
     told = launch(*words)

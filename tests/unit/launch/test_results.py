@@ -3,20 +3,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from cclm.errors import CclmError
 from cclm.track.status import DoneMarker
-from launch import results
 from launch.__main__ import main
 from launch.slurm.history import Event, add_event
 from launch.sweep import Sweep, write_sweep
+from tests.unit.launch.slurm.fake_slurm import FakeSlurm
+from tests.unit.launch.slurm.run_folders import rank_says, write_plan
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, fake_slurm: FakeSlurm) -> Path:
     """Five points: done and measured, done with a higher loss, failed, running, not begun."""
     points = (*({"optimizer.learning_rate": rate} for rate in (0.1, 0.01, 0.001, 0.0001)), {"seed": 2})
     write_sweep(tmp_path, Sweep(recipe="r", base={}, points=points), [])
@@ -32,11 +33,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recall = {"languages": {"de": {"image_to_text": {"r1": 12.5}}}, "rule": "sum", "found": True}
     (tmp_path / "points/0/results.json").write_text(json.dumps(recall))
     for number, job in ((2, "7_2"), (3, "7_3")):
-        add_event(tmp_path / f"points/{number}", Event(event="submitted", job=job, by_user=True))
-        add_event(tmp_path / f"points/{number}", Event(event="begin", job=job, life=0, step=0))
+        run = tmp_path / f"points/{number}"
+        add_event(run, Event(event="submitted", job=job, by_user=True))
+        add_event(run, Event(event="begin", job=job, life=0, step=0))
+        write_plan(run)
+    rank_says(tmp_path / "points/3", 0, step=1, time=time.time())
     why = "rank 0 on n1: exit code 2: error: loss is not finite"
     add_event(tmp_path / "points/2", Event(event="end", job="7_2", life=0, outcome="failed", why=why))
-    monkeypatch.setattr(results, "job_state", lambda job: {"7_2": "FAILED", "7_3": "RUNNING"}[job])
+    fake_slurm.queue(("7_2", "FAILED"), ("7_3", "RUNNING"))
     return tmp_path
 
 
@@ -47,7 +51,7 @@ def test_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "    0  0.1                            done        2/2  1.25                           12.5",
         "    1  0.01                           done        2/2   2.5                              -",
         "    2  0.001                          failed      1/2   nan                              -",
-        "    3  0.0001                         running     1/2     5                              -",
+        "    3  0.0001                         training    1/2     5                              -",
         "    4                           2     not begun     0     -                              -",
         "point 2: rank 0 on n1: exit code 2: error: loss is not finite",
     ]
@@ -84,16 +88,21 @@ def test_an_unknown_metric_is_a_sentence(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_without_slurms_answer_the_folders_still_speak(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], fake_slurm: FakeSlurm
 ) -> None:
-    def silent(job: str) -> str:
-        raise CclmError(where="squeue", expected="the state", got="no words", do="Wait.")
-
-    monkeypatch.setattr(results, "job_state", silent)
+    fake_slurm.program("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert main(["sweep-results", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines[1:5]] == ["done", "done", "submitted?", "submitted?"]
-    assert lines[-1] == "point 3: squeue: no words"
+    assert [line.split()[2] for line in lines[1:5]] == ["done", "done", "unknown", "unknown"]
+    assert lines[-1].startswith("point 3: squeue: expected the state of jobs, got Unable to contact slurm controller")
+
+
+def test_a_broken_point_does_not_hide_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "points/2/slurm/plan.json").unlink()
+    assert main(["sweep-results", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[1:5]] == ["done", "done", "unreadable", "training"]
+    assert lines[-1].startswith(f"point 2: {folder}/points/2: expected slurm/plan.json")
 
 
 def test_a_folder_without_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ def test_one_question_for_all_jobs(fake_slurm: FakeSlurm) -> None:
     assert call.endswith("--jobs=9,12")
     assert (found.accounts, found.silence) == ("not asked", "")
     (training,), (element,) = found.of("9"), found.of("12")
+    assert (found.of("12_3"), found.of("12_4")) == ([element], [])
     assert (training.nodes, training.start, training.reason) == ("n[1-2]", "2026-01-02T03:04:05", "")
     assert (training.element, training.is_over, str(training)) == (None, False, "RUNNING")
     assert (element.element, element.nodes, str(element)) == (3, "", "PENDING (JobArrayTaskLimit)")
