@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import local
-from launch.local import Outcome, RankExit, last_lines, run_plan
+from launch import ranks
+from launch.local import run_plan
+from launch.outcome import Outcome, RankExit
 from launch.plan import JobPlan
+from launch.ranks import last_lines
 
 PlanMaker = Callable[..., JobPlan]
 SLEEP = "time.sleep(60)\n"
@@ -114,7 +116,7 @@ def test_of_two_deaths_seen_at_once_the_violent_one_was_first(
     def look_when_dead(pid: int) -> os.waitid_result | None:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-    monkeypatch.setattr(local, "_look", look_when_dead)
+    monkeypatch.setattr(ranks, "look", look_when_dead)
     outcome, _ = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(1)\n"))
     assert [(end.rank, end.code) for end in outcome.exits] == [(1, -signal.SIGKILL), (0, 1)]
     assert outcome.code == 128 + signal.SIGKILL
