@@ -77,10 +77,10 @@ class JobPlan:
     @classmethod
     def from_json(cls, text: str) -> JobPlan:
         """Read what `to_json` wrote."""
-        values = json.loads(text)
-        ranks = tuple(_read_rank(rank) for rank in values.pop("ranks"))
-        folders = {name: Path(values.pop(name)) for name in ("folder", "run_folder")}
-        return cls(ranks=ranks, **folders, **values)
+        values: dict[str, Any] = json.loads(text)
+        ranks = tuple(_read_rank(rank) for rank in values["ranks"])
+        folders = {name: Path(values[name]) for name in ("folder", "run_folder")}
+        return cls(**{**values, **folders, "ranks": ranks})
 
     def of_host(self, host: str) -> JobPlan:
         """The part of the plan that one host carries out."""
@@ -102,9 +102,9 @@ class JobPlan:
 
 
 def _read_rank(values: dict[str, Any]) -> RankPlan:
-    lists = {name: tuple(values.pop(name)) for name in ("command", "cores")}
-    log = values.pop("log")
-    return RankPlan(log=None if log is None else Path(log), **lists, **values)
+    tuples = {name: tuple(values[name]) for name in ("command", "cores")}
+    log = None if values["log"] is None else Path(values["log"])
+    return RankPlan(**{**values, **tuples, "log": log})
 
 
 @dataclass(frozen=True, kw_only=True)
