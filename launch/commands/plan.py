@@ -33,10 +33,11 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def _plan(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan | SlurmPlan:
     has_hosts = options.hostfile is not None or options.hosts is not None
-    complaints = [f"--{name.replace('_', '-')}" for name in ("ranks", "nodes", "recipe") if vars(options)[name]]
+    others = {"--ranks": options.ranks, "--nodes": options.nodes, "a recipe": options.recipe}
+    complaints = [name for name, value in others.items() if value is not None]
     if has_hosts and complaints:
         raise ConfigError(
-            where="plan", expected="one place to run", got=f"hosts, and {', '.join(complaints)}",
+            where="plan", expected="one place to run", got=f"hosts with {', '.join(complaints)}",
             do="With hosts: --ranks-per-host, and the command after `--`.",
         )  # fmt: skip
     if has_hosts:
