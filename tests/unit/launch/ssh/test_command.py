@@ -50,7 +50,10 @@ def test_the_first_hosts_name_is_where_they_meet(
             "ssh: expected a job that these hosts can take, got no command after `--`; --threads-per-rank 0 is below "
             "1; a has 2 slot(s) for 4 rank(s). For example",
         ),
-        (["plan", "--hosts", "a", "--ranks", "2", "--nodes", "2"], "plan: expected one place to run, got hosts with --ranks, --nodes."),
+        (
+            ["plan", "--hosts", "a", "--ranks", "2", "--nodes", "2"],
+            "plan: expected one place to run, got hosts with --ranks, --nodes.",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anybody_is_asked(
