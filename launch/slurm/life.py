@@ -57,7 +57,7 @@ def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
     replace_bytes(run_folder / RESERVE, bytes(RESERVE_BYTES))
     add_event(run_folder, Event(event="begin", life=life, job=job, nodes=nodes, step=step))
     sys.stdout.write(f"{life}\n")
-    say(f"life {life} of {run_folder.name}: job {job} on {nodes}, from step {step}")
+    say(f"life {life} of {plan['name']}: job {job} on {nodes}, from step {step}")
     return GO_ON
 
 

@@ -19,7 +19,7 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
     late = tmp_path / "late"
     points = [{"optimizer.total_steps": LONG}, {"optimizer.total_steps": SHORT, "data": {"tokenizer": str(late)}}]
     (tmp_path / "points.yaml").write_text(yaml.safe_dump(points))
-    recipe = tiny(corpus, tmp_path / "unused", SHORT, checkpoint={"every_steps": 4, "keep": 1})
+    recipe = tiny(corpus, tmp_path / "unused", SHORT, checkpoint={"every_steps": 4, "keep": 1}, engine="plain")
     small = ("--time", "5", "--save-s", "60", "--preflight", "none", "--concurrent", "2")
     words = ("sweep", str(recipe), "--points", str(tmp_path / "points.yaml"), "--run-folder", str(run), *small)
 

@@ -12,6 +12,7 @@ from cclm.track.status import StatusRecord
 from launch.slurm.history import Event, add_event, next_life, read_history
 
 PLAN: dict[str, Any] = {
+    "name": "run",
     "is_training": True, "max_tries": 3, "nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "preflight": "quick",
     "replace_bad_nodes": False, "hang_s": 0.0, "scratch": None, "reads": [], "directives": {}, "array": 0,
 }  # fmt: skip
