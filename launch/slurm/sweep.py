@@ -15,14 +15,14 @@ from typing import Any
 
 from cclm.atomic import replace_text
 from cclm.errors import CclmError, ConfigError
-from launch.slurm.alive import jobs_alive
+from launch.slurm.alive import points_alive
 from launch.slurm.client import ask_slurm, submit_script, would_take
 from launch.slurm.history import Event, add_event
 from launch.slurm.plan import SweepPlan
 from launch.slurm.script import render_sweep
 from launch.slurm.submit import dependency, write_job
 from launch.snapshot import CODE, HASH_NAME, take_snapshot
-from launch.sweep import Sweep, point_folder, points_not_done, refuse_another, write_sweep
+from launch.sweep import Sweep, points_not_done, refuse_another, write_sweep
 
 Recipe = tuple[Mapping[str, Any], Path]
 
@@ -69,8 +69,8 @@ def submit_sweep(
 def points_to_submit(plan: SweepPlan, say: Callable[[str], None], *, new_code: bool) -> list[int]:
     """Points that are neither done nor carried by a job."""
     open_points = points_not_done(plan.folder, len(plan.points))
-    jobs = {number: jobs_alive(point_folder(plan.folder, number)) for number in open_points}
-    carried = {number: found[0] for number, found in jobs.items() if found}
+    alive = points_alive(plan.folder, len(plan.points))
+    carried = {number: alive[number] for number in open_points if number in alive}
     if carried and new_code:
         raise ConfigError(
             where="--new-code", expected="no job that runs the present code", got=", ".join(carried.values()),

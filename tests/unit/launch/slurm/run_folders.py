@@ -56,7 +56,7 @@ def rank_end(
 
 def rank_says(run: Path, rank: int, *, step: int, time: float, phase: str = "training") -> None:
     (run / "status").mkdir(parents=True, exist_ok=True)
-    record = StatusRecord(rank=rank, step=step, phase=phase, time=time, host=f"n{rank + 1}", pid=1)
+    record = StatusRecord(rank=rank, step=step, phase=phase, time=round(time, 3), host=f"n{rank + 1}", pid=1)
     (run / "status" / f"rank_{rank}.json").write_text(json.dumps(asdict(record)))
 
 

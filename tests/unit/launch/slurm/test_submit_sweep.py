@@ -69,6 +69,9 @@ def test_the_same_command_submits_what_is_left(here: Path, capsys: pytest.Captur
     assert sweep(here) == 0
     assert sweep(here) == 2
     assert "expected points that are not done and have no job, got 3 still carried by a job" in capsys.readouterr().err
+    asked = [call for call in calls(here) if call.startswith("squeue")]
+    assert len(asked) == 1, "one question for all points"
+    assert asked[0].endswith("--jobs=7")
     (here / "bin/state").write_text("FAILED\n")
     DoneMarker(here / "runs/rates/points/1").write(step=3, seconds=1.0)
     assert sweep(here) == 0
@@ -85,6 +88,14 @@ def test_code_is_not_replaced_under_a_job(here: Path, capsys: pytest.CaptureFixt
     assert sweep(here) == 0
     assert sweep(here, "--new-code") == 2
     assert "expected no job that runs the present code, got 7_0, 7_1, 7_2" in capsys.readouterr().err
+
+
+def test_nothing_is_submitted_twice_while_slurm_is_silent(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(here) == 0
+    (here / "bin/squeue").write_text("#!/bin/bash\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    assert sweep(here) == 2
+    assert "expected the states of its points' jobs, got" in capsys.readouterr().err
+    assert calls(here)[-1] == "scontrol release 7", "of the first submission"
 
 
 def test_another_grid_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
