@@ -44,6 +44,8 @@ def take_snapshot(checkout: Path, run_folder: Path, *, anew: bool = False) -> st
         if source.is_dir() and source.name[0] != "." and source.name not in NOT_LINKED:
             (partial / source.name).symlink_to(source.resolve())
     (run_folder / HASH_NAME).unlink(missing_ok=True)
+    if code.is_symlink():  # a point of a sweep leaves the code that it shared with the others
+        code.unlink()
     shutil.rmtree(code, ignore_errors=True)
     partial.rename(code)
     found = code_hash(code)

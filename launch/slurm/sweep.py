@@ -8,6 +8,7 @@ A point that goes on by itself requeues its element alone; a point may also be s
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,14 +57,24 @@ def submit_sweep(
     write_sweep(plan.folder, sweep, sys.argv[1:])
     for number in left:
         write_job(plan.points[number], recipes[number])
-        for name in (CODE, HASH_NAME):
-            link = plan.points[number].run_folder / name
-            if not link.is_symlink():
-                link.symlink_to(Path("..") / ".." / name)
+        share_code(plan.points[number].run_folder)
     plan.script.parent.mkdir(parents=True, exist_ok=True)
     replace_text(plan.script, render_sweep(plan))
     say(would_take(str(plan.script)))
     return _submit_held(plan, left, options)
+
+
+def share_code(point: Path) -> None:
+    """Let a point use the code of its sweep; what it was given when it was submitted alone goes."""
+    for name in (CODE, HASH_NAME):
+        link = point / name
+        if link.is_symlink():
+            continue
+        if link.is_dir():
+            shutil.rmtree(link)
+        else:
+            link.unlink(missing_ok=True)
+        link.symlink_to(Path("..") / ".." / name)
 
 
 def points_to_submit(plan: SweepPlan, say: Callable[[str], None], *, new_code: bool) -> list[int]:

@@ -90,6 +90,21 @@ def test_code_is_not_replaced_under_a_job(here: Path, capsys: pytest.CaptureFixt
     assert "expected no job that runs the present code, got 7_0, 7_1, 7_2" in capsys.readouterr().err
 
 
+def test_a_point_may_leave_the_shared_code_and_come_back(here: Path) -> None:
+    assert sweep(here) == 0
+    (here / "bin/state").write_text("FAILED\n")
+    (here / "pretrain/new.py").write_text("B = 2\n")
+    run, point = here / "runs/rates", here / "runs/rates/points/1"
+    assert main(["submit", "small", "--run-folder", str(point), "--new-code"]) == 0
+    assert not (point / "code").is_symlink()
+    assert (point / "code/pretrain/new.py").exists()
+    assert not (run / "code/pretrain/new.py").exists(), "the others keep what they had"
+    assert (point / "code.sha256").read_text() != (run / "code.sha256").read_text()
+    assert sweep(here) == 0
+    assert (point / "code").resolve() == run / "code"
+    assert (point / "code.sha256").read_text() == (run / "code.sha256").read_text()
+
+
 def test_nothing_is_submitted_twice_while_slurm_is_silent(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(here) == 0
     (here / "bin/squeue").write_text("#!/bin/bash\necho 'Unable to contact slurm controller' >&2; exit 1\n")
