@@ -52,7 +52,6 @@ class Ssh:
             f"ServerAliveInterval={self.alive_s}",
             "ServerAliveCountMax=3",
             "ClearAllForwardings=yes",
-            "LogLevel=ERROR",
         )
         options = [word for option in (*self.options, *ours) for word in ("-o", option)]
         return (self.program, "-T", *options, "--", host, agent_command(CODE_FOLDER, self.python))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.slurm.jobs import ENVIRONMENT, ROOT, STEPS_ALONE, tiny
+from tests.tiny_run import write_corpus
 
 HERE = Path(__file__).parent
 TABLE = pytest.StashKey[list[str]]()
@@ -31,3 +36,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Path:
     """The cluster's folder."""
     return Path(os.environ["CCLM_SLURM_CLUSTER"])
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny corpus for those who train."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process with the plain engine that runs on several nodes are compared with; eight steps."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    recipe = tiny(corpus, run, STEPS_ALONE, engine="plain")
+    subprocess.run([sys.executable, "-m", "pretrain", "--recipe", str(recipe)], cwd=ROOT, env=ENVIRONMENT, check=True)
+    return run

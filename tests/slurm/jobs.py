@@ -17,6 +17,8 @@ from tests.tiny_run import recipe, write_recipe
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240.0
 """For a loaded machine; an idle one needs a tenth."""
+STEPS_ALONE = 8
+"""Steps of the run of one process that others are compared with."""
 AS_USER = ("setpriv", "--reuid", "trainer", "--regid", "trainer", "--clear-groups")
 ENVIRONMENT = {
     **os.environ,

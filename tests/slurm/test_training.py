@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.slurm.jobs import (
-    ENVIRONMENT,
-    ROOT,
-    ended,
-    exact_values,
-    launch,
-    lives,
-    losses,
-    read_done,
-    said,
-    submit,
-    tiny,
-)
-from tests.tiny_run import write_corpus
+from tests.slurm.jobs import STEPS_ALONE, ended, exact_values, launch, lives, losses, read_done, said, submit, tiny
 
-STEPS = 8
+STEPS = STEPS_ALONE
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def test_two_nodes_with_two_ranks_train_like_one_process(corpus: Path, tmp_path: Path) -> None:
-    run, alone = tmp_path / "run", tmp_path / "alone"
+def test_two_nodes_with_two_ranks_train_like_one_process(corpus: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     job = submit(tiny(corpus, run, STEPS), "--nodes", "2", "--tasks-per-node", "2")
     assert ended(job, run) == "COMPLETED", said(run)
     assert read_done(run) == STEPS
@@ -46,8 +26,6 @@ def test_two_nodes_with_two_ranks_train_like_one_process(corpus: Path, tmp_path:
     zero = json.loads((run / "ds_config.json").read_text())["zero_optimization"]
     assert zero["stage"] == 3
 
-    recipe = tiny(corpus, alone, STEPS, engine="plain")
-    subprocess.run([sys.executable, "-m", "pretrain", "--recipe", str(recipe)], cwd=ROOT, env=ENVIRONMENT, check=True)
     together, single = losses(run), losses(alone)
     assert list(together) == list(single) == list(range(STEPS))
     for step, loss in single.items():
