@@ -41,6 +41,7 @@ def test_two_hosts_train_like_one_process(sshd: Sshd, corpus: Path, alone: Path,
     hosts.write_text("# no scheduler\nn1 slots=1\nn2 slots=1\n")
     quiet = [f"--env={name}" for name in ("PYTHONWARNINGS", "TORCH_CPP_LOG_LEVEL", "TOKENIZERS_PARALLELISM")]
     words = ["--hostfile", str(hosts), "--run-folder", str(run), *sshd.options(), *quiet]
+    words += ["--threads-per-rank", "1"]  # both hosts are one machine
     recipe = tiny(corpus, run, STEPS_ALONE)
     told = launch("ssh", *words, "--", "python", "-m", "pretrain", "--recipe", str(recipe))
     assert told.returncode == 0, told.stderr
