@@ -39,7 +39,13 @@ def slurm(*command: str) -> str:
 def launch(*words: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*prefix, sys.executable, "-m", "launch", *words]
     return subprocess.run(
-        command, cwd=ROOT, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command,
+        cwd=ROOT,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
