@@ -252,7 +252,7 @@ def _verdict(folder: RunFolder, job: JobNow | None, lives: Sequence[Life], eleme
         said = f"life {lives[-1].number} was cut off"
     else:
         said = next((life.why for life in reversed(lives) if life.outcome), "")
-    rests = is_to_rest(folder.history, folder.history[-1].job) and "rest" not in said
+    rests = is_to_rest(folder.history, folder.history[-1].job) and folder.history[-1].event != "end"
     return "; ".join(part for part in (said, "asked to rest" if rests else "") if part)
 
 

@@ -27,6 +27,7 @@ MOST_SKEW_S = 60.0
 HARDWARE_SLOWDOWN = 0x8 | 0x40 | 0x80
 """NVML's clock throttle reasons for a hardware problem: slowdown, thermal, power brake."""
 MOST_REPLACEMENTS = 5
+EXCLUDED = Path("slurm") / "excluded.json"
 NOBODY = "(no node in particular)"
 
 
@@ -180,12 +181,20 @@ def _faults_of_nodes(
 
 def exclude(run_folder: Path, bad: Sequence[str]) -> str | None:
     """Remember bad nodes for later submissions; returns all of them as a list for sbatch, or None after too many."""
-    path = run_folder / "slurm" / "excluded.json"
-    times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    times = _found_bad(run_folder)
     if len(times) >= MOST_REPLACEMENTS:
         return None
     times.append(list(bad))
-    path.write_text(json.dumps(times) + "\n", encoding="utf-8")
+    (run_folder / EXCLUDED).write_text(json.dumps(times) + "\n", encoding="utf-8")
     plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
-    before = [plan["directives"]["exclude"]] if plan["directives"].get("exclude") else []
-    return ",".join([*before, *sorted({node for nodes in times for node in nodes})])
+    return ",".join([*filter(None, [plan["directives"].get("exclude")]), *excluded_nodes(run_folder)])
+
+
+def excluded_nodes(run_folder: Path) -> list[str]:
+    """Nodes that were found bad in this run's lives."""
+    return sorted({node for nodes in _found_bad(run_folder) for node in nodes})
+
+
+def _found_bad(run_folder: Path) -> list[list[str]]:
+    path = run_folder / EXCLUDED
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []

@@ -66,6 +66,10 @@ class SlurmPlan:
     replace_bad_nodes: bool
     max_tries: int
     hang_s: float
+    request: SlurmRequest
+    """What the plan was made from, so that it can be made again with changes (`launch/resume.py`)."""
+    profile: Profile
+    """The same."""
 
     @property
     def world_size(self) -> int:
@@ -180,6 +184,8 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
         replace_bad_nodes=request.replace_bad_nodes,
         max_tries=request.max_tries,
         hang_s=request.hang_s,
+        request=request,
+        profile=profile,
     )
     return replace(plan, directives=_directives(request, profile, plan), srun_options=_srun(request, profile, plan))
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cclm.atomic import replace_text
+from cclm.checkpoint.layout import newest_complete, read_marker
 from cclm.errors import ConfigError
 from cclm.track.status import DoneMarker
 from launch.slurm.alive import jobs_alive
 from launch.slurm.client import is_over, job_state, submit_script, would_take
+from launch.slurm.fitness import EXCLUDED, excluded_nodes
 from launch.slurm.history import Event, add_event, last_job, read_history
 from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
 from launch.slurm.script import render
@@ -41,10 +43,26 @@ def submit(
         CclmError: the cluster cannot run it, or does not answer.
     """
     refuse_twice(plan.run_folder)
-    options = [*dependency(plan, say), *elements(plan, say)]
+    refuse_other_ranks(plan)
+    options = options_of(plan, say)
     code = take_snapshot(plan.checkout, plan.run_folder, anew=new_code)
     say(f"code {code[:12]} in {plan.code_folder}")
     write_job(plan, recipe)
+    return _send(plan, options, say)
+
+
+def submit_as_it_is(plan: SlurmPlan, *, say: Callable[[str], None]) -> str:
+    """Submit the script that lies in the run folder, whoever may have edited it; returns the job's id.
+
+    Raises:
+        As `submit`.
+    """
+    refuse_twice(plan.run_folder)
+    refuse_other_ranks(plan)
+    return _send(plan, options_of(plan, say), say)
+
+
+def _send(plan: SlurmPlan, options: Sequence[str], say: Callable[[str], None]) -> str:
     say(would_take(str(plan.script)))
     job = submit_script(str(plan.script), *options)
     add_event(plan.run_folder, Event(event="submitted", job=job, by_user=True, why=shlex.join(sys.argv[1:])))
@@ -59,6 +77,24 @@ def write_job(plan: SlurmPlan, recipe: tuple[Mapping[str, Any], Path] | None) ->
         write_recipe(plan.run_folder, dict(recipe[0]), recipe[1])
     replace_text(plan.run_folder / SLURM_FOLDER / PLAN_NAME, plan.to_json() + "\n")
     replace_text(plan.script, render(plan))
+
+
+def options_of(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+    """What sbatch is told besides the script.
+
+    Raises:
+        ConfigError: the run cannot be submitted now.
+    """
+    return [*dependency(plan, say), *elements(plan, say), *bad_nodes(plan, say)]
+
+
+def bad_nodes(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+    """Leave out nodes that an earlier life found bad, where bad nodes are to be replaced."""
+    found = excluded_nodes(plan.run_folder) if plan.replace_bad_nodes else []
+    if not found:
+        return []
+    say(f"leaves out {', '.join(found)}, found bad before; remove {plan.run_folder / EXCLUDED} to use them again")
+    return ["--exclude=" + ",".join([*filter(None, [plan.directives.get("exclude")]), *found])]
 
 
 def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
@@ -109,6 +145,22 @@ def elements(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     return [f"--array={','.join(map(str, left))}" + (f"%{limit}" if limit else "")]
 
 
+def refuse_other_ranks(plan: SlurmPlan) -> None:
+    """Raise ConfigError if the newest checkpoint was written by another number of ranks: the job would end with that
+    sentence, after it had waited for its nodes."""
+    newest = newest_complete(plan.run_folder) if plan.is_training else None
+    if newest is None:
+        return
+    marker = read_marker(newest)
+    if marker.world_size != plan.world_size:
+        raise ConfigError(
+            where=str(newest),
+            expected=f"{marker.world_size} ranks (which wrote this checkpoint)",
+            got=f"{plan.nodes} node(s) × {plan.ranks_per_node} = {plan.world_size}",
+            do="Keep nodes × tasks per node; resuming with another number of ranks is not there yet.",
+        )
+
+
 def refuse_twice(run_folder: Path) -> None:
     """Raise ConfigError if the run is done, or a job of it still waits or runs."""
     done = DoneMarker(run_folder).read()
@@ -122,5 +174,5 @@ def refuse_twice(run_folder: Path) -> None:
     if not is_over(state):
         raise ConfigError(
             where=str(run_folder), expected="a run without a job", got=f"job {job} is {state}",
-            do=f"Wait for it, or end it: scancel {job}",
+            do=f"Wait for it, or end it: python -m launch cancel {run_folder}",
         )  # fmt: skip

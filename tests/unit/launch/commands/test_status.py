@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     add_event(run, Event(event="end", job="7", life=0, outcome="stopped", why=why))
     begun(run, 10)
     log_lines(run, [(step, time.time() - 10 + step, 2.5) for step in range(10, 12)], total=40)
-    rank_says(run, 0, step=12, time=time.time())
+    rank_says(run, 0, step=12, time=time.time() + 1.0)
     alone = tmp_path / "runs/alone"
     rank_says(alone, 0, step=3, time=1.0, phase="done")
     (alone / "done.json").write_text(json.dumps({"step": 3, "seconds": 1.0, "time": 2.0}))

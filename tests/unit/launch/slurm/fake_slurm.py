@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-NEEDED = ("cat", "sleep")
+NEEDED = ("cat", "sed", "sleep")
 """What the scripts use."""
 
 
@@ -32,6 +32,13 @@ class FakeSlurm:
         lines = "".join("|".join([*job, *("N/A",) * (6 - len(job))]) + "\n" for job in jobs)
         (self.folder / "jobs").write_text(lines)
         self.program("squeue", f"cat {self.folder}/jobs")
+
+    def obeys(self) -> None:
+        """Let scancel end jobs: those that wait if only these are meant, else all; signals change nothing."""
+        jobs = f"sed -i -E {{}} {self.folder}/jobs"
+        waiting, all_jobs = jobs.format("s/PENDING/CANCELLED/"), jobs.format("'s/PENDING|RUNNING/CANCELLED/'")
+        text = f'case "$*" in *--signal*) ;; *--state=PENDING*) {waiting} ;; *) {all_jobs} ;; esac'
+        self.program("scancel", text)
 
     def calls(self, name: str) -> list[str]:
         """How a command was called."""

@@ -1,0 +1,101 @@
+"""`stop`, `cancel`, `resume` and `drill` as commands: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cclm.track.lock import run_lock
+from launch import drill
+from launch.__main__ import main
+from launch.commands import resume as resume_command
+from launch.drill import Drill, Station
+from launch.slurm.history import is_to_rest, read_history
+from launch.slurm.request import SlurmRequest
+from tests.unit.launch.slurm.fake_slurm import FakeSlurm
+from tests.unit.launch.slurm.run_folders import rank_says
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_slurm: FakeSlurm) -> Path:
+    """A command submitted as job 7, which waits."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cclm").mkdir()
+    fake_slurm.obeys()
+    fake_slurm.queue()
+    fake_slurm.program("sbatch", 'case "$*" in *--parsable*) echo 7 ;; *) echo "starts at noon" >&2 ;; esac')
+    assert main(["submit", "--run-folder", "runs/a", "--", "true"]) == 0
+    fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "Priority"))
+    return tmp_path / "runs/a"
+
+
+def test_stop(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stop", "a", "--wait", "5"]) == 0
+    assert "launch: job 7 was waiting and is cancelled: nothing to save; " in capsys.readouterr().err
+    assert is_to_rest(read_history(run), "7")
+
+
+def test_stop_that_takes_too_long(tmp_path: Path) -> None:
+    rank_says(tmp_path / "run", 0, step=3, time=1.0)
+    with run_lock(tmp_path / "run"):
+        assert main(["stop", str(tmp_path / "run")]) == 0, "asked, and not waited for"
+        assert main(["stop", str(tmp_path / "run"), "--wait", "0.1"]) == 1
+
+
+def test_cancel(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cancel", "a"]) == 0
+    assert f"python -m launch resume {run} begins it anew" in capsys.readouterr().err
+    assert fake_slurm.calls("scancel") == ["7"]
+
+
+def test_resume(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["resume", "a"]) == 2
+    assert "expected a run without a job, got job 7 is" in capsys.readouterr().err
+    fake_slurm.queue(("7", "FAILED", "n1"))
+    fake_slurm.program("squeue", "echo FAILED")
+    assert main(["resume", "a", "--nodes", "3", "--save-s", "30"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "7\n"
+    assert told.err.splitlines()[-1] == f"launch: log: {run}/logs/slurm.log"
+    directives = json.loads((run / "slurm/plan.json").read_text())["directives"]
+    assert (directives["nodes"], directives["signal"]) == ("3", "B:USR1@30")
+
+
+def test_what_resume_may_change_is_in_a_request() -> None:
+    names = [name.replace("-", "_") for name in (*resume_command.NUMBERS, *resume_command.WORDS)]
+    assert set(names) <= set(SlurmRequest.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_drill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_good: bool
+) -> None:
+    """The way through the stations is tested in test_drill.py."""
+    walked = [
+        Station(name="trains", seconds=1.24, found="step 3", is_good=True),
+        Station(name="life ends", seconds=12.5, found="saved", is_good=is_good),
+    ]
+    rank_says(tmp_path / "run", 0, step=3, time=1.0)
+    monkeypatch.setattr(Drill, "__init__", lambda self, folder, **options: None)
+    monkeypatch.setattr(Drill, "stations", lambda self: iter(walked))
+    monkeypatch.setattr(drill, "drillable", drill.look_at_one)
+    assert main(["drill", str(tmp_path / "run")]) == (0 if is_good else 1)
+    told = capsys.readouterr()
+    assert [" ".join(line.split()) for line in told.out.splitlines()] == [
+        "station seconds found",
+        "trains 1.2 good step 3",
+        f"life ends 12.5 {'good' if is_good else 'BAD'} saved",
+        "all 13.7 good it survives a preemption"
+        if is_good
+        else "all 13.7 BAD it does not survive this: the last line says where it ended",
+    ]
+    assert told.err.splitlines()[-1] == "launch: life ends: saved"
+
+
+def test_a_local_run_has_no_drill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rank_says(tmp_path / "run", 0, step=3, time=1.0)
+    assert main(["drill", str(tmp_path / "run")]) == 2
+    assert "expected a training run with a job that runs or waits, got local: not running" in capsys.readouterr().err
