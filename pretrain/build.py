@@ -32,7 +32,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.track.lock import run_lock
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
-from cclm.track.status import DoneMarker, RankStatus
+from cclm.track.status import DoneMarker, RankStatus, forget_other_ranks
 from cclm.track.stop import StopRequest
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
@@ -69,6 +69,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         if is_first:
             stack.enter_context(run_lock(folder))
             write_identity(folder, config, inputs, ds_config)
+            forget_other_ranks(folder, topology.world_size)
         talk.barrier()
         checkpoint = newest_complete(folder)
         dataset = make_dataset(config, tokenizer, topology)  # its complaints come before the long part of the start
@@ -93,12 +94,19 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             throughput=Throughput(),
             status=RankStatus(folder, topology.rank),
             ledger=LedgerFile(folder / "ledger.jsonl", start_step) if is_first else None,
-            quarantine=Quarantine(folder / QUARANTINE / f"rank_{topology.rank}.jsonl", start_step),
+            quarantine=open_quarantine(folder / QUARANTINE, topology, start_step),
             exposure=Exposure(dataset.exposure_keys, seen),
             done=done,
             stop=stop,
             witness=make_recorder(tokenizer, transform_of(asdict(config)), longest_text(asdict(config))),
         )
+
+
+def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quarantine:
+    """This rank's file; rank 0 takes over the files of ranks that an earlier life of the run had and this has not."""
+    own = {f"rank_{rank}.jsonl" for rank in range(topology.world_size)}
+    left_behind = sorted(path for path in folder.glob("rank_*.jsonl") if path.name not in own)
+    return Quarantine(folder / f"rank_{topology.rank}.jsonl", start_step, left_behind if topology.rank == 0 else ())
 
 
 def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Read a checkpoint back: into the same number of ranks, or as plain weights in one process."""
+"""Read a checkpoint back: into any number of ranks, or as plain weights in one process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from cclm.checkpoint.layout import check_hashes, check_sizes, read_marker
 from cclm.checkpoint.ranks import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.engine.stored_weights import stored_weights
-from cclm.errors import CheckpointError
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> dict[str, Any]:
     """Restore parameters and moments bit by bit; return `{"step": …, "state": …}` as it was saved. A collective.
 
     The bytes are checked against the marker's hashes first (each rank checks a share). Raises CheckpointError on
-    every rank for a damaged checkpoint or another number of ranks.
+    every rank for a damaged checkpoint.
     """
     on_every_rank(engine, lambda: _check(checkpoint, engine.rank, engine.world_size), "find its checkpoint intact")
     return engine.load(checkpoint)
@@ -50,12 +49,5 @@ def verify(checkpoint: Path) -> None:
 
 def _check(checkpoint: Path, rank: int, world_size: int) -> None:
     marker = read_marker(checkpoint)
-    if marker.world_size != world_size:
-        raise CheckpointError(
-            expected=f"{marker.world_size} ranks (which wrote this checkpoint)",
-            got=f"{world_size}",
-            do=f"Resume with {marker.world_size} ranks; resuming with another number of ranks is not there yet.",
-            where=str(checkpoint),
-        )
     check_sizes(checkpoint, marker)
     check_hashes(checkpoint, marker, sorted(marker.files)[rank::world_size])

@@ -17,18 +17,20 @@ class Quarantine:
     Args:
         path: the file. One process writes it; with one file per rank, each its own.
         next_step: the step a resumed run starts with; lines of it and later ones are cut off, so none stands twice.
+        left_behind: files of ranks that the run had once; cut off likewise, and counted here.
     """
 
-    def __init__(self, path: Path | str, next_step: int = 0) -> None:
+    def __init__(self, path: Path | str, next_step: int = 0, left_behind: Iterable[Path] = ()) -> None:
         self._lines = StepLines(path)
-        self._lines.truncate(next_step)
         self.counts: Counter[tuple[str, str]] = Counter()
         """How many, by (reason, source), of the whole run."""
         self.last = ""
         """Where the last bad sample stands and what is wrong with it."""
-        for line in self._lines.read():
-            self.counts[str(line["reason"]), str(line["source"])] += 1
-            self.last = str(line["message"])
+        for lines in (*map(StepLines, left_behind), self._lines):
+            lines.truncate(next_step)
+            for line in lines.read():
+                self.counts[str(line["reason"]), str(line["source"])] += 1
+                self.last = str(line["message"])
 
     def add(self, step: int, samples: Iterable[BadSample]) -> None:
         """Write the bad samples of one step."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ from cclm.engine.optimizer import (
 )
 from cclm.engine.plain import autocast, evaluation_mode, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
+from cclm.engine.reshape import fill, fill_buffers, make_moments
 from cclm.engine.seeding import seed_step
-from cclm.engine.stored_weights import TAG
+from cclm.engine.stored_weights import MOMENTS, TAG, StoredState, ranks_of_shares, stored_state
 from cclm.errors import CheckpointError, ConfigError
 
 
@@ -187,7 +188,7 @@ class DeepSpeedEngine:
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore parameters, moments and client state bit by bit; the same number of ranks only."""
+        """Restore parameters, moments and client state bit by bit, whatever the number of ranks that wrote them."""
         if not (folder / TAG).is_dir():
             raise CheckpointError(
                 expected=f"a folder {TAG!r} (a checkpoint of the DeepSpeed engine)",
@@ -195,18 +196,51 @@ class DeepSpeedEngine:
                 do="Resume with the engine that wrote the checkpoint.",
                 where=str(folder),
             )
-        path, loaded = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
-        assert path is not None, f"DeepSpeed found nothing in {folder}"
+        if ranks_of_shares(folder) in (0, self.world_size):
+            path, loaded = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+            assert path is not None, f"DeepSpeed found nothing in {folder}"
+            client_state: dict[str, Any] = loaded["client_state"]
+        else:
+            client_state = self._load_reshaped(stored_state(folder))
         for group, rules in zip(self._engine.optimizer.param_groups, self._group_rules, strict=True):
             group.update(rules)  # a changed config wins over what the checkpoint remembers
         if self._average is not None:
             self._average.load(folder)
-        client_state: dict[str, Any] = loaded["client_state"]
         return client_state
 
-    def _fragments(self) -> list[Fragment]:
-        """The fp32 master values that this rank holds, by parameter."""
-        from deepspeed.utils import safe_get_local_fp32_param
+    def _load_reshaped(self, stored: StoredState) -> dict[str, Any]:
+        """Take this rank's share of what another number of ranks wrote; returns the client state."""
+        engine, zero = self._engine, self._engine.optimizer
+        if self.stage == 0 or getattr(zero, "swap_optimizer", False):
+            raise CheckpointError(
+                expected="ZeRO stage 1, 2 or 3 with the optimizer in memory, to resume with another number of ranks",
+                got="stage 0" if self.stage == 0 else "an optimizer on NVMe",
+                do=f"Resume with {stored.ranks} ranks, or with another DeepSpeed JSON.",
+                where="DeepSpeed",
+            )
+        flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        make_moments(zero.optimizer, flat, stored)
+        if self.stage == 3:
+            zero.checkpoint_event_prologue()  # parameters that are kept whole are cut, too
+        else:
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+        fill([*self._fragments(), *self._frozen()], stored.weights)
+        for key in MOMENTS:
+            fill(self._fragments(key), stored.moments[key])
+        fill_buffers(engine.module, stored.weights)
+        if self.stage == 3:  # its own way to bring what the ranks compute with in line with the fp32 values
+            zero.load_state_dict({self.rank: zero.state_dict()}, load_optimizer_states=False)
+            zero.checkpoint_event_epilogue()
+        else:
+            zero.update_lp_params()
+        for name, count in stored.counters.items():
+            setattr(engine, name, count)
+        return stored.client_state
+
+    def _fragments(self, key: str | None = None) -> list[Fragment]:
+        """What this rank holds, by parameter: the fp32 master values, or the moment `key`."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         found = []
         for name, parameter in self._engine.module.named_parameters():
@@ -214,17 +248,29 @@ class DeepSpeedEngine:
                 continue
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             if self.stage == 3:
-                start, values = self.rank * parameter.ds_tensor.ds_numel, safe_get_local_fp32_param(parameter)
+                start = self.rank * parameter.ds_tensor.ds_numel
+                values = safe_get_local_optimizer_state(parameter, key) if key else safe_get_local_fp32_param(parameter)
                 values = values[: max(0, math.prod(shape) - start)]  # the last rank's share ends in padding
             elif self.stage > 0:
                 place = parameter._hp_mapping  # DeepSpeed's own link to the optimizer's flat values
                 start = 0 if place is None else place.lp_fragment_address.start
-                values = torch.zeros(0) if place is None else place.get_hp_fragment()
+                values = torch.zeros(0) if place is None else place.get_hp_fragment(key)
             else:
                 start, values = 0, parameter.detach().flatten() if self.rank == 0 else torch.zeros(0)
             if values.numel():
                 found.append(Fragment(name=name, shape=shape, start=start, values=values))
         return found
+
+    def _frozen(self) -> Iterator[Fragment]:
+        """What this rank holds of the parameters that no update moves, which have no fp32 master values."""
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                continue
+            shape, start, values = tuple(parameter.shape), 0, parameter.detach().flatten()
+            if self.stage == 3:
+                shape, start = tuple(parameter.ds_shape), self.rank * parameter.ds_tensor.ds_numel
+                values = parameter.ds_tensor[: max(0, math.prod(shape) - start)]
+            yield Fragment(name=name, shape=shape, start=start, values=values)
 
     def _return_only_the_loss(self, module: nn.Module) -> nn.Module:
         """Make DeepSpeed's hooks see a tensor: metrics are put aside; computes under autocast in bf16."""

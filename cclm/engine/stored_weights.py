@@ -1,4 +1,4 @@
-"""The weights inside a checkpoint's files, tensor by tensor: nothing is read before it is asked for.
+"""The weights and moments inside a checkpoint's files, tensor by tensor: nothing is read before it is asked for.
 
     zero_pp_rank_*_optim_states.pt   the fp32 master weights, cut over the ranks:
         stages 1, 2   all parameters of a group in a row, the row cut into one piece a rank
@@ -30,6 +30,9 @@ from cclm.errors import CheckpointError
 
 TAG = "deepspeed"
 """Name of DeepSpeed's own folder inside a checkpoint."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW, torch's, DeepSpeed's and the published one, keeps of every value."""
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,10 @@ class StoredTensor:
                 yield piece
                 left -= piece.numel()
 
+    def stretch(self, start: int, size: int) -> list[Tensor]:
+        """Flat pieces that together are `size` elements from `start` on; not read yet."""
+        return _cut(self.parts, start, size)
+
     def whole(self) -> Tensor:
         """The tensor, read into memory."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
@@ -64,6 +71,24 @@ class StoredTensor:
             done += piece.numel()
         assert done == flat.numel(), f"{done} of {flat.numel()} elements"
         return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredState:
+    """The whole training state of ZeRO ranks, still in their files."""
+
+    ranks: int
+    """How many wrote it."""
+    weights: Mapping[str, StoredTensor]
+    """As `stored_weights` gives them."""
+    moments: Mapping[str, Mapping[str, StoredTensor]]
+    """By the optimizer's key (`MOMENTS`), then by the names of trainable parameters."""
+    updates: float
+    """Updates that the moments have seen."""
+    counters: Mapping[str, Any]
+    """DeepSpeed's own, such as "global_steps"."""
+    client_state: dict[str, Any]
+    """What the engine was given to keep."""
 
 
 def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
@@ -76,34 +101,103 @@ def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
     """
     if (checkpoint / STATE_FILE).exists():
         return _whole_tensors(_read(checkpoint / STATE_FILE)["module"])
+    if not ranks_of_shares(checkpoint):
+        return _whole_tensors(_read(checkpoint / TAG / "mp_rank_00_model_states.pt")["module"])
+    return _open_shares(checkpoint).weights()
+
+
+def stored_state(checkpoint: Path) -> StoredState:
+    """Weights, moments and everything else of a checkpoint that ZeRO cut over its ranks (stages 1 to 3).
+
+    Raises:
+        CheckpointError: files of ranks are missing, or are of another kind.
+    """
+    shares = _open_shares(checkpoint)
+    counts = {float(entry["step"]) for base in shares.base_states() for entry in base["state"].values()}
+    if len(counts) != 1:
+        raise _misfit(checkpoint, "parameters that were all updated equally often", f"{sorted(counts)} updates")
+    return StoredState(
+        ranks=len(shares.states),
+        weights=shares.weights(),
+        moments={key: shares.moments(key) for key in MOMENTS},
+        updates=counts.pop(),
+        counters={key: shares.model[key] for key in COUNTERS},
+        client_state=shares.model["client_state"],
+    )
+
+
+def ranks_of_shares(checkpoint: Path) -> int:
+    """How many ranks the optimizer's state is cut over; 0 if it is whole (stage 0, the plain engine)."""
+    return len(list((checkpoint / TAG).glob("*_optim_states.pt")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shares:
+    """The files of ZeRO ranks, opened."""
+
+    checkpoint: Path
+    models: Sequence[Path]
+    model: Mapping[str, Any]
+    """Rank 0's file of the model: names and shapes."""
+    states: Sequence[Mapping[str, Any]]
+    """Each rank's share of the optimizer."""
+
+    @property
+    def is_stage_3(self) -> bool:
+        return "fp32_flat_groups" in self.states[0]
+
+    def weights(self) -> dict[str, StoredTensor]:
+        """Trainable, frozen and shared ones, and buffers."""
+        if not self.is_stage_3:  # everything is there whole, the trainable ones as the ranks compute with them
+            found = _whole_tensors(self.model["module"])
+            found.update(self._put_together([state["single_partition_of_fp32_groups"] for state in self.states]))
+            return self._with_aliases(found)
+        found = _whole_tensors({name: self.model["module"][name] for name in self.model["buffer_names"]})
+        found.update(self._put_together([state["fp32_flat_groups"] for state in self.states]))
+        frozen = self.model.get("frozen_param_shapes") or {}
+        fragments = [_read(path)["frozen_param_fragments"] for path in self.models] if frozen else []
+        for name, shape in frozen.items():
+            found[name] = _stored(shape, [fragment[name].flatten() for fragment in fragments])
+        return self._with_aliases(found)
+
+    def moments(self, key: str) -> dict[str, StoredTensor]:
+        """One moment of the trainable ones."""
+        rows = [[base["state"][number][key] for number in sorted(base["state"])] for base in self.base_states()]
+        return self._with_aliases(self._put_together(rows))
+
+    def base_states(self) -> Iterator[Mapping[str, Any]]:
+        """What the ranks' AdamW saved."""
+        for state in self.states:
+            yield state["optimizer_state_dict" if self.is_stage_3 else "base_optimizer_state"]
+
+    def _put_together(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, StoredTensor]:
+        """Flat values of all ranks, by group, as tensors by name."""
+        shapes = self.model["param_shapes"]
+        if self.is_stage_3:
+            return _stage_3(rows, shapes)
+        return _stages_1_2(rows, shapes, self.states[0].get("param_alignment_paddings"))
+
+    def _with_aliases(self, found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+        shared = self.model["shared_params"] or {}
+        return found | {alias: found[name] for alias, name in shared.items() if name in found}
+
+
+def _open_shares(checkpoint: Path) -> _Shares:
+    """Map the files; raise CheckpointError if one is missing or of another kind."""
     folder = checkpoint / TAG
-    shares = _natural_order(folder.glob("*_optim_states.pt"))
-    if not shares:
-        return _whole_tensors(_read(folder / "mp_rank_00_model_states.pt")["module"])
     models = _natural_order(folder.glob("*_model_states.pt"))
     if not models:
         raise _misfit(checkpoint, "files *_model_states.pt", "none")
-    model = _read(models[0])
-    states = [_read(path)["optimizer_state_dict"] for path in shares]
+    states = [_read(path)["optimizer_state_dict"] for path in _natural_order(folder.glob("*_optim_states.pt"))]
+    if not states:
+        raise _misfit(checkpoint, "files *_optim_states.pt (ZeRO stages 1 to 3)", "none")
     ranks = states[0].get("partition_count")
     ranks = max(ranks) if isinstance(ranks, list) else ranks
     if ranks != len(states):
         raise _misfit(checkpoint, f"the shares of {ranks} ranks", f"{len(states)} files *_optim_states.pt")
-    frozen = model.get("frozen_param_shapes") or {}
-    found = _whole_tensors({name: model["module"][name] for name in model["buffer_names"]})
-    if "fp32_flat_groups" in states[0]:
-        found.update(_stage_3([state["fp32_flat_groups"] for state in states], model["param_shapes"]))
-        fragments = [_read(path)["frozen_param_fragments"] for path in models] if frozen else []
-        for name, shape in frozen.items():
-            found[name] = _stored(shape, [fragment[name].flatten() for fragment in fragments])
-    elif "single_partition_of_fp32_groups" in states[0]:
-        rows = [state["single_partition_of_fp32_groups"] for state in states]
-        found.update(_stages_1_2(rows, model["param_shapes"], states[0].get("param_alignment_paddings")))
-        found.update({name: _stored(shape, [model["frozen_param_fragments"][name]]) for name, shape in frozen.items()})
-    else:
+    if not {"fp32_flat_groups", "single_partition_of_fp32_groups"} & states[0].keys():
         raise _misfit(checkpoint, "fp32 weights of a ZeRO stage", f"only {', '.join(states[0])}")
-    shared = model["shared_params"] or {}
-    return found | {alias: found[name] for alias, name in shared.items() if name in found}
+    return _Shares(checkpoint=checkpoint, models=models, model=_read(models[0]), states=states)
 
 
 def _stages_1_2(

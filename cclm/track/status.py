@@ -56,6 +56,14 @@ class RankStatus:
         replace_text(self.path, json.dumps(asdict(record)) + "\n")
 
 
+def forget_other_ranks(folder: Path, world_size: int) -> None:
+    """Remove what ranks said that an earlier life of the run had and this has not: nobody is silent there."""
+    own = {f"rank_{rank}.json" for rank in range(world_size)}
+    for path in (folder / STATUS_FOLDER).glob("rank_*.json"):
+        if path.name not in own:
+            path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord:
     """The end of a run."""

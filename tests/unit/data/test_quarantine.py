@@ -47,6 +47,18 @@ def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
     assert path.read_bytes() == whole and second.total == 6
 
 
+def test_files_of_ranks_that_are_gone_still_count(tmp_path: Path) -> None:
+    gone = tmp_path / "rank_1.jsonl"
+    before = Quarantine(gone)
+    for step in (1, 2, 5):
+        before.add(step, [bad(f"g{step}")])
+    Quarantine(tmp_path / "rank_0.jsonl").add(0, [bad("k0")])
+    after = Quarantine(tmp_path / "rank_0.jsonl", next_step=4, left_behind=[gone])
+    assert after.total == 3, "one of its own, two of the other; step 5 is done again"
+    after.add(5, [bad("g5")])
+    assert "g5" not in gone.read_text() and "g2" in gone.read_text()
+
+
 def test_a_step_without_bad_samples_writes_nothing(tmp_path: Path) -> None:
     Quarantine(tmp_path / "quarantine.jsonl").add(0, [])
     assert not (tmp_path / "quarantine.jsonl").exists()
