@@ -25,7 +25,7 @@ def resume(
         new_code: copy the checkout's code anew.
 
     Raises:
-        ConfigError: it is done, has a job, was never submitted, or would have another number of ranks.
+        ConfigError: it is done, has a job, or was never submitted.
         CclmError: the cluster cannot run it, or does not answer.
     """
     plan = read_plan(run_folder)

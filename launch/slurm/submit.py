@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cclm.atomic import replace_text
-from cclm.checkpoint.layout import newest_complete, read_marker
 from cclm.errors import ConfigError
 from cclm.track.status import DoneMarker
 from launch.slurm.alive import jobs_alive
@@ -43,7 +42,6 @@ def submit(
         CclmError: the cluster cannot run it, or does not answer.
     """
     refuse_twice(plan.run_folder)
-    refuse_other_ranks(plan)
     options = options_of(plan, say)
     code = take_snapshot(plan.checkout, plan.run_folder, anew=new_code)
     say(f"code {code[:12]} in {plan.code_folder}")
@@ -58,7 +56,6 @@ def submit_as_it_is(plan: SlurmPlan, *, say: Callable[[str], None]) -> str:
         As `submit`.
     """
     refuse_twice(plan.run_folder)
-    refuse_other_ranks(plan)
     return _send(plan, options_of(plan, say), say)
 
 
@@ -143,22 +140,6 @@ def elements(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     say(f"elements {', '.join(map(str, left))} of {plan.array}")
     limit = plan.directives["array"].partition("%")[2]
     return [f"--array={','.join(map(str, left))}" + (f"%{limit}" if limit else "")]
-
-
-def refuse_other_ranks(plan: SlurmPlan) -> None:
-    """Raise ConfigError if the newest checkpoint was written by another number of ranks: the job would end with that
-    sentence, after it had waited for its nodes."""
-    newest = newest_complete(plan.run_folder) if plan.is_training else None
-    if newest is None:
-        return
-    marker = read_marker(newest)
-    if marker.world_size != plan.world_size:
-        raise ConfigError(
-            where=str(newest),
-            expected=f"{marker.world_size} ranks (which wrote this checkpoint)",
-            got=f"{plan.nodes} node(s) × {plan.ranks_per_node} = {plan.world_size}",
-            do="Keep nodes × tasks per node; resuming with another number of ranks is not there yet.",
-        )
 
 
 def refuse_twice(run_folder: Path) -> None:
