@@ -109,7 +109,7 @@ def _settings(cluster: Cluster, save_s: int) -> Iterator[Finding]:
         yield _warn("JobRequeue", text)
     kill_s = cluster.seconds("KillWait")
     if kill_s < save_s:
-        text = f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): write `rest: …` into RUN/stop first"
+        text = f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits"
         yield _warn("KillWait", text)
     if cluster.setting("MaxArraySize") in ("0", "1"):
         yield _warn("MaxArraySize", "no array jobs here: sweeps and builds of shards need them")

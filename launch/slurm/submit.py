@@ -87,10 +87,14 @@ def options_of(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
 
 def bad_nodes(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     """Leave out nodes that an earlier life found bad, where bad nodes are to be replaced."""
-    found = excluded_nodes(plan.run_folder) if plan.replace_bad_nodes else []
-    if not found:
+    return leave_out(plan, excluded_nodes(plan.run_folder), str(plan.run_folder / EXCLUDED), say)
+
+
+def leave_out(plan: SlurmPlan, found: Sequence[str], source: str, say: Callable[[str], None]) -> list[str]:
+    """Options that leave out bad nodes, where bad nodes are to be replaced. `source`: the file that names them."""
+    if not found or not plan.replace_bad_nodes:
         return []
-    say(f"leaves out {', '.join(found)}, found bad before; remove {plan.run_folder / EXCLUDED} to use them again")
+    say(f"leaves out {', '.join(found)}, found bad before; remove {source} to use them again")
     return ["--exclude=" + ",".join([*filter(None, [plan.directives.get("exclude")]), *found])]
 
 

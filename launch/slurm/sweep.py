@@ -18,12 +18,13 @@ from cclm.atomic import replace_text
 from cclm.errors import CclmError, ConfigError
 from launch.slurm.alive import points_alive
 from launch.slurm.client import ask_slurm, submit_script, would_take
+from launch.slurm.fitness import EXCLUDED, excluded_nodes
 from launch.slurm.history import Event, add_event
 from launch.slurm.plan import SweepPlan
 from launch.slurm.script import render_sweep
-from launch.slurm.submit import dependency, write_job
+from launch.slurm.submit import dependency, leave_out, write_job
 from launch.snapshot import CODE, HASH_NAME, take_snapshot
-from launch.sweep import Sweep, points_not_done, refuse_another, write_sweep
+from launch.sweep import POINTS, Sweep, points_not_done, refuse_another, write_sweep
 
 Recipe = tuple[Mapping[str, Any], Path]
 
@@ -51,7 +52,10 @@ def submit_sweep(
     """
     refuse_another(plan.folder, sweep)
     left = points_to_submit(plan, say, new_code=new_code)
-    options = dependency(plan.points[0], say)
+    # A node that one point found bad is bad for all.
+    bad = sorted({node for point in plan.points for node in excluded_nodes(point.run_folder)})
+    source = str(plan.folder / POINTS / "*" / EXCLUDED)
+    options = [*dependency(plan.points[0], say), *leave_out(plan.points[0], bad, source, say)]
     code = take_snapshot(plan.points[0].checkout, plan.folder, anew=new_code)
     say(f"code {code[:12]} in {plan.folder / CODE}")
     write_sweep(plan.folder, sweep, sys.argv[1:])

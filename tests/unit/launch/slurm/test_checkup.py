@@ -101,7 +101,7 @@ def test_preemption_by_qos_is_only_pointed_at() -> None:
 
 def test_the_real_clusters_faults() -> None:
     assert warned(real_cluster()) == [
-        "KillWait: a cancelled job has 5 s to save, not 300 s (--save-s): write `rest: …` into RUN/stop first",
+        "KillWait: a cancelled job has 5 s to save, not 300 s (--save-s): use `launch stop` instead, it waits",
         "preemption: jobs in preempt make room for train within 20 s (GraceTime), less than a save may need "
         "(300 s, --save-s): save often (checkpoint.every_steps)",
         "nodes: 1 of 3 take no job: n3 down (cable cut | n3); ask for fewer, or ask the administrators",

@@ -90,6 +90,16 @@ def test_code_is_not_replaced_under_a_job(here: Path, capsys: pytest.CaptureFixt
     assert "expected no job that runs the present code, got 7_0, 7_1, 7_2" in capsys.readouterr().err
 
 
+def test_what_one_point_found_bad_is_left_out_for_all(here: Path) -> None:
+    assert sweep(here, "--exclude", "n9") == 0
+    (here / "bin/state").write_text("FAILED\n")
+    (here / "runs/rates/points/1/slurm/excluded.json").write_text('[["n2"]]')
+    assert sweep(here, "--exclude", "n9") == 0
+    assert "--exclude" not in calls(here)[-2], "it was not asked for"
+    assert sweep(here, "--exclude", "n9", "--replace-bad-nodes") == 0
+    assert "--exclude=n9,n2 " in calls(here)[-2]
+
+
 def test_a_point_may_leave_the_shared_code_and_come_back(here: Path) -> None:
     assert sweep(here) == 0
     (here / "bin/state").write_text("FAILED\n")
