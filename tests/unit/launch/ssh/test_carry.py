@@ -76,7 +76,9 @@ def test_ssh_is_called_so_that_it_never_asks(start: Starter, tmp_path: Path) -> 
 
 
 def test_the_first_rank_that_fails_is_named_and_ends_the_others(start: Starter, tmp_path: Path) -> None:
-    fail = "if rank == 1:\n    print('the reason', flush=True)\n    sys.exit(3)\n"
+    everybody = "all((folder / f'ready_{number}').exists() for number in range(3))"
+    fail = f"if rank == 1:\n    while not {everybody}: time.sleep(0.01)\n"
+    fail += "    print('the reason', flush=True)\n    sys.exit(3)\n"
     process = start(CHILD + READY + fail + SLEEP, hosts="one:1,two:2")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
