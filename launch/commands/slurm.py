@@ -29,7 +29,9 @@ def add_to(commands: Commands) -> None:
 def add_options(parser: argparse.ArgumentParser, *, nodes: int | None) -> None:
     """Options that decide a job; `nodes` is the default of --nodes."""
     parser.add_argument("recipe", nargs="?", help="name in pretrain/recipes/ or path; overrides follow `--`")
-    parser.add_argument("--run-folder", type=Path, default=None, help="default: the recipe's run_folder")
+    parser.add_argument(
+        "--run-folder", type=Path, default=None, help="default: the recipe's; of a sweep runs/sweep-RECIPE"
+    )
     job = parser.add_argument_group("the job")
     job.add_argument("--nodes", type=int, default=nodes)
     job.add_argument("--gpus-per-node", type=int, default=0, help="0: ranks on the CPU")
