@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from cclm.errors import CclmError
@@ -33,6 +34,9 @@ def main(arguments: list[str]) -> int:
     except CclmError as error:
         sys.stderr.write(f"launch: {error}\n")
         return USAGE_CODE
+    except KeyboardInterrupt:
+        sys.stderr.write("launch: interrupted\n")
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -104,7 +104,12 @@ def judge_apex(version: str, files: list[str]) -> Finding:
 
 
 def _tools() -> Iterator[Finding]:
-    for program, use in (("g++", "compiles DeepSpeed's kernels, when one is asked for"), ("node", "fetches the demo")):
+    uses = {
+        "g++": "compiles DeepSpeed's kernels, when one is asked for",
+        "node": "fetches the demo",
+        "ssh": "reaches plain hosts for `launch ssh`",
+    }
+    for program, use in uses.items():
         place = shutil.which(program)
         yield Finding(level="ok" if place else "note", subject=program, text=f"{place or 'not on the PATH'} ({use})")
 

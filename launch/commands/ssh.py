@@ -54,6 +54,14 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Ask the hosts, and run the ranks to their end."""
     from launch.ssh import carry
 
+    if options.lost_s < 1 or options.grace_s < 0:
+        got = f"--lost-s {options.lost_s:g} --grace-s {options.grace_s:g}"
+        raise ConfigError(
+            where="ssh",
+            expected="--lost-s of at least 1, --grace-s of at least 0",
+            got=got,
+            do="Leave them out, or give more.",
+        )
     with planned(options, command) as (plan, connections):
         outcome = carry.carry_out(
             plan, connections, python=options.python, say=say, grace_s=options.grace_s, lost_s=options.lost_s

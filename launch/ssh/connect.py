@@ -72,7 +72,7 @@ class Connection:
     """The launcher's end of one connection."""
 
     def __init__(self, host: str, command: Sequence[str]) -> None:
-        self.host, self.is_open = host, True
+        self.host, self.is_open, self.has_spoken = host, True, False
         self._errors, self._reader = tempfile.TemporaryFile(), Reader()  # noqa: SIM115 (`close` closes it)
         # In a session of its own: Ctrl-C is for the launcher, which passes it on.
         self.process = subprocess.Popen(
@@ -91,7 +91,9 @@ class Connection:
         """Read what has come; at the end of the stream `is_open` becomes false."""
         data = os.read(self.output.fileno(), CHUNK_BYTES)
         self.is_open = bool(data)
-        return list(self._reader.feed(data))
+        messages = list(self._reader.feed(data))
+        self.has_spoken = self.has_spoken or bool(messages)
+        return messages
 
     def why_it_ended(self, python: str) -> str:
         """Say in a few words why there is no connection (any more)."""
@@ -112,6 +114,8 @@ class Connection:
         """Tell the agent that there is nothing more to come: it ends what it has started."""
         with suppress(BrokenPipeError):
             self._input.close()
+        if not self.has_spoken:  # an ssh that still waits for its host does not notice
+            self.process.kill()
 
     def close(self, timeout_s: float) -> None:
         """Wait for the end of ssh; kill it if it does not come."""

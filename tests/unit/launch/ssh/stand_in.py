@@ -1,5 +1,6 @@
 """A stand-in for ssh: runs the command on this machine, whatever the host is called, and cuts the connection if it is
-killed. Hosts whose names begin with "dead" do not answer, "locked" ones know no key, "chatty" ones greet.
+killed. Hosts whose names begin with "dead" do not answer, "slow" ones have not answered yet, "locked" ones know no key,
+"chatty" ones greet.
 
     stand_in.py FOLDER [OPTIONS] -- HOST COMMAND        FOLDER/HOST.json: process number and arguments
 """
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 
@@ -33,6 +35,8 @@ def main(arguments: list[str]) -> int:
     if host.startswith("dead"):
         os.write(2, f"ssh: connect to host {host} port 22: No route to host\n".encode())
         return 255
+    if host.startswith("slow"):
+        time.sleep(60)
     if host.startswith("locked"):
         os.write(2, f"me@{host}: Permission denied (publickey).\n".encode())
         return 255

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
 from launch.plan import JobPlan
+from launch.ssh import connect
 from tests.unit.launch.ssh.conftest import ROOT, Starter, call
 from tests.unit.launch.test_local import CHILD, is_running, wait_for
 from tests.unit.launch.test_signals import READY, SLEEP, is_written
@@ -166,6 +168,29 @@ def test_hosts_that_cannot_take_part_are_all_named_and_nothing_starts(start: Sta
     )
     assert not (tmp_path / "started").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_while_hosts_are_reached_for(start: Starter, tmp_path: Path) -> None:
+    process = start("(folder / 'started').touch()\n", hosts="one,slow-b")
+    assert wait_for((tmp_path / "ssh_calls/slow-b.json").exists)
+    pid = call(tmp_path, "slow-b")[0]
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert (process.returncode, errors) == (128 + signal.SIGINT, "launch: interrupted\n")
+    assert not is_running(pid)
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_host_that_does_not_answer_in_time(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connect, "ANSWER_S", 0.5)
+    options = ["--ssh-program", str(stand_in), "--interface", "lo", "--connect-timeout-s", "1"]
+    assert main(["plan", "--hosts", "one,slow-b", *options, "--", "true"]) == 2
+    assert "got slow-b: no answer in 2 s. Nothing was started." in capsys.readouterr().err
+    assert not is_running(call(tmp_path, "slow-b")[0])
 
 
 def test_a_host_without_the_interpreter(start: Starter) -> None:
