@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from tests.unit.launch.test_local import CHILD, SLEEP, is_running, wait_for
 
 READY = "(folder / f'ready_{rank}').write_text(str(os.getpid()))\n"
 IGNORE_TERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-Agent = "subprocess.Popen[bytes]"
+FULL_PIPE_BYTES = 2**16  # pipe(7)
 
 
 @pytest.fixture
@@ -43,6 +45,12 @@ def hang_up(agent: subprocess.Popen[bytes]) -> None:
     assert agent.stdin is not None
     agent.stdin.close()
     agent.stdin = None  # `communicate` would flush it
+
+
+def num_bytes_waiting(agent: subprocess.Popen[bytes]) -> int:
+    """What the agent has said and nobody has read."""
+    assert agent.stdout is not None
+    return int.from_bytes(fcntl.ioctl(agent.stdout, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def messages(agent: subprocess.Popen[bytes]) -> list[Message]:
@@ -125,6 +133,7 @@ def test_nobody_reading_does_not_keep_it_from_ending_its_ranks(
 ) -> None:
     say(agent, order(plan_python("sys.stdout.write('x' * 8_000_000)\nsys.stdout.flush()\n" + READY + SLEEP, 1)))
     assert wait_for(lambda: (tmp_path / "ready_0").exists())
+    assert wait_for(lambda: num_bytes_waiting(agent) == FULL_PIPE_BYTES)
     hang_up(agent)
     assert agent.wait(timeout=20) == 0
     assert not is_running(int((tmp_path / "ready_0").read_text()))

@@ -124,6 +124,12 @@ def test_a_second_request_to_stop_kills(start: Starter, tmp_path: Path) -> None:
     assert "launch: stopped. First of 2 rank(s): rank " in errors
 
 
+def test_a_launcher_that_is_there_keeps_the_ranks_of_a_quiet_job(start: Starter) -> None:
+    process = start("time.sleep(1.8)\n", "--lost-s", "1")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+
+
 def test_a_connection_that_is_cut_leaves_no_process_on_either_side(start: Starter, tmp_path: Path) -> None:
     process = start(IGNORE_TERM + CHILD + "print('working', flush=True)\n" + READY + SLEEP, "--grace-s", "0.5")
     wait_until_ready(tmp_path)
