@@ -133,8 +133,11 @@ class Job:
         while (received := signal.sigtimedwait(WATCHED, 0)) is not None:
             if received.si_signo != signal.SIGCHLD:
                 self.ranks.receive(received.si_signo)
-        if not self.link.is_open or time.monotonic() - self.link.heard > self.order.lost_s:
+        if self.link.is_open and time.monotonic() - self.link.heard > self.order.lost_s:
+            # It may be there after all, and only have been suspended.
+            self.link.say({"trouble": f"ended, as launch was not heard for {self.order.lost_s:g} s"})
             self.link.is_open = False
+        if not self.link.is_open:
             self.ranks.end()
         self.ranks.collect()
         self.ranks.enforce()

@@ -130,6 +130,17 @@ def test_a_launcher_that_is_there_keeps_the_ranks_of_a_quiet_job(start: Starter)
     assert process.returncode == 0, errors
 
 
+def test_a_launcher_that_was_suspended_for_too_long_says_so(start: Starter, tmp_path: Path) -> None:
+    process = start(READY + SLEEP, "--lost-s", "1")
+    wait_until_ready(tmp_path)
+    process.send_signal(signal.SIGSTOP)
+    assert wait_for(lambda: not any(is_running(pid) for pid in pids(tmp_path, "ready")))
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 255
+    assert ": ended, as launch was not heard for 1 s after " in errors.splitlines()[0]
+
+
 def test_a_connection_that_is_cut_leaves_no_process_on_either_side(start: Starter, tmp_path: Path) -> None:
     process = start(IGNORE_TERM + CHILD + "print('working', flush=True)\n" + READY + SLEEP, "--grace-s", "0.5")
     wait_until_ready(tmp_path)
