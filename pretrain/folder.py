@@ -22,6 +22,7 @@ import yaml
 
 from cclm.atomic import replace_text
 from cclm.checkpoint.layout import newest_complete
+from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
 from cclm.shardfile.remote import manifest_bytes
@@ -56,8 +57,12 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
         ConfigError: one of them does not exist.
     """
     views = (config.data.image_text, config.data.text_pair, config.data.regions)
-    tokenizer = Path(config.data.tokenizer) / "tokenizer.json"
-    hashes = {str(tokenizer): hashlib.sha256(_read_input(str(tokenizer), tokenizer.read_bytes)).hexdigest()}
+    tokenizer = Path(config.data.tokenizer) / TOKENIZER_NAME
+    hashes = {
+        str(tokenizer): hashlib.sha256(
+            _read_input(str(tokenizer), tokenizer_file(config.data.tokenizer).read_bytes)
+        ).hexdigest()
+    }
     for shards in (view.shards for view in views if view is not None):
         for folder in shards:
             name = f"{folder.rstrip('/')}/{MANIFEST_NAME}"

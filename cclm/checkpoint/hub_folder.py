@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from cclm.checkpoint.open import RESAMPLE_NUMBER, Prepared
 from cclm.checkpoint.weight_files import Dtype, Source, write_weights
 from cclm.data.image import ImageTransformConfig
+from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.data.tokens import Normalise
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
@@ -104,7 +105,7 @@ def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTra
 
     That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length.
     """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_buffer(tokenizer_bytes(folder))
     own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
     tokenizer.normalizer = normalizers.Sequence([*_preparation(normalise), *own])
     frame = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]

@@ -75,7 +75,7 @@ def import_file(
     Args:
         path: a published file, or one of the same layout and other sizes.
         to: the folder to make; an older export or import there is replaced, anything else is refused.
-        tokenizer: a folder with tokenizer.json whose ids fit the word embeddings. None: the folder gets none.
+        tokenizer: a tokenizer folder, or a hub name; its ids must fit the word embeddings. None: the folder gets none.
         image_size: pixels; None: as in the file. Position tables are interpolated.
         text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
 

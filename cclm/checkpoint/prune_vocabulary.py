@@ -24,6 +24,8 @@ from torch import Tensor
 
 from cclm.checkpoint.export import move_into_place, workshop
 from cclm.checkpoint.source_files import read_folder
+from cclm.data.sentencepiece import SENTENCEPIECE_NAME
+from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
 from cclm.data.tokens import pre_caption
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
@@ -79,10 +81,10 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
     """
     if to.exists():
         raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
-    if not (folder / "tokenizer.json").is_file():
+    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
         raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stored = tokenizer_bytes(folder)
+    content, before = json.loads(stored), Tokenizer.from_buffer(stored)
     before.no_padding()
     before.no_truncation()
     counts = used_ids(before, both_forms(texts()))

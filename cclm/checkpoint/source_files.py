@@ -16,8 +16,11 @@ from cclm.errors import CheckpointError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a Hugging Face folder's weights are called; `NAME.index.json` lists several files."""
+INDEX = ".index.json"
 PATTERNS = ["*.json", "model*.safetensors"]
 """What is fetched of a model that is named."""
+OLD_PATTERNS = ["*.json", "pytorch_model*.bin"]
+"""The same, where that brings no weights: models that were never converted."""
 
 
 def open_source(source: str | Path) -> Mapping[str, Tensor]:
@@ -39,7 +42,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         CheckpointError: a folder without weights.
     """
     for name in WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
+        index = folder / f"{name}{INDEX}"
         if index.is_file():
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             parts = [read_tensors(folder / file) for file in sorted(set(places.values()))]
@@ -59,7 +62,11 @@ def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS))
+        folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
+        newest = WEIGHT_FILES[0]
+        if not any((folder / file).is_file() for file in (newest, newest + INDEX)):
+            folder = Path(snapshot_download(name, allow_patterns=OLD_PATTERNS))
+        return folder
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             where=name,

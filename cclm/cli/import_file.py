@@ -22,7 +22,11 @@ def make_parser() -> ArgumentParser:
     add = parser.add_argument
     add("path", type=str | None, nargs="?", help="the file, or a folder that `cclm export` wrote")
     add("--to", type=str | None, help="the folder to make; replaces an older export or import only")
-    add("--tokenizer", type=str | None, help="folder with tokenizer.json; with it the folder is complete and is proven")
+    add(
+        "--tokenizer",
+        type=str | None,
+        help="tokenizer folder, or a hub name; with it the folder is complete and is proven",
+    )
     add("--image-size", type=int | None, help="pixels; other than the file's: position tables are interpolated")
     add("--text-heads", type=int | None, help="attention heads of the text encoder; without it: of width 64")
     add("--describe", type=str | None, help="only list the keys of a published family, without any file")

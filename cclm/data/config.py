@@ -100,7 +100,7 @@ class DataConfig:
     """Everything that decides what stands in a batch, but the seed."""
 
     tokenizer: str
-    """Folder with tokenizer.json."""
+    """Folder with tokenizer.json (or XLM-RoBERTa's SentencePiece file), or a model's name on the Hugging Face hub."""
     normalise: Normalise = "none"
     """Preparation of texts before the tokenizer: `cclm` as published (lower case, no ASCII punctuation), or none."""
     image_text: ImageTextDataConfig | None = None

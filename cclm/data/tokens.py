@@ -10,6 +10,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
+from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.errors import ConfigError, DataError
 
 Normalise = Literal["cclm", "none"]
@@ -100,23 +101,17 @@ class TextTokenizer:
         return int(found)
 
 
-def load_tokenizer(folder: Path | str, normalise: Normalise = "none") -> TextTokenizer:
-    """The tokenizer of a folder that holds `tokenizer.json` (Hugging Face format).
+def load_tokenizer(source: Path | str, normalise: Normalise = "none") -> TextTokenizer:
+    """The tokenizer of a folder or of a model on the Hugging Face hub (`cclm.data.tokenizer_file`).
 
     Raises:
         ConfigError: if there is none, it cannot be read, or it lacks a special token.
     """
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise ConfigError(
-            expected="a tokenizer folder with tokenizer.json",
-            got=f"no {path}",
-            do="Make the tokenizer first, or correct `tokenizer` in the config.",
-        )
+    content = tokenizer_bytes(source)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the Rust binding raises bare Exception
         raise ConfigError(
-            expected="a readable tokenizer.json", got=str(error), do="Make the tokenizer again.", where=str(path)
+            expected="a readable tokenizer.json", got=str(error), do="Make the tokenizer again.", where=str(source)
         ) from error
     return TextTokenizer(tokenizer, normalise)
