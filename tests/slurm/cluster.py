@@ -1,5 +1,5 @@
 """A real Slurm with several nodes on one machine, for the length of one command. Root on Debian or Ubuntu; no daemon,
-no network device, no mount and no file of it is visible outside, or stays.
+no network device, no mount and no file of it is visible outside, or stays, but the packages that it needs.
 
     python -m tests.slurm.cluster -- bash        look around: sinfo, sbatch, scontrol …
 
