@@ -28,6 +28,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from benchmarks.figures import add_json_option, write_figures
 from cclm.checkpoint.families import FAMILIES
 from cclm.checkpoint.import_cclm import describe
 from cclm.checkpoint.layout import Marker, list_files, record_file, step_folder, write_marker
@@ -202,7 +203,7 @@ def main() -> int:
     parser.add_argument("--what", nargs="+", choices=("export", "import"), default=["export", "import"])
     parser.add_argument("--without-witness", action="store_true", help="export: the checkpoint holds none")
     parser.add_argument("--folder", type=Path, help="where to write (three times the weights); default: temporary")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    add_json_option(parser)
     arguments = parser.parse_args()
     options, peaks = FAMILIES[FAMILY], []
     print(f"{FAMILY}: held is what the kernel cannot drop, resident counts pages of mapped files too")
@@ -214,10 +215,8 @@ def main() -> int:
         sizes = f"{peak.weights_bytes / 1e9:9.2f} GB{peak.held_bytes / 1e9:9.2f} GB{peak.ratio:8.2f}"
         resident = f"{peak.resident_bytes / 1e9:9.2f} GB{peak.resident_ratio:8.2f}"
         print(f"{what:10}{sizes}{resident}{peak.seconds:10.0f}", flush=True)
-    if arguments.json is not None:
-        ratios = [{"ratio": peak.ratio, "resident_ratio": peak.resident_ratio} for peak in peaks]
-        rows = [{**asdict(peak), **ratio} for peak, ratio in zip(peaks, ratios, strict=True)]
-        arguments.json.write_text(json.dumps({"family": FAMILY, "allowed": ALLOWED, "peaks": rows}, indent=1) + "\n")
+    rows = [{**asdict(peak), "ratio": peak.ratio, "resident_ratio": peak.resident_ratio} for peak in peaks]
+    write_figures(arguments.json, {"family": FAMILY, "allowed": ALLOWED, "peaks": rows})
     return int(any(peak.resident_ratio > ALLOWED for peak in peaks))
 
 

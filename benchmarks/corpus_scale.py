@@ -26,6 +26,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import add_json_option, write_figures
+
 WORDS = {
     "en": "the a man woman dog house tree runs sees old small red blue with on under river city street child book",
     "de": "der die ein Mann Frau Hund Haus Baum läuft sieht alt klein rot blau mit auf unter Fluss Stadt Kind Buch",
@@ -213,7 +215,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20, help="of the training (default: 20)")
-    parser.add_argument("--json", type=Path, metavar="PATH")
+    add_json_option(parser)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there and leave everything")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -226,9 +228,8 @@ def main() -> None:
         counts = counts_of(folder / "shards")
     records = sum(count["in"] for count in counts.values())
     show(stages, counts, records)
-    if arguments.json is not None:
-        result = {"records": records, "stages": [asdict(stage) for stage in stages], "counts": counts}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    stages_told = [asdict(stage) for stage in stages]
+    write_figures(arguments.json, {"records": records, "stages": stages_told, "counts": counts})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much processor time one rank's batch takes to build, on a corpus made up to look like the demonstration's.
 
-    python -m benchmarks.data_loader [--size 32] [--seconds 6]
+    python -m benchmarks.data_loader [--size 32] [--seconds 6] [--json PATH]
 
 Prints one table: milliseconds of processor time for a rank's share of a step (64 pictures with captions; 32 sentences
 with 6 translations each), for the first epoch (nothing in memory yet) and after it.
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
 from cclm.data.image import ImageTransformConfig
@@ -115,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=32, help="pixels")
     parser.add_argument("--seconds", type=float, default=6.0, help="per row")
+    add_json_option(parser)
     arguments = parser.parse_args()
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         config = demo_like(*write_sets(Path(folder)), arguments.size)
         print(f"{'rank 0 of 2':24}{'first pass, ms':>16}{'in memory, ms':>16}")
@@ -129,6 +132,8 @@ def main() -> None:
             milliseconds(dataset, 0, arguments.seconds)
             warm, _ = milliseconds(dataset, 1000, arguments.seconds)
             print(f"{name:24}{cold:16.1f}{warm:16.1f}")
+            figures |= {f"{name}_first_pass_ms": cold, f"{name}_in_memory_ms": warm}
+    write_figures(arguments.json, figures)
 
 
 if __name__ == "__main__":

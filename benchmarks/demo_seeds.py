@@ -1,4 +1,4 @@
-"""The tables of docs/demo.md: `python -m benchmarks.demo_seeds RUN RUN …`.
+"""The tables of docs/demo.md: `python -m benchmarks.demo_seeds RUN RUN … [--json PATH]`.
 
 Each RUN is a finished run folder of `python -m pretrain.demo --seed N --run RUN`, or a results.json. The seed stands in
 the config.yaml beside the results; without one a column has the name of its folder or file.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import add_json_option, write_figures
 from cclm.checkpoint.model_card import recall_cell
 from cclm.errors import CclmError, ConfigError
 from cclm.evaluate.statistics import spread
@@ -64,6 +65,24 @@ def table(seeds: Sequence[Seed]) -> list[str]:
     return lines
 
 
+def figures(seeds: Sequence[Seed]) -> dict[str, Any]:
+    """Return recall of each seed, and mean and deviation of R@10, for each group and direction that all seeds have."""
+    found: dict[str, Any] = {"seeds": [seed.name for seed in seeds], "groups": {}}
+    for group in seeds[0].results["groups"]:
+        if all(group in seed.results["groups"] for seed in seeds):
+            ways = {way: [seed.results["groups"][group][way] for seed in seeds] for way in DIRECTIONS}
+            spreads = {way: spread([recall["r10"] for recall in recalls]) for way, recalls in ways.items()}
+            found["groups"][group] = {
+                way: {
+                    "recall": recalls,
+                    "r10_mean": spreads[way].mean,
+                    "r10_standard_deviation": spreads[way].standard_deviation if len(seeds) > 1 else None,
+                }
+                for way, recalls in ways.items()
+            }
+    return found
+
+
 def row(cells: Sequence[str]) -> str:
     """Return a row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
@@ -105,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_seeds", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or results.json files")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
     try:
         seeds = [read_seed(path) for path in options.runs]
@@ -113,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     parts = [table(seeds), [matching_line(seeds)], rerank_table(seeds)]
     print("\n\n".join("\n".join(lines) for lines in parts if any(lines)))
+    write_figures(options.json, figures(seeds))
     return 0
 
 

@@ -1,6 +1,8 @@
 """Open a manifest of 100 million samples and find the samples of a late step; run by `benchmarks.shards`.
 
-    python -m benchmarks.resume FOLDER      prints {"resume_s", "resume_cpu_s", "resume_peak_mb", "library_mb"} as JSON
+    python -m benchmarks.resume FOLDER [--json PATH]
+
+Prints {"resume_s", "resume_cpu_s", "resume_peak_mb", "library_mb"} as JSON.
 
 The seconds do not hold the import of Python and torch, the peak memory does.
 """
@@ -13,6 +15,7 @@ import math
 import time
 from pathlib import Path
 
+from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
 from cclm.data.config import DataConfig, ImageTextDataConfig
 from cclm.data.loader import StepDataset
@@ -47,7 +50,9 @@ def main() -> None:
     """Measure this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
     images = ImageTextDataConfig(shards=(str(folder),), batch_size=1024, negative_group=128, num_lanes=64)
     before = peak_mb()
     began, cpu = time.perf_counter(), time.process_time()
@@ -57,7 +62,9 @@ def main() -> None:
     addresses = [source.stream.address(250_000, slot) for slot in dataset.slots(1024, 128)]
     assert addresses[0].epoch == 2
     found = {"resume_s": time.perf_counter() - began, "resume_cpu_s": time.process_time() - cpu}
-    print(json.dumps({**found, "resume_peak_mb": peak_mb(), "library_mb": before}))
+    figures = {**found, "resume_peak_mb": peak_mb(), "library_mb": before}
+    print(json.dumps(figures))
+    write_figures(arguments.json, figures)
 
 
 def peak_mb() -> float:

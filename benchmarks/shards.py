@@ -30,6 +30,7 @@ import torch
 import webdataset
 from PIL import Image
 
+from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer, photograph, sentence_pairs
 from cclm.data.config import DataConfig, ImageTextDataConfig
 from cclm.data.image import ImageTransformConfig, crop_box
@@ -291,7 +292,7 @@ def show(lines: Sequence[Line]) -> None:
 def main() -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    add_json_option(parser)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=12)
@@ -310,8 +311,7 @@ def main() -> None:
             lines += more
             figures |= found
     show(lines)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_figures(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What ZeRO-3 costs per step on two CPU ranks, against the plain engine on half the batch.
 
-    python -m benchmarks.zero3_overhead [--steps 40] [--only NAME]
+    python -m benchmarks.zero3_overhead [--steps 40] [--only NAME] [--json PATH]
 
 A two-view toy of 2.6 million parameters in 59 modules with parameters; one torch thread per rank. Wall time is the
 tenth percentile over steps (other processes disturb), CPU time the mean per rank.
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.figures import add_json_option, write_figures
 from cclm.dist.collectives import Collectives
 from tests.ranks.harness import Case, make_deepspeed, make_plain, on_ranks, replace
 from tests.ranks.toy import ToyTraining, joint_batch
@@ -69,13 +70,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", action="append", choices=list(VARIANTS))
+    add_json_option(parser)
     arguments = parser.parse_args()
     print(f"{'variant':36} {'wall p10':>9} {'median':>8} {'CPU':>7}  ms per step")
+    figures: dict[str, dict[str, float]] = {}
     for name in arguments.only or VARIANTS:
         results = on_ranks(measure, 2, name, arguments.steps, timeout_s=300.0)
         walls = sorted(results[0][0])
         cpu = statistics.mean(result[1] for result in results)
-        print(f"{name:36} {walls[len(walls) // 10]:9.1f} {statistics.median(walls):8.1f} {cpu:7.1f}", flush=True)
+        tenth, median = walls[len(walls) // 10], statistics.median(walls)
+        print(f"{name:36} {tenth:9.1f} {median:8.1f} {cpu:7.1f}", flush=True)
+        figures[name] = {"wall_p10_ms": tenth, "wall_median_ms": median, "cpu_ms": cpu}
+    write_figures(arguments.json, figures)
 
 
 if __name__ == "__main__":

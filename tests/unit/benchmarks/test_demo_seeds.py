@@ -123,3 +123,13 @@ def test_the_documents_table_is_what_is_printed(
         again = [cell.strip() for cell in line.split("|")[1:-1]]
         assert again[:-2] == row[:-2]
         assert [float(cell) for cell in again[-2:]] == pytest.approx([float(cell) for cell in row[-2:]], abs=0.11)
+
+
+def test_figures_for_programs(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed(capsys, *runs, "--json", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["seeds"] == ["seed 42", "other"]
+    english = figures["groups"]["english"]["t2i"]
+    assert english["recall"] == [ONE, TWO]
+    assert english["r10_mean"] == pytest.approx((61.34 + 65.4) / 2)
+    assert english["r10_standard_deviation"] == pytest.approx((65.4 - 61.34) / 2**0.5)
