@@ -139,7 +139,7 @@ class Drill:
         if life.outcome:
             self.saved = newest_step(self.run_folder)
             return Found(text=life.why, is_good=life.outcome == "stopped" or self.kill)
-        if over is None and self.kill and run.state != "RUNNING":
+        if over is None and self.kill and run.state not in ("RUNNING", "COMPLETING"):
             self.saved = newest_step(self.run_folder)
             return Found(text=f"cut off ({run.state}); saved at step {self.saved}")
         return over

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
+from launch.slurm.history import HISTORY
 from launch.status import RunNow, look_at_one
 
 BLOCK_BYTES = 2**16
 POLL_S = 0.3
-ASK_S = 5.0
-"""So often at most Slurm is asked whether the job is over."""
+ASK_S = 10.0
+"""So often Slurm is asked whether the job is over, …"""
+ASK_SOON_S, EVENTFUL_S = 1.0, 10.0
+"""… and so often for so long after a life has begun or ended."""
 LATE_S = 2.0
 """What a job wrote last may reach this machine so much later than the news of its end."""
 
@@ -103,17 +106,26 @@ def follow(tail: Tail, *, is_over: Callable[[], bool], say: Callable[[str], None
 
 
 class EndOfRun:
-    """Is the run over, or the element of an array? Asked often, looked up every few seconds."""
+    """Is the run over, or the element of an array? Asked often; Slurm is asked rarely, but soon after the run's history
+    has changed: a life that ends writes there."""
 
     def __init__(self, run_folder: Path, task: int | None) -> None:
         self.run_folder, self.task = run_folder, task
-        self._next_look = 0.0
-        self._is_over = False
+        self._next_look, self._is_over = 0.0, False
+        self._history = self._size()
+        self._changed = -EVENTFUL_S
 
     def __call__(self) -> bool:
         """Whether nothing more is to be expected. A Slurm that does not answer has not said so."""
-        if time.monotonic() >= self._next_look:
+        now = time.monotonic()
+        if (size := self._size()) != self._history:
+            self._history, self._changed, self._next_look = size, now, now
+        if now >= self._next_look:
             run = look_at_one(self.run_folder)
             self._is_over = not (run.may_go_on if self.task is None else run.element_may_go_on(self.task))
-            self._next_look = time.monotonic() + ASK_S
+            self._next_look = now + (ASK_SOON_S if now - self._changed < EVENTFUL_S else ASK_S)
         return self._is_over
+
+    def _size(self) -> int:
+        path = self.run_folder / HISTORY
+        return path.stat().st_size if path.exists() else 0

@@ -9,11 +9,13 @@ from cclm.errors import ConfigError
 from cclm.track.status import DONE_NAME, STATUS_FOLDER
 from launch.slurm.history import HISTORY
 from launch.snapshot import CODE
+from launch.sweep import POINTS
 
 RUNS = Path("runs")
 """Where runs lie unless somebody says otherwise."""
-PLACES = ("*", "*/*", "*/points/*")
-"""A run; a stage of a run of several (`shards`); a point of a sweep."""
+INSIDE = ("*", f"{POINTS}/*")
+"""A stage of a run of several (`shards`); a point of a sweep."""
+PLACES = ("*", *(f"*/{place}" for place in INSIDE))
 
 
 def is_run(folder: Path) -> bool:
@@ -49,3 +51,16 @@ def find_run(name: str) -> Path:
         where="RUN", expected=f"the folder of a run, or a name in {RUNS}/ ({known})", got=repr(name),
         do="Check the name; `python -m launch status` lists the runs.",
     )  # fmt: skip
+
+
+def find_runs_of(name: str) -> list[Path]:
+    """The run of this name; or those in it, if it is a sweep or has stages: in the order of their numbers or names.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    for folder in (Path(name), RUNS / name):
+        inside = [path.absolute() for place in INSIDE for path in folder.glob(place) if is_run(path)]
+        if inside and not is_run(folder):
+            return sorted(inside, key=lambda path: (len(path.name) if path.name.isdigit() else 0, path.name))
+    return [find_run(name)]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from launch.commands.parsers import Commands
-from launch.runs import RUNS, find_run, find_runs
+from launch.runs import RUNS, find_runs, find_runs_of
 
 
 def add_to(commands: Commands) -> None:
@@ -25,11 +25,12 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     from launch.status import look_at
     from launch.status_text import as_block, as_json, as_table
 
-    paths = [find_run(name) for name in options.runs] or [path.absolute() for path in find_runs(options.root)]
+    named = [path for name in options.runs for path in find_runs_of(name)]
+    paths = named or [path.absolute() for path in find_runs(options.root)]
     runs, unreadable, jobs = look_at(paths)
     if options.json:
         text = as_json(runs, unreadable, jobs)
-    elif len(options.runs) == 1 and runs:
+    elif len(named) == 1 and runs:
         is_known = bool(jobs.of(runs[0].job)) and runs[0].elements is None
         text = as_block(runs[0], details_of(runs[0].job) if is_known else {})
     elif paths:

@@ -25,6 +25,7 @@ from tests.slurm.jobs import (
     ROOT,
     ended,
     exact_values,
+    launch,
     losses,
     read_done,
     said,
@@ -154,6 +155,13 @@ def table_of(rows: list[Row]) -> list[str]:
     return lines
 
 
+def resume(run: Path, *options: str, prefix: tuple[str, ...]) -> str:
+    """Submit a run again from its own folder; returns the job's id."""
+    told = launch("resume", str(run), *options, prefix=prefix, HOME=str(run.parent))
+    assert told.returncode == 0, told.stderr
+    return told.stdout.strip()
+
+
 def test_a_plain_user_may_train(campaign: Campaign) -> None:
     if not campaign.prefix:
         pytest.skip("a plain user cannot read this checkout or its .venv: the campaign runs as root")
@@ -162,10 +170,18 @@ def test_a_plain_user_may_train(campaign: Campaign) -> None:
 
 
 def test_usr1_before_the_time_limit(campaign: Campaign) -> None:
-    row = campaign.suffer("USR1", lambda: slurm("scancel", "--batch", "--signal=USR1", campaign.job))
-    assert row.how.startswith(f"saved at step {row.at}: ")
-    assert row.how.endswith("; goes on in another life")
-    assert row.resumed == row.at, "not a step is done again"
+    """Played by `launch drill`, which judges it, too."""
+    campaign.wait_for_progress()
+    number = len(lives_ever(campaign.run))
+    told = launch("drill", str(campaign.run), prefix=campaign.prefix, HOME=str(campaign.run.parent))
+    assert told.returncode == 0, told.stdout + told.stderr
+    lines = told.stdout.splitlines()
+    assert lines[-1].endswith("good  it survives a preemption")
+    how, resumed = why_of(campaign.run, number - 1), int(lives_ever(campaign.run)[number]["step"])
+    assert how.endswith("; goes on in another life")
+    assert how.startswith(f"saved at step {resumed}: "), "not a step is done again"
+    (seconds,) = (float(line.split()[2]) for line in lines if line.startswith("life ends"))
+    campaign.rows.append(Row("USR1 (launch drill)", resumed, resumed, seconds, how))
 
 
 def test_two_jobs_on_the_same_nodes(campaign: Campaign) -> None:
@@ -241,8 +257,7 @@ def test_cancelled_during_a_save(campaign: Campaign) -> None:
         assert ended(campaign.job, campaign.run) == "CANCELLED"
 
     def go_on() -> None:
-        home = {"HOME": str(campaign.run.parent)}
-        campaign.job = submit(campaign.run.with_suffix(".yaml"), *SIZE, prefix=campaign.prefix, **home)
+        campaign.job = resume(campaign.run, prefix=campaign.prefix)
 
     row = campaign.suffer("cancelled during a save", strike, go_on)
     assert 0 < row.resumed <= row.at
@@ -263,8 +278,7 @@ def test_resume_on_another_number_of_nodes(campaign: Campaign) -> None:
     ledger = (run / "ledger.jsonl").read_bytes()
     (run / "done.json").unlink()
     sh(f"rm -r {run}/checkpoints/step_{STEPS:09d}")
-    size = ("--nodes", "1", "--preflight", "none")
-    job = submit(run.with_suffix(".yaml"), *size, prefix=campaign.prefix, HOME=str(run.parent))
+    job = resume(run, "--nodes", "1", prefix=campaign.prefix)
     assert ended(job, run) == "COMPLETED", said(run)
     assert (lives_ever(run)[-1]["step"], lives_ever(run)[-1]["nodes"]) == (STEPS - EVERY, "n1")
     assert (run / "ledger.jsonl").read_bytes() == ledger

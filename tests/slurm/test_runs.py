@@ -1,4 +1,4 @@
-"""Looking after a run: one tiny run is looked at, drilled, stopped and resumed, and then ends."""
+"""One tiny run is followed, looked at, stopped, resumed, and done; a job that waits. The drill is in the campaign."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.slurm.jobs import (
     ENVIRONMENT,
     ROOT,
@@ -16,7 +14,6 @@ from tests.slurm.jobs import (
     lives,
     read_done,
     said,
-    slurm,
     state,
     steps_saved,
     submit,
@@ -30,35 +27,26 @@ STEPS = 200
 ONE_RANK = ("--nodes", "1", "--preflight", "none")
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def ok(*words: str) -> str:
     told = launch(*words)
     assert told.returncode == 0, told.stderr + told.stdout
     return told.stdout
 
 
-def test_a_run_that_is_looked_after(corpus: Path, tmp_path: Path) -> None:
-    run = tmp_path / "runs/run"
-    job = submit(tiny(corpus, run, STEPS, engine="plain"), *ONE_RANK)
+def test_a_run_that_is_looked_after(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    corpus, run = write_corpus(tmp_path / "corpus"), tmp_path / "runs/run"
+    job = submit(tiny(corpus, run, STEPS, engine="plain", checkpoint={"every_steps": 10, "keep": 2}), *ONE_RANK)
     follower = subprocess.Popen(
         [sys.executable, "-m", "launch", "logs", str(run), "--follow"],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
-    table = ok("drill", str(run))
-    assert table.splitlines()[-1].endswith("good  it survives a preemption"), said(run)
-    first, second = lives(run)
-    assert first.outcome == "stopped"
-    assert second.first_step > 0
-
+    wait(lambda: steps_saved(run), "a checkpoint", run)
     (row,) = json.loads(ok("status", str(run), "--json"))["runs"]
-    assert (row["job"], row["state"], row["phase"]) == (job, "RUNNING", "training")
-    assert row["progress"]["total_steps"] == STEPS
-    assert row["verdict"].startswith("saved at step ")
+    assert (row["job"], row["state"], row["nodes"]) == (job, "RUNNING", "n1")
+    assert row["phase"] in ("training", "saving")
+    assert (row["kind"], row["progress"]["total_steps"]) == ("training", STEPS)
     assert " RUNNING " in ok("status", "--root", str(run.parent))
 
     told = launch("stop", str(run), "--wait", "60")
@@ -73,9 +61,12 @@ def test_a_run_that_is_looked_after(corpus: Path, tmp_path: Path) -> None:
     assert told.returncode == 2
     assert "expected 1 ranks (which wrote this checkpoint), got 2 node(s) × 1 = 2" in told.stderr
     again = ok("resume", str(run), "--time", "10").strip()
-    assert "timelimit=00:10:00" in slurm("scontrol", "show", "job", again).lower()
-    wait(lambda: read_done(run) is not None, "the end of the run", run)
-    assert (lives(run)[0].first_step, read_done(run)) == (stopped_at, STEPS)
+    begun = wait(lambda: (all_lives := lives(run)) and all_lives[-1], "the next life", run)
+    assert (begun.job, begun.first_step) == (again, stopped_at)
+    assert f"step        {stopped_at}/{STEPS}, loss " in ok("status", str(run))
+    assert "limit 00:10:00" in ok("status", str(run))
+    wait(lambda: read_done(run) == STEPS, "the end of the run", run)
+    assert " done " in ok("status", "--root", str(run.parent))
     assert launch("resume", str(run)).returncode == 2
 
 

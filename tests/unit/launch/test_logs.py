@@ -12,7 +12,7 @@ from launch.logs import EndOfRun, Tail, follow, last_lines, log_of
 from launch.slurm.jobs_now import JobNow, JobsNow
 from launch.status import RunNow, read_folder, run_now
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
-from tests.unit.launch.slurm.run_folders import make_run, rank_says
+from tests.unit.launch.slurm.run_folders import begun, make_run, rank_says
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "c"), (2, "b\nc"), (9, "a\nb\nc")])
@@ -75,7 +75,9 @@ def test_slurm_is_not_asked_at_every_look(tmp_path: Path, fake_slurm: FakeSlurm)
     assert [is_over() for _ in range(5)] == [False] * 5
     assert len(fake_slurm.calls("squeue")) == 1
     fake_slurm.queue(("7", "FAILED", "n1"))
-    assert EndOfRun(run, None)()
+    assert not is_over()
+    begun(run, 0)
+    assert is_over(), "its history has changed, so it is worth a question"
 
 
 def test_the_end_of_an_element(tmp_path: Path, fake_slurm: FakeSlurm) -> None:

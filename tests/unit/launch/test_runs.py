@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from launch.runs import find_run, find_runs
+from launch.runs import find_run, find_runs, find_runs_of
 from tests.unit.launch.slurm.run_folders import rank_says
 
 
@@ -27,3 +27,16 @@ def test_a_run_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert find_run("a") == find_run("runs/a") == find_run(str(tmp_path / "runs/a")) == tmp_path / "runs/a"
     with pytest.raises(ConfigError, match=r"the folder of a run, or a name in runs/ \(a\), got 'b'"):
         find_run("b")
+
+
+def test_the_runs_of_a_sweep_or_of_several_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sweep/points/10", "sweep/points/9", "shards-x/read", "shards-x/merge", "alone"):
+        rank_says(tmp_path / "runs" / name, 0, step=1, time=1.0)
+    (tmp_path / "runs/sweep/code").mkdir()
+    assert [path.name for path in find_runs_of("sweep")] == ["9", "10"]
+    assert find_runs_of("sweep/points/9") == [tmp_path / "runs/sweep/points/9"]
+    assert [path.name for path in find_runs_of("runs/shards-x")] == ["merge", "read"]
+    assert find_runs_of("alone") == [tmp_path / "runs/alone"]
+    with pytest.raises(ConfigError, match="got 'nothing'"):
+        find_runs_of("nothing")

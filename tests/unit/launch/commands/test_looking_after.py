@@ -12,10 +12,10 @@ from launch import drill
 from launch.__main__ import main
 from launch.commands import resume as resume_command
 from launch.drill import Drill, Station
-from launch.slurm.history import is_to_rest, read_history
+from launch.slurm.history import Event, add_event, is_to_rest, read_history
 from launch.slurm.request import SlurmRequest
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
-from tests.unit.launch.slurm.run_folders import rank_says
+from tests.unit.launch.slurm.run_folders import make_run, rank_says
 
 
 @pytest.fixture
@@ -48,6 +48,23 @@ def test_cancel(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[
     assert main(["cancel", "a"]) == 0
     assert f"python -m launch resume {run} begins it anew" in capsys.readouterr().err
     assert fake_slurm.calls("scancel") == ["7"]
+
+
+def test_a_whole_sweep(tmp_path: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last point first: had it waited, it would begin in the place of an earlier one."""
+    for number in (0, 1):
+        (run := make_run(tmp_path)).joinpath("slurm/history.jsonl").unlink()
+        add_event(run, Event(event="submitted", job=f"7_{number}", by_user=True))
+        (tmp_path / "sweep/points").mkdir(parents=True, exist_ok=True)
+        run.rename(tmp_path / f"sweep/points/{number}")
+    fake_slurm.queue(("7_0", "PENDING"), ("7_1", "PENDING"))
+    fake_slurm.program("scancel", f'sed -i -E "/${{*: -1}}/s/PENDING/CANCELLED/" {fake_slurm.folder}/jobs')
+    assert main(["status", str(tmp_path / "sweep")]) == 0
+    assert capsys.readouterr().out.count("PENDING") == 2
+    assert main(["stop", str(tmp_path / "sweep"), "--wait", "5"]) == 0
+    assert fake_slurm.calls("scancel") == ["--state=PENDING 7_1", "--state=PENDING 7_0"]
+    assert "launch: 1: job 7_1 was waiting and is cancelled: nothing to save" in capsys.readouterr().err
+    assert main(["cancel", str(tmp_path / "sweep")]) == 0
 
 
 def test_resume(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
