@@ -6,26 +6,20 @@ all their jobs ── one squeue ──> JobsNow ┴─ run_now ──> RunNow �
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cclm.errors import CclmError
-from cclm.track.lock import holder_of
-from cclm.track.reading import read_json
-from cclm.track.stop import StoppedRecord, read_stopped
 from launch.durations import in_words
 from launch.elements import Elements, count_elements
-from launch.progress import Progress, read_progress
-from launch.ranks_now import RankNow, read_ranks
+from launch.progress import Progress
+from launch.ranks_now import RankNow
+from launch.run_folder import RunFolder, read_folder
 from launch.slurm.client import is_over
-from launch.slurm.history import HISTORY, Event, Life, all_lives, is_to_rest, jobs_of, read_history
+from launch.slurm.history import Event, Life, all_lives, is_to_rest, jobs_of
 from launch.slurm.jobs_now import JobNow, JobsNow, ask_jobs
-from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER
 from launch.slurm.task import START_S
-from launch.slurm.verdict import REST, element_codes
+from launch.slurm.verdict import REST
 
 SILENT_S = 120.0
 """A rank is silent if it has said nothing for longer than this, and for five times as long as it usually takes."""
@@ -33,25 +27,6 @@ MANY_TIMES = 5
 RUNNING, WAITING = "running", "waiting"
 FORGOTTEN, UNKNOWN = "forgotten", "unknown"
 """States of a job that Slurm no longer knows, and of one while Slurm does not answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFolder:
-    """What the folder of a run says."""
-
-    path: Path
-    plan: Mapping[str, Any] | None
-    """Of a run submitted to Slurm."""
-    history: list[Event]
-    progress: Progress
-    stopped: StoppedRecord | None
-    holder: str
-    """Who trains in it, as far as this machine knows; "" if nobody does."""
-    codes: Mapping[int, int]
-    """Exit codes of an array's elements that ever ended."""
-    ranks: Sequence[RankNow]
-    now: float
-    """Seconds since 1970 when it was read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,36 +71,6 @@ class RunNow:
         return self.state == UNKNOWN or number in (*self.elements.running, *self.elements.waiting)
 
 
-def read_folder(path: Path, *, now: float | None = None) -> RunFolder:
-    """Read a run folder.
-
-    Raises:
-        CclmError: a file of it cannot be read.
-    """
-    now = time.time() if now is None else now
-    history = read_history(path)
-    lives = all_lives(history)
-    plan = read_json(path / SLURM_FOLDER / PLAN_NAME, None)
-    if history and plan is None:
-        raise CclmError(
-            where=str(path), expected=f"{SLURM_FOLDER}/{PLAN_NAME} beside {HISTORY}", got="none",
-            do="Submit the run again: it writes the plan anew.",
-        )  # fmt: skip
-    return RunFolder(
-        path=path,
-        plan=plan,
-        history=history,
-        progress=read_progress(path, now=now),
-        stopped=read_stopped(path),
-        holder=holder_of(path),
-        codes=element_codes(path) if plan is not None and plan["array"] else {},
-        ranks=read_ranks(path, now=now, life=lives[-1].number, since=lives[-1].began)
-        if lives
-        else read_ranks(path, now=now),
-        now=now,
-    )
-
-
 def look_at(paths: Sequence[Path]) -> tuple[list[RunNow], dict[Path, str], JobsNow]:
     """Look at runs, with one question to Slurm for all of them.
 
@@ -136,7 +81,7 @@ def look_at(paths: Sequence[Path]) -> tuple[list[RunNow], dict[Path, str], JobsN
     for path in paths:
         try:
             folders.append(read_folder(path))
-        except CclmError as error:
+        except (OSError, ValueError) as error:  # CclmError is one; broken JSON; somebody else's files
             unreadable[path] = str(error)
     jobs = ask_jobs([job for folder in folders for job in jobs_of(folder.history)])
     return [run_now(folder, jobs) for folder in folders], unreadable, jobs

@@ -9,8 +9,9 @@ import pytest
 from cclm.errors import ConfigError
 from launch import logs
 from launch.logs import EndOfRun, Tail, follow, last_lines, log_of
+from launch.run_folder import read_folder
 from launch.slurm.jobs_now import JobNow, JobsNow
-from launch.status import RunNow, read_folder, run_now
+from launch.status import RunNow, run_now
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import begun, make_run, rank_says
 

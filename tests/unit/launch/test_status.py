@@ -12,9 +12,10 @@ from cclm.errors import CclmError
 from cclm.track import stop
 from cclm.track.lock import run_lock
 from cclm.track.status import DoneMarker
+from launch.run_folder import read_folder
 from launch.slurm.history import HISTORY, Event, add_event
 from launch.slurm.jobs_now import JobNow, JobsNow
-from launch.status import RunNow, look_at, read_folder, run_now
+from launch.status import RunNow, look_at, run_now
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import begun, checkpoint, log_lines, make_run, rank_says, write_plan
 
@@ -179,10 +180,14 @@ def test_one_broken_folder_does_not_hide_the_others(run: Path, tmp_path: Path, f
     rank_says(broken, 0, step=1, time=1.0)
     (without_plan / HISTORY).parent.mkdir(parents=True)
     event(without_plan, "begin")
+    garbled = tmp_path / "garbled"
+    rank_says(garbled, 0, step=1, time=1.0)
+    (garbled / "log.jsonl").write_text("\0\0\0\n")
     (broken / "config.yaml").write_text("a: [")
-    found, unreadable, jobs = look_at([run, broken, without_plan])
+    found, unreadable, jobs = look_at([run, broken, without_plan, garbled])
     assert [item.run_folder for item in found] == [run]
     assert "broken YAML" in unreadable[broken]
+    assert "Expecting value" in unreadable[garbled]
     assert "expected slurm/plan.json beside slurm/history.jsonl, got none" in unreadable[without_plan]
     assert len(fake_slurm.calls("squeue")) == 1
     assert jobs.silence == ""
