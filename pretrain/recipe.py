@@ -12,7 +12,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from cclm.checkpoint.pixel_values import with_pixel_values
 from cclm.checkpoint.towers import with_towers
+from cclm.data.config import DataConfig
 from cclm.data.config import complaints_about as data_complaints
 from cclm.errors import ConfigError
 from pretrain.complaints import REFUSALS, all_complaints
@@ -52,9 +54,23 @@ def read_config(arguments: Sequence[str]) -> RunConfig:
             got="; ".join(all_complaints(parser, arguments)),
             do="Correct them; `python -m pretrain --help` explains every option. Nothing was started.",
         ) from error
-    config = replace(config, model=with_towers(config.model))
+    config = replace(config, data=with_tower_pixels(config), model=with_towers(config.model))
     check(config)
     return config
+
+
+def with_tower_pixels(config: RunConfig) -> DataConfig:
+    """Pictures normalised as the named image tower was trained with, where the recipe says nothing else."""
+    source, data = config.model.vision.source, config.data
+    if source is None:
+        return data
+    if data.image_text is not None:
+        transform = with_pixel_values(data.image_text.transform, source)
+        data = replace(data, image_text=replace(data.image_text, transform=transform))
+    if data.regions is not None:
+        transform = with_pixel_values(data.regions.transform, source)
+        data = replace(data, regions=replace(data.regions, transform=transform))
+    return data
 
 
 def resolve_recipe(argument: str, previous: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 
 from cclm.data.config import validate
@@ -13,6 +14,7 @@ from cclm.errors import ConfigError
 from pretrain.config import RunConfig
 from pretrain.recipe import RECIPES, known_keys, read_config
 from tests.tiny_run import recipe, write_recipe
+from tests.unit.model.hf_towers import CONFIGS
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 
@@ -153,3 +155,16 @@ def test_known_keys_are_the_whole_tree() -> None:
     assert {item.name for item in fields(RunConfig)} < known
     assert {"data.image_text.transform.size", "model.fusion.num_layers", "optimizer.betas"} <= known
     assert not any(key.startswith("_") for key in known)
+
+
+def test_a_named_tower_brings_its_pixel_values(settings: Path, tmp_path: Path) -> None:
+    tower = tmp_path / "tower"
+    CONFIGS["siglip"].save_pretrained(tower)
+    transformers.SiglipImageProcessor().save_pretrained(tower)
+    content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    content["model"]["vision"] = {"architecture": "hf", "source": str(tower), "image_size": 16}
+    content["data"]["image_text"]["transform"] |= {"std": [0.2, 0.3, 0.4]}
+    write_recipe(settings, content)
+    images = read_config(["--recipe", str(settings)]).data.image_text
+    assert images is not None
+    assert (images.transform.mean, images.transform.std) == ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
