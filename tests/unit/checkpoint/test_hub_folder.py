@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder
 from cclm.checkpoint.open import OpenedModel, open_model
@@ -22,6 +23,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS
 from tests.unit.checkpoint.small_model import TRANSFORM
 from tests.unit.checkpoint.tiny_families import wavy_model
+from tests.unit.data.test_tokenizer_file import RECORDED, sentencepiece_folder
 
 
 def write(opened: OpenedModel, folder: Path, dtype: Dtype = "float32", shard_bytes: int = 10**9) -> None:
@@ -36,6 +38,16 @@ def test_hub_tokens_are_our_tokens(tokenizer_folder: Path, normalise) -> None:  
     found = theirs(texts, truncation=True)["input_ids"]
     assert found == ours.encode(texts, 20)
     assert max(map(len, found)) == 20, "the probe holds a text that is too long"
+
+
+@pytest.mark.parametrize("normalise", ["none", "cclm"])
+def test_hub_tokens_of_a_sentencepiece_file(tmp_path: Path, normalise) -> None:  # type: ignore[no-untyped-def]
+    source = sentencepiece_folder(tmp_path / "source")
+    ours = load_tokenizer(source, normalise)
+    hub_tokenizer(source, normalise, 20).save_pretrained(tmp_path / "exported")
+    texts = [*make_probe().texts, *(row["text"] for row in RECORDED), "Ｗｅｌｌ-known　 ﬁsh ☃"]
+    found = AutoTokenizer.from_pretrained(tmp_path / "exported")(texts, truncation=True)["input_ids"]
+    assert found == ours.encode(texts, 20)
 
 
 def test_hub_tokenizer_pads_right_with_the_pad_id_and_gives_no_segment_ids(tokenizer_folder: Path) -> None:

@@ -11,6 +11,7 @@ import transformers
 
 from cclm.checkpoint.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary
 from cclm.cli.__main__ import main
+from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
@@ -18,6 +19,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.shardfile.texts import texts_of_sets
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images
+from tests.unit.data.test_tokenizer_file import sentencepiece_folder
 from tests.unit.data.test_vocabulary import CORPUS, MINE, trained
 
 
@@ -154,6 +156,21 @@ def test_what_cannot_be_pruned_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected tables with one row for each of the tokenizer's pieces"):
         prune_vocabulary(tmp_path / "small", lambda: CORPUS, tmp_path / "after")
     assert not (tmp_path / "after").exists()
+
+
+def test_an_xlm_roberta_whose_tokenizer_is_a_sentencepiece_file(tmp_path: Path) -> None:
+    before = sentencepiece_folder(tmp_path / "before")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.XLMRobertaConfig(**sizes, vocab_size=82, max_position_embeddings=40, type_vocab_size=1)
+    transformers.XLMRobertaForMaskedLM(config).save_pretrained(before)
+    texts = ["a red car", "赤い車　と 犬", "ｒｅｄ ﬁsh ☃"]
+    pruned = prune_vocabulary(before, lambda: texts, tmp_path / "after")
+    assert pruned.pieces_after < pruned.pieces_before == 82
+    assert pruned.left_behind == [SENTENCEPIECE_NAME]
+    old, new = (load_tokenizer(tmp_path / name) for name in ("before", "after"))
+    for first, second in zip(old.encode(texts, 40), new.encode(texts, 40), strict=True):
+        assert old.decode(first) == new.decode(second)
+        assert len(first) == len(second)
 
 
 def test_texts_of_every_kind_of_set(tmp_path: Path) -> None:

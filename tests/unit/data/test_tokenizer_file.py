@@ -29,14 +29,17 @@ IDS = {0: 3, 1: 0, 2: 2}
 """<unk>, <s> and </s> of the file in XLM-RoBERTa; all other ids are one higher."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What a Hugging Face folder of XLM-RoBERTa's first years holds."""
-    folder = tmp_path / "xlm-roberta"
-    folder.mkdir()
+def sentencepiece_folder(folder: Path) -> Path:
+    """Make what a Hugging Face folder of XLM-RoBERTa's first years holds, without weights."""
+    folder.mkdir(exist_ok=True)
     shutil.copy(HERE / "tiny.model", folder / SENTENCEPIECE_NAME)
     (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return sentencepiece_folder(tmp_path / "xlm-roberta")
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=[row["text"] for row in RECORDED])
