@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check format lint types borders quick figures test test-slurm test-golden test-samples demo demo-ablation clean
+.PHONY: help venv check format lint types borders quick figures test test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
@@ -52,8 +52,15 @@ figures: $(INSTALLED)
 test: $(INSTALLED) ## The whole test suite
 	@$(BIN)/python -m pytest < /dev/null
 
-test-slurm: $(INSTALLED) ## Jobs on a real Slurm of three nodes, started here for the tests (root; under 5 minutes)
-	@$(BIN)/python -m tests.slurm.cluster -- $(BIN)/python -m pytest tests/slurm -rs < /dev/null
+test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; under 5 minutes)
+	@$(BIN)/python -m tests.slurm.cluster -- echo "Two clusters side by side; what they say comes at the end of each."
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target slurm-campaign slurm-others
+
+# The campaign waits most of its time; the first line above has installed Slurm for both.
+slurm-campaign slurm-others: $(INSTALLED)
+	@$(BIN)/python -m tests.slurm.cluster -- $(BIN)/python -m pytest -rs --durations=3 $(SLURM_TESTS) < /dev/null
+slurm-campaign: SLURM_TESTS = tests/slurm/test_campaign.py
+slurm-others: SLURM_TESTS = tests/slurm --ignore=tests/slurm/test_campaign.py
 
 test-golden: $(INSTALLED) ## Compare with the published code's numbers: make test-golden GOLDEN=DIR
 	@$(if $(GOLDEN),CCLM_GOLDEN='$(abspath $(GOLDEN))') $(BIN)/python -m pytest tests/golden -rs < /dev/null
