@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cclm.data.batch import ImageTextBatch, MaskedTokens, PixelScale, RegionBatch, TextPairBatch, Tokens
 from cclm.data.regions import RegionRow, RegionSample
@@ -42,13 +45,45 @@ def _noise(draws: Sequence[FusionDraws]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(second), torch.from_numpy(first)
 
 
+PictureSample = TypeVar("PictureSample", ImageTextSample, RegionSample)
+
+
+class Pictures:
+    """The pictures of a batch, each copied into its place while it is still in the processor's cache: at the end, they
+    would all come from memory again, and be held twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._filled = count, 0
+        self._pixels_BCHW: NDArray[Any] = np.empty(0)
+
+    def take(self, sample: PictureSample) -> PictureSample:
+        """Put the picture of the next sample into the batch; returns the sample with that place for its pixels."""
+        pixels_CHW: NDArray[Any] = sample.pixels_CHW
+        if self._filled == 0:
+            self._pixels_BCHW = np.empty((self._count, *pixels_CHW.shape), pixels_CHW.dtype)
+        place = self._pixels_BCHW[self._filled]
+        place[:] = pixels_CHW
+        self._filled += 1
+        return replace(sample, pixels_CHW=place)
+
+    def tensor(self) -> Tensor:
+        """All of them, (B, 3, height, width)."""
+        assert self._filled == self._count > 0, f"{self._filled} of {self._count} pictures"
+        return torch.from_numpy(self._pixels_BCHW)
+
+
 def collate_image_text(
-    samples: Sequence[ImageTextSample], pad_id: int, multiple: int = 1, pixel_scale: PixelScale | None = None
+    samples: Sequence[ImageTextSample],
+    pictures: Pictures,
+    pad_id: int,
+    multiple: int = 1,
+    pixel_scale: PixelScale | None = None,
 ) -> ImageTextBatch:
     """Build the image-text part of a rank's batch from its samples, in slot order.
 
     Args:
         samples: of this rank.
+        pictures: theirs.
         pad_id: the tokenizer's.
         multiple: texts are padded to a multiple of this length.
         pixel_scale: how the device will normalise pictures that are bytes.
@@ -56,7 +91,7 @@ def collate_image_text(
     draws = [sample.fusion for sample in samples if sample.fusion is not None]
     noise_second, noise_first = _noise(draws)
     return ImageTextBatch(
-        images_BCHW=torch.from_numpy(np.stack([sample.pixels_CHW for sample in samples])),
+        images_BCHW=pictures.tensor(),
         text=pad([sample.ids for sample in samples], pad_id, multiple),
         identity_B=_int64([sample.identity for sample in samples]),
         matching_row_F=_int64([row for row, sample in enumerate(samples) if sample.fusion is not None]),
@@ -76,18 +111,19 @@ def _second_texts(samples: Sequence[ImageTextSample], pad_id: int, multiple: int
 
 def collate_regions(
     groups: Sequence[tuple[Sequence[RegionSample], Sequence[RegionRow]]],
+    pictures: Pictures,
     pad_id: int,
     multiple: int = 1,
     pixel_scale: PixelScale | None = None,
 ) -> RegionBatch:
-    """Build the region part of a rank's batch from its groups: the pictures and the rows of each, in order."""
-    samples = [sample for pictures, _ in groups for sample in pictures]
-    starts = np.cumsum([0, *(len(pictures) for pictures, _ in groups)]).tolist()
+    """Build the region part of a rank's batch from its groups: the rows of each, in order, about `pictures`."""
+    samples = [sample for found, _ in groups for sample in found]
+    starts = np.cumsum([0, *(len(found) for found, _ in groups)]).tolist()
     rows = [(start + row.image, row) for start, (_, own) in zip(starts, groups, strict=False) for row in own]
     draws = [row.fusion for _, row in rows if row.fusion is not None]
     noise_second, noise_first = _noise(draws)
     return RegionBatch(
-        images_BCHW=torch.from_numpy(np.stack([sample.pixels_CHW for sample in samples])),
+        images_BCHW=pictures.tensor(),
         image_of_R=_int64([image for image, _ in rows]),
         mask_RN=torch.from_numpy(np.stack([row.text.mask_N for _, row in rows])),
         box_R4=torch.tensor([row.text.box for _, row in rows], dtype=torch.float32),

@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from cclm.data.batch import BadSample, Batch, ImageTextBatch, PixelScale, RegionBatch, TextPairBatch
-from cclm.data.collate import collate_image_text, collate_regions, collate_text_pairs
+from cclm.data.collate import Pictures, collate_image_text, collate_regions, collate_text_pairs
 from cclm.data.config import DataConfig, validate
 from cclm.data.image import ImageTransformConfig
 from cclm.data.schedule import ViewSchedule
@@ -105,13 +105,14 @@ class StepDataset(Dataset[Batch]):
     def _image_text(self, step: int, part: int, bad: list[BadSample]) -> ImageTextBatch:
         assert self.image_text is not None
         samples, slots = [], self.slots(self.image_text.batch_size, self.image_text.config.negative_group, part)
+        pictures = Pictures(len(slots))
         self.image_text.announce(step, slots)
         for slot in slots:
             sample, broken = self.image_text.sample(step, slot)
-            samples.append(sample)
+            samples.append(pictures.take(sample))
             bad += broken
         scale = _scale(self.image_text.config.transform)
-        return collate_image_text(samples, self.tokenizer.pad_id, self.config.pad_multiple, scale)
+        return collate_image_text(samples, pictures, self.tokenizer.pad_id, self.config.pad_multiple, scale)
 
     def _text_pair(self, step: int, part: int, bad: list[BadSample]) -> TextPairBatch:
         assert self.text_pair is not None
@@ -128,13 +129,14 @@ class StepDataset(Dataset[Batch]):
         assert self.regions is not None
         groups, numbers = [], self.slots(self.regions.config.num_groups, 1, part)
         images = self.regions.config.images_per_group
+        pictures = Pictures(len(numbers) * images)
         self.regions.announce(step, range(numbers.start * images, numbers.stop * images))
         for number in numbers:
-            group, broken = self.regions.group(step, number)
-            groups.append(group)
+            (found, rows), broken = self.regions.group(step, number)
+            groups.append(([pictures.take(sample) for sample in found], rows))
             bad += broken
         scale = _scale(self.regions.config.transform)
-        return collate_regions(groups, self.tokenizer.pad_id, self.config.pad_multiple, scale)
+        return collate_regions(groups, pictures, self.tokenizer.pad_id, self.config.pad_multiple, scale)
 
 
 def _scale(transform: ImageTransformConfig) -> PixelScale:
