@@ -81,10 +81,11 @@ def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPla
 def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
     for name, manifest in manifests.items():
         totals, refused = manifest.totals, sum(manifest.config["refused"].values())
+        passed = sum(sum(rows.values()) for rows in manifest.config.get("passed_over", {}).values())
         console.print(
             f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
             f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
-            f"{refused:,} refused",
+            f"{refused:,} refused" + (f", {passed:,} rows in other languages passed over" if passed else ""),
             highlight=False,
             soft_wrap=True,
         )
@@ -105,20 +106,23 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     from cclm.shardfile.manifest import Manifest
     from cclm.shardfile.verify import find_faults
     from shards.progress import WorkProgress
-    from shards.stats import find_sets
+    from shards.stats import account, find_sets
 
     num_faults = 0
     for folder in find_sets(arguments.folder):
         try:
-            samples = Manifest.load(folder).totals.samples
+            manifest = Manifest.load(folder)
+            samples, told = manifest.totals.samples, account(manifest)
         except CclmError:
-            samples = 0  # find_faults says why
+            samples, told = 0, ""  # find_faults says why
         with WorkProgress(f"verifying {folder.name}", samples, "samples", console) as progress:
             faults = list(itertools.islice(find_faults(folder, lambda info: progress.advance(info.samples)), 1000))
         for fault in faults[:MAX_FAULTS_SHOWN]:
             console.print(f"{fault.reason}: {fault}", markup=False, highlight=False, soft_wrap=True)
         if len(faults) > MAX_FAULTS_SHOWN:
             console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
+        if told:
+            console.print(f"{folder}: {told}", highlight=False, soft_wrap=True)
         verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
         console.print(f"{folder}: {verdict}", highlight=False, soft_wrap=True)
         num_faults += len(faults)

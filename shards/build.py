@@ -31,7 +31,7 @@ from shards.follow import RunTotals, follow_runs, guess_of_all, sum_of_runs
 from shards.plan import SetPlan, recipe_json
 from shards.progress import WorkProgress
 from shards.runs import list_runs, mapped
-from shards.scan import chunks_of, scan, scan_jobs, unfinished_parts
+from shards.scan import chunks_of, passed_over, scan, scan_jobs, unfinished_parts
 from shards.share import WHOLE, Share
 from shards.verdict import GROUP_MIXED, KEY_TWICE
 from shards.workers import EXECUTORS, only_builder
@@ -283,6 +283,7 @@ class _SetBuild:
             "records_in": units,
             "refused": refused,
             "captions_refused": texts,
+            "passed_over": passed_over(self._runs, len(self._plan.parts)),
             schema.QUARANTINE_HASH: quarantine_sha256,
         }
         infos = [outcome.info for outcome in outcomes if outcome.info is not None]

@@ -1,11 +1,12 @@
 """What a corpus yields: parts, which yield records that are not made yet.
 
-corpus function(**options) -> Sequence[Part]  --read-->  Iterator[Draft]  --make-->  record, or DataError
+corpus function(**options) -> Sequence[Part]  --read-->  Draft       --make-->  record, or DataError
+                                                         PassedOver  --------->  a count in the manifest
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,18 @@ class Draft:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """Rows of a part that are no drafts, because the recipe does not want their language.
+
+    They are millions where a corpus has hundreds of languages: they are counted, not listed in quarantine.
+    """
+
+    source: str
+    rows: Mapping[str, int]
+    """By language, as the corpus names it. Not more than some thousand languages: the manifest lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A piece of a corpus that is read on its own: a file, a tar, a range of lines.
 
@@ -44,9 +57,10 @@ class Part:
 
     name: str
     """Unique in its corpus, the same wherever the corpus lies: a file's name, not its folder."""
-    read: Callable[[], Iterator[Draft]]
-    """Yields the drafts, always in the same order, holding few of them in memory. It crosses process borders, so it is
-    a `functools.partial` of a plain function. ConfigError: the corpus is not what the recipe says."""
+    read: Callable[[], Iterator[Draft | PassedOver]]
+    """Yields the drafts and, anywhere between them, what it passes over, always in the same order, holding few of them
+    in memory. It crosses process borders, so it is a `functools.partial` of a plain function. ConfigError: the corpus
+    is not what the recipe says."""
     stamp: str = ""
     """Changes when the content does (a hash, or size and time of the file): tells an old build from this one."""
     records: int | None = None

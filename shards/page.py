@@ -15,6 +15,7 @@ from PIL import Image
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.measure import class_name, spread
+from shards.stats import by_name
 
 RIGHT_TO_LEFT: Final = frozenset(
     (
@@ -80,6 +81,8 @@ def statistics_page(result: Mapping[str, Any]) -> str:
     sets = []
     for name, entry in result.items():
         plots = [(title, bars_of(entry[field])) for field, title in _BY_NAME.items() if entry[field]]
+        if entry["passed_over"]:
+            plots.append(("rows passed over by source and language", bars_of(by_name(entry["passed_over"]))))
         measures = entry.get("measures", {})
         classes = [(field, title) for field, title in _BY_CLASS.items() if field in measures]
         plots += [(title, bars_of(measures[field], are_classes=True)) for field, title in classes]

@@ -1,10 +1,11 @@
 """First step of a build: a stretch of a corpus is read, its records are made, filtered, sketched, and left as runs.
 
     part --read--> drafts --chunks of N--> make, store anew, filter, sketch --> RUNS/PART-CHUNK.arrow (+ .images, codes)
-                                                                         end --> RUNS/PART.end (number of chunks)
+                                                                         end --> RUNS/PART.end (how many chunks, and
+                                                                                 the rows passed over)
 
-Which process reads which chunk changes nothing in the runs. A chunk whose run is there is skipped, so a build that was
-killed goes on at the next chunk.
+Which process reads which chunk changes nothing in the runs, and whoever reads a part to its end has seen all that it
+passes over. A chunk whose run is there is skipped, so a build that was killed goes on at the next chunk.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from cclm.atomic import replace_bytes
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
-from shards.draft import Draft, Part, UnwantedError
+from shards.draft import Draft, Part, PassedOver, UnwantedError
 from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
 from shards.picture import Picture, written_anew
 from shards.recipe import SetRecipe
@@ -64,15 +65,27 @@ def scan(job: ScanJob) -> int:
     """
     if _is_done(job):
         return 0
-    drafts, chunk, written = job.part.read(), 0, 0
+    passed_over: dict[str, Counter[str]] = {}
+    drafts, chunk, written = _drafts_of(job.part.read(), passed_over), 0, 0
     while stretch := list(itertools.islice(drafts, job.recipe.chunk_records)):
         name = RunName(part=job.number, chunk=chunk)
         if chunk % job.lanes == job.lane and not name.path(job.runs).exists():
             _Chunk(job, name).write(stretch)
             written += 1
         chunk += 1
-    replace_bytes(end_path(job.runs, job.number), canonical_json({"chunks": chunk}), durable=True)
+    end = canonical_json({"chunks": chunk, "passed_over": passed_over})
+    replace_bytes(end_path(job.runs, job.number), end, durable=True)
     return written
+
+
+def _drafts_of(items: Iterable[Draft | PassedOver], passed_over: dict[str, Counter[str]]) -> Iterator[Draft]:
+    """Yield the drafts; add the others to the counts by source and language."""
+    for item in items:
+        if isinstance(item, Draft):
+            yield item
+        elif item.rows:
+            rows = {_whole(language): number for language, number in item.rows.items()}
+            passed_over.setdefault(item.source, Counter()).update(rows)
 
 
 def end_path(runs: Path, part: int) -> Path:
@@ -86,6 +99,15 @@ def chunks_of(runs: Path, part: int) -> int | None:
         return int(json.loads(end_path(runs, part).read_bytes())["chunks"])
     except FileNotFoundError:
         return None
+
+
+def passed_over(runs: Path, num_parts: int) -> dict[str, dict[str, int]]:
+    """Return the rows that parts, all of them read, have passed over: source -> language -> rows."""
+    total: dict[str, Counter[str]] = {}
+    for part in range(num_parts):
+        for source, rows in json.loads(end_path(runs, part).read_bytes())["passed_over"].items():
+            total.setdefault(source, Counter()).update(rows)
+    return {source: dict(rows) for source, rows in total.items()}
 
 
 def unfinished_parts(runs: Path, names: Sequence[str]) -> list[str]:
@@ -233,8 +255,7 @@ class _Chunk:
     def _add_row(self, key: str, row: dict[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
         self._facts["units"] += row["kind"] != TEXT
         place = {
-            # A lone surrogate, which a broken corpus may hold in a key, is no character and cannot be stored.
-            "key": key.encode("utf-8", "replace").decode(),
+            "key": _whole(key),
             "order": order_of(key, self._seed),
             "position": position_of(self._name.part, self._name.chunk, self._rows),
         }
@@ -243,12 +264,13 @@ class _Chunk:
 
 
 def quarantine_line(fields: Mapping[str, Any]) -> bytes:
-    """Return a line of quarantine.jsonl; half a character, as broken corpora have it, becomes a question mark."""
-    whole = {
-        name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-        for name, value in fields.items()
-    }
-    return canonical_json(whole)
+    """Return a line of quarantine.jsonl."""
+    return canonical_json({name: _whole(value) if isinstance(value, str) else value for name, value in fields.items()})
+
+
+def _whole(text: str) -> str:
+    """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:

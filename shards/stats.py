@@ -13,6 +13,7 @@ from rich.table import Table
 from cclm.errors import ConfigError
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
+from cclm.types import View
 from shards.measure import class_name, measure_set, median_class
 
 
@@ -35,7 +36,8 @@ def find_sets(folder: Path) -> list[Path]:
 
 
 def statistics(folder: Path, samples: int = 0) -> dict[str, Any]:
-    """Return the totals of every set below a folder, by set name, with the counts of refused records.
+    """Return the totals of every set below a folder, by set name, with the counts of refused records and of rows
+    in languages that were not wanted.
 
     Args:
         folder: a set, or a folder of sets.
@@ -45,11 +47,33 @@ def statistics(folder: Path, samples: int = 0) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path in find_sets(folder):
         manifest = Manifest.load(path)
-        refused = manifest.config.get("refused", {})
-        result[path.name] = {"view": manifest.view.value, **asdict(manifest.totals), "refused": refused}
+        result[path.name] = {"view": manifest.view.value, **asdict(manifest.totals)}
+        result[path.name] |= {field: manifest.config.get(field, {}) for field in ("refused", "passed_over")}
+        result[path.name]["account"] = account(manifest)
         if samples:
             result[path.name]["measures"] = measure_set(path, samples)
     return result
+
+
+def account(manifest: Manifest) -> str:
+    """Return what became of everything that a build has read, as a sum; "" of a set that no build has written."""
+    if not {"records_in", "refused"} <= manifest.config.keys():
+        return ""
+    refused = manifest.config["refused"]
+    written = manifest.totals.rows if manifest.view is View.TEXT_PAIR else manifest.totals.samples
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
+    passed = manifest.config.get("passed_over")
+    return (
+        f"{manifest.config['records_in']:,} records in = {written:,} written + {sum(refused.values()):,} refused"
+        f"{f' ({reasons})' if reasons else ''}"
+        # A set of before they were counted says nothing of them.
+        + ("" if passed is None else f"; {sum(by_name(passed).values()):,} rows in other languages passed over")
+    )
+
+
+def by_name(passed_over: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return the rows by source and language in one count: "tatoeba fra"."""
+    return {f"{source} {tag}": number for source, rows in passed_over.items() for tag, number in rows.items()}
 
 
 def print_statistics(result: Mapping[str, Any], console: Console) -> None:
@@ -63,12 +87,18 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
         refused = sum(entry["refused"].values())
         sizes.add_row(name, entry["view"], *(f"{number:,}" for number in numbers), megabytes, f"{refused:,}")
     console.print(sizes)
+    for name, entry in result.items():
+        if entry["account"]:
+            console.print(f"{name}: {entry['account']}", highlight=False, soft_wrap=True)
     for field, title in (
         ("languages", "texts by language"),
         ("sources", "samples by source"),
         ("licences", "samples by licence"),
     ):
         _print_counts({name: entry[field] for name, entry in result.items()}, title, console)
+    passed = {name: by_name(entry["passed_over"]) for name, entry in result.items()}
+    if any(passed.values()):
+        _print_counts(passed, "rows passed over by source and language", console)
     for name, entry in result.items():
         if "measures" in entry:
             _print_measures(name, entry["measures"], console)

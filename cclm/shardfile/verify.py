@@ -72,6 +72,26 @@ def _loose_faults(folder: Path, manifest: Manifest) -> Iterator[DataError]:
         yield _fault("quarantine_missing", "the records that the build refused", "no such file", str(quarantine))
     elif wanted is not None and _sha256(quarantine, "quarantine_unreadable") != wanted:
         yield _fault("quarantine_hash", f"SHA-256 {wanted}", "another one", str(quarantine))
+    elif wanted is not None:
+        yield from _account_faults(manifest, quarantine)
+
+
+def _account_faults(manifest: Manifest, quarantine: Path) -> Iterator[DataError]:
+    """Check that what a build has read is what stands in the shards and what it has refused, line by line."""
+    config = manifest.config
+    if not {"records_in", "refused", "captions_refused"} <= config.keys():
+        return  # another writer's set
+    records = config["records_in"]
+    refused, captions = (sum(config[name].values()) for name in ("refused", "captions_refused"))
+    written = manifest.totals.rows if manifest.view is View.TEXT_PAIR else manifest.totals.samples
+    if written + refused != records:
+        got = f"{written:,} written and {refused:,} refused"
+        yield _fault("counts_wrong", f"{records:,} records", got, schema.MANIFEST_NAME)
+    with quarantine.open("rb") as file:
+        num_lines = sum(1 for _ in file)
+    if num_lines != refused + captions:
+        expected = f"{refused + captions:,} lines of what was refused"
+        yield _fault("counts_wrong", expected, f"{num_lines:,}", str(quarantine))
 
 
 def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: SeenKeys) -> Iterator[DataError]:

@@ -8,6 +8,7 @@ Joined twice by id, on disk where they are many (`shards/corpora/spill.py`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from shards.corpora.files import named_files
 from shards.corpora.pair_draft import pair_draft
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
-from shards.draft import Draft, Part, file_stamp
+from shards.draft import Draft, Part, PassedOver, file_stamp
 
 _SUFFIXES: Final = (".csv", ".tsv")
 
@@ -32,7 +33,8 @@ class Tatoeba:
     links: Path | Sequence[Path]
     """links.csv, or the exports of single pairs; a link holds in both directions."""
     languages: Mapping[str, str]
-    """The site's code -> BCP-47 tag, for example {eng: en, deu: de}: sentences in others are passed over."""
+    """The site's code -> BCP-47 tag, for example {eng: en, deu: de}: sentences in others are passed over, and
+    counted."""
     anchor: str
     """Language of `text_a`, a tag."""
     source: str = "tatoeba"
@@ -49,9 +51,14 @@ class Tatoeba:
         files = [*named_files(self.sentences, _SUFFIXES).values(), *named_files(self.links, _SUFFIXES).values()]
         return [Part(name="pairs", read=self.read, stamp="-".join(map(file_stamp, files)))]
 
-    def read(self) -> Iterator[Draft]:
+    def read(self) -> Iterator[Draft | PassedOver]:
         """Yield one draft per sentence in the anchor's language and translation of it."""
-        for identity, found in grouped(self._anchored()):
+        passed: Counter[str] = Counter()
+        yield from self._drafts(passed)
+        yield PassedOver(source=self.source, rows=passed)
+
+    def _drafts(self, passed: Counter[str]) -> Iterator[Draft]:
+        for identity, found in grouped(self._anchored(passed)):
             if isinstance(found[0], Draft):
                 yield from found
                 continue
@@ -67,9 +74,9 @@ class Tatoeba:
                         where=f"{id_a}-{identity}",
                     )
 
-    def _anchored(self) -> Iterator[tuple[str, Any]]:
+    def _anchored(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
         """Yield the other languages' sentences by their id, and the anchor's sentences by the ids of translations."""
-        for identity, found in grouped(self._sentences_and_links()):
+        for identity, found in grouped(self._sentences_and_links(passed)):
             if isinstance(found[0], Draft):
                 yield identity, found[0]
                 continue
@@ -80,12 +87,14 @@ class Tatoeba:
                 else:
                     yield identity, ("sentence", language, text)
 
-    def _sentences_and_links(self) -> Iterator[tuple[str, Any]]:
+    def _sentences_and_links(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
         for name, number, row in _rows(self.sentences, ("id", "language", "text")):
             if isinstance(row, BadRow):
                 yield f"\0{name}:{number}", row.draft(name, number, self.source)
             elif row["language"] in self.languages:
                 yield row["id"], ("sentence", self.languages[row["language"]], row["text"])
+            else:
+                passed[row["language"]] += 1
         for name, number, row in _rows(self.links, ("id", "other")):
             if isinstance(row, BadRow):
                 yield f"\0{name}:{number}", row.draft(name, number, self.source)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from shards.corpora.files import BROKEN_STREAM, named_files, open_plain, plain_s
 from shards.corpora.languages import same_language
 from shards.corpora.pair_draft import pair_draft
 from shards.corpora.refusal import broken_tail, refused
-from shards.draft import Draft, Part, file_stamp
+from shards.draft import Draft, Part, PassedOver, file_stamp
 
 _LANGUAGE: Final = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
@@ -44,17 +45,18 @@ class Tmx:
         files = named_files(self.path, (".tmx", ".zip"))
         return [Part(name=name, read=partial(self.read, path), stamp=file_stamp(path)) for name, path in files.items()]
 
-    def read(self, path: Path) -> Iterator[Draft]:
-        """Yield one draft per translation of each unit."""
-        source, number = self.source or plain_stem(path), 0
+    def read(self, path: Path) -> Iterator[Draft | PassedOver]:
+        """Yield one draft per translation of each unit; count the further texts of a unit that gave one."""
+        source, number, passed = self.source or plain_stem(path), 0, Counter[str]()
         with ExitStack() as stack:
             try:
                 for number, unit in enumerate(_units(_open(path, stack)), 1):
-                    yield from self._drafts(unit, source, f"{path.name}:{number}")
+                    yield from self._drafts(unit, source, f"{path.name}:{number}", passed)
             except (ElementTree.ParseError, zipfile.BadZipFile, *BROKEN_STREAM) as error:
                 yield broken_tail(path.name, number + 1, source, str(error))
+        yield PassedOver(source=source, rows=passed)
 
-    def _drafts(self, unit: Element, source: str, where: str) -> Iterator[Draft]:
+    def _drafts(self, unit: Element, source: str, where: str, passed: Counter[str]) -> Iterator[Draft]:
         texts = [(tuv.get(_LANGUAGE) or tuv.get("lang") or "", _text_of(tuv.find("seg"))) for tuv in unit.iter("tuv")]
         firsts = [text for language, text in texts if same_language(language, self.lang_a)]
         others = [
@@ -71,7 +73,12 @@ class Tmx:
                 do="Name other languages in the recipe, if these are wanted.",
                 unwanted=True,
             )
-        for number, (language, text) in enumerate(others if firsts else ()):
+            return
+        # The first text in lang_a stands in every pair; further ones in none.
+        passed.update([language for language, _ in texts if same_language(language, self.lang_a)][1:])
+        wanted_tags = (self.lang_a, *self.lang_b)
+        passed.update(tag for tag, _ in texts if not any(same_language(tag, wanted) for wanted in wanted_tags))
+        for number, (language, text) in enumerate(others):
             yield pair_draft(
                 text_a=firsts[0],
                 lang_a=self.lang_a,

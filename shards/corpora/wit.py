@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from shards.corpora.refusal import first, refuse, refused
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
 from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Draft, Part, file_stamp
+from shards.draft import Draft, Part, PassedOver, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
 _NEEDED: Final = ("language", "image_url")
@@ -45,7 +46,7 @@ class Wit:
     fields: Sequence[str] = ("caption_reference_description",)
     """Columns of texts: also caption_alt_text_description, caption_attribution_description, page_title, …"""
     languages: Sequence[str] = ()
-    """Given: rows in other languages are passed over."""
+    """Given: rows in other languages are passed over, and counted."""
     source: str = "wit"
     """The corpus's name."""
     licence: str = "unknown"
@@ -54,9 +55,23 @@ class Wit:
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
         if not self.pixels:
-            return downloaded_parts(self, source=self.source, licence=self.licence)
+            return [*downloaded_parts(self, source=self.source, licence=self.licence), *self._parts_passed_over()]
         files = [*self._tables().values(), *named_files(self.pixels, ()).values()]
         return [Part(name="joined", read=self.read, stamp="-".join(map(file_stamp, files)))]
+
+    def _parts_passed_over(self) -> list[Part]:
+        """Return parts without drafts that count the rows which the download has passed over."""
+        tables = self._tables() if self.languages else {}
+        return [
+            Part(name=f"languages of {name}", read=partial(self._passed_over, name, path), stamp=file_stamp(path))
+            for name, path in tables.items()
+        ]
+
+    def _passed_over(self, name: str, path: Path) -> Iterator[PassedOver]:
+        passed: Counter[str] = Counter()
+        for _ in self._captions_in(name, path, passed):
+            pass
+        yield PassedOver(source=self.source, rows=passed)
 
     def _tables(self) -> dict[str, Path]:
         return named_files(self.path, _SUFFIXES)
@@ -68,18 +83,20 @@ class Wit:
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield one entry a picture, with the captions of all its rows."""
-        for url, items in grouped(self._captions()):
+        for url, items in grouped(self._captions(Counter())):
             yield from (UrlRow(url="", captions={}, bad=item) for item in items if isinstance(item, str))
             rows = [item for item in items if isinstance(item, tuple)]
             if rows:
                 yield UrlRow(url=url, captions=_gathered(rows), identity=key_of(url))
 
-    def read(self) -> Iterator[Draft]:
+    def read(self) -> Iterator[Draft | PassedOver]:
         """Yield one draft a picture of the texts; those without pixels are refused (image_missing)."""
-        return image_drafts(self._rows())
+        passed: Counter[str] = Counter()
+        yield from image_drafts(self._rows(passed))
+        yield PassedOver(source=self.source, rows=passed)
 
-    def _rows(self) -> Iterator[ImageRow | Draft]:
-        for url, items in grouped(self._captions_and_pixels()):
+    def _rows(self, passed: Counter[str]) -> Iterator[ImageRow | Draft]:
+        for url, items in grouped(self._captions_and_pixels(passed)):
             rows = [item for item in items if isinstance(item, tuple)]
             spans = [item for item in items if isinstance(item, partial)]
             bad = [item for item in items if isinstance(item, str)]
@@ -100,34 +117,41 @@ class Wit:
                     where=url,
                 )
 
-    def _captions_and_pixels(self) -> Iterator[tuple[str, Any]]:
-        yield from self._captions()
+    def _captions_and_pixels(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
+        yield from self._captions(passed)
         for name, path in named_files(self.pixels, ()).items():
             for start, stop in line_ranges(path, path.stat().st_size or 1):
                 for offset, line in lines_in(path, start, stop):
                     url = line[: line.find(b"\t")].decode("utf-8", "replace")
                     yield url, partial(load_pixels, path, offset, len(line), f"{name}@{offset}")
 
-    def _captions(self) -> Iterator[tuple[str, tuple[str, list[str]] | str]]:
-        """Yield (URL, (language, texts)); what cannot be read has a URL of its own, and is a sentence."""
-        needed = (*_NEEDED, *self.fields)
+    def _captions(self, passed: Counter[str]) -> Iterator[tuple[str, tuple[str, list[str]] | str]]:
         for name, path in self._tables().items():
-            quoted = plain_suffix(path) == ".tsv"
-            for number, row in read_rows(path, needed=needed, quoted=quoted or None):
-                place = f"{name}:{number}"
-                if isinstance(row, BadRow):
-                    yield f"\0{place}", f"{place}: {row.why}"
-                    continue
-                url, language = row.get("image_url"), row.get("language")
-                texts = [row[field] for field in self.fields if isinstance(row.get(field), str) and row[field].strip()]
-                if not isinstance(url, str) or not isinstance(language, str) or not url or not language:
-                    yield f"\0{place}", f"{place}: expected image_url and language, got {first(row)}"
-                elif self.languages and language not in self.languages:
-                    continue
-                elif not texts:
-                    yield f"\0{place}", f"{place}: no text in {', '.join(self.fields)}"
-                else:
-                    yield url, (language, texts)
+            yield from self._captions_in(name, path, passed)
+
+    def _captions_in(
+        self, name: str, path: Path, passed: Counter[str]
+    ) -> Iterator[tuple[str, tuple[str, list[str]] | str]]:
+        """Yield (URL, (language, texts)); what cannot be read has a URL of its own, and is a sentence.
+
+        Rows in languages that are not wanted are added to `passed`.
+        """
+        quoted = plain_suffix(path) == ".tsv"
+        for number, row in read_rows(path, needed=(*_NEEDED, *self.fields), quoted=quoted or None):
+            place = f"{name}:{number}"
+            if isinstance(row, BadRow):
+                yield f"\0{place}", f"{place}: {row.why}"
+                continue
+            url, language = row.get("image_url"), row.get("language")
+            texts = [row[field] for field in self.fields if isinstance(row.get(field), str) and row[field].strip()]
+            if not isinstance(url, str) or not isinstance(language, str) or not url or not language:
+                yield f"\0{place}", f"{place}: expected image_url and language, got {first(row)}"
+            elif self.languages and language not in self.languages:
+                passed[language] += 1
+            elif not texts:
+                yield f"\0{place}", f"{place}: no text in {', '.join(self.fields)}"
+            else:
+                yield url, (language, texts)
 
 
 def _gathered(rows: Sequence[tuple[str, list[str]]]) -> dict[str, list[str]]:

@@ -6,11 +6,13 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from cclm.shardfile.manifest import Manifest
 from shards.__main__ import main
 from tests.unit.shards.tiny_corpora import write_picture_folder
 
@@ -83,6 +85,46 @@ def test_tasks_and_merge_give_what_build_gives(recipe, tmp_path):
     for path in sorted((tmp_path / "one").rglob("*.*")):
         if path.name != "manifest.json":  # holds the command, and so the folder
             assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_sentences_in_other_languages_are_counted_wherever_a_set_is_told_of(tmp_path):
+    sentences = ["1\teng\tA dog.", "2\tdeu\tEin Hund.", "3\tfra\tUn chien.", "4\tfra\tLe chien.", "5\tjpn\t犬"]
+    (tmp_path / "sentences.csv").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    (tmp_path / "links.csv").write_text("1\t2\n1\t3\n", encoding="utf-8")
+    options = {name: str(tmp_path / f"{name}.csv") for name in ("sentences", "links")}
+    options |= {"languages": {"eng": "en", "deu": "de"}, "anchor": "en"}
+    sets = {"sets": {"pairs": {"view": "text_pair", "corpus": "tatoeba", "options": options}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sets))
+    tasks = [("--task", "1/2"), ("--task", "0/2")]
+    for name, commands in (("one", [("build",)]), ("two", [*(("build", *task) for task in tasks), ("merge",)])):
+        for command, *task in commands:
+            status, text = run(command, tmp_path / "recipe.yaml", "--out", tmp_path / name, *task)
+        assert status == 0 and "1 records in, 1 samples written" in text
+        assert "0 refused, 3 rows in other languages passed over" in text
+        manifest = json.loads((tmp_path / name / "pairs" / "manifest.json").read_text("utf-8"))
+        assert manifest["config"]["passed_over"] == {"tatoeba": {"fra": 2, "jpn": 1}}
+    account = "1 records in = 1 written + 0 refused; 3 rows in other languages passed over"
+    assert f"{tmp_path}/one/pairs: {account}\n{tmp_path}/one/pairs: sound" in run("verify", tmp_path / "one")[1]
+    status, text = run("stats", tmp_path / "one", "--json", tmp_path / "stats.json", "--html", tmp_path / "stats.html")
+    assert f"pairs: {account}\n" in text and "tatoeba fra" in text
+    assert json.loads((tmp_path / "stats.json").read_text("utf-8"))["pairs"]["passed_over"]["tatoeba"]["fra"] == 2
+    assert "rows passed over by source and language" in (tmp_path / "stats.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"records_in": 8}, "expected 8 records, got 3 written and 4 refused"),
+        ({"captions_refused": {"text_short": 1}}, "expected 5 lines of what was refused, got 4"),
+    ],
+)
+def test_counts_that_do_not_add_up_are_a_fault(recipe, tmp_path, change, words):
+    run("build", recipe, "--out", tmp_path / "out")
+    folder = tmp_path / "out" / "pictures"
+    manifest = Manifest.load(folder)
+    replace(manifest, config={**manifest.config, **change}).save(folder)
+    status, text = run("verify", folder)
+    assert status == 1 and "counts_wrong: " in text and words in text
 
 
 def test_faults_are_shown_and_change_the_exit_status(recipe, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair, View
-from shards.draft import Draft, Part
+from shards.draft import Draft, Part, PassedOver
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
 from shards.settings import DuplicateSettings, FilterSettings, SamplingSettings
@@ -52,12 +53,16 @@ def text_drafts(count: int = 12) -> list[Draft]:
     return [Draft(key=pairs[0].group, source="names", make=partial(list, pairs)) for pairs in groups]
 
 
-def one_part(drafts: Sequence[Draft], stamp: str = "", name: str = "all") -> list[Part]:
-    return [Part(name=name, read=partial(iter, drafts), stamp=stamp, records=len(drafts))]
+def one_part(
+    drafts: Sequence[Draft], stamp: str = "", name: str = "all", passed_over: Sequence[PassedOver] = ()
+) -> list[Part]:
+    """Return a part; what it passes over stands before every other draft."""
+    items = [item for pair in itertools.zip_longest(passed_over, drafts[::2], drafts[1::2]) for item in pair if item]
+    return [Part(name=name, read=partial(iter, items), stamp=stamp, records=len(drafts))]
 
 
 def read_all(parts: Sequence[Part]) -> list[Draft]:
-    return [draft for part in parts for draft in part.read()]
+    return [item for part in parts for item in part.read() if isinstance(item, Draft)]
 
 
 def image_plan(count: int = 20, bad: tuple[int, ...] = (), max_bad: float = 0.5, shards: int = 4) -> SetPlan:
@@ -109,7 +114,16 @@ def unlike_plan(shards: int = 2) -> SetPlan:
         duplicates=DuplicateSettings(exact=True),
         sampling=SamplingSettings(temperature=2.0),
     )
-    return plan_set("unlike", recipe, [*one_part(drafts[:20]), *one_part(drafts[20:], name="rest")])
+    parts = [
+        *one_part(drafts[:20], passed_over=[rows_of("lines", ja=n, it=1) for n in range(9)]),
+        *one_part(drafts[20:], name="rest", passed_over=[rows_of("lines", ja=1), rows_of("more", it=5)]),
+        *one_part([], name="nothing wanted", passed_over=[rows_of("more", th=2, it=1)]),
+    ]
+    return plan_set("unlike", recipe, parts)
+
+
+def rows_of(source: str, **rows: int) -> PassedOver:
+    return PassedOver(source=source, rows=rows)
 
 
 def write_picture_folder(folder: Path) -> Path:

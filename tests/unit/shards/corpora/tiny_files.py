@@ -11,6 +11,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from shards.corpora.table import corpus_of
+from shards.draft import Draft, PassedOver
 
 
 def picture(width: int = 8, height: int = 6, colour: int = 0, kind: str = "JPEG") -> bytes:
@@ -32,6 +33,8 @@ def made_and_refused(corpus):
     made, refused, keys = [], [], Counter()
     for part in corpus.parts():
         for draft in pickle.loads(pickle.dumps(part)).read():
+            if not isinstance(draft, Draft):
+                continue
             keys[draft.key] += 1
             try:
                 made.append(pickle.loads(pickle.dumps(draft)).make())
@@ -44,6 +47,12 @@ def build(name, **options):
     """Make a corpus as a recipe does: from plain YAML values."""
     made, refused = made_and_refused(corpus_of(name, options))
     return made, dict(Counter(error.reason for error in refused))
+
+
+def rows_passed_over(name, **options):
+    """Return the rows that a corpus passes over, by source and language."""
+    items = [item for part in corpus_of(name, options).parts() for item in part.read() if isinstance(item, PassedOver)]
+    return {(item.source, language): number for item in items for language, number in item.rows.items()}
 
 
 def pairs_of(made):
