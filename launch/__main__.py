@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 
@@ -30,9 +31,20 @@ def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments[:split])
     command = tuple(arguments[split + 1 :])
     try:
-        return int(options.carry_out(options, command))
+        code = int(options.carry_out(options, command))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `| head` has seen enough; Python would complain once more when it closes the pipe at its own end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except CclmError as error:
         sys.stderr.write(f"launch: {error}\n")
+        return USAGE_CODE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"launch: {error.filename}: {error.strerror}\n")  # the user's disk, not our mistake
         return USAGE_CODE
     except KeyboardInterrupt:
         sys.stderr.write("launch: interrupted\n")

@@ -18,7 +18,8 @@ from launch.slurm.client import ask_slurm
 from launch.slurm.history import Life, lives_of, read_history
 from launch.slurm.stored import read_plan
 from launch.slurm.verdict import newest_step, tries_at
-from launch.status import UNKNOWN, RunNow, look_at_one
+from launch.status import RunNow, look_at_one
+from launch.stopping import look_at_answered
 
 POLL_S = 0.5
 CREDENTIAL_S = 2.0
@@ -50,13 +51,14 @@ def drillable(run_folder: Path) -> RunNow:
 
     Raises:
         ConfigError: the run does not train, or has no job.
+        CclmError: Slurm does not tell.
     """
-    run = look_at_one(run_folder)
-    if run.kind != "training" or not run.may_go_on or run.state == UNKNOWN:
+    run = look_at_answered(run_folder)
+    if run.kind != "training" or not run.may_go_on:
         state = run.state + (f" ({run.reason})" if run.reason else "")
         raise ConfigError(
             where=str(run_folder), expected="a training run with a job that runs or waits", got=f"{run.kind}: {state}",
-            do="Submit it first.",
+            do="Only a run that trains can save." if run.kind in ("command", "array") else "Submit it first.",
         )  # fmt: skip
     return run
 

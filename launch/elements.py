@@ -22,6 +22,10 @@ class Elements:
     silent: tuple[int, ...]
     """Neither queued nor ever ended: cancelled before it began, or cut off."""
 
+    def numbers(self) -> list[int]:
+        """All of them."""
+        return sorted((*self.done, *self.running, *self.failed, *self.waiting, *self.silent))
+
     def __str__(self) -> str:
         counts = {"done": self.done, "running": self.running, "failed": self.failed, "waiting": self.waiting}
         words = [f"{len(numbers)} {name}" for name, numbers in counts.items()]

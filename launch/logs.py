@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
+from launch.ranks_now import spans
 from launch.slurm.history import HISTORY
 from launch.status import RunNow, look_at_one
 
@@ -29,6 +30,7 @@ def log_of(run: RunNow, *, rank: int | None, task: int | None) -> Path:
     """
     logs = run.run_folder / "logs"
     if task is not None:
+        _refuse_task(run, task)
         own = logs / f"task_{task}.log"
         return own if own.exists() or not (logs / f"slurm_{task}.log").exists() else logs / f"slurm_{task}.log"
     if run.elements is not None:
@@ -39,13 +41,22 @@ def log_of(run: RunNow, *, rank: int | None, task: int | None) -> Path:
     if rank is None and run.kind != "local":
         return logs / "slurm.log"
     path = logs / f"rank_{rank or 0}.log"
-    if run.kind == "local" and not path.exists() and not run.may_go_on:
+    if not path.exists() and not run.may_go_on:
         there = ", ".join(sorted(item.name for item in logs.glob("rank_*.log"))) or "none"
+        terminal = "Without Slurm, rank 0 writes to the terminal of `launch run`, which may have another --run-folder."
         raise ConfigError(
-            where=str(logs), expected=path.name, got=there,
-            do="Without Slurm, rank 0 writes to the terminal of `launch run`, which may have another --run-folder.",
-        )  # fmt: skip
+            where=str(logs), expected=path.name, got=there, do=terminal if run.kind == "local" else "Check the number."
+        )
     return path
+
+
+def _refuse_task(run: RunNow, task: int) -> None:
+    numbers = [] if run.elements is None else run.elements.numbers()
+    if task not in numbers:
+        has = f"an array with elements {spans(numbers)}" if numbers else "no array"
+        raise ConfigError(where=str(run.run_folder), expected="an element of an array", got=f"--task {task} of {has}",
+            do="Check the number." if numbers else "Ranks have --rank R.",
+        )  # fmt: skip
 
 
 def last_lines(path: Path, count: int) -> tuple[bytes, int]:

@@ -19,8 +19,12 @@ PLACES = ("*", *(f"*/{place}" for place in INSIDE))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun, or was submitted, in this folder."""
-    return any((folder / name).exists() for name in (HISTORY, STATUS_FOLDER, DONE_NAME))
+    """Whether a run has begun, or was submitted, in this folder. One that we may not enter may be one: whoever then
+    reads it says so."""
+    try:
+        return any((folder / name).exists() for name in (HISTORY, STATUS_FOLDER, DONE_NAME))
+    except PermissionError:
+        return True
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -46,6 +50,12 @@ def find_run(name: str) -> Path:
     folder = next((place for place in (Path(name), RUNS / name) if place.is_dir() and is_run(place)), None)
     if folder is not None:
         return folder.absolute()
+    found = sorted({path for place in (Path(name), RUNS / name) for path in _inside(place)})
+    if found:
+        raise ConfigError(
+            where="RUN", expected="one run", got=f"{name!r} with {len(found)} runs in it",
+            do=f"Name one, as {found[0]}.",
+        )  # fmt: skip
     known = ", ".join(str(path.relative_to(RUNS)) for path in find_runs(RUNS)[:20]) or "none"
     raise ConfigError(
         where="RUN", expected=f"the folder of a run, or a name in {RUNS}/ ({known})", got=repr(name),
@@ -60,7 +70,12 @@ def find_runs_of(name: str) -> list[Path]:
         ConfigError: there is no run.
     """
     for folder in (Path(name), RUNS / name):
-        inside = [path.absolute() for place in INSIDE for path in folder.glob(place) if is_run(path)]
+        inside = _inside(folder)
         if inside and not is_run(folder):
             return sorted(inside, key=lambda path: (len(path.name) if path.name.isdigit() else 0, path.name))
     return [find_run(name)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Runs of a sweep, or of several stages."""
+    return [path.absolute() for place in INSIDE for path in folder.glob(place) if is_run(path)]

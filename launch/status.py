@@ -115,6 +115,8 @@ def _local(folder: RunFolder) -> RunNow:
         state, verdict = "stopped", f"saved at step {stopped.step}: {stopped.reason.removeprefix(REST)}"
     elif folder.holder or is_fresh:
         state, verdict = RUNNING, ""
+    elif folder.plan is not None and progress.silent_s is None:
+        state, verdict = "not submitted", "planned for Slurm, but no job of it has begun: submit it again"
     else:
         last = "it never said anything" if progress.silent_s is None else f"last word {in_words(progress.silent_s)} ago"
         state, verdict = "not running", f"cut off, or ended with an error; {last}"

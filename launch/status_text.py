@@ -13,7 +13,7 @@ from launch.progress import Progress
 from launch.ranks_now import in_groups
 from launch.slurm.history import Life
 from launch.slurm.jobs_now import JobsNow
-from launch.status import RunNow, silent_after_s
+from launch.status import UNKNOWN, RunNow, silent_after_s
 from launch.table import table
 
 HEAD = ("run", "job", "state", "nodes", "phase", "step", "loss", "samples/s", "to go", "lives", "saved", "last word")
@@ -75,7 +75,9 @@ def as_block(run: RunNow, details: Mapping[str, str]) -> str:
 def _facts(run: RunNow, details: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     progress = run.progress
     yield "run", str(run.run_folder)
-    reason = f" ({run.reason})" if run.reason else ""
+    reason = (
+        f" ({run.reason})" if run.reason and run.state != UNKNOWN else ""
+    )  # why it is not known is said once, below
     yield "state", (f"job {run.job}: " if run.job else "") + run.state + reason + (f" on {run.nodes}" * bool(run.nodes))
     yield "job", ", ".join(_details(details))
     yield "elements", "" if run.elements is None else str(run.elements)

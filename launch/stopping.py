@@ -12,10 +12,10 @@ from pathlib import Path
 
 from cclm.errors import CclmError, ConfigError
 from cclm.track import stop as request
+from launch.slurm.alive import live_jobs
 from launch.slurm.client import ask_slurm
-from launch.slurm.history import Event, add_event, jobs_of, read_history
-from launch.slurm.jobs_now import JobNow, ask_queue
-from launch.slurm.plan import SCRIPT_NAME, SLURM_FOLDER
+from launch.slurm.history import Event, add_event
+from launch.slurm.jobs_now import JobNow
 from launch.slurm.verdict import REST, newest_step
 from launch.status import RUNNING, UNKNOWN, RunNow, look_at_one
 
@@ -27,21 +27,6 @@ CANCEL_S = 90.0
 REASON = f"{REST}a person asked"
 
 Say = Callable[[str], None]
-
-
-def live_jobs(run_folder: Path) -> list[JobNow]:
-    """Jobs of the run that wait or run: those of its history, and those of the caller that run its script. Of an array
-    that is each element; a sweep's point has one element.
-
-    Raises:
-        CclmError: there is no Slurm here, or it does not answer.
-    """
-    script = (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
-    known = jobs_of(read_history(run_folder))
-    found = [job for job in ask_queue("--me") if job.script and Path(job.script).resolve() == script]
-    if known:
-        found += [job for job in ask_queue(f"--jobs={','.join(known)}") if {job.job, job.base} & set(known)]
-    return [job for job in {job.job: job for job in found}.values() if not job.is_over]
 
 
 def look_at_answered(run_folder: Path) -> RunNow:
@@ -99,8 +84,11 @@ def _stop_job(run: RunNow, jobs: Sequence[JobNow], say: Say) -> bool:
         )  # fmt: skip
     for job in jobs:
         add_event(run.run_folder, Event(event="rest", job=job.job, why="stop"))
-    # One that has begun to run since we looked is left alone.
-    _scancel("--state=PENDING", *(job.job for job in jobs if job.state == "PENDING"))
+    waiting = [job for job in jobs if job.state == "PENDING"]
+    # One that has begun to run since we looked is left alone. Not so an element: with --state scancel takes the
+    # whole array that waits, so a point of a sweep goes by its name alone; had it just begun, it would end anyway.
+    _scancel("--state=PENDING", *(job.job for job in waiting if job.element is None))
+    _scancel(*(job.job for job in waiting if job.element is not None))
     # A job that waited a moment ago may run by now; it finds the wish in the history, or in the file.
     remaining = live_jobs(run.run_folder)
     if not remaining:
@@ -121,7 +109,7 @@ def _bases(jobs: Sequence[JobNow]) -> list[str]:
 def _scancel(*words: str) -> None:
     """Raises CclmError if Slurm refuses."""
     if all(word.startswith("--") for word in words):
-        return
+        return  # no job is meant
     answer = ask_slurm(["scancel", *words])
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
         raise CclmError(
@@ -186,6 +174,8 @@ def _name(job: JobNow, run: RunNow) -> str:
 def goes_on_from(run: RunNow) -> str:
     """From where the run would go on, and how."""
     again = f"python -m launch resume {run.run_folder}"
+    if run.phase == "done":
+        return "it is done"
     if run.kind == "array":
         return f"{again} runs what is not done"
     if run.kind == "command":

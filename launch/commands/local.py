@@ -36,7 +36,10 @@ def add_shared_options(parser: argparse._ActionsContainer) -> None:
 
 def number_or_auto(text: str) -> int | None:
     """Parse a count; "auto" is None."""
-    return None if text == "auto" else int(text)
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -31,10 +30,6 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         return _show(find_run(options.run), options)
     except KeyboardInterrupt:
         return INTERRUPTED_CODE
-    except BrokenPipeError:
-        # `| head` has seen enough; Python would complain once more when it closes the pipe at its own end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _show(run_folder: Path, options: argparse.Namespace) -> int:

@@ -43,4 +43,9 @@ def _plan(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan | Sl
     if has_hosts:
         with ssh.planned(options, command) as (plan, _):
             return plan
+    if options.nodes is None and options.recipe is not None:
+        raise ConfigError(
+            where="plan", expected="--nodes with a recipe", got=f"recipe {options.recipe} alone",
+            do=f"For example: python -m launch plan {options.recipe} --nodes 2",
+        )  # fmt: skip
     return local.plan_from(options, command) if options.nodes is None else slurm.plan_from(options, command)[0]

@@ -31,6 +31,11 @@ def add_to(commands: Commands) -> None:
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Submit what is left to do: the reading, the writing if it has tasks of its own, and the merge."""
+    if options.tasks < 1 or options.write_tasks < 0:
+        raise ConfigError(
+            where="shards", expected="--tasks of at least 1, --write-tasks of at least 0",
+            got=f"--tasks {options.tasks} --write-tasks {options.write_tasks}", do="Give the number of elements.",
+        )  # fmt: skip
     origin = find_recipe(options.recipe or "", Path("shards/recipes"))
     folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()
     content = merge_recipe(origin, command)

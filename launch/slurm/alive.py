@@ -5,22 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from cclm.errors import CclmError
-from launch.slurm.client import is_over, job_state
-from launch.slurm.history import last_job, read_history
-from launch.slurm.jobs_now import ask_jobs
+from launch.slurm.history import jobs_of, last_job, read_history
+from launch.slurm.jobs_now import JobNow, ask_jobs, ask_queue
+from launch.slurm.plan import SCRIPT_NAME, SLURM_FOLDER
 from launch.sweep import is_sweep, point_folder, read_sweep
 
 
+def live_jobs(run_folder: Path) -> list[JobNow]:
+    """Jobs of the run that wait or run: those of its history, and those of the caller that run its script. Of an array
+    that is each element; a sweep's point has one element.
+
+    Raises:
+        CclmError: there is no Slurm here, or it does not answer.
+    """
+    script = (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
+    known = jobs_of(read_history(run_folder))
+    found = [job for job in ask_queue("--me") if job.script and Path(job.script).resolve() == script]
+    if known:
+        found += [job for job in ask_queue(f"--jobs={','.join(known)}") if {job.job, job.base} & set(known)]
+    return [job for job in {job.job: job for job in found}.values() if not job.is_over]
+
+
 def jobs_alive(run_folder: Path) -> list[str]:
-    """Jobs of a run that wait or run; of a sweep, those of its points.
+    """Jobs of a run that wait or run, an array as a whole; of a sweep, those of its points.
 
     Raises:
         CclmError: Slurm does not answer.
     """
     if is_sweep(run_folder):
         return list(points_alive(run_folder, len(read_sweep(run_folder).points)).values())
-    job = last_job(read_history(run_folder))
-    return [] if job is None or is_over(job_state(job)) else [job]
+    known = jobs_of(read_history(run_folder))
+    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)})
 
 
 def points_alive(folder: Path, count: int) -> dict[int, str]:

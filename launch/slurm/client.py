@@ -70,26 +70,6 @@ def submit_script(script: str, *options: str) -> str:
     return answer.stdout.strip().partition(";")[0]
 
 
-def job_state(job: str) -> str | None:
-    """State of a job that the controller still knows ("PENDING", "RUNNING", …); None if it does not.
-
-    Of an array with several states it is one in which an element still waits or runs, if there is one.
-
-    Raises:
-        CclmError: the controller did not tell: a job that nobody knows of would be taken for over.
-    """
-    answer = ask_slurm(["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job])
-    if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
-        raise CclmError(
-            where="squeue", expected=f"the state of job {job}", got=answer.stderr.strip() or "no words",
-            do="The controller may be down: try again, and ask `scontrol ping`.",
-        )  # fmt: skip
-    states = answer.stdout.split()
-    if not states:
-        return None
-    return next((state for state in states if not is_over(state)), states[0])
-
-
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
     | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"}

@@ -80,7 +80,7 @@ def ask_jobs(jobs: Iterable[str]) -> JobsNow:
         forgotten = [job for job in wanted if all(found.base != job for found in known)]
         accounted = ask_accounts(forgotten) if forgotten else ()
     except CclmError as error:
-        return JobsNow(silence=str(error))
+        return JobsNow(silence=str(error).rstrip("."))
     if accounted is None:
         return JobsNow(jobs=tuple(known), accounts="no accounting")
     return JobsNow(jobs=(*known, *accounted), accounts="sacct" if forgotten else "not asked")

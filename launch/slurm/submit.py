@@ -12,14 +12,15 @@ from typing import Any
 from cclm.atomic import replace_text
 from cclm.errors import ConfigError
 from cclm.track.status import DoneMarker
-from launch.slurm.alive import jobs_alive
-from launch.slurm.client import is_over, job_state, submit_script, would_take
+from launch.slurm.alive import jobs_alive, live_jobs
+from launch.slurm.client import submit_script, would_take
 from launch.slurm.fitness import EXCLUDED, excluded_nodes
-from launch.slurm.history import Event, add_event, last_job, read_history
+from launch.slurm.history import Event, add_event
 from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
 from launch.slurm.script import render
 from launch.slurm.verdict import elements_left, why_not_done
 from launch.snapshot import take_snapshot, write_recipe
+from launch.sweep import SWEEP_NAME, is_sweep
 
 
 def submit(
@@ -41,7 +42,7 @@ def submit(
         ConfigError: the run is done, or a job of it still waits or runs.
         CclmError: the cluster cannot run it, or does not answer.
     """
-    refuse_twice(plan.run_folder)
+    refuse_twice(plan)
     options = options_of(plan, say)
     code = take_snapshot(plan.checkout, plan.run_folder, anew=new_code)
     say(f"code {code[:12]} in {plan.code_folder}")
@@ -55,7 +56,7 @@ def submit_as_it_is(plan: SlurmPlan, *, say: Callable[[str], None]) -> str:
     Raises:
         As `submit`.
     """
-    refuse_twice(plan.run_folder)
+    refuse_twice(plan)
     return _send(plan, options_of(plan, say), say)
 
 
@@ -146,18 +147,20 @@ def elements(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     return [f"--array={','.join(map(str, left))}" + (f"%{limit}" if limit else "")]
 
 
-def refuse_twice(run_folder: Path) -> None:
-    """Raise ConfigError if the run is done, or a job of it still waits or runs."""
+def refuse_twice(plan: SlurmPlan) -> None:
+    """Raise ConfigError if the run is done, a job of it waits or runs, or a sweep lives in its folder."""
+    run_folder, choose = plan.run_folder, "Choose another --run-folder for a new run."
+    if is_sweep(run_folder):
+        raise ConfigError(where=str(run_folder), expected="a folder for one run", got=f"a {SWEEP_NAME}", do=choose)
     done = DoneMarker(run_folder).read()
-    if done is not None:
+    was_submitted = (run_folder / SLURM_FOLDER / PLAN_NAME).exists()
+    jobs = live_jobs(run_folder) if done is None and was_submitted else []
+    if jobs:
         raise ConfigError(
-            where=str(run_folder), expected="a run that is not done", got=f"done at step {done.step}",
-            do="Choose another --run-folder for a new run.",
-        )  # fmt: skip
-    job = last_job(read_history(run_folder))
-    state = None if job is None else job_state(job)
-    if not is_over(state):
-        raise ConfigError(
-            where=str(run_folder), expected="a run without a job", got=f"job {job} is {state}",
+            where=str(run_folder), expected="a run without a job", got=f"job {jobs[0].job} is {jobs[0]}",
             do=f"Wait for it, or end it: python -m launch cancel {run_folder}",
         )  # fmt: skip
+    # Of an array, `elements` sees what is left; a command leaves no marker, its last life tells.
+    if done is not None or (was_submitted and not plan.array and not why_not_done(run_folder)):
+        got = f"done at step {done.step}" if done is not None and plan.is_training else "done"
+        raise ConfigError(where=str(run_folder), expected="a run that is not done", got=got, do=choose)

@@ -58,3 +58,17 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
     again = launch(*words)
     assert again.returncode == 2
     assert "expected points that are not done and have no job, got all are done" in again.stderr
+
+
+def test_one_point_that_waits_is_stopped(tmp_path: Path) -> None:
+    """Slurm keeps the elements that wait in one record, and a careless scancel ends them all."""
+    run = tmp_path / "sweep"
+    small = ("--time", "5", "--save-s", "60", "--preflight", "none", "--sbatch", "hold")
+    told = launch("sweep", "demo", "--vary", "seed=1,2,3", "--run-folder", str(run), *small)
+    assert told.returncode == 0, told.stderr
+    array = told.stdout.strip()
+    assert launch("stop", str(run / "points/1")).returncode == 0
+    states = [state(f"{array}_{number}") for number in range(3)]
+    assert launch("cancel", str(run)).returncode == 0
+    assert [now == "PENDING" for now in states] == [True, False, True], states
+    assert slurm("squeue", "--noheader", "--jobs", array) == ""

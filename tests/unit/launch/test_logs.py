@@ -88,7 +88,7 @@ def test_the_end_of_an_element(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
 
 
 def looked_at(run: Path) -> RunNow:
-    return run_now(read_folder(run), JobsNow(jobs=(JobNow(job="7", state="COMPLETED"),)))
+    return run_now(read_folder(run), JobsNow(jobs=(JobNow(job="7", state="RUNNING"),)))
 
 
 @pytest.mark.parametrize(("rank", "name"), [(None, "slurm.log"), (0, "rank_0.log"), (3, "rank_3.log")])
@@ -104,6 +104,8 @@ def test_logs_of_an_array(tmp_path: Path) -> None:
     assert log_of(looked_at(run), rank=None, task=1).name == "slurm_1.log", "it ended before its task began"
     (run / "logs/task_1.log").touch()
     assert log_of(looked_at(run), rank=None, task=1).name == "task_1.log"
+    with pytest.raises(ConfigError, match="got --task 3 of an array with elements 0-2"):
+        log_of(looked_at(run), rank=None, task=3)
     with pytest.raises(ConfigError, match="expected --task N, for an array has a log for each element, got none"):
         log_of(looked_at(run), rank=None, task=None)
 

@@ -14,7 +14,7 @@ from cclm.track.status import DoneMarker
 from launch.profile import Profile
 from launch.resume import resume
 from launch.slurm.fitness import exclude
-from launch.slurm.history import read_history
+from launch.slurm.history import Event, add_event, read_history
 from launch.slurm.plan import plan_job
 from launch.slurm.request import SlurmRequest
 from launch.slurm.submit import submit
@@ -31,7 +31,7 @@ def said() -> list[str]:
 def slurm(fake_slurm: FakeSlurm) -> FakeSlurm:
     """A cluster that takes every job as number 8, and has seen job 7 fail."""
     fake_slurm.program("sbatch", 'case "$*" in *--parsable*) echo 8 ;; *) echo "starts at noon" >&2 ;; esac')
-    fake_slurm.program("squeue", "echo FAILED")
+    fake_slurm.queue(("8", "FAILED", "n1"))
     return fake_slurm
 
 
@@ -89,12 +89,26 @@ def test_with_another_number_of_ranks(run: Path, slurm: FakeSlurm, said: list[st
 
 
 def test_what_cannot_be_resumed(run: Path, slurm: FakeSlurm, said: list[str]) -> None:
-    slurm.program("squeue", "echo RUNNING")
+    slurm.queue(("8", "RUNNING", "n1"))
     with pytest.raises(ConfigError, match=r"got job 8 is RUNNING. Wait for it, or end it: python -m launch cancel"):
+        resume(run, {}, say=said.append)
+    by_hand = ("9", "PENDING", "", "N/A", f"{run}/slurm/job.sh", "Priority")
+    slurm.queue(("8", "FAILED", "n1"), by_hand)
+    with pytest.raises(ConfigError, match=r"got job 9 is PENDING \(Priority\)"):
         resume(run, {}, say=said.append)
     DoneMarker(run).write(step=40, seconds=1.0)
     with pytest.raises(ConfigError, match="expected a run that is not done, got done at step 40"):
         resume(run, {"time": "1:00:00"}, say=said.append)
+
+
+def test_a_command_that_is_done_is_not_done_again(tmp_path: Path, slurm: FakeSlurm, said: list[str]) -> None:
+    run = tmp_path / "run"
+    submit(plan_job(replace(request_in(tmp_path), is_training=False), Profile()), say=print)
+    add_event(run, Event(event="end", job="8", life=0, outcome="failed"))
+    resume(run, {}, say=said.append)
+    add_event(run, Event(event="end", job="8", life=1, outcome="done"))
+    with pytest.raises(ConfigError, match=r"expected a run that is not done, got done\. Choose another"):
+        resume(run, {}, say=said.append)
 
 
 def test_a_point_of_a_sweep_has_no_code_of_its_own(tmp_path: Path, slurm: FakeSlurm, said: list[str]) -> None:

@@ -40,3 +40,19 @@ def test_the_runs_of_a_sweep_or_of_several_stages(tmp_path: Path, monkeypatch: p
     assert find_runs_of("alone") == [tmp_path / "runs/alone"]
     with pytest.raises(ConfigError, match="got 'nothing'"):
         find_runs_of("nothing")
+    with pytest.raises(ConfigError, match=r"expected one run, got 'sweep' with 2 runs in it\. Name one, as .*/points/"):
+        find_run("sweep")
+
+
+def test_a_folder_that_we_may_not_enter_may_be_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may enter any, so the system's refusal is played."""
+    (tmp_path / "closed").mkdir()
+    exists = Path.exists
+
+    def refuse(path: Path) -> bool:
+        if path.is_relative_to(tmp_path / "closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert find_runs(tmp_path) == [tmp_path / "closed"]

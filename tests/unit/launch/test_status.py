@@ -195,3 +195,11 @@ def test_one_broken_folder_does_not_hide_the_others(run: Path, tmp_path: Path, f
     assert look(without_plan).phase == "cut off"
     with pytest.raises(CclmError):
         read_folder(broken)
+
+
+def test_a_submission_that_slurm_refused_is_no_run_that_died(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / HISTORY).unlink()
+    found = look(run)
+    assert (found.state, found.may_go_on) == ("not submitted", False)
+    assert found.verdict == "planned for Slurm, but no job of it has begun: submit it again"

@@ -70,6 +70,16 @@ def test_a_job_that_waits_is_cancelled(run: Path, fake_slurm: FakeSlurm, said: l
     assert rests(run), "had it begun in this moment, it would have ended at once"
 
 
+def test_of_a_sweep_that_waits_one_point_is_cancelled(tmp_path: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
+    """`scancel --state=PENDING 7_1` would cancel all elements that wait."""
+    (run := make_run(tmp_path)).joinpath("slurm/history.jsonl").unlink()
+    add_event(run, Event(event="submitted", job="7_1", by_user=True))
+    fake_slurm.queue(("7_0", "PENDING"), ("7_1", "PENDING"))
+    fake_slurm.obeys()
+    assert not stop(run, say=said.append)
+    assert fake_slurm.calls("scancel") == ["7_1"]
+
+
 def test_a_job_that_begins_in_this_moment_is_asked(run: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
     fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "BeginTime"))
     fake_slurm.program("scancel", f"sed -i s/PENDING/RUNNING/ {fake_slurm.folder}/jobs")

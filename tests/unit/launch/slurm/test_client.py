@@ -47,27 +47,6 @@ def test_a_job_id_with_its_cluster(bin_folder: Path) -> None:
     assert client.submit_script("job.sh") == "1234"
 
 
-@pytest.mark.parametrize(
-    ("answer", "state"),
-    [
-        ("echo RUNNING", "RUNNING"),
-        ("printf 'FAILED\\nRUNNING\\n'", "RUNNING"),
-        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
-        ("true", None),
-    ],
-)
-def test_states(bin_folder: Path, answer: str, state: str | None) -> None:
-    program(bin_folder, "squeue", answer)
-    assert client.job_state("7") == state
-    assert client.is_over(state) is (state is None)
-
-
-def test_a_controller_that_is_down_does_not_make_a_job_over(bin_folder: Path) -> None:
-    program(bin_folder, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(CclmError, match=r"state of job 7, got Unable to contact .*scontrol ping"):
-        client.job_state("7")
-
-
 def test_a_surrounding_job_is_not_seen() -> None:
     kept = client.without_job({"SLURM_JOB_ID": "1", "SLURM_CONF": "c", "SBATCH_X": "", "HOME": "h"})
     assert kept == {"SLURM_CONF": "c", "HOME": "h"}

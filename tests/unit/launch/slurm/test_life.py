@@ -9,6 +9,7 @@ from cclm.track import stop
 from cclm.track.status import DoneMarker
 from launch.slurm import alive, life
 from launch.slurm.history import Event, add_event, all_lives, jobs_of, last_job, lives_of, read_history
+from launch.slurm.jobs_now import JobNow
 from launch.slurm.life import main
 from launch.slurm.port import FIRST_PORT, find_port
 from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end
@@ -91,12 +92,14 @@ def test_a_job_that_waits_for_another_run(
     run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     submitted: list[tuple[str, ...]] = []
     monkeypatch.setattr(life, "submit_script", lambda *words: submitted.append(words) or "9")
-    monkeypatch.setattr(alive, "job_state", lambda job: {"7": "RUNNING"}.get(job))
+    queue = [JobNow(job="7", state="RUNNING"), JobNow(job="8", state="FAILED")]
+    monkeypatch.setattr(alive, "ask_queue", lambda *which: queue)
     question = ["after", str(run), "--other", str(other)]
     assert main(question) == 1, "it goes on as another job"
     assert submitted == [(f"{run}/slurm/job.sh", "--dependency=afterany:7")]
     assert last_job(read_history(run)) == "9"
     add_event(other, Event(event="submitted", job="8"))
+    queue.pop(0)
     assert main(question) == 1
     assert f"{other} is not done: there is no done.json" in capsys.readouterr().err
     DoneMarker(other).write(step=1, seconds=1.0)

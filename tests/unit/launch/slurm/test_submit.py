@@ -132,3 +132,33 @@ def test_mistakes_are_sentences(
 ) -> None:
     assert main(["submit", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_folder_of_a_sweep_takes_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "small", "--vary", "seed=1,2", "--run-folder", "runs/rates"]) == 0
+    assert main(["submit", "small", "--run-folder", "runs/rates"]) == 2
+    assert "expected a folder for one run, got a sweep.json" in capsys.readouterr().err
+
+
+def test_a_place_that_takes_no_folder_is_a_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "file").touch()
+    assert main(["submit", "small", "--run-folder", "file"]) == 2
+    assert capsys.readouterr().err == f"launch: {here}/file/.code.partial: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["submit", "small", "--gpus-per-node", "-1", "--save-s", "-2"],
+            "--gpus-per-node -1 is below 0; --save-s -2 is",
+        ),
+        (["shards", "small", "--out", "out", "--tasks", "0"], "expected --tasks of at least 1"),
+        (["plan", "small"], "expected --nodes with a recipe, got recipe small alone"),
+    ],
+)
+def test_numbers_that_make_no_job(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert main(words) == 2
+    assert sentence in capsys.readouterr().err
