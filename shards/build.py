@@ -327,6 +327,14 @@ class _SetBuild:
                 lines = table["line"].drop_null().to_pylist()
             yield from (line for line in lines if b'"stage":"make"' in line)
 
+    def _nothing_read(self) -> str:
+        passed = Counter[str]()
+        for rows in passed_over(self._runs, len(self._plan.parts)).values():
+            passed.update(rows)
+        languages = ", ".join(language for language, _ in passed.most_common(5))
+        others = f"; {passed.total():,} rows in other languages were passed over ({languages}, …)"
+        return "no records at all" + (others if passed else "")
+
     def _too_many_bad(self, units: int, refused: Mapping[str, int], lines: Sequence[Any] = ()) -> DataError:
         counts = Counter(refused).most_common(5)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
@@ -336,7 +344,7 @@ class _SetBuild:
         return DataError(
             reason="too_many_bad",
             expected=f"at most {most} of {units:,} records broken, and one that is kept",
-            got=f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else "no records at all",
+            got=f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else self._nothing_read(),
             do=f"Read {path}, mend the corpus, or raise max_bad_fraction in the recipe.",
             where=self._plan.name,
         )

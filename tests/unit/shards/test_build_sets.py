@@ -13,7 +13,7 @@ from cclm.shardfile.reader import ShardSet
 from cclm.types import TextPair
 from shards.build import build_sets
 from shards.draft import Draft
-from tests.unit.shards.tiny_corpora import bytes_below, image_drafts, image_plan, one_part, text_plan
+from tests.unit.shards.tiny_corpora import bytes_below, image_drafts, image_plan, one_part, rows_of, text_plan
 
 
 def test_records_in_are_records_written_plus_records_refused(tmp_path):
@@ -121,6 +121,13 @@ def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path):
 def test_records_of_the_other_view_are_a_mistake_of_the_recipe(tmp_path):
     plan = replace(text_plan(), parts=one_part(image_drafts(2)))
     with pytest.raises(ConfigError, match="expected a corpus of view text_pair, got records of the other view"):
+        build_sets([plan], tmp_path)
+
+
+def test_a_corpus_of_other_languages_alone_names_them(tmp_path):
+    plan = replace(text_plan(), parts=one_part([], passed_over=[rows_of("names", de=2, he=3)]))
+    words = r"got no records at all; 5 rows in other languages were passed over \(he, de, …\)"
+    with pytest.raises(DataError, match=words):
         build_sets([plan], tmp_path)
 
 
