@@ -56,7 +56,7 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
     """
     now = time.time() if now is None else now
     said = read_json(run_folder / STATUS_FOLDER / "rank_0.json", {})
-    lines, total = _last_lines(run_folder / LOG_NAME), _total_steps(run_folder)
+    lines, total = _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES), _total_steps(run_folder)
     values = lines[-1]["values"] if lines else {}
     newest = newest_complete(run_folder)
     done = read_json(run_folder / DONE_NAME, None)
@@ -80,8 +80,8 @@ def last_values(run_folder: Path) -> dict[str, float]:
     return {name: value for line in _last_lines(run_folder / LOG_NAME) for name, value in line["values"].items()}
 
 
-def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """The last lines of the log that are whole, oldest first."""
+def _last_lines(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """The last lines of the log that are whole, oldest first; `most`: how many at most."""
     if not path.exists():
         return []
     with path.open("rb") as file:
@@ -89,7 +89,7 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
         file.seek(start)
         text = file.read().decode("utf-8", "replace")
     lines = text.split("\n")[1 if start else 0 : -1]  # what follows the last newline is being written
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in (lines if most is None else lines[-most:])]
 
 
 def _total_steps(run_folder: Path) -> int | None:
@@ -105,13 +105,13 @@ def _eta_s(lines: list[dict[str, Any]], total: int | None, step: int) -> float |
     """Seconds to the end, at the pace of the last lines of the log; a restart between them counts as slowness."""
     if total is None or len(lines) < 2:
         return None
-    first, last = lines[max(len(lines) - NUM_PACE_LINES, 0)], lines[-1]
+    first, last = lines[0], lines[-1]
     steps, seconds = last["step"] - first["step"], last["time"] - first["time"]
     return round(max(total - step, 0) * seconds / steps, 1) if steps > 0 else None
 
 
 def _seconds_per_line(lines: list[dict[str, Any]]) -> float | None:
     """The middle one of the times between the last lines of the log: a restart between two of them does not count."""
-    times = [line["time"] for line in lines[-NUM_PACE_LINES:]]
+    times = [line["time"] for line in lines]
     gaps = [after - before for before, after in pairwise(times)]
     return round(median(gaps), 1) if gaps else None

@@ -24,7 +24,9 @@ def read_yaml(path: Path, *, expected: str, do: str) -> Any:
 
     text = _read_text(path, expected, do)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(
+            text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )  # ten times as fast, where it is built
     except yaml.YAMLError as error:
         got = "broken YAML: " + " ".join(str(error).split())
         raise ConfigError(where=str(path), expected=expected, got=got, do=do) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cclm.errors import CclmError
 from launch.slurm.client import ask_slurm, is_over
@@ -67,7 +68,16 @@ class JobsNow:
 
     def of(self, job: str) -> list[JobNow]:
         """What is known of a job or an element: one entry, one per element of an array, or nothing."""
-        return [found for found in self.jobs if job in (found.base, found.job)]
+        return self._by_name.get(job, [])
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[JobNow]]:
+        """Jobs by their id, elements also by their array's: a table of a thousand runs asks thousands of times."""
+        found: dict[str, list[JobNow]] = {}
+        for job in self.jobs:
+            for name in {job.base, job.job}:
+                found.setdefault(name, []).append(job)
+        return found
 
 
 def ask_jobs(jobs: Iterable[str]) -> JobsNow:
@@ -77,7 +87,8 @@ def ask_jobs(jobs: Iterable[str]) -> JobsNow:
         return JobsNow()
     try:
         known = ask_queue(f"--jobs={','.join(wanted)}")
-        forgotten = [job for job in wanted if all(found.base != job for found in known)]
+        told = {found.base for found in known}
+        forgotten = [job for job in wanted if job not in told]
         accounted = ask_accounts(forgotten) if forgotten else ()
     except CclmError as error:
         return JobsNow(silence=str(error).rstrip("."))
@@ -95,7 +106,7 @@ def ask_queue(*which: str) -> list[JobNow]:
     answer = ask_slurm(["squeue", "--noheader", "--states=all", "--array", f"--format={FORMAT}", *which])
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
         raise CclmError(
-            where="squeue", expected="the state of jobs", got=answer.stderr.strip() or "no words",
+            where="squeue", expected="the state of jobs", got=" ".join(answer.stderr.split()) or "no words",
             do="The controller may be down: try again, and ask `scontrol ping`.",
         )  # fmt: skip
     return parse_queue(answer.stdout)

@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 
 STOPPED_CODE = 75  # cclm/track/stop.py: asked to stop, and saved; for srun that is a good end
+NO_PROGRAM_CODE = 127
+"""As a shell says it."""
 TRACEBACK_S = 2.0
 """Time for a hung rank to print where it stands."""
 START_S = 600.0
@@ -168,9 +170,13 @@ def run(run_folder: Path, kind: str, command: list[str]) -> int:
         start, why = output.tell(), ""
         is_torchrun = "@NODE_RANK@" in command
         environment = {**os.environ, **({} if is_torchrun else place_of(os.environ))}
-        process = subprocess.Popen(
-            fill_in(command, environment), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        words = fill_in(command, environment)
+        try:
+            process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        except OSError as error:
+            output.write(f"{words[0]}: {error.strerror}\n".encode())
+            write_end(run_folder, kind, number, life, NO_PROGRAM_CODE, "", last_words(tail(log, start)))
+            return NO_PROGRAM_CODE
         while process.poll() is None:
             if watch.is_over:
                 why = end_hung_rank(process, log, watch.silent_s())

@@ -56,6 +56,14 @@ def test_output_code_and_last_words_are_kept(tmp_path: Path) -> None:
     assert (end.rank, end.code, end.last_words) == (3, 1, "ValueError: a reason")
 
 
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    command = [sys.executable, task.__file__, str(run), "rank", "--", "no-such-program", "-x"]
+    assert subprocess.run(command, env={**os.environ, **SLURM}, check=False, timeout=30).returncode == 127
+    (end,) = read_ends(run, 0)
+    assert str(end).endswith(": exit code 127: no-such-program: No such file or directory")
+
+
 def test_a_second_life_appends(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for life in (0, 1):
