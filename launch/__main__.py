@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import signal
 import sys
 
@@ -14,21 +16,27 @@ COMMANDS = (plan, local, ssh, slurm, sweep, shards, status, logs, stopping, resu
 """In the order of --help. Each has `add_to(commands)`, which adds parsers whose default `carry_out` takes the options
 and the words after `--`, and returns the exit code."""
 USAGE_CODE = 2
+OPTION = re.compile(r"--[a-z][a-z-]*")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line, without the part after `--`."""
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line, without the part after `--`."""
     parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
     commands = parser.add_subparsers(dest="action", required=True)
     for module in COMMANDS:
         module.add_to(commands)
-    return parser
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        own = commands.choices[options.action]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], OPTION.findall(own.format_help()), n=1)
+        own.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    return options
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    options = make_parser().parse_args(arguments[:split])
+    options = parse(arguments[:split])
     command = tuple(arguments[split + 1 :])
     try:
         code = int(options.carry_out(options, command))

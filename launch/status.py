@@ -24,7 +24,7 @@ from launch.slurm.verdict import REST
 SILENT_S = 120.0
 """A rank is silent if it has said nothing for longer than this, and for five times as long as it usually takes."""
 MANY_TIMES = 5
-RUNNING, WAITING = "running", "waiting"
+RUNNING, WAITING, NOT_SUBMITTED = "running", "waiting", "not submitted"
 FORGOTTEN, UNKNOWN = "forgotten", "unknown"
 """States of a job that Slurm no longer knows, and of one while Slurm does not answer."""
 
@@ -116,7 +116,7 @@ def _local(folder: RunFolder) -> RunNow:
     elif folder.holder or is_fresh:
         state, verdict = RUNNING, ""
     elif folder.plan is not None and progress.silent_s is None:
-        state, verdict = "not submitted", "planned for Slurm, but no job of it has begun: submit it again"
+        state, verdict = NOT_SUBMITTED, "planned for Slurm, but no job of it has begun: submit it again"
     else:
         last = "it never said anything" if progress.silent_s is None else f"last word {in_words(progress.silent_s)} ago"
         state, verdict = "not running", f"cut off, or ended with an error; {last}"

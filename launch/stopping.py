@@ -17,7 +17,7 @@ from launch.slurm.client import ask_slurm
 from launch.slurm.history import Event, add_event
 from launch.slurm.jobs_now import JobNow
 from launch.slurm.verdict import REST, newest_step
-from launch.status import RUNNING, UNKNOWN, RunNow, look_at_one
+from launch.status import NOT_SUBMITTED, RUNNING, UNKNOWN, RunNow, look_at_one
 
 POLL_S = 0.3
 ASK_S = 2.0
@@ -52,7 +52,7 @@ def stop(run_folder: Path, *, say: Say) -> bool:
     if run.progress.is_done:
         say(f"done at step {run.progress.step}: there is nothing to stop")
         return False
-    if run.kind == "local":
+    if run.kind == "local" and run.state != NOT_SUBMITTED:
         return _stop_local(run, say)
     jobs = live_jobs(run_folder)
     if not jobs:
@@ -141,7 +141,7 @@ def cancel(run_folder: Path, *, say: Say) -> bool:
         CclmError: Slurm does not answer, or refuses.
     """
     run = look_at_answered(run_folder)
-    if run.kind == "local":
+    if run.kind == "local" and run.state != NOT_SUBMITTED:
         raise ConfigError(
             where=str(run_folder), expected="a run with a job", got=f"one without Slurm ({run.state})",
             do="`stop` lets it save; Ctrl-C in its terminal ends it.",

@@ -119,21 +119,25 @@ CLEANING = frozenset({"--cleanenv", "-e", "--containall", "-C"})
 
 
 def _complaints(request: SlurmRequest, profile: Profile) -> Iterator[str]:
-    counts = {"--nodes": request.nodes, "--tasks-per-node": request.tasks, "--max-tries": request.max_tries}
-    for name, count in {**counts, "--cpus-per-task": request.cpus_per_task or 1}.items():
-        if count < 1:
-            yield f"{name} {count} is below 1"
-    for name, least in {
+    zeros: dict[str, float | None] = {
         "--gpus-per-node": request.gpus_per_node,
+        "--array": request.array,
         "--save-s": request.save_s,
         "--hang-s": request.hang_s,
-    }.items():
-        if least < 0:
-            yield f"{name} {least:g} is below 0"
-    if request.array and (request.nodes, request.tasks) != (1, 1):
+    }
+    ones: dict[str, float | None] = {
+        "--nodes": request.nodes,
+        "--tasks-per-node": request.tasks,
+        "--cpus-per-task": request.cpus_per_task,
+        "--concurrent": request.concurrent,
+        "--max-tries": request.max_tries,
+    }
+    for least, counts in enumerate((zeros, ones)):
+        for name, count in counts.items():
+            if count is not None and count < least:
+                yield f"{name} {count:g} is below {least}"
+    if request.array > 0 and (request.nodes, request.tasks) != (1, 1):
         yield f"--array {request.array} on {request.nodes} node(s) × {request.tasks} task(s): an element is one task"
-    if request.array < 0 or (request.concurrent is not None and request.concurrent < 1):
-        yield f"--array {request.array} --concurrent {request.concurrent}: counts of at least 1"
     if request.gpus_per_node > 0 and request.tasks > request.gpus_per_node:
         yield f"{request.tasks} tasks per node for {request.gpus_per_node} GPU(s): one task needs one GPU"
     limit_s = seconds_of(request.time)

@@ -46,3 +46,16 @@ def test_doctor_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     text = capsys.readouterr().out
     assert f"{tmp_path} is writable" in text
     assert "torch" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["status", "--jsn"], "python -m launch status: error: unrecognized arguments: --jsn (did you mean --json?)"),
+        (["resume", "x", "y"], "python -m launch resume: error: unrecognized arguments: y\n"),
+    ],
+)
+def test_a_typo_in_an_option(capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert sentence in capsys.readouterr().err

@@ -212,3 +212,13 @@ def test_a_local_run_has_nothing_to_cancel(tmp_path: Path, said: list[str]) -> N
     rank_says(tmp_path, 0, step=3, time=1.0)
     with pytest.raises(ConfigError, match="expected a run with a job, got one without Slurm"):
         cancel(tmp_path, say=said.append)
+
+
+def test_a_job_by_hand_of_a_run_that_slurm_refused_before(run: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
+    (run / "slurm/history.jsonl").unlink()
+    fake_slurm.queue()
+    assert not stop(run, say=said.append)
+    assert said[0].startswith("no job of it waits or runs; ")
+    fake_slurm.queue(("9", "PENDING", "", "N/A", f"{run}/slurm/job.sh", "Priority"))
+    assert cancel(run, say=said.append)
+    assert fake_slurm.calls("scancel") == ["9"]
