@@ -12,12 +12,12 @@ from pathlib import Path
 
 from cclm.errors import CclmError, ConfigError
 from cclm.track import stop as request
-from launch.slurm.alive import live_jobs
+from launch.slurm.alive import live_jobs, script_of
 from launch.slurm.client import ask_slurm
-from launch.slurm.history import Event, add_event
-from launch.slurm.jobs_now import JobNow
+from launch.slurm.history import Event, add_event, read_history
+from launch.slurm.jobs_now import JobNow, ask_queue
 from launch.slurm.verdict import REST, newest_step
-from launch.status import NOT_SUBMITTED, RUNNING, UNKNOWN, RunNow, look_at_one
+from launch.status import NOT_SUBMITTED, RUNNING, UNKNOWN, RunNow, look_at, look_at_one
 
 POLL_S = 0.3
 ASK_S = 2.0
@@ -39,6 +39,16 @@ def look_at_answered(run_folder: Path) -> RunNow:
     if run.state == UNKNOWN:
         raise CclmError(where=str(run_folder), expected="the state of its job", got=run.reason, do="Try again.")
     return run
+
+
+def those_with_jobs(run_folders: Sequence[Path]) -> list[Path]:
+    """Leave out runs that neither wait nor run, with two questions for all of them: of a large sweep most are done."""
+    if not any(read_history(run) for run in run_folders):
+        return list(run_folders)
+    by_hand = {Path(job.script).resolve() for job in ask_queue("--me") if job.script and not job.is_over}
+    runs, unreadable, _ = look_at(run_folders)
+    idle = {run.run_folder for run in runs if not run.may_go_on and script_of(run.run_folder) not in by_hand}
+    return [run for run in run_folders if run in unreadable or run not in idle]
 
 
 def stop(run_folder: Path, *, say: Say) -> bool:

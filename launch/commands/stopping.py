@@ -48,7 +48,14 @@ def carry_out_cancel(options: argparse.Namespace, command: tuple[str, ...]) -> i
 def _runs(name: str) -> list[tuple[Path, Callable[[str], None]]]:
     """The runs that are meant, each with its way to say something. The last first: of a sweep, that is who waits."""
     found = find_runs_of(name)
-    return [(run, say if len(found) == 1 else partial(_say_of, run)) for run in reversed(found)]
+    if len(found) > 1:
+        from launch.stopping import those_with_jobs
+
+        found, many = those_with_jobs(found), len(found)
+        if len(found) < many:
+            say(f"{many - len(found)} of {many} runs neither wait nor run")
+        return [(run, partial(_say_of, run)) for run in reversed(found)]
+    return [(run, say) for run in found]
 
 
 def _say_of(run: Path, line: str) -> None:

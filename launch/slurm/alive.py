@@ -11,6 +11,11 @@ from launch.slurm.plan import SCRIPT_NAME, SLURM_FOLDER
 from launch.sweep import is_sweep, point_folder, read_sweep
 
 
+def script_of(run_folder: Path) -> Path:
+    """Path of a run's batch script, by which a job that was submitted by hand is known."""
+    return (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
+
+
 def live_jobs(run_folder: Path) -> list[JobNow]:
     """Jobs of the run that wait or run: those of its history, and those of the caller that run its script. Of an array
     that is each element; a sweep's point has one element.
@@ -18,7 +23,7 @@ def live_jobs(run_folder: Path) -> list[JobNow]:
     Raises:
         CclmError: there is no Slurm here, or it does not answer.
     """
-    script = (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
+    script = script_of(run_folder)
     known = jobs_of(read_history(run_folder))
     found = [job for job in ask_queue("--me") if job.script and Path(job.script).resolve() == script]
     if known:

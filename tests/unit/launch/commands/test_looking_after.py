@@ -65,6 +65,13 @@ def test_a_whole_sweep(tmp_path: Path, fake_slurm: FakeSlurm, capsys: pytest.Cap
     assert fake_slurm.calls("scancel") == ["7_1", "7_0"], "--state would take both at once"
     assert "launch: 1: job 7_1 was waiting and is cancelled: nothing to save" in capsys.readouterr().err
     assert main(["cancel", str(tmp_path / "sweep")]) == 0
+    assert capsys.readouterr().err == "launch: 2 of 2 runs neither wait nor run\n"
+    script = f"{tmp_path}/sweep/points/1/slurm/job.sh"
+    fake_slurm.queue(("7_0", "CANCELLED"), ("7_1", "CANCELLED"), ("9", "PENDING", "", "N/A", script, "Priority"))
+    fake_slurm.obeys()
+    assert main(["cancel", str(tmp_path / "sweep")]) == 0
+    told = capsys.readouterr().err
+    assert "launch: 1 of 2 runs neither wait nor run\nlaunch: 1: job 9 cancelled" in told, "by hand"
 
 
 def test_resume(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
