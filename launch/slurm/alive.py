@@ -25,10 +25,13 @@ def live_jobs(run_folder: Path) -> list[JobNow]:
     """
     script = script_of(run_folder)
     known = jobs_of(read_history(run_folder))
-    found = [job for job in ask_queue("--me") if job.script and Path(job.script).resolve() == script]
-    if known:
-        found += [job for job in ask_queue(f"--jobs={','.join(known)}") if {job.job, job.base} & set(known)]
-    return [job for job in {job.job: job for job in found}.values() if not job.is_over]
+    mine = ask_queue("--me")
+    told = {job.base for job in mine}
+    others = [job for job in known if job.partition("_")[0] not in told]  # somebody else's, or forgotten
+    asked = ask_queue(f"--jobs={','.join(others)}") if others else []
+    ours = [job for job in mine if job.script and Path(job.script).resolve() == script]
+    ours += [job for job in (*mine, *asked) if {job.job, job.base} & set(known)]
+    return [job for job in {job.job: job for job in ours}.values() if not job.is_over]
 
 
 def jobs_alive(run_folder: Path) -> list[str]:
