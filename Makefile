@@ -49,8 +49,11 @@ quick: $(INSTALLED)
 figures: $(INSTALLED)
 	@$(BIN)/python -m tests.architecture.figures
 
-test: $(INSTALLED) ## The whole test suite
-	@$(BIN)/python -m pytest < /dev/null
+test: $(INSTALLED) ## The whole test suite: what is quick on two processes, then what starts ranks and programs itself
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" < /dev/null || status=1; \
+	$(BIN)/python -m pytest -m slow < /dev/null || status=1; \
+	exit $$status
 
 test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; under 5 minutes)
 	@$(BIN)/python -m tests.slurm.cluster -- echo "Two clusters side by side; what they say comes at the end of each."

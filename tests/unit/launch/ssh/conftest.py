@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,11 @@ def start(tmp_path: Path, stand_in: Path) -> Iterator[Starter]:
         command = [sys.executable, "-m", "launch", "ssh", "--hosts", hosts, "--ssh-program", str(stand_in)]
         command += ["--interface", "lo", "--run-folder", str(tmp_path / "run"), "--grace-s", "5", *options]
         command += ["--", "python", "-S", str(tmp_path / "program.py"), str(tmp_path)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A background shell starts its programs deaf to an interrupt, and they hand that on.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear
+        )
         started.append(process)
         return process
 
