@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors.torch import load_file
 
 from cclm.atomic import sync
@@ -78,8 +77,7 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
     def source() -> Mapping[str, StoredTensor]:
         stored = stored_weights(checkpoint)
         if weights == "ema":  # buffers and frozen parameters have no average
-            for name, average in stored_average(checkpoint).items():
-                stored[name] = StoredTensor(shape=average.shape, dtype=torch.float32, parts=average.parts)
+            stored.update(stored_average(checkpoint))
         return without_prefix(stored)
 
     return source

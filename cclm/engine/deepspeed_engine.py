@@ -30,7 +30,8 @@ from cclm.dist.agreement import check_agreement
 from cclm.dist.collectives import collectives
 from cclm.dist.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, refuse_unguarded_offload, zero_stage
-from cclm.engine.ema import Fragment, start_average
+from cclm.engine.ema import start_average
+from cclm.engine.fragments import Fragment, fill
 from cclm.engine.optimizer import (
     OptimizerConfig,
     adamw_groups,
@@ -41,7 +42,7 @@ from cclm.engine.optimizer import (
 )
 from cclm.engine.plain import autocast, evaluation_mode, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
-from cclm.engine.reshape import fill, fill_buffers, make_moments
+from cclm.engine.reshape import fill_buffers, make_moments
 from cclm.engine.seeding import seed_step
 from cclm.engine.stored_weights import MOMENTS, TAG, StoredState, ranks_of_shares, stored_state
 from cclm.errors import CheckpointError, ConfigError
@@ -225,9 +226,10 @@ class DeepSpeedEngine:
         else:
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
-        fill([*self._fragments(), *self._frozen()], stored.weights)
+        where = f"checkpoint of {stored.ranks} ranks"
+        fill([*self._fragments(), *self._frozen()], stored.weights, where)
         for key in MOMENTS:
-            fill(self._fragments(key), stored.moments[key])
+            fill(self._fragments(key), stored.moments[key], where)
         fill_buffers(engine.module, stored.weights)
         if self.stage == 3:  # its own way to bring what the ranks compute with in line with the fp32 values
             zero.load_state_dict({self.rank: zero.state_dict()}, load_optimizer_states=False)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,37 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cclm.engine.fragments import Fragment, fill
+from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 
 FOLDER = "ema"
 """Of the averages inside a checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fragment:
-    """What one rank holds of a parameter's fp32 master values."""
-
-    name: str
-    """Of the parameter in the training module."""
-    shape: tuple[int, ...]
-    """Of the whole parameter."""
-    start: int
-    """First element in the flattened parameter."""
-    values: Tensor
-    """Flat, fp32; shares memory with the optimizer's values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AveragedTensor:
-    """A parameter's average, still in its files."""
-
-    shape: tuple[int, ...]
-    parts: tuple[Tensor, ...]
-    """Flat fp32 pieces; one after the other they are the parameter."""
-
-    def whole(self) -> Tensor:
-        """The tensor."""
-        return torch.cat(self.parts).view(self.shape)
 
 
 class WeightAverage:
@@ -104,21 +78,13 @@ class WeightAverage:
             metadata={"updates": str(self.updates), "fragments": json.dumps(table)},
         )
 
-    @torch.no_grad()
     def load(self, checkpoint: Path) -> None:
         """Read back what `save` wrote on any number of ranks.
 
         Raises:
             CheckpointError: the checkpoint has no averages, or others.
         """
-        stored = stored_average(checkpoint)
-        if {average.name for average in self.averages} - stored.keys():
-            raise _misfit(checkpoint, "averages of these parameters", "averages of others")
-        for average in self.averages:
-            place, found = average.start, stored[average.name]
-            if found.shape != average.shape:
-                raise _misfit(checkpoint, f"{average.name} of shape {average.shape}", f"{found.shape}")
-            average.values.copy_(_cut(found.parts, place, average.values.numel()))
+        fill(self.averages, stored_average(checkpoint), f"averages in {checkpoint}")
         self.updates = _read_updates(checkpoint)
 
 
@@ -127,7 +93,7 @@ def start_average(decay: float, fragments: Callable[[], list[Fragment]], device:
     return WeightAverage(decay, fragments(), device) if decay > 0 else None
 
 
-def stored_average(checkpoint: Path) -> dict[str, AveragedTensor]:
+def stored_average(checkpoint: Path) -> dict[str, StoredTensor]:
     """The averages of a checkpoint by the training module's names, memory-mapped; each shared tensor under one name.
 
     Raises:
@@ -150,7 +116,9 @@ def stored_average(checkpoint: Path) -> dict[str, AveragedTensor]:
             end += values.numel()
         if end != math.prod(shapes[name]):
             raise _misfit(checkpoint, f"{math.prod(shapes[name])} elements of {name}", f"{end}")
-        found[name] = AveragedTensor(shape=shapes[name], parts=tuple(values for _, values in ordered))
+        found[name] = StoredTensor(
+            shape=shapes[name], dtype=torch.float32, parts=tuple(values for _, values in ordered)
+        )
     return found
 
 
@@ -176,19 +144,6 @@ def _open(path: Path) -> safe_open:
 def _read_updates(checkpoint: Path) -> int:
     with _open(_files(checkpoint)[0]) as stored:
         return int(stored.metadata()["updates"])
-
-
-def _cut(parts: Sequence[Tensor], start: int, size: int) -> Tensor:
-    """`size` elements from `start` on, of flat pieces that lie one behind the other."""
-    found = []
-    for part in parts:
-        length = part.numel()
-        if size > 0 and start < length:
-            found.append(part[start : start + size])
-            size -= found[-1].numel()
-        start = max(start - length, 0)
-    assert size == 0, f"{size} elements are missing"
-    return torch.cat(found) if found else torch.zeros(0)
 
 
 def _misfit(where: Path, expected: str, got: str) -> CheckpointError:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch
-from cclm.engine.ema import Fragment, start_average
+from cclm.engine.ema import start_average
+from cclm.engine.fragments import Fragment
 from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.seeding import seed_step
+from cclm.engine.stored_weights import STATE_FILE
 from cclm.errors import CheckpointError
-
-STATE_FILE = "plain_state.pt"
-"""The one file that `PlainEngine.save` writes: dict(module, optimizer, client_state)."""
 
 
 class PlainEngine:

@@ -9,37 +9,13 @@ share. DeepSpeed's own way, its universal checkpoint, first writes every paramet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.ema import Fragment
 from cclm.engine.stored_weights import MOMENTS, StoredState, StoredTensor
-from cclm.errors import CheckpointError
-
-
-@torch.no_grad()
-def fill(fragments: Iterable[Fragment], stored: Mapping[str, StoredTensor]) -> None:
-    """Copy into each fragment its stretch of the stored tensor of its name.
-
-    Raises:
-        CheckpointError: the checkpoint has no such parameter, or one of another shape.
-    """
-    for fragment in fragments:
-        found = stored.get(fragment.name)
-        if found is None or found.shape != fragment.shape:
-            raise CheckpointError(
-                expected=f"{fragment.name} of shape {fragment.shape}",
-                got="no such parameter" if found is None else f"shape {found.shape}",
-                do="Resume with the configuration that wrote the checkpoint.",
-                where="checkpoint of another number of ranks",
-            )
-        place = 0
-        for piece in found.stretch(fragment.start, fragment.values.numel()):
-            fragment.values[place : place + piece.numel()].copy_(piece)
-            place += piece.numel()
 
 
 @torch.no_grad()

@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.engine.plain import STATE_FILE
 from cclm.errors import CheckpointError
 
+STATE_FILE = "plain_state.pt"
+"""The one file that `PlainEngine.save` writes: dict(module, optimizer, client_state)."""
 TAG = "deepspeed"
 """Name of DeepSpeed's own folder inside a checkpoint."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -135,7 +136,6 @@ def ranks_of_shares(checkpoint: Path) -> int:
 class _Shares:
     """The files of ZeRO ranks, opened."""
 
-    checkpoint: Path
     models: Sequence[Path]
     model: Mapping[str, Any]
     """Rank 0's file of the model: names and shapes."""
@@ -197,7 +197,7 @@ def _open_shares(checkpoint: Path) -> _Shares:
         raise _misfit(checkpoint, f"the shares of {ranks} ranks", f"{len(states)} files *_optim_states.pt")
     if not {"fp32_flat_groups", "single_partition_of_fp32_groups"} & states[0].keys():
         raise _misfit(checkpoint, "fp32 weights of a ZeRO stage", f"only {', '.join(states[0])}")
-    return _Shares(checkpoint=checkpoint, models=models, model=_read(models[0]), states=states)
+    return _Shares(models=models, model=_read(models[0]), states=states)
 
 
 def _stages_1_2(

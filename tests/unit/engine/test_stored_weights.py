@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.engine.plain import STATE_FILE
-from cclm.engine.stored_weights import StoredTensor, stored_weights
+from cclm.engine.stored_weights import STATE_FILE, StoredTensor, stored_weights
 from cclm.errors import CheckpointError
 
 RANKS = 3

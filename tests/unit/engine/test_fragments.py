@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cclm.engine.ema import Fragment
-from cclm.engine.reshape import fill
+from cclm.engine.fragments import Fragment, fill
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 
@@ -20,7 +19,7 @@ STORED = {
 @pytest.mark.parametrize(("start", "size"), [(0, 10), (0, 3), (4, 4), (6, 4), (9, 1), (3, 0)])
 def test_a_fragment_is_its_stretch(start: int, size: int) -> None:
     values = torch.full((size,), -5.0)
-    fill([Fragment(name="w", shape=(2, 5), start=start, values=values)], STORED)
+    fill([Fragment(name="w", shape=(2, 5), start=start, values=values)], STORED, "a checkpoint")
     assert torch.equal(values, torch.arange(10.0)[start : start + size])
 
 
@@ -29,4 +28,4 @@ def test_a_fragment_is_its_stretch(start: int, size: int) -> None:
 )
 def test_what_does_not_fit_is_told(name: str, shape: tuple[int, ...], told: str) -> None:
     with pytest.raises(CheckpointError, match=told):
-        fill([Fragment(name=name, shape=shape, start=0, values=torch.zeros(3))], STORED)
+        fill([Fragment(name=name, shape=shape, start=0, values=torch.zeros(3))], STORED, "a checkpoint")
