@@ -13,8 +13,8 @@ import signal
 import time
 from collections.abc import Callable
 
+from cclm.files.folders import make_folder
 from cclm.track import stop
-from cclm.track.folders import make_folder
 from launch.outcome import NUM_LAST_LINES, Outcome, explain
 from launch.plan import JobPlan
 from launch.ranks import STOP_SIGNALS, WATCHED, Ranks, blocked, guarded, last_lines

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
-from cclm.track.reading import read_yaml
+from cclm.files.reading import read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_VARIABLE = "CCLM_PROFILE"

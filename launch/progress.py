@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from cclm.checkpoint.layout import newest_complete, read_marker
-from cclm.track.reading import read_json, read_yaml
+from cclm.files.reading import read_json, read_yaml
 from cclm.track.status import DONE_NAME, STATUS_FOLDER
 
 LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
-from cclm.track.reading import read_json
+from cclm.files.reading import read_json
 from launch.progress import last_values
 from launch.runs import is_run
 from launch.status import UNKNOWN, RunNow, look_at

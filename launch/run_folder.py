@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import CclmError
-from cclm.track.lock import holder_of
-from cclm.track.reading import read_json
+from cclm.files.lock import holder_of
+from cclm.files.reading import read_json
 from cclm.track.stop import StoppedRecord, read_stopped
 from launch.progress import Progress, read_progress
 from launch.ranks_now import RankNow, read_ranks

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_text
 from cclm.errors import ConfigError
-from cclm.track.reading import read_yaml
+from cclm.files.atomic import replace_text
+from cclm.files.reading import read_yaml
 from launch.slurm.preflight import code_hash
 
 CODE = "code"

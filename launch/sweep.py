@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_text
 from cclm.errors import ConfigError
-from cclm.track.reading import read_json, read_yaml
+from cclm.files.atomic import replace_text
+from cclm.files.reading import read_json, read_yaml
 from cclm.track.status import DoneMarker
 from launch.snapshot import put_value
 

@@ -28,8 +28,8 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
 from cclm.errors import ConfigError
+from cclm.files.lock import run_lock
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.track.lock import run_lock
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.status import DoneMarker, RankStatus, forget_other_ranks

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_text
 from cclm.checkpoint.identity import identify_newest
 from cclm.errors import CclmError
+from cclm.files.atomic import replace_text
+from cclm.files.folders import make_folder
+from cclm.files.reading import read_json
 from cclm.track.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
-from cclm.track.folders import make_folder
 from cclm.track.progress import spell_duration, stage
-from cclm.track.reading import read_json
 
 DATA = Path("data/demo")
 SETS = ("image-train", "image-dev", "image-test", "text-train")

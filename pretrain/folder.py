@@ -20,11 +20,11 @@ from typing import Any
 
 import yaml
 
-from cclm.atomic import replace_text
 from cclm.checkpoint.layout import newest_complete
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
+from cclm.files.atomic import replace_text
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
 from cclm.track.environment import ENVIRONMENT_NAME, describe_environment

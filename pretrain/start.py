@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cclm.atomic import replace_text
 from cclm.checkpoint.initialise import source_weights, start_model
+from cclm.files.atomic import replace_text
 from cclm.model.modeling_cclm import CCLMModel
 from pretrain.config import RunConfig
 

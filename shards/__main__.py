@@ -144,7 +144,7 @@ def _stats(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _write_page(path: Path, page: str, console: Console) -> None:
-    from cclm.atomic import replace_text
+    from cclm.files.atomic import replace_text
 
     replace_text(path, page, durable=True)
     console.print(f"{path}: {len(page) / 1e6:.1f} MB, needs no other file", highlight=False, soft_wrap=True)
@@ -169,7 +169,7 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _write_json(path: Path, result: object) -> None:
-    from cclm.atomic import replace_bytes
+    from cclm.files.atomic import replace_bytes
 
     text = json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True)
     replace_bytes(path, text.encode("utf-8") + b"\n", durable=True)

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from cclm.atomic import publish, replace_bytes, sync, temporary_path
 from cclm.errors import ConfigError, DataError
+from cclm.files.atomic import publish, replace_bytes, sync, temporary_path
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest

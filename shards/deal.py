@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cclm.atomic import replace_bytes
+from cclm.files.atomic import replace_bytes
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json, decode_image_text
 from cclm.shardfile.manifest import ShardInfo

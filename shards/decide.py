@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cclm.atomic import replace_bytes
+from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
 from cclm.types import View
 from shards.recipe import SetRecipe

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from cclm.atomic import publish
 from cclm.errors import DataError, MissingDependencyError
+from cclm.files.atomic import publish
 from shards.corpora.packages import DEMO_PACKAGES, Package
 
 TIMEOUT_S = 600.0

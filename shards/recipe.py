@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.errors import ConfigError
-from cclm.track.reading import read_yaml
+from cclm.files.reading import read_yaml
 from cclm.types import View
 from shards.corpora.table import CORPORA, corpus_of
 from shards.fields import read_fields, unknown_names

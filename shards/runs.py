@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from cclm.atomic import publish, replace_bytes, temporary_path
+from cclm.files.atomic import publish, replace_bytes, temporary_path
 
 RECORD, REFUSED, TEXT = 0, 1, 2
 """Kinds of rows: a unit; a unit that was refused; a caption that was taken from a unit that stays."""

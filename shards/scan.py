@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_bytes
 from cclm.errors import ConfigError, DataError
+from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.draft import Draft, Part, PassedOver, UnwantedError

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.atomic import replace_bytes
 from cclm.errors import ConfigError
+from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View

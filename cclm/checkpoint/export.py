@@ -26,7 +26,6 @@ from typing import Literal
 
 from safetensors.torch import load_file
 
-from cclm.atomic import sync
 from cclm.checkpoint.hub_folder import write_folder
 from cclm.checkpoint.load import verify
 from cclm.checkpoint.mapped_pages import drop_pages_after_use
@@ -37,6 +36,7 @@ from cclm.checkpoint.witness import Witness, read_witness, witness_of
 from cclm.engine.ema import stored_average
 from cclm.engine.stored_weights import StoredTensor, stored_weights
 from cclm.errors import CheckpointError
+from cclm.files.atomic import sync
 from cclm.model.tied_weights import tied_weights
 from cclm.track.facts import PARITY_NAME
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cclm import atomic
 from cclm.errors import CheckpointError
+from cclm.files import atomic
 
 FOLDER = "checkpoints"
 MARKER = "complete"

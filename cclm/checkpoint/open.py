@@ -24,11 +24,11 @@ from cclm.checkpoint.weight_files import DTYPES
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError, ConfigError
+from cclm.files.reading import read_json, read_yaml
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights
 from cclm.track.facts import PARITY_NAME, CheckpointFacts
-from cclm.track.reading import read_json, read_yaml
 
 ValueType = TypeVar("ValueType")
 RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}

@@ -20,7 +20,7 @@ from cclm.checkpoint.embed_source import EmbedSource, find_source
 from cclm.checkpoint.open import OpenedModel
 from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError
-from cclm.track.reading import read_json
+from cclm.files.reading import read_json
 
 THUMBNAIL_SIZE = 192
 """Pixels of the longer side."""

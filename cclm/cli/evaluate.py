@@ -75,10 +75,10 @@ def run(
         gallery = str(Path(out).with_name("gallery.json"))
     import torch
 
-    from cclm.atomic import replace_text
     from cclm.checkpoint.measure import evaluate
     from cclm.checkpoint.open import open_model
     from cclm.evaluate.tables import text_table
+    from cclm.files.atomic import replace_text
 
     if threads:
         torch.set_num_threads(threads)
@@ -115,7 +115,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: it cannot be read, or is not a mapping of names to lists of languages.
     """
-    from cclm.track.reading import read_yaml
+    from cclm.files.reading import read_yaml
 
     expected = "a YAML mapping from group names to lists of languages (write no and on in quotes)"
     do = "Start from pretrain/demo_groups.yaml."
@@ -131,7 +131,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
 
 def read_seconds(out: Path) -> dict[str, float]:
     """Return the seconds of other stages that an older results file holds."""
-    from cclm.track.reading import read_json
+    from cclm.files.reading import read_json
 
     return dict(read_json(out, {}).get("seconds", {}))
 

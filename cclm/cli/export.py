@@ -42,7 +42,6 @@ def run(
     tolerance: float | None = None,
 ) -> None:
     """Export, print the proof."""
-    from cclm.atomic import replace_text
     from cclm.checkpoint.export import (
         ExportOptions,
         Weights,
@@ -55,6 +54,7 @@ def run(
     from cclm.checkpoint.model_card import model_card
     from cclm.checkpoint.open import is_export, prepare_run
     from cclm.checkpoint.weight_files import DTYPES, parse_size
+    from cclm.files.atomic import replace_text
     from cclm.track.facts import PARITY_NAME, read_facts
 
     if dtype not in DTYPES:

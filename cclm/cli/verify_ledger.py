@@ -26,7 +26,7 @@ def make_parser() -> ArgumentParser:
 def run(run: str) -> None:
     """Check the chain, print its end."""
     from cclm.data.ledger import verify_ledger
-    from cclm.track.step_lines import StepLines
+    from cclm.files.step_lines import StepLines
 
     path = Path(run) / "ledger.jsonl"
     if not path.is_file():

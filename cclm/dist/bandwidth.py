@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
-from cclm.atomic import replace_text
+from cclm.files.atomic import replace_text
 from cclm.dist.topology import Topology, process_group
 
 TIMEOUT_S = 50.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cclm.atomic import replace_text
 from cclm.errors import ConfigError
+from cclm.files.atomic import replace_text
 
 AUTO = "auto"
 FILE_NAME = "ds_config.json"

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cclm.atomic import replace_text
 from cclm.errors import DataError
+from cclm.files.atomic import replace_text
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json
 from cclm.types import View

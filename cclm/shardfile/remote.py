@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cclm.atomic import replace_bytes
 from cclm.errors import DataError
+from cclm.files.atomic import replace_bytes
 from cclm.shardfile.cache import CacheConfig, FileCache, Wanted
 from cclm.shardfile.fetch import fetch, is_remote
 from cclm.shardfile.manifest import ShardInfo

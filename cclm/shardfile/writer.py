@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cclm.atomic import publish, replace_bytes, temporary_path
+from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, encode_block, encode_image_text
 from cclm.shardfile.manifest import ShardInfo

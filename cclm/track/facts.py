@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
+from cclm.files.reading import read_json, read_yaml
 from cclm.track.environment import ENVIRONMENT_NAME
-from cclm.track.reading import read_json, read_yaml
 from cclm.track.status import DONE_NAME
 
 RESULTS_NAME = "results.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cclm.errors import MissingDependencyError
-from cclm.track.step_lines import StepLines
+from cclm.files.step_lines import StepLines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cclm.atomic import replace_text
 from cclm.errors import CclmError
+from cclm.files.atomic import replace_text
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"

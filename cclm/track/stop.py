@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from cclm.atomic import replace_text
+from cclm.files.atomic import replace_text
 
 STOP_NAME = "stop"
 STOPPED_NAME = "stopped.json"

@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_bytes, replace_text
 from cclm.errors import CclmError
+from cclm.files.atomic import replace_bytes, replace_text
 from cclm.track import stop
 from cclm.track.status import DoneMarker
 from launch.slurm.alive import jobs_alive

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cclm.errors import ConfigError
-from cclm.track.reading import read_json
+from cclm.files.reading import read_json
 from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_text
 from cclm.errors import ConfigError
+from cclm.files.atomic import replace_text
 from cclm.track.status import DoneMarker
 from launch.slurm.alive import jobs_alive, live_jobs
 from launch.slurm.client import submit_script, would_take

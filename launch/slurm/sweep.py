@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import replace_text
 from cclm.errors import CclmError, ConfigError
+from cclm.files.atomic import replace_text
 from launch.slurm.alive import points_alive
 from launch.slurm.client import ask_slurm, submit_script, would_take
 from launch.slurm.fitness import EXCLUDED, excluded_nodes

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.checkpoint.layout import newest_complete, read_marker
-from cclm.track.lock import HELD
+from cclm.files.lock import HELD
 from cclm.track.status import DoneMarker
 from cclm.track.stop import STOPPED_CODE, read_stopped
 from launch.slurm.history import Life, read_history

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cclm.errors import CclmError
-from cclm.track.folders import make_folder
+from cclm.files.folders import make_folder
 from launch.machine import this_machine
 from launch.outcome import NUM_LAST_LINES, RankExit
 from launch.plan import JobPlan

@@ -25,8 +25,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet
 
-from cclm.atomic import publish, replace_bytes, temporary_path
 from cclm.errors import ConfigError
+from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile.codec import canonical_json
 from shards.corpora.picture import load_span
 from shards.corpora.tar_table import SUCCESS, tar_spans

@@ -37,7 +37,7 @@ def test_starts_without_torch(folder: str) -> None:
 
 
 def test_shared_words_load_nothing_but_the_standard_library() -> None:
-    loaded = loaded_by(["cclm.types", "cclm.errors", "cclm.atomic"])
+    loaded = loaded_by(["cclm.types", "cclm.errors", "cclm.files.atomic"])
     bare = loaded_by([])
     assert loaded - bare - set(sys.stdlib_module_names) == {"cclm"}
 

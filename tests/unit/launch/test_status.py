@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError
+from cclm.files.lock import run_lock
 from cclm.track import stop
-from cclm.track.lock import run_lock
 from cclm.track.status import DoneMarker
 from launch.run_folder import read_folder
 from launch.slurm.history import HISTORY, Event, add_event

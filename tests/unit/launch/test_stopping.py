@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError, ConfigError
+from cclm.files.lock import run_lock
 from cclm.track import stop as request
-from cclm.track.lock import run_lock
 from cclm.track.status import DoneMarker
 from launch import stopping
 from launch.slurm.history import Event, add_event, is_to_rest, read_history

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import MissingDependencyError
-from cclm.track import step_lines
+from cclm.files import step_lines
 from cclm.track.metrics import LOG_NAME, MetricsLine, MetricsLog, read_metrics
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.track.lock import run_lock
+from cclm.files.lock import run_lock
 from launch import drill
 from launch.__main__ import main
 from launch.commands import resume as resume_command

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.atomic import sync
+from cclm.files.atomic import sync
 
 
 class StepLines:

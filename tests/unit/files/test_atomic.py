@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm import atomic
-from cclm.atomic import publish, replace_bytes, replace_text, temporary_path
+from cclm.files import atomic
+from cclm.files.atomic import publish, replace_bytes, replace_text, temporary_path
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -6,8 +6,8 @@ import pytest
 
 from cclm.data.ledger import LedgerFile
 from cclm.data.quarantine import Quarantine
-from cclm.track import step_lines
-from cclm.track.step_lines import StepLines
+from cclm.files import step_lines
+from cclm.files.step_lines import StepLines
 
 
 def steps(lines: StepLines) -> list[int]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cclm.errors import CclmError
-from cclm.track.folders import make_folder
+from cclm.files.folders import make_folder
 
 LOCK_NAME = ".lock"
 HELD = "is training in"

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError
-from cclm.track.lock import holder_of, run_lock
+from cclm.files.lock import holder_of, run_lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from cclm.track.lock import run_lock
+from cclm.files.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     if os.fork() == 0:
         print(os.getpid(), flush=True)  # by the worker itself: it is really there

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from cclm.track.reading import read_json, read_yaml
+from cclm.files.reading import read_json, read_yaml
 
 
 def test_what_is_right_is_returned(tmp_path: Path) -> None:

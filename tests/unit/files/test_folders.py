@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError
-from cclm.track.folders import make_folder
+from cclm.files.folders import make_folder
 
 
 def test_made_with_parents_and_left_alone_the_second_time(tmp_path: Path) -> None:
