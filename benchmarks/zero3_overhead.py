@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.figures import add_json_option, write_figures
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from tests.ranks.harness import Case, make_deepspeed, make_plain, on_ranks, replace
 from tests.ranks.toy import ToyTraining, joint_batch
 

@@ -21,8 +21,8 @@ from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
 from cclm.data.tokens import TextTokenizer, load_tokenizer
-from cclm.dist.collectives import Collectives, collectives
-from cclm.dist.topology import Topology, process_group
+from cclm.distributed.collectives import Collectives, collectives
+from cclm.distributed.topology import Topology, process_group
 from cclm.engine.ds_config import EngineFacts, load_ds_config, refuse_unguarded_offload, resolve_ds_config
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine

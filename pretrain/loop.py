@@ -18,7 +18,7 @@ from cclm.data.exposure import Exposure
 from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine, StepStatistics
 from cclm.errors import CclmError, DataError
 from cclm.track.metrics import MetricsLog

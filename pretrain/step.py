@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch, ImageTextBatch, RegionBatch, TextPairBatch
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel

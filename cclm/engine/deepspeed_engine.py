@@ -26,9 +26,9 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch
-from cclm.dist.agreement import check_agreement
-from cclm.dist.collectives import collectives
-from cclm.dist.topology import Topology
+from cclm.distributed.agreement import check_agreement
+from cclm.distributed.collectives import collectives
+from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, refuse_unguarded_offload, zero_stage
 from cclm.engine.ema import start_average
 from cclm.engine.fragments import Fragment, fill
@@ -49,7 +49,7 @@ from cclm.errors import CheckpointError, ConfigError
 
 
 class DeepSpeedEngine:
-    """This rank's share of the training state. Make it inside `cclm.dist.topology.process_group`."""
+    """This rank's share of the training state. Make it inside `cclm.distributed.topology.process_group`."""
 
     def __init__(
         self,
@@ -304,7 +304,7 @@ class DeepSpeedEngine:
 
 
 def _initialize(module: nn.Module, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
-    assert torch_dist.is_initialized(), "make the engine inside cclm.dist.topology.process_group"
+    assert torch_dist.is_initialized(), "make the engine inside cclm.distributed.topology.process_group"
     deepspeed = start_deepspeed(topology.device)
     _gather_whole(module)
     groups = parameter_groups(module, optimizer)

@@ -19,7 +19,7 @@ import torch.distributed as torch_dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from cclm.dist.topology import Topology
+from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed_engine import start_deepspeed
 from cclm.engine.ds_config import zero_stage
 
@@ -34,7 +34,7 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
     if ds_config is None or zero_stage(ds_config) != 3:
         yield
         return
-    assert torch_dist.is_initialized(), "build inside cclm.dist.topology.process_group"
+    assert torch_dist.is_initialized(), "build inside cclm.distributed.topology.process_group"
     deepspeed = start_deepspeed(topology.device)
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
     with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():

@@ -1,4 +1,4 @@
-"""Is every node of the job fit? Compares what the nodes found (`preflight.py`, `cclm/dist/bandwidth.py`).
+"""Is every node of the job fit? Compares what the nodes found (`preflight.py`, `cclm/distributed/bandwidth.py`).
 
 A node is bad if it does not answer, lacks what was asked for, differs from most others, or is much slower than they.
 """

@@ -9,7 +9,7 @@ from typing import Any
 from launch.slurm.plan import SlurmPlan, SweepPlan, option
 
 JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
-BANDWIDTH = ("-m", "cclm.dist.bandwidth")
+BANDWIDTH = ("-m", "cclm.distributed.bandwidth")
 """The program that measures the network, one process per rank."""
 
 

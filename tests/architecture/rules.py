@@ -23,7 +23,7 @@ PLACES_OF_ONE_MACHINE = re.compile(
 
 
 def ranks_stay_in_their_place(source: Source) -> Iterator[str]:
-    """torch.distributed only where ranks are known: `cclm.dist`, `cclm.engine`, `cclm.checkpoint`."""
+    """torch.distributed only where ranks are known: `cclm.distributed`, `cclm.engine`, `cclm.checkpoint`."""
     if source.place.startswith(KNOWS_RANKS):
         return
     for line, name in imported_names(source.tree):

@@ -34,7 +34,7 @@ BREAKS = [
     ("nothing_from_one_machine", "shards/fetch.py", "FOLDER = '/home" + "/ada/corpus'"),
 ]
 KEEPS = [
-    ("ranks_stay_in_their_place", "cclm/dist/collectives.py", "import torch.distributed as dist"),
+    ("ranks_stay_in_their_place", "cclm/distributed/collectives.py", "import torch.distributed as dist"),
     ("ranks_stay_in_their_place", "cclm/model/vision.py", "import torch.distributions"),
     ("deepspeed_in_two_files", "cclm/engine/deepspeed_engine.py", "import deepspeed"),
     ("init_files_import_nothing", "cclm/data/__init__.py", '"""What it is for."""'),

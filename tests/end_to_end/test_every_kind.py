@@ -25,7 +25,7 @@ from cclm.checkpoint.save import save_checkpoint
 from cclm.checkpoint.weight_files import INDEX_NAME, Dtype
 from cclm.checkpoint.witness import Witness, make_recorder, read_witness
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
 from cclm.model.modeling_cclm import CCLMModel
 from tests.clean_environment import make_clean_environment

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.dist.collectives import SINGLE, Collectives
+from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.contrastive import contrastive

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cclm.checkpoint.published_names import to_published
-from cclm.dist.collectives import SINGLE, collectives
-from cclm.dist.spawn import run_on_ranks
+from cclm.distributed.collectives import SINGLE, collectives
+from cclm.distributed.spawn import run_on_ranks
 from cclm.engine.plain import PlainEngine
 from pretrain.config import ObjectiveConfig
 from pretrain.step import CrossViewTraining

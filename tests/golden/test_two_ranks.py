@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cclm.checkpoint.published_names import to_published
-from cclm.dist.collectives import collectives
-from cclm.dist.spawn import run_on_ranks
+from cclm.distributed.collectives import collectives
+from cclm.distributed.spawn import run_on_ranks
 from tests.golden.cases import Runner
 from tests.golden.sets import GoldenSet, golden_set
 

@@ -14,8 +14,8 @@ from torch import nn
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import Collectives
-from cclm.dist.topology import Topology
+from cclm.distributed.collectives import Collectives
+from cclm.distributed.topology import Topology
 from pretrain.build import build_module
 from pretrain.config import RunConfig
 from pretrain.recipe import read_config

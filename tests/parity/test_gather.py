@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.dist.collectives import SINGLE, collectives
+from cclm.distributed.collectives import SINGLE, collectives
 from tests.ranks.harness import on_ranks
 
 ROWS, WIDTH = 6, 3

@@ -13,8 +13,8 @@ import torch
 
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import SINGLE, collectives
-from cclm.dist.topology import Topology
+from cclm.distributed.collectives import SINGLE, collectives
+from cclm.distributed.topology import Topology
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError

@@ -13,7 +13,7 @@ from torch import nn
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.engine.ds_config import load_ds_config
 from pretrain.build import build_module
 from pretrain.recipe import read_config

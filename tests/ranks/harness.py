@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch
-from cclm.dist.collectives import SINGLE, Collectives, collectives
-from cclm.dist.spawn import run_on_ranks
-from cclm.dist.topology import Topology
+from cclm.distributed.collectives import SINGLE, Collectives, collectives
+from cclm.distributed.spawn import run_on_ranks
+from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cclm.dist.agreement import batch_structure, check_agreement
-from cclm.dist.collectives import SINGLE, collectives
+from cclm.distributed.agreement import batch_structure, check_agreement
+from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
 from tests.ranks.harness import on_ranks
 from tests.ranks.toy import joint_batch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.dist.bandwidth import leaders_of, pairs_of
+from cclm.distributed.bandwidth import leaders_of, pairs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def test_two_ranks_measure(tmp_path: Path) -> None:
     command += [
         "bash",
         "-c",
-        f'CCLM_LIFE=4 SLURMD_NODENAME=n$RANK exec "{sys.executable}" -m cclm.dist.bandwidth "$0"',
+        f'CCLM_LIFE=4 SLURMD_NODENAME=n$RANK exec "{sys.executable}" -m cclm.distributed.bandwidth "$0"',
         str(tmp_path),
     ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from cclm.checkpoint.layout import complete_checkpoints, newest_complete, partial_folder, step_folder
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
-from cclm.dist.collectives import collectives
-from cclm.dist.spawn import RanksFailedError
+from cclm.distributed.collectives import collectives
+from cclm.distributed.spawn import RanksFailedError
 from cclm.errors import CheckpointError
 from tests.ranks.harness import Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.dist.collectives import Collectives
-from cclm.dist.topology import Topology
+from cclm.distributed.collectives import Collectives
+from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed_engine import DeepSpeedEngine
 from cclm.errors import CheckpointError, ConfigError
 from tests.ranks.harness import OPTIMIZER, Case, drive, ds_config, make_deepspeed, on_ranks, train_plain, train_ranks

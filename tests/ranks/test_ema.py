@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.dist.collectives import collectives
+from cclm.distributed.collectives import collectives
 from cclm.engine.ema import stored_average
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy, mixed_batch

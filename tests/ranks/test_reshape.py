@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cclm.checkpoint.layout import newest_complete, step_folder
 from cclm.checkpoint.load import load_checkpoint
 from cclm.checkpoint.save import save_checkpoint
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.engine.ema import stored_average
 from cclm.engine.stored_weights import MOMENTS, stored_state
 from tests.ranks.harness import Case, drive, make_deepspeed, on_ranks

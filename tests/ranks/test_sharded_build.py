@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cclm.checkpoint.initialise import start_model
 from cclm.checkpoint.published_file import read_tensors
-from cclm.dist.topology import Topology
+from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.seeding import seed_initialisation
 from cclm.model.configuration_cclm import CCLMConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.dist.collectives import collectives
-from cclm.dist.spawn import RanksFailedError
+from cclm.distributed.collectives import collectives
+from cclm.distributed.spawn import RanksFailedError
 from tests.ranks.harness import on_ranks
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TextPairBatch, Tokens
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
 
 WIDTH = 32

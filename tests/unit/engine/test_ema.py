@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.dist.collectives import SINGLE
+from cclm.distributed.collectives import SINGLE
 from cclm.engine.ema import WeightAverage, start_average, stored_average
 from cclm.engine.fragments import Fragment
 from cclm.engine.optimizer import OptimizerConfig

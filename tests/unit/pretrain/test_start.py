@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import SINGLE
+from cclm.distributed.collectives import SINGLE
 from pretrain.build import build_module
 from pretrain.folder import as_values
 from pretrain.recipe import read_config

@@ -12,7 +12,7 @@ from torch import Tensor
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import SINGLE
+from cclm.distributed.collectives import SINGLE
 from pretrain.build import build_module
 from pretrain.recipe import read_config
 from pretrain.rows import negatives

@@ -9,7 +9,7 @@ import torch
 
 from cclm.data.loader import StepDataset, view_schedule
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import SINGLE
+from cclm.distributed.collectives import SINGLE
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from pretrain.build import build_module, uses_all_parameters

@@ -15,7 +15,7 @@ from torch.nn import functional
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
-from cclm.dist.collectives import SINGLE
+from cclm.distributed.collectives import SINGLE
 from cclm.errors import ConfigError
 from cclm.objectives.boxes import box_losses
 from pretrain.build import build_module

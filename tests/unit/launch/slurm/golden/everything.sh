@@ -72,7 +72,7 @@ step 60 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
   /shared/venv/bin/python launch/slurm/preflight.py "$run"
 step 60 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
   /shared/venv/bin/python launch/slurm/task.py "$run" bandwidth -- \
-  /shared/venv/bin/python -m cclm.dist.bandwidth "$run/slurm"
+  /shared/venv/bin/python -m cclm.distributed.bandwidth "$run/slurm"
 life judge --job "$job" || exit 1
 
 # -- the ranks

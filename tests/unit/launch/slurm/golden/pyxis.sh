@@ -68,7 +68,7 @@ step 60 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
   python3 launch/slurm/preflight.py "$run"
 step 60 --ntasks-per-node=8 --cpus-per-task=16 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
   python3 launch/slurm/task.py "$run" bandwidth -- \
-  python3 -m cclm.dist.bandwidth "$run/slurm"
+  python3 -m cclm.distributed.bandwidth "$run/slurm"
 life judge --job "$job" || exit 1
 
 # -- the ranks

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from cclm.dist.collectives import Collectives
+from cclm.distributed.collectives import Collectives
 from cclm.errors import ConfigError
 
 ROW_LETTERS = "BPFRS"
@@ -30,7 +30,11 @@ def check_agreement(collectives: Collectives, *, step: int, config_hash: str, ba
     """
     if collectives.world_size == 1:
         return
-    mine = {"step": str(step), "config hash": config_hash, "batch structure": batch_structure(batch, collectives.equal_rows)}
+    mine = {
+        "step": str(step),
+        "config hash": config_hash,
+        "batch structure": batch_structure(batch, collectives.equal_rows),
+    }
     numbers = torch.tensor([[_hash63(text) for text in mine.values()]])
     gathered = collectives.gather(numbers)
     if bool((gathered == gathered[:1]).all()):

@@ -1,7 +1,7 @@
 """How fast do the machines of a job talk? Run before training, one process per rank, under a minute. The variable
 CCLM_LIFE is the number of the job's life, which `launch` gives.
 
-    python -m cclm.dist.bandwidth RUN/slurm      ──► RUN/slurm/preflight/LIFE/bandwidth.json
+    python -m cclm.distributed.bandwidth RUN/slurm      ──► RUN/slurm/preflight/LIFE/bandwidth.json
 
 All ranks add up one tensor, then machines exchange in pairs, so that a slow one can be told from its partners.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
+from cclm.distributed.topology import Topology, process_group
 from cclm.files.atomic import replace_text
-from cclm.dist.topology import Topology, process_group
 
 TIMEOUT_S = 50.0
 NUM_REPEATS = 3
@@ -85,7 +85,12 @@ def measure(topology: Topology, node: str) -> dict[str, object]:
     everyone: list[list[tuple[str, str, float]]] = [[] for _ in names]
     torch_dist.all_gather_object(everyone, mine)
     pairs_found = [pair for part in everyone for pair in part]
-    return {"world_size": topology.world_size, "bytes_per_s": total, "pairs": pairs_found, "device": topology.device.type}
+    return {
+        "world_size": topology.world_size,
+        "bytes_per_s": total,
+        "pairs": pairs_found,
+        "device": topology.device.type,
+    }
 
 
 def leaders_of(names: Sequence[str]) -> list[int]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cclm.dist.topology import Topology
+from cclm.distributed.topology import Topology
 from cclm.errors import ConfigError
 
 GOOD = {

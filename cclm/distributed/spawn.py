@@ -28,7 +28,7 @@ from typing import Any
 
 GRACE_S = 3.0
 """After the first rank has failed, the others (which probably wait for it) get this long to say something."""
-PRELOAD = ("torch", "cclm.dist.topology")
+PRELOAD = ("torch", "cclm.distributed.topology")
 """What the fork server imports before it forks."""
 
 
@@ -128,7 +128,7 @@ def _rank_main(
         try:
             import torch
 
-            from cclm.dist.topology import Topology, process_group
+            from cclm.distributed.topology import Topology, process_group
 
             torch.set_num_threads(num_threads)
             with process_group(Topology.from_environment(device="cpu"), timeout_s=timeout_s + 5.0):
