@@ -31,7 +31,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from benchmarks.figures import add_json_option, write_figures
 from cclm.checkpoint.families import FAMILIES
 from cclm.checkpoint.import_cclm import describe
-from cclm.checkpoint.layout import Marker, list_files, record_file, step_folder, write_marker
 from cclm.checkpoint.open import build_model
 from cclm.checkpoint.probe import make_probe
 from cclm.checkpoint.witness import witness_of, write_witness
@@ -39,6 +38,7 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.run.checkpoints import Marker, list_files, record_file, step_folder, write_marker
 
 FAMILY = "cclm-3m"
 INTERVAL_S = 0.005

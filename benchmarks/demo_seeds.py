@@ -18,8 +18,8 @@ from cclm.checkpoint.model_card import recall_cell
 from cclm.errors import CclmError, ConfigError
 from cclm.evaluate.statistics import spread
 from cclm.files.reading import read_json, read_yaml
-from cclm.track.claims import RERANK_TITLES
-from cclm.track.facts import RESULTS_NAME
+from cclm.run.claims import RERANK_TITLES
+from cclm.run.facts import RESULTS_NAME
 
 DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
 EXPECTED, DO = "a demo run folder or its results.json", "Give finished runs of `python -m pretrain.demo`."

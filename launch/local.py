@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from cclm.files.folders import make_folder
-from cclm.track import stop
+from cclm.run import stop
 from launch.outcome import NUM_LAST_LINES, Outcome, explain
 from launch.plan import JobPlan
 from launch.ranks import STOP_SIGNALS, WATCHED, Ranks, blocked, guarded, last_lines

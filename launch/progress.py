@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cclm.checkpoint.layout import newest_complete, read_marker
 from cclm.files.reading import read_json, read_yaml
-from cclm.track.status import DONE_NAME, STATUS_FOLDER
+from cclm.run.checkpoints import newest_complete, read_marker
+from cclm.run.status import DONE_NAME, STATUS_FOLDER
 
 LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch
 TAIL_BYTES = 2**18

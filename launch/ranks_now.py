@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.track.status import STATUS_FOLDER
-from cclm.track.stop import STOPPED_CODE
+from cclm.run.status import STATUS_FOLDER
+from cclm.run.stop import STOPPED_CODE
 from launch.durations import in_words
 from launch.slurm.verdict import read_ends
 

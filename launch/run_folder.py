@@ -11,7 +11,7 @@ from typing import Any
 from cclm.errors import CclmError
 from cclm.files.lock import holder_of
 from cclm.files.reading import read_json
-from cclm.track.stop import StoppedRecord, read_stopped
+from cclm.run.stop import StoppedRecord, read_stopped
 from launch.progress import Progress, read_progress
 from launch.ranks_now import RankNow, read_ranks
 from launch.slurm.history import HISTORY, Event, all_lives, read_history

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.track.status import DONE_NAME, STATUS_FOLDER
+from cclm.run.status import DONE_NAME, STATUS_FOLDER
 from launch.slurm.history import HISTORY
 from launch.snapshot import CODE
 from launch.sweep import POINTS

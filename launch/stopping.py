@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cclm.errors import CclmError, ConfigError
-from cclm.track import stop as request
+from cclm.run import stop as request
 from launch.slurm.alive import live_jobs, script_of
 from launch.slurm.client import ask_slurm
 from launch.slurm.history import Event, add_event, read_history

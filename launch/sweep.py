@@ -19,7 +19,7 @@ from typing import Any
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.reading import read_json, read_yaml
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from launch.snapshot import put_value
 
 SWEEP_NAME = "sweep.json"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cclm.errors import CclmError
-from cclm.track.stop import STOPPED_CODE, StopRequest
+from cclm.run.stop import STOPPED_CODE, StopRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_checkpoint
 from cclm.checkpoint.open import longest_text, model_config, transform_of
 from cclm.checkpoint.witness import make_recorder
@@ -30,10 +29,11 @@ from cclm.engine.seeding import seed_initialisation
 from cclm.errors import ConfigError
 from cclm.files.lock import run_lock
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.run.checkpoints import newest_complete
+from cclm.run.status import DoneMarker, RankStatus, forget_other_ranks
+from cclm.run.stop import StopRequest
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
-from cclm.track.status import DoneMarker, RankStatus, forget_other_ranks
-from cclm.track.stop import StopRequest
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
 from pretrain.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity

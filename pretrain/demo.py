@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.identity import identify_newest
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
 from cclm.files.folders import make_folder
 from cclm.files.reading import read_json
-from cclm.track.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
+from cclm.run.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
+from cclm.run.identity import identify_newest
 from cclm.track.progress import spell_duration, stage
 
 DATA = Path("data/demo")

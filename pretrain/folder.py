@@ -20,15 +20,15 @@ from typing import Any
 
 import yaml
 
-from cclm.checkpoint.layout import newest_complete
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
+from cclm.run.checkpoints import newest_complete
+from cclm.run.environment import ENVIRONMENT_NAME, describe_environment
+from cclm.run.status import DONE_NAME
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
-from cclm.track.environment import ENVIRONMENT_NAME, describe_environment
-from cclm.track.status import DONE_NAME
 from pretrain.config import RunConfig
 
 CONFIG_FILE = "config.yaml"

@@ -21,10 +21,10 @@ from cclm.data.schedule import ViewSchedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine, StepStatistics
 from cclm.errors import CclmError, DataError
+from cclm.run.status import DoneMarker, RankStatus
+from cclm.run.stop import StopRequest, note_stopped
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
-from cclm.track.status import DoneMarker, RankStatus
-from cclm.track.stop import StopRequest, note_stopped
 from cclm.track.throughput import Throughput
 from pretrain.config import RunConfig
 from pretrain.updates import mean_metrics, merge_metrics, samples_read, updates_of

@@ -38,7 +38,7 @@ from cclm.engine.stored_weights import StoredTensor, stored_weights
 from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
 from cclm.model.tied_weights import tied_weights
-from cclm.track.facts import PARITY_NAME
+from cclm.run.facts import PARITY_NAME
 
 SHARD_SIZE = "5GB"
 """Of a file of weights."""

@@ -33,7 +33,7 @@ from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights
-from cclm.track.facts import PARITY_NAME
+from cclm.run.facts import PARITY_NAME
 
 REPORT_NAME = "import.json"
 NORMALISE: Normalise = "cclm"

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from cclm.checkpoint.layout import check_hashes, check_sizes, read_marker
 from cclm.checkpoint.ranks import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.engine.stored_weights import stored_weights
+from cclm.run.checkpoints import check_hashes, check_sizes, read_marker
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cclm.checkpoint.parity import ParityReport
-from cclm.track.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
-from cclm.track.facts import RunFacts
+from cclm.run.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
+from cclm.run.facts import RunFacts
 
 RECIPE_KEYS = ("seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
 """What of config.yaml decides the weights."""

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from cclm.checkpoint.identity import identify
-from cclm.checkpoint.layout import newest_complete
 from cclm.checkpoint.load import load_full_state
 from cclm.checkpoint.weight_files import DTYPES
 from cclm.data.image import ImageTransformConfig, Resample
@@ -28,7 +26,9 @@ from cclm.files.reading import read_json, read_yaml
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights
-from cclm.track.facts import PARITY_NAME, CheckpointFacts
+from cclm.run.checkpoints import newest_complete
+from cclm.run.facts import PARITY_NAME, CheckpointFacts
+from cclm.run.identity import identify
 
 ValueType = TypeVar("ValueType")
 RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}

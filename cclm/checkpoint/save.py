@@ -14,7 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.layout import (
+from cclm.checkpoint.ranks import on_every_rank
+from cclm.engine.protocol import Engine
+from cclm.errors import CheckpointError
+from cclm.files.atomic import sync
+from cclm.run.checkpoints import (
     FileRecord,
     Marker,
     complete_checkpoints,
@@ -27,10 +31,6 @@ from cclm.checkpoint.layout import (
     step_folder,
     write_marker,
 )
-from cclm.checkpoint.ranks import on_every_rank
-from cclm.engine.protocol import Engine
-from cclm.errors import CheckpointError
-from cclm.files.atomic import sync
 
 TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream error")
 """How torch's own file writer spells a failed write, as a RuntimeError without an errno."""

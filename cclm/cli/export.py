@@ -55,7 +55,7 @@ def run(
     from cclm.checkpoint.open import is_export, prepare_run
     from cclm.checkpoint.weight_files import DTYPES, parse_size
     from cclm.files.atomic import replace_text
-    from cclm.track.facts import PARITY_NAME, read_facts
+    from cclm.run.facts import PARITY_NAME, read_facts
 
     if dtype not in DTYPES:
         raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")

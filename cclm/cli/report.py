@@ -23,8 +23,8 @@ def make_parser() -> ArgumentParser:
 
 def run(run: str, out: str | None = None) -> None:
     """Write the page about the newest checkpoint."""
-    from cclm.checkpoint.identity import identify_newest
     from cclm.files.atomic import replace_text
+    from cclm.run.identity import identify_newest
     from cclm.track.report import render
     from cclm.track.report_data import report_data
 

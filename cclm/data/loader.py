@@ -21,7 +21,7 @@ from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import CclmError, ConfigError
-from cclm.track.stop import STOP_SIGNALS
+from cclm.run.stop import STOP_SIGNALS
 
 
 class StepDataset(Dataset[Batch]):

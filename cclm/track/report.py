@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cclm.track.facts import ATTRIBUTIONS, SetFacts, Stage
+from cclm.run.facts import ATTRIBUTIONS, SetFacts, Stage
 from cclm.track.progress import spell_duration
 from cclm.track.svg import BarRow, Reference, Series, bar_chart, line_chart
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cclm.track.claims import (
+from cclm.run.claims import (
     group_title,
     learned_from,
     measured_words,
@@ -18,7 +18,7 @@ from cclm.track.claims import (
     retrieval_title,
     start_words,
 )
-from cclm.track.facts import CheckpointFacts, RunFacts, read_facts
+from cclm.run.facts import CheckpointFacts, RunFacts, read_facts
 from cclm.track.metrics import MetricsLine, read_metrics
 from cclm.track.report import (
     GalleryImage,

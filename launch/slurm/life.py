@@ -22,8 +22,8 @@ from typing import Any
 
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_bytes, replace_text
-from cclm.track import stop
-from cclm.track.status import DoneMarker
+from cclm.run import stop
+from cclm.run.status import DoneMarker
 from launch.slurm.alive import jobs_alive
 from launch.slurm.client import submit_script
 from launch.slurm.history import Event, add_event, is_to_rest, last_job, lives_of, next_life, read_history

@@ -11,7 +11,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from launch.slurm.alive import jobs_alive, live_jobs
 from launch.slurm.client import submit_script, would_take
 from launch.slurm.fitness import EXCLUDED, excluded_nodes

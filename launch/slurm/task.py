@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-STOPPED_CODE = 75  # cclm/track/stop.py: asked to stop, and saved; for srun that is a good end
+STOPPED_CODE = 75  # cclm/run/stop.py: asked to stop, and saved; for srun that is a good end
 NO_PROGRAM_CODE = 127
 """As a shell says it."""
 TRACEBACK_S = 2.0

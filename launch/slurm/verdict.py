@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.checkpoint.layout import newest_complete, read_marker
 from cclm.files.lock import HELD
-from cclm.track.status import DoneMarker
-from cclm.track.stop import STOPPED_CODE, read_stopped
+from cclm.run.checkpoints import newest_complete, read_marker
+from cclm.run.status import DoneMarker
+from cclm.run.stop import STOPPED_CODE, read_stopped
 from launch.slurm.history import Life, read_history
 from launch.slurm.task import FULL
 from launch.sweep import is_sweep, points_not_done, read_sweep

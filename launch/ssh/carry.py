@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cclm.files.folders import make_folder
-from cclm.track import stop
+from cclm.run import stop
 from launch.outcome import NUM_LAST_LINES, Outcome, RankExit, explain
 from launch.plan import JobPlan
 from launch.ranks import STOP_SIGNALS, WATCHED, blocked, last_lines

@@ -48,4 +48,4 @@ def test_launch_loads_nothing_but_the_standard_library() -> None:
 
 
 def test_tracking_loads_torch_only_when_it_opens_tensorboard() -> None:
-    assert "torch" not in loaded_by(["cclm.track.metrics", "cclm.track.progress", "cclm.track.status"])
+    assert "torch" not in loaded_by(["cclm.track.metrics", "cclm.track.progress", "cclm.run.status"])

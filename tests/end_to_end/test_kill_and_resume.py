@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from cclm.checkpoint.load import load_full_state
-from cclm.track.stop import STOPPED_CODE
+from cclm.run.stop import STOPPED_CODE
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 
-from cclm.checkpoint.layout import complete_checkpoints, newest_complete, partial_folder, step_folder
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
 from cclm.distributed.collectives import collectives
 from cclm.distributed.spawn import RanksFailedError
 from cclm.errors import CheckpointError
+from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
 from tests.ranks.harness import Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 

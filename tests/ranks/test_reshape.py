@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.checkpoint.layout import newest_complete, step_folder
 from cclm.checkpoint.load import load_checkpoint
 from cclm.checkpoint.save import save_checkpoint
 from cclm.distributed.collectives import Collectives
 from cclm.engine.ema import stored_average
 from cclm.engine.stored_weights import MOMENTS, stored_state
+from cclm.run.checkpoints import newest_complete, step_folder
 from tests.ranks.harness import Case, drive, make_deepspeed, on_ranks
 from tests.ranks.toy import make_toy, mixed_batch
 

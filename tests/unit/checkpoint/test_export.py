@@ -28,7 +28,7 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
 from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.track.facts import CheckpointFacts
+from cclm.run.facts import CheckpointFacts
 
 
 def run_export(opened: OpenedModel, to: Path) -> ParityReport:

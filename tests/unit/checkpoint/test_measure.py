@@ -14,8 +14,8 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.evaluate.zero_shot import measure
+from cclm.run.facts import CheckpointFacts
 from cclm.shardfile.reader import ShardSet
-from cclm.track.facts import CheckpointFacts
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 
 

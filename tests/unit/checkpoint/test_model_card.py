@@ -6,7 +6,7 @@ import yaml
 
 from cclm.checkpoint.model_card import model_card, recall_cell, trained_languages
 from cclm.checkpoint.parity import Difference, ParityReport
-from cclm.track.facts import CheckpointFacts, RunFacts, SetFacts, Stage
+from cclm.run.facts import CheckpointFacts, RunFacts, SetFacts, Stage
 
 PART = Difference(max_abs=3e-7, min_cosine=1.0)
 PARITY = ParityReport(

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from cclm.checkpoint import save as save_module
-from cclm.checkpoint.layout import newest_complete, partial_folder, step_folder
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
 from cclm.engine.plain import PlainEngine
 from cclm.errors import CheckpointError
+from cclm.run.checkpoints import newest_complete, partial_folder, step_folder
 from tests.ranks.harness import Case, drive, make_plain
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 

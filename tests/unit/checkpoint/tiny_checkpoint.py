@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cclm.checkpoint.layout import Marker, list_files, record_file, step_folder, write_marker
+from cclm.run.checkpoints import Marker, list_files, record_file, step_folder, write_marker
 
 
 def write_checkpoint(run: Path, step: int, content: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from launch.__main__ import main
 from launch.slurm.history import Event, add_event
 from launch.sweep import Sweep, write_sweep

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cclm.checkpoint.layout import Marker, step_folder, write_marker
 from cclm.errors import ConfigError
-from cclm.track.status import DoneMarker
+from cclm.run.checkpoints import Marker, step_folder, write_marker
+from cclm.run.status import DoneMarker
 from launch.profile import Profile
 from launch.resume import resume
 from launch.slurm.fitness import exclude

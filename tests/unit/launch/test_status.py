@@ -10,8 +10,8 @@ import pytest
 
 from cclm.errors import CclmError
 from cclm.files.lock import run_lock
-from cclm.track import stop
-from cclm.track.status import DoneMarker
+from cclm.run import stop
+from cclm.run.status import DoneMarker
 from launch.run_folder import read_folder
 from launch.slurm.history import HISTORY, Event, add_event
 from launch.slurm.jobs_now import JobNow, JobsNow

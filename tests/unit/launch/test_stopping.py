@@ -9,8 +9,8 @@ import pytest
 
 from cclm.errors import CclmError, ConfigError
 from cclm.files.lock import run_lock
-from cclm.track import stop as request
-from cclm.track.status import DoneMarker
+from cclm.run import stop as request
+from cclm.run.status import DoneMarker
 from launch import stopping
 from launch.slurm.history import Event, add_event, is_to_rest, read_history
 from launch.stopping import cancel, stop, wait_for_rest

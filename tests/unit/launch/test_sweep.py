@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cclm.errors import ConfigError
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from launch.__main__ import main
 from launch.sweep import (
     Sweep,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cclm.checkpoint.identity import identify
+from cclm.run.identity import identify
 from pretrain import demo
 from pretrain.demo import Stage, carry_out, is_exported, is_measured, plan, read_rows, run_command
 from pretrain.recipe import read_config

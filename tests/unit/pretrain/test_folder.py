@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CheckpointError, ConfigError
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from pretrain.config import CheckpointConfig, ObjectiveConfig, RunConfig
 from pretrain.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
 from pretrain.recipe import read_config

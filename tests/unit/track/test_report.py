@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cclm.errors import ConfigError
-from cclm.track.facts import CheckpointFacts, Stage, read_facts, read_stages
+from cclm.run.facts import CheckpointFacts, Stage, read_facts, read_stages
 from cclm.track.report import language_name, licence_link, render
 from cclm.track.report_data import report_data, temperature_note, trained_where
 

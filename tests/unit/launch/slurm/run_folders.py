@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.layout import Marker, step_folder, write_marker
-from cclm.track.status import StatusRecord
+from cclm.run.checkpoints import Marker, step_folder, write_marker
+from cclm.run.status import StatusRecord
 from launch.slurm.history import Event, add_event, next_life, read_history
 
 PLAN: dict[str, Any] = {

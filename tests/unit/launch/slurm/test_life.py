@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.track import stop
-from cclm.track.status import DoneMarker
+from cclm.run import stop
+from cclm.run.status import DoneMarker
 from launch.slurm import alive, life
 from launch.slurm.history import Event, add_event, all_lives, jobs_of, last_job, lives_of, read_history
 from launch.slurm.jobs_now import JobNow

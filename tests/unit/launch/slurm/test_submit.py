@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from launch.__main__ import main
 from launch.slurm.history import last_job, read_history
 

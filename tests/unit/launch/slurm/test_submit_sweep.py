@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cclm.track.status import DoneMarker
+from cclm.run.status import DoneMarker
 from launch.__main__ import main
 from launch.profile import read_profile
 from launch.slurm.alive import jobs_alive

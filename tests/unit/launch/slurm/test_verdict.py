@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.track.status import DoneMarker
-from cclm.track.stop import note_stopped
+from cclm.run.status import DoneMarker
+from cclm.run.stop import note_stopped
 from launch.slurm.history import lives_of, read_history
 from launch.slurm.verdict import REST, Verdict, elements_left, judge_command, judge_training, why_not_done
 from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end, write_plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError
-from cclm.track.status import DoneMarker, DoneRecord, RankStatus
+from cclm.run.status import DoneMarker, DoneRecord, RankStatus
 
 
 def test_a_rank_says_what_it_does(tmp_path: Path) -> None:

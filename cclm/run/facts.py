@@ -13,8 +13,8 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json, read_yaml
-from cclm.track.environment import ENVIRONMENT_NAME
-from cclm.track.status import DONE_NAME
+from cclm.run.environment import ENVIRONMENT_NAME
+from cclm.run.status import DONE_NAME
 
 RESULTS_NAME = "results.json"
 GALLERY_NAME = "gallery.json"

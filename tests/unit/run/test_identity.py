@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cclm.checkpoint.identity import identify, identify_newest
-from cclm.checkpoint.layout import step_folder
 from cclm.errors import CheckpointError
+from cclm.run.checkpoints import step_folder
+from cclm.run.identity import identify, identify_newest
 from tests.unit.checkpoint.tiny_checkpoint import write_checkpoint
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cclm.track import stop
-from cclm.track.stop import StopRequest
+from cclm.run import stop
+from cclm.run.stop import StopRequest
 
 ROOT = Path(__file__).resolve().parents[3]
 HANG = """
 import os, signal, sys, time
-from cclm.track.stop import StopRequest
+from cclm.run.stop import StopRequest
 def stand_here():
     os.kill(os.getpid(), signal.SIGUSR2)
     time.sleep(0.01)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from cclm.checkpoint.layout import MARKER, newest_complete, read_marker
-from cclm.track.facts import CheckpointFacts
+from cclm.run.checkpoints import MARKER, newest_complete, read_marker
+from cclm.run.facts import CheckpointFacts
 
 
 def identify(checkpoint: Path) -> CheckpointFacts:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.checkpoint.layout import (
+from cclm.errors import CheckpointError
+from cclm.run.checkpoints import (
     Marker,
     check_hashes,
     check_sizes,
@@ -21,7 +22,6 @@ from cclm.checkpoint.layout import (
     step_folder,
     write_marker,
 )
-from cclm.errors import CheckpointError
 
 
 def _write(run: Path, step: int) -> Path:

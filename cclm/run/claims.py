@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.track.facts import PICTURE_ROLES, RunFacts
+from cclm.run.facts import PICTURE_ROLES, RunFacts
 
 GROUP_TITLES = {
     "english": "English",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cclm.track.claims import (
+from cclm.run.claims import (
     group_title,
     learned_from,
     measured_words,
@@ -15,7 +15,7 @@ from cclm.track.claims import (
     start_words,
     trained_on_test_pictures,
 )
-from cclm.track.facts import RunFacts, SetFacts
+from cclm.run.facts import RunFacts, SetFacts
 
 IMAGES, PAIRS = {"shards": ["sets/train"], "languages": ["en"]}, {"shards": ["sets/pairs"]}
 
