@@ -29,8 +29,6 @@ import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from benchmarks.figures import add_json_option, write_figures
-from cclm.checkpoint.families import FAMILIES
-from cclm.checkpoint.import_cclm import describe
 from cclm.checkpoint.open import build_model
 from cclm.checkpoint.probe import make_probe
 from cclm.checkpoint.witness import witness_of, write_witness
@@ -38,6 +36,8 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.families import FAMILIES
+from cclm.pretrained.import_cclm import describe
 from cclm.run.checkpoints import Marker, list_files, record_file, step_folder, write_marker
 
 FAMILY = "cclm-3m"

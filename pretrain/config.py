@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cclm.checkpoint.initialise import StartConfig
 from cclm.data.config import DataConfig
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.model.configuration_cclm import ModelOptions
+from cclm.pretrained.initialise import StartConfig
 
 
 @dataclass(frozen=True, kw_only=True)

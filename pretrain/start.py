@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cclm.checkpoint.initialise import source_weights, start_model
 from cclm.files.atomic import replace_text
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.initialise import source_weights, start_model
 from pretrain.config import RunConfig
 
 START_FILE = "start.json"

@@ -18,12 +18,9 @@ from torch import Tensor
 
 from cclm.checkpoint.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop
 from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
-from cclm.checkpoint.import_cclm import ImportReport, convert, meta_model, stored_tensors
 from cclm.checkpoint.mapped_pages import drop_pages_after_use
 from cclm.checkpoint.open import Prepared
 from cclm.checkpoint.parity import ParityReport, prove_parity
-from cclm.checkpoint.published_file import read_tensors
-from cclm.checkpoint.published_sizes import family_of, options_of_state
 from cclm.checkpoint.weight_files import parse_size
 from cclm.checkpoint.witness import witness_of
 from cclm.data.image import ImageTransformConfig
@@ -33,6 +30,9 @@ from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights
+from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, stored_tensors
+from cclm.pretrained.published_file import read_tensors
+from cclm.pretrained.published_sizes import family_of, options_of_state
 from cclm.run.facts import PARITY_NAME
 
 REPORT_NAME = "import.json"

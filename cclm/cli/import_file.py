@@ -92,8 +92,8 @@ def say_keys(family: str) -> None:
     """List every key of a published family: name, shape, dtype, kind."""
     from math import prod
 
-    from cclm.checkpoint.families import FAMILIES
-    from cclm.checkpoint.import_cclm import describe
+    from cclm.pretrained.families import FAMILIES
+    from cclm.pretrained.import_cclm import describe
 
     if family not in FAMILIES:
         raise ConfigError(where="--describe", expected=" or ".join(FAMILIES), got=repr(family), do="Choose one.")

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.families import Task, finetuned
-from cclm.checkpoint.import_cclm import convert, describe
 from cclm.checkpoint.import_folder import filled_model
-from cclm.checkpoint.published_names import to_published
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.families import Task, finetuned
+from cclm.pretrained.import_cclm import convert, describe
+from cclm.pretrained.published_names import to_published
 from tests.golden.sets import GoldenSet
 from tests.golden.test_cases import GRADIENT, TEMPERATURE_GRADIENT
 

@@ -18,11 +18,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cclm.checkpoint.families import beit_family, swin_family
-from cclm.checkpoint.import_cclm import convert
-from cclm.checkpoint.published_names import Weight, published_weights
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions, TextOptions, VisionOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.families import beit_family, swin_family
+from cclm.pretrained.import_cclm import convert
+from cclm.pretrained.published_names import Weight, published_weights
 from tests.architecture.sources import ROOT
 
 VARIABLE = "CCLM_GOLDEN"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.published_names import to_published
+from cclm.pretrained.published_names import to_published
 from tests.golden.cases import Outcome, Runner
 from tests.golden.sets import GoldenSet
 

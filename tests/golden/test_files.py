@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.bias_tables import resize_bias_table
-from cclm.checkpoint.families import FAMILIES
-from cclm.checkpoint.import_cclm import describe
-from cclm.checkpoint.initialise import source_weights
-from cclm.checkpoint.published_names import to_published
+from cclm.pretrained.bias_tables import resize_bias_table
+from cclm.pretrained.families import FAMILIES
+from cclm.pretrained.import_cclm import describe
+from cclm.pretrained.initialise import source_weights
+from cclm.pretrained.published_names import to_published
 from tests.golden.sets import GoldenSet, golden_root
 
 KEY_LISTS = {

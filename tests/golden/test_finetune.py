@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.checkpoint.families import Task
-from cclm.checkpoint.import_cclm import convert
 from cclm.checkpoint.import_folder import filled_model
-from cclm.checkpoint.published_names import answer_decoder_weights, published_weights, to_published
-from cclm.checkpoint.published_sizes import options_of_state
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.heads import MatchingHead
 from cclm.model.memories import SeveralMemoriesEncoder
@@ -21,6 +17,10 @@ from cclm.objectives.answers import answer_log_likelihood, answer_loss
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching, negative_weights
 from cclm.objectives.term import shares
+from cclm.pretrained.families import Task
+from cclm.pretrained.import_cclm import convert
+from cclm.pretrained.published_names import answer_decoder_weights, published_weights, to_published
+from cclm.pretrained.published_sizes import options_of_state
 from tests.golden.finetuned import Finetuned
 from tests.golden.sets import GoldenSet
 from tests.golden.test_cases import expect_close

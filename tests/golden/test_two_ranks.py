@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.published_names import to_published
 from cclm.distributed.collectives import collectives
 from cclm.distributed.spawn import run_on_ranks
+from cclm.pretrained.published_names import to_published
 from tests.golden.cases import Runner
 from tests.golden.sets import GoldenSet, golden_set
 

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cclm.checkpoint.initialise import start_model
-from cclm.checkpoint.published_file import read_tensors
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.seeding import seed_initialisation
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.initialise import start_model
+from cclm.pretrained.published_file import read_tensors
 from tests.ranks.harness import on_ranks
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS

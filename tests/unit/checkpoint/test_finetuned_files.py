@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.checkpoint.families import FAMILIES, finetuned
-from cclm.checkpoint.import_cclm import convert, describe
 from cclm.checkpoint.import_folder import filled_model
-from cclm.checkpoint.published_sizes import options_of_state
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.families import FAMILIES, finetuned
+from cclm.pretrained.import_cclm import convert, describe
+from cclm.pretrained.published_sizes import options_of_state
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
 
 TASKS: dict[str, ModelOptions] = {

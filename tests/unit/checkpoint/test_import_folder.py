@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.checkpoint.test_import_cclm import retrieval_state
 
 from cclm.checkpoint.export import REPLACED, workshop
-from cclm.checkpoint.import_cclm import stored_tensors
 from cclm.checkpoint.import_folder import REPORT_NAME, import_file
 from cclm.checkpoint.open import open_model
 from cclm.cli.__main__ import main
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.import_cclm import stored_tensors
 from tests.kinds import with_vocabulary
 from tests.unit.checkpoint.test_finetuned_files import TASKS, file_of, outputs
-from tests.unit.checkpoint.test_import_cclm import retrieval_state
 from tests.unit.checkpoint.tiny_families import TINY, published_state, wavy_model
 
 

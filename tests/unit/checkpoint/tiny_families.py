@@ -7,10 +7,10 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.families import beit_family, swin_family
-from cclm.checkpoint.published_names import published_buffers, published_ties, published_weights, to_published
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions, TextOptions, VisionOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.families import beit_family, swin_family
+from cclm.pretrained.published_names import published_buffers, published_ties, published_weights, to_published
 
 TEXT = TextOptions(vocab_size=30, max_positions=20, num_layers=2, num_heads=2, feedforward_width=24)
 TINY_SWIN = swin_family(

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cclm.checkpoint.families import FAMILIES
-from cclm.checkpoint.import_cclm import meta_model
 from cclm.model.configuration_cclm import TextOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.text import token_positions
+from cclm.pretrained.families import FAMILIES
+from cclm.pretrained.import_cclm import meta_model
 from tests.unit.checkpoint.tiny_families import TINY
 from tests.unit.model.tiny import tiny_images, tiny_model, tiny_texts
 

@@ -18,9 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.bias_tables import resize_bias_table
-from cclm.checkpoint.lazy_tensors import LazyTensors
-from cclm.checkpoint.published_names import (
+from cclm.engine.stored_weights import StoredTensor
+from cclm.errors import CheckpointError
+from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.bias_tables import resize_bias_table
+from cclm.pretrained.lazy_tensors import LazyTensors
+from cclm.pretrained.published_names import (
     ONE_STACK,
     Weight,
     finetuned_name,
@@ -31,11 +35,7 @@ from cclm.checkpoint.published_names import (
     to_ours,
     to_published,
 )
-from cclm.checkpoint.published_sizes import ADVICE
-from cclm.engine.stored_weights import StoredTensor
-from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
-from cclm.model.modeling_cclm import CCLMModel
+from cclm.pretrained.published_sizes import ADVICE
 
 Fate = Literal["used", "converted", "dropped"]
 

@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.lazy_tensors import LazyTensors
 from cclm.model.configuration_cclm import ModelOptions, VisionOptions
+from cclm.pretrained.lazy_tensors import LazyTensors
 
 ONE_STACK = "text_encoder.bert."
 """What stands before the text layers of a pre-trained CCLM-3M/4M file; fine-tuned ones leave out the `bert.`"""

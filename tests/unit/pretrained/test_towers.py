@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from cclm.checkpoint.towers import with_towers
 from cclm.errors import ConfigError
 from cclm.model.configuration_cclm import FusionOptions, ModelOptions, TextOptions, VisionOptions
+from cclm.pretrained.towers import with_towers
 from tests.unit.model.hf_towers import CONFIGS, MLP
 
 TEXT = transformers.XLMRobertaConfig(

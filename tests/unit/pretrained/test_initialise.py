@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.initialise import source_weights
-from cclm.checkpoint.source_names import place_source
 from cclm.errors import CheckpointError
+from cclm.pretrained.initialise import source_weights
+from cclm.pretrained.source_names import place_source
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
 
 State = dict[str, Tensor]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cclm.checkpoint.bias_tables import resize_bias_table, resizing_matrix, source_positions
+from cclm.pretrained.bias_tables import resize_bias_table, resizing_matrix, source_positions
 
 
 @pytest.mark.parametrize(("source", "target"), [(13, 23), (13, 29), (7, 9), (5, 13)])

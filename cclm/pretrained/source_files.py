@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cclm.checkpoint.published_file import read_tensors
 from cclm.errors import CheckpointError
+from cclm.pretrained.published_file import read_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a Hugging Face folder's weights are called; `NAME.index.json` lists several files."""

@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cclm.checkpoint.import_cclm import ImportReport, KeyFate, fit_weights, meta_model
-from cclm.checkpoint.lazy_tensors import LazyTensors
-from cclm.checkpoint.published_names import Weight, published_weights, text_weights, to_ours, to_published
-from cclm.checkpoint.source_files import open_source
-from cclm.checkpoint.source_names import OUR_MARK, Placement, Reach, place_source
-from cclm.checkpoint.tower_source import TOWER
 from cclm.engine.sharded_build import whole_parameters
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
+from cclm.pretrained.import_cclm import ImportReport, KeyFate, fit_weights, meta_model
+from cclm.pretrained.lazy_tensors import LazyTensors
+from cclm.pretrained.published_names import Weight, published_weights, text_weights, to_ours, to_published
+from cclm.pretrained.source_files import open_source
+from cclm.pretrained.source_names import OUR_MARK, Placement, Reach, place_source
+from cclm.pretrained.tower_source import TOWER
 
 
 @dataclass(frozen=True, kw_only=True)

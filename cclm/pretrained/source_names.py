@@ -14,9 +14,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from cclm.checkpoint.tower_source import place_tower
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
+from cclm.pretrained.tower_source import place_tower
 
 Placement = dict[str, tuple[str, ...]]
 """Published name → keys of the source, stacked in this order."""

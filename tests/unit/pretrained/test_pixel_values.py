@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from cclm.checkpoint.pixel_values import pixel_values, with_pixel_values
 from cclm.data.image import ImageTransformConfig
 from cclm.errors import ConfigError
+from cclm.pretrained.pixel_values import pixel_values, with_pixel_values
 
 HALF = (0.5, 0.5, 0.5)
 PLAIN = ImageTransformConfig()

@@ -10,10 +10,10 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.families import FAMILIES, beit_family, swin_family
-from cclm.checkpoint.published_names import pretrained_name
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions, TextOptions, VisionOptions
+from cclm.pretrained.families import FAMILIES, beit_family, swin_family
+from cclm.pretrained.published_names import pretrained_name
 
 HEAD_WIDTH = 64
 """Width of an attention head of every published text encoder; weights do not tell it."""

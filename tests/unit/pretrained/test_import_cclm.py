@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cclm.checkpoint.bias_tables import resize_bias_table
-from cclm.checkpoint.families import FAMILIES
-from cclm.checkpoint.import_cclm import convert, describe
 from cclm.checkpoint.import_folder import filled_model
-from cclm.checkpoint.published_names import published_weights, to_ours, to_published
-from cclm.checkpoint.published_sizes import family_of, options_of_state
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
+from cclm.pretrained.bias_tables import resize_bias_table
+from cclm.pretrained.families import FAMILIES
+from cclm.pretrained.import_cclm import convert, describe
+from cclm.pretrained.published_names import published_weights, to_ours, to_published
+from cclm.pretrained.published_sizes import family_of, options_of_state
 from tests.unit.checkpoint.tiny_families import TINY, TINY_BEIT, TINY_SWIN, published_state, wavy_model
 
 LAYOUTS = list(TINY)

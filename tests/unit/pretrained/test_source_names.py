@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.unit.checkpoint.test_towers import TEXT
 from torch import nn
 
-from cclm.checkpoint.initialise import source_weights, start_model
-from cclm.checkpoint.source_names import spread_layers
-from cclm.checkpoint.towers import with_towers
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig, FusionOptions, ModelOptions, TextOptions, VisionOptions
 from cclm.model.modeling_cclm import CCLMModel
-from tests.unit.checkpoint.test_towers import TEXT
+from cclm.pretrained.initialise import source_weights, start_model
+from cclm.pretrained.source_names import spread_layers
+from cclm.pretrained.towers import with_towers
 from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS, MLP, WIDTH
 

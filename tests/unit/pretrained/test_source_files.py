@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cclm.checkpoint.source_files import open_source
 from cclm.errors import CheckpointError
+from cclm.pretrained.source_files import open_source
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3)}
 
