@@ -29,11 +29,11 @@ import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from benchmarks.figures import add_json_option, write_figures
-from cclm.checkpoint.open import build_model
-from cclm.checkpoint.probe import make_probe
-from cclm.checkpoint.witness import witness_of, write_witness
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
+from cclm.hub.open import build_model
+from cclm.hub.probe import make_probe
+from cclm.hub.reference_outputs import witness_of, write_witness
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES

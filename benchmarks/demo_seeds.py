@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import add_json_option, write_figures
-from cclm.checkpoint.model_card import recall_cell
 from cclm.errors import CclmError, ConfigError
 from cclm.evaluate.statistics import spread
 from cclm.files.reading import read_json, read_yaml
+from cclm.hub.model_card import recall_cell
 from cclm.run.claims import RERANK_TITLES
 from cclm.run.facts import RESULTS_NAME
 

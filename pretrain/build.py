@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cclm.checkpoint.load import load_checkpoint
-from cclm.checkpoint.open import longest_text, model_config, transform_of
-from cclm.checkpoint.witness import make_recorder
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares, validate
 from cclm.data.exposure import Exposure
@@ -28,6 +26,8 @@ from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
 from cclm.errors import ConfigError
 from cclm.files.lock import run_lock
+from cclm.hub.open import longest_text, model_config, transform_of
+from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.checkpoints import newest_complete
 from cclm.run.status import DoneMarker, RankStatus, forget_other_ranks

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from cclm.checkpoint.embed_source import EmbedSource, Row
-from cclm.checkpoint.open import OpenedModel
 from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError, DataError
 from cclm.files import atomic
 from cclm.files.reading import read_json
+from cclm.hub.open import OpenedModel
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from cclm.checkpoint.open import OpenedModel
 from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError
 from cclm.evaluate.rerank import RerankRule
 from cclm.evaluate.tables import Groups, Results, results_of
 from cclm.evaluate.zero_shot import LanguageQueries, Measurement, RetrievalSet, choose_rerank_rule, measure
+from cclm.hub.open import OpenedModel
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Language, View
 

@@ -50,7 +50,7 @@ def run(
 
     from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
     from cclm.checkpoint.embed_source import find_source
-    from cclm.checkpoint.open import open_model, place
+    from cclm.hub.open import open_model, place
     from cclm.track.progress import Progress
 
     if threads:

@@ -76,9 +76,9 @@ def run(
     import torch
 
     from cclm.checkpoint.measure import evaluate
-    from cclm.checkpoint.open import open_model
     from cclm.evaluate.tables import text_table
     from cclm.files.atomic import replace_text
+    from cclm.hub.open import open_model
 
     if threads:
         torch.set_num_threads(threads)

@@ -42,7 +42,8 @@ def run(
     tolerance: float | None = None,
 ) -> None:
     """Export, print the proof."""
-    from cclm.checkpoint.export import (
+    from cclm.files.atomic import replace_text
+    from cclm.hub.export import (
         ExportOptions,
         Weights,
         checkpoint_source,
@@ -50,11 +51,10 @@ def run(
         refuse_to_overwrite,
         witness_for,
     )
-    from cclm.checkpoint.hub_folder import count_parameters
-    from cclm.checkpoint.model_card import model_card
-    from cclm.checkpoint.open import is_export, prepare_run
-    from cclm.checkpoint.weight_files import DTYPES, parse_size
-    from cclm.files.atomic import replace_text
+    from cclm.hub.hub_folder import count_parameters
+    from cclm.hub.model_card import model_card
+    from cclm.hub.open import is_export, prepare_run
+    from cclm.hub.weight_files import DTYPES, parse_size
     from cclm.run.facts import PARITY_NAME, read_facts
 
     if dtype not in DTYPES:

@@ -61,7 +61,7 @@ def run(
                 do="Leave them out: a folder is written anew as it is.",
             )
         return import_again(Path(path), Path(to))
-    from cclm.checkpoint.import_folder import REPORT_NAME, import_file
+    from cclm.hub.import_folder import REPORT_NAME, import_file
 
     imported = import_file(
         Path(path),
@@ -81,7 +81,7 @@ def run(
 
 def import_again(folder: Path, to: Path) -> None:
     """Write an exported folder anew."""
-    from cclm.checkpoint.import_export import import_export
+    from cclm.hub.import_export import import_export
 
     report = import_export(folder, to)
     say(f"wrote {to}: the weights of {folder} bit for bit, with the code of this version")

@@ -38,7 +38,7 @@ def run(folder: str, to: str, shards: Sequence[str] = (), texts: Sequence[str] =
             got="neither",
             do="Name the corpus that the model is meant for.",
         )
-    from cclm.checkpoint.prune_vocabulary import REPORT_NAME, prune_vocabulary
+    from cclm.hub.prune_vocabulary import REPORT_NAME, prune_vocabulary
     from cclm.shardfile.texts import texts_of_sets
 
     sets = [Path(path) for path in shards]

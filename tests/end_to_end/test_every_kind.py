@@ -16,17 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cclm.checkpoint.export import checkpoint_source
-from cclm.checkpoint.hub_folder import write_folder
-from cclm.checkpoint.open import Prepared, longest_text, model_config, prepare_run, read_run_config, transform_of
-from cclm.checkpoint.parity import ParityReport, compare, outputs_of_a_stranger, strangers_environment
-from cclm.checkpoint.probe import ProbeInputs, ask, make_probe, probe_inputs
 from cclm.checkpoint.save import save_checkpoint
-from cclm.checkpoint.weight_files import INDEX_NAME, Dtype
-from cclm.checkpoint.witness import Witness, make_recorder, read_witness
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
+from cclm.hub.export import checkpoint_source
+from cclm.hub.hub_folder import write_folder
+from cclm.hub.open import Prepared, longest_text, model_config, prepare_run, read_run_config, transform_of
+from cclm.hub.parity import ParityReport, compare, outputs_of_a_stranger, strangers_environment
+from cclm.hub.probe import ProbeInputs, ask, make_probe, probe_inputs
+from cclm.hub.reference_outputs import Witness, make_recorder, read_witness
+from cclm.hub.weight_files import INDEX_NAME, Dtype
 from cclm.model.modeling_cclm import CCLMModel
 from tests.clean_environment import make_clean_environment
 from tests.kinds import KINDS as EVERY_KIND

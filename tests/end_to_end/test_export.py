@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.checkpoint.open import open_model
 from cclm.cli.__main__ import main
+from cclm.hub.open import open_model
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_the_model_card_has_the_numbers_and_the_licences(measured: Path, exporte
 
 
 def test_a_broken_export_is_caught_by_the_stranger(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    from cclm.checkpoint import export as module
+    from cclm.hub import export as module
 
     def writes_code_that_needs_us(*arguments: object, **options: object) -> None:
         write_folder(*arguments, **options)  # type: ignore[arg-type]

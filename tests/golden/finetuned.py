@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.import_folder import filled_model
+from cclm.hub.import_folder import filled_model
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import Task, finetuned

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.checkpoint.import_folder import filled_model
+from cclm.hub.import_folder import filled_model
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.heads import MatchingHead
 from cclm.model.memories import SeveralMemoriesEncoder

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from cclm.checkpoint.open import OpenedModel, model_config
-from cclm.checkpoint.probe import make_probe
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
+from cclm.hub.open import OpenedModel, model_config
+from cclm.hub.probe import make_probe
 from cclm.model.modeling_cclm import CCLMModel
 
 SMALL = {

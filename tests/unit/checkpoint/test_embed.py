@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
+from tests.unit.checkpoint.test_hub_folder import write
 
 from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, part_path, prepare_folder, weights_fingerprint
 from cclm.checkpoint.embed_source import Files, Shards, find_source
-from cclm.checkpoint.open import OpenedModel, place
 from cclm.checkpoint.search import Hit, load_embedded, page, search, text_table
 from cclm.errors import ConfigError
-from tests.unit.checkpoint.test_hub_folder import write
+from cclm.hub.open import OpenedModel, place
 from tests.unit.data.data_sets import write_images, write_pairs
 
 COLOURS = ("red", "blue", "green", "black", "white", "orange", "yellow")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.checkpoint.import_folder import filled_model
 from cclm.errors import CheckpointError
+from cclm.hub.import_folder import filled_model
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES, finetuned

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cclm.checkpoint.hub_folder import hub_tokenizer
+from cclm.hub.hub_folder import hub_tokenizer
 from cclm.model.image_processing_cclm import CCLMImageProcessor
 from cclm.model.inference import FillMaskOutput
 from cclm.model.processing_cclm import CCLMProcessor

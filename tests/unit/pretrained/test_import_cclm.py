@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cclm.checkpoint.import_folder import filled_model
 from cclm.errors import CheckpointError
+from cclm.hub.import_folder import filled_model
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.pretrained.bias_tables import resize_bias_table
 from cclm.pretrained.families import FAMILIES

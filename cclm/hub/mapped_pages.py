@@ -4,7 +4,7 @@
 
 The next use reads them again, from the page cache as a rule. Values never change: only pages of files are dropped, and
 what is dropped is the file's own content. Linux; elsewhere nothing happens. Imports nothing of ours, because
-`cclm/checkpoint/prove.py` loads it by its path.
+`cclm/hub/clean_process.py` loads it by its path.
 """
 
 from __future__ import annotations

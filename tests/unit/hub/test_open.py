@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.checkpoint.test_hub_folder import write
 
-from cclm.checkpoint.open import (
+from cclm.data.image import ImageTransformConfig
+from cclm.errors import CheckpointError, ConfigError
+from cclm.hub.open import (
     OpenedModel,
     build_model,
     model_config,
@@ -14,11 +17,8 @@ from cclm.checkpoint.open import (
     read_run_config,
     transform_of,
 )
-from cclm.data.image import ImageTransformConfig
-from cclm.errors import CheckpointError, ConfigError
 from tests.kinds import KINDS
 from tests.unit.checkpoint.small_model import SMALL
-from tests.unit.checkpoint.test_hub_folder import write
 from tests.unit.checkpoint.tiny_families import wavy_model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cclm.checkpoint.parity import ParityReport
+from cclm.hub.parity import ParityReport
 from cclm.run.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
 from cclm.run.facts import RunFacts
 

@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cclm.checkpoint.export import move_into_place, workshop
 from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
 from cclm.data.tokens import pre_caption
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
+from cclm.hub.export import move_into_place, workshop
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.pretrained.source_files import read_folder
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from cclm.checkpoint.load import load_full_state
-from cclm.checkpoint.weight_files import DTYPES
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.reading import read_json, read_yaml
+from cclm.hub.weight_files import DTYPES
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights

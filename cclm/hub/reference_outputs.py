@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cclm.checkpoint.probe import NUM_MASKED, Probe, ProbeInputs, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.checkpoint.ranks import on_every_rank
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
+from cclm.hub.probe import NUM_MASKED, Probe, ProbeInputs, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.model.modeling_cclm import CCLMModel
 
 FILE = "witness.safetensors"

@@ -9,12 +9,12 @@ from tokenizers import Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 
-from cclm.checkpoint.open import RESAMPLE_NUMBER, Prepared
-from cclm.checkpoint.weight_files import Dtype, Source, write_weights
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.data.tokens import Normalise
 from cclm.errors import CheckpointError
+from cclm.hub.open import RESAMPLE_NUMBER, Prepared
+from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_processing_cclm import CCLMImageProcessor
 from cclm.model.modeling_cclm import CCLMModel

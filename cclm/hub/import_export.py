@@ -12,12 +12,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from cclm.checkpoint.export import ExportOptions, export, refuse_to_overwrite, witness_for
-from cclm.checkpoint.open import prepare_export
-from cclm.checkpoint.parity import ParityReport
-from cclm.checkpoint.weight_files import DTYPES, INDEX_NAME, Dtype, Source
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
+from cclm.hub.export import ExportOptions, export, refuse_to_overwrite, witness_for
+from cclm.hub.open import prepare_export
+from cclm.hub.parity import ParityReport
+from cclm.hub.weight_files import DTYPES, INDEX_NAME, Dtype, Source
 
 
 def import_export(folder: Path, to: Path) -> ParityReport:

@@ -16,17 +16,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cclm.checkpoint.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop
-from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
-from cclm.checkpoint.mapped_pages import drop_pages_after_use
-from cclm.checkpoint.open import Prepared
-from cclm.checkpoint.parity import ParityReport, prove_parity
-from cclm.checkpoint.weight_files import parse_size
-from cclm.checkpoint.witness import witness_of
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import Normalise, load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
+from cclm.hub.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop
+from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
+from cclm.hub.mapped_pages import drop_pages_after_use
+from cclm.hub.open import Prepared
+from cclm.hub.parity import ParityReport, prove_parity
+from cclm.hub.reference_outputs import witness_of
+from cclm.hub.weight_files import parse_size
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.tied_weights import tied_weights

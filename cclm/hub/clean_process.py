@@ -68,7 +68,7 @@ def neighbour(name: str) -> Any:
 
 
 def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked: int) -> dict[str, Any]:
-    """What the witness holds (`cclm.checkpoint.probe.probe_outputs`), by the methods that people call."""
+    """What the witness holds (`cclm.hub.probe.probe_outputs`), by the methods that people call."""
     import torch
 
     pixels, ids, mask = inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]

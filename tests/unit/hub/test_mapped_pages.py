@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.checkpoint.mapped_pages import drop_pages_after_use, mapped_files, pages_of
+from cclm.hub.mapped_pages import drop_pages_after_use, mapped_files, pages_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 WIDTH = 1024

@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from cclm.checkpoint.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary
 from cclm.cli.__main__ import main
 from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
+from cclm.hub.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.shardfile.texts import texts_of_sets

@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cclm.checkpoint import prove
-from cclm.checkpoint.open import Prepared
-from cclm.checkpoint.probe import NUM_MASKED, Probe
-from cclm.checkpoint.weight_files import Dtype
-from cclm.checkpoint.witness import Witness
 from cclm.errors import CheckpointError
+from cclm.hub import clean_process as prove
+from cclm.hub.open import Prepared
+from cclm.hub.probe import NUM_MASKED, Probe
+from cclm.hub.reference_outputs import Witness
+from cclm.hub.weight_files import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)

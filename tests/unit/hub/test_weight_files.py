@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cclm.checkpoint.weight_files import (
+from cclm.engine.stored_weights import StoredTensor
+from cclm.errors import ConfigError
+from cclm.hub.weight_files import (
     INDEX_NAME,
     Planned,
     in_memory,
@@ -18,8 +20,6 @@ from cclm.checkpoint.weight_files import (
     plan_shards,
     write_weights,
 )
-from cclm.engine.stored_weights import StoredTensor
-from cclm.errors import ConfigError
 
 STATE = {
     "words.weight": torch.randn(40, 7),
@@ -83,7 +83,7 @@ def test_the_source_is_opened_anew_for_each_shard_and_after_many_bytes(
     write_weights(source, tmp_path, names=list(STATE), dtype=None, shard_bytes=1)
     assert len(opened) == 1 + len(STATE)
     opened.clear()
-    monkeypatch.setattr("cclm.checkpoint.weight_files.REOPEN_BYTES", 1000)
+    monkeypatch.setattr("cclm.hub.weight_files.REOPEN_BYTES", 1000)
     write_weights(source, tmp_path, names=list(STATE), dtype=None, shard_bytes=10**9)
     assert len(opened) == 3, "the words alone are 1120 bytes"
     assert load_file(tmp_path / "model.safetensors").keys() == STATE.keys()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.open import OpenedModel
-from cclm.checkpoint.parity import TOLERANCE, Difference, compare, difference, prove_parity, recall_pair
-from cclm.checkpoint.witness import Witness, witness_of
 from cclm.errors import CheckpointError
+from cclm.hub.open import OpenedModel
+from cclm.hub.parity import TOLERANCE, Difference, compare, difference, prove_parity, recall_pair
+from cclm.hub.reference_outputs import Witness, witness_of
 from tests.unit.checkpoint.small_model import TRANSFORM
 
 PARTS = ("image_features", "text_features", "match_logits", "masked_lm_logits")
@@ -23,7 +23,7 @@ def witness(opened: OpenedModel) -> Witness:
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, outputs: dict[str, Tensor]) -> None:
-    monkeypatch.setattr("cclm.checkpoint.parity.outputs_of_a_stranger", lambda *_: [outputs])
+    monkeypatch.setattr("cclm.hub.parity.outputs_of_a_stranger", lambda *_: [outputs])
 
 
 def test_difference_sees_one_wrong_number_and_a_wrong_shape() -> None:

@@ -26,17 +26,17 @@ from typing import Literal
 
 from safetensors.torch import load_file
 
-from cclm.checkpoint.hub_folder import write_folder
 from cclm.checkpoint.load import verify
-from cclm.checkpoint.mapped_pages import drop_pages_after_use
-from cclm.checkpoint.open import Prepared, is_export, with_weights, without_prefix
-from cclm.checkpoint.parity import ParityReport, prove_parity
-from cclm.checkpoint.weight_files import Dtype, Source, parse_size, write_weights
-from cclm.checkpoint.witness import Witness, read_witness, witness_of
 from cclm.engine.ema import stored_average
 from cclm.engine.stored_weights import StoredTensor, stored_weights
 from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
+from cclm.hub.hub_folder import write_folder
+from cclm.hub.mapped_pages import drop_pages_after_use
+from cclm.hub.open import Prepared, is_export, with_weights, without_prefix
+from cclm.hub.parity import ParityReport, prove_parity
+from cclm.hub.reference_outputs import Witness, read_witness, witness_of
+from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
 from cclm.model.tied_weights import tied_weights
 from cclm.run.facts import PARITY_NAME
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tests.unit.checkpoint.test_import_cclm import retrieval_state
 
-from cclm.checkpoint.export import REPLACED, workshop
-from cclm.checkpoint.import_folder import REPORT_NAME, import_file
-from cclm.checkpoint.open import open_model
 from cclm.cli.__main__ import main
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
+from cclm.hub.export import REPLACED, workshop
+from cclm.hub.import_folder import REPORT_NAME, import_file
+from cclm.hub.open import open_model
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.import_cclm import stored_tensors
 from tests.kinds import with_vocabulary

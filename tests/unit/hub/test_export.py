@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.export import (
+from cclm.checkpoint.save import save_checkpoint
+from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.plain import PlainEngine
+from cclm.engine.protocol import Losses
+from cclm.errors import CheckpointError
+from cclm.hub.export import (
     REPLACED,
     Weights,
     checkpoint_source,
@@ -18,15 +23,10 @@ from cclm.checkpoint.export import (
     witness_for,
     workshop,
 )
-from cclm.checkpoint.open import OpenedModel, build_model, is_export, open_model
-from cclm.checkpoint.parity import Difference, ParityReport
-from cclm.checkpoint.save import save_checkpoint
-from cclm.checkpoint.weight_files import in_memory
-from cclm.checkpoint.witness import make_recorder, read_witness, witness_of
-from cclm.engine.optimizer import OptimizerConfig
-from cclm.engine.plain import PlainEngine
-from cclm.engine.protocol import Losses
-from cclm.errors import CheckpointError
+from cclm.hub.open import OpenedModel, build_model, is_export, open_model
+from cclm.hub.parity import Difference, ParityReport
+from cclm.hub.reference_outputs import make_recorder, read_witness, witness_of
+from cclm.hub.weight_files import in_memory
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.facts import CheckpointFacts
 
@@ -76,7 +76,7 @@ def test_a_failed_proof_leaves_the_old_export_and_no_rubbish(opened: OpenedModel
     def fails(*_: object, **__: object) -> ParityReport:
         raise CheckpointError(expected="the same", got="something else", do="Nothing was exported.")
 
-    monkeypatch.setattr("cclm.checkpoint.export.prove_parity", fails)
+    monkeypatch.setattr("cclm.hub.export.prove_parity", fails)
     with pytest.raises(CheckpointError, match="something else"):
         run_export(opened, old)
     assert json.loads((old / "config.json").read_text())["mine"] == 1
@@ -88,7 +88,7 @@ def test_an_old_export_is_replaced_as_a_whole(opened: OpenedModel, tmp_path: Pat
     old.mkdir()
     (old / "config.json").write_text('{"model_type": "cclm"}')
     (old / "leftover.bin").write_text("x")
-    monkeypatch.setattr("cclm.checkpoint.export.prove_parity", lambda *_, **__: report_of(1e-6))
+    monkeypatch.setattr("cclm.hub.export.prove_parity", lambda *_, **__: report_of(1e-6))
     run_export(opened, old)
     assert not (old / "leftover.bin").exists()
     assert (old / "README.md").read_text() == "max 1e-06"
@@ -112,7 +112,7 @@ def test_what_a_killed_export_left_is_cleared_and_a_running_one_is_left_alone(tm
 def test_an_export_says_which_checkpoint_it_is(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     trained = replace(opened, checkpoint=CheckpointFacts(step=12, identity="a1"))
     witness = witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
-    monkeypatch.setattr("cclm.checkpoint.parity.outputs_of_a_stranger", lambda *_: [witness.outputs])
+    monkeypatch.setattr("cclm.hub.parity.outputs_of_a_stranger", lambda *_: [witness.outputs])
     report = run_export(trained, tmp_path / "model")
     assert (report.step, report.checkpoint) == (12, "a1")
     assert open_model(tmp_path / "model").checkpoint == trained.checkpoint

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from cclm.checkpoint.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder
-from cclm.checkpoint.open import OpenedModel, open_model
-from cclm.checkpoint.parity import difference
-from cclm.checkpoint.probe import make_probe, probe_inputs, probe_outputs
-from cclm.checkpoint.weight_files import Dtype, in_memory
 from cclm.data.image import decode_image, eval_image
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
+from cclm.hub.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder
+from cclm.hub.open import OpenedModel, open_model
+from cclm.hub.parity import difference
+from cclm.hub.probe import make_probe, probe_inputs, probe_outputs
+from cclm.hub.weight_files import Dtype, in_memory
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from cclm.checkpoint import import_export as module
-from cclm.checkpoint.import_export import folder_source, import_export, stored_dtype
-from cclm.checkpoint.open import OpenedModel, Prepared, prepare_export
-from cclm.checkpoint.weight_files import INDEX_NAME, Dtype, Source
-from cclm.checkpoint.witness import Witness
-from cclm.errors import CheckpointError
 from tests.unit.checkpoint.test_hub_folder import write
+
+from cclm.errors import CheckpointError
+from cclm.hub import import_export as module
+from cclm.hub.import_export import folder_source, import_export, stored_dtype
+from cclm.hub.open import OpenedModel, Prepared, prepare_export
+from cclm.hub.reference_outputs import Witness
+from cclm.hub.weight_files import INDEX_NAME, Dtype, Source
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -33,7 +33,7 @@ def test_the_same_weights_bit_by_bit(
         return witnesses[-1]
 
     monkeypatch.setattr(module, "witness_for", remember)
-    monkeypatch.setattr("cclm.checkpoint.parity.outputs_of_a_stranger", lambda *_: [witnesses[-1].outputs])
+    monkeypatch.setattr("cclm.hub.parity.outputs_of_a_stranger", lambda *_: [witnesses[-1].outputs])
     first, second = tmp_path / "first", tmp_path / "second"
     write(opened, first, dtype, shard_bytes=6000)
     (first / "README.md").write_text("# A model\n")

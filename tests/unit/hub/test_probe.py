@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cclm.checkpoint.open import OpenedModel
-from cclm.checkpoint.probe import known_part, make_probe, probe_inputs, probe_outputs
-from cclm.checkpoint.witness import make_recorder, read_witness, witness_of
 from cclm.data.tokens import TextTokenizer
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.errors import CheckpointError
+from cclm.hub.open import OpenedModel
+from cclm.hub.probe import known_part, make_probe, probe_inputs, probe_outputs
+from cclm.hub.reference_outputs import make_recorder, read_witness, witness_of
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS, with_vocabulary

@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from cclm.checkpoint.model_card import model_card, recall_cell, trained_languages
-from cclm.checkpoint.parity import Difference, ParityReport
+from cclm.hub.model_card import model_card, recall_cell, trained_languages
+from cclm.hub.parity import Difference, ParityReport
 from cclm.run.facts import CheckpointFacts, RunFacts, SetFacts, Stage
 
 PART = Difference(max_abs=3e-7, min_cosine=1.0)
