@@ -48,9 +48,9 @@ def run(
     """Embed, with a progress bar."""
     import torch
 
-    from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
-    from cclm.checkpoint.embed_source import find_source
     from cclm.hub.open import open_model, place
+    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
+    from cclm.retrieve.embed_source import find_source
     from cclm.track.progress import Progress
 
     if threads:

@@ -75,10 +75,10 @@ def run(
         gallery = str(Path(out).with_name("gallery.json"))
     import torch
 
-    from cclm.checkpoint.measure import evaluate
     from cclm.evaluate.tables import text_table
     from cclm.files.atomic import replace_text
     from cclm.hub.open import open_model
+    from cclm.retrieve.measure import evaluate
 
     if threads:
         torch.set_num_threads(threads)

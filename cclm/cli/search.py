@@ -43,9 +43,9 @@ def run(
     dtype: str = "fp32",
 ) -> None:
     """Search, print a table for each text."""
-    from cclm.checkpoint.search import load_embedded, page, search, text_table
     from cclm.files.atomic import replace_text
     from cclm.hub.open import open_model, place
+    from cclm.retrieve.search import load_embedded, page, search, text_table
 
     if kind not in ("image", "text"):
         raise ConfigError(where="--kind", expected="image or text", got=repr(kind), do="Choose one of these.")

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.embed_source import EmbedSource, Row
 from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError, DataError
 from cclm.files import atomic
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
+from cclm.retrieve.embed_source import EmbedSource, Row
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""

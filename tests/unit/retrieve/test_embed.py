@@ -13,11 +13,11 @@ from PIL import Image
 from pyarrow import parquet
 from tests.unit.checkpoint.test_hub_folder import write
 
-from cclm.checkpoint.embed import Embedder, EmbeddingFacts, embed, part_path, prepare_folder, weights_fingerprint
-from cclm.checkpoint.embed_source import Files, Shards, find_source
-from cclm.checkpoint.search import Hit, load_embedded, page, search, text_table
 from cclm.errors import ConfigError
 from cclm.hub.open import OpenedModel, place
+from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, part_path, prepare_folder, weights_fingerprint
+from cclm.retrieve.embed_source import Files, Shards, find_source
+from cclm.retrieve.search import Hit, load_embedded, page, search, text_table
 from tests.unit.data.data_sets import write_images, write_pairs
 
 COLOURS = ("red", "blue", "green", "black", "white", "orange", "yellow")
@@ -207,7 +207,7 @@ def test_a_page_holds_the_pictures_and_escapes_words(folder: Path) -> None:
 KILLED = """
 import sys, os, signal
 from pathlib import Path
-import cclm.checkpoint.embed as module
+import cclm.retrieve.embed as module
 from cclm.cli.__main__ import main
 write = module.write_part
 def dies(folder, part, columns, width):

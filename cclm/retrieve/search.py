@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cclm.checkpoint.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path, weights_fingerprint
-from cclm.checkpoint.embed_source import EmbedSource, find_source
 from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
+from cclm.retrieve.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path, weights_fingerprint
+from cclm.retrieve.embed_source import EmbedSource, find_source
 
 THUMBNAIL_SIZE = 192
 """Pixels of the longer side."""
