@@ -162,7 +162,7 @@ def construction_of(
     """
     if config.model.vision.stem_norm == "affine":
         return nullcontext()
-    from cclm.engine.sharded_build import sharded_construction
+    from cclm.engine.deepspeed.construction import sharded_construction
 
     return sharded_construction(ds_config, topology)
 
@@ -190,7 +190,7 @@ def build_engine(
             device=topology.device,
             accumulation_steps=config.data.micro_batches,
         )
-    from cclm.engine.deepspeed_engine import DeepSpeedEngine
+    from cclm.engine.deepspeed.engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
         module,

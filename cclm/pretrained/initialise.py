@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.sharded_build import whole_parameters
+from cclm.engine.deepspeed.construction import whole_parameters
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.pretrained.import_cclm import ImportReport, KeyFate, fit_weights, meta_model

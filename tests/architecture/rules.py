@@ -13,7 +13,7 @@ Rule = Callable[[Source], Iterator[str]]
 
 MAX_FILE_LINES = 600
 KNOWS_RANKS = ("cclm/dist/", "cclm/engine/", "cclm/checkpoint/")
-DEEPSPEED_FILES = ("cclm/engine/deepspeed_engine.py", "cclm/engine/sharded_build.py")
+DEEPSPEED_FILES = ("cclm/engine/deepspeed/engine.py", "cclm/engine/deepspeed/construction.py")
 MODEL_LIBRARIES = frozenset({"torch", "transformers", "numpy", "PIL"})
 DRAWER_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper", "registry"})
 # A path in somebody's home or workplace, or the host of a package registry: works here, and nowhere else.

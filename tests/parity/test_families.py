@@ -84,7 +84,7 @@ def make_module(path: str, talk: Collectives) -> nn.Module:
 
 def make_sharded(path: str, talk: Collectives) -> nn.Module:
     """As a run does it: no rank ever has the whole network."""
-    from cclm.engine.sharded_build import sharded_construction
+    from cclm.engine.deepspeed.construction import sharded_construction
 
     with sharded_construction(ds_config(case_of(path), 2), Topology.from_environment(device="cpu")):
         return make_module(path, talk)

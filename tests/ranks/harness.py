@@ -25,7 +25,7 @@ from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-PRELOAD = ("deepspeed", "torch._dynamo", "cclm.engine.deepspeed_engine")
+PRELOAD = ("deepspeed", "torch._dynamo", "cclm.engine.deepspeed.engine")
 """Imported once for all ranks of all tests."""
 ModuleFactory = Callable[[Collectives], nn.Module]
 BatchFactory = Callable[[int, int, int], Batch]
@@ -98,7 +98,7 @@ def make_plain(case: Case) -> PlainEngine:
 
 def make_deepspeed(case: Case) -> Any:
     """The engine of this rank; call it inside a process group."""
-    from cclm.engine.deepspeed_engine import DeepSpeedEngine
+    from cclm.engine.deepspeed.engine import DeepSpeedEngine
 
     topology = Topology.from_environment(device="cpu")
     seed_initialisation(case.seed)

@@ -12,7 +12,7 @@ from torch import nn
 
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed_engine import DeepSpeedEngine
+from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.errors import CheckpointError, ConfigError
 from tests.ranks.harness import OPTIMIZER, Case, drive, ds_config, make_deepspeed, on_ranks, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch

@@ -55,7 +55,7 @@ def ds_config() -> dict[str, Any]:
 
 
 def build(name: str) -> CCLMModel:
-    from cclm.engine.sharded_build import sharded_construction
+    from cclm.engine.deepspeed.construction import sharded_construction
 
     seed_initialisation(3)
     with sharded_construction(ds_config(), Topology.from_environment(device="cpu")):
@@ -63,7 +63,7 @@ def build(name: str) -> CCLMModel:
 
 
 def whole_values(model: CCLMModel) -> dict[str, Tensor]:
-    from cclm.engine.sharded_build import whole_parameters
+    from cclm.engine.deepspeed.construction import whole_parameters
 
     values = {}
     for name, parameter in model.named_parameters():

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed_engine import start_deepspeed
+from cclm.engine.deepspeed.engine import start_deepspeed
 from cclm.engine.ds_config import zero_stage
 
 
