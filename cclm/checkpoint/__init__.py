@@ -1,1 +1,1 @@
-"""Checkpoints: complete or absent; HF-format export with proof."""
+"""Checkpoints of the training state: complete or absent."""

@@ -1,0 +1,1 @@
+"""The DeepSpeed engine: the only folder that imports deepspeed."""

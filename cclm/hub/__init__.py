@@ -1,0 +1,1 @@
+"""The Hugging Face folder: export, import, parity check, model card, vocabulary pruning."""

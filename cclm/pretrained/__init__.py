@@ -1,0 +1,1 @@
+"""Weights in: published files, towers by name, initialisation."""

@@ -1,0 +1,1 @@
+"""A run on disk, as files that programs without torch read: status, stop request, checkpoints, facts."""

@@ -1,0 +1,1 @@
+"""The training machinery that pre-training and fine-tuning share: loop, step, updates."""
