@@ -20,8 +20,8 @@ def _run(arguments: Sequence[str], stop: StopRequest) -> int:
 
     try:
         config = read_config(arguments)
+        from cclm.train.loop import train
         from pretrain.build import open_run
-        from pretrain.loop import train
 
         with open_run(config, stop) as run:
             if run is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.checkpoint.load import load_checkpoint
+from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares, validate
 from cclm.data.exposure import Exposure
@@ -35,11 +36,10 @@ from cclm.run.stop import StopRequest
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
-from pretrain.config import RunConfig
-from pretrain.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
-from pretrain.loop import Run
-from pretrain.start import start_from_sources
-from pretrain.step import CrossViewTraining
+from cclm.train.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
+from cclm.train.loop import Run
+from cclm.train.start import start_from_sources
+from cclm.train.step import CrossViewTraining
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from cclm.config import RunConfig
 from cclm.data.config import DataConfig
 from cclm.data.config import complaints_about as data_complaints
 from cclm.errors import CclmError
-from pretrain.config import RunConfig
 
 REFUSALS = (ArgumentError, TypeError, ValueError)
 """What the parser and the parts of a configuration raise about a value."""

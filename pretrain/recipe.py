@@ -12,13 +12,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from cclm.config import RunConfig
 from cclm.data.config import DataConfig
 from cclm.data.config import complaints_about as data_complaints
 from cclm.errors import ConfigError
 from cclm.pretrained.pixel_values import with_pixel_values
 from cclm.pretrained.towers import with_towers
 from pretrain.complaints import REFUSALS, all_complaints
-from pretrain.config import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 

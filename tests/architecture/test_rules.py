@@ -17,7 +17,7 @@ def test_the_code_keeps_the_rule(name: str) -> None:
 BREAKS = [
     ("ranks_stay_in_their_place", "cclm/model/vision.py", "import torch.distributed as dist"),
     ("ranks_stay_in_their_place", "cclm/model/vision.py", "from torch import distributed"),
-    ("ranks_stay_in_their_place", "pretrain/loop.py", "import torch\ntorch.distributed.barrier()"),
+    ("ranks_stay_in_their_place", "cclm/train/loop.py", "import torch\ntorch.distributed.barrier()"),
     ("deepspeed_in_two_files", "cclm/engine/plain.py", "from deepspeed.runtime import zero"),
     ("init_files_import_nothing", "cclm/data/__init__.py", "from .batch import Batch"),
     ("init_files_import_nothing", "cclm/data/__init__.py", "def late():\n    import torch"),

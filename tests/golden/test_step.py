@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cclm.config import ObjectiveConfig
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.distributed.spawn import run_on_ranks
 from cclm.engine.plain import PlainEngine
 from cclm.pretrained.published_names import to_published
-from pretrain.config import ObjectiveConfig
-from pretrain.step import CrossViewTraining
+from cclm.train.step import CrossViewTraining
 from tests.golden.batches import NAMES, batch_of, together, view_of
 from tests.golden.sets import GoldenSet, golden_set
 from tests.golden.test_cases import ABSOLUTE, CASES, RELATIVE, compare_gradients

@@ -18,7 +18,7 @@ from cclm.data.loader import StepDataset, make_loader
 from cclm.data.masking import MaskingConfig
 from cclm.data.mix_plan import MixConfig, MixStage
 from cclm.data.tokens import TextTokenizer
-from pretrain.loop import ledger_sums
+from cclm.train.loop import ledger_sums
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 
 STEPS = 14

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from pretrain.build import build_module
-from pretrain.config import RunConfig
 from pretrain.recipe import read_config
 from tests.ranks.harness import (
     Case,

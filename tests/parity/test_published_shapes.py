@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from cclm.config import RunConfig
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE, collectives
@@ -18,10 +19,9 @@ from cclm.distributed.topology import Topology
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError
+from cclm.train.updates import merge_metrics, updates_of
 from pretrain.build import build_engine, build_module, resolve_deepspeed
-from pretrain.config import RunConfig
 from pretrain.recipe import read_config
-from pretrain.updates import merge_metrics, updates_of
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import shrink, write_corpus, write_recipe
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cclm.config import RunConfig
 from cclm.data.config import validate
 from cclm.engine.optimizer import parameter_groups
 from cclm.model.configuration_cclm import CCLMConfig
@@ -16,7 +17,6 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.published_names import published_weights
 from pretrain.build import uses_all_parameters
-from pretrain.config import RunConfig
 from pretrain.recipe import read_config
 
 RECIPES = {

@@ -9,9 +9,9 @@ import pytest
 import transformers
 import yaml
 
+from cclm.config import RunConfig
 from cclm.data.config import validate
 from cclm.errors import ConfigError
-from pretrain.config import RunConfig
 from pretrain.recipe import RECIPES, known_keys, read_config
 from tests.tiny_run import recipe, write_recipe
 from tests.unit.model.hf_towers import CONFIGS

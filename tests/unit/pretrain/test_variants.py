@@ -18,9 +18,9 @@ from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
 from cclm.errors import ConfigError
 from cclm.objectives.boxes import box_losses
+from cclm.train.step import CrossViewTraining
 from pretrain.build import build_module
 from pretrain.recipe import read_config
-from pretrain.step import CrossViewTraining
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 Made = tuple[CrossViewTraining, Batch]

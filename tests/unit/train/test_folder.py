@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cclm.config import CheckpointConfig, ObjectiveConfig, RunConfig
 from cclm.errors import CheckpointError, ConfigError
 from cclm.run.status import DoneMarker
-from pretrain.config import CheckpointConfig, ObjectiveConfig, RunConfig
-from pretrain.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
+from cclm.train.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
 from pretrain.recipe import read_config
 from tests.tiny_run import recipe, write_corpus, write_recipe
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cclm.checkpoint.save import save_checkpoint
+from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.config import DataConfig
 from cclm.data.exposure import Exposure
@@ -26,8 +27,7 @@ from cclm.run.stop import StopRequest, note_stopped
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
-from pretrain.config import RunConfig
-from pretrain.updates import mean_metrics, merge_metrics, samples_read, updates_of
+from cclm.train.updates import mean_metrics, merge_metrics, samples_read, updates_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cclm.config import RunConfig
 from cclm.data.loader import StepDataset, view_schedule
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
+from cclm.train.updates import merge_metrics, samples_read, updates_of
 from pretrain.build import build_module, uses_all_parameters
-from pretrain.config import RunConfig
 from pretrain.recipe import read_config
-from pretrain.updates import merge_metrics, samples_read, updates_of
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 

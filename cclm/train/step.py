@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cclm.config import ObjectiveConfig
 from cclm.data.batch import Batch, ImageTextBatch, RegionBatch, TextPairBatch
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
@@ -27,9 +28,8 @@ from cclm.objectives.boxes import box_losses
 from cclm.objectives.masked_lm import masked_lm
 from cclm.objectives.matching import matching, ramped_hardness
 from cclm.objectives.term import Term, shares
-from pretrain.config import ObjectiveConfig
-from pretrain.rows import FusionRows, Tally, ViewRows, memories_of, stop_gradient
-from pretrain.views import EncodedImages, EncodedTexts, StepContext, image_text_rows, region_rows, text_pair_rows
+from cclm.train.rows import FusionRows, Tally, ViewRows, memories_of, stop_gradient
+from cclm.train.views import EncodedImages, EncodedTexts, StepContext, image_text_rows, region_rows, text_pair_rows
 
 ViewBatch = ImageTextBatch | RegionBatch | TextPairBatch
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.unit.checkpoint.test_towers import TEXT
 
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
+from cclm.train.folder import as_values
+from cclm.train.start import START_FILE
 from pretrain.build import build_module
-from pretrain.folder import as_values
 from pretrain.recipe import read_config
-from pretrain.start import START_FILE
 from tests.tiny_run import recipe, write_corpus, write_recipe
-from tests.unit.checkpoint.test_towers import TEXT
 from tests.unit.model.hf_towers import VIT
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from cclm.config import RunConfig
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
@@ -29,7 +30,6 @@ from cclm.run.environment import ENVIRONMENT_NAME, describe_environment
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
-from pretrain.config import RunConfig
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cclm.config import ObjectiveConfig
 from cclm.data.batch import ImageTextBatch, RegionBatch, TextPairBatch
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.term import Term
-from pretrain.config import ObjectiveConfig
-from pretrain.rows import BoxTargets, FusionRows, Tally, ViewRows, negatives, select
+from cclm.train.rows import BoxTargets, FusionRows, Tally, ViewRows, negatives, select
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cclm.config import RunConfig
 from cclm.files.atomic import replace_text
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import source_weights, start_model
-from pretrain.config import RunConfig
 
 START_FILE = "start.json"
 """In the run folder: the fate of every key of every source, and the parameters that no source gave."""

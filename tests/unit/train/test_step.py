@@ -13,10 +13,10 @@ from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
+from cclm.train.rows import negatives
+from cclm.train.step import CrossViewTraining
 from pretrain.build import build_module
 from pretrain.recipe import read_config
-from pretrain.rows import negatives
-from pretrain.step import CrossViewTraining
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 
