@@ -9,7 +9,7 @@ import torch
 
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
-from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
 

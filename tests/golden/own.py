@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.cases import Draws, Inputs, Outcome, Runner
-from tests.unit.checkpoint.tiny_families import TINY, wavy_model
+from tests.tiny_families import TINY, wavy_model
 
 FILE = Path(__file__).with_name("own_values.json")
 CASES = ("image", "two_captions", "regions", "pairs", "tlm")

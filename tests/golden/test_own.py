@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.golden.own import CASES, FILE, run_own
-from tests.unit.checkpoint.tiny_families import TINY
+from tests.tiny_families import TINY
 
 
 @pytest.mark.parametrize("layout", list(TINY))

@@ -25,7 +25,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import start_model
 from cclm.pretrained.published_file import read_tensors
 from tests.ranks.harness import on_ranks
-from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
 

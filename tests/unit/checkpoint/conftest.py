@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from tests.unit.checkpoint.small_model import opened, tokenizer_folder
+from tests.unit.hub.small_model import opened, tokenizer_folder
 
 __all__ = ["opened", "tokenizer_folder"]

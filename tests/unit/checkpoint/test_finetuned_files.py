@@ -15,7 +15,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES, finetuned
 from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_sizes import options_of_state
-from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
+from tests.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
 
 TASKS: dict[str, ModelOptions] = {
     "retrieval": finetuned(TINY_SWIN, "retrieval", image_size=32),

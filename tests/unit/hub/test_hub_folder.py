@@ -21,9 +21,9 @@ from cclm.hub.weight_files import Dtype, in_memory
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS
-from tests.unit.checkpoint.small_model import TRANSFORM
-from tests.unit.checkpoint.tiny_families import wavy_model
+from tests.tiny_families import wavy_model
 from tests.unit.data.test_tokenizer_file import RECORDED, sentencepiece_folder
+from tests.unit.hub.small_model import TRANSFORM
 
 
 def write(opened: OpenedModel, folder: Path, dtype: Dtype = "float32", shard_bytes: int = 10**9) -> None:

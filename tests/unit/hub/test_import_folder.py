@@ -16,8 +16,8 @@ from cclm.hub.open import open_model
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.import_cclm import stored_tensors
 from tests.kinds import with_vocabulary
+from tests.tiny_families import TINY, published_state, wavy_model
 from tests.unit.checkpoint.test_finetuned_files import TASKS, file_of, outputs
-from tests.unit.checkpoint.tiny_families import TINY, published_state, wavy_model
 
 
 def write_file(path: Path, layout: str) -> CCLMModel:

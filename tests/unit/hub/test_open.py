@@ -18,8 +18,8 @@ from cclm.hub.open import (
     transform_of,
 )
 from tests.kinds import KINDS
-from tests.unit.checkpoint.small_model import SMALL
-from tests.unit.checkpoint.tiny_families import wavy_model
+from tests.tiny_families import wavy_model
+from tests.unit.hub.small_model import SMALL
 
 
 def test_state_may_carry_the_training_modules_prefix(opened: OpenedModel) -> None:

@@ -12,7 +12,7 @@ from cclm.errors import CheckpointError
 from cclm.hub.open import OpenedModel
 from cclm.hub.parity import TOLERANCE, Difference, compare, difference, prove_parity, recall_pair
 from cclm.hub.reference_outputs import Witness, witness_of
-from tests.unit.checkpoint.small_model import TRANSFORM
+from tests.unit.hub.small_model import TRANSFORM
 
 PARTS = ("image_features", "text_features", "match_logits", "masked_lm_logits")
 

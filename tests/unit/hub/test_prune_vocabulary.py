@@ -17,7 +17,7 @@ from cclm.hub.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabula
 from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.shardfile.texts import texts_of_sets
-from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
+from tests.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images
 from tests.unit.data.test_tokenizer_file import sentencepiece_folder
 from tests.unit.data.test_vocabulary import CORPUS, MINE, trained

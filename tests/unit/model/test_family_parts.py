@@ -14,7 +14,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.text import token_positions
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.import_cclm import meta_model
-from tests.unit.checkpoint.tiny_families import TINY
+from tests.tiny_families import TINY
 from tests.unit.model.tiny import tiny_images, tiny_model, tiny_texts
 
 IDS = torch.tensor([[0, 7, 1, 8, 2], [0, 9, 2, 1, 1]])

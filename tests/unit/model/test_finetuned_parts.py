@@ -10,7 +10,7 @@ from cclm.model.configuration_cclm import FusionOptions
 from cclm.model.heads import MatchingHead
 from cclm.model.memories import SeveralMemoriesEncoder
 from cclm.model.packing import CausalLayout
-from tests.unit.checkpoint.tiny_families import TINY, wavy_model
+from tests.tiny_families import TINY, wavy_model
 from tests.unit.model.tiny import tiny_model, tiny_texts
 
 FUSION = FusionOptions(num_layers=2, num_heads=2, feedforward_width=24)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS
-from tests.unit.checkpoint.tiny_families import wavy_model
+from tests.tiny_families import wavy_model
 from tests.unit.model.tiny import tiny_texts
 
 PAIRS = [name for name, options in KINDS.items() if options.fusion.num_memories > 1]

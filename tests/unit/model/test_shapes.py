@@ -13,7 +13,7 @@ from jaxtyping import TypeCheckError
 from torch.nn import functional
 
 from tests.kinds import KINDS
-from tests.unit.checkpoint.tiny_families import TINY
+from tests.tiny_families import TINY
 from tests.unit.model.tiny import tiny_config, tiny_images, tiny_texts
 from tests.unit.model.typed import typed_modules
 

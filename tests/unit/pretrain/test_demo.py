@@ -17,7 +17,7 @@ from cclm.run.identity import identify
 from pretrain import demo
 from pretrain.demo import Stage, carry_out, is_exported, is_measured, plan, read_rows, run_command
 from pretrain.recipe import read_config
-from tests.unit.checkpoint.tiny_checkpoint import write_checkpoint
+from tests.tiny_checkpoint import write_checkpoint
 
 
 def stage_of(run: Path, **changes: Any) -> Stage:

@@ -14,7 +14,7 @@ from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_names import published_weights, to_ours, to_published
 from cclm.pretrained.published_sizes import family_of, options_of_state
-from tests.unit.checkpoint.tiny_families import TINY, TINY_BEIT, TINY_SWIN, published_state, wavy_model
+from tests.tiny_families import TINY, TINY_BEIT, TINY_SWIN, published_state, wavy_model
 
 LAYOUTS = list(TINY)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cclm.errors import CheckpointError
 from cclm.pretrained.initialise import source_weights
 from cclm.pretrained.source_names import place_source
-from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
+from tests.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
 
 State = dict[str, Tensor]
 

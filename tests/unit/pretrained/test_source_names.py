@@ -19,7 +19,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import spread_layers
 from cclm.pretrained.towers import with_towers
-from tests.unit.checkpoint.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS, MLP, WIDTH
 
 SWIN = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4)

@@ -7,7 +7,7 @@ import pytest
 from cclm.errors import CheckpointError
 from cclm.run.checkpoints import step_folder
 from cclm.run.identity import identify, identify_newest
-from tests.unit.checkpoint.tiny_checkpoint import write_checkpoint
+from tests.tiny_checkpoint import write_checkpoint
 
 
 def test_equal_bytes_are_one_identity_and_others_another(tmp_path: Path) -> None:
