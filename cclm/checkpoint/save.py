@@ -52,8 +52,8 @@ def save_checkpoint(
         step: number of updates done.
         state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
         keep: at least 1.
-        witness: puts what the engine computes on a fixed probe into the folder (`cclm.hub.reference_outputs`); called on
-            every rank.
+        witness: puts what the engine computes on a fixed probe into the folder (`cclm.hub.reference_outputs`);
+            called on every rank.
 
     Returns the checkpoint's folder; if a complete one of this step exists, writes nothing.
 

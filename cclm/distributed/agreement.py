@@ -1,8 +1,8 @@
 """Do all ranks see the same step? Asked before the forward call, because a disagreement would hang inside it.
 
-Ranks that run different modules, or gather other numbers of rows than the others expect, wait for each other for ever. So each rank sends
-three numbers (the step, a hash of the config, a hash of the batch's structure); only when they differ are the full
-texts exchanged, and every rank raises the same sentence.
+Ranks that run different modules, or gather other numbers of rows than the others expect, wait for each other for
+ever. So each rank sends three numbers (the step, a hash of the config, a hash of the batch's structure); only when they
+differ are the full texts exchanged, and every rank raises the same sentence.
 """
 
 from __future__ import annotations

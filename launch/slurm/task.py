@@ -47,7 +47,7 @@ FILLED_IN = {
     "MASTER_PORT": "MASTER_PORT",
     "TASK": "SLURM_ARRAY_TASK_ID",
 }
-COLLECTIVE = re.compile(r"torch/distributed|cclm/dist/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
+COLLECTIVE = re.compile(r"torch/distributed|cclm/distributed/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
 NUM_INNERMOST = 3
 """A rank waits for others if one of so many innermost frames is a collective, or ZeRO's own wait for one."""
 FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')

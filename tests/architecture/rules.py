@@ -12,7 +12,7 @@ from tests.architecture.sources import Source, imported_names
 Rule = Callable[[Source], Iterator[str]]
 
 MAX_FILE_LINES = 600
-KNOWS_RANKS = ("cclm/dist/", "cclm/engine/", "cclm/checkpoint/")
+KNOWS_RANKS = ("cclm/distributed/", "cclm/engine/", "cclm/checkpoint/")
 DEEPSPEED_FILES = ("cclm/engine/deepspeed/engine.py", "cclm/engine/deepspeed/construction.py")
 MODEL_LIBRARIES = frozenset({"torch", "transformers", "numpy", "PIL"})
 DRAWER_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper", "registry"})

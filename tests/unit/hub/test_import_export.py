@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.unit.checkpoint.test_hub_folder import write
 
 from cclm.errors import CheckpointError
 from cclm.hub import import_export as module
@@ -14,6 +13,7 @@ from cclm.hub.import_export import folder_source, import_export, stored_dtype
 from cclm.hub.open import OpenedModel, Prepared, prepare_export
 from cclm.hub.reference_outputs import Witness
 from cclm.hub.weight_files import INDEX_NAME, Dtype, Source
+from tests.unit.hub.test_hub_folder import write
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:

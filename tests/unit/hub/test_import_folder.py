@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.checkpoint.test_import_cclm import retrieval_state
 
 from cclm.cli.__main__ import main
 from cclm.data.tokens import load_tokenizer
@@ -17,7 +16,8 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.import_cclm import stored_tensors
 from tests.kinds import with_vocabulary
 from tests.tiny_families import TINY, published_state, wavy_model
-from tests.unit.checkpoint.test_finetuned_files import TASKS, file_of, outputs
+from tests.unit.hub.test_finetuned_files import TASKS, file_of, outputs
+from tests.unit.pretrained.test_import_cclm import retrieval_state
 
 
 def write_file(path: Path, layout: str) -> CCLMModel:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.checkpoint.test_hub_folder import write
 
 from cclm.data.image import ImageTransformConfig
 from cclm.errors import CheckpointError, ConfigError
@@ -20,6 +19,7 @@ from cclm.hub.open import (
 from tests.kinds import KINDS
 from tests.tiny_families import wavy_model
 from tests.unit.hub.small_model import SMALL
+from tests.unit.hub.test_hub_folder import write
 
 
 def test_state_may_carry_the_training_modules_prefix(opened: OpenedModel) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.unit.checkpoint.test_towers import TEXT
 from torch import nn
 
 from cclm.errors import CheckpointError
@@ -21,6 +20,7 @@ from cclm.pretrained.source_names import spread_layers
 from cclm.pretrained.towers import with_towers
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS, MLP, WIDTH
+from tests.unit.pretrained.test_towers import TEXT
 
 SWIN = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4)
 BEIT: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_beit_of_transformers(tmp_path: Path, table: str) -> None:
 
 
 def test_an_original_beit_with_one_table_for_all_blocks(tmp_path: Path) -> None:
-    from tests.unit.checkpoint.test_initialise import tower_file
+    from tests.unit.pretrained.test_initialise import tower_file
 
     state = tower_file("beit")
     tables = [name for name in state if name.endswith("relative_position_bias_table")]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
-from tests.unit.checkpoint.test_hub_folder import write
 
 from cclm.errors import ConfigError
 from cclm.hub.open import OpenedModel, place
@@ -19,6 +18,7 @@ from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, part_path, prep
 from cclm.retrieve.embed_source import Files, Shards, find_source
 from cclm.retrieve.search import Hit, load_embedded, page, search, text_table
 from tests.unit.data.data_sets import write_images, write_pairs
+from tests.unit.hub.test_hub_folder import write
 
 COLOURS = ("red", "blue", "green", "black", "white", "orange", "yellow")
 

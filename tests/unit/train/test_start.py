@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.unit.checkpoint.test_towers import TEXT
 
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
@@ -19,6 +18,7 @@ from pretrain.build import build_module
 from pretrain.recipe import read_config
 from tests.tiny_run import recipe, write_corpus, write_recipe
 from tests.unit.model.hf_towers import VIT
+from tests.unit.pretrained.test_towers import TEXT
 
 
 @pytest.fixture

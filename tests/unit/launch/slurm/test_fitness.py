@@ -145,7 +145,7 @@ def test_this_machine_looks_at_itself(tmp_path: Path) -> None:
     (run / "code").mkdir()
     found = preflight.look(run)
     assert found["run_disk"]["bytes_per_s"] > 0
-    assert found["run_disk"]["skew_s"] == 0.0
+    assert abs(found["run_disk"]["skew_s"]) < 1.0
     assert found["scratch_disk"] == {"error": f"{tmp_path / 'nowhere'}: No such file or directory"}
     assert found["unreadable"] == [f"{tmp_path / 'absent'}: No such file or directory"]
     assert not list(run.glob(".preflight*"))
