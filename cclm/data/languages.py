@@ -11,23 +11,23 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cclm.data.config import MixConfig
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import MixConfig
 from cclm.data.mixture import Deal
 from cclm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class LanguageWish:
-    """What a draw should show."""
+class RequestedLanguage:
+    """Which language a draw should show."""
 
     weights: Mapping[str, float]
     """Positive weights of the languages that may be shown."""
     language: str | None
-    """The dealt one; None: by the weights alone."""
+    """The one whose turn it is; None: by the weights alone."""
 
     def pick(self, available: Sequence[str], draw: float) -> str | None:
-        """One of the available languages, by a uniform number if the dealt one is not among them; None: none may."""
+        """Return an available language, by a uniform number if the requested one is not among them; None: none may."""
         if self.language in available:
             return self.language
         names = [name for name in available if name in self.weights]
@@ -63,7 +63,7 @@ class LanguageMix:
             for _, table in given
         ]
 
-    def wish(self, source: int, lane: int, turn: int, draw: int) -> LanguageWish | None:
+    def requested(self, source: int, lane: int, turn: int, draw: int) -> RequestedLanguage | None:
         """What a lane's draw should show; None: before the first weights.
 
         Args:
@@ -76,7 +76,7 @@ class LanguageMix:
         if stage < 0:
             return None
         names, weights, deal = self._deals[stage][source]
-        return LanguageWish(weights, names[deal.source(lane, draw)])
+        return RequestedLanguage(weights, names[deal.source(lane, draw)])
 
     def _deal(
         self, table: Mapping[str, float], languages: Sequence[str], source: int
@@ -89,8 +89,3 @@ class LanguageMix:
                 do="Give one of these a weight in `mix.language_weights`, or leave the source out.",
             )
         return list(weights), weights, Deal(list(weights.values()), self._num_lanes)
-
-
-def has_language_weights(mix: MixConfig) -> bool:
-    """Whether languages are dealt at all."""
-    return mix.language_weights is not None or any(stage.language_weights is not None for stage in mix.schedule)

@@ -56,17 +56,16 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     Raises:
         ConfigError: one of them does not exist.
     """
-    views = (config.data.image_text, config.data.text_pair, config.data.regions)
     tokenizer = Path(config.data.tokenizer) / TOKENIZER_NAME
     hashes = {
         str(tokenizer): hashlib.sha256(
             _read_input(str(tokenizer), tokenizer_file(config.data.tokenizer).read_bytes)
         ).hexdigest()
     }
-    for shards in (view.shards for view in views if view is not None):
-        for folder in shards:
-            name = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-            hashes[name] = _shards_hash(_read_input(name, partial(manifest_bytes, folder, config.data.cache)))
+    for view in config.views.values():
+        for source in view.ordered_sources.values():
+            name = f"{source.path.rstrip('/')}/{MANIFEST_NAME}"
+            hashes[name] = _shards_hash(_read_input(name, partial(manifest_bytes, source.path, config.data.cache)))
     rules = {key: value for key, value in (ds_config or {}).items() if key not in BATCH_KEYS}
     hashes["DeepSpeed JSON"] = _text_hash(json.dumps(rules, sort_keys=True))
     return hashes

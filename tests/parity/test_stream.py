@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cclm.data.dealing import Dealing
 from cclm.data.mix_plan import MixConfig, MixStage
 from cclm.data.stream import Address, Stream
-from cclm.data.stream_plain import PlainStream
+from tests.parity.plain_stream import PlainStream
 from cclm.errors import ConfigError, DataError
 
 sources = st.lists(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cclm.data.config import DataConfig, complaints_about
 from cclm.data.dealing import Dealing
 from cclm.data.exposure import Exposure, source_names
-from cclm.data.languages import LanguageMix, LanguageWish
+from cclm.data.languages import LanguageMix, RequestedLanguage
 from cclm.data.loader import StepDataset, make_loader
 from cclm.data.mix_plan import MixConfig, MixStage
 from cclm.data.samples import choose_pairs
@@ -38,11 +38,11 @@ def test_weights_change_at_their_step() -> None:
     stages = (MixStage(start_step=4, language_weights={"de": 1.0}), MixStage(start_step=6, weights=(1.0,)))
     mix = LanguageMix(MixConfig(schedule=stages), [["de", "en"]], Dealing(6, 3))  # two draws of a lane a step
     assert mix.wish(0, 1, 7, 7) is None
-    assert [mix.wish(0, 1, turn, turn) for turn in (8, 40)] == [LanguageWish({"de": 1.0}, "de")] * 2
+    assert [mix.wish(0, 1, turn, turn) for turn in (8, 40)] == [RequestedLanguage({"de": 1.0}, "de")] * 2
 
 
 def test_a_record_without_the_dealt_language_shows_another_by_weight() -> None:
-    wish = LanguageWish({"de": 3.0, "en": 1.0, "ja": 5.0}, "ja")
+    wish = RequestedLanguage({"de": 3.0, "en": 1.0, "ja": 5.0}, "ja")
     assert wish.pick(["de", "en", "ja"], 0.9) == "ja"
     picked = Counter(wish.pick(["de", "en", "fr"], draw / 100) for draw in range(100))
     assert picked == {"de": 75, "en": 25}
@@ -55,12 +55,12 @@ def test_a_source_without_a_weighted_language_is_refused() -> None:
 
 
 def test_translations_are_chosen_by_weight() -> None:
-    wish = LanguageWish({"de": 1.0, "fr": 3.0}, None)
+    wish = RequestedLanguage({"de": 1.0, "fr": 3.0}, None)
     generator = np.random.default_rng(0)
     first = Counter(choose_pairs(["de", "en", "fr"], 1, generator, wish)[0] for _ in range(2000))
     assert set(first) == {0, 2} and first[2] == pytest.approx(1500, rel=0.05)
     assert sorted(choose_pairs(["de", "en", "fr"], 2, generator, wish)) == [0, 2]
-    chosen = choose_pairs(["de", "en", "fr", "de"], 5, generator, LanguageWish(wish.weights, "de"))
+    chosen = choose_pairs(["de", "en", "fr", "de"], 5, generator, RequestedLanguage(wish.weights, "de"))
     assert len(chosen) == 5 and set(chosen) == {0, 2, 3} and set(chosen[:2]) == {0, 3}
     with pytest.raises(DataError, match="expected a translation into a language with a weight") as caught:
         choose_pairs(["en"], 1, generator, wish)
@@ -124,7 +124,7 @@ def test_a_run_longer_than_its_sources_is_refused(config: DataConfig, tokenizer:
 
 
 def test_small_weights_are_weights_like_others() -> None:
-    wish = LanguageWish({"de": 1e-4, "en": 1e-4}, None)
+    wish = RequestedLanguage({"de": 1e-4, "en": 1e-4}, None)
     generator = np.random.default_rng(0)
     first = Counter(choose_pairs(["de", "en"], 1, generator, wish)[0] for _ in range(2000))
     assert 900 < first[0] < 1100

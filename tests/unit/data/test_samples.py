@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
-from cclm.data.languages import LanguageWish
+from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.samples import choose_caption, image_text_sample, other_captions, text_pair_sample
 from cclm.data.tokens import TextTokenizer
@@ -101,7 +101,7 @@ def test_a_second_caption_keeps_to_the_languages_with_a_weight(config: DataConfi
     record = ImageTextRecord(key="k", image=b"", image_format="png", captions=captions, source="s", licence="MIT")
     picture = Image.new("RGB", (8, 8), (9, 9, 9))
     for weights, expected in (({"en": 1.0}, {("en", "en")}), ({"en": 1.0, "fr": 2.0}, {("en", "fr")})):
-        wish = LanguageWish(weights, "en")
+        wish = RequestedLanguage(weights, "en")
         samples = [
             image_text_sample(record, picture, view, tokenizer, np.random.default_rng(seed), False, wish)
             for seed in range(30)

@@ -5,7 +5,7 @@
                                         └─► caption (the whole crop) and regions inside it ─► texts, boxes, masks
     M pictures ─► their texts in a random order ─► G rows (some twice, if there are too few)
 
-Geometry and order as published (spec §4.2); where it differs, `RegionDataConfig.reference` says how.
+Geometry and order as published (spec §4.2); where it differs, `RegionConfig.reference` says how.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cclm.data.collate import FusionDraws, fusion_draws
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.photo import cut, finish, picture_size
-from cclm.data.region_config import RegionDataConfig
-from cclm.data.samples import FusionDraws, choose_caption, fusion_draws
-from cclm.data.sides import names_a_side
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Language, Region
+from cclm.views.captions import choose_caption
+from cclm.views.regions.options import RegionConfig
+from cclm.views.regions.sides import names_a_side
 
 Corners = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
@@ -72,7 +73,7 @@ class RegionRow:
 def region_sample(
     record: ImageTextRecord,
     picture: Image.Image | bytes,
-    config: RegionDataConfig,
+    config: RegionConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
 ) -> RegionSample:
@@ -176,7 +177,7 @@ def patch_mask(corners: Corners, grid: int) -> NDArray[np.bool_]:
 
 def draw_rows(
     samples: Sequence[RegionSample],
-    config: RegionDataConfig,
+    config: RegionConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
 ) -> list[RegionRow]:
@@ -184,7 +185,7 @@ def draw_rows(
     places = [(image, text) for image, sample in enumerate(samples) for text in sample.texts]
     order = generator.permutation(len(places))[: config.negative_group].tolist()
     order += generator.integers(len(places), size=config.negative_group - len(order)).tolist()
-    num_matching = config.matching_rows // config.num_groups
+    num_matching = config.rows_per_group
     rows = []
     for number, place in enumerate(order):
         image, text = places[place]
@@ -200,7 +201,7 @@ def _choose_texts(
     record: ImageTextRecord,
     regions: Sequence[tuple[Region, tuple[int, int, int, int]]],
     crop: tuple[int, int, int, int],
-    config: RegionDataConfig,
+    config: RegionConfig,
     generator: np.random.Generator,
 ) -> Iterator[tuple[str, Corners, int]]:
     """(text, corners as shares of the crop, index of the region or -1 for the caption), at most the allowed number."""
@@ -223,12 +224,12 @@ def _choose_texts(
             wanted -= 1
 
 
-def _languages(captions: Mapping[Language, Sequence[str]], config: RegionDataConfig) -> bool:
+def _languages(captions: Mapping[Language, Sequence[str]], config: RegionConfig) -> bool:
     """Whether there is a text in a wanted language."""
     return bool(captions) if config.languages is None else any(name in captions for name in config.languages)
 
 
-def _spell(region: Region, config: RegionDataConfig, draws: Sequence[float]) -> str:
+def _spell(region: Region, config: RegionConfig, draws: Sequence[float]) -> str:
     """The region's text, with an attribute before it if it has one and the configuration wants it."""
     language, choice = choose_caption(region.captions, config, draws[0], draws[1])
     text = region.captions[language][choice]
@@ -243,7 +244,7 @@ def _spell(region: Region, config: RegionDataConfig, draws: Sequence[float]) -> 
 
 
 def _region_text(
-    ids: Sequence[int], corners: Corners, index: int, flip: bool, record: ImageTextRecord, config: RegionDataConfig
+    ids: Sequence[int], corners: Corners, index: int, flip: bool, record: ImageTextRecord, config: RegionConfig
 ) -> RegionText:
     left, top, right, bottom = corners
     if flip:

@@ -1,16 +1,15 @@
-"""What a view sends through the fusion encoder and the heads, and the sums that come back."""
+"""Rows for the fusion encoder: how they are chosen, and how wrong partners are drawn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.data.batch import MaskedTokens
 from cclm.objectives.matching import draw_negatives
-from cclm.objectives.term import Term
 
 States = tuple[Tensor, Tensor]
 """(states, mask) of texts or images."""
@@ -31,52 +30,6 @@ class FusionRows:
         return self.query_FLD.shape[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BoxTargets:
-    """What the box head should say of some rows."""
-
-    rows: FusionRows
-    """Texts with the whole image as memory."""
-    box_F4: Float[Tensor, "f 4"]
-    whole_F: Bool[Tensor, " f"]
-    """Captions of a whole image: no target."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewRows:
-    """What one view sends through the fusion encoder and the heads."""
-
-    name: str
-    """"image_text", "regions" or "text_pair"."""
-    matching_name: str
-    """"itm" or "ttm"."""
-    matched: FusionRows | None
-    """Positives, then as many wrong memories, then as many wrong queries; None: no matching (TLM)."""
-    masked: FusionRows
-    """Masked texts with their true memories."""
-    slots: MaskedTokens
-    """What to predict in `masked`."""
-    boxes: BoxTargets | None = None
-    """What to locate."""
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """Local sums and counts of a step, by metric name; those with a weight are losses."""
-
-    terms: dict[str, Term] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-
-    def add_loss(self, name: str, term: Term, weight: float) -> None:
-        """Add a term of the total."""
-        self.terms[name] = term
-        self.weights[name] = weight
-
-    def add_accuracy(self, name: str, correct: Tensor, count: Tensor) -> None:
-        """Add a share of right answers."""
-        self.terms[name] = Term(correct.float(), count)
-
-
 def stop_gradient(values: Tensor) -> Tensor:
     """The same values with a gradient of zero. Not `detach`: under ZeRO-3 a module whose inputs need no gradient has
     its parameters released before its own backward (DeepSpeed 0.19: "size of tensor a (0) must match")."""
@@ -95,7 +48,7 @@ def select(
     )
 
 
-def memories_of(parts: list[FusionRows]) -> tuple[list[States], Tensor] | None:
+def memories_of(parts: Sequence[FusionRows]) -> tuple[list[States], Tensor] | None:
     """Memories of all parts, and which rows have one; None if no row has.
 
     A row without memory gets one token of zeros, which the fusion encoder does not look at.

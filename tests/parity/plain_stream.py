@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from cclm.data.mix_plan import MixConfig, base_weights
+from cclm.data.config import MixConfig, SourceConfig
+from cclm.data.mix_plan import base_weights
 from cclm.data.mixture import balanced_period, quotas
 from cclm.data.stream import Address, Lengths, draw_bucket_order, draw_shard_order, draw_window_order
 
@@ -36,7 +37,7 @@ class PlainStream:
     def __init__(
         self,
         samples_per_shard_by_source: Sequence[Sequence[int]],
-        weights: Sequence[float] | None,
+        sources: Mapping[str, SourceConfig],
         seed: int,
         num_lanes: int,
         window: int,
@@ -48,7 +49,8 @@ class PlainStream:
         self.length_buckets, self.lengths = length_buckets, lengths
         self.sources = [list(sizes) for sizes in samples_per_shard_by_source]
         self.mix = mix or MixConfig()
-        self.weights = base_weights([sum(sizes) for sizes in self.sources], weights, self.mix)
+        self.names, self.settings = list(sources), list(sources.values())
+        self.weights = base_weights([sum(sizes) for sizes in self.sources], self.settings, self.mix)
         self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
 
     def address(self, step: int, slot: int) -> Address:
@@ -64,7 +66,7 @@ class PlainStream:
         for step in itertools.count():
             for stage in self.mix.schedule:
                 if stage.start_step == step and stage.weights is not None:
-                    current, state.since = list(stage.weights), list(state.turns)
+                    current, state.since = [stage.weights[name] for name in self.names], list(state.turns)
             while True:
                 left = [0.0 if source in gone else weight for source, weight in enumerate(current)]
                 if not any(left):
@@ -112,7 +114,7 @@ class PlainStream:
     def _overdrawn(self, state: _Dealt) -> set[int]:
         """The sources of which a lane took more than `max_epochs` allows."""
         found = set()
-        for source, epochs in enumerate(self.mix.max_epochs or ()):
+        for source, epochs in enumerate(settings.max_epochs for settings in self.settings):
             for lane, drawn in enumerate(state.drawn):
                 times = self._times(source)
                 if epochs is not None and drawn[source] > int(epochs / times * len(self.lane_epoch(source, lane, 0))):

@@ -1,30 +1,23 @@
-"""What a run has seen: samples by source, texts by source and language, counted exactly over all ranks and lives.
+"""What a run has seen: samples by source, texts by source and language, counted exactly over all ranks and attempts.
 
-Keys: `VIEW/SOURCE` counts samples, `VIEW/SOURCE/LANGUAGE` texts; SOURCE is the last part of the set's address. Pictures
-with regions are counted by source only.
+Keys: `VIEW/SOURCE` counts samples, `VIEW/SOURCE/LANGUAGE` texts. Images with regions are counted by source only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 
-def source_names(folders: Sequence[str]) -> list[str]:
-    """A short name for each set: the last part of its address; with a number where two are alike."""
-    names = [folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders]
-    return [name if names.count(name) == 1 else f"{name}.{number}" for number, name in enumerate(names)]
-
-
-class Exposure:
+class SamplesSeen:
     """Global counts.
 
     Args:
         keys: all that may be counted, the same on every rank.
-        before: counts of the run's earlier lives, up to the checkpoint.
+        before: counts of the run's earlier attempts, up to the checkpoint.
     """
 
     def __init__(self, keys: Iterable[str], before: Mapping[str, int] | None = None) -> None:
@@ -34,7 +27,7 @@ class Exposure:
         self._local: Counter[str] = Counter()
 
     def add(self, counts: Iterable[tuple[str, int]]) -> None:
-        """Count this rank's share of a step (`Batch.exposure`)."""
+        """Count this rank's share of a step (`Batch.samples_seen`)."""
         for key, count in counts:
             self._local[key] += count
 
