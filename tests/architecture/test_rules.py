@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.architecture.rules import RULES, machine_places
@@ -71,3 +75,12 @@ def test_documents_and_settings_name_no_machine() -> None:
     assert len(paths) > 2
     broken = [f"{path}:{problem}" for path in paths for problem in machine_places(path.read_text(encoding="utf-8"))]
     assert not broken, "\n".join(broken)
+
+
+def test_the_linter_sees_every_file() -> None:
+    """Its default excludes are names such as `dist` and `build`: a folder of that name would go unseen."""
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split("\n")
+    seen = {Path(line).relative_to(ROOT).as_posix() for line in shown if line.endswith(".py")}
+    there = {source.place for source in read_sources(*CODE_FOLDERS, "tests", "benchmarks")}
+    assert there <= seen, sorted(there - seen)
