@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from cclm.train.recorder import Recorder
 from cclm.train.start import start_from_sources
 from cclm.train.step import CrossViewTraining
 from cclm.views.table import VIEWS, Table, make_views
-from cclm.views.view import View
+from cclm.views.view import View, open_dataset
 
 
 @contextmanager
@@ -60,6 +60,8 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
     """
     topology = Topology.from_environment(device=config.device)
+    views = make_views(config.views, table)
+    config = replace(config, views={name: view.config for name, view in views.items()})  # in the table's order
     check_data(config, topology.world_size)
     folder = Path(config.run_folder)
     ds_config = None if config.engine == "plain" else resolve_deepspeed(config, topology)
@@ -80,8 +82,8 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             forget_other_ranks(folder, topology.world_size)
         talk.barrier()
         checkpoint = newest_complete(folder)
-        views = make_views(config.views, table)
-        dataset = make_dataset(config, views, tokenizer, topology)  # its errors come before the long part of the start
+        dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
+        dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
         module = build_module(
             config, views, tokenizer, talk,
             is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
@@ -261,21 +263,6 @@ def uses_all_parameters(config: RunConfig) -> bool:
     trained = frozenset[str]().union(*(view.trains for view in config.views.values()))
     is_whole = config.data.schedule == "joint" or len(config.views) == 1
     return is_whole and parts <= trained
-
-
-def make_dataset(
-    config: RunConfig, views: Mapping[str, View[Any, Any]], tokenizer: TextTokenizer, topology: Topology
-) -> StepDataset:
-    """Open this rank's data.
-
-    Raises:
-        ConfigError: a set of another view, language weights that no source has, fewer samples than steps.
-    """
-    data = config.data
-    sources = {name: view.open(tokenizer, config.seed, data.cache, data.pad_multiple) for name, view in views.items()}
-    dataset = StepDataset(sources, config.views, data, config.seed, topology.rank, topology.world_size)
-    dataset.check_steps(config.steps)
-    return dataset
 
 
 def make_batches(

@@ -152,7 +152,7 @@ class Batch(TensorRecord):
     rest: tuple[Batch, ...] = ()
     """The step's further micro-batches, each with its own share of every view (`DataConfig.micro_batches`)."""
     samples_seen: tuple[tuple[str, int], ...] = ()
-    """What this rank's share shows, by source and language (`cclm.data.exposure`)."""
+    """What this rank's share shows, by source and language (`cclm.data.samples_seen`)."""
 
     @property
     def parts(self) -> tuple[Batch, ...]:

@@ -197,6 +197,9 @@ def find_problems(views: Views, config: DataConfig, world_size: int = 1) -> Iter
         )
     if config.micro_batches < 1:
         yield f"data.micro_batches must be at least 1, is {config.micro_batches}"
+    turns = [name for name, view in views.items() if view.takes_turns_with and view.takes_turns_with[0] in views]
+    if config.schedule == "alternate" and len(turns) > 1:
+        yield f"data.schedule: one view can take turns with another, not {len(turns)} ({', '.join(turns)})"
     for name, view in views.items():
         for problem in view.find_problems(world_size, max(1, config.micro_batches)):
             yield f"views.{name}: {problem}"

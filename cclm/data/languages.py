@@ -44,14 +44,14 @@ class LanguageMix:
 
     Args:
         mix: `language_weights`, and those of its schedule.
-        languages_by_source: what each source has, by its manifest.
+        languages_by_source: what each source has by its manifest, by the sources' names and in their order.
         dealing: of slots to lanes.
 
     Raises:
         ConfigError: a source has none of the languages that have a weight.
     """
 
-    def __init__(self, mix: MixConfig, languages_by_source: Sequence[Sequence[str]], dealing: Dealing) -> None:
+    def __init__(self, mix: MixConfig, languages_by_source: Mapping[str, Sequence[str]], dealing: Dealing) -> None:
         stages = [(0, mix.language_weights)] + [(stage.start_step, stage.language_weights) for stage in mix.schedule]
         given = [(step, table) for step, table in stages if table is not None]
         self._steps = [step for step, _ in given]
@@ -59,7 +59,7 @@ class LanguageMix:
         self._starts = [[dealing.turns_before(step, lane) for step in self._steps] for lane in lanes]
         self._num_lanes = dealing.num_lanes
         self._deals = [
-            [self._deal(table, languages, source) for source, languages in enumerate(languages_by_source)]
+            [self._deal(table, languages, source) for source, languages in languages_by_source.items()]
             for _, table in given
         ]
 
@@ -79,7 +79,7 @@ class LanguageMix:
         return RequestedLanguage(weights, names[deal.source(lane, draw)])
 
     def _deal(
-        self, table: Mapping[str, float], languages: Sequence[str], source: int
+        self, table: Mapping[str, float], languages: Sequence[str], source: str
     ) -> tuple[list[str], dict[str, float], Deal]:
         weights = {name: table[name] for name in sorted(table) if table[name] > 0 and name in languages}
         if not weights:

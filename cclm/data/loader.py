@@ -37,7 +37,7 @@ class StepDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        sources: Mapping[str, Source[Any]],
+        sources: Mapping[str, Source[Any, Any]],
         views: Views,
         config: DataConfig,
         seed: int,

@@ -25,6 +25,7 @@ MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
 
 Value = TypeVar("Value")
+Settings = TypeVar("Settings", bound=ViewConfig)
 Sample = TypeVar("Sample")
 
 
@@ -53,7 +54,7 @@ class Memory(Generic[Value]):
             self.size -= self._values.popitem(last=False)[1][1]
 
 
-class Source(ABC, Generic[Sample]):
+class Source(ABC, Generic[Settings, Sample]):
     """One view's data: its shard sets, their stream, and the policy for broken samples.
 
     Args:
@@ -77,7 +78,7 @@ class Source(ABC, Generic[Sample]):
     def __init__(
         self,
         name: str,
-        config: ViewConfig,
+        config: Settings,
         tokenizer: TextTokenizer,
         seed: int,
         cache: CacheConfig | None = None,
@@ -85,7 +86,8 @@ class Source(ABC, Generic[Sample]):
         length_buckets: int = 1,
     ) -> None:
         cache = cache or CacheConfig()
-        self.name, self.tokenizer, self.seed, self.pad_multiple = name, tokenizer, seed, pad_multiple
+        self.name, self.config = name, config
+        self.tokenizer, self.seed, self.pad_multiple = tokenizer, seed, pad_multiple
         sources = config.ordered_sources
         self.paths = [source.path for source in sources.values()]
         self.sets = [open_set(path, cache) for path in self.paths]
@@ -114,7 +116,9 @@ class Source(ABC, Generic[Sample]):
         self.languages = [sorted(shard_set.manifest.totals.languages) for shard_set in self.sets]
         self._languages: LanguageMix | None = None
         if config.mix.has_language_weights:
-            self._languages = LanguageMix(config.mix, self.languages, self.stream.dealing)
+            self._languages = LanguageMix(
+                config.mix, dict(zip(sources, self.languages, strict=True)), self.stream.dealing
+            )
         self._names = [f"{name}/{source}" for source in sources]
         self._seen: Counter[str] = Counter()
 
@@ -145,7 +149,7 @@ class Source(ABC, Generic[Sample]):
         return [*self._names, *(f"{name}/{language}" for name, languages in pairs for language in languages)]
 
     def take_seen(self) -> list[tuple[str, int]]:
-        """What the samples since the last call showed: `cclm.data.exposure`."""
+        """What the samples since the last call showed: `cclm.data.samples_seen`."""
         seen = sorted(self._seen.items())
         self._seen.clear()
         return seen

@@ -60,7 +60,7 @@ def batch_structure(value: object, equal_rows: bool = True) -> str:
         parts = []
         for field in fields(value):
             item = getattr(value, field.name)
-            if item is None or isinstance(item, Tensor) or is_dataclass(item):
+            if item is None or isinstance(item, Tensor | Mapping) or is_dataclass(item):
                 rows = _rows(field.name, item) if equal_rows else ""
                 parts.append(f"{field.name}={batch_structure(item, equal_rows)}{rows}")
         return f"{type(value).__name__}({', '.join(parts)})"

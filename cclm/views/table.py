@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cclm.data.config import ViewConfig, Views
+from cclm.errors import ConfigError
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.regions.options import RegionConfig
 from cclm.views.text_pair.options import TextPairConfig
@@ -87,5 +88,17 @@ VIEWS: Table = {
 
 
 def make_views(configs: Views, table: Table = VIEWS) -> dict[str, View[Any, Any]]:
-    """Make the views of a configuration, in the order of the table."""
+    """Make the views of a configuration, in the order of the table, wherever the configuration names them.
+
+    Raises:
+        ConfigError: a view that the table does not have.
+    """
+    unknown = [name for name in configs if name not in table]
+    if unknown:
+        raise ConfigError(
+            where="views",
+            expected=f"views of this program: {', '.join(table)}",
+            got=", ".join(unknown),
+            do="Correct the name, or give the program a table that has the view (docs/extending.md).",
+        )
     return {name: entry.load()(name, configs[name]) for name, entry in table.items() if name in configs}

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cclm.data.batch import ViewBatch
-from cclm.data.config import ViewConfig
+from cclm.data.config import DataConfig, ViewConfig
+from cclm.data.loader import StepDataset
 from cclm.data.source import Source
 from cclm.data.tokens import TextTokenizer
 from cclm.model.modeling_cclm import CCLMModel
@@ -163,7 +164,9 @@ class View(ABC, Generic[ConfigType, BatchType]):
         self.name, self.config = name, config
 
     @abstractmethod
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> Source[Any]:
+    def open(
+        self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int
+    ) -> Source[ConfigType, Any]:
         """Open the view's shard sets.
 
         Raises:
@@ -179,3 +182,20 @@ class View(ABC, Generic[ConfigType, BatchType]):
     @abstractmethod
     def contribute(self, step: StepContext, batch: BatchType, encoded: EncodedView) -> Contribution:
         """Contrast the two sides, and say which rows go through the fusion encoder and its heads."""
+
+
+def open_dataset(
+    views: Mapping[str, View[Any, Any]],
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> StepDataset:
+    """Open the data of views for one rank.
+
+    Raises:
+        ConfigError: a set of another view, an empty one, language weights that no source has.
+    """
+    sources = {name: view.open(tokenizer, seed, config.cache, config.pad_multiple) for name, view in views.items()}
+    return StepDataset(sources, {name: view.config for name, view in views.items()}, config, seed, rank, world_size)

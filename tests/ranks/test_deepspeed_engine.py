@@ -55,7 +55,7 @@ def _meet_a_nan(case: Case) -> tuple[float, bool, list[float]]:
     before = engine.full_parameters()
     batch = case.make_batch(0, engine.rank, engine.world_size)
     if engine.rank == 1:
-        batch.image_text.images_BCHW[0, 0, 0, 0] = math.inf
+        batch.views["image_text"].images[0, 0, 0, 0] = math.inf
     engine.backward(engine.forward(batch))
     norm = engine.update(0).grad_norm
     after = engine.full_parameters()

@@ -40,7 +40,7 @@ class ImageTextBatch(ImageBatch):
         return (self.text,) if self.second_text is None else (self.text, self.second_text)
 
 
-class ImageTextSource(Source[ImageTextSample]):
+class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
     """Shard sets of images with captions."""
 
     stream_bits = 0
@@ -56,7 +56,6 @@ class ImageTextSource(Source[ImageTextSample]):
         pad_multiple: int = 1,
     ) -> None:
         super().__init__(name, config, tokenizer, seed, cache, pad_multiple)
-        self.config = config
         self._memory: Memory[tuple[ImageTextRecord, Image.Image]] = Memory(config.transform.cache_bytes)
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> ImageTextBatch:

@@ -49,23 +49,11 @@ class RegionBatch(ImageBatch):
     """True for captions of a whole image, whose box is no target."""
 
 
-class RegionSource(Source[RegionSample]):
+class RegionSource(Source[RegionConfig, RegionSample]):
     """Shard sets of images with regions; its slots are images, its batches are made of groups of texts."""
 
     stream_bits = 1 << 62
     sample_purpose = 5
-
-    def __init__(
-        self,
-        name: str,
-        config: RegionConfig,
-        tokenizer: TextTokenizer,
-        seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-    ) -> None:
-        super().__init__(name, config, tokenizer, seed, cache, pad_multiple)
-        self.config = config
 
     @property
     def counted(self) -> list[str]:

@@ -60,7 +60,7 @@ class TextPairBatch(ViewBatch):
         return (self.text,)
 
 
-class TextPairSource(Source[TextPairSample]):
+class TextPairSource(Source[TextPairConfig, TextPairSample]):
     """Shard sets of sentences with translations."""
 
     stream_bits = 1 << 63
@@ -76,7 +76,6 @@ class TextPairSource(Source[TextPairSample]):
         pad_multiple: int = 1,
     ) -> None:
         super().__init__(name, config, tokenizer, seed, cache, pad_multiple, config.length_buckets)
-        self.config = config
         self._memory: Memory[list[TextPair]] = Memory(config.cache_groups)
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> TextPairBatch:

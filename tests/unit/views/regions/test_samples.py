@@ -1,42 +1,30 @@
-"""Regions of a picture: crop, flip, boxes, patch masks, texts, and how they become groups and a batch."""
+"""Regions of an image: crop, flip, boxes, patch masks, texts, and how they become groups."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from cclm.data.batch import RegionBatch
-from cclm.data.config import DataConfig, validate
-from cclm.data.image import ImageTransformConfig
-from cclm.data.loader import StepDataset
-from cclm.data.masking import MaskingConfig
-from cclm.data.region_config import RegionDataConfig
-from cclm.data.regions import clip_to_crop, draw_crop, draw_rows, patch_mask, region_sample
 from cclm.data.tokens import TextTokenizer
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
-from tests.unit.data.data_sets import write_region_images
-
-VIEW = RegionDataConfig(
-    shards=(),
-    batch_size=16,
-    negative_group=8,
-    images_per_group=5,
-    texts_per_image=3,
-    matching_rows=8,
-    num_lanes=5,
-    window=6,
-    patch_grid=4,
-    max_tokens=8,
-    masking=MaskingConfig(max_masks=3),
-    transform=ImageTransformConfig(size=16, flip_probability=0.5),
+from cclm.views.regions.options import RegionConfig
+from cclm.views.regions.samples import (
+    Corners,
+    RegionSample,
+    clip_to_crop,
+    draw_crop,
+    draw_rows,
+    patch_mask,
+    region_sample,
 )
+from tests.tiny_views import REGIONS
+
 BOXES = ((1, 2, 6, 5), (10, 3, 8, 9), (0, 0, 20, 30))
 
 
@@ -54,12 +42,12 @@ def record(*boxes: tuple[float, float, float, float], **captions: str) -> ImageT
     )
 
 
-def picture(width: int = 20, height: int = 30) -> Image.Image:
+def image(width: int = 20, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def samples(view: RegionDataConfig, tokenizer: TextTokenizer, source: ImageTextRecord, count: int):  # type: ignore[no-untyped-def]
-    return [region_sample(source, picture(), view, tokenizer, np.random.default_rng(seed)) for seed in range(count)]
+def samples(view: RegionConfig, tokenizer: TextTokenizer, source: ImageTextRecord, count: int) -> list[RegionSample]:
+    return [region_sample(source, image(), view, tokenizer, np.random.default_rng(seed)) for seed in range(count)]
 
 
 def test_a_crop_holds_its_box_and_reaches_every_border() -> None:
@@ -88,7 +76,7 @@ def test_a_box_is_kept_if_more_than_half_of_it_is_inside() -> None:
         ((1.0, 1.0, 1.0, 1.0), (6, 7), (6, 7)),
     ],
 )
-def test_patches_under_a_box(corners, rows, columns) -> None:  # type: ignore[no-untyped-def]
+def test_patches_under_a_box(corners: Corners, rows: tuple[int, int], columns: tuple[int, int]) -> None:
     mask = patch_mask(corners, 7)
     expected = np.zeros((7, 7), dtype=bool)
     expected[slice(*rows), slice(*columns)] = True
@@ -101,7 +89,7 @@ def test_boxes_follow_crop_and_flip(tokenizer: TextTokenizer) -> None:
     halves = Image.new("RGB", (20, 30))
     halves.paste((255, 255, 255), (10, 0, 20, 30))
     source = record((0, 0, 10, 30))
-    view = replace(VIEW, with_caption=False, transform=replace(VIEW.transform, resample="box"))
+    view = replace(REGIONS, with_caption=False, transform=replace(REGIONS.transform, resample="box"))
     flipped = Counter[bool]()
     for seed in range(60):
         sample = region_sample(source, halves, view, tokenizer, np.random.default_rng(seed))
@@ -119,7 +107,7 @@ def test_boxes_follow_crop_and_flip(tokenizer: TextTokenizer) -> None:
 
 
 def test_texts_are_the_caption_then_regions_in_a_random_order(tokenizer: TextTokenizer) -> None:
-    found = samples(replace(VIEW, attributes="none", languages=("en",)), tokenizer, record(*BOXES), 60)
+    found = samples(replace(REGIONS, attributes="none", languages=("en",)), tokenizer, record(*BOXES), 60)
     for sample in found:
         first, *others = sample.texts
         assert first.is_whole and first.mask_N.all() and first.box == (0.5, 0.5, 1.0, 1.0)
@@ -133,7 +121,7 @@ def test_texts_are_the_caption_then_regions_in_a_random_order(tokenizer: TextTok
         )
         assert len({text.identity for text in sample.texts}) == len(sample.texts)
     assert len({text.identity for sample in found for text in sample.texts}) == 1 + len(BOXES)
-    bare = samples(replace(VIEW, with_caption=False), tokenizer, record(*BOXES), 20)
+    bare = samples(replace(REGIONS, with_caption=False), tokenizer, record(*BOXES), 20)
     assert not any(text.is_whole for sample in bare for text in sample.texts)
 
 
@@ -147,18 +135,18 @@ def test_texts_are_the_caption_then_regions_in_a_random_order(tokenizer: TextTok
         ({"attributes": "none"}, {"aa ab", "ba"}),
     ],
 )
-def test_attributes_are_said_first(tokenizer: TextTokenizer, changes, allowed) -> None:  # type: ignore[no-untyped-def]
-    view = replace(VIEW, with_caption=False, **changes)
+def test_attributes_are_said_first(tokenizer: TextTokenizer, changes: dict[str, Any], allowed: set[str]) -> None:
+    view = replace(REGIONS, with_caption=False, **changes)
     said = {tuple(text.ids) for sample in samples(view, tokenizer, record(*BOXES), 60) for text in sample.texts}
     assert said == {tuple(tokenizer.encode([text], 8)[0]) for text in allowed}
 
 
 def test_a_picture_whose_text_names_a_side_is_not_mirrored(tokenizer: TextTokenizer) -> None:
-    view = replace(VIEW, transform=replace(VIEW.transform, flip_probability=1.0))
+    view = replace(REGIONS, transform=replace(REGIONS.transform, flip_probability=1.0))
     plain, sided = record(*BOXES), record(*BOXES, en="aa ab", de="die linke ba")
     for seed in range(5):
         normal, kept, published = (
-            region_sample(source, picture(), replace(view, reference=reference), tokenizer, np.random.default_rng(seed))
+            region_sample(source, image(), replace(view, reference=reference), tokenizer, np.random.default_rng(seed))
             for source, reference in ((plain, False), (sided, False), (sided, True))
         )
         assert np.array_equal(kept.pixels_CHW, normal.pixels_CHW[:, :, ::-1])
@@ -168,76 +156,29 @@ def test_a_picture_whose_text_names_a_side_is_not_mirrored(tokenizer: TextTokeni
 @pytest.mark.parametrize(
     ("boxes", "view", "reason"),
     [
-        ((), VIEW, "region_missing"),
-        (((15, 0, 6, 5), (0, 0, 0.5, 5), (-1, 0, 5, 5)), VIEW, "region_missing"),
-        (BOXES, replace(VIEW, languages=("xx",)), "caption_missing"),
+        ((), REGIONS, "region_missing"),
+        (((15, 0, 6, 5), (0, 0, 0.5, 5), (-1, 0, 5, 5)), REGIONS, "region_missing"),
+        (BOXES, replace(REGIONS, languages=("xx",)), "caption_missing"),
     ],
 )
-def test_unusable_records(tokenizer: TextTokenizer, boxes, view, reason) -> None:  # type: ignore[no-untyped-def]
+def test_unusable_records(
+    tokenizer: TextTokenizer, boxes: tuple[tuple[float, float, float, float], ...], view: RegionConfig, reason: str
+) -> None:
     with pytest.raises(DataError) as caught:
-        region_sample(record(*boxes), picture(), view, tokenizer, np.random.default_rng(0))
+        region_sample(record(*boxes), image(), view, tokenizer, np.random.default_rng(0))
     assert caught.value.reason == reason
 
 
 def test_a_group_has_its_number_of_texts_whatever_its_pictures_have(tokenizer: TextTokenizer) -> None:
-    many = samples(VIEW, tokenizer, record(*BOXES), 5)
-    rows = draw_rows(many, VIEW, tokenizer, np.random.default_rng(0))
+    many = samples(REGIONS, tokenizer, record(*BOXES), 5)
+    rows = draw_rows(many, REGIONS, tokenizer, np.random.default_rng(0))
     places = [(row.image, row.text.identity) for row in rows]
     assert len(rows) == 8 and len(set(places)) == 8, "enough texts: none twice"
     assert [row.fusion is not None for row in rows] == [True] * 4 + [False] * 4
-    few = draw_rows(many[:2], VIEW, tokenizer, np.random.default_rng(0))
+    few = draw_rows(many[:2], REGIONS, tokenizer, np.random.default_rng(0))
     total = sum(len(sample.texts) for sample in many[:2])
     counts = Counter((row.image, row.text.identity) for row in few)
     assert len(few) == 8 and len(counts) == total < 8
     assert all(row.identity == row.text.identity for row in few)
-    published = draw_rows(many[:2], replace(VIEW, reference=True), tokenizer, np.random.default_rng(0))
+    published = draw_rows(many[:2], replace(REGIONS, reference=True), tokenizer, np.random.default_rng(0))
     assert len({row.identity for row in published}) == 8, "duplicates are negatives of each other"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_region_images(tmp_path_factory.mktemp("regions"), 40, without=7)
-
-
-@pytest.fixture
-def data(folder: Path) -> DataConfig:
-    return DataConfig(tokenizer="", regions=replace(VIEW, shards=(str(folder),)), bad_sample_limit=1.0)
-
-
-def texts_of(batch: RegionBatch) -> list[list[int]]:
-    return [ids[mask].tolist() for ids, mask in zip(batch.text.ids_BL, batch.text.mask_BL, strict=True)]
-
-
-def test_the_ranks_batches_make_the_global_one(data: DataConfig, tokenizer: TextTokenizer) -> None:
-    whole = StepDataset(data, tokenizer, 5)[3].regions
-    parts = [StepDataset(data, tokenizer, 5, rank, 2)[3].regions for rank in (0, 1)]
-    assert whole is not None and parts[0] is not None and parts[1] is not None
-    for name in ("images_BCHW", "mask_RN", "box_R4", "whole_R", "identity_R", "noise_first_FG", "ledger_B"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
-    assert texts_of(whole) == texts_of(parts[0]) + texts_of(parts[1])
-    assert torch.equal(whole.image_of_R, torch.cat([parts[0].image_of_R, parts[1].image_of_R + 5]))
-    assert torch.equal(whole.matching_row_F, torch.cat([parts[0].matching_row_F, parts[1].matching_row_F + 8]))
-    assert whole.images_BCHW.shape == (10, 3, 16, 16) and whole.mask_RN.shape == (16, 17)
-    assert whole.mask_RN[:, 0].all() and whole.mask_RN[:, 1:].any(1).all()
-
-
-def test_a_record_without_regions_is_replaced_and_told(data: DataConfig, tokenizer: TextTokenizer) -> None:
-    dataset = StepDataset(data, tokenizer, 5)
-    bad = [sample for step in range(4) for sample in dataset[step].bad_samples]
-    assert {(sample.view, sample.key, sample.reason) for sample in bad} == {("regions", "r7", "region_missing")}
-
-
-def test_what_cannot_be(data: DataConfig) -> None:
-    assert data.regions is not None
-    wrong = replace(data.regions, patch_grid=5, min_overlap=1.0, texts_per_image=0, attributes="some")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError) as caught:
-        validate(replace(data, regions=wrong, schedule="now", region_probability=2.0))  # type: ignore[arg-type]
-    for words in (
-        "multiple of patch_grid 5",
-        "min_overlap",
-        "at least 1",
-        "any_language",
-        "'now'",
-        "2.0",
-    ):
-        assert words in str(caught.value), words

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from cclm.data.batch import Batch
-from cclm.data.loader import StepDataset
-from cclm.data.tokens import load_tokenizer
-from cclm.distributed.collectives import SINGLE
+from cclm.data.batch import Batch, ViewBatch
 from cclm.errors import ConfigError
 from cclm.objectives.boxes import box_losses
 from cclm.train.step import CrossViewTraining
-from pretrain.build import build_module
-from pretrain.recipe import read_config
-from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+from cclm.views.image_text.view import ImageTextBatch
+from cclm.views.regions.view import RegionBatch
+from tests.tiny_run import recipe, with_regions, write_corpus
+from tests.tiny_training import as_config, dataset_of, module_of
 
+VIEWS = ("image_text", "regions", "text_pair")
 Made = tuple[CrossViewTraining, Batch]
 Make = Callable[..., Made]
 
@@ -34,20 +33,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(corpus: Path, tmp_path: Path) -> Make:
-    """The tiny run with regions; `views` names those to keep, `changes` are dotted overrides."""
+    """The tiny run with regions: `views` to keep, and changes of their settings."""
 
-    def made(views: str = "image_text regions text_pair", *changes: str) -> Made:
+    def made(*views: str, **changes: dict[str, Any]) -> Made:
         settings = with_regions(recipe(corpus, tmp_path / "run"), corpus)
         settings["model"]["text"]["max_positions"] = 16
-        for view in ("image_text", "regions", "text_pair"):
-            if view not in views.split():
-                settings["data"][view] = None
-        config = read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings)), *changes])
-        tokenizer = load_tokenizer(config.data.tokenizer)
-        torch.manual_seed(0)
-        return build_module(config, tokenizer, SINGLE).eval(), StepDataset(config.data, tokenizer, seed=7)[3]
+        settings["views"] = {name: settings["views"][name] | changes.get(name, {}) for name in views or VIEWS}
+        config = as_config(settings)
+        return module_of(config).eval(), dataset_of(config)[3]
 
     return made
+
+
+def only(batch: Batch, name: str, view: ViewBatch | None = None) -> Batch:
+    """One view of a batch, or another in its place."""
+    return replace(batch, views={name: batch.views[name] if view is None else view})
 
 
 def calls(module: CrossViewTraining, batch: Batch) -> dict[str, int]:
@@ -66,34 +66,32 @@ def calls(module: CrossViewTraining, batch: Batch) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize("changes", [(), ("--data.text_pair.tlm=true", "--data.image_text.captions_per_image=2")])
-def test_every_module_runs_once_with_all_views(make: Make, changes: tuple[str, ...]) -> None:
-    module, batch = make("image_text regions text_pair", *changes)
+@pytest.mark.parametrize("changes", [{}, {"text_pair": {"tlm": True}, "image_text": {"captions_per_image": 2}}])
+def test_every_module_runs_once_with_all_views(make: Make, changes: dict[str, dict[str, Any]]) -> None:
+    module, batch = make(**changes)
     assert set(calls(module, batch).values()) == {1}
     module(batch).total.backward()
     unused = [name for name, value in module.named_parameters() if value.grad is None or not value.grad.any()]
     assert unused == []
 
 
-@pytest.mark.parametrize("tlm", ["true", "false"])
-def test_views_do_not_depend_on_each_other(make: Make, tlm: str) -> None:
-    module, batch = make("image_text regions text_pair", f"--data.text_pair.tlm={tlm}")
+@pytest.mark.parametrize("tlm", [True, False])
+def test_views_do_not_depend_on_each_other(make: Make, tlm: bool) -> None:
+    module, batch = make(text_pair={"tlm": tlm})
     together = module(batch).metrics
     alone: dict[str, torch.Tensor] = {}
-    for view in ("image_text", "regions", "text_pair"):
-        absent = {name: None for name in ("image_text", "regions", "text_pair") if name != view}
-        metrics = module(replace(batch, **absent)).metrics
+    for view in VIEWS:
+        metrics = module(only(batch, view)).metrics
         alone.update({name: value for name, value in metrics.items() if name.startswith(view)})
     assert {"regions/itc", "regions/itm", "regions/mlm", "regions/box", "regions/giou"} < set(alone)
-    assert ("text_pair/ttm" in alone) == (tlm == "false")
+    assert ("text_pair/ttm" in alone) == (not tlm)
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_regions_by_the_book(make: Make) -> None:
     module, batch = make("regions")
-    regions, model = batch.normalised().regions, module.model
-    assert regions is not None
+    regions, model = cast(RegionBatch, batch.normalised().views["regions"]), module.model
     image_BND = model.encode_images(regions.images_BCHW)
     region_RND = model.pool_regions(image_BND, regions.image_of_R, regions.mask_RN)
     states = model.encode_texts(regions.text.ids_BL, regions.text.mask_BL)
@@ -127,7 +125,7 @@ def plain_mlm(module: CrossViewTraining, fused: torch.Tensor, masked: Any) -> to
 @pytest.mark.slow
 def test_boxes_are_learned(make: Make) -> None:
     module, batch = make("regions")
-    regions = Batch(step=9, image_text=None, text_pair=None, regions=batch.regions)
+    regions = replace(batch, step=9)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     first = module(regions).metrics
     for _ in range(60):
@@ -141,19 +139,19 @@ def test_boxes_are_learned(make: Make) -> None:
 
 def test_a_mask_for_another_grid_is_refused(make: Make) -> None:
     module, batch = make("regions")
-    assert batch.regions is not None
+    regions = cast(RegionBatch, batch.views["regions"])
     with pytest.raises(ConfigError, match=r"expected masks of 1 \+ 16 image tokens, got 1 \+ 9\. Set patch_grid"):
-        module(replace(batch, regions=replace(batch.regions, mask_RN=batch.regions.mask_RN[:, :10])))
+        module(only(batch, "regions", replace(regions, mask_RN=regions.mask_RN[:, :10])))
 
 
 def test_two_captions_by_the_book(make: Make) -> None:
-    module, batch = make("image_text", "--data.image_text.captions_per_image=2")
-    images, model = batch.image_text, module.model
-    assert images is not None and images.second_text is not None
+    module, batch = make("image_text", image_text={"captions_per_image": 2})
+    images, model = cast(ImageTextBatch, batch.views["image_text"]), module.model
+    assert images.second_text is not None
     assert not torch.equal(images.text.ids_BL, images.second_text.ids_BL)
     metrics = module(batch).metrics
-    swapped = module(replace(batch, image_text=replace(images, text=images.second_text, second_text=None))).metrics
-    first = module(replace(batch, image_text=replace(images, second_text=None))).metrics
+    swapped = module(only(batch, "image_text", replace(images, text=images.second_text, second_text=None))).metrics
+    first = module(only(batch, "image_text", replace(images, second_text=None))).metrics
     torch.testing.assert_close(metrics["image_text/itc"], (first["image_text/itc"] + swapped["image_text/itc"]) / 2)
     for name in ("image_text/itm", "image_text/mlm"):
         torch.testing.assert_close(metrics[name], first[name], msg=name)
@@ -162,7 +160,7 @@ def test_two_captions_by_the_book(make: Make) -> None:
         for text in (images.text, images.second_text)
     ]
     similarity = features[0] @ features[1].T / model.temperature()
-    same = (images.identity_B[:, None] == images.identity_B[None]).float()
+    same = (images.identity_R[:, None] == images.identity_R[None]).float()
     target = same / same.sum(1, keepdim=True)
     ttc = -0.5 * ((target * similarity.log_softmax(1)).sum(1) + (target * similarity.T.log_softmax(1)).sum(1)).mean()
     torch.testing.assert_close(metrics["image_text/ttc"], ttc, rtol=1e-5, atol=1e-5)
@@ -172,9 +170,8 @@ def test_two_captions_by_the_book(make: Make) -> None:
 
 
 def test_tlm_by_the_book(make: Make) -> None:
-    module, batch = make("text_pair", "--data.text_pair.tlm=true")
-    pairs, model = batch.text_pair, module.model
-    assert pairs is not None and pairs.tlm
+    module, batch = make("text_pair", text_pair={"tlm": True})
+    pairs, model = batch.views["text_pair"], module.model
     metrics = module(batch).metrics
     assert {name for name in metrics if "/" in name} == {"text_pair/ttc", "text_pair/mlm", "text_pair/mlm_accuracy"}
     tokens = pairs.masked.tokens
@@ -201,7 +198,12 @@ def test_published_means_are_those_of_each_rank(make: Make) -> None:
 
     alone = module(batch).metrics
     halves = {
-        means: CrossViewTraining(module.model, replace(module.objectives, means=means), Other())(batch).metrics  # type: ignore[arg-type]
+        means: CrossViewTraining(
+            module.model,
+            module.views,
+            replace(module.objectives, means=means),  # type: ignore[arg-type]
+            Other(),  # type: ignore[arg-type]
+        )(batch).metrics
         for means in ("global", "per_rank")
     }
     torch.testing.assert_close(halves["per_rank"]["image_text/mlm"], alone["image_text/mlm"])
