@@ -45,6 +45,9 @@ class StepDataset(Dataset[Batch]):
         world_size: int = 1,
     ) -> None:
         assert 0 <= rank < world_size
+        for number in ("stream_bits", "sample_purpose"):
+            taken = [getattr(source, number) for source in sources.values()]
+            assert len({*taken}) == len(taken), f"views need a {number} of their own: {', '.join(sources)} have {taken}"
         self.sources, self.views, self.config = dict(sources), views, config
         self.rank, self.world_size = rank, world_size
         self.schedule = ViewSchedule(views, config.schedule, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -181,6 +181,14 @@ class Source(ABC, Generic[Settings, Sample]):
                 address = self.stream.address(number, slot)
                 self.sets[address.source].announce(address.shard)
         self._prefetched[slots.start] = stop
+
+    def samples(self, step: int, slots: range, bad: list[BadSample]) -> Iterator[Sample]:
+        """Yield the samples of some slots of a step; broken ones that they stand in for are added to `bad`."""
+        self.prefetch(step, slots)
+        for slot in slots:
+            sample, broken = self.sample(step, slot)
+            bad += broken
+            yield sample
 
     def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:
         """The sample of a slot, and the broken ones that it stands in for.

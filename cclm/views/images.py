@@ -83,8 +83,18 @@ def image_rows(
     encoded: EncodedView,
     losses: dict[str, Loss],
     located: LocatedRows | None = None,
+    matching: str = "itm",
 ) -> Contribution:
-    """Return the contribution of rows of images (or regions) with texts: image as memory, text as query."""
+    """Return the contribution of rows of images (or regions) with texts: image as memory, text as query.
+
+    Args:
+        step: what every view needs.
+        batch: the view's.
+        encoded: the batch after the encoders.
+        losses: contrastive ones.
+        located: rows for a head of the view's own.
+        matching: name of the matching loss.
+    """
     images, texts, row_F = encoded.images, encoded.texts[0], batch.matching_row_F
     assert images is not None
     other_text_F, other_image_F = negatives(
@@ -109,5 +119,9 @@ def image_rows(
         memory_FND=memories[0][row_F],
         memory_mask_FN=memories[1][row_F],
     )
-    matching = MatchingRows(name="itm", weight=step.objectives.itm_weight, rows=matched)
-    return Contribution(losses=losses, matched=matching, masked=masked, located=located)
+    return Contribution(
+        losses=losses,
+        matched=MatchingRows(name=matching, weight=step.objectives.itm_weight, rows=matched),
+        masked=masked,
+        located=located,
+    )

@@ -59,7 +59,7 @@ def _text_pair() -> type[View[Any, Any]]:
 
 Table = Mapping[str, ViewEntry]
 
-VIEWS: Table = {
+VIEWS: dict[str, ViewEntry] = {
     "image_text": ViewEntry(
         config=ImageTextConfig,
         load=_image_text,

@@ -119,9 +119,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     runs = [folder / kind for kind in KINDS]
     for run in runs:
         run.mkdir()
-        view = {"max_tokens": MAX_TOKENS, "transform": {"size": 32}}
+        images = {"images": {"path": str(folder / "images")}}
+        view = {"sources": images, "max_tokens": MAX_TOKENS, "transform": {"size": 32}}
         model = asdict(with_vocabulary(KINDS[run.name], vocab_size))
-        config = {"data": {"tokenizer": str(folder), "image_text": view}, "model": model}
+        config = {
+            "run_folder": str(run),
+            "views": {"image_text": view},
+            "data": {"tokenizer": str(folder)},
+            "model": model,
+            "optimizer": {"total_steps": 1},
+        }
         (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     return Trained(folder, on_ranks(train_all, 2, runs, timeout_s=600.0)[0])
 

@@ -60,13 +60,11 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> ImageTextBatch:
         """Build the batch of some negative groups of a step."""
-        slots, samples = self.slots(groups), []
+        slots = self.slots(groups)
         buffer = ImageBuffer(len(slots))
-        self.prefetch(step, slots)
-        for slot in slots:
-            sample, broken = self.sample(step, slot)
-            samples.append(replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)))
-            bad += broken
+        samples = [
+            replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in self.samples(step, slots, bad)
+        ]
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         seconds = [sample.second_ids for sample in samples if sample.second_ids is not None]
         return ImageTextBatch(

@@ -62,9 +62,7 @@ class RegionSource(Source[RegionConfig, RegionSample]):
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> RegionBatch:
         """Build the batch of some negative groups of a step: the rows of each, in order, about its images."""
-        per_group = self.config.images_per_group
-        buffer = ImageBuffer(len(groups) * per_group)
-        self.prefetch(step, range(groups.start * per_group, groups.stop * per_group))
+        buffer = ImageBuffer(len(groups) * self.config.images_per_group)
         samples: list[RegionSample] = []
         rows: list[tuple[int, RegionRow]] = []
         for number in groups:
@@ -87,11 +85,8 @@ class RegionSource(Source[RegionConfig, RegionSample]):
 
     def group(self, step: int, number: int, bad: list[BadSample]) -> tuple[list[RegionSample], list[RegionRow]]:
         """Return the images and the rows of a negative group; broken samples that were replaced are added to `bad`."""
-        samples = []
-        for slot in range(number * self.config.images_per_group, (number + 1) * self.config.images_per_group):
-            sample, broken = self.sample(step, slot)
-            samples.append(sample)
-            bad += broken
+        size = self.config.images_per_group
+        samples = list(self.samples(step, range(number * size, (number + 1) * size), bad))
         generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
         return samples, draw_rows(samples, self.config, self.tokenizer, generator)
 

@@ -80,12 +80,7 @@ class TextPairSource(Source[TextPairConfig, TextPairSample]):
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> TextPairBatch:
         """Build the batch of some negative groups of a step; equal token sequences become one row of `text`."""
-        slots, samples = self.slots(groups), []
-        self.prefetch(step, slots)
-        for slot in slots:
-            sample, broken = self.sample(step, slot)
-            samples.append(sample)
-            bad += broken
+        samples = list(self.samples(step, self.slots(groups), bad))
         return collate(samples, self.tokenizer.pad_id, self.pad_multiple)
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from cclm.data.seeding import Purpose
-from cclm.data.source import Source
 from cclm.errors import ConfigError
 from cclm.views.regions.view import GROUP_PURPOSE
 from cclm.views.table import VIEWS, make_views
-from tests.fourth_view import TABLE
-from tests.tiny_views import Views, open_dataset
+from tests.fourth_view import TABLE, AudioTextConfig, AudioTextSource
+from tests.tiny_views import Views, only, open_dataset
 
 
-def source_classes(views: Views) -> dict[str, type[Source[Any, Any]]]:
-    return {name: type(source) for name, source in open_dataset(views).sources.items()}
+@pytest.fixture
+def four_views(three_views: Views) -> Views:
+    """With one that is not the library's."""
+    images = three_views["image_text"]
+    own = AudioTextConfig(
+        sources=images.sources, batch_size=8, negative_group=4, matching_rows=4, max_tokens=images.max_tokens
+    )
+    return {**three_views, "audio_text": own}
+
+
+def numbers(views: Views, name: str) -> list[int]:
+    return [getattr(source, name) for source in open_dataset(views, table=TABLE).sources.values()]
 
 
 def test_a_configuration_names_views_in_any_order(three_views: Views) -> None:
@@ -39,14 +46,17 @@ def test_an_unknown_view_is_refused(three_views: Views) -> None:
 
 
 @pytest.mark.parametrize("number", ["stream_bits", "sample_purpose"])
-def test_no_two_views_share_a_number(three_views: Views, number: str) -> None:
-    numbers = [getattr(source, number) for source in source_classes(three_views).values()]
-    assert len(set(numbers)) == len(numbers) == len(VIEWS)
+def test_no_two_views_share_a_number(four_views: Views, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    found = numbers(four_views, number)
+    assert len({*found}) == len(found) == len(TABLE)
+    monkeypatch.setattr(AudioTextSource, number, found[1])
+    with pytest.raises(AssertionError, match=f"views need a {number} of their own: image_text, regions, text_pair, au"):
+        open_dataset(four_views, table=TABLE)
+    assert len(open_dataset({**only(four_views, "image_text", "audio_text")}, table=TABLE).sources) == 2
 
 
-def test_what_is_drawn_about_samples_is_drawn_for_nothing_else(three_views: Views) -> None:
-    purposes = [source.sample_purpose for source in source_classes(three_views).values()]
-    assert not {*Purpose, GROUP_PURPOSE} & {*purposes}
+def test_what_is_drawn_about_samples_is_drawn_for_nothing_else(four_views: Views) -> None:
+    assert not {*Purpose, GROUP_PURPOSE} & {*numbers(four_views, "sample_purpose")}
 
 
 @pytest.mark.xfail(
