@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cclm.checkpoint.choose import newest_sound
 from cclm.checkpoint.load import load_checkpoint
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
@@ -17,11 +19,11 @@ from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, view_schedule
 from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
-from cclm.data.schedule import ViewSchedule
 from cclm.data.tokens import TextTokenizer, load_tokenizer
+from cclm.distributed.agreement import check_same_values
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
-from cclm.engine.ds_config import EngineFacts, load_ds_config, refuse_unguarded_offload, resolve_ds_config
+from cclm.engine.ds_config import EngineFacts, load_ds_config, resolve_ds_config
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
@@ -30,13 +32,12 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.run.checkpoints import newest_complete
 from cclm.run.status import DoneMarker, RankStatus, forget_other_ranks
 from cclm.run.stop import StopRequest
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
-from cclm.train.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
+from cclm.train.folder import QUARANTINE, identity_parts, input_hashes, refuse_another_run, write_identity
 from cclm.train.loop import Run
 from cclm.train.start import start_from_sources
 from cclm.train.step import CrossViewTraining
@@ -64,6 +65,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
     with ExitStack() as stack:
         stack.enter_context(process_group(topology))
         talk = collectives(equal_shares(config.data, topology.world_size))
+        check_same_values(talk, identity_parts(config, inputs))
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:
@@ -71,11 +73,11 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             write_identity(folder, config, inputs, ds_config)
             forget_other_ranks(folder, topology.world_size)
         talk.barrier()
-        checkpoint = newest_complete(folder)
+        checkpoint = newest_sound(talk, folder, sys.stderr.write)
         dataset = make_dataset(config, tokenizer, topology)  # its complaints come before the long part of the start
         construction = construction_of(config, ds_config, topology)
         module = build_module(config, tokenizer, talk, is_fresh=checkpoint is None, construction=construction)
-        engine = build_engine(config, module, topology, ds_config, run_hash(config, inputs))
+        engine = build_engine(config, module, topology, talk, ds_config)
         start_step, seconds, seen = (0, 0.0, {}) if checkpoint is None else resume(engine, checkpoint)
         log = MetricsLog(folder, is_first, resume_step=start_step, tensorboard=config.track.tensorboard)
         progress = Progress(config.steps, start_step, "pre-training", enabled=is_first)
@@ -120,9 +122,7 @@ def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
         max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
     )
-    resolved = resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
-    refuse_unguarded_offload(resolved, uses_all_parameters(config))
-    return resolved
+    return resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
 
 
 def build_module(
@@ -171,9 +171,9 @@ def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
     topology: Topology,
+    talk: Collectives,
     ds_config: dict[str, Any] | None,
-    config_hash: str,
-) -> Engine:
+) -> Engine[Batch]:
     """Give the module to its engine."""
     if ds_config is None:
         if topology.world_size > 1:
@@ -197,23 +197,12 @@ def build_engine(
         config.optimizer,
         ds_config=ds_config,
         topology=topology,
+        collectives=talk,
         seed=config.seed,
-        uses_all_parameters=uses_all_parameters(config),
-        config_hash=config_hash,
-        equal_rows=equal_shares(config.data, topology.world_size),
     )
 
 
-def uses_all_parameters(config: RunConfig) -> bool:
-    """Whether every update reaches every parameter: all views in one, pictures among them, boxes if there is a head."""
-    has_pictures = config.data.image_text is not None or config.data.regions is not None
-    num_views = sum(getattr(config.data, name) is not None for name in ViewSchedule.ORDER)
-    has_boxes = config.data.regions is not None or not config.model.box_head
-    is_whole = config.data.schedule == "joint" or num_views == 1
-    return has_pictures and has_boxes and is_whole
-
-
-def resume(engine: Engine, checkpoint: Path) -> tuple[int, float, dict[str, int]]:
+def resume(engine: Engine[Batch], checkpoint: Path) -> tuple[int, float, dict[str, int]]:
     """Load a checkpoint; returns the first step to do, the seconds that the run has taken, and what it has seen."""
     loaded = load_checkpoint(engine, checkpoint)
     return int(loaded["step"]), float(loaded["state"]["seconds"]), dict(loaded["state"].get("exposure", {}))

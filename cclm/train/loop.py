@@ -37,7 +37,7 @@ class Run:
     config: RunConfig
     folder: Path
     device: torch.device
-    engine: Engine
+    engine: Engine[Batch]
     collectives: Collectives
     batches: Iterable[tuple[Batch, Batch]]
     """Each batch as it was read, and on the device."""
@@ -54,7 +54,7 @@ class Run:
     exposure: Exposure
     done: DoneMarker
     stop: StopRequest
-    witness: Callable[[Engine, Path], None]
+    witness: Callable[[Engine[Batch], Path], None]
     """Puts what the engine computes on a fixed probe into a checkpoint: exports are measured against it."""
 
 
@@ -107,7 +107,9 @@ def train(run: Run) -> bool:
             sync_lines(run)
             seconds = run.seconds_before + time.monotonic() - began
             state = {"seconds": seconds, "exposure": dict(run.exposure.totals)}
-            save_checkpoint(engine, run.folder, step + 1, state, keep=config.checkpoint.keep, witness=run.witness)
+            save_checkpoint(
+                engine, run.folder, step + 1, state, keep=config.checkpoint.keep, reference_outputs=run.witness
+            )
             run.throughput.restart()
         if stop_reason:
             run.status.write(step=step + 1, phase="stopped")

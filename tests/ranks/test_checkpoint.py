@@ -46,7 +46,7 @@ def _look(engine: Any, folder: Path) -> None:
 
     def ask(module: nn.Module) -> dict[str, Tensor]:
         assert not any(part.training for part in module.modules())
-        return dict(type(module).forward(module, mixed_batch(0, engine.rank, engine.world_size)).metrics)
+        return dict(module(mixed_batch(0, engine.rank, engine.world_size)).metrics)
 
     first, second = engine.evaluate(ask), engine.evaluate(ask)
     assert first and all(torch.equal(value, second[name]) for name, value in first.items()), "no dropout"
