@@ -19,7 +19,7 @@
 7.  `zero.Init(dtype=…)` gives bf16 parameters on a CPU, whatever the dtype. → `sharded_construction` passes none
     (tests/ranks/test_sharded_build.py)
 8.  Its checkpoints are pickles, tied to the number of ranks; a rank that cannot write leaves the others in a barrier.
-    → `cclm.engine.fragments` (tests/ranks/test_checkpoint.py, test_elastic.py)
+    → `cclm.engine.fragments` (tests/ranks/test_checkpoint.py, test_world_sizes.py)
 9.  In bf16 it reduces and accumulates gradients in bf16, unless told otherwise in two places. → ds_configs/*_bf16.json
     (tests/ranks/test_bf16_gradients.py)
 10. It ignores unknown keys at the top of its JSON, and keys that do nothing in a given setting.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ from cclm.distributed.collectives import SINGLE
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.train.updates import merge_metrics, samples_read, updates_of
-from pretrain.build import build_module, uses_all_parameters
+from pretrain.build import build_module
 from pretrain.recipe import read_config
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
@@ -62,16 +60,6 @@ def test_samples_are_counted_as_they_were_read(config: RunConfig, dataset: StepD
         total += 0 if batch.regions is None else batch.regions.ledger_B.shape[0]
         total += 0 if batch.text_pair is None else batch.text_pair.ledger_S.shape[0]
         assert samples_read(config.data, schedule, step + 1) == total
-
-
-def test_which_runs_use_every_parameter(config: RunConfig) -> None:
-    joint = replace(config, data=replace(config.data, schedule="joint"))
-    assert uses_all_parameters(joint)
-    assert not uses_all_parameters(config)
-    assert not uses_all_parameters(replace(joint, data=replace(joint.data, regions=None))), "the box head"
-    assert not uses_all_parameters(replace(joint, data=replace(joint.data, image_text=None, regions=None)))
-    alone = replace(config.data, image_text=None, text_pair=None)
-    assert uses_all_parameters(replace(config, data=alone)), "one view, one update"
 
 
 def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunConfig, dataset: StepDataset) -> None:
