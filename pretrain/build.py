@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cclm.checkpoint.choose import newest_sound
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares, find_problems
@@ -18,9 +20,10 @@ from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
 from cclm.data.samples_seen import SamplesSeen
 from cclm.data.tokens import TextTokenizer, load_tokenizer
+from cclm.distributed.agreement import check_same_values
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
-from cclm.engine.ds_config import EngineFacts, load_ds_config, refuse_unguarded_offload, resolve_ds_config
+from cclm.engine.ds_config import EngineFacts, load_ds_config, resolve_ds_config
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
@@ -29,14 +32,13 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.run.checkpoints import newest_complete
 from cclm.run.status import DoneMarker, RankStatus, forget_other_ranks
 from cclm.run.stop import StopRequest
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
 from cclm.train.checkpointer import Checkpointer, Resumed, resume
-from cclm.train.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
+from cclm.train.folder import QUARANTINE, identity_parts, input_hashes, refuse_another_run, write_identity
 from cclm.train.loop import Run
 from cclm.train.recorder import Recorder
 from cclm.train.start import start_from_sources
@@ -74,6 +76,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
     with ExitStack() as stack:
         stack.enter_context(process_group(topology))
         talk = collectives(equal_shares(config.views, config.data, topology.world_size))
+        check_same_values(talk, identity_parts(config, inputs))
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:
@@ -81,14 +84,14 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             write_identity(folder, config, inputs, ds_config)
             forget_other_ranks(folder, topology.world_size)
         talk.barrier()
-        checkpoint = newest_complete(folder)
+        checkpoint = newest_sound(talk, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
         dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
         module = build_module(
             config, views, tokenizer, talk,
             is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
         )  # fmt: skip
-        engine = build_engine(config, module, topology, ds_config, run_hash(config, inputs))
+        engine = build_engine(config, module, topology, talk, ds_config)
         resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
         log = MetricsLog(folder, is_first, resume_step=resumed.step, tensorboard=config.track.tensorboard)
         progress = Progress(config.steps, resumed.step, "pre-training", enabled=is_first)
@@ -156,9 +159,7 @@ def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
         max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
     )
-    resolved = resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
-    refuse_unguarded_offload(resolved, uses_all_parameters(config))
-    return resolved
+    return resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
 
 
 def build_module(
@@ -224,9 +225,9 @@ def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
     topology: Topology,
+    talk: Collectives,
     ds_config: dict[str, Any] | None,
-    config_hash: str,
-) -> Engine:
+) -> Engine[Batch]:
     """Give the module to its engine."""
     if ds_config is None:
         if topology.world_size > 1:
@@ -250,19 +251,9 @@ def build_engine(
         config.optimizer,
         ds_config=ds_config,
         topology=topology,
+        collectives=talk,
         seed=config.seed,
-        uses_all_parameters=uses_all_parameters(config),
-        config_hash=config_hash,
-        equal_rows=equal_shares(config.views, config.data, topology.world_size),
     )
-
-
-def uses_all_parameters(config: RunConfig) -> bool:
-    """Return whether every update reaches every parameter: all views in one, and every part trained by one of them."""
-    parts = {"vision", "boxes"} if config.model.box_head else {"vision"}
-    trained = frozenset[str]().union(*(view.trains for view in config.views.values()))
-    is_whole = config.data.schedule == "joint" or len(config.views) == 1
-    return is_whole and parts <= trained
 
 
 def make_batches(

@@ -151,7 +151,7 @@ class _Failure:
     """A user's error on its way out of a worker: torch would turn it into a RuntimeError with a stack trace inside."""
 
     kind: type[CclmError]
-    told: dict[str, str]
+    told: dict[str, Any]
 
 
 class _Guarded(Dataset[Any]):

@@ -26,7 +26,7 @@ class Resumed:
     """Counts, up to the checkpoint."""
 
 
-def resume(engine: Engine, checkpoint: Path) -> Resumed:
+def resume(engine: Engine[Any], checkpoint: Path) -> Resumed:
     """Load a checkpoint into the engine. A collective."""
     loaded = load_checkpoint(engine, checkpoint)
     state: dict[str, Any] = loaded["state"]
@@ -38,14 +38,14 @@ def resume(engine: Engine, checkpoint: Path) -> Resumed:
 class Checkpointer:
     """Saves every so many steps, and when it is told to."""
 
-    engine: Engine
+    engine: Engine[Any]
     run_folder: Path
     every_steps: int
     keep: int
     """How many complete checkpoints stay."""
     seconds_before: float
     """That earlier attempts of the run took, up to the checkpoint."""
-    reference_outputs: Callable[[Engine, Path], None]
+    reference_outputs: Callable[[Engine[Any], Path], None]
     """Puts what the engine computes on a fixed probe into a checkpoint: exports are compared with it."""
     _began: float = field(default_factory=time.monotonic)
 
@@ -63,5 +63,7 @@ class Checkpointer:
         recorder.phase(step, "saving")
         recorder.sync()
         state = {"seconds": self.seconds, "samples_seen": dict(recorder.samples_seen.totals)}
-        save_checkpoint(self.engine, self.run_folder, step, state, keep=self.keep, witness=self.reference_outputs)
+        save_checkpoint(
+            self.engine, self.run_folder, step, state, keep=self.keep, reference_outputs=self.reference_outputs
+        )
         recorder.throughput.restart()

@@ -71,9 +71,11 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     return hashes
 
 
-def run_hash(config: RunConfig, inputs: Mapping[str, str]) -> str:
-    """One hash of everything that decides a step; the ranks compare it at every step."""
-    return _text_hash(json.dumps([as_values(config), sorted(inputs.items())], sort_keys=True))[:16]
+def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Return hashes of all that decides a step, by block of the configuration; the ranks compare them at the start."""
+    parts: dict[str, Any] = {**as_values(config), "files that the configuration names": sorted(inputs.items())}
+    versions = {name: text for name, text in describe_environment().items() if name in ("torch", "deepspeed")}
+    return {name: _text_hash(json.dumps(part, sort_keys=True))[:16] for name, part in parts.items()} | versions
 
 
 def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:

@@ -24,7 +24,7 @@ class Run:
     """Everything a training loop needs, wired by a program's `build`."""
 
     folder: Path
-    engine: Engine
+    engine: Engine[Batch]
     collectives: Collectives
     batches: Callable[[int], Iterator[tuple[Batch, Batch]]]
     """From a step on: each batch as it was read, and on the device."""

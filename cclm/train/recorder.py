@@ -29,7 +29,7 @@ from cclm.train.updates import StepResult, samples_read
 class Recorder:
     """Collects what the steps did, and writes it when it is due. Its methods are called on every rank alike."""
 
-    engine: Engine
+    engine: Engine[Batch]
     collectives: Collectives
     views: Views
     schedule: ViewSchedule

@@ -34,7 +34,7 @@ class StepResult:
     """Updates that were left out because their gradients were not finite."""
 
 
-def update(engine: Engine, batch: Batch, schedule: Schedule) -> StepResult:
+def update(engine: Engine[Batch], batch: Batch, schedule: Schedule) -> StepResult:
     """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates."""
     metrics, largest_norm, num_skipped = [], 0.0, 0
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):

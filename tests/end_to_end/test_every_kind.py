@@ -95,7 +95,7 @@ def train_all(runs: list[Path]) -> dict[str, dict[str, Tensor]]:
         engine.update(0)
         prepared = prepared_for(run)
         record = make_recorder(prepared.tokenizer, prepared.transform, prepared.max_tokens)
-        save_checkpoint(engine, run, 1, {}, keep=1, witness=record)
+        save_checkpoint(engine, run, 1, {}, keep=1, reference_outputs=record)
         weights[run.name] = engine.full_parameters()
     return weights
 

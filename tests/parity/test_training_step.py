@@ -119,7 +119,7 @@ def test_bf16_trains_like_fp32(joint_case: Case) -> None:
 
 @pytest.mark.parametrize("has_guard", [True, False])
 def test_full_gradients_of_image_text_and_joint_steps(alternating_case: Case, has_guard: bool) -> None:
-    case = replace(alternating_case, has_guard=has_guard)
+    case = replace(alternating_case, clears_stale_gradients=has_guard)
     plain, ranks = train_plain(case), train_ranks(case)
     worst = max(
         max(gradient_errors(ours, reference).values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch, Tokens
-from cclm.distributed.agreement import batch_structure, check_agreement
+from cclm.distributed.agreement import batch_structure
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
 from cclm.views.text_pair.view import TextPairBatch
@@ -17,17 +17,15 @@ from tests.ranks.toy import joint_batch
 
 def _check(what: str) -> str:
     talk = collectives()
-    batch = joint_batch(4, talk.rank, talk.world_size)
-    step, config_hash = 4, "abc"
+    batch, step = joint_batch(4, talk.rank, talk.world_size), 4
     if talk.rank == 1:
         step += what == "step"
-        config_hash += "d" * (what == "config")
         if what == "view":
             batch = replace(batch, views={"image_text": batch.views["image_text"]})
         if what == "rows":
             batch = joint_batch(4, 0, 1)
     try:
-        check_agreement(talk, step=step, config_hash=config_hash, batch=batch)
+        check_same_step(talk, step, batch)
     except ConfigError as error:
         return str(error)
     return ""
@@ -51,6 +49,23 @@ def test_disagreement_is_a_sentence_on_every_rank(what: str, message: str) -> No
     assert ("text_pair=" in texts[0]) == (what in ("view", "rows"))
 
 
+def _compare(odd_rank: int) -> tuple[str, str]:
+    """Blocks of a configuration, of which one rank has another optimizer."""
+    talk = collectives()
+    values = {"data": "aa", "optimizer": "bb" if talk.rank != odd_rank else "cc"}
+    try:
+        check_same_values(talk, values)
+    except ConfigError as error:
+        return error.got, error.where
+    return "", ""
+
+
+def test_ranks_that_were_started_otherwise_are_named_with_the_block_that_differs() -> None:
+    told = on_ranks(_compare, 3, 1, timeout_s=60.0)
+    assert told == [("optimizer bb on ranks 0, 2, cc on rank 1", "agreement of ranks")] * 3
+    assert on_ranks(_compare, 2, 7, timeout_s=60.0) == [("", "")] * 2
+
+
 def test_structure_counts_samples_but_not_tokens() -> None:
     batch = joint_batch(0, 0, 2)
     pairs = cast(TextPairBatch, batch.views["text_pair"])
@@ -69,4 +84,5 @@ def test_structure_counts_samples_but_not_tokens() -> None:
 
 
 def test_one_process_always_agrees() -> None:
-    check_agreement(SINGLE, step=0, config_hash="", batch=object())
+    check_same_step(SINGLE, 0, object())
+    check_same_values(SINGLE, {"data": ""})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from cclm.data.loader import StepDataset
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.train.updates import merge_metrics, samples_read, updates_of
-from pretrain.build import uses_all_parameters
 from tests.tiny_run import recipe, with_regions, write_corpus
 from tests.tiny_training import as_config, dataset_of, module_of
 
@@ -58,18 +55,6 @@ def test_samples_are_counted_as_they_were_read(config: RunConfig, dataset: StepD
     for step in range(12):
         total += sum(len(view.ledger_S) for view in dataset[step].views.values())
         assert samples_read(config.views, dataset.schedule, step + 1) == total
-
-
-def test_which_runs_use_every_parameter(config: RunConfig) -> None:
-    def of(*names: str) -> RunConfig:
-        return replace(joint, views={name: config.views[name] for name in names})
-
-    joint = replace(config, data=replace(config.data, schedule="joint"))
-    assert uses_all_parameters(joint)
-    assert not uses_all_parameters(config)
-    assert not uses_all_parameters(of("image_text", "text_pair")), "the box head"
-    assert not uses_all_parameters(of("text_pair"))
-    assert uses_all_parameters(replace(of("regions"), data=config.data)), "one view, one update"
 
 
 def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunConfig, dataset: StepDataset) -> None:
