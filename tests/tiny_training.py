@@ -41,8 +41,9 @@ def read(path: str) -> RunConfig:
 def typed(kind: Any, value: Any) -> Any:
     """Return plain values as what a dataclass's annotations say."""
     if is_dataclass(kind) and isinstance(value, Mapping):
+        make: Any = kind
         hints = get_type_hints(kind)
-        return kind(**{name: typed(hints[name], item) for name, item in value.items()})
+        return make(**{name: typed(hints[name], item) for name, item in value.items()})
     if get_origin(kind) in (Union, UnionType):
         (kind,) = [arm for arm in get_args(kind) if arm is not type(None)][:1]
         return None if value is None else typed(kind, value)

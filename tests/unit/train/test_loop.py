@@ -82,13 +82,11 @@ def test_a_run_reads_from_any_step_on(config: RunConfig) -> None:
 
 
 def test_a_batch_of_another_step_is_no_batch(config: RunConfig) -> None:
-    def late(from_step: int) -> Iterator[tuple[Batch, Batch]]:
-        return run.batches(from_step + 1)
-
     with open_run(config, StopRequest()) as run:
         assert run is not None
+        batches = run.batches
         with pytest.raises(AssertionError, match="the loader gave step 1 at step 0"):
-            train(replace(run, batches=late))
+            train(replace(run, batches=lambda from_step: batches(from_step + 1)))
 
 
 def stopping(run: Run, after: int) -> Run:
@@ -155,7 +153,11 @@ def test_too_many_bad_samples_end_the_run(config: RunConfig) -> None:
 
 
 def test_views_are_written_in_the_order_of_the_table(config: RunConfig, tmp_path: Path) -> None:
-    turned = replace(config, run_folder=str(tmp_path / "turned"), views=dict(reversed(config.views.items())))
+    turned = replace(
+        config,
+        run_folder=str(tmp_path / "turned"),
+        views={name: config.views[name] for name in reversed(list(config.views))},
+    )
     assert run_to_the_end(config) and run_to_the_end(turned)
     assert ledger_of(turned) == ledger_of(config)
     written = yaml.safe_load((tmp_path / "turned" / "config.yaml").read_text(encoding="utf-8"))

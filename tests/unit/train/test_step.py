@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -79,7 +79,8 @@ def test_every_weight_moves_its_losses_in_the_total(training: Training) -> None:
     """A weight that is dropped, or taken for another, fails: all are different."""
     module, batch = training
     weights = {name: 1.0 + 0.3 * number for number, name in enumerate(LOSSES)}
-    options = ObjectiveConfig(**{f"{name}_weight": weight for name, weight in weights.items()})
+    given: dict[str, Any] = {f"{name}_weight": weight for name, weight in weights.items()}
+    options = ObjectiveConfig(**given)
     losses = CrossViewTraining(module.model, module.views, options, SINGLE)(batch)
     metrics = losses.metrics
     expected = sum(weights[name] * metrics[loss] for name, own in LOSSES.items() for loss in own)

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from cclm.data.batch import Batch, ViewBatch
@@ -201,7 +200,7 @@ def test_published_means_are_those_of_each_rank(make: Make) -> None:
         means: CrossViewTraining(
             module.model,
             module.views,
-            replace(module.objectives, means=means),  # type: ignore[arg-type]
+            replace(module.objectives, means=means),
             Other(),  # type: ignore[arg-type]
         )(batch).metrics
         for means in ("global", "per_rank")
@@ -213,7 +212,7 @@ def test_published_means_are_those_of_each_rank(make: Make) -> None:
 def test_a_text_without_memory_reads_nothing(make: Make) -> None:
     """Rows that skip the cross-attention equal a call without memory, whatever stands in their memory."""
     module, _ = make("text_pair")
-    model: nn.Module = module.model
+    model = module.model
     torch.manual_seed(1)
     query, memory = torch.randn(4, 5, 16), torch.randn(4, 3, 16)
     mask = torch.arange(5) < torch.tensor([[5], [3], [4], [2]])
