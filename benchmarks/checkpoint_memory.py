@@ -13,7 +13,6 @@ the reference itself.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -25,19 +24,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from benchmarks.figures import add_json_option, write_figures
-from cclm.data.image import ImageTransformConfig
+from cclm.config import RunConfig
+from cclm.data.config import DataConfig, ImageTextDataConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
+from cclm.engine.options import OptimizerConfig
+from cclm.files.plain import to_yaml
 from cclm.hub.open import build_model
 from cclm.hub.probe import make_probe
 from cclm.hub.reference_outputs import witness_of, write_witness
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.import_cclm import describe
+from cclm.recipe.read import CONFIG_FILE
 from cclm.run.checkpoints import Marker, list_files, record_file, step_folder, write_marker
 
 FAMILY = "cclm-3m"
@@ -92,9 +96,15 @@ def random_weights(shape: tuple[int, ...], name: str) -> torch.Tensor:
 def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int:
     """A run folder with a checkpoint of two ZeRO-3 ranks; returns the bytes of the weights in fp32."""
     large_tokenizer(folder / "tokenizer", options.text.vocab_size)
-    view = {"max_tokens": 40, "transform": {"size": options.vision.image_size}}
-    config = {"data": {"tokenizer": str(folder / "tokenizer"), "image_text": view}, "model": asdict(options)}
-    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    transform = ImageTransformConfig(size=options.vision.image_size)
+    view = ImageTextDataConfig(shards=("none",), max_tokens=40, transform=transform)
+    config = RunConfig(
+        run_folder=str(folder),
+        data=DataConfig(tokenizer=str(folder / "tokenizer"), image_text=view),
+        optimizer=OptimizerConfig(total_steps=1),
+        model=options,
+    )
+    (folder / CONFIG_FILE).write_text(to_yaml(config))
     with torch.device("meta"):
         parameters = CCLMModel(CCLMConfig(**asdict(options))).named_parameters()
     shapes = {f"model.{name}": value.shape for name, value in parameters}
@@ -117,12 +127,8 @@ def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int
         torch.save({"optimizer_state_dict": share}, path)
         rows[rank].clear()
     if with_witness:
-        tokenizer, transform = (
-            load_tokenizer(folder / "tokenizer"),
-            ImageTransformConfig(size=options.vision.image_size),
-        )
         model = build_model(CCLMConfig(**asdict(options)), state, "benchmark")
-        write_witness(witness_of(model, tokenizer, transform, 40), checkpoint)
+        write_witness(witness_of(model, load_tokenizer(folder / "tokenizer"), transform, 40), checkpoint)
     files = {name: record_file(checkpoint / name) for name in list_files(checkpoint)}
     write_marker(checkpoint, Marker(step=1, world_size=RANKS, files=files))
     return 4 * sum(shape.numel() for shape in shapes.values())

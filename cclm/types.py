@@ -5,9 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
-Language = str
+Language = Annotated[str, "a language"]
 """A BCP-47 language tag, for example "en" or "zh-Hant"."""
+
+PathText = Annotated[str, "a path"]
+"""A file or folder (or a URL, or a name on a hub) in a configuration: `~` and `$VARIABLE` are expanded on reading."""
+
+IMAGE_SET, PAIR_SET = "an image-text shard set", "a text-pair shard set"
+ImageSet = Annotated[str, IMAGE_SET]
+"""Folder or URL of shards with images, in a configuration; expanded like a path."""
+PairSet = Annotated[str, PAIR_SET]
+"""Folder or URL of shards with sentence pairs, in a configuration; expanded like a path."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number in a configuration may be: `Annotated[int, Bounds(least=1)]`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    """It is larger than this."""
+    below: float | None = None
+    """It is smaller than this."""
+
+    def hold(self, value: float) -> bool:
+        """Return whether a number lies within."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
+        if None not in (self.least, self.most):
+            return f"between {self.least:g} and {self.most:g}"
+        return " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
 
 
 class View(str, Enum):

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cclm.checkpoint.load import load_checkpoint
-from cclm.config import RunConfig
+from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
-from cclm.data.config import equal_shares, validate
+from cclm.data.config import equal_shares
 from cclm.data.exposure import Exposure
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, view_schedule
 from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
-from cclm.data.schedule import ViewSchedule
 from cclm.data.tokens import TextTokenizer, load_tokenizer
+from cclm.distributed.agreement import made_by_first
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
-from cclm.engine.ds_config import EngineFacts, load_ds_config, refuse_unguarded_offload, resolve_ds_config
+from cclm.engine.ds_config import refuse_unguarded_offload, resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
-from cclm.errors import ConfigError
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
@@ -38,7 +38,7 @@ from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
 from cclm.train.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
 from cclm.train.loop import Run
-from cclm.train.start import start_from_sources
+from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
 
 
@@ -52,17 +52,19 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
     """
     topology = Topology.from_environment(device=config.device)
-    validate(config.data, topology.world_size)
+    validate_ranks(config, topology.world_size)
     folder = Path(config.run_folder)
     ds_config = None if config.engine == "plain" else resolve_deepspeed(config, topology)
-    inputs = input_hashes(config, ds_config)
-    refuse_another_run(folder, config, inputs)
-    done = DoneMarker(folder)
-    if done.read() is not None:
-        yield None
-        return
     with ExitStack() as stack:
         stack.enter_context(process_group(topology))
+        if names_towers(config):
+            config = made_by_first(collectives(), partial(with_named_towers, config))
+        inputs = input_hashes(config, ds_config)
+        refuse_another_run(folder, config, inputs)
+        done = DoneMarker(folder)
+        if done.read() is not None:
+            yield None
+            return
         talk = collectives(equal_shares(config.data, topology.world_size))
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
@@ -98,7 +100,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             exposure=Exposure(dataset.exposure_keys, seen),
             done=done,
             stop=stop,
-            witness=make_recorder(tokenizer, transform_of(asdict(config)), longest_text(asdict(config))),
+            witness=make_recorder(tokenizer, transform_of(config), longest_text(config)),
         )
 
 
@@ -111,17 +113,8 @@ def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quaran
 
 def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
     """Fill the DeepSpeed JSON's "auto" values from our configuration; a contradiction is an error."""
-    samples = config.data.image_text or config.data.text_pair or config.data.regions
-    assert samples is not None, "validate() refuses a configuration without data"
-    facts = EngineFacts(
-        micro_batch_size=samples.batch_size // config.data.micro_batches // topology.world_size,
-        accumulation_steps=config.data.micro_batches,
-        world_size=topology.world_size,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        precision=config.precision,
-    )
-    resolved = resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
-    refuse_unguarded_offload(resolved, uses_all_parameters(config))
+    resolved = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
+    refuse_unguarded_offload(resolved, config.uses_all_parameters)
     return resolved
 
 
@@ -142,7 +135,7 @@ def build_module(
     """
     seed_initialisation(config.seed)
     with construction or nullcontext():
-        model = CCLMModel(model_config(asdict(config.model), tokenizer))
+        model = CCLMModel(model_config(config.model, tokenizer))
     if is_fresh and config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
         only_images = replace(config.data, text_pair=None, regions=None, micro_batches=1)
         first = StepDataset(only_images, tokenizer, seed=config.seed)[0].normalised().image_text
@@ -176,13 +169,6 @@ def build_engine(
 ) -> Engine:
     """Give the module to its engine."""
     if ds_config is None:
-        if topology.world_size > 1:
-            raise ConfigError(
-                where="engine",
-                expected="one process for the plain engine",
-                got=f"{topology.world_size} ranks",
-                do="Start it without a launcher, or use engine: deepspeed.",
-            )
         return PlainEngine(
             module,
             config.optimizer,
@@ -198,19 +184,10 @@ def build_engine(
         ds_config=ds_config,
         topology=topology,
         seed=config.seed,
-        uses_all_parameters=uses_all_parameters(config),
+        uses_all_parameters=config.uses_all_parameters,
         config_hash=config_hash,
         equal_rows=equal_shares(config.data, topology.world_size),
     )
-
-
-def uses_all_parameters(config: RunConfig) -> bool:
-    """Whether every update reaches every parameter: all views in one, pictures among them, boxes if there is a head."""
-    has_pictures = config.data.image_text is not None or config.data.regions is not None
-    num_views = sum(getattr(config.data, name) is not None for name in ViewSchedule.ORDER)
-    has_boxes = config.data.regions is not None or not config.model.box_head
-    is_whole = config.data.schedule == "joint" or num_views == 1
-    return has_pictures and has_boxes and is_whole
 
 
 def resume(engine: Engine, checkpoint: Path) -> tuple[int, float, dict[str, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pretrain.recipe import RECIPES
+from cclm.recipe.read import RECIPES
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs, write_region_images
 
 LAYERS = {"num_layers": 1, "num_heads": 2, "feedforward_width": 32}

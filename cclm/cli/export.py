@@ -55,7 +55,7 @@ def run(
     from cclm.hub.model_card import model_card
     from cclm.hub.open import is_export, prepare_run
     from cclm.hub.weight_files import DTYPES, parse_size
-    from cclm.run.facts import PARITY_NAME, read_facts
+    from cclm.report.facts import PARITY_NAME, read_facts
 
     if dtype not in DTYPES:
         raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")

@@ -24,9 +24,9 @@ def make_parser() -> ArgumentParser:
 def run(run: str, out: str | None = None) -> None:
     """Write the page about the newest checkpoint."""
     from cclm.files.atomic import replace_text
+    from cclm.report.page import render
+    from cclm.report.page_data import report_data
     from cclm.run.identity import identify_newest
-    from cclm.track.report import render
-    from cclm.track.report_data import report_data
 
     path = Path(out) if out else Path(run) / "report.html"
     replace_text(path, render(report_data(Path(run), identify_newest(Path(run)))))

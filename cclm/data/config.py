@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cclm.data.image import ImageTransformConfig
-from cclm.data.masking import MaskingConfig
-from cclm.data.mix_plan import MixConfig, mix_complaints
+from cclm.data.options import ImageTransformConfig, MaskingConfig, MixConfig, Normalise, Schedule, mix_complaints
 from cclm.data.region_config import RegionDataConfig, region_complaints
-from cclm.data.schedule import Schedule
-from cclm.data.tokens import Normalise
 from cclm.errors import ConfigError
-from cclm.shardfile.cache import CacheConfig
-from cclm.shardfile.fetch import is_remote
+from cclm.shardfile.options import CacheConfig, is_remote
+from cclm.types import ImageSet, Language, PairSet, PathText
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextDataConfig:
     """Images with captions."""
 
-    shards: tuple[str, ...]
+    shards: tuple[ImageSet, ...]
     """Folders of image-text shard sets; each is one source of the mixture."""
     weights: tuple[float, ...] | None = None
     """Proportions of the sources; None: the proportions of their sizes."""
@@ -38,7 +34,7 @@ class ImageTextDataConfig:
     shards) of its own. Part of the order of samples, so it stays when the number of ranks changes."""
     window: int = 1024
     """Samples of a lane that are shuffled together."""
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """Caption languages to use; None: all that a record has."""
     first_caption_probability: float | None = None
     """Probability of the first caption of a language's list, the others sharing the rest; None: all alike."""
@@ -58,7 +54,7 @@ class ImageTextDataConfig:
 class TextPairDataConfig:
     """Sentences with translations."""
 
-    shards: tuple[str, ...]
+    shards: tuple[PairSet, ...]
     """Folders of text-pair shard sets; each is one source of the mixture."""
     weights: tuple[float, ...] | None = None
     """Proportions of the sources; None: the proportions of their sizes."""
@@ -99,7 +95,7 @@ class TextPairDataConfig:
 class DataConfig:
     """Everything that decides what stands in a batch, but the seed."""
 
-    tokenizer: str
+    tokenizer: PathText
     """Folder with tokenizer.json (or XLM-RoBERTa's SentencePiece file), or a model's name on the Hugging Face hub."""
     normalise: Normalise = "none"
     """Preparation of texts before the tokenizer: `cclm` as published (lower case, no ASCII punctuation), or none."""
@@ -126,6 +122,10 @@ class DataConfig:
     pad_multiple: int = 8
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
+    def validation_errors(self) -> list[str]:
+        """Return everything that is wrong with these settings for any number of ranks."""
+        return complaints_about(self)
+
 
 def equal_shares(config: DataConfig, world_size: int) -> bool:
     """Whether every rank gets equally many samples of each view."""
@@ -135,17 +135,15 @@ def equal_shares(config: DataConfig, world_size: int) -> bool:
 
 def validate(config: DataConfig, world_size: int = 1) -> None:
     """Raise one ConfigError that lists everything wrong with the config for this number of ranks."""
-    complaints = complaints_about(config, world_size)
+    complaints = complaints_about(config) + rank_complaints(config, world_size)
     if complaints:
         raise ConfigError(
-            expected="a data config without contradictions",
-            got="; ".join(complaints),
-            do="Correct these settings.",
+            expected="a data config without contradictions", problems=complaints, do="Correct these settings."
         )
 
 
-def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
-    """Everything wrong with the config, a sentence each."""
+def complaints_about(config: DataConfig) -> list[str]:
+    """Everything wrong with the config for any number of ranks, a sentence each."""
     complaints = []
     if config.image_text is None and config.text_pair is None and config.regions is None:
         complaints.append("none of image_text, text_pair and regions is given")
@@ -164,10 +162,10 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
     if config.micro_batches < 1:
         return [*complaints, f"micro_batches must be at least 1, is {config.micro_batches}"]
     if config.image_text is not None:
-        complaints += _complaints("image_text", config.image_text, world_size, config.micro_batches)
+        complaints += _complaints("image_text", config.image_text, config.micro_batches)
         complaints += _image_complaints(config.image_text)
     if config.text_pair is not None:
-        complaints += _complaints("text_pair", config.text_pair, world_size, config.micro_batches)
+        complaints += _complaints("text_pair", config.text_pair, config.micro_batches)
         buckets, remote = config.text_pair.length_buckets, any(map(is_remote, config.text_pair.shards))
         if not 1 <= buckets <= config.text_pair.window or (buckets > 1 and remote):
             complaints.append(f"text_pair.length_buckets must be 1 to window, and 1 for remote shards, is {buckets}")
@@ -178,7 +176,7 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
                 f"text_pair.swap_probability must be between 0 and 1, is {config.text_pair.swap_probability}"
             )
     if config.regions is not None:
-        complaints += _complaints("regions", config.regions, world_size, config.micro_batches)
+        complaints += _complaints("regions", config.regions, config.micro_batches)
         complaints += region_complaints(config.regions)
     return complaints
 
@@ -186,7 +184,22 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
 ViewConfig = ImageTextDataConfig | TextPairDataConfig | RegionDataConfig
 
 
-def _complaints(name: str, view: ViewConfig, world_size: int, parts: int) -> list[str]:
+def rank_complaints(config: DataConfig, world_size: int) -> list[str]:
+    """Why so many ranks cannot share the batches of a config that is right otherwise, a sentence each."""
+    views = {"image_text": config.image_text, "text_pair": config.text_pair, "regions": config.regions}
+    counts = {
+        name: view.batch_size // view.negative_group
+        for name, view in views.items()
+        if view is not None and view.negative_group >= 1 and view.batch_size % view.negative_group == 0
+    }
+    return [
+        f"{name}: each of {world_size} ranks needs a negative group, the batch has only {count}"
+        for name, count in counts.items()
+        if count // max(config.micro_batches, 1) < world_size
+    ]
+
+
+def _complaints(name: str, view: ViewConfig, parts: int) -> list[str]:
     """What all views must obey."""
     found = []
     batch, group, rows, lanes = view.batch_size, view.negative_group, view.matching_rows, view.num_lanes
@@ -204,8 +217,6 @@ def _complaints(name: str, view: ViewConfig, world_size: int, parts: int) -> lis
         found.append(f"{name}.batch_size {batch} is no multiple of negative_group {group}")
     elif batch // group % parts:
         found.append(f"{name}: the {batch // group} negative groups must divide evenly into {parts} micro_batches")
-    elif batch // group // parts < world_size:
-        found.append(f"{name}: each of {world_size} ranks needs a negative group, the batch has only {batch // group}")
     elif rows % (batch // group) or rows > batch:
         found.append(
             f"{name}.matching_rows {rows} is no multiple of the {batch // group} negative groups, or above {batch}"

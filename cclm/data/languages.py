@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import MixConfig
 from cclm.data.mixture import Deal
+from cclm.data.options import MixConfig
 from cclm.errors import ConfigError
 
 
@@ -89,8 +89,3 @@ class LanguageMix:
                 do="Give one of these a weight in `mix.language_weights`, or leave the source out.",
             )
         return list(weights), weights, Deal(list(weights.values()), self._num_lanes)
-
-
-def has_language_weights(mix: MixConfig) -> bool:
-    """Whether languages are dealt at all."""
-    return mix.language_weights is not None or any(stage.language_weights is not None for stage in mix.schedule)

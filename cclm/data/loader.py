@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cclm.data.batch import BadSample, Batch, ImageTextBatch, PixelScale, RegionBatch, TextPairBatch
 from cclm.data.collate import Pictures, collate_image_text, collate_regions, collate_text_pairs
-from cclm.data.config import DataConfig, validate
-from cclm.data.image import ImageTransformConfig
+from cclm.data.config import DataConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
@@ -30,21 +30,20 @@ class StepDataset(Dataset[Batch]):
     The ranks' shares, put together in rank order, are the same global batch for any number of ranks.
 
     Args:
-        config: what to read, and how.
+        config: what to read, and how; free of contradictions (`cclm.data.config.validate`).
         tokenizer: of the run (`load_tokenizer(config.tokenizer, config.normalise)`).
         seed: of the run.
         rank: this process, 0 … world_size − 1.
         world_size: number of ranks; at most each view's number of negative groups.
 
     Raises:
-        ConfigError: for a config that contradicts itself, or a source that is too small.
+        ConfigError: for a source that is too small, or of another view.
         DataError: for a folder that is no shard set.
     """
 
     def __init__(
         self, config: DataConfig, tokenizer: TextTokenizer, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        validate(config, world_size)
         assert 0 <= rank < world_size
         self.config, self.tokenizer, self.rank, self.world_size = config, tokenizer, rank, world_size
         images, pairs, regions = config.image_text, config.text_pair, config.regions

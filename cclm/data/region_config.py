@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cclm.data.image import ImageTransformConfig
-from cclm.data.languages import has_language_weights
-from cclm.data.masking import MaskingConfig
-from cclm.data.mix_plan import MixConfig
+from cclm.data.options import ImageTransformConfig, MaskingConfig, MixConfig, has_language_weights
+from cclm.types import ImageSet, Language
 
 Attributes = Literal["none", "same_language", "any_language"]
 
@@ -21,7 +19,7 @@ class RegionDataConfig:
     The defaults are the published ones of one GPU of eight: 128 texts of 48 images, five texts an image at most.
     """
 
-    shards: tuple[str, ...]
+    shards: tuple[ImageSet, ...]
     """Folders of image-text shard sets whose records have `regions`; each is one source of the mixture. A record
     without a usable region counts as a bad sample."""
     weights: tuple[float, ...] | None = None
@@ -43,7 +41,7 @@ class RegionDataConfig:
     """Lanes of the stream of images, any number, as for the other views."""
     window: int = 1024
     """Images of a lane that are shuffled together."""
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """Languages of texts to use; None: all that a region has."""
     first_caption_probability: float | None = None
     """Probability of the first text of a language's list, the others sharing the rest; None: all alike."""

@@ -14,7 +14,8 @@ from PIL import Image
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig
 from cclm.data.languages import LanguageWish
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.masking import MaskedText, MaskingConfig, mask_text
+from cclm.data.masking import MaskedText, mask_text
+from cclm.data.options import MaskingConfig
 from cclm.data.photo import training_pixels
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError

@@ -10,14 +10,12 @@ an image batch for every iteration and threw every second one away).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from cclm.data.options import Schedule
 from cclm.data.seeding import Purpose, keyed_generator
 
-Schedule = Literal["joint", "alternate"]
 BLOCK = 4096
 """Coins that are drawn together."""
 

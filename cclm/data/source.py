@@ -16,7 +16,8 @@ from cclm.data.batch import BadSample
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig, ViewConfig
 from cclm.data.exposure import source_names
 from cclm.data.image import decode_image, prepare
-from cclm.data.languages import LanguageMix, LanguageWish, has_language_weights
+from cclm.data.languages import LanguageMix, LanguageWish
+from cclm.data.options import has_language_weights
 from cclm.data.region_config import RegionDataConfig
 from cclm.data.regions import RegionRow, RegionSample, draw_rows, region_sample
 from cclm.data.samples import ImageTextSample, TextPairSample, image_text_sample, text_pair_sample
@@ -24,8 +25,7 @@ from cclm.data.seeding import Purpose, keyed_generator, sample_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
-from cclm.shardfile.cache import CacheConfig
-from cclm.shardfile.fetch import is_remote
+from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.remote import open_set
 from cclm.types import ImageTextRecord, TextPair, View
 

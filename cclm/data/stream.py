@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import FOREVER, MixConfig, base_weights, plan_mixture
+from cclm.data.mix_plan import FOREVER, base_weights, plan_mixture
+from cclm.data.options import MixConfig
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.errors import ConfigError, DataError
 

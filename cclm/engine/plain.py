@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cclm.data.batch import Batch
 from cclm.engine.ema import start_average
 from cclm.engine.fragments import Fragment
-from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.seeding import seed_step
 from cclm.engine.stored_weights import STATE_FILE

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cclm.files.plain import to_yaml
 from cclm.hub.parity import ParityReport
-from cclm.run.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
-from cclm.run.facts import RunFacts
+from cclm.report.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
+from cclm.report.facts import RunFacts
 
 RECIPE_KEYS = ("seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
-"""What of config.yaml decides the weights."""
+"""What of a run's configuration decides the weights."""
 
 
 def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> str:
@@ -22,13 +22,13 @@ def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> st
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    recipe = {name: facts.config[name] for name in RECIPE_KEYS if name in facts.config}
+    recipe = {name: getattr(facts.config, name) for name in RECIPE_KEYS}
     return environment.get_template("model_card.md.j2").render(
         facts=facts,
         parity=parity,
         num_parameters=num_parameters,
         languages=trained_languages(facts),
-        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        recipe=to_yaml(recipe).strip(),
         commands=[stage.command for stage in facts.stages if stage.command],
         cell=recall_cell,
         title=lambda name: group_title(facts, name),

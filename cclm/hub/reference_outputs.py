@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cclm.checkpoint.ranks import on_every_rank
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_cclm import VisionOptions
 from .layers import FeedForward, drop_path, merge_heads, split_heads, stochastic_depth
+from .options import VisionOptions
 from .relative_position import RelativePositionBias, grid_index_with_class, num_offsets
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

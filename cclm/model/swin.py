@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_cclm import VisionOptions
 from .layers import FeedForward, drop_path, stochastic_depth
+from .options import VisionOptions
 from .relative_position import RelativePositionBias, grid_index, num_offsets
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

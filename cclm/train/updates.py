@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cclm.data.batch import Batch
 from cclm.data.config import DataConfig
-from cclm.data.schedule import Schedule, ViewSchedule
+from cclm.data.options import Schedule
+from cclm.data.schedule import ViewSchedule
 
 
 def updates_of(batch: Batch, schedule: Schedule) -> list[Batch]:

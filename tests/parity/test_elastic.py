@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
-from cclm.data.image import ImageTransformConfig
 from cclm.data.ledger import LedgerFile, step_sum, verify_ledger
 from cclm.data.loader import StepDataset, make_loader
-from cclm.data.masking import MaskingConfig
-from cclm.data.mix_plan import MixConfig, MixStage
+from cclm.data.options import ImageTransformConfig, MaskingConfig, MixConfig, MixStage
 from cclm.data.tokens import TextTokenizer
 from cclm.train.loop import ledger_sums
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs

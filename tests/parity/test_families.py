@@ -17,8 +17,8 @@ from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
+from cclm.recipe.read import read_recipe
 from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.ranks.harness import (
     Case,
     History,
@@ -69,7 +69,7 @@ MODELS = {
 
 @cache
 def read(path: str) -> RunConfig:
-    return read_config(["--recipe", path])
+    return read_recipe(["--recipe", path])
 
 
 @cache

@@ -19,9 +19,9 @@ from cclm.distributed.topology import Topology
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError
+from cclm.recipe.read import read_recipe
 from cclm.train.updates import merge_metrics, updates_of
 from pretrain.build import build_engine, build_module, resolve_deepspeed
-from pretrain.recipe import read_config
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import shrink, write_corpus, write_recipe
 
@@ -32,7 +32,7 @@ History = dict[str, Any]
 
 @cache
 def read(path: str) -> RunConfig:
-    return read_config(["--recipe", path])
+    return read_recipe(["--recipe", path])
 
 
 def train(config: RunConfig, engine: Engine, steps: range) -> list[dict[str, float]]:
@@ -140,7 +140,7 @@ def views_of(name: str) -> tuple[str, ...]:
 
 
 def test_offload_is_refused_in_the_alternate_schedule(paths: dict[str, str]) -> None:
-    config = read_config(
+    config = read_recipe(
         ["--recipe", paths["cclm_3m"], "--deepspeed", "ds_configs/zero3_offload.json", "--precision", "bf16"]
     )
     with pytest.raises(ConfigError, match="offload_optimizer together with steps that leave parameters unused"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import MixConfig, MixStage
+from cclm.data.options import MixConfig, MixStage
 from cclm.data.stream import Address, Stream
 from cclm.data.stream_plain import PlainStream
 from cclm.errors import ConfigError, DataError

@@ -15,8 +15,8 @@ from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.engine.ds_config import load_ds_config
+from cclm.recipe.read import read_recipe
 from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.ranks.harness import Case, gradient_errors, train_plain, train_ranks
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -49,13 +49,13 @@ def alternating_case(joint_case: Case, path: str) -> Case:
 
 @cache
 def dataset(path: str, rank: int, world_size: int) -> StepDataset:
-    config = read_config(["--recipe", path])
+    config = read_recipe(["--recipe", path])
     return StepDataset(config.data, load_tokenizer(config.data.tokenizer), 7, rank, world_size)
 
 
 def make_module(path: str, talk: Collectives) -> nn.Module:
     torch.set_num_threads(1)
-    config = read_config(["--recipe", path])
+    config = read_recipe(["--recipe", path])
     return build_module(config, load_tokenizer(config.data.tokenizer), talk)
 
 

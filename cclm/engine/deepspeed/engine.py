@@ -32,14 +32,8 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import offloads_optimizer, refuse_unguarded_offload, zero_stage
 from cclm.engine.ema import start_average
 from cclm.engine.fragments import Fragment, fill
-from cclm.engine.optimizer import (
-    OptimizerConfig,
-    adamw_groups,
-    build_adamw,
-    num_dimensions,
-    parameter_groups,
-    set_learning_rates,
-)
+from cclm.engine.optimizer import adamw_groups, build_adamw, num_dimensions, parameter_groups, set_learning_rates
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import autocast, evaluation_mode, stack_scalars
 from cclm.engine.protocol import Losses, StepStatistics
 from cclm.engine.reshape import fill_buffers, make_moments

@@ -74,7 +74,7 @@ def test_seconds_of_other_stages_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [", "got broken YAML"), (b"a: [\xff]", "not UTF-8 \\(at byte 4\\)"), (None, "got a folder")],
+    [(b"a: [", "got line 2: broken YAML"), (b"a: [\xff]", "not UTF-8 \\(at byte 4\\)"), (None, "got a folder")],
 )
 def test_a_groups_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "groups.yaml"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
-from cclm.data.image import ImageTransformConfig
-from cclm.data.masking import MaskingConfig
+from cclm.data.options import ImageTransformConfig, MaskingConfig
 from cclm.data.tokens import TextTokenizer
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 

@@ -6,9 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cclm.data.config import DataConfig, validate
-from cclm.data.image import ImageTransformConfig
-from cclm.data.masking import MaskingConfig
-from cclm.data.mix_plan import MixConfig, MixStage
+from cclm.data.options import ImageTransformConfig, MaskingConfig, MixConfig, MixStage
 from cclm.errors import ConfigError
 
 

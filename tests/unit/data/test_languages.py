@@ -13,7 +13,7 @@ from cclm.data.dealing import Dealing
 from cclm.data.exposure import Exposure, source_names
 from cclm.data.languages import LanguageMix, LanguageWish
 from cclm.data.loader import StepDataset, make_loader
-from cclm.data.mix_plan import MixConfig, MixStage
+from cclm.data.options import MixConfig, MixStage
 from cclm.data.samples import choose_pairs
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError

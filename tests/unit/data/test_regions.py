@@ -13,9 +13,8 @@ from PIL import Image
 
 from cclm.data.batch import RegionBatch
 from cclm.data.config import DataConfig, validate
-from cclm.data.image import ImageTransformConfig
 from cclm.data.loader import StepDataset
-from cclm.data.masking import MaskingConfig
+from cclm.data.options import ImageTransformConfig, MaskingConfig
 from cclm.data.region_config import RegionDataConfig
 from cclm.data.regions import clip_to_crop, draw_crop, draw_rows, patch_mask, region_sample
 from cclm.data.tokens import TextTokenizer

@@ -14,8 +14,8 @@ from cclm.data.loader import StepDataset, make_loader
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.shardfile import fetch
-from cclm.shardfile.cache import CacheConfig
 from cclm.shardfile.fetch import FetchError
+from cclm.shardfile.options import CacheConfig
 from tests.unit.shardfile.servers import FolderServer
 
 pytest.importorskip("aiohttp")

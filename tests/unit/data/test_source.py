@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cclm.data.config import DataConfig, ImageTextDataConfig
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.source import ImageTextSource, Memory, TextPairSource
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError

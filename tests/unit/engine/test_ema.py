@@ -11,7 +11,7 @@ from torch import nn
 from cclm.distributed.collectives import SINGLE
 from cclm.engine.ema import WeightAverage, start_average, stored_average
 from cclm.engine.fragments import Fragment
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.errors import CheckpointError, ConfigError
 from tests.ranks.toy import joint_batch, make_toy

@@ -6,7 +6,9 @@ import yaml
 
 from cclm.hub.model_card import model_card, recall_cell, trained_languages
 from cclm.hub.parity import Difference, ParityReport
-from cclm.run.facts import CheckpointFacts, RunFacts, SetFacts, Stage
+from cclm.report.facts import RunFacts, SetFacts, Stage
+from cclm.run.identity import CheckpointFacts
+from tests.tiny_config import IMAGES, run_config
 
 PART = Difference(max_abs=3e-7, min_cosine=1.0)
 PARITY = ParityReport(
@@ -31,12 +33,7 @@ def set_of(role: str, view: str, languages: list[str], licence: str) -> SetFacts
 def facts(**changes: Any) -> RunFacts:
     values: dict[str, Any] = {
         "name": "demo",
-        "config": {
-            "seed": 42,
-            "optimizer": {"total_steps": 1725},
-            "data": {"image_text": {"languages": ["en"]}, "text_pair": {"batch_size": 64}},
-            "run_folder": "/home/somebody/runs/demo",
-        },
+        "config": run_config(run_folder="/home/somebody/runs/demo"),
         "results": {},
         "gallery": [],
         "parity": {},
@@ -66,7 +63,12 @@ def test_norwegian_stays_a_language_in_yaml() -> None:
 
 
 def test_trained_languages_without_a_choice_are_all_of_the_set() -> None:
-    assert trained_languages(facts(config={"data": {}})) == ["en", "fr", "uk", "zh"]
+    assert trained_languages(facts(config=run_config(data={"image_text": {**IMAGES, "languages": None}}))) == [
+        "en",
+        "fr",
+        "uk",
+        "zh",
+    ]
 
 
 def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_proof() -> None:
@@ -112,8 +114,7 @@ def test_measured_numbers_stand_in_tables_beside_chance_and_prior() -> None:
 def test_a_run_without_parallel_text_claims_none() -> None:
     table = {"chance": {way: dict.fromkeys(("r1", "r5", "r10"), 1.0) for way in ("t2i", "i2t")}}
     table |= {"groups": {"parallel_non_latin": ROW, "control": ROW}, "languages": {}}
-    config = {"data": {"image_text": {"languages": ["en"]}, "text_pair": None}}
-    card = model_card(facts(config=config, results=table, stages=[], sets=[]), PARITY, 1)
+    card = model_card(facts(config=run_config(data={"text_pair": None}), results=table, stages=[], sets=[]), PARITY, 1)
     words = " ".join(card.split())
     assert "with translations" not in words and "on pictures with captions alone (no parallel text)" in words
     assert "| Non-Latin scripts (no parallel text in this run) |" in words and "Parallel text" not in words

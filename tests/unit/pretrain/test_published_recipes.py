@@ -16,8 +16,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.published_names import published_weights
-from pretrain.build import uses_all_parameters
-from pretrain.recipe import read_config
+from cclm.recipe.read import read_recipe
 
 RECIPES = {
     "cclm_3m": ("cclm-3m", 8, 1024, 83_160, 2_500),
@@ -32,7 +31,7 @@ VOCABULARY = 250_002
 
 @cache
 def read(name: str) -> RunConfig:
-    return read_config(["--recipe", name])
+    return read_recipe(["--recipe", name])
 
 
 @cache
@@ -66,7 +65,7 @@ def test_sizes_are_the_published_ones(name: str) -> None:
             assert (view.batch_size, view.matching_rows) == (batch, batch)
             assert view.negative_group == batch // ranks, "negatives are drawn among what a published rank held"
     assert config.objectives.contrastive_grad_scale == 1 / ranks
-    assert uses_all_parameters(config) == (config.data.schedule == "joint")
+    assert config.uses_all_parameters == (config.data.schedule == "joint")
     factor = config.optimizer.learning_rate_factor
     assert (factor(0), factor(warmup), factor(steps)) == (0.0, 1.0, 0.0)
 

@@ -18,9 +18,9 @@ from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
 from cclm.errors import ConfigError
 from cclm.objectives.boxes import box_losses
+from cclm.recipe.read import read_recipe
 from cclm.train.step import CrossViewTraining
 from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 Made = tuple[CrossViewTraining, Batch]
@@ -42,7 +42,7 @@ def make(corpus: Path, tmp_path: Path) -> Make:
         for view in ("image_text", "regions", "text_pair"):
             if view not in views.split():
                 settings["data"][view] = None
-        config = read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings)), *changes])
+        config = read_recipe(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings)), *changes])
         tokenizer = load_tokenizer(config.data.tokenizer)
         torch.manual_seed(0)
         return build_module(config, tokenizer, SINGLE).eval(), StepDataset(config.data, tokenizer, seed=7)[3]

@@ -10,16 +10,16 @@ import pytest
 
 from cclm.config import CheckpointConfig, ObjectiveConfig, RunConfig
 from cclm.errors import CheckpointError, ConfigError
+from cclm.recipe.read import read_recipe
 from cclm.run.status import DoneMarker
 from cclm.train.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
-from pretrain.recipe import read_config
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     write_corpus(tmp_path)
-    return read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", recipe(tmp_path, tmp_path / "run")))])
+    return read_recipe(["--recipe", str(write_recipe(tmp_path / "r.yaml", recipe(tmp_path, tmp_path / "run")))])
 
 
 def begin(folder: Path) -> None:

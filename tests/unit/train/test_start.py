@@ -10,14 +10,16 @@ import pytest
 import torch
 import transformers
 
+from cclm.config import RunConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
+from cclm.errors import ConfigError
+from cclm.recipe.read import read_recipe
 from cclm.train.folder import as_values
-from cclm.train.start import START_FILE
+from cclm.train.start import START_FILE, names_towers, with_named_towers
 from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.tiny_run import recipe, write_corpus, write_recipe
-from tests.unit.model.hf_towers import VIT
+from tests.unit.model.hf_towers import CONFIGS, VIT
 from tests.unit.pretrained.test_towers import TEXT
 
 
@@ -45,8 +47,37 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     )
 
 
+def resolved(tmp_path: Path, settings: dict[str, Any]) -> RunConfig:
+    return with_named_towers(read_recipe(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))]))
+
+
+def test_reading_a_recipe_asks_nobody_about_its_towers(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["model"]["text"]["source"] = "nobody/has-this-model"
+    config = read_recipe(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    assert names_towers(config)
+    assert config.model.text.source == "nobody/has-this-model" and config.model.vision.tower is None
+
+
+def test_sizes_of_towers_must_fit_the_data(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["data"]["image_text"]["transform"]["size"] = 32
+    with pytest.raises(ConfigError) as caught:
+        resolved(tmp_path, settings)
+    assert caught.value.problems == ("data.image_text.transform.size 32 is not model.vision.image_size 16",)
+
+
+def test_a_named_tower_brings_its_pixel_values(tmp_path: Path, settings: dict[str, Any]) -> None:
+    tower = tmp_path / "siglip"
+    CONFIGS["siglip"].save_pretrained(tower)
+    transformers.SiglipImageProcessor().save_pretrained(tower)
+    settings["model"]["vision"] = {"architecture": "hf", "source": str(tower), "image_size": 16}
+    settings["data"]["image_text"]["transform"] |= {"std": [0.2, 0.3, 0.4]}
+    images = resolved(tmp_path, settings).data.image_text
+    assert images is not None
+    assert (images.transform.mean, images.transform.std) == ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
+
+
 def test_sizes_are_read_and_weights_filled(tmp_path: Path, settings: dict[str, Any]) -> None:
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    config = resolved(tmp_path, settings)
     assert (config.model.width, config.model.vision.image_size, config.model.text.num_heads) == (48, 16, 6)
     assert (config.model.vision.source, config.model.text.source) == (None, None)
     module = build_module(config, load_tokenizer(config.data.tokenizer), SINGLE)
@@ -62,7 +93,7 @@ def test_sizes_are_read_and_weights_filled(tmp_path: Path, settings: dict[str, A
 
 
 def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, settings: dict[str, Any]) -> None:
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    config = resolved(tmp_path, settings)
     for name in ("tower", "text"):
         (tmp_path / name / "model.safetensors").unlink()
     build_module(config, load_tokenizer(config.data.tokenizer), SINGLE, is_fresh=False)
@@ -70,6 +101,6 @@ def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, settings: di
 
 
 def test_the_resolved_configuration_reads_as_itself(tmp_path: Path, settings: dict[str, Any]) -> None:
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
-    again = read_config(["--recipe", str(write_recipe(tmp_path / "resolved.yaml", as_values(config)))])
+    config = resolved(tmp_path, settings)
+    again = read_recipe(["--recipe", str(write_recipe(tmp_path / "resolved.yaml", as_values(config)))])
     assert as_values(again) == as_values(config)

@@ -13,10 +13,10 @@ from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
+from cclm.recipe.read import read_recipe
 from cclm.train.rows import negatives
 from cclm.train.step import CrossViewTraining
 from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 
@@ -24,7 +24,7 @@ from tests.tiny_run import recipe, write_corpus, write_recipe
 def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[CrossViewTraining, Batch]:
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
-    config = read_config(["--recipe", str(write_recipe(folder / "r.yaml", recipe(folder, folder / "run")))])
+    config = read_recipe(["--recipe", str(write_recipe(folder / "r.yaml", recipe(folder, folder / "run")))])
     tokenizer = load_tokenizer(config.data.tokenizer)
     module = build_module(config, tokenizer, SINGLE).eval()
     return module, StepDataset(config.data, tokenizer, seed=7)[0]
@@ -126,7 +126,7 @@ def test_an_affine_stem_is_calibrated_alike_on_every_rank(tmp_path: Path) -> Non
     write_corpus(tmp_path)
     settings = recipe(tmp_path, tmp_path / "run")
     settings["model"]["vision"]["stem_norm"] = "affine"
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings))])
+    config = read_recipe(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings))])
     tokenizer = load_tokenizer(config.data.tokenizer)
     first, second = (build_module(config, tokenizer, SINGLE).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

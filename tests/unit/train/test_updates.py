@@ -11,11 +11,11 @@ from cclm.config import RunConfig
 from cclm.data.loader import StepDataset, view_schedule
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
+from cclm.recipe.read import read_recipe
 from cclm.train.updates import merge_metrics, samples_read, updates_of
-from pretrain.build import build_module, uses_all_parameters
-from pretrain.recipe import read_config
+from pretrain.build import build_module
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 
@@ -23,7 +23,7 @@ from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = write_corpus(tmp_path_factory.mktemp("corpus"))
     settings = with_regions(recipe(folder, folder / "run"), folder, schedule="alternate")
-    return read_config(["--recipe", str(write_recipe(folder / "r.yaml", settings))])
+    return read_recipe(["--recipe", str(write_recipe(folder / "r.yaml", settings))])
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def test_samples_are_counted_as_they_were_read(config: RunConfig, dataset: StepD
 
 def test_which_runs_use_every_parameter(config: RunConfig) -> None:
     joint = replace(config, data=replace(config.data, schedule="joint"))
-    assert uses_all_parameters(joint)
-    assert not uses_all_parameters(config)
-    assert not uses_all_parameters(replace(joint, data=replace(joint.data, regions=None))), "the box head"
-    assert not uses_all_parameters(replace(joint, data=replace(joint.data, image_text=None, regions=None)))
+    assert joint.uses_all_parameters
+    assert not config.uses_all_parameters
+    assert not replace(joint, data=replace(joint.data, regions=None)).uses_all_parameters, "the box head"
+    assert not replace(joint, data=replace(joint.data, image_text=None, regions=None)).uses_all_parameters
     alone = replace(config.data, image_text=None, text_pair=None)
-    assert uses_all_parameters(replace(config, data=alone)), "one view, one update"
+    assert replace(config, data=alone).uses_all_parameters, "one view, one update"
 
 
 def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunConfig, dataset: StepDataset) -> None:

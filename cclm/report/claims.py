@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.run.facts import PICTURE_ROLES, RunFacts
+from cclm.config import RunConfig, named_sets
+from cclm.report.facts import PICTURE_ROLES, RunFacts
 
 GROUP_TITLES = {
     "english": "English",
@@ -27,9 +28,9 @@ RERANK_TITLES = {"match_plus_similarity": "match + similarity", "match_alone": "
 """Names for the rules in results.json that nothing chose."""
 
 
-def start_words(config: Mapping[str, Any]) -> str:
+def start_words(config: RunConfig) -> str:
     """Return what the weights started from, to stand behind "trained"."""
-    sources = (config.get("start") or {}).get("sources") or ()
+    sources = config.start.sources
     if not sources:
         return "from scratch"
     return "from the weights of " + ", ".join(Path(source).name for source in sources)
@@ -53,8 +54,7 @@ def trained_on_test_pictures(facts: RunFacts) -> bool | None:
     measured = (facts.results.get("set") or {}).get("shards")
     if measured is None:
         return None
-    data = facts.config.get("data") or {}
-    folders = [folder for view in PICTURE_ROLES.values() for folder in (data.get(view) or {}).get("shards") or ()]
+    folders = [one.place for one in named_sets(facts.config.data) if one.view in PICTURE_ROLES.values()]
     if Path(measured).resolve() in [Path(folder).resolve() for folder in folders]:
         return True
     tests = [one.tar_hashes for one in facts.sets if one.role == "measured on"]
@@ -94,17 +94,15 @@ def group_title(facts: RunFacts, name: str) -> str:
     return titles.get(name, plain)
 
 
-def negatives_words(config: Mapping[str, Any]) -> str:
-    """Return how hard the wrong pairs of the matching losses are in training; nothing if it does not say."""
-    objectives = config.get("objectives") or {}
-    hardness, start, full = (objectives.get(name) for name in ("hardness", "hardness_start_step", "hardness_full_step"))
-    if hardness is None:
-        return ""
+def negatives_words(config: RunConfig) -> str:
+    """Return how hard the wrong pairs of the matching losses are in training."""
+    hardness, start = config.objectives.hardness, config.objectives.hardness_start_step
+    full = config.objectives.hardness_full_step
     if hardness == 0:
         return "uniform negatives"
     if not full:
         return f"negatives of hardness {hardness:g}"
-    return f"negatives of hardness 0, from step {start or 0:,} to {full:,} rising to {hardness:g}"
+    return f"negatives of hardness 0, from step {start:,} to {full:,} rising to {hardness:g}"
 
 
 def rerank_orders(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

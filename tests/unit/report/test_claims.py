@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cclm.run.claims import (
+from cclm.report.claims import (
     group_title,
     learned_from,
     measured_words,
@@ -15,9 +15,8 @@ from cclm.run.claims import (
     start_words,
     trained_on_test_pictures,
 )
-from cclm.run.facts import RunFacts, SetFacts
-
-IMAGES, PAIRS = {"shards": ["sets/train"], "languages": ["en"]}, {"shards": ["sets/pairs"]}
+from cclm.report.facts import RunFacts, SetFacts
+from tests.tiny_config import IMAGES, run_config
 
 
 def one_set(role: str, hashes: str, languages: str = "en de") -> SetFacts:
@@ -27,11 +26,15 @@ def one_set(role: str, hashes: str, languages: str = "en de") -> SetFacts:
     )  # fmt: skip
 
 
+def regions(shards: str) -> dict[str, Any]:
+    return {"shards": [shards], "transform": {"size": 32}, "patch_grid": 4}
+
+
 def facts(sets: list[SetFacts], measured: str = "sets/test", **data: Any) -> RunFacts:
     members = {"english": ["en"], "parallel_latin": ["de"], "control": ["pt"], "mine_too": ["de"]}
     return RunFacts(
         name="run",
-        config={"data": {"image_text": IMAGES, "text_pair": PAIRS, **data}},
+        config=run_config(data=data, model={"box_head": "regions" in data}),
         results={"set": {"shards": measured}, "members": members} if measured else {},
         gallery=[],
         parity={},
@@ -58,7 +61,7 @@ def test_another_set_is_zero_shot() -> None:
     [
         facts([], measured="sets/../sets/train"),
         facts([TRAIN, one_set("measured on", "x b")]),
-        facts([TRAIN, one_set("training regions", "r"), one_set("measured on", "r")], regions={"shards": ["sets/r"]}),
+        facts([TRAIN, one_set("training regions", "r"), one_set("measured on", "r")], regions=regions("sets/r")),
     ],
     ids=["the same folder", "a copied tar", "pictures of regions"],
 )
@@ -74,7 +77,7 @@ def test_training_pictures_are_called_so(found: RunFacts) -> None:
         facts([TRAIN]),
         facts([TEST]),
         facts([TRAIN, one_set("measured on", "")]),
-        facts([TRAIN, TEST], regions={"shards": ["sets/somewhere-else"]}),
+        facts([TRAIN, TEST], regions=regions("sets/somewhere-else")),
         facts([], measured=""),
     ],
     ids=["no test set at hand", "no training set at hand", "no hashes", "one of two at hand", "not measured"],
@@ -86,15 +89,14 @@ def test_what_is_not_known_is_not_claimed(found: RunFacts) -> None:
 
 
 def test_where_the_weights_came_from() -> None:
-    assert start_words({}) == start_words({"start": {"sources": []}}) == "from scratch"
-    sources = {"start": {"sources": ["/models/swin_base.pth", "FacebookAI/xlm-roberta-base"]}}
-    assert start_words(sources) == "from the weights of swin_base.pth, xlm-roberta-base"
+    assert start_words(run_config()) == "from scratch"
+    sources = ["/models/swin_base.pth", "FacebookAI/xlm-roberta-base"]
+    assert start_words(run_config(start={"sources": sources})) == "from the weights of swin_base.pth, xlm-roberta-base"
 
 
 @pytest.mark.parametrize(
     ("objectives", "words"),
     [
-        ({}, ""),
         ({"hardness": 0.0}, "uniform negatives"),
         ({"hardness": 1.0, "hardness_full_step": 0}, "negatives of hardness 1"),
         (
@@ -104,7 +106,7 @@ def test_where_the_weights_came_from() -> None:
     ],
 )
 def test_how_hard_the_negatives_were(objectives: dict[str, Any], words: str) -> None:
-    assert negatives_words({"objectives": objectives}) == words
+    assert negatives_words(run_config(objectives=objectives)) == words
 
 
 def test_a_groups_name_is_not_belied_by_the_data() -> None:

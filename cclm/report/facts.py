@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import ConfigError
-from cclm.files.reading import read_json, read_yaml
+from cclm.config import RunConfig, named_sets
+from cclm.files.reading import read_json
+from cclm.recipe.read import read_run_config
 from cclm.run.environment import ENVIRONMENT_NAME
+from cclm.run.identity import CheckpointFacts
 from cclm.run.status import DONE_NAME
 
 RESULTS_NAME = "results.json"
@@ -35,16 +37,7 @@ ATTRIBUTIONS = {
 
 PICTURE_ROLES = {"training pictures": "image_text", "training regions": "regions"}
 """Roles of the sets whose pictures were trained on, with the view of the configuration that reads them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFacts:
-    """One complete checkpoint of a run."""
-
-    step: int
-    """Updates done."""
-    identity: str
-    """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
+ROLES = {**PICTURE_ROLES, "training pairs": "text_pair"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +77,7 @@ class RunFacts:
     """Everything known about a run."""
 
     name: str
-    config: Mapping[str, Any]
-    """config.yaml."""
+    config: RunConfig
     results: Mapping[str, Any]
     """results.json; empty if this checkpoint was not measured."""
     gallery: Sequence[Mapping[str, Any]]
@@ -102,9 +94,9 @@ class RunFacts:
     """What the training took, from its stage or else from done.json."""
 
     @property
-    def seed(self) -> int | None:
+    def seed(self) -> int:
         """The run's seed."""
-        return self.config.get("seed")
+        return self.config.seed
 
     @property
     def steps(self) -> int | None:
@@ -113,7 +105,7 @@ class RunFacts:
 
     def trains_on(self, view: str) -> bool:
         """Return whether the run was trained on a view, "image_text" or "text_pair"."""
-        return bool((self.config.get("data") or {}).get(view))
+        return getattr(self.config.data, view) is not None
 
     def languages_of(self, view: str) -> set[str]:
         """Return the languages that a view ("image_text" with regions, or "text_pair") was trained in, where known."""
@@ -121,8 +113,7 @@ class RunFacts:
         for one in self.sets:
             if not one.role.startswith("training") or (one.role == "training pairs") != (view == "text_pair"):
                 continue
-            settings = (self.config.get("data") or {}).get(PICTURE_ROLES.get(one.role, view)) or {}
-            used = settings.get("languages")
+            used = getattr(getattr(self.config.data, ROLES[one.role]), "languages", None)
             found.update(one.languages if used is None else used)
         return found
 
@@ -137,10 +128,7 @@ def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFa
     Raises:
         ConfigError: there is no config.yaml, or a file cannot be read.
     """
-    expected, do = "a run folder (config.yaml)", "Give the folder that `python -m pretrain` wrote."
-    config = read_yaml(folder / "config.yaml", expected=expected, do=do)
-    if not isinstance(config, dict):
-        raise ConfigError(where=str(folder / "config.yaml"), expected=expected, got="something else", do=do)
+    config = read_run_config(folder)
     results = read_json(folder / RESULTS_NAME, {})
     if not belongs(results.get("model") or {}, checkpoint):
         results = {}
@@ -166,14 +154,10 @@ def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bo
     return checkpoint is None or record.get("checkpoint") == checkpoint.identity
 
 
-def read_sets(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[SetFacts]:
+def read_sets(config: RunConfig, results: Mapping[str, Any]) -> list[SetFacts]:
     """Return the facts of the sets that the run read and of those it was measured on; missing ones are left out."""
-    data = config.get("data") or {}
-    folders = [
-        (role, folder)
-        for role, view in {**PICTURE_ROLES, "training pairs": "text_pair"}.items()
-        for folder in (data.get(view) or {}).get("shards") or ()
-    ]
+    named = list(named_sets(config.data))
+    folders = [(role, one.place) for role, view in ROLES.items() for one in named if one.view == view]
     for role, found in (("measured on", results), ("choices made on", results.get("dev") or {})):
         if "set" in found:
             folders.append((role, found["set"]["shards"]))

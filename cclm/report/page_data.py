@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cclm.run.claims import (
+from cclm.config import RunConfig
+from cclm.files.plain import to_yaml
+from cclm.report.claims import (
     group_title,
     learned_from,
     measured_words,
@@ -18,9 +18,8 @@ from cclm.run.claims import (
     retrieval_title,
     start_words,
 )
-from cclm.run.facts import CheckpointFacts, RunFacts, read_facts
-from cclm.track.metrics import MetricsLine, read_metrics
-from cclm.track.report import (
+from cclm.report.facts import RunFacts, read_facts
+from cclm.report.page import (
     GalleryImage,
     GalleryQuery,
     GroupBlock,
@@ -31,7 +30,9 @@ from cclm.track.report import (
     ReportData,
     language_name,
 )
-from cclm.track.svg import Reference, Series
+from cclm.report.svg import Reference, Series
+from cclm.run.identity import CheckpointFacts
+from cclm.track.metrics import MetricsLine, read_metrics
 
 VIEWS = (("image_text", "Image–text view"), ("regions", "Regions"), ("text_pair", "Text–text view"))
 SHORT = {"image_text": "image–text", "regions": "regions", "text_pair": "text–text"}
@@ -72,7 +73,7 @@ def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> Repo
         environment=facts.environment,
         seed=facts.seed,
         parity_note=parity_note(facts.parity),
-        config_text=yaml.safe_dump(dict(facts.config), sort_keys=False, allow_unicode=True),
+        config_text=to_yaml(facts.config),
     )
 
 
@@ -116,14 +117,14 @@ def trained_where(environment: Mapping[str, str]) -> str:
     return ", ".join([*known, *([machine] if machine and machine != "unknown" else [])])
 
 
-def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tuple[str, list[Panel]]]:
+def panels(lines: Sequence[MetricsLine], config: RunConfig) -> list[tuple[str, list[Panel]]]:
     """Return the charts by section; what was not logged has none."""
     sections = [view_section(lines, view, title) for view, title in VIEWS]
     shared = [
         Panel(
             title="Matching accuracy",
             series=series(lines, {f"{view}/{MATCHING[view]}_accuracy": name for view, name in SHORT.items()}),
-            note=", ".join(["in training", *filter(None, [negatives_words(config)])]),
+            note=f"in training, {negatives_words(config)}",
             reference=MATCHING_PRIOR["accuracy"],
             y_from_zero=False,
         ),
@@ -138,11 +139,9 @@ def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tupl
     return [(title, found) for title, found in filled if found]
 
 
-def temperature_note(config: Mapping[str, Any]) -> str:
+def temperature_note(config: RunConfig) -> str:
     """Return the bounds of the temperature: a line that lies on one of them is no fault of the chart."""
-    model = config.get("model") or {}
-    bounds = model.get("temperature_min"), model.get("temperature_max")
-    return "learned" if None in bounds else f"learned, kept within {bounds[0]:g} … {bounds[1]:g}"
+    return f"learned, kept within {config.model.temperature_min:g} … {config.model.temperature_max:g}"
 
 
 def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[str, list[Panel]]:
