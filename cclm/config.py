@@ -16,30 +16,26 @@ from cclm.errors import ConfigError
 from cclm.files.hints import noted_texts
 from cclm.model.options import ModelOptions
 from cclm.pretrained.options import StartConfig
-from cclm.types import IMAGE_SET, PAIR_SET, Bounds, PathText
-
-Weight = Annotated[float, Bounds(least=0)]
-Count = Annotated[int, Bounds(least=0)]
-Positive = Annotated[int, Bounds(least=1)]
+from cclm.types import IMAGE_SET, PAIR_SET, Bounds, Count, NotNegative, PathText, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """Weights and options of the losses (spec: CCLM section 3; the defaults are the published values)."""
 
-    itc_weight: Weight = 1.0
+    itc_weight: NotNegative = 1.0
     """Image-text contrastive loss."""
-    itm_weight: Weight = 1.0
+    itm_weight: NotNegative = 1.0
     """Image-text matching loss."""
-    ttc_weight: Weight = 1.0
+    ttc_weight: NotNegative = 1.0
     """Text-text contrastive loss."""
-    ttm_weight: Weight = 1.0
+    ttm_weight: NotNegative = 1.0
     """Text-text matching loss."""
-    mlm_weight: Weight = 1.0
+    mlm_weight: NotNegative = 1.0
     """Conditional masked-language-modelling loss, both views."""
-    box_weight: Weight = 1.0
+    box_weight: NotNegative = 1.0
     """L1 distance of boxes (regions)."""
-    giou_weight: Weight = 1.0
+    giou_weight: NotNegative = 1.0
     """1 - GIoU of boxes (regions)."""
     means: Literal["global", "per_rank"] = "global"
     """What a loss is a mean over. "global": the samples (or masked tokens, or boxes) of the global batch, so that the
@@ -47,11 +43,11 @@ class ObjectiveConfig:
     text_temperature_factor: Annotated[float, Bounds(above=0)] = 1.0
     """The text view divides its similarities by temperature x this. The temperature itself is shared by the views;
     above 1, TTC keeps pulling translations together after they already rank first (docs/log.md)."""
-    label_smoothing: Annotated[float, Bounds(least=0, most=1)] = 0.0
+    label_smoothing: Share = 0.0
     """Share of the contrastive target spread evenly over all candidates."""
-    contrastive_grad_scale: Weight = 1.0
+    contrastive_grad_scale: NotNegative = 1.0
     """Factor on the gradient of the contrastive losses into the features; 1/8 reproduces the published 8-GPU runs."""
-    hardness: Weight = 1.0
+    hardness: NotNegative = 1.0
     """Hard negatives are drawn with weights softmax(hardness x similarity / temperature): 1 as published, 0 uniform."""
     hardness_start_step: Count = 0
     """With a ramp: draws are uniform up to this step. A matching head learns nothing from hard negatives of untrained

@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated
 
-Language = Annotated[str, "a language"]
+LANGUAGE = "a language"
+Language = Annotated[str, LANGUAGE]
 """A BCP-47 language tag, for example "en" or "zh-Hant"."""
 
 PathText = Annotated[str, "a path"]
 """A file or folder (or a URL, or a name on a hub) in a configuration: `~` and `$VARIABLE` are expanded on reading."""
+
+TEXT_OR_NOTHING = "a text or nothing"
+TextOrNothing = Annotated[str, TEXT_OR_NOTHING]
+"""In a configuration: a key without a value is an empty text."""
 
 IMAGE_SET, PAIR_SET = "an image-text shard set", "a text-pair shard set"
 ImageSet = Annotated[str, IMAGE_SET]
@@ -45,6 +50,12 @@ class Bounds:
         if None not in (self.least, self.most):
             return f"between {self.least:g} and {self.most:g}"
         return " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
+
+
+Count = Annotated[int, Bounds(least=0)]
+Positive = Annotated[int, Bounds(least=1)]
+NotNegative = Annotated[float, Bounds(least=0)]
+Share = Annotated[float, Bounds(least=0, most=1)]
 
 
 class View(str, Enum):

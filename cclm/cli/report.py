@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Write one self-contained page about a run: curves, recall, gallery, data."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm report`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description="Write one self-contained page about a run: curves, recall, gallery, data.")
-    parser.add_argument("run", type=str, help="a run folder")
-    parser.add_argument("--out", type=str | None, help="where to write; without it: report.html in the run folder")
-    return parser
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm report`."""
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--out", help="where to write; without it: report.html in the run folder")
 
 
 def run(run: str, out: str | None = None) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from cclm.errors import Problem
 from cclm.files.hints import Kinds, split_key
-from cclm.files.node import COMMAND_LINE, BrokenError, Node
+from cclm.files.node import COMMAND_LINE, BrokenError, Node, plain
+from cclm.files.reading import raise_problems
 from cclm.files.yaml_nodes import parse_yaml
 
 HELP = frozenset({"--help", "-h"})
@@ -76,6 +77,21 @@ def override_value(text: str, problems: list[Problem]) -> Node:
         return Node(value=text, place=COMMAND_LINE, text=text, is_argument=True)
     is_quoted = isinstance(found.value, str) and found.text is None and text.strip()[:1] in ("'", '"')
     return found if is_quoted else replace(found, text=text, is_argument=True)
+
+
+def plain_value(text: str) -> Any:
+    """Return the value of a command-line argument without knowing what is expected: numbers, lists, texts, …
+
+    Raises:
+        ConfigError: it is no YAML, or has a key twice.
+    """
+    problems: list[Problem] = []
+    try:
+        found = parse_yaml(text, COMMAND_LINE, problems)
+    except BrokenError as error:
+        problems.append(Problem(str(error), kind="unreadable", place=COMMAND_LINE))
+    raise_problems(problems, text, "a value in YAML", "Quote it for the shell, as in 'KEY=[1, 2]'.")
+    return plain(found)
 
 
 def merged(below: Node, above: Node) -> Node:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from cclm.files.hints import PATHS
 from cclm.files.node import Node, plain_word
-from cclm.types import Bounds
+from cclm.types import LANGUAGE, TEXT_OR_NOTHING, Bounds
 
 _LONGEST = 80
 """Characters of a value that a message repeats."""
@@ -31,7 +31,9 @@ def to_scalar(node: Node, hint: Any, notes: Sequence[Any], *, expands: bool) -> 
         UnfitError: it is another value.
     """
     if hint is Path or (isinstance(hint, type) and issubclass(hint, str) and not issubclass(hint, enum.Enum)):
-        text = _text(node)
+        text = "" if node.value is None and TEXT_OR_NOTHING in notes else _text(node)
+        if LANGUAGE in notes and not isinstance(node.value, str) and not node.is_argument:
+            raise UnfitError(said(node))
         is_path = hint is Path or any(note in PATHS for note in notes if isinstance(note, str))
         try:
             return hint(_path(text, expands=expands) if is_path else text)

@@ -33,7 +33,7 @@ def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -
     near = difflib.get_close_matches(Path(name).stem, names, n=1, cutoff=0.6)
     raise ConfigError(
         where=where,
-        expected=f"the path of a {suffix} file or one of {', '.join(names) or f'nothing (no {folder})'}",
+        expected=f"the path of a {suffix[1:].upper()} file or one of {', '.join(names) or f'nothing (no {folder})'}",
         got=repr(name) + (f"; did you mean {near[0]}?" if near else ""),
         do=do,
     )
