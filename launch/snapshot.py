@@ -75,7 +75,7 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
     for key, text in _pairs(overrides):
-        put_value(content, key, plain_value(text))
+        put_value(content, key, plain_value(text, f"--{key}"))
     return content
 
 

@@ -95,7 +95,7 @@ def parse_axis(word: str) -> tuple[str, list[Any]]:
     """Parse "key=value,value": the values are the elements of a YAML list."""
     key, equals, text = word.partition("=")
     try:
-        values = plain_value(f"[{text}]")
+        values = plain_value(f"[{text}]", "--vary")
     except ConfigError:
         values = []
     if not key or not equals or not values:

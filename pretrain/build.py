@@ -62,7 +62,8 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         inputs = input_hashes(config, ds_config)
         refuse_another_run(folder, config, inputs)
         done = DoneMarker(folder)
-        if done.read() is not None:
+        reached = done.read()
+        if reached is not None and reached.step >= config.steps:
             yield None
             return
         talk = collectives(equal_shares(config.data, topology.world_size))

@@ -79,8 +79,8 @@ def override_value(text: str, problems: list[Problem]) -> Node:
     return found if is_quoted else replace(found, text=text, is_argument=True)
 
 
-def plain_value(text: str) -> Any:
-    """Return the value of a command-line argument without knowing what is expected: numbers, lists, texts, …
+def plain_value(text: str, where: str) -> Any:
+    """Return the value of an argument without knowing what is expected: a number, a list, a text, …; `where`: of whom.
 
     Raises:
         ConfigError: it is no YAML, or has a key twice.
@@ -90,7 +90,7 @@ def plain_value(text: str) -> Any:
         found = parse_yaml(text, COMMAND_LINE, problems)
     except BrokenError as error:
         problems.append(Problem(str(error), kind="unreadable", place=COMMAND_LINE))
-    raise_problems(problems, text, "a value in YAML", "Quote it for the shell, as in 'KEY=[1, 2]'.")
+    raise_problems(problems, where, "a value in YAML", f"Repair {text!r}, or quote it for the shell.")
     return plain(found)
 
 

@@ -51,9 +51,7 @@ def test_a_shipped_profile_is_found_from_any_folder(tmp_path: Path, monkeypatch:
 
 def test_broken_yaml_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("modules: [a")
-    with pytest.raises(
-        ConfigError, match=r"mine\.yaml: expected a profile, got line 2: broken YAML.*See launch"
-    ):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: expected a profile, got line 2: broken YAML.*See launch"):
         read_profile(str(tmp_path / "mine.yaml"))
 
 
