@@ -13,7 +13,6 @@ the reference itself.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -24,21 +23,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from benchmarks.figures import add_json_option, write_figures
-from cclm.data.image import ImageTransformConfig
+from cclm.config import RunConfig
+from cclm.data.config import DataConfig
+from cclm.data.options import ImageTransformConfig, SourceConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.fragments import WEIGHTS, Fragment, ShareFacts, share_path, write_share
+from cclm.engine.options import OptimizerConfig
+from cclm.files.plain import to_yaml
 from cclm.hub.open import build_model
 from cclm.hub.probe import make_probe
 from cclm.hub.reference_outputs import witness_of, write_witness
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.import_cclm import describe
+from cclm.recipe.read import CONFIG_FILE
 from cclm.run.checkpoints import Marker, list_files, record_file, step_folder, write_marker
+from cclm.views.image_text.options import ImageTextConfig
 
 FAMILY = "cclm-3m"
 INTERVAL_S = 0.005
@@ -99,9 +104,16 @@ def piece_of(name: str, value: torch.Tensor, rank: int) -> Fragment:
 def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int:
     """A run folder with a checkpoint of two ZeRO-3 ranks; returns the bytes of the weights in fp32."""
     large_tokenizer(folder / "tokenizer", options.text.vocab_size)
-    view = {"max_tokens": 40, "transform": {"size": options.vision.image_size}}
-    config = {"data": {"tokenizer": str(folder / "tokenizer"), "image_text": view}, "model": asdict(options)}
-    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
+    transform = ImageTransformConfig(size=options.vision.image_size)
+    view = ImageTextConfig(sources={"none": SourceConfig(path="none")}, max_tokens=40, transform=transform)
+    config = RunConfig(
+        run_folder=str(folder),
+        views={"image_text": view},
+        data=DataConfig(tokenizer=str(folder / "tokenizer")),
+        optimizer=OptimizerConfig(total_steps=1),
+        model=options,
+    )
+    (folder / CONFIG_FILE).write_text(to_yaml(config))
     with torch.device("meta"):
         parameters = CCLMModel(CCLMConfig(**asdict(options))).named_parameters()
     shapes = {f"model.{name}": value.shape for name, value in parameters}
@@ -112,12 +124,8 @@ def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int
         share = {WEIGHTS: [piece_of(name, value, rank) for name, value in state.items()]}
         write_share(share_path(checkpoint, rank), ShareFacts(world_size=RANKS), share, {})
     if with_witness:
-        tokenizer, transform = (
-            load_tokenizer(folder / "tokenizer"),
-            ImageTransformConfig(size=options.vision.image_size),
-        )
         model = build_model(CCLMConfig(**asdict(options)), state, "benchmark")
-        write_witness(witness_of(model, tokenizer, transform, 40), checkpoint)
+        write_witness(witness_of(model, load_tokenizer(folder / "tokenizer"), transform, 40), checkpoint)
     files = {name: record_file(checkpoint / name) for name in list_files(checkpoint)}
     write_marker(checkpoint, Marker(step=1, world_size=RANKS, files=files))
     return 4 * sum(shape.numel() for shape in shapes.values())

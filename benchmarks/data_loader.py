@@ -19,9 +19,9 @@ from PIL import Image
 
 from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
-from cclm.data.config import DataConfig, SourceConfig, Views
-from cclm.data.image import ImageTransformConfig
+from cclm.data.config import DataConfig, Views
 from cclm.data.loader import StepDataset
+from cclm.data.options import ImageTransformConfig, SourceConfig
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, TextPair, View

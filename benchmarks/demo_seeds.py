@@ -16,10 +16,11 @@ from typing import Any
 from benchmarks.figures import add_json_option, write_figures
 from cclm.errors import CclmError, ConfigError
 from cclm.evaluate.statistics import spread
-from cclm.files.reading import read_json, read_yaml
+from cclm.files.reading import read_json
 from cclm.hub.model_card import recall_cell
-from cclm.run.claims import RERANK_TITLES
-from cclm.run.facts import RESULTS_NAME
+from cclm.recipe.read import CONFIG_FILE, read_run_config
+from cclm.report.claims import RERANK_TITLES
+from cclm.report.facts import RESULTS_NAME
 
 DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
 EXPECTED, DO = "a demo run folder or its results.json", "Give finished runs of `python -m pretrain.demo`."
@@ -44,9 +45,8 @@ def read_seed(path: Path) -> Seed:
     if not isinstance(results, dict) or "groups" not in results:
         got = "no such file" if results is None else "no groups in it"
         raise ConfigError(where=str(file), expected=EXPECTED, got=got, do=DO)
-    config = file.with_name("config.yaml")
-    if config.exists():
-        return Seed(name=f"seed {read_yaml(config, expected=EXPECTED, do=DO).get('seed')}", results=results)
+    if file.with_name(CONFIG_FILE).exists():
+        return Seed(name=f"seed {read_run_config(file.parent).seed}", results=results)
     return Seed(name=path.resolve().name if path.is_dir() else path.stem, results=results)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
-from cclm.data.config import DataConfig, SourceConfig
+from cclm.data.config import DataConfig
+from cclm.data.options import SourceConfig
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.types import View
 from cclm.views.image_text.options import ImageTextConfig

@@ -5,9 +5,51 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
-Language = str
+LANGUAGE = "a language"
+Language = Annotated[str, LANGUAGE]
 """A BCP-47 language tag, for example "en" or "zh-Hant"."""
+
+PathText = Annotated[str, "a path"]
+"""A file or folder (or a URL, or a name on a hub) in a configuration: `~` and `$VARIABLE` are expanded on reading."""
+
+TEXT_OR_NOTHING = "a text or nothing"
+TextOrNothing = Annotated[str, TEXT_OR_NOTHING]
+"""In a configuration: a key without a value is an empty text."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number in a configuration may be: `Annotated[int, Bounds(least=1)]`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    """It is larger than this."""
+    below: float | None = None
+    """It is smaller than this."""
+
+    def hold(self, value: float) -> bool:
+        """Return whether a number lies within."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
+        if None not in (self.least, self.most):
+            return f"between {self.least:g} and {self.most:g}"
+        return " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
+
+
+Count = Annotated[int, Bounds(least=0)]
+Positive = Annotated[int, Bounds(least=1)]
+NotNegative = Annotated[float, Bounds(least=0)]
+Share = Annotated[float, Bounds(least=0, most=1)]
 
 
 class View(str, Enum):

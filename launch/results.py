@@ -23,7 +23,7 @@ from launch.status import UNKNOWN, RunNow, look_at
 from launch.sweep import point_folder, read_sweep
 from launch.table import table
 
-RESULTS_NAME = "results.json"  # cclm.run.facts, which needs more than the standard library
+RESULTS_NAME = "results.json"  # cclm.report.facts, which needs more than the standard library
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
+from cclm.files.overrides import plain_value
 from cclm.files.reading import read_yaml
 from launch.slurm.preflight import code_hash
 
@@ -70,17 +71,11 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe is no mapping, or an override has no value.
     """
-    import yaml  # here, so that everything else of `launch` runs with the standard library alone
-
     content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
     if not isinstance(content, dict):
         raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
     for key, text in _pairs(overrides):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(where=f"--{key}", expected="a value in YAML", got=repr(text), do="Repair it.") from error
-        put_value(content, key, value)
+        put_value(content, key, plain_value(text, f"--{key}"))
     return content
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
+from cclm.files.overrides import plain_value
 from cclm.files.reading import read_json, read_yaml
 from cclm.run.status import DoneMarker
 from launch.snapshot import put_value
@@ -26,8 +26,6 @@ SWEEP_NAME = "sweep.json"
 POINTS = "points"
 OURS = "run_folder"
 """The one key that no point may change: each has its own."""
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-"""YAML 1.1 takes 1e-4 for text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +93,10 @@ def make_points(vary: Sequence[str], listed: Path | None) -> tuple[Mapping[str, 
 
 def parse_axis(word: str) -> tuple[str, list[Any]]:
     """Parse "key=value,value": the values are the elements of a YAML list."""
-    import yaml
-
     key, equals, text = word.partition("=")
     try:
-        values = [_number(value) for value in yaml.safe_load(f"[{text}]")]
-    except yaml.YAMLError:
+        values = plain_value(f"[{text}]", "--vary")
+    except ConfigError:
         values = []
     if not key or not equals or not values:
         raise ConfigError(
@@ -108,10 +104,6 @@ def parse_axis(word: str) -> tuple[str, list[Any]]:
             do="For example: --vary optimizer.learning_rate=1e-4,3e-4",
         )  # fmt: skip
     return key, values
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:
@@ -133,7 +125,7 @@ def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(item, dict) and item:
             yield from _leaves(item, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _number(item)
+            yield f"{prefix}{key}", item
 
 
 def point_folder(folder: Path, number: int) -> Path:

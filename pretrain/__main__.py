@@ -16,10 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], stop: StopRequest) -> int:
-    from pretrain.recipe import read_config
+    from cclm.recipe.read import read_recipe, shown
 
     try:
-        config = read_config(arguments)
+        text = shown(arguments, "python -m pretrain", "Pre-train a cross-view language model.")
+        if text is not None:
+            sys.stdout.write(text)
+            return 0
+        config = read_recipe(arguments)
         from cclm.train.loop import train
         from pretrain.build import open_run
 

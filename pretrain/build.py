@@ -5,29 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cclm.checkpoint.choose import newest_sound
-from cclm.config import RunConfig
+from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
-from cclm.data.config import equal_shares, find_problems
+from cclm.data.config import equal_shares
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader
 from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
 from cclm.data.samples_seen import SamplesSeen
 from cclm.data.tokens import TextTokenizer, load_tokenizer
-from cclm.distributed.agreement import check_same_values
+from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
-from cclm.engine.ds_config import EngineFacts, load_ds_config, resolve_ds_config
+from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
-from cclm.errors import ConfigError
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
@@ -41,7 +39,7 @@ from cclm.train.checkpointer import Checkpointer, Resumed, resume
 from cclm.train.folder import QUARANTINE, identity_parts, input_hashes, refuse_another_run, write_identity
 from cclm.train.loop import Run
 from cclm.train.recorder import Recorder
-from cclm.train.start import start_from_sources
+from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import View, open_dataset
@@ -62,21 +60,25 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
     """
     topology = Topology.from_environment(device=config.device)
-    views = make_views(config.views, table)
-    config = replace(config, views={name: view.config for name, view in views.items()})  # in the table's order
-    check_data(config, topology.world_size)
+    validate_ranks(config, topology.world_size)
     folder = Path(config.run_folder)
-    ds_config = None if config.engine == "plain" else resolve_deepspeed(config, topology)
-    inputs = input_hashes(config, ds_config)
-    refuse_another_run(folder, config, inputs)
-    done = DoneMarker(folder)
-    if done.read() is not None:
-        yield None
-        return
+    ds_config = None
+    if config.engine == "deepspeed":
+        ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
     with ExitStack() as stack:
         stack.enter_context(process_group(topology))
         talk = collectives(equal_shares(config.views, config.data, topology.world_size))
+        if names_towers(config):
+            config = made_by_first(talk, partial(with_named_towers, config))
+        views = make_views(config.views, table)
+        inputs = input_hashes(config, ds_config)
         check_same_values(talk, identity_parts(config, inputs))
+        refuse_another_run(folder, config, inputs)
+        done = DoneMarker(folder)
+        reached = done.read()
+        if reached is not None and reached.step >= config.steps:
+            yield None
+            return
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:
@@ -131,35 +133,11 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         )
 
 
-def check_data(config: RunConfig, world_size: int) -> None:
-    """Raise one ConfigError that lists everything that is wrong with the data's settings for this number of ranks."""
-    problems = list(find_problems(config.views, config.data, world_size))
-    if problems:
-        raise ConfigError(
-            expected="settings of the data without contradictions",
-            got="; ".join(problems),
-            do="Correct these settings.",
-        )
-
-
 def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quarantine:
     """This rank's file; rank 0 takes over the files of ranks that an earlier life of the run had and this has not."""
     own = {f"rank_{rank}.jsonl" for rank in range(topology.world_size)}
     left_behind = sorted(path for path in folder.glob("rank_*.jsonl") if path.name not in own)
     return Quarantine(folder / f"rank_{topology.rank}.jsonl", start_step, left_behind if topology.rank == 0 else ())
-
-
-def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
-    """Fill the DeepSpeed JSON's "auto" values from our configuration; a contradiction is an error."""
-    first = next(iter(config.views.values()))
-    facts = EngineFacts(
-        micro_batch_size=first.batch_size // config.data.micro_batches // topology.world_size,
-        accumulation_steps=config.data.micro_batches,
-        world_size=topology.world_size,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        precision=config.precision,
-    )
-    return resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
 
 
 def build_module(
@@ -186,7 +164,7 @@ def build_module(
     """
     seed_initialisation(config.seed)
     with construction or nullcontext():
-        model = CCLMModel(model_config(asdict(config.model), tokenizer))
+        model = CCLMModel(model_config(config.model, tokenizer))
     if is_fresh and config.model.vision.stem_norm == "affine":
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
@@ -230,13 +208,6 @@ def build_engine(
 ) -> Engine[Batch]:
     """Give the module to its engine."""
     if ds_config is None:
-        if topology.world_size > 1:
-            raise ConfigError(
-                where="engine",
-                expected="one process for the plain engine",
-                got=f"{topology.world_size} ranks",
-                do="Start it without a launcher, or use engine: deepspeed.",
-            )
         return PlainEngine(
             module,
             config.optimizer,

@@ -26,7 +26,7 @@ from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
 from cclm.files.folders import make_folder
 from cclm.files.reading import read_json
-from cclm.run.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
+from cclm.report.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
 from cclm.run.identity import identify_newest
 from cclm.track.progress import spell_duration, stage
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from cclm.errors import ConfigError
+from cclm.types import Bounds, Count, PathText, Positive, Share
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def _limited(default: Any, **limits: float) -> Any:
-    return field(default=default, metadata=limits)
+Ratio = Annotated[float, Bounds(least=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
     """How pictures are stored. All at their defaults: copied bit for bit."""
 
-    short_side: int = _limited(0, least=0)
+    short_side: Count = 0
     """Pixels of the shorter side; larger pictures are scaled down (Lanczos), smaller ones stay. 0: never scaled."""
-    format: str = field(default="", metadata={"choices": ("", "jpg", "png", "webp")})
+    format: Literal["", "jpg", "png", "webp"] = ""
     """Every picture becomes one; empty: each keeps its own."""
-    quality: int = _limited(90, least=1, most=100)
+    quality: Annotated[int, Bounds(least=1, most=100)] = 90
     """Of JPEG and WebP that are written anew."""
 
     @property
@@ -38,31 +38,31 @@ class ImageSettings:
 class FilterSettings:
     """What a record must be like to be kept. At its default, a filter lets everything pass."""
 
-    min_side: int = _limited(0, least=0)
+    min_side: Count = 0
     """Pixels of a picture's shorter side, as the corpus had it."""
-    max_aspect: float | None = _limited(None, least=1)
+    max_aspect: Ratio | None = None
     """Longer side by shorter side."""
-    min_characters: int = _limited(0, least=0)
+    min_characters: Count = 0
     """Of a caption or sentence, without spaces at its ends."""
-    max_characters: int | None = _limited(None, least=1)
+    max_characters: Positive | None = None
     """Of a caption or sentence."""
-    max_length_ratio: float | None = _limited(None, least=1)
+    max_length_ratio: Ratio | None = None
     """Of a pair: characters of the longer sentence by those of the shorter."""
-    max_non_letters: float | None = _limited(None, least=0, most=1)
+    max_non_letters: Share | None = None
     """Share of characters that are neither letters, marks nor spaces: digits, signs, emoji."""
-    min_language_probability: float | None = _limited(None, least=0, most=1)
+    min_language_probability: Share | None = None
     """That a text is in its declared language (py3langid); languages that the model does not know are not judged."""
-    language_characters: int = _limited(20, least=0)
+    language_characters: Count = 20
     """Shorter texts are not judged by language: there is too little to go by."""
-    min_score: float | None = _limited(None)
+    min_score: float | None = None
     """Margin score of a pair; pairs without a score pass."""
-    blocked_words: str | None = None
+    blocked_words: PathText | None = None
     """File of words and phrases, one a line; a text that has one is refused."""
-    benchmark_images: str | None = None
+    benchmark_images: PathText | None = None
     """Folder of a benchmark's test pictures; pictures that look like one are refused."""
-    benchmark_distance: int = _limited(4, least=0, most=16)
+    benchmark_distance: Annotated[int, Bounds(least=0, most=16)] = 4
     """Bits of 64 in which a picture's perceptual hash may differ from that of a test picture to look like it."""
-    benchmark_texts: tuple[str, ...] = ()
+    benchmark_texts: tuple[PathText, ...] = ()
     """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
     refused."""
 
@@ -112,9 +112,9 @@ class DuplicateSettings:
     """The same picture bytes; the same two sentences in the same languages (without case and spacing)."""
     near: bool = False
     """Pictures of a like perceptual hash (imagehash); pairs of like wording (MinHash, rensa)."""
-    distance: int = _limited(3, least=0, most=7)
+    distance: Annotated[int, Bounds(least=0, most=7)] = 3
     """Bits of 64 in which the hashes of near-duplicate pictures may differ."""
-    similarity: float = _limited(0.8, least=0.5, most=1)
+    similarity: Annotated[float, Bounds(least=0.5, most=1)] = 0.8
     """Jaccard similarity of the character 4-grams of near-duplicate pairs (estimated, standard error about 0.05)."""
 
 
@@ -122,7 +122,7 @@ class DuplicateSettings:
 class SamplingSettings:
     """Fewer records of large languages. A record's label is its languages: "de-en" for a pair, "de+en" for captions."""
 
-    temperature: float = _limited(1.0, least=1)
+    temperature: Ratio = 1.0
     """A label with n records keeps about c · n ** (1 / temperature): 1 keeps proportions, more flattens them."""
-    records: int | None = _limited(None, least=1)
+    records: Positive | None = None
     """About how many to keep in all, which sets c; None: the largest c at which the smallest label is kept whole."""

@@ -25,11 +25,12 @@ from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
-from cclm.model.configuration_cclm import ModelOptions
-from cclm.shardfile.cache import CacheConfig
+from cclm.model.options import ModelOptions
+from cclm.shardfile.options import CacheConfig
+from cclm.types import Positive
 from cclm.types import View as RecordView
 from cclm.views.images import ImageBatch, image_rows
-from cclm.views.table import VIEWS, Table, ViewEntry
+from cclm.views.table import OWN, Table, ViewEntry
 from cclm.views.view import Contribution, EncodedView, Loss, StepContext, View
 
 
@@ -37,21 +38,15 @@ from cclm.views.view import Contribution, EncodedView, Loss, StepContext, View
 class AudioTextConfig(ViewConfig):
     """Sounds with texts about them; a row is a spectrogram with one of its texts."""
 
-    num_bins: int = 16
+    num_bins: Positive = 16
     """Frequencies of a spectrogram, and its moments in time: the side of the image that the network sees."""
 
     record_view: ClassVar[RecordView] = RecordView.IMAGE_TEXT
     trains: ClassVar[frozenset[str]] = frozenset({"vision"})
 
-    def find_problems(self, world_size: int, micro_batches: int) -> Iterator[str]:
-        """Yield everything that is wrong with these settings, a sentence each."""
-        yield from super().find_problems(world_size, micro_batches)
-        if self.num_bins < 1:
-            yield f"num_bins must be at least 1, is {self.num_bins}"
-
-    def find_model_problems(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
-        """Yield everything in which these settings and the network do not fit, a sentence each."""
-        yield from super().find_model_problems(model, pad_multiple)
+    def model_errors(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
+        """Yield in what these settings and the network do not fit; each sentence begins with a field."""
+        yield from super().model_errors(model, pad_multiple)
         if self.num_bins != model.vision.image_size:
             yield f"num_bins {self.num_bins} is not model.vision.image_size {model.vision.image_size}"
 
@@ -153,13 +148,12 @@ class AudioTextView(View[AudioTextConfig, AudioTextBatch]):
         return image_rows(step, batch, encoded, losses, matching="atm")
 
 
-TABLE: Table = VIEWS | {
-    "audio_text": ViewEntry(
-        config=AudioTextConfig,
-        load=lambda: AudioTextView,
-        title="Audio–text view",
-        unit="recordings",
-        contrastive="atc",
-        matching="atm",
-    )
-}
+ENTRY = ViewEntry(
+    config=AudioTextConfig,
+    load=lambda: AudioTextView,
+    title="Audio–text view",
+    unit="recordings",
+    contrastive="atc",
+    matching="atm",
+)
+TABLE: Table = {**OWN, "audio_text": ENTRY}

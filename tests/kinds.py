@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 
 import torch
 
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config

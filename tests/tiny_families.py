@@ -7,8 +7,9 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions, TextOptions, VisionOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.families import beit_family, swin_family
 from cclm.pretrained.published_names import published_buffers, published_ties, published_weights, to_published
 

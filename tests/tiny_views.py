@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cclm.data.config import DataConfig, SourceConfig, ViewConfig
-from cclm.data.image import ImageTransformConfig
+from cclm.data.config import DataConfig, ViewConfig
 from cclm.data.loader import StepDataset
-from cclm.data.masking import MaskingConfig
+from cclm.data.options import ImageTransformConfig, MaskingConfig, SourceConfig
 from cclm.data.tokens import TextTokenizer
+from cclm.files.node import node_of
+from cclm.files.plain import to_plain
+from cclm.files.typed import Converter
+from cclm.recipe.read import kinds_of
 from cclm.views import view
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.regions.options import RegionConfig
@@ -82,6 +85,13 @@ def change(views: Mapping[str, ViewConfig], name: str, **changes: Any) -> Views:
 def only(views: Mapping[str, ViewConfig], *names: str) -> Views:
     """Return some of the views."""
     return {name: views[name] for name in names}
+
+
+def reader_problems(settings: Any) -> list[str]:
+    """Return what the reader says about settings, without the file's name."""
+    converter = Converter(kinds_of(VIEWS))
+    converter.convert(node_of(to_plain(settings), "here"), type(settings))
+    return [problem.removeprefix("here: ") for problem in converter.problems]
 
 
 def open_dataset(

@@ -2,80 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from cclm.cli import embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger
 from cclm.errors import CclmError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """One command: its line in the help, its options, and what it does with them."""
-
-    help: str
-    make_parser: Callable[[], ArgumentParser]
-    run: Callable[..., None]
-    """Takes the parsed options by name."""
-
-
 COMMANDS = {
-    "embed": Command(
-        help="features of pictures and texts as Parquet files", make_parser=embed.make_parser, run=embed.run
-    ),
-    "evaluate": Command(
-        help="measure zero-shot retrieval in many languages", make_parser=evaluate.make_parser, run=evaluate.run
-    ),
-    "export": Command(
-        help="write a Hugging Face folder with its own code", make_parser=export.make_parser, run=export.run
-    ),
-    "import": Command(
-        help="convert a published file to a Hugging Face folder",
-        make_parser=import_file.make_parser,
-        run=import_file.run,
-    ),
-    "prune-vocabulary": Command(
-        help="keep the pieces that a corpus uses",
-        make_parser=prune_vocabulary.make_parser,
-        run=prune_vocabulary.run,
-    ),
-    "report": Command(help="write one self-contained report.html", make_parser=report.make_parser, run=report.run),
-    "search": Command(
-        help="find pictures of an embedded set by texts in any language", make_parser=search.make_parser, run=search.run
-    ),
-    "verify-ledger": Command(
-        help="recompute the hash chain of what was trained on",
-        make_parser=verify_ledger.make_parser,
-        run=verify_ledger.run,
-    ),
+    "embed": (embed, "features of pictures and texts as Parquet files"),
+    "evaluate": (evaluate, "measure zero-shot retrieval in many languages"),
+    "export": (export, "write a Hugging Face folder with its own code"),
+    "import": (import_file, "convert a published file to a Hugging Face folder"),
+    "prune-vocabulary": (prune_vocabulary, "keep the pieces that a corpus uses"),
+    "report": (report, "write one self-contained report.html"),
+    "search": (search, "find pictures of an embedded set by texts in any language"),
+    "verify-ledger": (verify_ledger, "recompute the hash chain of what was trained on"),
 }
-"""Every command by its name."""
+"""Every command by its name: its module, and its line in the help."""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults stand behind options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default not in (None, False) and action.default != []
+        return super()._get_help_string(action) if has_default else action.help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends with one sentence and exit code 2."""
-    chosen = make_parser().parse_args(None if arguments is None else list(arguments))
+    values = vars(make_parser().parse_args(arguments))
+    module, _ = COMMANDS[values.pop("command")]
     try:
-        COMMANDS[chosen.command].run(**dict(vars(chosen[chosen.command])))
+        module.run(**values)
     except CclmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="cclm", description="Measure, export and report pre-trained cross-view models.")
-    subcommands = parser.add_subcommands(dest="command")
-    for name, command in COMMANDS.items():
-        subcommands.add_subcommand(name, command.make_parser(), help=command.help)
+    parser = argparse.ArgumentParser(
+        prog="cclm", description="Measure, export and report pre-trained cross-view models.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        own = commands.add_parser(
+            name, help=text, description=module.DESCRIPTION, allow_abbrev=False, formatter_class=Help
+        )
+        module.add_options(own)
     return parser
 
 

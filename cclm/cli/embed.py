@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Embed a folder of pictures and texts (.txt, one a line) or a shard set. Started again, it goes on."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm embed`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        description="Embed a folder of pictures and texts (.txt, one a line) or a shard set. Started again, it goes on."
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm embed`."""
     add = parser.add_argument
-    add("model", type=str, help="a run folder, a checkpoint inside one, or an exported folder")
-    add("source", type=str, help="a folder or file, or a shard set")
-    add("--to", type=str, required=True, help="folder for the Parquet files")
+    add("model", help="a run folder, a checkpoint inside one, or an exported folder")
+    add("source", help="a folder or file, or a shard set")
+    add("--to", required=True, help="folder for the Parquet files")
     add("--captions", action="store_true", help="of image-text shards: embed the captions too")
-    add("--languages", type=str, nargs="+", help="of texts in shards: only these")
+    add("--languages", nargs="+", help="of texts in shards: only these")
     add("--batch-size", type=int, default=64, help="pictures or texts at a time")
     add("--units-per-file", type=int, default=2048, help="pictures, lines or samples a file; what a kill costs at most")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
-    add("--device", type=str, default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    add("--dtype", type=str, default="fp32", help="to compute in: fp32, bf16 or fp16")
-    return parser
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
 
 def run(

@@ -2,57 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cclm.cli.say import say
 from cclm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from cclm.types import Language
 
 DEFAULT_TOP_K = 8
 """Candidates that are re-ranked when a dev set for it is given: half a minute for 25 languages on two cores."""
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm evaluate`."""
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Zero-shot image-text retrieval on a shard set, in every language of the groups."
 
-    parser = ArgumentParser(
-        description="Zero-shot image-text retrieval on a shard set, in every language of the groups."
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm evaluate`."""
     add = parser.add_argument
-    add("model", type=str, help="a run folder, a checkpoint inside one, or an exported folder")
-    add("--shards", type=str, required=True, help="image-text shard set; a picture's query is its first caption")
-    add("--groups", type=str | None, help="YAML file, group: [languages]; without it English alone is measured")
+    add("model", help="a run folder, a checkpoint inside one, or an exported folder")
+    add("--shards", required=True, help="image-text shard set; a picture's query is its first caption")
+    add("--groups", help="YAML file, group: [languages]; without it English alone is measured")
     add(
         "--rerank-top-k",
-        type=int | None,
+        type=int,
         help="candidates that the fusion encoder orders anew, 0 for none; "
         f"without it: {DEFAULT_TOP_K} with --choose-rerank-on, else none",
     )
     add(
         "--choose-rerank-on",
-        type=str | None,
         help="shard set on which the re-ranking weights are chosen, another one than --shards; "
         "without it: matching log-odds + similarity / temperature",
     )
     add(
         "--rerank-groups",
-        type=str,
         nargs="+",
         help="with --choose-rerank-on: the groups for which the weights are chosen, each counting the same; "
         "without it: all groups of the file",
     )
-    add("--out", type=str | None, help="JSON file for the results; seconds of other stages in it stay")
-    add("--gallery", type=str | None, help="JSON file for the report's gallery; without it: gallery.json beside --out")
+    add("--out", help="JSON file for the results; seconds of other stages in it stay")
+    add("--gallery", help="JSON file for the report's gallery; without it: gallery.json beside --out")
     add("--batch-size", type=int, default=256, help="pictures, texts or pairs at a time")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
-    return parser
 
 
 def run(
@@ -115,18 +109,16 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: it cannot be read, or is not a mapping of names to lists of languages.
     """
-    from cclm.files.reading import read_yaml
+    from cclm.files.reading import read_typed
 
-    expected = "a YAML mapping from group names to lists of languages (write no and on in quotes)"
-    do = "Start from pretrain/demo_groups.yaml."
-    content = read_yaml(path, expected=expected, do=do)
-    is_groups = isinstance(content, dict) and all(
-        isinstance(members, list) and members and all(isinstance(member, str) for member in members)
-        for members in content.values()
-    )
-    if not content or not is_groups:
-        raise ConfigError(where=str(path), expected=expected, got="something else", do=do)
-    return {str(name): list(members) for name, members in content.items()}
+    expected, do = "a mapping from names of groups to lists of languages", "Start from pretrain/demo_groups.yaml."
+    kind: Any = Mapping[str, tuple[Language, ...]]
+    groups: Mapping[str, tuple[str, ...]] = read_typed(kind, path, expected=expected, do=do)
+    empty = [name for name, members in groups.items() if not members]
+    if empty or not groups:
+        got = f"no language in {', '.join(empty)}" if empty else "no group"
+        raise ConfigError(where=str(path), expected=expected, got=got, do=do)
+    return {name: list(members) for name, members in groups.items()}
 
 
 def read_seconds(out: Path) -> dict[str, float]:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 from cclm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Write a Hugging Face folder, and prove in a fresh process that it works alone."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm export`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        description="Write a Hugging Face folder, and prove in a fresh process that it works alone."
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm export`."""
     add = parser.add_argument
-    add("run", type=str, help="a run folder, or one checkpoint inside it; any ZeRO stage, any number of ranks")
-    add("--to", type=str, required=True, help="the folder to make; replaces an older export only")
-    add("--dtype", type=str, default="fp32", help="fp32, bf16 or fp16")
-    add("--weights", type=str, default="last", help="last, or ema: their moving average, if the run kept one")
-    add("--shard-size", type=str, default="5GB", help="largest size of a file of weights, such as 500MB")
+    add("run", help="a run folder, or one checkpoint inside it; any ZeRO stage, any number of ranks")
+    add("--to", required=True, help="the folder to make; replaces an older export only")
+    add("--dtype", default="fp32", help="fp32, bf16 or fp16")
+    add("--weights", default="last", help="last, or ema: their moving average, if the run kept one")
+    add("--shard-size", default="5GB", help="largest size of a file of weights, such as 500MB")
     add(
         "--tolerance",
-        type=float | None,
+        type=float,
         help="largest difference allowed, as a share of the largest value; without it: by dtype",
     )
-    return parser
 
 
 def run(
@@ -55,7 +48,7 @@ def run(
     from cclm.hub.model_card import model_card
     from cclm.hub.open import is_export, prepare_run
     from cclm.hub.weight_files import DTYPES, parse_size
-    from cclm.run.facts import PARITY_NAME, read_facts
+    from cclm.report.facts import PARITY_NAME, read_facts
 
     if dtype not in DTYPES:
         raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")

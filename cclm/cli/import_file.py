@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 from cclm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm import`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        description="Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm import`."""
     add = parser.add_argument
-    add("path", type=str | None, nargs="?", help="the file, or a folder that `cclm export` wrote")
-    add("--to", type=str | None, help="the folder to make; replaces an older export or import only")
+    add("path", nargs="?", help="the file, or a folder that `cclm export` wrote")
+    add("--to", help="the folder to make; replaces an older export or import only")
     add(
         "--tokenizer",
-        type=str | None,
         help="tokenizer folder, or a hub name; with it the folder is complete and is proven",
     )
-    add("--image-size", type=int | None, help="pixels; other than the file's: position tables are interpolated")
-    add("--text-heads", type=int | None, help="attention heads of the text encoder; without it: of width 64")
-    add("--describe", type=str | None, help="only list the keys of a published family, without any file")
-    return parser
+    add("--image-size", type=int, help="pixels; other than the file's: position tables are interpolated")
+    add("--text-heads", type=int, help="attention heads of the text encoder; without it: of width 64")
+    add("--describe", help="only list the keys of a published family, without any file")
 
 
 def run(

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 from cclm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Keep the pieces that a corpus uses: tokenizer, word embeddings and masked-LM head; with proof."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm prune-vocabulary`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        description="Keep the pieces that a corpus uses: tokenizer, word embeddings and masked-LM head; with proof."
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm prune-vocabulary`."""
     add = parser.add_argument
-    add("folder", type=str, help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
-    add("--to", type=str, required=True, help="the folder to make")
-    add("--shards", type=str, nargs="+", default=[], help="shard sets whose texts are counted")
-    add("--texts", type=str, nargs="+", default=[], help="text files (UTF-8), one text a line, that are counted too")
-    return parser
+    add("folder", help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
+    add("--to", required=True, help="the folder to make")
+    add("--shards", nargs="+", default=[], help="shard sets whose texts are counted")
+    add("--texts", nargs="+", default=[], help="text files (UTF-8), one text a line, that are counted too")
 
 
 def run(folder: str, to: str, shards: Sequence[str] = (), texts: Sequence[str] = ()) -> None:

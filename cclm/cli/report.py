@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Write one self-contained page about a run: curves, recall, gallery, data."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm report`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description="Write one self-contained page about a run: curves, recall, gallery, data.")
-    parser.add_argument("run", type=str, help="a run folder")
-    parser.add_argument("--out", type=str | None, help="where to write; without it: report.html in the run folder")
-    return parser
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm report`."""
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--out", help="where to write; without it: report.html in the run folder")
 
 
 def run(run: str, out: str | None = None) -> None:
     """Write the page about the newest checkpoint."""
     from cclm.files.atomic import replace_text
+    from cclm.report.page import render
+    from cclm.report.page_data import report_data
     from cclm.run.identity import identify_newest
-    from cclm.track.report import render
-    from cclm.track.report_data import report_data
 
     path = Path(out) if out else Path(run) / "report.html"
     replace_text(path, render(report_data(Path(run), identify_newest(Path(run)))))

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 from cclm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Find pictures (or texts) of an embedded set by texts in any language."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm search`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description="Find pictures (or texts) of an embedded set by texts in any language.")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm search`."""
     add = parser.add_argument
-    add("embedded", type=str, help="what `cclm embed` wrote")
-    add("query", type=str, nargs="+", help="one text or several, each in quotes")
-    add("--model", type=str, required=True, help="the model that embedded the set")
+    add("embedded", help="what `cclm embed` wrote")
+    add("query", nargs="+", help="one text or several, each in quotes")
+    add("--model", required=True, help="the model that embedded the set")
     add("--top-k", type=int, default=10, help="answers for each text")
     add("--rerank", type=int, default=0, help="let the fusion encoder order the best so many anew; 0: not")
-    add("--kind", type=str, default="image", help="image or text: what to find")
-    add("--html", type=str | None, help="also write a page with the pictures")
-    add("--device", type=str, default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    add("--dtype", type=str, default="fp32", help="to compute in: fp32, bf16 or fp16")
-    return parser
+    add("--kind", default="image", help="image or text: what to find")
+    add("--html", help="also write a page with the pictures")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
 
 def run(

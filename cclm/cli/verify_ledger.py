@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.cli.say import say
 from cclm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+DESCRIPTION = "Recompute the hash chain of a run's ledger. Two runs with the same last hash saw the same samples."
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm verify-ledger`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        description="Recompute the hash chain of a run's ledger. Two runs with the same last hash saw the same samples."
-    )
-    parser.add_argument("run", type=str, help="a run folder")
-    return parser
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cclm verify-ledger`."""
+    parser.add_argument("run", help="a run folder")
 
 
 def run(run: str) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import MaskedTokens, Tokens
-from cclm.data.masking import MaskedText, MaskingConfig, mask_text
+from cclm.data.masking import MaskedText, mask_text
+from cclm.data.options import MaskingConfig
 from cclm.data.tokens import TextTokenizer
 
 

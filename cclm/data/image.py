@@ -6,20 +6,14 @@ import io
 import math
 import struct
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cclm.data.randaugment import RandAugmentConfig
+from cclm.data.options import ImageTransformConfig, Triple
 from cclm.errors import DataError
-
-Triple = tuple[float, float, float]
-Method = Literal["random_resized_crop", "affine", "none"]
-Resample = Literal["bicubic", "bilinear", "box"]
 
 RESAMPLE_FILTER = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -30,49 +24,6 @@ RESAMPLE_FILTER = {
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 _ENDINGS = ((b"\x89PNG\r\n\x1a\n", b"IEND"), (b"\xff\xd8", b"\xff\xd9"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTransformConfig:
-    """How a picture becomes the model's input."""
-
-    size: int = 224
-    """Height and width of the result, pixels."""
-    method: Method = "random_resized_crop"
-    """Training: a random crop (photographs), a small affine jitter (icons), or only the evaluation resize."""
-    resample: Resample = "bicubic"
-    """Filter of every resize, antialiased; `box` averages areas."""
-    crop_area: tuple[float, float] = (0.2, 1.0)
-    """random_resized_crop: share of the picture's area."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """random_resized_crop: width over height."""
-    flip_probability: float = 0.5
-    """Probability of a horizontal flip."""
-    randaugment: RandAugmentConfig | None = None
-    """random_resized_crop: RandAugment afterwards, as published; None: without."""
-    scale: float = 0.125
-    """affine: enlarge or shrink by at most this share."""
-    rotation_rad: float = 0.25
-    """affine: turn by at most this angle."""
-    shift: float = 0.075
-    """affine: move by at most this share of the width, each axis."""
-    brightness: float = 0.2
-    """affine: multiply by 1 ± at most this."""
-    contrast: float = 0.0
-    """affine: distances from the picture's mean grey, times 1 ± at most this."""
-    saturation: float = 0.0
-    """affine: distances from the pixel's own grey, times 1 ± at most this."""
-    hue_rad: float = 0.0
-    """affine: turn colours about the grey axis by at most this angle."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """affine: colour that shows where the picture was moved away."""
-    mean: Triple = (0.48145466, 0.4578275, 0.40821073)
-    """Subtracted from each channel (values in 0 … 1)."""
-    std: Triple = (0.26862954, 0.26130258, 0.27577711)
-    """Each channel is divided by it."""
-    cache_bytes: int = 0
-    """Memory for decoded pictures in each process; 0 for none (random_resized_crop then decodes at a reduced size
-    where the crop allows it)."""
 
 
 def decode_image(data: bytes, scale: int = 1) -> Image.Image:

@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cclm.data.config import MixConfig
 from cclm.data.dealing import Dealing
 from cclm.data.mixture import Deal
+from cclm.data.options import MixConfig
 from cclm.errors import ConfigError
 
 

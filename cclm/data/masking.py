@@ -8,19 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
-    """How many tokens are hidden, and how."""
-
-    mask_probability: float = 0.4
-    """Share of a text's tokens (with `<s>` and `</s>`) to predict; at least one token."""
-    max_masks: int = 12
-    """At most so many tokens of one text."""
-    span_probability: float = 0.2
-    """Probability that a pick hides two or three neighbours instead of one token; 0 for single tokens only."""
-    maskable_eos: bool = True
-    """Whether `</s>` can be hidden, as in the published models. `<s>` never is."""
+from cclm.data.options import MaskingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

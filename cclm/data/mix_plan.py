@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.config import MixConfig, SourceConfig
 from cclm.data.dealing import Dealing
 from cclm.data.mixture import Mixture
+from cclm.data.options import MixConfig, SourceConfig
 
 FOREVER = 1 << 62
 """A limit that no run reaches."""

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from cclm.data.image import ImageTransformConfig, crop_box, decode_image, train_image
+from cclm.data.image import crop_box, decode_image, train_image
+from cclm.data.options import ImageTransformConfig
 from cclm.data.randaugment import DRAWS_PER_OPERATION, randaugment
 
 Pixels = NDArray[np.uint8]

@@ -12,27 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from PIL import Image, ImageEnhance, ImageOps
+
+from cclm.data.options import RandAugmentConfig
 
 GREY = (128, 128, 128)
 HIGHEST_LEVEL = 10
 DRAWS_PER_OPERATION = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandAugmentConfig:
-    """How many operations, how strong and how often (defaults: the published pre-training)."""
-
-    num_operations: int = 2
-    """Operations drawn for each picture, with replacement."""
-    level: int = 7
-    """Strength, 0 to 10."""
-    probability: float = 0.5
-    """Probability that a drawn operation is carried out."""
-    colour_only: bool = False
-    """Leave out shears, shifts and turns, which would move a region away from its box."""
 
 
 def identity(image: Image.Image, level: float, side: int) -> Image.Image:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.config import Schedule, Views
+from cclm.data.config import Views
+from cclm.data.options import Schedule
 from cclm.data.seeding import Purpose, keyed_generator
 
 BLOCK = 4096

@@ -17,8 +17,7 @@ from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
-from cclm.shardfile.cache import CacheConfig
-from cclm.shardfile.fetch import is_remote
+from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.remote import open_set
 
 MAX_REPLACEMENTS = 16

@@ -20,9 +20,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.config import MixConfig, SourceConfig
 from cclm.data.dealing import Dealing
 from cclm.data.mix_plan import FOREVER, base_weights, plan_mixture
+from cclm.data.options import MixConfig, SourceConfig
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.errors import ConfigError, DataError
 

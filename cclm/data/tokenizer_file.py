@@ -53,14 +53,11 @@ def tokenizer_file(source: Path | str) -> Path:
 def tokenizer_folder(source: Path | str) -> Path:
     """The folder itself, or where the files of a model on the hub lie.
 
-    A path whose parent exists is never asked for on the hub.
-
     Raises:
         ConfigError: neither.
     """
     path, name = Path(source), str(source)
-    is_path = path.is_dir() or (path.parent != Path() and path.parent.is_dir())
-    if is_path or not _HUB_NAME.fullmatch(name):
+    if not is_hub_name(source):
         return path
     from huggingface_hub import snapshot_download
 
@@ -73,6 +70,13 @@ def tokenizer_folder(source: Path | str) -> Path:
             got=f"no such folder, and from the hub: {' '.join(str(error).split())[:200]}",
             do="Make the tokenizer first, or correct the path or name; without network give a folder.",
         ) from error
+
+
+def is_hub_name(source: Path | str) -> bool:
+    """Whether a source is looked for on the hub: it is no folder here, nor one that could be made."""
+    path = Path(source)
+    is_path = path.is_dir() or (path.parent != Path() and path.parent.is_dir())
+    return not is_path and _HUB_NAME.fullmatch(str(source)) is not None
 
 
 def _refuse_other_kinds(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from cclm.data.config import Normalise
+from cclm.data.options import Normalise
 from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.errors import ConfigError, DataError
 

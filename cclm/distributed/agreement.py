@@ -8,15 +8,18 @@ when they differ are the full texts exchanged, and every rank raises the same se
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
 from cclm.distributed.collectives import Collectives
-from cclm.errors import ConfigError
+from cclm.errors import CclmError, ConfigError
+
+Value = TypeVar("Value")
 
 ROW_LETTERS = "BPFRS"
 """Letters of sample counts: a field `…_BCHW` or `…_FG` must have the same first dimension on every rank. Numbers of
@@ -48,6 +51,27 @@ def check_same_step(collectives: Collectives, step: int, batch: object) -> None:
     """Raise ConfigError on every rank if the ranks differ in step or structure of the batch. One small collective."""
     structure = batch_structure(batch, collectives.equal_rows)
     check_same_values(collectives, {"step": str(step), "batch structure": structure})
+
+
+def made_by_first(collectives: Collectives, make: Callable[[], Value]) -> Value:
+    """Let rank 0 make a value for all ranks: only one of them asks the network, and all have the same answer.
+
+    Raises:
+        CclmError: what `make` raises, on every rank.
+    """
+    told: list[Value | CclmError | None] = [None]
+    if collectives.rank == 0:
+        try:
+            told = [make()]
+        except CclmError as error:
+            told = [error]
+    if collectives.world_size > 1:
+        torch_dist.broadcast_object_list(told)
+    (found,) = told
+    if isinstance(found, CclmError):
+        raise found
+    assert found is not None, "rank 0 makes a value or an error"
+    return found
 
 
 def batch_structure(value: object, equal_rows: bool = True) -> str:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import Counter
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, Problem
 from cclm.files.atomic import replace_text
+from cclm.files.document import read_document
+from cclm.files.node import Node, plain
+from cclm.files.reading import raise_problems
+from cclm.files.shipped import CHECKOUT, find_shipped
 
 AUTO = "auto"
+_KEY = re.compile(r"[\w.]+")
 FILE_NAME = "ds_config.json"
 """The resolved config's name in a run folder."""
 
@@ -128,36 +133,56 @@ class EngineFacts:
         }
 
 
-def load_ds_config(path: Path | str) -> dict[str, Any]:
-    """Read a JSON file.
+_EXPECTED, _DO = "a DeepSpeed config that agrees with ours", 'Correct the JSON; write "auto" where our config decides.'
+
+
+def load_ds_config(name: Path | str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON by its path, or by the name of one in ds_configs/.
 
     Raises:
-        ConfigError: it is missing, not a JSON object, or has a key twice.
+        ConfigError: there is none, it is broken or no JSON object, or a key stands twice.
     """
-    twice: list[str] = []
+    values: dict[str, Any] = plain(_read(str(name))[1])
+    return values
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return dict(pairs)
 
+def resolve_ds_file(name: str, facts: EngineFacts) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and bring it in line with `facts`.
+
+    Raises:
+        ConfigError: what `load_ds_config` and `resolve_ds_config` refuse; each problem has its line.
+    """
+    path, root = _read(name)
     try:
-        loaded = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
-        problem = "" if isinstance(loaded, dict) else f"a {type(loaded).__name__} (write {{ … }} around it)"
-    except OSError as error:
-        raise _unreadable(path, error.strerror or repr(error)) from error
-    except ValueError as error:
-        raise _unreadable(path, f"{error} (JSON knows no comments)") from error
-    if twice:
-        problem = f"{', '.join(twice)} more than once (the first would be lost)"
-    if problem:
-        raise _unreadable(path, problem)
-    return dict(loaded)
+        return resolve_ds_config(plain(root), facts, where=str(path))
+    except ConfigError as error:
+        places = dict(_places(root))
+        named = [next((word for word in _KEY.findall(text) if word in places), "") for text in error.problems]
+        found = [places.get(key, str(path)) for key in named]
+        problems = [
+            Problem(f"{place}: {text}", kind="rule", key=key, place=place)
+            for key, place, text in zip(named, found, error.problems, strict=True)
+        ]
+        raise_problems(problems, str(path), _EXPECTED, _DO)
+        raise
 
 
-def _unreadable(path: Path | str, got: str) -> ConfigError:
-    return ConfigError(
-        where=str(path), expected="a readable DeepSpeed JSON file: one JSON object", got=got, do="Correct the file."
-    )
+def _read(name: str) -> tuple[Path, Node]:
+    path = find_shipped(name, CHECKOUT / "ds_configs", ".json", where="deepspeed", do="Correct the path or name.")
+    problems: list[Problem] = []
+    root = read_document(path, problems)
+    if root is not None and not isinstance(root.value, dict):
+        problems.append(Problem(f"{root.place}: not a JSON object {{ … }}", kind="wrong_value", place=root.place))
+    raise_problems(problems, str(path), _EXPECTED, _DO)
+    assert root is not None, "without a problem there is a value"
+    return path, root
+
+
+def _places(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, place) of everything inside."""
+    for name, child in node.value.items() if isinstance(node.value, dict) else ():
+        yield f"{key}{name}", child.place
+        yield from _places(child, f"{key}{name}.")
 
 
 def resolve_ds_config(raw: Mapping[str, Any], facts: EngineFacts, *, where: str = "DeepSpeed JSON") -> dict[str, Any]:
@@ -174,9 +199,9 @@ def resolve_ds_config(raw: Mapping[str, Any], facts: EngineFacts, *, where: str 
         errors += _value_errors(resolved, facts)
     if errors:
         raise ConfigError(
-            expected="a DeepSpeed config that agrees with ours",
-            got=f"{len(errors)} error{'s' if len(errors) > 1 else ''}:\n  - " + "\n  - ".join(errors),
-            do='\nCorrect the JSON; write "auto" where our config decides.',
+            expected=_EXPECTED,
+            problems=errors,
+            do=_DO,
             where=where,
         )
     return resolved

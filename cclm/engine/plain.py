@@ -27,7 +27,8 @@ from cclm.engine.fragments import (
     share_path,
     write_share,
 )
-from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import BatchType, Losses, Outputs, Probe, StepStatistics
 from cclm.engine.seeding import seed_step
 from cclm.engine.stored_weights import StoredState

@@ -1,63 +1,101 @@
-"""Read a user's YAML or JSON file; whatever is wrong with it is one sentence."""
+"""THE reader of files: those that people write become typed values, those that programs write plain JSON.
+
+    read_typed(Profile, path)      one file of a known form (typed_values: plain values of a known form)
+    read_yaml(path)                one file of any form, checked for duplicate keys
+    read_json(path, default)       what a program of ours wrote
+
+A command line with files and overrides: `cclm.files.overrides`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, Problem
+from cclm.files.document import read_document
+from cclm.files.node import node_of, plain
+from cclm.files.typed import Converter
+
+Kind = TypeVar("Kind")
+
+
+def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str, expands: bool = True) -> Kind:
+    """Read a YAML, JSON or TOML file.
+
+    Args:
+        kind: what it becomes: a dataclass of options, or a type such as `Mapping[str, tuple[str, ...]]`.
+        path: the file; an empty one counts as a mapping without keys.
+        expected: what it should be, for the error's sentence.
+        do: what to do about it, for the error's sentence.
+        expands: whether `~` and `$VARIABLE` in paths are expanded.
+
+    Raises:
+        ConfigError: with every mistake, each with its line and key.
+    """
+    converter = Converter(expands=expands)
+    node = read_document(path, converter.problems)
+    if node is not None:
+        value = converter.convert(node, kind)
+    raise_problems(converter.problems, str(path), expected, do)
+    made: Kind = value
+    return made
+
+
+def typed_values(kind: type[Kind], values: Any, *, where: str, expected: str, do: str) -> Kind:
+    """Make typed values of plain ones, as `read_typed` makes them of a file.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    converter = Converter()
+    made: Kind = converter.convert(node_of(values, where), kind)
+    raise_problems(converter.problems, where, expected, do)
+    return made
 
 
 def read_yaml(path: Path, *, expected: str, do: str) -> Any:
-    """Return the contents of a YAML file.
-
-    Args:
-        path: the file.
-        expected: what it should be, for the error's sentence.
-        do: what to do about it, for the error's sentence.
+    """Read a YAML, JSON or TOML file of any form; mappings, lists and plain values come back.
 
     Raises:
-        ConfigError: it is missing, a folder, may not be read, or is not UTF-8 or not YAML.
+        ConfigError: it is missing, a folder, may not be read, is not UTF-8 or broken, or has a key twice.
     """
-    import yaml
-
-    text = _read_text(path, expected, do)
-    try:
-        return yaml.load(
-            text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )  # ten times as fast, where it is built
-    except yaml.YAMLError as error:
-        got = "broken YAML: " + " ".join(str(error).split())
-        raise ConfigError(where=str(path), expected=expected, got=got, do=do) from error
+    problems: list[Problem] = []
+    node = read_document(path, problems)
+    raise_problems(problems, str(path), expected, do)
+    assert node is not None, "without a problem there is a value"
+    return plain(node)
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """Return the contents of a JSON file, or `default` if there is none.
+    """Return the contents of a JSON file that a program wrote, or `default` if there is none.
 
     Raises:
         ConfigError: it is a folder, may not be read, or is not UTF-8 or not JSON.
     """
     if not path.exists():
         return default
-    expected, do = "a JSON file", "Remove it, or run the command that writes it again."
-    text = _read_text(path, expected, do)
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(where=str(path), expected=expected, got=f"broken JSON: {error}", do=do) from error
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        got = "a folder" if isinstance(error, IsADirectoryError) else getattr(error, "strerror", None) or f"{error}"
+        raise ConfigError(
+            where=str(path),
+            expected="a JSON file",
+            got=got if isinstance(error, OSError) else f"broken JSON: {got}",
+            do="Remove it, or run the command that writes it again.",
+        ) from error
 
 
-def _read_text(path: Path, expected: str, do: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        got: str = "no such file"
-        cause: Exception = error
-    except IsADirectoryError as error:
-        got, cause = "a folder", error
-    except OSError as error:
-        got, cause = str(error.strerror), error
-    except UnicodeDecodeError as error:
-        got, cause = f"bytes that are not UTF-8 (at byte {error.start})", error
-    raise ConfigError(where=str(path), expected=expected, got=got, do=do) from cause
+def raise_problems(problems: Sequence[Problem], where: str, expected: str, do: str) -> None:
+    """Raise one ConfigError with all problems, if there are any; those of the file `where` name only their line."""
+    if not problems:
+        return
+    told = [problem.removeprefix(f"{where}: ").replace(f"{where}:", "line ", 1) for problem in problems]
+    own = [
+        Problem(text, kind=problem.kind, key=problem.key, place=problem.place)
+        for text, problem in zip(told, problems, strict=True)
+    ]
+    raise ConfigError(where=where, expected=expected, problems=own, do=do)

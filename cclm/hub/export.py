@@ -36,8 +36,8 @@ from cclm.hub.parity import ParityReport, prove_parity
 from cclm.hub.reference_outputs import Witness, read_witness, witness_of
 from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
 from cclm.model.tied_weights import tied_weights
+from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
-from cclm.run.facts import PARITY_NAME
 
 SHARD_SIZE = "5GB"
 """Of a file of weights."""

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cclm.data.config import Normalise
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig, Normalise
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
@@ -28,13 +27,14 @@ from cclm.hub.open import Prepared
 from cclm.hub.parity import ParityReport, prove_parity
 from cclm.hub.reference_outputs import witness_of
 from cclm.hub.weight_files import parse_size
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.model.tied_weights import tied_weights
 from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, stored_tensors
 from cclm.pretrained.published_file import read_tensors
 from cclm.pretrained.published_sizes import family_of, options_of_state
-from cclm.run.facts import PARITY_NAME
+from cclm.report.facts import PARITY_NAME
 
 REPORT_NAME = "import.json"
 NORMALISE: Normalise = "cclm"

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cclm.files.plain import to_yaml
 from cclm.hub.parity import ParityReport
-from cclm.run.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
-from cclm.run.facts import RunFacts
+from cclm.report.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
+from cclm.report.facts import RunFacts
+from cclm.types import View
 
-RECIPE_KEYS = ("seed", "model", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
-"""What of config.yaml decides the weights."""
+RECIPE_KEYS = ("seed", "model", "views", "data", "objectives", "optimizer", "engine", "deepspeed", "precision")
+"""What of a run's configuration decides the weights."""
 
 
 def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> str:
@@ -22,17 +23,18 @@ def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> st
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    recipe = {name: facts.config[name] for name in RECIPE_KEYS if name in facts.config}
+    recipe = {name: getattr(facts.config, name) for name in RECIPE_KEYS}
     return environment.get_template("model_card.md.j2").render(
         facts=facts,
         parity=parity,
         num_parameters=num_parameters,
         languages=trained_languages(facts),
-        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        recipe=to_yaml(recipe).strip(),
         commands=[stage.command for stage in facts.stages if stage.command],
         cell=recall_cell,
         title=lambda name: group_title(facts, name),
         learned_from=learned_from(facts),
+        has_both=all(map(facts.trains_on, View)),
         start=start_words(facts.config),
         retrieval_title=retrieval_title(facts),
         orders=rerank_orders(facts.results),
@@ -42,7 +44,7 @@ def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> st
 
 def trained_languages(facts: RunFacts) -> list[str]:
     """Return the languages of the training sets: all captions that were used, and all pairs."""
-    return sorted(facts.languages_of("image_text") | facts.languages_of("text_pair"))
+    return sorted({language for view in View for language in facts.languages_of(view)})
 
 
 def recall_cell(row: Mapping[str, Any], digits: int = 1) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,17 +19,19 @@ from transformers.initialization import no_init_weights
 
 from cclm.checkpoint.load import load_full_state
 from cclm.config import RunConfig
-from cclm.data.image import ImageTransformConfig, Resample
+from cclm.data.options import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError, ConfigError
-from cclm.files.reading import read_json, read_yaml
+from cclm.files.reading import read_json
 from cclm.hub.weight_files import DTYPES
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.model.tied_weights import tied_weights
+from cclm.recipe.read import CONFIG_FILE, read_run_config
+from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import newest_complete
-from cclm.run.facts import PARITY_NAME, CheckpointFacts
-from cclm.run.identity import identify
+from cclm.run.identity import CheckpointFacts, identify
 from cclm.views.image_options import ImageViewConfig
 
 ValueType = TypeVar("ValueType")
@@ -74,10 +76,10 @@ def prepare_run(path: Path) -> Prepared:
         ConfigError: config.yaml cannot be read.
         CheckpointError: it is neither, or the run has no complete checkpoint.
     """
-    if (path / "config.yaml").exists():
+    if (path / CONFIG_FILE).exists():
         return _prepare_checkpoint(path, _newest_checkpoint(path))
     run_folder = path.parent.parent
-    if path.is_dir() and (run_folder / "config.yaml").exists():
+    if path.is_dir() and (run_folder / CONFIG_FILE).exists():
         return _prepare_checkpoint(run_folder, path)
     raise CheckpointError(
         where=str(path),
@@ -139,14 +141,10 @@ def is_export(path: Path) -> bool:
     return isinstance(content, dict) and content.get("model_type") == CCLMConfig.model_type
 
 
-def model_config(arguments: Mapping[str, Any], tokenizer: TextTokenizer) -> CCLMConfig:
+def model_config(options: ModelOptions, tokenizer: TextTokenizer) -> CCLMConfig:
     """Build the model's config from a recipe's `model:` block; vocabulary and padding come from the tokenizer."""
-    text = {
-        **dict(arguments.get("text") or {}),
-        "vocab_size": tokenizer.vocab_size,
-        "pad_token_id": tokenizer.pad_id,
-    }
-    return CCLMConfig(**{**arguments, "text": text})
+    text = replace(options.text, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    return CCLMConfig.from_options(replace(options, text=text))
 
 
 def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> CCLMModel:
@@ -188,21 +186,6 @@ def _misfit(where: str, got: str) -> CheckpointError:
     )
 
 
-def read_run_config(run_folder: Path) -> dict[str, Any]:
-    """Read a run folder's config.yaml.
-
-    Raises:
-        ConfigError: it cannot be read.
-        CheckpointError: it is not a run's configuration.
-    """
-    path = run_folder / "config.yaml"
-    expected, do = "the configuration that `python -m pretrain` wrote", "Give the folder of a pre-training run."
-    content = read_yaml(path, expected=expected, do=do)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-        raise CheckpointError(where=str(path), expected=expected, got="something else", do=do)
-    return content
-
-
 def transform_of(config: RunConfig) -> ImageTransformConfig:
     """Return the image transform of a run's configuration (for a run without images, of the model's size)."""
     for view in config.views.values():
@@ -230,11 +213,10 @@ def longest_text(config: RunConfig) -> int:
 
 def _prepare_checkpoint(run_folder: Path, checkpoint: Path) -> Prepared:
     config = read_run_config(run_folder)
-    data = config["data"]
-    tokenizer_folder = Path(data["tokenizer"])
-    tokenizer = load_tokenizer(tokenizer_folder, data.get("normalise", "none"))
+    tokenizer_folder = Path(config.data.tokenizer)
+    tokenizer = load_tokenizer(tokenizer_folder, config.data.normalise)
     return Prepared(
-        config=model_config(config.get("model") or {}, tokenizer),
+        config=model_config(config.model, tokenizer),
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         transform=transform_of(config),

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.distributed.together import on_every_rank
 from cclm.engine.protocol import Engine

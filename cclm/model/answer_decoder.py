@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_cclm import ModelOptions
 from .heads import MaskedLMDecoder, MaskedLMTransform
 from .layers import LayerStack
+from .options import ModelOptions
 from .packing import CausalLayout
 from .text import TextEmbeddings, token_positions
 

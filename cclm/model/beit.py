@@ -12,9 +12,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from .configuration_cclm import VisionOptions
 from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, merge_heads, split_heads, stochastic_depth
+from .options import VisionOptions
 from .relative_position import RelativePositionBias, grid_index_with_class, num_offsets
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .configuration_cclm import FusionOptions
 from .layers import LayerStack
+from .options import FusionOptions
 from .packing import text_layout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from .configuration_cclm import VisionOptions
+from .options import VisionOptions
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
     from jaxtyping import Float

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_cclm import LayerOptions
 from .kernels import LayerNorm, UsesKernels
+from .options import LayerOptions
 from .packing import PaddedLayout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from .configuration_cclm import FusionOptions, ModelOptions
 from .fusion import FusionEncoder
 from .layers import LayerStack, TransformerLayer
+from .options import FusionOptions, ModelOptions
 from .packing import text_layout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

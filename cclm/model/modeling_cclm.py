@@ -24,12 +24,13 @@ from transformers.utils import ModelOutput
 
 from .answer_decoder import AnswerDecoder, rank_answers
 from .beit import BeitBlock, BeitEncoder, BiasVector
-from .configuration_cclm import CCLMConfig, LayerOptions, ModelOptions, VisionOptions
+from .configuration_cclm import CCLMConfig
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
 from .layers import CrossAttention
 from .memories import fusion_encoder
+from .options import LayerOptions, ModelOptions, VisionOptions
 from .regions import region_tokens
 from .relative_position import RelativePositionBias
 from .swin import SwinEncoder

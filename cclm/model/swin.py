@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from .configuration_cclm import VisionOptions
 from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, stochastic_depth
+from .options import VisionOptions
 from .relative_position import RelativePositionBias, grid_index, num_offsets
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_cclm import TextOptions
 from .kernels import LayerNorm
 from .layers import LayerStack
+from .options import TextOptions
 from .packing import masked_mean, text_layout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

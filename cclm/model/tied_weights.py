@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .configuration_cclm import ModelOptions
+from .options import ModelOptions
 
 
 def tied_weights(options: ModelOptions) -> dict[str, str]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_cclm import VisionOptions
 from .layers import LayerStack
+from .options import VisionOptions
 from .packing import PaddedLayout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try

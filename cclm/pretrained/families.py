@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, get_args
 
-from cclm.model.configuration_cclm import FusionOptions, ModelOptions, TextOptions, VisionOptions
+from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 
 DROPOUT = 0.1
 """Of hidden states, attention weights and (highest) paths in every published model."""

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.pretrained.bias_tables import resize_bias_table
 from cclm.pretrained.lazy_tensors import LazyTensors
 from cclm.pretrained.published_names import (

@@ -12,7 +12,6 @@ and under ZeRO-3 one rank reads one tensor at a time: no rank ever holds a secon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,25 +20,14 @@ from torch import Tensor, nn
 
 from cclm.engine.deepspeed.construction import whole_parameters
 from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.options import ModelOptions
 from cclm.pretrained.import_cclm import ImportReport, KeyFate, fit_weights, meta_model
 from cclm.pretrained.lazy_tensors import LazyTensors
+from cclm.pretrained.options import Reach
 from cclm.pretrained.published_names import Weight, published_weights, text_weights, to_ours, to_published
 from cclm.pretrained.source_files import open_source
-from cclm.pretrained.source_names import OUR_MARK, Placement, Reach, place_source
+from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
 from cclm.pretrained.tower_source import TOWER
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """What a fresh run starts from; a resumed one does not look at it."""
-
-    sources: tuple[str, ...] = ()
-    """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image models for an
-    "hf" tower, Swin and BEiT for those towers, XLM-R and its kin for texts), exports and imports. Later ones win."""
-    text_fills: Reach = "auto"
-    """Which stacks the evenly spaced layers of an XLM-R fill: "text", "text_and_fusion", or "auto": as published, both
-    where the image tower is Swin, else the text encoder."""
 
 
 def source_weights(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cclm.data.image import ImageTransformConfig, Triple
+from cclm.data.options import ImageTransformConfig, Triple
 from cclm.errors import ConfigError
 
 NAMES = ("preprocessor_config.json", "processor_config.json")

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cclm.model.configuration_cclm import ModelOptions, VisionOptions
+from cclm.model.options import ModelOptions, VisionOptions
 from cclm.pretrained.lazy_tensors import LazyTensors
 
 ONE_STACK = "text_encoder.bert."

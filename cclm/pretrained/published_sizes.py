@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import ModelOptions, TextOptions, VisionOptions
+from cclm.model.options import ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.families import FAMILIES, beit_family, swin_family
 from cclm.pretrained.published_names import pretrained_name
 

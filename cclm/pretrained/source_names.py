@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.options import ModelOptions
+from cclm.pretrained.options import Reach
 from cclm.pretrained.tower_source import place_tower
 
 Placement = dict[str, tuple[str, ...]]
 """Published name → keys of the source, stacked in this order."""
-Reach = Literal["auto", "text", "text_and_fusion"]
-"""Which stacks an XLM-R fills."""
 State = Mapping[str, Tensor]
 
 

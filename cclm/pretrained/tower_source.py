@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.hf_vision import build_tower
+from cclm.model.options import ModelOptions
 
 TOWER = "vision_encoder.tower."
 """What stands before the tower's own names in our model."""

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from cclm.errors import ConfigError
-from cclm.model.configuration_cclm import LayerOptions, ModelOptions
 from cclm.model.hf_vision import tower_width
+from cclm.model.options import LayerOptions, ModelOptions
 
 OptionsType = TypeVar("OptionsType", bound="LayerOptions | ModelOptions")
 

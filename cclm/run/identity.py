@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.run.checkpoints import MARKER, newest_complete, read_marker
-from cclm.run.facts import CheckpointFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts:
+    """One complete checkpoint of a run."""
+
+    step: int
+    """Updates done."""
+    identity: str
+    """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
 
 
 def identify(checkpoint: Path) -> CheckpointFacts:

@@ -23,25 +23,12 @@ from queue import SimpleQueue
 
 from cclm.errors import CclmError, ConfigError
 from cclm.shardfile.fetch import NO_ROOM, FetchError, fetch
+from cclm.shardfile.options import CacheConfig
 
 PARTIAL = ".partial"
 FOLDER_VARIABLE = "CCLM_SHARD_CACHE"
 NUM_THREADS = 2
 """Background downloads of one process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """Where and how remote shards are kept. Changes no result."""
-
-    folder: str | None = None
-    """On a disk of the node; None: $CCLM_SHARD_CACHE, else a folder of your own under $TMPDIR."""
-    size_bytes: int = 100_000_000_000
-    """Most that the cache of a node may hold. More than a rank's lanes need at a time, times the ranks of a node."""
-    prefetch_steps: int = 32
-    """How many steps ahead shards are fetched; 0: only when they are needed."""
-    attempts: int = 5
-    """How often a file is tried before the run fails."""
 
 
 def cache_folder(config: CacheConfig) -> Path:

@@ -37,11 +37,6 @@ class FetchError(CclmError):
     """A remote file that cannot be had. It ends a run: to go on without it would be to lose samples in silence."""
 
 
-def is_remote(where: Path | str) -> bool:
-    """Whether a set is named by a URL that is no local path."""
-    return "://" in str(where)
-
-
 def fetch(
     url: str,
     target: Path,

@@ -1,1 +1,1 @@
-"""What a run says about itself: metrics, progress, throughput, the report page."""
+"""What a run says about itself: metrics, progress, throughput."""

@@ -1,102 +1,136 @@
-"""The run folder as the identity of a run: what it was started with, and whether that is still so.
+"""The run folder as the identity of a run: what it was started with, what may change when it goes on, and what did.
 
-    config.yaml      the resolved configuration
-    ds_config.json   the resolved DeepSpeed JSON
+    config.yaml      the resolved configuration of the newest start
+    ds_config.json   its resolved DeepSpeed JSON
     environment.json versions and machine of the first start
     inputs.json      hashes of what the configuration only names: tokenizer, shard manifests, DeepSpeed JSON
+    changes.jsonl    a line for each start with other settings than the one before: step, old and new values
 
-A run resumes only with the same configuration and the same inputs: step k is a function of them.
+Which samples a step holds never changes in a run. How they are computed and how fast the run learns may (`MAY_CHANGE`),
+and files may move, for they are known by their content. Everything else is another run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cclm.config import RunConfig
+from cclm.config import RunConfig, named_sets
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
-from cclm.run.checkpoints import newest_complete
+from cclm.files.plain import to_plain, to_yaml
+from cclm.files.reading import read_json
+from cclm.files.step_lines import StepLines
+from cclm.recipe.read import CONFIG_FILE, read_run_config
+from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.environment import ENVIRONMENT_NAME, describe_environment
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
 
-CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
+CHANGES_FILE = "changes.jsonl"
 QUARANTINE = "quarantine"
 
-MAY_CHANGE = (
-    *("checkpoint", "track", "run_folder", "device"),
-    *("data.num_workers", "data.bad_sample_limit", "data.cache", "data.micro_batches"),
+MAY_CHANGE = {
+    **dict.fromkeys(("run_folder", "device"), "where the run lives and computes"),
+    **dict.fromkeys(("checkpoint", "track"), "how often it saves and writes, and what"),
+    **dict.fromkeys(("data.num_workers", "data.cache", "data.bad_sample_limit"), "how samples are brought here"),
+    **dict.fromkeys(
+        ("views.*.cache_groups", "views.*.transform.cache_bytes"),
+        "what is kept in memory",
+    ),
+    "data.micro_batches": "in how many parts a step is computed; contrastive losses see their part's negatives only",
+    "deepspeed": "the path of the DeepSpeed JSON; its content is compared",
+    "optimizer.total_steps": "the length of the run, and with it the end of the learning rate's schedule",
+    **dict.fromkeys(
+        (
+            *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.warmup_from_zero"),
+            *("optimizer.schedule", "optimizer.final_fraction", "optimizer.max_grad_norm"),
+        ),
+        "how fast the run learns from here on",
+    ),
+}
+"""Key, or the mapping that it stands in → what a change means; * is any one name. docs/recipes.md has this table."""
+FROM_OURS = frozenset(
+    {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}
 )
-"""What a resumed run may do differently: nothing of it decides which samples a step holds."""
-BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-"""Of the DeepSpeed JSON: they follow from the configuration and the number of ranks, which the checkpoint checks."""
-
-
-def as_values(config: RunConfig) -> dict[str, Any]:
-    """The configuration as YAML would give it back: plain mappings and lists."""
-    values: dict[str, Any] = _plain(asdict(config))
-    return values
+"""Of the DeepSpeed JSON: they follow from our configuration and the number of ranks."""
+_DO = (
+    "Give the old values to go on with this run, or choose another run_folder for a new one. "
+    "What may change: docs/recipes.md, “Going on with other settings”."
+)
 
 
 def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict[str, str]:
-    """SHA-256 of every file that the configuration names and that decides what a step is.
+    """Return the SHA-256 of everything that the configuration names and that decides what a step is, by its key.
 
     Raises:
         ConfigError: one of them does not exist.
     """
-    tokenizer = Path(config.data.tokenizer) / TOKENIZER_NAME
-    hashes = {
-        str(tokenizer): hashlib.sha256(
-            _read_input(str(tokenizer), tokenizer_file(config.data.tokenizer).read_bytes)
-        ).hexdigest()
-    }
-    for view in config.views.values():
-        for source in view.ordered_sources.values():
-            name = f"{source.path.rstrip('/')}/{MANIFEST_NAME}"
-            hashes[name] = _shards_hash(_read_input(name, partial(manifest_bytes, source.path, config.data.cache)))
-    rules = {key: value for key, value in (ds_config or {}).items() if key not in BATCH_KEYS}
-    hashes["DeepSpeed JSON"] = _text_hash(json.dumps(rules, sort_keys=True))
+    where = f"{config.data.tokenizer}/{TOKENIZER_NAME}"
+    tokenizer = _read_input(where, tokenizer_file(config.data.tokenizer).read_bytes)
+    hashes = {"data.tokenizer": hashlib.sha256(tokenizer).hexdigest()}
+    for one in named_sets(config.views):
+        manifest = _read_input(
+            f"{one.path.rstrip('/')}/{MANIFEST_NAME}", partial(manifest_bytes, one.path, config.data.cache)
+        )
+        hashes[one.key] = _shards_hash(manifest)
+    rules = {key: value for key, value in (ds_config or {}).items() if key not in FROM_OURS}
+    hashes["deepspeed"] = _text_hash(json.dumps(rules, sort_keys=True))
     return hashes
 
 
 def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
     """Return hashes of all that decides a step, by block of the configuration; the ranks compare them at the start."""
-    parts: dict[str, Any] = {**as_values(config), "files that the configuration names": sorted(inputs.items())}
+    parts: dict[str, Any] = {**to_plain(config), "files that the configuration names": sorted(inputs.items())}
     versions = {name: text for name, text in describe_environment().items() if name in ("torch", "deepspeed")}
     return {name: _text_hash(json.dumps(part, sort_keys=True))[:16] for name, part in parts.items()} | versions
 
 
 def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
-    """Do nothing if the folder holds this very run, or none that has got as far as a checkpoint.
+    """Do nothing if the folder's run may go on with this configuration, or if none has got as far as a checkpoint.
 
     Raises:
-        ConfigError: it was started with other values or other inputs; all of them are named.
+        ConfigError: values or inputs differ that may not, or the run has got further than this one would; all named.
         CheckpointError: its files cannot be read.
     """
-    if not is_begun(folder):
+    before = _earlier_start(folder) if is_begun(folder) else None
+    if before is None:
         return
-    before, known = _read(folder / CONFIG_FILE, yaml.safe_load), _read(folder / INPUTS_FILE, json.loads)
-    changed = differences(before, as_values(config)) if before else []
-    changed += [f"content of {name}" for name in inputs if known.get(name, inputs[name]) != inputs[name]]
-    if changed:
-        raise ConfigError(
-            where=str(folder),
-            expected="the configuration and inputs that this run was started with",
-            got="other values of " + ", ".join(changed),
-            do="Choose another run_folder for a new run, or give the old values to resume this one.",
-        )
+    known = _earlier_inputs(folder, before)
+    by_content = {"data.tokenizer", *(one.key for one in named_sets(config.views))}
+    problems = [
+        f"{key}: {old!r} → {new!r}"
+        for key, (old, new) in differences(before, config).items()
+        if not may_change(key) and (key not in by_content or None in (old, new))
+    ]
+    problems += [
+        f"{key}: other content than at the start" for key in inputs if known.get(key, inputs[key]) != inputs[key]
+    ]
+    newest = newest_complete(folder)
+    done = 0 if newest is None else read_marker(newest).step
+    if done > config.steps:
+        problems.append(f"optimizer.total_steps: {config.steps}, and {done} steps are done already")
+    if problems:
+        expected = "the settings and inputs that this run was started with"
+        raise ConfigError(where=str(folder), expected=expected, problems=problems, do=_DO)
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value at a dotted key."""
+    names = key.split(".")
+    return any(
+        len(names) >= len(free) and all(one in ("*", name) for one, name in zip(free, names, strict=False))
+        for free in (free.split(".") for free in MAY_CHANGE)
+    )
 
 
 def is_begun(folder: Path) -> bool:
@@ -107,55 +141,66 @@ def is_begun(folder: Path) -> bool:
 def write_identity(
     folder: Path, config: RunConfig, inputs: Mapping[str, str], ds_config: dict[str, Any] | None
 ) -> None:
-    """Write the files, each whole or not at all, and make the quarantine's folder."""
+    """Write the files, each whole or not at all, note what changed, and make the quarantine's folder."""
     (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
+    newest = newest_complete(folder)
+    before = _earlier_start(folder) if newest is not None else None
+    if newest is not None and before is not None and (changed := differences(before, config)):
+        note = {"time": round(time.time(), 3), "changed": changed}
+        StepLines(folder / CHANGES_FILE).append(read_marker(newest).step, note)
     replace_text(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
     if ds_config is not None:
         write_ds_config(ds_config, folder)
     if not ((folder / ENVIRONMENT_NAME).exists() and is_begun(folder)):
         replace_text(folder / ENVIRONMENT_NAME, json.dumps(describe_environment(), indent=1) + "\n")
-    replace_text(folder / CONFIG_FILE, yaml.safe_dump(as_values(config), sort_keys=False, allow_unicode=True))
+    replace_text(folder / CONFIG_FILE, to_yaml(config))
+    (folder / DONE_NAME).unlink(missing_ok=True)  # who comes here is not done: the run was made longer
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the values that decide steps and differ."""
-    names = []
-    for key in sorted(before.keys() | after.keys()):
-        path = f"{prefix}{key}"
-        old, new = before.get(key), after.get(key)
-        if path in MAY_CHANGE or old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += differences(old, new, f"{path}.")
-        else:
-            names.append(path)
-    return names
+def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the old and new value of every dotted key that differs; None where there is no such key."""
+    old, new = dict(_leaves(to_plain(before), "")), dict(_leaves(to_plain(after), ""))
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list) and value:
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{number}]")
+    else:
+        yield key, value
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The mapping in a file of the run folder; empty if there is no such file."""
+def _earlier_start(folder: Path) -> RunConfig | None:
+    """What the folder's run was last started with; None if it does not say."""
+    found: RunConfig | None = _read(folder / CONFIG_FILE, partial(read_run_config, folder))
+    return found
+
+
+def _earlier_inputs(folder: Path, before: RunConfig) -> dict[str, str]:
+    """The hashes that the folder's run was last started with, by key; those of older versions stand under paths."""
+    found: dict[str, str] = _read(folder / INPUTS_FILE, partial(read_json, folder / INPUTS_FILE, {})) or {}
+    paths = {one.key: f"{one.path.rstrip('/')}/{MANIFEST_NAME}" for one in named_sets(before.views)}
+    paths |= {"data.tokenizer": str(Path(before.data.tokenizer) / TOKENIZER_NAME), "deepspeed": "DeepSpeed JSON"}
+    return found | {key: found[path] for key, path in paths.items() if path in found}
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    """What stands in a file of the run folder; None if there is no such file."""
+    if not path.exists():
+        return None
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-        problem = "" if isinstance(content, dict) else type(content).__name__
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-    if problem:
+        return read()
+    except ConfigError as error:
         raise CheckpointError(
             where=str(path),
             expected="what the run was started with",
-            got=problem,
+            got=error.got,
             do="Put the file back, or remove it to go on without the comparison.",
-        )
-    return dict(content)
+        ) from error
 
 
 def _shards_hash(manifest: bytes) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cclm.data.batch import Batch
-from cclm.data.config import Schedule
+from cclm.data.options import Schedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.run.status import DoneMarker

@@ -1,17 +1,48 @@
-"""What a fresh run starts from: the weights of other models, and a note of what they filled."""
+"""What a run takes from other models: the sizes of named towers, and the weights that a fresh run starts from."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from cclm.config import RunConfig
+from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import source_weights, start_model
+from cclm.pretrained.pixel_values import with_pixel_values
+from cclm.pretrained.towers import with_towers
+from cclm.views.image_options import ImageViewConfig
 
 START_FILE = "start.json"
 """In the run folder: the fate of every key of every source, and the parameters that no source gave."""
+
+
+def names_towers(config: RunConfig) -> bool:
+    """Whether sizes are still to be read from a Hugging Face model, which may ask the network."""
+    return config.model.vision.source is not None or config.model.text.source is not None
+
+
+def with_named_towers(config: RunConfig) -> RunConfig:
+    """Put in the sizes of the towers that are named by a model, and how its images were normalised.
+
+    Raises:
+        ConfigError: a source that cannot be read or does not fit, or sizes that contradict the data.
+    """
+    views, source = dict(config.views), config.model.vision.source
+    for name, view in config.views.items():
+        if source is not None and isinstance(view, ImageViewConfig):
+            views[name] = replace(view, transform=with_pixel_values(view.transform, source))
+    config = replace(config, views=views, model=with_towers(config.model))
+    if problems := list(config.validation_errors()):
+        raise ConfigError(
+            where="configuration",
+            expected="sizes of data and network that agree",
+            problems=problems,
+            do="Change one side of each; nothing was started.",
+        )
+    return config
 
 
 def start_from_sources(config: RunConfig, model: CCLMModel, *, is_first: bool) -> None:

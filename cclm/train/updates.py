@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from cclm.data.batch import Batch
-from cclm.data.config import Schedule, Views
+from cclm.data.config import Views
+from cclm.data.options import Schedule
 from cclm.data.schedule import ViewSchedule
 from cclm.engine.protocol import Engine, StepStatistics
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cclm.data.config import ViewConfig
-from cclm.data.image import ImageTransformConfig
-from cclm.model.configuration_cclm import ModelOptions
-from cclm.types import View
+from cclm.data.options import ImageTransformConfig
+from cclm.model.options import ModelOptions
+from cclm.types import Language, Share, View
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViewConfig(ViewConfig):
     """What a view is told about its images and their texts, beside what every view is told."""
 
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """Languages of texts to use; None: all that a record has."""
-    first_caption_probability: float | None = None
+    first_caption_probability: Share | None = None
     """Probability of the first text of a language's list, the others sharing the rest; None: all alike."""
     transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
     """How images are resized, augmented and normalised."""
@@ -26,26 +26,14 @@ class ImageViewConfig(ViewConfig):
     record_view: ClassVar[View] = View.IMAGE_TEXT
     trains: ClassVar[frozenset[str]] = frozenset({"vision"})
 
-    def find_problems(self, world_size: int, micro_batches: int) -> Iterator[str]:
-        """Yield everything that is wrong with these settings, a sentence each."""
-        yield from super().find_problems(world_size, micro_batches)
-        first, transform = self.first_caption_probability, self.transform
-        if first is not None and not 0 <= first <= 1:
-            yield f"first_caption_probability must be between 0 and 1, is {first}"
+    def validation_errors(self) -> Iterator[str]:
+        """Yield what contradicts itself."""
+        yield from super().validation_errors()
         if self.languages is not None and not self.languages:
             yield "languages is empty: name at least one, or leave it out for all"
-        if transform.size < 1 or min(transform.std) <= 0:
-            yield f"transform: size and std must be positive, are {transform.size} and {transform.std}"
-        if not 0 < transform.crop_area[0] <= transform.crop_area[1] <= 1:
-            yield f"transform.crop_area must obey 0 < low ≤ high ≤ 1, is {transform.crop_area}"
-        if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1]:
-            yield f"transform.crop_ratio must obey 0 < low ≤ high, is {transform.crop_ratio}"
-        shares = (transform.brightness, transform.contrast, transform.saturation, transform.flip_probability)
-        if not 0 <= transform.scale < 1 or not all(0 <= share <= 1 for share in shares):
-            yield "transform: scale must be below 1; brightness, contrast, saturation, flip_probability in 0 … 1"
 
-    def find_model_problems(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
-        """Yield everything in which these settings and the network do not fit, a sentence each."""
-        yield from super().find_model_problems(model, pad_multiple)
-        if self.transform.size != model.vision.image_size:
+    def model_errors(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
+        """Yield in what these settings and the network do not fit."""
+        yield from super().model_errors(model, pad_multiple)
+        if model.vision.source is None and self.transform.size != model.vision.image_size:
             yield f"transform.size {self.transform.size} is not model.vision.image_size {model.vision.image_size}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import PixelScale, Tokens, ViewBatch
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.views.rows import FusionRows, negatives, select
 from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, MatchingRows, StepContext
 

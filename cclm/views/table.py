@@ -1,14 +1,19 @@
 """The table of views: the only place that lists them.
 
 The order is the order in which a step encodes them; the updates of an alternating step go from the last to the first.
-A program with a view of its own passes `VIEWS | {"name": ViewEntry(...)}` on (docs/extending.md). Settings load without
-torch, so that a login node can check a recipe; what trains is loaded when a view is made.
+Other packages add views by an entry point, which every program of ours then knows:
+
+    [project.entry-points."cclm.views"]
+    audio_text = "my_package.audio_text:ENTRY"     # a ViewEntry
+
+Settings load without torch, so that a login node can check a recipe; what trains is loaded when a view is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from cclm.data.config import ViewConfig, Views
@@ -58,8 +63,10 @@ def _text_pair() -> type[View[Any, Any]]:
 
 
 Table = Mapping[str, ViewEntry]
+ENTRY_POINTS = "cclm.views"
+"""Group of the entry points of other packages."""
 
-VIEWS: dict[str, ViewEntry] = {
+OWN: dict[str, ViewEntry] = {
     "image_text": ViewEntry(
         config=ImageTextConfig,
         load=_image_text,
@@ -87,6 +94,38 @@ VIEWS: dict[str, ViewEntry] = {
 }
 
 
+def installed_views(taken: Table = OWN) -> dict[str, ViewEntry]:
+    """Return the views of other installed packages.
+
+    Args:
+        taken: views whose names are not free.
+
+    Raises:
+        ConfigError: an entry point that cannot be loaded, is no `ViewEntry`, or has a name that is taken.
+    """
+    found: dict[str, ViewEntry] = {}
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        expected = "a ViewEntry" if point.name not in {**taken, **found} else "a name of its own"
+        try:
+            entry = point.load()
+        except (ImportError, AttributeError) as error:
+            entry = error
+        if not isinstance(entry, ViewEntry) or expected != "a ViewEntry":
+            package = point.dist.name if point.dist else "a package"
+            raise ConfigError(
+                where=f"entry point {ENTRY_POINTS}:{point.name} of {package}",
+                expected=expected,
+                got=f"{point.value}: {entry}" if isinstance(entry, Exception) else point.value,
+                do="Repair or uninstall that package.",
+            )
+        found[point.name] = entry
+    return found
+
+
+VIEWS: dict[str, ViewEntry] = {**OWN, **installed_views()}
+"""All views."""
+
+
 def make_views(configs: Views, table: Table = VIEWS) -> dict[str, View[Any, Any]]:
     """Make the views of a configuration, in the order of the table, wherever the configuration names them.
 
@@ -99,6 +138,6 @@ def make_views(configs: Views, table: Table = VIEWS) -> dict[str, View[Any, Any]
             where="views",
             expected=f"views of this program: {', '.join(table)}",
             got=", ".join(unknown),
-            do="Correct the name, or give the program a table that has the view (docs/extending.md).",
+            do="Correct the name, or install the package that has the view (docs/extending.md).",
         )
     return {name: entry.load()(name, configs[name]) for name, entry in table.items() if name in configs}

@@ -32,7 +32,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term
-from cclm.shardfile.cache import CacheConfig
+from cclm.shardfile.options import CacheConfig
 from cclm.views.rows import FusionRows
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Final, Protocol
 
-from cclm.errors import ConfigError
+from cclm.files.reading import typed_values
 from cclm.types import View
 from shards.corpora.aligned_lines import AlignedLines
 from shards.corpora.coco import Coco
@@ -76,20 +75,8 @@ def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:
     Raises:
         ConfigError: an option of another type, or one that is missing or unknown.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    kind = CORPORA[name][1]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "options")
-    try:
-        # Plain YAML values become paths, tuples and inner dataclasses, and jsonargparse does it in place: without a
-        # copy the recipe, which the manifest holds, would change.
-        corpus: Corpus = parser.instantiate(parser.parse_object({"options": deepcopy(dict(options))})).options
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(
-            expected=f"options of {kind.__name__} as its file in shards/corpora/ explains them",
-            got=" ".join(str(error).split()),
-            do="Correct them; docs/corpora.md has an example of each corpus.",
-            where=name,
-        ) from error
+    kind: Any = CORPORA[name][1]
+    expected = f"options of {kind.__name__} as its file in shards/corpora/ explains them"
+    do = "Correct them; docs/corpora.md has an example of each corpus."
+    corpus: Corpus = typed_values(kind, options, where=name, expected=expected, do=do)
     return corpus

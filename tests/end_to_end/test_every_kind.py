@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +21,13 @@ from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
 from cclm.hub.export import checkpoint_source
 from cclm.hub.hub_folder import write_folder
-from cclm.hub.open import Prepared, longest_text, model_config, prepare_run, read_run_config, transform_of
+from cclm.hub.open import Prepared, longest_text, model_config, prepare_run, transform_of
 from cclm.hub.parity import ParityReport, compare, outputs_of_a_stranger, strangers_environment
 from cclm.hub.probe import ProbeInputs, ask, make_probe, probe_inputs
 from cclm.hub.reference_outputs import Witness, make_recorder, read_witness
 from cclm.hub.weight_files import INDEX_NAME, Dtype
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.recipe.read import read_run_config
 from tests.clean_environment import make_clean_environment
 from tests.kinds import KINDS as EVERY_KIND
 from tests.kinds import lively_model, with_vocabulary
@@ -73,11 +73,11 @@ def make_module(run: Path, talk: Collectives) -> nn.Module:
 def prepared_for(run: Path) -> Prepared:
     """What a run folder says before it has a checkpoint."""
     config = read_run_config(run)
-    tokenizer = load_tokenizer(config["data"]["tokenizer"])
+    tokenizer = load_tokenizer(config.data.tokenizer)
     return Prepared(
-        config=model_config(config["model"], tokenizer),
+        config=model_config(config.model, tokenizer),
         tokenizer=tokenizer,
-        tokenizer_folder=Path(config["data"]["tokenizer"]),
+        tokenizer_folder=Path(config.data.tokenizer),
         transform=transform_of(config),
         max_tokens=longest_text(config),
         origin=run,

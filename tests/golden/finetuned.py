@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cclm.hub.import_folder import filled_model
-from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.pretrained.families import Task, finetuned
 from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_names import to_published

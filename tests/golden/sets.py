@@ -18,8 +18,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions, TextOptions, VisionOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.families import beit_family, swin_family
 from cclm.pretrained.import_cclm import convert
 from cclm.pretrained.published_names import Weight, published_weights

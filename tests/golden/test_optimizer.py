@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups
+from cclm.engine.optimizer import build_adamw, parameter_groups
+from cclm.engine.options import OptimizerConfig
 from cclm.pretrained.published_names import to_published
 from tests.golden.cases import Draws, Runner
 from tests.golden.sets import GoldenSet

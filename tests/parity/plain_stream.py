@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from cclm.data.config import MixConfig, SourceConfig
 from cclm.data.mix_plan import base_weights
 from cclm.data.mixture import balanced_period, quotas
+from cclm.data.options import MixConfig, SourceConfig
 from cclm.data.stream import Address, Lengths, draw_bucket_order, draw_shard_order, draw_window_order
 
 

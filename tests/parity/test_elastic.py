@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.config import MixConfig, MixStage, SourceConfig
 from cclm.data.ledger import LedgerFile, step_sum, verify_ledger
 from cclm.data.loader import make_loader
+from cclm.data.options import MixConfig, MixStage, SourceConfig
 from cclm.train.recorder import ledger_sums
 from tests.tiny_views import DATA, IMAGE_TEXT, REGIONS, TEXT_PAIR, Views, change, open_dataset, sources
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cclm.engine.ds_config import load_ds_config
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from tests.ranks.harness import Case, gradient_errors, replace, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cclm.data.config import MixConfig, MixStage, SourceConfig
 from cclm.data.dealing import Dealing
+from cclm.data.options import MixConfig, MixStage, SourceConfig
 from cclm.data.stream import Address, Stream
 from cclm.errors import ConfigError, DataError
 from tests.parity.plain_stream import PlainStream

@@ -19,7 +19,7 @@ from cclm.distributed.collectives import SINGLE, Collectives, collectives
 from cclm.distributed.spawn import run_on_ranks
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation

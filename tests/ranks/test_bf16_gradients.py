@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, load_ds_config, resolve_ds_config
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import Losses
 from tests.ranks.harness import on_ranks
 

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed.quirks import owns_boundary, start_deepspeed
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
-from cclm.engine.optimizer import OptimizerConfig, ParameterGroup, adamw_groups, build_adamw
+from cclm.engine.optimizer import ParameterGroup, adamw_groups, build_adamw
+from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 
 

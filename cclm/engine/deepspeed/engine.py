@@ -26,7 +26,8 @@ from cclm.engine.deepspeed.state_shards import StateShards
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.ema import start_average
 from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, aliases_of, buffers_of, share_path, write_share
-from cclm.engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
+from cclm.engine.optimizer import parameter_groups, set_learning_rates
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import evaluation_mode, stack_scalars
 from cclm.engine.protocol import BatchType, Losses, Outputs, Probe, StepStatistics
 from cclm.engine.seeding import seed_step

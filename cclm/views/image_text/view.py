@@ -19,7 +19,7 @@ from cclm.data.source import Memory, Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.term import Term
-from cclm.shardfile.cache import CacheConfig
+from cclm.shardfile.options import CacheConfig
 from cclm.types import ImageTextRecord
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.samples import ImageTextSample, image_text_sample

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.options import ModelOptions
+from cclm.types import Bounds, Positive, Share
 from cclm.views.image_options import ImageViewConfig
 
 Attributes = Literal["none", "same_language", "any_language"]
@@ -21,13 +22,13 @@ class RegionConfig(ImageViewConfig):
     (colours only) and normalisation count; the crop is not its own: it holds a region drawn at random.
     """
 
-    negative_group: int = 128
+    negative_group: Positive = 128
     """G: texts of a group, among which hard negatives are drawn; a rank holds whole groups."""
-    images_per_group: int = 48
+    images_per_group: Positive = 48
     """M: images from which a group takes its texts. More texts than G: G of them are drawn; fewer: some stand twice."""
-    texts_per_image: int = 5
+    texts_per_image: Positive = 5
     """At most so many texts of one image."""
-    matching_rows: int = 128
+    matching_rows: Positive = 128
     """Texts per step, over all ranks, that also go through the fusion encoder (matching, masked-LM, boxes); equally
     many of each group."""
     with_caption: bool = True
@@ -35,11 +36,11 @@ class RegionConfig(ImageViewConfig):
     attributes: Attributes = "same_language"
     """Whether and how a region's attribute is said before its text ("red car"): in the text's language, or in any
     (published as `code_switch`)."""
-    min_overlap: float = 0.5
+    min_overlap: Annotated[float, Bounds(least=0, below=1)] = 0.5
     """A region is used if more than this share of its box lies in the crop."""
-    patch_grid: int = 7
+    patch_grid: Positive = 7
     """Image tokens on a side of the grid: `transform.size` over the stride of the image tower."""
-    step_share: float = 0.5
+    step_share: Share = 0.5
     """Schedule "alternate" with image_text: the share of steps that hold regions in place of whole images."""
     reference: bool = False
     """Reproduce three defects of the published data path: only the first character of an attribute in "any_language",
@@ -57,28 +58,22 @@ class RegionConfig(ImageViewConfig):
         """Whole images, by a coin."""
         return "image_text", self.step_share
 
-    def find_problems(self, world_size: int, micro_batches: int) -> Iterator[str]:
-        """Yield everything that is wrong with these settings, a sentence each."""
-        yield from super().find_problems(world_size, micro_batches)
-        if self.images_per_group < 1 or self.texts_per_image < 1 or self.patch_grid < 1:
-            yield "images_per_group, texts_per_image and patch_grid are at least 1"
+    def validation_errors(self) -> Iterator[str]:
+        """Yield what contradicts itself."""
+        yield from super().validation_errors()
         if self.mix.has_language_weights:
             yield "mix: language weights are for captions and translations; use languages"
-        if not 0 <= self.min_overlap < 1:
-            yield f"min_overlap must be a share below 1, is {self.min_overlap}"
-        if not 0 <= self.step_share <= 1:
-            yield f"step_share must be between 0 and 1, is {self.step_share}"
         if self.transform.randaugment is not None and not self.transform.randaugment.colour_only:
             yield "transform.randaugment: only with colour_only, or boxes would not fit their image"
-        if self.transform.size % max(1, self.patch_grid):
+        if self.transform.size % self.patch_grid:
             yield f"transform.size {self.transform.size} is no multiple of patch_grid {self.patch_grid}"
 
-    def find_model_problems(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
-        """Yield everything in which these settings and the network do not fit, a sentence each."""
-        yield from super().find_model_problems(model, pad_multiple)
-        stride = model.vision.stride
+    def model_errors(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
+        """Yield in what these settings and the network do not fit."""
+        yield from super().model_errors(model, pad_multiple)
+        vision = model.vision
         if not model.box_head:
-            yield "needs model.box_head: true"
-        if stride and self.patch_grid * stride != model.vision.image_size:
-            grid = model.vision.image_size // stride
+            yield "negative_group: regions need model.box_head: true"
+        if vision.source is None and vision.stride and self.patch_grid * vision.stride != vision.image_size:
+            grid = vision.image_size // vision.stride
             yield f"patch_grid {self.patch_grid} is not the image tower's grid, {grid} on a side"

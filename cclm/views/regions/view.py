@@ -24,7 +24,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
-from cclm.shardfile.cache import CacheConfig
+from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows, pixel_scale
 from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.samples import RegionRow, RegionSample, draw_rows, region_sample

@@ -23,7 +23,7 @@ from cclm.data.source import Memory, Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
-from cclm.shardfile.cache import CacheConfig
+from cclm.shardfile.options import CacheConfig
 from cclm.types import TextPair
 from cclm.views.rows import FusionRows, negatives, select
 from cclm.views.text_pair.options import TextPairConfig

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.demo_seeds import main
+from tests.tiny_config import run_values
 
 REPOSITORY = Path(__file__).parents[3]
 ONE = {"r1": 23.24, "r5": 49.6, "r10": 61.34}
@@ -26,7 +28,7 @@ def results(recall: dict[str, float], random: float) -> dict[str, Any]:
 def runs(tmp_path: Path) -> list[Path]:
     """A run folder, and a results file that lies alone."""
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "config.yaml").write_text("seed: 42\n")
+    (tmp_path / "demo" / "config.yaml").write_text(yaml.safe_dump(run_values()))
     (tmp_path / "demo" / "results.json").write_text(json.dumps(results(ONE, 86.1)))
     (tmp_path / "other.json").write_text(json.dumps(results(TWO, 86.3)))
     return [tmp_path / "demo", tmp_path / "other.json"]
@@ -115,7 +117,7 @@ def test_the_documents_table_is_what_is_printed(
             recall = dict(zip(("r1", "r5", "r10"), map(float, row[2 + column].split("/")), strict=True))
             groups.setdefault(row[0], {})[{"text → image": "t2i", "image → text": "i2t"}[row[1]]] = recall
         (folder / "results.json").write_text(json.dumps({"groups": groups}))
-        (folder / "config.yaml").write_text(f"seed: {name}\n")
+        (folder / "config.yaml").write_text(yaml.safe_dump(run_values(seed=int(name))))
         files.append(folder)
     lines = printed(capsys, *files)
     assert lines[0] == heading

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.cli.__main__ import main, make_parser
+from cclm.cli.__main__ import COMMANDS, main, make_parser
 from cclm.cli.evaluate import DEFAULT_TOP_K, merge_results, read_groups, read_seconds
 from cclm.data.ledger import LedgerFile
 from cclm.errors import ConfigError
@@ -25,10 +25,17 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     assert all(name in done.stdout for name in ("evaluate", "export", "report", "verify-ledger"))
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0 and COMMANDS[command][0].DESCRIPTION.split()[0] in capsys.readouterr().out
+
+
 def test_options_are_spelled_with_hyphens() -> None:
     arguments = ["evaluate", "runs/x", "--shards", "s", "--rerank-top-k", "4", "--choose-rerank-on", "d"]
     chosen = make_parser().parse_args(arguments)
-    assert chosen.evaluate.rerank_top_k == 4 and chosen.evaluate.choose_rerank_on == "d"
+    assert chosen.rerank_top_k == 4 and chosen.choose_rerank_on == "d"
     assert DEFAULT_TOP_K > 1
 
 
@@ -55,7 +62,7 @@ def test_the_shipped_groups_file_is_the_demonstrations() -> None:
 @pytest.mark.parametrize("text", ["", "[en, de]", "english: en", "english: []", "nordic: [no, sv]", "a: [1]"])
 def test_a_groups_file_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "groups.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="a YAML mapping from group names"):
+    with pytest.raises(ConfigError, match="a mapping from names of groups"):
         read_groups(tmp_path / "groups.yaml")
 
 
@@ -74,7 +81,7 @@ def test_seconds_of_other_stages_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [", "got broken YAML"), (b"a: [\xff]", "not UTF-8 \\(at byte 4\\)"), (None, "got a folder")],
+    [(b"a: [", "got line 2: broken YAML"), (b"a: [\xff]", "not UTF-8 \\(at byte 4\\)"), (None, "got a folder")],
 )
 def test_a_groups_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "groups.yaml"
@@ -85,8 +92,8 @@ def test_a_groups_file_that_cannot_be_read_is_refused(tmp_path: Path, content: b
 
 def test_rerank_groups_are_a_list_or_all() -> None:
     arguments = ["evaluate", "runs/x", "--shards", "s", "--rerank-groups", "english", "far", "--out", "o"]
-    assert make_parser().parse_args(arguments).evaluate.rerank_groups == ["english", "far"]
-    assert make_parser().parse_args(["evaluate", "runs/x", "--shards", "s"]).evaluate.rerank_groups is None
+    assert make_parser().parse_args(arguments).rerank_groups == ["english", "far"]
+    assert make_parser().parse_args(["evaluate", "runs/x", "--shards", "s"]).rerank_groups is None
 
 
 def test_verify_ledger_prints_steps_and_the_last_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

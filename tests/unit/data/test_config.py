@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from cclm.data.config import MixConfig, MixStage, SourceConfig, equal_shares, find_problems
-from cclm.data.masking import MaskingConfig
-from cclm.model.configuration_cclm import ModelOptions, TextOptions
-from cclm.shardfile.cache import CacheConfig
-from tests.tiny_views import DATA, IMAGE_TEXT, TEXT_PAIR, Views, change, only, sources
+from cclm.data.config import equal_shares, rank_errors
+from cclm.data.options import MaskingConfig, MixConfig, MixStage, SourceConfig
+from cclm.model.options import ModelOptions, TextOptions
+from cclm.shardfile.options import CacheConfig
+from tests.tiny_views import DATA, IMAGE_TEXT, TEXT_PAIR, Views, change, only, reader_problems, sources
 
 TWO = sources("a", "b")
+STAGE = "mix.schedule[0]"
 
 
 def stage(start_step: int, **weights: float) -> MixStage:
@@ -23,91 +24,96 @@ def stage(start_step: int, **weights: float) -> MixStage:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_good_settings_have_no_problems(three_views: Views, world_size: int) -> None:
     views = only(three_views, "image_text", "text_pair") if world_size > 2 else three_views
-    assert list(find_problems(views, DATA, world_size)) == []
+    assert list(rank_errors(views, DATA, world_size)) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sources": {}}, "sources must name at least one shard set"),
-        ({"sources": sources("a", weights=[1]) | sources("b")}, "a weight for all or for none; without: b"),
-        ({"sources": sources("a", "b", weights=[0, 0])}, "sources: weights must be 0 or more, not all 0"),
-        ({"sources": sources("a", "b", weights=[2, -1])}, "sources: weights must be 0 or more, not all 0"),
-        ({"sources": {"a": SourceConfig(path="")}}, "sources.a.path is empty"),
-        ({"sources": sources("a", "b") | sources("c", repeat=0)}, "sources.c: repeat and max_epochs are positive"),
-        ({"sources": sources("a", max_epochs=-1)}, "sources.a: repeat and max_epochs are positive"),
-        ({"mix": MixConfig(temperature=0)}, "mix.temperature must be positive, is 0"),
-        ({"mix": MixConfig(language_weights={"en": 0.0})}, "mix.language_weights must be 0 or more, not all 0"),
-        ({"mix": MixConfig(language_weights={})}, "mix.language_weights must be 0 or more, not all 0"),
-        ({"mix": MixConfig(schedule=(stage(5, a=0, b=0),))}, "mix.schedule: weights must be 0 or more, not all 0"),
-        ({"mix": MixConfig(schedule=(stage(5, a=1),))}, "weights name every source once (a, b), are for a"),
-        ({"mix": MixConfig(schedule=(stage(5, a=1, b=1, c=1),))}, "every source once (a, b), are for a, b, c"),
+        ({"sources": {}}, "sources: must name at least one shard set"),
+        ({"sources": sources("a", weights=[1]) | sources("b")}, "sources: a weight for all or for none; without: b"),
+        ({"sources": sources("a", "b", weights=[0, 0])}, "sources: weights are all 0"),
+        ({"sources": sources("a", "b", weights=[2, -1])}, "sources.b.weight: expected a number of at least 0, got -1"),
+        ({"sources": {"a": SourceConfig(path="")}}, "sources.a.path: expected a path, got an empty text"),
+        ({"sources": sources("a", "b") | sources("c", repeat=0)}, "sources.c.repeat: expected a number above 0, got 0"),
+        ({"sources": sources("a", max_epochs=-1)}, "sources.a.max_epochs: expected a number above 0, got -1"),
+        ({"mix": MixConfig(temperature=0)}, "mix.temperature: expected a number above 0, got 0"),
+        ({"mix": MixConfig(language_weights={"en": 0.0})}, "mix.language_weights: are all 0"),
+        ({"mix": MixConfig(language_weights={})}, "mix.language_weights: are all 0"),
+        ({"mix": MixConfig(schedule=(stage(5, a=0, b=0),))}, "mix.schedule[0].weights: are all 0"),
+        ({"mix": MixConfig(schedule=(stage(5, a=1),))}, f"{STAGE}.weights: name every source once (a, b), are for a"),
+        (
+            {"mix": MixConfig(schedule=(stage(5, a=1, b=1, c=1),))},
+            f"{STAGE}.weights: name every source once (a, b), are for a, b, c",
+        ),
         (
             {"mix": MixConfig(schedule=(MixStage(start_step=1, language_weights={"en": -1.0}),))},
-            "mix.schedule: language_weights must be 0 or more",
+            "mix.schedule[0].language_weights.en: expected a number of at least 0, got -1.0",
         ),
-        ({"mix": MixConfig(schedule=(stage(5, a=1, b=1), stage(5, a=1, b=0)))}, "one stage after the other"),
-        ({"mix": MixConfig(schedule=(stage(-1, a=1, b=1),))}, "from step 0 on; starts are [-1]"),
-        ({"batch_size": 2}, "batch_size 2 is no multiple of negative_group 4"),
-        ({"matching_rows": 6}, "matching_rows 6 is no multiple of the 4 negative groups, or above 16"),
-        ({"matching_rows": 20}, "matching_rows 20 is no multiple of the 4 negative groups, or above 16"),
+        (
+            {"mix": MixConfig(schedule=(stage(5, a=1, b=1), stage(5, a=1, b=0)))},
+            "mix.schedule: must be one stage after the other; starts are [5, 5]",
+        ),
+        (
+            {"mix": MixConfig(schedule=(stage(-1, a=1, b=1),))},
+            "mix.schedule[0].start_step: expected a whole number of at least 0, got -1",
+        ),
+        ({"batch_size": 2}, "batch_size: 2 is no multiple of negative_group 4"),
+        ({"matching_rows": 6}, "matching_rows: 6 is no multiple of the 4 negative groups, or above 16"),
+        ({"matching_rows": 20}, "matching_rows: 20 is no multiple of the 4 negative groups, or above 16"),
         *(
-            ({name: 0}, "batch_size, negative_group, matching_rows, num_lanes and window must be at least 1")
+            ({name: 0}, f"{name}: expected a whole number of at least 1, got 0")
             for name in ("batch_size", "negative_group", "matching_rows", "num_lanes", "window")
         ),
-        ({"max_tokens": 2}, "max_tokens must be at least 3, max_words at least 1; are 2 and None"),
-        ({"max_words": 0}, "max_tokens must be at least 3, max_words at least 1; are 8 and 0"),
-        ({"masking": MaskingConfig(max_masks=0)}, "masking: probabilities must be between 0 and 1, max_masks at least"),
-        ({"masking": MaskingConfig(max_masks=1, mask_probability=1.1)}, "masking: probabilities must be between 0"),
-        ({"masking": MaskingConfig(max_masks=1, span_probability=-0.1)}, "masking: probabilities must be between 0"),
+        ({"max_tokens": 2}, "max_tokens: expected a whole number of at least 3, got 2"),
+        ({"max_words": 0}, "max_words: expected a whole number of at least 1, got 0"),
+        ({"masking": MaskingConfig(max_masks=0)}, "masking.max_masks: expected a whole number of at least 1, got 0"),
+        (
+            {"masking": MaskingConfig(max_masks=1, mask_probability=1.1)},
+            "masking.mask_probability: expected a number between 0 and 1, got 1.1",
+        ),
+        (
+            {"masking": MaskingConfig(max_masks=1, span_probability=-0.1)},
+            "masking.span_probability: expected a number between 0 and 1, got -0.1",
+        ),
     ],
 )
 def test_each_problem_of_a_view_has_its_sentence(changes: dict[str, Any], words: str) -> None:
-    (sentence,) = replace(IMAGE_TEXT, **{"sources": TWO, **changes}).find_problems(1, 1)
-    assert words in sentence
+    assert reader_problems(replace(IMAGE_TEXT, **{"sources": TWO, **changes})) == [words]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"bad_sample_limit": 2.0}, "data.bad_sample_limit must be between 0 and 1, is 2.0"),
-        ({"bad_sample_limit": -0.1}, "data.bad_sample_limit must be between 0 and 1"),
-        ({"cache": CacheConfig(size_bytes=0)}, "data.cache: size_bytes and attempts must be at least 1"),
-        ({"cache": CacheConfig(attempts=0)}, "data.cache: size_bytes and attempts must be at least 1"),
-        ({"cache": CacheConfig(prefetch_steps=-1)}, "prefetch_steps at least 0"),
-        ({"num_workers": -1}, "data: num_workers -1 must be at least 0, pad_multiple 8 at least 1"),
-        ({"pad_multiple": 0}, "data: num_workers 0 must be at least 0, pad_multiple 0 at least 1"),
-        ({"micro_batches": 0}, "data.micro_batches must be at least 1, is 0"),
-        ({"micro_batches": 3}, "views.image_text: the 4 negative groups must divide evenly into 3 micro_batches"),
+        ({"bad_sample_limit": 2.0}, "bad_sample_limit: expected a number between 0 and 1, got 2.0"),
+        ({"bad_sample_limit": -0.1}, "bad_sample_limit: expected a number between 0 and 1, got -0.1"),
+        ({"cache": CacheConfig(size_bytes=0)}, "cache.size_bytes: expected a whole number of at least 1, got 0"),
+        ({"cache": CacheConfig(attempts=0)}, "cache.attempts: expected a whole number of at least 1, got 0"),
+        (
+            {"cache": CacheConfig(prefetch_steps=-1)},
+            "cache.prefetch_steps: expected a whole number of at least 0, got -1",
+        ),
+        ({"num_workers": -1}, "num_workers: expected a whole number of at least 0, got -1"),
+        ({"pad_multiple": 0}, "pad_multiple: expected a whole number of at least 1, got 0"),
+        ({"micro_batches": 0}, "micro_batches: expected a whole number of at least 1, got 0"),
     ],
 )
-def test_each_problem_of_the_data_has_its_sentence(views: Views, changes: dict[str, Any], words: str) -> None:
-    (sentence,) = find_problems(only(views, "image_text"), replace(DATA, **changes))
-    assert words in sentence
+def test_each_problem_of_the_data_has_its_sentence(changes: dict[str, Any], words: str) -> None:
+    assert reader_problems(replace(DATA, tokenizer="somewhere", **changes)) == [words]
+
+
+def test_micro_batches_share_the_negative_groups(views: Views) -> None:
+    assert list(rank_errors(only(views, "image_text"), replace(DATA, micro_batches=3), 1)) == [
+        "views.image_text.batch_size: 4 negative groups do not divide evenly into 3 micro-batches"
+    ]
 
 
 def test_every_rank_needs_a_negative_group_of_each_micro_batch(views: Views) -> None:
     two = replace(DATA, micro_batches=2)
-    assert list(find_problems(views, two, world_size=2)) == []
-    found = list(find_problems(views, two, world_size=3))
-    assert found == [f"views.{name}: each of 3 ranks needs a negative group, the batch has only 4" for name in views]
-
-
-def test_all_problems_come_at_once(views: Views) -> None:
-    broken = replace(DATA, bad_sample_limit=2.0, num_workers=-1)
-    found = list(find_problems(change(views, "image_text", num_lanes=0, max_tokens=1), broken, world_size=8))
-    assert [sentence.partition(" ")[0] for sentence in found] == [
-        "data.bad_sample_limit",
-        "data:",
-        "views.image_text:",
-        "views.image_text:",
-        "views.text_pair:",
-    ]
-    assert "num_lanes" in found[2] and "max_tokens" in found[3] and "only 4" in found[4]
-
-
-def test_a_run_without_views_is_refused() -> None:
-    assert list(find_problems({}, DATA)) == ["views: none is given"]
+    assert list(rank_errors(views, two, world_size=2)) == []
+    found = list(rank_errors(views, two, world_size=3))
+    told = "each of 3 ranks needs a negative group, the batch has only 4"
+    assert found == [f"views.{name}.batch_size: {told}" for name in views]
 
 
 def test_shares_are_equal_if_the_groups_of_every_view_divide(views: Views) -> None:
@@ -125,14 +131,14 @@ def model(max_positions: int, position_offset: int = 0) -> ModelOptions:
     [
         (model(8), 1, None),
         (model(8), 8, None),
-        (model(7), 1, "texts of 8 tokens (max_tokens) exceed the 7 positions of model.text"),
-        (model(9, 2), 1, "texts of 8 tokens (max_tokens) exceed the 7 positions of model.text"),
-        (model(8), 5, "10 positions with data.pad_multiple, model.text has 8"),
-        (model(7), 5, "texts of 8 tokens (max_tokens) exceed the 7 positions of model.text"),
+        (model(7), 1, "max_tokens: texts of 8 tokens exceed the 7 positions of model.text"),
+        (model(9, 2), 1, "max_tokens: texts of 8 tokens exceed the 7 positions of model.text"),
+        (model(8), 5, "max_tokens: 10 positions with data.pad_multiple, model.text has 8"),
+        (model(7), 5, "max_tokens: texts of 8 tokens exceed the 7 positions of model.text"),
     ],
 )
 def test_texts_must_fit_into_the_network(options: ModelOptions, multiple: int, words: str | None) -> None:
-    assert list(TEXT_PAIR.find_model_problems(options, multiple)) == ([] if words is None else [words])
+    assert list(TEXT_PAIR.model_errors(options, multiple)) == ([] if words is None else [words])
 
 
 def test_sources_stand_in_the_order_of_their_names() -> None:

@@ -10,15 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data.image import (
-    ImageTransformConfig,
-    color_matrix,
-    crop_box,
-    decode_image,
-    eval_image,
-    prepare,
-    train_image,
-)
+from cclm.data.image import color_matrix, crop_box, decode_image, eval_image, prepare, train_image
+from cclm.data.options import ImageTransformConfig
 from cclm.errors import DataError
 
 PLAIN = ImageTransformConfig(size=16, method="affine", resample="box", mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 1.0))

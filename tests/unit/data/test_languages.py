@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.config import MixConfig, MixStage
 from cclm.data.dealing import Dealing
 from cclm.data.languages import LanguageMix, RequestedLanguage
+from cclm.data.options import MixConfig, MixStage
 from cclm.errors import ConfigError
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from cclm.data import photo as module
 from cclm.data.batch import PixelScale
-from cclm.data.image import ImageTransformConfig, eval_image
+from cclm.data.image import eval_image
+from cclm.data.options import ImageTransformConfig, RandAugmentConfig
 from cclm.data.photo import (
     decode_scaled,
     decode_scaled_plain,
@@ -24,7 +25,6 @@ from cclm.data.photo import (
     scaled_box,
     training_pixels,
 )
-from cclm.data.randaugment import RandAugmentConfig
 from cclm.errors import DataError
 
 WHOLE = ImageTransformConfig(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_probability=0.0)

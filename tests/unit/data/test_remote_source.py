@@ -13,7 +13,6 @@ import torch
 from cclm.data.config import DataConfig
 from cclm.data.loader import make_loader
 from cclm.shardfile import fetch
-from cclm.shardfile.cache import CacheConfig
 from cclm.shardfile.fetch import FetchError
 from cclm.views.images import ImageBatch
 from tests.tiny_views import DATA, Views, change, only, open_dataset, sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclm.data.config import MixConfig
+from cclm.data.options import MixConfig
 from cclm.data.samples_seen import SamplesSeen
 from tests.tiny_views import Views, change, open_dataset
 

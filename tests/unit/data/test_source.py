@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.source import Memory
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cclm.engine.adamw import PublishedAdamW
-from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups
+from cclm.engine.optimizer import build_adamw, parameter_groups
+from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.model.tiny import tiny_config

@@ -12,7 +12,7 @@ from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
 from cclm.engine.ema import WeightAverage, start_average
 from cclm.engine.fragments import Fragment
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.stored_weights import stored_average
 from cclm.errors import CheckpointError, ConfigError

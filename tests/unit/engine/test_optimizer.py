@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 
 CONFIG = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=10, weight_decay=0.1)
@@ -146,5 +147,5 @@ def test_all_complaints_about_the_config_come_at_once() -> None:
             final_fraction=2.0,
             module_multipliers={"x": -1.0},
         )
-    for part in ("learning_rate=0.0", "warmup_steps=6", "schedule='step'", "final_fraction=2.0", "multiplier below 0"):
-        assert part in str(caught.value)
+    for part in ("learning_rate", "warmup_steps", "schedule", "final_fraction", "module_multipliers"):
+        assert part in {problem.split()[0] for problem in caught.value.problems}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine, stack_scalars
 from tests.ranks.harness import Case, make_plain
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch

@@ -18,7 +18,7 @@ def test_what_is_right_is_returned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [", "broken YAML: .*"), (b"ab\xff", "bytes that are not UTF-8 .at byte 2.")],
+    [(b"a: [", "line 2: broken YAML: .*"), (b"ab\xff", "bytes that are not UTF-8 .at byte 2.")],
 )
 def test_broken_yaml_is_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "a").write_bytes(content)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.hub.open import OpenedModel, model_config
 from cclm.hub.probe import make_probe
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import options_from_dict
 
 SMALL = {
     "width": 16,
@@ -44,7 +45,7 @@ def opened(tokenizer_folder: Path) -> OpenedModel:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = load_tokenizer(tokenizer_folder)
-    config = model_config(SMALL, tokenizer)
+    config = model_config(options_from_dict(SMALL), tokenizer)
     return OpenedModel(
         config=config,
         model=CCLMModel(config).eval(),

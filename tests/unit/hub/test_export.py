@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cclm.checkpoint.save import save_checkpoint
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
 from cclm.errors import CheckpointError
@@ -28,7 +28,7 @@ from cclm.hub.parity import Difference, ParityReport
 from cclm.hub.reference_outputs import make_recorder, read_witness, witness_of
 from cclm.hub.weight_files import in_memory
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.run.facts import CheckpointFacts
+from cclm.run.identity import CheckpointFacts
 
 
 def run_export(opened: OpenedModel, to: Path) -> ParityReport:

@@ -10,8 +10,9 @@ import torch
 
 from cclm.errors import CheckpointError
 from cclm.hub.import_folder import filled_model
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.pretrained.families import FAMILIES, finetuned
 from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_sizes import options_of_state

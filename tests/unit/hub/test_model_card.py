@@ -6,7 +6,10 @@ import yaml
 
 from cclm.hub.model_card import model_card, recall_cell, trained_languages
 from cclm.hub.parity import Difference, ParityReport
-from cclm.run.facts import CheckpointFacts, RunFacts, SetFacts, Stage
+from cclm.report.facts import MEASURED_ON, TRAINED_ON, RunFacts, SetFacts, Stage
+from cclm.run.identity import CheckpointFacts
+from cclm.types import View
+from tests.tiny_config import VIEWS, run_config
 
 PART = Difference(max_abs=3e-7, min_cosine=1.0)
 PARITY = ParityReport(
@@ -23,7 +26,8 @@ ROW = {way: {"r1": 25.6, "r5": 52.1, "r10": 63.6} for way in ("t2i", "i2t")}
 
 def set_of(role: str, view: str, languages: list[str], licence: str) -> SetFacts:
     return SetFacts(
-        role=role, folder=f"data/{view}", view=view, samples=5537, rows=37431, size_bytes=1, command="",
+        role=role, folder=f"data/{view}", view=View(view), read_by=view, command="",
+        samples=5537, rows=37431, size_bytes=1,
         languages=dict.fromkeys(languages, 5), sources={"noto": 5537}, licences={licence: 5537},
     )  # fmt: skip
 
@@ -31,19 +35,14 @@ def set_of(role: str, view: str, languages: list[str], licence: str) -> SetFacts
 def facts(**changes: Any) -> RunFacts:
     values: dict[str, Any] = {
         "name": "demo",
-        "config": {
-            "seed": 42,
-            "optimizer": {"total_steps": 1725},
-            "data": {"image_text": {"languages": ["en"]}, "text_pair": {"batch_size": 64}},
-            "run_folder": "/home/somebody/runs/demo",
-        },
+        "config": run_config(run_folder="/home/somebody/runs/demo"),
         "results": {},
         "gallery": [],
         "parity": {},
         "sets": [
-            set_of("training pictures", "image_text", ["en", "fr", "uk"], "CC-BY-4.0"),
-            set_of("training pairs", "text_pair", ["en", "zh"], "Unicode-3.0"),
-            set_of("measured on", "image_text", ["en", "ms"], "MIT"),
+            set_of(TRAINED_ON, "image_text", ["en", "fr", "uk"], "CC-BY-4.0"),
+            set_of(TRAINED_ON, "text_pair", ["en", "zh"], "Unicode-3.0"),
+            set_of(MEASURED_ON, "image_text", ["en", "ms"], "MIT"),
         ],
         "stages": [Stage(name="train", command="python -m pretrain --recipe demo", seconds=600.0)],
         "environment": {"python": "3.11", "torch": "2.13"},
@@ -60,13 +59,20 @@ def test_front_matter_is_yaml_with_the_languages_that_were_trained() -> None:
 
 
 def test_norwegian_stays_a_language_in_yaml() -> None:
-    sets = [set_of("training pairs", "text_pair", ["no", "en"], "MIT")]
+    sets = [set_of(TRAINED_ON, "text_pair", ["no", "en"], "MIT")]
     front = yaml.safe_load(model_card(facts(sets=sets), PARITY, 1).split("---")[1])
     assert front["language"] == ["en", "no"]
 
 
 def test_trained_languages_without_a_choice_are_all_of_the_set() -> None:
-    assert trained_languages(facts(config={"data": {}})) == ["en", "fr", "uk", "zh"]
+    assert trained_languages(
+        facts(config=run_config(views={"image_text": {**VIEWS["image_text"], "languages": None}}))
+    ) == [
+        "en",
+        "fr",
+        "uk",
+        "zh",
+    ]
 
 
 def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_proof() -> None:
@@ -112,8 +118,7 @@ def test_measured_numbers_stand_in_tables_beside_chance_and_prior() -> None:
 def test_a_run_without_parallel_text_claims_none() -> None:
     table = {"chance": {way: dict.fromkeys(("r1", "r5", "r10"), 1.0) for way in ("t2i", "i2t")}}
     table |= {"groups": {"parallel_non_latin": ROW, "control": ROW}, "languages": {}}
-    config = {"data": {"image_text": {"languages": ["en"]}, "text_pair": None}}
-    card = model_card(facts(config=config, results=table, stages=[], sets=[]), PARITY, 1)
+    card = model_card(facts(config=run_config(views={"text_pair": None}), results=table, stages=[], sets=[]), PARITY, 1)
     words = " ".join(card.split())
     assert "with translations" not in words and "on pictures with captions alone (no parallel text)" in words
     assert "| Non-Latin scripts (no parallel text in this run) |" in words and "Parallel text" not in words

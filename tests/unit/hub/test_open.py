@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from cclm.data.image import ImageTransformConfig
 from cclm.errors import CheckpointError, ConfigError
 from cclm.hub.open import (
     OpenedModel,
     build_model,
     model_config,
     open_model,
-    read_run_config,
     transform_of,
 )
+from cclm.model.options import options_from_dict
+from cclm.recipe.read import read_run_config
 from tests.kinds import KINDS
+from tests.tiny_config import run_config, run_values
 from tests.tiny_families import wavy_model
 from tests.unit.hub.small_model import SMALL
 from tests.unit.hub.test_hub_folder import write
@@ -61,16 +63,16 @@ def test_weights_that_do_not_fit_are_refused_with_their_names(opened: OpenedMode
 
 
 def test_vocabulary_comes_from_the_tokenizer(opened: OpenedModel) -> None:
-    config = model_config({**SMALL, "text": {**SMALL["text"], "vocab_size": 7}}, opened.tokenizer)
+    config = model_config(options_from_dict({**SMALL, "text": {**SMALL["text"], "vocab_size": 7}}), opened.tokenizer)
     assert config.text["vocab_size"] == opened.tokenizer.vocab_size
     assert config.text["num_layers"] == 1
 
 
 def test_transform_of_a_run_without_pictures_has_the_models_size() -> None:
-    config = {"data": {"tokenizer": "x", "image_text": None}, "model": {"vision": {"image_size": 48}}}
+    config = run_config(views={"image_text": None}, model={"vision": {"image_size": 48}})
     assert transform_of(config).size == 48
-    given = {"data": {"image_text": {"transform": {"size": 64, "mean": [0.1, 0.2, 0.3]}}}, "model": {}}
-    assert transform_of(given) == ImageTransformConfig(size=64, mean=(0.1, 0.2, 0.3))
+    images = {"sources": {"x": {"path": "x"}}, "transform": {"size": 32, "mean": [0.1, 0.2, 0.3]}}
+    assert transform_of(run_config(views={"image_text": images})).mean == (0.1, 0.2, 0.3)
 
 
 def test_opening_something_else_says_what_is_expected(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_opening_something_else_says_what_is_expected(tmp_path: Path) -> None:
         open_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="a run folder"):
         open_model(tmp_path)
-    (tmp_path / "config.yaml").write_text("data: {tokenizer: x}\n")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(run_values()))
     with pytest.raises(CheckpointError, match="a complete checkpoint, got none"):
         open_model(tmp_path)
 

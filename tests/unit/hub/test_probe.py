@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cclm.data.tokens import TextTokenizer
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.errors import CheckpointError
 from cclm.hub.open import OpenedModel

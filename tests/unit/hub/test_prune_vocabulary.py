@@ -14,8 +14,8 @@ from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.hub.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary
-from cclm.model.configuration_cclm import ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions
 from cclm.shardfile.texts import texts_of_sets
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images

@@ -66,10 +66,10 @@ def test_overrides_that_are_none(tmp_path: Path, words: list[str]) -> None:
 
 def test_broken_yaml_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("run_folder: [r")
-    with pytest.raises(ConfigError, match=r"small\.yaml: expected a YAML mapping, got broken YAML"):
+    with pytest.raises(ConfigError, match=r"small\.yaml: expected a YAML mapping, got line 2: broken YAML"):
         merge_recipe(tmp_path / "small.yaml", ())
     (tmp_path / "small.yaml").write_text("run_folder: r")
-    with pytest.raises(ConfigError, match=r"--model\.x: expected a value in YAML, got '\[1'"):
+    with pytest.raises(ConfigError, match=r"--model\.x: expected a value in YAML, got broken YAML.*Repair '\[1'"):
         merge_recipe(tmp_path / "small.yaml", ["--model.x", "[1"])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cclm.model.beit import BeitAttention, BeitBlock, BeitEncoder
-from cclm.model.configuration_cclm import VisionOptions
+from cclm.model.options import VisionOptions
 from cclm.model.relative_position import grid_index, grid_index_with_class
 from tests.unit.model.tiny import tiny_config, tiny_model
 

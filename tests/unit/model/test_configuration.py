@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.model.configuration_cclm import CCLMConfig, ModelOptions, TextOptions, VisionOptions
+from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.options import ModelOptions, TextOptions, VisionOptions
 from tests.unit.model.tiny import tiny_config
 
 

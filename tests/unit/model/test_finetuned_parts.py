@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
-from cclm.model.configuration_cclm import FusionOptions
 from cclm.model.heads import MatchingHead
 from cclm.model.memories import SeveralMemoriesEncoder
+from cclm.model.options import FusionOptions
 from cclm.model.packing import CausalLayout
 from tests.tiny_families import TINY, wavy_model
 from tests.unit.model.tiny import tiny_model, tiny_texts

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.model.configuration_cclm import LayerOptions
 from cclm.model.layers import CrossAttention, LayerStack, SelfAttention, TransformerLayer, merge_heads, split_heads
+from cclm.model.options import LayerOptions
 from cclm.model.packing import PaddedLayout, text_layout
 
 OPTIONS = LayerOptions(num_layers=1, num_heads=2, feedforward_width=12)

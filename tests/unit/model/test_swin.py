@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.model.configuration_cclm import VisionOptions
+from cclm.model.options import VisionOptions
 from cclm.model.relative_position import grid_index
 from cclm.model.swin import (
     OTHER_SIDE,

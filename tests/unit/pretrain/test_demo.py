@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from cclm.recipe.read import read_recipe
 from cclm.run.identity import identify
 from pretrain import demo
 from pretrain.demo import Stage, carry_out, is_exported, is_measured, plan, read_rows, run_command
-from pretrain.recipe import read_config
 from tests.tiny_checkpoint import write_checkpoint
 
 
@@ -51,10 +51,10 @@ def test_every_training_command_is_a_valid_configuration() -> None:
     for ablation in (False, True):
         stages = {stage.name: stage for stage in plan(Path("runs/x"), ablation=ablation, seed=7)}
         command = stages["train"].commands[0]
-        config = read_config(command[command.index("pretrain") + 1 :])
+        config = read_recipe(command[command.index("pretrain") + 1 :])
         assert (config.seed, config.run_folder) == (7, "runs/x")
-        assert (config.data.text_pair is None) == ablation
-        assert config.data.image_text is not None and config.optimizer.total_steps > 1000
+        assert list(config.views) == ["image_text", "text_pair"][: 1 if ablation else 2]
+        assert config.optimizer.total_steps > 1000
     assert list(stages) == ["fetch", "shards", "tokenizer", "train", "measure", "export", "report"]
 
 

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.config import RunConfig
-from cclm.data.config import validate
+from cclm.config import RunConfig, validate_ranks
 from cclm.engine.optimizer import parameter_groups
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.published_names import published_weights
-from pretrain.recipe import read_config
+from cclm.recipe.read import read_recipe
 
 RECIPES = {
     "cclm_3m": ("cclm-3m", 8, 1024, 83_160, 2_500),
@@ -31,7 +30,7 @@ VOCABULARY = 250_002
 
 @cache
 def read(name: str) -> RunConfig:
-    return read_config(["--recipe", name])
+    return read_recipe(["--recipe", name])
 
 
 @cache
@@ -58,12 +57,11 @@ def test_a_dry_build_has_the_published_number_of_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_sizes_are_the_published_ones(name: str) -> None:
     config, (_, ranks, batch, steps, warmup) = read(name), RECIPES[name]
-    validate(config.data, ranks)
+    validate_ranks(config, ranks)
     assert (config.steps, config.optimizer.warmup_steps) == (steps, warmup)
-    for view in (config.data.image_text, config.data.regions, config.data.text_pair):
-        if view is not None:
-            assert (view.batch_size, view.matching_rows) == (batch, batch)
-            assert view.negative_group == batch // ranks, "negatives are drawn among what a published rank held"
+    for view in config.views.values():
+        assert (view.batch_size, view.matching_rows) == (batch, batch)
+        assert view.negative_group == batch // ranks, "negatives are drawn among what a published rank held"
     assert config.objectives.contrastive_grad_scale == 1 / ranks
     factor = config.optimizer.learning_rate_factor
     assert (factor(0), factor(warmup), factor(steps)) == (0.0, 1.0, 0.0)

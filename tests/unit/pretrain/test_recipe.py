@@ -6,15 +6,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import transformers
 import yaml
 
-from cclm.config import RunConfig
-from cclm.data.config import validate
-from cclm.errors import ConfigError
-from pretrain.recipe import RECIPES, known_keys, read_config
+from cclm.config import RunConfig, validate_ranks
+from cclm.errors import ConfigError, Problem
+from cclm.files.hints import known_keys
+from cclm.files.plain import to_plain
+from cclm.recipe.read import RECIPES, kinds_of, read_recipe
+from cclm.views.table import VIEWS
 from tests.tiny_run import recipe, write_recipe
-from tests.unit.model.hf_towers import CONFIGS
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 
@@ -24,26 +24,26 @@ def settings(tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "tiny.yaml", recipe(tmp_path, tmp_path / "run"))
 
 
-def refusal(*arguments: str) -> str:
+def refusal(*arguments: str) -> dict[str, Problem]:
+    """Every problem by its key."""
     with pytest.raises(ConfigError) as caught:
-        read_config(arguments)
-    return str(caught.value)
+        read_recipe(arguments)
+    return {problem.key: problem for problem in caught.value.problems}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_load_by_name(path: Path) -> None:
-    config = read_config(["--recipe", path.stem])
-    validate(config.data, world_size=2)
+    config = read_recipe(["--recipe", path.stem])
+    validate_ranks(config, 2)
     assert config.steps > 0
     header = path.read_text(encoding="utf-8").splitlines()
     assert [line.split(":")[0] for line in header[:4]] == ["# Command", "# Hardware", "# Time", "# Expected"]
 
 
 def test_override_wins_over_the_file(settings: Path) -> None:
-    config = read_config(["--recipe", str(settings), "--optimizer.total_steps", "7", "--model.text.num_layers=3"])
+    config = read_recipe(["--recipe", str(settings), "--optimizer.total_steps", "7", "--model.text.num_layers=3"])
     assert (config.steps, config.model.text.num_layers, config.model.vision.num_layers) == (7, 3, 1)
-    assert config.data.image_text is not None
-    assert config.data.image_text.transform.size == 16
+    assert to_plain(config.views["image_text"])["transform"]["size"] == 16
 
 
 def test_unknown_keys_are_named_all_at_once_with_the_nearest_right_one(settings: Path) -> None:
@@ -51,120 +51,131 @@ def test_unknown_keys_are_named_all_at_once_with_the_nearest_right_one(settings:
     content["optimizer"]["learning_rat"] = 1.0
     content["objectivs"] = {"itm_weight": 2.0}
     write_recipe(settings, content)
-    text = refusal("--recipe", str(settings), "--modle.width", "8")
-    assert "optimizer.learning_rat" in text
-    assert "did you mean optimizer.learning_rate?" in text
-    assert "objectivs" in text
-    assert "modle.width (command line); did you mean model.width?" in text
+    found = refusal("--recipe", str(settings), "--modle.width", "8", "--data.batch_size=3")
+    assert {problem.kind for problem in found.values()} == {"unknown_key"}
+    assert found["optimizer.learning_rat"].endswith("did you mean optimizer.learning_rate?")
+    assert found["objectivs"].endswith("did you mean objectives?")
+    assert found["modle"] == "command line: modle: unknown key; did you mean model?"
+    assert found["data.batch_size"].endswith("did you mean views.image_text.batch_size?"), "the nearest of that name"
+    lines = settings.read_text().splitlines()
+    assert found["objectivs"].place == f"{settings}:{lines.index('objectivs:') + 1}"
 
 
 def test_a_view_can_be_switched_off(settings: Path) -> None:
-    assert read_config(["--recipe", str(settings), "--data.text_pair", "null"]).data.text_pair is None
+    assert list(read_recipe(["--recipe", str(settings), "--views.text_pair", "null"]).views) == ["image_text"]
+    everything = refusal("--recipe", str(settings), "--views", "{image_text: null}")
+    assert everything["views"].endswith("none is given")
 
 
 def test_wrong_type(settings: Path) -> None:
-    assert "total_steps" in refusal("--recipe", str(settings), "--optimizer.total_steps", "many")
+    assert refusal("--recipe", str(settings), "--optimizer.total_steps", "many")["optimizer.total_steps"] == (
+        "command line: optimizer.total_steps: expected a whole number, got many"
+    )
 
 
 def test_all_wrong_values_come_together_from_the_file_and_the_command_line(settings: Path) -> None:
     content = yaml.safe_load(settings.read_text())
     content["seed"] = "abc"
-    content["data"]["image_text"]["batch_size"] = "many"
+    content["views"]["image_text"]["batch_size"] = "many"
     write_recipe(settings, content)
-    text = refusal("--recipe", str(settings), "--optimizer.total_steps", "ten", "--data.num_workers=x")
-    assert "seed: expected int, got abc" in text
-    assert "data.image_text.batch_size: expected int, got many" in text
-    assert "optimizer.total_steps: expected int, got ten" in text
-    assert "data.num_workers: expected int, got x" in text
-    assert ".." not in text
+    found = refusal("--recipe", str(settings), "--optimizer.total_steps", "ten", "--data.num_workers=x")
+    assert {problem.kind for problem in found.values()} == {"wrong_value"}
+    assert found["seed"].endswith("seed: expected a whole number, got abc")
+    assert found["views.image_text.batch_size"].endswith("expected a whole number, got many")
+    assert found["optimizer.total_steps"].endswith("got ten") and found["data.num_workers"].endswith("got x")
     assert yaml.safe_load(settings.read_text()) == content  # the user's file is only read
 
 
 def test_broken_rules_of_all_parts_come_together(settings: Path) -> None:
-    wrong = ("--optimizer.learning_rate", "-1", "--model.vision.num_heads", "3", "--data.image_text.batch_size", "15")
-    text = refusal("--recipe", str(settings), *wrong)
-    assert "learning_rate=-1.0 (must be > 0)" in text
-    assert "vision.num_heads: expected a divisor of width" in text
-    assert "image_text.batch_size 15 is no multiple of negative_group" in text
+    wrong = ("--optimizer.learning_rate", "-1", "--model.vision.num_heads", "3", "--views.image_text.batch_size", "15")
+    found = refusal("--recipe", str(settings), *wrong)
+    assert found["optimizer.learning_rate"].endswith("must be above 0, is -1.0")
+    assert "expected a divisor of width" in found["model.vision.num_heads"]
+    assert found["views.image_text.batch_size"].endswith("15 is no multiple of negative_group 8")
+    assert {problem.place for problem in found.values()} == {"command line"}
 
 
 def test_wrong_word(settings: Path) -> None:
-    assert "norm_position" in refusal("--recipe", str(settings), "--model.text.norm_position", "middle")
+    found = refusal("--recipe", str(settings), "--model.text.norm_position", "middle")
+    assert found["model.text.norm_position"].endswith("expected one of pre, post, got middle")
 
 
 def test_contradictions_come_together(settings: Path) -> None:
-    text = refusal(*("--recipe", str(settings), "--engine", "plain", "--precision", "bf16", "--checkpoint.keep", "0"))
-    assert "engine plain runs in fp32" in text
-    assert "checkpoint.keep must be at least 1" in text
+    found = refusal("--recipe", str(settings), "--engine", "plain", "--precision", "bf16")
+    assert "engine plain runs in fp32" in found["precision"]
+    found = refusal("--recipe", str(settings), "--checkpoint.keep", "0", "--objectives.itm_weight", "-1")
+    assert found["checkpoint.keep"].endswith("expected a whole number of at least 1, got 0")
+    assert found["objectives.itm_weight"].endswith("expected a number of at least 0, got -1")
 
 
 def test_unknown_recipe_lists_the_shipped_ones() -> None:
-    text = refusal("--recipe", "demmo")
-    assert "'demmo'" in text
-    assert "demo" in text.split("got")[0]
+    (problem,) = refusal("--recipe", "demmo").values()
+    assert "cclm_3m" in problem.split("got")[0] and problem.endswith("got 'demmo'; did you mean demo?")
 
 
 def test_recipe_that_is_no_mapping(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- a\n- b\n", encoding="utf-8")
-    assert "a YAML mapping" in refusal("--recipe", str(path))
+    (problem,) = refusal("--recipe", str(path)).values()
+    assert problem == f"{path}:1: expected a mapping of options, got a list"
 
 
 @pytest.mark.parametrize("content", [b"a: [1, 2", b"seed: \xff\xfe"])
 def test_recipe_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
-    assert str(path) in refusal("--recipe", str(path))
+    (problem,) = refusal("--recipe", str(path)).values()
+    assert problem.kind == "unreadable" and problem.place.startswith(str(path))
 
 
 def test_folder_instead_of_a_recipe(tmp_path: Path) -> None:
-    assert "or one of" in refusal("--recipe", str(tmp_path))
+    assert "or one of" in next(iter(refusal("--recipe", str(tmp_path)).values()))
 
 
 def test_sizes_of_data_and_network_must_fit(settings: Path) -> None:
-    text = refusal(
-        *("--recipe", str(settings), "--model.vision.image_size", "32", "--data.text_pair.max_tokens", "40"),
-        *("--data.image_text.negative_group", "7", "--objectives.itm_weight", "-1"),
+    found = refusal(
+        *("--recipe", str(settings), "--model.vision.image_size", "32", "--views.text_pair.max_tokens", "40"),
+        *("--views.image_text.negative_group", "7"),
     )
-    assert "transform.size 16 is not model.vision.image_size 32" in text
-    assert "data.text_pair.max_tokens 40 exceeds the 8 positions" in text
-    assert "multiple of negative_group 7" in text
-    assert "itm_weight" in text
+    assert found["views.image_text.transform.size"].endswith("16 is not model.vision.image_size 32")
+    assert found["views.text_pair.max_tokens"].endswith("texts of 40 tokens exceed the 8 positions of model.text")
+    assert found["views.image_text.batch_size"].endswith("multiple of negative_group 7")
     padded = refusal("--recipe", str(settings), "--data.pad_multiple", "16")
-    assert "data.image_text: 16 positions with data.pad_multiple, model.text has 8" in padded
+    assert padded["views.image_text.max_tokens"].endswith("16 positions with data.pad_multiple, model.text has 8")
 
 
 def test_a_mix_is_read_from_yaml(settings: Path) -> None:
     content = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    stages = [{"start_step": 5, "weights": [2.0]}, {"start_step": 9, "language_weights": {"de": 1.0}}]
-    mix = {"temperature": 3.3, "max_epochs": [None], "language_weights": {"en": 2.0, "de": 1.0}, "schedule": stages}
-    content["data"]["image_text"]["mix"] = mix
+    stages = [{"start_step": 5, "weights": {"images": 2.0}}, {"start_step": 9, "language_weights": {"de": 1.0}}]
+    mix = {"temperature": 3.3, "language_weights": {"en": 2.0, "de": 1.0}, "schedule": stages}
+    content["views"]["image_text"]["mix"] = mix
     settings.write_text(yaml.safe_dump(content), encoding="utf-8")
-    images = read_config(["--recipe", str(settings)]).data.image_text
-    assert images is not None and images.mix.max_epochs == (None,)
-    assert images.mix.schedule[0].weights == (2.0,) and images.mix.schedule[1].language_weights == {"de": 1.0}
+    images = read_recipe(["--recipe", str(settings)]).views["image_text"]
+    assert images.mix.schedule[0].weights == {"images": 2.0} and images.mix.schedule[1].language_weights == {"de": 1.0}
     assert images.mix.language_weights == {"en": 2.0, "de": 1.0}
 
 
 def test_ramp_that_ends_before_it_starts(settings: Path) -> None:
-    assert "hardness_start_step 9" in refusal("--recipe", str(settings), "--objectives.hardness_start_step", "9")
+    found = refusal("--recipe", str(settings), "--objectives.hardness_start_step", "9")
+    assert found["objectives.hardness_start_step"].endswith("9 is after hardness_full_step 4")
 
 
 def test_known_keys_are_the_whole_tree() -> None:
-    known = set(known_keys(RunConfig))
+    known = set(known_keys(RunConfig, kinds_of(VIEWS)))
     assert {item.name for item in fields(RunConfig)} < known
-    assert {"data.image_text.transform.size", "model.fusion.num_layers", "optimizer.betas"} <= known
+    assert {"views.image_text.transform.size", "model.fusion.num_layers", "optimizer.betas"} <= known
     assert not any(key.startswith("_") for key in known)
 
 
-def test_a_named_tower_brings_its_pixel_values(settings: Path, tmp_path: Path) -> None:
-    tower = tmp_path / "tower"
-    CONFIGS["siglip"].save_pretrained(tower)
-    transformers.SiglipImageProcessor().save_pretrained(tower)
+def test_where_views_stand_changes_nothing(settings: Path) -> None:
     content = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    content["model"]["vision"] = {"architecture": "hf", "source": str(tower), "image_size": 16}
-    content["data"]["image_text"]["transform"] |= {"std": [0.2, 0.3, 0.4]}
-    write_recipe(settings, content)
-    images = read_config(["--recipe", str(settings)]).data.image_text
-    assert images is not None
-    assert (images.transform.mean, images.transform.std) == ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
+    content["views"] = dict(reversed(content["views"].items()))
+    turned = settings.with_name("turned.yaml")
+    turned.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    assert to_plain(read_recipe(["--recipe", str(turned)])) == to_plain(read_recipe(["--recipe", str(settings)]))
+    assert list(read_recipe(["--recipe", str(turned)]).views) == ["image_text", "text_pair"]
+
+
+def test_a_view_that_nobody_knows_is_named(settings: Path) -> None:
+    found = refusal("--recipe", str(settings), "--views.image_txt.batch_size", "8")
+    assert found["views.image_txt"].endswith("did you mean views.image_text?")

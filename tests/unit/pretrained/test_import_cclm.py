@@ -8,7 +8,7 @@ import torch
 
 from cclm.errors import CheckpointError
 from cclm.hub.import_folder import filled_model
-from cclm.model.configuration_cclm import ModelOptions
+from cclm.model.options import ModelOptions
 from cclm.pretrained.bias_tables import resize_bias_table
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.import_cclm import convert, describe

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.errors import ConfigError
 from cclm.pretrained.pixel_values import pixel_values, with_pixel_values
 

@@ -13,8 +13,9 @@ import transformers
 from torch import nn
 
 from cclm.errors import CheckpointError
-from cclm.model.configuration_cclm import CCLMConfig, FusionOptions, ModelOptions, TextOptions, VisionOptions
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import spread_layers
 from cclm.pretrained.towers import with_towers

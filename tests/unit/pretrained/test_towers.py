@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from cclm.errors import ConfigError
-from cclm.model.configuration_cclm import FusionOptions, ModelOptions, TextOptions, VisionOptions
+from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.towers import with_towers
 from tests.unit.model.hf_towers import CONFIGS, MLP
 

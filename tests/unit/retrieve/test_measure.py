@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.data.image import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.evaluate.zero_shot import measure
 from cclm.retrieve.measure import data_uri, deciding_groups, evaluate, gallery_of, languages_of, load_set
-from cclm.run.facts import CheckpointFacts
+from cclm.run.identity import CheckpointFacts
 from cclm.shardfile.reader import ShardSet
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 

@@ -14,8 +14,9 @@ import pytest
 
 from cclm.errors import CclmError, ConfigError, MissingDependencyError
 from cclm.shardfile import fetch as fetch_module
-from cclm.shardfile.cache import CacheConfig, FileCache, Wanted, cache_folder
-from cclm.shardfile.fetch import FetchError, fetch, file_sha256, is_remote
+from cclm.shardfile.cache import FileCache, Wanted, cache_folder
+from cclm.shardfile.fetch import FetchError, fetch, file_sha256
+from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import RemoteShardSet, local_path, manifest_bytes, open_set
 from tests.unit.data.data_sets import write_images, write_pairs
@@ -182,7 +183,6 @@ def test_announced_shards_come_in_the_background(server: FolderServer, cache: Ca
 
 READER = """
 import sys
-from cclm.shardfile.cache import CacheConfig
 from cclm.shardfile.remote import open_set
 shards = open_set(sys.argv[1], CacheConfig(folder=sys.argv[2]))
 print(sum(len(shards.image_text(shard, sample).key) for shard in range(3) for sample in range(8)))

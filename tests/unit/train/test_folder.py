@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cclm.config import CheckpointConfig, RunConfig
-from cclm.data.config import SourceConfig
+from cclm.data.options import SourceConfig
 from cclm.errors import CheckpointError, ConfigError
-from cclm.objectives.options import ObjectiveConfig
-from cclm.run.status import DoneMarker
-from cclm.train.folder import differences, identity_parts, input_hashes, refuse_another_run, write_identity
+from cclm.files.hints import known_keys
+from cclm.files.step_lines import StepLines
+from cclm.recipe.read import kinds_of, read_run_config
+from cclm.train.folder import (
+    CHANGES_FILE,
+    MAY_CHANGE,
+    identity_parts,
+    input_hashes,
+    may_change,
+    refuse_another_run,
+    write_identity,
+)
+from cclm.views.table import VIEWS
+from tests.tiny_checkpoint import write_checkpoint
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config
+from tests.unit.data.data_sets import write_pairs
 
 
 @pytest.fixture
@@ -24,21 +39,112 @@ def config(tmp_path: Path) -> RunConfig:
     return as_config(recipe(tmp_path, tmp_path / "run"))
 
 
-def begin(folder: Path) -> None:
-    """The least that makes a folder one to go on from."""
-    DoneMarker(folder).write(step=1, seconds=1.0)
+def refusal(folder: Path, config: RunConfig, inputs: dict[str, str]) -> list[str]:
+    """The keys that keep a run from going on."""
+    with pytest.raises(ConfigError) as caught:
+        refuse_another_run(folder, config, inputs)
+    assert "Going on with other settings" in caught.value.do
+    return [problem.partition(":")[0] for problem in caught.value.problems]
+
+
+def start(folder: Path, config: RunConfig, ds_config: dict[str, Any] | None = None) -> dict[str, str]:
+    """A first start that got as far as a checkpoint at step 5."""
+    inputs = input_hashes(config, ds_config)
+    write_identity(folder, config, inputs, ds_config)
+    write_checkpoint(folder, 5, "weights")
+    return inputs
 
 
 def test_same_run_is_welcome_and_another_is_named(config: RunConfig, tmp_path: Path) -> None:
-    folder, inputs = tmp_path / "run", input_hashes(config, {"stage": 3})
+    folder = tmp_path / "run"
+    refuse_another_run(folder, config, input_hashes(config, {"stage": 3}))
+    inputs = start(folder, config, {"stage": 3})
     refuse_another_run(folder, config, inputs)
-    write_identity(folder, config, inputs, {"stage": 3})
-    begin(folder)
-    refuse_another_run(folder, config, inputs)
-    refuse_another_run(folder, replace(config, checkpoint=CheckpointConfig(every_steps=7)), inputs)
-    other = replace(config, seed=8, objectives=ObjectiveConfig(mlm_weight=0.5))
-    with pytest.raises(ConfigError, match=r"objectives\.mlm_weight.*seed"):
-        refuse_another_run(folder, other, inputs)
+    other = replace(config, seed=8, objectives=replace(config.objectives, mlm_weight=0.5))
+    assert refusal(folder, other, inputs) == ["objectives.mlm_weight", "seed"]
+
+
+def test_what_may_change_is_noted_with_its_step(config: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    inputs = start(folder, config)
+    optimizer = replace(config.optimizer, learning_rate=1e-4, total_steps=20, warmup_steps=3, max_grad_norm=0.5)
+    other = replace(config, optimizer=optimizer, checkpoint=CheckpointConfig(every_steps=7), device="auto")
+    other = replace(other, data=replace(config.data, num_workers=2, micro_batches=2))
+    refuse_another_run(folder, other, inputs)
+    write_identity(folder, other, inputs, None)
+    (note,) = StepLines(folder / CHANGES_FILE).read()
+    assert note["step"] == 5 and set(note["changed"]) == {
+        *("optimizer.learning_rate", "optimizer.total_steps", "optimizer.warmup_steps", "optimizer.max_grad_norm"),
+        *("checkpoint.every_steps", "device", "data.num_workers", "data.micro_batches"),
+    }
+    assert note["changed"]["optimizer.learning_rate"] == [0.002, 1e-4]
+    assert read_run_config(folder) == other
+    write_identity(folder, other, inputs, None)
+    assert len(list(StepLines(folder / CHANGES_FILE).read())) == 1, "the same again is no change"
+
+
+def test_every_key_of_the_table_exists() -> None:
+    known = list(known_keys(RunConfig, kinds_of(VIEWS)))
+    assert [key for key in MAY_CHANGE if not any(fnmatch(one, key) for one in known)] == []
+    changing = {key for key in known if may_change(key)}
+    assert {"views.text_pair.cache_groups", "views.regions.transform.cache_bytes", "data.cache.folder"} < changing
+    assert not changing & {"views.text_pair", "views.text_pair.window", "views", "data", "data.tokenizer", "seed"}
+    page = Path("docs/recipes.md").read_text(encoding="utf-8")
+    missing = [key for key in MAY_CHANGE if f"`{key}`" not in page]
+    assert missing == [], "docs/recipes.md holds the table"
+
+
+def test_a_run_is_not_made_shorter_than_it_is(config: RunConfig, tmp_path: Path) -> None:
+    inputs = start(tmp_path / "run", config)
+    shorter = replace(config, optimizer=replace(config.optimizer, total_steps=4))
+    assert refusal(tmp_path / "run", shorter, inputs) == ["optimizer.total_steps"]
+
+
+def test_files_may_move_but_not_change(config: RunConfig, tmp_path: Path) -> None:
+    inputs = start(tmp_path / "run", config)
+    for name in ("images", "pairs", "tokenizer"):
+        shutil.move(tmp_path / name, tmp_path / f"moved-{name}")
+    moved = replace(
+        config,
+        data=replace(config.data, tokenizer=str(tmp_path / "moved-tokenizer")),
+        views={
+            name: replace(
+                view, sources={one: SourceConfig(path=str(tmp_path / f"moved-{one}")) for one in view.sources}
+            )
+            for name, view in config.views.items()
+        },
+    )
+    refuse_another_run(tmp_path / "run", moved, input_hashes(moved, None))
+    write_identity(tmp_path / "run", moved, input_hashes(moved, None), None)
+    (note,) = StepLines(tmp_path / "run" / CHANGES_FILE).read()
+    images, pairs = "views.image_text.sources.images", "views.text_pair.sources.pairs"
+    assert set(note["changed"]) == {"data.tokenizer", f"{images}.path", f"{pairs}.path"}
+    write_pairs(tmp_path / "other-pairs", 61)
+    other = with_pairs(moved, pairs=SourceConfig(path=str(tmp_path / "other-pairs")))
+    assert refusal(tmp_path / "run", other, input_hashes(other, None)) == [f"{pairs}.path"]
+    same = SourceConfig(path=str(tmp_path / "moved-pairs"))
+    both = with_pairs(moved, pairs=same, again=same)
+    found = refusal(tmp_path / "run", both, {**inputs, **input_hashes(both, None)})
+    assert sorted(found) == [f"views.text_pair.sources.again.{name}" for name in ("path", "repeat")]
+
+
+def with_pairs(config: RunConfig, **sources: SourceConfig) -> RunConfig:
+    return replace(config, views={**config.views, "text_pair": replace(config.views["text_pair"], sources=sources)})
+
+
+def test_inputs_of_an_older_version_stand_under_their_paths(config: RunConfig, tmp_path: Path) -> None:
+    inputs = start(tmp_path / "run", config, {"stage": 3})
+    old = {
+        str(tmp_path / "tokenizer" / "tokenizer.json"): inputs["data.tokenizer"],
+        str(tmp_path / "images" / "manifest.json"): inputs["views.image_text.sources.images.path"],
+        str(tmp_path / "pairs" / "manifest.json"): inputs["views.text_pair.sources.pairs.path"],
+        "DeepSpeed JSON": inputs["deepspeed"],
+    }
+    (tmp_path / "run" / "inputs.json").write_text(json.dumps(old))
+    refuse_another_run(tmp_path / "run", config, inputs)
+    assert refusal(tmp_path / "run", config, {**inputs, "views.text_pair.sources.pairs.path": "x"}) == [
+        "views.text_pair.sources.pairs.path"
+    ]
 
 
 def test_a_start_that_failed_before_its_first_checkpoint_leaves_the_folder_to_the_next(
@@ -48,31 +154,27 @@ def test_a_start_that_failed_before_its_first_checkpoint_leaves_the_folder_to_th
     other = replace(config, seed=8)
     refuse_another_run(tmp_path / "run", other, input_hashes(config, None))
     write_identity(tmp_path / "run", other, input_hashes(config, None), None)
-    assert "seed: 8" in (tmp_path / "run" / "config.yaml").read_text().splitlines()
+    assert read_run_config(tmp_path / "run").seed == 8 and not (tmp_path / "run" / CHANGES_FILE).exists()
 
 
-def test_the_number_of_ranks_makes_no_other_run(config: RunConfig) -> None:
+def test_ranks_and_clipping_are_not_compared_twice(config: RunConfig) -> None:
     of_one = {"zero_optimization": {"stage": 3}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
-    of_two = {**of_one, "train_micro_batch_size_per_gpu": 4}
+    of_two = {**of_one, "train_micro_batch_size_per_gpu": 4, "gradient_clipping": 0.5}
     assert input_hashes(config, of_one) == input_hashes(config, of_two)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "inputs.json"])
 def test_half_a_file_is_named(config: RunConfig, tmp_path: Path, name: str) -> None:
-    write_identity(tmp_path / "run", config, input_hashes(config, None), None)
-    begin(tmp_path / "run")
+    inputs = start(tmp_path / "run", config)
     (tmp_path / "run" / name).write_text('{"a": [1, ')
-    with pytest.raises(
-        CheckpointError, match=rf"run/{name}: expected what the run was started with.*Put the file back"
-    ):
-        refuse_another_run(tmp_path / "run", config, input_hashes(config, None))
+    with pytest.raises(CheckpointError) as caught:
+        refuse_another_run(tmp_path / "run", config, inputs)
+    assert caught.value.where == str(tmp_path / "run" / name) and "Put the file back" in caught.value.do
 
 
 def test_a_changed_deepspeed_json_is_another_run(config: RunConfig, tmp_path: Path) -> None:
-    write_identity(tmp_path / "run", config, input_hashes(config, {"stage": 3}), {"stage": 3})
-    begin(tmp_path / "run")
-    with pytest.raises(ConfigError, match="content of DeepSpeed JSON"):
-        refuse_another_run(tmp_path / "run", config, input_hashes(config, {"stage": 2}))
+    start(tmp_path / "run", config, {"stage": 3})
+    assert refusal(tmp_path / "run", config, input_hashes(config, {"stage": 2})) == ["deepspeed"]
 
 
 def test_changed_shards_are_another_run(config: RunConfig, tmp_path: Path) -> None:
@@ -82,7 +184,7 @@ def test_changed_shards_are_another_run(config: RunConfig, tmp_path: Path) -> No
     document["shards"][0]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(document), encoding="utf-8")
     after = input_hashes(config, None)
-    assert {name for name in before if before[name] != after[name]} == {str(manifest)}
+    assert {name for name in before if before[name] != after[name]} == {"views.text_pair.sources.pairs.path"}
     parts, others = identity_parts(config, before), identity_parts(config, after)
     assert [name for name in parts if parts[name] != others[name]] == ["files that the configuration names"]
     assert {"torch", "deepspeed", "data", "model", "optimizer"} < parts.keys()
@@ -103,24 +205,16 @@ def test_where_views_and_sources_stand_makes_no_other_run(config: RunConfig, tmp
     views = {**config.views, "image_text": replace(config.views["image_text"], sources=two)}
     turned = {**views, "image_text": replace(config.views["image_text"], sources=dict(reversed(two.items())))}
     first, second = replace(config, views=views), replace(config, views=dict(reversed(turned.items())))
-    inputs = input_hashes(first, None)
+    inputs = start(tmp_path / "run", first)
     assert input_hashes(second, None) == inputs and identity_parts(second, inputs) == identity_parts(first, inputs)
-    write_identity(tmp_path / "run", first, inputs, None)
-    begin(tmp_path / "run")
     refuse_another_run(tmp_path / "run", second, inputs)
     renamed = {"pictures": two["images"], "again": two["again"]}
     third = replace(first, views={**views, "image_text": replace(config.views["image_text"], sources=renamed)})
-    with pytest.raises(ConfigError, match=r"other values of views\.image_text\.sources\.images, .*\.pictures"):
-        refuse_another_run(tmp_path / "run", third, inputs)
+    found = refusal(tmp_path / "run", third, inputs)
+    assert {"views.image_text.sources.images.path", "views.image_text.sources.pictures.path"} <= set(found)
 
 
 def test_missing_tokenizer(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"a tokenizer folder with tokenizer\.json, got no .*tokenizer\.json"):
         input_hashes(config, None)
-
-
-def test_differences_walk_down() -> None:
-    before = {"a": {"b": 1, "c": [1]}, "track": {"every_steps": 1}, "gone": 1}
-    after = {"a": {"b": 2, "c": [1]}, "track": {"every_steps": 9}, "new": None}
-    assert differences(before, after) == ["a.b", "gone"]

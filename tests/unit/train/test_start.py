@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,19 @@ import transformers
 
 from cclm.config import RunConfig
 from cclm.data.tokens import load_tokenizer
-from cclm.pretrained.towers import with_towers
-from cclm.train.folder import as_values
-from cclm.train.start import START_FILE
+from cclm.errors import ConfigError
+from cclm.files.plain import to_plain
+from cclm.train.start import START_FILE, names_towers, with_named_towers
+from cclm.views.image_options import ImageViewConfig
 from tests.tiny_run import recipe, write_corpus, write_recipe
 from tests.tiny_training import as_config, module_of, read
-from tests.unit.model.hf_towers import VIT
+from tests.unit.model.hf_towers import CONFIGS, VIT
 from tests.unit.pretrained.test_towers import TEXT
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    config = as_config(settings_of(tmp_path))
-    return replace(config, model=with_towers(config.model))
+    return with_named_towers(as_config(settings_of(tmp_path)))
 
 
 def settings_of(tmp_path: Path) -> dict[str, Any]:
@@ -51,6 +50,33 @@ def settings_of(tmp_path: Path) -> dict[str, Any]:
     )
 
 
+def test_reading_a_recipe_asks_nobody_about_its_towers(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    settings["model"]["text"]["source"] = "nobody/has-this-model"
+    config = as_config(settings)
+    assert names_towers(config)
+    assert config.model.text.source == "nobody/has-this-model" and config.model.vision.tower is None
+
+
+def test_sizes_of_towers_must_fit_the_data(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    settings["views"]["image_text"]["transform"]["size"] = 32
+    with pytest.raises(ConfigError) as caught:
+        with_named_towers(as_config(settings))
+    assert caught.value.problems == ("views.image_text.transform.size 32 is not model.vision.image_size 16",)
+
+
+def test_a_named_tower_brings_its_pixel_values(tmp_path: Path) -> None:
+    settings, tower = settings_of(tmp_path), tmp_path / "siglip"
+    CONFIGS["siglip"].save_pretrained(tower)
+    transformers.SiglipImageProcessor().save_pretrained(tower)
+    settings["model"]["vision"] = {"architecture": "hf", "source": str(tower), "image_size": 16}
+    settings["views"]["image_text"]["transform"] |= {"std": [0.2, 0.3, 0.4]}
+    images = with_named_towers(as_config(settings)).views["image_text"]
+    assert isinstance(images, ImageViewConfig)
+    assert (images.transform.mean, images.transform.std) == ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
+
+
 def test_sizes_are_read_and_weights_filled(tmp_path: Path, config: RunConfig) -> None:
     assert (config.model.width, config.model.vision.image_size, config.model.text.num_heads) == (48, 16, 6)
     assert (config.model.vision.source, config.model.text.source) == (None, None)
@@ -74,5 +100,4 @@ def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, config: RunC
 
 
 def test_the_resolved_configuration_reads_as_itself(tmp_path: Path, config: RunConfig) -> None:
-    again = read(str(write_recipe(tmp_path / "resolved.yaml", as_values(config))))
-    assert again == config and as_values(again) == as_values(config)
+    assert read(str(write_recipe(tmp_path / "resolved.yaml", to_plain(config)))) == config

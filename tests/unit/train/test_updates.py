@@ -7,7 +7,7 @@ import torch
 
 from cclm.config import RunConfig
 from cclm.data.loader import StepDataset
-from cclm.engine.optimizer import OptimizerConfig
+from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.train.updates import merge_metrics, samples_read, updates_of
 from tests.tiny_run import recipe, with_regions, write_corpus

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cclm.data.seeding import Purpose
 from cclm.errors import ConfigError
 from cclm.views.regions.view import GROUP_PURPOSE
-from cclm.views.table import VIEWS, make_views
+from cclm.views.table import VIEWS, installed_views, make_views
 from tests.fourth_view import TABLE, AudioTextConfig, AudioTextSource
 from tests.tiny_views import Views, only, open_dataset
 
@@ -43,6 +45,41 @@ def test_an_unknown_view_is_refused(three_views: Views) -> None:
         make_views({**three_views, "image_txt": three_views["image_text"]})
     assert str(caught.value).startswith("views: expected views of this program: image_text, regions, text_pair")
     assert "got image_txt" in str(caught.value)
+
+
+def install(folder: Path, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the metadata of a package with one view where Python finds it."""
+    (folder / "sounds-1.dist-info").mkdir()
+    (folder / "sounds-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sounds\nVersion: 1\n")
+    (folder / "sounds-1.dist-info" / "entry_points.txt").write_text(f"[cclm.views]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_an_installed_package_brings_its_view_to_every_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "audio_text", "tests.fourth_view:ENTRY", monkeypatch)
+    assert installed_views() == {"audio_text": TABLE["audio_text"]}
+    command = [sys.executable, "-m", "pretrain", "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--views.audio_text.num_bins" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected", "got"),
+    [
+        ("audio_text", "no_such_module:ENTRY", "a ViewEntry", "no_such_module:ENTRY: No module named 'no_such_module'"),
+        ("audio_text", "tests.fourth_view:TABLE", "a ViewEntry", "tests.fourth_view:TABLE"),
+        ("text_pair", "tests.fourth_view:ENTRY", "a name of its own", "tests.fourth_view:ENTRY"),
+    ],
+)
+def test_a_package_that_brings_no_view_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str, got: str
+) -> None:
+    install(tmp_path, name, value, monkeypatch)
+    with pytest.raises(ConfigError) as caught:
+        installed_views()
+    error = caught.value
+    assert (error.where, error.expected, error.got) == (f"entry point cclm.views:{name} of sounds", expected, got)
 
 
 @pytest.mark.parametrize("number", ["stream_bits", "sample_purpose"])

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.track.svg import BarRow, Reference, Series, bar_chart, line_chart, number_text, smoothed, spread_labels, ticks
+from cclm.report.svg import (
+    BarRow,
+    Reference,
+    Series,
+    bar_chart,
+    line_chart,
+    number_text,
+    smoothed,
+    spread_labels,
+    ticks,
+)
 
 
 @settings(max_examples=80, deadline=None)

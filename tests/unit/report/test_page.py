@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cclm.errors import ConfigError
-from cclm.run.facts import CheckpointFacts, Stage, read_facts, read_stages
-from cclm.track.report import language_name, licence_link, render
-from cclm.track.report_data import report_data, temperature_note, trained_where
+from cclm.report.facts import Stage, read_facts, read_stages
+from cclm.report.page import language_name, licence_link, render
+from cclm.report.page_data import report_data, temperature_note, trained_where
+from cclm.run.identity import CheckpointFacts
+from cclm.types import View
+from tests.tiny_config import run_config, run_values
 
 GROUPS = {"english": ["en"], "parallel_non_latin": ["ar", "zh"], "control": ["xx"]}
+VIEWS = {"image_text": "image-train", "text_pair": "text-train"}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -68,6 +73,14 @@ def write_manifest(folder: Path, view: str, licences: dict[str, int]) -> str:
     return str(folder)
 
 
+def write_config(folder: Path, views: dict[str, Any] | None = None, **blocks: Any) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump(run_values(views=views, **blocks)), encoding="utf-8")
+
+
+def reading(folder: str) -> dict[str, Any]:
+    return {"sources": {"it": {"path": folder}}}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder with everything in it."""
@@ -75,10 +88,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     images = write_manifest(tmp_path / "image-train", "image_text", {"Apache-2.0": 1000, "Odd-1.0": 200})
     pairs = write_manifest(tmp_path / "text-train", "text_pair", {"Unicode-3.0": 1200})
-    (folder / "config.yaml").write_text(
-        f"seed: 42\noptimizer: {{total_steps: 1725}}\n"
-        f"data: {{image_text: {{shards: [{images}]}}, text_pair: {{shards: [{pairs}]}}}}\n"
-    )
+    write_config(folder, {"image_text": reading(images), "text_pair": reading(pairs)})
     (folder / "results.json").write_text(json.dumps(results()))
     gallery = [
         {"language": "ar", "text": "وجه كلب", "meaning": "dog face", "rank": 2,
@@ -164,8 +174,7 @@ def test_results_and_proof_of_another_checkpoint_count_as_none(run: Path) -> Non
 
 
 def test_without_parallel_text_none_is_claimed(run: Path) -> None:
-    text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(re.sub(r"text_pair: \{.*?\}\}", "text_pair: null}", text))
+    write_config(run, {"image_text": reading(str(run.parent / "image-train")), "text_pair": None})
     words = text_of(render(report_data(run)))
     assert "on pictures with captions alone (no parallel text)" in words and "sentences with translations" not in words
     assert "Non-Latin scripts (no parallel text in this run)" in words and "Parallel text only" not in words
@@ -257,7 +266,7 @@ def test_reproduction_facts(run: Path) -> None:
 
 
 def test_a_run_that_was_not_measured_has_a_page_too(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    write_config(tmp_path)
     words = text_of(render(report_data(tmp_path)))
     assert "not measured yet" in words and "Zero-shot retrieval" not in words and "Gallery" not in words
 
@@ -266,10 +275,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a run folder"):
         read_facts(tmp_path)
     (tmp_path / "config.yaml").write_text("[1, 2]")
-    with pytest.raises(ConfigError, match="got something else"):
+    with pytest.raises(ConfigError, match="got line 1: expected a mapping, got a list"):
         read_facts(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="got broken YAML"):
+    with pytest.raises(ConfigError, match="got line 2: broken YAML"):
         read_facts(tmp_path)
 
 
@@ -281,9 +290,10 @@ def test_stages_with_commands_win_over_bare_seconds(tmp_path: Path) -> None:
 
 def test_sets_come_with_their_roles(run: Path) -> None:
     facts = read_facts(run)
-    assert [one.role for one in facts.sets] == ["training pictures", "training pairs"], "the others are not at hand"
+    assert [one.role for one in facts.sets] == ["trained on"] * 2, "the others are not at hand"
+    assert [one.read_by for one in facts.sets] == ["image_text", "text_pair"]
     assert [one.tar_hashes for one in facts.sets] == [{"hash of image-train"}, {"hash of text-train"}]
-    assert facts.languages_of("image_text") == facts.languages_of("text_pair") == {"en"}
+    assert facts.languages_of(View.IMAGE_TEXT) == facts.languages_of(View.TEXT_PAIR) == {"en"}
     assert facts.steps is None and facts.seed == 42
 
 
@@ -293,9 +303,9 @@ def test_what_the_page_says_depends_on_start_data_and_objectives(run: Path) -> N
     content = results()
     content["set"]["shards"] = str(measured)
     (run / "results.json").write_text(json.dumps(content))
-    with (run / "config.yaml").open("a") as config:
-        config.write("objectives: {hardness: 0.3, hardness_start_step: 950, hardness_full_step: 1900}\n")
-        config.write("start: {sources: [models/swin.pth]}\n")
+    sets = {view: reading(str(run.parent / name)) for view, name in VIEWS.items()}
+    objectives = {"hardness": 0.3, "hardness_start_step": 950, "hardness_full_step": 1900}
+    write_config(run, sets, objectives=objectives, start={"sources": ["models/swin.pth"]})
     words = text_of(render(report_data(run)))
     assert "trained from the weights of swin.pth:" in words and "scratch" not in words
     assert "zero-shot on another set of pictures than it was trained on" in words and "Zero-shot retrieval" in words
@@ -307,7 +317,7 @@ def test_what_the_page_says_depends_on_start_data_and_objectives(run: Path) -> N
 
 
 def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    write_config(tmp_path)
     assert set(read_facts(tmp_path).environment.values()) == {"unknown"}
     (tmp_path / "done.json").write_text('{"step": 1, "seconds": 90.0, "time": 1.0}')
     words = text_of(render(report_data(tmp_path)))
@@ -315,10 +325,8 @@ def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: P
 
 
 def test_the_bounds_of_the_temperature_stand_beside_its_chart() -> None:
-    assert temperature_note({"model": {"temperature_min": 0.05, "temperature_max": 0.5}}) == (
-        "learned, kept within 0.05 … 0.5"
-    )
-    assert temperature_note({}) == "learned"
+    bounds = run_config(model={"temperature_min": 0.05, "temperature_max": 0.5})
+    assert temperature_note(bounds) == "learned, kept within 0.05 … 0.5"
 
 
 @pytest.mark.parametrize(

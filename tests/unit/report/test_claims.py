@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cclm.run.claims import (
+from cclm.report.claims import (
     group_title,
     learned_from,
     measured_words,
@@ -15,23 +15,30 @@ from cclm.run.claims import (
     start_words,
     trained_on_test_pictures,
 )
-from cclm.run.facts import RunFacts, SetFacts
+from cclm.report.facts import MEASURED_ON, TRAINED_ON, RunFacts, SetFacts
+from cclm.types import View
+from tests.tiny_config import VIEWS, run_config
 
-IMAGES, PAIRS = {"shards": ["sets/train"], "languages": ["en"]}, {"shards": ["sets/pairs"]}
 
-
-def one_set(role: str, hashes: str, languages: str = "en de") -> SetFacts:
+def one_set(read_by: str, hashes: str, languages: str = "en de") -> SetFacts:
+    """A set that a view was trained on, or, without one, that the run was measured on."""
+    view = View.TEXT_PAIR if read_by == "text_pair" else View.IMAGE_TEXT
     return SetFacts(
-        role=role, folder="", view="", samples=1, rows=1, size_bytes=1, languages=dict.fromkeys(languages.split(), 1),
-        sources={}, licences={}, command="", tar_hashes=frozenset(hashes.split()),
+        role=TRAINED_ON if read_by else MEASURED_ON, read_by=read_by, folder="", view=view, command="",
+        samples=1, rows=1, size_bytes=1, languages=dict.fromkeys(languages.split(), 1), sources={}, licences={},
+        tar_hashes=frozenset(hashes.split()),
     )  # fmt: skip
 
 
-def facts(sets: list[SetFacts], measured: str = "sets/test", **data: Any) -> RunFacts:
+def regions(shards: str) -> dict[str, Any]:
+    return {"sources": {"regions": {"path": shards}}, "transform": {"size": 32}, "patch_grid": 4}
+
+
+def facts(sets: list[SetFacts], measured: str = "sets/test", **views: Any) -> RunFacts:
     members = {"english": ["en"], "parallel_latin": ["de"], "control": ["pt"], "mine_too": ["de"]}
     return RunFacts(
         name="run",
-        config={"data": {"image_text": IMAGES, "text_pair": PAIRS, **data}},
+        config=run_config(views=views, model={"box_head": "regions" in views}),
         results={"set": {"shards": measured}, "members": members} if measured else {},
         gallery=[],
         parity={},
@@ -41,7 +48,7 @@ def facts(sets: list[SetFacts], measured: str = "sets/test", **data: Any) -> Run
     )
 
 
-TRAIN, TEST = one_set("training pictures", "a b"), one_set("measured on", "c d")
+TRAIN, TEST = one_set("image_text", "a b"), one_set("", "c d")
 
 
 def test_another_set_is_zero_shot() -> None:
@@ -57,8 +64,8 @@ def test_another_set_is_zero_shot() -> None:
     "found",
     [
         facts([], measured="sets/../sets/train"),
-        facts([TRAIN, one_set("measured on", "x b")]),
-        facts([TRAIN, one_set("training regions", "r"), one_set("measured on", "r")], regions={"shards": ["sets/r"]}),
+        facts([TRAIN, one_set("", "x b")]),
+        facts([TRAIN, one_set("regions", "r"), one_set("", "r")], regions=regions("sets/r")),
     ],
     ids=["the same folder", "a copied tar", "pictures of regions"],
 )
@@ -73,8 +80,8 @@ def test_training_pictures_are_called_so(found: RunFacts) -> None:
     [
         facts([TRAIN]),
         facts([TEST]),
-        facts([TRAIN, one_set("measured on", "")]),
-        facts([TRAIN, TEST], regions={"shards": ["sets/somewhere-else"]}),
+        facts([TRAIN, one_set("", "")]),
+        facts([TRAIN, TEST], regions=regions("sets/somewhere-else")),
         facts([], measured=""),
     ],
     ids=["no test set at hand", "no training set at hand", "no hashes", "one of two at hand", "not measured"],
@@ -86,15 +93,14 @@ def test_what_is_not_known_is_not_claimed(found: RunFacts) -> None:
 
 
 def test_where_the_weights_came_from() -> None:
-    assert start_words({}) == start_words({"start": {"sources": []}}) == "from scratch"
-    sources = {"start": {"sources": ["/models/swin_base.pth", "FacebookAI/xlm-roberta-base"]}}
-    assert start_words(sources) == "from the weights of swin_base.pth, xlm-roberta-base"
+    assert start_words(run_config()) == "from scratch"
+    sources = ["/models/swin_base.pth", "FacebookAI/xlm-roberta-base"]
+    assert start_words(run_config(start={"sources": sources})) == "from the weights of swin_base.pth, xlm-roberta-base"
 
 
 @pytest.mark.parametrize(
     ("objectives", "words"),
     [
-        ({}, ""),
         ({"hardness": 0.0}, "uniform negatives"),
         ({"hardness": 1.0, "hardness_full_step": 0}, "negatives of hardness 1"),
         (
@@ -104,19 +110,19 @@ def test_where_the_weights_came_from() -> None:
     ],
 )
 def test_how_hard_the_negatives_were(objectives: dict[str, Any], words: str) -> None:
-    assert negatives_words({"objectives": objectives}) == words
+    assert negatives_words(run_config(objectives=objectives)) == words
 
 
 def test_a_groups_name_is_not_belied_by_the_data() -> None:
-    pairs = one_set("training pairs", "p", "en de")
+    pairs = one_set("text_pair", "p", "en de")
     found = facts([TRAIN, TEST, pairs])
     assert group_title(found, "parallel_latin") == "Parallel text only, Latin script"
     assert group_title(found, "control") == "Neither pictures nor parallel text (control)"
     assert group_title(found, "english") == "English"
     assert group_title(found, "mine_too") == "mine too"
-    seen = facts([TRAIN, pairs], image_text={**IMAGES, "languages": None})
+    seen = facts([TRAIN, pairs], image_text={**VIEWS["image_text"], "languages": None})
     assert group_title(seen, "parallel_latin") == "parallel latin", "pictures had German captions, too"
-    taught = facts([one_set("training pairs", "p", "en pt")])
+    taught = facts([one_set("text_pair", "p", "en pt")])
     assert group_title(taught, "control") == "control"
     alone = facts([TRAIN], text_pair=None)
     assert "no parallel text in this run" in group_title(alone, "control")

@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: no script, no outside resource, readable on screen and on paper.
 
-The page is made of a plain `ReportData`; `cclm.track.report_data` fills one from a run folder.
+The page is made of a plain `ReportData`; `cclm.report.page_data` fills one from a run folder.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cclm.run.facts import ATTRIBUTIONS, SetFacts, Stage
+from cclm.report.facts import ATTRIBUTIONS, SetFacts, Stage
+from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
 from cclm.track.progress import spell_duration
-from cclm.track.svg import BarRow, Reference, Series, bar_chart, line_chart
 
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
@@ -143,7 +143,7 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         data=data,
         chart=panel_chart,
         bars=lambda direction: recall_bars(data, direction),

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.run.facts import PICTURE_ROLES, RunFacts
+from cclm.config import RunConfig, named_sets
+from cclm.report.facts import MEASURED_ON, TRAINED_ON, RunFacts
+from cclm.types import View
 
 GROUP_TITLES = {
     "english": "English",
@@ -27,9 +29,9 @@ RERANK_TITLES = {"match_plus_similarity": "match + similarity", "match_alone": "
 """Names for the rules in results.json that nothing chose."""
 
 
-def start_words(config: Mapping[str, Any]) -> str:
+def start_words(config: RunConfig) -> str:
     """Return what the weights started from, to stand behind "trained"."""
-    sources = (config.get("start") or {}).get("sources") or ()
+    sources = config.start.sources
     if not sources:
         return "from scratch"
     return "from the weights of " + ", ".join(Path(source).name for source in sources)
@@ -37,7 +39,7 @@ def start_words(config: Mapping[str, Any]) -> str:
 
 def learned_from(facts: RunFacts) -> str:
     """Return what the run's own data were, as the end of a sentence; nothing if its configuration does not say."""
-    has_images, has_pairs = facts.trains_on("image_text"), facts.trains_on("text_pair")
+    has_images, has_pairs = facts.trains_on(View.IMAGE_TEXT), facts.trains_on(View.TEXT_PAIR)
     if has_images and has_pairs:
         return ": the same encoders and losses for pictures with captions and for sentences with translations"
     if has_images:
@@ -53,12 +55,11 @@ def trained_on_test_pictures(facts: RunFacts) -> bool | None:
     measured = (facts.results.get("set") or {}).get("shards")
     if measured is None:
         return None
-    data = facts.config.get("data") or {}
-    folders = [folder for view in PICTURE_ROLES.values() for folder in (data.get(view) or {}).get("shards") or ()]
+    folders = [one.path for one in named_sets(facts.config.views) if one.holds is View.IMAGE_TEXT]
     if Path(measured).resolve() in [Path(folder).resolve() for folder in folders]:
         return True
-    tests = [one.tar_hashes for one in facts.sets if one.role == "measured on"]
-    trained = [one.tar_hashes for one in facts.sets if one.role in PICTURE_ROLES]
+    tests = [one.tar_hashes for one in facts.sets if one.role == MEASURED_ON]
+    trained = [one.tar_hashes for one in facts.sets if one.role == TRAINED_ON and one.view is View.IMAGE_TEXT]
     if any(test & other for test in tests for other in trained):
         return True
     is_whole = len(tests) == 1 and len(trained) == len(folders) and all(tests + trained)
@@ -86,25 +87,23 @@ def group_title(facts: RunFacts, name: str) -> str:
     """Return a group's name for people; the demonstration's names only where the run's data do not belie them."""
     plain = name.replace("_", " ")
     members = set((facts.results.get("members") or {}).get(name, ()))
-    if name != "english" and members & facts.languages_of("image_text"):
+    if name != "english" and members & facts.languages_of(View.IMAGE_TEXT):
         return plain
-    if name == "control" and members & facts.languages_of("text_pair"):
+    if name == "control" and members & facts.languages_of(View.TEXT_PAIR):
         return plain
-    titles = {**GROUP_TITLES, **({} if facts.trains_on("text_pair") else ABLATION_TITLES)}
+    titles = {**GROUP_TITLES, **({} if facts.trains_on(View.TEXT_PAIR) else ABLATION_TITLES)}
     return titles.get(name, plain)
 
 
-def negatives_words(config: Mapping[str, Any]) -> str:
-    """Return how hard the wrong pairs of the matching losses are in training; nothing if it does not say."""
-    objectives = config.get("objectives") or {}
-    hardness, start, full = (objectives.get(name) for name in ("hardness", "hardness_start_step", "hardness_full_step"))
-    if hardness is None:
-        return ""
+def negatives_words(config: RunConfig) -> str:
+    """Return how hard the wrong pairs of the matching losses are in training."""
+    hardness, start = config.objectives.hardness, config.objectives.hardness_start_step
+    full = config.objectives.hardness_full_step
     if hardness == 0:
         return "uniform negatives"
     if not full:
         return f"negatives of hardness {hardness:g}"
-    return f"negatives of hardness 0, from step {start or 0:,} to {full:,} rising to {hardness:g}"
+    return f"negatives of hardness 0, from step {start:,} to {full:,} rising to {hardness:g}"
 
 
 def rerank_orders(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

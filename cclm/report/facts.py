@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import ConfigError
-from cclm.files.reading import read_json, read_yaml
+from cclm.config import RunConfig, named_sets
+from cclm.files.reading import read_json
+from cclm.recipe.read import read_run_config
 from cclm.run.environment import ENVIRONMENT_NAME
+from cclm.run.identity import CheckpointFacts
 from cclm.run.status import DONE_NAME
+from cclm.shardfile.schema import MANIFEST_NAME
+from cclm.types import View
 
 RESULTS_NAME = "results.json"
 GALLERY_NAME = "gallery.json"
@@ -33,18 +37,8 @@ ATTRIBUTIONS = {
 """Where the text of a licence stands, by SPDX tag."""
 
 
-PICTURE_ROLES = {"training pictures": "image_text", "training regions": "regions"}
-"""Roles of the sets whose pictures were trained on, with the view of the configuration that reads them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFacts:
-    """One complete checkpoint of a run."""
-
-    step: int
-    """Updates done."""
-    identity: str
-    """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
+TRAINED_ON, MEASURED_ON, CHOSEN_ON = "trained on", "measured on", "choices made on"
+"""What a run did with a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +46,10 @@ class SetFacts:
     """One shard set."""
 
     role: str
-    """"training pictures", "training regions", "training pairs", "measured on" or "choices made on"."""
+    """What the run did with it."""
     folder: str
-    view: str
-    """"image_text" or "text_pair"."""
+    view: View
+    """What it holds."""
     samples: int
     """Pictures, or sentences with their translations."""
     rows: int
@@ -66,6 +60,8 @@ class SetFacts:
     licences: Mapping[str, int]
     command: str
     """The command that made it."""
+    read_by: str = ""
+    """Name of the run's view that trained on it."""
     tar_hashes: frozenset[str] = frozenset()
     """SHA-256 of its tars; empty if the manifest does not say."""
 
@@ -84,8 +80,7 @@ class RunFacts:
     """Everything known about a run."""
 
     name: str
-    config: Mapping[str, Any]
-    """config.yaml."""
+    config: RunConfig
     results: Mapping[str, Any]
     """results.json; empty if this checkpoint was not measured."""
     gallery: Sequence[Mapping[str, Any]]
@@ -102,28 +97,26 @@ class RunFacts:
     """What the training took, from its stage or else from done.json."""
 
     @property
-    def seed(self) -> int | None:
+    def seed(self) -> int:
         """The run's seed."""
-        return self.config.get("seed")
+        return self.config.seed
 
     @property
     def steps(self) -> int | None:
         """Optimizer updates that the checkpoint has seen; what the recipe asks for may be more."""
         return None if self.checkpoint is None else self.checkpoint.step
 
-    def trains_on(self, view: str) -> bool:
-        """Return whether the run was trained on a view, "image_text" or "text_pair"."""
-        return bool((self.config.get("data") or {}).get(view))
+    def trains_on(self, view: View) -> bool:
+        """Return whether the run was trained on sets of this kind."""
+        return any(settings.record_view is view for settings in self.config.views.values())
 
-    def languages_of(self, view: str) -> set[str]:
-        """Return the languages that a view ("image_text" with regions, or "text_pair") was trained in, where known."""
+    def languages_of(self, view: View) -> set[str]:
+        """Return the languages that the run was trained in on sets of this kind, where known."""
         found: set[str] = set()
         for one in self.sets:
-            if not one.role.startswith("training") or (one.role == "training pairs") != (view == "text_pair"):
-                continue
-            settings = (self.config.get("data") or {}).get(PICTURE_ROLES.get(one.role, view)) or {}
-            used = settings.get("languages")
-            found.update(one.languages if used is None else used)
+            if one.role == TRAINED_ON and one.view is view:
+                used = getattr(self.config.views[one.read_by], "languages", None)
+                found.update(one.languages if used is None else used)
         return found
 
 
@@ -137,10 +130,7 @@ def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFa
     Raises:
         ConfigError: there is no config.yaml, or a file cannot be read.
     """
-    expected, do = "a run folder (config.yaml)", "Give the folder that `python -m pretrain` wrote."
-    config = read_yaml(folder / "config.yaml", expected=expected, do=do)
-    if not isinstance(config, dict):
-        raise ConfigError(where=str(folder / "config.yaml"), expected=expected, got="something else", do=do)
+    config = read_run_config(folder)
     results = read_json(folder / RESULTS_NAME, {})
     if not belongs(results.get("model") or {}, checkpoint):
         results = {}
@@ -166,28 +156,24 @@ def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bo
     return checkpoint is None or record.get("checkpoint") == checkpoint.identity
 
 
-def read_sets(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[SetFacts]:
+def read_sets(config: RunConfig, results: Mapping[str, Any]) -> list[SetFacts]:
     """Return the facts of the sets that the run read and of those it was measured on; missing ones are left out."""
-    data = config.get("data") or {}
-    folders = [
-        (role, folder)
-        for role, view in {**PICTURE_ROLES, "training pairs": "text_pair"}.items()
-        for folder in (data.get(view) or {}).get("shards") or ()
-    ]
-    for role, found in (("measured on", results), ("choices made on", results.get("dev") or {})):
+    folders = [(TRAINED_ON, one.path, one.view) for one in named_sets(config.views)]
+    for role, found in ((MEASURED_ON, results), (CHOSEN_ON, results.get("dev") or {})):
         if "set" in found:
-            folders.append((role, found["set"]["shards"]))
-    return [set_facts(role, Path(folder)) for role, folder in folders if (Path(folder) / "manifest.json").exists()]
+            folders.append((role, found["set"]["shards"], ""))
+    here = [(role, Path(folder), read_by) for role, folder, read_by in folders]
+    return [set_facts(*one) for one in here if (one[1] / MANIFEST_NAME).exists()]
 
 
-def set_facts(role: str, folder: Path) -> SetFacts:
+def set_facts(role: str, folder: Path, read_by: str = "") -> SetFacts:
     """Return the facts of one set, from its manifest."""
-    manifest = read_json(folder / "manifest.json", {})
+    manifest = read_json(folder / MANIFEST_NAME, {})
     totals = manifest["totals"]
     return SetFacts(
         role=role,
         folder=str(folder),
-        view=manifest["view"],
+        view=View(manifest["view"]),
         samples=totals["samples"],
         rows=totals["rows"],
         size_bytes=totals["size_bytes"],
@@ -195,6 +181,7 @@ def set_facts(role: str, folder: Path) -> SetFacts:
         sources=totals["sources"],
         licences=totals["licences"],
         command=manifest.get("command", ""),
+        read_by=read_by,
         tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),
     )
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cclm.run.claims import (
+from cclm.config import RunConfig
+from cclm.files.plain import to_yaml
+from cclm.report.claims import (
     group_title,
     learned_from,
     measured_words,
@@ -18,9 +18,8 @@ from cclm.run.claims import (
     retrieval_title,
     start_words,
 )
-from cclm.run.facts import CheckpointFacts, RunFacts, read_facts
-from cclm.track.metrics import MetricsLine, read_metrics
-from cclm.track.report import (
+from cclm.report.facts import RunFacts, read_facts
+from cclm.report.page import (
     GalleryImage,
     GalleryQuery,
     GroupBlock,
@@ -31,13 +30,11 @@ from cclm.track.report import (
     ReportData,
     language_name,
 )
-from cclm.track.svg import Reference, Series
+from cclm.report.svg import Reference, Series
+from cclm.run.identity import CheckpointFacts
+from cclm.track.metrics import MetricsLine, read_metrics
+from cclm.views.table import VIEWS, ViewEntry
 
-VIEWS = (("image_text", "Image–text view"), ("regions", "Regions"), ("text_pair", "Text–text view"))
-SHORT = {"image_text": "image–text", "regions": "regions", "text_pair": "text–text"}
-"""In a chart of all views."""
-MATCHING = {"image_text": "itm", "regions": "itm", "text_pair": "ttm"}
-"""What the matching losses are called."""
 MATCHING_PRIOR = {"loss": Reference(value=0.6365, label="prior"), "accuracy": Reference(value=2 / 3, label="prior")}
 """Two wrong pairs stand beside each right one: what a head reaches that ignores its input."""
 
@@ -72,7 +69,7 @@ def report_data(folder: Path, checkpoint: CheckpointFacts | None = None) -> Repo
         environment=facts.environment,
         seed=facts.seed,
         parity_note=parity_note(facts.parity),
-        config_text=yaml.safe_dump(dict(facts.config), sort_keys=False, allow_unicode=True),
+        config_text=to_yaml(facts.config),
     )
 
 
@@ -116,39 +113,37 @@ def trained_where(environment: Mapping[str, str]) -> str:
     return ", ".join([*known, *([machine] if machine and machine != "unknown" else [])])
 
 
-def panels(lines: Sequence[MetricsLine], config: Mapping[str, Any]) -> list[tuple[str, list[Panel]]]:
+def panels(lines: Sequence[MetricsLine], config: RunConfig) -> list[tuple[str, list[Panel]]]:
     """Return the charts by section; what was not logged has none."""
-    sections = [view_section(lines, view, title) for view, title in VIEWS]
+    sections = [view_section(lines, view, entry) for view, entry in VIEWS.items()]
     shared = [
         Panel(
             title="Matching accuracy",
-            series=series(lines, {f"{view}/{MATCHING[view]}_accuracy": name for view, name in SHORT.items()}),
-            note=", ".join(["in training", *filter(None, [negatives_words(config)])]),
+            series=series(lines, {f"{view}/{entry.matching}_accuracy": entry.title for view, entry in VIEWS.items()}),
+            note=f"in training, {negatives_words(config)}",
             reference=MATCHING_PRIOR["accuracy"],
             y_from_zero=False,
         ),
         Panel(
             title="Masked-word accuracy",
-            series=series(lines, {f"{view}/mlm_accuracy": name for view, name in SHORT.items()}),
+            series=series(lines, {f"{view}/mlm_accuracy": entry.title for view, entry in VIEWS.items()}),
         ),
         Panel(title="Temperature", series=series(lines, {"temperature": ""}), note=temperature_note(config)),
     ]
-    sections += [("Both views", shared), ("The run", run_panels(lines))]
+    sections += [("All views", shared), ("The run", run_panels(lines))]
     filled = [(title, [panel for panel in found if panel.series]) for title, found in sections]
     return [(title, found) for title, found in filled if found]
 
 
-def temperature_note(config: Mapping[str, Any]) -> str:
+def temperature_note(config: RunConfig) -> str:
     """Return the bounds of the temperature: a line that lies on one of them is no fault of the chart."""
-    model = config.get("model") or {}
-    bounds = model.get("temperature_min"), model.get("temperature_max")
-    return "learned" if None in bounds else f"learned, kept within {bounds[0]:g} … {bounds[1]:g}"
+    return f"learned, kept within {config.model.temperature_min:g} … {config.model.temperature_max:g}"
 
 
-def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[str, list[Panel]]:
+def view_section(lines: Sequence[MetricsLine], view: str, entry: ViewEntry) -> tuple[str, list[Panel]]:
     """Return the losses of one view."""
-    contrastive, match = "ttc" if view == "text_pair" else "itc", MATCHING[view]
-    return title, [
+    contrastive, match = entry.contrastive, entry.matching
+    return entry.title, [
         Panel(
             title=f"{contrastive.upper()} loss", series=series(lines, {f"{view}/{contrastive}": ""}), note="contrastive"
         ),
@@ -166,8 +161,7 @@ def view_section(lines: Sequence[MetricsLine], view: str, title: str) -> tuple[s
 
 def run_panels(lines: Sequence[MetricsLine]) -> list[Panel]:
     """Return the charts about the run as a whole."""
-    names = {"image_text": "images", "regions": "texts of regions", "text_pair": "pairs"}
-    speeds = {f"speed/{view}_samples_per_s": name for view, name in names.items()}
+    speeds = {f"speed/{view}_samples_per_s": entry.unit for view, entry in VIEWS.items()}
     rates = sorted({name for line in lines for name in line.values if name.startswith("learning_rate/")})
     return [
         Panel(title="Total loss", series=series(lines, {"loss": ""})),

@@ -1,0 +1,106 @@
+"""Files that people write (YAML, JSON, TOML) → nodes. Nothing is lost: a key that stands twice is a problem."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import json.decoder
+import json.scanner
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cclm.errors import Problem
+from cclm.files.node import BrokenError, Node, node_of, twice
+from cclm.files.yaml_nodes import parse_yaml
+
+
+def read_document(path: Path, problems: list[Problem]) -> Node | None:
+    """Read a file, by its ending: `.json`, `.toml`, else YAML. What is wrong goes to `problems`; None: all of it is."""
+    try:
+        return parse_document(_read_text(path), str(path), problems, path.suffix.lower())
+    except BrokenError as error:
+        problems.append(Problem(f"{error.place}: {error}", kind="unreadable", place=error.place))
+        return None
+
+
+def parse_document(text: str, name: str, problems: list[Problem], suffix: str = ".yaml") -> Node:
+    """Parse the text of a file of this name.
+
+    Raises:
+        BrokenError: it is not of the form that the suffix says.
+    """
+    if suffix == ".json":
+        return _parse_json(text, name, problems)
+    return _parse_toml(text, name) if suffix == ".toml" else parse_yaml(text, name + ":{}", problems)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
+        got = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, FileNotFoundError | IsADirectoryError):
+            got = "no such file" if isinstance(error, FileNotFoundError) else "a folder"
+        elif isinstance(error, UnicodeDecodeError):
+            got = f"bytes that are not UTF-8 (at byte {error.start})"
+        raise BrokenError(str(path), got) from error
+
+
+def _parse_json(text: str, name: str, problems: list[Problem]) -> Node:
+    try:
+        found: Node = _JsonDecoder(text, name, problems).decode(text)
+    except json.JSONDecodeError as error:
+        raise BrokenError(f"{name}:{error.lineno}", f"broken JSON: {error.msg}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise BrokenError(name, f"broken JSON: {error}") from error
+    return found
+
+
+class _JsonDecoder(json.JSONDecoder):
+    """Python's own decoder, whose values are nodes: each is wrapped where it was scanned."""
+
+    def __init__(self, text: str, name: str, problems: list[Problem]) -> None:
+        super().__init__(parse_constant=_no_number)
+        self._ends = [match.start() for match in re.finditer("\n", text)]
+        self._name, self._problems = name, problems
+        self.parse_object: Callable[..., Any] = self._object
+        self.parse_array: Callable[..., Any] = self._array
+        self._scan = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
+        self.scan_once = self._node
+
+    def _node(self, text: str, start: int) -> tuple[Node, int]:
+        value, end = self._scan(text, start)
+        return Node(value=value, place=f"{self._name}:{bisect_right(self._ends, start - 1) + 1}"), end
+
+    def _object(self, start: tuple[str, int], strict: bool, *_: Any) -> tuple[dict[str, Node], int]:
+        found: dict[str, Node] = {}
+        pairs, end = json.decoder.JSONObject(start, strict, self._node, None, list)  # type: ignore[attr-defined]
+        for key, node in pairs or ():
+            if key in found:
+                self._problems.append(twice(key, node.place, found[key]))
+            found[key] = replace(node, key=Node(value=key, place=node.place))
+        return found, end
+
+    def _array(self, start: tuple[str, int], *_: Any) -> tuple[tuple[Node, ...], int]:
+        items, end = json.decoder.JSONArray(start, self._node)  # type: ignore[attr-defined]
+        return tuple(items), end
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+def _parse_toml(text: str, name: str) -> Node:
+    """TOML refuses a key that stands twice by itself; its values have no lines."""
+    try:
+        tomllib = importlib.import_module("tomllib")
+    except ImportError as error:
+        raise BrokenError(name, "TOML, which Python 3.10 does not read; write YAML, or take a newer Python") from error
+    try:
+        return node_of(tomllib.loads(text), name)
+    except (ValueError, RecursionError) as error:
+        raise BrokenError(name, f"broken TOML: {error}") from error

@@ -1,0 +1,39 @@
+"""Files that lie in the checkout (recipes, DeepSpeed JSON, profiles): found by name or path from any working folder."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from cclm.errors import ConfigError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where the programs lie beside the library; in a job's snapshot, the snapshot."""
+
+
+def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -> Path:
+    """Return the path of a file that is named by its path, or by its name without suffix if it lies in `folder`.
+
+    A relative path that is not there is looked for in the checkout, too.
+
+    Args:
+        name: as the user wrote it.
+        folder: of the shipped files.
+        suffix: of their names, ".yaml" say.
+        where: the option or key that named it, for the error.
+        do: what to do about it, for the error.
+
+    Raises:
+        ConfigError: there is no such file; it lists the shipped ones.
+    """
+    for path in (Path(name), folder / f"{name}{suffix}", CHECKOUT / name):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in folder.glob(f"*{suffix}"))
+    near = difflib.get_close_matches(Path(name).stem, names, n=1, cutoff=0.6)
+    raise ConfigError(
+        where=where,
+        expected=f"the path of a {suffix[1:].upper()} file or one of {', '.join(names) or f'nothing (no {folder})'}",
+        got=repr(name) + (f"; did you mean {near[0]}?" if near else ""),
+        do=do,
+    )

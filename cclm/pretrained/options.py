@@ -1,0 +1,23 @@
+"""What a fresh run starts from. Nothing is imported to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cclm.types import PathText
+
+Reach = Literal["auto", "text", "text_and_fusion"]
+"""Which stacks an XLM-R fills."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What a fresh run starts from; a resumed one does not look at it."""
+
+    sources: tuple[PathText, ...] = ()
+    """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image models for an
+    "hf" tower, Swin and BEiT for those towers, XLM-R and its kin for texts), exports and imports. Later ones win."""
+    text_fills: Reach = "auto"
+    """Which stacks the evenly spaced layers of an XLM-R fill: "text", "text_and_fusion", or "auto": as published, both
+    where the image tower is Swin, else the text encoder."""

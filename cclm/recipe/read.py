@@ -1,0 +1,139 @@
+"""Recipes, command lines and the `config.yaml` of runs → `RunConfig`. No torch, no network.
+
+    read_recipe(arguments)     what `python -m pretrain` starts with: types and rules
+    read_run_config(folder)    what a run was started with, also one of an older version
+
+What a recipe names (shard sets, tokenizer, DeepSpeed JSON) and the number of ranks: `cclm.recipe.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cclm.config import RunConfig
+from cclm.data.config import ViewConfig
+from cclm.errors import ConfigError
+from cclm.files.describe import describe
+from cclm.files.document import read_document
+from cclm.files.hints import Kinds
+from cclm.files.node import COMMAND_LINE, Node, node_of, plain
+from cclm.files.overrides import merged, parse_arguments, with_override
+from cclm.files.plain import to_yaml
+from cclm.files.reading import raise_problems
+from cclm.files.scalars import said
+from cclm.files.shipped import CHECKOUT, find_shipped
+from cclm.files.typed import INVALID, Converter
+from cclm.recipe.old_config import upgraded
+from cclm.views.table import VIEWS, Table
+
+RECIPES = CHECKOUT / "pretrain" / "recipes"
+CONFIG_FILE = "config.yaml"
+"""In a run folder: the resolved configuration."""
+_DO = "Correct them; `python -m pretrain --help` explains every option. Nothing was started."
+
+
+def read_recipe(arguments: Sequence[str], recipes: Path = RECIPES, table: Table = VIEWS) -> RunConfig:
+    """Read a command line, `--recipe NAME|PATH --KEY VALUE …`, into a configuration.
+
+    Raises:
+        ConfigError: with everything that is wrong in all files and overrides, each with its place.
+    """
+    return Reading(arguments, recipes, table).finish()
+
+
+def read_run_config(folder: Path, table: Table = VIEWS) -> RunConfig:
+    """Read what a run was started with, from its folder; also one that an older version of this library wrote.
+
+    Raises:
+        ConfigError: there is no such file, or it is no run's configuration.
+    """
+    path = folder / CONFIG_FILE
+    converter = Converter(kinds_of(table), expands=False, asks_rules=False)  # both happened when the run began
+    node = read_document(path, converter.problems)
+    if node is not None:
+        node = in_table_order(node_of(upgraded(plain(node)), str(path)), table)
+    config = INVALID if node is None else converter.convert(node, RunConfig)
+    expected = "a run folder, with the configuration that `python -m pretrain` wrote"
+    raise_problems(converter.problems, str(path), expected, "Give the folder of a pre-training run.")
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def shown(
+    arguments: Sequence[str], program: str, purpose: str, recipes: Path = RECIPES, table: Table = VIEWS
+) -> str | None:
+    """Return what `--help` or `--print_config` on a command line ask for; None if there is neither.
+
+    Raises:
+        ConfigError: `--print_config` of a configuration that is wrong.
+    """
+    line = parse_arguments(arguments, "--recipe")
+    if line.wants_help:
+        names = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
+        usage = f"usage: {program} --recipe NAME|PATH [--KEY VALUE …] [--print_config]"
+        recipe = f"--recipe  a file of options (YAML, JSON, TOML); of several the later ones win. Shipped:\n    {names}"
+        return "\n".join([usage, "", purpose, "", recipe, "--print_config  print the resolved configuration", ""]) + (
+            describe(RunConfig, kinds_of(table)) + "\n"
+        )
+    return to_yaml(Reading(arguments, recipes, table).finish()) if line.wants_config else None
+
+
+def kinds_of(table: Table) -> Kinds:
+    """Return the classes of the views' settings, for the reader."""
+    return {ViewConfig: {name: entry.config for name, entry in table.items()}}
+
+
+def in_table_order(root: Node, table: Table) -> Node:
+    """Return a configuration with its views in the order of the table; one that is null is left out."""
+    inside = root.value if isinstance(root.value, dict) else {}
+    views = inside.get("views")
+    if views is None or not isinstance(views.value, dict):
+        return root
+    given = {name: view for name, view in views.value.items() if view.value is not None}
+    ordered = {name: given[name] for name in table if name in given}
+    return replace(root, value={**inside, "views": replace(views, value={**ordered, **given})})
+
+
+class Reading:
+    """One command line on its way to a configuration: problems are gathered, and told together by `finish`."""
+
+    def __init__(self, arguments: Sequence[str], recipes: Path = RECIPES, table: Table = VIEWS) -> None:
+        line = parse_arguments(arguments, "--recipe")
+        kinds = kinds_of(table)
+        self.converter = Converter(kinds)
+        self.converter.problems += line.problems
+        self._is_unread = False
+        root = Node(value={}, place=COMMAND_LINE)
+        for name in line.files:
+            root = merged(root, self._file(name, recipes))
+        for key, value in line.overrides:
+            root = with_override(root, key, value, RunConfig, kinds)
+        self.found: object = self.converter.convert(in_table_order(root, table), RunConfig)
+        """A `RunConfig`, or `INVALID`."""
+
+    def finish(self) -> RunConfig:
+        """Return the configuration, or raise one ConfigError with all problems."""
+        problems = self.converter.problems
+        if self._is_unread:  # what is missing may stand in the file that could not be read
+            problems = [problem for problem in problems if problem.kind != "missing_key"]
+        raise_problems(problems, "configuration", "a configuration without mistakes", _DO)
+        assert isinstance(self.found, RunConfig)
+        return self.found
+
+    def _file(self, name: str, recipes: Path) -> Node:
+        empty = Node(value={}, place=COMMAND_LINE)
+        try:
+            path = find_shipped(name, recipes, ".yaml", where="--recipe", do="Check the name.")
+        except ConfigError as error:
+            self._is_unread = True
+            self.converter.add("", f"--recipe: expected {error.expected}, got {error.got}", "unreadable")
+            return empty
+        node = read_document(path, self.converter.problems)
+        if node is not None and not isinstance(node.value, dict):
+            self.converter.places[""] = node.place
+            self.converter.add("", f"expected a mapping of options, got {said(node)}", "wrong_value")
+            node = None
+        self._is_unread = self._is_unread or node is None
+        return node or empty

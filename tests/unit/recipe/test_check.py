@@ -1,0 +1,130 @@
+"""What a login node finds out about a recipe before a job is queued."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cclm.errors import ConfigError, Problem
+from cclm.recipe.check import CheckedRecipe, check_recipe
+from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def check(tmp_path: Path, settings: dict[str, Any], *overrides: str, world_size: int = 1) -> CheckedRecipe:
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    return check_recipe(["--recipe", str(path), *overrides], world_size=world_size)
+
+
+def refusal(tmp_path: Path, settings: dict[str, Any], *overrides: str, world_size: int = 1) -> dict[str, Problem]:
+    with pytest.raises(ConfigError) as caught:
+        check(tmp_path, settings, *overrides, world_size=world_size)
+    return {problem.key: problem for problem in caught.value.problems}
+
+
+def test_a_good_recipe_passes_without_a_note(tmp_path: Path, corpus: Path) -> None:
+    checked = check(tmp_path, with_regions(recipe(corpus, tmp_path / "run"), corpus), world_size=2)
+    assert checked.notes == () and checked.config.steps == 12
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_against_negative_groups_and_engine(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    found = refusal(tmp_path, settings, world_size=3)
+    assert set(found) == {"views.image_text.batch_size", "views.text_pair.batch_size"}
+    assert "each of 3 ranks needs a negative group" in found["views.text_pair.batch_size"]
+    assert set(refusal(tmp_path, settings, "--engine", "plain", world_size=2)) == {"engine"}
+
+
+def test_sets_tokenizer_and_deepspeed_json_are_looked_at_together(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    settings["data"]["tokenizer"] = str(tmp_path / "no-tokenizer")
+    paths = {"a": corpus / "images", "b": corpus / "pairs", "c": tmp_path / "none"}
+    settings["views"]["image_text"]["sources"] = {name: {"path": str(path)} for name, path in paths.items()}
+    (tmp_path / "ds.json").write_text(
+        '{"zero_optimisation": {"stage": 3},\n "steps_per_print": 1,\n "steps_per_print": 2}'
+    )
+    found = refusal(tmp_path, {**settings, "deepspeed": str(tmp_path / "ds.json")})
+    assert set(found) == {
+        *("views.image_text.sources.b.path", "views.image_text.sources.c.path", "data.tokenizer", "steps_per_print"),
+    }
+    assert "expected a set of view image_text, got one of view text_pair" in found["views.image_text.sources.b.path"]
+    lines = (tmp_path / "recipe.yaml").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if text.endswith(str(tmp_path / "none")))
+    assert found["views.image_text.sources.c.path"].place == f"{tmp_path}/recipe.yaml:{line}"
+    (tmp_path / "ds.json").write_text('{\n "zero_optimisation": {"stage": 3},\n "gradient_clipping": 0.25}')
+    found = refusal(tmp_path, {**settings, "deepspeed": str(tmp_path / "ds.json")})
+    assert "nearest zero_optimization" in found["zero_optimisation"] and "line 2" in found["zero_optimisation"]
+    assert "expected 1.0" in found["gradient_clipping"]
+
+
+def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "images").mkdir()
+    document = json.loads((corpus / "images" / "manifest.json").read_text(encoding="utf-8"))
+    document["shards"][0]["samples"] += 1
+    (tmp_path / "images" / "manifest.json").write_text(json.dumps(document))
+    settings = recipe(corpus, tmp_path / "run")
+    settings["views"]["image_text"]["sources"] = {"images": {"path": str(tmp_path / "images")}}
+    assert "totals" in refusal(tmp_path, settings)["views.image_text.sources.images.path"]
+
+
+def test_a_batch_above_the_sets_size_is_said(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    settings["views"]["image_text"] |= {"batch_size": 104, "matching_rows": 104}
+    (note,) = check(tmp_path, settings).notes
+    assert note.startswith("views.image_text: a step takes 104 samples, but its sets hold only 96")
+
+
+def test_what_lies_elsewhere_is_left_to_the_start(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    settings["data"]["tokenizer"] = "nobody/has-this-model"
+    settings["views"]["image_text"]["sources"] = {"images": {"path": "s3://nowhere/images"}}
+    notes = check(tmp_path, settings).notes
+    assert [note.partition(":")[0] for note in notes] == ["views.image_text.sources.images.path", "data.tokenizer"]
+
+
+def test_a_shipped_deepspeed_json_is_found_from_any_folder(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = recipe(corpus, tmp_path / "run")
+    for name in ("zero3_fp32", "ds_configs/zero3_fp32.json"):
+        check(tmp_path, {**settings, "deepspeed": name})
+    assert check(tmp_path, settings).config.deepspeed == "ds_configs/zero3_cpu.json", "the default"
+    found = refusal(tmp_path, {**settings, "deepspeed": "zero3_fp23"})
+    assert "did you mean zero3_fp32?" in found["deepspeed"]
+
+
+def test_types_and_what_is_named_come_in_turn(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    settings["views"]["image_text"]["sources"] = {"images": {"path": str(tmp_path / "none")}}
+    assert set(refusal(tmp_path, settings, "--seed", "x")) == {"seed"}
+
+
+def test_a_recipe_is_read_in_a_moment_and_checked_in_a_second_without_torch(tmp_path: Path, corpus: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", recipe(corpus, tmp_path / "run"))
+    code = (
+        "import sys, time\n"
+        "from cclm.recipe.read import read_recipe\n"
+        f"read_recipe(['--recipe', {str(path)!r}, '--seed', '3'])\n"
+        "read = time.process_time()\n"
+        "heavy = {'torch', 'transformers', 'deepspeed', 'numpy', 'pyarrow', 'PIL', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from cclm.recipe.check import check_recipe\n"
+        f"check_recipe(['--recipe', {str(path)!r}], world_size=2)\n"
+        "assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules)\n"
+        "print(read, time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read, checked = map(float, done.stdout.split())
+    assert read < 0.6 and checked < 2.0, "CPU seconds with the interpreter's start; 0.25 and 0.6 on a quiet machine"
