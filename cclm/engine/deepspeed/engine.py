@@ -84,8 +84,8 @@ class DeepSpeedEngine(Generic[BatchType]):
         """
         check_same_step(self._collectives, batch.step, batch)
         seed_step(self._seed, batch.step, self.rank, batch.update * self._accumulation_steps + self._num_backwards)
-        total, metrics = self._engine(batch)
-        return Losses(total=total, metrics=metrics)
+        losses: Losses = self._engine(batch)
+        return losses
 
     def backward(self, losses: Losses) -> None:
         """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""
@@ -151,8 +151,8 @@ class DeepSpeedEngine(Generic[BatchType]):
     def evaluate(self, probe: Probe) -> Outputs:
         """Return `probe(module)`, inside the engine's own forward, without dropout and gradients. A collective."""
         with evaluation_mode(self._engine), torch.no_grad():
-            _, outputs = self._engine(ProbeRequest(probe=probe))
-        return dict(outputs)
+            answered: Losses = self._engine(ProbeRequest(probe=probe))
+        return answered.metrics
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's share of weights, moments and averages."""

@@ -167,7 +167,5 @@ def test_averaged_weights_can_be_exported_and_are_their_own_witness(
 
 def test_a_run_without_averages_says_so(opened: OpenedModel, tmp_path: Path) -> None:
     engine = PlainEngine(Training(opened.model), OptimizerConfig(total_steps=10))
-    with pytest.raises(
-        CheckpointError, match=r"expected averaged weights, got none. Train with optimizer\.ema_decay"
-    ):
+    with pytest.raises(CheckpointError, match=r"expected averaged weights, got none. Train with optimizer\.ema_decay"):
         checkpoint_source(save_checkpoint(engine, tmp_path, 1, {}, keep=1), "ema")
