@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from cclm.checkpoint.save import save_checkpoint
+from cclm.engine.fragments import share_path
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
@@ -28,6 +30,7 @@ from cclm.hub.parity import Difference, ParityReport
 from cclm.hub.reference_outputs import make_recorder, read_witness, witness_of
 from cclm.hub.weight_files import in_memory
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.run.checkpoints import Marker, list_files, record_file, write_marker
 from cclm.run.facts import CheckpointFacts
 
 
@@ -169,3 +172,27 @@ def test_a_run_without_averages_says_so(opened: OpenedModel, tmp_path: Path) -> 
     engine = PlainEngine(Training(opened.model), OptimizerConfig(total_steps=10))
     with pytest.raises(CheckpointError, match=r"expected averaged weights, got none. Train with optimizer\.ema_decay"):
         checkpoint_source(save_checkpoint(engine, tmp_path, 1, {}, keep=1), "ema")
+
+
+class Harmful:
+    """What a prepared file could hold: it makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_an_export_runs_no_code_of_a_checkpoint(opened: OpenedModel, tmp_path: Path) -> None:
+    """Not even if the marker vouches for the file."""
+    engine: PlainEngine[Any] = PlainEngine(Training(opened.model), OptimizerConfig(total_steps=10))
+    path = save_checkpoint(engine, tmp_path, 1, {}, keep=1)
+    torch.save({"state": Harmful(tmp_path / "made")}, tmp_path / "bait.pt")
+    share_path(path, 0).write_bytes((tmp_path / "bait.pt").read_bytes())
+    write_marker(
+        path, Marker(step=1, world_size=1, files={name: record_file(path / name) for name in list_files(path)})
+    )
+    with pytest.raises(CheckpointError, match="a readable file of a rank's state"):
+        checkpoint_source(path, "last")()
+    assert not (tmp_path / "made").exists()
