@@ -7,6 +7,7 @@ step_100   sound               ──► taken
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from cclm.distributed.together import Ranks, on_every_rank
 from cclm.errors import CheckpointError
 from cclm.run.checkpoints import FOLDER, damage_of, set_aside, visible_checkpoints
+
+LOOK_AGAIN_S = 3.0
+"""Before a checkpoint with flaws is looked at once more."""
 
 
 def newest_sound(ranks: Ranks, run_folder: Path, tell: Callable[[str], object]) -> Path | None:
@@ -34,14 +38,16 @@ def newest_sound(ranks: Ranks, run_folder: Path, tell: Callable[[str], object]) 
     candidates = on_every_rank(ranks, lambda: visible_checkpoints(run_folder) if is_first else [], "list checkpoints")
     damaged: dict[Path, str] = {}
     for checkpoint in reversed(candidates[0]):
-        look = partial(damage_of, checkpoint, ranks.rank, ranks.world_size)
-        flaws = [flaw for share in on_every_rank(ranks, look, "read a checkpoint") for flaw in share]
+        flaws = _look(ranks, checkpoint)
+        if flaws:  # a network file system may show another machine's files late, and a network may garble them
+            time.sleep(LOOK_AGAIN_S)
+            flaws = _look(ranks, checkpoint)
         if not flaws:
             on_every_rank(ranks, lambda: _set_aside(damaged, tell) if is_first else None, "set checkpoints aside")
             if damaged and is_first:
                 tell(f"going on from {checkpoint.name}\n")
             return checkpoint
-        damaged[checkpoint] = "; ".join(dict.fromkeys(flaws))
+        damaged[checkpoint] = "; ".join(flaws)
     if damaged:
         raise CheckpointError(
             where=str(run_folder / FOLDER),
@@ -50,6 +56,12 @@ def newest_sound(ranks: Ranks, run_folder: Path, tell: Callable[[str], object]) 
             do="Put the files back from a copy, or rename these folders to start from the beginning; check the disk.",
         )
     return None
+
+
+def _look(ranks: Ranks, checkpoint: Path) -> list[str]:
+    """What the ranks find wrong, each in its share of the files."""
+    look = partial(damage_of, checkpoint, ranks.rank, ranks.world_size)
+    return list(dict.fromkeys(flaw for share in on_every_rank(ranks, look, "read a checkpoint") for flaw in share))
 
 
 def _set_aside(damaged: dict[Path, str], tell: Callable[[str], object]) -> None:

@@ -9,12 +9,12 @@ fragments of the kind "average" (`cclm.engine.fragments`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 
-from cclm.engine.fragments import WEIGHTS, Fragment
+from cclm.engine.fragments import Fragment
 
 
 class WeightAverage:
@@ -43,10 +43,3 @@ class WeightAverage:
             device = averages[0].device
             values = [fragment.values.detach().to(device, torch.float32) for fragment in fragments]
             torch._foreach_lerp_(averages, values, 1.0 - decay)
-
-
-def start_average(
-    decay: float, fragments: Callable[[str], list[Fragment]], device: torch.device
-) -> WeightAverage | None:
-    """Return averages that begin with the fragments of the weights as they are now; None for a decay of 0."""
-    return WeightAverage(decay, fragments(WEIGHTS), device) if decay > 0 else None

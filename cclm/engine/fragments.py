@@ -106,4 +106,4 @@ def aliases_of(module: nn.Module) -> dict[str, str]:
 def buffers_of(module: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that belong to the module's state (not those that are made anew at each start)."""
     kept = module.state_dict(keep_vars=True).keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+    return {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if name in kept}

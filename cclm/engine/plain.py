@@ -15,23 +15,13 @@ from typing import Any, Generic, Literal
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.adamw import MOMENTS, adamw_state
-from cclm.engine.ema import start_average
-from cclm.engine.fragments import (
-    AVERAGE,
-    WEIGHTS,
-    Fragment,
-    ShareFacts,
-    aliases_of,
-    buffers_of,
-    share_path,
-    write_share,
-)
+from cclm.engine.adamw import adamw_state
+from cclm.engine.fragments import WEIGHTS, Fragment
 from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import BatchType, Losses, Outputs, Probe, StepStatistics
+from cclm.engine.rank_state import RankState
 from cclm.engine.seeding import seed_step
-from cclm.engine.stored_weights import StoredState
 
 
 class PlainEngine(Generic[BatchType]):
@@ -63,7 +53,8 @@ class PlainEngine(Generic[BatchType]):
         self.device = torch.device(device)
         self._config = optimizer
         self._optimizer = build_adamw(parameter_groups(module, optimizer), optimizer)
-        self._average = start_average(optimizer.ema_decay, self._fragments, self.device)
+        self._state = WholeState(self.module, self._optimizer)
+        self._state.start_average(optimizer.ema_decay, self.device)
         self._seed = seed
         self.precision: str = precision
         self._accumulation_steps = accumulation_steps
@@ -96,8 +87,7 @@ class PlainEngine(Generic[BatchType]):
         if math.isfinite(norm):
             self._optimizer.step()
         self._optimizer.zero_grad()
-        if self._average is not None:
-            self._average.update(self._fragments(WEIGHTS))
+        self._state.update_average()
         return StepStatistics(grad_norm=norm if math.isfinite(norm) else math.inf, learning_rates=rates)
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -131,44 +121,36 @@ class PlainEngine(Generic[BatchType]):
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write the state as the share of the only rank."""
-        kept = {WEIGHTS: [*self._fragments(WEIGHTS), *self._frozen()]}
-        kept |= {key: self._fragments(key) for key in MOMENTS}
-        if self._average is not None:
-            kept[AVERAGE] = self._average.averages
-        facts = ShareFacts(
-            world_size=1,
-            aliases=aliases_of(self.module),
-            updates=max((int(state["step"]) for state in self._optimizer.state.values()), default=0),
-            average_updates=0 if self._average is None else self._average.updates,
-            client_state=dict(client_state),
-        )
-        write_share(share_path(folder, self.rank), facts, kept, buffers_of(self.module))
+        self._state.save(folder, client_state)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore what any engine saved, bit by bit."""
-        stored = StoredState(folder)
-        stored.fill(WEIGHTS, [*self._fragments(WEIGHTS), *self._frozen()])
-        for key in MOMENTS:
-            stored.fill(key, self._fragments(key))
-        for state in self._optimizer.state.values():
-            state["step"].fill_(stored.facts.updates)
-        stored.fill_buffers(self.module)
-        if self._average is not None:
-            stored.fill(AVERAGE, self._average.averages)
-            self._average.updates = stored.facts.average_updates
-        return stored.facts.client_state
+        return self._state.load(folder)
 
-    def _fragments(self, kind: str) -> list[Fragment]:
-        """Of the trainable parameters, whole: their values, or a moment."""
+
+class WholeState(RankState):
+    """The training state of one process, whole."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self._optimizer = module, optimizer
+
+    def fragments(self, kind: str) -> list[Fragment]:
+        """Return the trainable parameters, or their moments."""
+        trained = [(name, value) for name, value in self.module.named_parameters() if value.requires_grad]
         return [
             _whole(name, value if kind == WEIGHTS else adamw_state(self._optimizer, value)[kind])
-            for name, value in self.module.named_parameters()
-            if value.requires_grad
+            for name, value in trained
         ]
 
-    def _frozen(self) -> list[Fragment]:
-        """The parameters that no update moves, whole."""
+    def frozen(self) -> list[Fragment]:
+        """Return the parameters that no update moves."""
         return [_whole(name, value) for name, value in self.module.named_parameters() if not value.requires_grad]
+
+    def optimizer_states(self) -> list[dict[str, Any]]:
+        """Return what AdamW keeps of each parameter."""
+        return list(self._optimizer.state.values())
 
 
 def _whole(name: str, value: Tensor) -> Fragment:

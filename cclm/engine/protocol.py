@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,12 @@ Probe: TypeAlias = Callable[[nn.Module], Outputs]
 """Computes something with the training module, outside of training: `probe(module)`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """What one forward call returns."""
+class Losses(NamedTuple):
+    """What one forward call returns; a tuple, because DeepSpeed's hooks look for tensors in those."""
 
     total: Tensor
     """Scalar to back-propagate. The mean of it over the ranks is the loss of the global batch."""
-    metrics: Mapping[str, Tensor]
+    metrics: dict[str, Tensor]
     """Detached scalars by name ("loss" is the total; "image_text/itc", "text_pair/ttm", "temperature", …): values of
     this rank's share, scaled so that their mean over the ranks is the value of the global batch."""
 

@@ -118,7 +118,8 @@ def read_marker(checkpoint: Path) -> Marker:
 
 def write_marker(folder: Path, marker: Marker) -> None:
     """Write `complete` and sync it; the last write into a checkpoint."""
-    atomic.replace_text(folder / MARKER, json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n", durable=True)
+    text = json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n"
+    retried(lambda: atomic.replace_text(folder / MARKER, text, durable=True))
 
 
 def damage_of(checkpoint: Path, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
+from cclm.engine.protocol import Losses
 from cclm.errors import ConfigError
 from tests.ranks.harness import OPTIMIZER, Case, drive, ds_config, make_deepspeed, on_ranks, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch
@@ -109,3 +111,30 @@ def _reduce(case: Case) -> dict[str, float]:
 def test_reduce_mean_keeps_the_order_of_keys() -> None:
     for means in on_ranks(_reduce, 2, CASE):
         assert list(means.items()) == [("z", 0.5), ("a", 2.0)]
+
+
+class Bilinear(nn.Module):
+    """A training module whose own parameter is needed in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(8) + 0.1)
+
+    def forward(self, batch: Batch) -> Losses:
+        assert batch.image_text is not None
+        x_B8 = batch.image_text.images_BCHW[:, 0, 0]
+        total = (x_B8 @ self.weight @ self.weight).square().mean()
+        return Losses(total=total, metrics={"loss": total.detach()})
+
+
+def _make_bilinear(talk: Collectives) -> nn.Module:
+    return Bilinear()
+
+
+@pytest.mark.slow
+def test_a_training_module_may_have_parameters_of_its_own() -> None:
+    case = replace(CASE, make_module=_make_bilinear, make_batch=joint_batch, keeps_gradients=True)
+    ours, expected = train_ranks(case)[0], train_plain(case)
+    assert ours.losses == pytest.approx(expected.losses, rel=1e-5)
+    for mine, reference in zip(ours.gradients, expected.gradients, strict=True):
+        torch.testing.assert_close(mine["weight"], reference["weight"])

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cclm.checkpoint.load import load_checkpoint
 from cclm.checkpoint.save import save_checkpoint
 from cclm.distributed.collectives import Collectives
 from cclm.engine.adamw import MOMENTS
-from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts
+from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, share_path
 from cclm.engine.stored_weights import StoredState
 from cclm.run.checkpoints import newest_complete, step_folder
 from tests.parity import test_training_step as training_step
@@ -113,6 +114,8 @@ def test_what_no_update_moves_comes_along(tmp_path: Path, stage: int) -> None:
     on_ranks(_go_on, 4, case, tmp_path / "old", tmp_path / "new", 1)
     old, new = (everything(step_folder(tmp_path / name, STOP))[0] for name in ("old", "new"))
     assert {"weights/fixed.weight", "weights/fixed.bias", "buffers/fixed.mean"} <= old.keys()
+    second = load_file(share_path(step_folder(tmp_path / "old", STOP), 1))
+    assert ("weights/fixed.weight" in second) == (stage == 3), "whole ones are in one file"
     assert all(torch.equal(value, new[name]) for name, value in old.items())
 
 

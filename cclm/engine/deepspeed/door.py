@@ -1,8 +1,7 @@
 """The module that DeepSpeed sees: one door to the training module, through which every forward pass goes.
 
-DeepSpeed hangs its hooks (gathering of parameters, begin of the backward pass) on the module that it is given. It finds
-the tensors that the module returns in tuples and dicts, but not in our dataclasses. So batches and probes come in here,
-and a plain tuple goes out.
+DeepSpeed hangs its hooks (gathering of parameters, begin of the backward pass) on this module and on those inside. They
+look for tensors in what a module returns, in tuples and dicts; so what a probe computes goes out as `Losses` do.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cclm.engine.plain import autocast
-from cclm.engine.protocol import EngineBatch, Losses, Outputs, Probe
+from cclm.engine.protocol import EngineBatch, Losses, Probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,11 @@ class Door(nn.Module):
         self.training_module = training_module
         self._device, self._precision = device, precision
 
-    def forward(self, request: EngineBatch | ProbeRequest) -> tuple[Tensor, Outputs]:
-        """Return a batch's total loss and its metrics; for a probe, a zero and its outputs."""
+    def forward(self, request: EngineBatch | ProbeRequest) -> Losses:
+        """Return a batch's losses; for a probe, its outputs as the metrics."""
         with autocast(self._device, self._precision):
             if isinstance(request, ProbeRequest):
-                return torch.zeros((), device=self._device), request.probe(self.training_module)
+                return Losses(total=torch.zeros(()), metrics=request.probe(self.training_module))
             losses = self.training_module(request)
         assert isinstance(losses, Losses)
-        return losses.total, dict(losses.metrics)
+        return losses

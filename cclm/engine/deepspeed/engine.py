@@ -18,20 +18,16 @@ from cclm.distributed.agreement import check_same_step
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.together import on_every_rank
 from cclm.distributed.topology import Topology
-from cclm.engine.adamw import MOMENTS
 from cclm.engine.deepspeed import quirks
 from cclm.engine.deepspeed.construction import initialise, whole_value
 from cclm.engine.deepspeed.door import Door, ProbeRequest
-from cclm.engine.deepspeed.state_shards import StateShards
+from cclm.engine.deepspeed.state_shards import ShardedState
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
-from cclm.engine.ema import start_average
-from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, aliases_of, buffers_of, share_path, write_share
 from cclm.engine.optimizer import parameter_groups, set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import evaluation_mode, stack_scalars
 from cclm.engine.protocol import BatchType, Losses, Outputs, Probe, StepStatistics
 from cclm.engine.seeding import seed_step
-from cclm.engine.stored_weights import StoredState
 
 
 class DeepSpeedEngine(Generic[BatchType]):
@@ -68,9 +64,9 @@ class DeepSpeedEngine(Generic[BatchType]):
         self._module = module
         groups = parameter_groups(module, optimizer)
         self._engine = initialise(Door(module, topology.device, self.precision), groups, optimizer, ds_config, topology)
-        self._shards = StateShards(self._engine, module, self.stage, self.rank)
+        self._state = ShardedState(self._engine, module, self.stage, topology)
         beside = torch.device("cpu") if offloads_optimizer(ds_config) else self.device
-        self._average = start_average(optimizer.ema_decay, self._shards.fragments, beside)
+        self._state.start_average(optimizer.ema_decay, beside)
 
     @property
     def description(self) -> str:
@@ -85,8 +81,8 @@ class DeepSpeedEngine(Generic[BatchType]):
         """
         check_same_step(self._collectives, batch.step, batch)
         seed_step(self._seed, batch.step, self.rank, batch.update * self._accumulation_steps + self._num_backwards)
-        total, metrics = self._engine(batch)
-        return Losses(total=total, metrics=metrics)
+        losses: Losses = self._engine(batch)
+        return losses
 
     def backward(self, losses: Losses) -> None:
         """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""
@@ -109,8 +105,7 @@ class DeepSpeedEngine(Generic[BatchType]):
         self._engine.step()
         if self.stage > 0:
             norm = float(self._engine.get_global_grad_norm())
-        if self._average is not None:
-            self._average.update(self._shards.fragments(WEIGHTS))
+        self._state.update_average()
         return StepStatistics(grad_norm=norm if math.isfinite(norm) and norm >= 0 else math.inf, learning_rates=rates)
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -152,26 +147,12 @@ class DeepSpeedEngine(Generic[BatchType]):
     def evaluate(self, probe: Probe) -> Outputs:
         """Return `probe(module)`, inside the engine's own forward, without dropout and gradients. A collective."""
         with evaluation_mode(self._engine), torch.no_grad():
-            _, outputs = self._engine(ProbeRequest(probe=probe))
-        return dict(outputs)
+            answered: Losses = self._engine(ProbeRequest(probe=probe))
+        return answered.metrics
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's share of weights, moments and averages."""
-        is_writer = self.stage > 0 or self.rank == 0  # at stage 0 every rank holds the same
-        fragments = {WEIGHTS: self._shards.fragments(WEIGHTS), **{key: self._shards.fragments(key) for key in MOMENTS}}
-        fragments[AVERAGE] = [] if self._average is None else self._average.averages
-        if self.stage == 3 or self.rank == 0:
-            fragments[WEIGHTS] = [*fragments[WEIGHTS], *self._shards.frozen()]
-        facts = ShareFacts(
-            world_size=self.world_size,
-            aliases=aliases_of(self._module),
-            updates=self._shards.updates,
-            average_updates=0 if self._average is None else self._average.updates,
-            counters=self._shards.counters(),
-            client_state=dict(client_state),
-        )
-        buffers = buffers_of(self._module) if self.rank == 0 else {}
-        write_share(share_path(folder, self.rank), facts, fragments if is_writer else {}, buffers)
+        self._state.save(folder, client_state)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore parameters, moments, averages and client state bit by bit, whatever ranks and engine wrote them.
@@ -182,20 +163,6 @@ class DeepSpeedEngine(Generic[BatchType]):
             CheckpointError: on every rank, if it does not fit the module or cannot be read.
         """
         # All must have found their shares before the first collective: one that fails later leaves the others in it.
-        stored = on_every_rank(self, lambda: self._fill(folder), "load its share of a checkpoint")[self.rank]
-        self._shards.refresh()
-        return stored
-
-    def _fill(self, folder: Path) -> dict[str, Any]:
-        """Copy what is stored into this rank's share; return the client state."""
-        stored, shards = StoredState(folder, self.rank), self._shards
-        stored.fill(WEIGHTS, [*shards.fragments(WEIGHTS), *shards.frozen()])
-        for key in MOMENTS:
-            stored.fill(key, shards.fragments(key))
-        shards.set_updates(stored.facts.updates)
-        shards.set_counters(stored.facts.counters)
-        stored.fill_buffers(self._module)
-        if self._average is not None:
-            stored.fill(AVERAGE, self._average.averages)
-            self._average.updates = stored.facts.average_updates
-        return stored.facts.client_state
+        states = on_every_rank(self, lambda: self._state.load(folder), "load its share of a checkpoint")
+        self._state.refresh()
+        return states[self.rank]

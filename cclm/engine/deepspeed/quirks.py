@@ -10,7 +10,9 @@
     to take a norm in; so it is on only where it is needed. (::test_offload)
 3.  Parameters of shape () crash its broadcast: "self.dim() cannot be 0 to view Float as Byte".
     → `check_parameters_have_dimensions` (tests/ranks/test_deepspeed_engine.py)
-4.  Its hooks find tensors in tuples and dicts, not in dataclasses. → `cclm.engine.deepspeed.door` (every rank test)
+4.  Its hooks find tensors in what a module returns if that is a tuple, list or dict, not in dataclasses: the backward
+    pass of a module that returns one finds its parameters gone. → `Losses` is a tuple
+    (tests/ranks/test_deepspeed_engine.py::test_a_training_module_may_have_parameters_of_its_own)
 5.  Stage 0 tells no gradient norm, and leaves a parameter without a gradient as it is. → `prepare_stage_0`
     (tests/parity/test_engine.py::test_every_stage_agrees_with_plain)
 6.  At its start it compiles an extension for collectives in shared memory (a minute; for ever, if a killed process left

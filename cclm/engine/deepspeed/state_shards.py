@@ -13,17 +13,15 @@ them. Its own checkpoints would be pickles, tied to the number of ranks, and are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from cclm.distributed.topology import Topology
 from cclm.engine.adamw import adamw_state
 from cclm.engine.fragments import WEIGHTS, Fragment
-
-COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-"""DeepSpeed's own, which its monitors and profilers read."""
+from cclm.engine.rank_state import RankState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +39,25 @@ class Shard:
     size: int
 
 
-class StateShards:
+class ShardedState(RankState):
     """This rank's part of an initialised DeepSpeed engine's state.
 
     Args:
         engine: DeepSpeed's.
         module: the training module inside it, whose names count.
         stage: of ZeRO.
-        rank: this process's.
+        topology: this process's place.
     """
 
-    def __init__(self, engine: Any, module: nn.Module, stage: int, rank: int) -> None:
+    def __init__(self, engine: Any, module: nn.Module, stage: int, topology: Topology) -> None:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        self._engine, self._module, self._stage, self._rank = engine, module, stage, rank
+        self.module, self.rank, self.world_size = module, topology.rank, topology.world_size
+        self.is_writer, self.writes_frozen = stage > 0 or self.rank == 0, stage == 3 or self.rank == 0
+        self.engine, self._stage = engine, stage
         self._optimizer = engine.optimizer.optimizer if stage > 0 else engine.optimizer
         self._counts_in_ints = isinstance(self._optimizer, DeepSpeedCPUAdam)
-        self.shards = [
+        self._shards = [
             shard
             for name, parameter in module.named_parameters()
             if parameter.requires_grad and (shard := self._shard(name, parameter)) is not None
@@ -66,7 +66,7 @@ class StateShards:
     def fragments(self, kind: str) -> list[Fragment]:
         """Return this rank's parts of the trainable parameters: their fp32 values ("weights"), or a moment."""
         found = []
-        for shard in self.shards:
+        for shard in self._shards:
             values = shard.flat.detach() if kind == WEIGHTS else self._state(shard)[kind]
             values = values.view(-1)[shard.offset : shard.offset + shard.size]
             found.append(Fragment(name=shard.name, shape=shard.shape, start=shard.start, values=values))
@@ -76,46 +76,27 @@ class StateShards:
         """Return this rank's parts of the parameters that no update moves, which have no fp32 master values."""
         found = []
         parameter: Any  # DeepSpeed gives it attributes
-        for name, parameter in self._module.named_parameters():
+        for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 continue
             shape, start, values = tuple(parameter.shape), 0, parameter.detach().view(-1)
             if self._stage == 3:
-                shape, start = tuple(parameter.ds_shape), self._rank * parameter.ds_tensor.ds_numel
+                shape, start = tuple(parameter.ds_shape), self.rank * parameter.ds_tensor.ds_numel
                 values = parameter.ds_tensor[: max(0, math.prod(shape) - start)]
             if values.numel():
                 found.append(Fragment(name=name, shape=shape, start=start, values=values))
         return found
 
-    @property
-    def updates(self) -> int:
-        """How many updates the moments have seen; all of them equally many."""
-        return int(self._state(self.shards[0])["step"]) if self.shards else 0
-
-    def set_updates(self, updates: int) -> None:
-        """Make the moments ones that have seen so many updates."""
-        for shard in self.shards:
-            state = self._state(shard)
-            if self._counts_in_ints:
-                state["step"] = updates
-            else:
-                state["step"].fill_(updates)
-
-    def counters(self) -> dict[str, int]:
-        """Return DeepSpeed's counters."""
-        return {name: int(getattr(self._engine, name)) for name in COUNTERS}
-
-    def set_counters(self, counters: Mapping[str, int]) -> None:
-        """Set DeepSpeed's counters; a checkpoint of the plain engine has none."""
-        for name, count in counters.items():
-            setattr(self._engine, name, count)
+    def optimizer_states(self) -> list[dict[str, Any]]:
+        """Return what AdamW keeps of each of its flat tensors."""
+        return [self._state(shard) for shard in {id(shard.flat): shard for shard in self._shards}.values()]
 
     def refresh(self) -> None:
         """Bring what the ranks compute with in line with the fp32 values. A collective."""
-        zero = self._engine.optimizer
+        zero = self.engine.optimizer
         if self._stage == 3:
             zero.checkpoint_event_prologue()  # cuts the parameters that are kept whole, too
-            zero.load_state_dict({self._rank: zero.state_dict()}, load_optimizer_states=False)
+            zero.load_state_dict({self.rank: zero.state_dict()}, load_optimizer_states=False)
             zero.checkpoint_event_epilogue()
         elif self._stage > 0:
             zero.update_lp_params()
@@ -125,10 +106,10 @@ class StateShards:
 
     def _shard(self, name: str, parameter: Any) -> Shard | None:
         """This rank's part of a parameter, or None if it holds nothing of it."""
-        zero, shape = self._engine.optimizer, tuple(getattr(parameter, "ds_shape", parameter.shape))
+        zero, shape = self.engine.optimizer, tuple(getattr(parameter, "ds_shape", parameter.shape))
         if self._stage == 3:
             group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-            flat, start = zero.fp32_partitioned_groups_flat[group], self._rank * parameter.ds_tensor.ds_numel
+            flat, start = zero.fp32_partitioned_groups_flat[group], self.rank * parameter.ds_tensor.ds_numel
             size = max(0, min(size, math.prod(shape) - start))  # without padding
         elif self._stage > 0:
             place = parameter._hp_mapping

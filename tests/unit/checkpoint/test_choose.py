@@ -17,6 +17,11 @@ from cclm.run.checkpoints import step_folder
 from tests.tiny_checkpoint import write_checkpoint
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "LOOK_AGAIN_S", 0.0)
+
+
 def spoil(checkpoint: Path, how: str) -> None:
     file, marker = checkpoint / "weights", checkpoint / "complete"
     if how == "flipped":
@@ -44,6 +49,15 @@ def test_the_older_one_is_taken_and_the_damaged_one_kept(tmp_path: Path, how: st
     assert lines[1] == "going on from step_000000010\n"
     lines.clear()
     assert newest_sound(SINGLE, tmp_path, lines.append) == step_folder(tmp_path, 10) and not lines
+
+
+def test_files_that_a_network_file_system_shows_late_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = write_checkpoint(tmp_path, 10, "content")
+    (newest / "weights").rename(tmp_path / "not yet")
+    monkeypatch.setattr(choose.time, "sleep", lambda _: (tmp_path / "not yet").rename(newest / "weights"))
+    assert newest_sound(SINGLE, tmp_path, pytest.fail) == newest
 
 
 def test_without_checkpoints_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.ema import WeightAverage, start_average
+from cclm.engine.ema import WeightAverage
 from cclm.engine.fragments import Fragment
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
@@ -39,7 +39,8 @@ def test_the_average_follows_the_rule() -> None:
 
 
 def test_no_decay_no_average() -> None:
-    assert start_average(0.0, lambda kind: pytest.fail("not asked for"), CPU) is None
+    engine: PlainEngine[Batch] = PlainEngine(make_toy(SINGLE), OptimizerConfig(total_steps=1))
+    assert engine._state.average is None
     with pytest.raises(ConfigError, match=r"ema_decay=1\.0"):
         OptimizerConfig(total_steps=1, ema_decay=1.0)
 
