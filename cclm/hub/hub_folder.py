@@ -9,9 +9,9 @@ from tokenizers import Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 
+from cclm.data.config import Normalise
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokenizer_file import tokenizer_bytes
-from cclm.data.tokens import Normalise
 from cclm.errors import CheckpointError
 from cclm.hub.open import RESAMPLE_NUMBER, Prepared
 from cclm.hub.weight_files import Dtype, Source, write_weights
