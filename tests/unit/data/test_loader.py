@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TensorRecord, TextPairBatch, Tokens
-from cclm.data.config import DataConfig
+from cclm.data.config import DataConfig, validate
 from cclm.data.loader import StepDataset, make_loader
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
@@ -170,7 +170,7 @@ def test_length_buckets_change_the_order_and_no_sample(change: Change, tokenizer
     dataset = pickle.loads(pickle.dumps(StepDataset(sorted_, tokenizer, 5)))
     assert dataset[2].text_pair.identity_S.tolist() == seen[1][16:24]
     with pytest.raises(ConfigError, match="length_buckets must be 1 to window"):
-        StepDataset(change("text_pair", length_buckets=9), tokenizer, 5)
+        validate(change("text_pair", length_buckets=9))
 
 
 def test_a_view_can_be_left_out(config: DataConfig, tokenizer: TextTokenizer) -> None:

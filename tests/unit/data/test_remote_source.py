@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.data.config import DataConfig
+from cclm.data.config import DataConfig, validate
 from cclm.data.loader import StepDataset, make_loader
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
@@ -84,6 +84,6 @@ def test_a_server_that_fails_ends_the_run(
         list(make_loader(dataset, 0, 2, num_workers))
 
 
-def test_a_cache_that_cannot_be_is_refused(remote: DataConfig, tokenizer: TextTokenizer) -> None:
+def test_a_cache_that_cannot_be_is_refused(remote: DataConfig) -> None:
     with pytest.raises(ConfigError, match="cache: size_bytes and attempts must"):
-        StepDataset(replace(remote, cache=CacheConfig(attempts=0)), tokenizer, 5)
+        validate(replace(remote, cache=CacheConfig(attempts=0)))
