@@ -292,7 +292,7 @@ def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
 
 def _check_choices(options: Any) -> None:
     """Every field with a closed set of words holds one of them."""
-    for name, choices in _choices(type(options)).items():
+    for name, choices in _choices(options.__class__).items():
         value = getattr(options, name)
         if value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
