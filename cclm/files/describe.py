@@ -8,46 +8,32 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, is_dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from cclm.files.hints import INLINE, Kinds, dataclass_in, hints_of, is_required, options_of, table_of, words_for
+from cclm.files.hints import Kinds, inside_of, is_required, members_of, options_of, words_for
 from cclm.files.plain import to_plain
 
 _WIDTH = 110
 
 
-def describe(kind: type, kinds: Kinds | None = None) -> str:
+def describe(hint: Any, kinds: Kinds | None = None, prefix: str = "") -> str:
     """Return the help of all options, in the order of their classes."""
-    return "\n".join(_described(kind, kinds or {}, ""))
-
-
-def _described(kind: type, kinds: Kinds, prefix: str) -> Iterator[str]:
-    for name, item in options_of(kind).items():
-        hint = hints_of(kind)[name]
-        if item.metadata.get(INLINE):
-            for key, each in table_of(hint, kinds).items():
-                yield from _block(each, kinds, f"{prefix}{key}", each.__doc__ or "")
+    kind = next((kind for kind, _ in members_of(hint) if is_dataclass(kind)), None)
+    options = {} if kind is None else options_of(kind)  # type: ignore[arg-type]
+    lines: list[str] = []
+    for name, inner in inside_of(hint, kinds or {})[0].items():
+        text = field_texts(kind).get(name, inner.__doc__ or "") if kind is not None else ""  # type: ignore[arg-type]
+        if inside_of(inner, kinds or {})[0]:
+            lines += ["", f"--{prefix}{name}  a mapping of the options below", *_indented(text)]
+            lines += [describe(inner, kinds, f"{prefix}{name}.")]
             continue
-        inner = dataclass_in(hint)
-        text = field_texts(kind).get(name, "")
-        if inner is not None:
-            yield from _block(inner, kinds, f"{prefix}{name}", text)
-            continue
-        default = "required" if is_required(item) else f"default: {_default(item)}"
-        yield from textwrap.wrap(
-            f"--{prefix}{name}  {words_for(hint)} ({default})", _WIDTH, subsequent_indent="        "
-        )
-        yield from _indented(text)
-
-
-def _block(kind: type, kinds: Kinds, key: str, text: str) -> Iterator[str]:
-    yield ""
-    yield f"--{key}  a mapping of the options below"
-    yield from _indented(text)
-    yield from _described(kind, kinds, f"{key}.")
+        default = "required" if is_required(options[name]) else f"default: {_default(options[name])}"
+        line = f"--{prefix}{name}  {words_for(inner)} ({default})"
+        lines += [*textwrap.wrap(line, _WIDTH, subsequent_indent="        "), *_indented(text)]
+    return "\n".join(lines)
 
 
 def _indented(text: str) -> list[str]:

@@ -78,7 +78,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
 
 def test_no_decay_no_average() -> None:
     assert start_average(0.0, lambda: pytest.fail("not asked for"), CPU) is None
-    with pytest.raises(ConfigError, match="ema_decay must be in"):
+    with pytest.raises(ConfigError, match="ema_decay must be a number of at least 0 and below 1"):
         OptimizerConfig(total_steps=1, ema_decay=1.0)
 
 
