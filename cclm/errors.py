@@ -79,12 +79,21 @@ class Problem(str):
 class ConfigError(CclmError):
     """A configuration that is wrong or contradicts itself; `problems` are all that were found, at least one."""
 
-    def __init__(self, *, expected: str, got: str = "", do: str, where: str = "", problems: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        expected: str,
+        got: str = "",
+        do: str,
+        where: str = "",
+        cause: Cause | None = None,
+        problems: Sequence[str] = (),
+    ) -> None:
         """Take one problem as `got`, or several as `problems`."""
         self.problems = tuple(
             problem if isinstance(problem, Problem) else Problem(problem) for problem in (problems or [got])
         )
-        super().__init__(expected=expected, got=got or _listed(self.problems), do=do, where=where)
+        super().__init__(expected=expected, got=got or _listed(self.problems), do=do, where=where, cause=cause)
 
 
 class DataError(CclmError):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cclm.errors import CclmError
 from cclm.run.stop import STOPPED_CODE, StopRequest
+
+if TYPE_CHECKING:
+    from cclm.config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,14 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], stop: StopRequest) -> int:
-    from cclm.recipe.read import read_recipe, shown
+    from cclm.recipe.read import shown
 
     try:
         text = shown(arguments, "python -m pretrain", "Pre-train a cross-view language model.")
         if text is not None:
             sys.stdout.write(text)
             return 0
-        config = read_recipe(arguments)
+        config = checked_config(arguments)
         from cclm.train.loop import train
         from pretrain.build import open_run
 
@@ -40,6 +45,20 @@ def _run(arguments: Sequence[str], stop: StopRequest) -> int:
         sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
         return 130
     return 0
+
+
+def checked_config(arguments: Sequence[str]) -> RunConfig:
+    """Read the configuration; rank 0 also looks at what it names, and says what deserves a line."""
+    from cclm.recipe.check import check_recipe
+    from cclm.recipe.read import read_recipe
+
+    if os.environ.get("RANK", "0") != "0":
+        return read_recipe(arguments)
+    ranks = os.environ.get("WORLD_SIZE", "")
+    checked = check_recipe(arguments, world_size=max(int(ranks), 1) if ranks.isdecimal() else 1)
+    for note in checked.notes:
+        sys.stderr.write(f"note: {note}\n")
+    return checked.config
 
 
 if __name__ == "__main__":

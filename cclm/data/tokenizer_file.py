@@ -17,6 +17,8 @@ from cclm.errors import ConfigError
 TOKENIZER_NAME = "tokenizer.json"
 XLM_ROBERTA = "xlm-roberta"
 """`model_type` whose SentencePiece file is understood; CamemBERT's has the same name and other ids."""
+_LONGEST_NAME = 96
+"""Of a model on the hub, in characters."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -75,8 +77,9 @@ def tokenizer_folder(source: Path | str) -> Path:
 def is_hub_name(source: Path | str) -> bool:
     """Whether a source is looked for on the hub: it is no folder here, nor one that could be made."""
     path = Path(source)
-    is_path = path.is_dir() or (path.parent != Path() and path.parent.is_dir())
-    return not is_path and _HUB_NAME.fullmatch(str(source)) is not None
+    if len(str(source)) > _LONGEST_NAME or _HUB_NAME.fullmatch(str(source)) is None:
+        return False
+    return not (path.is_dir() or (path.parent != Path() and path.parent.is_dir()))
 
 
 def _refuse_other_kinds(folder: Path) -> None:

@@ -14,39 +14,43 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from cclm.errors import ConfigError
+from cclm.files.hints import field_errors
+from cclm.types import Bounds, Count, NotNegative, Positive, Share
+
+Decay = Annotated[float, Bounds(least=0, below=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with a schedule."""
 
-    total_steps: int
+    total_steps: Positive
     """Number of optimizer updates of the whole run; the schedule ends there."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Bounds(above=0)] = 1e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """Decay of AdamW's running means of the gradient and of its square. CCLM: 0.9, 0.98."""
-    eps: float = 1e-8
+    eps: Annotated[float, Bounds(above=0)] = 1e-8
     """AdamW's epsilon, added after bias correction."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay (per step: times the learning rate)."""
-    warmup_steps: int = 0
+    warmup_steps: Count = 0
     """Steps of linear warm-up; step k of them uses (k + 1) / warmup_steps of the peak."""
     warmup_from_zero: bool = False
     """Step k of the warm-up uses k / warmup_steps instead, as published: step 0 moves nothing but the moments."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
-    final_fraction: float = 0.0
+    final_fraction: Share = 0.0
     """Fraction of the peak that cosine and linear end at."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NotNegative = 1.0
     """Clip the global gradient norm to this; 0 switches clipping off."""
-    module_multipliers: Mapping[str, float] = field(default_factory=dict)
+    module_multipliers: Mapping[str, NotNegative] = field(default_factory=dict)
     """Learning-rate multipliers by prefix of parameter names, whole components ("model.vision_encoder"), where "*" is
     any one ("model.fusion_encoder.stack.layers.*.cross_attention"); the longest wins."""
-    weight_decay_multipliers: Mapping[str, float] = field(default_factory=dict)
+    weight_decay_multipliers: Mapping[str, NotNegative] = field(default_factory=dict)
     """Weight-decay multipliers by prefix of parameter names, in the same way."""
     decay_embeddings: bool = True
     """Decay token and position embeddings too, as CCLM, open_clip and nanoGPT do. Never decayed: biases, weights of
@@ -59,12 +63,14 @@ class OptimizerConfig:
     update_rule: Literal["torch", "published"] = "torch"
     """"torch": torch's fused AdamW. "published": that of the published runs, decay after the update and eps before the
     bias correction (`cclm.engine.adamw`)."""
-    ema_decay: float = 0.0
+    ema_decay: Decay = 0.0
     """Keep an exponential moving average of the weights with this decay per update, 0.9999 say (`cclm.engine.ema`); it
     is saved with every checkpoint. 0: none."""
 
     def __post_init__(self) -> None:
-        problems = [text for text, is_right in _rules(self).items() if not is_right]
+        problems = list(field_errors(self))
+        if self.warmup_steps > self.total_steps:
+            problems.append(f"warmup_steps must be at most total_steps ({self.total_steps}), is {self.warmup_steps}")
         if problems:
             raise ConfigError(
                 expected="an optimizer config that obeys its rules",
@@ -82,31 +88,3 @@ class OptimizerConfig:
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         remaining = 0.5 * (1.0 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1.0 - progress
         return self.final_fraction + (1.0 - self.final_fraction) * remaining
-
-
-def _rules(config: OptimizerConfig) -> dict[str, bool]:
-    """Sentence about a broken rule → whether it is kept."""
-    multipliers = [*config.module_multipliers.values(), *config.weight_decay_multipliers.values()]
-    return {
-        f"total_steps must be at least 1, is {config.total_steps}": config.total_steps >= 1,
-        f"learning_rate must be above 0, is {config.learning_rate}": config.learning_rate > 0,
-        f"betas must be in [0, 1), are {config.betas}": all(0 <= beta < 1 for beta in config.betas),
-        f"eps must be above 0, is {config.eps}": config.eps > 0,
-        f"ema_decay must be in [0, 1), is {config.ema_decay}": 0 <= config.ema_decay < 1,
-        f"weight_decay must be at least 0, is {config.weight_decay}": config.weight_decay >= 0,
-        f"warmup_steps must be 0 … total_steps ({config.total_steps}), is {config.warmup_steps}": (
-            0 <= config.warmup_steps <= config.total_steps
-        ),
-        f"final_fraction must be in [0, 1], is {config.final_fraction}": 0 <= config.final_fraction <= 1,
-        f"max_grad_norm must be at least 0, is {config.max_grad_norm}": config.max_grad_norm >= 0,
-        f"schedule must be cosine, linear or constant, is {config.schedule!r}": (
-            config.schedule in ("cosine", "linear", "constant")
-        ),
-        f"decay_rule must be module_type or published, is {config.decay_rule!r}": (
-            config.decay_rule in ("module_type", "published")
-        ),
-        f"update_rule must be torch or published, is {config.update_rule!r}": (
-            config.update_rule in ("torch", "published")
-        ),
-        "module_multipliers and weight_decay_multipliers must not be below 0": all(value >= 0 for value in multipliers),
-    }

@@ -7,70 +7,39 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, is_dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from cclm.files.hints import (
-    INLINE,
-    Kinds,
-    dataclass_in,
-    hints_of,
-    is_required,
-    mapping_in,
-    options_of,
-    table_of,
-    words_for,
-)
+from cclm.files.hints import Kinds, inside_of, is_required, members_of, options_of, words_for
 from cclm.files.plain import to_plain
 
 _WIDTH = 110
 
 
-def describe(kind: type, kinds: Kinds | None = None) -> str:
+def describe(hint: Any, kinds: Kinds | None = None, prefix: str = "") -> str:
     """Return the help of all options, in the order of their classes."""
-    return "\n".join(_described(kind, kinds or {}, ""))
-
-
-def _described(kind: type, kinds: Kinds, prefix: str) -> Iterator[str]:
-    for name, item in options_of(kind).items():
-        hint = hints_of(kind)[name]
-        if item.metadata.get(INLINE):
-            for key, each in table_of(hint, kinds).items():
-                yield from _block(each, kinds, f"{prefix}{key}", each.__doc__ or "")
+    kind = next((kind for kind, _ in members_of(hint) if is_dataclass(kind)), None)
+    options = {} if kind is None else options_of(kind)  # type: ignore[arg-type]
+    lines: list[str] = []
+    for name, inner in _options_inside(hint, kinds or {}).items():
+        text = field_texts(kind).get(name, inner.__doc__ or "") if kind is not None else ""  # type: ignore[arg-type]
+        if _options_inside(inner, kinds or {}):
+            lines += ["", f"--{prefix}{name}  a mapping of the options below", *_indented(text)]
+            lines += [describe(inner, kinds, f"{prefix}{name}.")]
             continue
-        inner = dataclass_in(hint)
-        text = field_texts(kind).get(name, "")
-        inside = _inside(hint, kinds)
-        if inside:
-            yield from ["", f"--{prefix}{name}  a mapping", *_indented(text)]
-            for key, each in inside.items():
-                yield from _block(each, kinds, f"{prefix}{name}.{key}", each.__doc__ or "")
-            continue
-        if inner is not None:
-            yield from _block(inner, kinds, f"{prefix}{name}", text)
-            continue
-        default = "required" if is_required(item) else f"default: {_default(item)}"
-        yield from textwrap.wrap(
-            f"--{prefix}{name}  {words_for(hint)} ({default})", _WIDTH, subsequent_indent="        "
-        )
-        yield from _indented(text)
+        default = "required" if is_required(options[name]) else f"default: {_default(options[name])}"
+        line = f"--{prefix}{name}  {words_for(inner)} ({default})"
+        lines += [*textwrap.wrap(line, _WIDTH, subsequent_indent="        "), *_indented(text)]
+    return "\n".join(lines)
 
 
-def _inside(hint: Any, kinds: Kinds) -> Mapping[str, type]:
-    """Return the classes of a mapping's values by key; NAME is any key."""
-    mapping = mapping_in(hint) if dataclass_in(hint) is None else None
-    value = dataclass_in(mapping[1]) if mapping is not None else None
-    return table_of(hint, kinds) or ({"NAME": value} if value is not None else {})
-
-
-def _block(kind: type, kinds: Kinds, key: str, text: str) -> Iterator[str]:
-    yield ""
-    yield f"--{key}  a mapping of the options below"
-    yield from _indented(text)
-    yield from _described(kind, kinds, f"{key}.")
+def _options_inside(hint: Any, kinds: Kinds) -> dict[str, Any]:
+    """Return the type of each key inside a mapping; NAME is any key whose value is a mapping of known keys."""
+    named, free = inside_of(hint, kinds)
+    return named or ({"NAME": free} if inside_of(free, kinds)[0] else {})
 
 
 def _indented(text: str) -> list[str]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import json.decoder
-import json.scanner
 import re
-from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cclm.errors import Problem
-from cclm.files.node import BrokenError, Node, node_of, twice
+from cclm.files.node import BrokenError, Node, node_of
 from cclm.files.yaml_nodes import parse_yaml
+
+_SURROGATES = re.compile(r"\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")
 
 
 def read_document(path: Path, problems: list[Problem]) -> Node | None:
@@ -51,43 +48,15 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_json(text: str, name: str, problems: list[Problem]) -> Node:
+    """JSON is YAML but for its tabs and its surrogates; Python's own reader says whether it is JSON."""
     try:
-        found: Node = _JsonDecoder(text, name, problems).decode(text)
+        json.loads(text, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise BrokenError(f"{name}:{error.lineno}", f"broken JSON: {error.msg}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise BrokenError(name, f"broken JSON: {error}") from error
-    return found
-
-
-class _JsonDecoder(json.JSONDecoder):
-    """Python's own decoder, whose values are nodes: each is wrapped where it was scanned."""
-
-    def __init__(self, text: str, name: str, problems: list[Problem]) -> None:
-        super().__init__(parse_constant=_no_number)
-        self._ends = [match.start() for match in re.finditer("\n", text)]
-        self._name, self._problems = name, problems
-        self.parse_object: Callable[..., Any] = self._object
-        self.parse_array: Callable[..., Any] = self._array
-        self._scan = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
-        self.scan_once = self._node
-
-    def _node(self, text: str, start: int) -> tuple[Node, int]:
-        value, end = self._scan(text, start)
-        return Node(value=value, place=f"{self._name}:{bisect_right(self._ends, start - 1) + 1}"), end
-
-    def _object(self, start: tuple[str, int], strict: bool, *_: Any) -> tuple[dict[str, Node], int]:
-        found: dict[str, Node] = {}
-        pairs, end = json.decoder.JSONObject(start, strict, self._node, None, list)  # type: ignore[attr-defined]
-        for key, node in pairs or ():
-            if key in found:
-                self._problems.append(twice(key, node.place, found[key]))
-            found[key] = replace(node, key=Node(value=key, place=node.place))
-        return found, end
-
-    def _array(self, start: tuple[str, int], *_: Any) -> tuple[tuple[Node, ...], int]:
-        items, end = json.decoder.JSONArray(start, self._node)  # type: ignore[attr-defined]
-        return tuple(items), end
+    text = _SURROGATES.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text.replace("\t", " "))
+    return parse_yaml(text, name + ":{}", problems)
 
 
 def _no_number(word: str) -> Any:

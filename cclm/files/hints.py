@@ -1,4 +1,4 @@
-"""What a dataclass of options says about itself: types of its fields, their words for people, every key of the tree."""
+"""What the type of an option says: what is inside of it, every key of the tree, and its words for people."""
 
 from __future__ import annotations
 
@@ -20,13 +20,9 @@ Kinds = Mapping[type, Mapping[str, type]]
 """Base class → key → the class of that key's value: `Mapping[str, Base]` then holds another class for each key."""
 PATH = get_args(PathText)[1]
 """What texts are annotated with that are paths."""
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-    Any: "a value",
+_WORDS: dict[Any, str] = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", Any: "a value"},
+    type(None): "null",
 }
 
 
@@ -46,41 +42,20 @@ def is_required(item: Field[Any]) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
 
 
-def without_notes(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return a type and what it is annotated with."""
-    if get_origin(hint) is not Annotated:
-        return hint, ()
-    inner, *notes = get_args(hint)
-    return inner, tuple(notes)
+def members_of(hint: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Return the members of a union, or the one type, each with what it is annotated with."""
+    notes: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
+        notes = tuple(rest)
+    if get_origin(hint) not in (Union, types.UnionType):
+        return [(hint, notes)]
+    return [(inner, notes + more) for member in get_args(hint) for inner, more in members_of(member)]
 
 
-def members_of(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def dataclass_in(hint: Any) -> type | None:
-    """Return the dataclass that a type is, or is besides null."""
-    for member in members_of(without_notes(hint)[0]):
-        inner = without_notes(member)[0]
-        if isinstance(inner, type) and is_dataclass(inner):
-            return inner
-    return None
-
-
-def mapping_in(hint: Any) -> tuple[Any, Any] | None:
-    """Return the types of keys and values of the mapping that a type is, or is besides null."""
-    for member in members_of(without_notes(hint)[0]):
-        inner = without_notes(member)[0]
-        if shape_of(inner) is dict:
-            keys, values = get_args(inner) or (str, Any)
-            return keys, values
-    return None
-
-
-def shape_of(hint: Any) -> type | None:
+def shape_of(kind: Any) -> type | None:
     """Return dict for what is written as a mapping, tuple for what is written as a list, None for a single value."""
-    origin = get_origin(without_notes(hint)[0]) or without_notes(hint)[0]
+    origin = get_origin(kind) or kind
     if not isinstance(origin, type):
         return None
     if is_dataclass(origin) or issubclass(origin, Mapping):
@@ -88,85 +63,41 @@ def shape_of(hint: Any) -> type | None:
     return tuple if issubclass(origin, Sequence | AbstractSet) and not issubclass(origin, str) else None
 
 
-def words_for(hint: Any) -> str:
-    """Return what a value of this type is called: "a whole number of at least 1", "one of joint, alternate"."""
-    inner, notes = without_notes(hint)
-    bounds = next((f" {note}" for note in notes if isinstance(note, Bounds)), "")
-    named = next((note for note in notes if isinstance(note, str)), None)
-    if named is not None:
-        return named
-    members = [member for member in members_of(inner) if member is not type(None)]
-    if len(members) < len(members_of(inner)) or len(members) > 1:
-        words = " or ".join(words_for(member) for member in members)
-        null = ", or null" if "," in words else " or null"
-        return words + (null if len(members) < len(members_of(inner)) else "")
-    origin = get_origin(inner)
-    if origin is Literal:
-        return "one of " + ", ".join(map(_spelled, get_args(inner)))
-    if isinstance(inner, type) and issubclass(inner, enum.Enum):
-        return "one of " + ", ".join(str(member.value) for member in inner)
-    if shape_of(inner) is dict:
-        return "a mapping"
-    if shape_of(inner) is tuple:
-        elements = get_args(inner)
-        if origin is tuple and len(elements) > 1 and elements[1] is not ...:
-            return f"a list of {len(elements)}: " + ", ".join(words_for(element) for element in elements)
-        return "a list, each " + words_for(elements[0]) if elements else "a list"
-    return _WORDS.get(inner, "a text" if isinstance(inner, type) and issubclass(inner, str) else str(inner)) + bounds
-
-
-def _spelled(value: object) -> str:
-    return str(value) if value != "" else '""'
-
-
-def known_keys(kind: type, kinds: Kinds, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of every field of a tree of dataclasses, inner nodes included."""
-    for name, item in options_of(kind).items():
-        hint = hints_of(kind)[name]
-        if item.metadata.get(INLINE):
-            for key, value in table_of(hint, kinds).items():
-                yield prefix + key
-                yield from known_keys(value, kinds, f"{prefix}{key}.")
+def inside_of(hint: Any, kinds: Kinds) -> tuple[dict[str, Any], Any]:
+    """Return what stands inside a mapping: the type of every known key, and of any other key (None: there is none)."""
+    named: dict[str, Any] = {}
+    free = None
+    for kind, _ in members_of(hint):
+        if shape_of(kind) is not dict:
             continue
+        if not is_dataclass(kind):
+            free = (get_args(kind) or (str, Any))[1]
+            table = kinds.get(free, {})
+            named, free = {**named, **table}, None if table else free
+            continue
+        for name, item in options_of(kind).items():  # type: ignore[arg-type]
+            inner = hints_of(kind)[name]  # type: ignore[arg-type]
+            named.update(inside_of(inner, kinds)[0] if item.metadata.get(INLINE) else {name: inner})
+    return named, free
+
+
+def known_keys(hint: Any, kinds: Kinds, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a tree of dataclasses, inner nodes included."""
+    for name, inner in inside_of(hint, kinds)[0].items():
         yield prefix + name
-        inner = dataclass_in(hint)
-        inside = {f"{name}.": inner} if inner is not None else {}
-        for key, kind_of_value in table_of(hint, kinds).items():
-            yield f"{prefix}{name}.{key}"
-            inside[f"{name}.{key}."] = kind_of_value
-        for below, each in inside.items():
-            yield from known_keys(each, kinds, prefix + below)
-
-
-def table_of(hint: Any, kinds: Kinds) -> Mapping[str, type]:
-    """Return which class each key of a mapping has, if that depends on the key."""
-    found = mapping_in(hint)
-    return kinds.get(without_notes(found[1])[0], {}) if found is not None else {}
-
-
-def inner_hint(hint: Any, key: str, kinds: Kinds) -> Any:
-    """Return the type of what stands at a key of a value of this type; None if there can be no such key."""
-    kind, mapping = dataclass_in(hint), mapping_in(hint)
-    if kind is not None:
-        if key in options_of(kind):
-            return hints_of(kind)[key]
-        inline = [hints_of(kind)[name] for name, item in options_of(kind).items() if item.metadata.get(INLINE)]
-        return next((table_of(found, kinds)[key] for found in inline if key in table_of(found, kinds)), None)
-    if mapping is not None:
-        return table_of(hint, kinds).get(key, mapping[1])
-    return None
+        yield from known_keys(inner, kinds, f"{prefix}{name}.")
 
 
 def split_key(hint: Any, dotted: str, kinds: Kinds) -> list[str]:
     """Cut a dotted key into its parts; a free key of a mapping of plain values may hold dots itself."""
     parts, rest = [], dotted
     while "." in rest:
-        first, after = rest.split(".", 1)
-        mapping = mapping_in(hint) if dataclass_in(hint) is None else None
-        if mapping is not None and dataclass_in(mapping[1]) is None and mapping_in(mapping[1]) is None:
+        named, free = inside_of(hint, kinds)
+        if free is not None and inside_of(free, kinds) == ({}, None):
             break
+        first, rest = rest.split(".", 1)
         parts.append(first)
-        hint, rest = inner_hint(hint, first, kinds), after
+        hint = named.get(first, free)
     return [*parts, rest]
 
 
@@ -181,3 +112,51 @@ def nearest(key: str, siblings: Sequence[str], everywhere: Sequence[str]) -> str
     if alike:
         return last_words[alike[0]]
     return next(iter(difflib.get_close_matches(key, everywhere, n=1, cutoff=0.6)), None)
+
+
+def words_for(hint: Any) -> str:
+    """Return what a value of this type is called: "a whole number of at least 1", "one of joint, alternate"."""
+    members = members_of(hint)
+    words = " or ".join(_words(kind, notes) for kind, notes in members if kind is not type(None))
+    if (type(None), ()) not in members or not words:
+        return words or "null"
+    return words + (", or null" if "," in words else " or null")
+
+
+def _words(kind: Any, notes: Sequence[Any]) -> str:
+    named = next((note for note in notes if isinstance(note, str)), None)
+    if named is not None:
+        return named
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) if choice != "" else '""' for choice in get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "one of " + ", ".join(str(member.value) for member in kind)
+    if shape_of(kind) is dict:
+        return "a mapping"
+    if shape_of(kind) is tuple:
+        elements = get_args(kind)
+        if get_origin(kind) is tuple and elements[1:] not in ((), (...,)):
+            return f"a list of {len(elements)}: " + ", ".join(map(words_for, elements))
+        return "a list, each " + words_for(elements[0]) if elements else "a list"
+    bounds = next((f" {note}" for note in notes if isinstance(note, Bounds)), "")
+    return _WORDS.get(kind, "a text") + bounds
+
+
+def field_errors(instance: Any) -> Iterator[str]:
+    """Yield what is wrong with a dataclass that no file gave: words and numbers that its types do not allow."""
+    for name, hint in hints_of(instance.__class__).items():
+        yield from _value_errors(getattr(instance, name), hint, name)
+
+
+def _value_errors(value: Any, hint: Any, key: str) -> Iterator[str]:
+    for kind, notes in members_of(hint):
+        if isinstance(value, Mapping) and shape_of(kind) is dict:
+            for name, item in value.items():
+                yield from _value_errors(item, inside_of(kind, {})[1], f"{key}.{name}")
+        elif isinstance(value, tuple | list) and shape_of(kind) is tuple:
+            for number, item in enumerate(value):
+                yield from _value_errors(item, (get_args(kind) or (Any,))[0], f"{key}[{number}]")
+        is_other = get_origin(kind) is Literal and value not in get_args(kind)
+        is_beyond = isinstance(value, int | float) and not all(b.hold(value) for b in notes if isinstance(b, Bounds))
+        if value is not None and (is_other or is_beyond):
+            yield f"{key} must be {words_for(hint)}, is {value!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from cclm.errors import ConfigError
@@ -27,8 +28,9 @@ def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -
         ConfigError: there is no such file; it lists the shipped ones.
     """
     for path in (Path(name), folder / f"{name}{suffix}", CHECKOUT / name):
-        if path.is_file():
-            return path
+        with suppress(OSError):  # a name that is too long
+            if path.is_file():
+                return path
     names = sorted(path.stem for path in folder.glob(f"*{suffix}"))
     near = difflib.get_close_matches(Path(name).stem, names, n=1, cutoff=0.6)
     raise ConfigError(

@@ -1,7 +1,7 @@
 """Values of a file or command line → frozen dataclasses; each mistake is a problem with its place, none stops the rest.
 
     kind: type with hints   ─┐
-    nodes (document.py)     ─┴─▶ Converter ─▶ instance | INVALID, problems, the place of every key
+    nodes (node.py)         ─┴─▶ Converter ─▶ instance | INVALID, problems, the place of every key
 
 A class may have `__post_init__` (raises ValueError or ConfigError) and `validation_errors()` (yields sentences that
 begin with the name of the field that is to blame): both are asked as soon as their own fields are right, whatever is
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from typing import Any, Final, get_args, get_origin
 
 from cclm.errors import ConfigError, Problem
@@ -21,14 +21,13 @@ from cclm.files.hints import (
     INLINE,
     Kinds,
     hints_of,
+    inside_of,
     is_required,
     known_keys,
     members_of,
     nearest,
     options_of,
     shape_of,
-    table_of,
-    without_notes,
     words_for,
 )
 from cclm.files.node import Node, plain
@@ -58,8 +57,7 @@ class Converter:
 
     def convert(self, node: Node, kind: Any, key: str = "") -> Any:
         """Return a value of this type, or INVALID."""
-        if isinstance(kind, type) and is_dataclass(kind):
-            self._known = [f"{key}.{known}".lstrip(".") for known in known_keys(kind, self.kinds)]
+        self._known = [_joined(key, known) for known in known_keys(kind, self.kinds)]
         self.places.setdefault(key, node.place)
         return self._value(node, kind, key)
 
@@ -72,30 +70,41 @@ class Converter:
         told = ": ".join(part for part in (place, key, text) if part)
         self.problems.append(Problem(told, kind=kind, key=key, place=place))
 
-    def _value(self, node: Node, hint: Any, key: str) -> Any:
-        inner, notes = without_notes(hint)
-        if inner is Any:
-            return self._free(node, key)
-        members = members_of(inner)
-        if len(members) > 1:
-            return self._union(node, hint, members, key)
-        shape = shape_of(inner)
-        if shape is not None and not isinstance(node.value, shape):
-            return self._wrong(hint, key, said(node))
-        if isinstance(inner, type) and is_dataclass(inner):
-            return self._instance(node, inner, key)
-        if shape is dict:
-            return self._mapping(node, hint, key)
-        if shape is tuple:
-            return self._sequence(node, inner, key)
-        try:
-            return to_scalar(node, inner, notes, expands=self._expands)
-        except UnfitError as error:
-            return self._wrong(hint, key, str(error))
-
     def _wrong(self, hint: Any, key: str, got: str) -> Any:
         self.add(key, f"expected {words_for(hint)}, got {got}", "wrong_value")
         return INVALID
+
+    def _value(self, node: Node, hint: Any, key: str) -> Any:
+        """Null if that is a member of a union, else the first member that fits; one of another shape tells nothing."""
+        members = members_of(hint)
+        if node.value is None and (type(None), ()) in members[1:]:
+            return None
+        shape = type(node.value) if isinstance(node.value, dict | tuple) else None
+        fitting = [(kind, notes) for kind, notes in members if shape_of(kind) is shape or kind is Any]
+        fitting = [member for member in fitting if member[0] is not type(None)] or fitting
+        if not fitting and node.is_argument:  # what looks like a list or mapping may be a text
+            return self._value(Node(value=node.text, place=node.place), hint, key)
+        if len(fitting) == 1:
+            return self._member(node, *fitting[0], hint, key)
+        for kind, notes in fitting:
+            attempt = Converter(self.kinds, expands=self._expands, asks_rules=self._asks_rules)
+            value = attempt._member(node, kind, notes, hint, key)
+            if not attempt.problems:
+                self.places.update(attempt.places)
+                return value
+        return self._wrong(hint, key, said(node))
+
+    def _member(self, node: Node, kind: Any, notes: tuple[Any, ...], hint: Any, key: str) -> Any:
+        if kind is Any:
+            return self._free(node, key)
+        if isinstance(node.value, dict):
+            return self._mapping(node.value, kind, key)
+        if isinstance(node.value, tuple):
+            return self._sequence(node.value, kind, key)
+        try:
+            return to_scalar(node, kind, notes, expands=self._expands)
+        except UnfitError as error:
+            return self._wrong(hint, key, str(error))
 
     def _free(self, node: Node, key: str) -> Any:
         """Any value, as it is; but no number that is none."""
@@ -104,111 +113,73 @@ class Converter:
                 return self._wrong(float, key, f"{said(inside)}, which is not finite")
         return plain(node)
 
-    def _union(self, node: Node, hint: Any, members: tuple[Any, ...], key: str) -> Any:
-        """Null if that is a member, else the first member that fits; of those of another shape nothing is told."""
-        if node.value is None and type(None) in members:
-            return None
-        shape = type(node.value) if isinstance(node.value, dict | tuple) else None
-        fitting = [member for member in members if member is not type(None) and shape_of(member) is shape]
-        if not fitting:
-            return self._wrong(hint, key, said(node))
-        if len(fitting) == 1:
-            return self._value(node, fitting[0], key)
-        for member in fitting:
-            attempt = Converter(self.kinds, expands=self._expands, asks_rules=self._asks_rules)
-            value = attempt._value(node, member, key)
-            if not attempt.problems:
-                self.places.update(attempt.places)
-                return value
-        return self._wrong(hint, key, said(node))
-
-    def _instance(self, node: Node, kind: type, key: str) -> Any:
-        """A dataclass: its fields, then its rules."""
-        assert isinstance(node.value, dict)
-        options, hints = options_of(kind), hints_of(kind)
-        given, inline = dict(node.value), [name for name, item in options.items() if item.metadata.get(INLINE)]
-        values: dict[str, Any] = {}
-        for name in inline:
-            table = table_of(hints[name], self.kinds)
-            own = {word: given.pop(word) for word in list(given) if word in table}
-            values[name] = self._mapping(replace(node, value=own), hints[name], key)
+    def _mapping(self, given: Mapping[str, Node], kind: Any, key: str) -> Any:
+        """A dataclass, or a mapping with free keys."""
+        named, free = inside_of(kind, self.kinds)
+        made: dict[Any, Any] = {}
         for name, child in given.items():
-            path = f"{key}.{name}" if key else name
-            self.places[path] = child.key.place if child.key else child.place
-            if name in options and name not in inline:
-                values[name] = self._value(child, hints[name], path)
+            path, word = _joined(key, name), child.key or Node(value=name, place=child.place)
+            self.places[path] = word.place
+            if name in named:
+                made[name] = self._value(child, named[name], path)
+            elif free is not None:
+                found = self._value(word, get_args(kind)[0] if get_args(kind) else str, path)
+                made[name if found is INVALID else found] = self._value(child, free, path)
+                made |= {name: INVALID} if found is INVALID else {}
             else:
-                tables = [word for item in inline for word in table_of(hints[item], self.kinds)]
-                self._unknown(path, [*(name for name in options if name not in inline), *tables])
-        missing = [name for name, item in options.items() if is_required(item) and name not in values]
-        for name in missing:
-            path = f"{key}.{name}" if key else name
-            self.add(path, f"missing: expected {words_for(hints[name])}", "missing_key")
-        if missing or any(value is INVALID for value in values.values()):
-            return INVALID
-        return self._obeying(kind, values, key)
+                meant = nearest(path, list(named), self._known)
+                listed = f"; known here: {', '.join(named)}" if len(named) <= _MOST_NAMED else ""
+                self.add(path, "unknown key" + (f"; did you mean {meant}?" if meant else listed), "unknown_key")
+        if not is_dataclass(kind):
+            return INVALID if INVALID in made.values() else made
+        return self._instance(kind, made, key)
 
-    def _obeying(self, kind: type, values: Mapping[str, Any], key: str) -> Any:
+    def _instance(self, kind: Any, made: dict[str, Any], key: str) -> Any:
+        """Build a dataclass of its converted options, if all of them are there and right, and ask for its rules."""
+        options = options_of(kind)
+        for name, item in options.items():
+            if item.metadata.get(INLINE):
+                table = inside_of(hints_of(kind)[name], self.kinds)[0]
+                made[name] = {word: made.pop(word) for word in list(made) if word in table}
+                made[name] = INVALID if INVALID in made[name].values() else made[name]
+            elif is_required(item) and name not in made:
+                self.add(_joined(key, name), f"missing: expected {words_for(hints_of(kind)[name])}", "missing_key")
+                made[name] = INVALID
+        if any(value is INVALID for value in made.values()):
+            return INVALID
         try:
-            made = kind(**values)
+            instance = kind(**made)
         except ConfigError as error:
             return self._broken(kind, error.problems, key)
         except (ValueError, TypeError) as error:
             return self._broken(kind, [str(error)], key)
-        rules = getattr(made, "validation_errors", None) if self._asks_rules else None
-        if rules is not None and (broken := list(rules())):
-            self._broken(kind, broken, key)
-        return made
+        rules = getattr(instance, "validation_errors", None) if self._asks_rules else None
+        self._broken(kind, rules() if rules is not None else (), key)
+        return instance
 
     def _broken(self, kind: type, rules: Iterable[str], key: str) -> Any:
         """Note the rules that an instance breaks, each under the field that its sentence begins with."""
-        names = {*options_of(kind), *(word for table in self.kinds.values() for word in table)}
+        named = inside_of(kind, self.kinds)[0]
         for rule in rules:
             first = _FIRST_NAME.match(rule)
-            field = first[0] if first and first[0].partition(".")[0].partition("[")[0] in names else ""
-            path = ".".join(part for part in (key, field) if part)
-            self.add(path, rule[len(field) :].lstrip(":").strip())
+            field = first[0] if first and re.split(r"[.\[]", first[0])[0] in named else ""
+            self.add(_joined(key, field), rule[len(field) :].lstrip(":").strip())
         return INVALID
 
-    def _unknown(self, path: str, siblings: list[str]) -> None:
-        meant = nearest(path, siblings, self._known)
-        hint = f"; did you mean {meant}?" if meant else ""
-        if not meant and len(siblings) <= _MOST_NAMED:
-            hint = f"; known here: {', '.join(siblings)}"
-        self.add(path, f"unknown key{hint}", "unknown_key")
-
-    def _mapping(self, node: Node, hint: Any, key: str) -> Any:
-        assert isinstance(node.value, dict)
-        inner = without_notes(hint)[0]
-        key_hint, value_hint = get_args(inner) or (str, Any)
-        table = table_of(inner, self.kinds)
-        made: dict[Any, Any] = {}
-        is_valid = True
-        for name, child in node.value.items():
-            path = f"{key}.{name}" if key else name
-            self.places[path] = child.key.place if child.key else child.place
-            if table and name not in table:
-                self._unknown(path, list(table))
-                continue
-            name_node = child.key or Node(value=name, place=child.place)
-            found = self._value(name_node, key_hint, path), self._value(child, table.get(name, value_hint), path)
-            is_valid = is_valid and INVALID not in found
-            made[found[0] if found[0] is not INVALID else name] = found[1]
-        return made if is_valid else INVALID
-
-    def _sequence(self, node: Node, hint: Any, key: str) -> Any:
-        assert isinstance(node.value, tuple)
-        origin, elements = get_origin(hint) or hint, get_args(hint) or (Any,)
-        if origin is tuple and len(elements) > 1 and elements[1] is not ...:
-            if len(elements) != len(node.value):
-                return self._wrong(hint, key, f"a list of {len(node.value)}")
-        else:
-            elements = elements[:1] * len(node.value)
+    def _sequence(self, given: tuple[Node, ...], kind: Any, key: str) -> Any:
+        origin, elements = get_origin(kind) or kind, get_args(kind) or (Any,)
+        if origin is not tuple or elements[1:] in ((), (...,)):
+            elements = elements[:1] * len(given)
+        if len(elements) != len(given):
+            return self._wrong(kind, key, f"a list of {len(given)}")
         found = []
-        for number, (child, element) in enumerate(zip(node.value, elements, strict=True)):
-            path = f"{key}[{number}]"
-            self.places[path] = child.place
-            found.append(self._value(child, element, path))
+        for number, (child, element) in enumerate(zip(given, elements, strict=True)):
+            self.places[f"{key}[{number}]"] = child.place
+            found.append(self._value(child, element, f"{key}[{number}]"))
         if any(item is INVALID for item in found):
             return INVALID
         return origin(found) if origin in (list, set, frozenset) else tuple(found)
+
+
+def _joined(key: str, name: str) -> str:
+    return f"{key}.{name}" if key and name else key or name

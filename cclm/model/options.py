@@ -290,10 +290,9 @@ def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
-def _check_choices(options: LayerOptions | ModelOptions) -> None:
+def _check_choices(options: Any) -> None:
     """Every field with a closed set of words holds one of them."""
-    kind: Any = type(options)
-    for name, choices in _choices(kind).items():
+    for name, choices in _choices(options.__class__).items():
         value = getattr(options, name)
         if value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")

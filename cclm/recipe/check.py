@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.config import RunConfig, named_sets, validation_errors_for
+from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
 from cclm.files.typed import Converter
@@ -23,6 +24,8 @@ class CheckedRecipe:
     config: RunConfig
     notes: tuple[str, ...]
     """What may be meant but deserves a line, such as a batch that is larger than its sets."""
+    unseen: tuple[str, ...]
+    """What only the start of the run looks at: remote shard sets, models on the hub."""
 
 
 def check_recipe(
@@ -30,18 +33,26 @@ def check_recipe(
 ) -> CheckedRecipe:
     """Check a command line of `python -m pretrain` for a job with so many ranks.
 
-    Remote shard sets and models on the hub are left to the start of the run; a note says so.
+    Remote shard sets and models on the hub are left to the start of the run.
 
     Raises:
         ConfigError: with everything that is wrong in all files and overrides, and with what they name.
     """
     reading = Reading(arguments, recipes, table)
     notes: list[str] = []
+    unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
-        _check_ranks(reading.found, world_size, reading.converter)
-        notes = [*_check_sets(reading.found, reading.converter), *_check_tokenizer(reading.found, reading.converter)]
-        _check_deepspeed(reading.found, world_size, reading.converter)
-    return CheckedRecipe(config=reading.finish(), notes=tuple(notes))
+        config, converter = reading.found, reading.converter
+        _check_ranks(config, world_size, converter)
+        unseen = [f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path)]
+        notes += _check_sets(config, converter)
+        if is_hub_name(config.data.tokenizer):
+            unseen.append(f"data.tokenizer: {config.data.tokenizer}")
+        else:
+            with _noted(converter, "data.tokenizer"):
+                tokenizer_file(config.data.tokenizer)
+        _check_deepspeed(config, world_size, converter)
+    return CheckedRecipe(config=reading.finish(), notes=tuple(notes), unseen=tuple(unseen))
 
 
 @contextmanager
@@ -58,6 +69,8 @@ def _noted(converter: Converter, key: str) -> Iterator[None]:
                 converter.add(key, problem if several else f"expected {error.expected}, got {problem}")
     except CclmError as error:
         converter.add(key, f"expected {error.expected}, got {error.got} ({error.where})")
+    except OSError as error:
+        converter.add(key, f"cannot be looked at: {error.strerror or error}")
 
 
 def _check_ranks(config: RunConfig, world_size: int, converter: Converter) -> None:
@@ -75,7 +88,6 @@ def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
     for one in named_sets(config.views):
         if is_remote(one.path):
             unknown.add(one.view)
-            yield f"{one.key}: {one.path} is looked at when the run starts"
             continue
         with _noted(converter, one.key):
             manifest = Manifest.load(Path(one.path))
@@ -90,16 +102,6 @@ def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
                 f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
-
-
-def _check_tokenizer(config: RunConfig, converter: Converter) -> Iterator[str]:
-    from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
-
-    if is_hub_name(config.data.tokenizer):
-        yield f"data.tokenizer: {config.data.tokenizer} is looked for on the hub when the run starts"
-        return
-    with _noted(converter, "data.tokenizer"):
-        tokenizer_file(config.data.tokenizer)
 
 
 def _check_deepspeed(config: RunConfig, world_size: int, converter: Converter) -> None:

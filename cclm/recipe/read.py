@@ -53,7 +53,9 @@ def read_run_config(folder: Path, table: Table = VIEWS) -> RunConfig:
     converter = Converter(kinds_of(table), expands=False, asks_rules=False)  # both happened when the run began
     node = read_document(path, converter.problems)
     if node is not None:
-        node = in_table_order(node_of(upgraded(plain(node)), str(path)), table)
+        values = plain(node)
+        todays = upgraded(values)
+        node = in_table_order(node if todays == values else node_of(todays, str(path)), table)
     config = INVALID if node is None else converter.convert(node, RunConfig)
     expected = "a run folder, with the configuration that `python -m pretrain` wrote"
     raise_problems(converter.problems, str(path), expected, "Give the folder of a pre-training run.")

@@ -134,8 +134,8 @@ def test_another_run_in_the_folder_is_refused(corpus: Path, tmp_path: Path, caps
     assert run(tmp_path, short(corpus, tmp_path)) == 0
     assert run(tmp_path, short(corpus, tmp_path), "--seed", "8", "--objectives.mlm_weight", "0.5") == 2
     text = capsys.readouterr().err
-    assert "objectives.mlm_weight, seed" in text
-    assert "another run_folder" in text
+    assert "objectives.mlm_weight: 1.0 → 0.5" in text and "seed: 7 → 8" in text
+    assert "another run_folder" in text and "Going on with other settings" in text
 
 
 def test_changed_inputs_are_noticed(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,15 +143,14 @@ def test_changed_inputs_are_noticed(corpus: Path, tmp_path: Path, capsys: pytest
     tokenizer = corpus / "tokenizer" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
     assert run(tmp_path, short(corpus, tmp_path)) == 2
-    assert "content of" in (text := capsys.readouterr().err)
-    assert "tokenizer.json" in text
+    assert "data.tokenizer: other content than at the start" in capsys.readouterr().err
 
 
 def test_a_batch_of_no_whole_negative_groups(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = short(corpus, tmp_path)
     settings["views"]["image_text"]["negative_group"] = 7
     assert run(tmp_path, settings) == 2
-    assert "views.image_text: batch_size 16 is no multiple of negative_group 7" in capsys.readouterr().err
+    assert "views.image_text.batch_size: 16 is no multiple of negative_group 7" in capsys.readouterr().err
 
 
 def test_too_many_ranks_for_the_negative_groups(
@@ -167,3 +166,40 @@ def test_too_many_ranks_for_the_negative_groups(
     for view in ("image_text", "text_pair"):
         assert f"views.{view}: each of 3 ranks needs a negative group, the batch has only 2" in text
     assert not (tmp_path / "run").exists()
+
+
+def test_the_advice_after_a_loss_that_is_not_finite_works(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lower the learning rate on the same folder, as the message says: the run goes on from its last checkpoint."""
+    settings = short(corpus, tmp_path, checkpoint={"every_steps": 2, "keep": 2})
+    (tmp_path / "run").mkdir()
+    assert run(tmp_path, settings, "--optimizer.total_steps", "2") == 0
+    wild = ("--optimizer.learning_rate", "1e30", "--optimizer.max_grad_norm", "0", "--track.every_steps", "1")
+    assert run(tmp_path, settings, "--optimizer.total_steps", "8", *wild) != 0
+    assert "expected a finite loss" in (text := capsys.readouterr().err) and "learning rate" in text
+    assert run(tmp_path, settings, "--optimizer.total_steps", "8", "--optimizer.learning_rate", "1e-4") == 0
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 8
+    notes = [json.loads(line) for line in (tmp_path / "run" / "changes.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes] == [2, 2]
+    assert notes[-1]["changed"]["optimizer.learning_rate"] == [1e30, 1e-4]
+
+
+def test_a_run_that_is_done_can_be_made_longer_and_its_files_may_move(corpus: Path, tmp_path: Path) -> None:
+    settings = short(corpus, tmp_path)
+    assert run(tmp_path, settings) == 0
+    corpus.rename(tmp_path / "moved")
+    moved = short(tmp_path / "moved", tmp_path)
+    assert run(tmp_path, moved) == 0
+    assert not (tmp_path / "run" / "changes.jsonl").exists(), "it is done: nothing is started"
+    assert run(tmp_path, moved, "--optimizer.total_steps", "6") == 0
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 6
+    assert len((tmp_path / "run" / "ledger.jsonl").read_text().splitlines()) == 6
+    assert run(tmp_path, moved, "--optimizer.total_steps", "5") == 2
+
+
+def test_a_batch_above_the_sets_size_is_said(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = short(corpus, tmp_path)
+    settings["views"]["text_pair"] |= {"batch_size": 64, "matching_rows": 32}
+    assert run(tmp_path, settings, "--optimizer.total_steps", "1") == 0
+    assert "note: views.text_pair: a step takes 64 samples, but its sets hold only 60" in capsys.readouterr().err

@@ -14,11 +14,12 @@ import torch
 from cclm.config import RunConfig
 from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
+from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError
 from cclm.train.updates import merge_metrics, updates_of
-from pretrain.build import build_engine, resolve_deepspeed
+from pretrain.build import build_engine
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import shrink, write_corpus, write_recipe
 from tests.tiny_training import dataset_of, module_of, read
@@ -46,7 +47,8 @@ def make(config: RunConfig) -> Engine:
     """This rank's engine, as a run makes it."""
     torch.set_num_threads(1)
     topology = Topology.from_environment(device="cpu")
-    return build_engine(config, module_of(config, collectives()), topology, resolve_deepspeed(config, topology), "")
+    ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
+    return build_engine(config, module_of(config, collectives()), topology, ds_config, "")
 
 
 def train_rank(paths: dict[str, str], folder: Path) -> dict[str, History]:
@@ -131,4 +133,4 @@ def views_of(name: str) -> tuple[str, ...]:
 def test_offload_is_refused_in_the_alternate_schedule(paths: dict[str, str]) -> None:
     config = replace(read(paths["cclm_3m"]), deepspeed="ds_configs/zero3_offload.json", precision="bf16")
     with pytest.raises(ConfigError, match="offload_optimizer together with steps that leave parameters unused"):
-        resolve_deepspeed(config, Topology.from_environment({}, device="cpu"))
+        resolve_ds_file(config.deepspeed, config.engine_facts(1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch, Tokens
-from cclm.distributed.agreement import batch_structure
+from cclm.distributed.agreement import batch_structure, check_same_step, check_same_values
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
 from cclm.views.text_pair.view import TextPairBatch
@@ -36,7 +36,6 @@ def _check(what: str) -> str:
     [
         ("nothing", ""),
         ("step", "got step 4 on rank 0, 5 on rank 1."),
-        ("config", "got config hash abc on rank 0, abcd on rank 1."),
         ("view", "batch structure Batch(views={image_text=ImageTextBatch("),
         ("rows", "images_BCHW=float32:4d:8rows"),
     ],

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from cclm.errors import ConfigError, DataError, MissingDependencyError
+from cclm.errors import CclmError, ConfigError, DataError, MissingDependencyError, Problem
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,21 @@ from cclm.errors import ConfigError, DataError, MissingDependencyError
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_survives_a_process_border(error):
+def test_an_error_survives_a_process_border(error: CclmError) -> None:
     error.__notes__ = ["seen in worker 3"]
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error) and str(again) == str(error)
     assert (again.do, getattr(again, "reason", "")) == (error.do, getattr(error, "reason", ""))
+
+
+def test_problems_survive_it_too_and_stand_below_each_other() -> None:
+    problems = [Problem("f.yaml:3: a: x", kind="rule", key="a", place="f.yaml:3"), Problem("y")]
+    error = ConfigError(where="f", expected="no mistake", problems=problems, do="Mend them.")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, ConfigError) and again.problems == error.problems
+    assert [(found.kind, found.key, found.place) for found in again.problems] == [
+        ("rule", "a", "f.yaml:3"),
+        ("", "", ""),
+    ]
+    assert str(again) == "f: expected no mistake, got 2 problems:\n  - f.yaml:3: a: x\n  - y\nMend them."
+    assert ConfigError(expected="a", got="b", do="c").problems == ("b",), "one mistake is one problem"

@@ -14,6 +14,7 @@ from cclm.data.config import DataConfig
 from cclm.data.loader import make_loader
 from cclm.shardfile import fetch
 from cclm.shardfile.fetch import FetchError
+from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch
 from tests.tiny_views import DATA, Views, change, only, open_dataset, sources
 from tests.unit.shardfile.servers import FolderServer

@@ -69,7 +69,7 @@ def test_a_view_can_be_switched_off(settings: Path) -> None:
 
 def test_wrong_type(settings: Path) -> None:
     assert refusal("--recipe", str(settings), "--optimizer.total_steps", "many")["optimizer.total_steps"] == (
-        "command line: optimizer.total_steps: expected a whole number, got many"
+        "command line: optimizer.total_steps: expected a whole number of at least 1, got many"
     )
 
 
@@ -81,7 +81,7 @@ def test_all_wrong_values_come_together_from_the_file_and_the_command_line(setti
     found = refusal("--recipe", str(settings), "--optimizer.total_steps", "ten", "--data.num_workers=x")
     assert {problem.kind for problem in found.values()} == {"wrong_value"}
     assert found["seed"].endswith("seed: expected a whole number, got abc")
-    assert found["views.image_text.batch_size"].endswith("expected a whole number, got many")
+    assert found["views.image_text.batch_size"].endswith("expected a whole number of at least 1, got many")
     assert found["optimizer.total_steps"].endswith("got ten") and found["data.num_workers"].endswith("got x")
     assert yaml.safe_load(settings.read_text()) == content  # the user's file is only read
 
@@ -89,7 +89,7 @@ def test_all_wrong_values_come_together_from_the_file_and_the_command_line(setti
 def test_broken_rules_of_all_parts_come_together(settings: Path) -> None:
     wrong = ("--optimizer.learning_rate", "-1", "--model.vision.num_heads", "3", "--views.image_text.batch_size", "15")
     found = refusal("--recipe", str(settings), *wrong)
-    assert found["optimizer.learning_rate"].endswith("must be above 0, is -1.0")
+    assert found["optimizer.learning_rate"].endswith("expected a number above 0, got -1")
     assert "expected a divisor of width" in found["model.vision.num_heads"]
     assert found["views.image_text.batch_size"].endswith("15 is no multiple of negative_group 8")
     assert {problem.place for problem in found.values()} == {"command line"}

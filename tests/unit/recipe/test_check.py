@@ -88,8 +88,12 @@ def test_what_lies_elsewhere_is_left_to_the_start(tmp_path: Path, corpus: Path) 
     settings = recipe(corpus, tmp_path / "run")
     settings["data"]["tokenizer"] = "nobody/has-this-model"
     settings["views"]["image_text"]["sources"] = {"images": {"path": "s3://nowhere/images"}}
-    notes = check(tmp_path, settings).notes
-    assert [note.partition(":")[0] for note in notes] == ["views.image_text.sources.images.path", "data.tokenizer"]
+    checked = check(tmp_path, settings)
+    assert checked.unseen == (
+        "views.image_text.sources.images.path: s3://nowhere/images",
+        "data.tokenizer: nobody/has-this-model",
+    )
+    assert checked.notes == ()
 
 
 def test_a_shipped_deepspeed_json_is_found_from_any_folder(
@@ -102,6 +106,14 @@ def test_a_shipped_deepspeed_json_is_found_from_any_folder(
     assert check(tmp_path, settings).config.deepspeed == "ds_configs/zero3_cpu.json", "the default"
     found = refusal(tmp_path, {**settings, "deepspeed": "zero3_fp23"})
     assert "did you mean zero3_fp32?" in found["deepspeed"]
+
+
+def test_a_name_that_no_file_system_takes_is_a_problem(tmp_path: Path, corpus: Path) -> None:
+    long = "x" * 5000
+    settings = recipe(corpus, tmp_path / "run", deepspeed=long)
+    settings["data"]["tokenizer"] = f"./{long}"
+    settings["views"]["image_text"]["sources"] = {"images": {"path": long}}
+    assert set(refusal(tmp_path, settings)) == {"deepspeed", "data.tokenizer", "views.image_text.sources.images.path"}
 
 
 def test_types_and_what_is_named_come_in_turn(tmp_path: Path, corpus: Path) -> None:

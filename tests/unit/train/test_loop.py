@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
@@ -134,7 +133,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
         if batch.step < 2:
             return losses
         nan = torch.tensor(float("nan"))
-        return replace(losses, metrics={**losses.metrics, "loss": nan, "text_pair/ttc": nan})
+        return losses._replace(metrics={**losses.metrics, "loss": nan, "text_pair/ttc": nan})
 
     monkeypatch.setattr(PlainEngine, "forward", broken)
     with pytest.raises(CclmError) as caught:
@@ -152,28 +151,20 @@ def test_too_many_bad_samples_end_the_run(config: RunConfig) -> None:
     assert "image_broken in" in str(caught.value)
 
 
-def test_views_are_written_in_the_order_of_the_table(config: RunConfig, tmp_path: Path) -> None:
-    turned = replace(
-        config,
-        run_folder=str(tmp_path / "turned"),
-        views={name: config.views[name] for name in reversed(list(config.views))},
-    )
+def test_the_order_of_views_in_a_configuration_moves_no_sample(config: RunConfig, tmp_path: Path) -> None:
+    views = {name: config.views[name] for name in reversed(list(config.views))}
+    turned = replace(config, run_folder=str(tmp_path / "turned"), views=views)
     assert run_to_the_end(config) and run_to_the_end(turned)
     assert ledger_of(turned) == ledger_of(config)
-    written = yaml.safe_load((tmp_path / "turned" / "config.yaml").read_text(encoding="utf-8"))
-    assert list(written["views"]) == ["image_text", "text_pair"]
 
 
 def test_settings_that_cannot_be_are_refused_at_once_and_together(config: RunConfig) -> None:
-    images = replace(config.views["image_text"], negative_group=7)
-    wrong = replace(config, views={**config.views, "image_text": images}, data=replace(config.data, num_workers=-1))
+    images = replace(config.views["image_text"], negative_group=16)
+    wrong = replace(config, views={**config.views, "image_text": images}, data=replace(config.data, micro_batches=3))
     with pytest.raises(ConfigError) as caught, open_run(wrong, StopRequest()):
         pass
-    assert "batch_size 16 is no multiple of negative_group 7" in caught.value.got
-    assert "num_workers -1" in caught.value.got
+    assert len(caught.value.problems) == 2
     assert not Path(config.run_folder).exists()
-    with (
-        pytest.raises(ConfigError, match="got texts"),
-        open_run(replace(config, views={"texts": images}), StopRequest()),
-    ):
+    unknown = replace(config, views={"texts": images})
+    with pytest.raises(ConfigError, match="got texts"), open_run(unknown, StopRequest()):
         pass

@@ -1,0 +1,63 @@
+"""The configuration that a run folder holds: as it was written, also by an older version."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cclm.errors import ConfigError
+from cclm.files.plain import to_yaml
+from cclm.recipe.read import CONFIG_FILE, read_recipe, read_run_config
+from tests.tiny_config import run_config, run_values
+
+OF_0_1 = Path(__file__).with_name("run_of_version_0_1.yaml")
+"""What version 0.1 wrote for `--recipe cclm_4m` with a mix."""
+
+
+def test_a_run_of_version_0_1_is_read_to_the_value(tmp_path: Path) -> None:
+    shutil.copy(OF_0_1, tmp_path / CONFIG_FILE)
+    found, shipped = read_run_config(tmp_path), read_recipe(["--recipe", "cclm_4m"])
+    images = found.views["image_text"]
+    assert images.mix.language_weights == {"en": 2.0, "no": 1.0}
+    assert list(images.mix.schedule[0].weights.values()) == [1.0, 2.0, 3.0, 4.0]
+    assert list(images.mix.schedule[0].weights) == list(images.sources)
+    expected = shipped.views["image_text"]
+    assert [one.path for one in images.sources.values()] == [one.path for one in expected.sources.values()]
+    plain = replace(images, mix=expected.mix, sources=expected.sources)
+    assert replace(found, views={**found.views, "image_text": plain}) == shipped
+
+
+def test_keys_that_were_renamed_or_decided_nothing(tmp_path: Path) -> None:
+    values = run_values(model={"temperature": 0.1, "pack_tokens": True, "width": 64})
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(values))
+    model = read_run_config(tmp_path).model
+    assert (model.initial_temperature, model.width) == (0.1, 64)
+
+
+def test_what_was_written_is_read_back_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    config = replace(run_config(), run_folder="$NOWHERE/~x")
+    (tmp_path / CONFIG_FILE).write_text(to_yaml(config))
+    assert read_run_config(tmp_path) == config, "paths were expanded when the run began"
+
+
+def test_rules_that_came_later_lock_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(run_values(engine="plain", precision="bf16")))
+    assert read_run_config(tmp_path).precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), ("[1]", "got line 1: expected a mapping, got a list"), ("seed: x\n", "seed: expected")],
+)
+def test_a_folder_that_is_no_run(tmp_path: Path, content: Any, words: str) -> None:
+    if content is not None:
+        (tmp_path / CONFIG_FILE).write_text(content)
+    with pytest.raises(ConfigError, match="expected a run folder") as caught:
+        read_run_config(tmp_path)
+    assert words in str(caught.value)
