@@ -4,7 +4,6 @@ engine, step by step with all their updates, and a resumed run against one that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
-from cclm.errors import ConfigError
 from cclm.train.updates import merge_metrics, updates_of
 from pretrain.build import build_engine
 from tests.ranks.harness import on_ranks
@@ -128,9 +126,3 @@ def updates_per_step(name: str) -> list[int]:
 
 def views_of(name: str) -> tuple[str, ...]:
     return ("image_text", "text_pair") if name == "cclm_3m" else ("image_text", "regions", "text_pair")
-
-
-def test_offload_is_refused_in_the_alternate_schedule(paths: dict[str, str]) -> None:
-    config = replace(read(paths["cclm_3m"]), deepspeed="ds_configs/zero3_offload.json", precision="bf16")
-    with pytest.raises(ConfigError, match="offload_optimizer together with steps that leave parameters unused"):
-        resolve_ds_file(config.deepspeed, config.engine_facts(1))
