@@ -240,6 +240,5 @@ def make_batches(
         start_step=start_step,
         stop_step=config.steps,
         num_workers=config.data.num_workers,
-        pin_memory=topology.device.type == "cuda",
     )
     return on_device(loader, topology.device)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
 
 ENVIRONMENT_NAME = "environment.json"
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_QUOTA = CGROUPS / "cpu.max"
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "numpy", "pillow")
 """Packages whose versions decide numbers."""
@@ -45,6 +47,26 @@ def usable_cores(quota: Path = CGROUP_QUOTA) -> float:
         return min(float(allowed), int(limit) / int(period))
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
         return float(allowed)
+
+
+def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
+    """Return the memory that this machine, or the container if that is less, has left for more; a large number where
+    nobody says."""
+    left = [sys.maxsize]
+    try:
+        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+        left += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        own = (proc / "self" / "cgroup").read_text(encoding="utf-8").partition("0::/")[2].strip()
+    except OSError:
+        return min(left)
+    for folder in (cgroups / own, *(cgroups / own).parents):
+        try:
+            limit, used = (int((folder / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            left.append(max(0, limit - used + int(stat.get("inactive_file", 0))))
+        except (OSError, ValueError):  # no cgroup v2 here, or "max": no limit
+            continue
+    return min(left)
 
 
 def processor_name() -> str:

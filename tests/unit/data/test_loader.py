@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TensorRecord, TextPairBatch, Tokens
 from cclm.data.config import DataConfig
-from cclm.data.loader import StepDataset, make_loader
+from cclm.data.loader import StepDataset, make_loader, make_room_for_open_files
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
 from tests.unit.data.data_sets import write_images
@@ -250,3 +251,17 @@ def test_batches_move_as_a_whole(config: DataConfig, tokenizer: TextTokenizer) -
     moved = batch.to("meta")
     assert isinstance(moved, Batch) and moved.image_text is not None
     assert moved.image_text.masked.tokens.ids_BL.device.type == "meta"
+
+
+def test_the_limit_of_open_files_is_raised_or_told() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        make_room_for_open_files([20, 20])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+        make_room_for_open_files([256, 300])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (812, before[1])
+        with pytest.raises(ConfigError, match=rf"got {before[1]}. Raise it before the start \(`ulimit -n"):
+            make_room_for_open_files([before[1]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
