@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.checkpoints import newest_complete
+from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
-from cclm.run.stop import StopRequest, clear_for_this_start
+from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
@@ -69,6 +71,7 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         if is_first:
             stack.enter_context(run_lock(folder))
             clear_for_this_start(folder)
+            stop.folder, stop.on_leave = folder, partial(note_left, folder)
             write_identity(folder, config, inputs, ds_config)
         talk.barrier()
         checkpoint = newest_complete(folder)
@@ -240,5 +243,6 @@ def make_batches(
         start_step=start_step,
         stop_step=config.steps,
         num_workers=config.data.num_workers,
+        timeout_s=config.data.batch_timeout_s,
     )
     return on_device(loader, topology.device)

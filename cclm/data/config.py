@@ -118,6 +118,8 @@ class DataConfig:
     """Share of broken samples above which a run fails."""
     num_workers: int = 0
     """Worker processes of each rank that prepare batches ahead; 0: in the training process. Changes no result."""
+    batch_timeout_s: float = 900.0
+    """A worker that delivers no batch for so long has hung, and ends the run; slower batches need more."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards (http, s3, gs, hf) are kept on each node. Changes no result."""
     micro_batches: int = 1
@@ -157,9 +159,10 @@ def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
         complaints.append(f"bad_sample_limit must be between 0 and 1, is {config.bad_sample_limit}")
     if config.cache.size_bytes < 1 or config.cache.attempts < 1 or config.cache.prefetch_steps < 0:
         complaints.append("cache: size_bytes and attempts must be at least 1, prefetch_steps at least 0")
-    if config.num_workers < 0 or config.pad_multiple < 1:
+    if config.num_workers < 0 or config.pad_multiple < 1 or config.batch_timeout_s <= 0:
         complaints.append(
-            f"num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1"
+            f"num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1, "
+            f"batch_timeout_s {config.batch_timeout_s:g} above 0"
         )
     if config.micro_batches < 1:
         return [*complaints, f"micro_batches must be at least 1, is {config.micro_batches}"]

@@ -3,51 +3,37 @@
     SIGUSR1, TERM, INT, HUP to a rank ─┐
     RUN/stop ──────────────────────────┴─► asked ─► (the ranks agree, save) ─► RUN/stopped.json, exit code 75
 
-The file works where no signal does (another machine, a launcher that dies of the signal), the signal where a network
-file system shows the file late. It is a small JSON (`RequestRecord`); `touch RUN/stop`, or any text in it, is a
-person's request, too. Whoever starts a run removes what an earlier start left (`clear`).
+Signals are the business of `cclm/run/signals.py`. The file works where no signal does (another machine, a launcher that
+dies of the signal), the signal where a network file system shows the file late. It is a small JSON (`RequestRecord`);
+`touch RUN/stop`, or any text in it, is a person's request, too. Whoever starts a run removes what an earlier start left
+(`clear`).
 """
 
 from __future__ import annotations
 
-import faulthandler
 import getpass
 import json
 import math
 import os
-import signal
 import socket
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from types import FrameType
 
 from cclm.files.atomic import replace_text
 from cclm.files.reading import read_json
 from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.checkpoints import newest_complete, read_marker
+from cclm.run.signals import BEGAN
 from cclm.run.status import STATUS_FOLDER
 
 STOP_NAME = "stop"
 STOPPED_NAME = "stopped.json"
 STOPPED_CODE = EXIT_CODES[Cause.STOPPED]
 """Exit code of a rank that saved because it was asked to: EX_TEMPFAIL of sysexits.h, "try again later"."""
-TAKEN_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-"""Requests to stop that a run listens to even if its parent ignored them: launchers shield their children's first
-moments from them."""
-KEPT_SIGNALS = (signal.SIGINT, signal.SIGHUP)
-"""Requests to stop that stay ignored if the parent ignored them (`nohup`, `&` in a script)."""
-STOP_SIGNALS = (*TAKEN_SIGNALS, *KEPT_SIGNALS)
-TRACEBACK_SIGNAL = signal.SIGUSR2
-AGAIN_S = 1.0
-"""A second Ctrl-C ends the process at once; but a terminal and a launcher may both deliver the first."""
 CLEARED_VARIABLE = "CCLM_CLEARED"
 """Run folder in which the launcher of this process has removed what an earlier start left."""
-BEGAN = time.time()
-"""When this process began, nearly."""
 NEVER = 0.0
 """Time of a request that asks nothing."""
 BY_HAND = "asked through RUN/stop"
@@ -92,45 +78,6 @@ class StoppedRecord:
     kind: StopKind = StopKind.SIGNAL
 
 
-class StopRequest:
-    """What this process knows about a request to stop."""
-
-    def __init__(self) -> None:
-        self.signal_reason = ""
-        self._interrupted = math.inf
-        """When Ctrl-C came first."""
-
-    @classmethod
-    @contextmanager
-    def listening(cls) -> Iterator[StopRequest]:
-        """Catch the signals for the length of the `with` block; SIGUSR2 makes Python print where it is, and go on."""
-        request = cls()
-        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number, handler in before.items():
-            if number in TAKEN_SIGNALS or handler is not signal.SIG_IGN:
-                signal.signal(number, request._receive)
-        faulthandler.register(TRACEBACK_SIGNAL, file=sys.__stderr__ or 2, all_threads=True)
-        try:
-            yield request
-        finally:
-            faulthandler.unregister(TRACEBACK_SIGNAL)
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-    def reason(self, folder: Path | None) -> str:
-        """Why this process should stop, or "". `folder`: the run folder, on the rank that looks at its file."""
-        asked = read_request(folder) if folder is not None else None
-        return asked.reason if asked is not None else self.signal_reason
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if number == signal.SIGINT and now - self._interrupted > AGAIN_S:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._interrupted = min(self._interrupted, now) if number == signal.SIGINT else self._interrupted
-        self.signal_reason = signal.Signals(number).name
-
-
 def read_request(folder: Path) -> RequestRecord | None:
     """Read `RUN/stop`; None if nobody asks. What a person wrote there by hand asks, even nothing at all (`touch`)."""
     path = folder / STOP_NAME
@@ -161,6 +108,12 @@ def note_stopped(folder: Path, step: int, reason: str) -> None:
     record = StoppedRecord(step=step, reason=reason, time=round(time.time(), 3), kind=kind)
     replace_text(folder / STOPPED_NAME, json.dumps(asdict(record)) + "\n", durable=True)
     (folder / STOP_NAME).unlink(missing_ok=True)
+
+
+def note_left(folder: Path, reason: str) -> None:
+    """Note that the request was obeyed before the first step, when there was nothing to save."""
+    checkpoint = newest_complete(folder)
+    note_stopped(folder, 0 if checkpoint is None else read_marker(checkpoint).step, reason)
 
 
 def read_stopped(folder: Path) -> StoppedRecord | None:

@@ -37,7 +37,7 @@ QUARANTINE = "quarantine"
 
 MAY_CHANGE = (
     *("checkpoint", "track", "run_folder", "device"),
-    *("data.num_workers", "data.bad_sample_limit", "data.cache", "data.micro_batches"),
+    *("data.num_workers", "data.batch_timeout_s", "data.bad_sample_limit", "data.cache", "data.micro_batches"),
 )
 """What a resumed run may do differently: nothing of it decides which samples a step holds."""
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")

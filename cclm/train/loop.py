@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,13 +21,22 @@ from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine, StepStatistics
-from cclm.errors import CclmError, DataError
+from cclm.errors import Cause, CclmError, DataError
+from cclm.run.checkpoints import newest_complete
+from cclm.run.signals import StopAsked, StopRequest
 from cclm.run.status import DoneMarker, RankStatus
-from cclm.run.stop import StopRequest, note_stopped
+from cclm.run.stop import note_stopped
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
 from cclm.train.updates import mean_metrics, merge_metrics, samples_read, updates_of
+
+LOSS_LIMIT = 1e5
+"""A cross-entropy over logits that make any sense is thousands of times smaller."""
+MOST_SKIPPED = 10
+"""So many updates in a row without finite gradients: the weights are lost, not the batches odd."""
+FEW_SKIPPED = 3
+"""So many, or all since the last checkpoint, and it is not saved over a healthy one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,65 +67,116 @@ class Run:
     """Puts what the engine computes on a fixed probe into a checkpoint: exports are measured against it."""
 
 
+@dataclass(kw_only=True)
+class Window:
+    """What was done since the last log line, and how the updates have gone lately."""
+
+    sums: list[dict[str, int]] = field(default_factory=list)
+    """Of the ledger, a step each."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    statistics: StepStatistics | None = None
+    """Of the last step."""
+    num_skipped: int = 0
+    """Updates left out, because their gradients were not finite."""
+    skipped_in_a_row: int = 0
+    """The last updates, up to now."""
+    updates_since_save: int = 0
+
+    def add(self, sums: dict[str, int], metrics: dict[str, Tensor], updates: Sequence[StepStatistics]) -> None:
+        """Add a step and its updates."""
+        self.sums.append(sums)
+        self.metrics = metrics
+        self.statistics = replace(updates[-1], grad_norm=max(update.grad_norm for update in updates))
+        for update in updates:
+            is_skipped = not math.isfinite(update.grad_norm)
+            self.num_skipped += is_skipped
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+            self.updates_since_save += 1
+
+
 def train(run: Run) -> bool:
     """Train from `run.start_step` to the configured number of steps, then write the done marker.
 
     Returns False if it was asked to stop before: then it has saved, and the same command goes on from there.
 
     Raises:
-        CclmError: the loss is not finite, or too many samples were bad; on every rank alike.
+        CclmError: the run has diverged, or too many samples were bad; on every rank alike.
         DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
-    config, engine = run.config, run.engine
+    config, window, began = run.config, Window(), time.monotonic()
     batches = iter(run.batches)
-    began = time.monotonic()
-    sums: list[dict[str, int]] = []
-    num_skipped = 0  # updates left out since the last log line: their gradients were not finite
     run.status.write(step=run.start_step, phase="training")
+    run.stop.begin()
     for step in range(run.start_step, config.steps):
-        with run.throughput.data_wait():
-            batch, on_device = next(batches)
+        taken = next_batch(run, batches)
+        if (stop_reason := agree_to_stop(run)) or taken is None:
+            if window.sums:
+                write_line(run, step - 1, window)
+            if window.updates_since_save:
+                save(run, step, window, began)
+            run.status.write(step=step, phase="stopped", cause=Cause.STOPPED, reason=stop_reason)
+            if run.collectives.rank == 0:
+                note_stopped(run.folder, step, stop_reason)
+            return False
+        batch, on_device = taken
         assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
-        metrics, statistics, skipped = do_updates(run, step, on_device)
-        num_skipped += skipped
-
-        sums.append(ledger_sums(batch))
+        metrics, updates = do_updates(run, step, on_device)
+        window.add(ledger_sums(batch), metrics, updates)
         run.quarantine.add(step, batch.bad_samples)
         run.exposure.add(batch.exposure)
         run.throughput.step(global_counts(batch, config.data))
-
-        is_last = step + 1 == config.steps
-        stop_reason = "" if is_last else agree_to_stop(run)
-        is_saving = is_last or bool(stop_reason) or (step + 1) % config.checkpoint.every_steps == 0
-        if is_saving or (step + 1) % config.track.every_steps == 0:
-            read = samples_read(config.data, run.schedule, step + 1)
-            bad_share = torch.tensor(run.quarantine.total * engine.world_size / read)
-            values = engine.reduce_mean({**metrics, "bad_share": bad_share})
-            write_ledger(run, step + 1 - len(sums), sums)
-            sums.clear()
-            speed = run.throughput.summary()
-            rates = {f"learning_rate/{name}": rate for name, rate in statistics.learning_rates.items()}
-            counts = {"skipped_updates": float(num_skipped), **seen_so_far(run)}
-            run.log.write(step, {**values, "grad_norm": statistics.grad_norm, **counts, **rates, **speed})
-            num_skipped = 0
-            refuse_bad_values(step, values, run)
-            run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
+        is_saving = step + 1 == config.steps or (step + 1) % config.checkpoint.every_steps == 0
+        is_lost = window.skipped_in_a_row >= MOST_SKIPPED
+        if is_saving or is_lost or (step + 1) % config.track.every_steps == 0:
+            write_line(run, step, window)
             run.status.write(step=step + 1, phase="training")
+        if is_saving or is_lost:
+            refuse_skipped_updates(step, window, run)
         if is_saving:
-            run.status.write(step=step + 1, phase="saving")
-            sync_lines(run)
-            seconds = run.seconds_before + time.monotonic() - began
-            state = {"seconds": seconds, "exposure": dict(run.exposure.totals)}
-            save_checkpoint(engine, run.folder, step + 1, state, keep=config.checkpoint.keep, witness=run.witness)
-            run.throughput.restart()
-        if stop_reason:
-            run.status.write(step=step + 1, phase="stopped")
-            if run.collectives.rank == 0:
-                note_stopped(run.folder, step + 1, stop_reason)
-            return False
-    run.status.write(step=config.steps, phase="done")
+            save(run, step + 1, window, began)
+    run.status.write(step=config.steps, phase="done", cause=Cause.DONE)
     run.done.write(step=config.steps, seconds=run.seconds_before + time.monotonic() - began)
     return True
+
+
+def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch] | None:
+    """The next batch; None if there is a request to stop, or one comes while this rank waits."""
+    try:
+        with run.throughput.data_wait(), run.stop.interrupting():
+            return next(batches)
+    except StopAsked:
+        return None
+
+
+def write_line(run: Run, step: int, window: Window) -> None:
+    """Write what was done up to and with `step` into ledger and log, and look at the values. Collectives.
+
+    Raises:
+        CclmError: they are bad; the line tells them.
+    """
+    read = samples_read(run.config.data, run.schedule, step + 1)
+    bad_share = torch.tensor(run.quarantine.total * run.engine.world_size / read)
+    values = run.engine.reduce_mean({**window.metrics, "bad_share": bad_share})
+    write_ledger(run, step + 1 - len(window.sums), window.sums)
+    assert window.statistics is not None, "a line needs a step"
+    speed = run.throughput.summary()
+    rates = {f"learning_rate/{name}": rate for name, rate in window.statistics.learning_rates.items()}
+    counts = {"skipped_updates": float(window.num_skipped), **seen_so_far(run)}
+    run.log.write(step, {**values, "grad_norm": window.statistics.grad_norm, **counts, **rates, **speed})
+    window.sums.clear()
+    window.num_skipped = 0
+    refuse_bad_values(step, values, run)
+    run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
+
+
+def save(run: Run, step: int, window: Window, began: float) -> None:
+    """Write the checkpoint after `step` steps, and before it to disk what was written about them. A collective."""
+    run.status.write(step=step, phase="saving")
+    sync_lines(run)
+    state = {"seconds": run.seconds_before + time.monotonic() - began, "exposure": dict(run.exposure.totals)}
+    save_checkpoint(run.engine, run.folder, step, state, keep=run.config.checkpoint.keep, witness=run.witness)
+    window.updates_since_save = 0
+    run.throughput.restart()
 
 
 def seen_so_far(run: Run) -> dict[str, float]:
@@ -133,25 +193,22 @@ def agree_to_stop(run: Run) -> str:
     return reason or run.stop.reason(folder) or "another rank was asked"
 
 
-def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], StepStatistics, int]:
+def do_updates(run: Run, step: int, batch: Batch) -> tuple[dict[str, Tensor], list[StepStatistics]]:
     """Forward and backward of every micro-batch, then the update, for each of the step's updates.
 
     Returns:
-        The step's metrics; the statistics of its last update with the largest gradient norm of all; how many updates
-        were left out, because their gradients were not finite.
+        The step's metrics, and the statistics of its updates.
     """
-    engine, metrics, largest_norm, num_skipped = run.engine, [], 0.0, 0
+    engine, metrics, updates = run.engine, [], []
     for update in zip(*(updates_of(part, run.config.data.schedule) for part in batch.parts), strict=True):
         parts = []
         for part in update:
             losses = engine.forward(part)
             engine.backward(losses)
             parts.append(losses.metrics)
-        statistics = engine.update(step)
+        updates.append(engine.update(step))
         metrics.append(mean_metrics(parts))
-        largest_norm = max(largest_norm, statistics.grad_norm)
-        num_skipped += not math.isfinite(statistics.grad_norm)
-    return merge_metrics(metrics), replace(statistics, grad_norm=largest_norm), num_skipped
+    return merge_metrics(metrics), updates
 
 
 def global_counts(batch: Batch, data: DataConfig) -> dict[str, int]:
@@ -197,16 +254,42 @@ def sync_lines(run: Run) -> None:
         run.ledger.sync()
 
 
-def refuse_bad_values(step: int, values: Mapping[str, float], run: Run) -> None:
-    """Stop the run, on every rank alike, when the loss is not finite or too many samples are bad."""
-    limit = run.config.data.bad_sample_limit
-    if not math.isfinite(values["loss"]):
-        names = sorted(name for name, value in values.items() if not math.isfinite(value))
+def refuse_skipped_updates(step: int, window: Window, run: Run) -> None:
+    """Stop the run before it saves, on every rank alike, when no update has been made lately."""
+    skipped, all_of_them = window.skipped_in_a_row, window.updates_since_save
+    if skipped >= min(FEW_SKIPPED, all_of_them):
         raise CclmError(
             where=f"step {step}",
-            expected="a finite loss",
-            got=", ".join(names) + " not finite",
-            do="Lower the learning rate or look at the batches since the last log line; the last checkpoint is intact.",
+            expected="gradients that are finite",
+            got=f"the last {skipped} updates skipped, because theirs were not",
+            do=advice_after_divergence(run),
+            cause=Cause.DIVERGED,
+        )
+
+
+def advice_after_divergence(run: Run) -> str:
+    """What to do, with the command's own option."""
+    checkpoint = newest_complete(run.folder)
+    lower = "Give the same command with a lower --optimizer.learning_rate"
+    if checkpoint is None:
+        return f"{lower}, or look at the batches since the last log line. No checkpoint was written."
+    return (
+        f"{lower}: it goes on from {checkpoint}. If that diverges at once again, the damage is older: "
+        "remove this checkpoint first, and it goes on from the one before."
+    )
+
+
+def refuse_bad_values(step: int, values: Mapping[str, float], run: Run) -> None:
+    """Stop the run, on every rank alike, when the loss has exploded or too many samples are bad."""
+    limit = run.config.data.bad_sample_limit
+    if not values["loss"] < LOSS_LIMIT:
+        names = [f"{name} {value:.3g}" for name, value in sorted(values.items()) if not abs(value) < LOSS_LIMIT]
+        raise CclmError(
+            where=f"step {step}",
+            expected=f"a loss below {LOSS_LIMIT:.0e}",
+            got=", ".join(names),
+            do=advice_after_divergence(run),
+            cause=Cause.DIVERGED,
         )
     if values["bad_share"] > limit:
         raise DataError(
@@ -214,5 +297,6 @@ def refuse_bad_values(step: int, values: Mapping[str, float], run: Run) -> None:
             where=f"step {step}",
             expected=f"at most {limit:.2%} bad samples",
             got=f"{values['bad_share']:.2%} ({run.quarantine.summary()} on this rank)",
-            do="Read quarantine/rank_*.jsonl in the run folder, repair the shards or raise data.bad_sample_limit.",
+            do=f"Read {run.folder}/quarantine/rank_*.jsonl; repair the shards (`python -m shards verify SET`), or give "
+            "the same command with a higher --data.bad_sample_limit.",
         )

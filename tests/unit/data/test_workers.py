@@ -19,7 +19,7 @@ import torch
 from cclm.data.workers import AHEAD, WorkerPool, state_of
 from cclm.errors import Cause, CclmError, DataError
 from cclm.run.causes import cause_of
-from cclm.run.stop import STOP_SIGNALS
+from cclm.run.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[3]
 

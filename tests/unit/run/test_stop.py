@@ -2,70 +2,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from cclm.run import stop
-from cclm.run.stop import StopKind, StopRequest, ask_to_stop, read_request, read_stopped
-
-ROOT = Path(__file__).resolve().parents[3]
-HANG = """
-import os, signal, sys, time
-from cclm.run.stop import StopRequest
-def stand_here():
-    os.kill(os.getpid(), signal.SIGUSR2)
-    time.sleep(0.01)
-with StopRequest.listening() as request:
-    stand_here()
-"""
-LISTEN = """
-import os, signal, sys, time
-from cclm.run import stop
-stop.AGAIN_S = 0.05
-with stop.StopRequest.listening() as request:
-    for number in map(int, sys.argv[1:]):
-        os.kill(os.getpid(), number)
-        time.sleep(0.1)
-    print(request.reason(None))
-"""
-
-
-def listen(*numbers: int, ignored: str = "") -> subprocess.CompletedProcess[str]:
-    """A process that listens, started by a shell that ignores some signals, and sends itself others."""
-    line = f"trap '' {ignored}; " * bool(ignored) + 'exec "$0" -c "$PROGRAM" "$@"'
-    environment = {**os.environ, "PROGRAM": LISTEN, "PYTHONPATH": str(ROOT)}
-    words = ["bash", "-c", line, sys.executable, *map(str, numbers)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Signals, tmp_path: Path) -> None:
-    before = signal.getsignal(number)
-    with StopRequest.listening() as request:
-        assert request.reason(tmp_path) == ""
-        os.kill(os.getpid(), number)
-        assert request.reason(tmp_path) == number.name
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_ctrl_c_ends_the_process() -> None:
-    assert listen(signal.SIGINT, signal.SIGINT).returncode == -signal.SIGINT
-    assert listen(signal.SIGINT, signal.SIGINT).stderr == ""
-    assert listen(signal.SIGTERM, signal.SIGINT, signal.SIGTERM).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("ignored", "number", "heard"),
-    [("HUP", signal.SIGHUP, ""), ("INT", signal.SIGINT, ""), ("HUP", signal.SIGTERM, "SIGTERM"),
-     ("USR1", signal.SIGUSR1, "SIGUSR1")],
-)  # fmt: skip
-def test_what_the_parent_ignores_stays_ignored_but_a_launchers_signal(ignored: str, number: int, heard: str) -> None:
-    assert listen(number, ignored=ignored).stdout == f"{heard}\n"
+from cclm.run.signals import StopRequest
+from cclm.run.stop import StopKind, ask_to_stop, read_request, read_stopped
 
 
 def test_the_file_is_read_where_a_folder_is_given(tmp_path: Path) -> None:
@@ -167,10 +111,3 @@ def test_a_rank_leaves_what_its_launcher_has_cleared(left: Path, monkeypatch: py
     monkeypatch.setenv(stop.CLEARED_VARIABLE, str(left / "another"))
     stop.clear_for_this_start(left)
     assert files(left) == ["done.json"]
-
-
-def test_a_hanging_process_says_where_it_stands() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HANG], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
-    )
-    assert "in stand_here" in done.stderr
