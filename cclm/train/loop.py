@@ -21,22 +21,15 @@ from cclm.data.quarantine import Quarantine
 from cclm.data.schedule import ViewSchedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine, StepStatistics
-from cclm.errors import Cause, CclmError, DataError
-from cclm.run.checkpoints import newest_complete
+from cclm.errors import Cause, DataError
 from cclm.run.signals import StopAsked, StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import note_stopped
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
+from cclm.train.health import Health
 from cclm.train.updates import mean_metrics, merge_metrics, samples_read, updates_of
-
-LOSS_LIMIT = 1e5
-"""A cross-entropy over logits that make any sense is thousands of times smaller."""
-MOST_SKIPPED = 10
-"""So many updates in a row without finite gradients: the weights are lost, not the batches odd."""
-FEW_SKIPPED = 3
-"""So many, or all since the last checkpoint, and it is not saved over a healthy one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +69,18 @@ class Window:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     statistics: StepStatistics | None = None
     """Of the last step."""
+    health: Health
     num_skipped: int = 0
     """Updates left out, because their gradients were not finite."""
-    skipped_in_a_row: int = 0
-    """The last updates, up to now."""
-    updates_since_save: int = 0
 
     def add(self, sums: dict[str, int], metrics: dict[str, Tensor], updates: Sequence[StepStatistics]) -> None:
         """Add a step and its updates."""
         self.sums.append(sums)
         self.metrics = metrics
         self.statistics = replace(updates[-1], grad_norm=max(update.grad_norm for update in updates))
-        for update in updates:
-            is_skipped = not math.isfinite(update.grad_norm)
-            self.num_skipped += is_skipped
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
-            self.updates_since_save += 1
+        skipped = [not math.isfinite(update.grad_norm) for update in updates]
+        self.num_skipped += sum(skipped)
+        self.health.add(skipped)
 
 
 def train(run: Run) -> bool:
@@ -103,16 +92,15 @@ def train(run: Run) -> bool:
         CclmError: the run has diverged, or too many samples were bad; on every rank alike.
         DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
-    config, window, began = run.config, Window(), time.monotonic()
+    config, window, began = run.config, Window(health=Health(run_folder=run.folder)), time.monotonic()
     batches = iter(run.batches)
     run.status.write(step=run.start_step, phase="training")
     run.stop.begin()
     for step in range(run.start_step, config.steps):
         taken = next_batch(run, batches)
         if (stop_reason := agree_to_stop(run)) or taken is None:
-            if window.sums:
-                write_line(run, step - 1, window)
-            if window.updates_since_save:
+            write_line(run, step - 1, window)
+            if window.health.has_changed:
                 save(run, step, window, began)
             run.status.write(step=step, phase="stopped", cause=Cause.STOPPED, reason=stop_reason)
             if run.collectives.rank == 0:
@@ -126,13 +114,11 @@ def train(run: Run) -> bool:
         run.exposure.add(batch.exposure)
         run.throughput.step(global_counts(batch, config.data))
         is_saving = step + 1 == config.steps or (step + 1) % config.checkpoint.every_steps == 0
-        is_lost = window.skipped_in_a_row >= MOST_SKIPPED
+        is_lost = window.health.is_lost
         if is_saving or is_lost or (step + 1) % config.track.every_steps == 0:
             write_line(run, step, window)
             run.status.write(step=step + 1, phase="training")
         if is_saving or is_lost:
-            refuse_skipped_updates(step, window, run)
-        if is_saving:
             save(run, step + 1, window, began)
     run.status.write(step=config.steps, phase="done", cause=Cause.DONE)
     run.done.write(step=config.steps, seconds=run.seconds_before + time.monotonic() - began)
@@ -149,11 +135,13 @@ def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch,
 
 
 def write_line(run: Run, step: int, window: Window) -> None:
-    """Write what was done up to and with `step` into ledger and log, and look at the values. Collectives.
+    """Write what was done up to and with `step`, if it is not written, and look at the values. Collectives.
 
     Raises:
         CclmError: they are bad; the line tells them.
     """
+    if not window.sums:
+        return
     read = samples_read(run.config.data, run.schedule, step + 1)
     bad_share = torch.tensor(run.quarantine.total * run.engine.world_size / read)
     values = run.engine.reduce_mean({**window.metrics, "bad_share": bad_share})
@@ -165,17 +153,19 @@ def write_line(run: Run, step: int, window: Window) -> None:
     run.log.write(step, {**values, "grad_norm": window.statistics.grad_norm, **counts, **rates, **speed})
     window.sums.clear()
     window.num_skipped = 0
-    refuse_bad_values(step, values, run)
+    window.health.check_values(step, values)
+    refuse_bad_samples(step, values, run)
     run.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
 
 
 def save(run: Run, step: int, window: Window, began: float) -> None:
     """Write the checkpoint after `step` steps, and before it to disk what was written about them. A collective."""
+    window.health.check_updates(step)
     run.status.write(step=step, phase="saving")
     sync_lines(run)
     state = {"seconds": run.seconds_before + time.monotonic() - began, "exposure": dict(run.exposure.totals)}
     save_checkpoint(run.engine, run.folder, step, state, keep=run.config.checkpoint.keep, witness=run.witness)
-    window.updates_since_save = 0
+    window.health.saved()
     run.throughput.restart()
 
 
@@ -254,43 +244,9 @@ def sync_lines(run: Run) -> None:
         run.ledger.sync()
 
 
-def refuse_skipped_updates(step: int, window: Window, run: Run) -> None:
-    """Stop the run before it saves, on every rank alike, when no update has been made lately."""
-    skipped, all_of_them = window.skipped_in_a_row, window.updates_since_save
-    if skipped >= min(FEW_SKIPPED, all_of_them):
-        raise CclmError(
-            where=f"step {step}",
-            expected="gradients that are finite",
-            got=f"the last {skipped} updates skipped, because theirs were not",
-            do=advice_after_divergence(run),
-            cause=Cause.DIVERGED,
-        )
-
-
-def advice_after_divergence(run: Run) -> str:
-    """What to do, with the command's own option."""
-    checkpoint = newest_complete(run.folder)
-    lower = "Give the same command with a lower --optimizer.learning_rate"
-    if checkpoint is None:
-        return f"{lower}, or look at the batches since the last log line. No checkpoint was written."
-    return (
-        f"{lower}: it goes on from {checkpoint}. If that diverges at once again, the damage is older: "
-        "remove this checkpoint first, and it goes on from the one before."
-    )
-
-
-def refuse_bad_values(step: int, values: Mapping[str, float], run: Run) -> None:
-    """Stop the run, on every rank alike, when the loss has exploded or too many samples are bad."""
+def refuse_bad_samples(step: int, values: Mapping[str, float], run: Run) -> None:
+    """Stop the run, on every rank alike, when too many samples are bad."""
     limit = run.config.data.bad_sample_limit
-    if not values["loss"] < LOSS_LIMIT:
-        names = [f"{name} {value:.3g}" for name, value in sorted(values.items()) if not abs(value) < LOSS_LIMIT]
-        raise CclmError(
-            where=f"step {step}",
-            expected=f"a loss below {LOSS_LIMIT:.0e}",
-            got=", ".join(names),
-            do=advice_after_divergence(run),
-            cause=Cause.DIVERGED,
-        )
     if values["bad_share"] > limit:
         raise DataError(
             reason="too_many_bad_samples",
