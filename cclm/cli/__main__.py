@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cclm.cli import embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger
-from cclm.errors import CclmError
+from cclm.files.output import open_output
+from cclm.run.ending import end_with
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -58,13 +60,16 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake ends with one sentence and exit code 2."""
+    """Run a command, and return the exit code: `cclm.run.causes` says which stands for what."""
+    open_output()
     chosen = make_parser().parse_args(None if arguments is None else list(arguments))
     try:
         COMMANDS[chosen.command].run(**dict(vars(chosen[chosen.command])))
-    except CclmError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
+    except Exception as error:  # noqa: BLE001 - every end has a sentence and a code
+        return end_with(error)
     return 0
 
 

@@ -222,8 +222,8 @@ class WorkerPool(Generic[Value]):
             where=f"step {step}",
             expected=f"a batch from {worker.name}",
             got=how,
-            do="Look above for its last words. The kernel kills (SIGKILL, SIGBUS) where memory runs out: "
-            "lower data.num_workers or the batch size, or ask for more memory. The same command goes on.",
+            do="Look above for its last words. The kernel kills (SIGKILL, SIGBUS) where memory runs out: lower "
+            "data.num_workers, raise data.micro_batches, or ask for more memory. The same command goes on.",
             cause=Cause.TRANSIENT,
         )
 

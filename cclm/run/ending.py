@@ -1,4 +1,4 @@
-"""How a rank ends when something went wrong: said in a sentence, noted in the run folder, told by the exit code."""
+"""How a program ends when something went wrong: with a sentence, a note in the run folder (of a rank), and a code."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cclm.errors import Cause, CclmError
 from cclm.run.causes import EXIT_CODES, cause_of
 from cclm.run.status import note_end
 
-GOES_ON = "the same command goes on from the newest complete checkpoint"
+GOES_ON = "the same command goes on from the newest complete checkpoint."
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """How torch tells that memory is out, where it has no class for it."""
 
 
-def end_with(error: BaseException, run_folder: Path | None, rank: int) -> int:
-    """Say why this rank ends, note it in the run folder if there is one, and return the exit code."""
+def end_with(error: BaseException, run_folder: Path | None = None, rank: int = 0) -> int:
+    """Say why this process ends, note it in the run folder if it is a rank's, and return the exit code."""
     cause, sentence = explain(error, run_folder)
     if cause is Cause.EXIT or (cause is Cause.TRANSIENT and not isinstance(error, CclmError)):
         traceback.print_exception(error)
@@ -26,37 +26,30 @@ def end_with(error: BaseException, run_folder: Path | None, rank: int) -> int:
     return EXIT_CODES[cause]
 
 
-def explain(error: BaseException, run_folder: Path | None) -> tuple[Cause, str]:
-    """Return the cause, and the sentence for the user: what was expected, what came, what to do."""
+def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause, str]:
+    """Return the cause, and the sentence for the user. `run_folder`: of the run that ends, if it is one."""
     if isinstance(error, CclmError):
         return cause_of(error), str(error)
-    if is_out_of_memory(error):
-        told = CclmError(
-            expected="memory for the next step",
-            got=_first_line(error),
-            do="Raise data.micro_batches (it computes a step in parts), lower the batch size or data.num_workers, "
-            f"use more ranks, or ask for more memory; {GOES_ON}.",
-        )
-        return Cause.USER_ERROR, str(told)
-    cause = cause_of(error)
+    cause, goes_on = cause_of(error), "" if run_folder is None else GOES_ON
+    got = f"{type(error).__name__}: {_first_line(error)}"
     place = str(getattr(error, "filename", None) or run_folder or "")
-    if cause is Cause.DISK_FULL:
-        told = CclmError(
-            where=place,
-            expected="room for what the run writes",
-            got=getattr(error, "strerror", None) or _first_line(error),
-            do=f"Free space, or raise the quota; {GOES_ON}.",
+    if is_out_of_memory(error):
+        cause, expected = Cause.USER_ERROR, "enough memory"
+        do = (
+            "Lower --batch-size, or use a machine with more memory."
+            if run_folder is None
+            else "Raise data.micro_batches (a step is then computed in parts), lower data.num_workers, use more ranks, "
+            f"or ask for more memory; {goes_on}"
         )
+    elif cause is Cause.DISK_FULL:
+        expected, do = "room for what is written", f"Free space, or raise the quota; {goes_on or 'then try again.'}"
     elif cause is Cause.TRANSIENT:
-        told = CclmError(
-            where=place if isinstance(error, OSError) else "",
-            expected="disks, networks and other ranks that answer",
-            got=f"{type(error).__name__}: {_first_line(error)}",
-            do=f"Such faults pass, and another rank may have said more; {GOES_ON}.",
-        )
+        expected, do = "disks, networks and other ranks that answer", f"Such faults pass; {goes_on or 'try again.'}"
+    elif isinstance(error, PermissionError):
+        cause, expected, do = Cause.USER_ERROR, "permission", "Mend the permissions, or choose another place."
     else:
-        return cause, f"{type(error).__name__}: {_first_line(error)}"
-    return cause, str(told)
+        return cause, got
+    return cause, str(CclmError(where=place, expected=expected, got=got, do=do))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

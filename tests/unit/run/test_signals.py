@@ -42,18 +42,29 @@ def run(program: str, *words: str, ignored: str = "") -> subprocess.CompletedPro
     line = f"trap '' {ignored}; " * bool(ignored) + 'exec "$0" -c "$PROGRAM" "$@"'
     environment = {**os.environ, "PROGRAM": program, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-c", line, sys.executable, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False, preexec_fn=ignore_nothing
+    )
+
+
+def ignore_nothing() -> None:
+    """These tests may themselves run under nohup, or in the background of a script."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 def test_a_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Signals, tmp_path: Path) -> None:
-    before = signal.getsignal(number)
-    with StopRequest.listening() as request:
-        request.begin()
-        assert request.reason(tmp_path) == ""
-        os.kill(os.getpid(), number)
-        assert request.reason(tmp_path) == number.name
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with StopRequest.listening() as request:
+            request.begin()
+            assert request.reason(tmp_path) == ""
+            os.kill(os.getpid(), number)
+            assert request.reason(tmp_path) == number.name
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +97,12 @@ def test_what_the_parent_ignores_stays_ignored_but_a_launchers_signal(ignored: s
 @pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 def test_before_the_first_step_it_ends_at_once_wherever_it_stands(number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", STARTS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTS],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=ignore_nothing,
     )
     assert process.stdout is not None and process.stdout.readline() == "starts\n"
     process.send_signal(number)
