@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check format lint types borders quick figures test test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-ablation clean
+.PHONY: help venv check fix format lint types borders quick figures test test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
@@ -31,6 +31,10 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 check: $(INSTALLED) ## Format, lint, types, borders, quick tests, figures (under 90 s)
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target format lint borders figures types quick
 
+fix: $(INSTALLED) ## Format, and mend what the linter can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
 format: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 
@@ -46,7 +50,7 @@ borders: $(INSTALLED)
 quick: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not slurm" < /dev/null
 
-figures: $(INSTALLED)
+figures: $(INSTALLED) ## The house style in numbers; size by folder against its budget
 	@$(BIN)/python -m tests.architecture.figures
 
 test: $(INSTALLED) ## The whole test suite: what is quick on two processes, then what starts ranks and programs itself

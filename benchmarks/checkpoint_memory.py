@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -31,6 +30,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from benchmarks.figures import add_json_option, write_figures
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
+from cclm.engine.fragments import WEIGHTS, Fragment, ShareFacts, share_path, write_share
 from cclm.hub.open import build_model
 from cclm.hub.probe import make_probe
 from cclm.hub.reference_outputs import witness_of, write_witness
@@ -89,6 +89,13 @@ def random_weights(shape: tuple[int, ...], name: str) -> torch.Tensor:
     return torch.randn(shape) * 0.02 if len(shape) > 1 else torch.zeros(shape)
 
 
+def piece_of(name: str, value: torch.Tensor, rank: int) -> Fragment:
+    """What a rank of ZeRO-3 holds of a parameter."""
+    size = math.ceil(value.numel() / RANKS)
+    values = value.flatten()[rank * size : (rank + 1) * size]
+    return Fragment(name=name, shape=tuple(value.shape), start=rank * size, values=values)
+
+
 def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int:
     """A run folder with a checkpoint of two ZeRO-3 ranks; returns the bytes of the weights in fp32."""
     large_tokenizer(folder / "tokenizer", options.text.vocab_size)
@@ -99,23 +106,11 @@ def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int
         parameters = CCLMModel(CCLMConfig(**asdict(options))).named_parameters()
     shapes = {f"model.{name}": value.shape for name, value in parameters}
     checkpoint = step_folder(folder, 1)
-    (checkpoint / "deepspeed").mkdir(parents=True)
     torch.manual_seed(0)
-    rows: list[list[torch.Tensor]] = [[] for _ in range(RANKS)]
     state = {name: random_weights(tuple(shape), name.removeprefix("model.")) for name, shape in shapes.items()}
-    for name, shape in shapes.items():
-        size = math.ceil(shape.numel() / RANKS)
-        flat = torch.zeros(size * RANKS)
-        flat[: shape.numel()] = state[name].flatten()
-        for row, part in zip(rows, flat.split(size), strict=True):
-            row.append(part.clone())
     for rank in range(RANKS):
-        names: dict[str, Any] = {"module": {}, "buffer_names": [], "param_shapes": [shapes], "shared_params": {}}
-        torch.save(names, checkpoint / "deepspeed" / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-        share = {"partition_count": RANKS, "fp32_flat_groups": [torch.cat(rows[rank])]}
-        path = checkpoint / "deepspeed" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        torch.save({"optimizer_state_dict": share}, path)
-        rows[rank].clear()
+        share = {WEIGHTS: [piece_of(name, value, rank) for name, value in state.items()]}
+        write_share(share_path(checkpoint, rank), ShareFacts(world_size=RANKS), share, {})
     if with_witness:
         tokenizer, transform = (
             load_tokenizer(folder / "tokenizer"),

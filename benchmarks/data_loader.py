@@ -12,7 +12,6 @@ import argparse
 import io
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,16 @@ from PIL import Image
 
 from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
-from cclm.data.config import DataConfig, ImageTextDataConfig, TextPairDataConfig
+from cclm.data.config import DataConfig, SourceConfig, Views
 from cclm.data.image import ImageTransformConfig
 from cclm.data.loader import StepDataset
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, TextPair, View
+from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.table import make_views
+from cclm.views.text_pair.options import TextPairConfig
+from cclm.views.view import open_dataset
 
 NUM_IMAGES, NUM_GROUPS, NUM_LANGUAGES = 6000, 1800, 20
 
@@ -81,25 +84,28 @@ def write_sets(folder: Path) -> tuple[Path, Path]:
     return folder / "images", folder / "pairs"
 
 
-def demo_like(images: Path, pairs: Path, size: int) -> DataConfig:
+def demo_like(images: Path, pairs: Path, size: int) -> Views:
     """The demonstration's amounts."""
     transform = ImageTransformConfig(
         size=size, method="affine", resample="box", flip_probability=0.2, cache_bytes=1 << 28
     )
-    return DataConfig(
-        tokenizer="",
-        image_text=ImageTextDataConfig(
-            shards=(str(images),), first_caption_probability=0.6, max_tokens=14, transform=transform, window=4096
+    return {
+        "image_text": ImageTextConfig(
+            sources={"images": SourceConfig(path=str(images))},
+            first_caption_probability=0.6,
+            max_tokens=14,
+            transform=transform,
+            window=4096,
         ),
-        text_pair=TextPairDataConfig(
-            shards=(str(pairs),),
+        "text_pair": TextPairConfig(
+            sources={"pairs": SourceConfig(path=str(pairs))},
             batch_size=64,
             pairs_per_sample=6,
             negative_group=32,
             max_tokens=14,
             cache_groups=1 << 14,
         ),
-    )
+    }
 
 
 def milliseconds(dataset: StepDataset, start: int, seconds: float) -> tuple[float, int]:
@@ -120,14 +126,11 @@ def main() -> None:
     arguments = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        config = demo_like(*write_sets(Path(folder)), arguments.size)
+        views = demo_like(*write_sets(Path(folder)), arguments.size)
         print(f"{'rank 0 of 2':24}{'first pass, ms':>16}{'in memory, ms':>16}")
-        for name, variant in (
-            ("images", replace(config, text_pair=None)),
-            ("sentences", replace(config, image_text=None)),
-            ("both", config),
-        ):
-            dataset = StepDataset(variant, character_tokenizer(), 0, 0, 2)
+        for name, chosen in (("images", ("image_text",)), ("sentences", ("text_pair",)), ("both", tuple(views))):
+            made = make_views({view: views[view] for view in chosen})
+            dataset = open_dataset(made, DataConfig(tokenizer=""), character_tokenizer(), 0, 0, 2)
             cold, _ = milliseconds(dataset, 0, 1.0)
             milliseconds(dataset, 0, arguments.seconds)
             warm, _ = milliseconds(dataset, 1000, arguments.seconds)

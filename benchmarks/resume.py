@@ -17,10 +17,12 @@ from pathlib import Path
 
 from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
-from cclm.data.config import DataConfig, ImageTextDataConfig
-from cclm.data.loader import StepDataset
+from cclm.data.config import DataConfig, SourceConfig
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.types import View
+from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.table import make_views
+from cclm.views.view import open_dataset
 
 SAMPLES = 100_000_000
 LANGUAGES = ("ar", "de", "en", "es", "fr", "id", "ja", "ru", "tr", "zh")
@@ -53,13 +55,14 @@ def main() -> None:
     add_json_option(parser)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    images = ImageTextDataConfig(shards=(str(folder),), batch_size=1024, negative_group=128, num_lanes=64)
+    source = SourceConfig(path=str(folder))
+    images = ImageTextConfig(sources={"images": source}, batch_size=1024, negative_group=128, num_lanes=64)
     before = peak_mb()
     began, cpu = time.perf_counter(), time.process_time()
-    dataset = StepDataset(DataConfig(tokenizer="", image_text=images), character_tokenizer(), 0, 3, 8)
-    source = dataset.image_text
-    assert source is not None
-    addresses = [source.stream.address(250_000, slot) for slot in dataset.slots(1024, 128)]
+    views = make_views({"image_text": images})
+    dataset = open_dataset(views, DataConfig(tokenizer=""), character_tokenizer(), 0, 3, 8)
+    opened = dataset.sources["image_text"]
+    addresses = [opened.stream.address(250_000, slot) for slot in opened.slots(dataset.groups("image_text"))]
     assert addresses[0].epoch == 2
     found = {"resume_s": time.perf_counter() - began, "resume_cpu_s": time.process_time() - cpu}
     figures = {**found, "resume_peak_mb": peak_mb(), "library_mb": before}

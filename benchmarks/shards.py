@@ -32,15 +32,19 @@ from PIL import Image
 
 from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer, photograph, sentence_pairs
-from cclm.data.config import DataConfig, ImageTextDataConfig
+from cclm.data.config import DataConfig, SourceConfig
 from cclm.data.image import ImageTransformConfig, crop_box
 from cclm.data.loader import StepDataset
 from cclm.data.photo import decode_scaled, picture_size, resize_box, scale_for, scaled_box
-from cclm.data.seeding import sample_generator
+from cclm.data.seeding import keyed_generator
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, View
+from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.view import ImageTextSource
+from cclm.views.table import make_views
+from cclm.views.view import open_dataset
 
 SIZE, BATCH = 224, 64
 TRANSFORM = ImageTransformConfig(size=SIZE)
@@ -140,12 +144,16 @@ def plain_batches(folder: Path) -> Iterator[torch.Tensor]:
         yield torch.stack(batch)
 
 
-def image_config(folder: Path) -> DataConfig:
-    """Pictures only, one rank."""
-    images = ImageTextDataConfig(
-        shards=(str(folder),), batch_size=BATCH, negative_group=BATCH, window=256, transform=TRANSFORM
+def open_images(folder: Path) -> StepDataset:
+    """Open pictures only, for one rank."""
+    images = ImageTextConfig(
+        sources={"images": SourceConfig(path=str(folder))},
+        batch_size=BATCH,
+        negative_group=BATCH,
+        window=256,
+        transform=TRANSFORM,
     )
-    return DataConfig(tokenizer="", image_text=images)
+    return open_dataset(make_views({"image_text": images}), DataConfig(tokenizer=""), character_tokenizer(), 0)
 
 
 def limit_work(jpegs: Sequence[bytes]) -> Callable[[], Iterator[int]]:
@@ -153,7 +161,7 @@ def limit_work(jpegs: Sequence[bytes]) -> Callable[[], Iterator[int]]:
     boxes = []
     for number, jpeg in enumerate(jpegs):
         width, height = picture_size(jpeg)
-        draws = sample_generator(0, View.IMAGE_TEXT, 0, number).random(26).tolist()
+        draws = keyed_generator(0, ImageTextSource.sample_purpose, 0, (0, 0, number)).random(26).tolist()
         boxes.append(crop_box(width, height, TRANSFORM, draws[2:]))
 
     def work() -> Iterator[int]:
@@ -176,7 +184,7 @@ def images(folder: Path, jpegs: Sequence[bytes], rounds: int) -> tuple[list[Line
         lambda: [write_ours(folder / "ours", samples)],
         lambda: [write_theirs(folder / "theirs", samples)],
     )
-    dataset = StepDataset(image_config(folder / "ours"), character_tokenizer(), seed=0)
+    dataset = open_images(folder / "ours")
     steps, count = len(jpegs) // BATCH, len(jpegs) // BATCH * BATCH
     ours, normalised, theirs, limit = best_of(
         rounds,

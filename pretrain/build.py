@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.load import load_checkpoint
+from cclm.checkpoint.choose import newest_sound
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
-from cclm.data.config import equal_shares, validate
-from cclm.data.exposure import Exposure
+from cclm.data.config import equal_shares, find_problems
 from cclm.data.ledger import LedgerFile
-from cclm.data.loader import StepDataset, make_loader, view_schedule
+from cclm.data.loader import StepDataset, make_loader
 from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
-from cclm.data.schedule import ViewSchedule
+from cclm.data.samples_seen import SamplesSeen
 from cclm.data.tokens import TextTokenizer, load_tokenizer
+from cclm.distributed.agreement import check_same_values
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
-from cclm.engine.ds_config import EngineFacts, load_ds_config, refuse_unguarded_offload, resolve_ds_config
+from cclm.engine.ds_config import EngineFacts, load_ds_config, resolve_ds_config
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
@@ -31,30 +32,41 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.run.checkpoints import newest_complete
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
-from cclm.train.folder import QUARANTINE, input_hashes, refuse_another_run, run_hash, write_identity
+from cclm.train.checkpointer import Checkpointer, Resumed, resume
+from cclm.train.folder import QUARANTINE, identity_parts, input_hashes, refuse_another_run, write_identity
+from cclm.train.health import Health
 from cclm.train.loop import Run
+from cclm.train.recorder import Recorder
 from cclm.train.start import start_from_sources
 from cclm.train.step import CrossViewTraining
+from cclm.views.table import VIEWS, Table, make_views
+from cclm.views.view import View, open_dataset
 
 
 @contextmanager
-def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
+def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iterator[Run | None]:
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 
-    `stop` tells the loop when it is to end early. Yields None when the run is already done.
+    Args:
+        config: of the run.
+        stop: tells the loop when it is to end early.
+        table: the views that there are.
+
+    Yields None when the run is already done.
 
     Raises:
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
     """
     topology = Topology.from_environment(device=config.device)
-    validate(config.data, topology.world_size)
+    views = make_views(config.views, table)
+    config = replace(config, views={name: view.config for name, view in views.items()})  # in the table's order
+    check_data(config, topology.world_size)
     folder = Path(config.run_folder)
     ds_config = None if config.engine == "plain" else resolve_deepspeed(config, topology)
     inputs = input_hashes(config, ds_config)
@@ -65,7 +77,8 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         return
     with ExitStack() as stack:
         stack.enter_context(process_group(topology))
-        talk = collectives(equal_shares(config.data, topology.world_size))
+        talk = collectives(equal_shares(config.views, config.data, topology.world_size))
+        check_same_values(talk, identity_parts(config, inputs))
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:
@@ -74,34 +87,62 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
             stop.folder, stop.on_leave = folder, partial(note_left, folder)
             write_identity(folder, config, inputs, ds_config)
         talk.barrier()
-        checkpoint = newest_complete(folder)
-        dataset = make_dataset(config, tokenizer, topology)  # its complaints come before the long part of the start
-        construction = construction_of(config, ds_config, topology)
-        module = build_module(config, tokenizer, talk, is_fresh=checkpoint is None, construction=construction)
-        engine = build_engine(config, module, topology, ds_config, run_hash(config, inputs))
-        start_step, seconds, seen = (0, 0.0, {}) if checkpoint is None else resume(engine, checkpoint)
-        log = MetricsLog(folder, is_first, resume_step=start_step, tensorboard=config.track.tensorboard)
-        progress = Progress(config.steps, start_step, "pre-training", enabled=is_first)
+        checkpoint = newest_sound(talk, folder, sys.stderr.write)
+        dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
+        dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
+        module = build_module(
+            config, views, tokenizer, talk,
+            is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
+        )  # fmt: skip
+        engine = build_engine(config, module, topology, talk, ds_config)
+        resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
+        log = MetricsLog(folder, is_first, resume_step=resumed.step, tensorboard=config.track.tensorboard)
+        progress = Progress(config.steps, resumed.step, "pre-training", enabled=is_first)
         yield Run(
-            config=config,
             folder=folder,
-            device=topology.device,
             engine=engine,
             collectives=talk,
-            batches=make_batches(config, dataset, topology, start_step),
-            schedule=view_schedule(config.data, config.seed),
-            start_step=start_step,
-            seconds_before=seconds,
-            log=stack.enter_context(log),
-            progress=stack.enter_context(progress),
-            throughput=Throughput(),
-            status=RankStatus(folder, topology.rank),
-            ledger=LedgerFile(folder / "ledger.jsonl", start_step) if is_first else None,
-            quarantine=open_quarantine(folder / QUARANTINE, topology, start_step),
-            exposure=Exposure(dataset.exposure_keys, seen),
+            batches=partial(make_batches, config, dataset, topology),
+            schedule=config.data.schedule,
+            start_step=resumed.step,
+            num_steps=config.steps,
+            recorder=Recorder(
+                engine=engine,
+                collectives=talk,
+                views=config.views,
+                schedule=dataset.schedule,
+                every_steps=config.track.every_steps,
+                bad_sample_limit=config.data.bad_sample_limit,
+                log=stack.enter_context(log),
+                ledger=LedgerFile(folder / "ledger.jsonl", resumed.step) if is_first else None,
+                quarantine=open_quarantine(folder / QUARANTINE, topology, resumed.step),
+                samples_seen=SamplesSeen(dataset.counted, resumed.samples_seen),
+                throughput=Throughput(),
+                progress=stack.enter_context(progress),
+                status=RankStatus(folder, topology.rank),
+                health=Health(run_folder=folder),
+            ),
+            checkpointer=Checkpointer(
+                engine=engine,
+                run_folder=folder,
+                every_steps=config.checkpoint.every_steps,
+                keep=config.checkpoint.keep,
+                seconds_before=resumed.seconds,
+                reference_outputs=make_recorder(tokenizer, transform_of(config), longest_text(config)),
+            ),
             done=done,
             stop=stop,
-            witness=make_recorder(tokenizer, transform_of(asdict(config)), longest_text(asdict(config))),
+        )
+
+
+def check_data(config: RunConfig, world_size: int) -> None:
+    """Raise one ConfigError that lists everything that is wrong with the data's settings for this number of ranks."""
+    problems = list(find_problems(config.views, config.data, world_size))
+    if problems:
+        raise ConfigError(
+            expected="settings of the data without contradictions",
+            got="; ".join(problems),
+            do="Correct these settings.",
         )
 
 
@@ -114,22 +155,20 @@ def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quaran
 
 def resolve_deepspeed(config: RunConfig, topology: Topology) -> dict[str, Any]:
     """Fill the DeepSpeed JSON's "auto" values from our configuration; a contradiction is an error."""
-    samples = config.data.image_text or config.data.text_pair or config.data.regions
-    assert samples is not None, "validate() refuses a configuration without data"
+    first = next(iter(config.views.values()))
     facts = EngineFacts(
-        micro_batch_size=samples.batch_size // config.data.micro_batches // topology.world_size,
+        micro_batch_size=first.batch_size // config.data.micro_batches // topology.world_size,
         accumulation_steps=config.data.micro_batches,
         world_size=topology.world_size,
         max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
     )
-    resolved = resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
-    refuse_unguarded_offload(resolved, uses_all_parameters(config))
-    return resolved
+    return resolve_ds_config(load_ds_config(config.deepspeed), facts, where=config.deepspeed)
 
 
 def build_module(
     config: RunConfig,
+    views: Mapping[str, View[Any, Any]],
     tokenizer: TextTokenizer,
     talk: Collectives,
     *,
@@ -138,22 +177,38 @@ def build_module(
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
-    `construction`: what the network is made in (ZeRO-3 shards it there).
-
-    A fresh one starts from the seed and, with an affine stem, from the pictures of the first global batch; then
+    A fresh one starts from the seed and, with an affine stem, from the images of the first global batch; then
     from the sources that the configuration names.
+
+    Args:
+        config: of the run.
+        views: its views.
+        tokenizer: of the run.
+        talk: the collectives.
+        is_fresh: whether no checkpoint will be loaded.
+        construction: what the network is made in (ZeRO-3 shards it there).
     """
     seed_initialisation(config.seed)
     with construction or nullcontext():
         model = CCLMModel(model_config(asdict(config.model), tokenizer))
-    if is_fresh and config.model.vision.stem_norm == "affine" and config.data.image_text is not None:
-        only_images = replace(config.data, text_pair=None, regions=None, micro_batches=1)
-        first = StepDataset(only_images, tokenizer, seed=config.seed)[0].normalised().image_text
-        assert first is not None
-        model.calibrate_stem(first.images_BCHW)
+    if is_fresh and config.model.vision.stem_norm == "affine":
+        calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=talk.rank == 0)
-    return CrossViewTraining(model, config.objectives, talk)
+    return CrossViewTraining(model, views, config.objectives, talk)
+
+
+def calibrate_stem(
+    config: RunConfig, views: Mapping[str, View[Any, Any]], tokenizer: TextTokenizer, model: CCLMModel
+) -> None:
+    """Let an affine stem look at the first global batch of the first view with images, if there is one."""
+    for name, view in views.items():
+        if "vision" in view.config.trains:
+            source = view.open(tokenizer, config.seed, config.data.cache, config.data.pad_multiple)
+            images_BCHW = source.batch(0, range(view.config.num_groups), []).normalised().images
+            assert images_BCHW is not None, f"{name} trains the vision encoder without images"
+            model.calibrate_stem(images_BCHW)
+            return
 
 
 def construction_of(
@@ -174,9 +229,9 @@ def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
     topology: Topology,
+    talk: Collectives,
     ds_config: dict[str, Any] | None,
-    config_hash: str,
-) -> Engine:
+) -> Engine[Batch]:
     """Give the module to its engine."""
     if ds_config is None:
         if topology.world_size > 1:
@@ -200,47 +255,18 @@ def build_engine(
         config.optimizer,
         ds_config=ds_config,
         topology=topology,
+        collectives=talk,
         seed=config.seed,
-        uses_all_parameters=uses_all_parameters(config),
-        config_hash=config_hash,
-        equal_rows=equal_shares(config.data, topology.world_size),
     )
 
 
-def uses_all_parameters(config: RunConfig) -> bool:
-    """Whether every update reaches every parameter: all views in one, pictures among them, boxes if there is a head."""
-    has_pictures = config.data.image_text is not None or config.data.regions is not None
-    num_views = sum(getattr(config.data, name) is not None for name in ViewSchedule.ORDER)
-    has_boxes = config.data.regions is not None or not config.model.box_head
-    is_whole = config.data.schedule == "joint" or num_views == 1
-    return has_pictures and has_boxes and is_whole
-
-
-def resume(engine: Engine, checkpoint: Path) -> tuple[int, float, dict[str, int]]:
-    """Load a checkpoint; returns the first step to do, the seconds that the run has taken, and what it has seen."""
-    loaded = load_checkpoint(engine, checkpoint)
-    return int(loaded["step"]), float(loaded["state"]["seconds"]), dict(loaded["state"].get("exposure", {}))
-
-
-def make_dataset(config: RunConfig, tokenizer: TextTokenizer, topology: Topology) -> StepDataset:
-    """This rank's data.
-
-    Raises:
-        ConfigError: a set of another view, language weights that no source has, fewer samples than steps.
-    """
-    rank, world_size = topology.rank, topology.world_size
-    dataset = StepDataset(config.data, tokenizer, seed=config.seed, rank=rank, world_size=world_size)
-    dataset.refuse_too_many_steps(config.steps)
-    return dataset
-
-
 def make_batches(
-    config: RunConfig, dataset: StepDataset, topology: Topology, start_step: int
-) -> Iterable[tuple[Batch, Batch]]:
-    """Batches of this rank from `start_step` to the end, as read and on the device."""
+    config: RunConfig, dataset: StepDataset, topology: Topology, from_step: int
+) -> Iterator[tuple[Batch, Batch]]:
+    """Yield this rank's batches from a step to the end, as read and on the device."""
     loader = make_loader(
         dataset,
-        start_step=start_step,
+        start_step=from_step,
         stop_step=config.steps,
         num_workers=config.data.num_workers,
         timeout_s=config.data.batch_timeout_s,

@@ -112,7 +112,7 @@ def data_stages() -> list[Stage]:
 
 def run_stages(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str]) -> list[Stage]:
     """List the stages that train a model and show it."""
-    without = ("--data.text_pair", "null") if ablation else ()
+    without = ("--views.text_pair", "null") if ablation else ()
     train = ("pretrain", "--recipe", "demo", *without, "--run_folder", str(run), "--seed", str(seed), *overrides)
     return [
         Stage(

@@ -1,4 +1,4 @@
-"""A whole run in small: a hundred noise pictures, sixty sentence groups, a network that trains in seconds."""
+"""A whole run in small: a hundred noise images, sixty sentence groups, a network that trains in seconds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from pretrain.recipe import RECIPES
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs, write_region_images
 
+RECIPES = Path(__file__).resolve().parents[1] / "pretrain" / "recipes"
 LAYERS = {"num_layers": 1, "num_heads": 2, "feedforward_width": 32}
 
 
@@ -30,11 +30,11 @@ def recipe(corpus: Path, run: Path, **changes: Any) -> dict[str, Any]:
         "run_folder": str(run),
         "seed": 7,
         "device": "cpu",
-        "data": {
-            "tokenizer": str(corpus / "tokenizer"),
-            "image_text": {"shards": [str(corpus / "images")], **view, "transform": transform},
-            "text_pair": {"shards": [str(corpus / "pairs")], **view, "pairs_per_sample": 2},
+        "views": {
+            "image_text": {"sources": {"images": {"path": str(corpus / "images")}}, **view, "transform": transform},
+            "text_pair": {"sources": {"pairs": {"path": str(corpus / "pairs")}}, **view, "pairs_per_sample": 2},
         },
+        "data": {"tokenizer": str(corpus / "tokenizer")},
         "model": {
             "width": 16,
             "projection_width": 16,
@@ -52,11 +52,11 @@ def recipe(corpus: Path, run: Path, **changes: Any) -> dict[str, Any]:
 
 
 def with_regions(settings: dict[str, Any], corpus: Path, **data: Any) -> dict[str, Any]:
-    """The same with a third view, regions of pictures; `data` changes settings of the data."""
+    """The same with a third view, regions of images; `data` changes settings of the data."""
     if not (corpus / "regions").exists():
         write_region_images(corpus / "regions", 40)
     regions = {
-        "shards": [str(corpus / "regions")],
+        "sources": {"regions": {"path": str(corpus / "regions")}},
         "batch_size": 12,
         "negative_group": 6,
         "images_per_group": 4,
@@ -70,7 +70,8 @@ def with_regions(settings: dict[str, Any], corpus: Path, **data: Any) -> dict[st
     }
     return {
         **settings,
-        "data": {**settings["data"], "regions": regions, **data},
+        "views": {**settings["views"], "regions": regions},
+        "data": {**settings["data"], **data},
         "model": {**settings["model"], "box_head": True},
     }
 
@@ -79,15 +80,13 @@ def shrink(name: str, corpus: Path, run: Path, **optimizer: Any) -> dict[str, An
     """A shipped recipe at tiny sizes: its schedule, objectives, masking, augmentation and optimizer rules stay."""
     settings: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     whole = with_regions(recipe(corpus, run), corpus)
-    sizes = ("shards", "batch_size", "negative_group", "matching_rows", "num_lanes", "window", "max_tokens")
-    for view in ("image_text", "regions", "text_pair"):
-        if view in settings["data"]:
-            settings["data"][view] |= {key: whole["data"][view][key] for key in sizes}
-    for view in ("image_text", "regions"):
-        if view in settings["data"]:
-            settings["data"][view]["transform"]["size"] = 32
-    if "regions" in settings["data"]:
-        settings["data"]["regions"] |= {"images_per_group": 4, "texts_per_image": 3, "patch_grid": 4}
+    sizes = ("sources", "batch_size", "negative_group", "matching_rows", "num_lanes", "window", "max_tokens")
+    for name, view in settings["views"].items():
+        view |= {key: whole["views"][name][key] for key in sizes}
+        if "transform" in view:
+            view["transform"]["size"] = 32
+    if "regions" in settings["views"]:
+        settings["views"]["regions"] |= {"images_per_group": 4, "texts_per_image": 3, "patch_grid": 4}
     settings["data"] |= {"tokenizer": str(corpus / "tokenizer"), "num_workers": 0}
     model = settings["model"]
     model |= {"width": 16, "projection_width": 16, "matching_width": 32}

@@ -1,6 +1,6 @@
 """Write a checkpoint that is complete or does not exist.
 
-    all ranks   engine.save into .step_N.partial; the witness beside it
+    all ranks   engine.save into .step_N.partial; reference outputs beside it
     all ranks   sync, measure and hash a share of the files each
     rank 0      marker → rename to step_N → sync the parent folder → prune
 
@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.ranks import on_every_rank
+from cclm.distributed.together import on_every_rank
 from cclm.engine.protocol import Engine
-from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
 from cclm.run.checkpoints import (
     FileRecord,
@@ -32,17 +31,14 @@ from cclm.run.checkpoints import (
     write_marker,
 )
 
-TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream error")
-"""How torch's own file writer spells a failed write, as a RuntimeError without an errno."""
-
 
 def save_checkpoint(
-    engine: Engine,
+    engine: Engine[Any],
     run_folder: Path,
     step: int,
     state: Mapping[str, Any],
     keep: int,
-    witness: Callable[[Engine, Path], None] | None = None,
+    reference_outputs: Callable[[Engine[Any], Path], None] | None = None,
 ) -> Path:
     """Write the state after `step` updates; keep the `keep` newest checkpoints. A collective.
 
@@ -52,25 +48,23 @@ def save_checkpoint(
         step: number of updates done.
         state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
         keep: at least 1.
-        witness: puts what the engine computes on a fixed probe into the folder (`cclm.hub.reference_outputs`);
-            called on every rank.
+        reference_outputs: puts what the engine computes on a fixed probe into the folder
+            (`cclm.hub.reference_outputs`); called on every rank.
 
     Returns the checkpoint's folder; if a complete one of this step exists, writes nothing.
 
     Raises:
-        CheckpointError: on every rank, if one fails to make room, to sync its share or to finish.
-        CheckpointError: if a file cannot be written (a full disk), on that rank alone and at once: the others may stand
-            in a collective of the engine's own and cannot be told. The rank's end ends the job; the older checkpoint
-            stays the newest.
+        CheckpointError: on every rank, if one fails to make room, to write or sync its share, or to finish; its cause
+            is that rank's. The older checkpoint stays the newest.
     """
     visible, partial = step_folder(run_folder, step), partial_folder(run_folder, step)
     exists = on_every_rank(engine, lambda: _prepare(engine.rank, run_folder, visible, partial), "prepare a checkpoint")
     if exists[0]:
         return visible
-    _write(engine, partial, {"step": step, "state": dict(state)})  # raises on one rank alone: see the docstring
-    on_every_rank(engine, lambda: None, "write its share")
-    if witness is not None:
-        witness(engine, partial)
+    share = {"step": step, "state": dict(state)}
+    on_every_rank(engine, lambda: engine.save(partial, share), f"write its share of {partial}")
+    if reference_outputs is not None:
+        reference_outputs(engine, partial)
     records = on_every_rank(engine, lambda: _seal_share(partial, engine.rank, engine.world_size), "sync its share")
     marker = Marker(
         step=step,
@@ -90,21 +84,6 @@ def _prepare(rank: int, run_folder: Path, visible: Path, partial: Path) -> bool:
         return True
     partial.mkdir(parents=True)
     return False
-
-
-def _write(engine: Engine, partial: Path, state: dict[str, Any]) -> None:
-    """Let the engine write; what the storage refuses becomes a sentence, anything else stays what it is."""
-    try:
-        engine.save(partial, state)
-    except (OSError, RuntimeError) as error:
-        if not (isinstance(error, OSError) or any(word in str(error) for word in TORCH_WRITE_FAILURES)):
-            raise
-        raise CheckpointError(
-            expected="room and permission to write this rank's share of a checkpoint",
-            got=f"rank {engine.rank}: {error}",
-            do="Free space or mend the storage; the same command goes on from the newest complete checkpoint.",
-            where=str(partial),
-        ) from error
 
 
 def _seal_share(partial: Path, rank: int, world_size: int) -> dict[str, FileRecord]:

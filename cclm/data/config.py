@@ -1,119 +1,166 @@
-"""The settings of the data, and every complaint about them at once."""
+"""The settings of the data: what is common to all views, and the base of a view's own (`cclm/views/*/options.py`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from cclm.data.image import ImageTransformConfig
 from cclm.data.masking import MaskingConfig
-from cclm.data.mix_plan import MixConfig, mix_complaints
-from cclm.data.region_config import RegionDataConfig, region_complaints
-from cclm.data.schedule import Schedule
-from cclm.data.tokens import Normalise
-from cclm.errors import ConfigError
+from cclm.model.configuration_cclm import ModelOptions
 from cclm.shardfile.cache import CacheConfig
-from cclm.shardfile.fetch import is_remote
+from cclm.types import View
+
+Normalise = Literal["cclm", "none"]
+Schedule = Literal["joint", "alternate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextDataConfig:
-    """Images with captions."""
+class SourceConfig:
+    """One shard set of a view."""
 
-    shards: tuple[str, ...]
-    """Folders of image-text shard sets; each is one source of the mixture."""
-    weights: tuple[float, ...] | None = None
-    """Proportions of the sources; None: the proportions of their sizes."""
+    path: str
+    """Folder or address (http, s3, gs, hf) of the shard set."""
+    weight: float | None = None
+    """Its proportion in the mixture; for all sources of the view or for none. None: by size."""
+    repeat: float = 1.0
+    """Without weights: factor on its size; 2 shows its samples twice as often as 1 does."""
+    max_epochs: float | None = None
+    """How often its samples are shown at most; None: no limit. A source that is used up leaves the mixture, and the
+    others share its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixStage:
+    """Other proportions from a step on."""
+
+    start_step: int
+    """The first step with these proportions."""
+    weights: Mapping[str, float] | None = None
+    """One for every source by its name, 0 to leave it out; None: as before."""
+    language_weights: Mapping[str, float] | None = None
+    """As in MixConfig; None: as before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """How the sources and languages of a view are mixed, beside the sources' weights."""
+
+    temperature: float = 1.0
+    """Without weights: a source's weight is its size to the power 1/temperature. 1: by size; 3.3 lifts small sources,
+    as for parallel text in many languages; very large: all alike."""
+    language_weights: Mapping[str, float] | None = None
+    """Proportions of the languages of captions (of a group's translations), exact where the records have all of them;
+    languages without a weight are not shown. None: all alike."""
+    schedule: tuple[MixStage, ...] = ()
+    """Other proportions from later steps on, in the order of their start."""
+
+    @property
+    def has_language_weights(self) -> bool:
+        """Whether languages are drawn by weight at any step."""
+        later = (stage.language_weights for stage in self.schedule)
+        return any(weights is not None for weights in (self.language_weights, *later))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """What every view can be told. A *row* is what is contrasted: an image with its caption, a sentence, a region."""
+
+    sources: Mapping[str, SourceConfig]
+    """The shard sets by names of your choice, which logs and schedules use."""
     mix: MixConfig = field(default_factory=MixConfig)
-    """How the proportions change, and how often a source is repeated."""
+    """How the proportions of sources and languages are chosen."""
     batch_size: int = 128
-    """Images per step, over all ranks."""
+    """Rows per step, over all ranks."""
     negative_group: int = 64
-    """G: hard negatives are drawn inside blocks of G consecutive samples; a rank holds whole blocks, as evenly as they
+    """G: hard negatives are drawn inside blocks of G consecutive rows; a rank holds whole blocks, as evenly as they
     go, and so at least one."""
     matching_rows: int = 32
-    """Pairs per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
+    """Rows per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
     negative group, equally many of each."""
     num_lanes: int = 8
     """Lanes of the stream, any number; with a large common factor with the batch size each rank reads lanes (and so
     shards) of its own. Part of the order of samples, so it stays when the number of ranks changes."""
     window: int = 1024
     """Samples of a lane that are shuffled together."""
-    languages: tuple[str, ...] | None = None
-    """Caption languages to use; None: all that a record has."""
-    first_caption_probability: float | None = None
-    """Probability of the first caption of a language's list, the others sharing the rest; None: all alike."""
-    captions_per_image: int = 1
-    """1, or 2: a second caption in another language joins the contrastive losses (published as `sample_2_captions`)."""
     max_tokens: int = 40
     """Longest text in tokens, with `<s>` and `</s>`."""
     max_words: int | None = None
     """Longest text in space-separated words; None: no limit."""
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(max_masks=12))
-    """How captions are masked."""
-    transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
-    """How pictures are resized, augmented and normalised."""
+    """How texts are masked."""
 
+    record_view: ClassVar[View]
+    """What the shard sets must hold."""
+    trains: ClassVar[frozenset[str]] = frozenset()
+    """Parts of the network that not every view trains: "vision", "boxes"."""
 
-@dataclass(frozen=True, kw_only=True)
-class TextPairDataConfig:
-    """Sentences with translations."""
+    @property
+    def ordered_sources(self) -> dict[str, SourceConfig]:
+        """The sources in the order of their names, which numbers them: where they stand in a file changes nothing."""
+        return dict(sorted(self.sources.items()))
 
-    shards: tuple[str, ...]
-    """Folders of text-pair shard sets; each is one source of the mixture."""
-    weights: tuple[float, ...] | None = None
-    """Proportions of the sources; None: the proportions of their sizes."""
-    mix: MixConfig = field(default_factory=MixConfig)
-    """How the proportions change, and how often a source is repeated."""
-    batch_size: int = 128
-    """Samples per step, over all ranks. A sample is one sentence (a group) with some of its translations."""
-    pairs_per_sample: int = 1
-    """K: translations drawn for each sentence; with repetition only if it has fewer."""
-    negative_group: int = 64
-    """G: hard negatives are drawn inside blocks of G consecutive samples."""
-    matching_rows: int = 32
-    """Samples per step, over all ranks, whose first pair goes through the fusion encoder as a positive."""
-    swap_probability: float = 0.5
-    """Probability that the translation, not the shared sentence, plays the image's role in the fusion encoder."""
-    tlm: bool = False
-    """Translation language modelling in place of matching and conditional masked-LM (published as `use_tlm`): both
-    sentences in one text of up to 2 · max_tokens - 1 tokens; raise `masking.max_masks` with it."""
-    max_tokens: int = 64
-    """Longest text in tokens, with `<s>` and `</s>`."""
-    max_words: int | None = None
-    """Longest text in space-separated words; None: no limit."""
-    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(max_masks=20))
-    """How sentences are masked."""
-    num_lanes: int = 8
-    """Lanes of the stream, as for images."""
-    window: int = 1024
-    """Groups of a lane that are shuffled together. A rank keeps 32 decoded blocks: window · pairs per group · its
-    lanes should not span many more."""
-    length_buckets: int = 1
-    """Each window is dealt out in so many parts of similar length, so that a batch needs little padding; 1: none. Reads
-    a whole window's blocks when it begins; for local shards."""
-    cache_groups: int = 0
-    """Decoded groups kept in each process; 0 for none. For corpora that fit into memory."""
+    @property
+    def num_groups(self) -> int:
+        """Negative groups of a step."""
+        return self.batch_size // self.negative_group
+
+    @property
+    def rows_per_group(self) -> int:
+        """Rows of each negative group that go through the fusion encoder."""
+        return self.matching_rows // self.num_groups
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that a step reads from the stream, over all ranks."""
+        return self.batch_size
+
+    @property
+    def pairs_per_step(self) -> int:
+        """What the speed of a run is counted in, over all ranks."""
+        return self.batch_size
+
+    @property
+    def longest_text(self) -> int:
+        """Positions that the text encoder needs."""
+        return self.max_tokens
+
+    @property
+    def takes_turns_with(self) -> tuple[str, float] | None:
+        """Schedule "alternate": a view that steps hold in place of this one, and this one's share; None: every step."""
+        return None
+
+    def find_problems(self, world_size: int, micro_batches: int) -> Iterator[str]:
+        """Yield everything that is wrong with these settings for a number of ranks, a sentence each."""
+        yield from _source_problems(self.sources, self.mix)
+        yield from _size_problems(self, world_size, micro_batches)
+        if self.max_tokens < 3 or (self.max_words is not None and self.max_words < 1):
+            yield f"max_tokens must be at least 3, max_words at least 1; are {self.max_tokens} and {self.max_words}"
+        mask = self.masking
+        if not (0 <= mask.mask_probability <= 1 and 0 <= mask.span_probability <= 1 and mask.max_masks >= 1):
+            yield f"masking: probabilities must be between 0 and 1, max_masks at least 1; is {mask}"
+
+    def find_model_problems(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
+        """Yield everything in which these settings and the network do not fit, a sentence each."""
+        longest = model.text.max_positions - model.text.position_offset
+        padded = -(-self.longest_text // pad_multiple) * pad_multiple
+        if self.longest_text > longest:
+            yield f"texts of {self.longest_text} tokens (max_tokens) exceed the {longest} positions of model.text"
+        elif padded > longest:
+            yield f"{padded} positions with data.pad_multiple, model.text has {longest}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Everything that decides what stands in a batch, but the seed."""
+    """Everything that is the same for all views, and decides what stands in a batch."""
 
     tokenizer: str
     """Folder with tokenizer.json (or XLM-RoBERTa's SentencePiece file), or a model's name on the Hugging Face hub."""
     normalise: Normalise = "none"
     """Preparation of texts before the tokenizer: `cclm` as published (lower case, no ASCII punctuation), or none."""
-    image_text: ImageTextDataConfig | None = None
-    """Images with captions; None: no image steps."""
-    text_pair: TextPairDataConfig | None = None
-    """Sentence pairs; None: no text steps."""
-    regions: RegionDataConfig | None = None
-    """Boxes of images with texts; None: no region steps. Needs a model with `box_head`."""
     schedule: Schedule = "joint"
     """"joint": every step holds all views and makes one update (CCLM-X2VLM; the default). "alternate": one update for
-    each view of a step, and regions or images by a coin (CCLM-3M/4M)."""
-    region_probability: float = 0.5
-    """"alternate" with regions and images: the share of steps that hold regions."""
+    each view of a step, and views that take turns (regions and images) by a coin (CCLM-3M/4M)."""
     bad_sample_limit: float = 0.001
     """Share of broken samples above which a run fails."""
     num_workers: int = 0
@@ -129,118 +176,85 @@ class DataConfig:
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
 
-def equal_shares(config: DataConfig, world_size: int) -> bool:
-    """Whether every rank gets equally many samples of each view."""
-    views = [view for view in (config.image_text, config.text_pair, config.regions) if view is not None]
-    return all(view.batch_size // view.negative_group // config.micro_batches % world_size == 0 for view in views)
+Views = Mapping[str, ViewConfig]
+"""The views of a run by name, in the order of the table (`cclm/views/table.py`)."""
 
 
-def validate(config: DataConfig, world_size: int = 1) -> None:
-    """Raise one ConfigError that lists everything wrong with the config for this number of ranks."""
-    complaints = complaints_about(config, world_size)
-    if complaints:
-        raise ConfigError(
-            expected="a data config without contradictions",
-            got="; ".join(complaints),
-            do="Correct these settings.",
-        )
+def equal_shares(views: Views, config: DataConfig, world_size: int) -> bool:
+    """Return whether every rank gets equally many rows of each view."""
+    return all(view.num_groups // config.micro_batches % world_size == 0 for view in views.values())
 
 
-def complaints_about(config: DataConfig, world_size: int = 1) -> list[str]:
-    """Everything wrong with the config, a sentence each."""
-    complaints = []
-    if config.image_text is None and config.text_pair is None and config.regions is None:
-        complaints.append("none of image_text, text_pair and regions is given")
-    if config.schedule not in ("joint", "alternate"):
-        complaints.append(f"schedule must be joint or alternate, is {config.schedule!r}")
-    if not 0 <= config.region_probability <= 1:
-        complaints.append(f"region_probability must be between 0 and 1, is {config.region_probability}")
+def find_problems(views: Views, config: DataConfig, world_size: int = 1) -> Iterator[str]:
+    """Yield everything that is wrong with the data's settings for a number of ranks, a sentence each."""
+    if not views:
+        yield "views: none is given"
     if not 0 <= config.bad_sample_limit <= 1:
-        complaints.append(f"bad_sample_limit must be between 0 and 1, is {config.bad_sample_limit}")
+        yield f"data.bad_sample_limit must be between 0 and 1, is {config.bad_sample_limit}"
     if config.cache.size_bytes < 1 or config.cache.attempts < 1 or config.cache.prefetch_steps < 0:
-        complaints.append("cache: size_bytes and attempts must be at least 1, prefetch_steps at least 0")
-    if config.num_workers < 0 or config.pad_multiple < 1 or config.batch_timeout_s <= 0:
-        complaints.append(
-            f"num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1, "
-            f"batch_timeout_s {config.batch_timeout_s:g} above 0"
+        yield "data.cache: size_bytes and attempts must be at least 1, prefetch_steps at least 0"
+    if config.num_workers < 0 or config.pad_multiple < 1:
+        yield (
+            f"data: num_workers {config.num_workers} must be at least 0, pad_multiple {config.pad_multiple} at least 1"
         )
+    if config.batch_timeout_s <= 0:
+        yield f"data.batch_timeout_s must be above 0, is {config.batch_timeout_s:g}"
     if config.micro_batches < 1:
-        return [*complaints, f"micro_batches must be at least 1, is {config.micro_batches}"]
-    if config.image_text is not None:
-        complaints += _complaints("image_text", config.image_text, world_size, config.micro_batches)
-        complaints += _image_complaints(config.image_text)
-    if config.text_pair is not None:
-        complaints += _complaints("text_pair", config.text_pair, world_size, config.micro_batches)
-        buckets, remote = config.text_pair.length_buckets, any(map(is_remote, config.text_pair.shards))
-        if not 1 <= buckets <= config.text_pair.window or (buckets > 1 and remote):
-            complaints.append(f"text_pair.length_buckets must be 1 to window, and 1 for remote shards, is {buckets}")
-        if config.text_pair.pairs_per_sample < 1:
-            complaints.append(f"text_pair.pairs_per_sample must be at least 1, is {config.text_pair.pairs_per_sample}")
-        if not 0 <= config.text_pair.swap_probability <= 1:
-            complaints.append(
-                f"text_pair.swap_probability must be between 0 and 1, is {config.text_pair.swap_probability}"
-            )
-    if config.regions is not None:
-        complaints += _complaints("regions", config.regions, world_size, config.micro_batches)
-        complaints += region_complaints(config.regions)
-    return complaints
+        yield f"data.micro_batches must be at least 1, is {config.micro_batches}"
+    turns = [name for name, view in views.items() if view.takes_turns_with and view.takes_turns_with[0] in views]
+    if config.schedule == "alternate" and len(turns) > 1:
+        yield f"data.schedule: one view can take turns with another, not {len(turns)} ({', '.join(turns)})"
+    for name, view in views.items():
+        for problem in view.find_problems(world_size, max(1, config.micro_batches)):
+            yield f"views.{name}: {problem}"
 
 
-ViewConfig = ImageTextDataConfig | TextPairDataConfig | RegionDataConfig
+def _source_problems(sources: Mapping[str, SourceConfig], mix: MixConfig) -> Iterator[str]:
+    """What is wrong with sources and their mixture."""
+    if not sources:
+        yield "sources must name at least one shard set"
+    weights = {name: source.weight for name, source in sources.items() if source.weight is not None}
+    if weights and len(weights) != len(sources):
+        yield f"sources: a weight for all or for none; without: {', '.join(sorted(set(sources) - set(weights)))}"
+    if weights:
+        yield from _weight_problems("sources: weights", weights)
+    for name, source in sources.items():
+        if not source.path:
+            yield f"sources.{name}.path is empty"
+        if source.repeat <= 0 or (source.max_epochs is not None and source.max_epochs <= 0):
+            yield f"sources.{name}: repeat and max_epochs are positive"
+    if mix.temperature <= 0:
+        yield f"mix.temperature must be positive, is {mix.temperature}"
+    if mix.language_weights is not None:
+        yield from _weight_problems("mix.language_weights", mix.language_weights)
+    for stage in mix.schedule:
+        if stage.weights is not None:
+            yield from _weight_problems("mix.schedule: weights", stage.weights)
+            if set(stage.weights) != set(sources):
+                known, named = ", ".join(sources), ", ".join(stage.weights)
+                yield f"mix.schedule: weights name every source once ({known}), are for {named}"
+        if stage.language_weights is not None:
+            yield from _weight_problems("mix.schedule: language_weights", stage.language_weights)
+    starts = [stage.start_step for stage in mix.schedule]
+    if starts != sorted(set(starts)) or min(starts, default=0) < 0:
+        yield f"mix.schedule must be one stage after the other, from step 0 on; starts are {starts}"
 
 
-def _complaints(name: str, view: ViewConfig, world_size: int, parts: int) -> list[str]:
-    """What all views must obey."""
-    found = []
-    batch, group, rows, lanes = view.batch_size, view.negative_group, view.matching_rows, view.num_lanes
-    if not view.shards:
-        found.append(f"{name}.shards must name at least one folder")
-    if view.weights is not None and len(view.weights) != len(view.shards):
-        found.append(f"{name}.weights must be one for each of the {len(view.shards)} shards, are {len(view.weights)}")
-    if view.weights is not None and (min(view.weights, default=1.0) < 0 or not any(view.weights)):
-        found.append(f"{name}.weights must be 0 or more, not all 0, are {view.weights}")
-    found += mix_complaints(name, view.mix, len(view.shards))
-    if min(batch, group, rows, lanes, view.window) < 1:
-        found.append(f"{name}: batch_size, negative_group, matching_rows, num_lanes and window must be at least 1")
-        return found
-    if batch % group:
-        found.append(f"{name}.batch_size {batch} is no multiple of negative_group {group}")
-    elif batch // group % parts:
-        found.append(f"{name}: the {batch // group} negative groups must divide evenly into {parts} micro_batches")
-    elif batch // group // parts < world_size:
-        found.append(f"{name}: each of {world_size} ranks needs a negative group, the batch has only {batch // group}")
-    elif rows % (batch // group) or rows > batch:
-        found.append(
-            f"{name}.matching_rows {rows} is no multiple of the {batch // group} negative groups, or above {batch}"
-        )
-    if view.max_tokens < 3 or (view.max_words is not None and view.max_words < 1):
-        found.append(
-            f"{name}: max_tokens must be at least 3, max_words at least 1; are {view.max_tokens} and {view.max_words}"
-        )
-    mask = view.masking
-    if not (0 <= mask.mask_probability <= 1 and 0 <= mask.span_probability <= 1 and mask.max_masks >= 1):
-        found.append(f"{name}.masking: probabilities must be between 0 and 1, max_masks at least 1; is {mask}")
-    return found
+def _weight_problems(what: str, weights: Mapping[str, float]) -> Iterator[str]:
+    if min(weights.values(), default=0.0) < 0 or not any(weights.values()):
+        yield f"{what} must be 0 or more, not all 0, are {dict(weights)}"
 
 
-def _image_complaints(view: ImageTextDataConfig) -> list[str]:
-    found = []
-    first, transform = view.first_caption_probability, view.transform
-    if first is not None and not 0 <= first <= 1:
-        found.append(f"image_text.first_caption_probability must be between 0 and 1, is {first}")
-    if view.captions_per_image not in (1, 2):
-        found.append(f"image_text.captions_per_image must be 1 or 2, is {view.captions_per_image}")
-    if view.languages is not None and not view.languages:
-        found.append("image_text.languages is empty: name at least one, or leave it out for all")
-    if transform.size < 1 or min(transform.std) <= 0:
-        found.append(f"image_text.transform: size and std must be positive, are {transform.size} and {transform.std}")
-    if not 0 < transform.crop_area[0] <= transform.crop_area[1] <= 1:
-        found.append(f"image_text.transform.crop_area must obey 0 < low ≤ high ≤ 1, is {transform.crop_area}")
-    if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1]:
-        found.append(f"image_text.transform.crop_ratio must obey 0 < low ≤ high, is {transform.crop_ratio}")
-    shares = (transform.brightness, transform.contrast, transform.saturation, transform.flip_probability)
-    if not 0 <= transform.scale < 1 or not all(0 <= share <= 1 for share in shares):
-        found.append(
-            "image_text.transform: scale must be below 1; brightness, contrast, saturation, flip_probability in 0 … 1"
-        )
-    return found
+def _size_problems(view: ViewConfig, world_size: int, micro_batches: int) -> Iterator[str]:
+    """What is wrong with batch, groups, rows, lanes and window."""
+    batch, group, rows = view.batch_size, view.negative_group, view.matching_rows
+    if min(batch, group, rows, view.num_lanes, view.window) < 1:
+        yield "batch_size, negative_group, matching_rows, num_lanes and window must be at least 1"
+    elif batch % group:
+        yield f"batch_size {batch} is no multiple of negative_group {group}"
+    elif view.num_groups % micro_batches:
+        yield f"the {view.num_groups} negative groups must divide evenly into {micro_batches} micro_batches"
+    elif view.num_groups // micro_batches < world_size:
+        yield f"each of {world_size} ranks needs a negative group, the batch has only {view.num_groups}"
+    elif rows % view.num_groups or rows > batch:
+        yield f"matching_rows {rows} is no multiple of the {view.num_groups} negative groups, or above {batch}"

@@ -11,23 +11,23 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cclm.data.config import MixConfig
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import MixConfig
 from cclm.data.mixture import Deal
 from cclm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class LanguageWish:
-    """What a draw should show."""
+class RequestedLanguage:
+    """Which language a draw should show."""
 
     weights: Mapping[str, float]
     """Positive weights of the languages that may be shown."""
     language: str | None
-    """The dealt one; None: by the weights alone."""
+    """The one whose turn it is; None: by the weights alone."""
 
     def pick(self, available: Sequence[str], draw: float) -> str | None:
-        """One of the available languages, by a uniform number if the dealt one is not among them; None: none may."""
+        """Return an available language, by a uniform number if the requested one is not among them; None: none may."""
         if self.language in available:
             return self.language
         names = [name for name in available if name in self.weights]
@@ -44,14 +44,14 @@ class LanguageMix:
 
     Args:
         mix: `language_weights`, and those of its schedule.
-        languages_by_source: what each source has, by its manifest.
+        languages_by_source: what each source has by its manifest, by the sources' names and in their order.
         dealing: of slots to lanes.
 
     Raises:
         ConfigError: a source has none of the languages that have a weight.
     """
 
-    def __init__(self, mix: MixConfig, languages_by_source: Sequence[Sequence[str]], dealing: Dealing) -> None:
+    def __init__(self, mix: MixConfig, languages_by_source: Mapping[str, Sequence[str]], dealing: Dealing) -> None:
         stages = [(0, mix.language_weights)] + [(stage.start_step, stage.language_weights) for stage in mix.schedule]
         given = [(step, table) for step, table in stages if table is not None]
         self._steps = [step for step, _ in given]
@@ -59,11 +59,11 @@ class LanguageMix:
         self._starts = [[dealing.turns_before(step, lane) for step in self._steps] for lane in lanes]
         self._num_lanes = dealing.num_lanes
         self._deals = [
-            [self._deal(table, languages, source) for source, languages in enumerate(languages_by_source)]
+            [self._deal(table, languages, source) for source, languages in languages_by_source.items()]
             for _, table in given
         ]
 
-    def wish(self, source: int, lane: int, turn: int, draw: int) -> LanguageWish | None:
+    def requested(self, source: int, lane: int, turn: int, draw: int) -> RequestedLanguage | None:
         """What a lane's draw should show; None: before the first weights.
 
         Args:
@@ -76,10 +76,10 @@ class LanguageMix:
         if stage < 0:
             return None
         names, weights, deal = self._deals[stage][source]
-        return LanguageWish(weights, names[deal.source(lane, draw)])
+        return RequestedLanguage(weights, names[deal.source(lane, draw)])
 
     def _deal(
-        self, table: Mapping[str, float], languages: Sequence[str], source: int
+        self, table: Mapping[str, float], languages: Sequence[str], source: str
     ) -> tuple[list[str], dict[str, float], Deal]:
         weights = {name: table[name] for name in sorted(table) if table[name] > 0 and name in languages}
         if not weights:
@@ -89,8 +89,3 @@ class LanguageMix:
                 do="Give one of these a weight in `mix.language_weights`, or leave the source out.",
             )
         return list(weights), weights, Deal(list(weights.values()), self._num_lanes)
-
-
-def has_language_weights(mix: MixConfig) -> bool:
-    """Whether languages are dealt at all."""
-    return mix.language_weights is not None or any(stage.language_weights is not None for stage in mix.schedule)

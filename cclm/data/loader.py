@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
-from cclm.data.batch import BadSample, Batch, ImageTextBatch, PixelScale, RegionBatch, TextPairBatch
-from cclm.data.collate import Pictures, collate_image_text, collate_regions, collate_text_pairs
-from cclm.data.config import DataConfig, validate
-from cclm.data.image import ImageTransformConfig
+from cclm.data.batch import BadSample, Batch
+from cclm.data.config import DataConfig, Views
 from cclm.data.schedule import ViewSchedule
-from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
-from cclm.data.tokens import TextTokenizer
+from cclm.data.source import Source
 from cclm.data.workers import WorkerPool
 from cclm.errors import ConfigError
 from cclm.run.environment import available_memory_bytes
@@ -36,123 +34,76 @@ class StepDataset:
     The ranks' shares, put together in rank order, are the same global batch for any number of ranks.
 
     Args:
-        config: what to read, and how.
-        tokenizer: of the run (`load_tokenizer(config.tokenizer, config.normalise)`).
+        sources: the data of each view, by its name.
+        views: the views' settings.
+        config: what is the same for all of them.
         seed: of the run.
         rank: this process, 0 … world_size − 1.
         world_size: number of ranks; at most each view's number of negative groups.
-
-    Raises:
-        ConfigError: for a config that contradicts itself, or a source that is too small.
-        DataError: for a folder that is no shard set.
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: TextTokenizer, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        sources: Mapping[str, Source[Any, Any]],
+        views: Views,
+        config: DataConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        validate(config, world_size)
         assert 0 <= rank < world_size
-        self.config, self.tokenizer, self.rank, self.world_size = config, tokenizer, rank, world_size
-        images, pairs, regions = config.image_text, config.text_pair, config.regions
-        self.schedule = view_schedule(config, seed)
-        self.image_text = None if images is None else ImageTextSource(images, tokenizer, seed, config.cache)
-        self.text_pair = None if pairs is None else TextPairSource(pairs, tokenizer, seed, config.cache)
-        self.regions = None if regions is None else RegionSource(regions, tokenizer, seed, config.cache)
+        for number in ("stream_bits", "sample_purpose"):
+            taken = [getattr(source, number) for source in sources.values()]
+            assert len({*taken}) == len(taken), f"views need a {number} of their own: {', '.join(sources)} have {taken}"
+        self.sources, self.views, self.config = dict(sources), views, config
+        self.rank, self.world_size = rank, world_size
+        self.schedule = ViewSchedule(views, config.schedule, seed)
 
     def __getitem__(self, step: int) -> Batch:
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
         bad: list[BadSample] = []
         first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
-        exposure = tuple(pair for source in self.sources for pair in source.take_exposure())
-        return replace(first, rest=tuple(rest), bad_samples=tuple(bad), exposure=exposure)
+        seen = tuple(pair for source in self.sources.values() for pair in source.take_seen())
+        return replace(first, rest=tuple(rest), bad_samples=tuple(bad), samples_seen=seen)
 
     def _part(self, step: int, part: int, bad: list[BadSample]) -> Batch:
         """One micro-batch."""
-        index = {view: self.schedule.index(view, step) for view in self.schedule.views(step)}
+        held = self.schedule.views(step)
         return Batch(
             step=step,
-            image_text=self._image_text(index["image_text"], part, bad) if "image_text" in index else None,
-            text_pair=self._text_pair(index["text_pair"], part, bad) if "text_pair" in index else None,
-            regions=self._regions(index["regions"], part, bad) if "regions" in index else None,
+            views={
+                name: source.batch(self.schedule.index(name, step), self.groups(name, part), bad)
+                for name, source in self.sources.items()
+                if name in held
+            },
         )
 
     @property
-    def sources(self) -> list[ImageTextSource | TextPairSource | RegionSource]:
-        """Those of the views that there are."""
-        return [source for source in (self.image_text, self.text_pair, self.regions) if source is not None]
+    def counted(self) -> list[str]:
+        """Everything that `Batch.samples_seen` may count, the same on every rank."""
+        return [key for source in self.sources.values() for key in source.counted]
 
-    @property
-    def exposure_keys(self) -> list[str]:
-        """Everything that `Batch.exposure` may count, the same on every rank."""
-        return [key for source in self.sources for key in source.exposure_keys]
-
-    def refuse_too_many_steps(self, stop_step: int) -> None:
+    def check_steps(self, stop_step: int) -> None:
         """Raise ConfigError if the sources' `max_epochs` do not last for so many steps."""
-        for source in self.sources:
-            wanted = self.schedule.index(source.name, stop_step)
+        for name, source in self.sources.items():
+            wanted = self.schedule.index(name, stop_step)
             if source.stream.end_step is not None and wanted > source.stream.end_step:
                 raise ConfigError(
-                    where=f"data.{source.name}.mix.max_epochs",
+                    where=f"views.{name}.sources",
                     expected=f"sources that last for {wanted} steps",
                     got=f"sources that are used up after {source.stream.end_step}",
                     do="Shorten the run (optimizer.total_steps), or raise or leave out a max_epochs.",
                 )
 
-    def slots(self, batch_size: int, group: int = 1, part: int = 0) -> range:
-        """The slots of a micro-batch of the global batch that this rank serves.
+    def groups(self, view: str, part: int = 0) -> range:
+        """The negative groups of a micro-batch of the global batch that this rank serves.
 
-        The global batch is cut into equal micro-batches, and each of them into whole groups of `group` slots for the
-        ranks, as evenly as they go.
+        The global batch is cut into equal micro-batches, and each of them into whole groups for the ranks, as evenly as
+        they go.
         """
-        groups = batch_size // group // self.config.micro_batches
-        first, stop = self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size
-        return range((part * groups + first) * group, (part * groups + stop) * group)
-
-    def _image_text(self, step: int, part: int, bad: list[BadSample]) -> ImageTextBatch:
-        assert self.image_text is not None
-        samples, slots = [], self.slots(self.image_text.batch_size, self.image_text.config.negative_group, part)
-        pictures = Pictures(len(slots))
-        self.image_text.announce(step, slots)
-        for slot in slots:
-            sample, broken = self.image_text.sample(step, slot)
-            samples.append(pictures.take(sample))
-            bad += broken
-        scale = _scale(self.image_text.config.transform)
-        return collate_image_text(samples, pictures, self.tokenizer.pad_id, self.config.pad_multiple, scale)
-
-    def _text_pair(self, step: int, part: int, bad: list[BadSample]) -> TextPairBatch:
-        assert self.text_pair is not None
-        samples, slots = [], self.slots(self.text_pair.batch_size, self.text_pair.config.negative_group, part)
-        self.text_pair.announce(step, slots)
-        for slot in slots:
-            sample, broken = self.text_pair.sample(step, slot)
-            samples.append(sample)
-            bad += broken
-        tlm = self.text_pair.config.tlm
-        return collate_text_pairs(samples, self.tokenizer.pad_id, self.config.pad_multiple, tlm=tlm)
-
-    def _regions(self, step: int, part: int, bad: list[BadSample]) -> RegionBatch:
-        assert self.regions is not None
-        groups, numbers = [], self.slots(self.regions.config.num_groups, 1, part)
-        images = self.regions.config.images_per_group
-        pictures = Pictures(len(numbers) * images)
-        self.regions.announce(step, range(numbers.start * images, numbers.stop * images))
-        for number in numbers:
-            (found, rows), broken = self.regions.group(step, number)
-            groups.append(([pictures.take(sample) for sample in found], rows))
-            bad += broken
-        scale = _scale(self.regions.config.transform)
-        return collate_regions(groups, pictures, self.tokenizer.pad_id, self.config.pad_multiple, scale)
-
-
-def _scale(transform: ImageTransformConfig) -> PixelScale:
-    return PixelScale(mean=transform.mean, std=transform.std)
-
-
-def view_schedule(config: DataConfig, seed: int) -> ViewSchedule:
-    """The order of a configuration's views."""
-    views = {name for name in ViewSchedule.ORDER if getattr(config, name) is not None}
-    return ViewSchedule(views, config.schedule, config.region_probability, seed)
+        count = self.views[view].num_groups // self.config.micro_batches
+        first, stop = self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size
+        return range(part * count + first, part * count + stop)
 
 
 class StepLoader:
@@ -169,7 +120,7 @@ class StepLoader:
         """Start the workers, if there are to be any."""
         make_room_for_open_files(
             min(MAX_OPEN_SHARDS, len(shards.samples_per_shard))
-            for source in self._dataset.sources
+            for source in self._dataset.sources.values()
             for shards in source.sets
         )
         if self._num_workers == 0:

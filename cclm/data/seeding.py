@@ -11,25 +11,22 @@ from enum import IntEnum
 
 import numpy as np
 
-from cclm.types import View
-
 _WORD = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a generator is for; each has its own key and so its own numbers. Never renumber: runs depend on it."""
+    """What a generator is for; each has its own key and so its own numbers. Never renumber: runs depend on it.
+
+    3 to 6 belong to views (`Source.sample_purpose`), as do all numbers from 16 on.
+    """
 
     SHARDS = 1
     WINDOW = 2
-    IMAGE_TEXT_SAMPLE = 3
-    TEXT_PAIR_SAMPLE = 4
-    REGION_SAMPLE = 5
-    REGION_GROUP = 6
     SCHEDULE = 7
     BUCKETS = 8
 
 
-def keyed_generator(seed: int, purpose: Purpose, source: int, place: tuple[int, int, int]) -> np.random.Generator:
+def keyed_generator(seed: int, purpose: int, source: int, place: tuple[int, int, int]) -> np.random.Generator:
     """The generator of one place.
 
     Args:
@@ -44,16 +41,3 @@ def keyed_generator(seed: int, purpose: Purpose, source: int, place: tuple[int, 
     key = np.array([seed & _WORD, (int(purpose) << 32) | source], dtype=np.uint64)
     counter = np.array([0, *place], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def sample_generator(seed: int, view: View, epoch: int, position: int) -> np.random.Generator:
-    """The generator for everything random about one sample: caption, crop, flip, masks, noise, coins.
-
-    Args:
-        seed: the run's seed.
-        view: each view has its own numbers.
-        epoch: how often the sample's lane has been read before.
-        position: the draw's serial number in the view's stream, unique over the run (`Address.position`).
-    """
-    purpose = Purpose.IMAGE_TEXT_SAMPLE if view is View.IMAGE_TEXT else Purpose.TEXT_PAIR_SAMPLE
-    return keyed_generator(seed, purpose, 0, (0, epoch, position))

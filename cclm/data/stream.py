@@ -13,15 +13,16 @@ source with fewer samples than lanes is taken several times over before it is cu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cclm.data.config import MixConfig, SourceConfig
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import FOREVER, MixConfig, base_weights, plan_mixture
+from cclm.data.mix_plan import FOREVER, base_weights, plan_mixture
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.errors import ConfigError, DataError
 
@@ -64,13 +65,13 @@ class Stream:
 
     Args:
         samples_per_shard_by_source: for each source, the number of samples of each of its shards.
-        weights: proportions of the sources; None: by size, as `mix` says.
+        sources: their names and settings, in the same order.
         seed: the seed of the order.
         num_lanes: L, any number.
         window: how many neighbouring samples of a lane are shuffled together. Larger mixes better, and reads more
             shards at a time.
         batch_size: slots of a global batch.
-        mix: schedule and limits of the proportions.
+        mix: how the proportions are chosen.
         length_buckets: windows are dealt out in so many buckets of similar length, the same bucket in every lane.
         lengths: of samples; needed for more than one bucket.
 
@@ -81,7 +82,7 @@ class Stream:
     def __init__(
         self,
         samples_per_shard_by_source: Sequence[Sequence[int]],
-        weights: Sequence[float] | None,
+        sources: Mapping[str, SourceConfig],
         seed: int,
         num_lanes: int,
         window: int,
@@ -96,10 +97,16 @@ class Stream:
         self.totals = [int(sizes.sum()) for sizes in self.sizes]
         self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
         mix = mix or MixConfig()
-        _check(self.totals, weights, num_lanes, window, mix)
+        _check(self.totals, sources, num_lanes, window)
         self.lane_totals = [total * passes(total, num_lanes) for total in self.totals]
         self.dealing = Dealing(batch_size, num_lanes)
-        plan = plan_mixture(base_weights(self.totals, weights, mix), mix.schedule, self._limits(mix), self.dealing)
+        settings = list(sources.values())
+        later = [
+            (stage.start_step, [stage.weights[name] for name in sources])
+            for stage in mix.schedule
+            if stage.weights is not None
+        ]
+        plan = plan_mixture(base_weights(self.totals, settings, mix), later, self._limits(settings), self.dealing)
         self.mixture, self.end_step = plan.mixture, plan.end_step
         self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
@@ -164,13 +171,13 @@ class Stream:
         sample = place - int(ends[rank]) + int(self.sizes[source][shard])
         return Address(source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw)
 
-    def _limits(self, mix: MixConfig) -> NDArray[np.int64]:
+    def _limits(self, sources: Sequence[SourceConfig]) -> NDArray[np.int64]:
         """How many draws each source can give to each lane."""
         limits = np.full((len(self.totals), self.num_lanes), FOREVER, dtype=np.int64)
-        for source, epochs in enumerate(mix.max_epochs or ()):
-            if epochs is not None:
+        for source, settings in enumerate(sources):
+            if settings.max_epochs is not None:
                 bounds = [lane_bounds(self.lane_totals[source], self.num_lanes, lane) for lane in range(self.num_lanes)]
-                share = epochs / passes(self.totals[source], self.num_lanes)
+                share = settings.max_epochs / passes(self.totals[source], self.num_lanes)
                 limits[source] = [int(share * (stop - start)) for start, stop in bounds]
         return limits
 
@@ -224,23 +231,15 @@ def bucketed(
     return order
 
 
-def _check(totals: Sequence[int], weights: Sequence[float] | None, num_lanes: int, window: int, mix: MixConfig) -> None:
+def _check(totals: Sequence[int], sources: Mapping[str, SourceConfig], num_lanes: int, window: int) -> None:
     if num_lanes < 1 or window < 1:
         raise ConfigError(
             expected="num_lanes and window of at least 1", got=f"{num_lanes} and {window}", do="Correct the config."
         )
-    if not totals or min(totals) < 1:
+    empty = [name for name, total in zip(sources, totals, strict=True) if total < 1]
+    if not totals or empty:
         raise ConfigError(
             expected="at least one source, and no empty one",
-            got=f"sources of {list(totals)} samples",
-            do="Leave the empty set out of `shards`.",
+            got=f"no samples in {', '.join(empty)}" if empty else "none",
+            do="Leave the empty set out of `sources`.",
         )
-    given = {"weights": weights, "mix.repeats": mix.repeats, "mix.max_epochs": mix.max_epochs}
-    given |= {f"mix.schedule[{index}].weights": stage.weights for index, stage in enumerate(mix.schedule)}
-    for name, values in given.items():
-        if values is not None and len(values) != len(totals):
-            raise ConfigError(
-                expected=f"one of `{name}` for each of the {len(totals)} sources",
-                got=f"{len(values)}",
-                do="Give as many as there are `shards`.",
-            )

@@ -6,14 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from tokenizers import Tokenizer
 
+from cclm.data.config import Normalise
 from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.errors import ConfigError, DataError
-
-Normalise = Literal["cclm", "none"]
 
 # Threads inside the tokenizer must not exist when worker processes fork; the workers are the parallelism.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

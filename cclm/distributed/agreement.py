@@ -1,8 +1,8 @@
-"""Do all ranks see the same step? Asked before the forward call, because a disagreement would hang inside it.
+"""Do all ranks do the same? Asked when they have met, and before each forward call: a disagreement would hang later.
 
 Ranks that run different modules, or gather other numbers of rows than the others expect, wait for each other for
-ever. So each rank sends three numbers (the step, a hash of the config, a hash of the batch's structure); only when they
-differ are the full texts exchanged, and every rank raises the same sentence.
+ever. So each rank sends hashes of what must be equal (its configuration; the step and the structure of the batch); only
+when they differ are the full texts exchanged, and every rank raises the same sentence.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ ROW_LETTERS = "BPFRS"
 tokens (T), of distinct texts and padded lengths (…_BL) may differ."""
 
 
-def check_agreement(collectives: Collectives, *, step: int, config_hash: str, batch: object) -> None:
-    """Raise ConfigError on every rank if the ranks differ in step, config or structure of the batch.
+def check_same_values(collectives: Collectives, values: Mapping[str, str]) -> None:
+    """Raise ConfigError on every rank if a value differs; call it with the same names on every rank.
 
-    One collective of three integers per call (CPU tensors, so no GPU waits); nothing with one process.
+    One collective of as many integers as values (CPU tensors, so no GPU waits); nothing with one process.
     """
     if collectives.world_size == 1:
         return
-    mine = {
-        "step": str(step),
-        "config hash": config_hash,
-        "batch structure": batch_structure(batch, collectives.equal_rows),
-    }
-    numbers = torch.tensor([[_hash63(text) for text in mine.values()]])
+    numbers = torch.tensor([[_hash63(text) for text in values.values()]])
     gathered = collectives.gather(numbers)
     if bool((gathered == gathered[:1]).all()):
         return
     everyone: list[dict[str, str]] = [{} for _ in range(collectives.world_size)]
-    torch_dist.all_gather_object(everyone, mine)
+    torch_dist.all_gather_object(everyone, dict(values))
     raise ConfigError(
-        expected="the same step, config and batch structure on every rank",
+        expected=f"the same {', '.join(values)} on every rank",
         got="; ".join(_differences(everyone)),
-        do="Start every rank with the same command, config and data, and let all resume from the same checkpoint.",
+        do="Start all ranks with the same command, files and environment, and let all resume from the same checkpoint.",
         where="agreement of ranks",
     )
+
+
+def check_same_step(collectives: Collectives, step: int, batch: object) -> None:
+    """Raise ConfigError on every rank if the ranks differ in step or structure of the batch. One small collective."""
+    structure = batch_structure(batch, collectives.equal_rows)
+    check_same_values(collectives, {"step": str(step), "batch structure": structure})
 
 
 def batch_structure(value: object, equal_rows: bool = True) -> str:
@@ -60,7 +61,7 @@ def batch_structure(value: object, equal_rows: bool = True) -> str:
         parts = []
         for field in fields(value):
             item = getattr(value, field.name)
-            if item is None or isinstance(item, Tensor) or is_dataclass(item):
+            if item is None or isinstance(item, Tensor | Mapping) or is_dataclass(item):
                 rows = _rows(field.name, item) if equal_rows else ""
                 parts.append(f"{field.name}={batch_structure(item, equal_rows)}{rows}")
         return f"{type(value).__name__}({', '.join(parts)})"

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW, torch's, DeepSpeed's and the published one, keeps of every value."""
+
 
 class PublishedAdamW(torch.optim.Optimizer):
     """Adam with decay after the update and eps before the bias correction.
@@ -52,7 +55,7 @@ class PublishedAdamW(torch.optim.Optimizer):
         parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
             return
-        states = [self._state_of(parameter) for parameter in parameters]
+        states = [adamw_state(self, parameter) for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
@@ -71,11 +74,19 @@ class PublishedAdamW(torch.optim.Optimizer):
         if group["weight_decay"] > 0:
             torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
-        """Moments of a parameter; made when it first has a gradient."""
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
+
+def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor, *, counts_in_ints: bool = False) -> dict[str, Any]:
+    """Return what an AdamW keeps of one of its tensors, made here as its first update would if it has nothing yet.
+
+    Args:
+        optimizer: torch's AdamW, the published one, or DeepSpeed's for the CPU.
+        values: one of its parameters.
+        counts_in_ints: DeepSpeed's counts its updates so, the others in tensors.
+    """
+    state: dict[str, Any] = optimizer.state[values]
+    if not state:
+        beside = values.device if optimizer.defaults.get("fused") else None  # where torch's fused kernel wants it
+        state["step"] = 0 if counts_in_ints else torch.zeros((), device=beside)
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(values, memory_format=torch.preserve_format)
+    return state

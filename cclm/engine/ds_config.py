@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,39 +20,83 @@ AUTO = "auto"
 FILE_NAME = "ds_config.json"
 """The resolved config's name in a run folder."""
 
-_KNOWN_KEYS = """
-    activation_checkpointing aio bf16 bfloat16 checkpoint comms_logger communication_data_type compile
-    csv_monitor data_types disable_allgather disable_python_gc dump_state flops_profiler fp16
-    gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor log_level
-    memory_breakdown prescale_gradients seq_parallel_communication_data_type steps_per_print tensorboard timers
-    train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb zero_allow_untested_optimizer
-    zero_force_ds_cpu_optimizer zero_optimization
-"""
-KNOWN_KEYS = frozenset(_KNOWN_KEYS.split())
-"""Top-level keys of DeepSpeed 0.19 that this code base works with. DeepSpeed ignores unknown ones in silence."""
+KNOWN_KEYS = frozenset(
+    {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}
+    | {"zero_optimization", "bf16", "fp16", "communication_data_type", "data_types", "gradient_allreduce_op"}
+    | {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "disable_python_gc"}
+    | {"steps_per_print", "log_level", "dump_state", "memory_breakdown", "wall_clock_breakdown", "timers"}
+    | {"comms_logger", "flops_profiler", "tensorboard", "csv_monitor", "wandb", "comet"}
+)
+"""Top-level keys of DeepSpeed 0.19 that do something here."""
 
-_KNOWN_ZERO_KEYS = """
-    allgather_bucket_size allgather_partitions contiguous_gradients ignore_unused_parameters
-    leaf_module
-    load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer offload_param
-    overlap_comm parameter_alignment reduce_bucket_size reduce_scatter round_robin_gradients stage
-    stage3_allgather_sequential stage3_gather_16bit_weights_on_model_save stage3_max_live_parameters
-    stage3_max_reuse_distance stage3_model_persistence_threshold stage3_module_granularity_threshold
-    stage3_param_persistence_threshold stage3_prefetch_bucket_size stage3_use_all_reduce_for_fetch_params
-    sub_group_size use_multi_rank_bucket_allreduce zero_hpz_partition_size zero_quantized_gradients
-    zero_quantized_nontrainable_weights zero_quantized_weights
-"""
-KNOWN_ZERO_KEYS = frozenset(_KNOWN_ZERO_KEYS.split())
-"""Keys of `zero_optimization`."""
-
+_IN_CODE, _REMOVED = "The engine does this itself: remove the key.", "DeepSpeed 0.19 has it no more: remove the key."
+_UNUSED = "Nothing here uses that part of DeepSpeed: remove the key."
+_CHECKPOINTS = "Checkpoints are not DeepSpeed's here (docs/architecture.md): remove the key."
 REFUSED_KEYS = {
     "optimizer": "The optimizer is built in code: set it under `optimizer` in the recipe.",
     "scheduler": "The learning rate is a function of the step: set it under `optimizer` in the recipe.",
-    "amp": "apex is gone: use precision bf16.",
     "torch_autocast": "Set precision in the recipe: bf16 switches autocast on.",
-    "managed_gradient_accumulation": "The engine counts micro-batches itself: remove the key.",
+    "bfloat16": "It is an old name: use bf16.",
+    "activation_checkpointing": "It would do nothing: it configures functions that the model does not call.",
+    "compile": "It would do nothing: only DeepSpeed's engine.compile() reads it, which is not called.",
+    "prescale_gradients": "It is for the range of fp16: reduce in fp32 with communication_data_type.",
+    "gradient_predivide_factor": "It is for the range of fp16: reduce in fp32 with communication_data_type.",
+    "aio": "It is for NVMe, where nothing is offloaded here: remove the key.",
+    "managed_gradient_accumulation": _IN_CODE,
+    **dict.fromkeys(("checkpoint", "datastates_ckpt"), _CHECKPOINTS),
+    **dict.fromkeys(("disable_allgather", "vocabulary_size", "dataloader_drop_last", "data_efficiency"), _UNUSED),
+    **dict.fromkeys(("seq_parallel_communication_data_type", "use_data_before_expert_parallelism"), _UNUSED),
+    **dict.fromkeys(("pipeline", "tensor_parallel", "expert_parallel", "hybrid_engine", "autotuning"), _UNUSED),
+    "weight_quantization": _UNUSED,
+    **dict.fromkeys(("amp", "nebula", "compression_training", "quantize_training", "sparse_gradients"), _REMOVED),
+    **dict.fromkeys(("eigenvalue", "sparse_attention", "elasticity", "graph_harvesting"), _REMOVED),
+    **dict.fromkeys(("curriculum_learning", "progressive_layer_drop"), _REMOVED),
 }
-"""DeepSpeed knows these keys, but here another place decides: key → what to do."""
+"""Keys that DeepSpeed reads, but that another place decides here, or that would do nothing: key → what to do."""
+
+KNOWN_KEYS_OF = {
+    "zero_optimization": frozenset(
+        {"stage", "allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "overlap_comm"}
+        | {"ignore_unused_parameters", "leaf_module", "log_trace_cache_warnings", "memory_efficient_linear"}
+        | {"offload_optimizer", "offload_param", "parameter_alignment", "reduce_bucket_size", "reduce_scatter"}
+        | {"round_robin_gradients", "sub_group_size", "use_multi_rank_bucket_allreduce", "enable_sanity_checks"}
+        | {"override_module_apply", "zero_hpz_partition_size", "zero_quantized_gradients"}
+        | {"zero_quantized_nontrainable_weights", "zero_quantized_weights", "stage3_allgather_sequential"}
+        | {"stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_model_persistence_threshold"}
+        | {"stage3_module_granularity_threshold", "stage3_param_persistence_threshold"}
+        | {"stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params"}
+    ),
+    "zero_optimization.offload_optimizer": frozenset({"device", "pin_memory", "cpuadam_cores_perc"}),
+    "zero_optimization.offload_param": frozenset({"device", "pin_memory"}),
+    "bf16": frozenset({"enabled", "check_grad_overflow", "immediate_grad_update"}),
+    "data_types": frozenset({"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"}),
+}
+"""Keys of blocks that change numbers or memory, by the block's place."""
+
+_OFFLOAD = "Use offload_optimizer and offload_param."
+_ONLY_CPU = "Only device, pin_memory (and, for the optimizer, cpuadam_cores_perc) are tried here: remove the key."
+REFUSED_KEYS_OF = {
+    "zero_optimization": {
+        **dict.fromkeys(("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"), _OFFLOAD),
+        **dict.fromkeys(("elastic_checkpoint", "load_from_fp32_weights", "pipeline_loading_checkpoint"), _CHECKPOINTS),
+        "stage3_gather_16bit_weights_on_model_save": "`cclm export` writes the weights: remove the key.",
+        "stage3_gather_fp16_weights_on_model_save": "`cclm export` writes the weights: remove the key.",
+        "compute_grad_norm": "The gradient norm is clipped and logged: remove the key.",
+        **dict.fromkeys(("zenflow", "save_muon_momentum_buffer_in_memory", "legacy_stage1"), _UNUSED),
+    },
+    "zero_optimization.offload_optimizer": dict.fromkeys(
+        ("nvme_path", "buffer_count", "pipeline_read", "pipeline_write", "fast_init", "ratio", "super_offload"),
+        _ONLY_CPU,
+    ),
+    "zero_optimization.offload_param": dict.fromkeys(
+        ("nvme_path", "buffer_count", "buffer_size", "max_in_cpu"), _ONLY_CPU
+    ),
+    "bf16": dict.fromkeys(
+        ("bf16_master_weights_and_grads", "bf16_optimizer_states"),
+        "Master weights and moments are fp32 here: remove the key.",
+    ),
+}
+"""Keys of those blocks that DeepSpeed knows and that are refused: key → what to do."""
 
 OUR_AUTOS = frozenset({"data_types.keep_in_fp32_modules"})
 """"auto" values that DeepSpeed itself understands."""
@@ -84,43 +129,53 @@ class EngineFacts:
 
 
 def load_ds_config(path: Path | str) -> dict[str, Any]:
-    """Read a JSON file. Raises ConfigError when it is missing or not a JSON object."""
+    """Read a JSON file.
+
+    Raises:
+        ConfigError: it is missing, not a JSON object, or has a key twice.
+    """
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+        loaded = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        problem = "" if isinstance(loaded, dict) else f"a {type(loaded).__name__} (write {{ … }} around it)"
     except OSError as error:
-        raise ConfigError(
-            expected="a readable DeepSpeed JSON file",
-            got=error.strerror or repr(error),
-            do="Correct the path.",
-            where=str(path),
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            expected="valid JSON", got=str(error), do="Correct the file (JSON knows no comments).", where=str(path)
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            expected="a JSON object", got=type(loaded).__name__, do="Write { … } around it.", where=str(path)
-        )
-    return loaded
+        raise _unreadable(path, error.strerror or repr(error)) from error
+    except ValueError as error:
+        raise _unreadable(path, f"{error} (JSON knows no comments)") from error
+    if twice:
+        problem = f"{', '.join(twice)} more than once (the first would be lost)"
+    if problem:
+        raise _unreadable(path, problem)
+    return dict(loaded)
+
+
+def _unreadable(path: Path | str, got: str) -> ConfigError:
+    return ConfigError(
+        where=str(path), expected="a readable DeepSpeed JSON file: one JSON object", got=got, do="Correct the file."
+    )
 
 
 def resolve_ds_config(raw: Mapping[str, Any], facts: EngineFacts, *, where: str = "DeepSpeed JSON") -> dict[str, Any]:
     """Return a copy of `raw` without any "auto", in agreement with `facts`.
 
     Keys that `facts` know and the JSON leaves out are filled in too (DeepSpeed's own defaults would contradict us in
-    silence). Raises one ConfigError with all complaints.
+    silence). Raises one ConfigError with all validation errors.
     """
-    complaints = [*_key_complaints(raw)]
+    errors = [*_key_errors(raw)]
     resolved: dict[str, Any] = json.loads(json.dumps(raw))
-    complaints += _fill(resolved, facts)
-    complaints += [f'{path} is "auto", which only {", ".join(facts.by_path())} may be' for path in _autos(resolved)]
-    if not complaints:
-        complaints += _value_complaints(resolved, facts)
-    if complaints:
+    errors += _fill(resolved, facts)
+    errors += [f'{path} is "auto", which only {", ".join(facts.by_path())} may be' for path in _autos(resolved)]
+    if not errors:
+        errors += _value_errors(resolved, facts)
+    if errors:
         raise ConfigError(
             expected="a DeepSpeed config that agrees with ours",
-            got=f"{len(complaints)} complaint{'s' if len(complaints) > 1 else ''}:\n  - " + "\n  - ".join(complaints),
+            got=f"{len(errors)} error{'s' if len(errors) > 1 else ''}:\n  - " + "\n  - ".join(errors),
             do='\nCorrect the JSON; write "auto" where our config decides.',
             where=where,
         )
@@ -145,36 +200,27 @@ def offloads_optimizer(resolved: Mapping[str, Any]) -> bool:
     return str(offload.get("device", "none")) != "none"
 
 
-def refuse_unguarded_offload(ds_config: Mapping[str, Any], uses_all_parameters: bool) -> None:
-    """ZeRO-3 reuses the gradients of earlier steps for parameters that an update does not use, and with the optimizer
-    offloaded there is no buffer to clear before.
-
-    Raises:
-        ConfigError: both come together.
-    """
-    if zero_stage(ds_config) == 3 and offloads_optimizer(ds_config) and not uses_all_parameters:
-        raise ConfigError(
-            expected="steps that use every parameter when ZeRO-3 offloads the optimizer",
-            got="offload_optimizer together with steps that leave parameters unused",
-            do="Use joint steps (data.schedule: joint, with images, and box_head only with regions), or switch "
-            "offload_optimizer off: DeepSpeed would reuse gradients of earlier steps.",
-            where="DeepSpeed JSON",
-        )
+def _key_errors(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Errors about keys at the top and in the blocks that are looked into."""
+    yield from _errors_of_block("", raw, KNOWN_KEYS, REFUSED_KEYS)
+    for place, known in KNOWN_KEYS_OF.items():
+        block: Any = raw
+        for key in place.split("."):
+            block = block.get(key) or {} if isinstance(block, Mapping) else {}
+        if isinstance(block, Mapping):
+            yield from _errors_of_block(f"{place}.", block, known, REFUSED_KEYS_OF.get(place, {}))
+        else:
+            yield f"{place} is not a JSON object"
 
 
-def _key_complaints(raw: Mapping[str, Any]) -> Iterator[str]:
-    for key in raw:
-        if key in REFUSED_KEYS:
-            yield f"{key} may not be set here. {REFUSED_KEYS[key]}"
-        elif key not in KNOWN_KEYS:
-            yield f"unknown key {key}{_nearest(key, KNOWN_KEYS)} (DeepSpeed would ignore it)"
-    zero = raw.get("zero_optimization", {})
-    if not isinstance(zero, Mapping):
-        yield "zero_optimization is not a JSON object"
-        return
-    for key in zero:
-        if key not in KNOWN_ZERO_KEYS:
-            yield f"unknown key zero_optimization.{key}{_nearest(key, KNOWN_ZERO_KEYS)}"
+def _errors_of_block(
+    prefix: str, block: Mapping[str, Any], known: frozenset[str], refused: Mapping[str, str]
+) -> Iterator[str]:
+    for key in block:
+        if key in refused:
+            yield f"{prefix}{key} may not be set here. {refused[key]}"
+        elif key not in known:
+            yield f"unknown key {prefix}{key}{_nearest(key, known)}{'' if prefix else ' (DeepSpeed would ignore it)'}"
 
 
 def _nearest(key: str, known: frozenset[str]) -> str:
@@ -183,14 +229,13 @@ def _nearest(key: str, known: frozenset[str]) -> str:
 
 
 def _fill(resolved: dict[str, Any], facts: EngineFacts) -> Iterator[str]:
-    """Write our values where "auto" or nothing stands; yield a complaint where another value stands."""
+    """Write our values where "auto" or nothing stands; yield an error where another value stands."""
     for path, ours in facts.by_path().items():
         *parents, key = path.split(".")
         place = resolved
         for parent in parents:
             place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                yield f"{parent} is not a JSON object"
+            if not isinstance(place, dict):  # told already
                 break
         else:
             theirs = place.get(key, AUTO)
@@ -208,13 +253,19 @@ def _autos(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def _value_complaints(resolved: Mapping[str, Any], facts: EngineFacts) -> Iterator[str]:
-    stage = resolved.get("zero_optimization", {}).get("stage", 0)
+def _value_errors(resolved: Mapping[str, Any], facts: EngineFacts) -> Iterator[str]:
+    zero = resolved.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         yield f"zero_optimization.stage: expected 0, 1, 2 or 3, got {stage!r}"
     elif stage == 0 and facts.precision == "bf16":
         yield "bf16 at ZeRO stage 0 loses accuracy (measured 4e-2 in the loss): use stage 1"
+    for name in ("offload_optimizer", "offload_param"):
+        device = (zero.get(name) or {}).get("device", "none")
+        if device not in ("none", "cpu"):
+            yield f"zero_optimization.{name}.device: expected none or cpu, got {device} (not tried here)"
+    operation = resolved.get("gradient_allreduce_op", "mean")
+    if operation != "mean":
+        yield f"gradient_allreduce_op: expected mean, got {operation} (losses are scaled for means over the ranks)"
     if resolved.get("fp16", {}).get("enabled", False):
         yield "fp16.enabled: expected false, got true (use precision bf16)"
-    if "bfloat16" in resolved:
-        yield "bfloat16 is an old name: use bf16"

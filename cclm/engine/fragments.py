@@ -1,20 +1,38 @@
-"""What one rank holds of a parameter, whatever the ZeRO stage, and how it is filled from the files of others."""
+"""The training state as flat fragments of its parameters, whatever the engine, the ZeRO stage and the number of ranks.
+
+In a checkpoint each rank has one file, and nobody needs to know how DeepSpeed had cut the parameters:
+
+    state/rank_00000.safetensors    "weights/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", "average/NAME": flat, fp32;
+    state/rank_00001.safetensors    "buffers/NAME": whole, on rank 0;
+    …                               metadata "state": JSON of `ShareFacts`
+
+Names are the training module's. Fragments of all ranks in the order of their starts are the parameter. Files of this
+kind hold numbers and JSON only: reading one runs no code (DeepSpeed's own checkpoints are pickles).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cclm.engine.stored_weights import StoredTensor
-from cclm.errors import CheckpointError
+from cclm.engine.tensor_file import Planned, write_tensors
+from cclm.run.transient import retried
+
+FOLDER = "state"
+"""Of the training state inside a checkpoint."""
+WEIGHTS, AVERAGE, BUFFERS = "weights", "average", "buffers"
+METADATA = "state"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """What one rank holds of a parameter's fp32 master values."""
+    """What one rank holds of one parameter: of its fp32 master values, a moment, or an average."""
 
     name: str
     """Of the parameter in the training module."""
@@ -23,26 +41,69 @@ class Fragment:
     start: int
     """First element in the flattened parameter."""
     values: Tensor
-    """Flat, fp32; shares memory with the optimizer's values."""
+    """Flat; shares memory with the engine's values."""
 
 
-@torch.no_grad()
-def fill(fragments: Iterable[Fragment], stored: Mapping[str, StoredTensor], where: str) -> None:
-    """Copy into each fragment its stretch of the stored tensor of its name; `where`: what holds them, for the error.
+@dataclass(frozen=True, kw_only=True)
+class ShareFacts:
+    """What stands in one rank's file besides tensors."""
+
+    world_size: int
+    """Number of files."""
+    places: Mapping[str, tuple[int, Sequence[int]]] = field(default_factory=dict)
+    """By parameter: the first element of its fragments in this file, and the whole parameter's shape."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Second names of shared parameters → the name that the files know."""
+    updates: int = 0
+    """Updates that the moments have seen."""
+    average_updates: int = 0
+    """Updates that the averages have seen."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """DeepSpeed's own, such as "global_steps"."""
+    client_state: dict[str, Any] = field(default_factory=dict)
+    """What the engine was given to keep; numbers, texts, lists and mappings with texts as keys."""
+
+
+def share_path(checkpoint: Path, rank: int) -> Path:
+    """Return where a rank's share lies."""
+    return checkpoint / FOLDER / f"rank_{rank:05d}.safetensors"
+
+
+def write_share(
+    path: Path, facts: ShareFacts, fragments: Mapping[str, Sequence[Fragment]], buffers: Mapping[str, Tensor]
+) -> None:
+    """Write one rank's file, durably; a fault that passes is met by writing it again from the start.
+
+    Args:
+        path: as `share_path` gives it.
+        facts: what to note; `places` are those of the fragments.
+        fragments: by kind; a parameter has the same place in each kind.
+        buffers: whole ones, on the rank that writes them.
 
     Raises:
-        CheckpointError: there is no such parameter, or one of another shape.
+        OSError: the storage refuses.
     """
-    for fragment in fragments:
-        found = stored.get(fragment.name)
-        if found is None or found.shape != fragment.shape:
-            raise CheckpointError(
-                expected=f"{fragment.name} of shape {fragment.shape}",
-                got="no such parameter" if found is None else f"shape {found.shape}",
-                do="Resume with the configuration that wrote the checkpoint.",
-                where=where,
-            )
-        place = 0
-        for piece in found.stretch(fragment.start, fragment.values.numel()):
-            fragment.values[place : place + piece.numel()].copy_(piece)
-            place += piece.numel()
+    placed = {one.name: (one.start, one.shape) for kind in fragments.values() for one in kind}
+    values = {f"{kind}/{one.name}": one.values for kind, found in fragments.items() for one in found}
+    layout = [Planned(name=name, shape=(value.numel(),), dtype=torch.float32) for name, value in values.items()]
+    layout += [
+        Planned(name=f"{BUFFERS}/{name}", shape=tuple(value.shape), dtype=value.dtype)
+        for name, value in buffers.items()
+    ]
+    pieces = [[value] for value in (*values.values(), *buffers.values())]
+    metadata = {"format": "pt", METADATA: json.dumps({**asdict(facts), "places": placed})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    retried(lambda: write_tensors(path, layout, pieces, metadata))
+
+
+def aliases_of(module: nn.Module) -> dict[str, str]:
+    """Return the second names of shared parameters, each with the first one."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that belong to the module's state (not those that are made anew at each start)."""
+    kept = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}

@@ -7,25 +7,33 @@ It runs the global batch in one forward call. Whatever the DeepSpeed engine comp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cclm.data.batch import Batch
+from cclm.engine.adamw import MOMENTS, adamw_state
 from cclm.engine.ema import start_average
-from cclm.engine.fragments import Fragment
+from cclm.engine.fragments import (
+    AVERAGE,
+    WEIGHTS,
+    Fragment,
+    ShareFacts,
+    aliases_of,
+    buffers_of,
+    share_path,
+    write_share,
+)
 from cclm.engine.optimizer import OptimizerConfig, build_adamw, parameter_groups, set_learning_rates
-from cclm.engine.protocol import Losses, StepStatistics
+from cclm.engine.protocol import BatchType, Losses, Outputs, Probe, StepStatistics
 from cclm.engine.seeding import seed_step
-from cclm.engine.stored_weights import STATE_FILE
-from cclm.errors import CheckpointError
+from cclm.engine.stored_weights import StoredState
 
 
-class PlainEngine:
+class PlainEngine(Generic[BatchType]):
     """One process's training state, whole.
 
     A parameter that a step does not use has a zero gradient (not none): its moments decay and it is still decayed, as
@@ -45,7 +53,7 @@ class PlainEngine:
         precision: Literal["fp32", "bf16"] = "fp32",
         accumulation_steps: int = 1,
     ) -> None:
-        """Take over `module` (maps a Batch to Losses); `seed` is for dropout.
+        """Take over `module` (maps a batch to Losses); `seed` is for dropout.
 
         With `accumulation_steps` G, G pairs of `forward` and `backward` come before each `update`; gradients are
         averaged over them.
@@ -60,7 +68,7 @@ class PlainEngine:
         self._accumulation_steps = accumulation_steps
         self._num_backwards = 0
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: BatchType) -> Losses:
         """Run the module on the whole batch."""
         seed_step(self._seed, batch.step, self.rank, batch.update * self._accumulation_steps + self._num_backwards)
         with autocast(self.device, self.precision):
@@ -88,7 +96,7 @@ class PlainEngine:
             self._optimizer.step()
         self._optimizer.zero_grad()
         if self._average is not None:
-            self._average.update(self._fragments())
+            self._average.update(self._fragments(WEIGHTS))
         return StepStatistics(grad_norm=norm if math.isfinite(norm) else math.inf, learning_rates=rates)
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -112,50 +120,58 @@ class PlainEngine:
 
     @property
     def description(self) -> str:
-        """In words."""
+        """The engine for people."""
         return f"plain engine, one process, {self.precision}"
 
-    def evaluate(self, function: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`function(module)`, in evaluation mode and without gradients."""
+    def evaluate(self, probe: Probe) -> Outputs:
+        """Return `probe(module)`, in evaluation mode and without gradients."""
         with evaluation_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
-            return function(self.module)
+            return probe(self.module)
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
-        """Write `STATE_FILE`, and averages if there are any."""
+        """Write the state as the share of the only rank."""
+        kept = {WEIGHTS: [*self._fragments(WEIGHTS), *self._frozen()]}
+        kept |= {key: self._fragments(key) for key in MOMENTS}
         if self._average is not None:
-            self._average.save(folder, self.rank)
-        state = {
-            "module": self.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "client_state": dict(client_state),
-        }
-        torch.save(state, folder / STATE_FILE)
+            kept[AVERAGE] = self._average.averages
+        facts = ShareFacts(
+            world_size=1,
+            aliases=aliases_of(self.module),
+            updates=max((int(state["step"]) for state in self._optimizer.state.values()), default=0),
+            average_updates=0 if self._average is None else self._average.updates,
+            client_state=dict(client_state),
+        )
+        write_share(share_path(folder, self.rank), facts, kept, buffers_of(self.module))
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore `STATE_FILE` bit by bit."""
-        path = folder / STATE_FILE
-        if not path.exists():
-            raise CheckpointError(
-                expected=f"{STATE_FILE} (a checkpoint of the plain engine)",
-                got=", ".join(sorted(item.name for item in folder.iterdir())),
-                do="Resume with the engine that wrote the checkpoint.",
-                where=str(folder),
-            )
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        """Restore what any engine saved, bit by bit."""
+        stored = StoredState(folder)
+        stored.fill(WEIGHTS, [*self._fragments(WEIGHTS), *self._frozen()])
+        for key in MOMENTS:
+            stored.fill(key, self._fragments(key))
+        for state in self._optimizer.state.values():
+            state["step"].fill_(stored.facts.updates)
+        stored.fill_buffers(self.module)
         if self._average is not None:
-            self._average.load(folder)
-        client_state: dict[str, Any] = state["client_state"]
-        return client_state
+            stored.fill(AVERAGE, self._average.averages)
+            self._average.updates = stored.facts.average_updates
+        return stored.facts.client_state
 
-    def _fragments(self) -> list[Fragment]:
-        """The trainable parameters, whole."""
+    def _fragments(self, kind: str) -> list[Fragment]:
+        """Of the trainable parameters, whole: their values, or a moment."""
         return [
-            Fragment(name=name, shape=tuple(value.shape), start=0, values=value.detach().flatten())
+            _whole(name, value if kind == WEIGHTS else adamw_state(self._optimizer, value)[kind])
             for name, value in self.module.named_parameters()
             if value.requires_grad
         ]
+
+    def _frozen(self) -> list[Fragment]:
+        """The parameters that no update moves, whole."""
+        return [_whole(name, value) for name, value in self.module.named_parameters() if not value.requires_grad]
+
+
+def _whole(name: str, value: Tensor) -> Fragment:
+    return Fragment(name=name, shape=tuple(value.shape), start=0, values=value.detach().view(-1))
 
 
 @contextmanager

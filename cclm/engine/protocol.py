@@ -1,8 +1,7 @@
-"""What the training loop may ask of an engine.
+"""What a training loop may ask of an engine, whatever the batches are.
 
-An engine owns the training module, its optimizer and its place among the ranks. The module maps a `Batch` to
-`Losses` in one forward call; nothing else of it is ever called while training (under ZeRO-3 parameters exist
-only inside that call).
+An engine owns the training module, its optimizer and its place among the ranks. The module maps a batch to `Losses` in
+one forward call; nothing else of it is ever called while training: under ZeRO-3 parameters exist only inside that call.
 """
 
 from __future__ import annotations
@@ -10,12 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cclm.data.batch import Batch
+
+class EngineBatch(Protocol):
+    """All that an engine looks at in a batch; its training module reads the rest."""
+
+    @property
+    def step(self) -> int:
+        """The step it belongs to, counted from 0."""
+        ...
+
+    @property
+    def update(self) -> int:
+        """Which of the step's updates it belongs to, counted from 0."""
+        ...
+
+
+BatchType = TypeVar("BatchType", bound=EngineBatch, contravariant=True)
+Outputs: TypeAlias = dict[str, Tensor]
+"""What a probe computes, by name."""
+Probe: TypeAlias = Callable[[nn.Module], Outputs]
+"""Computes something with the training module, outside of training: `probe(module)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +57,7 @@ class StepStatistics:
     """Learning rate by parameter group name, as used by this update."""
 
 
-class Engine(Protocol):
+class Engine(Protocol[BatchType]):
     """One process's handle on the (possibly distributed) training state."""
 
     rank: int
@@ -50,10 +68,10 @@ class Engine(Protocol):
 
     @property
     def description(self) -> str:
-        """The engine in words, for reports."""
+        """The engine for people: its kind, ZeRO stage, number of ranks and precision."""
         ...
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: BatchType) -> Losses:
         """Run the training module on this rank's batch."""
         ...
 
@@ -66,28 +84,34 @@ class Engine(Protocol):
         ...
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean over the ranks of each scalar, of any type and device; the same keys on every rank. One collective."""
+        """Return the mean over the ranks of each scalar, of any type and device; the same keys on every rank.
+
+        One collective.
+        """
         ...
 
     def full_gradients(self) -> dict[str, Tensor]:
-        """Every parameter's full gradient on the CPU, between `backward` and `update` (tests and probes)."""
+        """Return every parameter's full gradient on the CPU, between `backward` and `update` (for tests)."""
         ...
 
     def full_parameters(self) -> dict[str, Tensor]:
-        """Every parameter's full fp32 value on the CPU; on rank 0 only, empty elsewhere."""
+        """Return every parameter's full fp32 value on the CPU; on rank 0 only, empty elsewhere."""
         ...
 
-    def evaluate(self, function: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`function(module)` where all parameters exist, in evaluation mode and without gradients. A collective.
+    def evaluate(self, probe: Probe) -> Outputs:
+        """Return `probe(module)`, run where all parameters exist, in evaluation mode and without gradients.
 
-        Training goes on as if nothing had happened.
+        A collective. Training goes on as if nothing had happened.
         """
         ...
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
-        """Write this rank's share of the training state into `folder` (which `cclm.checkpoint` makes atomic)."""
+        """Write this rank's share of the training state into `folder` (which `cclm.checkpoint` makes atomic).
+
+        No collective: a rank that cannot write raises, and the others return.
+        """
         ...
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what `save` wrote; returns its client state."""
+        """Restore what `save` wrote, on any number of ranks; return its client state."""
         ...

@@ -26,9 +26,7 @@ from typing import Literal
 
 from safetensors.torch import load_file
 
-from cclm.checkpoint.load import verify
-from cclm.engine.ema import stored_average
-from cclm.engine.stored_weights import StoredTensor, stored_weights
+from cclm.engine.stored_weights import StoredTensor, stored_average, stored_weights
 from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
 from cclm.hub.hub_folder import write_folder
@@ -38,6 +36,7 @@ from cclm.hub.parity import ParityReport, prove_parity
 from cclm.hub.reference_outputs import Witness, read_witness, witness_of
 from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
 from cclm.model.tied_weights import tied_weights
+from cclm.run.checkpoints import verify
 from cclm.run.facts import PARITY_NAME
 
 SHARD_SIZE = "5GB"

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cclm.data.config import Normalise
 from cclm.data.image import ImageTransformConfig
-from cclm.data.tokens import Normalise, load_tokenizer
+from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.hub.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from cclm.checkpoint.load import load_full_state
+from cclm.config import RunConfig
 from cclm.data.image import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError, ConfigError
@@ -29,6 +30,7 @@ from cclm.model.tied_weights import tied_weights
 from cclm.run.checkpoints import newest_complete
 from cclm.run.facts import PARITY_NAME, CheckpointFacts
 from cclm.run.identity import identify
+from cclm.views.image_options import ImageViewConfig
 
 ValueType = TypeVar("ValueType")
 RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}
@@ -201,15 +203,12 @@ def read_run_config(run_folder: Path) -> dict[str, Any]:
     return content
 
 
-def transform_of(config: Mapping[str, Any]) -> ImageTransformConfig:
-    """Return the picture transform of a run's configuration (for a run without pictures, of the model's size)."""
-    data = config["data"]
-    given = dict((data.get("image_text") or {}).get("transform") or {})
-    size = ((config.get("model") or {}).get("vision") or {}).get("image_size")
-    if size is not None:
-        given.setdefault("size", size)
-    tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return ImageTransformConfig(**tuples)
+def transform_of(config: RunConfig) -> ImageTransformConfig:
+    """Return the image transform of a run's configuration (for a run without images, of the model's size)."""
+    for view in config.views.values():
+        if isinstance(view, ImageViewConfig):
+            return view.transform
+    return ImageTransformConfig(size=config.model.vision.image_size)
 
 
 def _newest_checkpoint(run_folder: Path) -> Path:
@@ -224,10 +223,9 @@ def _newest_checkpoint(run_folder: Path) -> Path:
     return found
 
 
-def longest_text(config: Mapping[str, Any]) -> int:
-    """Tokens of the longest text that a run was trained with."""
-    views = [config["data"].get(name) or {} for name in ("image_text", "text_pair")]
-    return max(int(view.get("max_tokens", 0)) for view in views) or 64
+def longest_text(config: RunConfig) -> int:
+    """Return the tokens of the longest text that a run was trained with."""
+    return max(view.max_tokens for view in config.views.values())
 
 
 def _prepare_checkpoint(run_folder: Path, checkpoint: Path) -> Prepared:

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cclm.checkpoint.ranks import on_every_rank
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
+from cclm.distributed.together import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
 from cclm.hub.probe import NUM_MASKED, Probe, ProbeInputs, known_part, make_probe, probe_inputs, probe_outputs
@@ -46,13 +46,13 @@ class Witness:
 
 def make_recorder(
     tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
-) -> Callable[[Engine, Path], None]:
+) -> Callable[[Engine[Any], Path], None]:
     """Return what `save_checkpoint` calls to put a witness into a checkpoint."""
     probe = known_part(make_probe(), tokenizer)
     knows_enough = probe.num_captions >= NUM_MASKED
     inputs = probe_inputs(probe, tokenizer, transform, max_tokens) if knows_enough else None
 
-    def record(engine: Engine, folder: Path) -> None:
+    def record(engine: Engine[Any], folder: Path) -> None:
         if inputs is None:  # a tokenizer that knows (nearly) no word of the captions
             return
         outputs = engine.evaluate(lambda module: probe_outputs(_model_of(module), inputs.to(engine.device)))

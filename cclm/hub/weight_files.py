@@ -1,28 +1,24 @@
 """Write weights as safetensors, piece by piece: a model of any size passes through a few megabytes of memory.
 
-    model.safetensors                                 all of them, if they fit into one shard, or
-    model-00001-of-00003.safetensors, …               shards, each at most `shard_bytes` (a larger tensor has its own)
-    model.safetensors.index.json                      name → shard, as `transformers` reads it
-
-A file is 8 bytes with the length of the header, the header (JSON: name → dtype, shape, place), then the tensors. The
-library's own writer wants all tensors of a shard in memory, and copies them once more.
+model.safetensors                                 all of them, if they fit into one shard, or
+model-00001-of-00003.safetensors, …               shards, each at most `shard_bytes` (a larger tensor has its own)
+model.safetensors.index.json                      name → shard, as `transformers` reads it
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cclm.engine.stored_weights import StoredTensor
+from cclm.engine.tensor_file import Planned, write_tensors
 from cclm.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -31,32 +27,12 @@ DTYPES: dict[str, Dtype] = {
     "float32": "float32", "bfloat16": "bfloat16", "float16": "float16",
 }  # fmt: skip
 """What people write → torch's name."""
-SAFETENSORS_NAMES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-"""As the format spells them."""
 INDEX_NAME = "model.safetensors.index.json"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Source = Callable[[], Mapping[str, StoredTensor]]
 """Opens the weights anew: dropping the mapping before gives back the pages of files that it held."""
 REOPEN_BYTES = 1 << 28
 """Mapped pages count as memory of the process until the mapping is dropped, so it is opened anew after so many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One tensor of a file that is to be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    """On disk."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse_size(text: str, where: str = "--shard-size") -> int:
@@ -135,25 +111,8 @@ def visit(source: Source, names: Sequence[str]) -> Iterator[StoredTensor]:
 
 def write_shard(source: Source, path: Path, shard: Sequence[Planned]) -> None:
     """Write one file and force it to disk."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for tensor in shard:
-        header[tensor.name] = {
-            "dtype": SAFETENSORS_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [place, place + tensor.size_bytes],
-        }
-        place += tensor.size_bytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the tensors begin at a multiple of 8
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor, stored in zip(shard, visit(source, [tensor.name for tensor in shard]), strict=True):
-            for piece in stored.pieces():
-                file.write(piece.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    assert path.stat().st_size == 8 + len(encoded) + place, f"{path} has another size than its header says"
+    pieces = (stored.pieces() for stored in visit(source, [tensor.name for tensor in shard]))
+    write_tensors(path, shard, pieces, {"format": "pt"})
 
 
 def in_memory(state: Mapping[str, Tensor]) -> Source:

@@ -11,9 +11,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .configuration_cclm import VisionOptions
+from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, merge_heads, split_heads, stochastic_depth
 from .relative_position import RelativePositionBias, grid_index_with_class, num_offsets
 
@@ -23,7 +23,7 @@ except ImportError:
     pass
 
 
-class BeitAttention(nn.Module):
+class BeitAttention(UsesKernels, nn.Module):
     """Attention of all tokens of an image to each other, biased by relative position."""
 
     def __init__(self, width: int, num_heads: int, side: int) -> None:
@@ -42,7 +42,7 @@ class BeitAttention(nn.Module):
         parts = (self.query_bias(query_BLD), key_BLD, self.value_bias(value_BLD))
         query, key, value = (split_heads(part.contiguous(), self.num_heads) for part in parts)
         bias = self.position(grid_index_with_class(self.side, tokens_BLD.device))
-        attended = functional.scaled_dot_product_attention(query, key, value, bias[None].to(query.dtype))
+        attended = self.kernels.attention(query, key, value, bias[None].to(query.dtype), 0.0)
         mixed_BLD: Tensor = self.output(merge_heads(attended))
         return mixed_BLD
 
@@ -70,10 +70,10 @@ class BeitBlock(nn.Module):
         super().__init__()
         self.drop = drop
         self.start_scale = options.layer_scale
-        self.attention_norm = nn.LayerNorm(width, options.norm_eps)
+        self.attention_norm = LayerNorm(width, options.norm_eps)
         self.attention = BeitAttention(width, options.num_heads, options.image_size // options.patch_size)
         self.attention_scale = nn.Parameter(torch.full((width,), options.layer_scale))
-        self.feedforward_norm = nn.LayerNorm(width, options.norm_eps)
+        self.feedforward_norm = LayerNorm(width, options.norm_eps)
         self.feedforward = FeedForward(width, options.feedforward_width)
         self.feedforward_scale = nn.Parameter(torch.full((width,), options.layer_scale))
 
@@ -99,7 +99,7 @@ class BeitEncoder(nn.Module):
         self.patches = nn.Conv2d(3, width, options.patch_size, options.patch_size)
         drops = stochastic_depth(options.drop_path, options.num_layers)
         self.blocks = nn.ModuleList(BeitBlock(width, options, drop) for drop in drops)
-        self.final_norm = nn.LayerNorm(width, options.norm_eps)
+        self.final_norm = LayerNorm(width, options.norm_eps)
 
     def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Normalised pixels to 1 + P tokens; the first is the mean of the others, not the class token."""

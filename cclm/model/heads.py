@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .kernels import LayerNorm
+
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
     from jaxtyping import Float
 except ImportError:
@@ -38,7 +40,7 @@ class MatchingHead(nn.Module):
     def __init__(self, width: int, hidden_width: int, num_classes: int = 2) -> None:
         super().__init__()
         self.widen = nn.Linear(width, hidden_width)
-        self.norm = nn.LayerNorm(hidden_width)
+        self.norm = LayerNorm(hidden_width)
         self.classify = nn.Linear(hidden_width, num_classes)
 
     def forward(self, pooled_BD: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
@@ -53,7 +55,7 @@ class BoxHead(nn.Module):
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
         self.widen = nn.Linear(width, hidden_width)
-        self.norm = nn.LayerNorm(hidden_width)
+        self.norm = LayerNorm(hidden_width)
         self.locate = nn.Linear(hidden_width, 4)
 
     def forward(self, pooled_BD: Float[Tensor, "b d"]) -> Float[Tensor, "b 4"]:
@@ -68,7 +70,7 @@ class MaskedLMTransform(nn.Module):
     def __init__(self, width: int, norm_eps: float) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, norm_eps)
+        self.norm = LayerNorm(width, norm_eps)
 
     def forward(self, fused_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
         """Same shape."""

@@ -85,7 +85,7 @@ class HFVisionEncoder(nn.Module):
         norm = FINAL_NORMS.get(self.model_type)
         self.final_norm_name = norm if norm and self._has(norm) else None
         # ZeRO-3 gathers per module, but these tables are read by the module around them when they are stretched.
-        self.gathered_whole = [module for name, module in self.tower.named_children() if name == "embeddings"]
+        self.zero3_leaf_modules = [module for name, module in self.tower.named_children() if name == "embeddings"]
 
     def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Normalised pixels to 1 + P tokens; the first is the summary of the image.

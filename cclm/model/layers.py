@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .configuration_cclm import LayerOptions
+from .kernels import LayerNorm, UsesKernels
 from .packing import PaddedLayout
 
 try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
@@ -33,17 +34,6 @@ def merge_heads(states_BNLK: Float[Tensor, "b n l k"]) -> Float[Tensor, "b l d"]
     return states_BNLK.transpose(1, 2).reshape(batch, length, num_heads * head_width)
 
 
-def attend(
-    query_BNLK: Float[Tensor, "b n l k"],
-    key_BNMK: Float[Tensor, "b n m k"],
-    value_BNMK: Float[Tensor, "b n m k"],
-    mask_B1LM: Bool[Tensor, "b 1 #l m"] | None,
-    dropout: float,
-) -> Float[Tensor, "b l d"]:
-    """Softmax attention of L queries to M keys in each of N heads; heads merged."""
-    return merge_heads(functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask_B1LM, dropout))
-
-
 def drop_path(branch: Float[Tensor, " b *rest"], probability: float, training: bool) -> Float[Tensor, " b *rest"]:
     """Stochastic depth: in training, zero a residual branch for some samples and scale it up for the others."""
     if probability == 0.0 or not training:
@@ -58,7 +48,7 @@ def stochastic_depth(highest: float, num_blocks: int) -> list[float]:
     return [highest * number / max(1, num_blocks - 1) for number in range(num_blocks)]
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(UsesKernels, nn.Module):
     """Multi-head attention of the tokens of one sequence to each other."""
 
     def __init__(self, width: int, options: LayerOptions) -> None:
@@ -70,15 +60,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, rows_TD: Float[Tensor, "t d"], *, layout: PaddedLayout) -> Float[Tensor, "t d"]:
         """Rows in, rows out."""
-        attended = []
+        attended, dropout = [], self.attention_dropout if self.training else 0.0
         for block, mask in zip(layout.to_blocks(self.query_key_value(rows_TD)), layout.block_masks(), strict=True):
             query, key, value = (split_heads(part, self.num_heads) for part in block.chunk(3, -1))
-            attended.append(attend(query, key, value, mask, self.attention_dropout if self.training else 0.0))
+            attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))
         mixed_TD: Tensor = self.output(layout.from_blocks(attended))
         return mixed_TD
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(UsesKernels, nn.Module):
     """Attention of flat query rows to the memory of their sequence."""
 
     def __init__(self, width: int, options: LayerOptions, null_memory: bool) -> None:
@@ -109,10 +99,10 @@ class CrossAttention(nn.Module):
             masks = layout.split_sequences(memory_mask_BN[:, None, None, :])
         queries = layout.to_blocks(self.query(rows_TD))
         keys, values = layout.split_sequences(key_BND), layout.split_sequences(value_BND)
-        attended = []
+        attended, dropout = [], self.attention_dropout if self.training else 0.0
         for *parts, mask in zip(queries, keys, values, masks, strict=True):
             query, key, value = (split_heads(part, self.num_heads) for part in parts)
-            attended.append(attend(query, key, value, mask, self.attention_dropout if self.training else 0.0))
+            attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))
         mixed_TD: Tensor = self.output(layout.from_blocks(attended))
         return mixed_TD
 
@@ -139,11 +129,11 @@ class TransformerLayer(nn.Module):
         self.pre_norm = options.norm_position == "pre"
         self.dropout = options.dropout
         self.self_attention = SelfAttention(width, options)
-        self.self_norm = nn.LayerNorm(width, options.norm_eps)
+        self.self_norm = LayerNorm(width, options.norm_eps)
         self.cross_attention = CrossAttention(width, options, null_memory) if cross else None
-        self.cross_norm = nn.LayerNorm(width, options.norm_eps) if cross else None
+        self.cross_norm = LayerNorm(width, options.norm_eps) if cross else None
         self.feedforward = FeedForward(width, options.feedforward_width)
-        self.feedforward_norm = nn.LayerNorm(width, options.norm_eps)
+        self.feedforward_norm = LayerNorm(width, options.norm_eps)
 
     def forward(
         self,
@@ -184,7 +174,7 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleList(
             TransformerLayer(width, options, cross=cross, null_memory=null_memory) for _ in range(options.num_layers)
         )
-        self.final_norm = nn.LayerNorm(width, options.norm_eps) if options.norm_position == "pre" else None
+        self.final_norm = LayerNorm(width, options.norm_eps) if options.norm_position == "pre" else None
 
     def forward(
         self,

@@ -12,9 +12,9 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .configuration_cclm import VisionOptions
+from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, stochastic_depth
 from .relative_position import RelativePositionBias, grid_index, num_offsets
 
@@ -54,7 +54,7 @@ def shift_mask(side: int, window: int, device: torch.device) -> Float[Tensor, "w
     return torch.where(area_WL[:, :, None] == area_WL[:, None, :], 0.0, OTHER_SIDE)
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(UsesKernels, nn.Module):
     """Attention of the cells of one window to each other, biased by relative position."""
 
     def __init__(self, channels: int, num_heads: int, window: int) -> None:
@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
         else:
             query, key, value = parts.flatten(2, 3)
             bias = (bias + mask_WLL[:, None]).flatten(0, 1)
-        attended = functional.scaled_dot_product_attention(query, key, value, bias[None].to(query.dtype))
+        attended = self.kernels.attention(query, key, value, bias[None].to(query.dtype), 0.0)
         attended = attended.reshape(batch, num_windows, self.num_heads, num_cells, -1).transpose(2, 3)
         mixed_BWLC: Tensor = self.output(attended.reshape(batch, num_windows, num_cells, channels))
         return mixed_BWLC
@@ -106,9 +106,9 @@ class SwinBlock(nn.Module):
         self.window = min(options.window, side)
         self.shift = self.window // 2 if shifted and side > self.window else 0
         self.drop = drop
-        self.attention_norm = nn.LayerNorm(channels, options.norm_eps)
+        self.attention_norm = LayerNorm(channels, options.norm_eps)
         self.attention = WindowAttention(channels, num_heads, self.window)
-        self.feedforward_norm = nn.LayerNorm(channels, options.norm_eps)
+        self.feedforward_norm = LayerNorm(channels, options.norm_eps)
         self.feedforward = FeedForward(channels, feedforward_width)
 
     def forward(self, grid_BHWC: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
@@ -131,7 +131,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, channels: int, norm_eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * channels, norm_eps)
+        self.norm = LayerNorm(4 * channels, norm_eps)
         self.reduce = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, grid_BHWC: Float[Tensor, "b h w c"]) -> Float[Tensor, "b i j k"]:
@@ -175,7 +175,7 @@ class SwinPatches(nn.Module):
     def __init__(self, channels: int, options: VisionOptions) -> None:
         super().__init__()
         self.project = nn.Conv2d(3, channels, options.patch_size, options.patch_size)
-        self.norm = nn.LayerNorm(channels, options.norm_eps)
+        self.norm = LayerNorm(channels, options.norm_eps)
 
     def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b i j c"]:
         """(B, 3, H, W) → (B, H / patch, W / patch, C)."""
@@ -195,7 +195,7 @@ class SwinEncoder(nn.Module):
             SwinStage(width, options, stage, [next(drops) for _ in range(num_layers)])
             for stage, num_layers in enumerate(options.stage_layers)
         )
-        self.final_norm = nn.LayerNorm(width, options.norm_eps)
+        self.final_norm = LayerNorm(width, options.norm_eps)
 
     def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Normalised pixels to 1 + P tokens; the first is the mean of the others."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .configuration_cclm import TextOptions
+from .kernels import LayerNorm
 from .layers import LayerStack
 from .packing import masked_mean, text_layout
 
@@ -27,7 +28,7 @@ class TextEmbeddings(nn.Module):
         self.positions = nn.Embedding(options.max_positions, width, padding_idx=padding)
         self.token_type = nn.Parameter(torch.zeros(1, width)) if options.token_type else None
         has_norm = options.embedding_norm or options.norm_position == "post"
-        self.norm = nn.LayerNorm(width, options.norm_eps) if has_norm else None
+        self.norm = LayerNorm(width, options.norm_eps) if has_norm else None
 
     def forward(self, ids_T: Int[Tensor, " t"], position_T: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Flat ids and their positions to flat rows."""

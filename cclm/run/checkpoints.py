@@ -3,6 +3,7 @@
     run/checkpoints/step_000000100/            complete: its marker lists every file with size and hash
     run/checkpoints/step_000000200/
     run/checkpoints/.step_000000300.partial/   being written, or left by a killed run; never looked at
+    run/checkpoints/step_000000200.damaged/    set aside: it was complete, but its bytes are no longer those written
 
 A folder gets its visible name only after all ranks' files and the marker are on disk, so a kill at any moment leaves
 the older checkpoint the newest one.
@@ -14,16 +15,22 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from cclm.errors import CheckpointError
 from cclm.files import atomic
+from cclm.run.transient import retried
 
 FOLDER = "checkpoints"
 MARKER = "complete"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1, which was never released, held DeepSpeed's pickles."""
+DAMAGED = ".damaged"
+"""Behind the name of a checkpoint that was set aside."""
+USE_ANOTHER = "Use another checkpoint or copy it again, and check the disk; a run that resumes sets it aside by itself."
 _STEP_NAME = re.compile(r"step_(\d{9,})")
 _LEFTOVER_NAME = re.compile(r"\.step_\d{9,}\.(partial|removed)")
 
@@ -59,32 +66,44 @@ def partial_folder(run_folder: Path, step: int) -> Path:
     return run_folder / FOLDER / f".step_{step:09d}.partial"
 
 
-def complete_checkpoints(run_folder: Path) -> list[Path]:
-    """Checkpoints whose marker is there and whose files have the sizes it says, oldest first."""
+def visible_checkpoints(run_folder: Path) -> list[Path]:
+    """Return the folders with a checkpoint's name, oldest first, whatever is in them."""
     folder = run_folder / FOLDER
-    if not folder.is_dir():
-        return []
-    named = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(named) if not _flaws(path)]
+    paths = retried(lambda: [*folder.iterdir()] if folder.is_dir() else [])
+    named = [(int(match[1]), path) for path in paths if (match := _STEP_NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named)]
+
+
+def complete_checkpoints(run_folder: Path) -> list[Path]:
+    """Return the checkpoints whose marker is there and whose files have the sizes it says, oldest first."""
+    return [path for path in visible_checkpoints(run_folder) if _is_complete(path)]
 
 
 def newest_complete(run_folder: Path) -> Path | None:
-    """The checkpoint to resume from, or None. Never one that is incomplete."""
-    found = complete_checkpoints(run_folder)
-    return found[-1] if found else None
+    """Return the newest complete checkpoint, or None; a run that resumes also looks at hashes (`cclm.checkpoint`)."""
+    return next((path for path in reversed(visible_checkpoints(run_folder)) if _is_complete(path)), None)
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
 
 
 def read_marker(checkpoint: Path) -> Marker:
-    """Read `complete`. Raises CheckpointError if it is missing or unreadable."""
+    """Read `complete`.
+
+    Raises:
+        DamagedError: it is missing or unreadable.
+        CheckpointError: another version of this library wrote it.
+    """
     try:
-        raw = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+        raw = json.loads(retried(lambda: (checkpoint / MARKER).read_bytes()))
         files = {str(name): FileRecord(**record) for name, record in raw.pop("files").items()}
         marker = Marker(files=files, **raw)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(
             expected=f"a readable marker file {MARKER!r}",
             got=f"{type(error).__name__}: {error}",
-            do="This checkpoint was not finished, or is damaged: resume from an older one.",
+            do=USE_ANOTHER,
             where=str(checkpoint),
         ) from error
     if marker.format_version != FORMAT_VERSION:
@@ -102,27 +121,52 @@ def write_marker(folder: Path, marker: Marker) -> None:
     atomic.replace_text(folder / MARKER, json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n", durable=True)
 
 
-def check_sizes(checkpoint: Path, marker: Marker) -> None:
-    """Raise CheckpointError if a file is missing or has another size."""
-    _raise_flaws(checkpoint, _size_flaws(checkpoint, marker))
+def damage_of(checkpoint: Path, rank: int = 0, world_size: int = 1) -> list[str]:
+    """Return what is wrong with a checkpoint's files: marker, sizes, and the hashes of every world_size-th file.
+
+    Raises:
+        CheckpointError: another version of this library wrote it.
+        OSError: the storage does not answer; that is no damage.
+    """
+    try:
+        marker = read_marker(checkpoint)
+    except DamagedError as error:
+        return [f"marker: {error.got}"]
+    flaws = _size_flaws(checkpoint, marker)
+    if not flaws:
+        for name in sorted(marker.files)[rank::world_size]:
+            if record_file(checkpoint / name) != marker.files[name]:
+                flaws.append(f"{name} has another sha256")
+    return flaws
 
 
-def check_hashes(checkpoint: Path, marker: Marker, names: Iterable[str]) -> None:
-    """Raise CheckpointError if one of the named files has other bytes than were written."""
-    flaws = []
-    for name in names:
-        if record_file(checkpoint / name) != marker.files[name]:
-            flaws.append(f"{name} has another sha256")
-    _raise_flaws(checkpoint, flaws)
+def verify(checkpoint: Path) -> None:
+    """Raise DamagedError if a checkpoint is not complete, or if one byte is another than was written."""
+    if flaws := damage_of(checkpoint):
+        raise DamagedError(
+            expected="every file as its marker says", got="; ".join(flaws), do=USE_ANOTHER, where=str(checkpoint)
+        )
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that nothing takes it for one any more; return its new place."""
+    names = (f"{checkpoint.name}{DAMAGED}{number or ''}" for number in count())
+    place = next(path for path in map(checkpoint.with_name, names) if not path.exists())
+    atomic.publish(checkpoint, place)
+    return place
 
 
 def record_file(path: Path) -> FileRecord:
-    """Size and hash of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return FileRecord(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+    """Return size and hash of a file."""
+
+    def read() -> FileRecord:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        return FileRecord(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+    return retried(read)
 
 
 def list_files(folder: Path) -> list[str]:
@@ -132,18 +176,21 @@ def list_files(folder: Path) -> list[str]:
 
 
 def publish(partial: Path, visible: Path) -> None:
-    """Give a finished partial folder its visible name, durably. An incomplete folder of that name is replaced."""
+    """Give a finished partial folder its visible name, durably. A damaged folder of that name is set aside."""
     if visible.exists():
-        remove_checkpoint(visible)
+        set_aside(visible)
     atomic.publish(partial, visible)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint; a kill half-way leaves nothing that looks like one."""
+    """Remove a checkpoint; a kill half-way leaves nothing that looks like one.
+
+    What cannot be removed now (a file that another machine has open) goes with the leftovers of a later save.
+    """
     hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def remove_leftovers(run_folder: Path) -> list[Path]:
@@ -151,7 +198,7 @@ def remove_leftovers(run_folder: Path) -> list[Path]:
     folder = run_folder / FOLDER
     found = [path for path in folder.iterdir() if _LEFTOVER_NAME.fullmatch(path.name)] if folder.is_dir() else []
     for path in found:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     return sorted(found)
 
 
@@ -164,41 +211,24 @@ def prune(run_folder: Path, keep: int) -> list[Path]:
     return removed
 
 
-def _flaws(checkpoint: Path) -> list[str]:
+def _is_complete(checkpoint: Path) -> bool:
     try:
-        return _size_flaws(checkpoint, read_marker(checkpoint))
-    except CheckpointError as error:
-        return [str(error)]
+        return not _size_flaws(checkpoint, read_marker(checkpoint))
+    except (CheckpointError, OSError):
+        return False
 
 
 def _size_flaws(checkpoint: Path, marker: Marker) -> list[str]:
     flaws = []
     for name, record in marker.files.items():
-        path = checkpoint / name
-        size_bytes = path.stat().st_size if path.is_file() else None
+        size_bytes = retried(lambda path=checkpoint / name: _size_of(path))  # type: ignore[misc]
         if size_bytes != record.size_bytes:
             flaws.append(f"{name}: {'missing' if size_bytes is None else f'{size_bytes} bytes'}")
     return flaws
 
 
-def _raise_flaws(checkpoint: Path, flaws: list[str]) -> None:
-    if flaws:
-        raise CheckpointError(
-            expected="every file as its marker says",
-            got="; ".join(flaws),
-            do=_advice(checkpoint),
-            where=str(checkpoint),
-        )
-
-
-def _advice(checkpoint: Path) -> str:
-    """What to do about a damaged checkpoint: hashes are not looked at when the newest one is chosen."""
-    run_folder = checkpoint.parent.parent
-    if checkpoint.parent.name != FOLDER:
-        return "The files are damaged: copy them again, and check the disk."
-    older = [path for path in complete_checkpoints(run_folder) if path.name < checkpoint.name]
-    if not older:
-        then = "no older one is complete, so the same command then starts from the beginning"
-    else:
-        then = f"the same command then goes on from step {read_marker(older[-1]).step}"
-    return f"The checkpoint is damaged: remove this folder ({then}), and check the disk."
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None

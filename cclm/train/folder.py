@@ -56,25 +56,26 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     Raises:
         ConfigError: one of them does not exist.
     """
-    views = (config.data.image_text, config.data.text_pair, config.data.regions)
     tokenizer = Path(config.data.tokenizer) / TOKENIZER_NAME
     hashes = {
         str(tokenizer): hashlib.sha256(
             _read_input(str(tokenizer), tokenizer_file(config.data.tokenizer).read_bytes)
         ).hexdigest()
     }
-    for shards in (view.shards for view in views if view is not None):
-        for folder in shards:
-            name = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-            hashes[name] = _shards_hash(_read_input(name, partial(manifest_bytes, folder, config.data.cache)))
+    for view in config.views.values():
+        for source in view.ordered_sources.values():
+            name = f"{source.path.rstrip('/')}/{MANIFEST_NAME}"
+            hashes[name] = _shards_hash(_read_input(name, partial(manifest_bytes, source.path, config.data.cache)))
     rules = {key: value for key, value in (ds_config or {}).items() if key not in BATCH_KEYS}
     hashes["DeepSpeed JSON"] = _text_hash(json.dumps(rules, sort_keys=True))
     return hashes
 
 
-def run_hash(config: RunConfig, inputs: Mapping[str, str]) -> str:
-    """One hash of everything that decides a step; the ranks compare it at every step."""
-    return _text_hash(json.dumps([as_values(config), sorted(inputs.items())], sort_keys=True))[:16]
+def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Return hashes of all that decides a step, by block of the configuration; the ranks compare them at the start."""
+    parts: dict[str, Any] = {**as_values(config), "files that the configuration names": sorted(inputs.items())}
+    versions = {name: text for name, text in describe_environment().items() if name in ("torch", "deepspeed")}
+    return {name: _text_hash(json.dumps(part, sort_keys=True))[:16] for name, part in parts.items()} | versions
 
 
 def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:

@@ -9,27 +9,56 @@ is decayed. So it was in the published runs (3M: the image tower gets two update
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cclm.data.batch import Batch
-from cclm.data.config import DataConfig
-from cclm.data.schedule import Schedule, ViewSchedule
+from cclm.data.config import Schedule, Views
+from cclm.data.schedule import ViewSchedule
+from cclm.engine.protocol import Engine, StepStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What the updates of one step did on this rank."""
+
+    metrics: Mapping[str, Tensor]
+    """Of the step; their means over the ranks are those of the global batch."""
+    statistics: StepStatistics
+    """Of the last update, with the largest gradient norm of all."""
+    skipped: tuple[bool, ...]
+    """Of each update: whether it was left out, because its gradients were not finite."""
+
+
+def update(engine: Engine[Batch], batch: Batch, schedule: Schedule) -> StepResult:
+    """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates."""
+    metrics, norms = [], []
+    for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
+        found = []
+        for part in parts:
+            losses = engine.forward(part)
+            engine.backward(losses)
+            found.append(losses.metrics)
+        statistics = engine.update(batch.step)
+        metrics.append(mean_metrics(found))
+        norms.append(statistics.grad_norm)
+    return StepResult(
+        metrics=merge_metrics(metrics),
+        statistics=replace(statistics, grad_norm=max(norms)),
+        skipped=tuple(not math.isfinite(norm) for norm in norms),
+    )
 
 
 def updates_of(batch: Batch, schedule: Schedule) -> list[Batch]:
-    """Cut a step's batch into the shares of its updates, in their order."""
+    """Cut a step's batch into the shares of its updates, in their order: from the last view to the first."""
     if schedule == "joint":
         return [batch]
-    views = [view for view in ViewSchedule.ORDER if getattr(batch, view) is not None]
-    parts = []
-    for number, kept in enumerate(views):
-        absent = dict.fromkeys((view for view in views if view != kept), None)
-        parts.append(replace(batch, update=number, **absent))  # type: ignore[arg-type]
-    return parts
+    names = reversed(list(batch.views))
+    return [replace(batch, update=number, views={name: batch.views[name]}) for number, name in enumerate(names)]
 
 
 def mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -50,11 +79,6 @@ def merge_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return merged
 
 
-def samples_read(config: DataConfig, schedule: ViewSchedule, steps: int) -> int:
-    """Samples that all ranks have read for the first `steps` steps: pictures, and groups of translations."""
-    sizes = {
-        "image_text": 0 if config.image_text is None else config.image_text.batch_size,
-        "regions": 0 if config.regions is None else config.regions.images_per_step,
-        "text_pair": 0 if config.text_pair is None else config.text_pair.batch_size,
-    }
-    return sum(schedule.index(view, steps) * size for view, size in sizes.items() if size)
+def samples_read(views: Views, schedule: ViewSchedule, steps: int) -> int:
+    """Return how many samples all ranks have read for the first `steps` steps."""
+    return sum(schedule.index(name, steps) * view.samples_per_step for name, view in views.items())

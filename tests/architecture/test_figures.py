@@ -6,8 +6,18 @@ import ast
 
 import pytest
 
-from tests.architecture.figures import Figure, is_annotated, length, long_things, measure
-from tests.architecture.sources import Source
+from tests.architecture.figures import (
+    BUDGETS,
+    Figure,
+    comment_share,
+    folder_sizes,
+    is_annotated,
+    length,
+    long_things,
+    measure,
+    over_budget,
+)
+from tests.architecture.sources import CODE_FOLDERS, Source, read_sources
 
 CODE = '''"""A module."""
 
@@ -70,3 +80,25 @@ def test_a_figure_holds_at_its_floor() -> None:
     assert Figure("a", 90.0, 90).holds
     assert not Figure("a", 89.99, 90).holds
     assert "LOW" in str(Figure("a", 1.0, 90))
+
+
+def test_folders_are_measured_and_held_to_their_budget() -> None:
+    code = [
+        Source("cclm/data/a.py", "x = 1\n" * 9),
+        Source("cclm/data/b.py", "y = 1\n"),
+        Source("cclm/types.py", "z\n"),
+    ]
+    sizes = folder_sizes([*code, Source("launch/slurm/c.py", "c\n")])
+    assert sizes == {"cclm/data": 10, "cclm": 1, "launch": 1}
+    assert over_budget(sizes, {"cclm/data": 9}) == ["cclm/data: 10 lines, at most 9"]
+    assert not over_budget(sizes, {"cclm/data": 10})
+
+
+def test_no_folder_is_over_its_budget_and_every_budget_has_a_folder() -> None:
+    sizes = folder_sizes(read_sources(*CODE_FOLDERS))
+    assert not over_budget(sizes)
+    assert set(BUDGETS) <= set(sizes)
+
+
+def test_comments_are_counted_outside_of_texts() -> None:
+    assert comment_share([Source("a.py", "x = 1  # why\n# here\ny = '# not'\nz = 2\n")]) == 50

@@ -108,7 +108,7 @@ def test_broken_json(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_missing_shards(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = short(corpus, tmp_path)
-    settings["data"]["image_text"]["shards"] = [str(tmp_path / "nowhere")]
+    settings["views"]["image_text"]["sources"]["images"]["path"] = str(tmp_path / "nowhere")
     assert run(tmp_path, settings) == 2
     assert "nowhere" in capsys.readouterr().err
 
@@ -149,9 +149,9 @@ def test_changed_inputs_are_noticed(corpus: Path, tmp_path: Path, capsys: pytest
 
 def test_a_batch_of_no_whole_negative_groups(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = short(corpus, tmp_path)
-    settings["data"]["image_text"]["negative_group"] = 7
+    settings["views"]["image_text"]["negative_group"] = 7
     assert run(tmp_path, settings) == 2
-    assert "image_text.batch_size 16 is no multiple of negative_group 7" in capsys.readouterr().err
+    assert "views.image_text: batch_size 16 is no multiple of negative_group 7" in capsys.readouterr().err
 
 
 def test_too_many_ranks_for_the_negative_groups(
@@ -165,5 +165,5 @@ def test_too_many_ranks_for_the_negative_groups(
     assert main(["--recipe", str(path)]) == 2
     text = capsys.readouterr().err
     for view in ("image_text", "text_pair"):
-        assert f"{view}: each of 3 ranks needs a negative group, the batch has only 2" in text
+        assert f"views.{view}: each of 3 ranks needs a negative group, the batch has only 2" in text
     assert not (tmp_path / "run").exists()

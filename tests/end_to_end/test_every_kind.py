@@ -95,7 +95,7 @@ def train_all(runs: list[Path]) -> dict[str, dict[str, Tensor]]:
         engine.update(0)
         prepared = prepared_for(run)
         record = make_recorder(prepared.tokenizer, prepared.transform, prepared.max_tokens)
-        save_checkpoint(engine, run, 1, {}, keep=1, witness=record)
+        save_checkpoint(engine, run, 1, {}, keep=1, reference_outputs=record)
         weights[run.name] = engine.full_parameters()
     return weights
 
@@ -119,9 +119,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     runs = [folder / kind for kind in KINDS]
     for run in runs:
         run.mkdir()
-        view = {"max_tokens": MAX_TOKENS, "transform": {"size": 32}}
+        images = {"images": {"path": str(folder / "images")}}
+        view = {"sources": images, "max_tokens": MAX_TOKENS, "transform": {"size": 32}}
         model = asdict(with_vocabulary(KINDS[run.name], vocab_size))
-        config = {"data": {"tokenizer": str(folder), "image_text": view}, "model": model}
+        config = {
+            "run_folder": str(run),
+            "views": {"image_text": view},
+            "data": {"tokenizer": str(folder)},
+            "model": model,
+            "optimizer": {"total_steps": 1},
+        }
         (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     return Trained(folder, on_ranks(train_all, 2, runs, timeout_s=600.0)[0])
 

@@ -19,6 +19,10 @@ import pytest
 import torch
 
 from cclm.checkpoint.load import load_full_state
+from cclm.engine.adamw import MOMENTS
+from cclm.engine.fragments import share_path
+from cclm.engine.stored_weights import StoredState
+from cclm.run.checkpoints import newest_complete
 from cclm.run.stop import STOPPED_CODE
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -164,6 +168,24 @@ def test_asked_to_stop(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
     assert_same_weights(run, undisturbed)
 
 
+def test_a_flipped_bit_in_the_newest_checkpoint(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The run goes on from the older one, with a line that says so, and the damaged one is kept."""
+    run = tmp_path / "run"
+    process = start(corpus, run)
+    wait_for_step(run, 2 * EVERY, process)
+    kill(run, 1, process)
+    newest = newest_complete(run)
+    assert newest is not None
+    content = bytearray(share_path(newest, 1).read_bytes())
+    content[-1] ^= 1
+    share_path(newest, 1).write_bytes(content)
+
+    said = finish(corpus, run)
+    assert f"set aside as {newest.name}.damaged: state/rank_00001.safetensors has another sha256" in said
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
+    assert_same_run(run, undisturbed)
+
+
 def test_another_number_of_ranks(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Killed on two ranks, gone on with one: the same samples in the same steps, none lost in the counts."""
     run = tmp_path / "run"
@@ -182,8 +204,8 @@ def test_another_number_of_ranks(corpus: Path, undisturbed: Path, tmp_path: Path
     assert losses == pytest.approx(expected, rel=0.05), "dropout differs, so the runs are alike and not the same"
 
 
-def finish(corpus: Path, run: Path, ranks: int = 2) -> None:
-    """Give the same command again, and see the run done."""
+def finish(corpus: Path, run: Path, ranks: int = 2) -> str:
+    """Give the same command again, and see the run done; return what it said."""
     result = subprocess.run(
         command(settings(corpus, run), run, ranks),
         env=ENVIRONMENT,
@@ -195,6 +217,7 @@ def finish(corpus: Path, run: Path, ranks: int = 2) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads((run / "done.json").read_text())["step"] == STEPS
     assert not (run / "stopped.json").exists()
+    return result.stdout + result.stderr + "".join(path.read_text() for path in (run / "logs").glob("*.log"))
 
 
 def assert_same_run(run: Path, undisturbed: Path) -> None:
@@ -204,23 +227,18 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
 
 
 def assert_same_weights(run: Path, undisturbed: Path) -> None:
-    """The last checkpoint bit by bit: all weights, and each rank's moments."""
+    """The last checkpoint bit by bit: all weights, and the moments."""
     ours, theirs = (folder / f"checkpoints/step_{STEPS:09d}" for folder in (run, undisturbed))
     weights, expected = load_full_state(ours), load_full_state(theirs)
     assert weights.keys() == expected.keys() and len(expected) > 50
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
-    files = sorted(path.relative_to(theirs) for path in theirs.glob("deepspeed/*_optim_states.pt"))
-    assert len(files) == 2, "one a rank"
-    for file in files:
-        moments, wanted = moments_of(ours / file), moments_of(theirs / file)
+    states = StoredState(ours), StoredState(theirs)
+    assert states[0].facts.world_size == states[1].facts.world_size == 2, "one a rank"
+    assert states[0].facts.updates == states[1].facts.updates == STEPS
+    for kind in MOMENTS:
+        moments, wanted = (state.tensors(kind) for state in states)
         assert moments.keys() == wanted.keys() and wanted
-        assert [name for name in wanted if not torch.equal(moments[name], wanted[name])] == [], file
-
-
-def moments_of(path: Path) -> dict[tuple[int, str], torch.Tensor]:
-    """A rank's optimizer state by (group, name). The flat weights beside it end in padding that nobody sets."""
-    content = torch.load(path, map_location="cpu", weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]
-    return {(group, name): tensor for group, state in content["state"].items() for name, tensor in state.items()}
+        assert [name for name in wanted if not torch.equal(moments[name].whole(), wanted[name].whole())] == [], kind
 
 
 def assert_same_samples(run: Path, undisturbed: Path) -> None:

@@ -5,9 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, RegionBatch, TextPairBatch, Tokens
+from cclm.data.batch import Batch, MaskedTokens, PixelScale, Tokens
+from cclm.distributed.collectives import SINGLE, Collectives
+from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
+from cclm.objectives.options import ObjectiveConfig
+from cclm.train.step import CrossViewTraining
+from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.view import ImageTextBatch
+from cclm.views.regions.options import RegionConfig
+from cclm.views.regions.view import RegionBatch
+from cclm.views.table import make_views
+from cclm.views.text_pair.options import TextPairConfig
+from cclm.views.text_pair.view import TextPairBatch
 from tests.golden.cases import Draws, Inputs
+
+FLOATS = PixelScale(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+"""Not used: the golden images are normalised."""
 
 NAMES = {
     "image_text": {"loss_itc": "itc", "loss_itm": "itm", "loss_mlm": "mlm", "loss_ttc": "ttc"},
@@ -24,19 +38,34 @@ def view_of(inputs: Inputs) -> str:
     return "regions" if "target_bbox" in inputs else "image_text"
 
 
-def batch_of(inputs: Inputs, draws: Draws | None, *, tlm: bool = False, first_row: int = 0) -> Batch:
+def training_of(
+    model: CCLMModel,
+    objectives: ObjectiveConfig | None = None,
+    collectives: Collectives = SINGLE,
+    *,
+    tlm: bool = False,
+) -> CrossViewTraining:
+    """The training module with all views."""
+    views = make_views(
+        {
+            "image_text": ImageTextConfig(sources={}),
+            "regions": RegionConfig(sources={}),
+            "text_pair": TextPairConfig(sources={}, tlm=tlm),
+        }
+    )
+    return CrossViewTraining(model, views, objectives or ObjectiveConfig(), collectives)
+
+
+def batch_of(inputs: Inputs, draws: Draws | None, *, first_row: int = 0) -> Batch:
     """The case as a batch with one view; `first_row` is that of this rank in the global batch."""
-    view = view_of(inputs)
-    make = {"image_text": _image_text, "regions": _regions}.get(view)
-    part = _text_pair(inputs, draws, tlm) if make is None else make(inputs, draws, first_row)
-    parts = {name: part if name == view else None for name in ("image_text", "regions", "text_pair")}
-    return Batch(step=0, **parts)  # type: ignore[arg-type]
+    make = {"image_text": _image_text, "regions": _regions, "text_pair": _text_pair}[view_of(inputs)]
+    return Batch(step=0, views={view_of(inputs): make(inputs, draws, first_row)})
 
 
 def together(*batches: Batch) -> Batch:
     """One joint batch of several views."""
-    found = {name: getattr(batch, name) for batch in batches for name in NAMES if getattr(batch, name) is not None}
-    return Batch(step=0, **{"image_text": None, "text_pair": None, **found})
+    found = {name: view for batch in batches for name, view in batch.views.items()}
+    return Batch(step=0, views={name: found[name] for name in NAMES if name in found})
 
 
 def _image_text(inputs: Inputs, draws: Draws | None, first_row: int) -> ImageTextBatch:
@@ -44,13 +73,14 @@ def _image_text(inputs: Inputs, draws: Draws | None, first_row: int) -> ImageTex
     second, first = _noise(draws, len(rows))
     return ImageTextBatch(
         images_BCHW=inputs["image"],
+        pixel_scale=FLOATS,
         text=_tokens(inputs, "text_ids", "text_atts"),
-        identity_B=rows + first_row,
+        identity_R=rows + first_row,
         matching_row_F=rows,
         noise_second_FG=second,
         noise_first_FG=first,
         masked=_masked(inputs),
-        ledger_B=rows,
+        ledger_S=rows,
         second_text=_tokens(inputs, "text_ids_2", "text_atts_2") if "text_ids_2" in inputs else None,
     )
 
@@ -60,6 +90,7 @@ def _regions(inputs: Inputs, draws: Draws | None, first_row: int) -> RegionBatch
     second, first = _noise(draws, len(rows))
     return RegionBatch(
         images_BCHW=inputs["image"],
+        pixel_scale=FLOATS,
         image_of_R=inputs["idx_to_group_img"],
         mask_RN=inputs["image_atts"].bool(),
         box_R4=inputs["target_bbox"],
@@ -70,11 +101,12 @@ def _regions(inputs: Inputs, draws: Draws | None, first_row: int) -> RegionBatch
         noise_second_FG=second,
         noise_first_FG=first,
         masked=_masked(inputs),
-        ledger_B=torch.arange(inputs["image"].shape[0]),
+        ledger_S=torch.arange(inputs["image"].shape[0]),
     )
 
 
-def _text_pair(inputs: Inputs, draws: Draws | None, tlm: bool) -> TextPairBatch:
+def _text_pair(inputs: Inputs, draws: Draws | None, first_row: int) -> TextPairBatch:
+    assert first_row == 0, "the golden sets have no sentence pairs on several ranks"
     size = inputs["text_ids"].shape[0]
     rows = torch.arange(size)
     sides = [(inputs[f"text_ids{end}"], inputs[f"text_atts{end}"].bool()) for end in ("", "_2")]
@@ -93,7 +125,6 @@ def _text_pair(inputs: Inputs, draws: Draws | None, tlm: bool) -> TextPairBatch:
         noise_first_FG=first,
         masked=_masked(inputs),
         ledger_S=rows,
-        tlm=tlm,
     )
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.config import ObjectiveConfig
-from cclm.distributed.collectives import SINGLE, collectives
+from cclm.distributed.collectives import collectives
 from cclm.distributed.spawn import run_on_ranks
 from cclm.engine.plain import PlainEngine
+from cclm.objectives.options import ObjectiveConfig
 from cclm.pretrained.published_names import to_published
 from cclm.train.step import CrossViewTraining
-from tests.golden.batches import NAMES, batch_of, together, view_of
+from tests.golden.batches import NAMES, batch_of, together, training_of, view_of
 from tests.golden.sets import GoldenSet, golden_set
 from tests.golden.test_cases import ABSOLUTE, CASES, RELATIVE, compare_gradients
 from tests.golden.test_optimizer import compare, draws_of, optimizer_config
@@ -34,8 +34,8 @@ def test_losses_and_gradients_of_a_step(golden: GoldenSet, case: str) -> None:
     if case not in golden.cases:
         pytest.skip(f"{golden.folder.name} has no case {case}")
     meta, inputs = golden.meta["cases"][case], golden.inputs(case)
-    module = CrossViewTraining(golden.model(), ObjectiveConfig(), SINGLE)
-    losses = module(batch_of(inputs, golden.negatives(case), tlm=case == "tlm"))
+    module = training_of(golden.model(), tlm=case == "tlm")
+    losses = module(batch_of(inputs, golden.negatives(case)))
     view = view_of(inputs)
     found = {name: value for name, value in losses.metrics.items() if name.startswith(view)}
     for name, expected in meta["loss"].items():
@@ -56,7 +56,7 @@ def test_two_updates_of_the_engine(golden: GoldenSet) -> None:
     record, config = golden.tensors("optim_steps"), optimizer_config(golden)
     model = golden.model()
     multipliers = {f"model.{name}": value for name, value in config.module_multipliers.items()}
-    module: nn.Module = CrossViewTraining(model, ObjectiveConfig(), SINGLE).eval()
+    module: nn.Module = training_of(model).eval()
     engine = PlainEngine(module, replace(config, module_multipliers=multipliers))
     cases = ("img1", "region", "para") if golden.is_x2vlm else ("itc2",)
     for step in (0, 1):
@@ -76,7 +76,7 @@ def step_on_half(folder: str) -> dict[str, Any]:
     inputs = {name: value[half_of(value, talk.rank)] for name, value in golden.inputs("itc2").items()}
     first, second = record[f"rank{talk.rank}.neg_idx"].chunk(2)
     options = ObjectiveConfig(contrastive_grad_scale=1 / WORLD, means="per_rank")
-    module = CrossViewTraining(golden.model(), options, talk)
+    module = training_of(golden.model(), options, talk)
     losses = module(batch_of(inputs, (first, second), first_row=talk.rank * first.shape[0]))
     losses.total.backward()
     return {

@@ -11,14 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
-from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
-from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.ranks.harness import (
     Case,
     History,
@@ -30,6 +26,7 @@ from tests.ranks.harness import (
     train_plain,
 )
 from tests.tiny_run import LAYERS, recipe, write_corpus, write_recipe
+from tests.tiny_training import dataset_of, module_of, read
 from tests.unit.model.hf_towers import CONFIGS
 
 pytestmark = pytest.mark.slow
@@ -68,18 +65,13 @@ MODELS = {
 
 
 @cache
-def read(path: str) -> RunConfig:
-    return read_config(["--recipe", path])
-
-
-@cache
 def dataset(path: str, rank: int, world_size: int) -> StepDataset:
-    return StepDataset(read(path).data, load_tokenizer(read(path).data.tokenizer), 7, rank, world_size)
+    return dataset_of(read(path), rank, world_size)
 
 
 def make_module(path: str, talk: Collectives) -> nn.Module:
     torch.set_num_threads(1)
-    return build_module(read(path), load_tokenizer(read(path).data.tokenizer), talk)
+    return module_of(read(path), talk)
 
 
 def make_sharded(path: str, talk: Collectives) -> nn.Module:

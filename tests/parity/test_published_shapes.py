@@ -4,7 +4,7 @@ engine, step by step with all their updates, and a resumed run against one that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,25 @@ import pytest
 import torch
 
 from cclm.config import RunConfig
-from cclm.data.loader import StepDataset
-from cclm.data.tokens import load_tokenizer
-from cclm.distributed.collectives import SINGLE, collectives
+from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError
 from cclm.train.updates import merge_metrics, updates_of
-from pretrain.build import build_engine, build_module, resolve_deepspeed
-from pretrain.recipe import read_config
+from pretrain.build import build_engine, resolve_deepspeed
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import shrink, write_corpus, write_recipe
+from tests.tiny_training import dataset_of, module_of, read
 
 NAMES = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base", "cclm_x2vlm_large")
 STEPS, STOP = 3, 2
 History = dict[str, Any]
 
 
-@cache
-def read(path: str) -> RunConfig:
-    return read_config(["--recipe", path])
-
-
 def train(config: RunConfig, engine: Engine, steps: range) -> list[dict[str, float]]:
     """Metrics of each step."""
-    tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
-    dataset, log = StepDataset(config.data, tokenizer, config.seed, engine.rank, engine.world_size), []
+    dataset, log = dataset_of(config, engine.rank, engine.world_size), []
     for step in steps:
         metrics, norms = [], []
         for part in updates_of(dataset[step], config.data.schedule):
@@ -54,9 +46,7 @@ def make(config: RunConfig) -> Engine:
     """This rank's engine, as a run makes it."""
     torch.set_num_threads(1)
     topology = Topology.from_environment(device="cpu")
-    tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
-    module = build_module(config, tokenizer, collectives())
-    return build_engine(config, module, topology, resolve_deepspeed(config, topology), "")
+    return build_engine(config, module_of(config, collectives()), topology, resolve_deepspeed(config, topology), "")
 
 
 def train_rank(paths: dict[str, str], folder: Path) -> dict[str, History]:
@@ -106,8 +96,7 @@ def test_recipes_train_alike_on_zero_3_and_on_the_plain_engine(paths: dict[str, 
     ranks = on_ranks(train_rank, 2, quiet, tmp_path, timeout_s=600.0)
     for name, path in quiet.items():
         config, of_ranks = read(path), ranks[0][name]
-        tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
-        plain = PlainEngine(build_module(config, tokenizer, SINGLE), config.optimizer, seed=config.seed)
+        plain = PlainEngine(module_of(config), config.optimizer, seed=config.seed)
         log = train(config, plain, range(STEPS))
         assert [line["updates"] for line in of_ranks["log"]] == updates_per_step(name)
         for ours, theirs in zip(of_ranks["log"], log, strict=True):
@@ -140,8 +129,6 @@ def views_of(name: str) -> tuple[str, ...]:
 
 
 def test_offload_is_refused_in_the_alternate_schedule(paths: dict[str, str]) -> None:
-    config = read_config(
-        ["--recipe", paths["cclm_3m"], "--deepspeed", "ds_configs/zero3_offload.json", "--precision", "bf16"]
-    )
+    config = replace(read(paths["cclm_3m"]), deepspeed="ds_configs/zero3_offload.json", precision="bf16")
     with pytest.raises(ConfigError, match="offload_optimizer together with steps that leave parameters unused"):
         resolve_deepspeed(config, Topology.from_environment({}, device="cpu"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +13,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cclm.data.config import MixConfig, MixStage, SourceConfig
 from cclm.data.dealing import Dealing
-from cclm.data.mix_plan import MixConfig, MixStage
 from cclm.data.stream import Address, Stream
-from cclm.data.stream_plain import PlainStream
 from cclm.errors import ConfigError, DataError
+from tests.parity.plain_stream import PlainStream
 
-sources = st.lists(
+sizes_of_sources = st.lists(
     st.lists(st.integers(0, 9), min_size=1, max_size=5).map(lambda sizes: [*sizes, 1]), min_size=1, max_size=3
 )
 weight = st.sampled_from([0.5, 1.0, 2.0, 3.7])
+NAMES = "abcdefgh"
+
+
+def named(
+    count: int,
+    weights: Sequence[float] | None = None,
+    max_epochs: Sequence[float | None] | None = None,
+    repeats: Sequence[float] | None = None,
+) -> dict[str, SourceConfig]:
+    """So many sources called a, b, …"""
+    return {
+        NAMES[number]: SourceConfig(
+            path=NAMES[number],
+            weight=None if weights is None else weights[number],
+            max_epochs=None if max_epochs is None else max_epochs[number],
+            repeat=1.0 if repeats is None else repeats[number],
+        )
+        for number in range(count)
+    }
+
+
+def stream_of(
+    sizes: list[list[int]],
+    weights: Sequence[float] | None,
+    seed: int,
+    num_lanes: int,
+    window: int,
+    batch_size: int,
+    *more: Any,
+) -> Stream:
+    """A stream of sources called a, b, …"""
+    return Stream(sizes, named(len(sizes), weights), seed, num_lanes, window, batch_size, *more)
 
 
 def lengths(source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -31,27 +65,38 @@ def mixes(num_sources: int) -> st.SearchStrategy[MixConfig]:
     weights = st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 3.0])] * num_sources).filter(any)
     stages = st.lists(st.tuples(st.integers(0, 9), weights), max_size=2, unique_by=lambda pair: pair[0])
     return st.builds(
-        lambda stages, epochs, temperature: MixConfig(
-            schedule=tuple(MixStage(start_step=step, weights=weights) for step, weights in sorted(stages)),
-            max_epochs=epochs,
+        lambda stages, temperature: MixConfig(
+            schedule=tuple(
+                MixStage(start_step=step, weights=dict(zip(NAMES, weights, strict=False)))
+                for step, weights in sorted(stages)
+            ),
             temperature=temperature,
         ),
         stages,
-        st.none() | st.tuples(*[st.sampled_from([None, 1, 1.5, 3])] * num_sources),
         st.sampled_from([1.0, 3.0]),
+    )
+
+
+def settings_of(num_sources: int) -> st.SearchStrategy[dict[str, SourceConfig]]:
+    each = st.lists(weight, min_size=num_sources, max_size=num_sources)
+    epochs = st.lists(st.sampled_from([None, 1, 1.5, 3]), min_size=num_sources, max_size=num_sources)
+    return st.builds(
+        lambda weights, max_epochs, repeats: named(num_sources, weights, max_epochs, repeats),
+        st.none() | each,
+        st.none() | epochs,
+        st.none() | each,
     )
 
 
 @pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
-    sizes=sources,
+    sizes=sizes_of_sources,
     seed=st.integers(0, 2**64 - 1),
     num_lanes=st.integers(1, 7),
     window=st.integers(1, 12),
     batch_size=st.integers(1, 9),
     last_step=st.integers(0, 12),
-    given_weights=st.booleans(),
     data=st.data(),
 )
 def test_the_address_is_the_twins(
@@ -61,14 +106,12 @@ def test_the_address_is_the_twins(
     window: int,
     batch_size: int,
     last_step: int,
-    given_weights: bool,
     data: st.DataObject,
 ) -> None:
-    weights = data.draw(st.lists(weight, min_size=len(sizes), max_size=len(sizes))) if given_weights else None
-    mix = data.draw(mixes(len(sizes)))
+    given_sources, mix = data.draw(settings_of(len(sizes))), data.draw(mixes(len(sizes)))
     more = (data.draw(st.integers(1, 4)), lengths)
-    stream = Stream(sizes, weights, seed, num_lanes, window, batch_size, mix, *more)
-    plain = PlainStream(sizes, weights, seed, num_lanes, window, batch_size, mix, *more)
+    stream = Stream(sizes, given_sources, seed, num_lanes, window, batch_size, mix, *more)
+    plain = PlainStream(sizes, given_sources, seed, num_lanes, window, batch_size, mix, *more)
     step = -1
     for step, expected in enumerate(plain.steps()):
         assert [stream.address(step, slot) for slot in range(batch_size)] == expected
@@ -80,11 +123,11 @@ def test_the_address_is_the_twins(
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes=sources, seed=st.integers(0, 99), num_lanes=st.integers(1, 9), window=st.integers(1, 12))
+@given(sizes=sizes_of_sources, seed=st.integers(0, 99), num_lanes=st.integers(1, 9), window=st.integers(1, 12))
 def test_every_sample_stands_equally_often_in_every_lane_epoch(
     sizes: list[list[int]], seed: int, num_lanes: int, window: int
 ) -> None:
-    stream = Stream(sizes, None, seed, num_lanes, window, num_lanes)
+    stream = stream_of(sizes, None, seed, num_lanes, window, num_lanes)
     total = sum(max(sum(source), num_lanes) for source in sizes)
     seen: Counter[tuple[int, int, int, int]] = Counter()
     for step in range(4 * total):
@@ -113,13 +156,13 @@ def test_lanes_are_dealt_evenly_whatever_the_numbers(batch_size: int, num_lanes:
 
 
 def test_a_batch_holds_the_same_samples_for_any_number_of_ranks() -> None:
-    whole_stream = Stream([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)
+    whole_stream = stream_of([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)
     whole = [whole_stream.address(9, slot) for slot in range(16)]
     for world_size in (1, 2, 3, 4, 5, 8):
         ranks: list[Address] = []
         lanes_read: list[set[int]] = []
         for rank in range(world_size):
-            own = Stream([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)  # a fresh process without any history
+            own = stream_of([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)  # a fresh process without any history
             slots = range(rank * 16 // world_size, (rank + 1) * 16 // world_size)
             mine = [own.address(9, slot) for slot in slots]
             ranks += mine
@@ -131,7 +174,7 @@ def test_a_batch_holds_the_same_samples_for_any_number_of_ranks() -> None:
 
 
 def test_a_slot_owns_its_lanes_when_lanes_outnumber_samples() -> None:
-    stream = Stream([[40]], None, 0, 8, 4, 2)
+    stream = stream_of([[40]], None, 0, 8, 4, 2)
     lanes = {stream.address(step, 1).lane for step in range(12)}
     assert lanes == set(stream.dealing.lanes_of(range(1, 2))) == {4, 5, 6, 7}
 
@@ -143,7 +186,7 @@ def test_a_slot_owns_its_lanes_when_lanes_outnumber_samples() -> None:
     turns=st.integers(1, 400),
 )
 def test_proportions_hold_in_every_lane(weights: list[float], num_lanes: int, turns: int) -> None:
-    stream = Stream([[50]] * len(weights), weights, 0, num_lanes, 10, num_lanes)
+    stream = stream_of([[50]] * len(weights), weights, 0, num_lanes, 10, num_lanes)
     counts = stream.mixture.counts
     for lane in range(num_lanes):
         drawn = Counter(stream.mixture.pick(lane, turn)[0] for turn in range(turns))
@@ -155,7 +198,7 @@ def test_proportions_hold_in_every_lane(weights: list[float], num_lanes: int, tu
 
 
 def test_one_draw_from_every_lane_is_already_mixed() -> None:
-    stream = Stream([[100]] * 3, [2.0, 1.0, 1.0], 0, 8, 10, 8)
+    stream = stream_of([[100]] * 3, [2.0, 1.0, 1.0], 0, 8, 10, 8)
     for step in range(20):
         assert Counter(stream.address(step, slot).source for slot in range(8)) == {0: 4, 1: 2, 2: 2}
 
@@ -164,7 +207,7 @@ def test_buckets_make_the_lengths_of_a_batch_alike() -> None:
     table = np.random.default_rng(0).integers(1, 100, 512)
     spread = []
     for buckets in (1, 8):
-        stream = Stream([[512]], None, 3, 4, 64, 8, None, buckets, lambda source, shards, samples: table[samples])
+        stream = stream_of([[512]], None, 3, 4, 64, 8, None, buckets, lambda source, shards, samples: table[samples])
         batches = [[stream.address(step, slot).sample for slot in range(8)] for step in range(64)]
         assert sorted(sum(batches, [])) == list(range(512))  # noqa: RUF017
         spread.append(np.mean([table[batch].max() - table[batch].mean() for batch in batches]))
@@ -172,7 +215,7 @@ def test_buckets_make_the_lengths_of_a_batch_alike() -> None:
 
 
 def test_epochs_and_seeds_change_the_order() -> None:
-    stream, other = Stream([[30, 30]], None, 1, 2, 8, 2), Stream([[30, 30]], None, 2, 2, 8, 2)
+    stream, other = stream_of([[30, 30]], None, 1, 2, 8, 2), stream_of([[30, 30]], None, 2, 2, 8, 2)
     first = [(a.shard, a.sample) for a in (stream.address(step, 0) for step in range(30))]
     second = [(a.shard, a.sample) for a in (stream.address(step, 0) for step in range(30, 60))]
     assert first != second
@@ -180,12 +223,12 @@ def test_epochs_and_seeds_change_the_order() -> None:
 
 
 def test_any_step_is_reached_without_the_ones_before() -> None:
-    stream = Stream([[1000] * 1000], None, 1, 64, 100, 128)
+    stream = stream_of([[1000] * 1000], None, 1, 64, 100, 128)
     assert stream.address(10**9, 17).epoch == (2 * 10**9 + 1) // (10**6 // 64)
 
 
 def test_a_replacement_comes_from_the_same_window_and_keeps_the_position() -> None:
-    stream = Stream([[21]], None, 5, 2, 4, 2)
+    stream = stream_of([[21]], None, 5, 2, 4, 2)
     address = stream.address(3, 0)
     window = {(a.shard, a.sample) for a in (stream.address(step, 0) for step in range(4))}
     others = [stream.replacement(address, attempt) for attempt in range(1, 4)]
@@ -195,7 +238,7 @@ def test_a_replacement_comes_from_the_same_window_and_keeps_the_position() -> No
 
 
 def test_positions_are_unique_and_pickling_changes_nothing() -> None:
-    stream = Stream([[9, 9], [9]], [1.0, 3.0], 5, 3, 4, 6)
+    stream = stream_of([[9, 9], [9]], [1.0, 3.0], 5, 3, 4, 6)
     addresses = [stream.address(step, slot) for step in range(20) for slot in range(6)]
     assert len({address.position for address in addresses}) == 120
     copy = pickle.loads(pickle.dumps(stream))
@@ -207,7 +250,7 @@ def test_positions_are_unique_and_pickling_changes_nothing() -> None:
     [
         ([[3], [0, 0]], None, 4, 1, "no empty one"),
         ([], None, 1, 1, "at least one source"),
-        ([[3]], [1.0, 2.0], 1, 1, "one of `weights` for each"),
+        ([[3], [3]], [0.0, 0.0], 1, 1, "weights of 0 or more"),
         ([[3]], [-1.0], 1, 1, "weights of 0 or more"),
         ([[3]], None, 1, 0, "at least 1"),
     ],
@@ -216,12 +259,11 @@ def test_a_stream_that_cannot_be_is_refused(
     sizes: list[list[int]], weights: list[float] | None, num_lanes: int, window: int, word: str
 ) -> None:
     with pytest.raises(ConfigError, match=word):
-        Stream(sizes, weights, 0, num_lanes, window, 4)
+        stream_of(sizes, weights, 0, num_lanes, window, 4)
 
 
 def test_sources_are_used_up_after_their_epochs() -> None:
-    mix = MixConfig(max_epochs=(2, 1))
-    stream = Stream([[10, 14], [6, 6]], [1.0, 1.0], 0, 4, 5, 8, mix)
+    stream = Stream([[10, 14], [6, 6]], named(2, [1.0, 1.0], max_epochs=[2, 1]), 0, 4, 5, 8)
     assert stream.end_step is not None
     first, second = stream.drawn(stream.end_step)
     assert 48 - 8 < first <= 48 and 12 - 8 < second <= 12  # what is left is less than one step
@@ -235,20 +277,23 @@ def test_sources_are_used_up_after_their_epochs() -> None:
 
 
 def test_temperature_and_repeats_set_the_proportions() -> None:
-    def shares(mix: MixConfig) -> list[float]:
-        stream = Stream([[1000], [10]], None, 0, 1, 10, 1, mix)
+    def shares(mix: MixConfig, repeats: Sequence[float] | None = None) -> list[float]:
+        stream = Stream([[1000], [10]], named(2, repeats=repeats), 0, 1, 10, 1, mix)
         drawn = stream.drawn(4096 * 101)
         return [count / sum(drawn) for count in drawn]
 
     assert shares(MixConfig()) == pytest.approx([100 / 101, 1 / 101], abs=1e-4)
     assert shares(MixConfig(temperature=2.0)) == pytest.approx([10 / 11, 1 / 11], abs=1e-4)
-    assert shares(MixConfig(repeats=(1.0, 100.0))) == pytest.approx([0.5, 0.5], abs=1e-4)
+    assert shares(MixConfig(), [1.0, 100.0]) == pytest.approx([0.5, 0.5], abs=1e-4)
     assert shares(MixConfig(temperature=1e9)) == pytest.approx([0.5, 0.5], abs=1e-4)
 
 
 def test_a_schedule_changes_the_proportions_at_its_step() -> None:
-    stages = (MixStage(start_step=10, weights=(1.0, 3.0)), MixStage(start_step=20, weights=(1.0, 0.0)))
-    stream = Stream([[500], [500]], [1.0, 0.0], 0, 4, 10, 8, MixConfig(schedule=stages))
+    stages = (
+        MixStage(start_step=10, weights={"b": 3.0, "a": 1.0}),
+        MixStage(start_step=20, weights={"a": 1.0, "b": 0.0}),
+    )
+    stream = stream_of([[500], [500]], [1.0, 0.0], 0, 4, 10, 8, MixConfig(schedule=stages))
     assert stream.drawn(10) == [80, 0]
     assert stream.drawn(20) == [100, 60]
     assert stream.drawn(30) == [180, 60]

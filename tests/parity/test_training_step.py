@@ -12,13 +12,11 @@ from torch import nn
 
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
-from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.engine.ds_config import load_ds_config
-from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.ranks.harness import Case, gradient_errors, train_plain, train_ranks
 from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_training import dataset_of, module_of, read
 
 pytestmark = pytest.mark.slow
 SHIPPED_FOR_CPU = load_ds_config("ds_configs/zero3_cpu.json")
@@ -49,14 +47,12 @@ def alternating_case(joint_case: Case, path: str) -> Case:
 
 @cache
 def dataset(path: str, rank: int, world_size: int) -> StepDataset:
-    config = read_config(["--recipe", path])
-    return StepDataset(config.data, load_tokenizer(config.data.tokenizer), 7, rank, world_size)
+    return dataset_of(read(path), rank, world_size)
 
 
 def make_module(path: str, talk: Collectives) -> nn.Module:
     torch.set_num_threads(1)
-    config = read_config(["--recipe", path])
-    return build_module(config, load_tokenizer(config.data.tokenizer), talk)
+    return module_of(read(path), talk)
 
 
 def joint(path: str, step: int, rank: int, world_size: int) -> Batch:
@@ -66,9 +62,8 @@ def joint(path: str, step: int, rank: int, world_size: int) -> Batch:
 def alternating(path: str, step: int, rank: int, world_size: int) -> Batch:
     """Joint, image-only, text-only, joint, …: what ZeRO-3 gets wrong without the guard."""
     batch = dataset(path, rank, world_size)[step]
-    images = None if step % 3 == 2 else batch.image_text
-    pairs = None if step % 3 == 1 else batch.text_pair
-    return Batch(step=step, image_text=images, text_pair=pairs)
+    left_out = {1: "text_pair", 2: "image_text"}.get(step % 3)
+    return replace(batch, views={name: view for name, view in batch.views.items() if name != left_out})
 
 
 def test_twenty_steps_agree(joint_case: Case) -> None:
@@ -87,7 +82,7 @@ def test_uneven_shares_agree(joint_case: Case, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     settings = recipe(tmp_path, tmp_path / "run")
     for view in ("image_text", "text_pair"):
-        settings["data"][view] |= {"batch_size": 16, "negative_group": 4, "matching_rows": 8, "num_lanes": 3}
+        settings["views"][view] |= {"batch_size": 16, "negative_group": 4, "matching_rows": 8, "num_lanes": 3}
     path = str(write_recipe(tmp_path / "recipe.yaml", settings))
     case = replace(
         joint_case,
@@ -124,7 +119,7 @@ def test_bf16_trains_like_fp32(joint_case: Case) -> None:
 
 @pytest.mark.parametrize("has_guard", [True, False])
 def test_full_gradients_of_image_text_and_joint_steps(alternating_case: Case, has_guard: bool) -> None:
-    case = replace(alternating_case, has_guard=has_guard)
+    case = replace(alternating_case, clears_stale_gradients=has_guard)
     plain, ranks = train_plain(case), train_ranks(case)
     worst = max(
         max(gradient_errors(ours, reference).values())

@@ -45,14 +45,14 @@ class Case:
     optimizer: OptimizerConfig = OPTIMIZER
     accumulation_steps: int = 1
     precision: Any = "fp32"
-    has_guard: bool = True
+    clears_stale_gradients: bool = True
+    """False shows what DeepSpeed does without our guard."""
     keeps_gradients: bool = False
     seed: int = 0
     zero_options: dict[str, Any] = field(default_factory=dict)
     """More keys for `zero_optimization`."""
     ds_options: dict[str, Any] = field(default_factory=dict)
     """More keys for the top of DeepSpeed's JSON."""
-    uses_all_parameters: bool = False
     equal_rows: bool = True
     """Whether all ranks have equally many samples."""
     timeout_s: float = 120.0
@@ -85,7 +85,7 @@ def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
     return run_on_ranks(function, world_size, *arguments, timeout_s=timeout_s, preload=PRELOAD)
 
 
-def make_plain(case: Case) -> PlainEngine:
+def make_plain(case: Case) -> PlainEngine[Batch]:
     seed_initialisation(case.seed)
     return PlainEngine(
         case.make_module(SINGLE),
@@ -98,19 +98,20 @@ def make_plain(case: Case) -> PlainEngine:
 
 def make_deepspeed(case: Case) -> Any:
     """The engine of this rank; call it inside a process group."""
+    from cclm.engine.deepspeed import quirks
     from cclm.engine.deepspeed.engine import DeepSpeedEngine
 
-    topology = Topology.from_environment(device="cpu")
+    if not case.clears_stale_gradients:
+        quirks.clear_stale_gradients = lambda zero, stage: None  # in this rank's process, for good
+    topology, ours = Topology.from_environment(device="cpu"), collectives(case.equal_rows)
     seed_initialisation(case.seed)
     return DeepSpeedEngine(
-        case.make_module(collectives(case.equal_rows)),
+        case.make_module(ours),
         case.optimizer,
         ds_config=ds_config(case, topology.world_size),
         topology=topology,
+        collectives=ours,
         seed=case.seed,
-        uses_all_parameters=case.uses_all_parameters,
-        equal_rows=case.equal_rows,
-        has_stale_gradient_guard=case.has_guard,
     )
 
 
@@ -129,7 +130,7 @@ def ds_config(case: Case, world_size: int) -> dict[str, Any]:
     return resolve_ds_config(raw, facts)
 
 
-def drive(engine: Engine, case: Case, steps: range) -> History:
+def drive(engine: Engine[Any], case: Case, steps: range) -> History:
     """Run `steps`; each step takes the batches step·G … step·G + G - 1 of the batch factory."""
     history = History()
     for step in steps:

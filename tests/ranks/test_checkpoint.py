@@ -1,8 +1,10 @@
-"""Checkpoints of DeepSpeed ranks: bitwise resume, a rank killed while it writes, weights in one process."""
+"""Checkpoints of DeepSpeed ranks: bitwise resume, ranks that fail or are killed while they write, damaged files."""
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import signal
 import time
 from dataclasses import replace
@@ -11,44 +13,51 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 
+from cclm.checkpoint.choose import newest_sound
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
 from cclm.distributed.collectives import collectives
 from cclm.distributed.spawn import RanksFailedError
-from cclm.errors import CheckpointError
+from cclm.engine import fragments
+from cclm.engine.adamw import MOMENTS
+from cclm.engine.fragments import WEIGHTS, share_path
+from cclm.errors import Cause, CheckpointError
+from cclm.run import transient
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
-from tests.ranks.harness import Case, drive, make_deepspeed, make_plain, on_ranks
+from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 
 pytestmark = pytest.mark.slow
 
-CASE = Case(make_module=make_toy_with_dropout, make_batch=mixed_batch, num_steps=5, persistence_threshold=100)
+CASE = Case(
+    make_module=make_toy_with_dropout,
+    make_batch=mixed_batch,
+    num_steps=5,
+    persistence_threshold=100,
+    optimizer=replace(OPTIMIZER, ema_decay=0.6),
+)
+IN_FP32 = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
 STOP, END = 2, 5
 
 
 def _snapshot(engine: Any) -> list[Tensor]:
-    """This rank's fp32 weights and moments."""
-    inner = engine._engine.optimizer
-    if engine.stage == 0:
-        weights, optimizer = list(engine._engine.module.parameters()), inner
-    else:
-        weights = inner.fp32_partitioned_groups_flat if engine.stage == 3 else inner.single_partition_of_fp32_groups
-        optimizer = inner.optimizer
-    moments = [value for state in optimizer.state.values() for value in state.values()]
-    return [value.detach().clone() for value in [*weights, *moments]]
+    """This rank's fp32 weights, moments with their count, and averages."""
+    shards = engine._shards
+    values = [one.values for kind in (WEIGHTS, *MOMENTS) for one in shards.fragments(kind)]
+    averages = [one.values for one in engine._average.averages]
+    return [value.detach().clone() for value in [*values, *averages, torch.tensor([shards.updates])]]
 
 
 def _look(engine: Any, folder: Path) -> None:
     """Evaluate between two updates: the resumed run, which does not, must go on the same."""
 
-    def ask(module: nn.Module) -> dict[str, Tensor]:
+    def probe(module: nn.Module) -> dict[str, Tensor]:
         assert not any(part.training for part in module.modules())
-        return dict(type(module).forward(module, mixed_batch(0, engine.rank, engine.world_size)).metrics)
+        return dict(module(mixed_batch(0, engine.rank, engine.world_size)).metrics)
 
-    first, second = engine.evaluate(ask), engine.evaluate(ask)
+    first, second = engine.evaluate(probe), engine.evaluate(probe)
     assert first and all(torch.equal(value, second[name]) for name, value in first.items()), "no dropout"
     assert engine._engine.module.training
 
@@ -56,7 +65,7 @@ def _look(engine: Any, folder: Path) -> None:
 def _train_and_save(case: Case, run: Path) -> tuple[Any, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     engine = make_deepspeed(case)
     drive(engine, case, range(STOP))
-    save_checkpoint(engine, run, STOP, {"seen": [1, 2]}, keep=2, witness=_look)
+    save_checkpoint(engine, run, STOP, {"seen": [1, 2]}, keep=2, reference_outputs=_look)
     saved = engine.full_parameters()
     history = drive(engine, case, range(STOP, END))
     return history.losses, _snapshot(engine), saved, history.parameters
@@ -73,17 +82,22 @@ def _resume(case: Case, run: Path) -> tuple[Any, list[Tensor], Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "options"),
     [
-        (3, "fp32"),
-        pytest.param(3, "bf16", marks=pytest.mark.slow),
-        pytest.param(2, "bf16", marks=pytest.mark.slow),
-        pytest.param(1, "fp32", marks=pytest.mark.slow),
-        pytest.param(0, "fp32", marks=pytest.mark.slow),
+        (3, "fp32", {}),
+        (3, "bf16", IN_FP32),
+        (2, "bf16", IN_FP32),
+        (2, "fp32", {}),
+        (1, "bf16", {}),
+        (1, "bf16", IN_FP32),  # DeepSpeed has an optimizer of its own for this one
+        (1, "fp32", {}),
+        (0, "fp32", {}),
     ],
 )
-def test_resume_is_bitwise_and_weights_load_in_one_process(tmp_path: Path, stage: int, precision: str) -> None:
-    case = replace(CASE, stage=stage, precision=precision)
+def test_resume_is_bitwise_and_weights_load_in_one_process(
+    tmp_path: Path, stage: int, precision: str, options: dict[str, Any]
+) -> None:
+    case = replace(CASE, stage=stage, precision=precision, ds_options=options)
     straight = on_ranks(_train_and_save, 2, case, tmp_path)
     resumed = on_ranks(_resume, 2, case, tmp_path)
     for (losses, snapshot, _, parameters), (again, snapshot_again, loaded, parameters_again) in zip(
@@ -91,101 +105,154 @@ def test_resume_is_bitwise_and_weights_load_in_one_process(tmp_path: Path, stage
     ):
         assert loaded == {"step": STOP, "state": {"seen": [1, 2]}}
         assert again == losses
-        assert len(snapshot) > 2
+        assert len(snapshot) == len(snapshot_again) > 20 and snapshot[-1] == END
         assert all(map(torch.equal, snapshot_again, snapshot))
         assert all(torch.equal(parameters_again[name], value) for name, value in parameters.items())
-    saved = straight[0][2]
+    saved = straight[0][2]  # the slow twin: whole parameters, gathered by DeepSpeed
     state = load_full_state(step_folder(tmp_path, STOP))
     assert state.keys() == make_plain(case).module.state_dict().keys()
     assert all(state[name].dtype == torch.float32 and torch.equal(state[name], saved[name]) for name in saved)
     assert torch.equal(state["model.decoder.weight"], state["model.words.weight"])  # tied
-    if stage > 0:  # the slow twin: DeepSpeed's own consolidation
-        theirs = get_fp32_state_dict_from_zero_checkpoint(str(step_folder(tmp_path, STOP)), tag="deepspeed")
-        assert theirs.keys() == state.keys() and all(torch.equal(theirs[name], state[name]) for name in state)
 
 
-def _die_while_writing(case: Case, run: Path) -> None:
+def _resume_offloaded(case: Case, run: Path) -> bool:
+    engine = make_deepspeed(case)
+    drive(engine, case, range(STOP))
+    save_checkpoint(engine, run, STOP, {}, keep=2)
+    expected = (drive(engine, case, range(STOP, END)).losses, _snapshot(engine))
+    again = make_deepspeed(case)
+    load_checkpoint(again, step_folder(run, STOP))
+    losses, snapshot = drive(again, case, range(STOP, END)).losses, _snapshot(again)
+    return losses == expected[0] and all(map(torch.equal, snapshot, expected[1]))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resume_is_bitwise_with_the_optimizer_offloaded(tmp_path: Path, stage: int) -> None:
+    options = {"zero_options": {"offload_optimizer": {"device": "cpu"}}}
+    case = replace(CASE, stage=stage, **options, ds_options={"zero_force_ds_cpu_optimizer": False})
+    assert on_ranks(_resume_offloaded, 2, case, tmp_path) == [True, True]
+
+
+def _spoil_second_write(case: Case, run: Path, error: OSError | None) -> tuple[Cause | None, str]:
+    """On rank 1 the second checkpoint's file is cut in half; then the rank dies, or meets the error."""
     engine = make_deepspeed(case)
     save_checkpoint(engine, run, 1, {}, keep=3)
-    write = torch.save
+    write = fragments.write_tensors
 
-    def write_half(value: object, file: Any, *arguments: Any, **options: Any) -> None:
-        write(value, file, *arguments, **options)
-        if "optim_states" in str(file):
-            os.truncate(file, Path(file).stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+    def write_half(path: Path, *arguments: Any) -> None:
+        write(path, *arguments)
+        os.truncate(path, path.stat().st_size // 2)
+        if error is not None:
+            raise error
+        os.kill(os.getpid(), signal.SIGKILL)
 
+    transient.WAITS_S = (0.0,)
     if engine.rank == 1:
-        torch.save = write_half
-    save_checkpoint(engine, run, 2, {}, keep=3)
+        fragments.write_tensors = write_half
+    try:
+        save_checkpoint(engine, run, 2, {}, keep=3)
+    except CheckpointError as caught:
+        return caught.cause, str(caught)
+    return None, ""
 
 
 def test_a_rank_killed_while_it_writes_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RanksFailedError, match=r"rank 1 died ---\nended without a word, exit code -9"):
-        on_ranks(_die_while_writing, 2, CASE, tmp_path)
+        on_ranks(_spoil_second_write, 2, CASE, tmp_path, None)
     assert partial_folder(tmp_path, 2).exists()
     assert not step_folder(tmp_path, 2).exists()
     assert complete_checkpoints(tmp_path) == [step_folder(tmp_path, 1)]
-    assert newest_complete(tmp_path) == step_folder(tmp_path, 1)
     assert on_ranks(_save_again, 2, CASE, tmp_path) == [1, 1]
     assert newest_complete(tmp_path) == step_folder(tmp_path, 2)
     assert not partial_folder(tmp_path, 2).exists()
 
 
-def _fail_while_writing(case: Case, run: Path) -> None:
-    engine = make_deepspeed(case)
-    save_checkpoint(engine, run, 1, {}, keep=3)
-    write = torch.save
-
-    def fill_the_disk(value: object, file: Any, *arguments: Any, **options: Any) -> None:
-        if "optim_states" in str(file):
-            raise OSError("No space left on device")
-        write(value, file, *arguments, **options)
-
-    if engine.rank == 1:
-        torch.save = fill_the_disk
-    save_checkpoint(engine, run, 2, {}, keep=3)
-
-
-def test_a_write_that_fails_on_one_rank_ends_every_process_in_seconds(tmp_path: Path) -> None:
-    """Rank 0 waits in DeepSpeed's own barrier meanwhile: no rank may try to tell the others in a collective."""
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(errno.ENOSPC, Cause.DISK_FULL), (errno.EACCES, Cause.USER_ERROR), (errno.EIO, Cause.TRANSIENT)],
+)
+def test_a_write_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path, number: int, cause: Cause) -> None:
     began = time.monotonic()
-    with pytest.raises(
-        RanksFailedError, match=r"rank 1 raised(.|\n)*CheckpointError: .*got rank 1: No space left on device"
-    ) as caught:
-        on_ranks(_fail_while_writing, 2, CASE, tmp_path)
-    assert "rank 1 hung" not in str(caught.value)
-    assert time.monotonic() - began < 45  # of which most is the start; a mismatched collective waits for 120
+    told = on_ranks(_spoil_second_write, 2, CASE, tmp_path, OSError(number, os.strerror(number)))
+    assert [found for found, _ in told] == [cause, cause]
+    assert all(f"got rank 1: {type(OSError(number, '')).__name__}: [Errno {number}]" in text for _, text in told)
+    assert time.monotonic() - began < 90  # a mismatched collective waits for 120
     assert newest_complete(tmp_path) == step_folder(tmp_path, 1)
 
 
 def _save_again(case: Case, run: Path) -> int:
     engine = make_deepspeed(case)
-    path = newest_complete(run)
+    path = newest_sound(engine, run, lambda line: None)
     assert path is not None
     step = int(load_checkpoint(engine, path)["step"])
     save_checkpoint(engine, run, 2, {}, keep=3)
     return step
 
 
-def _load_with_damage(case: Case, run: Path) -> str:
-    """Only one rank's share of the hashes is wrong; every rank must raise, or the others would hang."""
+def _resume_with_damage(case: Case, run: Path) -> tuple[str, list[str], int]:
+    """Only one rank's share of the hashes shows the damage: what is taken, what is told, and the step."""
     engine = make_deepspeed(case)
-    path = save_checkpoint(engine, run, 1, {}, keep=1)
+    for step in (1, 2, 3):
+        save_checkpoint(engine, run, step, {}, keep=3)
     if engine.rank == 0:
-        file = sorted(path.glob("deepspeed/*rank_1*optim_states.pt"))[0]
+        file = share_path(step_folder(run, 3), 1)
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
+        os.truncate(share_path(step_folder(run, 2), 0), 10)
     collectives().barrier()
+    lines: list[str] = []
+    path = newest_sound(engine, run, lines.append)
+    assert path is not None
+    return path.name, lines, int(load_checkpoint(engine, path)["step"])
+
+
+def test_damaged_checkpoints_are_set_aside_and_all_ranks_take_the_older_one(tmp_path: Path) -> None:
+    first, second = on_ranks(_resume_with_damage, 2, CASE, tmp_path)
+    assert (first[0], first[2]) == (second[0], second[2]) == ("step_000000001", 1)
+    assert second[1] == [], "one rank tells"
+    assert len(first[1]) == 3 and "step_000000003.damaged: state/rank_00001.safetensors has another" in first[1][0]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_000000001", "step_000000002.damaged", "step_000000003.damaged"]
+
+
+class Harmful:
+    """What a prepared file could hold: it makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def _load_prepared(case: Case, checkpoint: Path) -> str:
+    engine = make_deepspeed(case)
     try:
-        load_checkpoint(engine, path)
+        load_checkpoint(engine, checkpoint)
     except CheckpointError as error:
         return str(error)
     return "loaded"
 
 
-def test_damage_is_told_on_every_rank(tmp_path: Path) -> None:
-    texts = on_ranks(_load_with_damage, 2, CASE, tmp_path)
-    assert texts[0] == texts[1]
-    assert "optim_states.pt has another sha256" in texts[0]
+@pytest.mark.parametrize("world_size", [2, 1])
+def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, world_size: int) -> None:
+    """A pickle in the place of a rank's file, and one where DeepSpeed would look: on as many ranks, and on others."""
+    on_ranks(_save_once, 2, CASE, tmp_path)
+    checkpoint = step_folder(tmp_path, 1)
+    bait = pickle.dumps(Harmful(tmp_path / "made"))
+    (checkpoint / "deepspeed").mkdir()
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        (checkpoint / "deepspeed" / name).write_bytes(bait)
+    assert on_ranks(_load_prepared, world_size, CASE, checkpoint) == ["loaded"] * world_size
+    share_path(checkpoint, 1).write_bytes(bait)
+    told = on_ranks(_load_prepared, world_size, CASE, checkpoint)
+    assert all("a readable file of a rank's state" in text for text in told)
+    assert not (tmp_path / "made").exists()
+    pickle.loads(bait)
+    assert (tmp_path / "made").exists(), "whoever unpickles it runs it"
+
+
+def _save_once(case: Case, run: Path) -> None:
+    engine = make_deepspeed(case)
+    save_checkpoint(engine, run, 1, {}, keep=1)

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TextPairBatch, Tokens
+from cclm.data.batch import Batch, MaskedTokens, PixelScale, Tokens
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
+from cclm.views.image_text.view import ImageTextBatch
+from cclm.views.text_pair.view import TextPairBatch
 
 WIDTH = 32
 VOCAB = 50
@@ -90,16 +92,16 @@ class ToyTraining(nn.Module):
         self.collectives = collectives
 
     def forward(self, batch: Batch) -> Losses:
-        image, pair = batch.image_text, batch.text_pair
-        ids = [item.text.ids_BL for item in (image, pair) if item is not None]
+        image, pair = batch.views.get("image_text"), batch.views.get("text_pair")
+        ids = [item.texts[0].ids_BL for item in (image, pair) if item is not None]
         ids += [item.masked.tokens.ids_BL for item in (image, pair) if item is not None]
         texts = self.model.text(self.model.words(torch.cat(ids))).split([len(rows) for rows in ids])
         temperature = self.model.temperature()
         views, masked = [], list(texts[len(texts) // 2 :])
-        if image is not None:
+        if isinstance(image, ImageTextBatch):
             memory = self.model.vision(self.model.patches(image.images_BCHW).flatten(2).transpose(1, 2))
             views.append(("image_text", self.model.image_projection(memory.mean(1)), memory, texts[0], image))
-        if pair is not None:
+        if isinstance(pair, TextPairBatch):
             text = texts[len(texts) // 2 - 1]
             memory = text[pair.first_P]
             views.append(("text_pair", None, memory, text[pair.second_P], pair))
@@ -170,8 +172,9 @@ def mixed_batch(step: int, rank: int, world_size: int) -> Batch:
 
 def _batch(step: int, rank: int, world_size: int, views: str) -> Batch:
     generator = torch.Generator().manual_seed(1000 + step)
-    image, pair = _image_text(generator, rank, world_size), _text_pair(generator, rank, world_size)
-    return Batch(step=step, image_text=None if views == "text" else image, text_pair=None if views == "image" else pair)
+    both = {"image": _image_text(generator, rank, world_size), "text": _text_pair(generator, rank, world_size)}
+    names = {"image": "image_text", "text": "text_pair"}
+    return Batch(step=step, views={names[kind]: view for kind, view in both.items() if views in ("both", kind)})
 
 
 def _share(rank: int, world_size: int) -> slice:
@@ -186,13 +189,14 @@ def _image_text(generator: torch.Generator, rank: int, world_size: int) -> Image
     samples = torch.arange(GLOBAL_SAMPLES)[rows]
     return ImageTextBatch(
         images_BCHW=images,
+        pixel_scale=PixelScale(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         text=_tokens(ids),
-        identity_B=samples,
+        identity_R=samples,
         matching_row_F=torch.arange(len(ids)),
         noise_second_FG=torch.zeros(len(ids), 2),
         noise_first_FG=torch.zeros(len(ids), 2),
         masked=_masked(ids, samples),
-        ledger_B=samples,
+        ledger_S=samples,
     )
 
 

@@ -57,7 +57,7 @@ def tiny(corpus: Path, run: Path, steps: int, **changes: Any) -> Path:
     )
     content["data"]["bad_sample_limit"] = 0.2
     for view in ("image_text", "text_pair"):
-        content["data"][view] |= {"negative_group": 4, "matching_rows": 4}
+        content["views"][view] |= {"negative_group": 4, "matching_rows": 4}
     run.parent.mkdir(parents=True, exist_ok=True)
     return write_recipe(run.parent / f"{run.name}.yaml", content)
 

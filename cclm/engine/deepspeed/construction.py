@@ -1,4 +1,6 @@
-"""Build a model that no rank could hold: under ZeRO-3 each module gives its shares away as soon as it is made.
+"""Build models that no rank could hold, and hand them to DeepSpeed.
+
+Under ZeRO-3 each module gives its shares away as soon as it is made:
 
     with sharded_construction(ds_config, topology):       the weights are those of a whole build, number by number
         model = CCLMModel(config)
@@ -16,12 +18,14 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed.engine import start_deepspeed
-from cclm.engine.ds_config import zero_stage
+from cclm.engine.deepspeed.quirks import owns_boundary, start_deepspeed
+from cclm.engine.ds_config import offloads_optimizer, zero_stage
+from cclm.engine.optimizer import OptimizerConfig, ParameterGroup, adamw_groups, build_adamw
+from cclm.errors import ConfigError
 
 
 @contextmanager
@@ -41,6 +45,37 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
         yield
 
 
+def initialise(
+    module: nn.Module,
+    groups: Sequence[ParameterGroup],
+    optimizer: OptimizerConfig,
+    ds_config: Mapping[str, Any],
+    topology: Topology,
+) -> Any:
+    """Return DeepSpeed's engine around `module`, with an AdamW of these groups.
+
+    Raises:
+        ConfigError: the optimizer is offloaded, and its rule is one that DeepSpeed's AdamW for the CPU does not have.
+    """
+    assert torch_dist.is_initialized(), "make the engine inside cclm.distributed.topology.process_group"
+    deepspeed = start_deepspeed(topology.device)
+    _set_leaf_modules(module)
+    config = dict(ds_config)
+    if owns_boundary(ds_config):
+        config["managed_gradient_accumulation"] = False
+    if optimizer.update_rule == "published":
+        _check_update_rule(ds_config)
+        config["zero_allow_untested_optimizer"] = True
+    if offloads_optimizer(ds_config) and ds_config.get("zero_force_ds_cpu_optimizer", True):
+        client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(
+            adamw_groups(groups), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True
+        )
+    else:
+        client = build_adamw(groups, optimizer)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=client, config=config)
+    return engine
+
+
 @contextmanager
 def whole_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
     """Make these parameters whole inside; yield whether this rank is to write. Call it on all ranks.
@@ -56,6 +91,16 @@ def whole_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
 
     with GatheredParameters(sharded, modifier_rank=0):
         yield torch_dist.get_rank() == 0
+
+
+def whole_value(parameter: nn.Parameter) -> Tensor:
+    """Return a copy of a parameter, made whole if this rank holds only its share. A collective, then."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().clone()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 @contextmanager
@@ -75,3 +120,22 @@ def _drawn_whole() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel._initialize_weights = draw
+
+
+def _set_leaf_modules(module: nn.Module) -> None:
+    """Let ZeRO-3 gather at once what modules name as `zero3_leaf_modules`: its parts are read from outside of them."""
+    from deepspeed.utils import set_z3_leaf_module
+
+    for owner in module.modules():
+        for part in getattr(owner, "zero3_leaf_modules", ()):
+            set_z3_leaf_module(part, True)
+
+
+def _check_update_rule(ds_config: Mapping[str, Any]) -> None:
+    if offloads_optimizer(ds_config):
+        raise ConfigError(
+            expected="update_rule: torch when the optimizer is offloaded (DeepSpeed's CPU Adam knows no other)",
+            got="update_rule: published together with offload_optimizer",
+            do="Switch offload_optimizer off, or use update_rule: torch.",
+            where="optimizer",
+        )

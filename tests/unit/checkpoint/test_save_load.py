@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -15,13 +16,16 @@ import pytest
 import torch
 
 from cclm.checkpoint import save as save_module
+from cclm.checkpoint.choose import newest_sound
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
+from cclm.data.batch import Batch
+from cclm.engine.fragments import share_path
 from cclm.engine.plain import PlainEngine
-from cclm.errors import CheckpointError
+from cclm.errors import Cause, CheckpointError
 from cclm.run.checkpoints import newest_complete, partial_folder, step_folder
 from tests.ranks.harness import Case, drive, make_plain
-from tests.ranks.toy import make_toy_with_dropout, mixed_batch
+from tests.ranks.toy import make_toy, make_toy_with_dropout, mixed_batch
 
 CASE = Case(make_module=make_toy_with_dropout, make_batch=mixed_batch, num_steps=4)
 
@@ -31,7 +35,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _snapshot(engine: PlainEngine) -> list[torch.Tensor]:
+def _snapshot(engine: PlainEngine[Batch]) -> list[torch.Tensor]:
     states = engine._optimizer.state.values()
     return [*engine.full_parameters().values(), *(value for state in states for value in state.values())]
 
@@ -80,19 +84,19 @@ def test_keep_and_second_save_of_a_step(tmp_path: Path) -> None:
 def test_a_flipped_byte_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
     engine = make_plain(CASE)
     path = save_checkpoint(engine, tmp_path, 1, {}, keep=1)
-    file = path / "plain_state.pt"
+    file = share_path(path, 0)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    for load in (lambda: load_checkpoint(engine, path), lambda: load_full_state(path)):
-        with pytest.raises(CheckpointError, match=r"plain_state\.pt has another sha256"):
+    for load in (lambda: newest_sound(engine, tmp_path, pytest.fail), lambda: load_full_state(path)):
+        with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors has another sha256"):
             load()
 
 
-def test_wrong_engine_is_told(tmp_path: Path) -> None:
-    (tmp_path / "deepspeed").mkdir()
-    with pytest.raises(CheckpointError, match=r"expected plain_state\.pt.*got deepspeed"):
-        make_plain(CASE).load(tmp_path)
+def test_another_module_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    path = save_checkpoint(make_plain(replace(CASE, make_module=make_toy)), tmp_path, 1, {}, keep=1)
+    with pytest.raises(CheckpointError, match=r"weights of model\.text_projection\.1\.weight, .*got nothing"):
+        load_checkpoint(make_plain(CASE), path)
 
 
 def test_a_failing_write_leaves_no_checkpoint_and_the_next_save_cleans_up(
@@ -101,12 +105,13 @@ def test_a_failing_write_leaves_no_checkpoint_and_the_next_save_cleans_up(
     engine = make_plain(CASE)
 
     def fail(folder: Path, state: object) -> None:
-        (folder / "plain_state.pt").write_bytes(b"half")
-        raise OSError("No space left on device")
+        (folder / "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space") as caught:
         patch.setattr(engine, "save", fail)
         save_checkpoint(engine, tmp_path, 1, {}, keep=1)
+    assert caught.value.cause is Cause.DISK_FULL
     assert newest_complete(tmp_path) is None
     assert partial_folder(tmp_path, 1).exists()
     save_checkpoint(engine, tmp_path, 2, {}, keep=1)
@@ -152,7 +157,7 @@ def _files_of_at_most(size_bytes: int) -> Iterator[None]:
 def test_a_disk_that_takes_no_more_is_told_in_a_sentence(tmp_path: Path) -> None:
     engine = make_plain(CASE)
     older = save_checkpoint(engine, tmp_path, 1, {}, keep=2)
-    sentence = r"step_\S+partial: expected room and permission .* got rank 0: .*Free space"
+    sentence = r"expected every rank to write its share of .*step_\S+partial, got rank 0: OSError: .*File too large"
     with _files_of_at_most(2000), pytest.raises(CheckpointError, match=sentence):
         save_checkpoint(engine, tmp_path, 2, {}, keep=2)
     assert newest_complete(tmp_path) == older

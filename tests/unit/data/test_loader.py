@@ -1,226 +1,114 @@
+"""Step → this rank's batch: a pure function of the step, for any number of ranks, workers and views."""
+
 from __future__ import annotations
 
 import pickle
 import resource
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import pytest
 import torch
 
-from cclm.data.batch import Batch, ImageTextBatch, MaskedTokens, TensorRecord, TextPairBatch, Tokens
-from cclm.data.config import DataConfig
-from cclm.data.loader import StepDataset, make_loader, make_room_for_open_files
+from cclm.data.batch import Batch
+from cclm.data.loader import make_loader, make_room_for_open_files
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
+from cclm.views.images import ImageBatch
+from tests.tiny_batches import same
+from tests.tiny_views import DATA, Views, change, only, open_dataset, sources
 from tests.unit.data.data_sets import write_images
 
-Change = Callable[..., DataConfig]
 
-
-def same(first: object, second: object) -> bool:
-    if isinstance(first, TensorRecord):
-        return type(first) is type(second) and all(
-            same(getattr(first, item.name), getattr(second, item.name)) for item in fields(first)
-        )
-    if isinstance(first, torch.Tensor):
-        return isinstance(second, torch.Tensor) and torch.equal(first, second) and first.dtype == second.dtype
-    return first == second
-
-
-def texts(tokens: Tokens) -> list[list[int]]:
-    return [ids[mask].tolist() for ids, mask in zip(tokens.ids_BL, tokens.mask_BL, strict=True)]
-
-
-def hidden(masked: MaskedTokens) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Each masked text with its (column, label) pairs: what does not depend on padding."""
-    width = masked.tokens.ids_BL.shape[1]
-    slots: list[list[tuple[int, int]]] = [[] for _ in masked.tokens.ids_BL]
-    for slot, label in zip(masked.slot_T.tolist(), masked.label_T.tolist(), strict=True):
-        slots[slot // width].append((slot % width, label))
-    return list(zip(texts(masked.tokens), slots, strict=True))
-
-
-def image_view(batch: ImageTextBatch, first_row: int) -> dict[str, object]:
-    return {
-        "images": batch.images_BCHW.flatten(1).tolist(),
-        "texts": texts(batch.text),
-        "identity": batch.identity_B.tolist(),
-        "rows": (batch.matching_row_F + first_row).tolist(),
-        "noise": batch.noise_second_FG.tolist(),
-        "noise_first": batch.noise_first_FG.tolist(),
-        "masked": hidden(batch.masked),
-        "ledger": batch.ledger_B.tolist(),
-    }
-
-
-def text_view(batch: TextPairBatch, first_row: int) -> dict[str, object]:
-    rows = texts(batch.text)
-    return {
-        "first": [rows[row] for row in batch.first_P],
-        "second": [rows[row] for row in batch.second_P],
-        "memory": [rows[row] for row in batch.memory_S],
-        "query": [rows[row] for row in batch.query_S],
-        "identity_P": batch.identity_P.tolist(),
-        "identity_S": batch.identity_S.tolist(),
-        "rows": (batch.matching_row_F + first_row).tolist(),
-        "noise": batch.noise_second_FG.tolist(),
-        "noise_first": batch.noise_first_FG.tolist(),
-        "masked": hidden(batch.masked),
-        "ledger": batch.ledger_S.tolist(),
-    }
-
-
-def joined(parts: list[dict[str, object]]) -> dict[str, object]:
-    return {name: [item for part in parts for item in part[name]] for name in parts[0]}  # type: ignore[attr-defined]
-
-
-def global_batch(config: DataConfig, tokenizer: TextTokenizer, world_size: int, step: int) -> dict[str, object]:
-    shares = [StepDataset(config, tokenizer, 5, rank, world_size)[step] for rank in range(world_size)]
-    result: dict[str, object] = {}
-    images = [share.image_text for share in shares if share.image_text is not None]
-    pairs = [share.text_pair for share in shares if share.text_pair is not None]
-    assert len(images) == len(pairs) == world_size
-    result["images"] = joined([image_view(part, rank * 16 // world_size) for rank, part in enumerate(images)])
-    result["pairs"] = joined([text_view(part, rank * 8 // world_size) for rank, part in enumerate(pairs)])
-    return result
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_the_ranks_shares_make_the_same_global_batch(
-    config: DataConfig, tokenizer: TextTokenizer, world_size: int
-) -> None:
-    for step in (0, 7):
-        assert global_batch(config, tokenizer, world_size, step) == global_batch(config, tokenizer, 1, step)
-
-
-def test_workers_change_nothing(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    dataset = StepDataset(config, tokenizer, 5, 1, 2)
+def test_workers_change_nothing(three_views: Views) -> None:
+    dataset = open_dataset(three_views, rank=1, world_size=2)
     alone = list(make_loader(dataset, 3, 8))
     helped = list(make_loader(dataset, 3, 8, num_workers=2))
     assert [batch.step for batch in alone] == [3, 4, 5, 6, 7]
     assert all(same(first, second) for first, second in zip(alone, helped, strict=True))
 
 
-def test_a_step_does_not_depend_on_what_was_read_before(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    walked = StepDataset(config, tokenizer, 5)
-    for step in range(30):
+def test_a_step_does_not_depend_on_what_was_read_before(three_views: Views) -> None:
+    walked = open_dataset(three_views)
+    for step in range(20):
         batch = walked[step]
-    assert same(batch, StepDataset(config, tokenizer, 5)[29])
-    assert not same(batch.image_text, StepDataset(config, tokenizer, 6)[29].image_text)
+    assert same(batch, open_dataset(three_views)[19])
+    other = open_dataset(three_views, seed=6)[19]
+    assert not any(same(view, other.views[name]) for name, view in batch.views.items())
 
 
-def test_the_parts_fit_together(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    batch = StepDataset(config, tokenizer, 5)[2]
-    assert batch.image_text is not None and batch.text_pair is not None
-    images, pairs = batch.image_text, batch.text_pair
-    assert images.images_BCHW.shape == (16, 3, 8, 8) and images.images_BCHW.dtype == torch.float32
-    assert images.matching_row_F.tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
-    assert images.noise_first_FG.shape == images.noise_second_FG.shape == (8, 4)
-    assert not torch.equal(images.noise_first_FG, images.noise_second_FG)
-    assert pairs.matching_row_F.tolist() == [0, 2, 4, 6]
-    assert pairs.first_P.shape == pairs.identity_P.shape == (24,)
-    assert pairs.identity_P.view(8, 3).eq(pairs.identity_S[:, None]).all()
-    for part, row in ((images.masked, images.matching_row_F), (pairs.masked, pairs.memory_S[pairs.matching_row_F])):
-        clean = images.text if part is images.masked else pairs.text
-        plain = [texts(clean)[index] for index in row]
-        for (seen, slots), original in zip(hidden(part), plain, strict=True):
-            columns = {column for column, _ in slots}
-            assert slots and all(original[column] == label for column, label in slots)
-            assert all(seen[at] == original[at] for at in range(len(original)) if at not in columns)
+def test_a_view_can_be_left_out(three_views: Views) -> None:
+    whole = open_dataset(three_views)[0]
+    assert list(whole.views) == ["image_text", "regions", "text_pair"]
+    for name in three_views:
+        alone = open_dataset(only(three_views, name))[0]
+        assert list(alone.views) == [name]
+        assert same(alone.views[name], whole.views[name]), "one view's numbers do not depend on the others"
 
 
-def test_equal_texts_stand_once_and_the_shared_sentence_is_one_row(
-    config: DataConfig, tokenizer: TextTokenizer
+def test_where_a_view_or_a_source_stands_in_the_configuration_changes_no_sample(
+    three_views: Views, images: Path, more_images: Path
 ) -> None:
-    for step in range(6):
-        pairs = StepDataset(config, tokenizer, 5)[step].text_pair
-        assert pairs is not None
-        rows = [tuple(row) for row in texts(pairs.text)]
-        assert len(set(rows)) == len(rows)
-        assert pairs.first_P.view(8, 3).eq(pairs.first_P.view(8, 3)[:, :1]).all()
-        assert set(pairs.first_P.tolist()) | set(pairs.second_P.tolist()) == set(range(len(rows)))
-        first = torch.stack([pairs.first_P.view(8, 3)[:, 0], pairs.second_P.view(8, 3)[:, 0]])
-        roles = torch.stack([pairs.memory_S, pairs.query_S])
-        assert torch.equal(first.sort(0).values, roles.sort(0).values)
+    turned = dict(reversed(three_views.items()))
+    turned = change(turned, "image_text", sources=sources(more_images, images, weights=[1.0, 2.0]))
+    assert list(turned) != list(three_views)
+    first, second = open_dataset(three_views), open_dataset(turned)
+    for step in range(3):
+        assert same(first[step], second[step])
+    assert first.counted == second.counted
+    renamed = {"z": next(iter(sources(images, weights=[2.0]).values())), **sources(more_images, weights=[1.0])}
+    other = open_dataset(change(three_views, "image_text", sources=renamed))[0]
+    assert not same(other.views["image_text"], first[0].views["image_text"]), "the names number the sources"
 
 
-def test_roles_are_swapped_by_a_coin(change: Change, tokenizer: TextTokenizer) -> None:
-    for probability, share in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.5)):
-        dataset = StepDataset(change("text_pair", swap_probability=probability), tokenizer, 5)
-        parts = [dataset[step].text_pair for step in range(25)]
-        swapped = [(part.memory_S != part.first_P.view(8, 3)[:, 0]).float().mean().item() for part in parts if part]
-        assert np.mean(swapped) == pytest.approx(share, abs=0.12)
+def test_micro_batches_are_parts_of_the_step(three_views: Views) -> None:
+    views = only(three_views, "image_text", "text_pair")
+    whole, parts = open_dataset(views)[4], open_dataset(views, replace(DATA, micro_batches=2))[4].parts
+    assert len(parts) == 2
+    for name, view in whole.views.items():
+        assert torch.equal(view.ledger_S, torch.cat([part.views[name].ledger_S for part in parts]))
 
 
-def test_length_buckets_change_the_order_and_no_sample(change: Change, tokenizer: TextTokenizer) -> None:
-    """One epoch of 57 groups in batches of 8: no group twice, another order, the same for two ranks."""
-    plain, sorted_ = (
-        change("text_pair", num_lanes=1, window=57),
-        change("text_pair", num_lanes=1, window=57, length_buckets=7),
-    )
-    seen = []
-    for config in (plain, sorted_):
-        parts = [StepDataset(replace(config, image_text=None), tokenizer, 5)[step].text_pair for step in range(7)]
-        seen.append([identity for part in parts if part for identity in part.identity_S.tolist()])
-    assert seen[0] != seen[1] and len(set(seen[0])) == len(set(seen[1])) == 56
-    halves = [StepDataset(replace(sorted_, image_text=None), tokenizer, 5, rank, 2)[2].text_pair for rank in (0, 1)]
-    assert [identity for half in halves if half for identity in half.identity_S.tolist()] == seen[1][16:24]
-    dataset = pickle.loads(pickle.dumps(StepDataset(sorted_, tokenizer, 5)))
-    assert dataset[2].text_pair.identity_S.tolist() == seen[1][16:24]
-    with pytest.raises(ConfigError, match="length_buckets must be 1 to window"):
-        StepDataset(change("text_pair", length_buckets=9), tokenizer, 5)
+def test_padding_is_rounded_up(views: Views, tokenizer: TextTokenizer) -> None:
+    for multiple, width in ((8, 8), (1, 5)):
+        for view in open_dataset(views, replace(DATA, pad_multiple=multiple))[0].views.values():
+            for tokens in (*view.texts, view.masked.tokens):
+                assert tokens.ids_BL.shape[1] == 8 if multiple == 8 else tokens.ids_BL.shape[1] <= width
+                assert tokens.ids_BL[~tokens.mask_BL].eq(tokenizer.pad_id).all()
 
 
-def test_a_view_can_be_left_out(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    batch = StepDataset(replace(config, text_pair=None), tokenizer, 5)[0]
-    assert batch.text_pair is None and batch.image_text is not None
-    whole = StepDataset(config, tokenizer, 5)[0]
-    assert same(batch.image_text, whole.image_text)  # one view's numbers do not depend on the other
-
-
-def test_padding_is_rounded_up(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    batch = StepDataset(replace(config, pad_multiple=8), tokenizer, 5)[0]
-    assert batch.image_text is not None
-    tokens = batch.image_text.text
-    assert tokens.ids_BL.shape[1] == 8
-    assert tokens.ids_BL[~tokens.mask_BL].eq(tokenizer.pad_id).all()
-
-
-def bad_config(tmp_path: Path, broken: set[int], change: Change) -> DataConfig:
+def broken_images(tmp_path: Path, views: Views, broken: set[int]) -> Views:
     folder = write_images(tmp_path / "bad", 40, broken=broken)
-    config = change("image_text", shards=(str(folder),), weights=None)
-    return replace(config, text_pair=None)
+    return only(change(views, "image_text", sources=sources(folder)), "image_text")
 
 
-def test_broken_pictures_are_replaced_and_told(tmp_path: Path, change: Change, tokenizer: TextTokenizer) -> None:
-    config = bad_config(tmp_path, {3, 17}, change)
-    dataset = StepDataset(config, tokenizer, 5)
+def test_broken_images_are_replaced_and_told(tmp_path: Path, views: Views) -> None:
+    bad_views = broken_images(tmp_path, views, {3, 17})
+    dataset = open_dataset(bad_views)
     batches = [dataset[step] for step in range(5)]  # two epochs
     bad = [sample for batch in batches for sample in batch.bad_samples]
     assert {sample.key for sample in bad} == {"k3", "k17"}
-    assert {sample.reason for sample in bad} == {"image_broken"}
+    assert {(sample.view, sample.source, sample.reason) for sample in bad} == {
+        ("image_text", str(tmp_path / "bad"), "image_broken")
+    }
     assert all(sample.shard.endswith(".tar") and sample.offset >= 0 for sample in bad)
-    assert all(batch.image_text is not None and len(batch.image_text.ledger_B) == 16 for batch in batches)
-    halves = [StepDataset(config, tokenizer, 5, rank, 2)[1] for rank in (0, 1)]
+    ledgers = [batch.views["image_text"].ledger_S for batch in batches]
+    assert [len(ledger) for ledger in ledgers] == [16] * 5
+    halves = [open_dataset(bad_views, rank=rank, world_size=2)[1] for rank in (0, 1)]
     assert sum((half.bad_samples for half in halves), ()) == batches[1].bad_samples
-    whole = torch.cat([half.image_text.ledger_B for half in halves if half.image_text])
-    assert batches[1].image_text is not None and torch.equal(whole, batches[1].image_text.ledger_B)
+    assert torch.equal(torch.cat([half.views["image_text"].ledger_S for half in halves]), ledgers[1])
 
 
-def test_a_neighbourhood_of_broken_pictures_ends_the_run(
-    tmp_path: Path, change: Change, tokenizer: TextTokenizer
-) -> None:
-    dataset = StepDataset(bad_config(tmp_path, set(range(40)), change), tokenizer, 5)
+def test_a_neighbourhood_of_broken_images_ends_the_run(tmp_path: Path, views: Views) -> None:
+    dataset = open_dataset(broken_images(tmp_path, views, set(range(40))))
     with pytest.raises(DataError, match="expected a usable sample among the neighbours") as caught:
         dataset[0]
     assert caught.value.reason == "neighbourhood_broken"
 
 
-def test_an_error_leaves_a_worker_as_it_is(tmp_path: Path, change: Change, tokenizer: TextTokenizer) -> None:
-    dataset = StepDataset(bad_config(tmp_path, set(range(40)), change), tokenizer, 5)
+def test_an_error_leaves_a_worker_as_it_is(tmp_path: Path, views: Views) -> None:
+    dataset = open_dataset(broken_images(tmp_path, views, set(range(40))))
     told = []
     for num_workers in (0, 1):
         with pytest.raises(DataError) as caught:
@@ -229,28 +117,47 @@ def test_an_error_leaves_a_worker_as_it_is(tmp_path: Path, change: Change, token
     assert told[0] == told[1] and told[0][0] == "neighbourhood_broken"
 
 
-def test_a_loader_knows_its_length_and_can_be_walked_twice(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    loader = make_loader(StepDataset(config, tokenizer, 5), 4, 6)
-    assert len(loader) == 2 and len(make_loader(StepDataset(config, tokenizer, 5), 6, 4)) == 0
+def test_a_loader_knows_its_length_and_can_be_walked_twice(views: Views) -> None:
+    loader = make_loader(open_dataset(views), 4, 6)
+    assert len(loader) == 2 and len(make_loader(open_dataset(views), 6, 4)) == 0
     assert [batch.step for batch in loader] == [batch.step for batch in loader] == [4, 5]
 
 
-def test_captions_of_one_language_only(change: Change, tokenizer: TextTokenizer) -> None:
-    german = StepDataset(change("image_text", languages=("de",)), tokenizer, 5)[0].image_text
-    assert german is not None
-    assert {row[1] for row in texts(german.text)} == set(tokenizer.encode(["ab"], 8)[0][1:2])
+def test_a_set_of_the_other_view_is_refused(views: Views, images: Path, pairs: Path) -> None:
+    for name, folder, wanted in (("image_text", pairs, "image_text"), ("text_pair", images, "text_pair")):
+        with pytest.raises(ConfigError, match=f"expected a shard set of view {wanted}") as caught:
+            open_dataset(change(views, name, sources=sources(folder)))
+        assert f"views.{name}.sources names it" in str(caught.value)
 
 
-def test_a_set_of_the_other_view_is_refused(change: Change, pairs: Path, tokenizer: TextTokenizer) -> None:
-    with pytest.raises(ConfigError, match="expected a shard set of view image_text"):
-        StepDataset(change("image_text", shards=(str(pairs),), weights=None), tokenizer, 5)
+def test_a_run_longer_than_its_sources_is_refused(views: Views, pairs: Path) -> None:
+    dataset = open_dataset(change(views, "text_pair", sources=sources(pairs, max_epochs=2)))
+    end = dataset.sources["text_pair"].stream.end_step
+    assert end is not None and 57 * 2 - 8 < end * 8 <= 57 * 2
+    dataset.check_steps(end)
+    assert len(list(make_loader(dataset, end - 1, end))) == 1
+    with pytest.raises(ConfigError, match=rf"views\.text_pair\.sources: .* used up after {end}"):
+        dataset.check_steps(end + 1)
 
 
-def test_batches_move_as_a_whole(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    batch = StepDataset(config, tokenizer, 5)[0]
+def test_batches_move_and_travel_as_a_whole(views: Views) -> None:
+    batch = open_dataset(views)[0]
+    assert same(pickle.loads(pickle.dumps(batch)), batch)
     moved = batch.to("meta")
-    assert isinstance(moved, Batch) and moved.image_text is not None
-    assert moved.image_text.masked.tokens.ids_BL.device.type == "meta"
+    assert isinstance(moved, Batch) and isinstance(moved.views["image_text"], ImageBatch)
+    assert moved.views["image_text"].masked.tokens.ids_BL.device.type == "meta"
+    assert moved.views["image_text"].text.ids_BL.device.type == "meta"
+
+
+def test_bytes_are_normalised_where_they_are(three_views: Views) -> None:
+    batch = open_dataset(three_views)[0]
+    normal = batch.normalised()
+    regions = cast(ImageBatch, batch.views["regions"])
+    assert regions.images_BCHW.dtype == torch.uint8
+    expected = regions.pixel_scale(regions.images_BCHW)
+    assert torch.equal(cast(ImageBatch, normal.views["regions"]).images_BCHW, expected)
+    assert normal.views["image_text"] is batch.views["image_text"], "floats are normalised already"
+    assert normal.views["text_pair"] is batch.views["text_pair"] and batch.views["text_pair"].images is None
 
 
 def test_the_limit_of_open_files_is_raised_or_told() -> None:

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 
 from cclm.data.batch import Batch
-from cclm.data.config import DataConfig
-from cclm.data.loader import StepDataset
 from cclm.data.prefetch import on_device
-from cclm.data.tokens import TextTokenizer
+from cclm.views.images import ImageBatch
+from tests.tiny_views import Views, open_dataset
 
 
 @pytest.fixture
-def batches(config: DataConfig, tokenizer: TextTokenizer) -> list[Batch]:
-    dataset = StepDataset(config, tokenizer, 5)
+def batches(views: Views) -> list[Batch]:
+    dataset = open_dataset(views)
     return [dataset[step] for step in range(3)]
+
+
+def images(batch: Batch) -> torch.Tensor:
+    return cast(ImageBatch, batch.views["image_text"]).images_BCHW
 
 
 def test_on_a_cpu_nothing_is_copied_or_read_ahead(batches: list[Batch]) -> None:
@@ -28,17 +33,18 @@ def test_on_a_cpu_nothing_is_copied_or_read_ahead(batches: list[Batch]) -> None:
 
     for batch, moved in on_device(source(), torch.device("cpu")):
         assert taken[-1] == batch.step == moved.step
-        assert batch.image_text is not None and moved.image_text is not None
-        assert moved.image_text.images_BCHW.data_ptr() == batch.image_text.images_BCHW.data_ptr()
+        assert images(moved).data_ptr() == images(batch).data_ptr()
     assert taken == [0, 1, 2]
 
 
 def test_every_tensor_of_a_batch_is_reached(batches: list[Batch]) -> None:
-    whole = Batch(step=0, image_text=batches[0].image_text, text_pair=None, rest=(batches[1],))
-    devices: list[str] = []
+    whole = replace(batches[0], rest=(batches[1],))
+    reached: list[torch.Tensor] = []
     moved = whole.to("meta")
-    moved.each(lambda tensor: devices.append(tensor.device.type) or tensor)  # type: ignore[func-returns-value]
-    assert set(devices) == {"meta"} and len(moved.parts) == 2 and moved.rest[0].step == 1
+    moved.each(lambda tensor: reached.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    assert {tensor.device.type for tensor in reached} == {"meta"}
+    assert len(moved.parts) == 2 and moved.rest[0].step == 1
+    assert len(reached) == 2 * (12 + 16), "of image_text and of text_pair, in both micro-batches"
     assert not list(on_device([], torch.device("cpu")))
 
 
@@ -46,6 +52,5 @@ def test_every_tensor_of_a_batch_is_reached(batches: list[Batch]) -> None:
 def test_on_a_gpu_the_copies_are_the_batches(batches: list[Batch]) -> None:
     pinned = [batch.pin_memory() for batch in batches]
     for batch, moved in on_device(pinned, torch.device("cuda", 0)):
-        assert batch.image_text is not None and moved.image_text is not None
-        assert moved.image_text.images_BCHW.is_cuda
-        assert torch.equal(moved.image_text.images_BCHW.cpu(), batch.image_text.images_BCHW)
+        assert images(moved).is_cuda
+        assert torch.equal(images(moved).cpu(), images(batch))

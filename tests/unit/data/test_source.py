@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from cclm.data.config import DataConfig, ImageTextDataConfig
 from cclm.data.image import ImageTransformConfig
-from cclm.data.source import ImageTextSource, Memory, TextPairSource
+from cclm.data.source import Memory
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.shardfile.writer import ImageTextShardWriter
 from cclm.types import ImageTextRecord, View
+from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.view import ImageTextSource
+from tests.tiny_views import Views, open_dataset, sources
 from tests.unit.data.data_sets import make_tokenizer, png, save_manifest, write_images
 
 
@@ -26,36 +28,29 @@ def test_memory_forgets_the_least_recently_used() -> None:
     assert memory.get("d") is None and memory.get("c") == "C"
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 3000, 1 << 20])
-def test_memory_changes_no_sample(config: DataConfig, tokenizer: TextTokenizer, cache_bytes: int) -> None:
-    assert config.image_text is not None
-    view = replace(config.image_text, transform=replace(config.image_text.transform, cache_bytes=cache_bytes))
-    source = ImageTextSource(view, tokenizer, 1)
-    walked = [source.sample(step, slot)[0] for step in range(12) for slot in (0, 9)]
-    plain = ImageTextSource(replace(view, transform=replace(view.transform, cache_bytes=0)), tokenizer, 1)
-    straight = [plain.sample(step, slot)[0] for step in (10, 11) for slot in (0, 9)]
-    for first, second in zip(walked[-4:], straight, strict=True):
-        assert first.ledger == second.ledger and (first.pixels_CHW == second.pixels_CHW).all()
+def test_the_views_do_not_share_their_shuffles_and_draws(three_views: Views) -> None:
+    opened = open_dataset(three_views, seed=1).sources
+    assert opened["image_text"].stream.seed == 1
+    assert len({source.stream.seed for source in opened.values()}) == 3
+    places = [source.generator(source.stream.address(0, 0)).random(4).tolist() for source in opened.values()]
+    assert len({tuple(place) for place in places}) == 3
 
 
-def test_remembered_groups_change_no_sample(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    assert config.text_pair is not None
-    plain, keeping = (
-        TextPairSource(replace(config.text_pair, cache_groups=groups), tokenizer, 1) for groups in (0, 100)
+def open_images(folder: Path, tokenizer: TextTokenizer, **changes: object) -> ImageTextSource:
+    """Four rows a step of one lane."""
+    view = ImageTextConfig(
+        sources=sources(folder),
+        batch_size=4,
+        negative_group=4,
+        matching_rows=4,
+        num_lanes=1,
+        window=4,
+        transform=ImageTransformConfig(size=8),
     )
-    for step in range(12):
-        first, second = plain.sample(step, 3)[0], keeping.sample(step, 3)[0]
-        assert (first.ledger, first.others, first.swapped) == (second.ledger, second.others, second.swapped)
+    return ImageTextSource("image_text", replace(view, **changes), tokenizer, 0)  # type: ignore[arg-type]
 
 
-def test_the_views_do_not_share_their_shuffles(config: DataConfig, tokenizer: TextTokenizer) -> None:
-    assert config.image_text is not None and config.text_pair is not None
-    images, texts = ImageTextSource(config.image_text, tokenizer, 1), TextPairSource(config.text_pair, tokenizer, 1)
-    assert images.stream.seed != texts.stream.seed
-    assert images.stream.seed == 1
-
-
-def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path) -> None:
     # the writer lets "?!" through; the published normalisation leaves nothing of it
     with ImageTextShardWriter(tmp_path, "images") as writer:
         for number, text in enumerate(["?!", "aa", "ab", "ac"]):
@@ -70,25 +65,11 @@ def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path, toke
                 )
             )
         save_manifest(tmp_path, View.IMAGE_TEXT, writer.close())
-    view = ImageTextDataConfig(
-        shards=(str(tmp_path),),
-        batch_size=4,
-        negative_group=4,
-        matching_rows=4,
-        num_lanes=1,
-        transform=ImageTransformConfig(size=8),
-    )
-    source = ImageTextSource(view, TextTokenizer(make_tokenizer(), "cclm"), 0)
+    source = open_images(tmp_path, TextTokenizer(make_tokenizer(), "cclm"), window=1024)
     found = [source.sample(0, slot) for slot in range(4)]
     bad = [sample for _, broken in found for sample in broken]
     assert [(sample.key, sample.reason) for sample in bad] == [("k0", "text_empty")]
     assert all(len(sample.ids) == 3 for sample, _ in found)
-
-
-def small_view(folder: Path) -> ImageTextDataConfig:
-    return ImageTextDataConfig(
-        shards=(str(folder),), batch_size=4, negative_group=4, matching_rows=4, num_lanes=1, window=4
-    )
 
 
 def test_a_tar_that_cannot_be_opened_is_quarantined_and_the_others_are_read(
@@ -98,8 +79,7 @@ def test_a_tar_that_cannot_be_opened_is_quarantined_and_the_others_are_read(
     tar = folder / "images-000001.tar"
     tar.unlink()
     tar.symlink_to(tar)  # an endless link: refused even to root
-    view = replace(small_view(folder), window=8, transform=ImageTransformConfig(size=8))
-    source = ImageTextSource(view, tokenizer, 0)
+    source = open_images(folder, tokenizer, window=8)
     bad = [sample for slot in range(4) for sample in source.sample(0, slot)[1]]
     assert bad
     assert {(sample.reason, sample.shard) for sample in bad} == {("tar_unreadable", "images-000001.tar")}
@@ -109,6 +89,5 @@ def test_a_tar_that_cannot_be_opened_is_quarantined_and_the_others_are_read(
 def test_a_missing_tar_is_told_even_though_it_cannot_be_located(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     folder = write_images(tmp_path / "set", 8)
     (folder / "images-000000.tar").unlink()
-    view = small_view(folder)
     with pytest.raises(DataError, match=r"images-000000\.tar: expected a usable sample .* 4 broken ones"):
-        ImageTextSource(view, tokenizer, 0).sample(0, 0)
+        open_images(folder, tokenizer).sample(0, 0)

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from cclm.engine.ds_config import (
+    KNOWN_KEYS,
+    KNOWN_KEYS_OF,
+    REFUSED_KEYS,
+    REFUSED_KEYS_OF,
     EngineFacts,
     load_ds_config,
     offloads_optimizer,
@@ -46,12 +50,78 @@ def test_there_are_configs_and_their_table_names_each() -> None:
 
 
 def test_deepspeed_accepts_every_shipped_config() -> None:
-    pytest.importorskip("deepspeed")
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.config import DeepSpeedConfig
 
     for path in SHIPPED:
-        zero = load_ds_config(path)["zero_optimization"]
-        assert DeepSpeedZeroConfig(**zero).stage == zero["stage"]
+        raw = load_ds_config(path)
+        facts = EngineFacts(micro_batch_size=8, world_size=1, precision="bf16" if raw["bf16"]["enabled"] else "fp32")
+        assert DeepSpeedConfig(resolve_ds_config(raw, facts)).zero_optimization_stage == int(path.stem[4])
+
+
+def test_shipped_bf16_configs_reduce_and_accumulate_gradients_in_fp32() -> None:
+    for path in SHIPPED:
+        raw = load_ds_config(path)
+        types = (raw.get("communication_data_type"), raw.get("data_types", {}).get("grad_accum_dtype"))
+        assert types == (("fp32", "fp32") if raw["bf16"]["enabled"] else (None, None)), path
+
+
+class Asked(dict[str, Any]):
+    """Notes which keys DeepSpeed asks for."""
+
+    keys_asked: ClassVar[set[str]] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.keys_asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_asked.add(str(key))
+        return super().__contains__(key)
+
+    def keys(self) -> Any:  # DeepSpeed writes `key in config.keys()`
+        return self
+
+
+def test_top_level_keys_are_those_that_deepspeed_reads() -> None:
+    """With a new DeepSpeed this names the keys to sort into those that do something here and those that do not."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    Asked.keys_asked.clear()
+    DeepSpeedConfig(Asked(train_batch_size=1))
+    assert KNOWN_KEYS | REFUSED_KEYS.keys() == Asked.keys_asked
+    assert not KNOWN_KEYS & REFUSED_KEYS.keys()
+
+
+def test_keys_of_blocks_are_those_of_deepspeeds_own_models() -> None:
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    models: dict[str, Any] = {
+        "zero_optimization": DeepSpeedZeroConfig,
+        "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+        "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
+        "bf16": DeepSpeedBF16Config,
+    }
+    for place, model in models.items():
+        theirs = {field.alias or name for name, field in model.model_fields.items()}
+        refused = REFUSED_KEYS_OF.get(place, {}).keys()
+        assert KNOWN_KEYS_OF[place] | refused == theirs, place
+        assert not KNOWN_KEYS_OF[place] & refused
+
+
+def test_keys_of_data_types_are_those_that_deepspeed_reads() -> None:
+    from deepspeed.runtime import constants
+
+    names = ("GRAD_ACCUM_DTYPE", "PARAM_DTYPE", "BUFFER_DTYPE", "KEEP_IN_FP32_MODULES")
+    assert KNOWN_KEYS_OF["data_types"] == {getattr(constants, name) for name in names}
 
 
 def test_autos_and_missing_keys_are_filled_and_the_input_is_left_alone() -> None:
@@ -71,7 +141,7 @@ def test_equal_values_are_no_contradiction() -> None:
     assert resolved["gradient_clipping"] == 0.5
 
 
-def test_all_complaints_come_at_once() -> None:
+def test_all_errors_come_at_once() -> None:
     raw = {
         "gradient_cliping": 1.0,
         "gradient_clipping": 1.0,
@@ -84,7 +154,7 @@ def test_all_complaints_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_ds_config(raw, FACTS, where="my.json")
     text = str(caught.value)
-    assert text.startswith("my.json: expected a DeepSpeed config that agrees with ours, got 7 complaints")
+    assert text.startswith("my.json: expected a DeepSpeed config that agrees with ours, got 7 errors")
     for part in (
         "unknown key gradient_cliping, nearest gradient_clipping (DeepSpeed would ignore it)",
         'gradient_clipping: expected 0.5 (from our config) or "auto", got 1.0',
@@ -103,7 +173,23 @@ def test_all_complaints_come_at_once() -> None:
         (_zero(stage=4), FACTS, "stage: expected 0, 1, 2 or 3, got 4"),
         (_zero(stage=0), FACTS, "bf16 at ZeRO stage 0"),
         ({"fp16": {"enabled": True}, **_zero()}, FACTS, "fp16.enabled"),
-        ({"bfloat16": {}, **_zero()}, FACTS, "old name"),
+        ({"bfloat16": {}, **_zero()}, FACTS, "bfloat16 may not be set here. It is an old name: use bf16."),
+        ({"activation_checkpointing": {}, **_zero()}, FACTS, "activation_checkpointing may not be set here"),
+        ({"compile": {}, **_zero()}, FACTS, "compile may not be set here. It would do nothing"),
+        ({"gradient_allreduce_op": "sum", **_zero()}, FACTS, "gradient_allreduce_op: expected mean, got sum"),
+        (_zero(cpu_offload=True), FACTS, "zero_optimization.cpu_offload may not be set here. Use offload_optimizer"),
+        (
+            _zero(offload_optimizer={"device": "nvme"}),
+            FACTS,
+            "offload_optimizer.device: expected none or cpu, got nvme",
+        ),
+        (
+            _zero(offload_param={"device": "cpu", "nvme_path": "/x"}),
+            FACTS,
+            "offload_param.nvme_path may not be set here",
+        ),
+        ({"bf16": {"bf16_master_weights_and_grads": True}, **_zero()}, FACTS, "Master weights and moments are fp32"),
+        ({"data_types": {"grad_acum_dtype": "fp32"}, **_zero()}, FACTS, "grad_acum_dtype, nearest grad_accum_dtype"),
         ({"bf16": True, **_zero()}, FACTS, "bf16 is not a JSON object"),
         ({"zero_optimization": 3}, FACTS, "zero_optimization is not a JSON object"),
         (
@@ -118,7 +204,17 @@ def test_bad_values(raw: dict[str, Any], facts: EngineFacts, message: str) -> No
         resolve_ds_config(raw, facts)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{,}", "valid JSON"), ("[]", "a JSON object, got list")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{,}", "one JSON object, got .*line 1"),
+        ("[]", "got a list"),
+        (
+            '{"bf16": {"enabled": true, "enabled": false}, "aio": 1, "aio": 2}',
+            "got enabled, aio more than once",
+        ),
+    ],
+)
 def test_unreadable_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(content)

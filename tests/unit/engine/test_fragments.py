@@ -1,31 +1,75 @@
-"""Fragments take their stretches of stored tensors; what does not fit is told."""
+"""One rank's file of the training state."""
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
-from cclm.engine.fragments import Fragment, fill
-from cclm.engine.stored_weights import StoredTensor
-from cclm.errors import CheckpointError
-
-STORED = {
-    "w": StoredTensor(
-        shape=(2, 5), dtype=torch.float32, parts=(torch.arange(6.0), torch.tensor([6.0, 7, 8, 9, -1, -1]))
-    )
-}
+from cclm.engine import fragments
+from cclm.engine.fragments import Fragment, ShareFacts, aliases_of, buffers_of, share_path, write_share
+from cclm.engine.stored_weights import StoredState
+from cclm.run import transient
+from tests.unit.engine.state_files import write_state
 
 
-@pytest.mark.parametrize(("start", "size"), [(0, 10), (0, 3), (4, 4), (6, 4), (9, 1), (3, 0)])
-def test_a_fragment_is_its_stretch(start: int, size: int) -> None:
-    values = torch.full((size,), -5.0)
-    fill([Fragment(name="w", shape=(2, 5), start=start, values=values)], STORED, "a checkpoint")
-    assert torch.equal(values, torch.arange(10.0)[start : start + size])
+class Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(3, 2), nn.Linear(2, 3)
+        self.head.weight = self.words.weight
+        self.register_buffer("seen", torch.tensor(4))
+        self.register_buffer("mask", torch.ones(2), persistent=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "told"), [("w", (5, 2), r"w of shape \(5, 2\), got shape \(2, 5\)"), ("v", (2, 5), "got no such")]
-)
-def test_what_does_not_fit_is_told(name: str, shape: tuple[int, ...], told: str) -> None:
-    with pytest.raises(CheckpointError, match=told):
-        fill([Fragment(name=name, shape=shape, start=0, values=torch.zeros(3))], STORED, "a checkpoint")
+def test_shared_parameters_have_a_first_name_and_aliases() -> None:
+    assert aliases_of(Module()) == {"head.weight": "words.weight"}
+
+
+def test_buffers_that_are_made_anew_are_left_out() -> None:
+    assert buffers_of(Module()) == {"seen": torch.tensor(4)}
+
+
+def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
+    state = {"step": 3, "state": {"seconds": 0.1 + 0.2, "names": ["a", None], "seen": {"image_text/en": 2**60}}}
+    facts: dict[str, Any] = {"updates": 5, "average_updates": 4, "counters": {"global_steps": 9}, "client_state": state}
+    found = StoredState(write_state(tmp_path, {"weights": {"w": torch.ones(2)}}, 2, **facts)).facts
+    assert {name: getattr(found, name) for name in facts} == facts
+
+
+def _one(path: Path) -> None:
+    fragment = Fragment(name="w", shape=(2,), start=0, values=torch.ones(2))
+    write_share(path, ShareFacts(world_size=1), {"weights": [fragment]}, {})
+
+
+def test_a_fault_that_passes_is_met_by_writing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, codes = fragments.write_tensors, [errno.EIO, errno.ESTALE]
+
+    def write_or_fail(path: Path, *arguments: Any) -> None:
+        if codes:
+            path.write_bytes(b"half")
+            raise OSError(codes.pop(), os.strerror(errno.EIO))
+        write(path, *arguments)
+
+    monkeypatch.setattr(fragments, "write_tensors", write_or_fail)
+    monkeypatch.setattr(transient, "WAITS_S", (0.0, 0.0))
+    _one(share_path(tmp_path, 0))
+    assert StoredState(tmp_path).tensors("weights")["w"].whole().tolist() == [1.0, 1.0]
+
+
+def test_a_full_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Path] = []
+
+    def fail(path: Path, *_: Any) -> None:
+        tries.append(path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fragments, "write_tensors", fail)
+    with pytest.raises(OSError, match="No space left"):
+        _one(share_path(tmp_path, 0))
+    assert len(tries) == 1

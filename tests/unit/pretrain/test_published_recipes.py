@@ -16,7 +16,6 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.published_names import published_weights
-from pretrain.build import uses_all_parameters
 from pretrain.recipe import read_config
 
 RECIPES = {
@@ -66,7 +65,6 @@ def test_sizes_are_the_published_ones(name: str) -> None:
             assert (view.batch_size, view.matching_rows) == (batch, batch)
             assert view.negative_group == batch // ranks, "negatives are drawn among what a published rank held"
     assert config.objectives.contrastive_grad_scale == 1 / ranks
-    assert uses_all_parameters(config) == (config.data.schedule == "joint")
     factor = config.optimizer.learning_rate_factor
     assert (factor(0), factor(warmup), factor(steps)) == (0.0, 1.0, 0.0)
 

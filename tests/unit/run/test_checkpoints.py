@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 from cclm.errors import CheckpointError
+from cclm.run import transient
 from cclm.run.checkpoints import (
+    DamagedError,
     Marker,
-    check_hashes,
-    check_sizes,
     complete_checkpoints,
+    damage_of,
     list_files,
     newest_complete,
     partial_folder,
@@ -19,7 +23,9 @@ from cclm.run.checkpoints import (
     read_marker,
     record_file,
     remove_leftovers,
+    set_aside,
     step_folder,
+    verify,
     write_marker,
 )
 
@@ -61,36 +67,72 @@ def test_a_damaged_checkpoint_is_never_the_newest(tmp_path: Path, damage: str) -
     assert newest_complete(tmp_path) == older
 
 
-def test_other_bytes_of_the_same_size_are_found_by_hash(tmp_path: Path) -> None:
-    checkpoint = _write(tmp_path, 10)
-    (checkpoint / "a.pt").write_bytes(b"x" * 10)
-    marker = read_marker(checkpoint)
-    check_sizes(checkpoint, marker)
-    check_hashes(checkpoint, marker, ["sub/b.pt"])
-    with pytest.raises(
-        CheckpointError, match=r"a\.pt has another sha256.*remove this folder \(no older one is complete, .*"
-    ):
-        check_hashes(checkpoint, marker, ["a.pt"])
+def _flip(path: Path, byte: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
 
 
-def test_damage_says_from_which_step_the_same_command_goes_on(tmp_path: Path) -> None:
-    _write(tmp_path, 5)
-    incomplete = _write(tmp_path, 7)
-    (incomplete / "complete").unlink()
+def test_every_flipped_bit_is_found_by_the_rank_that_looks_at_the_file(tmp_path: Path) -> None:
     checkpoint = _write(tmp_path, 10)
-    _write(tmp_path, 20)
+    assert damage_of(checkpoint) == [] == damage_of(checkpoint, 1, 2)
+    for byte in range(10):
+        for bit in range(8):
+            _flip(checkpoint / "a.pt", byte, bit)
+            assert damage_of(checkpoint) == damage_of(checkpoint, 0, 2) == ["a.pt has another sha256"]
+            assert damage_of(checkpoint, 1, 2) == [], "that rank looks at the other file"
+            _flip(checkpoint / "a.pt", byte, bit)
+    assert damage_of(checkpoint) == []
+
+
+def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
+    checkpoint = _write(tmp_path, 10)
+    verify(checkpoint)
     (checkpoint / "a.pt").write_bytes(b"x" * 10)
-    with pytest.raises(CheckpointError, match=r"remove this folder \(the same command then goes on from step 5\)"):
-        check_hashes(checkpoint, read_marker(checkpoint), ["a.pt"])
-    (tmp_path / "mail").mkdir()
-    copied = checkpoint.rename(tmp_path / "mail" / checkpoint.name)
-    with pytest.raises(CheckpointError, match="copy them again"):
-        check_hashes(copied, read_marker(copied), ["a.pt"])
+    with pytest.raises(DamagedError, match=r"a\.pt has another sha256.*a run that resumes sets it aside by itself"):
+        verify(checkpoint)
+    (checkpoint / "a.pt").unlink()
+    with pytest.raises(DamagedError, match=r"got a\.pt: missing\."):
+        verify(checkpoint)
+
+
+def test_another_format_is_no_damage(tmp_path: Path) -> None:
+    marker = _write(tmp_path, 10) / "complete"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format_version": 99}))
+    with pytest.raises(CheckpointError, match=r"checkpoint format 2, got 99\. Use the version") as caught:
+        damage_of(marker.parent)
+    assert not isinstance(caught.value, DamagedError)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_storage_that_does_not_answer_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    checkpoint, read, failures = _write(tmp_path, 10), Path.read_bytes, [number] * 2
+
+    def read_or_fail(path: Path) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    monkeypatch.setattr(transient, "WAITS_S", (0.0, 0.0))
+    assert damage_of(checkpoint) == [], "the third try succeeds"
+    failures.extend([number] * 3)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        damage_of(checkpoint)
+
+
+def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
+    places = [set_aside(_write(tmp_path, 10)).name for _ in range(3)]
+    assert places == ["step_000000010.damaged", "step_000000010.damaged1", "step_000000010.damaged2"]
+    assert newest_complete(tmp_path) is None and prune(tmp_path, keep=1) == []
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == places
 
 
 def test_unreadable_marker_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "complete").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"expected a readable marker file 'complete'.*resume from an older"):
+    with pytest.raises(CheckpointError, match=r"expected a readable marker file 'complete'.*Use another checkpoint"):
         read_marker(tmp_path)
 
 
@@ -115,9 +157,10 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -
     assert sorted(path.name for path in kept.parent.iterdir()) == [".nfs0001", kept.name]
 
 
-def test_publish_replaces_an_incomplete_folder(tmp_path: Path) -> None:
+def test_publish_sets_an_incomplete_folder_aside(tmp_path: Path) -> None:
     checkpoint = _write(tmp_path, 7)
     (checkpoint / "complete").unlink()
     assert newest_complete(tmp_path) is None
     _write(tmp_path, 7)
     assert newest_complete(tmp_path) == checkpoint
+    assert (checkpoint.with_name("step_000000007.damaged") / "a.pt").exists()

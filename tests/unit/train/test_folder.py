@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from cclm.config import CheckpointConfig, ObjectiveConfig, RunConfig
+from cclm.config import CheckpointConfig, RunConfig
+from cclm.data.config import SourceConfig
 from cclm.errors import CheckpointError, ConfigError
+from cclm.objectives.options import ObjectiveConfig
 from cclm.run.status import DoneMarker
-from cclm.train.folder import differences, input_hashes, refuse_another_run, run_hash, write_identity
-from pretrain.recipe import read_config
-from tests.tiny_run import recipe, write_corpus, write_recipe
+from cclm.train.folder import differences, identity_parts, input_hashes, refuse_another_run, write_identity
+from tests.tiny_run import recipe, write_corpus
+from tests.tiny_training import as_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     write_corpus(tmp_path)
-    return read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", recipe(tmp_path, tmp_path / "run")))])
+    return as_config(recipe(tmp_path, tmp_path / "run"))
 
 
 def begin(folder: Path) -> None:
@@ -81,7 +83,9 @@ def test_changed_shards_are_another_run(config: RunConfig, tmp_path: Path) -> No
     manifest.write_text(json.dumps(document), encoding="utf-8")
     after = input_hashes(config, None)
     assert {name for name in before if before[name] != after[name]} == {str(manifest)}
-    assert run_hash(config, before) != run_hash(config, after)
+    parts, others = identity_parts(config, before), identity_parts(config, after)
+    assert [name for name in parts if parts[name] != others[name]] == ["files that the configuration names"]
+    assert {"torch", "deepspeed", "data", "model", "optimizer"} < parts.keys()
 
 
 def test_the_same_shards_built_by_another_command_are_the_same_input(config: RunConfig, tmp_path: Path) -> None:
@@ -92,6 +96,22 @@ def test_the_same_shards_built_by_another_command_are_the_same_input(config: Run
     assert input_hashes(config, None) == before
     manifest.write_text("{broken")
     assert input_hashes(config, None) != before
+
+
+def test_where_views_and_sources_stand_makes_no_other_run(config: RunConfig, tmp_path: Path) -> None:
+    two = {"images": config.views["image_text"].sources["images"], "again": SourceConfig(path=str(tmp_path / "images"))}
+    views = {**config.views, "image_text": replace(config.views["image_text"], sources=two)}
+    turned = {**views, "image_text": replace(config.views["image_text"], sources=dict(reversed(two.items())))}
+    first, second = replace(config, views=views), replace(config, views=dict(reversed(turned.items())))
+    inputs = input_hashes(first, None)
+    assert input_hashes(second, None) == inputs and identity_parts(second, inputs) == identity_parts(first, inputs)
+    write_identity(tmp_path / "run", first, inputs, None)
+    begin(tmp_path / "run")
+    refuse_another_run(tmp_path / "run", second, inputs)
+    renamed = {"pictures": two["images"], "again": two["again"]}
+    third = replace(first, views={**views, "image_text": replace(config.views["image_text"], sources=renamed)})
+    with pytest.raises(ConfigError, match=r"other values of views\.image_text\.sources\.images, .*\.pictures"):
+        refuse_another_run(tmp_path / "run", third, inputs)
 
 
 def test_missing_tokenizer(config: RunConfig, tmp_path: Path) -> None:

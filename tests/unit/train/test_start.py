@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,24 @@ import pytest
 import torch
 import transformers
 
+from cclm.config import RunConfig
 from cclm.data.tokens import load_tokenizer
-from cclm.distributed.collectives import SINGLE
+from cclm.pretrained.towers import with_towers
 from cclm.train.folder import as_values
 from cclm.train.start import START_FILE
-from pretrain.build import build_module
-from pretrain.recipe import read_config
 from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_training import as_config, module_of, read
 from tests.unit.model.hf_towers import VIT
 from tests.unit.pretrained.test_towers import TEXT
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
+def config(tmp_path: Path) -> RunConfig:
+    config = as_config(settings_of(tmp_path))
+    return replace(config, model=with_towers(config.model))
+
+
+def settings_of(tmp_path: Path) -> dict[str, Any]:
     corpus = write_corpus(tmp_path / "corpus")
     vocab_size = load_tokenizer(corpus / "tokenizer").vocab_size
     torch.manual_seed(4)
@@ -45,11 +51,10 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     )
 
 
-def test_sizes_are_read_and_weights_filled(tmp_path: Path, settings: dict[str, Any]) -> None:
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+def test_sizes_are_read_and_weights_filled(tmp_path: Path, config: RunConfig) -> None:
     assert (config.model.width, config.model.vision.image_size, config.model.text.num_heads) == (48, 16, 6)
     assert (config.model.vision.source, config.model.text.source) == (None, None)
-    module = build_module(config, load_tokenizer(config.data.tokenizer), SINGLE)
+    module = module_of(config)
     tower = transformers.AutoModel.from_pretrained(tmp_path / "tower")
     for name, value in tower.named_parameters():
         assert torch.equal(module.model.vision_encoder.tower.get_parameter(name), value), name
@@ -61,15 +66,13 @@ def test_sizes_are_read_and_weights_filled(tmp_path: Path, settings: dict[str, A
     assert {entry["fate"] for entry in note["keys"]} == {"used"}
 
 
-def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, settings: dict[str, Any]) -> None:
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, config: RunConfig) -> None:
     for name in ("tower", "text"):
         (tmp_path / name / "model.safetensors").unlink()
-    build_module(config, load_tokenizer(config.data.tokenizer), SINGLE, is_fresh=False)
+    module_of(config, is_fresh=False)
     assert not (tmp_path / "run" / START_FILE).exists()
 
 
-def test_the_resolved_configuration_reads_as_itself(tmp_path: Path, settings: dict[str, Any]) -> None:
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
-    again = read_config(["--recipe", str(write_recipe(tmp_path / "resolved.yaml", as_values(config)))])
-    assert as_values(again) == as_values(config)
+def test_the_resolved_configuration_reads_as_itself(tmp_path: Path, config: RunConfig) -> None:
+    again = read(str(write_recipe(tmp_path / "resolved.yaml", as_values(config))))
+    assert again == config and as_values(again) == as_values(config)

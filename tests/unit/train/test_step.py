@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from cclm.data.batch import Batch
-from cclm.data.loader import StepDataset
-from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import SINGLE
-from cclm.train.rows import negatives
+from cclm.objectives.options import ObjectiveConfig
 from cclm.train.step import CrossViewTraining
-from pretrain.build import build_module
-from pretrain.recipe import read_config
-from tests.tiny_run import recipe, write_corpus, write_recipe
+from cclm.views.images import ImageBatch
+from tests.tiny_run import recipe, with_regions, write_corpus
+from tests.tiny_training import as_config, dataset_of, module_of
+
+Training = tuple[CrossViewTraining, Batch]
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[CrossViewTraining, Batch]:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    config = read_config(["--recipe", str(write_recipe(folder / "r.yaml", recipe(folder, folder / "run")))])
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    module = build_module(config, tokenizer, SINGLE).eval()
-    return module, StepDataset(config.data, tokenizer, seed=7)[0]
+def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """Three views in a joint step."""
+    folder = write_corpus(tmp_path_factory.mktemp("corpus"))
+    config = as_config(with_regions(recipe(folder, folder / "run"), folder))
+    return module_of(config).eval(), dataset_of(config)[0]
 
 
 class Calls:
@@ -37,14 +36,14 @@ class Calls:
         self.counts: dict[str, int] = {}
         self.handles = [child.register_forward_hook(self._count(name)) for name, child in module.named_children()]
 
-    def _count(self, name: str):  # type: ignore[no-untyped-def]
+    def _count(self, name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
             self.counts[name] = self.counts.get(name, 0) + 1
 
         return hook
 
 
-def test_every_module_runs_exactly_once(training: tuple[CrossViewTraining, Batch]) -> None:
+def test_every_module_runs_exactly_once(training: Training) -> None:
     module, batch = training
     calls = Calls(module.model)
     module(batch)
@@ -53,33 +52,51 @@ def test_every_module_runs_exactly_once(training: tuple[CrossViewTraining, Batch
     assert calls.counts == dict.fromkeys((name for name, _ in module.model.named_children()), 1)
 
 
-def test_losses_of_one_view_do_not_depend_on_the_other(training: tuple[CrossViewTraining, Batch]) -> None:
+def test_losses_of_one_view_do_not_depend_on_the_others(training: Training) -> None:
     module, batch = training
     both = module(batch).metrics
-    images = module(Batch(step=0, image_text=batch.image_text, text_pair=None)).metrics
-    pairs = module(Batch(step=0, image_text=None, text_pair=batch.text_pair)).metrics
-    assert {*images, *pairs} == {*both}
+    alone = {name: module(replace(batch, views={name: view})).metrics for name, view in batch.views.items()}
+    assert {*both} == {name for metrics in alone.values() for name in metrics}
     for name, value in both.items():
-        if name.startswith("image_text/"):
-            torch.testing.assert_close(images[name], value, rtol=1e-5, atol=1e-6)
-        if name.startswith("text_pair/"):
-            torch.testing.assert_close(pairs[name], value, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(both["loss"], images["loss"] + pairs["loss"])
+        if name not in ("loss", "temperature"):
+            torch.testing.assert_close(alone[name.partition("/")[0]][name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both["loss"], torch.stack([metrics["loss"] for metrics in alone.values()]).sum())
 
 
-def test_total_is_the_weighted_sum(training: tuple[CrossViewTraining, Batch]) -> None:
+LOSSES = {
+    "itc": ("image_text/itc", "regions/itc"),
+    "itm": ("image_text/itm", "regions/itm"),
+    "ttc": ("text_pair/ttc",),
+    "ttm": ("text_pair/ttm",),
+    "mlm": ("image_text/mlm", "regions/mlm", "text_pair/mlm"),
+    "box": ("regions/box",),
+    "giou": ("regions/giou",),
+}
+"""Which losses a weight belongs to."""
+
+
+def test_every_weight_moves_its_losses_in_the_total(training: Training) -> None:
+    """A weight that is dropped, or taken for another, fails: all are different."""
     module, batch = training
-    losses = module(batch)
-    names = ("image_text/itc", "image_text/itm", "image_text/mlm", "text_pair/ttc", "text_pair/ttm", "text_pair/mlm")
-    torch.testing.assert_close(losses.total.detach(), sum((losses.metrics[name] for name in names), torch.zeros(())))
-    assert all(0 <= losses.metrics[f"{view}/mlm_accuracy"] <= 1 for view in ("image_text", "text_pair"))
+    weights = {name: 1.0 + 0.3 * number for number, name in enumerate(LOSSES)}
+    given: dict[str, Any] = {f"{name}_weight": weight for name, weight in weights.items()}
+    options = ObjectiveConfig(**given)
+    losses = CrossViewTraining(module.model, module.views, options, SINGLE)(batch)
+    metrics = losses.metrics
+    expected = sum(weights[name] * metrics[loss] for name, own in LOSSES.items() for loss in own)
+    torch.testing.assert_close(losses.total.detach(), expected)
+    counted = {loss for own in LOSSES.values() for loss in own}
+    assert set(metrics) == counted | {"loss", "temperature"} | {
+        *(f"{view}/mlm_accuracy" for view in batch.views),
+        *("image_text/itm_accuracy", "regions/itm_accuracy", "text_pair/ttm_accuracy"),
+    }
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name.endswith("_accuracy"))
 
 
-def test_masked_lm_predicts_the_masked_slots_given_the_other_view(training: tuple[CrossViewTraining, Batch]) -> None:
+def test_masked_lm_predicts_the_masked_slots_given_the_other_view(training: Training) -> None:
     """The same loss by the book: text encoder, fusion with the row's own image, full logits, plain cross-entropy."""
     module, batch = training
-    images = batch.image_text
-    assert images is not None
+    images = cast(ImageBatch, batch.views["image_text"])
     model = module.model
     masked = images.masked
     states = model.encode_texts(masked.tokens.ids_BL, masked.tokens.mask_BL)
@@ -91,26 +108,10 @@ def test_masked_lm_predicts_the_masked_slots_given_the_other_view(training: tupl
     torch.testing.assert_close(module(batch).metrics["image_text/mlm"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_negatives_stay_in_their_group_and_differ_in_identity() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(12, 4, generator=generator), torch.randn(12, 4, generator=generator)
-    identity_B = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9])
-    row_F = torch.tensor([0, 1, 6, 7])
-    noise: Tensor = torch.zeros(4, 6)
-    drawn_second, drawn_first = negatives(first, second, identity_B, row_F, (noise, noise), torch.ones(1), 1.0)
-    for drawn in (drawn_second, drawn_first):
-        assert torch.equal(drawn // 6, row_F // 6)
-        assert (identity_B[drawn] != identity_B[row_F]).all()
-    similarity = first[row_F] @ second.T
-    similarity[:2, 6:] = similarity[2:, :6] = -torch.inf
-    similarity[identity_B[row_F][:, None] == identity_B[None]] = -torch.inf
-    assert torch.equal(drawn_second, similarity.argmax(1)), "without noise the hardest candidate is drawn"
-
-
-def test_during_the_warm_up_fusion_losses_do_not_reach_the_encoders(training: tuple[CrossViewTraining, Batch]) -> None:
+def test_during_the_warm_up_fusion_losses_do_not_reach_the_encoders(training: Training) -> None:
     module, batch = training
     options = replace(module.objectives, itc_weight=0.0, ttc_weight=0.0, fusion_warmup_steps=1)
-    warming = CrossViewTraining(module.model, options, SINGLE)
+    warming = CrossViewTraining(module.model, module.views, options, SINGLE)
     reached: dict[int, set[str]] = {}
     for step in (0, 1):
         module.model.zero_grad()
@@ -126,9 +127,8 @@ def test_an_affine_stem_is_calibrated_alike_on_every_rank(tmp_path: Path) -> Non
     write_corpus(tmp_path)
     settings = recipe(tmp_path, tmp_path / "run")
     settings["model"]["vision"]["stem_norm"] = "affine"
-    config = read_config(["--recipe", str(write_recipe(tmp_path / "r.yaml", settings))])
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    first, second = (build_module(config, tokenizer, SINGLE).state_dict() for _ in range(2))
+    config = as_config(settings)
+    first, second = (module_of(config).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     scales = [value for name, value in first.items() if "stem" in name and value.ndim == 1 and name.endswith("weight")]
     assert scales

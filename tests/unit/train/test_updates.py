@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from cclm.config import RunConfig
-from cclm.data.loader import StepDataset, view_schedule
-from cclm.data.tokens import load_tokenizer
-from cclm.distributed.collectives import SINGLE
+from cclm.data.loader import StepDataset
 from cclm.engine.optimizer import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.train.updates import merge_metrics, samples_read, updates_of
-from pretrain.build import build_module, uses_all_parameters
-from pretrain.recipe import read_config
-from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+from tests.tiny_run import recipe, with_regions, write_corpus
+from tests.tiny_training import as_config, dataset_of, module_of
+
+ORDER = ("text_pair", "regions", "image_text")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = write_corpus(tmp_path_factory.mktemp("corpus"))
-    settings = with_regions(recipe(folder, folder / "run"), folder, schedule="alternate")
-    return read_config(["--recipe", str(write_recipe(folder / "r.yaml", settings))])
+    return as_config(with_regions(recipe(folder, folder / "run"), folder, schedule="alternate"))
 
 
 @pytest.fixture(scope="module")
 def dataset(config: RunConfig) -> StepDataset:
-    return StepDataset(config.data, load_tokenizer(config.data.tokenizer), seed=config.seed)
+    return dataset_of(config)
 
 
 def test_a_joint_step_is_one_update(dataset: StepDataset) -> None:
@@ -40,8 +36,8 @@ def test_an_alternating_step_has_an_update_for_each_view(dataset: StepDataset) -
     for step in range(6):
         batch = dataset[step]
         parts = updates_of(batch, "alternate")
-        held = [[name for name in ("text_pair", "regions", "image_text") if getattr(part, name)] for part in parts]
-        assert held == [[name] for name in ("text_pair", "regions", "image_text") if getattr(batch, name)]
+        assert [list(part.views) for part in parts] == [[name] for name in ORDER if name in batch.views]
+        assert all(part.views[name] is batch.views[name] for part in parts for name in part.views)
         assert [part.update for part in parts] == list(range(len(parts)))
         assert {part.step for part in parts} == {step}
     assert [len(updates_of(dataset[step], "alternate")) for step in range(3)] == [3, 2, 2]
@@ -55,23 +51,10 @@ def test_losses_of_a_step_add_up() -> None:
 
 
 def test_samples_are_counted_as_they_were_read(config: RunConfig, dataset: StepDataset) -> None:
-    schedule, total = view_schedule(config.data, config.seed), 0
+    total = 0
     for step in range(12):
-        batch = dataset[step]
-        total += 0 if batch.image_text is None else batch.image_text.ledger_B.shape[0]
-        total += 0 if batch.regions is None else batch.regions.ledger_B.shape[0]
-        total += 0 if batch.text_pair is None else batch.text_pair.ledger_S.shape[0]
-        assert samples_read(config.data, schedule, step + 1) == total
-
-
-def test_which_runs_use_every_parameter(config: RunConfig) -> None:
-    joint = replace(config, data=replace(config.data, schedule="joint"))
-    assert uses_all_parameters(joint)
-    assert not uses_all_parameters(config)
-    assert not uses_all_parameters(replace(joint, data=replace(joint.data, regions=None))), "the box head"
-    assert not uses_all_parameters(replace(joint, data=replace(joint.data, image_text=None, regions=None)))
-    alone = replace(config.data, image_text=None, text_pair=None)
-    assert uses_all_parameters(replace(config, data=alone)), "one view, one update"
+        total += sum(len(view.ledger_S) for view in dataset[step].views.values())
+        assert samples_read(config.views, dataset.schedule, step + 1) == total
 
 
 def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunConfig, dataset: StepDataset) -> None:
@@ -80,7 +63,7 @@ def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunC
     optimizer = OptimizerConfig(
         total_steps=9, learning_rate=1e-2, schedule="constant", decay_rule="published", update_rule="published"
     )
-    module = build_module(config, dataset.tokenizer, SINGLE)
+    module = module_of(config)
     engine = PlainEngine(module, optimizer)
     for part in updates_of(dataset[0], "alternate"):
         engine.backward(engine.forward(part))
@@ -92,7 +75,7 @@ def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunC
     count = int(state["step"])
     assert count == 3 and mean.any()
     text = updates_of(dataset[1], "alternate")[0]
-    assert text.text_pair is not None and text.image_text is None
+    assert list(text.views) == ["text_pair"]
     engine.backward(engine.forward(text))
     assert not engine.full_gradients()[name].any()
     engine.update(1)

@@ -1,0 +1,109 @@
+"""What DeepSpeed does otherwise than one would think (seen in 0.19.8), what is done here about it, and the test.
+
+1.  *Gradients of earlier updates are used again.* ZeRO-3 overwrites a parameter's gradient in the first backward of an
+    update that reaches it, and never clears the buffer. With the optimizer offloaded, stages 1 and 2 too never clear
+    what goes to the CPU. → `clear_stale_gradients`
+    (tests/parity/test_engine.py::test_gradients_of_joint_image_only_and_text_only_steps, ::test_offload)
+2.  With the optimizer offloaded, stages 2 and 3 hand over only the gradients that the *last* backward of an update
+    reaches, unless the caller says when an update ends (`managed_gradient_accumulation: false`). → `owns_boundary`.
+    That alone does not clear anything, it is refused at stage 1 with `overlap_comm`, and at stage 0 it leaves no moment
+    to take a norm in; so it is on only where it is needed. (::test_offload)
+3.  Parameters of shape () crash its broadcast: "self.dim() cannot be 0 to view Float as Byte".
+    → `check_parameters_have_dimensions` (tests/ranks/test_deepspeed_engine.py)
+4.  Its hooks find tensors in tuples and dicts, not in dataclasses. → `cclm.engine.deepspeed.door` (every rank test)
+5.  Stage 0 tells no gradient norm, and leaves a parameter without a gradient as it is. → `prepare_stage_0`
+    (tests/parity/test_engine.py::test_every_stage_agrees_with_plain)
+6.  At its start it compiles an extension for collectives in shared memory (a minute; for ever, if a killed process left
+    its lock), and loads torch's compiler to ask whether an optimizer is Muon. → `start_deepspeed`
+    (tests/ranks/test_deepspeed_engine.py::test_nothing_is_compiled_at_the_start)
+7.  `zero.Init(dtype=…)` gives bf16 parameters on a CPU, whatever the dtype. → `sharded_construction` passes none
+    (tests/ranks/test_sharded_build.py)
+8.  Its checkpoints are pickles, tied to the number of ranks; a rank that cannot write leaves the others in a barrier.
+    → `cclm.engine.fragments` (tests/ranks/test_checkpoint.py, test_world_sizes.py)
+9.  In bf16 it reduces and accumulates gradients in bf16, unless told otherwise in two places. → ds_configs/*_bf16.json
+    (tests/ranks/test_bf16_gradients.py)
+10. It ignores unknown keys at the top of its JSON, and keys that do nothing in a given setting.
+    → `cclm.engine.ds_config` (tests/unit/engine/test_ds_config.py)
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cclm.engine.ds_config import offloads_optimizer, zero_stage
+from cclm.engine.optimizer import num_dimensions
+from cclm.errors import ConfigError
+
+
+def start_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed with its workarounds and let it join the ranks; return the module.
+
+    It is told the accelerator, which it would otherwise guess aloud, and muted where it calls torch by old names.
+    """
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
+    _import_muon_without_compiler()
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
+    return deepspeed
+
+
+def owns_boundary(ds_config: Mapping[str, Any]) -> bool:
+    """Return whether we, not DeepSpeed, say when an update's last backward was: see quirk 2."""
+    return zero_stage(ds_config) >= 2 and offloads_optimizer(ds_config)
+
+
+def clear_stale_gradients(zero: Any, stage: int) -> None:
+    """Clear all that the ZeRO optimizer remembers of gradients: before the first backward of each update."""
+    is_offloaded = stage > 0 and bool(getattr(zero, "offload_optimizer" if stage == 3 else "cpu_offload", False))
+    if stage == 3:
+        zero.grad_partitions_flat_buffer.zero_()
+    if is_offloaded:
+        zero.norm_for_param_grads.clear()
+        for flat in zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups:
+            flat.grad.zero_()
+        for gradient in getattr(zero, "accumulated_grads_in_cpu", {}).values():
+            gradient.zero_()
+
+
+def prepare_stage_0(parameters: list[nn.Parameter]) -> float:
+    """Fill missing gradients, so that all stages update alike; return the norm of all."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return float(nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None]))
+
+
+def check_parameters_have_dimensions(module: nn.Module) -> None:
+    """Raise ConfigError, with their names, if there are parameters of shape ()."""
+    names = [name for name, parameter in module.named_parameters() if num_dimensions(parameter) == 0]
+    if names:
+        raise ConfigError(
+            expected="parameters with at least one dimension (DeepSpeed cannot broadcast others)",
+            got=f"parameters of shape (): {', '.join(names)}",
+            do="Give them the shape (1,).",
+            where="training module",
+        )
+
+
+def _import_muon_without_compiler() -> None:
+    """Import the file that DeepSpeed asks about Muon; it calls torch.compile, which would load for seconds."""
+    compile_function = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    except ImportError:  # another DeepSpeed without it
+        pass
+    finally:
+        torch.compile = compile_function

@@ -1,0 +1,68 @@
+"""What a network computes attention and layer norm with: values, plain torch unless a run puts faster ones in.
+
+A module that uses one inherits `UsesKernels` and reads `self.kernels`; `use_kernels(model, kernels)` changes all.
+An exported folder carries this file and so only knows the plain ones; `cclm.ops` has the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
+    from jaxtyping import Float
+except ImportError:
+    pass
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""(query (B, N, L, K), key (B, N, M, K), value (B, N, M, K), mask, dropout) → (B, N, L, K), the heads apart.
+
+The mask is None, boolean (True: may be attended to) or added to the scores; it broadcasts to (B, N, L, M)."""
+LayerNormFunction = Callable[[Tensor, Sequence[int], Tensor, Tensor, float], Tensor]
+"""(rows, normalized shape, weight, bias, epsilon) → rows, as `torch.nn.functional.layer_norm`."""
+
+
+def plain_attention(
+    query_BNLK: Float[Tensor, "b n l k"],
+    key_BNMK: Float[Tensor, "b n m k"],
+    value_BNMK: Float[Tensor, "b n m k"],
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b n l k"]:
+    """Softmax attention of L queries to M keys in each of N heads; torch chooses the algorithm."""
+    return functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask, dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """The functions that a network is computed with."""
+
+    attention: Attention = plain_attention
+    layer_norm: LayerNormFunction = functional.layer_norm
+
+
+PLAIN = Kernels()
+
+
+class UsesKernels:
+    """A module that computes with `self.kernels`."""
+
+    kernels: Kernels = PLAIN
+
+
+class LayerNorm(UsesKernels, nn.LayerNorm):
+    """`torch.nn.LayerNorm` by the run's kernel; the same parameters and names."""
+
+    def forward(self, rows: Float[Tensor, " *rows d"]) -> Float[Tensor, " *rows d"]:
+        """Normalise the last axis."""
+        return self.kernels.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+def use_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Let every module of a network compute with these kernels."""
+    for module in model.modules():
+        if isinstance(module, UsesKernels):
+            module.kernels = kernels

@@ -1,0 +1,1 @@
+"""Views: what each of them reads, and what it contributes to a training step."""

@@ -1,0 +1,127 @@
+"""The image-text view: images with captions.
+
+| first side, the memory | second side, the query | masked text | memory of the masked text |
+|---|---|---|---|
+| image | caption | caption | image |
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from cclm.data.batch import BadSample, Tokens
+from cclm.data.collate import fusion_tensors, int64, pad
+from cclm.data.image import decode_image, prepare
+from cclm.data.source import Memory, Source
+from cclm.data.stream import Address
+from cclm.data.tokens import TextTokenizer
+from cclm.objectives.term import Term
+from cclm.shardfile.cache import CacheConfig
+from cclm.types import ImageTextRecord
+from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.samples import ImageTextSample, image_text_sample
+from cclm.views.images import ImageBatch, ImageBuffer, image_rows, pixel_scale
+from cclm.views.view import Contribution, EncodedView, Loss, StepContext, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextBatch(ImageBatch):
+    """B images, each with one caption (or two), on one rank."""
+
+    second_text: Tokens | None = None
+    """Another caption of each image, B rows; None unless two are wanted."""
+
+    @property
+    def texts(self) -> tuple[Tokens, ...]:
+        """Captions, and second captions if there are any."""
+        return (self.text,) if self.second_text is None else (self.text, self.second_text)
+
+
+class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
+    """Shard sets of images with captions."""
+
+    stream_bits = 0
+    sample_purpose = 3
+
+    def __init__(
+        self,
+        name: str,
+        config: ImageTextConfig,
+        tokenizer: TextTokenizer,
+        seed: int,
+        cache: CacheConfig | None = None,
+        pad_multiple: int = 1,
+    ) -> None:
+        super().__init__(name, config, tokenizer, seed, cache, pad_multiple)
+        self._memory: Memory[tuple[ImageTextRecord, Image.Image]] = Memory(config.transform.cache_bytes)
+
+    def batch(self, step: int, groups: range, bad: list[BadSample]) -> ImageTextBatch:
+        """Build the batch of some negative groups of a step."""
+        slots = self.slots(groups)
+        buffer = ImageBuffer(len(slots))
+        samples = [
+            replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in self.samples(step, slots, bad)
+        ]
+        pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
+        seconds = [sample.second_ids for sample in samples if sample.second_ids is not None]
+        return ImageTextBatch(
+            images_BCHW=buffer.tensor(),
+            pixel_scale=pixel_scale(self.config.transform),
+            text=pad([sample.ids for sample in samples], pad_id, multiple),
+            second_text=pad(seconds, pad_id, multiple) if seconds else None,
+            identity_R=int64([sample.identity for sample in samples]),
+            ledger_S=int64([sample.ledger for sample in samples]),
+            **vars(fusion_tensors([sample.fusion for sample in samples], pad_id, multiple)),
+        )
+
+    def make(self, address: Address, fusion: bool) -> ImageTextSample:
+        """Read a record and make a sample of it."""
+        record, image = self._load(address)
+        generator, requested = self.generator(address), self.requested(address)
+        return image_text_sample(record, image, self.config, self.tokenizer, generator, fusion, requested)
+
+    def _load(self, address: Address) -> tuple[ImageTextRecord, Image.Image | bytes]:
+        transform = self.config.transform
+        if transform.method == "random_resized_crop" and not transform.cache_bytes:  # decoded when the crop is known
+            record = self.sets[address.source].image_text(address.shard, address.sample)
+            return record, record.image
+        key = (address.source, address.shard, address.sample)
+        known = self._memory.get(key)
+        if known is not None:
+            return known
+        record = self.sets[address.source].image_text(address.shard, address.sample)
+        image = prepare(decode_image(record.image), transform)
+        record = replace(record, image=b"")
+        captions = sum(sys.getsizeof(text) for texts in record.captions.values() for text in texts)
+        # Pillow keeps four bytes for each RGB pixel; a kilobyte for the objects around it
+        self._memory.put(key, (record, image), 4 * image.width * image.height + captions + 1024)
+        return record, image
+
+
+class ImageTextView(View[ImageTextConfig, ImageTextBatch]):
+    """Images with captions."""
+
+    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> ImageTextSource:
+        """Open the view's shard sets."""
+        return ImageTextSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+
+    def contribute(self, step: StepContext, batch: ImageTextBatch, encoded: EncodedView) -> Contribution:
+        """Contrast images and captions; rows for matching and masked-LM.
+
+        With two captions the image-text loss is the mean of both captions', and captions are contrasted with each other
+        (spec §2.5); everything else is about the first.
+        """
+        assert encoded.images is not None
+        same, image_BE = (batch.identity_R, batch.identity_R), encoded.images.feature_BE
+        text_BE, *others = (texts.feature_BE for texts in encoded.texts)
+        itc, losses = step.contrast(image_BE, text_BE, same), {}
+        for other_BE in others:
+            second = step.contrast(image_BE, other_BE, same)
+            itc = Term(0.5 * (itc.sum + second.sum), itc.count)
+            ttc = step.contrast(text_BE, other_BE, same)
+            losses["ttc"] = Loss(term=ttc, weight=step.objectives.ttc_weight)
+        losses["itc"] = Loss(term=itc, weight=step.objectives.itc_weight)
+        return image_rows(step, batch, encoded, losses)

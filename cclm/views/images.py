@@ -1,0 +1,127 @@
+"""What the views with images share: their batches, and their rows for the fusion encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cclm.data.batch import PixelScale, Tokens, ViewBatch
+from cclm.data.image import ImageTransformConfig
+from cclm.views.rows import FusionRows, negatives, select
+from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, MatchingRows, StepContext
+
+BatchType = TypeVar("BatchType", bound="ImageBatch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch(ViewBatch):
+    """Rows of images, or of parts of images, with a text each."""
+
+    images_BCHW: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
+    """Normalised float32, or bytes, for `normalised` on the device."""
+    pixel_scale: PixelScale
+    """How images that are bytes are to be normalised."""
+    text: Tokens
+    """One for each row."""
+    identity_R: Int[Tensor, " r"]
+    """63-bit hash of what each row is about; equal values are positives of each other."""
+
+    @property
+    def texts(self) -> tuple[Tokens, ...]:
+        """The rows' texts."""
+        return (self.text,)
+
+    @property
+    def images(self) -> Tensor:
+        """The images."""
+        return self.images_BCHW
+
+    def normalised(self: BatchType) -> BatchType:
+        """Return the batch with float images (itself, if they are floats already)."""
+        if self.images_BCHW.dtype != torch.uint8:
+            return self
+        return replace(self, images_BCHW=self.pixel_scale(self.images_BCHW))
+
+
+class ImageBuffer:
+    """The images of a batch, each copied into its place while it is still in the processor's cache: at the end, they
+    would all come from memory again, and be held twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._filled = count, 0
+        self._pixels_BCHW: NDArray[Any] = np.empty(0)
+
+    def put(self, pixels_CHW: NDArray[Any]) -> NDArray[Any]:
+        """Copy the next image into the batch; returns its place there, so that nobody keeps the original."""
+        if self._filled == 0:
+            self._pixels_BCHW = np.empty((self._count, *pixels_CHW.shape), pixels_CHW.dtype)
+        place: NDArray[Any] = self._pixels_BCHW[self._filled]
+        place[:] = pixels_CHW
+        self._filled += 1
+        return place
+
+    def tensor(self) -> Tensor:
+        """Return all of them, (B, 3, height, width)."""
+        assert self._filled == self._count > 0, f"{self._filled} of {self._count} images"
+        return torch.from_numpy(self._pixels_BCHW)
+
+
+def pixel_scale(transform: ImageTransformConfig) -> PixelScale:
+    """Return how bytes become the network's input."""
+    return PixelScale(mean=transform.mean, std=transform.std)
+
+
+def image_rows(
+    step: StepContext,
+    batch: ImageBatch,
+    encoded: EncodedView,
+    losses: dict[str, Loss],
+    located: LocatedRows | None = None,
+    matching: str = "itm",
+) -> Contribution:
+    """Return the contribution of rows of images (or regions) with texts: image as memory, text as query.
+
+    Args:
+        step: what every view needs.
+        batch: the view's.
+        encoded: the batch after the encoders.
+        losses: contrastive ones.
+        located: rows for a head of the view's own.
+        matching: name of the matching loss.
+    """
+    images, texts, row_F = encoded.images, encoded.texts[0], batch.matching_row_F
+    assert images is not None
+    other_text_F, other_image_F = negatives(
+        images.feature_BE,
+        texts.feature_BE,
+        batch.identity_R,
+        row_F,
+        (batch.noise_second_FG, batch.noise_first_FG),
+        step.temperature,
+        step.hardness,
+    )
+    memories = images.states_BND, images.mask_BN
+    matched = select(
+        (texts.states_BLD, texts.mask_BL),
+        torch.cat([row_F, row_F, other_text_F]),
+        memories,
+        torch.cat([row_F, other_image_F, row_F]),
+    )
+    masked = FusionRows(
+        query_FLD=encoded.masked_FLD,
+        query_mask_FL=encoded.masked_mask_FL,
+        memory_FND=memories[0][row_F],
+        memory_mask_FN=memories[1][row_F],
+    )
+    return Contribution(
+        losses=losses,
+        matched=MatchingRows(name=matching, weight=step.objectives.itm_weight, rows=matched),
+        masked=masked,
+        located=located,
+    )

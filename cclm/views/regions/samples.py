@@ -1,0 +1,260 @@
+"""One record with regions → one cropped picture with texts, boxes and patch masks; pictures → a group of texts.
+
+    record ─► a region is drawn ─► a random crop that holds it ─► flip? ─► resize ─► picture
+                                        │
+                                        └─► caption (the whole crop) and regions inside it ─► texts, boxes, masks
+    M pictures ─► their texts in a random order ─► G rows (some twice, if there are too few)
+
+Geometry and order as published (spec §4.2); where it differs, `RegionConfig.reference` says how.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cclm.data.collate import FusionDraws, fusion_draws
+from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.photo import cut, finish, picture_size
+from cclm.data.tokens import TextTokenizer
+from cclm.errors import DataError
+from cclm.types import ImageTextRecord, Language, Region
+from cclm.views.captions import choose_caption
+from cclm.views.regions.options import RegionConfig
+from cclm.views.regions.sides import names_a_side
+
+Corners = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionText:
+    """A text about a part of a picture, or about all of it."""
+
+    ids: Sequence[int]
+    box: tuple[float, float, float, float]
+    """Centre x, centre y, width, height as shares of the picture's sides."""
+    mask_N: NDArray[np.bool_]
+    """True for the patches that the box touches; token 0 is always True."""
+    is_whole: bool
+    """Whether it is the image's own caption."""
+    identity: int
+    """63-bit hash of what it is about: the image, or this region of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSample:
+    """One cropped picture with at least one text."""
+
+    pixels_CHW: NDArray[np.uint8]
+    texts: Sequence[RegionText]
+    ledger: int
+    """64-bit hash of the sample: record, crop, flip and choices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionRow:
+    """A text of a group."""
+
+    image: int
+    """Which of the group's pictures it is about."""
+    text: RegionText
+    identity: int
+    """The text's; with `reference`, one of its own for every row."""
+    fusion: FusionDraws | None
+    """None for rows outside the matching rows."""
+
+
+def region_sample(
+    record: ImageTextRecord,
+    picture: Image.Image | bytes,
+    config: RegionConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+) -> RegionSample:
+    """Draw, in this order: the region that the crop must hold, crop, flip, order of regions, texts, augmentation.
+
+    Args:
+        record: the stored record (its image bytes are not looked at).
+        picture: the record's whole picture, encoded or RGB; boxes are in its pixels.
+        config: the view's settings.
+        tokenizer: of the run.
+        generator: the sample's own.
+
+    Raises:
+        DataError: `region_missing` (no region inside the picture), `caption_missing` (no text in the wanted languages),
+            `text_empty`.
+    """
+    size = picture_size(picture)
+    regions = usable_regions(record, size)
+    centre = regions[int(generator.integers(len(regions)))][1]
+    crop = draw_crop(centre, size, generator)
+    flip = bool(generator.random() < config.transform.flip_probability)
+    if flip and not config.reference and any(names_a_side(captions) for captions in all_captions(record)):
+        flip = False
+    chosen = list(_choose_texts(record, regions, crop, config, generator))
+    if not chosen:
+        raise DataError(
+            reason="caption_missing",
+            expected="a text in " + ("any language" if config.languages is None else ", ".join(config.languages)),
+            got="regions and a caption without one",
+            do="Change `languages`, or leave the record out of the shards.",
+        )
+    texts = []
+    for text, corners, index in chosen:
+        (ids,) = tokenizer.encode([text], config.max_tokens, config.max_words)
+        texts.append(_region_text(ids, corners, index, flip, record, config))
+    choice = ",".join(map(str, [*crop, int(flip), *(f"{index}:{text}" for text, _, index in chosen)]))
+    return RegionSample(
+        pixels_CHW=finish(cut(picture, crop, config.transform), flip, config.transform, generator),
+        texts=texts,
+        ledger=sample_hash(record.source, record.key, choice),
+    )
+
+
+def usable_regions(record: ImageTextRecord, size: tuple[int, int]) -> list[tuple[Region, tuple[int, int, int, int]]]:
+    """Regions with whole-pixel corners (left, top, right, bottom) inside the picture and a positive size."""
+    found = []
+    for region in record.regions:
+        x, y, width, height = (int(side) for side in region.box)
+        if x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= size[0] and y + height <= size[1]:
+            found.append((region, (x, y, x + width, y + height)))
+    if not found:
+        raise DataError(
+            reason="region_missing",
+            expected="a region with a positive size inside the picture",
+            got=f"{len(record.regions)} regions, picture of {size[0]} × {size[1]} pixels",
+            do="Leave the record out of this set, or correct its boxes (x, y, width, height in pixels).",
+        )
+    return found
+
+
+def draw_crop(
+    box: tuple[int, int, int, int], size: tuple[int, int], generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Corners of a crop that holds a box: each side uniform among the whole pixels between the box and the border."""
+    left, top, right, bottom = box
+    return (
+        int(generator.integers(left + 1)),
+        int(generator.integers(top + 1)),
+        int(generator.integers(right, size[0] + 1)),
+        int(generator.integers(bottom, size[1] + 1)),
+    )
+
+
+def all_captions(record: ImageTextRecord) -> Iterator[Mapping[Language, Sequence[str]]]:
+    """Everything that is said about the picture."""
+    yield record.captions
+    for region in record.regions:
+        yield region.captions
+        yield region.attributes
+
+
+def clip_to_crop(box: Corners, crop: Corners, min_overlap: float) -> Corners | None:
+    """A box as shares of the crop's sides, cut off at its border; None if too little of it lies inside."""
+    left, top = max(box[0], crop[0]), max(box[1], crop[1])
+    right, bottom = min(box[2], crop[2]), min(box[3], crop[3])
+    inside = max(0.0, right - left) * max(0.0, bottom - top)
+    if inside / ((box[2] - box[0]) * (box[3] - box[1])) <= min_overlap:
+        return None
+    width, height = crop[2] - crop[0], crop[3] - crop[1]
+    return (left - crop[0]) / width, (top - crop[1]) / height, (right - crop[0]) / width, (bottom - crop[1]) / height
+
+
+def patch_mask(corners: Corners, grid: int) -> NDArray[np.bool_]:
+    """Which of the 1 + grid² tokens a box (corners as shares) touches: at least one patch; token 0 always."""
+    left, top, right, bottom = (side * grid for side in corners)
+    mask = np.zeros((grid, grid), dtype=np.bool_)
+    column, row = min(grid - 1, math.floor(left)), min(grid - 1, math.floor(top))
+    mask[row : max(row + 1, math.ceil(bottom)), column : max(column + 1, math.ceil(right))] = True
+    return np.concatenate([np.ones(1, dtype=np.bool_), mask.reshape(-1)])
+
+
+def draw_rows(
+    samples: Sequence[RegionSample],
+    config: RegionConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+) -> list[RegionRow]:
+    """G rows from the texts of a group's M pictures, and what the first of them need for the fusion encoder."""
+    places = [(image, text) for image, sample in enumerate(samples) for text in sample.texts]
+    order = generator.permutation(len(places))[: config.negative_group].tolist()
+    order += generator.integers(len(places), size=config.negative_group - len(order)).tolist()
+    num_matching = config.rows_per_group
+    rows = []
+    for number, place in enumerate(order):
+        image, text = places[place]
+        draws = None
+        if number < num_matching:
+            draws = fusion_draws(text.ids, config.masking, config.negative_group, tokenizer, generator)
+        identity = int(generator.integers(1 << 63)) if config.reference else text.identity
+        rows.append(RegionRow(image=image, text=text, identity=identity, fusion=draws))
+    return rows
+
+
+def _choose_texts(
+    record: ImageTextRecord,
+    regions: Sequence[tuple[Region, tuple[int, int, int, int]]],
+    crop: tuple[int, int, int, int],
+    config: RegionConfig,
+    generator: np.random.Generator,
+) -> Iterator[tuple[str, Corners, int]]:
+    """(text, corners as shares of the crop, index of the region or -1 for the caption), at most the allowed number."""
+    wanted = config.texts_per_image
+    order = generator.permutation(len(regions)).tolist()
+    draws = iter(generator.random((1 + len(regions), 4)).tolist())
+    first = next(draws)
+    if config.with_caption and _languages(record.captions, config):
+        language, choice = choose_caption(record.captions, config, first[0], first[1])
+        yield record.captions[language][choice], (0.0, 0.0, 1.0, 1.0), -1
+        wanted -= 1
+    for index in order:
+        own = next(draws)
+        region, box = regions[index]
+        corners = clip_to_crop(box, crop, config.min_overlap)
+        if wanted < 1:
+            return
+        if corners is not None and _languages(region.captions, config):
+            yield _spell(region, config, own), corners, index
+            wanted -= 1
+
+
+def _languages(captions: Mapping[Language, Sequence[str]], config: RegionConfig) -> bool:
+    """Whether there is a text in a wanted language."""
+    return bool(captions) if config.languages is None else any(name in captions for name in config.languages)
+
+
+def _spell(region: Region, config: RegionConfig, draws: Sequence[float]) -> str:
+    """The region's text, with an attribute before it if it has one and the configuration wants it."""
+    language, choice = choose_caption(region.captions, config, draws[0], draws[1])
+    text = region.captions[language][choice]
+    if config.attributes == "none" or not _languages(region.attributes, config):
+        return text
+    if config.attributes == "any_language":
+        language, choice = choose_caption(region.attributes, config, draws[2], draws[3])
+        attribute = region.attributes[language][choice]
+        return f"{attribute[0] if config.reference else attribute} {text}"
+    own = region.attributes.get(language)
+    return f"{own[int(draws[3] * len(own))]} {text}" if own else text
+
+
+def _region_text(
+    ids: Sequence[int], corners: Corners, index: int, flip: bool, record: ImageTextRecord, config: RegionConfig
+) -> RegionText:
+    left, top, right, bottom = corners
+    if flip:
+        left, right = 1.0 - right, 1.0 - left
+    name = record.identity or record.key
+    is_whole = index < 0
+    return RegionText(
+        ids=ids,
+        box=((left + right) / 2, (top + bottom) / 2, right - left, bottom - top),
+        mask_N=patch_mask((left, top, right, bottom), config.patch_grid),
+        is_whole=is_whole,
+        identity=identity_hash(name if is_whole else f"{name}\0{record.key}\0{index}"),
+    )

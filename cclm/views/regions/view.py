@@ -1,0 +1,138 @@
+"""The region view: boxes of images with texts about them.
+
+| first side, the memory | second side, the query | masked text | memory of the masked text |
+|---|---|---|---|
+| image, pooled and masked to the region | text about it | that text | the same |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cclm.data.batch import BadSample
+from cclm.data.collate import fusion_tensors, int64, pad
+from cclm.data.seeding import keyed_generator
+from cclm.data.source import Source
+from cclm.data.stream import Address
+from cclm.data.tokens import TextTokenizer
+from cclm.errors import ConfigError
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.objectives.boxes import box_losses
+from cclm.shardfile.cache import CacheConfig
+from cclm.views.images import ImageBatch, ImageBuffer, image_rows, pixel_scale
+from cclm.views.regions.options import RegionConfig
+from cclm.views.regions.samples import RegionRow, RegionSample, draw_rows, region_sample
+from cclm.views.rows import select
+from cclm.views.view import Contribution, EncodedView, ImageStates, LocatedRows, Loss, StepContext, View
+
+GROUP_PURPOSE = 6
+"""Key of what is drawn about a group (`cclm.data.seeding`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionBatch(ImageBatch):
+    """R texts about parts of B images, on one rank; a negative group's texts are about its own images."""
+
+    image_of_R: Int[Tensor, " r"]
+    """Which image each text is about."""
+    mask_RN: Bool[Tensor, "r n"]
+    """Image tokens of the region: token 0 and the patches under its box."""
+    box_R4: Float[Tensor, "r 4"]
+    """Centre x, centre y, width, height as shares of the image's sides, float32."""
+    whole_R: Bool[Tensor, " r"]
+    """True for captions of a whole image, whose box is no target."""
+
+
+class RegionSource(Source[RegionConfig, RegionSample]):
+    """Shard sets of images with regions; its slots are images, its batches are made of groups of texts."""
+
+    stream_bits = 1 << 62
+    sample_purpose = 5
+
+    @property
+    def counted(self) -> list[str]:
+        """By source only: which texts a group takes, and in which languages, is drawn later."""
+        return list(self._names)
+
+    def batch(self, step: int, groups: range, bad: list[BadSample]) -> RegionBatch:
+        """Build the batch of some negative groups of a step: the rows of each, in order, about its images."""
+        buffer = ImageBuffer(len(groups) * self.config.images_per_group)
+        samples: list[RegionSample] = []
+        rows: list[tuple[int, RegionRow]] = []
+        for number in groups:
+            found, own = self.group(step, number, bad)
+            rows += [(len(samples) + row.image, row) for row in own]
+            samples += [replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in found]
+        pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
+        return RegionBatch(
+            images_BCHW=buffer.tensor(),
+            pixel_scale=pixel_scale(self.config.transform),
+            image_of_R=int64([image for image, _ in rows]),
+            mask_RN=torch.from_numpy(np.stack([row.text.mask_N for _, row in rows])),
+            box_R4=torch.tensor([row.text.box for _, row in rows], dtype=torch.float32),
+            whole_R=torch.tensor([row.text.is_whole for _, row in rows]),
+            text=pad([row.text.ids for _, row in rows], pad_id, multiple),
+            identity_R=int64([row.identity for _, row in rows]),
+            ledger_S=int64([sample.ledger for sample in samples]),
+            **vars(fusion_tensors([row.fusion for _, row in rows], pad_id, multiple)),
+        )
+
+    def group(self, step: int, number: int, bad: list[BadSample]) -> tuple[list[RegionSample], list[RegionRow]]:
+        """Return the images and the rows of a negative group; broken samples that were replaced are added to `bad`."""
+        size = self.config.images_per_group
+        samples = list(self.samples(step, range(number * size, (number + 1) * size), bad))
+        generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
+        return samples, draw_rows(samples, self.config, self.tokenizer, generator)
+
+    def make(self, address: Address, fusion: bool) -> RegionSample:
+        """Read a record and make a sample of it."""
+        record = self.sets[address.source].image_text(address.shard, address.sample)
+        return region_sample(record, record.image, self.config, self.tokenizer, self.generator(address))
+
+
+class RegionView(View[RegionConfig, RegionBatch]):
+    """Boxes of images with texts about them."""
+
+    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> RegionSource:
+        """Open the view's shard sets."""
+        return RegionSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+
+    def image_states(self, model: CCLMModel, batch: RegionBatch, whole_BND: Tensor) -> ImageStates:
+        """Return the states of the regions: their image's, the first one pooled over the region."""
+        if batch.mask_RN.shape[1] != whole_BND.shape[1]:
+            raise ConfigError(
+                where=f"views.{self.name}.patch_grid",
+                expected=f"masks of 1 + {whole_BND.shape[1] - 1} image tokens",
+                got=f"1 + {batch.mask_RN.shape[1] - 1}",
+                do="Set patch_grid to the side of the image tower's grid (image_size over its stride).",
+            )
+        states_RND = model.pool_regions(whole_BND, batch.image_of_R, batch.mask_RN)
+        return ImageStates(states_BND=states_RND, mask_BN=batch.mask_RN)
+
+    def contribute(self, step: StepContext, batch: RegionBatch, encoded: EncodedView) -> Contribution:
+        """Contrast regions and texts; rows for matching, masked-LM, and boxes to locate in the whole images."""
+        images, texts, row_F = encoded.images, encoded.texts[0], batch.matching_row_F
+        assert images is not None
+        itc = step.contrast(images.feature_BE, texts.feature_BE, (batch.identity_R, batch.identity_R))
+        all_tokens_BN = torch.ones(images.whole_BND.shape[:2], dtype=torch.bool, device=row_F.device)
+        rows = select(
+            (texts.states_BLD, texts.mask_BL), row_F, (images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]
+        )
+
+        def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> Mapping[str, Loss]:
+            boxes_F4 = model.locate_boxes(fused_FLD, mask_FL)
+            distance, overlap = box_losses(boxes_F4, batch.box_R4[row_F], batch.whole_R[row_F])
+            objectives = step.objectives
+            return {
+                "box": Loss(term=distance, weight=objectives.box_weight),
+                "giou": Loss(term=overlap, weight=objectives.giou_weight),
+            }
+
+        contrastive = {"itc": Loss(term=itc, weight=step.objectives.itc_weight)}
+        return image_rows(step, batch, encoded, contrastive, LocatedRows(rows=rows, losses=losses))

@@ -1,0 +1,201 @@
+"""What a view is: the protocol that each of `cclm/views/*` fills, and what a training step gives it and gets back.
+
+    shard sets ─► source ─► ViewBatch ─► texts, masked texts, images ─► encoders (one call each, all views together)
+                                                                            │
+    Contribution ◄── view.contribute ◄── EncodedView ◄──────────────────────┘
+        ├─ losses      contrastive terms
+        ├─ matched     rows for the fusion encoder and the matching head
+        ├─ masked      rows for the fusion encoder and the masked-LM head
+        └─ located     rows for the fusion encoder and a head of the view's own
+
+A view never runs a module that another view runs, too: under ZeRO-3 each module runs once per step, so the step does
+that for all views at once (`cclm/train/step.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cclm.data.batch import ViewBatch
+from cclm.data.config import DataConfig, ViewConfig
+from cclm.data.loader import StepDataset
+from cclm.data.source import Source
+from cclm.data.tokens import TextTokenizer
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.objectives.contrastive import contrastive
+from cclm.objectives.options import ObjectiveConfig
+from cclm.objectives.term import Term
+from cclm.shardfile.cache import CacheConfig
+from cclm.views.rows import FusionRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """One term of the total, or only a measure."""
+
+    term: Term
+    weight: float | None
+    """Factor in the total; None: it is only written down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedTexts:
+    """Texts after the text encoder and the projection."""
+
+    states_BLD: Float[Tensor, "b l d"]
+    mask_BL: Bool[Tensor, "b l"]
+    feature_BE: Float[Tensor, "b e"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStates:
+    """What the fusion encoder and the projection see of a view's images; rows are images, or parts of them."""
+
+    states_BND: Float[Tensor, "b n d"]
+    mask_BN: Bool[Tensor, "b n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImages:
+    """Images after the vision encoder and the projection."""
+
+    whole_BND: Float[Tensor, "_b n d"]
+    """The images themselves, where rows are parts of them."""
+    states_BND: Float[Tensor, "b n d"]
+    mask_BN: Bool[Tensor, "b n"]
+    feature_BE: Float[Tensor, "b e"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedView:
+    """A view's batch after the encoders."""
+
+    texts: tuple[EncodedTexts, ...]
+    """In the order of `ViewBatch.texts`."""
+    masked_FLD: Float[Tensor, "f l d"]
+    """States of `ViewBatch.masked`."""
+    masked_mask_FL: Bool[Tensor, "f l"]
+    images: EncodedImages | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What every view needs in a step."""
+
+    objectives: ObjectiveConfig
+    gather: Callable[[Tensor], Tensor]
+    """Rows of all ranks, with gradient."""
+    temperature: Float[Tensor, " 1"]
+    hardness: float
+
+    def contrast(
+        self,
+        first_NE: Tensor,
+        second_ME: Tensor,
+        identities: tuple[Tensor, Tensor],
+        temperature: Tensor | None = None,
+    ) -> Term:
+        """Return the contrastive loss with this run's options."""
+        return contrastive(
+            first_NE,
+            second_ME,
+            *identities,
+            self.temperature if temperature is None else temperature,
+            gather=self.gather,
+            label_smoothing=self.objectives.label_smoothing,
+            grad_scale=self.objectives.contrastive_grad_scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingRows:
+    """Rows for the matching head."""
+
+    name: str
+    """Of the loss: "itm" or "ttm"."""
+    weight: float
+    rows: FusionRows
+    """Positives, then as many wrong memories, then as many wrong queries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocatedRows:
+    """Rows for a head of the view's own."""
+
+    rows: FusionRows
+    losses: Callable[[CCLMModel, Tensor, Tensor], Mapping[str, Loss]]
+    """(model, fused states, their mask) → losses by name; runs the head once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What a view gives to a step. Names of losses stand without the view's name."""
+
+    losses: Mapping[str, Loss]
+    """Contrastive ones."""
+    matched: MatchingRows | None
+    """None: no matching (TLM)."""
+    masked: FusionRows
+    """The batch's masked texts with their true memories."""
+    located: LocatedRows | None = None
+    """None: the view has no head of its own."""
+
+
+ConfigType = TypeVar("ConfigType", bound=ViewConfig)
+BatchType = TypeVar("BatchType", bound=ViewBatch)
+
+
+class View(ABC, Generic[ConfigType, BatchType]):
+    """One kind of pair that the model learns from: where its data come from, and what it adds to a step.
+
+    Args:
+        name: in the configuration, the log, the ledger and the counters.
+        config: its settings.
+    """
+
+    def __init__(self, name: str, config: ConfigType) -> None:
+        self.name, self.config = name, config
+
+    @abstractmethod
+    def open(
+        self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int
+    ) -> Source[ConfigType, Any]:
+        """Open the view's shard sets.
+
+        Raises:
+            ConfigError: they do not fit the settings.
+            DataError: one of them is no shard set.
+        """
+
+    def image_states(self, model: CCLMModel, batch: BatchType, whole_BND: Tensor) -> ImageStates:
+        """Return what stands for each row, from the states of the batch's images: here the images themselves."""
+        mask_BN = torch.ones(whole_BND.shape[:2], dtype=torch.bool, device=whole_BND.device)
+        return ImageStates(states_BND=whole_BND, mask_BN=mask_BN)
+
+    @abstractmethod
+    def contribute(self, step: StepContext, batch: BatchType, encoded: EncodedView) -> Contribution:
+        """Contrast the two sides, and say which rows go through the fusion encoder and its heads."""
+
+
+def open_dataset(
+    views: Mapping[str, View[Any, Any]],
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> StepDataset:
+    """Open the data of views for one rank.
+
+    Raises:
+        ConfigError: a set of another view, an empty one, language weights that no source has.
+    """
+    sources = {name: view.open(tokenizer, seed, config.cache, config.pad_multiple) for name, view in views.items()}
+    return StepDataset(sources, {name: view.config for name, view in views.items()}, config, seed, rank, world_size)

@@ -1,0 +1,62 @@
+"""The program of `test_fourth_view`: pre-training with a view of its own, which is all that it adds to `pretrain`.
+
+python -m tests.end_to_end.train_four_views CORPUS RUN_FOLDER [STOP_AFTER]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cclm.config import RunConfig
+from cclm.data.batch import Batch
+from cclm.run.stop import STOPPED_CODE, StopRequest, ask_to_stop
+from cclm.train.loop import Run, train
+from pretrain.build import open_run
+from tests.fourth_view import TABLE
+from tests.tiny_run import recipe
+from tests.tiny_training import as_config
+
+STEPS = 10
+
+
+def config_of(corpus: Path, run_folder: Path) -> RunConfig:
+    """The tiny run, with sounds beside images and sentences."""
+    settings = recipe(
+        corpus,
+        run_folder,
+        optimizer={"total_steps": STEPS, "learning_rate": 0.002, "warmup_steps": 2},
+        track={"every_steps": 1, "tensorboard": False},
+    )
+    images = settings["views"]["image_text"]
+    settings["views"]["audio_text"] = {name: value for name, value in images.items() if name != "transform"}
+    settings["data"]["bad_sample_limit"] = 0.5
+    settings["model"]["text"]["dropout"] = 0.1  # must resume exactly, too
+    return as_config(settings, TABLE)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, or go on; with STOP_AFTER, ask for a stop during that step."""
+    corpus, run_folder, *rest = arguments
+    config = config_of(Path(corpus), Path(run_folder))
+    with StopRequest.listening() as stop, open_run(config, stop, TABLE) as run:
+        assert run is not None, "already done"
+        return 0 if train(stopping(run, int(rest[0])) if rest else run) else STOPPED_CODE
+
+
+def stopping(run: Run, steps: int) -> Run:
+    """The same run, which is asked to stop during its `steps`-th step."""
+
+    def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
+        for batch, on_device in run.batches(from_step):
+            if batch.step == steps - 1 and run.collectives.rank == 0:
+                ask_to_stop(run.folder, "the test asked")
+            yield batch, on_device
+
+    return replace(run, batches=batches)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

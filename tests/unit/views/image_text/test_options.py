@@ -1,0 +1,58 @@
+"""What is wrong with the settings of the image-text view, and with what all views with images are told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cclm.data.image import ImageTransformConfig
+from cclm.model.configuration_cclm import ModelOptions, VisionOptions
+from cclm.views.image_options import ImageViewConfig
+from tests.tiny_views import IMAGE_TEXT, REGIONS, sources
+
+GOOD = replace(IMAGE_TEXT, sources=sources("images"))
+SHARES = "transform: scale must be below 1; brightness, contrast, saturation, flip_probability in 0 … 1"
+
+
+def transform(**changes: Any) -> dict[str, Any]:
+    return {"transform": replace(GOOD.transform, **changes)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"first_caption_probability": 1.5}, "first_caption_probability must be between 0 and 1, is 1.5"),
+        ({"first_caption_probability": -0.5}, "first_caption_probability must be between 0 and 1, is -0.5"),
+        ({"languages": ()}, "languages is empty: name at least one, or leave it out for all"),
+        ({"captions_per_image": 3}, "captions_per_image must be 1 or 2, is 3"),
+        (transform(size=0), "transform: size and std must be positive, are 0 and"),
+        (transform(std=(1.0, 0.0, 1.0)), "transform: size and std must be positive, are 8 and (1.0, 0.0, 1.0)"),
+        (transform(crop_area=(0.5, 0.2)), "transform.crop_area must obey 0 < low ≤ high ≤ 1, is (0.5, 0.2)"),
+        (transform(crop_area=(0.5, 1.2)), "transform.crop_area must obey 0 < low ≤ high ≤ 1"),
+        (transform(crop_area=(0.0, 1.0)), "transform.crop_area must obey 0 < low ≤ high ≤ 1"),
+        (transform(crop_ratio=(0.0, 1.0)), "transform.crop_ratio must obey 0 < low ≤ high, is (0.0, 1.0)"),
+        (transform(crop_ratio=(2.0, 1.0)), "transform.crop_ratio must obey 0 < low ≤ high"),
+        (transform(scale=1.0), SHARES),
+        *((transform(**{name: 1.5}), SHARES) for name in ("brightness", "contrast", "saturation", "flip_probability")),
+    ],
+)
+def test_each_problem_has_its_sentence(changes: dict[str, Any], words: str) -> None:
+    (sentence,) = replace(GOOD, **changes).find_problems(1, 1)
+    assert words in sentence
+
+
+def test_what_is_allowed() -> None:
+    assert not list(GOOD.find_problems(4, 1))
+    edges = replace(GOOD, first_caption_probability=1.0, captions_per_image=2, languages=("de",))
+    assert not list(replace(edges, **transform(flip_probability=1.0, crop_area=(1.0, 1.0))).find_problems(1, 1))
+
+
+@pytest.mark.parametrize("view", [GOOD, replace(REGIONS, transform=ImageTransformConfig(size=8), patch_grid=4)])
+def test_images_must_have_the_size_of_the_network(view: ImageViewConfig) -> None:
+    fits = ModelOptions(vision=VisionOptions(image_size=8, patch_size=2), box_head=True)
+    larger = replace(fits, vision=replace(fits.vision, image_size=16))
+    wanted = "transform.size 8 is not model.vision.image_size 16"
+    assert wanted not in list(view.find_model_problems(fits, 1))
+    assert wanted in list(view.find_model_problems(larger, 1))

@@ -1,0 +1,67 @@
+"""The table of views: no two share their numbers, and a configuration may name them in any order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cclm.data.seeding import Purpose
+from cclm.errors import ConfigError
+from cclm.views.regions.view import GROUP_PURPOSE
+from cclm.views.table import VIEWS, make_views
+from tests.fourth_view import TABLE, AudioTextConfig, AudioTextSource
+from tests.tiny_views import Views, only, open_dataset
+
+
+@pytest.fixture
+def four_views(three_views: Views) -> Views:
+    """With one that is not the library's."""
+    images = three_views["image_text"]
+    own = AudioTextConfig(
+        sources=images.sources, batch_size=8, negative_group=4, matching_rows=4, max_tokens=images.max_tokens
+    )
+    return {**three_views, "audio_text": own}
+
+
+def numbers(views: Views, name: str) -> list[int]:
+    return [getattr(source, name) for source in open_dataset(views, table=TABLE).sources.values()]
+
+
+def test_a_configuration_names_views_in_any_order(three_views: Views) -> None:
+    assert list(make_views(three_views)) == list(VIEWS)
+    made = make_views(dict(reversed(three_views.items())))
+    assert list(made) == list(VIEWS)
+    for name, view in made.items():
+        assert (view.name, view.config) == (name, three_views[name])
+        assert type(view.config) is VIEWS[name].config
+
+
+def test_an_unknown_view_is_refused(three_views: Views) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_views({**three_views, "image_txt": three_views["image_text"]})
+    assert str(caught.value).startswith("views: expected views of this program: image_text, regions, text_pair")
+    assert "got image_txt" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["stream_bits", "sample_purpose"])
+def test_no_two_views_share_a_number(four_views: Views, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    found = numbers(four_views, number)
+    assert len({*found}) == len(found) == len(TABLE)
+    monkeypatch.setattr(AudioTextSource, number, found[1])
+    with pytest.raises(AssertionError, match=f"views need a {number} of their own: image_text, regions, text_pair, au"):
+        open_dataset(four_views, table=TABLE)
+    assert len(open_dataset({**only(four_views, "image_text", "audio_text")}, table=TABLE).sources) == 2
+
+
+def test_what_is_drawn_about_samples_is_drawn_for_nothing_else(four_views: Views) -> None:
+    assert not {*Purpose, GROUP_PURPOSE} & {*numbers(four_views, "sample_purpose")}
+
+
+@pytest.mark.xfail(
+    strict=False, reason="the settings of the network import torch; without it once they have a file of their own"
+)
+def test_settings_load_without_torch() -> None:
+    code = "import sys, cclm.views.table; sys.exit(sorted({'torch', 'transformers'} & set(sys.modules)) != [])"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
