@@ -15,9 +15,10 @@ import yaml
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
-from cclm.errors import CclmError, ConfigError, DataError
+from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.checkpoints import newest_complete
-from cclm.run.stop import StopRequest, ask_to_stop, read_stopped
+from cclm.run.signals import StopRequest
+from cclm.run.stop import StopKind, ask_to_stop, read_stopped
 from cclm.train.loop import Run, train
 from pretrain.build import open_run
 from tests.tiny_run import recipe, write_corpus
@@ -90,12 +91,12 @@ def test_a_batch_of_another_step_is_no_batch(config: RunConfig) -> None:
 
 
 def stopping(run: Run, after: int) -> Run:
-    """Asked to stop while a step is done."""
+    """Asked to stop while it waits for the batch that comes after so many steps."""
 
     def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
         for batch, on_device in run.batches(from_step):
-            if batch.step == after - 1:
-                ask_to_stop(run.folder, "enough")
+            if batch.step == after:
+                ask_to_stop(run.folder, "enough", StopKind.USER)
             yield batch, on_device
 
     return replace(run, batches=batches)
@@ -117,11 +118,44 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(config: RunConfig, tmp_pa
     assert ledger_of(config) == ledger_of(whole)
 
 
-def test_a_request_in_the_last_step_changes_nothing(config: RunConfig) -> None:
+def test_a_request_before_the_first_step_saves_nothing(config: RunConfig) -> None:
     with open_run(config, StopRequest()) as run:
         assert run is not None
-        assert train(stopping(run, STEPS))
+        assert not train(stopping(run, 0))
+    stopped = read_stopped(Path(config.run_folder))
+    assert stopped is not None and stopped.step == 0
+    assert newest_complete(Path(config.run_folder)) is None
+    assert run_to_the_end(config)
+
+
+def test_a_request_in_the_last_step_changes_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = PlainEngine.update
+
+    def asked(engine: PlainEngine, step: int) -> Any:
+        if step == STEPS - 1:
+            ask_to_stop(Path(config.run_folder), "enough", StopKind.USER)
+        return update(engine, step)
+
+    monkeypatch.setattr(PlainEngine, "update", asked)
+    assert run_to_the_end(config)
     assert (Path(config.run_folder) / "done.json").exists()
+
+
+def test_updates_that_are_all_skipped_end_the_run_before_it_saves(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = PlainEngine.update
+
+    def skipped(engine: PlainEngine, step: int) -> Any:
+        found = update(engine, step)
+        return replace(found, grad_norm=float("inf")) if step > 0 else found
+
+    monkeypatch.setattr(PlainEngine, "update", skipped)
+    with pytest.raises(CclmError) as caught:
+        run_to_the_end(config)
+    assert caught.value.cause is Cause.DIVERGED
+    assert newest_complete(Path(config.run_folder)) is None
+    assert not (Path(config.run_folder) / "done.json").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
@@ -139,7 +173,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
     monkeypatch.setattr(PlainEngine, "forward", broken)
     with pytest.raises(CclmError) as caught:
         run_to_the_end(config)
-    assert (caught.value.where, caught.value.got) == ("step 2", "loss, text_pair/ttc not finite")
+    assert caught.value.cause is Cause.DIVERGED
+    assert (caught.value.where, caught.value.got) == ("step 2", "loss nan, text_pair/ttc nan")
     lines = (Path(config.run_folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2], "the line that shows it is written"
 
