@@ -32,6 +32,7 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.run.memory import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
@@ -76,6 +77,8 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         yield None
         return
     with ExitStack() as stack:
+        guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
+        stack.enter_context(guard.watching())
         stack.enter_context(process_group(topology))
         talk = collectives(equal_shares(config.views, config.data, topology.world_size))
         check_same_values(talk, identity_parts(config, inputs))
@@ -132,7 +135,19 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             ),
             done=done,
             stop=stop,
+            memory=guard,
         )
+
+
+def memory_advice(config: RunConfig, world_size: int) -> str:
+    """Return what to do when memory does not suffice."""
+    parts = config.data.micro_batches
+    rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
+    most = min(view.num_groups for view in config.views.values()) // world_size
+    return (
+        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), start "
+        f"more ranks, lower data.num_workers (now {config.data.num_workers}), or use a machine with more memory."
+    )
 
 
 def check_data(config: RunConfig, world_size: int) -> None:

@@ -13,6 +13,7 @@ from cclm.data.config import Schedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause
+from cclm.run.memory import MemoryGuard
 from cclm.run.signals import StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_stopped
@@ -37,6 +38,7 @@ class Run:
     checkpointer: Checkpointer
     done: DoneMarker
     stop: StopRequest
+    memory: MemoryGuard
 
 
 def train(run: Run) -> bool:
@@ -61,6 +63,7 @@ def train(run: Run) -> bool:
         batch, on_device = taken
         assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
         recorder.add(batch, update(run.engine, on_device, run.schedule))
+        run.memory.passed()
 
         is_saving = step + 1 == run.num_steps or checkpointer.is_due(step + 1)
         if is_saving or recorder.is_due(step + 1):
