@@ -139,7 +139,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
         given.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
     foreign = started_by({name: value for name, value in environment.items() if name not in NUMBERS})
     missing = [name for name in (*NUMBERS, *ADDRESS) if name not in given]
-    if foreign is None and (len(missing) == 6 or (missing and _is_alone(given))):
+    if foreign is None and missing and _is_alone(given):
         return Place()
     if missing and foreign is not None:
         told = _told_by(foreign)
@@ -206,7 +206,9 @@ def _told_by(foreign: StartedBy) -> dict[str, str]:
 
 
 def _is_alone(given: Mapping[str, str]) -> bool:
-    """A world of one needs nothing else."""
+    """An address alone (a job's script exports it for all its steps) makes no ranks, and a world of one needs none."""
+    if not any(name in given for name in NUMBERS):
+        return True
     return given.get("WORLD_SIZE") == "1" and all(given.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
