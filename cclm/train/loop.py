@@ -62,7 +62,11 @@ def train(run: Run) -> bool:
             return False
         batch, on_device = taken
         assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
-        recorder.add(batch, update(run.engine, on_device, run.schedule))
+        result = update(run.engine, on_device, run.schedule, lambda: bool(agree_to_stop(run)))
+        if result is None:
+            save_and_stop(run, step, agree_to_stop(run))
+            return False
+        recorder.add(batch, result)
         run.memory.passed()
 
         is_saving = step + 1 == run.num_steps or checkpointer.is_due(step + 1)

@@ -10,7 +10,7 @@ is decayed. So it was in the published runs (3M: the image tower gets two update
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,12 +34,21 @@ class StepResult:
     """Of each update: whether it was left out, because its gradients were not finite."""
 
 
-def update(engine: Engine[Batch], batch: Batch, schedule: Schedule) -> StepResult:
-    """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates."""
-    metrics, norms = [], []
+def update(
+    engine: Engine[Batch], batch: Batch, schedule: Schedule, is_asked: Callable[[], bool] = lambda: False
+) -> StepResult | None:
+    """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates.
+
+    `is_asked` is called between micro-batches, on every rank alike, as long as no update is made: when it says yes the
+    step is abandoned, and None returned.
+    """
+    metrics, norms = list[Mapping[str, Tensor]](), list[float]()
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
-        found = []
+        found = list[Mapping[str, Tensor]]()
         for part in parts:
+            if found and not norms and is_asked():
+                engine.abandon_step()
+                return None
             losses = engine.forward(part)
             engine.backward(losses)
             found.append(losses.metrics)

@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 
+from cclm.checkpoint.load import load_full_state
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
+from cclm.engine.protocol import Losses
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.checkpoints import newest_complete
 from cclm.run.signals import StopRequest
@@ -139,6 +141,31 @@ def test_a_request_in_the_last_step_changes_nothing(config: RunConfig, monkeypat
     monkeypatch.setattr(PlainEngine, "update", asked)
     assert run_to_the_end(config)
     assert (Path(config.run_folder) / "done.json").exists()
+
+
+def test_a_request_between_micro_batches_abandons_the_step(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its half gradients leave no trace: the run that goes on is the run that nobody stopped."""
+    config = replace(config, data=replace(config.data, micro_batches=2))
+    backward, calls = PlainEngine.backward, list[int]()
+
+    def asked(engine: PlainEngine[Batch], losses: Losses) -> None:
+        backward(engine, losses)
+        calls.append(1)
+        if len(calls) == 5:  # the first half of step 2
+            ask_to_stop(Path(config.run_folder), "enough", StopKind.USER)
+
+    monkeypatch.setattr(PlainEngine, "backward", asked)
+    assert not run_to_the_end(config)
+    stopped = read_stopped(Path(config.run_folder))
+    assert stopped is not None and stopped.step == 2 and len(calls) == 5
+    assert run_to_the_end(config)
+    whole = replace(config, run_folder=str(tmp_path / "whole"))
+    assert run_to_the_end(whole)
+    assert ledger_of(config) == ledger_of(whole)
+    states = [load_full_state(Path(one.run_folder) / f"checkpoints/step_{STEPS:09d}") for one in (config, whole)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 
 
 def test_updates_that_are_all_skipped_end_the_run_before_it_saves(
