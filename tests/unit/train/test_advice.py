@@ -1,4 +1,4 @@
-"""What a message tells the user to do is done here, once each, in the run folder that the message came from: it works."""
+"""What a message tells the user to do is done here, once each, in the run folder that it is about: it works."""
 
 from __future__ import annotations
 
