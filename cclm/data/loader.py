@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +24,8 @@ from cclm.shardfile.reader import MAX_OPEN_SHARDS
 MEMORY_SHARE = 8
 """Batches that are ready may take this part of the machine's free memory, over all its ranks."""
 
-OTHER_FILES = 256
-"""Besides shards: libraries, connections to other ranks, checkpoints."""
+OTHER_FILES, FILES_PER_RANK = 128, 4
+"""Besides shards: libraries, checkpoints; connections to the other ranks."""
 
 
 class StepDataset:
@@ -118,11 +118,9 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Start the workers, if there are to be any."""
-        make_room_for_open_files(
-            min(MAX_OPEN_SHARDS, len(shards.samples_per_shard))
-            for source in self._dataset.sources.values()
-            for shards in source.sets
-        )
+        sets = [one for source in self._dataset.sources.values() for one in source.sets]
+        shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)
+        make_room_for_open_files(OTHER_FILES + FILES_PER_RANK * self._dataset.world_size + shards)
         if self._num_workers == 0:
             return map(self._dataset.__getitem__, self._steps)
         return iter(
@@ -151,13 +149,12 @@ def make_loader(
     return StepLoader(dataset, range(start_step, stop_step), num_workers, timeout_s)
 
 
-def make_room_for_open_files(shards: Iterable[int]) -> None:
-    """Raise this process's limit of open files, and its workers', to what so many open shards of each set need.
+def make_room_for_open_files(needed: int) -> None:
+    """Raise this process's limit of open files, and its workers', to what is needed.
 
     Raises:
         ConfigError: the system does not allow it.
     """
-    needed = OTHER_FILES + sum(shards)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
         return

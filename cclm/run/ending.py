@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,11 @@ from cclm.run.causes import EXIT_CODES, cause_of
 from cclm.run.status import note_end
 
 GOES_ON = "the same command goes on from the newest complete checkpoint."
+USERS_ERRNOS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG}
+    | {errno.EMFILE, errno.ENFILE}
+)
+"""What is wrong with a path, its permissions, or a limit (`ulimit`)."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """How torch tells that memory is out, where it has no class for it."""
 
@@ -45,11 +51,19 @@ def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause
         expected, do = "room for what is written", f"Free space, or raise the quota; {goes_on or 'then try again.'}"
     elif cause is Cause.TRANSIENT:
         expected, do = "disks, networks and other ranks that answer", f"Such faults pass; {goes_on or 'try again.'}"
-    elif isinstance(error, PermissionError):
-        cause, expected, do = Cause.USER_ERROR, "permission", "Mend the permissions, or choose another place."
+    elif isinstance(error, OSError) and _is_of_the_user(error, run_folder):
+        cause, expected = Cause.USER_ERROR, "a file or folder that can be used"
+        do = "Mend it, or choose another place."
     else:
         return cause, got
     return cause, str(CclmError(where=place, expected=expected, got=got, do=do))
+
+
+def _is_of_the_user(error: OSError, run_folder: Path | None) -> bool:
+    """Whether a path, a permission or a limit is wrong; a file of ours that is missing is our mistake."""
+    if error.errno == errno.ENOENT:
+        return run_folder is not None and str(error.filename).startswith(str(run_folder))
+    return error.errno in USERS_ERRNOS
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -166,6 +166,8 @@ def _read(launcher: Launcher, environment: Mapping[str, str]) -> StartedBy | Non
     rank, size = _number(environment, launcher.rank), _number(environment, launcher.size)
     if launcher.name == SRUN:
         size = _srun_size(environment, rank, size)
+    if rank is None and size is not None and size > 1 and launcher.name not in (SRUN, KNOWN[0].name):
+        rank = 0  # of several, in any case; a shell inside an allocation of Slurm has a size, too
     if rank is None or (size is None and launcher.size):
         return None
     local_size = _first(environment, launcher.local_size)

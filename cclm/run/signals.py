@@ -3,8 +3,8 @@
     before the first step   ended at once, exit code 75: there is nothing to save
     it waits for a batch    the wait ends, the ranks agree, save, and end with 75
     in a step               after the step they agree, save, and end with 75
-    a second request        killed by it (TERM, INT, HUP, a second after the first: a terminal and a launcher may both
-                            deliver that)
+    a second request        killed by it (TERM, INT, HUP, half a second after the first: a terminal and a launcher may
+                            both deliver that)
 
 SIGUSR2 asks where the process stands: every thread's traceback goes to stderr, and it goes on.
 
@@ -37,8 +37,10 @@ KEPT_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 """Requests that stay ignored if the parent ignored them (`nohup`, `&` in a script)."""
 STOP_SIGNALS = (*ASKING_SIGNALS, *KEPT_SIGNALS)
 TRACEBACK_SIGNAL = signal.SIGUSR2
-AGAIN_S = 1.0
+AGAIN_S = 0.5
 """A request that comes so much later than the first is a second one."""
+LEAVE_S = 5.0
+"""So long the note may take that it leaves: the run folder's disk may not answer."""
 LOOK_S = 1.0
 """How often `RUN/stop` is looked at while the run waits for a batch."""
 
@@ -148,11 +150,12 @@ class StopRequest:
         """End this process. Not by an exception: it would cut an import short, or wait for C, or be swallowed."""
         from cclm.run.causes import EXIT_CODES, Cause
 
-        try:
-            self.on_leave(f"{name} before the first step")
-        finally:
-            os.write(2, f"{name} before the first step: nothing to save; the same command goes on\n".encode())
-            os._exit(EXIT_CODES[Cause.STOPPED])
+        reason = f"{name} before the first step"
+        note = threading.Thread(target=self.on_leave, args=(reason,), daemon=True)
+        note.start()
+        note.join(LEAVE_S)
+        os.write(2, f"{reason}: nothing to save; the same command goes on\n".encode())
+        os._exit(EXIT_CODES[Cause.STOPPED])
 
 
 def _die_of(number: signal.Signals) -> None:

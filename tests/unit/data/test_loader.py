@@ -164,11 +164,11 @@ def test_the_limit_of_open_files_is_raised_or_told() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
-        make_room_for_open_files([20, 20])
+        make_room_for_open_files(300)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
-        make_room_for_open_files([256, 300])
+        make_room_for_open_files(812)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (812, before[1])
         with pytest.raises(ConfigError, match=rf"got {before[1]}. Raise it before the start \(`ulimit -n"):
-            make_room_for_open_files([before[1]])
+            make_room_for_open_files(before[1] + 1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

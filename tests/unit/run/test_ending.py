@@ -29,7 +29,13 @@ def too_much_memory() -> Exception:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), Cause.DISK_FULL, "Free space, or raise the quota"),
         (OSError(errno.EIO, "Input/output error", "shard.tar"), Cause.TRANSIENT, "shard.tar: "),
         (ConnectionResetError("Connection reset by peer"), Cause.TRANSIENT, "ConnectionResetError: Connection reset"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs"), Cause.USER_ERROR, "Mend the permissions"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), Cause.USER_ERROR, "runs: "),
+        (
+            OSError(errno.EROFS, "Read-only file system", "runs/log.jsonl"),
+            Cause.USER_ERROR,
+            "Mend it, or choose another",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "ours.py"), Cause.EXIT, "ours.py"),
         (MemoryError(), Cause.USER_ERROR, "data.micro_batches"),
         (torch.OutOfMemoryError("CUDA out of memory"), Cause.USER_ERROR, "data.micro_batches"),
         (too_much_memory(), Cause.USER_ERROR, "data.micro_batches"),
@@ -59,6 +65,11 @@ def test_a_traceback_is_shown_where_it_may_tell_more(capsys: pytest.CaptureFixtu
         except Exception as caught:  # noqa: BLE001 - it is looked at
             end_with(caught)
         assert ("Traceback" in capsys.readouterr().err) == has_traceback
+
+
+def test_a_run_folder_that_is_gone_is_no_mistake_of_ours(tmp_path: Path) -> None:
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "run/log.jsonl"))
+    assert explain(error, tmp_path / "run")[0] is Cause.USER_ERROR
 
 
 def test_no_run_folder_is_made_to_note_an_end_in_it(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE
         ({"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "2"}, "mpirun (MVAPICH)", (0, 2)),
         ({"JSM_NAMESPACE_RANK": "0", "JSM_NAMESPACE_SIZE": "6"}, "jsrun", (0, 6)),
         ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "6"}, "flux run", (0, 6)),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun (Open MPI)", (0, 2)),
         ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "horovodrun", (0, 2)),
     ],
 )

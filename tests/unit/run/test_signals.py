@@ -112,6 +112,13 @@ def test_before_the_first_step_it_ends_at_once_wherever_it_stands(number: signal
     assert "nothing to save" in errors and "Traceback" not in errors
 
 
+def test_a_disk_that_does_not_answer_keeps_nobody() -> None:
+    program = f"{STARTED}    signals.LEAVE_S = 0.2\n    request.on_leave = lambda reason: time.sleep(60)\n"
+    began = time.monotonic()
+    done = run(program + "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n")
+    assert done.returncode == 75 and time.monotonic() - began < 50
+
+
 def test_a_wait_is_interrupted_wherever_it_stands() -> None:
     with StopRequest.listening() as request:
         request.begin()
