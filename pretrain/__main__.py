@@ -7,28 +7,41 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cclm.errors import CclmError
-from cclm.run.stop import STOPPED_CODE, StopRequest
+from cclm.files.output import open_output
+from cclm.run.signals import StopRequest
 
 if TYPE_CHECKING:
     from cclm.config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; user errors end with one sentence and exit code 2, a request to stop (SIGTERM, SIGUSR1) with 75."""
-    with StopRequest.listening() as stop:  # before the long imports: a signal that comes now is not lost
+    """Run, and return the exit code: `cclm.run.causes` says which stands for what.
+
+    What goes wrong ends with one sentence; only an error that nobody foresaw has a traceback.
+    """
+    open_output()
+    with StopRequest.listening() as stop:  # before the long imports: a signal that comes now is heard
         return _run(sys.argv[1:] if arguments is None else arguments, stop)
 
 
 def _run(arguments: Sequence[str], stop: StopRequest) -> int:
-    from cclm.recipe.read import shown
+    from pathlib import Path
 
+    from cclm.run.causes import EXIT_CODES, Cause
+    from cclm.run.ending import end_with
+    from cclm.run.launcher import adopt_place
+
+    run_folder, rank = None, 0
     try:
+        rank = adopt_place(os.environ).rank  # a launcher that nobody reads is told before anything else is done
+        from cclm.recipe.read import shown
+
         text = shown(arguments, "python -m pretrain", "Pre-train a cross-view language model.")
         if text is not None:
             sys.stdout.write(text)
             return 0
         config = checked_config(arguments)
+        run_folder = Path(config.run_folder)
         from cclm.train.loop import train
         from pretrain.build import open_run
 
@@ -37,14 +50,10 @@ def _run(arguments: Sequence[str], stop: StopRequest) -> int:
                 sys.stdout.write(f"already done: {config.run_folder}\n")
             elif not train(run):
                 sys.stderr.write("asked to stop: saved; the same command goes on from there\n")
-                return STOPPED_CODE
-    except CclmError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
-        return 130
-    return 0
+                return EXIT_CODES[Cause.STOPPED]
+    except Exception as error:  # noqa: BLE001 - every end has a cause and a code
+        return end_with(error, run_folder, rank)
+    return EXIT_CODES[Cause.DONE]
 
 
 def checked_config(arguments: Sequence[str]) -> RunConfig:
@@ -62,4 +71,6 @@ def checked_config(arguments: Sequence[str]) -> RunConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # all is written; the end of the interpreter could wait for threads of libraries, or crash in them

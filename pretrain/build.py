@@ -30,13 +30,16 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.run.status import DoneMarker, RankStatus, forget_other_ranks
-from cclm.run.stop import StopRequest
+from cclm.run.memory import MemoryGuard
+from cclm.run.signals import StopRequest
+from cclm.run.status import DoneMarker, RankStatus
+from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
 from cclm.train.checkpointer import Checkpointer, Resumed, resume
 from cclm.train.folder import QUARANTINE, identity_parts, input_hashes, refuse_another_run, write_identity
+from cclm.train.health import Health
 from cclm.train.loop import Run
 from cclm.train.recorder import Recorder
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
@@ -66,6 +69,8 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
     if config.engine == "deepspeed":
         ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
     with ExitStack() as stack:
+        guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
+        stack.enter_context(guard.watching())
         stack.enter_context(process_group(topology))
         talk = collectives(equal_shares(config.views, config.data, topology.world_size))
         if names_towers(config):
@@ -83,8 +88,9 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         is_first = topology.rank == 0
         if is_first:
             stack.enter_context(run_lock(folder))
+            clear_for_this_start(folder)
+            stop.folder, stop.on_leave = folder, partial(note_left, folder)
             write_identity(folder, config, inputs, ds_config)
-            forget_other_ranks(folder, topology.world_size)
         talk.barrier()
         checkpoint = newest_sound(talk, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
@@ -119,6 +125,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
                 throughput=Throughput(),
                 progress=stack.enter_context(progress),
                 status=RankStatus(folder, topology.rank),
+                health=Health(run_folder=folder),
             ),
             checkpointer=Checkpointer(
                 engine=engine,
@@ -130,7 +137,19 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             ),
             done=done,
             stop=stop,
+            memory=guard,
         )
+
+
+def memory_advice(config: RunConfig, world_size: int) -> str:
+    """Return what to do when memory does not suffice."""
+    parts = config.data.micro_batches
+    rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
+    most = min(view.num_groups for view in config.views.values()) // world_size
+    return (
+        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), start "
+        f"more ranks, lower data.num_workers (now {config.data.num_workers}), or use a machine with more memory."
+    )
 
 
 def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quarantine:
@@ -236,6 +255,6 @@ def make_batches(
         start_step=from_step,
         stop_step=config.steps,
         num_workers=config.data.num_workers,
-        pin_memory=topology.device.type == "cuda",
+        timeout_s=config.data.batch_timeout_s,
     )
     return on_device(loader, topology.device)

@@ -25,6 +25,7 @@ from typing import Any
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
 from cclm.files.folders import make_folder
+from cclm.files.output import open_output
 from cclm.files.reading import read_json
 from cclm.report.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
 from cclm.run.identity import identify_newest
@@ -187,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", help="after --: overrides for the training, such as --optimizer.total_steps 100"
     )
     options = parser.parse_args(arguments)
+    open_output()
     run = options.run or Path("runs/demo-ablation" if options.ablation else "runs/demo")
     began = time.monotonic()
     try:

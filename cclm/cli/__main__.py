@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
 from cclm.cli import embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger
-from cclm.errors import CclmError
+from cclm.files.output import open_output
+from cclm.run.ending import end_with
 
 COMMANDS = {
     "embed": (embed, "features of pictures and texts as Parquet files"),
@@ -31,14 +33,17 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake ends with one sentence and exit code 2."""
+    """Run a command, and return the exit code: `cclm.run.causes` says which stands for what."""
+    open_output()
     values = vars(make_parser().parse_args(arguments))
     module, _ = COMMANDS[values.pop("command")]
     try:
         module.run(**values)
-    except CclmError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
+    except Exception as error:  # noqa: BLE001 - every end has a sentence and a code
+        return end_with(error)
     return 0
 
 

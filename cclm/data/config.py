@@ -128,6 +128,8 @@ class DataConfig:
     """Share of broken samples above which a run fails."""
     num_workers: Count = 0
     """Worker processes of each rank that prepare batches ahead; 0: in the training process. Changes no result."""
+    batch_timeout_s: Annotated[float, Bounds(above=0)] = 900.0
+    """A worker that delivers no batch for so long has hung, and ends the run; slower batches need more."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards (http, s3, gs, hf) are kept on each node. Changes no result."""
     micro_batches: Positive = 1

@@ -6,22 +6,29 @@ step ──► slots of this rank ──► addresses ──► records ──�
 
 from __future__ import annotations
 
-import signal
+import os
+import resource
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-from torch.utils.data import DataLoader, Dataset
 
 from cclm.data.batch import BadSample, Batch
 from cclm.data.config import DataConfig, Views
 from cclm.data.schedule import ViewSchedule
 from cclm.data.source import Source
-from cclm.errors import CclmError, ConfigError
-from cclm.run.stop import STOP_SIGNALS
+from cclm.data.workers import WorkerPool
+from cclm.errors import ConfigError
+from cclm.run.environment import available_memory_bytes
+from cclm.shardfile.reader import MAX_OPEN_SHARDS
+
+MEMORY_SHARE = 8
+"""Batches that are ready may take this part of the machine's free memory, over all its ranks."""
+
+OTHER_FILES, FILES_PER_RANK = 128, 4
+"""Besides shards: libraries, checkpoints; connections to the other ranks."""
 
 
-class StepDataset(Dataset[Batch]):
+class StepDataset:
     """`dataset[step]` is this rank's share of that step: a pure function of (config, tokenizer, seed, step, rank).
 
     The ranks' shares, put together in rank order, are the same global batch for any number of ranks.
@@ -102,21 +109,33 @@ class StepDataset(Dataset[Batch]):
 class StepLoader:
     """The batches of some steps, in order; made by `make_loader`. Iterating again starts again."""
 
-    def __init__(self, loader: DataLoader[Any], num_steps: int) -> None:
-        self._loader, self._num_steps = loader, num_steps
+    def __init__(self, dataset: StepDataset, steps: range, num_workers: int, timeout_s: float) -> None:
+        self._dataset, self._steps = dataset, steps
+        self._num_workers, self._timeout_s = num_workers, timeout_s
 
     def __len__(self) -> int:
-        return self._num_steps
+        return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in self._loader:
-            if isinstance(item, _Failure):
-                raise item.kind(**item.told)
-            yield item
+        """Start the workers, if there are to be any."""
+        sets = [one for source in self._dataset.sources.values() for one in source.sets]
+        shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)
+        make_room_for_open_files(OTHER_FILES + FILES_PER_RANK * self._dataset.world_size + shards)
+        if self._num_workers == 0:
+            return map(self._dataset.__getitem__, self._steps)
+        return iter(
+            WorkerPool(
+                self._dataset.__getitem__,
+                self._steps,
+                num_workers=self._num_workers,
+                timeout_s=self._timeout_s,
+                memory_bytes=available_memory_bytes() // MEMORY_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
+            )
+        )
 
 
 def make_loader(
-    dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, pin_memory: bool = False
+    dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, timeout_s: float = 900.0
 ) -> StepLoader:
     """Iterate over the batches of steps start_step … stop_step − 1, in order.
 
@@ -125,49 +144,25 @@ def make_loader(
         start_step: where to begin, for example the step of a checkpoint; costs the same as 0.
         stop_step: one past the last.
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
-        pin_memory: put the tensors into page-locked memory (CUDA only).
+        timeout_s: a worker that delivers nothing for so long ends the iteration with an error.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Guarded(dataset),
-        batch_size=None,
-        sampler=range(start_step, stop_step),
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_stop_signals,
-        prefetch_factor=4 if num_workers else None,
-    )
-    return StepLoader(loader, max(0, stop_step - start_step))
+    return StepLoader(dataset, range(start_step, stop_step), num_workers, timeout_s)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """A scheduler sends TERM to every process of a job: the rank then saves, and needs its workers until it has."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def make_room_for_open_files(needed: int) -> None:
+    """Raise this process's limit of open files, and its workers', to what is needed.
 
-
-@dataclass(frozen=True)
-class _Failure:
-    """A user's error on its way out of a worker: torch would turn it into a RuntimeError with a stack trace inside."""
-
-    kind: type[CclmError]
-    told: dict[str, Any]
-
-
-class _Guarded(Dataset[Any]):
-    """Hands errors for users over as values."""
-
-    def __init__(self, dataset: StepDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, step: int) -> Batch | _Failure:
-        try:
-            return self._dataset[step]
-        except CclmError as error:
-            names = ("reason", "expected", "got", "do", "where")
-            told = {name: getattr(error, name) for name in names if hasattr(error, name)}
-            return _Failure(type(error), told)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
+    Raises:
+        ConfigError: the system does not allow it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if needed > hard != resource.RLIM_INFINITY:
+        raise ConfigError(
+            where="data",
+            expected=f"a limit of at least {needed} open files",
+            got=str(hard),
+            do=f"Raise it before the start (`ulimit -n {needed}`, or in your system's limits.conf).",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -16,7 +18,9 @@ from cclm.data.languages import LanguageMix, RequestedLanguage
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
-from cclm.errors import ConfigError, DataError
+from cclm.errors import Cause, CclmError, ConfigError, DataError
+from cclm.run.causes import cause_of
+from cclm.run.transient import retried
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.remote import open_set
 
@@ -194,6 +198,7 @@ class Source(ABC, Generic[Settings, Sample]):
 
         Raises:
             DataError: `neighbourhood_broken`, if no replacement can be found near by.
+            CclmError: the disk failed, or the process has reached a limit: that says nothing about the sample.
         """
         address = self.stream.address(step, slot)
         fusion = slot % self._group < self._rows_per_group
@@ -201,19 +206,36 @@ class Source(ABC, Generic[Settings, Sample]):
         candidate: Address | None = address
         while candidate is not None and len(bad) <= MAX_REPLACEMENTS:
             try:
-                sample = self.make(candidate, fusion)
+                sample = retried(partial(self._make, candidate, fusion))
                 self._count(candidate, sample)
                 return sample, bad
             except DataError as error:
+                if is_fault(error):
+                    raise CclmError(
+                        where=error.where,
+                        expected=error.expected,
+                        got=error.got,
+                        do="Check the storage of the shards on this node, and `ulimit -n`; the same command goes on.",
+                        cause=cause_of(error),
+                    ) from error
                 bad.append(self._describe(candidate, error))
             candidate = self.stream.replacement(address, len(bad))
         raise DataError(
             reason="neighbourhood_broken",
             expected="a usable sample among the neighbours of a broken one",
             got=f"{len(bad)} broken ones, the last: {bad[-1].message}",
-            do="Verify this shard set (`python -m shards verify`) and build it again.",
+            do="`python -m shards verify` on this set names what is damaged: copy these shards again. A set that is "
+            "built anew is another run.",
             where=f"{bad[-1].source}/{bad[-1].shard}",
         )
+
+    def _make(self, address: Address, fusion: bool) -> Sample:
+        try:
+            return self.make(address, fusion)
+        except DataError as error:
+            if is_fault(error):
+                self.sets[address.source].forget(address.shard)  # a file server that came back knows no old descriptor
+            raise
 
     def _count(self, address: Address, sample: Sample) -> None:
         """Count a sample that goes into a batch."""
@@ -237,3 +259,10 @@ class Source(ABC, Generic[Settings, Sample]):
             reason=error.reason,
             message=str(error),
         )
+
+
+def is_fault(error: DataError) -> bool:
+    """Return whether a sample could not be used because the system failed, and not because of its file or bytes."""
+    reason = error.__cause__ or error.__context__
+    is_limit = isinstance(reason, OSError) and reason.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return is_limit or cause_of(error) is not Cause.USER_ERROR

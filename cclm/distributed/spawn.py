@@ -8,14 +8,12 @@ inherits no threads. `function` must be importable (top level of a module) and i
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
 import pickle
 import signal
 import socket
-import sys
 import tempfile
 import time
 import traceback
@@ -25,6 +23,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from cclm.run.parent import die_with_parent
 
 GRACE_S = 3.0
 """After the first rank has failed, the others (which probably wait for it) get this long to say something."""
@@ -121,7 +121,7 @@ def _rank_main(
     sender: Connection,
     stack_file: str,
 ) -> None:
-    _die_with_parent()
+    die_with_parent(os.getppid())  # the fork server, which goes with the main process
     os.environ.update(environment)
     with Path(stack_file).open("w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
@@ -138,13 +138,6 @@ def _rank_main(
         faulthandler.unregister(signal.SIGUSR1)
     sender.send_bytes(message)  # plain bytes: torch's own pickler would send handles that die with this process
     sender.close()
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the fork server goes (which goes with the main process)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _collect(ranks: list[_Rank], deadline: float) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +13,16 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as torch_dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not re-exported for type checkers
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
 
-from cclm.errors import ConfigError
+from cclm.errors import Cause, CclmError, ConfigError
+from cclm.run.launcher import place_of
 
-NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-"""The variables that must be integers."""
-ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
-"""Where the ranks meet."""
+SAY_S = 60.0
+"""After so long rank 0 says for whom it waits; then after twice as long, and so on."""
+MEET_POLL_S = 0.1
+SHOWN = 16
+"""So many missing ranks are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +47,17 @@ class Topology:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, device: str = "auto") -> Topology:
-        """Read RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+        """Read the launcher's variables (`cclm.run.launcher`); without any it is one process.
 
-        None of them set means one process. `device` is "auto", "cpu" or "cuda". Raises ConfigError, with all
-        complaints at once, when only some are set or they contradict each other.
+        `device` is "auto", "cpu" or "cuda". Raises ConfigError, with everything that is wrong at once.
         """
-        values = dict(os.environ if environment is None else environment)
-        if "LOCAL_WORLD_SIZE" not in values and "LOCAL_SIZE" in values:  # DeepSpeed's launcher has its own name
-            values["LOCAL_WORLD_SIZE"] = values["LOCAL_SIZE"]
-        numbers = _read_numbers(values)
-        if numbers is None:
-            numbers = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+        place = place_of(os.environ if environment is None else environment)
         return cls(
-            rank=numbers["RANK"],
-            world_size=numbers["WORLD_SIZE"],
-            local_rank=numbers["LOCAL_RANK"],
-            local_world_size=numbers["LOCAL_WORLD_SIZE"],
-            device=_choose_device(device, numbers["LOCAL_RANK"]),
+            rank=place.rank,
+            world_size=place.world_size,
+            local_rank=place.local_rank,
+            local_world_size=place.local_world_size,
+            device=_choose_device(device, place.local_rank),
         )
 
 
@@ -66,70 +65,106 @@ class Topology:
 def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[None]:
     """Join the other ranks for the length of the `with` block (one process: a group of one, without network).
 
-    A collective that waits longer than `timeout_s` raises instead of hanging for ever. DeepSpeed reads LOCAL_RANK at
+    Neither the meeting nor a collective waits longer than `timeout_s`: then they raise. DeepSpeed reads LOCAL_RANK at
     every step: a process that no launcher started has it in here.
+
+    Raises:
+        CclmError: cause TRANSIENT, when the ranks do not meet; it names those that have not come.
     """
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
-    timeout = timedelta(seconds=timeout_s)
-    if topology.world_size == 1:
-        torch_dist.init_process_group(topology.backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        torch_dist.init_process_group(
-            topology.backend, rank=topology.rank, world_size=topology.world_size, timeout=timeout
-        )
+    store = HashStore() if topology.world_size == 1 else meet(topology.rank, topology.world_size, timeout_s)
+    torch_dist.init_process_group(
+        topology.backend,
+        store=store,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
     has_local_rank = "LOCAL_RANK" in os.environ
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))
     try:
         yield
+    except BaseException:
+        if topology.world_size > 1:  # to say goodbye would wait for ranks that may stand in a collective
+            raise
+        torch_dist.destroy_process_group()
+        raise
+    else:
+        torch_dist.destroy_process_group()
     finally:
         if not has_local_rank:
             del os.environ["LOCAL_RANK"]
-        torch_dist.destroy_process_group()
 
 
-def _read_numbers(values: Mapping[str, str]) -> dict[str, int] | None:
-    present = [name for name in NUMBERS + ADDRESS if values.get(name, "") != ""]
-    if not present:
-        return None
-    missing = [name for name in NUMBERS + ADDRESS if name not in present]
-    if missing:
-        raise ConfigError(
-            expected="all or none of the variables " + ", ".join(NUMBERS + ADDRESS),
-            got=f"only {', '.join(present)} (missing: {', '.join(missing)})",
-            do="Start the run through a launcher (`python -m launch run`, torchrun), or unset them to run one process.",
-            where="environment",
+def meet(rank: int, world_size: int, timeout_s: float) -> Store:
+    """Wait for the other ranks at MASTER_ADDR:MASTER_PORT, and return the store that they share.
+
+    Not torch's own rendezvous, which says nothing while it waits, and not who is missing when it gives up.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    place, began, say_at_s = f"{address}:{port}", time.monotonic(), SAY_S
+    has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)  # torchrun serves the store itself
+    try:
+        store = TCPStore(
+            address,
+            port,
+            world_size,
+            is_master=rank == 0 and not has_agent,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
         )
-    numbers: dict[str, int] = {}
-    complaints = []
-    for name in (*NUMBERS, "MASTER_PORT"):
-        try:
-            numbers[name] = int(values[name])
-        except ValueError:
-            complaints.append(f"{name}={values[name]!r} is not an integer")
-    complaints = complaints or _contradictions(numbers)
-    if complaints:
-        raise ConfigError(
-            expected="0 ≤ LOCAL_RANK < LOCAL_WORLD_SIZE ≤ WORLD_SIZE, LOCAL_RANK ≤ RANK < WORLD_SIZE and a port",
-            got="; ".join(complaints),
-            do="Check the launcher: variables of two different launchers may be mixed.",
-            where="environment",
+        met = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        _come(met, rank, place)
+        while not met.check(["all"]):
+            waited_s = time.monotonic() - began
+            missing = _missing(met, world_size) if rank == 0 or waited_s > timeout_s else [rank]
+            if not missing:
+                met.set("all", "")
+            elif waited_s > timeout_s:
+                raise _not_met(place, _named(missing, world_size), waited_s)
+            elif waited_s > say_at_s and rank == 0:
+                sys.stderr.write(f"waits at {place} for {_named(missing, world_size)}: {waited_s:.0f} s\n")
+                say_at_s *= 2
+            time.sleep(MEET_POLL_S if missing else 0.0)
+    except torch_dist.DistError as error:
+        got = " ".join(str(error).split())
+        raise _not_met(place, f"rank 0 ({got})", time.monotonic() - began) from error
+    return store
+
+
+def _come(store: Store, rank: int, place: str) -> None:
+    """Say that this rank is here, unless another process has its number: two jobs with the same port would mix."""
+    mine = f"process {os.getpid()} on {socket.gethostname()}"
+    found = store.compare_set(str(rank), "", mine).decode()
+    if found != mine:
+        raise CclmError(
+            where=place,
+            expected=f"one process with rank {rank}",
+            got=f"this one and {found}: two jobs meet at the same port",
+            do="Give each job a port of its own (`python -m launch run --port N`, torchrun --master-port N).",
         )
-    return numbers
 
 
-def _contradictions(numbers: Mapping[str, int]) -> list[str]:
-    rank, local_rank = numbers["RANK"], numbers["LOCAL_RANK"]
-    world, local_world = numbers["WORLD_SIZE"], numbers["LOCAL_WORLD_SIZE"]
-    checks = {
-        f"WORLD_SIZE={world}": world >= 1,
-        f"LOCAL_WORLD_SIZE={local_world} with WORLD_SIZE={world}": 1 <= local_world <= world,
-        f"RANK={rank} with WORLD_SIZE={world}": 0 <= rank < world,
-        f"LOCAL_RANK={local_rank} with LOCAL_WORLD_SIZE={local_world}": 0 <= local_rank < local_world,
-        f"LOCAL_RANK={local_rank} with RANK={rank}": local_rank <= rank,
-        f"MASTER_PORT={numbers['MASTER_PORT']}": 0 < numbers["MASTER_PORT"] < 65536,
-    }
-    return [complaint for complaint, is_right in checks.items() if not is_right]
+def _missing(store: Store, world_size: int) -> list[int]:
+    return [rank for rank in range(world_size) if not store.check([str(rank)])]
+
+
+def _named(ranks: list[int], world_size: int) -> str:
+    shown = ", ".join(map(str, ranks[:SHOWN])) + (" …" if len(ranks) > SHOWN else "")
+    return f"{len(ranks)} of {world_size} ranks ({shown})"
+
+
+def _not_met(place: str, missing: str, waited_s: float) -> CclmError:
+    return CclmError(
+        where=place,
+        expected="every rank to come to the address of rank 0 (MASTER_ADDR, MASTER_PORT)",
+        got=f"nothing of {missing} after {waited_s:.0f} s",
+        do="Read the logs of the ranks that did not come; check that their hosts reach this address, and that nobody "
+        "else uses the port (`python -m launch run --port N`).",
+        cause=Cause.TRANSIENT,
+    )
 
 
 def _choose_device(device: str, local_rank: int) -> torch.device:

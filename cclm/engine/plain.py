@@ -90,6 +90,11 @@ class PlainEngine(Generic[BatchType]):
         self._state.update_average()
         return StepStatistics(grad_norm=norm if math.isfinite(norm) else math.inf, learning_rates=rates)
 
+    def abandon_step(self) -> None:
+        """Forget the backward calls since the last update."""
+        self._num_backwards = 0
+        self._optimizer.zero_grad()
+
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The values as floats."""
         if not values:

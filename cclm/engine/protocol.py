@@ -82,6 +82,13 @@ class Engine(Protocol[BatchType]):
         """Clip, set the learning rates of `step`, update every parameter, clear gradients."""
         ...
 
+    def abandon_step(self) -> None:
+        """Forget the backward calls since the last update: the state that is saved next is the one after it.
+
+        For a run that ends in the middle of a step; training cannot go on from here.
+        """
+        ...
+
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean over the ranks of each scalar, of any type and device; the same keys on every rank.
 

@@ -17,7 +17,11 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def replace_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Make `data` the content of `path`; missing folders are made. Processes of any machine may write it at once."""
+    """Make `data` the content of `path`; missing folders are made. Processes of any machine may write it at once.
+
+    Raises:
+        OSError: with the name of a file, whatever failed; `path` is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
@@ -27,8 +31,10 @@ def replace_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     if durable:
         sync(path.parent)

@@ -23,11 +23,20 @@ class StepLines:
         self.path = Path(path)
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add one line {"step": step, …} in a single write."""
+        """Add one line {"step": step, …} in a single write.
+
+        Raises:
+            OSError: with the file's name; what a full disk leaves of a line, no reader takes for one.
+        """
         line = json.dumps({"step": step, **values}, ensure_ascii=False, separators=(",", ":")) + "\n"
+        data = line.encode("utf-8", "backslashreplace")
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode("utf-8", "backslashreplace"))
+            while data:  # a disk that is nearly full takes a part, and refuses only the next one
+                data = data[os.write(descriptor, data) :]
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         finally:
             os.close(descriptor)
 

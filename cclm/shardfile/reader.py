@@ -6,6 +6,7 @@ Opening a set reads its manifest only. An index is mapped and a tar is opened at
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections import OrderedDict
@@ -157,6 +158,12 @@ class ShardSet:
         if len(self._open) > MAX_OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
         return opened
+
+    def forget(self, shard: int) -> None:
+        """Close a shard, if it is open."""
+        if (opened := self._open.pop(shard, None)) is not None:
+            with contextlib.suppress(OSError):
+                opened.close()
 
     def announce(self, shard: int) -> None:
         """Say that a shard will be read soon (`RemoteShardSet` fetches it; a local one is there)."""

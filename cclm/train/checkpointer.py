@@ -59,11 +59,17 @@ class Checkpointer:
         return step % self.every_steps == 0
 
     def save(self, step: int, recorder: Recorder) -> None:
-        """Save the state after `step` steps. A collective."""
+        """Save the state after `step` steps. A collective.
+
+        Raises:
+            CclmError: the run has diverged: what is there stays.
+        """
+        recorder.health.check_updates(step)
         recorder.phase(step, "saving")
         recorder.sync()
         state = {"seconds": self.seconds, "samples_seen": dict(recorder.samples_seen.totals)}
         save_checkpoint(
             self.engine, self.run_folder, step, state, keep=self.keep, reference_outputs=self.reference_outputs
         )
+        recorder.health.saved()
         recorder.throughput.restart()

@@ -42,7 +42,10 @@ QUARANTINE = "quarantine"
 MAY_CHANGE = {
     **dict.fromkeys(("run_folder", "device"), "where the run lives and computes"),
     **dict.fromkeys(("checkpoint", "track"), "how often it saves and writes, and what"),
-    **dict.fromkeys(("data.num_workers", "data.cache", "data.bad_sample_limit"), "how samples are brought here"),
+    **dict.fromkeys(
+        ("data.num_workers", "data.batch_timeout_s", "data.cache", "data.bad_sample_limit"),
+        "how samples are brought here",
+    ),
     **dict.fromkeys(
         ("views.*.cache_groups", "views.*.transform.cache_bytes"),
         "what is kept in memory",

@@ -12,8 +12,11 @@ from cclm.data.batch import Batch
 from cclm.data.options import Schedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
+from cclm.errors import Cause
+from cclm.run.memory import MemoryGuard
+from cclm.run.signals import StopAsked, StopRequest
 from cclm.run.status import DoneMarker
-from cclm.run.stop import StopRequest, note_stopped
+from cclm.run.stop import note_stopped
 from cclm.train.checkpointer import Checkpointer
 from cclm.train.recorder import Recorder
 from cclm.train.updates import update
@@ -35,6 +38,7 @@ class Run:
     checkpointer: Checkpointer
     done: DoneMarker
     stop: StopRequest
+    memory: MemoryGuard
 
 
 def train(run: Run) -> bool:
@@ -43,38 +47,59 @@ def train(run: Run) -> bool:
     Returns False if it was asked to stop before: then it has saved, and the same command goes on from there.
 
     Raises:
-        CclmError: the loss is not finite, or too many samples were bad; on every rank alike.
+        CclmError: the run has diverged, or too many samples were bad; on every rank alike.
         DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
     recorder, checkpointer = run.recorder, run.checkpointer
     batches = run.batches(run.start_step)
     recorder.phase(run.start_step, "training")
+    run.stop.begin()
     for step in range(run.start_step, run.num_steps):
-        with recorder.data_wait():
-            batch, on_device = next(batches)
-        assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
-        result = update(run.engine, on_device, run.schedule)
-        recorder.add(batch, result)
-
-        is_last = step + 1 == run.num_steps
-        stop_reason = "" if is_last else agree_to_stop(run)
-        is_saving = is_last or bool(stop_reason) or checkpointer.is_due(step + 1)
-        if is_saving or recorder.is_due(step + 1):
-            recorder.write(step, result)
-        if is_saving:
-            checkpointer.save(step + 1, recorder)
-        if stop_reason:
-            recorder.phase(step + 1, "stopped")
-            if run.collectives.rank == 0:
-                note_stopped(run.folder, step + 1, stop_reason)
+        taken = next_batch(run, batches)
+        # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
+        if (stop_reason := agree_to_stop(run)) or taken is None:
+            save_and_stop(run, step, stop_reason)
             return False
-    recorder.phase(run.num_steps, "done")
+        batch, on_device = taken
+        assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
+        result = update(run.engine, on_device, run.schedule, lambda: bool(agree_to_stop(run)))
+        if result is None:
+            save_and_stop(run, step, agree_to_stop(run))
+            return False
+        recorder.add(batch, result)
+        run.memory.passed()
+
+        is_saving = step + 1 == run.num_steps or checkpointer.is_due(step + 1)
+        if is_saving or recorder.is_due(step + 1):
+            recorder.write(step)
+        if is_saving or recorder.health.is_lost:
+            checkpointer.save(step + 1, recorder)
+    recorder.phase(run.num_steps, "done", Cause.DONE)
     run.done.write(step=run.num_steps, seconds=checkpointer.seconds)
     return True
 
 
+def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch] | None:
+    """Return the next batch; None if there is a request to stop, or one comes while this rank waits."""
+    try:
+        with run.recorder.data_wait(), run.stop.interrupting():
+            return next(batches)
+    except StopAsked:
+        return None
+
+
+def save_and_stop(run: Run, step: int, reason: str) -> None:
+    """Save after `step` steps, if any was done since the last checkpoint, and note why the run ends. A collective."""
+    run.recorder.write(step - 1)
+    if run.recorder.health.has_changed:
+        run.checkpointer.save(step, run.recorder)
+    run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
+    if run.collectives.rank == 0:
+        note_stopped(run.folder, step, reason)
+
+
 def agree_to_stop(run: Run) -> str:
-    """Return why the run stops after this step, or "". A collective: one rank's request is everybody's."""
+    """Return why the run stops before this step, or "". A collective: one rank's request is everybody's."""
     folder = run.folder if run.collectives.rank == 0 else None
     reason = run.stop.reason(folder)
     if int(run.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:

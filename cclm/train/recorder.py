@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ from cclm.data.samples_seen import SamplesSeen
 from cclm.data.schedule import ViewSchedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
-from cclm.errors import CclmError, DataError
+from cclm.errors import Cause, DataError
 from cclm.run.status import RankStatus
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
+from cclm.train.health import Health
 from cclm.train.updates import StepResult, samples_read
 
 
@@ -45,6 +45,9 @@ class Recorder:
     throughput: Throughput
     progress: Progress
     status: RankStatus
+    health: Health
+    _last: StepResult | None = None
+    """Of the step before now."""
     _sums: list[dict[str, int]] = field(default_factory=list)
     """Of the steps since the last line: sums of this rank's sample hashes, by view."""
     _num_skipped: int = 0
@@ -56,13 +59,15 @@ class Recorder:
         with self.throughput.data_wait():
             yield
 
-    def phase(self, step: int, name: str) -> None:
-        """Say in this rank's status file what it does: "training", "saving", "stopped" or "done"."""
-        self.status.write(step=step, phase=name)
+    def phase(self, step: int, name: str, cause: Cause | None = None, reason: str = "") -> None:
+        """Say in this rank's status file what it does: "training", "saving", "stopped" or "done"; and why it ends."""
+        self.status.write(step=step, phase=name, cause=cause, reason=reason)
 
     def add(self, batch: Batch, result: StepResult) -> None:
         """Count a step. No collective."""
-        self._num_skipped += result.num_skipped
+        self._last = result
+        self.health.add(result.skipped)
+        self._num_skipped += sum(result.skipped)
         self._sums.append(ledger_sums(batch))
         self.quarantine.add(batch.step, batch.bad_samples)
         self.samples_seen.add(batch.samples_seen)
@@ -70,15 +75,19 @@ class Recorder:
 
     def is_due(self, step: int) -> bool:
         """Return whether a line is due after `step` steps."""
-        return step % self.every_steps == 0
+        return step % self.every_steps == 0 or self.health.is_lost
 
-    def write(self, step: int, result: StepResult) -> None:
-        """Write the lines of the steps up to `step`. Three collectives.
+    def write(self, step: int) -> None:
+        """Write the lines of the steps up to `step`, if there are any that are not written. Three collectives.
 
         Raises:
-            CclmError: the loss is not finite; on every rank alike.
+            CclmError: the run has diverged; on every rank alike.
             DataError: too many samples were bad; likewise.
         """
+        if not self._sums:
+            return
+        result = self._last
+        assert result is not None, "a line needs a step"
         read = samples_read(self.views, self.schedule, step + 1)
         bad_share = torch.tensor(self.quarantine.total * self.engine.world_size / read)
         values = self.engine.reduce_mean({**result.metrics, "bad_share": bad_share})
@@ -118,23 +127,16 @@ class Recorder:
         self._sums.clear()
 
     def _check_values(self, step: int, values: Mapping[str, float]) -> None:
-        """Stop the run, on every rank alike, when the loss is not finite or too many samples are bad."""
-        if not math.isfinite(values["loss"]):
-            names = sorted(name for name, value in values.items() if not math.isfinite(value))
-            raise CclmError(
-                where=f"step {step}",
-                expected="a finite loss",
-                got=", ".join(names) + " not finite",
-                do="Lower the learning rate or look at the batches since the last log line; "
-                "the last checkpoint is intact.",
-            )
+        """Stop the run, on every rank alike, when it has diverged or too many samples are bad."""
+        self.health.check_values(step, values)
         if values["bad_share"] > self.bad_sample_limit:
             raise DataError(
                 reason="too_many_bad_samples",
                 where=f"step {step}",
                 expected=f"at most {self.bad_sample_limit:.2%} bad samples",
                 got=f"{values['bad_share']:.2%} ({self.quarantine.summary()} on this rank)",
-                do="Read quarantine/rank_*.jsonl in the run folder, repair the shards or raise data.bad_sample_limit.",
+                do="Read quarantine/rank_*.jsonl in the run folder; repair the shards (`python -m shards verify SET`), "
+                "or give the same command with a higher --data.bad_sample_limit.",
             )
 
 

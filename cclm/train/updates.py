@@ -10,7 +10,7 @@ is decayed. So it was in the published runs (3M: the image tower gets two update
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,27 +31,35 @@ class StepResult:
     """Of the step; their means over the ranks are those of the global batch."""
     statistics: StepStatistics
     """Of the last update, with the largest gradient norm of all."""
-    num_skipped: int
-    """Updates that were left out because their gradients were not finite."""
+    skipped: tuple[bool, ...]
+    """Of each update: whether it was left out, because its gradients were not finite."""
 
 
-def update(engine: Engine[Batch], batch: Batch, schedule: Schedule) -> StepResult:
-    """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates."""
-    metrics, largest_norm, num_skipped = [], 0.0, 0
+def update(
+    engine: Engine[Batch], batch: Batch, schedule: Schedule, is_asked: Callable[[], bool] = lambda: False
+) -> StepResult | None:
+    """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates.
+
+    `is_asked` is called between micro-batches, on every rank alike, as long as no update is made: when it says yes the
+    step is abandoned, and None returned.
+    """
+    metrics, norms = list[Mapping[str, Tensor]](), list[float]()
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
-        found = []
+        found = list[Mapping[str, Tensor]]()
         for part in parts:
+            if found and not norms and is_asked():
+                engine.abandon_step()
+                return None
             losses = engine.forward(part)
             engine.backward(losses)
             found.append(losses.metrics)
         statistics = engine.update(batch.step)
         metrics.append(mean_metrics(found))
-        largest_norm = max(largest_norm, statistics.grad_norm)
-        num_skipped += not math.isfinite(statistics.grad_norm)
+        norms.append(statistics.grad_norm)
     return StepResult(
         metrics=merge_metrics(metrics),
-        statistics=replace(statistics, grad_norm=largest_norm),
-        num_skipped=num_skipped,
+        statistics=replace(statistics, grad_norm=max(norms)),
+        skipped=tuple(not math.isfinite(norm) for norm in norms),
     )
 
 

@@ -81,6 +81,11 @@ def wait_for_training(run: Path, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"no training; the launcher's code is {process.poll()}")
 
 
+def step_seconds(run: Path) -> float:
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(json.loads(lines[-1])["values"]["speed/step_s"])
+
+
 def pid_of(run: Path, rank: int) -> int:
     for path in (run / "status").glob("*.json"):
         status = json.loads(path.read_text(encoding="utf-8"))
@@ -133,9 +138,7 @@ def test_killed_at_a_random_moment_of_a_step(corpus: Path, undisturbed: Path, tm
     run = tmp_path / "run"
     process = start(corpus, run)
     wait_for_step(run, EVERY, process)
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    step_s = json.loads(lines[-1])["values"]["speed/step_s"]
-    time.sleep(random.Random(2006).uniform(1.0, EVERY - 2) * step_s)
+    time.sleep(random.Random(2006).uniform(1.0, EVERY - 2) * step_seconds(run))
     kill(run, 0, process)
 
     finish(corpus, run)
@@ -148,11 +151,12 @@ def test_asked_to_stop(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
         command(settings(corpus, run), run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     wait_for_step(run, EVERY, process)
+    time.sleep(2.5 * step_seconds(run))
     os.kill(pid_of(run, 1), signal.SIGUSR1)  # one rank is told; all of them stop after the same step
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == STOPPED_CODE, said.decode()
     stopped = json.loads((run / "stopped.json").read_text())
-    assert EVERY < stopped["step"] < STEPS
+    assert EVERY <= stopped["step"] < STEPS
     assert (run / f"checkpoints/step_{stopped['step']:09d}/complete").exists()
     assert {json.loads(path.read_text())["phase"] for path in (run / "status").glob("*.json")} == {"stopped"}
 

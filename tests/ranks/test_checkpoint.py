@@ -257,3 +257,29 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, world_size: int) -> None
 def _save_once(case: Case, run: Path) -> None:
     engine = make_deepspeed(case)
     save_checkpoint(engine, run, 1, {}, keep=1)
+
+
+def _abandon_and_save(case: Case, run: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """Train to the end; a second engine stops in the middle of a step and saves; a third goes on from that."""
+    whole = drive(make_deepspeed(case), case, range(END))
+    stopped = make_deepspeed(case)
+    drive(stopped, case, range(STOP))
+    for _ in range(case.accumulation_steps - 1):
+        batch = case.make_batch(STOP * case.accumulation_steps, stopped.rank, stopped.world_size)
+        stopped.backward(stopped.forward(batch))
+    stopped.abandon_step()
+    save_checkpoint(stopped, run, STOP, {}, keep=1, reference_outputs=_look)
+    engine = make_deepspeed(case)
+    path = newest_complete(run)
+    assert path is not None
+    history = drive(engine, case, range(load_checkpoint(engine, path)["step"], END))
+    assert history.losses == whole.losses[STOP * case.accumulation_steps :]
+    same = [name for name, value in whole.parameters.items() if torch.equal(value, history.parameters[name])]
+    assert len(same) == len(whole.parameters)
+    return history.losses, history.parameters
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_that_is_abandoned_leaves_no_trace(stage: int, tmp_path: Path) -> None:
+    results = on_ranks(_abandon_and_save, 2, replace(CASE, stage=stage, accumulation_steps=2), tmp_path)
+    assert results[0][0] and results[0][1]

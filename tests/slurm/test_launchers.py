@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.slurm.jobs import ended, launch, said
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--time", "5", "--save-s", "60")
 TELL = """
 import os, socket
@@ -38,3 +43,51 @@ def test_torchrun_gives_the_same_places(tmp_path: Path) -> None:
     lines = [line for node in range(2) for line in (run / f"logs/rank_{node}.log").read_text().splitlines()]
     ranks = sorted(line for line in lines if line.startswith("n"))
     assert ranks == ["n1 0 0 4 2 None", "n1 1 1 4 2 None", "n2 2 0 4 2 None", "n2 3 1 4 2 None"]
+
+
+PLACE = """
+import os, time
+from cclm.errors import ConfigError
+from cclm.run.launcher import adopt_place
+try:
+    place = adopt_place(os.environ)
+except ConfigError as error:
+    told = f"refused: {error.got}"
+else:
+    told = f"{place.rank} of {place.world_size}, {place.local_rank} of {place.local_world_size}"
+    if place.world_size > 1:
+        from cclm.distributed.topology import meet
+        store = meet(place.rank, place.world_size, 100.0)
+        time.sleep(1.0)  # the store of rank 0 is everybody's
+os.write(1, (told + chr(10)).encode())
+"""
+PLAIN_JOB = """#!/bin/bash
+cd {root}
+echo alone; {python} {script}
+echo refused; srun -n 3 {python} {script}
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29512
+echo found; srun -n 3 {python} {script}
+echo alone; {python} {script}
+"""
+
+
+def test_srun_without_our_launcher_is_refused_with_the_line_that_works(tmp_path: Path) -> None:
+    """What a refused process is told to do: the job's script does it then."""
+    script, job, output = tmp_path / "place.py", tmp_path / "job.sh", tmp_path / "job.log"
+    script.write_text(PLACE)
+    job.write_text(PLAIN_JOB.format(root=ROOT, python=sys.executable, script=script))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(
+        ["sbatch", "--wait", "-N", "2", "-n", "3", "-o", str(output), str(job)],
+        env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    said_by_job = [line for line in output.read_text().splitlines() if not line.startswith("[W")]
+    assert told.returncode == 0, said_by_job
+    groups = [
+        set(part.splitlines()[1:]) for part in re.split(r"(?m)^(?=alone$|refused$|found$)", "\n".join(said_by_job))[1:]
+    ]
+    assert groups[0] == groups[3] == {"0 of 1, 0 of 1"}
+    assert groups[1] == {
+        f"refused: process {rank} of 3 that srun started, without MASTER_ADDR, MASTER_PORT" for rank in range(3)
+    }
+    assert groups[2] == {"0 of 3, 0 of 2", "1 of 3, 1 of 2", "2 of 3, 0 of 1"}

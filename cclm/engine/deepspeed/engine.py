@@ -108,6 +108,10 @@ class DeepSpeedEngine(Generic[BatchType]):
         self._state.update_average()
         return StepStatistics(grad_norm=norm if math.isfinite(norm) and norm >= 0 else math.inf, learning_rates=rates)
 
+    def abandon_step(self) -> None:
+        """Forget the backward calls since the last update. DeepSpeed keeps their gradients, and nothing reads them."""
+        self._num_backwards = 0
+
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean over the ranks of each scalar, in one all-reduce of float32 (float64 on CPU)."""
         if not values:

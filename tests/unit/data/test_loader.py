@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch
-from cclm.data.loader import make_loader
+from cclm.data.loader import make_loader, make_room_for_open_files
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
 from cclm.views.images import ImageBatch
@@ -157,3 +158,17 @@ def test_bytes_are_normalised_where_they_are(three_views: Views) -> None:
     assert torch.equal(cast(ImageBatch, normal.views["regions"]).images_BCHW, expected)
     assert normal.views["image_text"] is batch.views["image_text"], "floats are normalised already"
     assert normal.views["text_pair"] is batch.views["text_pair"] and batch.views["text_pair"].images is None
+
+
+def test_the_limit_of_open_files_is_raised_or_told() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        make_room_for_open_files(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+        make_room_for_open_files(812)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (812, before[1])
+        with pytest.raises(ConfigError, match=rf"got {before[1]}. Raise it before the start \(`ulimit -n"):
+            make_room_for_open_files(before[1] + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

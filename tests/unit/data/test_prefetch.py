@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch
-from cclm.data.prefetch import on_device
+from cclm.data.prefetch import in_background, on_device
+from cclm.errors import DataError
 from cclm.views.images import ImageBatch
 from tests.tiny_views import Views, open_dataset
 
@@ -54,3 +57,30 @@ def test_on_a_gpu_the_copies_are_the_batches(batches: list[Batch]) -> None:
     for batch, moved in on_device(pinned, torch.device("cuda", 0)):
         assert images(moved).is_cuda
         assert torch.equal(images(moved).cpu(), images(batch))
+
+
+def test_batches_are_prepared_in_the_background_in_order() -> None:
+    main, prepared = threading.get_ident(), list[tuple[int, bool]]()
+
+    def prepare(batch: Batch) -> Batch:
+        prepared.append((batch.step, threading.get_ident() != main))
+        return replace(batch, update=7)
+
+    steps = []
+    for batch in in_background([Batch(step=step, views={}) for step in range(5)], prepare):
+        steps.append((batch.step, batch.update))
+        time.sleep(0.05)
+        assert len(prepared) > batch.step + 1 or batch.step == 4, "one is ready before it is wanted"
+    assert steps == [(step, 7) for step in range(5)]
+    assert prepared == [(step, True) for step in range(5)]
+
+
+def test_an_error_in_the_background_is_raised_where_the_batch_is_wanted() -> None:
+    def source() -> Iterator[Batch]:
+        yield Batch(step=0, views={})
+        raise DataError(reason="r", expected="a", got="b", do="c", where="d")
+
+    batches = in_background(source(), lambda batch: batch)
+    assert next(batches).step == 0
+    with pytest.raises(DataError, match="d: expected a"):
+        next(batches)

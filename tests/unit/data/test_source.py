@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cclm.data.batch import BadSample
 from cclm.data.options import ImageTransformConfig
 from cclm.data.source import Memory
 from cclm.data.tokens import TextTokenizer
-from cclm.errors import DataError
+from cclm.errors import Cause, CclmError, DataError
 from cclm.shardfile.writer import ImageTextShardWriter
 from cclm.types import ImageTextRecord, View
 from cclm.views.image_text.options import ImageTextConfig
@@ -91,3 +94,47 @@ def test_a_missing_tar_is_told_even_though_it_cannot_be_located(tmp_path: Path, 
     (folder / "images-000000.tar").unlink()
     with pytest.raises(DataError, match=r"images-000000\.tar: expected a usable sample .* 4 broken ones"):
         open_images(folder, tokenizer).sample(0, 0)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, number: int, times: int, name: str = "pread") -> list[int]:
+    """Let a system call fail so often; returns the failures that happened."""
+    whole, failures = getattr(os, name), list[int]()
+
+    def failing(*arguments: object, **options: object) -> object:
+        is_shard = name == "pread" or str(arguments[0]).endswith(".tar")
+        if is_shard and len(failures) < times:
+            failures.append(number)
+            raise OSError(number, os.strerror(number))
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(f"cclm.shardfile.reader.os.{name}", failing)
+    monkeypatch.setattr("cclm.run.transient.WAITS_S", (0.0, 0.0, 0.0))
+    return failures
+
+
+@pytest.mark.parametrize("name", ["pread", "open"])
+def test_a_disk_that_fails_for_a_moment_costs_no_sample(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = write_images(tmp_path / "images", 12, per_shard=12)
+    expected = [sample.ledger for sample in open_images(folder, tokenizer).samples(0, range(4), [])]
+    failures, bad = fail(monkeypatch, errno.ESTALE, 3, name), list[BadSample]()
+    found = [sample.ledger for sample in open_images(folder, tokenizer).samples(0, range(4), bad)]
+    assert found == expected
+    assert not bad and len(failures) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "tries"),
+    [(errno.EIO, Cause.TRANSIENT, 4), (errno.EMFILE, Cause.USER_ERROR, 1)],
+)
+def test_a_fault_that_lasts_ends_the_run_and_is_no_bad_sample(
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, number: int, cause: Cause, tries: int
+) -> None:
+    source = open_images(write_images(tmp_path / "images", 12, per_shard=12), tokenizer)
+    failures = fail(monkeypatch, number, 100, "open")
+    with pytest.raises(CclmError) as caught:
+        source.sample(0, 0)
+    assert not isinstance(caught.value, DataError)
+    assert caught.value.cause is cause
+    assert len(failures) == tries

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 import torch
 
+from cclm.distributed import topology as topology_module
+from cclm.distributed.spawn import free_port
 from cclm.distributed.topology import Topology
-from cclm.errors import ConfigError
+from cclm.errors import Cause, CclmError, ConfigError
 
 GOOD = {
     "RANK": "3",
@@ -62,3 +67,66 @@ def test_devices() -> None:
         assert Topology.from_environment({}).device.type == "cpu"
         with pytest.raises(ConfigError, match="a GPU with index 0"):
             Topology.from_environment({}, device="cuda")
+
+
+def meet_in_threads(numbers: list[int], world_size: int, timeout_s: float) -> list[object]:
+    """Let some ranks come to one port; returns what each of them got."""
+    results: list[object] = [None] * len(numbers)
+
+    def come(index: int) -> None:
+        try:
+            results[index] = topology_module.meet(numbers[index], world_size, timeout_s)
+        except CclmError as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=come, args=(index,)) for index in range(len(numbers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    number = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(number))
+    return number
+
+
+def test_ranks_meet(port: int) -> None:
+    stores = meet_in_threads([0, 1, 2], 3, 60.0)
+    assert not any(isinstance(store, CclmError) for store in stores), stores
+
+
+def test_ranks_that_do_not_come_are_named(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(topology_module, "SAY_S", 0.3)
+    first, second = meet_in_threads([0, 2], 4, 1.5)
+    assert isinstance(first, CclmError) and isinstance(second, CclmError)
+    assert first.cause is second.cause is Cause.TRANSIENT
+    assert "2 of 4 ranks (1, 3)" in first.got
+    assert f"waits at 127.0.0.1:{port} for 2 of 4 ranks (1, 3)" in capsys.readouterr().err
+
+
+def test_a_missing_rank_0_is_told(port: int) -> None:
+    [error] = meet_in_threads([1], 2, 1.5)
+    assert isinstance(error, CclmError)
+    assert "nothing of rank 0" in error.got
+
+
+def test_a_port_that_somebody_else_uses_is_told(port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        [error] = meet_in_threads([0], 2, 1.5)
+    assert isinstance(error, CclmError)
+    assert "EADDRINUSE" in error.got and "--port" in error.do
+
+
+def test_two_jobs_at_one_port_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = topology_module.TCPStore("127.0.0.1", port, 2, is_master=True, wait_for_workers=False, multi_tenant=True)
+    host.set("attempt 0/1", "process 7 on another host")
+    [error] = meet_in_threads([1], 2, 5.0)
+    assert isinstance(error, CclmError)
+    assert "process 7 on another host" in error.got

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from cclm.checkpoint.load import load_full_state
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
-from cclm.errors import CclmError, ConfigError, DataError
+from cclm.engine.protocol import Losses
+from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.checkpoints import newest_complete
-from cclm.run.stop import StopRequest, ask_to_stop, read_stopped
+from cclm.run.signals import StopRequest
+from cclm.run.stop import StopKind, ask_to_stop, read_stopped
 from cclm.train.loop import Run, train
 from pretrain.build import open_run
 from tests.tiny_run import recipe, write_corpus
@@ -89,12 +92,12 @@ def test_a_batch_of_another_step_is_no_batch(config: RunConfig) -> None:
 
 
 def stopping(run: Run, after: int) -> Run:
-    """Asked to stop while a step is done."""
+    """Asked to stop while it waits for the batch that comes after so many steps."""
 
     def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
         for batch, on_device in run.batches(from_step):
-            if batch.step == after - 1:
-                ask_to_stop(run.folder, "enough")
+            if batch.step == after:
+                ask_to_stop(run.folder, "enough", StopKind.USER)
             yield batch, on_device
 
     return replace(run, batches=batches)
@@ -116,11 +119,69 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(config: RunConfig, tmp_pa
     assert ledger_of(config) == ledger_of(whole)
 
 
-def test_a_request_in_the_last_step_changes_nothing(config: RunConfig) -> None:
+def test_a_request_before_the_first_step_saves_nothing(config: RunConfig) -> None:
     with open_run(config, StopRequest()) as run:
         assert run is not None
-        assert train(stopping(run, STEPS))
+        assert not train(stopping(run, 0))
+    stopped = read_stopped(Path(config.run_folder))
+    assert stopped is not None and stopped.step == 0
+    assert newest_complete(Path(config.run_folder)) is None
+    assert run_to_the_end(config)
+
+
+def test_a_request_in_the_last_step_changes_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = PlainEngine.update
+
+    def asked(engine: PlainEngine, step: int) -> Any:
+        if step == STEPS - 1:
+            ask_to_stop(Path(config.run_folder), "enough", StopKind.USER)
+        return update(engine, step)
+
+    monkeypatch.setattr(PlainEngine, "update", asked)
+    assert run_to_the_end(config)
     assert (Path(config.run_folder) / "done.json").exists()
+
+
+def test_a_request_between_micro_batches_abandons_the_step(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its half gradients leave no trace: the run that goes on is the run that nobody stopped."""
+    config = replace(config, data=replace(config.data, micro_batches=2))
+    backward, calls = PlainEngine.backward, list[int]()
+
+    def asked(engine: PlainEngine[Batch], losses: Losses) -> None:
+        backward(engine, losses)
+        calls.append(1)
+        if len(calls) == 5:  # the first half of step 2
+            ask_to_stop(Path(config.run_folder), "enough", StopKind.USER)
+
+    monkeypatch.setattr(PlainEngine, "backward", asked)
+    assert not run_to_the_end(config)
+    stopped = read_stopped(Path(config.run_folder))
+    assert stopped is not None and stopped.step == 2 and len(calls) == 5
+    assert run_to_the_end(config)
+    whole = replace(config, run_folder=str(tmp_path / "whole"))
+    assert run_to_the_end(whole)
+    assert ledger_of(config) == ledger_of(whole)
+    states = [load_full_state(Path(one.run_folder) / f"checkpoints/step_{STEPS:09d}") for one in (config, whole)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def test_updates_that_are_all_skipped_end_the_run_before_it_saves(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = PlainEngine.update
+
+    def skipped(engine: PlainEngine, step: int) -> Any:
+        found = update(engine, step)
+        return replace(found, grad_norm=float("inf")) if step > 0 else found
+
+    monkeypatch.setattr(PlainEngine, "update", skipped)
+    with pytest.raises(CclmError) as caught:
+        run_to_the_end(config)
+    assert caught.value.cause is Cause.DIVERGED
+    assert newest_complete(Path(config.run_folder)) is None
+    assert not (Path(config.run_folder) / "done.json").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
@@ -138,7 +199,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
     monkeypatch.setattr(PlainEngine, "forward", broken)
     with pytest.raises(CclmError) as caught:
         run_to_the_end(config)
-    assert (caught.value.where, caught.value.got) == ("step 2", "loss, text_pair/ttc not finite")
+    assert caught.value.cause is Cause.DIVERGED
+    assert (caught.value.where, caught.value.got) == ("step 2", "loss nan, text_pair/ttc nan")
     lines = (Path(config.run_folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2], "the line that shows it is written"
 

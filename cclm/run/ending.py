@@ -1,0 +1,77 @@
+"""How a program ends when something went wrong: with a sentence, a note in the run folder (of a rank), and a code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+
+from cclm.errors import Cause, CclmError
+from cclm.run.causes import EXIT_CODES, cause_of
+from cclm.run.status import note_end
+
+GOES_ON = "the same command goes on from the newest complete checkpoint."
+USERS_ERRNOS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG}
+    | {errno.EMFILE, errno.ENFILE}
+)
+"""What is wrong with a path, its permissions, or a limit (`ulimit`)."""
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""How torch tells that memory is out, where it has no class for it."""
+
+
+def end_with(error: BaseException, run_folder: Path | None = None, rank: int = 0) -> int:
+    """Say why this process ends, note it in the run folder if it is a rank's, and return the exit code."""
+    cause, sentence = explain(error, run_folder)
+    if cause is Cause.EXIT or (cause is Cause.TRANSIENT and not isinstance(error, CclmError)):
+        traceback.print_exception(error)
+    sys.stderr.write(f"error: {sentence}\n")
+    if run_folder is not None and run_folder.is_dir():
+        note_end(run_folder, rank, cause, sentence)
+    return EXIT_CODES[cause]
+
+
+def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause, str]:
+    """Return the cause, and the sentence for the user. `run_folder`: of the run that ends, if it is one."""
+    if isinstance(error, CclmError):
+        return cause_of(error), str(error)
+    cause, goes_on = cause_of(error), "" if run_folder is None else GOES_ON
+    got = f"{type(error).__name__}: {_first_line(error)}"
+    place = str(getattr(error, "filename", None) or run_folder or "")
+    if is_out_of_memory(error):
+        cause, expected = Cause.USER_ERROR, "enough memory"
+        do = (
+            "Lower --batch-size, or use a machine with more memory."
+            if run_folder is None
+            else "Raise data.micro_batches (a step is then computed in parts), lower data.num_workers, use more ranks, "
+            f"or ask for more memory; {goes_on}"
+        )
+    elif cause is Cause.DISK_FULL:
+        expected, do = "room for what is written", f"Free space, or raise the quota; {goes_on or 'then try again.'}"
+    elif cause is Cause.TRANSIENT:
+        expected, do = "disks, networks and other ranks that answer", f"Such faults pass; {goes_on or 'try again.'}"
+    elif isinstance(error, OSError) and _is_of_the_user(error, run_folder):
+        cause, expected = Cause.USER_ERROR, "a file or folder that can be used"
+        do = "Mend it, or choose another place."
+    else:
+        return cause, got
+    return cause, str(CclmError(where=place, expected=expected, got=got, do=do))
+
+
+def _is_of_the_user(error: OSError, run_folder: Path | None) -> bool:
+    """Whether a path, a permission or a limit is wrong; a file of ours that is missing is our mistake."""
+    if error.errno == errno.ENOENT:
+        return run_folder is not None and str(error.filename).startswith(str(run_folder))
+    return error.errno in USERS_ERRNOS
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether this is what Python or torch raise when they get no memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    is_torchs = "OutOfMemoryError" in names or (isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error))
+    return is_torchs or isinstance(error, MemoryError)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
