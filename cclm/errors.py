@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import partial
 from typing import Any
+
+
+class Cause(str, Enum):
+    """Why a process of ours ended. Programs decide by it, never by the words of a message (`cclm/run/causes.py`)."""
+
+    DONE = "done"
+    """It has done what it was started for."""
+    STOPPED = "stopped"
+    """It was asked to end (time limit, preemption, a signal), and saved: the next attempt goes on."""
+    STOPPED_BY_USER = "stopped_by_user"
+    """A person asked it to end, and it saved: it goes on when a person starts it again."""
+    USER_ERROR = "user_error"
+    """A wrong setting or broken input: only the user can mend it."""
+    DIVERGED = "diverged"
+    """The loss is not finite any more: only the user can mend it."""
+    DISK_FULL = "disk_full"
+    """No room, or no quota, for what it writes: only the user can mend it."""
+    FOLDER_LOCKED = "folder_locked"
+    """Another process uses the run folder. A lost node's lock lives on for a while, so another attempt may work."""
+    TRANSIENT = "transient"
+    """A fault of disk, network or object store, or a lost connection to other ranks: another attempt may work."""
+    NOT_STARTED = "not_started"
+    """Its program could not be started."""
+    HUNG = "hung"
+    """It gave no sign of life for too long, and was killed."""
+    WAITING = "waiting"
+    """The same, but it stood in a collective: it waited for another rank, which is to blame."""
+    ENDED = "ended"
+    """The launcher or the scheduler ended it with TERM, probably because of another rank."""
+    SIGNAL = "signal"
+    """Another signal killed it."""
+    EXIT = "exit"
+    """It ended with an error that nobody foresaw: the traceback is in its log."""
 
 
 class CclmError(ValueError):
     """A user's mistake or a broken input, told in one sentence each: expected, got, do."""
 
-    def __init__(self, *, expected: str, got: str, do: str, where: str = "") -> None:
+    def __init__(self, *, expected: str, got: str, do: str, where: str = "", cause: Cause | None = None) -> None:
         self.expected, self.got, self.do, self.where = expected, got, do, where
+        self.cause = cause
+        """None: what it was raised from decides (`cclm.run.causes.cause_of`); that, or a user's error."""
         place = f"{where}: " if where else ""
         super().__init__(f"{place}expected {expected}, got {got}. {do}")
 
@@ -26,9 +62,11 @@ class ConfigError(CclmError):
 class DataError(CclmError):
     """A record or shard that cannot be used; `reason` is the short word it is counted by."""
 
-    def __init__(self, *, reason: str, expected: str, got: str, do: str, where: str = "") -> None:
+    def __init__(
+        self, *, reason: str, expected: str, got: str, do: str, where: str = "", cause: Cause | None = None
+    ) -> None:
         self.reason = reason
-        super().__init__(expected=expected, got=got, do=do, where=where)
+        super().__init__(expected=expected, got=got, do=do, where=where, cause=cause)
 
 
 class CheckpointError(CclmError):
