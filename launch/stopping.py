@@ -16,7 +16,7 @@ from launch.slurm.alive import live_jobs, script_of
 from launch.slurm.client import ask_slurm
 from launch.slurm.history import Event, add_event, read_history
 from launch.slurm.jobs_now import JobNow, ask_queue
-from launch.slurm.verdict import REST, newest_step
+from launch.slurm.verdict import newest_step
 from launch.status import NOT_SUBMITTED, RUNNING, UNKNOWN, RunNow, look_at, look_at_one
 
 POLL_S = 0.3
@@ -24,7 +24,7 @@ ASK_S = 2.0
 """So often Slurm is asked while we wait."""
 CANCEL_S = 90.0
 """Slurm lets a cancelled job live for KillWait (30 s by default) after TERM."""
-REASON = f"{REST}a person asked"
+REASON = "a person asked"
 
 Say = Callable[[str], None]
 
@@ -80,7 +80,7 @@ def _stop_local(run: RunNow, say: Say) -> bool:
     if run.state != RUNNING:
         say(f"it does not run ({run.verdict}); {goes_on_from(run)}")
         return False
-    request.ask_to_stop(run.run_folder, REASON)
+    request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
     say(f"asked to save and end after its present step, through {run.run_folder / request.STOP_NAME}")
     return True
 
@@ -104,7 +104,7 @@ def _stop_job(run: RunNow, jobs: Sequence[JobNow], say: Say) -> bool:
     if not remaining:
         say(f"job {jobs[-1].job} was waiting and is cancelled: nothing to save; {goes_on_from(run)}")
         return False
-    request.ask_to_stop(run.run_folder, REASON)
+    request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
     if run.ranks:
         # Nobody is signalled before a rank has spoken in this life: USR1 would kill what checks the nodes.
         ask_slurm(["scancel", "--signal=USR1", *(job.job for job in remaining)])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cclm.errors import CclmError
+from cclm.run.causes import EXIT_CODES, cause_of
 from cclm.run.stop import STOPPED_CODE, StopRequest
 
 
@@ -31,7 +32,7 @@ def _run(arguments: Sequence[str], stop: StopRequest) -> int:
                 return STOPPED_CODE
     except CclmError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return EXIT_CODES[cause_of(error)]
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
         return 130

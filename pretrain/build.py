@@ -31,8 +31,8 @@ from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.checkpoints import newest_complete
-from cclm.run.status import DoneMarker, RankStatus, forget_other_ranks
-from cclm.run.stop import StopRequest
+from cclm.run.status import DoneMarker, RankStatus
+from cclm.run.stop import StopRequest, clear_for_this_start
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
@@ -68,8 +68,8 @@ def open_run(config: RunConfig, stop: StopRequest) -> Iterator[Run | None]:
         is_first = topology.rank == 0
         if is_first:
             stack.enter_context(run_lock(folder))
+            clear_for_this_start(folder)
             write_identity(folder, config, inputs, ds_config)
-            forget_other_ranks(folder, topology.world_size)
         talk.barrier()
         checkpoint = newest_complete(folder)
         dataset = make_dataset(config, tokenizer, topology)  # its complaints come before the long part of the start

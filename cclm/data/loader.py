@@ -21,6 +21,7 @@ from cclm.data.schedule import ViewSchedule
 from cclm.data.source import ImageTextSource, RegionSource, TextPairSource
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import CclmError, ConfigError
+from cclm.run.causes import cause_of
 from cclm.run.stop import STOP_SIGNALS
 
 
@@ -201,7 +202,7 @@ class _Failure:
     """A user's error on its way out of a worker: torch would turn it into a RuntimeError with a stack trace inside."""
 
     kind: type[CclmError]
-    told: dict[str, str]
+    told: dict[str, Any]
 
 
 class _Guarded(Dataset[Any]):
@@ -215,7 +216,8 @@ class _Guarded(Dataset[Any]):
             return self._dataset[step]
         except CclmError as error:
             names = ("reason", "expected", "got", "do", "where")
-            told = {name: getattr(error, name) for name in names if hasattr(error, name)}
+            told: dict[str, Any] = {name: getattr(error, name) for name in names if hasattr(error, name)}
+            told["cause"] = cause_of(error)  # what it was raised from stays behind
             return _Failure(type(error), told)
 
 

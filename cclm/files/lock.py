@@ -1,7 +1,7 @@
 """One run folder, one run: two launches of the same command would write the same files.
 
 The kernel drops the lock with the process that holds it, so a killed run leaves none; the file `.lock` stays and means
-nothing by itself.
+nothing by itself. Where the file system has no locks, a lease stands in for it (`cclm/files/lease.py`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cclm.errors import CclmError
+from cclm.errors import Cause, CclmError
 from cclm.files.folders import make_folder
+from cclm.files.lease import LeasedError, lease, lease_holder
 
 LOCK_NAME = ".lock"
-HELD = "is training in"
-"""Words of the refusal, by which `launch` knows that another try may succeed."""
+LEASE_NAME = ".lease"
+"""Behind the lock's own name."""
 NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
-"""What a network file system says that is mounted without locks: then there is no protection."""
+"""What a network file system says that is mounted without locks."""
 
 LOOK_S = 0.2
 """Much longer than `holder_of` keeps the lock to look at it."""
@@ -32,34 +33,39 @@ _held: set[int] = set()
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`/.lock for the length of the `with` block (rank 0 only: once per run). The folder is made.
+def run_lock(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
+    """Hold `folder`/`name` for the length of the `with` block (rank 0 only: once per run). The folder is made.
 
     Raises:
-        CclmError: another process holds it (names host and process), or nothing can be written there.
+        CclmError: another process holds it (names host and process; FOLDER_LOCKED), or nothing can be written there.
     """
     make_folder(folder)
-    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _acquire(descriptor, folder)
+    with ExitStack() as stack:
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        stack.callback(os.close, descriptor)
+        try:
+            if not _acquire(descriptor):
+                stack.enter_context(lease(folder / f"{name}{LEASE_NAME}"))
+        except (BlockingIOError, LeasedError) as error:
+            holder = error.holder if isinstance(error, LeasedError) else _name(descriptor)
+            raise CclmError(
+                expected="a run folder that no other run is using",
+                got=f"one that {holder} is using",
+                do="Wait for that run, stop it, or choose another run folder.",
+                where=str(folder),
+                cause=Cause.FOLDER_LOCKED,
+            ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         _held.add(descriptor)
-        try:
-            yield
-        finally:
-            _held.discard(descriptor)
-    finally:
-        os.close(descriptor)
+        stack.callback(_held.discard, descriptor)
+        yield
 
 
-def holder_of(folder: Path) -> str:
-    """Who holds the run's lock, in words; "" if nobody does, as far as this machine can know.
-
-    A network file system mounted without locks shows nobody's.
-    """
+def holder_of(folder: Path, name: str = LOCK_NAME) -> str:
+    """Return who holds the run's lock, in words; "" if nobody does, as far as this machine can know."""
     try:
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
     try:
@@ -69,6 +75,7 @@ def holder_of(folder: Path) -> str:
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
+        return lease_holder(folder / f"{name}{LEASE_NAME}")
     finally:
         os.close(descriptor)
     return ""
@@ -78,24 +85,21 @@ def _name(descriptor: int) -> str:
     return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
 
 
-def _acquire(descriptor: int, folder: Path) -> None:
+def _acquire(descriptor: int) -> bool:
+    """Lock an open file; False where the file system has no locks; raise BlockingIOError if another process has it."""
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # a run, or somebody who only looks whether there is one
             time.sleep(LOOK_S)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = _name(descriptor)
-        raise CclmError(
-            expected="a run folder that no other run is using",
-            got=f"one that {holder} {HELD}",
-            do="Wait for that run, stop it, or choose another run_folder.",
-            where=str(folder),
-        ) from error
+    except BlockingIOError:
+        raise
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
+        return False
+    return True
 
 
 def _forget_in_child() -> None:

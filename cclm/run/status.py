@@ -1,4 +1,4 @@
-"""What each rank is doing, and the marker that says a run is done.
+"""What each rank is doing, why it ended, and the marker that says a run is done.
 
 Both are small JSON files that other programs (`launch`, a shell, a colleague) may read at any moment.
 """
@@ -15,9 +15,12 @@ from pathlib import Path
 
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
+from cclm.run.causes import Cause
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"
+MOST_REASON = 500
+"""Characters of a reason; the whole of it is in the rank's log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,10 @@ class StatusRecord:
     """Seconds since 1970 when it said so."""
     host: str
     pid: int
+    cause: str = ""
+    """Of `cclm.run.causes`: why it ended; "" while it runs, or if it could not say."""
+    reason: str = ""
+    """The same in a sentence."""
 
 
 class RankStatus:
@@ -43,8 +50,8 @@ class RankStatus:
         self.rank = rank
         self._clock = clock
 
-    def write(self, step: int, phase: str) -> None:
-        """Say what this rank does now."""
+    def write(self, step: int, phase: str, *, cause: Cause | None = None, reason: str = "") -> None:
+        """Say what this rank does now, or with a `cause` why it ends."""
         record = StatusRecord(
             rank=self.rank,
             step=step,
@@ -52,16 +59,36 @@ class RankStatus:
             time=round(self._clock(), 3),
             host=socket.gethostname(),
             pid=os.getpid(),
+            cause="" if cause is None else cause.value,
+            reason=reason,
         )
         replace_text(self.path, json.dumps(asdict(record)) + "\n")
 
 
-def forget_other_ranks(folder: Path, world_size: int) -> None:
-    """Remove what ranks said that an earlier life of the run had and this has not: nobody is silent there."""
-    own = {f"rank_{rank}.json" for rank in range(world_size)}
-    for path in (folder / STATUS_FOLDER).glob("rank_*.json"):
-        if path.name not in own:
-            path.unlink(missing_ok=True)
+def note_end(folder: Path, rank: int, cause: Cause, reason: str = "") -> None:
+    """Say why this rank ends, as its last word, if the folder is its own.
+
+    A folder in which another start has spoken may be that of a run that goes on; and a full disk does not keep a rank
+    from ending. In both cases the exit code alone says it.
+    """
+    status = RankStatus(folder, rank)
+    before = read_status(status.path)
+    if before is not None and (before.pid, before.host) != (os.getpid(), socket.gethostname()):
+        return
+    try:
+        step = 0 if before is None else before.step
+        status.write(step, cause.value, cause=cause, reason=" ".join(reason.split())[:MOST_REASON])
+    except OSError:
+        return
+
+
+def read_status(path: Path) -> StatusRecord | None:
+    """Read what a rank last said; None if there is nothing that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return StatusRecord(**{name: values[name] for name in values.keys() & StatusRecord.__annotations__.keys()})
+    except (OSError, TypeError, ValueError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +96,9 @@ class DoneRecord:
     """The end of a run."""
 
     step: int
-    """Number of steps done, all lives of the run together."""
+    """Number of steps done, all attempts together."""
     seconds: float
-    """Seconds of training, all lives of the run together."""
+    """Seconds of training, all attempts together."""
     time: float
     """Seconds since 1970 when it ended."""
 
@@ -84,7 +111,7 @@ class DoneMarker:
         self._clock = clock
 
     def write(self, step: int, seconds: float) -> None:
-        """Declare the run done: it reached `step` steps in `seconds` seconds, the sum over its lives."""
+        """Declare the run done: it reached `step` steps in `seconds` seconds, the sum over its attempts."""
         record = DoneRecord(step=step, seconds=round(seconds, 3), time=round(self._clock(), 3))
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 

@@ -1,33 +1,83 @@
 """A request to stop: how it reaches a run, and the note that it was obeyed. Standard library only.
 
-    SIGUSR1, SIGTERM to a rank ─┐
-    text in RUN/stop ───────────┴─► asked ─► (the ranks agree, save) ─► RUN/stopped.json, exit code 75
+    SIGUSR1, TERM, INT, HUP to a rank ─┐
+    RUN/stop ──────────────────────────┴─► asked ─► (the ranks agree, save) ─► RUN/stopped.json, exit code 75
 
 The file works where no signal does (another machine, a launcher that dies of the signal), the signal where a network
-file system shows the file late. Whoever starts a run removes an old request first (`clear`).
+file system shows the file late. It is a small JSON (`RequestRecord`); `touch RUN/stop`, or any text in it, is a
+person's request, too. Whoever starts a run removes what an earlier start left (`clear`).
 """
 
 from __future__ import annotations
 
 import faulthandler
+import getpass
 import json
+import math
+import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 
 from cclm.files.atomic import replace_text
+from cclm.files.reading import read_json
+from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.status import STATUS_FOLDER
 
 STOP_NAME = "stop"
 STOPPED_NAME = "stopped.json"
-STOPPED_CODE = 75
+STOPPED_CODE = EXIT_CODES[Cause.STOPPED]
 """Exit code of a rank that saved because it was asked to: EX_TEMPFAIL of sysexits.h, "try again later"."""
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+TAKEN_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""Requests to stop that a run listens to even if its parent ignored them: launchers shield their children's first
+moments from them."""
+KEPT_SIGNALS = (signal.SIGINT, signal.SIGHUP)
+"""Requests to stop that stay ignored if the parent ignored them (`nohup`, `&` in a script)."""
+STOP_SIGNALS = (*TAKEN_SIGNALS, *KEPT_SIGNALS)
 TRACEBACK_SIGNAL = signal.SIGUSR2
+AGAIN_S = 1.0
+"""A second Ctrl-C ends the process at once; but a terminal and a launcher may both deliver the first."""
+CLEARED_VARIABLE = "CCLM_CLEARED"
+"""Run folder in which the launcher of this process has removed what an earlier start left."""
+BEGAN = time.time()
+"""When this process began, nearly."""
+NEVER = 0.0
+"""Time of a request that asks nothing."""
+BY_HAND = "asked through RUN/stop"
+OLD_USER_PREFIX = "rest: "
+"""How a person's request was told before requests had a kind."""
+
+
+class StopKind(str, Enum):
+    """Who wants a run to stop, which decides whether it goes on by itself."""
+
+    USER = "user"
+    """A person: it goes on when a person starts it again."""
+    SCHEDULER = "scheduler"
+    """The job's time limit or preemption: the next attempt goes on."""
+    SIGNAL = "signal"
+    """Somebody who sent a signal: the next attempt goes on, if a scheduler starts one."""
+    NOTHING = "nothing"
+    """Nobody: the file is there so that no network file system remembers for a minute that it is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRecord:
+    """What `RUN/stop` says."""
+
+    kind: StopKind
+    reason: str
+    who: str = ""
+    """USER@HOST; "" if it was written by hand."""
+    time: float = 0.0
+    """Seconds since 1970; 0 if it was written by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +89,7 @@ class StoppedRecord:
     reason: str
     time: float
     """Seconds since 1970."""
+    kind: StopKind = StopKind.SIGNAL
 
 
 class StopRequest:
@@ -46,56 +97,121 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_reason = ""
+        self._interrupted = math.inf
+        """When Ctrl-C came first."""
 
     @classmethod
     @contextmanager
     def listening(cls) -> Iterator[StopRequest]:
         """Catch the signals for the length of the `with` block; SIGUSR2 makes Python print where it is, and go on."""
         request = cls()
-        before = {number: signal.signal(number, request._receive) for number in STOP_SIGNALS}
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number, handler in before.items():
+            if number in TAKEN_SIGNALS or handler is not signal.SIG_IGN:
+                signal.signal(number, request._receive)
         faulthandler.register(TRACEBACK_SIGNAL, file=sys.__stderr__ or 2, all_threads=True)
         try:
             yield request
         finally:
             faulthandler.unregister(TRACEBACK_SIGNAL)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def reason(self, folder: Path | None) -> str:
         """Why this process should stop, or "". `folder`: the run folder, on the rank that looks at its file."""
-        return (read_request(folder) if folder is not None else "") or self.signal_reason
+        asked = read_request(folder) if folder is not None else None
+        return asked.reason if asked is not None else self.signal_reason
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._interrupted > AGAIN_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._interrupted = min(self._interrupted, now) if number == signal.SIGINT else self._interrupted
         self.signal_reason = signal.Signals(number).name
 
 
-def read_request(folder: Path) -> str:
-    """Read the text of `RUN/stop`; "" if there is none."""
+def read_request(folder: Path) -> RequestRecord | None:
+    """Read `RUN/stop`; None if nobody asks. What a person wrote there by hand asks, even nothing at all (`touch`)."""
+    path = folder / STOP_NAME
     try:
-        return (folder / STOP_NAME).read_text(encoding="utf-8").strip()
+        text, changed = path.read_text(encoding="utf-8", errors="replace").strip(), path.stat().st_mtime
     except OSError:  # not there; or a network file system that does not answer: then the next step asks again
-        return ""
+        return None
+    try:
+        record = RequestRecord(**json.loads(text))
+        record = replace(record, kind=StopKind(record.kind))
+    except (TypeError, ValueError):
+        return RequestRecord(kind=StopKind.USER, reason=text or BY_HAND)
+    if record.kind is StopKind.NOTHING:
+        return RequestRecord(kind=StopKind.USER, reason=BY_HAND) if changed != NEVER else None
+    return record
 
 
-def ask_to_stop(folder: Path, reason: str) -> None:
+def ask_to_stop(folder: Path, reason: str, kind: StopKind) -> None:
     """Ask the run to save and end after its present step."""
-    replace_text(folder / STOP_NAME, f"{reason}\n")
+    record = RequestRecord(kind=kind, reason=reason, who=_who(), time=round(time.time(), 3))
+    replace_text(folder / STOP_NAME, json.dumps(asdict(record)) + "\n")
 
 
 def note_stopped(folder: Path, step: int, reason: str) -> None:
     """Note that the request was obeyed, and take it away; one rank does this, after the checkpoint."""
-    record = StoppedRecord(step=step, reason=reason, time=round(time.time(), 3))
+    asked = read_request(folder)
+    kind = StopKind.SIGNAL if asked is None else asked.kind
+    record = StoppedRecord(step=step, reason=reason, time=round(time.time(), 3), kind=kind)
     replace_text(folder / STOPPED_NAME, json.dumps(asdict(record)) + "\n", durable=True)
     (folder / STOP_NAME).unlink(missing_ok=True)
 
 
 def read_stopped(folder: Path) -> StoppedRecord | None:
-    """Return the note of the run's last life, or None if that was not stopped by request."""
-    path = folder / STOPPED_NAME
-    return StoppedRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    """Return the note of the run's last start, or None if that was not stopped by request."""
+    values = read_json(folder / STOPPED_NAME, None)
+    if values is None:
+        return None
+    kind, reason = values.get("kind"), str(values["reason"])
+    if kind is None:  # written before requests had a kind
+        kind = StopKind.USER if reason.startswith(OLD_USER_PREFIX) else StopKind.SIGNAL
+    reason = reason.removeprefix(OLD_USER_PREFIX)
+    return StoppedRecord(step=values["step"], reason=reason, time=values["time"], kind=StopKind(kind))
 
 
-def clear(folder: Path) -> None:
-    """Remove requests and notes of an earlier life; for whoever starts the run."""
-    (folder / STOP_NAME).unlink(missing_ok=True)
-    (folder / STOPPED_NAME).unlink(missing_ok=True)
+def clear(folder: Path, *, before: float = math.inf) -> None:
+    """Remove what an earlier start left: the request, the note that it was obeyed, and what its ranks said last.
+
+    For whoever starts a run, once it knows that no other start is alive. `before`: leave what is newer (seconds since
+    1970).
+    """
+    for path in (folder / STOP_NAME, folder / STOPPED_NAME, *(folder / STATUS_FOLDER).glob("rank_*.json")):
+        try:
+            if path.stat().st_mtime < before:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def clear_for_this_start(folder: Path) -> None:
+    """Do `clear` on the first rank, once it holds the run's lock, unless a launcher of ours has done it.
+
+    What was asked since this process began is meant for it, and stays.
+    """
+    cleared = os.environ.get(CLEARED_VARIABLE)
+    if cleared is None or Path(cleared).resolve() != folder.resolve():
+        clear(folder, before=BEGAN)
+
+
+def ask_nothing(folder: Path) -> None:
+    """Put a request there that asks nothing: who looks for a file finds a change of it at once, a new one late.
+
+    Its time is the beginning of all times, so that a `touch` shows.
+    """
+    record = RequestRecord(kind=StopKind.NOTHING, reason="")
+    replace_text(folder / STOP_NAME, json.dumps(asdict(record)) + "\n")
+    os.utime(folder / STOP_NAME, (NEVER, NEVER))
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

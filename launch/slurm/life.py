@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import CclmError
-from cclm.files.atomic import replace_bytes, replace_text
+from cclm.files.atomic import replace_bytes
 from cclm.run import stop
 from cclm.run.status import DoneMarker
 from launch.slurm.alive import jobs_alive
@@ -51,8 +51,7 @@ def begin(run_folder: Path, plan: dict[str, Any], job: str, nodes: str) -> int:
         say(f"Look at {run_folder}/logs, then give the command of the submission again.")
         return GIVE_UP
     stop.clear(run_folder)
-    # An empty file asks nothing; without one, a network file system may remember for a minute that there is none.
-    replace_text(run_folder / stop.STOP_NAME, "")
+    stop.ask_nothing(run_folder)
     life = next_life(history)
     replace_bytes(run_folder / RESERVE, bytes(RESERVE_BYTES))
     add_event(run_folder, Event(event="begin", life=life, job=job, nodes=nodes, step=step))
@@ -137,7 +136,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.action == "ask":
         say(f"asks the ranks to save: {options.reason}")
-        stop.ask_to_stop(run_folder, options.reason)
+        stop.ask_to_stop(run_folder, options.reason, stop.StopKind.SCHEDULER)
         return 0
     if options.action == "after":
         return after(run_folder, options.other)

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.files.lock import HELD
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.status import DoneMarker
-from cclm.run.stop import STOPPED_CODE, read_stopped
+from cclm.run.stop import STOPPED_CODE, StopKind, read_stopped
 from launch.slurm.history import Life, read_history
 from launch.slurm.task import FULL
 from launch.sweep import is_sweep, points_not_done, read_sweep
@@ -102,14 +101,14 @@ def judge_training(run_folder: Path, lives: Sequence[Life], max_tries: int) -> V
         return Verdict(outcome="done", goes_on=False, step=done.step, why=f"done at step {done.step}")
     stopped = read_stopped(run_folder)
     if stopped is not None:
-        rests = stopped.reason.startswith(REST)
+        rests = stopped.kind is StopKind.USER
         then = "" if rests else "; goes on in another life"
         why = f"saved at step {stopped.step}: {stopped.reason.removeprefix(REST)}{then}"
         return Verdict(outcome="stopped", goes_on=not rests, step=step, why=why)
     failure = first_failure(read_ends(run_folder, life.number))
     told = str(failure) if failure else "the step ended without a word from any rank: see logs/slurm.log"
     # A lost node's lock lives on until the file server forgets it: that passes, other refusals do not.
-    is_mistake = failure is not None and failure.code == USER_ERROR_CODE and HELD not in failure.last_words
+    is_mistake = failure is not None and failure.code == USER_ERROR_CODE
     if is_mistake or (failure is not None and failure.why == FULL):
         return Verdict(outcome="failed", goes_on=False, step=step, why=f"{told} (a retry would not help)")
     if step > life.first_step:

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cclm.errors import CclmError
+from cclm.errors import Cause, CclmError
+from cclm.files import lease
 from cclm.files.lock import holder_of, run_lock
 
 HOLD = """
@@ -45,7 +48,7 @@ def another_run(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 def test_a_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     with (
         another_run(tmp_path) as (process, _),
-        pytest.raises(CclmError, match=rf"one that process {process.pid} on {socket.gethostname()} is training in"),
+        pytest.raises(CclmError, match=rf"one that process {process.pid} on {socket.gethostname()} is using"),
         run_lock(tmp_path),
     ):
         pass
@@ -63,24 +66,92 @@ def test_a_killed_run_leaves_no_lock_even_while_its_worker_lives(tmp_path: Path)
 def test_the_lock_ends_with_its_block_and_the_folder_is_made(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "run"
     for _ in range(2):
-        with run_lock(folder), pytest.raises(CclmError, match="choose another run_folder"), run_lock(folder):
+        with run_lock(folder), pytest.raises(CclmError, match="choose another run folder"), run_lock(folder):
             pass
 
 
-@pytest.mark.parametrize(("code", "is_tolerated"), [(errno.ENOLCK, True), (errno.EIO, False)])
-def test_a_file_system_without_locks_is_no_reason_to_stop(
-    code: int, is_tolerated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_: int) -> None:
         raise OSError(code, "refused")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    if is_tolerated:
-        with run_lock(tmp_path):
+
+
+def test_a_refusal_has_its_cause(tmp_path: Path) -> None:
+    with run_lock(tmp_path), pytest.raises(CclmError) as caught, run_lock(tmp_path):
+        pass
+    assert caught.value.cause is Cause.FOLDER_LOCKED
+
+
+def test_locks_of_another_name_are_others(tmp_path: Path) -> None:
+    with run_lock(tmp_path), run_lock(tmp_path, ".launch.lock"):
+        assert holder_of(tmp_path, ".launch.lock") != ""
+    assert holder_of(tmp_path, ".launch.lock") == ""
+
+
+def test_another_fault_of_the_lock_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="refused"), run_lock(tmp_path):
+        pass
+    with pytest.raises(OSError, match="refused"):
+        holder_of(tmp_path)
+
+
+@pytest.fixture
+def no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a file system without locks."""
+    refuse_locks(monkeypatch, errno.ENOLCK)
+    return tmp_path
+
+
+def test_without_locks_a_second_run_is_refused(no_locks: Path) -> None:
+    with run_lock(no_locks):
+        assert holder_of(no_locks) == f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(CclmError) as caught, run_lock(no_locks):
             pass
-    else:
-        with pytest.raises(OSError, match="refused"), run_lock(tmp_path):
-            pass
+        assert caught.value.cause is Cause.FOLDER_LOCKED
+    assert holder_of(no_locks) == ""
+    with run_lock(no_locks):
+        pass
+    assert sorted(path.name for path in no_locks.iterdir()) == [".lock"]
+
+
+def lease_of(folder: Path, **changes: object) -> Path:
+    """A lease that somebody left; by default this process."""
+    with run_lock(folder):
+        content = json.loads((folder / ".lock.lease").read_text())
+    (folder / ".lock.lease").write_text(json.dumps({**content, **changes}))
+    return folder / ".lock.lease"
+
+
+def test_without_locks_a_killed_run_leaves_none(no_locks: Path) -> None:
+    lease_of(no_locks, pid=2**22 + 1)
+    assert holder_of(no_locks) == ""
+    with run_lock(no_locks):
+        pass
+    lease_of(no_locks, started="1")  # another process has its number now
+    with run_lock(no_locks):
+        pass
+
+
+def test_without_locks_a_run_elsewhere_counts_until_it_is_silent(no_locks: Path) -> None:
+    path = lease_of(no_locks, machine="another", host="n7", pid=3, token="t")
+    assert holder_of(no_locks) == "process 3 on n7"
+    with pytest.raises(CclmError), run_lock(no_locks):
+        pass
+    os.utime(path, (time.time() - 2 * lease.LOST_S,) * 2)
+    with run_lock(no_locks):
+        assert holder_of(no_locks) == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_without_locks_the_holder_keeps_its_lease_fresh(no_locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    with run_lock(no_locks):
+        os.utime(no_locks / ".lock.lease", (1.0, 1.0))
+        end = time.monotonic() + 20
+        while (no_locks / ".lock.lease").stat().st_mtime == 1.0:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_others_may_look_who_holds_it(tmp_path: Path) -> None:
@@ -98,16 +169,3 @@ def test_a_look_does_not_keep_a_run_from_beginning(tmp_path: Path) -> None:
         timer.start()
         with run_lock(tmp_path):
             assert holder_of(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def test_a_file_system_without_locks_shows_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(code, "no locks here")
-
-    (tmp_path / ".lock").touch()
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    code = errno.ENOLCK
-    assert holder_of(tmp_path) == ""
-    code = errno.EIO
-    with pytest.raises(OSError, match="no locks here"):
-        holder_of(tmp_path)
