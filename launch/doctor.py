@@ -107,7 +107,6 @@ def _tools() -> Iterator[Finding]:
     uses = {
         "g++": "compiles DeepSpeed's kernels, when one is asked for",
         "node": "fetches the demo",
-        "ssh": "reaches plain hosts for `launch ssh`",
     }
     for program, use in uses.items():
         place = shutil.which(program)

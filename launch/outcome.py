@@ -20,10 +20,6 @@ class RankExit:
     """Exit code; -N if signal N killed it."""
     seconds: float
     """Since the start of the job."""
-    host: str = ""
-    """Where it ran; "" where there is one machine only."""
-    why: str = ""
-    """In place of the code, where there is none to tell: the connection was lost."""
 
     @property
     def shell_code(self) -> int:
@@ -32,8 +28,7 @@ class RankExit:
 
     def __str__(self) -> str:
         how = f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
-        place = f" on {self.host}" if self.host else ""
-        return f"rank {self.rank}{place}: {self.why or how} after {self.seconds:.1f} s"
+        return f"rank {self.rank}: {how} after {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True, kw_only=True)

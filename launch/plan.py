@@ -1,9 +1,8 @@
-"""A whole job as a value: who runs what, where, with which environment. Made by a pure function, carried out elsewhere.
+"""A whole job on one machine as a value: who runs what, with which environment. Made by a pure function, run elsewhere.
 
-    JobRequest + Machine ─────────── make_plan ──┐
-    JobRequest + Share of each host ─ plan_hosts ─┴─> JobPlan ──> text, JSON, or a backend (local.py, ssh/carry.py)
+    JobRequest + Machine ── make_plan ──> JobPlan ──> text, JSON, or running processes (launch/local)
 
-The plan holds everything that a backend may do, so printing it is the slow twin of running it.
+The plan holds everything that running it does, so printing it is the slow twin of running it.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cclm.errors import ConfigError
 from launch.machine import LOOPBACK, Machine
@@ -31,7 +29,7 @@ class JobRequest:
     run_folder: Path
     """Folder of the run; the ranks' output goes to its `logs/`."""
     num_ranks: int | None = None
-    """Number of processes of a machine; None: one per GPU, or one if there is none."""
+    """Number of processes; None: one per GPU, or one if there is none."""
     threads_per_rank: int | None = None
     """Compute threads of each process; None: the usable cores divided by the ranks."""
     port: int | None = None
@@ -47,8 +45,6 @@ class RankPlan:
     """One process of the job."""
 
     rank: int
-    local_rank: int
-    host: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
     """Variables set on top of the inherited environment."""
@@ -65,7 +61,7 @@ class JobPlan:
     folder: Path
     """Working directory of every rank."""
     run_folder: Path
-    master_address: str
+    host: str
     master_port: int
     threads_per_rank: int
     ranks: tuple[RankPlan, ...]
@@ -74,72 +70,46 @@ class JobPlan:
         """Return the plan as indented JSON; paths become strings."""
         return json.dumps(asdict(self), indent=2, default=str)
 
-    @classmethod
-    def from_json(cls, text: str) -> JobPlan:
-        """Read what `to_json` wrote."""
-        values: dict[str, Any] = json.loads(text)
-        ranks = tuple(_read_rank(rank) for rank in values["ranks"])
-        folders = {name: Path(values[name]) for name in ("folder", "run_folder")}
-        return cls(**{**values, **folders, "ranks": ranks})
-
-    def of_host(self, host: str) -> JobPlan:
-        """The part of the plan that one host carries out."""
-        return replace(self, ranks=tuple(rank for rank in self.ranks if rank.host == host))
-
     def to_text(self) -> str:
         """Return the plan for people; each rank's line can be pasted into a shell."""
         lines = [
-            f"{len(self.ranks)} rank(s) × {self.threads_per_rank} thread(s), in {self.folder}",
-            f"meeting point  {self.master_address}:{self.master_port}",
+            f"{len(self.ranks)} rank(s) × {self.threads_per_rank} thread(s) on {self.host}, in {self.folder}",
+            f"meeting point  {LOOPBACK}:{self.master_port}",
             f"run folder     {self.run_folder}",
         ]
         for rank in self.ranks:
             cores = ",".join(map(str, rank.cores)) or "not bound"
-            lines += ["", f"rank {rank.rank} on {rank.host}, cores {cores}, output: {rank.log or 'this terminal'}"]
+            lines += ["", f"rank {rank.rank}, cores {cores}, output: {rank.log or 'this terminal'}"]
             lines.append("  " + " ".join([*(f"{k}={shlex.quote(v)}" for k, v in rank.environment.items()), "\\"]))
             lines.append("  " + shlex.join(rank.command))
         return "\n".join(lines)
 
 
-def _read_rank(values: dict[str, Any]) -> RankPlan:
-    tuples = {name: tuple(values[name]) for name in ("command", "cores")}
-    log = None if values["log"] is None else Path(values["log"])
-    return RankPlan(**{**values, **tuples, "log": log})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one machine does for a job."""
-
-    host: str
-    """Name by which the machine is reached."""
-    machine: Machine
-    num_ranks: int
-
-
 def make_plan(request: JobRequest, machine: Machine, inherited: Mapping[str, str]) -> JobPlan:
-    """Plan a job on one machine. `inherited` is the environment of the caller: what it sets wins over our defaults.
+    """Plan a job. `inherited` is the environment of the caller: what it sets wins over our defaults.
 
     Raises ConfigError for an empty command and for counts below one.
     """
     num_ranks = request.num_ranks if request.num_ranks is not None else max(machine.num_gpus, 1)
-    # gloo otherwise looks up the host's own name, which laptops and containers often cannot resolve; all ranks are
-    # here, so the loopback interface serves.
-    defaults = {**_defaults(machine.num_gpus), "GLOO_SOCKET_IFNAME": "lo"}
-    defaults = {name: value for name, value in defaults.items() if name not in inherited}
-    plan = _plan(request, (Share(host=machine.host, machine=machine, num_ranks=num_ranks),), LOOPBACK, defaults)
-    return replace(plan, ranks=(replace(plan.ranks[0], log=None), *plan.ranks[1:]))
-
-
-def plan_hosts(
-    request: JobRequest, shares: Sequence[Share], master_address: str, environment: Mapping[str, str]
-) -> JobPlan:
-    """Plan a job on several machines, ranks numbered from host to host; they meet on the first.
-
-    `environment` is what every rank gets: it wins over our defaults. Raises ConfigError as `make_plan`.
-    """
-    num_gpus = max(share.machine.num_gpus for share in shares)
-    return _plan(request, shares, master_address, {**_defaults(num_gpus), **environment})
+    _check(request, num_ranks)
+    threads = request.threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)
+    port = request.port if request.port is not None else machine.free_port
+    shared = {
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
+        **{name: value for name, value in _defaults(machine.num_gpus).items() if name not in inherited},
+    }
+    return JobPlan(
+        folder=request.folder,
+        run_folder=request.run_folder,
+        host=machine.host,
+        master_port=port,
+        threads_per_rank=threads,
+        ranks=tuple(_ranks(request, machine, num_ranks, threads, shared)),
+    )
 
 
 def _check(request: JobRequest, num_ranks: int) -> None:
@@ -154,60 +124,26 @@ def _check(request: JobRequest, num_ranks: int) -> None:
             raise ConfigError(expected=f"{name} of at least 1", got=str(count), do="Ask for one or more.")
 
 
-def _plan(request: JobRequest, shares: Sequence[Share], address: str, variables: Mapping[str, str]) -> JobPlan:
-    for share in shares:
-        _check(request, share.num_ranks)
-    # Equal work wants equal threads: as many as the smallest share allows.
-    fitting = [max(share.machine.num_usable_cores // share.num_ranks, 1) for share in shares]
-    threads = request.threads_per_rank or min(fitting)
-    port = request.port if request.port is not None else shares[0].machine.free_port
-    shared = {
-        "WORLD_SIZE": str(sum(share.num_ranks for share in shares)),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(threads),
-        **variables,
-    }
-    ranks: list[RankPlan] = []
-    for share in shares:
-        ranks += _ranks_of(share, request, len(ranks), threads, shared)
-    return JobPlan(
-        folder=request.folder,
-        run_folder=request.run_folder,
-        master_address=address,
-        master_port=port,
-        threads_per_rank=threads,
-        ranks=tuple(ranks),
-    )
-
-
-def _ranks_of(
-    share: Share, request: JobRequest, first_rank: int, threads: int, shared: Mapping[str, str]
+def _ranks(
+    request: JobRequest, machine: Machine, num_ranks: int, threads: int, shared: Mapping[str, str]
 ) -> Iterator[RankPlan]:
-    blocks = _core_blocks(share.machine, share.num_ranks, threads) if request.bind else [()] * share.num_ranks
+    blocks = _core_blocks(machine, num_ranks, threads) if request.bind else [()] * num_ranks
     python_first = request.command[0] in ("python", "python3")
-    for local_rank, cores in enumerate(blocks):
-        rank = first_rank + local_rank
-        place = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(local_rank),
-            "LOCAL_WORLD_SIZE": str(share.num_ranks),
-        }
+    for rank, cores in enumerate(blocks):
         yield RankPlan(
             rank=rank,
-            local_rank=local_rank,
-            host=share.host,
             command=(request.python, *request.command[1:]) if python_first else request.command,
-            environment={**place, **shared},
+            environment={"RANK": str(rank), "LOCAL_RANK": str(rank), **shared},
             cores=cores,
-            log=request.run_folder / "logs" / f"rank_{rank}.log",
+            log=request.run_folder / "logs" / f"rank_{rank}.log" if rank else None,
         )
 
 
 def _defaults(num_gpus: int) -> dict[str, str]:
     """What a rank needs unless somebody says otherwise."""
-    # A log is only worth its last line, so nothing may wait in a buffer.
-    defaults = {"PYTHONUNBUFFERED": "1"}
+    # A log is only worth its last line, so nothing may wait in a buffer. And gloo otherwise looks up the host's own
+    # name, which laptops and containers often cannot resolve; all ranks are here, so the loopback interface serves.
+    defaults = {"PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return defaults if num_gpus else {**defaults, "DS_ACCELERATOR": "cpu"}
 
 

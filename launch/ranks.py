@@ -1,4 +1,4 @@
-"""The ranks of one machine, started, watched and ended: what `run` and the agent of `ssh` have in common.
+"""The ranks of one machine, started, watched and ended.
 
 Each rank is the leader of its own session and process group (started through launch/shim.py). When one fails, the
 others are told to end (TERM), and are killed after a grace time; what a rank leaves running is killed.
@@ -31,8 +31,6 @@ class Ranks:
     plan: JobPlan
     grace_s: float
     tell_guard: Callable[[str], None]
-    host: str = ""
-    """Name of this machine in reports; "" where there is no other."""
     began: float = field(default_factory=time.monotonic)
     alive: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     exits: list[RankExit] = field(default_factory=list)
@@ -45,7 +43,7 @@ class Ranks:
         cores = ",".join(map(str, rank.cores))
         command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, *rank.command]
         with ExitStack() as stack:
-            output = stack.enter_context(open_log(rank.log, rank)) if rank.log else None
+            output = stack.enter_context(open_log(rank.log, rank.rank, self.plan.host)) if rank.log else None
             process = subprocess.Popen(
                 command,
                 cwd=self.plan.folder,
@@ -68,7 +66,7 @@ class Ranks:
             code = process.wait()
             self.tell_guard(f"-{process.pid}")
             seconds = time.monotonic() - self.began
-            self.exits.append(RankExit(rank=rank, code=code, seconds=seconds, host=self.host))
+            self.exits.append(RankExit(rank=rank, code=code, seconds=seconds))
             if code != 0 and self.first_failure is None:
                 self.first_failure = self.exits[-1]
                 self.end()
@@ -120,10 +118,10 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 @contextmanager
-def open_log(path: Path, rank: RankPlan) -> Iterator[int]:
+def open_log(path: Path, rank: int, host: str) -> Iterator[int]:
     """Open a rank's log for appending: what an earlier life of the run wrote is evidence."""
     with path.open("ab", buffering=0) as file:
-        file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank.rank} on {rank.host}\n".encode())
+        file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} on {host}\n".encode())
         yield file.fileno()
 
 

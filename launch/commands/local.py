@@ -24,11 +24,6 @@ def add_to(commands: Commands) -> None:
 def add_options(parser: argparse._ActionsContainer) -> None:
     """Options that `plan` and `run` share."""
     parser.add_argument("--ranks", type=number_or_auto, default=None, help="processes; auto: one per GPU, or one")
-    add_shared_options(parser)
-
-
-def add_shared_options(parser: argparse._ActionsContainer) -> None:
-    """Options that `ssh` has as well."""
     parser.add_argument("--threads-per-rank", type=number_or_auto, default=None, help="auto: usable cores / ranks")
     parser.add_argument("--port", type=number_or_auto, default=None, help="where the ranks meet; auto: a free one")
     parser.add_argument("--bind", choices=("auto", "none"), default="auto", help="auto: own cores for each rank")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cclm.errors import ConfigError
 from launch.machine import Machine
-from launch.plan import JobPlan, JobRequest, Share, make_plan, plan_hosts
+from launch.plan import JobPlan, JobRequest, make_plan
 
 MACHINE = Machine(host="node", cores=(0, 1, 2, 3, 8, 9), quota_cores=None, num_gpus=0, free_port=4321)
 REQUEST = JobRequest(
@@ -112,8 +112,6 @@ def test_json_holds_the_whole_plan() -> None:
     assert content["master_port"] == 4321
     assert content["ranks"][1] == {
         "rank": 1,
-        "local_rank": 1,
-        "host": "node",
         "command": [sys.executable, "-m", "pretrain", "--recipe", "a b"],
         "environment": dict(plan().ranks[1].environment),
         "cores": [3, 8, 9],
@@ -144,54 +142,3 @@ def test_blocks_are_equal_disjoint_and_large_enough(cores: set[int], num_ranks: 
     assert len(sizes) == 1
     enough = len(cores) // num_ranks >= job.threads_per_rank
     assert (sizes.pop() >= job.threads_per_rank) is enough
-
-
-def hosts(*ranks: int) -> list[Share]:
-    """Hosts of 6, 12, 18 … cores."""
-    return [
-        Share(
-            host=f"n{number}",
-            machine=replace(MACHINE, cores=tuple(range(6 * number)), free_port=4000 + number),
-            num_ranks=count,
-        )
-        for number, count in enumerate(ranks, 1)
-    ]
-
-
-def test_ranks_are_numbered_from_host_to_host() -> None:
-    job = plan_hosts(REQUEST, hosts(2, 3), "n1", {"NAME": "value"})
-    assert [(rank.rank, rank.local_rank, rank.host) for rank in job.ranks] == [
-        (0, 0, "n1"), (1, 1, "n1"), (2, 0, "n2"), (3, 1, "n2"), (4, 2, "n2"),
-    ]  # fmt: skip
-    assert (job.master_address, job.master_port) == ("n1", 4001)
-    last = job.ranks[-1].environment
-    shared = {"WORLD_SIZE": "5", "MASTER_ADDR": "n1", "MASTER_PORT": "4001", "NAME": "value"}
-    assert {**shared, "RANK": "4", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}.items() <= last.items()
-    assert "GLOO_SOCKET_IFNAME" not in last
-    assert [rank.log for rank in job.ranks] == [Path(f"/runs/a/logs/rank_{rank}.log") for rank in range(5)]
-
-
-def test_all_ranks_get_the_threads_that_the_smallest_share_allows() -> None:
-    job = plan_hosts(REQUEST, hosts(2, 3), "n1", {})
-    assert {rank.environment["OMP_NUM_THREADS"] for rank in job.ranks} == {"3"}
-    assert [rank.cores for rank in job.ranks[:3]] == [(0, 1, 2), (3, 4, 5), (0, 1, 2, 3)]
-
-
-def test_hosts_take_the_users_environment_before_our_defaults() -> None:
-    assert (
-        plan_hosts(REQUEST, hosts(1), "n1", {"DS_ACCELERATOR": "cuda"}).ranks[0].environment["DS_ACCELERATOR"] == "cuda"
-    )
-    with pytest.raises(ConfigError):
-        plan_hosts(REQUEST, hosts(1, 0), "n1", {})
-
-
-def test_one_host_of_several_has_its_part() -> None:
-    job = plan_hosts(REQUEST, hosts(2, 3), "n1", {})
-    parts = [job.of_host(host) for host in ("n1", "n2")]
-    assert parts[0].ranks + parts[1].ranks == job.ranks
-    assert replace(parts[1], ranks=job.ranks) == job
-
-
-def test_json_can_be_read_again() -> None:
-    for job in (plan(), plan_hosts(REQUEST, hosts(2, 3), "n1", {"A": "b"})):
-        assert JobPlan.from_json(job.to_json()) == job
