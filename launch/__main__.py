@@ -10,9 +10,9 @@ import signal
 import sys
 
 from cclm.errors import CclmError
-from launch.commands import doctor, drill, local, logs, plan, resume, shards, slurm, status, stopping, sweep
+from launch.commands import doctor, drill, logs, plan, resume, run, shards, status, stop, submit, sweep
 
-COMMANDS = (plan, local, slurm, sweep, shards, status, logs, stopping, resume, drill, doctor)
+COMMANDS = (plan, run, submit, sweep, shards, status, logs, stop, resume, drill, doctor)
 """In the order of --help. Each has `add_to(commands)`, which adds parsers whose default `carry_out` takes the options
 and the words after `--`, and returns the exit code."""
 USAGE_CODE = 2

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from launch.commands.parsers import Commands
-from launch.slurm.request import SlurmRequest
+from launch.plan.request import SlurmRequest
 
 
 def add_to(commands: Commands) -> None:
@@ -21,8 +21,8 @@ def add_to(commands: Commands) -> None:
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print the report; 1 if something fails."""
-    from launch.doctor import report
-    from launch.profile import read_profile
+    from launch.local.diagnose import report
+    from launch.plan.profile import read_profile
 
     text, healthy = report(options.folder, read_profile(options.profile), options.save_s)
     sys.stdout.write(text + "\n")

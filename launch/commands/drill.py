@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launch.commands.local import say
 from launch.commands.parsers import Commands
-from launch.runs import find_run
+from launch.commands.run import say
+from launch.watch.find_runs import find_run
 
 PATIENCE_S = 900.0
 
@@ -23,8 +23,8 @@ def add_to(commands: Commands) -> None:
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Carry out the drill; prints a table, 1 if a station was not reached as it should be."""
-    from launch.drill import Drill, drillable, price
-    from launch.table import table
+    from cclm.files.table import table
+    from launch.control.drill import Drill, drillable, price
 
     run = drillable(find_run(options.run))
     say(price(kill=options.kill))

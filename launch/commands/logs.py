@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from launch.commands.local import say
 from launch.commands.parsers import Commands
-from launch.runs import find_run
+from launch.commands.run import say
+from launch.watch.find_runs import find_run
 
 INTERRUPTED_CODE = 130
 
@@ -36,8 +36,8 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 def _show(run_folder: Path, options: argparse.Namespace) -> int:
     if options.lines < 0:
         raise ConfigError(where="--lines", expected="0 or more", got=str(options.lines), do="Leave it out for 40.")
-    from launch.logs import EndOfRun, Tail, follow, log_of
-    from launch.status import look_at_one
+    from launch.watch.logs import EndOfRun, Tail, follow, log_of
+    from launch.watch.status import look_at_one
 
     path = log_of(look_at_one(run_folder), rank=options.rank, task=options.task)
     tail = Tail(path, options.lines)

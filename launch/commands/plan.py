@@ -6,18 +6,18 @@ import argparse
 import sys
 
 from cclm.errors import ConfigError
-from launch.commands import local, slurm
+from launch.commands import run, submit
 from launch.commands.parsers import Commands, usage
-from launch.plan import JobPlan
-from launch.slurm.plan import SlurmPlan
+from launch.plan.job import JobPlan
+from launch.plan.slurm_job import SlurmPlan
 
 
 def add_to(commands: Commands) -> None:
     """Add `plan`."""
     parser = commands.add_parser("plan", help="print what `run`, or `submit` (--nodes), would do", usage=usage("plan"))
     parser.add_argument("--json", action="store_true", help="print JSON")
-    local.add_options(parser.add_argument_group("ranks on this machine"))
-    slurm.add_options(parser, nodes=None)
+    run.add_options(parser.add_argument_group("ranks on this machine"))
+    submit.add_options(parser, nodes=None)
     parser.set_defaults(carry_out=carry_out)
 
 
@@ -34,4 +34,4 @@ def _plan(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan | Sl
             where="plan", expected="--nodes with a recipe", got=f"recipe {options.recipe} alone",
             do=f"For example: python -m launch plan {options.recipe} --nodes 2",
         )  # fmt: skip
-    return local.plan_from(options, command) if options.nodes is None else slurm.plan_from(options, command)[0]
+    return run.plan_from(options, command) if options.nodes is None else submit.plan_from(options, command)[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launch.commands.local import say
 from launch.commands.parsers import Commands
-from launch.runs import find_run
+from launch.commands.run import say
+from launch.watch.find_runs import find_run
 
 NUMBERS = {
     "nodes": "of the job",
@@ -36,7 +36,7 @@ def add_to(commands: Commands) -> None:
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Submit, and print the job's id."""
-    from launch.resume import resume
+    from launch.control.resume import resume
 
     given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in (*NUMBERS, *WORDS)}
     changes = {name: value for name, value in given.items() if value is not None}

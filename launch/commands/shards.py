@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from launch.commands import slurm
-from launch.commands.local import say
+from launch.commands import submit as submit_command
 from launch.commands.parsers import Commands, usage
+from launch.commands.run import say
+from launch.plan.snapshot import RECIPE_NAME, find_recipe, merge_recipe, write_recipe
+from launch.slurm.restart import why_not_done
 from launch.slurm.submit import submit
-from launch.slurm.verdict import why_not_done
-from launch.snapshot import RECIPE_NAME, find_recipe, merge_recipe, write_recipe
 
 
 def add_to(commands: Commands) -> None:
     """Add `shards`, with the options of a build and all of `submit`."""
     parser = commands.add_parser("shards", help="build shard sets as jobs", usage=usage("shards RECIPE", "overrides"))
-    slurm.add_submit_options(parser)
+    submit_command.add_submit_options(parser)
     build = parser.add_argument_group("the build")
     build.add_argument("--out", type=Path, required=True, help="each set becomes OUT/NAME")
     build.add_argument("--tasks", type=int, required=True, help="elements of the array that reads the corpus")
@@ -54,9 +54,9 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
             say(f"{name}: done already")
             continue
         stage = {"recipe": None, "run_folder": run, "array": tasks, "after": before, "preflight": "none"}
-        plan, _ = slurm.plan_from(argparse.Namespace(**{**vars(options), **stage}), words)
+        plan, _ = submit_command.plan_from(argparse.Namespace(**{**vars(options), **stage}), words)
         if options.dry_run:
-            sys.stdout.write(slurm.script_of(plan))
+            sys.stdout.write(submit_command.script_of(plan))
         else:
             job = submit(plan, say=say, new_code=options.new_code)
             sys.stdout.write(f"{name} {job}\n")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from launch.commands.parsers import Commands
-from launch.runs import RUNS, find_runs, find_runs_of
+from launch.watch.find_runs import RUNS, find_runs, find_runs_of
 
 
 def add_to(commands: Commands) -> None:
@@ -21,9 +21,9 @@ def add_to(commands: Commands) -> None:
 
 def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print a table, the block of the only run that was named, or JSON."""
-    from launch.slurm.jobs_now import details_of
-    from launch.status import look_at
-    from launch.status_text import as_block, as_json, as_table
+    from launch.slurm.queue import details_of
+    from launch.watch.status import look_at
+    from launch.watch.status_text import as_block, as_json, as_table
 
     named = [path for name in options.runs for path in find_runs_of(name)]
     paths = named or [path.absolute() for path in find_runs(options.root)]

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from launch import sweep
-from launch.commands import local, slurm
-from launch.commands.local import say
+from launch.commands import run, submit
 from launch.commands.parsers import Commands, usage
-from launch.slurm.plan import SweepPlan
-from launch.sweep import Sweep, point_folder
+from launch.commands.run import say
+from launch.plan import sweep
+from launch.plan.slurm_job import SweepPlan
+from launch.plan.sweep import Sweep, point_folder
 
 ENDED_BY_REQUEST = frozenset({75, 129, 130, 143})
 """Codes of a run that was asked to stop: saved, or ended by HUP, INT or TERM."""
@@ -23,12 +23,12 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "sweep", help="train one recipe at many points", usage=usage("sweep RECIPE", "overrides")
     )
-    slurm.add_submit_options(parser)
+    submit.add_submit_options(parser)
     points = parser.add_argument_group("the points")
     points.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE,VALUE", help="values in YAML")
     points.add_argument("--points", type=Path, default=None, metavar="FILE", help="YAML list of overrides, one a point")
     points.add_argument("--local", action="store_true", help="here, one after another, as `launch run` does")
-    local.add_options(parser.add_argument_group("ranks of a point on this machine"))
+    run.add_options(parser.add_argument_group("ranks of a point on this machine"))
     parser.set_defaults(carry_out=carry_out)
 
     table = commands.add_parser("sweep-results", help="a table of a sweep's points")
@@ -51,7 +51,7 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
             where="sweep", expected="a recipe, and points instead of --array", got=f"recipe {options.recipe}, "
             f"--array {options.array}", do="For example: launch sweep demo --vary seed=1,2",
         )  # fmt: skip
-    content, origin = slurm.read_recipe(options.recipe, command)
+    content, origin = submit.read_recipe(options.recipe, command)
     content.pop(sweep.OURS, None)
     asked = Sweep(recipe=str(origin), base=content, points=sweep.make_points(options.vary, options.points))
     folder = (options.run_folder or Path("runs") / f"sweep-{origin.stem}").absolute()
@@ -65,7 +65,7 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         parts = (asked.to_text(), render_sweep(plan), f"# {plan.points[0].script}", render(plan.points[0]))
         sys.stdout.write("\n\n".join(part.rstrip("\n") for part in parts) + "\n")
         return 0
-    from launch.slurm.sweep import submit_sweep
+    from launch.slurm.submit_sweep import submit_sweep
 
     job = submit_sweep(plan, asked, recipes, say=say, new_code=options.new_code)
     say(f"logs: {folder}/{sweep.POINTS}/N/logs; results: python -m launch sweep-results {folder}")
@@ -73,17 +73,17 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     return 0
 
 
-def plan_from(options: argparse.Namespace, folder: Path, recipes: list[slurm.Recipe]) -> SweepPlan:
+def plan_from(options: argparse.Namespace, folder: Path, recipes: list[submit.Recipe]) -> SweepPlan:
     """Plan the array and every point."""
     name = options.name or folder.name
     points = []
     for number, recipe in enumerate(recipes):
         own = argparse.Namespace(**{**vars(options), "name": f"{name}.{number}"})
-        points.append(slurm.plan_run(own, point_folder(folder, number), recipe, code_folder=folder / "code"))
+        points.append(submit.plan_run(own, point_folder(folder, number), recipe, code_folder=folder / "code"))
     return SweepPlan(folder=folder, name=name, points=tuple(points), concurrent=options.concurrent)
 
 
-def run_here(options: argparse.Namespace, folder: Path, asked: Sweep, recipes: list[slurm.Recipe]) -> int:
+def run_here(options: argparse.Namespace, folder: Path, asked: Sweep, recipes: list[submit.Recipe]) -> int:
     """Run the points that are not done one after another; 1 if one of them fails."""
     if options.dry_run:
         sys.stdout.write(asked.to_text() + "\n")
@@ -103,20 +103,20 @@ def run_here(options: argparse.Namespace, folder: Path, asked: Sweep, recipes: l
     return 1 if failed else 0
 
 
-def run_point(options: argparse.Namespace, run_folder: Path, recipe: slurm.Recipe) -> int:
+def run_point(options: argparse.Namespace, run_folder: Path, recipe: submit.Recipe) -> int:
     """Run one point on this machine; returns the launcher's code."""
-    from launch.local import run_plan
-    from launch.snapshot import write_recipe
+    from launch.local.run import run_plan
+    from launch.plan.snapshot import write_recipe
 
     run_folder.mkdir(parents=True, exist_ok=True)
     path = write_recipe(run_folder, {**recipe[0], sweep.OURS: str(run_folder)}, recipe[1])
     own = argparse.Namespace(**{**vars(options), "run_folder": run_folder})
-    return run_plan(local.plan_from(own, ("python", "-m", "pretrain", "--recipe", str(path))), say=say).code
+    return run_plan(run.plan_from(own, ("python", "-m", "pretrain", "--recipe", str(path))), say=say).code
 
 
 def show(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print the table of results."""
-    from launch.results import read_rows, sort_rows, to_csv, to_json, to_text
+    from launch.watch.results import read_rows, sort_rows, to_csv, to_json, to_text
 
     metrics = list(dict.fromkeys([*options.metric, *([options.sort] if options.sort else [])]))
     rows = read_rows(options.folder.absolute(), metrics)

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.plan import SlurmPlan, SweepPlan, option
+from launch.plan.slurm_job import SlurmPlan, SweepPlan, option
 
 JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
 BANDWIDTH = ("-m", "cclm.distributed.bandwidth")

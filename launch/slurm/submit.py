@@ -12,15 +12,15 @@ from typing import Any
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.run.status import DoneMarker
-from launch.slurm.alive import jobs_alive, live_jobs
+from launch.plan.slurm_job import PLAN_NAME, SLURM_FOLDER, SlurmPlan
+from launch.plan.snapshot import take_snapshot, write_recipe
+from launch.plan.sweep import SWEEP_NAME, is_sweep
 from launch.slurm.client import submit_script, would_take
-from launch.slurm.fitness import EXCLUDED, excluded_nodes
 from launch.slurm.history import Event, add_event
-from launch.slurm.plan import PLAN_NAME, SLURM_FOLDER, SlurmPlan
+from launch.slurm.live_jobs import jobs_alive, live_jobs
+from launch.slurm.node_health import EXCLUDED, excluded_nodes
+from launch.slurm.restart import elements_left, why_not_done
 from launch.slurm.script import render
-from launch.slurm.verdict import elements_left, why_not_done
-from launch.snapshot import take_snapshot, write_recipe
-from launch.sweep import SWEEP_NAME, is_sweep
 
 
 def submit(

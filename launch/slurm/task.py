@@ -199,7 +199,7 @@ def take_room(run_folder: Path, kind: str, rank: int) -> None:
 
 
 def write_end(run_folder: Path, kind: str, rank: int, life: int, code: int, why: str, words: str) -> None:
-    """Write the record (`launch.slurm.verdict.RankEnd`) into the room taken for it, then give it its name."""
+    """Write the record (`launch.slurm.restart.RankEnd`) into the room taken for it, then give it its name."""
     record = {"rank": rank, "host": socket.gethostname(), "life": life, "code": code, "time": time.time()}
     text = json.dumps({**record, "why": why, "last_words": words})
     partial = run_folder / "status" / f".exit_{kind}_{rank}.json.partial"

@@ -121,7 +121,7 @@ def steps_done(run: Path) -> int:
 
 
 def user_or_root() -> tuple[str, ...]:
-    code = f"'{sys.executable}' -c 'import launch.plan, torch'"
+    code = f"'{sys.executable}' -c 'import launch.plan.job, torch'"
     reads = subprocess.run([*AS_USER, "bash", "-c", f"{code} || exit 1"], cwd=ROOT, capture_output=True, check=False)
     return AS_USER if reads.returncode == 0 else ()
 

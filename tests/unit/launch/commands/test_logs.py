@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import logs
 from launch.__main__ import main
+from launch.watch import logs
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import make_run
 
@@ -54,5 +54,5 @@ def test_a_user_who_has_had_enough(run: Path, monkeypatch: pytest.MonkeyPatch) -
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("launch.logs.time.sleep", interrupt)
+    monkeypatch.setattr("launch.watch.logs.time.sleep", interrupt)
     assert main(["logs", str(run), "--follow"]) == 130

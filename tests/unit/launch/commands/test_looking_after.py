@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cclm.files.lock import run_lock
-from launch import drill
 from launch.__main__ import main
 from launch.commands import resume as resume_command
-from launch.drill import Drill, Station
+from launch.control import drill
+from launch.control.drill import Drill, Station
+from launch.plan.request import SlurmRequest
 from launch.slurm.history import Event, add_event, is_to_rest, read_history
-from launch.slurm.request import SlurmRequest
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import make_run, rank_says
 

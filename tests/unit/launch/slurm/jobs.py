@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from launch.profile import Profile, read_profile
-from launch.slurm.plan import SweepPlan, plan_job
-from launch.slurm.request import SlurmRequest
+from launch.plan.profile import Profile, read_profile
+from launch.plan.request import SlurmRequest
+from launch.plan.slurm_job import SweepPlan, plan_job
 from launch.slurm.script import render, render_sweep
 
 GOLDEN = Path(__file__).parent / "golden"

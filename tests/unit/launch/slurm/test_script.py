@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.profile import Profile
-from launch.slurm.plan import plan_job
+from launch.plan.profile import Profile
+from launch.plan.slurm_job import plan_job
 from launch.slurm.script import render
 from tests.unit.launch.slurm.jobs import GOLDEN, REQUEST, SCRIPTS, SWEEP, script
 

@@ -12,11 +12,11 @@ import yaml
 
 from cclm.run.status import DoneMarker
 from launch.__main__ import main
-from launch.profile import read_profile
-from launch.slurm.alive import jobs_alive
+from launch.plan.profile import read_profile
+from launch.plan.slurm_job import plan_job
 from launch.slurm.history import last_job, read_history
-from launch.slurm.plan import plan_job
-from launch.slurm.verdict import why_not_done
+from launch.slurm.live_jobs import jobs_alive
+from launch.slurm.restart import why_not_done
 from tests.unit.launch.slurm.jobs import point
 
 SWEEP = ("sweep", "small", "--vary", "optimizer.learning_rate=1e-4,3e-4,1e-3", "--concurrent", "2")

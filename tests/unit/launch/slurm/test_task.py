@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import task, verdict
-from launch.slurm.verdict import read_ends
+from launch.slurm import restart as verdict
+from launch.slurm import task
+from launch.slurm.restart import read_ends
 from tests.unit.launch.slurm.run_folders import make_run, write_plan
 
 SLURM = {

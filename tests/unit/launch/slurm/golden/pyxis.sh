@@ -20,7 +20,7 @@ job=${job:-$SLURM_JOB_ID}
 cd "$run/code" || exit 1
 
 # What comes next is decided from the files of the run folder, by launch/slurm/life.py.
-life() { /shared/venv/bin/python -m launch.slurm.life "$1" "$run" "${@:2}"; }
+life() { /shared/venv/bin/python -m launch.slurm.attempt "$1" "$run" "${@:2}"; }
 
 # -- environment
 export OMP_NUM_THREADS=16

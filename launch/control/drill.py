@@ -1,0 +1,196 @@
+"""A fake preemption, before a real one matters: does the job save, come back, and go on where it was?
+
+    trains ─► asked to save (or killed) ─► life ends ─► waits again ─► next life begins ─► trains further
+
+Every station is judged from what the real event would leave: the history, the checkpoint, Slurm's queue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cclm.errors import ConfigError
+from cclm.files.durations import in_words
+from launch.control.stop import look_at_answered
+from launch.plan.stored import read_plan
+from launch.slurm.client import ask_slurm
+from launch.slurm.history import Life, lives_of, read_history
+from launch.slurm.restart import newest_step, tries_at
+from launch.watch.status import RunNow, look_at_one
+
+POLL_S = 0.5
+CREDENTIAL_S = 2.0
+"""A node refuses a job whose credential was revoked in the very second in which the new one was made."""
+QUEUE_S = 120
+"""A requeued job waits so long: Slurm's own rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Station:
+    """One line of the drill."""
+
+    name: str
+    seconds: float
+    found: str
+    is_good: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What ended the wait at a station."""
+
+    text: str
+    is_good: bool = True
+
+
+def drillable(run_folder: Path) -> RunNow:
+    """Look whether a drill makes sense.
+
+    Raises:
+        ConfigError: the run does not train, or has no job.
+        CclmError: Slurm does not tell.
+    """
+    run = look_at_answered(run_folder)
+    if run.kind != "training" or not run.may_go_on:
+        state = run.state + (f" ({run.reason})" if run.reason else "")
+        raise ConfigError(
+            where=str(run_folder), expected="a training run with a job that runs or waits", got=f"{run.kind}: {state}",
+            do="Only a run that trains can save." if run.kind in ("command", "array") else "Submit it first.",
+        )  # fmt: skip
+    return run
+
+
+def price(*, kill: bool) -> str:
+    """What the drill costs, in a sentence."""
+    queue = f"then up to {QUEUE_S} s in the queue (others may take the nodes meanwhile) and a new start of the ranks"
+    if kill:
+        return f"this kills a life: what was trained since the last checkpoint is done again, {queue}"
+    return f"this costs one save, {queue}; not a step is done again"
+
+
+class Drill:
+    """One drill on a run that trains, or soon will."""
+
+    def __init__(self, run_folder: Path, *, kill: bool, patience_s: float) -> None:
+        self.run_folder, self.kill, self.patience_s = run_folder, kill, patience_s
+        self.max_tries = read_plan(run_folder).max_tries
+        self.job = ""
+        self.number = -1
+        """The life that the drill is about."""
+        self.saved = 0
+        """Step from which the next life must begin, at least."""
+
+    def stations(self) -> Iterator[Station]:
+        """Go through the stations, to the end or to the first that is not reached."""
+        steps: tuple[tuple[str, Callable[[], Found | None]], ...] = (
+            ("trains", self._trains),
+            ("killed" if self.kill else "asked to save", self._strike),
+            ("life ends", self._life_ends),
+            ("waits again", self._waits),
+            ("start now", self._start_now),
+            ("next life", self._next_life),
+            ("trains further", self._trains_further),
+        )
+        for name, look in steps:
+            station = self._reach(name, look)
+            yield station
+            if not station.is_good:
+                return
+
+    def _reach(self, name: str, look: Callable[[], Found | None]) -> Station:
+        began = time.monotonic()
+        found = look()
+        while found is None and time.monotonic() - began < self.patience_s:
+            time.sleep(POLL_S)
+            found = look()
+        found = found or Found(text=f"not within {in_words(self.patience_s)}", is_good=False)
+        return Station(name=name, seconds=time.monotonic() - began, found=found.text, is_good=found.is_good)
+
+    def _look(self) -> tuple[RunNow, Found | None]:
+        """The run now, and what to say if it is over."""
+        run = look_at_one(self.run_folder)
+        words = f"job {run.job} is {run.state}, {run.phase}: {run.verdict or 'without a word'}"
+        return run, None if run.may_go_on else Found(text=words, is_good=False)
+
+    def _trains(self) -> Found | None:
+        run, over = self._look()
+        step = step_of(run)
+        if over is not None or run.phase != "training" or step is None or step <= run.lives[-1].first_step:
+            return over
+        self.job, self.number, self.saved = run.job, run.lives[-1].number, run.progress.checkpoint_step
+        return Found(text=f"life {self.number} is at step {step}, saved at step {self.saved}")
+
+    def _strike(self) -> Found:
+        tries = tries_at(lives_of(read_history(self.run_folder)), newest_step(self.run_folder))
+        if self.kill and tries >= self.max_tries:
+            words = (
+                f"life {tries} of {self.max_tries} that began at this step: killed before it saves, the run gives up"
+            )
+            return Found(text=words, is_good=False)
+        soft, hard = ("scancel", "--batch", "--signal=USR1", self.job), ("scontrol", "requeue", self.job)
+        command = hard if self.kill else soft
+        answer = ask_slurm(command)
+        return Found(text=answer.stderr.strip() or " ".join(command), is_good=answer.returncode == 0)
+
+    def _life_ends(self) -> Found | None:
+        run, over = self._look()
+        life = next(life for life in run.lives if life.number == self.number)
+        if life.outcome:
+            self.saved = newest_step(self.run_folder)
+            return Found(text=life.why, is_good=life.outcome == "stopped" or self.kill)
+        if over is None and self.kill and run.state not in ("RUNNING", "COMPLETING"):
+            self.saved = newest_step(self.run_folder)
+            return Found(text=f"cut off ({run.state}); saved at step {self.saved}")
+        return over
+
+    def _waits(self) -> Found | None:
+        run, over = self._look()
+        if self._next(run) is not None:
+            return Found(text=f"job {run.job} runs already")
+        if over is not None or run.state != "PENDING":
+            return over
+        self.job = run.job
+        return Found(text=f"job {run.job} waits ({run.reason})")
+
+    def _start_now(self) -> Found:
+        run, _ = self._look()
+        if run.state != "PENDING":
+            return Found(text=f"job {run.job} is {run.state}")
+        time.sleep(CREDENTIAL_S)
+        command = ("scontrol", "update", f"jobid={self.job}", "StartTime=now")
+        answer = ask_slurm(command)
+        if answer.returncode == 0:
+            return Found(text=" ".join(command))
+        return Found(text=f"refused ({answer.stderr.strip()}): it waits its {QUEUE_S} s")
+
+    def _next_life(self) -> Found | None:
+        run, over = self._look()
+        life = self._next(run)
+        if life is None:
+            return over
+        text = f"life {life.number} begins at step {life.first_step} on {life.nodes}"
+        if life.first_step < self.saved:
+            return Found(text=f"{text}, but step {self.saved} was saved", is_good=False)
+        return Found(text=text)
+
+    def _trains_further(self) -> Found | None:
+        run, over = self._look()
+        life, step = self._next(run), step_of(run)
+        assert life is not None, "the station before has seen it"
+        if run.progress.is_done:
+            return Found(text=f"done at step {run.progress.step}")
+        if life.outcome:
+            return Found(text=f"life {life.number} {life.outcome}: {life.why}", is_good=False)
+        return Found(text=f"step {step}") if step is not None and step > life.first_step else over
+
+    def _next(self, run: RunNow) -> Life | None:
+        """The first life after the one that the drill is about."""
+        return next((life for life in run.lives if life.number > self.number), None)
+
+
+def step_of(run: RunNow) -> int | None:
+    """The step of the present life, by its first rank; None: it has not spoken yet."""
+    return run.ranks[0].step if run.ranks else None

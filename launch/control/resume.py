@@ -1,0 +1,48 @@
+"""Submit a run again from its own folder, as it was or with another size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cclm.errors import ConfigError
+from launch.plan.slurm_job import plan_job
+from launch.plan.stored import read_plan
+from launch.slurm.submit import submit, submit_as_it_is
+
+
+def resume(
+    run_folder: Path, changes: Mapping[str, Any], *, say: Callable[[str], None], new_code: bool = False
+) -> tuple[str, Path]:
+    """Submit a run again; returns the job's id and the path of its log.
+
+    Args:
+        run_folder: a run that was submitted before.
+        changes: fields of its `SlurmRequest`; without any, the script is submitted as it lies there.
+        say: receives one line of progress at a time.
+        new_code: copy the checkout's code anew.
+
+    Raises:
+        ConfigError: it is done, has a job, or was never submitted.
+        CclmError: the cluster cannot run it, or does not answer.
+    """
+    plan = read_plan(run_folder)
+    if new_code and plan.request.code_folder is not None:
+        raise ConfigError(
+            where="--new-code", expected="a run with code of its own", got="a point of a sweep, which shares it",
+            do="Give the command of the sweep again, with --new-code.",
+        )  # fmt: skip
+    if not changes and not new_code:
+        return submit_as_it_is(plan, say=say), plan.log
+    changed = plan_job(replace(plan.request, **changes), plan.profile)
+    for line in changes_between(plan.to_text(), changed.to_text()):
+        say(line)
+    return submit(changed, say=say, new_code=new_code), changed.log
+
+
+def changes_between(before: str, after: str) -> list[str]:
+    """The lines of a plan that are new."""
+    old = set(before.splitlines())
+    return [f"now: {line}" for line in after.splitlines() if line not in old]

@@ -1,0 +1,200 @@
+"""Is every node of the job fit? Compares what the nodes found (`preflight.py`, `cclm/distributed/bandwidth.py`).
+
+A node is bad if it does not answer, lacks what was asked for, differs from most others, or is much slower than they.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from launch.plan.snapshot import HASH_NAME
+from launch.slurm.client import ask_slurm
+from launch.slurm.history import Event, add_event, lives_of, read_history
+
+LOW_DISK_BYTES = 2 * 2**30
+"""Less than this in the run folder will not hold a checkpoint of the base model."""
+LOW_SCRATCH_BYTES = 2**28
+LOW_MEMORY_BYTES = 2**30
+SLOW = 0.5
+"""A node with less than this share of the median speed is bad."""
+MOST_SKEW_S = 60.0
+HARDWARE_SLOWDOWN = 0x8 | 0x40 | 0x80
+"""NVML's clock throttle reasons for a hardware problem: slowdown, thermal, power brake."""
+MOST_REPLACEMENTS = 5
+EXCLUDED = Path("slurm") / "excluded.json"
+NOBODY = "(no node in particular)"
+
+
+def expand(nodes: str) -> list[str]:
+    """Expand Slurm's short list of nodes, by asking Slurm."""
+    return ask_slurm(["scontrol", "show", "hostnames", nodes]).stdout.split()
+
+
+def find_faults(
+    plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any], code_hash: str
+) -> dict[str, list[str]]:
+    """Return what is wrong with each bad node.
+
+    `found`: by node, what it told about itself; `code_hash`: of the snapshot when it was taken.
+    """
+    faults: dict[str, list[str]] = {}
+    for node in nodes:
+        told = found.get(node)
+        complaints = ["does not answer"] if told is None else list(_own_faults(plan, told, code_hash))
+        if complaints:
+            faults[node] = complaints
+    for node, complaint in _strangers(found):
+        faults.setdefault(node, []).append(complaint)
+    return faults
+
+
+def _own_faults(plan: Mapping[str, Any], told: Mapping[str, Any], code_hash: str) -> Iterator[str]:
+    gpus = told["gpus"]
+    if isinstance(gpus, str):
+        yield gpus
+    elif gpus and len(gpus) < plan["gpus_per_node"]:
+        yield f"{len(gpus)} of {plan['gpus_per_node']} GPU(s)"
+    for number, gpu in enumerate(gpus if isinstance(gpus, list) else []):
+        total, free = _number(gpu["memory.total"]), _number(gpu["memory.free"])
+        if total and free is not None and free < 0.9 * total:
+            yield f"GPU {number}: {free:.0f} of {total:.0f} MiB free: another process is on it"
+        reasons = gpu["clocks_throttle_reasons.active"]
+        if re.fullmatch(r"0x[0-9a-fA-F]+", reasons) and int(reasons, 16) & HARDWARE_SLOWDOWN:
+            yield f"GPU {number}: slowed down by its hardware (clock {gpu['clocks.sm']} of {gpu['clocks.max.sm']} MHz)"
+    if told["memory_free_bytes"] < LOW_MEMORY_BYTES:
+        yield f"{told['memory_free_bytes'] / 2**30:.1f} GiB of memory free"
+    run_disk, scratch = told["run_disk"], told["scratch_disk"] or {}
+    yield from (f"cannot write into {disk['error']}" for disk in (run_disk, scratch) if "error" in disk)
+    if abs(run_disk.get("skew_s", 0.0)) > MOST_SKEW_S:
+        yield f"its clock is {run_disk['skew_s']:.0f} s away from the file server's"
+    if scratch.get("free_bytes", LOW_SCRATCH_BYTES) < LOW_SCRATCH_BYTES:
+        yield f"{scratch['free_bytes'] / 2**20:.0f} MiB free in {plan['scratch']}"
+    yield from (f"cannot read {name}" for name in told["unreadable"])
+    if told["code_hash"] != code_hash:
+        yield f"code {told['code_hash'][:12]}, submitted was {code_hash[:12]}"
+
+
+def _strangers(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Nodes that differ from most others in what must be equal."""
+    sides: dict[str, Callable[[Any], str]] = {
+        "Python": lambda told: str(told["python"]),
+        "GPUs": lambda told: ", ".join(gpu["name"] for gpu in told["gpus"]) if isinstance(told["gpus"], list) else "?",
+    }
+    for what, read in sides.items():
+        values = {node: read(told) for node, told in found.items()}
+        usual, count = Counter(values.values()).most_common(1)[0] if values else ("", 0)
+        if count * 2 > len(values):
+            yield from (
+                (node, f"{what} {value}, others have {usual}") for node, value in values.items() if value != usual
+            )
+    speeds = {node: told["run_disk"].get("bytes_per_s", 0.0) for node, told in found.items()}
+    if len(speeds) > 2:
+        usual_speed = median(speeds.values())
+        yield from (
+            (node, f"writes {speed / 1e6:.0f} MB/s into the run folder, others {usual_speed / 1e6:.0f}")
+            for node, speed in speeds.items()
+            if speed < 0.1 * usual_speed
+        )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def slow_nodes(pairs: Sequence[tuple[str, str, float]]) -> dict[str, list[str]]:
+    """Name the nodes whose best connection is much slower than most. `pairs`: two nodes, bytes/s between them."""
+    best: dict[str, float] = {}
+    for first, second, speed in pairs:
+        best[first], best[second] = max(best.get(first, 0.0), speed), max(best.get(second, 0.0), speed)
+    if len(best) < 3:
+        return {}
+    usual = median(best.values())
+    return {
+        node: [f"sends {speed / 1e6:.0f} MB/s to its best neighbour, others {usual / 1e6:.0f}"]
+        for node, speed in best.items()
+        if speed < SLOW * usual
+    }
+
+
+def read_found(folder: Path, nodes: Sequence[str]) -> dict[str, Any]:
+    """Read what the nodes told about themselves."""
+    paths = {node: folder / f"{node}.json" for node in nodes}
+    return {node: json.loads(path.read_text(encoding="utf-8")) for node, path in paths.items() if path.exists()}
+
+
+def judge_nodes(
+    run_folder: Path, plan: Mapping[str, Any], job: str, *, say: Callable[[str], None], resubmit: Callable[..., int]
+) -> int:
+    """Return 0 if all nodes are fit; else note the bad ones, submit again without them if asked to, and return 1."""
+    life = lives_of(read_history(run_folder))[-1]
+    folder, nodes = run_folder / "slurm" / "preflight" / str(life.number), expand(life.nodes)
+    found = read_found(folder, nodes)
+    faults = _faults_of_nodes(run_folder, plan, nodes, found)
+    free_bytes = min((told["run_disk"].get("free_bytes", LOW_DISK_BYTES) for told in found.values()), default=0)
+    if free_bytes < LOW_DISK_BYTES:
+        say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")
+    network = folder / "bandwidth.json"
+    if plan["preflight"] == "full" and not faults:
+        if network.exists():
+            measured = json.loads(network.read_text(encoding="utf-8"))
+            faults = slow_nodes([tuple(pair) for pair in measured["pairs"]])
+            speed = measured["bytes_per_s"] / 1e6
+            say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
+        else:
+            faults = {NOBODY: ["the ranks could not talk: see logs/bandwidth_*.log"]}
+    if not faults:
+        say(f"preflight: {len(nodes)} node(s) fit")
+        return 0
+    why = "; ".join(f"{node}: {', '.join(complaints)}" for node, complaints in faults.items())
+    say(f"preflight: unfit: {why}")
+    add_event(
+        run_folder, Event(event="end", life=life.number, job=job, step=life.first_step, outcome="bad nodes", why=why)
+    )
+    bad = sorted(set(faults) & set(nodes))
+    if not plan["replace_bad_nodes"] or not bad:
+        say("not submitted again: " + ("--replace-bad-nodes was not given" if bad else "no node can be blamed"))
+        return 1
+    excluded = exclude(run_folder, bad)
+    if excluded is None:
+        say(f"not submitted again: {MOST_REPLACEMENTS} times is enough")
+        return 1
+    return resubmit(run_folder, f"--exclude={excluded}") or 1
+
+
+def _faults_of_nodes(
+    run_folder: Path, plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    path = run_folder / HASH_NAME
+    if not path.exists():
+        return {NOBODY: [f"there is no {HASH_NAME} to compare the nodes' code with: submit with --new-code"]}
+    return find_faults(plan, nodes, found, path.read_text(encoding="utf-8").strip())
+
+
+def exclude(run_folder: Path, bad: Sequence[str]) -> str | None:
+    """Remember bad nodes for later submissions; returns all of them as a list for sbatch, or None after too many."""
+    times = _found_bad(run_folder)
+    if len(times) >= MOST_REPLACEMENTS:
+        return None
+    times.append(list(bad))
+    (run_folder / EXCLUDED).write_text(json.dumps(times) + "\n", encoding="utf-8")
+    plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
+    return ",".join([*filter(None, [plan["directives"].get("exclude")]), *excluded_nodes(run_folder)])
+
+
+def excluded_nodes(run_folder: Path) -> list[str]:
+    """Nodes that were found bad in this run's lives."""
+    return sorted({node for nodes in _found_bad(run_folder) for node in nodes})
+
+
+def _found_bad(run_folder: Path) -> list[list[str]]:
+    path = run_folder / EXCLUDED
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []

@@ -1,0 +1,122 @@
+"""Submit a sweep: one job array, whose elements are whole runs with lives of their own.
+
+    RUN/slurm/job.sh (the array) ── element N ──> RUN/points/N/slurm/job.sh, an ordinary script of an ordinary run
+
+A point that goes on by itself requeues its element alone; a point may also be submitted alone, like any run.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cclm.errors import CclmError, ConfigError
+from cclm.files.atomic import replace_text
+from launch.plan.slurm_job import SweepPlan
+from launch.plan.snapshot import CODE, HASH_NAME, take_snapshot
+from launch.plan.sweep import POINTS, Sweep, points_not_done, refuse_another, write_sweep
+from launch.slurm.client import ask_slurm, submit_script, would_take
+from launch.slurm.history import Event, add_event
+from launch.slurm.live_jobs import points_alive
+from launch.slurm.node_health import EXCLUDED, excluded_nodes
+from launch.slurm.script import render_sweep
+from launch.slurm.submit import dependency, leave_out, write_job
+
+Recipe = tuple[Mapping[str, Any], Path]
+
+
+def submit_sweep(
+    plan: SweepPlan,
+    sweep: Sweep,
+    recipes: Sequence[Recipe],
+    *,
+    say: Callable[[str], None],
+    new_code: bool = False,
+) -> str:
+    """Submit the points that are not done and have no job; returns the array's id.
+
+    Args:
+        plan: the array and its points.
+        sweep: what was asked for.
+        recipes: content of each point's recipe, and where it came from.
+        say: receives one line of progress at a time.
+        new_code: replace the snapshot of an earlier submission.
+
+    Raises:
+        ConfigError: another sweep lives in this folder, or no point is left.
+        CclmError: the cluster cannot run it, or does not answer.
+    """
+    refuse_another(plan.folder, sweep)
+    left = points_to_submit(plan, say, new_code=new_code)
+    # A node that one point found bad is bad for all.
+    bad = sorted({node for point in plan.points for node in excluded_nodes(point.run_folder)})
+    source = str(plan.folder / POINTS / "*" / EXCLUDED)
+    options = [*dependency(plan.points[0], say), *leave_out(plan.points[0], bad, source, say)]
+    code = take_snapshot(plan.points[0].checkout, plan.folder, anew=new_code)
+    say(f"code {code[:12]} in {plan.folder / CODE}")
+    write_sweep(plan.folder, sweep, sys.argv[1:])
+    for number in left:
+        write_job(plan.points[number], recipes[number])
+        share_code(plan.points[number].run_folder)
+    plan.script.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(plan.script, render_sweep(plan))
+    say(would_take(str(plan.script)))
+    return _submit_held(plan, left, options)
+
+
+def share_code(point: Path) -> None:
+    """Let a point use the code of its sweep; what it was given when it was submitted alone goes."""
+    for name in (CODE, HASH_NAME):
+        link = point / name
+        if link.is_symlink():
+            continue
+        if link.is_dir():
+            shutil.rmtree(link)
+        else:
+            link.unlink(missing_ok=True)
+        link.symlink_to(Path("..") / ".." / name)
+
+
+def points_to_submit(plan: SweepPlan, say: Callable[[str], None], *, new_code: bool) -> list[int]:
+    """Points that are neither done nor carried by a job."""
+    open_points = points_not_done(plan.folder, len(plan.points))
+    alive = points_alive(plan.folder, len(plan.points))
+    carried = {number: alive[number] for number in open_points if number in alive}
+    if carried and new_code:
+        raise ConfigError(
+            where="--new-code", expected="no job that runs the present code", got=", ".join(carried.values()),
+            do="Wait for them, or end them with scancel.",
+        )  # fmt: skip
+    left = [number for number in open_points if number not in carried]
+    if not left:
+        still = f"{len(carried)} still carried by a job, the others done" if carried else "all are done"
+        raise ConfigError(
+            where=str(plan.folder), expected="points that are not done and have no job", got=still,
+            do=f"See them: python -m launch sweep-results {plan.folder}",
+        )  # fmt: skip
+    for number, job in carried.items():
+        say(f"point {number} has job {job}")
+    if len(left) < len(plan.points):
+        say(f"point(s) {', '.join(map(str, left))} of {len(plan.points)}")
+    return left
+
+
+def _submit_held(plan: SweepPlan, left: Sequence[int], options: Sequence[str]) -> str:
+    """Submit on hold, and let go when the history of every point knows of it: a life must not begin before that."""
+    job = submit_script(str(plan.script), "--hold", f"--array={plan.elements(left)}", *options)
+    for number in left:
+        event = Event(event="submitted", job=f"{job}_{number}", by_user=True, why=shlex.join(sys.argv[1:]))
+        add_event(plan.points[number].run_folder, event)
+    if "hold" in plan.directives:
+        return job
+    answer = ask_slurm(["scontrol", "release", job])
+    if answer.returncode != 0:
+        raise CclmError(
+            where="scontrol release", expected=f"job {job} to be released", got=answer.stderr.strip() or "no words",
+            do=f"It waits on hold: scontrol release {job}, or scancel {job}.",
+        )  # fmt: skip
+    return job

@@ -1,0 +1,50 @@
+"""How far a run has come, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.watch.progress import read_progress
+
+
+def write_log(run: Path, lines: list[tuple[int, float, float]], rest: str = "") -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    text = "".join(
+        json.dumps({"step": step, "time": time, "values": {"loss": loss, "speed/samples_per_s": 4.0}}) + "\n"
+        for step, time, loss in lines
+    )
+    (run / "log.jsonl").write_text(text + rest)
+
+
+def test_a_folder_without_anything(tmp_path: Path) -> None:
+    found = read_progress(tmp_path)
+    assert (found.phase, found.step, found.checkpoint_step, found.is_done) == ("", 0, 0, False)
+    assert found.loss is found.eta_s is found.total_steps is found.silent_s is None
+
+
+def test_a_run_that_trains(tmp_path: Path) -> None:
+    write_log(tmp_path, [(9, 100.0, 3.0), (19, 120.0, 2.5)], rest='{"step": 29, "val')
+    (tmp_path / "config.yaml").write_text("optimizer: {total_steps: 120}\n")
+    (tmp_path / "status").mkdir()
+    (tmp_path / "status/rank_0.json").write_text(json.dumps({"step": 20, "phase": "training", "time": 120.0}))
+    found = read_progress(tmp_path, now=125.0)
+    assert (found.phase, found.step, found.loss, found.samples_per_s) == ("training", 20, 2.5, 4.0)
+    assert found.eta_s == pytest.approx(100 * 2.0), "ten steps took twenty seconds, and a hundred are left"
+    assert found.silent_s == 5.0
+
+
+def test_a_run_that_is_done(tmp_path: Path) -> None:
+    write_log(tmp_path, [(9, 100.0, 3.0), (19, 120.0, 2.5)])
+    (tmp_path / "done.json").write_text(json.dumps({"step": 20, "seconds": 40, "time": 121.0}))
+    found = read_progress(tmp_path)
+    assert (found.phase, found.step, found.is_done, found.eta_s) == ("done", 20, True, None)
+
+
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_log(tmp_path, [(step, float(step), 1.0) for step in range(100)])
+    monkeypatch.setattr("launch.watch.progress.TAIL_BYTES", 250)
+    found = read_progress(tmp_path)
+    assert found.step == 100
