@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launch.commands.parsers import Commands
-from launch.commands.run import say
-from launch.watch.find_runs import find_run
+from launch.commands.parsers import Commands, say
+from launch.watch.runs import find_run
 
 PATIENCE_S = 900.0
 
@@ -16,14 +15,14 @@ def add_to(commands: Commands) -> None:
     """Add `drill`."""
     parser = commands.add_parser("drill", help="fake a preemption: does the job save, come back and go on?")
     parser.add_argument("run", metavar="RUN", help="name in runs/ or path")
-    parser.add_argument("--kill", action="store_true", help="kill the life (scontrol requeue) instead of asking it")
+    parser.add_argument("--kill", action="store_true", help="kill the attempt (scontrol requeue) instead of asking it")
     parser.add_argument("--wait", type=float, default=PATIENCE_S, metavar="S", help="patience at each station")
-    parser.set_defaults(carry_out=carry_out)
+    parser.set_defaults(execute=execute)
 
 
-def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
-    """Carry out the drill; prints a table, 1 if a station was not reached as it should be."""
-    from cclm.files.table import table
+def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Do the drill; print a table; 1 if a station was not reached as it should be."""
+    from cclm.files.text import table
     from launch.control.drill import Drill, drillable, price
 
     run = drillable(find_run(options.run))

@@ -5,20 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launch.commands.parsers import Commands
-from launch.commands.run import say
-from launch.watch.find_runs import find_run
+from launch.commands.fields import add_fields, read_fields
+from launch.commands.parsers import Commands, say
+from launch.commands.submit import SIZE
+from launch.plan.request import SlurmRequest
+from launch.watch.runs import find_run
 
-NUMBERS = {
-    "nodes": "of the job",
-    "gpus-per-node": "GPUs on a node",
-    "tasks-per-node": "ranks on a node",
-    "cpus-per-task": "cores of a rank",
-    "concurrent": "elements of an array that may run at a time",
-    "max-tries": "lives without a newer checkpoint before it gives up",
-    "save-s": "seconds before the time limit at which it saves",
-}
-WORDS = ("time", "partition", "account", "qos", "constraint", "exclude")
+MAY_CHANGE = ("nodes", *SIZE, "concurrent", "max_tries", "save_s")
 
 
 def add_to(commands: Commands) -> None:
@@ -27,19 +20,15 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("run", metavar="RUN", help="name in runs/ or path")
     parser.add_argument("--new-code", action="store_true", help="copy the checkout's code anew")
     changes = parser.add_argument_group("what may differ from before (the plan is then made anew)")
-    for name, meaning in NUMBERS.items():
-        changes.add_argument(f"--{name}", type=int, default=None, help=meaning)
-    for name in WORDS:
-        changes.add_argument(f"--{name}", default=None, help="as for sbatch")
-    parser.set_defaults(carry_out=carry_out)
+    add_fields(changes, SlurmRequest, MAY_CHANGE, default=None)
+    parser.set_defaults(execute=execute)
 
 
-def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Submit, and print the job's id."""
     from launch.control.resume import resume
 
-    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in (*NUMBERS, *WORDS)}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = read_fields(options, MAY_CHANGE)
     job, log = resume(find_run(options.run), changes, say=say, new_code=options.new_code)
     say(f"log: {log}")
     sys.stdout.write(f"{job}\n")

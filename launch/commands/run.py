@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from launch.commands.parsers import Commands, usage
+from cclm.errors import Cause, CclmError, ConfigError
+from cclm.run.launcher import started_by
+from cclm.run.process import why_port_is_taken
+from launch.commands.parsers import Commands, say, usage
 from launch.plan.job import JobPlan, JobRequest, make_plan
 from launch.plan.machine import this_machine
+from launch.plan.recipe import recipe_of, run_folder_of
+
+DEFAULT_FOLDER = Path("runs/launch")
 
 
 def add_to(commands: Commands) -> None:
     """Add `run`."""
     parser = commands.add_parser("run", help="run a command on N local ranks", usage=usage("run"))
-    parser.add_argument("--grace-s", type=float, default=15.0, help="seconds from TERM to KILL once a rank has failed")
-    parser.add_argument("--run-folder", type=Path, default=None, help="logs go to its logs/; default: runs/launch")
+    parser.add_argument(
+        "--run-folder",
+        type=Path,
+        default=None,
+        help=f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}",
+    )
     add_options(parser)
-    parser.set_defaults(carry_out=carry_out)
+    parser.set_defaults(execute=execute)
 
 
 def add_options(parser: argparse._ActionsContainer) -> None:
-    """Options that `plan` and `run` share."""
+    """Add the options of `run` that `plan` and `sweep` have, too."""
     parser.add_argument("--ranks", type=number_or_auto, default=None, help="processes; auto: one per GPU, or one")
     parser.add_argument("--threads-per-rank", type=number_or_auto, default=None, help="auto: usable cores / ranks")
     parser.add_argument("--port", type=number_or_auto, default=None, help="where the ranks meet; auto: a free one")
     parser.add_argument("--bind", choices=("auto", "none"), default="auto", help="auto: own cores for each rank")
+    parser.add_argument("--grace-s", type=float, default=15.0, help="seconds from TERM to KILL once a rank has failed")
 
 
 def number_or_auto(text: str) -> int | None:
@@ -38,27 +50,81 @@ def number_or_auto(text: str) -> int | None:
 
 
 def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
-    """Plan the ranks."""
+    """Plan the ranks. The run folder is what the user says, or what the recipe of the command says."""
+    machine = this_machine()
+    num_ranks = options.ranks if options.ranks is not None else machine.usual_ranks
+    recipe = recipe_of(command, num_ranks)
+    folder = options.run_folder or (run_folder_of(recipe[0]) if recipe else None) or DEFAULT_FOLDER
     request = JobRequest(
         command=command,
         folder=Path.cwd(),
-        run_folder=(options.run_folder or Path("runs/launch")).absolute(),
-        num_ranks=options.ranks,
+        run_folder=Path(folder).absolute(),
+        num_ranks=num_ranks,
         threads_per_rank=options.threads_per_rank,
         port=options.port,
         bind=options.bind == "auto",
     )
-    return make_plan(request, this_machine(), os.environ)
+    return make_plan(request, machine, os.environ)
 
 
-def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the ranks to their end."""
+    refuse_another_launcher()
+    return run_ranks(options, command)
+
+
+def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Run the ranks of one job to their end, in a folder that is this job's alone; return the launcher's code."""
     from launch.local.run import run_plan
 
-    return run_plan(plan_from(options, command), say=say, grace_s=options.grace_s).code
+    plan = plan_from(options, command)
+    refuse_taken_port(options.port)
+    with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
+        if folder != plan.run_folder:
+            plan = plan_from(argparse.Namespace(**{**vars(options), "run_folder": folder}), command)
+        return run_plan(plan, say=say, grace_s=options.grace_s).code
 
 
-def say(line: str) -> None:
-    """Write one line of the launcher's own."""
-    sys.stderr.write(f"launch: {line}\n")
-    sys.stderr.flush()
+@contextmanager
+def own_folder(run_folder: Path, *, is_named: bool) -> Iterator[Path]:
+    """Have a run folder to ourselves; of jobs that name none, each gets its own."""
+    from launch.local.run import folder_of_one_job
+
+    is_named = is_named or run_folder != DEFAULT_FOLDER.absolute()
+    folder, number = run_folder, 1
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(folder_of_one_job(folder))
+            except CclmError as error:
+                if error.cause is not Cause.FOLDER_LOCKED or is_named:
+                    raise
+                number += 1
+                folder = run_folder.with_name(f"{run_folder.name}-{number}")
+                continue
+            if folder != run_folder:
+                say(f"another job uses {run_folder}: this one's logs are in {folder}/logs")
+            yield folder
+            return
+
+
+def refuse_another_launcher() -> None:
+    """Raise ConfigError if another launcher has started this one several times: each would start the whole job."""
+    found = started_by(os.environ)
+    if found is not None:
+        got = f"process {found.rank} of {found.size} that {found.launcher} started"
+        raise ConfigError(
+            where="run", expected="one launcher", got=got,
+            do="Start `launch run` once, without it; or the program itself under it (under Slurm: `launch submit`). "
+            "In a shell that only inherited the variables: unset RANK WORLD_SIZE.",
+        )  # fmt: skip
+
+
+def refuse_taken_port(port: int | None) -> None:
+    """Raise ConfigError if the ranks cannot meet at the port that the user names."""
+    why = why_port_is_taken(port) if port is not None else ""
+    if why:
+        raise ConfigError(
+            where="--port", expected="a port that is free", got=f"{port}: {why}",
+            do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
+        )  # fmt: skip

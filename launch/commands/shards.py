@@ -9,9 +9,8 @@ from pathlib import Path
 
 from cclm.errors import ConfigError
 from launch.commands import submit as submit_command
-from launch.commands.parsers import Commands, usage
-from launch.commands.run import say
-from launch.plan.snapshot import RECIPE_NAME, find_recipe, merge_recipe, write_recipe
+from launch.commands.parsers import Commands, say, usage
+from launch.plan.recipe import RECIPE_NAME, find_recipe, merge_recipe, write_recipe
 from launch.slurm.restart import why_not_done
 from launch.slurm.submit import submit
 
@@ -22,19 +21,17 @@ def add_to(commands: Commands) -> None:
     submit_command.add_submit_options(parser)
     build = parser.add_argument_group("the build")
     build.add_argument("--out", type=Path, required=True, help="each set becomes OUT/NAME")
-    build.add_argument("--tasks", type=int, required=True, help="elements of the array that reads the corpus")
-    build.add_argument(
-        "--write-tasks", type=int, default=0, help="elements of an array that writes shards; 0: the merge"
-    )
-    parser.set_defaults(carry_out=carry_out)
+    build.add_argument("--tasks", type=int, required=True, help="tasks of the array that reads the corpus")
+    build.add_argument("--write-tasks", type=int, default=0, help="tasks of an array that writes shards; 0: the merge")
+    parser.set_defaults(execute=execute)
 
 
-def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Submit what is left to do: the reading, the writing if it has tasks of its own, and the merge."""
     if options.tasks < 1 or options.write_tasks < 0:
         raise ConfigError(
             where="shards", expected="--tasks of at least 1, --write-tasks of at least 0",
-            got=f"--tasks {options.tasks} --write-tasks {options.write_tasks}", do="Give the number of elements.",
+            got=f"--tasks {options.tasks} --write-tasks {options.write_tasks}", do="Give the number of tasks.",
         )  # fmt: skip
     origin = find_recipe(options.recipe or "", Path("shards/recipes"))
     folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from launch.commands.parsers import Commands
-from launch.watch.find_runs import RUNS, find_runs, find_runs_of
+from launch.watch.runs import RUNS, find_runs, find_runs_of
 
 
 def add_to(commands: Commands) -> None:
@@ -16,12 +16,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="name in runs/ or path; default: all of them")
     parser.add_argument("--root", type=Path, default=RUNS, help="where runs are looked for")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(carry_out=carry_out)
+    parser.set_defaults(execute=execute)
 
 
-def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print a table, the block of the only run that was named, or JSON."""
-    from launch.slurm.queue import details_of
+    from launch.slurm.jobs import details_of
     from launch.watch.status import look_at
     from launch.watch.status_text import as_block, as_json, as_table
 
@@ -31,7 +31,7 @@ def carry_out(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     if options.json:
         text = as_json(runs, unreadable, jobs)
     elif len(named) == 1 and runs:
-        is_known = bool(jobs.of(runs[0].job)) and runs[0].elements is None
+        is_known = bool(jobs.of(runs[0].job)) and runs[0].array_tasks is None
         text = as_block(runs[0], details_of(runs[0].job) if is_known else {})
     elif paths:
         text = as_table(runs, unreadable, options.root)

@@ -1,8 +1,8 @@
 """A fake preemption, before a real one matters: does the job save, come back, and go on where it was?
 
-    trains ─► asked to save (or killed) ─► life ends ─► waits again ─► next life begins ─► trains further
+    trains ─► asked to save (or killed) ─► attempt ends ─► waits again ─► next attempt begins ─► trains further
 
-Every station is judged from what the real event would leave: the history, the checkpoint, Slurm's queue.
+Every station is decided by what the real event would leave: the history, the checkpoint, Slurm's queue.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.files.durations import in_words
+from cclm.files.text import duration
 from launch.control.stop import look_at_answered
-from launch.plan.stored import read_plan
+from launch.plan.slurm_job import read_plan
 from launch.slurm.client import ask_slurm
-from launch.slurm.history import Life, lives_of, read_history
-from launch.slurm.restart import newest_step, tries_at
+from launch.slurm.history import STOPPED, Attempt, attempts_since_submission, read_history, tries_at
+from launch.slurm.restart import newest_step
 from launch.watch.status import RunNow, look_at_one
 
 POLL_S = 0.5
@@ -47,13 +47,13 @@ class Found:
 
 
 def drillable(run_folder: Path) -> RunNow:
-    """Look whether a drill makes sense.
+    """Return the run now, if a drill makes sense.
 
     Raises:
         ConfigError: the run does not train, or has no job.
         CclmError: Slurm does not tell.
     """
-    run = look_at_answered(run_folder)
+    (run,) = look_at_answered([run_folder])
     if run.kind != "training" or not run.may_go_on:
         state = run.state + (f" ({run.reason})" if run.reason else "")
         raise ConfigError(
@@ -64,10 +64,10 @@ def drillable(run_folder: Path) -> RunNow:
 
 
 def price(*, kill: bool) -> str:
-    """What the drill costs, in a sentence."""
+    """Say what the drill costs."""
     queue = f"then up to {QUEUE_S} s in the queue (others may take the nodes meanwhile) and a new start of the ranks"
     if kill:
-        return f"this kills a life: what was trained since the last checkpoint is done again, {queue}"
+        return f"this kills an attempt: what was trained since the last checkpoint is done again, {queue}"
     return f"this costs one save, {queue}; not a step is done again"
 
 
@@ -76,22 +76,22 @@ class Drill:
 
     def __init__(self, run_folder: Path, *, kill: bool, patience_s: float) -> None:
         self.run_folder, self.kill, self.patience_s = run_folder, kill, patience_s
-        self.max_tries = read_plan(run_folder).max_tries
+        self.max_tries = read_plan(run_folder).request.max_tries
         self.job = ""
         self.number = -1
-        """The life that the drill is about."""
+        """The attempt that the drill is about."""
         self.saved = 0
-        """Step from which the next life must begin, at least."""
+        """Step from which the next attempt must begin, at least."""
 
     def stations(self) -> Iterator[Station]:
         """Go through the stations, to the end or to the first that is not reached."""
         steps: tuple[tuple[str, Callable[[], Found | None]], ...] = (
             ("trains", self._trains),
             ("killed" if self.kill else "asked to save", self._strike),
-            ("life ends", self._life_ends),
+            ("attempt ends", self._attempt_ends),
             ("waits again", self._waits),
             ("start now", self._start_now),
-            ("next life", self._next_life),
+            ("next attempt", self._next_attempt),
             ("trains further", self._trains_further),
         )
         for name, look in steps:
@@ -106,28 +106,28 @@ class Drill:
         while found is None and time.monotonic() - began < self.patience_s:
             time.sleep(POLL_S)
             found = look()
-        found = found or Found(text=f"not within {in_words(self.patience_s)}", is_good=False)
+        found = found or Found(text=f"not within {duration(self.patience_s)}", is_good=False)
         return Station(name=name, seconds=time.monotonic() - began, found=found.text, is_good=found.is_good)
 
     def _look(self) -> tuple[RunNow, Found | None]:
         """The run now, and what to say if it is over."""
         run = look_at_one(self.run_folder)
-        words = f"job {run.job} is {run.state}, {run.phase}: {run.verdict or 'without a word'}"
+        words = f"job {run.job} is {run.state}, {run.phase}: {run.last_word or 'without a word'}"
         return run, None if run.may_go_on else Found(text=words, is_good=False)
 
     def _trains(self) -> Found | None:
         run, over = self._look()
         step = step_of(run)
-        if over is not None or run.phase != "training" or step is None or step <= run.lives[-1].first_step:
+        if over is not None or run.phase != "training" or step is None or step <= run.attempts[-1].first_step:
             return over
-        self.job, self.number, self.saved = run.job, run.lives[-1].number, run.progress.checkpoint_step
-        return Found(text=f"life {self.number} is at step {step}, saved at step {self.saved}")
+        self.job, self.number, self.saved = run.job, run.attempts[-1].number, run.progress.checkpoint_step
+        return Found(text=f"attempt {self.number} is at step {step}, saved at step {self.saved}")
 
     def _strike(self) -> Found:
-        tries = tries_at(lives_of(read_history(self.run_folder)), newest_step(self.run_folder))
+        tries = tries_at(attempts_since_submission(read_history(self.run_folder)), newest_step(self.run_folder))
         if self.kill and tries >= self.max_tries:
             words = (
-                f"life {tries} of {self.max_tries} that began at this step: killed before it saves, the run gives up"
+                f"attempt {tries} of {self.max_tries} that began at this step: killed before it saves, the run gives up"
             )
             return Found(text=words, is_good=False)
         soft, hard = ("scancel", "--batch", "--signal=USR1", self.job), ("scontrol", "requeue", self.job)
@@ -135,12 +135,12 @@ class Drill:
         answer = ask_slurm(command)
         return Found(text=answer.stderr.strip() or " ".join(command), is_good=answer.returncode == 0)
 
-    def _life_ends(self) -> Found | None:
+    def _attempt_ends(self) -> Found | None:
         run, over = self._look()
-        life = next(life for life in run.lives if life.number == self.number)
-        if life.outcome:
+        attempt = next(attempt for attempt in run.attempts if attempt.number == self.number)
+        if attempt.exit_status:
             self.saved = newest_step(self.run_folder)
-            return Found(text=life.why, is_good=life.outcome == "stopped" or self.kill)
+            return Found(text=attempt.reason, is_good=attempt.exit_status == STOPPED or self.kill)
         if over is None and self.kill and run.state not in ("RUNNING", "COMPLETING"):
             self.saved = newest_step(self.run_folder)
             return Found(text=f"cut off ({run.state}); saved at step {self.saved}")
@@ -166,31 +166,31 @@ class Drill:
             return Found(text=" ".join(command))
         return Found(text=f"refused ({answer.stderr.strip()}): it waits its {QUEUE_S} s")
 
-    def _next_life(self) -> Found | None:
+    def _next_attempt(self) -> Found | None:
         run, over = self._look()
-        life = self._next(run)
-        if life is None:
+        attempt = self._next(run)
+        if attempt is None:
             return over
-        text = f"life {life.number} begins at step {life.first_step} on {life.nodes}"
-        if life.first_step < self.saved:
+        text = f"attempt {attempt.number} begins at step {attempt.first_step} on {attempt.nodes}"
+        if attempt.first_step < self.saved:
             return Found(text=f"{text}, but step {self.saved} was saved", is_good=False)
         return Found(text=text)
 
     def _trains_further(self) -> Found | None:
         run, over = self._look()
-        life, step = self._next(run), step_of(run)
-        assert life is not None, "the station before has seen it"
+        attempt, step = self._next(run), step_of(run)
+        assert attempt is not None, "the station before has seen it"
         if run.progress.is_done:
             return Found(text=f"done at step {run.progress.step}")
-        if life.outcome:
-            return Found(text=f"life {life.number} {life.outcome}: {life.why}", is_good=False)
-        return Found(text=f"step {step}") if step is not None and step > life.first_step else over
+        if attempt.exit_status:
+            return Found(text=f"attempt {attempt.number} {attempt.exit_status}: {attempt.reason}", is_good=False)
+        return Found(text=f"step {step}") if step is not None and step > attempt.first_step else over
 
-    def _next(self, run: RunNow) -> Life | None:
-        """The first life after the one that the drill is about."""
-        return next((life for life in run.lives if life.number > self.number), None)
+    def _next(self, run: RunNow) -> Attempt | None:
+        """The first attempt after the one that the drill is about."""
+        return next((attempt for attempt in run.attempts if attempt.number > self.number), None)
 
 
 def step_of(run: RunNow) -> int | None:
-    """The step of the present life, by its first rank; None: it has not spoken yet."""
+    """Return the step of the present attempt, by its first rank; None: it has not spoken yet."""
     return run.ranks[0].step if run.ranks else None

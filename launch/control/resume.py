@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
-from launch.plan.slurm_job import plan_job
-from launch.plan.stored import read_plan
+from launch.plan.slurm_job import plan_job, read_plan
 from launch.slurm.submit import submit, submit_as_it_is
 
 
 def resume(
     run_folder: Path, changes: Mapping[str, Any], *, say: Callable[[str], None], new_code: bool = False
 ) -> tuple[str, Path]:
-    """Submit a run again; returns the job's id and the path of its log.
+    """Submit a run again; return the job's id and the path of its log.
 
     Args:
         run_folder: a run that was submitted before.
@@ -43,6 +42,6 @@ def resume(
 
 
 def changes_between(before: str, after: str) -> list[str]:
-    """The lines of a plan that are new."""
+    """Return the lines of a plan that are new."""
     old = set(before.splitlines())
     return [f"now: {line}" for line in after.splitlines() if line not in old]

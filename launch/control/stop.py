@@ -1,7 +1,8 @@
-"""End a run: let it save and rest (`stop`), or take its jobs away (`cancel`).
+"""End runs: let them save and stay stopped (`stop`), or take their jobs away (`cancel`). However many runs there are,
+Slurm is asked a few questions.
 
-The wish is also noted in the history, so that it holds whatever the job does meanwhile: a life that is about to begin
-reads it there (`launch/slurm/life.py`), and a job that crashes while it was asked does not come back.
+What a person wants is also noted in the history, so that it holds whatever the job does meanwhile: an attempt that is
+about to begin reads it there (`launch/slurm/attempt.py`), and a job that crashes while it was asked does not come back.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from pathlib import Path
 from cclm.errors import CclmError, ConfigError
 from cclm.run import stop as request
 from launch.slurm.client import ask_slurm
-from launch.slurm.history import Event, add_event, read_history
-from launch.slurm.live_jobs import live_jobs, script_of
-from launch.slurm.queue import JobNow, ask_queue
+from launch.slurm.history import Event, add_event
+from launch.slurm.jobs import JobNow, live_jobs_of
 from launch.slurm.restart import newest_step
-from launch.watch.status import NOT_SUBMITTED, RUNNING, UNKNOWN, RunNow, look_at, look_at_one
+from launch.watch.status import RUNNING, UNKNOWN, RunNow, look_at, look_at_one
 
 POLL_S = 0.3
 ASK_S = 2.0
@@ -26,94 +26,102 @@ CANCEL_S = 90.0
 """Slurm lets a cancelled job live for KillWait (30 s by default) after TERM."""
 REASON = "a person asked"
 
-Say = Callable[[str], None]
+Say = Callable[[Path, str], None]
+"""Receives a run's folder, and a line about it."""
 
 
-def look_at_answered(run_folder: Path) -> RunNow:
-    """Look at a run of which the state must be known.
+def look_at_answered(run_folders: Sequence[Path]) -> list[RunNow]:
+    """Look at runs of which the state must be known.
 
     Raises:
-        CclmError: Slurm does not tell.
+        CclmError: a folder cannot be read, or Slurm does not tell.
     """
-    run = look_at_one(run_folder)
-    if run.state == UNKNOWN:
-        raise CclmError(where=str(run_folder), expected="the state of its job", got=run.reason, do="Try again.")
-    return run
-
-
-def those_with_jobs(run_folders: Sequence[Path]) -> list[Path]:
-    """Leave out runs that neither wait nor run, with two questions for all of them: of a large sweep most are done."""
-    if not any(read_history(run) for run in run_folders):
-        return list(run_folders)
-    by_hand = {Path(job.script).resolve() for job in ask_queue("--me") if job.script and not job.is_over}
     runs, unreadable, _ = look_at(run_folders)
-    idle = {run.run_folder for run in runs if not run.may_go_on and script_of(run.run_folder) not in by_hand}
-    return [run for run in run_folders if run in unreadable or run not in idle]
+    for path in unreadable:
+        look_at_one(path)  # which says what is wrong
+    unknown = next((run for run in runs if run.state == UNKNOWN), None)
+    if unknown is not None:
+        raise CclmError(
+            where=str(unknown.run_folder), expected="the state of its job", got=unknown.reason, do="Try again."
+        )
+    return runs
 
 
-def stop(run_folder: Path, *, say: Say) -> bool:
-    """Let a run save and rest; returns whether there is something to wait for.
+def stop(run_folders: Sequence[Path], *, say: Say) -> list[Path]:
+    """Let runs save and stay stopped; return those that there is something to wait for.
 
     Raises:
         ConfigError: a job that cannot save is running.
         CclmError: Slurm does not answer.
     """
-    run = look_at_answered(run_folder)
-    if run.progress.is_done:
-        say(f"done at step {run.progress.step}: there is nothing to stop")
-        return False
-    if run.kind == "local" and run.state != NOT_SUBMITTED:
-        return _stop_local(run, say)
-    jobs = live_jobs(run_folder)
-    if not jobs:
-        say(f"no job of it waits or runs; {goes_on_from(run)}")
-        return False
-    if run.kind == "array":
-        _scancel("--state=PENDING", *_bases(jobs))
-        elements = look_at_answered(run_folder).elements
-        say(f"the elements that waited are cancelled ({elements}); those that run go on to their end")
-        return False
-    return _stop_job(run, jobs, say)
+    runs = look_at_answered(run_folders)
+    asked = [run.run_folder for run in runs if run.is_local and _stop_local(run, say)]
+    under_slurm = [run for run in runs if not run.is_local and not run.progress.is_done]
+    jobs = live_jobs_of([run.run_folder for run in under_slurm]) if under_slurm else {}
+    idle = [run for run in runs if not run.is_local and not jobs.get(run.run_folder)]
+    for run in idle if len(runs) == 1 else []:
+        done = f"done at step {run.progress.step}: there is nothing to stop"
+        say(run.run_folder, done if run.progress.is_done else f"no job of it waits or runs; {goes_on_from(run)}")
+    busy = [run for run in under_slurm if jobs[run.run_folder]]
+    for run in busy:
+        if run.kind == "command" and any(job.state != "PENDING" for job in jobs[run.run_folder]):
+            raise ConfigError(
+                where=str(run.run_folder), expected="a run that trains, and can save", got="a command that is running",
+                do="Wait for it, or end it without saving: python -m launch cancel.",
+            )  # fmt: skip
+    asked += _stop_jobs([run for run in busy if run.kind != "array"], jobs, say)
+    _stop_arrays([run.run_folder for run in busy if run.kind == "array"], jobs, say)
+    return asked
 
 
 def _stop_local(run: RunNow, say: Say) -> bool:
+    if run.progress.is_done:
+        say(run.run_folder, f"done at step {run.progress.step}: there is nothing to stop")
+        return False
     if run.state != RUNNING:
-        say(f"it does not run ({run.verdict}); {goes_on_from(run)}")
+        say(run.run_folder, f"it does not run ({run.last_word}); {goes_on_from(run)}")
         return False
     request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
-    say(f"asked to save and end after its present step, through {run.run_folder / request.STOP_NAME}")
+    where = run.run_folder / request.STOP_NAME
+    say(run.run_folder, f"asked to save and end after its present step, through {where}")
     return True
 
 
-def _stop_job(run: RunNow, jobs: Sequence[JobNow], say: Say) -> bool:
-    running = [job for job in jobs if job.state != "PENDING"]
-    if running and run.kind == "command":
-        raise ConfigError(
-            where=str(run.run_folder), expected="a run that trains, and can save", got="a command that is running",
-            do="Wait for it, or end it without saving: python -m launch cancel.",
-        )  # fmt: skip
-    for job in jobs:
-        add_event(run.run_folder, Event(event="rest", job=job.job, why="stop"))
-    waiting = [job for job in jobs if job.state == "PENDING"]
-    # One that has begun to run since we looked is left alone. Not so an element: with --state scancel takes the
+def _stop_arrays(run_folders: Sequence[Path], jobs: dict[Path, list[JobNow]], say: Say) -> None:
+    """Take away the tasks that wait."""
+    _scancel("--state=PENDING", *sorted({job.base for run in run_folders for job in jobs[run]}))
+    for run in look_at_answered(run_folders) if run_folders else []:
+        counts = str(run.array_tasks)
+        say(run.run_folder, f"the tasks that waited are cancelled ({counts}); those that run go on to their end")
+
+
+def _stop_jobs(runs: Sequence[RunNow], jobs: dict[Path, list[JobNow]], say: Say) -> list[Path]:
+    """Take away jobs that wait, ask those that run; return the runs that were asked."""
+    for run in runs:
+        for job in jobs[run.run_folder]:
+            add_event(run.run_folder, Event(event="stop", job=job.job, reason="stop"))
+    waiting = [job for run in runs for job in jobs[run.run_folder] if job.state == "PENDING"]
+    # One that has begun to run since we looked is left alone. Not so an array's task: with --state scancel takes the
     # whole array that waits, so a point of a sweep goes by its name alone; had it just begun, it would end anyway.
-    _scancel("--state=PENDING", *(job.job for job in waiting if job.element is None))
-    _scancel(*(job.job for job in waiting if job.element is not None))
-    # A job that waited a moment ago may run by now; it finds the wish in the history, or in the file.
-    remaining = live_jobs(run.run_folder)
-    if not remaining:
-        say(f"job {jobs[-1].job} was waiting and is cancelled: nothing to save; {goes_on_from(run)}")
-        return False
-    request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
-    if run.ranks:
-        # Nobody is signalled before a rank has spoken in this life: USR1 would kill what checks the nodes.
-        ask_slurm(["scancel", "--signal=USR1", *(job.job for job in remaining)])
-    say(f"job {remaining[-1].job} ({run.phase}) is asked to save and to rest after its present step")
-    return True
-
-
-def _bases(jobs: Sequence[JobNow]) -> list[str]:
-    return sorted({job.base for job in jobs})
+    _scancel("--state=PENDING", *(job.job for job in waiting if job.array_task is None))
+    _scancel(*(job.job for job in waiting if job.array_task is not None))
+    # A job that waited a moment ago may run by now; it finds the request in the history, or in the file.
+    remaining = live_jobs_of([run.run_folder for run in runs]) if runs else {}
+    asked = [run for run in runs if remaining[run.run_folder]]
+    for run in runs:
+        if run in asked:
+            request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
+        else:
+            name = jobs[run.run_folder][-1].job
+            say(run.run_folder, f"job {name} was waiting and is cancelled: nothing to save; {goes_on_from(run)}")
+    # Nobody is signalled before a rank has spoken in this attempt: USR1 would kill what checks the nodes.
+    signalled = [job.job for run in asked if run.ranks for job in remaining[run.run_folder]]
+    if signalled:
+        ask_slurm(["scancel", "--signal=USR1", *signalled])
+    for run in asked:
+        name = remaining[run.run_folder][-1].job
+        say(run.run_folder, f"job {name} ({run.phase}) is asked to save and to stop after its present step")
+    return [run.run_folder for run in asked]
 
 
 def _scancel(*words: str) -> None:
@@ -128,52 +136,62 @@ def _scancel(*words: str) -> None:
         )  # fmt: skip
 
 
-def wait_for_rest(run_folder: Path, wait_s: float, *, say: Say) -> bool:
-    """Wait until a run has saved (or is done) and its job is over; returns whether it is so in time."""
-    began, next_look = time.monotonic(), 0.0
-    while time.monotonic() - began < wait_s:
-        if time.monotonic() >= next_look:
-            run = look_at_answered(run_folder)
+def wait_until_stopped(run_folders: Sequence[Path], wait_s: float, *, say: Say) -> bool:
+    """Wait until runs have saved (or are done) and their jobs are over; return whether it is so in time."""
+    began, left, is_good = time.monotonic(), list(run_folders), True
+    while left and time.monotonic() - began < wait_s:
+        for run in look_at_answered(left):
             if not run.may_go_on:
-                say(f"{run.verdict or run.phase}; {goes_on_from(run)}")
-                return run.phase in ("done", "stopped")
-            next_look = time.monotonic() + ASK_S
-        time.sleep(POLL_S)
-    say(f"not at rest after {wait_s:g} s: `python -m launch status {run_folder}` shows what it does")
-    return False
+                say(run.run_folder, f"{run.last_word or run.phase}; {goes_on_from(run)}")
+                is_good &= run.phase in ("done", "stopped")
+                left.remove(run.run_folder)
+        time.sleep(min(ASK_S, max(wait_s - (time.monotonic() - began), 0.0)) if left else 0.0)
+    for path in left:
+        say(path, f"not stopped after {wait_s:g} s: `python -m launch status {path}` shows what it does")
+    return is_good and not left
 
 
-def cancel(run_folder: Path, *, say: Say) -> bool:
-    """End all jobs of a run, also one that follows meanwhile; returns whether all are over.
+def cancel(run_folders: Sequence[Path], *, say: Say) -> bool:
+    """End all jobs of runs, also those that follow meanwhile; return whether all are over.
 
     Raises:
-        ConfigError: it is a run without Slurm.
+        ConfigError: one is a run without Slurm.
         CclmError: Slurm does not answer, or refuses.
     """
-    run = look_at_answered(run_folder)
-    if run.kind == "local" and run.state != NOT_SUBMITTED:
+    runs = {run.run_folder: run for run in look_at_answered(run_folders)}
+    local = next((run for run in runs.values() if run.is_local), None)
+    if local is not None:
         raise ConfigError(
-            where=str(run_folder), expected="a run with a job", got=f"one without Slurm ({run.state})",
+            where=str(local.run_folder), expected="a run with a job", got=f"one without Slurm ({local.state})",
             do="`stop` lets it save; Ctrl-C in its terminal ends it.",
         )  # fmt: skip
-    told: set[str] = set()
-    jobs, began = live_jobs(run_folder), time.monotonic()
-    while jobs and time.monotonic() - began < CANCEL_S:
-        new = [job for job in jobs if _name(job, run) not in told]
-        for name in dict.fromkeys(_name(job, run) for job in new):
-            states = ", ".join(sorted({str(job) for job in new if _name(job, run) == name}))
-            if run.kind != "array":
-                add_event(run_folder, Event(event="rest", job=name, why="cancel"))
-            _scancel(name)
-            say(f"job {name} cancelled (it was {states})")
-            told.add(name)
+    told: dict[Path, set[str]] = {path: set() for path in runs}
+    jobs, began = live_jobs_of(list(runs)), time.monotonic()
+    while any(jobs.values()) and time.monotonic() - began < CANCEL_S:
+        new = {
+            path: sorted({_name(job, runs[path]) for job in found} - told[path])
+            for path, found in jobs.items()
+            if found
+        }
+        for path, names in new.items():
+            if runs[path].kind != "array":
+                for name in names:
+                    add_event(path, Event(event="stop", job=name, reason="cancel"))
+        _scancel(*dict.fromkeys(name for names in new.values() for name in names))
+        for path, names in new.items():
+            for name in names:
+                states = ", ".join(sorted({str(job) for job in jobs[path] if _name(job, runs[path]) == name}))
+                say(path, f"job {name} cancelled (it was {states})")
+            told[path] |= set(names)
         time.sleep(POLL_S)
-        jobs = live_jobs(run_folder)
-    if not told:
-        say("no job of it waits or runs")
-    run = look_at_answered(run_folder)
-    say(f"{', '.join(str(job) for job in jobs) or run.verdict or run.phase}; {goes_on_from(run)}")
-    return not jobs
+        jobs = live_jobs_of(list(runs))
+    for run in look_at_answered(list(runs)):
+        path = run.run_folder
+        if told[path] or len(runs) == 1:
+            said = "" if told[path] else "no job of it waits or runs; "
+            state = ", ".join(str(job) for job in jobs[path]) or run.last_word or run.phase
+            say(path, f"{said}{state}; {goes_on_from(run)}")
+    return not any(jobs.values())
 
 
 def _name(job: JobNow, run: RunNow) -> str:
@@ -182,7 +200,7 @@ def _name(job: JobNow, run: RunNow) -> str:
 
 
 def goes_on_from(run: RunNow) -> str:
-    """From where the run would go on, and how."""
+    """Say from where the run would go on, and how."""
     again = f"python -m launch resume {run.run_folder}"
     if run.phase == "done":
         return "it is done"

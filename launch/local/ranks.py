@@ -1,6 +1,6 @@
 """The ranks of one machine, started, watched and ended.
 
-Each rank is the leader of its own session and process group (started through launch/shim.py). When one fails, the
+Each rank is the leader of its own session and process group (started through launch/local/shim.py). When one fails, the
 others are told to end (TERM), and are killed after a grace time; what a rank leaves running is killed.
 """
 
@@ -16,12 +16,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cclm.run.status import cause_of_end
+from cclm.run.stop import CLEARED_VARIABLE
 from launch.local import guard, shim
-from launch.local.exit_status import RankExit
+from launch.local.exit_status import GOOD, RankExit
 from launch.plan.job import JobPlan, RankPlan
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WATCHED = frozenset({signal.SIGCHLD, signal.SIGUSR1, *STOP_SIGNALS})
+
+
+def watched_signals() -> frozenset[signal.Signals]:
+    """Return the signals that a launcher waits for: not those that its parent ignored (`nohup`), which stay ignored."""
+    asked = (signal.SIGUSR1, *STOP_SIGNALS)
+    heard = (number for number in asked if signal.getsignal(number) is not signal.SIG_IGN)
+    return frozenset({signal.SIGCHLD, *heard})
 
 
 @dataclass
@@ -31,23 +39,25 @@ class Ranks:
     plan: JobPlan
     grace_s: float
     tell_guard: Callable[[str], None]
+    blocked: frozenset[signal.Signals]
+    """What the launcher waits for, and its ranks must hear."""
     began: float = field(default_factory=time.monotonic)
     alive: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     exits: list[RankExit] = field(default_factory=list)
-    first_failure: RankExit | None = None
-    stop_asked: bool = False
+    stop_signal: int | None = None
+    """The first that asked to stop."""
     kill_at: float | None = None
 
     def start(self, rank: RankPlan) -> None:
         """Start one rank; stdin is empty."""
-        cores = ",".join(map(str, rank.cores))
-        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, *rank.command]
+        cores, signals = ",".join(map(str, rank.cores)), ",".join(str(int(number)) for number in self.blocked)
+        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, signals, *rank.command]
         with ExitStack() as stack:
             output = stack.enter_context(open_log(rank.log, rank.rank, self.plan.host)) if rank.log else None
             process = subprocess.Popen(
                 command,
                 cwd=self.plan.folder,
-                env={**os.environ, **rank.environment},
+                env={**os.environ, **rank.environment, CLEARED_VARIABLE: str(self.plan.run_folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
@@ -63,21 +73,23 @@ class Ranks:
         for rank, _ in sorted(dead, key=lambda item: item[1].si_code == os.CLD_EXITED):
             process = self.alive.pop(rank)
             os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
+            code, seconds = process.wait(), time.monotonic() - self.began
             self.tell_guard(f"-{process.pid}")
-            seconds = time.monotonic() - self.began
-            self.exits.append(RankExit(rank=rank, code=code, seconds=seconds))
-            if code != 0 and self.first_failure is None:
-                self.first_failure = self.exits[-1]
+            cause, reason = cause_of_end(self.plan.run_folder, rank, code)
+            self.exits.append(RankExit(rank=rank, code=code, seconds=seconds, cause=cause, reason=reason))
+            if cause not in GOOD:
                 self.end()
 
     def receive(self, number: int) -> None:
-        """Pass a signal on to the ranks; the second request to stop is a request to kill."""
-        if number in STOP_SIGNALS:
-            if self.stop_asked:
-                self.kill_at = time.monotonic()
-            self.stop_asked = True
-        self._signal_leaders(number)
+        """Pass a signal on to the ranks: whatever asks to stop as TERM, which never prints a traceback. The second
+        request to stop is a request to kill."""
+        if number not in STOP_SIGNALS:
+            self._signal_leaders(number)
+            return
+        if self.stop_signal is not None:
+            self.kill_at = time.monotonic()
+        self.stop_signal = self.stop_signal or number
+        self._signal_leaders(signal.SIGTERM)
 
     def enforce(self) -> None:
         """Kill whoever is still there when the grace time is over."""
@@ -87,14 +99,14 @@ class Ranks:
             self.kill_at = None
 
     def seconds_to_wait(self, most_s: float) -> float:
-        """How long a wait may last that must not miss the end of the grace time."""
+        """Return how long a wait may last that must not miss the end of the grace time."""
         return most_s if self.kill_at is None else min(most_s, max(self.kill_at - time.monotonic(), 0.0))
 
     def end(self) -> None:
         """Tell every rank to end, and begin the grace time, unless it has begun."""
         if self.kill_at is not None:
             return
-        if not self.stop_asked:
+        if self.stop_signal is None:
             # A rank that was already asked to stop may be saving: it keeps its grace time, without a second TERM.
             self._signal_leaders(signal.SIGTERM)
         self.kill_at = time.monotonic() + self.grace_s
@@ -106,20 +118,13 @@ class Ranks:
 
 
 def look(pid: int) -> os.waitid_result | None:
-    """See whether a child has ended, without reaping it: so long its number cannot go to a stranger's group."""
+    """See whether a child has ended, without reaping it: so long its number cannot go to another group."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-
-
-def last_lines(path: Path, count: int) -> list[str]:
-    """Return the last `count` lines of a log; only its last 64 KiB are read."""
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 65536, 0))
-        return file.read().decode("utf-8", "replace").splitlines()[-count:]
 
 
 @contextmanager
 def open_log(path: Path, rank: int, host: str) -> Iterator[int]:
-    """Open a rank's log for appending: what an earlier life of the run wrote is evidence."""
+    """Open a rank's log for appending: what an earlier attempt of the run wrote is evidence."""
     with path.open("ab", buffering=0) as file:
         file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} on {host}\n".encode())
         yield file.fileno()

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from launch.plan.machine import LOOPBACK, Machine
+from cclm.run.process import LOOPBACK
+from launch.plan.machine import Machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class JobRequest:
     """Working directory of every rank."""
     run_folder: Path
     """Folder of the run; the ranks' output goes to its `logs/`."""
-    num_ranks: int | None = None
-    """Number of processes; None: one per GPU, or one if there is none."""
+    num_ranks: int
+    """Number of processes."""
     threads_per_rank: int | None = None
     """Compute threads of each process; None: the usable cores divided by the ranks."""
     port: int | None = None
@@ -90,8 +91,8 @@ def make_plan(request: JobRequest, machine: Machine, inherited: Mapping[str, str
 
     Raises ConfigError for an empty command and for counts below one.
     """
-    num_ranks = request.num_ranks if request.num_ranks is not None else max(machine.num_gpus, 1)
-    _check(request, num_ranks)
+    num_ranks = request.num_ranks
+    _check(request)
     threads = request.threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)
     port = request.port if request.port is not None else machine.free_port
     shared = {
@@ -108,25 +109,24 @@ def make_plan(request: JobRequest, machine: Machine, inherited: Mapping[str, str
         host=machine.host,
         master_port=port,
         threads_per_rank=threads,
-        ranks=tuple(_ranks(request, machine, num_ranks, threads, shared)),
+        ranks=tuple(_ranks(request, machine, threads, shared)),
     )
 
 
-def _check(request: JobRequest, num_ranks: int) -> None:
+def _check(request: JobRequest) -> None:
     if not request.command:
         raise ConfigError(
             expected="a command after `--`",
             got="none",
             do="For example: python -m launch run --ranks 2 -- python -m pretrain --recipe demo",
         )
-    for name, count in (("--ranks", num_ranks), ("--threads-per-rank", request.threads_per_rank)):
+    for name, count in (("--ranks", request.num_ranks), ("--threads-per-rank", request.threads_per_rank)):
         if count is not None and count < 1:
             raise ConfigError(expected=f"{name} of at least 1", got=str(count), do="Ask for one or more.")
 
 
-def _ranks(
-    request: JobRequest, machine: Machine, num_ranks: int, threads: int, shared: Mapping[str, str]
-) -> Iterator[RankPlan]:
+def _ranks(request: JobRequest, machine: Machine, threads: int, shared: Mapping[str, str]) -> Iterator[RankPlan]:
+    num_ranks = request.num_ranks
     blocks = _core_blocks(machine, num_ranks, threads) if request.bind else [()] * num_ranks
     python_first = request.command[0] in ("python", "python3")
     for rank, cores in enumerate(blocks):

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cclm.run.process import free_port
+
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class Machine:
     """A TCP port on the loopback address that nobody listened on a moment ago."""
 
     @property
+    def usual_ranks(self) -> int:
+        """Processes of a job that says nothing else: one per GPU, or one."""
+        return max(self.num_gpus, 1)
+
+    @property
     def num_usable_cores(self) -> int:
         """Cores to share out: the affinity mask, or the container's limit if that is smaller; at least 1."""
         if self.quota_cores is None:
@@ -41,7 +47,7 @@ def this_machine(environment: Mapping[str, str] = os.environ) -> Machine:
         cores=tuple(sorted(os.sched_getaffinity(0))),
         quota_cores=read_quota(CGROUP_QUOTA),
         num_gpus=count_gpus(Path("/dev"), environment),
-        free_port=find_free_port(),
+        free_port=free_port(),
     )
 
 
@@ -61,13 +67,6 @@ def count_gpus(devices: Path, environment: Mapping[str, str]) -> int:
     if visible is None:
         return present
     return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-
-
-def find_free_port() -> int:
-    """Ask the system for a port that is free now; another program may still take it before the job does."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def file_system_of(path: Path, mounts: str | None = None) -> str:

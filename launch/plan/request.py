@@ -1,4 +1,5 @@
-"""What a user asks of the cluster, before anything is looked up."""
+"""What a user asks of the cluster, before anything is looked up. Most fields are options of `submit`, which shows their
+docstrings as help (`launch/commands/fields.py`)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from launch.plan.profile import Profile
 
+LAUNCHERS = ("srun", "torchrun")
+PREFLIGHTS = ("full", "quick", "none")
+SBATCH_OPTIONS = ("partition", "account", "qos", "constraint", "exclude")
+"""Fields that are passed on to sbatch as they are."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 SINGLE_OPTION = re.compile(r"[a-z][a-z0-9-]*")
 OURS = frozenset({"job-name", "nodes", "ntasks-per-node", "time", "output", "signal", "requeue", "open-mode"})
@@ -21,8 +26,6 @@ OURS |= {"array", "dependency"}
 class SlurmRequest:
     """A job of equal tasks on equal nodes."""
 
-    name: str
-    """Name of the job."""
     run_folder: Path
     checkout: Path
     """Folder of the code that is copied into the run folder."""
@@ -34,55 +37,71 @@ class SlurmRequest:
     """Success is the run's done marker; else every task must end with code 0."""
     reads: tuple[str, ...] = ()
     """Folders that preflight looks into on every node."""
-    array: int = 0
-    """Elements of an array job, each one task; `@TASK@` in the command is its number.
-    0: no array."""
-    concurrent: int | None = None
-    """How many elements may run at a time."""
-    after: Path | None = None
-    """Run folder of a run that must be done first."""
+    python: str = "python3"
+    """Interpreter of the ranks where there is no container, and of the batch script's own decisions."""
+
+    name: str
+    """Name of the job; default: the run folder's."""
     nodes: int = 1
+    """Nodes of the job."""
     gpus_per_node: int = 0
+    """GPUs on a node; 0: ranks on the CPU."""
     tasks_per_node: int | None = None
-    """Ranks on a node; None: one per GPU, or one."""
+    """Ranks on a node; default: one per GPU, or one."""
     cpus_per_task: int | None = None
-    """None: what the profile says."""
+    """Cores of a rank; default: the profile's."""
     time: str = "24:00:00"
-    """Limit as sbatch takes it: [days-]hours:minutes:seconds."""
+    """Limit, [days-]hours:minutes:seconds."""
     partition: str | None = None
+    """As for sbatch."""
     account: str | None = None
+    """As for sbatch."""
     qos: str | None = None
+    """As for sbatch."""
     constraint: str | None = None
+    """As for sbatch."""
     exclude: str | None = None
-    container: str | None = None
-    """Image: a file, or what pyxis takes as a name."""
+    """As for sbatch."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
-    """Further options of sbatch; an empty value gives a bare option."""
+    """Any other option of sbatch; an empty value gives a bare option."""
+    array: int = 0
+    """Tasks of an array job, each on its own; @TASK@ in the command is a task's number. 0: no array."""
+    concurrent: int | None = None
+    """Array tasks that may run at a time."""
+    after: Path | None = None
+    """Begin when the run in this folder is done."""
+
+    container: str | None = None
+    """Image of a container; the profile says how it is run."""
     launcher: str = "srun"
-    """"srun": one task per rank; "torchrun": one task per node, which starts the ranks."""
+    """Who starts the ranks on a node: srun (one task per rank) or torchrun (one task per node)."""
+
     preflight: str = "full"
-    """"full", "quick" (nothing that imports torch) or "none"."""
+    """What is checked before the ranks start: full, quick (nothing that imports torch) or none."""
+    preflight_s: int = 600
+    """Seconds that each step of it may take: enough for many nodes to import torch from a cold shared disk."""
     replace_bad_nodes: bool = False
-    """Submit again without the nodes that preflight finds bad."""
+    """Submit again without nodes that preflight finds bad."""
     max_tries: int = 3
-    """Lives without a newer checkpoint after which the job gives up."""
+    """Attempts without a newer checkpoint after which the job gives up."""
     hang_s: float = 1800.0
-    """A rank whose status is older than this is killed; 0: never."""
+    """Kill a rank whose status has not changed for so many seconds; 0: never."""
     save_s: int = 300
     """Seconds before the time limit at which the ranks are asked to save."""
-    python: str = "python3"
-    """Interpreter of the ranks where there is no container."""
-    host_python: str = "python3"
-    """Interpreter of the batch script's own decisions, on the first node, outside any container."""
 
     @property
-    def tasks(self) -> int:
+    def ranks_per_node(self) -> int:
         """Ranks on a node."""
         return self.tasks_per_node if self.tasks_per_node is not None else max(self.gpus_per_node, 1)
 
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job."""
+        return self.nodes * self.ranks_per_node
+
 
 def seconds_of(time: str) -> int | None:
-    """Seconds of a time limit in sbatch's forms; None for no limit ("UNLIMITED", "0")."""
+    """Return the seconds of a time limit in sbatch's forms; None for no limit ("UNLIMITED", "0")."""
     if time.upper() in ("UNLIMITED", "INFINITE", "0"):
         return None
     match = _TIME.fullmatch(time)
@@ -102,15 +121,11 @@ def seconds_of(time: str) -> int | None:
 
 
 def check_request(request: SlurmRequest, profile: Profile) -> None:
-    """Refuse what cannot be planned, with all complaints at once.
-
-    Raises:
-        ConfigError: listing every complaint.
-    """
-    complaints = list(_complaints(request, profile))
-    if complaints:
+    """Raise ConfigError, with everything that is wrong, for what cannot be planned."""
+    problems = list(_problems(request, profile))
+    if problems:
         raise ConfigError(
-            where="submit", expected="a job that can run", got="; ".join(complaints), do="Nothing was submitted."
+            where="submit", expected="a job that can run", got="; ".join(problems), do="Nothing was submitted."
         )
 
 
@@ -118,28 +133,21 @@ CLEANING = frozenset({"--cleanenv", "-e", "--containall", "-C"})
 """Flags of Apptainer that keep the environment out of the container."""
 
 
-def _complaints(request: SlurmRequest, profile: Profile) -> Iterator[str]:
-    zeros: dict[str, float | None] = {
-        "--gpus-per-node": request.gpus_per_node,
-        "--array": request.array,
-        "--save-s": request.save_s,
-        "--hang-s": request.hang_s,
+def _problems(request: SlurmRequest, profile: Profile) -> Iterator[str]:
+    least = {
+        0: ("gpus_per_node", "array", "save_s", "hang_s"),
+        1: ("nodes", "tasks_per_node", "cpus_per_task", "concurrent", "max_tries", "preflight_s"),
     }
-    ones: dict[str, float | None] = {
-        "--nodes": request.nodes,
-        "--tasks-per-node": request.tasks,
-        "--cpus-per-task": request.cpus_per_task,
-        "--concurrent": request.concurrent,
-        "--max-tries": request.max_tries,
-    }
-    for least, counts in enumerate((zeros, ones)):
-        for name, count in counts.items():
-            if count is not None and count < least:
-                yield f"{name} {count:g} is below {least}"
-    if request.array > 0 and (request.nodes, request.tasks) != (1, 1):
-        yield f"--array {request.array} on {request.nodes} node(s) × {request.tasks} task(s): an element is one task"
-    if request.gpus_per_node > 0 and request.tasks > request.gpus_per_node:
-        yield f"{request.tasks} tasks per node for {request.gpus_per_node} GPU(s): one task needs one GPU"
+    for smallest, names in least.items():
+        for name in names:
+            count = getattr(request, name)
+            if count is not None and count < smallest:
+                yield f"--{name.replace('_', '-')} {count:g} is below {smallest}"
+    tasks = request.ranks_per_node
+    if request.array > 0 and (request.nodes, tasks) != (1, 1):
+        yield f"--array {request.array} on {request.nodes} node(s) × {tasks} task(s): each of its tasks is a job alone"
+    if request.gpus_per_node > 0 and tasks > request.gpus_per_node:
+        yield f"{tasks} tasks per node for {request.gpus_per_node} GPU(s): one task needs one GPU"
     limit_s = seconds_of(request.time)
     if limit_s is not None and limit_s <= request.save_s:
         yield f"--time {request.time} is not longer than the {request.save_s} s for saving before it (--save-s)"

@@ -9,72 +9,62 @@ from __future__ import annotations
 
 import json
 import shlex
+import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from cclm.errors import ConfigError
+from cclm.files.reading import read_json
 from launch.plan.profile import Profile
-from launch.plan.request import SlurmRequest, check_request
+from launch.plan.request import SBATCH_OPTIONS, SlurmRequest, check_request
 from launch.plan.sweep import POINTS
-from launch.slurm.port import FIRST_PORT, NUM_PORTS
 
 SLURM_FOLDER = "slurm"
 PLAN_NAME = "plan.json"
 SCRIPT_NAME = "job.sh"
+FIRST_PORT, NUM_PORTS = 20000, 20000
+"""Where the ranks of jobs meet."""
+PLAN_VERSION = 2
+"""Of the plan, and of what the code beside it writes and reads."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmPlan:
     """Everything that the batch script will do."""
 
-    name: str
-    run_folder: Path
-    code_folder: Path
-    checkout: Path
-    """Where the code came from."""
+    request: SlurmRequest
+    """What the plan was made from, so that it can be made again with changes (`launch/control/resume.py`)."""
+    profile: Profile
+    """The same."""
     log: Path
     """Output of the batch script; each rank has its own log beside it."""
+    code_folder: Path
     directives: Mapping[str, str]
     """Options of sbatch; an empty value is a bare option."""
-    array: int
-    """Elements of an array job; 0: no array."""
-    after: Path | None
-    """Run that must be done first."""
-    nodes: int
     tasks_per_node: int
-    """Tasks that srun starts on a node."""
+    """Tasks that srun starts on a node: the ranks, or one torchrun."""
     ranks_per_node: int
-    """The same, or the processes that torchrun starts."""
-    gpus_per_node: int
     cpus_per_task: int
     command: tuple[str, ...]
-    """What a task runs, behind the shim `launch/slurm/task.py`."""
-    is_training: bool
+    """What a task runs, under `launch/slurm/task.py`."""
     environment: Mapping[str, str]
     rank_environment: Mapping[str, str]
     """Where each rank's own variables come from."""
-    modules: tuple[str, ...]
-    setup: tuple[str, ...]
     srun_options: tuple[str, ...]
     task_prefix: tuple[str, ...]
     """What srun runs before the interpreter: a container's `exec`."""
     python: str
-    host_python: str
-    reads: tuple[str, ...]
-    scratch: str | None
+    """Interpreter of the ranks."""
     preflight: str
-    replace_bad_nodes: bool
-    max_tries: int
-    hang_s: float
-    request: SlurmRequest
-    """What the plan was made from, so that it can be made again with changes (`launch/resume.py`)."""
-    profile: Profile
-    """The same."""
+    version: int = 1
 
     @property
-    def world_size(self) -> int:
-        """Ranks of the job."""
-        return self.nodes * self.ranks_per_node
+    def run_folder(self) -> Path:
+        """Folder of the run."""
+        return self.request.run_folder
 
     @property
     def script(self) -> Path:
@@ -87,22 +77,23 @@ class SlurmPlan:
 
     def to_text(self) -> str:
         """Return the plan for people."""
-        per_node = f"{self.tasks_per_node} task(s) × {self.cpus_per_task} core(s), {self.gpus_per_node} GPU(s)"
-        ranks = f"{self.nodes} node(s) × {self.ranks_per_node} = {self.world_size} rank(s)"
+        asked, before = self.request, (*(f"module load {name}" for name in self.profile.modules), *self.profile.setup)
+        per_node = f"{self.tasks_per_node} task(s) × {self.cpus_per_task} core(s), {asked.gpus_per_node} GPU(s)"
+        ranks = f"{asked.nodes} node(s) × {self.ranks_per_node} = {asked.world_size} rank(s)"
         lines = [
-            f"{self.name}: {ranks}; a node: {per_node}",
+            f"{asked.name}: {ranks}; a node: {per_node}",
             f"run folder     {self.run_folder}",
-            f"code           {self.code_folder} (copied from {self.checkout})",
+            f"code           {self.code_folder} (copied from {asked.checkout})",
             f"meeting point  the first node, a free port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1}",
             f"output         {self.log}, {self.log.parent}/rank_N.log",
-            f"success        {'done.json in the run folder' if self.is_training else 'every task ends with code 0'}",
-            f"elements       {self.array}, each one task" if self.array else "elements       no array",
-            f"after          {self.after or 'nothing'}",
-            f"preflight      {self.preflight}{', bad nodes are replaced' if self.replace_bad_nodes else ''}",
-            f"gives up       after {self.max_tries} lives without a newer checkpoint",
+            f"success        {'done.json in the run folder' if asked.is_training else 'every task ends with code 0'}",
+            f"array          {f'{asked.array} tasks, each on its own' if asked.array else 'no array'}",
+            f"after          {asked.after or 'nothing'}",
+            f"preflight      {self.preflight}{', bad nodes are replaced' if asked.replace_bad_nodes else ''}",
+            f"gives up       after {asked.max_tries} attempts without a newer checkpoint",
             "sbatch         " + " ".join(option(*item) for item in self.directives.items()),
             "srun           " + " ".join(self.srun_options),
-            *(f"before         {line}" for line in (*(f"module load {name}" for name in self.modules), *self.setup)),
+            *(f"before         {line}" for line in before),
             *(f"environment    {name}={shlex.quote(value)}" for name, value in self.environment.items()),
             *(f"each rank      {name} from {source}" for name, source in self.rank_environment.items()),
             "each task      " + shlex.join((*self.task_prefix, *self.command)),
@@ -112,7 +103,7 @@ class SlurmPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """A job array whose elements are whole runs."""
+    """A job array whose tasks are whole runs."""
 
     folder: Path
     name: str
@@ -129,12 +120,12 @@ class SweepPlan:
     @property
     def directives(self) -> dict[str, str]:
         """Options of sbatch: a point's, but for all of them."""
-        elements = self.elements(range(len(self.points)))
+        tasks = self.array_tasks(range(len(self.points)))
         output = str(self.folder / POINTS / "%a" / "logs" / "slurm.log")
-        return {**self.points[0].directives, "job-name": self.name, "array": elements, "output": output}
+        return {**self.points[0].directives, "job-name": self.name, "array": tasks, "output": output}
 
-    def elements(self, numbers: Sequence[int]) -> str:
-        """Spell some elements as `--array` takes them."""
+    def array_tasks(self, numbers: Sequence[int]) -> str:
+        """Spell some tasks as `--array` takes them."""
         whole = len(numbers) == len(self.points)
         text = f"0-{len(numbers) - 1}" if whole else ",".join(map(str, numbers))
         return text + (f"%{self.concurrent}" if self.concurrent else "")
@@ -146,127 +137,108 @@ def option(name: str, value: str) -> str:
 
 
 def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
-    """Plan a job. Raises ConfigError, with all complaints, for what cannot run."""
+    """Plan a job; raise ConfigError, with everything that is wrong, for what cannot run."""
     check_request(request, profile)
     is_torchrun = request.launcher == "torchrun"
     python = profile.container_python if request.container else request.python
     command = (python, *request.command[1:]) if request.command[0] in ("python", "python3") else request.command
     cpus = request.cpus_per_task or (profile.cpus_per_gpu if request.gpus_per_node else profile.cpus_per_task)
-    tasks = 1 if is_torchrun else request.tasks
-    cpus_per_task = cpus * request.tasks // tasks
+    tasks = 1 if is_torchrun else request.ranks_per_node
     plan = SlurmPlan(
-        name=request.name,
-        run_folder=request.run_folder,
-        code_folder=_code(request),
-        checkout=request.checkout,
-        log=request.run_folder / "logs" / ("slurm_%a.log" if request.array else "slurm.log"),
-        directives={},
-        array=request.array,
-        after=request.after,
-        nodes=request.nodes,
-        tasks_per_node=tasks,
-        ranks_per_node=request.tasks,
-        gpus_per_node=request.gpus_per_node,
-        cpus_per_task=cpus_per_task,
-        command=_torchrun(python, request, command) if is_torchrun else command,
-        is_training=request.is_training,
-        environment=_environment(request, profile, cpus),
-        rank_environment=_rank_environment(is_torchrun),
-        modules=profile.modules,
-        setup=profile.setup,
-        srun_options=(),
-        task_prefix=_task_prefix(request, profile),
-        python=python,
-        host_python=request.host_python,
-        reads=request.reads,
-        scratch=profile.scratch,
-        preflight="none" if request.array else request.preflight,
-        replace_bad_nodes=request.replace_bad_nodes,
-        max_tries=request.max_tries,
-        hang_s=request.hang_s,
         request=request,
         profile=profile,
+        log=request.run_folder / "logs" / ("slurm_%a.log" if request.array else "slurm.log"),
+        code_folder=request.code_folder or request.run_folder / "code",
+        directives={},
+        tasks_per_node=tasks,
+        ranks_per_node=request.ranks_per_node,
+        cpus_per_task=cpus * request.ranks_per_node // tasks,
+        command=_torchrun(python, request, command) if is_torchrun else command,
+        environment=_environment(request, profile, cpus),
+        rank_environment=_rank_environment(is_torchrun),
+        srun_options=(),
+        task_prefix=(),
+        python=python,
+        preflight="none" if request.array else request.preflight,
+        version=PLAN_VERSION,
     )
-    return replace(plan, directives=_directives(request, profile, plan), srun_options=_srun(request, profile, plan))
+    return replace(plan, directives=_directives(plan), srun_options=_srun(plan), task_prefix=_task_prefix(plan))
 
 
-def _directives(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> dict[str, str]:
+def _directives(plan: SlurmPlan) -> dict[str, str]:
+    request = plan.request
+    limit = f"%{request.concurrent}" if request.concurrent else ""
     chosen = {
         "job-name": request.name,
-        "partition": request.partition or profile.partition,
-        "account": request.account or profile.account,
-        "qos": request.qos or profile.qos,
-        "constraint": request.constraint or profile.constraint,
-        "exclude": request.exclude,
-        "nodes": str(plan.nodes),
+        **{name: getattr(request, name) or getattr(plan.profile, name, None) for name in SBATCH_OPTIONS},
+        "nodes": str(request.nodes),
         "ntasks-per-node": str(plan.tasks_per_node),
-        "gpus-per-node": str(plan.gpus_per_node) if plan.gpus_per_node else None,
+        "gpus-per-node": str(request.gpus_per_node) if request.gpus_per_node else None,
         "cpus-per-task": str(plan.cpus_per_task),
         "time": request.time,
-        "array": _array(request) if request.array else None,
+        "array": f"0-{request.array - 1}{limit}" if request.array else None,
         "signal": f"B:USR1@{request.save_s}" if not request.array else None,
         "output": str(plan.log),
         "open-mode": "append",
     }
-    return {
-        **{name: value for name, value in chosen.items() if value is not None},
-        "requeue": "",
-        **profile.sbatch,
-        **request.sbatch,
-    }
+    ours = {name: value for name, value in chosen.items() if value is not None}
+    return {**ours, "requeue": "", **plan.profile.sbatch, **request.sbatch}
 
 
-def _array(request: SlurmRequest) -> str:
-    return f"0-{request.array - 1}" + (f"%{request.concurrent}" if request.concurrent else "")
-
-
-def _srun(request: SlurmRequest, profile: Profile, plan: SlurmPlan) -> tuple[str, ...]:
-    """Options of the step that runs the ranks; the same on every life."""
+def _srun(plan: SlurmPlan) -> tuple[str, ...]:
+    """Options of the step that runs the ranks; the same in every attempt."""
+    request, profile = plan.request, plan.profile
     options = [
         f"--ntasks-per-node={plan.tasks_per_node}",
         f"--cpus-per-task={plan.cpus_per_task}",  # srun does not inherit it since Slurm 22.05
         "--cpu-bind=cores",
         "--distribution=block:block",
     ]
-    if plan.gpus_per_node:
+    if request.gpus_per_node:
         # Every rank sees the job's GPUs of its node and takes number LOCAL_RANK, as NCCL wants it: no --gpus-per-task.
-        options.append(f"--gpus-per-node={plan.gpus_per_node}")
+        options.append(f"--gpus-per-node={request.gpus_per_node}")
     if request.container and profile.container == "pyxis":
-        mounts = ",".join(_mounts(request, profile))
         options += [
             f"--container-image={request.container}",
-            f"--container-mounts={mounts}",
+            f"--container-mounts={','.join(_mounts(plan))}",
             f"--container-workdir={plan.code_folder}",
             *profile.container_flags,
         ]
     return tuple(options)
 
 
-def _code(request: SlurmRequest) -> Path:
-    return request.code_folder or request.run_folder / "code"
-
-
-def _mounts(request: SlurmRequest, profile: Profile) -> list[str]:
+def _mounts(plan: SlurmPlan) -> list[str]:
     """What a container must see."""
-    shared = [] if request.code_folder is None else [str(request.code_folder)]
-    return list(dict.fromkeys((str(request.run_folder), *shared, str(request.checkout), *profile.container_mounts)))
+    shared = [] if plan.request.code_folder is None else [str(plan.code_folder)]
+    return list(
+        dict.fromkeys((str(plan.run_folder), *shared, str(plan.request.checkout), *plan.profile.container_mounts))
+    )
 
 
-def _task_prefix(request: SlurmRequest, profile: Profile) -> tuple[str, ...]:
-    if not request.container or profile.container != "apptainer":
+def _task_prefix(plan: SlurmPlan) -> tuple[str, ...]:
+    image, profile = plan.request.container, plan.profile
+    if not image or profile.container != "apptainer":
         return ()
-    mounts, code = _mounts(request, profile), str(_code(request))
-    nvidia = ["--nv"] if request.gpus_per_node else []
-    binds = [word for mount in mounts for word in ("--bind", mount)]
-    return ("apptainer", "exec", *nvidia, "--pwd", code, *binds, *profile.container_flags, request.container)
+    nvidia = ["--nv"] if plan.request.gpus_per_node else []
+    binds = [word for mount in _mounts(plan) for word in ("--bind", mount)]
+    return ("apptainer", "exec", *nvidia, "--pwd", str(plan.code_folder), *binds, *profile.container_flags, image)
 
 
 def _torchrun(python: str, request: SlurmRequest, command: tuple[str, ...]) -> tuple[str, ...]:
-    """One agent per node; the shim fills in what it alone knows."""
-    where = ("--nnodes", str(request.nodes), "--nproc-per-node", str(request.tasks), "--node-rank", "@NODE_RANK@")
-    meet = ("--master-addr", "@MASTER_ADDR@", "--master-port", "@MASTER_PORT@", "--max-restarts", "0")
+    """One agent per node; the task fills in what it alone knows."""
+    size = ("--nnodes", str(request.nodes), "--nproc-per-node", str(request.ranks_per_node))
+    meet = (
+        "--node-rank",
+        "@NODE_RANK@",
+        "--master-addr",
+        "@MASTER_ADDR@",
+        "--master-port",
+        "@MASTER_PORT@",
+        "--max-restarts",
+        "0",
+    )
     program = command[1:] if command[0] == python else ("--no-python", *command)
-    return (python, "-m", "torch.distributed.run", *where, *meet, *program)
+    return (python, "-m", "torch.distributed.run", *size, "--node-rank", "@NODE_RANK@", *meet, *program)
 
 
 def _environment(request: SlurmRequest, profile: Profile, cpus: int) -> dict[str, str]:
@@ -288,3 +260,62 @@ def _rank_environment(is_torchrun: bool) -> dict[str, str]:
         "MASTER_ADDR": "the first of SLURM_JOB_NODELIST",
         "MASTER_PORT": "the batch script",
     }
+
+
+def read_plan(run_folder: Path) -> SlurmPlan:
+    """Return the plan of a run that was submitted to Slurm.
+
+    Raises:
+        ConfigError: it never was, or the folder has been moved since.
+    """
+    plan = find_plan(run_folder)
+    if plan is None:
+        raise ConfigError(
+            where=str(run_folder), expected="a run that was submitted to Slurm", got=f"no {SLURM_FOLDER}/{PLAN_NAME}",
+            do="Use `python -m launch submit`; a run on this machine goes on with the command that began it.",
+        )  # fmt: skip
+    if plan.run_folder.resolve() != run_folder.resolve():
+        raise ConfigError(
+            where=str(run_folder), expected=f"the folder {plan.run_folder}, as its plan and script say",
+            got="another place: it was moved or copied", do="Move it back, or submit its recipe anew.",
+        )  # fmt: skip
+    return plan
+
+
+def find_plan(run_folder: Path) -> SlurmPlan | None:
+    """Return the plan that lies in a run folder, wherever that was when it was made; None if there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    path = run_folder / SLURM_FOLDER / PLAN_NAME
+    values = read_json(path, None)
+    if values is None:
+        return None
+    try:
+        return _rebuild(SlurmPlan, values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            where=str(path),
+            expected="the plan of a job",
+            got=str(error),
+            do="Give the command of the submission again.",
+        ) from error
+
+
+def _rebuild(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Make a dataclass of ours from what JSON has left of it: lists become tuples, strings paths."""
+    hints = get_type_hints(kind)
+    known = [item.name for item in fields(kind) if item.name in values]  # type: ignore[arg-type]
+    return kind(**{name: _value(hints[name], values[name]) for name in known})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        kind = next(arm for arm in get_args(hint) if arm is not types.NoneType)
+        return None if value is None else _value(kind, value)
+    if hint is Path:
+        return Path(value)
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    return _rebuild(hint, value) if isinstance(hint, type) and is_dataclass(hint) else value

@@ -1,25 +1,20 @@
-"""The code and the recipe that a job will run, copied into its run folder: later edits do not change a queued job.
+"""The code that a job will run, copied into its run folder: later edits do not change a queued job.
 
 RUN/code/            the programs and the library; folders of data beside them are links into the checkout
 RUN/code.sha256      one hash over all copied files; preflight compares it on every node
-RUN/recipe.yaml      the recipe with its overrides merged in
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.files.reading import read_yaml
-from launch.slurm.preflight import code_hash
 
 CODE = "code"
 HASH_NAME = "code.sha256"
-RECIPE_NAME = "recipe.yaml"
 COPIED = ("cclm", "pretrain", "finetune", "shards", "launch", "ds_configs", "pyproject.toml")
 """What a job may need of the checkout; what does not exist is left out."""
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -27,7 +22,7 @@ NOT_LINKED = frozenset({*COPIED, "tests", "docs", "benchmarks", "build", "dist"}
 
 
 def take_snapshot(checkout: Path, run_folder: Path, *, anew: bool = False) -> str:
-    """Copy the code into the run folder, unless an earlier submission did (`anew`: replace it); returns its hash."""
+    """Copy the code into the run folder, unless an earlier submission did (`anew`: replace it); return its hash."""
     code = run_folder / CODE
     if code.exists() and not anew and (run_folder / HASH_NAME).exists():
         return (run_folder / HASH_NAME).read_text(encoding="utf-8").strip()
@@ -53,79 +48,20 @@ def take_snapshot(checkout: Path, run_folder: Path, *, anew: bool = False) -> st
     return found
 
 
-def find_recipe(name: str, shipped: Path) -> Path:
-    """Return the path of a recipe given by its path or by its name in the folder `shipped`."""
-    path = Path(name) if Path(name).is_file() else shipped / f"{name}.yaml"
-    if path.is_file():
-        return path
-    names = ", ".join(sorted(item.stem for item in shipped.glob("*.yaml"))) or f"nothing (no {shipped})"
-    raise ConfigError(
-        where="recipe", expected=f"the path of a YAML file or one of {names}", got=repr(name), do="Check the name."
-    )
+def code_hash(code: Path) -> str:
+    """Hash names and bytes of all files of a snapshot; links are not followed."""
+    digest = hashlib.sha256()
+    for path in sorted(_files(code)):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(code).as_posix()} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
 
 
-def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Read a recipe and put dotted overrides (`--a.b 3` or `--a.b=3`, values in YAML) into it.
-
-    Raises:
-        ConfigError: the recipe is no mapping, or an override has no value.
-    """
-    import yaml  # here, so that everything else of `launch` runs with the standard library alone
-
-    content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
-    if not isinstance(content, dict):
-        raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
-    for key, text in _pairs(overrides):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(where=f"--{key}", expected="a value in YAML", got=repr(text), do="Repair it.") from error
-        put_value(content, key, value)
-    return content
-
-
-def put_value(content: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted key; mappings on the way are made.
-
-    Raises:
-        ConfigError: something on the way is no mapping.
-    """
-    *path, last = key.split(".")
-    place = content
-    for name in path:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            raise ConfigError(where=f"--{key}", expected=f"a mapping at {name}", got="a value", do="Check the key.")
-    place[last] = value
-
-
-def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
-    rest = iter(overrides)
-    for word in rest:
-        key, equals, value = word.removeprefix("--").partition("=")
-        found = value if equals else next(rest, None)
-        if not word.startswith("--") or found is None:
-            raise ConfigError(
-                where="after `--`", expected="overrides like --optimizer.total_steps 100", got=repr(word),
-                do="Give each key a value.",
-            )  # fmt: skip
-        yield key, found
-
-
-def write_recipe(run_folder: Path, content: dict[str, Any], origin: Path) -> Path:
-    """Write the merged recipe into the run folder."""
-    import yaml
-
-    path = run_folder / RECIPE_NAME
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    replace_text(path, f"# {origin} with the overrides of its submission\n{text}")
-    return path
-
-
-def folders_named_in(value: Any, base: Path) -> list[str]:
-    """Folders that a recipe names and that exist: what every node must be able to read."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return sorted({found for item in value for found in folders_named_in(item, base)})
-    return [str((base / value).absolute())] if isinstance(value, str) and value and (base / value).is_dir() else []
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_symlink() or path.name == "__pycache__":
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path

@@ -20,7 +20,7 @@ from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.reading import read_json, read_yaml
 from cclm.run.status import DoneMarker
-from launch.plan.snapshot import put_value
+from launch.plan.recipe import put_value
 
 SWEEP_NAME = "sweep.json"
 POINTS = "points"
@@ -62,6 +62,11 @@ class Sweep:
 def said(overrides: Mapping[str, Any]) -> str:
     """Overrides on one line."""
     return "  ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+
+
+def as_options(overrides: Mapping[str, Any]) -> list[str]:
+    """Overrides as words of a command line."""
+    return [f"--{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
 
 
 def make_points(vary: Sequence[str], listed: Path | None) -> tuple[Mapping[str, Any], ...]:

@@ -1,4 +1,4 @@
-"""What this cluster offers, as it says itself: settings, partitions, nodes. Parsers are pure functions of Slurm's text.
+"""What this cluster can do, as it says itself: settings, partitions, nodes. Parsers are pure functions of Slurm's text.
 
 scontrol show config ─────────────┐
 scontrol --oneliner show partition ├──> Cluster

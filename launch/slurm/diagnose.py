@@ -1,7 +1,7 @@
 """The part of `python -m launch doctor` about Slurm: what there is, and what would go wrong, with what to do about it.
 
-Cluster (offers.py) ──> offered ──> ok lines
-                    └─> prospects ──> warn lines
+Cluster (capabilities.py) ──> describe ──> ok lines
+                          └─> problems ──────> warn lines
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cclm.errors import CclmError
-from launch.local.diagnostic import Finding
+from launch.local.diagnose import Diagnostic
 from launch.plan.machine import file_system_of
 from launch.plan.profile import Profile
 from launch.plan.request import SlurmRequest, seconds_of
@@ -28,17 +28,17 @@ MOST_NAMES = 5
 """Of a long list of nodes only so many are named."""
 
 
-def slurm_findings(folder: Path, profile: Profile, save_s: int) -> Iterator[Finding]:
+def diagnose_slurm(folder: Path, profile: Profile, save_s: int) -> Iterator[Diagnostic]:
     """Look at Slurm from here. `folder`: where runs will go; `save_s`: seconds that a step and a save may take."""
     places = {name: shutil.which(name) for name in (*NEEDED, *OPTIONAL)}
     if not any(places.values()):
-        yield Finding(
+        yield Diagnostic(
             level="note", subject="Slurm", text="none of its commands is on the PATH; `launch run` needs none"
         )
         return
     folders = sorted({str(Path(place).parent) for place in places.values() if place})
     there = " ".join(name for name, place in places.items() if place)
-    yield Finding(level="ok", subject="Slurm's commands", text=f"{there} in {', '.join(folders)}")
+    yield Diagnostic(level="ok", subject="Slurm's commands", text=f"{there} in {', '.join(folders)}")
     missing = [name for name in NEEDED if places[name] is None]
     if missing:
         yield _warn("Slurm's commands", f"{' '.join(missing)} not on the PATH: load the site's module of Slurm")
@@ -49,21 +49,21 @@ def slurm_findings(folder: Path, profile: Profile, save_s: int) -> Iterator[Find
     except CclmError as error:
         yield _warn("Slurm's controller", " ".join(f"{error.where}: {error.got}. {error.do}".split()))
         return
-    yield from offered(cluster)
+    yield from describe(cluster)
     complaint = accounting_complaint()
-    yield judge_accounting(cluster, complaint)
+    yield diagnose_accounting(cluster, complaint)
     accounts = my_accounts(getpass.getuser()) if profile.account and not complaint else None
-    yield from prospects(cluster, profile, save_s)
-    yield from judge_account(profile, accounts)
-    yield from judge_folder(folder)
+    yield from problems(cluster, profile, save_s)
+    yield from diagnose_account(profile, accounts)
+    yield from diagnose_folder(folder)
 
 
-def offered(cluster: Cluster) -> Iterator[Finding]:
+def describe(cluster: Cluster) -> Iterator[Diagnostic]:
     """One line for the cluster, one for each partition."""
     name, version = cluster.setting("ClusterName"), cluster.setting("SLURM_VERSION")
-    elements = cluster.setting("MaxArraySize")
-    text = f"{version}, cluster {name}, {len(cluster.nodes)} node(s); arrays of up to {elements} elements"
-    yield Finding(level="ok", subject="Slurm", text=text)
+    tasks = cluster.setting("MaxArraySize")
+    text = f"{version}, cluster {name}, {len(cluster.nodes)} node(s); arrays of up to {tasks} tasks"
+    yield Diagnostic(level="ok", subject="Slurm", text=text)
     for partition in cluster.partitions:
         states = Counter(node.plain_state for node in partition.nodes)
         parts = [
@@ -73,7 +73,7 @@ def offered(cluster: Cluster) -> Iterator[Finding]:
             f"preemption {partition.preempt_mode.lower()}",
         ]
         subject = f"partition {partition.name}{'*' if partition.is_default else ''}"
-        yield Finding(level="ok" if partition.is_up else "note", subject=subject, text="; ".join(parts))
+        yield Diagnostic(level="ok" if partition.is_up else "note", subject=subject, text="; ".join(parts))
 
 
 def _kinds(nodes: Sequence[Node]) -> list[str]:
@@ -84,7 +84,7 @@ def _kinds(nodes: Sequence[Node]) -> list[str]:
     return [f"{count if len(kinds) > 1 else 'each'} × {kind}" for kind, count in kinds.most_common()]
 
 
-def prospects(cluster: Cluster, profile: Profile, save_s: int) -> Iterator[Finding]:
+def problems(cluster: Cluster, profile: Profile, save_s: int) -> Iterator[Diagnostic]:
     """What would go wrong, by the cluster's own settings."""
     yield from _settings(cluster, save_s)
     yield from _profile(cluster, profile)
@@ -103,7 +103,7 @@ def prospects(cluster: Cluster, profile: Profile, save_s: int) -> Iterator[Findi
         yield _warn("nodes", text)
 
 
-def _settings(cluster: Cluster, save_s: int) -> Iterator[Finding]:
+def _settings(cluster: Cluster, save_s: int) -> Iterator[Diagnostic]:
     if cluster.setting("JobRequeue") == "0":
         text = "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too"
         yield _warn("JobRequeue", text)
@@ -128,7 +128,7 @@ def _settings(cluster: Cluster, save_s: int) -> Iterator[Finding]:
         yield _warn("memory", text)
 
 
-def _profile(cluster: Cluster, profile: Profile) -> Iterator[Finding]:
+def _profile(cluster: Cluster, profile: Profile) -> Iterator[Diagnostic]:
     names = [item.name for item in cluster.partitions]
     if profile.partition is None:
         if not any(item.is_default for item in cluster.partitions):
@@ -144,7 +144,7 @@ def _profile(cluster: Cluster, profile: Profile) -> Iterator[Finding]:
         yield _warn("profile", f"partition {partition.name} is for account {allowed}, not {profile.account}: adapt it")
 
 
-def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) -> Iterator[Finding]:
+def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) -> Iterator[Diagnostic]:
     kind = cluster.setting("PreemptType")
     if kind in ("", "preempt/none"):
         return
@@ -155,7 +155,7 @@ def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) 
         text = (
             "goes by QOS: `sacctmgr show qos format=name,preempt,preemptmode,gracetime` says what happens to which job"
         )
-        yield Finding(level="note", subject="preemption", text=text)
+        yield Diagnostic(level="note", subject="preemption", text=text)
         return
     for partition in partitions:
         others, mode = cluster.preemptors(partition), partition.preempt_mode.upper()
@@ -173,15 +173,15 @@ def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) 
             yield _warn("preemption", f"{text}: save often (checkpoint.every_steps)")
 
 
-def judge_accounting(cluster: Cluster, complaint: str) -> Finding:
+def diagnose_accounting(cluster: Cluster, complaint: str) -> Diagnostic:
     """Does sacct know jobs that ended long ago?"""
     if not complaint:
-        return Finding(level="ok", subject="sacct", text="works")
+        return Diagnostic(level="ok", subject="sacct", text="works")
     text = f"{complaint}; ended jobs are known for {cluster.seconds('MinJobAge')} s, then from run folders alone"
-    return Finding(level="note", subject="sacct", text=text)
+    return Diagnostic(level="note", subject="sacct", text=text)
 
 
-def judge_account(profile: Profile, accounts: Sequence[str] | None) -> Iterator[Finding]:
+def diagnose_account(profile: Profile, accounts: Sequence[str] | None) -> Iterator[Diagnostic]:
     """Warn if the profile names an account that this user does not have. `accounts`: None if nobody knows."""
     if profile.account and accounts is not None and profile.account not in accounts:
         yield _warn(
@@ -189,7 +189,7 @@ def judge_account(profile: Profile, accounts: Sequence[str] | None) -> Iterator[
         )
 
 
-def judge_folder(folder: Path) -> Iterator[Finding]:
+def diagnose_folder(folder: Path) -> Iterator[Diagnostic]:
     """Warn if other nodes would not see a run folder here."""
     place, kind = folder.absolute(), file_system_of(folder)
     shelter = next((own for own in OWN_OF_EACH_NODE if place.is_relative_to(own)), None)
@@ -205,5 +205,5 @@ def _seconds(limit: str) -> float:
     return float("inf") if seconds is None else seconds
 
 
-def _warn(subject: str, text: str) -> Finding:
-    return Finding(level="warn", subject=subject, text=text)
+def _warn(subject: str, text: str) -> Diagnostic:
+    return Diagnostic(level="warn", subject=subject, text=text)

@@ -1,4 +1,4 @@
-"""Is every node of the job fit? Compares what the nodes found (`preflight.py`, `cclm/distributed/bandwidth.py`).
+"""Is every node of the job healthy? Compares what the nodes found (`preflight.py`, `cclm/distributed/bandwidth.py`).
 
 A node is bad if it does not answer, lacks what was asked for, differs from most others, or is much slower than they.
 """
@@ -13,9 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cclm.files.atomic import replace_text
+from cclm.run.causes import Cause
+from launch.plan.slurm_job import SlurmPlan
 from launch.plan.snapshot import HASH_NAME
 from launch.slurm.client import ask_slurm
-from launch.slurm.history import Event, add_event, lives_of, read_history
+from launch.slurm.history import BAD_NODES, Event, add_event, attempts_since_submission, read_history
 
 LOW_DISK_BYTES = 2 * 2**30
 """Less than this in the run folder will not hold a checkpoint of the base model."""
@@ -37,7 +40,7 @@ def expand(nodes: str) -> list[str]:
 
 
 def find_faults(
-    plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any], code_hash: str
+    plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any], code_hash: str
 ) -> dict[str, list[str]]:
     """Return what is wrong with each bad node.
 
@@ -54,12 +57,12 @@ def find_faults(
     return faults
 
 
-def _own_faults(plan: Mapping[str, Any], told: Mapping[str, Any], code_hash: str) -> Iterator[str]:
+def _own_faults(plan: SlurmPlan, told: Mapping[str, Any], code_hash: str) -> Iterator[str]:
     gpus = told["gpus"]
     if isinstance(gpus, str):
         yield gpus
-    elif gpus and len(gpus) < plan["gpus_per_node"]:
-        yield f"{len(gpus)} of {plan['gpus_per_node']} GPU(s)"
+    elif gpus and len(gpus) < plan.request.gpus_per_node:
+        yield f"{len(gpus)} of {plan.request.gpus_per_node} GPU(s)"
     for number, gpu in enumerate(gpus if isinstance(gpus, list) else []):
         total, free = _number(gpu["memory.total"]), _number(gpu["memory.free"])
         if total and free is not None and free < 0.9 * total:
@@ -74,7 +77,7 @@ def _own_faults(plan: Mapping[str, Any], told: Mapping[str, Any], code_hash: str
     if abs(run_disk.get("skew_s", 0.0)) > MOST_SKEW_S:
         yield f"its clock is {run_disk['skew_s']:.0f} s away from the file server's"
     if scratch.get("free_bytes", LOW_SCRATCH_BYTES) < LOW_SCRATCH_BYTES:
-        yield f"{scratch['free_bytes'] / 2**20:.0f} MiB free in {plan['scratch']}"
+        yield f"{scratch['free_bytes'] / 2**20:.0f} MiB free in {plan.profile.scratch}"
     yield from (f"cannot read {name}" for name in told["unreadable"])
     if told["code_hash"] != code_hash:
         yield f"code {told['code_hash'][:12]}, submitted was {code_hash[:12]}"
@@ -131,47 +134,52 @@ def read_found(folder: Path, nodes: Sequence[str]) -> dict[str, Any]:
     return {node: json.loads(path.read_text(encoding="utf-8")) for node, path in paths.items() if path.exists()}
 
 
-def judge_nodes(
-    run_folder: Path, plan: Mapping[str, Any], job: str, *, say: Callable[[str], None], resubmit: Callable[..., int]
+def check_nodes(
+    run_folder: Path, plan: SlurmPlan, job: str, *, say: Callable[[str], None], resubmit: Callable[..., int]
 ) -> int:
-    """Return 0 if all nodes are fit; else note the bad ones, submit again without them if asked to, and return 1."""
-    life = lives_of(read_history(run_folder))[-1]
-    folder, nodes = run_folder / "slurm" / "preflight" / str(life.number), expand(life.nodes)
+    """Return 0 if all nodes are healthy; else note the bad ones, submit again without them if asked to, return 1."""
+    attempt = attempts_since_submission(read_history(run_folder))[-1]
+    folder, nodes = run_folder / "slurm" / "preflight" / str(attempt.number), expand(attempt.nodes)
     found = read_found(folder, nodes)
     faults = _faults_of_nodes(run_folder, plan, nodes, found)
     free_bytes = min((told["run_disk"].get("free_bytes", LOW_DISK_BYTES) for told in found.values()), default=0)
     if free_bytes < LOW_DISK_BYTES:
         say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")
-    network = folder / "bandwidth.json"
-    if plan["preflight"] == "full" and not faults:
-        if network.exists():
-            measured = json.loads(network.read_text(encoding="utf-8"))
-            faults = slow_nodes([tuple(pair) for pair in measured["pairs"]])
-            speed = measured["bytes_per_s"] / 1e6
-            say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
-        else:
-            faults = {NOBODY: ["the ranks could not talk: see logs/bandwidth_*.log"]}
+    if plan.preflight == "full" and not faults:
+        faults = _faults_of_network(folder / "bandwidth.json", say)
     if not faults:
-        say(f"preflight: {len(nodes)} node(s) fit")
+        say(f"preflight: {len(nodes)} node(s) healthy")
         return 0
     why = "; ".join(f"{node}: {', '.join(complaints)}" for node, complaints in faults.items())
-    say(f"preflight: unfit: {why}")
-    add_event(
-        run_folder, Event(event="end", life=life.number, job=job, step=life.first_step, outcome="bad nodes", why=why)
-    )
+    say(f"preflight: unhealthy: {why}")
+    event = Event(
+        event="end", attempt=attempt.number, job=job, step=attempt.first_step, exit_status=BAD_NODES,
+        cause=Cause.TRANSIENT.value, reason=why,
+    )  # fmt: skip
+    add_event(run_folder, event)
     bad = sorted(set(faults) & set(nodes))
-    if not plan["replace_bad_nodes"] or not bad:
+    if not plan.request.replace_bad_nodes or not bad:
         say("not submitted again: " + ("--replace-bad-nodes was not given" if bad else "no node can be blamed"))
         return 1
-    excluded = exclude(run_folder, bad)
+    excluded = exclude(plan, bad)
     if excluded is None:
         say(f"not submitted again: {MOST_REPLACEMENTS} times is enough")
         return 1
     return resubmit(run_folder, f"--exclude={excluded}") or 1
 
 
+def _faults_of_network(path: Path, say: Callable[[str], None]) -> dict[str, list[str]]:
+    """What the measurement in this file says against nodes."""
+    if not path.exists():
+        return {NOBODY: ["the ranks could not talk: see logs/bandwidth_*.log"]}
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    speed = measured["bytes_per_s"] / 1e6
+    say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
+    return slow_nodes([tuple(pair) for pair in measured["pairs"]])
+
+
 def _faults_of_nodes(
-    run_folder: Path, plan: Mapping[str, Any], nodes: Sequence[str], found: Mapping[str, Any]
+    run_folder: Path, plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any]
 ) -> dict[str, list[str]]:
     path = run_folder / HASH_NAME
     if not path.exists():
@@ -179,19 +187,18 @@ def _faults_of_nodes(
     return find_faults(plan, nodes, found, path.read_text(encoding="utf-8").strip())
 
 
-def exclude(run_folder: Path, bad: Sequence[str]) -> str | None:
-    """Remember bad nodes for later submissions; returns all of them as a list for sbatch, or None after too many."""
-    times = _found_bad(run_folder)
+def exclude(plan: SlurmPlan, bad: Sequence[str]) -> str | None:
+    """Remember bad nodes for later submissions; return all of them as a list for sbatch, or None after too many."""
+    times = _found_bad(plan.run_folder)
     if len(times) >= MOST_REPLACEMENTS:
         return None
     times.append(list(bad))
-    (run_folder / EXCLUDED).write_text(json.dumps(times) + "\n", encoding="utf-8")
-    plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
-    return ",".join([*filter(None, [plan["directives"].get("exclude")]), *excluded_nodes(run_folder)])
+    replace_text(plan.run_folder / EXCLUDED, json.dumps(times) + "\n")
+    return ",".join([*filter(None, [plan.directives.get("exclude")]), *excluded_nodes(plan.run_folder)])
 
 
 def excluded_nodes(run_folder: Path) -> list[str]:
-    """Nodes that were found bad in this run's lives."""
+    """Nodes that were found bad in this run's attempts."""
     return sorted({node for nodes in _found_bad(run_folder) for node in nodes})
 
 

@@ -1,174 +1,217 @@
-"""What comes after a life of a run, decided from files: never from the job's state, hardly from an exit code.
+"""What comes after an attempt of a run, decided from fields and files: never from the job's state, nor from words.
 
-done marker                          → done
-asked to stop, and saved             → go on (another life), or rest if a person asked
-a mistake that a retry cannot mend   → give up          (a rank ended with code 2: one sentence for the user)
-newer checkpoint than at the start   → go on
-K lives without one                  → give up, and say why
+done marker                                     → done
+asked to stop, and saved                        → another attempt, or none if a person asked
+a rank's cause is one that only the user mends  → give up
+newer checkpoint than at the start              → another attempt
+max_tries attempts without one                  → give up
 """
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cclm.run.causes import MENDED_BY_USER, Cause, cause_of_code, consequence
 from cclm.run.checkpoints import newest_complete, read_marker
-from cclm.run.status import DoneMarker
-from cclm.run.stop import STOPPED_CODE, StopKind, read_stopped
+from cclm.run.status import STATUS_FOLDER, DoneMarker, DoneRecord
+from cclm.run.stop import StopKind, StoppedRecord, read_stopped
+from launch.plan.slurm_job import find_plan
 from launch.plan.sweep import is_sweep, points_not_done, read_sweep
-from launch.slurm.history import Life, read_history
-from launch.slurm.task import FULL
+from launch.slurm.history import (
+    OLD_NAMES,
+    STOPPED,
+    Attempt,
+    attempts_since_submission,
+    is_stopped_by_user,
+    read_history,
+    tries_at,
+)
 
-STATUS = "status"
-USER_ERROR_CODE = 2
-"""What our programs end with after a sentence for the user."""
 VIOLENT_CODES = frozenset(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))
 SAME_MOMENT_S = 3.0
-"""Slurm itself kills the others later than that."""
-WAITS = "waits for other ranks"
-"""What the shim says of a hung rank that stands in a collective."""
-REST = "rest: "
-"""How a reason to stop begins when the run must not go on by itself (text in RUN/stop)."""
+"""The partners of a killed rank fail in the same moment, of a lost connection; Slurm itself kills later than that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnd:
-    """How a rank (or a task) ended; written by `launch/slurm/task.py`."""
+    """How a rank (or the task of an array) ended; written by `launch/slurm/task.py`."""
 
     rank: int
     host: str
-    life: int
+    attempt: int
     code: int
     """Exit code; 128 + N for signal N."""
     time: float
-    why: str
-    """"", or what the shim did: "hung: …"."""
-    last_words: str
-    """The last line of its log."""
+    cause: Cause
+    reason: str
+    """A sentence, for people."""
 
     def __str__(self) -> str:
-        how = self.why or (f"killed by signal {self.code - 128}" if self.code > 128 else f"exit code {self.code}")
-        words = f": {self.last_words}" if self.last_words else ""
-        return f"rank {self.rank} on {self.host}: {how}{words}"
+        how = f"killed by signal {self.code - 128}" if self.code > 128 else f"exit code {self.code}"
+        how = how if self.cause in (Cause.EXIT, Cause.SIGNAL, Cause.ENDED, Cause.DONE) else self.cause.value
+        return f"rank {self.rank} on {self.host}: {how.replace('_', ' ')}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class EndedAttempt:
+    """What is known of an attempt that has just ended."""
+
+    first_step: int
+    """Newest complete checkpoint when it began."""
+    saved_step: int
+    """The same now."""
+    done: DoneRecord | None
+    stopped: StoppedRecord | None
+    failure: RankEnd | None
+    """The rank to blame; None if no rank told of a failure."""
+    tries: int
+    """Attempts that began at `saved_step` and got no further, this one included."""
+    max_tries: int
+    is_ended_from_outside: bool
+    """The job got TERM. It must not requeue itself then: a cancelled job would come back, and one that is preempted
+    comes back by Slurm's own doing."""
+    is_stopped_by_user: bool
+    """A person wants no further attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartDecision:
     """What to do now."""
 
-    outcome: str
+    exit_status: str
     """"done", "stopped" or "failed"."""
     goes_on: bool
-    """Whether the job should live again."""
+    """Whether there is another attempt."""
     step: int
-    why: str
+    cause: Cause
+    reason: str
+    """A sentence, for people."""
 
 
-def read_ends(run_folder: Path, life: int) -> list[RankEnd]:
-    """Return the ranks of a life that told how they ended, the earliest first."""
-    found = []
-    for path in (run_folder / STATUS).glob("exit_rank_*.json"):
-        end = RankEnd(**json.loads(path.read_text(encoding="utf-8")))
-        if end.life == life:
-            found.append(end)
-    return sorted(found, key=lambda end: end.time)
+def decide_restart(ended: EndedAttempt) -> RestartDecision:
+    """Decide what comes after an attempt of a run that trains."""
+    step, failure = ended.saved_step, ended.failure
+    if ended.done is not None:
+        return RestartDecision(
+            exit_status="done", goes_on=False, step=ended.done.step, cause=Cause.DONE,
+            reason=f"done at step {ended.done.step}",
+        )  # fmt: skip
+    status, goes_on, then = "failed", True, f"try {ended.tries} of {ended.max_tries} at step {step}"
+    if ended.stopped is not None:
+        status, cause = STOPPED, Cause.STOPPED
+        told, then = f"saved at step {ended.stopped.step}: {ended.stopped.reason}", "goes on in another attempt"
+        if ended.stopped.kind is StopKind.USER:
+            goes_on, cause, then = False, Cause.STOPPED_BY_USER, ""
+    else:
+        cause = Cause.EXIT if failure is None else failure.cause
+        told = str(failure) if failure else "the step ended without a word from any rank: see logs/slurm.log"
+        if cause in MENDED_BY_USER:
+            goes_on, then = False, "a retry would not help"
+        elif step > ended.first_step:
+            then = f"goes on from step {step}"
+        elif ended.tries >= ended.max_tries:
+            goes_on, then = False, ""
+            told = f"{ended.tries} attempts began at step {step} and none saved a newer checkpoint; the last: {told}"
+    if goes_on and ended.is_stopped_by_user:
+        goes_on, then = False, "stopped by the user"
+        cause = Cause.STOPPED_BY_USER if status == STOPPED else cause
+    elif goes_on and ended.is_ended_from_outside:
+        goes_on, then = False, "ended from outside (TERM), so it does not requeue itself"
+    reason = f"{told}; {then}" if then else told
+    return RestartDecision(exit_status=status, goes_on=goes_on, step=step, cause=cause, reason=reason)
+
+
+def look_at_end(run_folder: Path, max_tries: int, job: str, *, is_ended_from_outside: bool) -> EndedAttempt:
+    """Read what is known of the attempt of this job that has just ended."""
+    history, step = read_history(run_folder), newest_step(run_folder)
+    attempts = attempts_since_submission(history)
+    return EndedAttempt(
+        first_step=attempts[-1].first_step,
+        saved_step=step,
+        done=DoneMarker(run_folder).read(),
+        stopped=read_stopped(run_folder),
+        failure=rank_to_blame(read_ends(run_folder, attempts[-1].number)),
+        tries=tries_at(attempts, step),
+        max_tries=max_tries,
+        is_ended_from_outside=is_ended_from_outside,
+        is_stopped_by_user=is_stopped_by_user(history, job),
+    )
+
+
+def decide_command(run_folder: Path, attempt: Attempt, num_tasks: int) -> RestartDecision:
+    """Decide about a job whose success is that every task ended with code 0: it has no second attempt by itself."""
+    ends = read_ends(run_folder, attempt.number)
+    failure = rank_to_blame(ends)
+    if failure is None and len(ends) == num_tasks:
+        status, cause, reason = "done", Cause.DONE, f"all {num_tasks} task(s) ended with code 0"
+    elif failure is None:
+        status, cause = "failed", Cause.EXIT
+        reason = f"{num_tasks - len(ends)} of {num_tasks} task(s) ended without a word"
+    else:
+        status, cause, reason = "failed", failure.cause, str(failure)
+    return RestartDecision(exit_status=status, goes_on=False, step=0, cause=cause, reason=reason)
+
+
+def rank_to_blame(ends: Sequence[RankEnd]) -> RankEnd | None:
+    """Return the rank that ended first, of those that did not end because of another."""
+    failed = [end for end in ends if end.cause not in (Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER)]
+    first = min((end.time for end in failed), default=0.0)
+
+    def order(end: RankEnd) -> tuple[int, bool, float]:
+        was_killed = end.code in VIOLENT_CODES and end.time - first < SAME_MOMENT_S
+        return consequence(end.cause), not was_killed, end.time
+
+    return min(failed, key=order, default=None)
+
+
+def read_ends(run_folder: Path, attempt: int) -> list[RankEnd]:
+    """Return the ranks of an attempt that told how they ended, the earliest first."""
+    ends = (end for end in _records(run_folder, "rank") if end.attempt == attempt)
+    return sorted(ends, key=lambda end: end.time)
+
+
+def task_codes(run_folder: Path) -> dict[int, int]:
+    """Return the exit codes of an array's tasks, of those that ever ended."""
+    return {end.rank: end.code for end in _records(run_folder, "task")}
+
+
+def _records(run_folder: Path, kind: str) -> Iterator[RankEnd]:
+    for path in (run_folder / STATUS_FOLDER).glob(f"exit_{kind}_*.json"):
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "cause" not in values:  # an older version's
+            words = [text for text in (values.pop("why"), values.pop("last_words")) if text]
+            values = {OLD_NAMES.get(name, name): value for name, value in values.items()}
+            values |= {"cause": cause_of_code(values["code"]), "reason": ": ".join(words)}
+        yield RankEnd(**{**values, "cause": Cause(values["cause"])})
 
 
 def newest_step(run_folder: Path) -> int:
-    """Step of the newest complete checkpoint; 0 without one."""
+    """Return the step of the newest complete checkpoint; 0 without one."""
     newest = newest_complete(run_folder)
     return 0 if newest is None else read_marker(newest).step
 
 
-def tries_at(lives: Sequence[Life], step: int) -> int:
-    """How many of the last lives began at this step and got no further, without having been asked to stop."""
-    count = 0
-    for life in reversed(lives):
-        if life.first_step != step:
-            break
-        count += life.outcome not in ("stopped", "bad nodes")
-    return count
-
-
-def judge_training(run_folder: Path, lives: Sequence[Life], max_tries: int) -> Verdict:
-    """Judge the last of `lives`, which has just ended, of a run that trains."""
-    life, step = lives[-1], newest_step(run_folder)
-    done = DoneMarker(run_folder).read()
-    if done is not None:
-        return Verdict(outcome="done", goes_on=False, step=done.step, why=f"done at step {done.step}")
-    stopped = read_stopped(run_folder)
-    if stopped is not None:
-        rests = stopped.kind is StopKind.USER
-        then = "" if rests else "; goes on in another life"
-        why = f"saved at step {stopped.step}: {stopped.reason.removeprefix(REST)}{then}"
-        return Verdict(outcome="stopped", goes_on=not rests, step=step, why=why)
-    failure = first_failure(read_ends(run_folder, life.number))
-    told = str(failure) if failure else "the step ended without a word from any rank: see logs/slurm.log"
-    # A lost node's lock lives on until the file server forgets it: that passes, other refusals do not.
-    is_mistake = failure is not None and failure.code == USER_ERROR_CODE
-    if is_mistake or (failure is not None and failure.why == FULL):
-        return Verdict(outcome="failed", goes_on=False, step=step, why=f"{told} (a retry would not help)")
-    if step > life.first_step:
-        return Verdict(outcome="failed", goes_on=True, step=step, why=f"{told}; goes on from step {step}")
-    tries = tries_at(lives, step)
-    if tries >= max_tries:
-        why = f"{tries} lives began at step {step} and none saved a newer checkpoint; the last: {told}"
-        return Verdict(outcome="failed", goes_on=False, step=step, why=why)
-    return Verdict(outcome="failed", goes_on=True, step=step, why=f"{told}; try {tries} of {max_tries} at step {step}")
-
-
-def judge_command(run_folder: Path, life: int, num_tasks: int) -> Verdict:
-    """Judge a job whose success is that every task ended with code 0."""
-    ends = read_ends(run_folder, life)
-    failure = first_failure(ends)
-    if failure is None and len(ends) == num_tasks:
-        return Verdict(outcome="done", goes_on=False, step=0, why=f"all {num_tasks} task(s) ended with code 0")
-    silent = f"{num_tasks - len(ends)} of {num_tasks} task(s) ended without a word"
-    return Verdict(outcome="failed", goes_on=False, step=0, why=str(failure) if failure else silent)
-
-
-def element_codes(run_folder: Path) -> dict[int, int]:
-    """Exit codes of an array's elements, of those that ever ended."""
-    records = (json.loads(path.read_text(encoding="utf-8")) for path in (run_folder / STATUS).glob("exit_task_*.json"))
-    return {record["rank"]: record["code"] for record in records}
-
-
-def elements_left(run_folder: Path, count: int) -> list[int]:
-    """Elements of an array job that have not ended with code 0."""
-    codes = element_codes(run_folder)
+def tasks_left(run_folder: Path, count: int) -> list[int]:
+    """Return the tasks of an array job that have not ended with code 0."""
+    codes = task_codes(run_folder)
     return [number for number in range(count) if codes.get(number) != 0]
 
 
 def why_not_done(run_folder: Path) -> str:
-    """Why a run submitted to Slurm does not count as done; "" if it does. A sweep is done if all its points are."""
+    """Return why a run submitted to Slurm does not count as done; "" if it does. A sweep is done if all points are."""
     if is_sweep(run_folder):
         missing = points_not_done(run_folder, len(read_sweep(run_folder).points))
         return f"point(s) {', '.join(map(str, missing))} are not done" if missing else ""
-    path = run_folder / "slurm" / "plan.json"
-    if not path.exists():  # it was not trained under Slurm
-        return "" if DoneMarker(run_folder).read() is not None else "there is no done.json"
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    if plan["array"]:
-        left = elements_left(run_folder, plan["array"])
-        return f"element(s) {', '.join(map(str, left))} have not ended with code 0" if left else ""
-    if plan["is_training"]:
+    plan = find_plan(run_folder)
+    if plan is not None and plan.request.array:
+        left = tasks_left(run_folder, plan.request.array)
+        return f"array task(s) {', '.join(map(str, left))} have not ended with code 0" if left else ""
+    if plan is None or plan.request.is_training:
         return "" if DoneMarker(run_folder).read() is not None else "there is no done.json"
     ends = [event for event in read_history(run_folder) if event.event == "end"]
-    return "" if ends and ends[-1].outcome == "done" else "its last life did not end well"
-
-
-def first_failure(ends: Sequence[RankEnd]) -> RankEnd | None:
-    """The rank to blame: a hung or crashed one before those that were ended because of it."""
-    failed = [end for end in ends if end.code not in (0, STOPPED_CODE)]
-    first = min((end.time for end in failed), default=0.0)
-    return min(failed, key=lambda end: _innocence(end, first), default=None)
-
-
-def _innocence(end: RankEnd, first: float) -> tuple[bool, bool, bool, float]:
-    """A rank that was ended (TERM) or waits for others is a consequence; the partners of a killed one fail in the same
-    moment, of a lost connection."""
-    was_killed = end.code in VIOLENT_CODES and end.time - first < SAME_MOMENT_S
-    return WAITS in end.why, end.code == 128 + signal.SIGTERM and not end.why, not was_killed, end.time
+    return "" if ends and ends[-1].exit_status == "done" else "its last attempt did not end well"

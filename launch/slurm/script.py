@@ -18,7 +18,7 @@ def render(plan: SlurmPlan) -> str:
     own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
     counted = [word for word in plan.srun_options if word not in own]
     return _fill(
-        ARRAY_TEMPLATE if plan.array else JOB_TEMPLATE,
+        ARRAY_TEMPLATE if plan.request.array else JOB_TEMPLATE,
         plan=plan,
         script=plan.script,
         # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
@@ -31,7 +31,7 @@ def render(plan: SlurmPlan) -> str:
 
 
 def render_sweep(plan: SweepPlan) -> str:
-    """Return the text of a sweep's batch script: its elements carry on with the scripts of their points."""
+    """Return the text of a sweep's batch script: its tasks carry on with the scripts of their points."""
     return _fill(SWEEP_TEMPLATE, plan=plan)
 
 

@@ -1,8 +1,8 @@
-"""Submit a sweep: one job array, whose elements are whole runs with lives of their own.
+"""Submit a sweep: one job array, whose tasks are whole runs with attempts of their own.
 
-    RUN/slurm/job.sh (the array) ── element N ──> RUN/points/N/slurm/job.sh, an ordinary script of an ordinary run
+    RUN/slurm/job.sh (the array) ── task N ──> RUN/points/N/slurm/job.sh, an ordinary script of an ordinary run
 
-A point that goes on by itself requeues its element alone; a point may also be submitted alone, like any run.
+A point that goes on by itself requeues its task alone; a point may also be submitted alone, like any run.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from cclm.errors import CclmError, ConfigError
 from cclm.files.atomic import replace_text
+from launch.plan.recipe import Recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.snapshot import CODE, HASH_NAME, take_snapshot
 from launch.plan.sweep import POINTS, Sweep, points_not_done, refuse_another, write_sweep
 from launch.slurm.client import ask_slurm, submit_script, would_take
 from launch.slurm.history import Event, add_event
-from launch.slurm.live_jobs import points_alive
+from launch.slurm.jobs import points_alive
 from launch.slurm.node_health import EXCLUDED, excluded_nodes
 from launch.slurm.script import render_sweep
 from launch.slurm.submit import dependency, leave_out, write_job
-
-Recipe = tuple[Mapping[str, Any], Path]
 
 
 def submit_sweep(
@@ -37,7 +35,7 @@ def submit_sweep(
     say: Callable[[str], None],
     new_code: bool = False,
 ) -> str:
-    """Submit the points that are not done and have no job; returns the array's id.
+    """Submit the points that are not done and have no job; return the array's id.
 
     Args:
         plan: the array and its points.
@@ -56,7 +54,7 @@ def submit_sweep(
     bad = sorted({node for point in plan.points for node in excluded_nodes(point.run_folder)})
     source = str(plan.folder / POINTS / "*" / EXCLUDED)
     options = [*dependency(plan.points[0], say), *leave_out(plan.points[0], bad, source, say)]
-    code = take_snapshot(plan.points[0].checkout, plan.folder, anew=new_code)
+    code = take_snapshot(plan.points[0].request.checkout, plan.folder, anew=new_code)
     say(f"code {code[:12]} in {plan.folder / CODE}")
     write_sweep(plan.folder, sweep, sys.argv[1:])
     for number in left:
@@ -106,10 +104,10 @@ def points_to_submit(plan: SweepPlan, say: Callable[[str], None], *, new_code: b
 
 
 def _submit_held(plan: SweepPlan, left: Sequence[int], options: Sequence[str]) -> str:
-    """Submit on hold, and let go when the history of every point knows of it: a life must not begin before that."""
-    job = submit_script(str(plan.script), "--hold", f"--array={plan.elements(left)}", *options)
+    """Submit on hold, and let go when the history of every point knows of it: an attempt must not begin before that."""
+    job = submit_script(str(plan.script), "--hold", f"--array={plan.array_tasks(left)}", *options)
     for number in left:
-        event = Event(event="submitted", job=f"{job}_{number}", by_user=True, why=shlex.join(sys.argv[1:]))
+        event = Event(event="submitted", job=f"{job}_{number}", by_user=True, reason=shlex.join(sys.argv[1:]))
         add_event(plan.points[number].run_folder, event)
     if "hold" in plan.directives:
         return job

@@ -1,17 +1,17 @@
-"""The elements of an array job: which are done, run, failed or wait, from their records and from Slurm."""
+"""The tasks of an array job: which are done, run, failed or wait, from their records and from Slurm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.slurm.queue import JobNow
-from launch.watch.ranks import spans
+from cclm.files.text import spans
+from launch.slurm.jobs import JobNow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elements:
-    """Every element of an array, by its number, in one of five places."""
+class ArrayTasks:
+    """Every task of an array, by its number, in one of five places."""
 
     done: tuple[int, ...]
     """Ended with code 0."""
@@ -23,7 +23,7 @@ class Elements:
     """Neither queued nor ever ended: cancelled before it began, or cut off."""
 
     def numbers(self) -> list[int]:
-        """All of them."""
+        """Return all of them."""
         return sorted((*self.done, *self.running, *self.failed, *self.waiting, *self.silent))
 
     def __str__(self) -> str:
@@ -39,12 +39,12 @@ class Elements:
         return "; ".join(f"{name}: {spans(numbers)}" for name, numbers in parts.items() if numbers)
 
 
-def count_elements(count: int, codes: dict[int, int], jobs: Sequence[JobNow]) -> Elements:
-    """Sort elements. `codes`: exit codes by element, of those that ever ended; `jobs`: what Slurm knows of them."""
-    live = {job.element: job.state for job in jobs if not job.is_over and job.element is not None}
+def count_tasks(count: int, codes: Mapping[int, int], jobs: Sequence[JobNow]) -> ArrayTasks:
+    """Sort tasks. `codes`: exit codes by task, of those that ever ended; `jobs`: what Slurm knows of them."""
+    live = {job.array_task: job.state for job in jobs if not job.is_over and job.array_task is not None}
     waiting = {number for number, state in live.items() if state in ("PENDING", "REQUEUED")}
     idle = [number for number in range(count) if number not in live]
-    return Elements(
+    return ArrayTasks(
         done=tuple(number for number in idle if codes.get(number) == 0),
         running=tuple(sorted(set(live) - waiting)),
         failed=tuple(number for number in idle if codes.get(number, 0) != 0),

@@ -17,10 +17,10 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
-from cclm.files.table import table
+from cclm.files.text import table
+from cclm.run.progress import last_values
 from launch.plan.sweep import point_folder, read_sweep
-from launch.watch.find_runs import is_run
-from launch.watch.progress import last_values
+from launch.watch.runs import is_run
 from launch.watch.status import UNKNOWN, RunNow, look_at
 
 RESULTS_NAME = "results.json"  # cclm.run.facts, which needs more than the standard library
@@ -38,8 +38,8 @@ class Row:
     loss: float | None
     """Of the last line of the log."""
     metrics: Mapping[str, float | None]
-    why: str
-    """Of a point that does not go on by itself: what the launcher wrote about its last life."""
+    reason: str
+    """Of a point that does not go on by itself: what the launcher wrote about its last attempt."""
 
     def number(self, name: str) -> float | None:
         """The value of a column that has numbers."""
@@ -62,7 +62,7 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
         values = {**dict(_numbers(read_json(run / RESULTS_NAME, {}))), **last_values(run)}
         known |= set(values)
         now = found.get(run)
-        state, why = _standing(now) if now else ("unreadable" if run in unreadable else "not begun", "")
+        state, reason = _standing(now) if now else ("unreadable" if run in unreadable else "not begun", "")
         rows.append(
             Row(
                 point=number,
@@ -72,7 +72,7 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
                 total_steps=now.progress.total_steps if now else None,
                 loss=now.progress.loss if now else None,
                 metrics={name: values.get(name) for name in own},
-                why=unreadable.get(run, why),
+                reason=unreadable.get(run, reason),
             )
         )
     absent = [name for name in own if known and name not in known]
@@ -95,10 +95,10 @@ def _numbers(value: Any, prefix: str = "") -> list[tuple[str, float]]:
 
 
 def _standing(now: RunNow) -> tuple[str, str]:
-    """The word of `launch status`, and why for a point that does not go on by itself."""
+    """The word of `launch status`, and the reason for a point that does not go on by itself."""
     if now.state == UNKNOWN:
         return UNKNOWN, now.reason
-    return now.phase, "" if now.progress.is_done or now.may_go_on else now.verdict
+    return now.phase, "" if now.progress.is_done or now.may_go_on else now.last_word
 
 
 def sort_rows(rows: Sequence[Row], name: str, *, descending: bool = False) -> list[Row]:
@@ -140,7 +140,7 @@ def to_text(rows: Sequence[Row]) -> str:
         numbers = [_short(number) for number in (row.loss, *row.metrics.values())]
         lines.append([str(row.point), *given, row.state, step, *numbers])
     right = ("point", "step", "loss", *metrics)
-    reasons = [f"point {row.point}: {row.why}" for row in rows if row.why]
+    reasons = [f"point {row.point}: {row.reason}" for row in rows if row.reason]
     return "\n".join([table(["point", *keys, "state", "step", "loss", *metrics], lines, right=right), *reasons]) + "\n"
 
 

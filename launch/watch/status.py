@@ -1,25 +1,24 @@
 """The state of runs: what their folders say, joined with what Slurm says. Nothing is asked twice, nothing is written.
 
 run folder ── read_folder ──> RunFolder ─┐
-all their jobs ── one squeue ──> JobsNow ┴─ run_now ──> RunNow ──> a row, a block or JSON (launch/status_text.py)
+all their jobs ── one squeue ──> JobsNow ┴─ run_now ──> RunNow ──> a row, a block or JSON (status_text.py)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cclm.files.durations import in_words
+from cclm.files.text import duration
+from cclm.run.progress import Progress
 from launch.slurm.client import is_over
-from launch.slurm.history import Event, Life, all_lives, is_to_rest, jobs_of
-from launch.slurm.queue import JobNow, JobsNow, ask_jobs
-from launch.slurm.restart import REST
+from launch.slurm.history import Attempt, Event, all_attempts, is_stopped_by_user, jobs_of
+from launch.slurm.jobs import JobNow, JobsNow, ask_jobs
 from launch.slurm.task import START_S
-from launch.watch.array_tasks import Elements, count_elements
-from launch.watch.progress import Progress
+from launch.watch.array_tasks import ArrayTasks, count_tasks
 from launch.watch.ranks import RankNow
-from launch.watch.run_folder import RunFolder, read_folder
+from launch.watch.run_folder import AT_WORK, RunFolder, read_folder
 
 SILENT_S = 120.0
 """A rank is silent if it has said nothing for longer than this, and for five times as long as it usually takes."""
@@ -36,21 +35,21 @@ class RunNow:
     run_folder: Path
     kind: str
     """"training", "command" or "array" (under Slurm), or "local"."""
-    job: str
+    job: str = ""
     """Slurm's id; "" for a local run."""
     state: str
     """Slurm's word; of a local run, and where Slurm does not know the job, our own in small letters."""
-    reason: str
+    reason: str = ""
     """Why it waits, or why its state is not known."""
     nodes: str
     phase: str
     progress: Progress
     silence: str
     """A sentence, if it runs and rank 0 has been silent for longer than usual."""
-    verdict: str
-    """How the last life ended, in a sentence."""
-    elements: Elements | None
-    lives: Sequence[Life]
+    last_word: str
+    """How the last attempt ended, in a sentence."""
+    array_tasks: ArrayTasks | None = None
+    attempts: Sequence[Attempt] = field(default_factory=tuple)
     """All of them, oldest first."""
     ranks: Sequence[RankNow]
 
@@ -59,16 +58,21 @@ class RunNow:
         """Whether it runs or waits. Of a run that nothing is known about this is not denied."""
         if self.state == UNKNOWN:
             return True
-        if self.elements is not None:
-            return bool(self.elements.running or self.elements.waiting)
+        if self.array_tasks is not None:
+            return bool(self.array_tasks.running or self.array_tasks.waiting)
         if self.kind == "local":
             return self.state == RUNNING
         return self.state != FORGOTTEN and not is_over(self.state)
 
-    def element_may_go_on(self, number: int) -> bool:
-        """The same of one element of an array."""
-        assert self.elements is not None, "only an array has elements"
-        return self.state == UNKNOWN or number in (*self.elements.running, *self.elements.waiting)
+    def task_may_go_on(self, number: int) -> bool:
+        """Return the same of one task of an array."""
+        assert self.array_tasks is not None, "only an array has tasks"
+        return self.state == UNKNOWN or number in (*self.array_tasks.running, *self.array_tasks.waiting)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs, or ran, without Slurm."""
+        return self.kind == "local" and self.state != NOT_SUBMITTED
 
 
 def look_at(paths: Sequence[Path]) -> tuple[list[RunNow], dict[Path, str], JobsNow]:
@@ -106,77 +110,78 @@ def run_now(folder: RunFolder, jobs: JobsNow) -> RunNow:
 
 def _local(folder: RunFolder) -> RunNow:
     """A run without Slurm: its lock is held, or its ranks have just spoken."""
-    progress = folder.progress
-    is_fresh = progress.silent_s is not None and progress.silent_s <= silent_after_s(progress)
+    progress, end = folder.progress, folder.progress.end
+    silent_s = progress.silent_s
+    is_fresh = silent_s is not None and silent_s <= silent_after_s(progress) and progress.phase in AT_WORK
     stopped = None if folder.holder else folder.stopped
     if progress.is_done:
-        state, verdict = "done", f"done at step {progress.step}"
+        state, said = "done", f"done at step {progress.step}"
     elif stopped is not None:
-        state, verdict = "stopped", f"saved at step {stopped.step}: {stopped.reason.removeprefix(REST)}"
+        state, said = "stopped", f"saved at step {stopped.step}: {stopped.reason}"
     elif folder.holder or is_fresh:
-        state, verdict = RUNNING, ""
-    elif folder.plan is not None and progress.silent_s is None:
-        state, verdict = NOT_SUBMITTED, "planned for Slurm, but no job of it has begun: submit it again"
+        state, said = RUNNING, ""
+    elif folder.plan is not None and silent_s is None:
+        state, said = NOT_SUBMITTED, "planned for Slurm, but no job of it has begun: submit it again"
+    elif end is not None:
+        state, said = "not running", f"{end.cause.replace('_', ' ')}: {end.reason}"
     else:
-        last = "it never said anything" if progress.silent_s is None else f"last word {in_words(progress.silent_s)} ago"
-        state, verdict = "not running", f"cut off, or ended with an error; {last}"
+        last = "it never said anything" if silent_s is None else f"last word {duration(silent_s)} ago"
+        state, said = "not running", f"cut off, or ended with an error; {last}"
     return RunNow(
         run_folder=folder.path,
         kind="local",
-        job="",
         state=state,
-        reason="",
         nodes=", ".join(sorted({rank.host for rank in folder.ranks})),
         phase=progress.phase if state == RUNNING else state,
         progress=progress,
         silence=_silence(folder, None) if state == RUNNING else "",
-        verdict=verdict,
-        elements=None,
-        lives=(),
+        last_word=said,
         ranks=folder.ranks,
     )
 
 
 def _under_slurm(folder: RunFolder, jobs: JobsNow) -> RunNow:
     assert folder.plan is not None, "read_folder refuses a history without a plan"
-    lives = all_lives(folder.history)
+    attempts, asked = all_attempts(folder.history), folder.plan.request
     job = present_job(folder.history, jobs)
     known = jobs.of(job)
     leading = _leading(known)
-    elements = count_elements(folder.plan["array"], dict(folder.codes), known) if folder.plan["array"] else None
+    tasks = count_tasks(asked.array, folder.codes, known) if asked.array else None
     is_running = leading is not None and leading.state == "RUNNING"
-    kind = "array" if elements else ("training" if folder.plan["is_training"] else "command")
+    kind = "array" if tasks else ("training" if asked.is_training else "command")
     return RunNow(
         run_folder=folder.path,
         kind=kind,
         job=job,
         state=leading.state if leading else (UNKNOWN if jobs.silence else FORGOTTEN),
         reason=leading.reason if leading else jobs.silence,
-        nodes=leading.nodes if leading and not leading.is_over else (lives[-1].nodes if lives else ""),
-        phase=_phase(folder, kind, leading, lives, elements),
+        nodes=leading.nodes if leading and not leading.is_over else (attempts[-1].nodes if attempts else ""),
+        phase=_phase(folder, kind, leading, attempts, tasks),
         progress=folder.progress,
-        silence=_silence(folder, lives[-1]) if is_running and lives and kind == "training" else "",
-        verdict=_verdict(folder, leading, lives, elements),
-        elements=elements,
-        lives=lives,
+        silence=_silence(folder, attempts[-1]) if is_running and attempts and kind == "training" else "",
+        last_word=_last_word(folder, leading, attempts, tasks),
+        array_tasks=tasks,
+        attempts=attempts,
         ranks=folder.ranks,
     )
 
 
 def _leading(known: Sequence[JobNow]) -> JobNow | None:
-    """The job, or the element of an array that says most about it: one that runs, waits, ended badly, in this order."""
+    """The job, or the task of an array that says most about it: one that runs, waits, ended badly, in this order."""
     ranks = {"RUNNING": 0, "COMPLETED": 3}
     return min(known, key=lambda job: ranks.get(job.state, 2 if job.is_over else 1), default=None)
 
 
 def present_job(history: Sequence[Event], jobs: JobsNow) -> str:
-    """The job that carries the run: the newest that may still run, else the newest."""
+    """Return the job that carries the run: the newest that may still run, else the newest."""
     newest_first = list(reversed(jobs_of(list(history))))
     live = (job for job in newest_first if any(not found.is_over for found in jobs.of(job)))
     return next(live, newest_first[0])
 
 
-def _phase(folder: RunFolder, kind: str, job: JobNow | None, lives: Sequence[Life], elements: Elements | None) -> str:
+def _phase(
+    folder: RunFolder, kind: str, job: JobNow | None, attempts: Sequence[Attempt], tasks: ArrayTasks | None
+) -> str:
     if folder.progress.is_done:
         return "done"
     if job is not None and not job.is_over:
@@ -184,36 +189,38 @@ def _phase(folder: RunFolder, kind: str, job: JobNow | None, lives: Sequence[Lif
             return WAITING
         if kind != "training":
             return RUNNING  # or on its way there, or to its end
-        has_begun = bool(lives) and lives[-1].outcome == ""
+        has_begun = bool(attempts) and attempts[-1].exit_status == ""
         return (folder.progress.phase if folder.ranks else "starting") if has_begun else "beginning"
-    if elements is not None:
-        return "failed" if elements.failed_in_words() else "done"
-    return (lives[-1].outcome or "cut off") if lives else "never began"
+    if tasks is not None:
+        return "failed" if tasks.failed_in_words() else "done"
+    return (attempts[-1].exit_status or "cut off") if attempts else "never began"
 
 
-def _verdict(folder: RunFolder, job: JobNow | None, lives: Sequence[Life], elements: Elements | None) -> str:
-    if elements is not None:
-        return elements.failed_in_words()
+def _last_word(folder: RunFolder, job: JobNow | None, attempts: Sequence[Attempt], tasks: ArrayTasks | None) -> str:
+    if tasks is not None:
+        return tasks.failed_in_words()
     is_live = job is not None and not job.is_over
-    if lives and not lives[-1].outcome and not is_live:
-        said = f"life {lives[-1].number} was cut off"
+    if attempts and not attempts[-1].exit_status and not is_live:
+        said = f"attempt {attempts[-1].number} was cut off"
     else:
-        said = next((life.why for life in reversed(lives) if life.outcome), "")
-    rests = is_to_rest(folder.history, folder.history[-1].job) and folder.history[-1].event != "end"
-    return "; ".join(part for part in (said, "asked to rest" if rests else "") if part)
+        said = next((attempt.reason for attempt in reversed(attempts) if attempt.exit_status), "")
+    newest = folder.history[-1]
+    is_stopped = is_stopped_by_user(folder.history, newest.job) and newest.event != "end"
+    return "; ".join(part for part in (said, "stop asked by the user" if is_stopped else "") if part)
 
 
 def silent_after_s(progress: Progress) -> float:
-    """Seconds after which a rank counts as silent."""
+    """Return the seconds after which a rank counts as silent."""
     return max(SILENT_S, MANY_TIMES * (progress.usual_silence_s or 0.0))
 
 
-def _silence(folder: RunFolder, life: Life | None) -> str:
+def _silence(folder: RunFolder, attempt: Attempt | None) -> str:
     """Say it if rank 0 has been silent for longer than usual."""
     silent_s = folder.progress.silent_s
-    if life is not None and not folder.ranks:
-        waited_s = folder.now - life.began
-        return f"no word from any rank for {in_words(waited_s)}, since life {life.number} began" * (waited_s > START_S)
+    if attempt is not None and not folder.ranks:
+        waited_s = folder.now - attempt.began
+        words = f"no word from any rank for {duration(waited_s)}, since attempt {attempt.number} began"
+        return words if waited_s > START_S else ""
     if silent_s is not None and silent_s > silent_after_s(folder.progress):
-        return f"rank 0 silent for {in_words(silent_s)}"
+        return f"rank 0 silent for {duration(silent_s)}"
     return ""

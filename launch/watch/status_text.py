@@ -8,21 +8,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cclm.files.durations import in_words
-from cclm.files.table import table
-from launch.slurm.history import Life
-from launch.slurm.queue import JobsNow
-from launch.watch.progress import Progress
+from cclm.files.text import duration, table
+from cclm.run.progress import Progress
+from launch.slurm.history import Attempt
+from launch.slurm.jobs import JobsNow
 from launch.watch.ranks import in_groups
 from launch.watch.status import UNKNOWN, RunNow, silent_after_s
 
-HEAD = ("run", "job", "state", "nodes", "phase", "step", "loss", "samples/s", "to go", "lives", "saved", "last word")
-RIGHT = ("step", "loss", "samples/s", "to go", "lives", "saved")
+RIGHT = ("step", "loss", "samples/s", "to go", "attempts", "saved")
+HEAD = ("run", "job", "state", "nodes", "phase", *RIGHT, "last word")
 NOTHING = "-"
+DETAILS = {
+    "Partition": "partition",
+    "TimeLimit": "limit",
+    "RunTime": "runs for",
+    "EndTime": "ends by",
+    "Restarts": "Slurm's restarts",
+    "Dependency": "waits for",
+}
+"""The part of `scontrol show job` that nothing else tells, and how we say it."""
 
 
 def as_table(runs: Sequence[RunNow], unreadable: Mapping[Path, str], root: Path) -> str:
-    """One row for each run; runs in `root` go by their name there."""
+    """Return one row for each run; runs in `root` go by their name there."""
     rows = {run.run_folder: _row(run, _name(run.run_folder, root)) for run in runs}
     for path, sentence in unreadable.items():
         rows[path] = (_name(path, root), *[NOTHING] * 10, sentence)
@@ -38,6 +46,7 @@ def _row(run: RunNow, name: str) -> tuple[str, ...]:
     progress = run.progress
     is_training = run.kind in ("training", "local")
     is_waiting = run.state == "PENDING" and bool(run.reason)
+    said = (str(run.array_tasks or ""), run.silence, run.last_word, *progress.notes)
     return (
         name,
         run.job or NOTHING,
@@ -47,10 +56,10 @@ def _row(run: RunNow, name: str) -> tuple[str, ...]:
         _steps(progress) if is_training else NOTHING,
         _number(progress.loss, ".4g"),
         _number(progress.samples_per_s, ".1f"),
-        in_words(progress.eta_s) if progress.eta_s is not None and run.phase == "training" else NOTHING,
-        str(len(run.lives)) if run.lives else NOTHING,
+        duration(progress.eta_s) if progress.eta_s is not None and run.phase == "training" else NOTHING,
+        str(len(run.attempts)) if run.attempts else NOTHING,
         str(progress.checkpoint_step) if progress.checkpoint_step else NOTHING,
-        "; ".join(part for part in (str(run.elements or ""), run.silence, run.verdict) if part) or NOTHING,
+        "; ".join(part for part in said if part) or NOTHING,
     )
 
 
@@ -63,12 +72,12 @@ def _number(value: float | None, form: str) -> str:
 
 
 def as_block(run: RunNow, details: Mapping[str, str]) -> str:
-    """Everything about one run. `details`: what `scontrol show job` says."""
+    """Return everything about one run. `details`: what `scontrol show job` says."""
     told = list(_facts(run, details))
     width = max(len(name) for name, _ in told)
     lines = [f"{name:{width}}  {value}" for name, value in told if value]
-    if run.lives:
-        lines += ["", _lives(run.lives, run.job if run.state == "RUNNING" else "")]
+    if run.attempts:
+        lines += ["", _attempts(run.attempts, run.job if run.state == "RUNNING" else "")]
     return "\n".join(lines)
 
 
@@ -79,50 +88,42 @@ def _facts(run: RunNow, details: Mapping[str, str]) -> Iterator[tuple[str, str]]
         f" ({run.reason})" if run.reason and run.state != UNKNOWN else ""
     )  # why it is not known is said once, below
     yield "state", (f"job {run.job}: " if run.job else "") + run.state + reason + (f" on {run.nodes}" * bool(run.nodes))
-    yield "job", ", ".join(_details(details))
-    yield "elements", "" if run.elements is None else str(run.elements)
+    yield (
+        "job",
+        ", ".join(f"{words} {details[name]}" for name, words in DETAILS.items() if details.get(name, "0") != "0"),
+    )
+    yield "tasks", "" if run.array_tasks is None else str(run.array_tasks)
     yield "phase", run.phase
     if run.kind in ("training", "local"):
         speed = "" if progress.samples_per_s is None else f", {progress.samples_per_s:.1f} samples/s"
         loss = "" if progress.loss is None else f", loss {progress.loss:.4g}"
         shows_end = progress.eta_s is not None and run.phase == "training"
-        to_go = f", {in_words(progress.eta_s or 0.0)} to go" if shows_end else ""
+        to_go = f", {duration(progress.eta_s or 0.0)} to go" if shows_end else ""
         yield "step", _steps(progress) + loss + speed + to_go
         yield "checkpoint", f"step {progress.checkpoint_step}" if progress.checkpoint_step else "none yet"
     yield "silence", run.silence
-    yield "last word", run.verdict
+    yield "last word", run.last_word
+    yield "note", "; ".join(progress.notes)
     after_s = silent_after_s(progress) if run.state.lower() == "running" else float("inf")
     for number, line in enumerate(in_groups(run.ranks, silent_after_s=after_s)):
         yield "ranks" if number == 0 else "", line
 
 
-def _details(details: Mapping[str, str]) -> Iterator[str]:
-    """The part of `scontrol show job` that nothing else tells."""
-    names = {
-        "Partition": "partition",
-        "TimeLimit": "limit",
-        "RunTime": "runs for",
-        "EndTime": "ends by",
-        "Restarts": "Slurm's restarts",
-        "Dependency": "waits for",
-    }
-    yield from (f"{words} {details[name]}" for name, words in names.items() if details.get(name, "0") != "0")
-
-
-def _lives(lives: Sequence[Life], running_job: str) -> str:
+def _attempts(attempts: Sequence[Attempt], running_job: str) -> str:
     rows = []
-    for number, life in enumerate(lives):
-        is_running = life.ended is None and life.job == running_job and number == len(lives) - 1
-        lasted = in_words(life.ended - life.began) if life.ended is not None else NOTHING
-        how = f"{life.outcome}: {life.why}" if life.outcome else ("runs" if is_running else "cut off from outside")
-        began = time.strftime("%m-%d %H:%M:%S", time.localtime(life.began))
-        rows.append((str(life.number), life.job, life.nodes, began, lasted, str(life.first_step), how))
-    head = ("life", "job", "nodes", "began", "lasted", "from step", "how it ended")
-    return table(head, rows, right=("life", "lasted", "from step"))
+    for attempt in attempts:
+        is_running = attempt.ended is None and attempt.job == running_job and attempt is attempts[-1]
+        lasted = duration(attempt.ended - attempt.began) if attempt.ended is not None else NOTHING
+        how = f"{attempt.exit_status}: {attempt.reason}" if attempt.exit_status else "cut off from outside"
+        began = time.strftime("%m-%d %H:%M:%S", time.localtime(attempt.began))
+        where = (str(attempt.number), attempt.job, attempt.nodes, began, lasted, str(attempt.first_step))
+        rows.append((*where, "runs" if is_running else how))
+    head = ("attempt", "job", "nodes", "began", "lasted", "from step", "how it ended")
+    return table(head, rows, right=("attempt", "lasted", "from step"))
 
 
 def as_json(runs: Sequence[RunNow], unreadable: Mapping[Path, str], jobs: JobsNow) -> str:
-    """Everything, for programs."""
+    """Return everything, for programs."""
     content = {
         "accounts": jobs.accounts,
         "slurm": jobs.silence or "answers",

@@ -16,11 +16,11 @@ from launch.plan.profile import Profile
 from launch.plan.slurm_job import plan_job
 from launch.slurm.history import Event, add_event
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
-from tests.unit.launch.slurm.jobs import REQUEST
 from tests.unit.launch.slurm.run_folders import begun, checkpoint, make_run, rank_says
+from tests.unit.launch.slurm.scripts import REQUEST
 
 FAR = 4e9
-"""A time that no life began after."""
+"""A time that no attempt began after."""
 
 
 class Cluster:
@@ -29,7 +29,7 @@ class Cluster:
     def __init__(self, run: Path, slurm: FakeSlurm) -> None:
         self.run, self.slurm = run, slurm
         self.commands: list[str] = []
-        self.outcome, self.begins_at, self.goes_on = "stopped", 14, True
+        self.exit_status, self.begins_at, self.goes_on = "stopped", 14, True
         self.requeues, self.runs_at_once, self.may_skip_the_queue = True, False, True
 
     def __call__(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -37,20 +37,20 @@ class Cluster:
         if "StartTime=now" not in command:
             self.strike()
             return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
-        self.next_life()
+        self.next_attempt()
         code, words = (0, "") if self.may_skip_the_queue else (1, "Access/permission denied")
         return subprocess.CompletedProcess(command, code, stdout="", stderr=words)
 
     def strike(self) -> None:
-        if self.outcome:
+        if self.exit_status:
             checkpoint(self.run, 14)
-            words = "saved at step 14: USR1" if self.outcome == "stopped" else "rank 0 on n1: boom"
-            add_event(self.run, Event(event="end", job="7", life=0, outcome=self.outcome, why=words))
+            words = "saved at step 14: USR1" if self.exit_status == "stopped" else "rank 0 on n1: boom"
+            add_event(self.run, Event(event="end", job="7", attempt=0, exit_status=self.exit_status, reason=words))
         self.slurm.queue(("7", "PENDING" if self.requeues else "FAILED", "", "N/A", "N/A", "BeginTime"))
         if self.runs_at_once:
-            self.next_life()
+            self.next_attempt()
 
-    def next_life(self) -> None:
+    def next_attempt(self) -> None:
         self.slurm.queue(("7", "RUNNING", "n1"))
         begun(self.run, self.begins_at)
         rank_says(self.run, 0, step=self.begins_at + self.goes_on, time=FAR)
@@ -58,7 +58,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """Life 0 of job 7 is at step 12 and has saved at step 10."""
+    """Attempt 0 of job 7 is at step 12 and has saved at step 10."""
     monkeypatch.setattr(drill, "POLL_S", 0.01)
     monkeypatch.setattr(drill, "CREDENTIAL_S", 0.0)
     run = make_run(tmp_path)
@@ -79,19 +79,19 @@ def stations(cluster: Cluster, *, kill: bool = False, patience_s: float = 5.0) -
 def test_a_job_that_survives(cluster: Cluster) -> None:
     found = stations(cluster)
     assert [(station.name, station.found) for station in found] == [
-        ("trains", "life 0 is at step 12, saved at step 10"),
+        ("trains", "attempt 0 is at step 12, saved at step 10"),
         ("asked to save", "scancel --batch --signal=USR1 7"),
-        ("life ends", "saved at step 14: USR1"),
+        ("attempt ends", "saved at step 14: USR1"),
         ("waits again", "job 7 waits (BeginTime)"),
         ("start now", "scontrol update jobid=7 StartTime=now"),
-        ("next life", "life 1 begins at step 14 on n[1-2]"),
+        ("next attempt", "attempt 1 begins at step 14 on n[1-2]"),
         ("trains further", "step 15"),
     ]
     assert all(station.is_good for station in found)
 
 
 def test_a_killed_job_that_survives(cluster: Cluster) -> None:
-    cluster.outcome, cluster.begins_at = "", 10
+    cluster.exit_status, cluster.begins_at = "", 10
     found = stations(cluster, kill=True)
     assert cluster.commands[0] == "scontrol requeue 7"
     assert found[2].found == "cut off (PENDING); saved at step 10"
@@ -120,9 +120,9 @@ def spoil(cluster: Cluster, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "name", "words"),
     [
-        ({"outcome": "failed"}, "life ends", "rank 0 on n1: boom"),
+        ({"exit_status": "failed"}, "attempt ends", "rank 0 on n1: boom"),
         ({"requeues": False}, "waits again", "job 7 is FAILED, stopped: saved at step 14: USR1"),
-        ({"begins_at": 10}, "next life", "life 1 begins at step 10 on n[1-2], but step 14 was saved"),
+        ({"begins_at": 10}, "next attempt", "attempt 1 begins at step 10 on n[1-2], but step 14 was saved"),
         ({"goes_on": False}, "trains further", "not within 0 s"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_job_that_does_not(cluster: Cluster, changes: dict[str, object], name:
     assert all(station.is_good for station in found[:-1])
 
 
-def test_it_waits_for_a_step_of_this_life(cluster: Cluster) -> None:
+def test_it_waits_for_a_step_of_this_attempt(cluster: Cluster) -> None:
     rank_says(cluster.run, 0, step=0, time=FAR)
     (only,) = stations(cluster, patience_s=0.1)
     assert (only.name, only.is_good) == ("trains", False)
@@ -145,7 +145,7 @@ def test_a_run_that_would_give_up_is_not_killed(cluster: Cluster) -> None:
         begun(cluster.run, step)
     rank_says(cluster.run, 0, step=12, time=FAR)
     assert stations(cluster, kill=True)[-1].found == (
-        "life 3 of 3 that began at this step: killed before it saves, the run gives up"
+        "attempt 3 of 3 that began at this step: killed before it saves, the run gives up"
     )
     assert cluster.commands == []
 

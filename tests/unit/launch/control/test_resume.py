@@ -14,7 +14,7 @@ from cclm.run.status import DoneMarker
 from launch.control.resume import resume
 from launch.plan.profile import Profile
 from launch.plan.request import SlurmRequest
-from launch.plan.slurm_job import plan_job
+from launch.plan.slurm_job import plan_job, read_plan
 from launch.slurm.history import Event, add_event, read_history
 from launch.slurm.node_health import exclude
 from launch.slurm.submit import submit
@@ -77,7 +77,7 @@ def test_with_another_size(run: Path, slurm: FakeSlurm, said: list[str]) -> None
     plan = json.loads((run / "slurm/plan.json").read_text())
     changed = {"nodes": "1", "ntasks-per-node": "2", "time": "1:00:00", "partition": "gpu"}
     assert changed.items() <= plan["directives"].items()
-    assert plan["setup"] == ["ulimit -n 65536"]
+    assert plan["profile"]["setup"] == ["ulimit -n 65536"]
     assert "#SBATCH --time=1:00:00" in (run / "slurm/job.sh").read_text()
     assert said[0] == "now: run: 1 node(s) × 2 = 2 rank(s); a node: 2 task(s) × 1 core(s), 0 GPU(s)"
 
@@ -104,9 +104,9 @@ def test_what_cannot_be_resumed(run: Path, slurm: FakeSlurm, said: list[str]) ->
 def test_a_command_that_is_done_is_not_done_again(tmp_path: Path, slurm: FakeSlurm, said: list[str]) -> None:
     run = tmp_path / "run"
     submit(plan_job(replace(request_in(tmp_path), is_training=False), Profile()), say=print)
-    add_event(run, Event(event="end", job="8", life=0, outcome="failed"))
+    add_event(run, Event(event="end", job="8", attempt=0, exit_status="failed"))
     resume(run, {}, say=said.append)
-    add_event(run, Event(event="end", job="8", life=1, outcome="done"))
+    add_event(run, Event(event="end", job="8", attempt=1, exit_status="done"))
     with pytest.raises(ConfigError, match=r"expected a run that is not done, got done\. Choose another"):
         resume(run, {}, say=said.append)
 
@@ -134,7 +134,19 @@ def test_an_array_goes_on_with_what_is_left(tmp_path: Path, slurm: FakeSlurm, sa
 def test_nodes_found_bad_are_left_out(tmp_path: Path, slurm: FakeSlurm, said: list[str]) -> None:
     run = tmp_path / "run"
     submit(plan_job(replace(request_in(tmp_path), replace_bad_nodes=True, exclude="n9"), Profile()), say=print)
-    exclude(run, ["n7"])
+    exclude(read_plan(run), ["n7"])
     resume(run, {}, say=said.append)
     assert slurm.calls("sbatch")[-1] == f"--parsable --exclude=n9,n7 {run}/slurm/job.sh"
     assert said[0] == f"leaves out n7, found bad before; remove {run}/slurm/excluded.json to use them again"
+
+
+def test_a_run_of_another_version_goes_on_with_new_code_only(run: Path, slurm: FakeSlurm, said: list[str]) -> None:
+    """Its copy of the code reads and writes other notes."""
+    path = run / "slurm/plan.json"
+    values = json.loads(path.read_text())
+    del values["version"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="expected a run submitted by this version, got another version's code"):
+        resume(run, {}, say=said.append)
+    assert resume(run, {}, say=said.append, new_code=True)[0] == "8"
+    assert resume(run, {}, say=said.append)[0] == "8"

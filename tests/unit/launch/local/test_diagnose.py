@@ -4,19 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import diagnose as doctor
-from launch.local.diagnose import installed_version, judge_apex, report
-from launch.plan.profile import Profile
+from launch.local import diagnose
+from launch.local.diagnose import Diagnostic, diagnose_machine, installed_version
 
 
-def test_the_wrong_apex_is_recognised() -> None:
-    wrong = judge_apex("0.9.10", ["apex/__init__.py", "apex/models.py"])
-    assert wrong.level == "warn"
-    assert "pip uninstall apex" in wrong.text
-
-
-def test_nvidias_apex_is_fine() -> None:
-    assert judge_apex("0.1", ["apex/__init__.py", "apex/optimizers/fused_adam.py"]).level == "ok"
+def level_of(folder: Path, subject: str) -> str:
+    return next(item.level for item in diagnose_machine(folder) if item.subject == subject)
 
 
 def test_versions_come_from_metadata() -> None:
@@ -27,18 +20,15 @@ def test_versions_come_from_metadata() -> None:
 def test_a_missing_package_fails_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "NEEDED", ("no-such-distribution",))
-    text, healthy = report(tmp_path, Profile(), 300)
-    assert not healthy
-    assert "not installed; install it: python -m pip install no-such-distribution" in text
+    monkeypatch.setattr(diagnose, "NEEDED", ("no-such-distribution",))
+    (found,) = (item for item in diagnose_machine(tmp_path) if item.level == "fail")
+    assert found.text == "not installed; install it: python -m pip install no-such-distribution"
 
 
 def test_a_missing_optional_package_is_only_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NEEDED", ())
-    monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-distribution",))
-    text, healthy = report(tmp_path, Profile(), 300)
-    assert healthy
-    assert any(line.startswith("note  no-such-distribution") for line in text.splitlines())
+    monkeypatch.setattr(diagnose, "NEEDED", ())
+    monkeypatch.setattr(diagnose, "OPTIONAL", ("no-such-distribution",))
+    assert level_of(tmp_path, "no-such-distribution") == "note"
 
 
 def test_gpus_are_listed_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +36,8 @@ def test_gpus_are_listed_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     program.write_text("#!/bin/sh\necho 'Large GPU, 81559 MiB, 570.1'\necho 'Large GPU, 81559 MiB, 570.1'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert "GPU 1                  Large GPU, 81559 MiB, 570.1" in report(tmp_path, Profile(), 300)[0]
+    gpu = Diagnostic(level="ok", subject="GPU 1", text="Large GPU, 81559 MiB, 570.1")
+    assert gpu in list(diagnose_machine(tmp_path))
 
 
 def test_a_broken_nvidia_smi_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +45,9 @@ def test_a_broken_nvidia_smi_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text("#!/bin/sh\nexit 9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert "warn  GPUs" in report(tmp_path, Profile(), 300)[0]
+    assert level_of(tmp_path, "GPUs") == "warn"
 
 
 def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "FEW_BYTES", 2**80)
-    assert any(line.startswith("warn  folder") for line in report(tmp_path, Profile(), 300)[0].splitlines())
+    monkeypatch.setattr(diagnose, "FEW_BYTES", 2**80)
+    assert level_of(tmp_path, "folder") == "warn"

@@ -66,7 +66,7 @@ def test_cores_that_are_left_over_belong_to_a_ranks_block() -> None:
     ids=["too many threads", "more ranks than cores", "not wanted", "container limit below the mask"],
 )
 def test_no_binding(request_: JobRequest, machine: Machine) -> None:
-    assert [rank.cores for rank in plan(request_, machine).ranks] == [()] * (request_.num_ranks or 0)
+    assert [rank.cores for rank in plan(request_, machine).ranks] == [()] * request_.num_ranks
 
 
 def test_more_ranks_than_cores_get_one_thread_each() -> None:
@@ -75,7 +75,7 @@ def test_more_ranks_than_cores_get_one_thread_each() -> None:
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 1), (1, 1), (4, 4)])
 def test_one_rank_per_gpu_by_default(gpus: int, ranks: int) -> None:
-    assert len(plan(replace(REQUEST, num_ranks=None), replace(MACHINE, num_gpus=gpus)).ranks) == ranks
+    assert replace(MACHINE, num_gpus=gpus).usual_ranks == ranks
 
 
 def test_the_callers_environment_wins_over_defaults_but_not_over_the_plan() -> None:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
-from launch.plan.machine import Machine, count_gpus, file_system_of, find_free_port, read_quota, this_machine
+from launch.plan.machine import Machine, count_gpus, file_system_of, read_quota, this_machine
 
 
 def machine(cores: int, quota: float | None) -> Machine:
@@ -44,12 +43,6 @@ def test_gpus_are_device_files_that_cuda_may_see(tmp_path: Path, environment: di
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
     assert count_gpus(tmp_path, environment) == count
-
-
-def test_free_port_can_be_bound() -> None:
-    port = find_free_port()
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", port))
 
 
 def test_this_machine_offers_only_the_cores_it_may_use() -> None:

@@ -7,40 +7,50 @@ import pytest
 
 from cclm.run import stop
 from cclm.run.status import DoneMarker
-from launch.slurm import attempt as life
-from launch.slurm import live_jobs as alive
-from launch.slurm.attempt import main
-from launch.slurm.history import Event, add_event, all_lives, jobs_of, last_job, lives_of, read_history
-from launch.slurm.port import FIRST_PORT, find_port
-from launch.slurm.queue import JobNow
-from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end
+from launch.plan.slurm_job import FIRST_PORT
+from launch.slurm import attempt, jobs
+from launch.slurm.attempt import find_port, main
+from launch.slurm.history import (
+    Event,
+    add_event,
+    all_attempts,
+    attempts_since_submission,
+    jobs_of,
+    last_job,
+    read_history,
+)
+from launch.slurm.jobs import JobNow
+from tests.unit.launch.slurm.run_folders import begun, checkpoint, ended, make_run, rank_end, rank_says
 
 
 def begin(run: Path) -> int:
     return main(["begin", str(run), "--job", "7", "--nodes", "n[1-2]"])
 
 
-def test_a_life_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_attempt_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     checkpoint(run, 10)
-    stop.ask_to_stop(run, "an old request")
+    stop.ask_to_stop(run, "an old request", stop.StopKind.USER)
+    rank_says(run, 0, step=9, time=1.0)
     assert begin(run) == 0
-    assert (run / "stop").read_text() == "", "the old request is gone, the file is there"
-    (life,) = lives_of(read_history(run))
-    assert (life.first_step, life.nodes, life.job, life.outcome) == (10, "n[1-2]", "7", "")
+    assert stop.read_request(run) is None
+    assert (run / "stop").exists(), "the old request is gone, the file is there"
+    assert list((run / "status").glob("rank_*")) == [], "what ranks said was said in another attempt"
+    (found,) = attempts_since_submission(read_history(run))
+    assert (found.first_step, found.nodes, found.job, found.exit_status) == (10, "n[1-2]", "7", "")
     told = capsys.readouterr()
     assert told.out == "0\n"
-    assert "life 0 of run: job 7 on n[1-2], from step 10" in told.err
+    assert "attempt 0 of run: job 7 on n[1-2], from step 10" in told.err
 
 
-def test_a_done_run_has_no_further_life(tmp_path: Path) -> None:
+def test_a_done_run_has_no_further_attempt(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     DoneMarker(run).write(step=40, seconds=1.0)
     assert begin(run) == 3
-    assert lives_of(read_history(run)) == []
+    assert attempts_since_submission(read_history(run)) == []
 
 
-def test_cut_off_lives_without_progress_are_not_repeated_for_ever(tmp_path: Path) -> None:
+def test_cut_off_attempts_without_progress_are_not_repeated_for_ever(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert [begin(run) for _ in range(4)] == [0, 0, 0, 1]
     checkpoint(run, 10)
@@ -52,7 +62,7 @@ def test_a_person_may_try_again(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [begin(run) for _ in range(4)] == [0, 0, 0, 1]
     add_event(run, Event(event="submitted", job="8", by_user=True))
     assert begin(run) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "3", "lives are counted on"
+    assert capsys.readouterr().out.splitlines()[-1] == "3", "attempts are counted on"
 
 
 def test_room_is_kept_for_the_end(tmp_path: Path) -> None:
@@ -65,8 +75,11 @@ def test_room_is_kept_for_the_end(tmp_path: Path) -> None:
 
 def test_a_request_is_written_for_the_ranks(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert main(["ask", str(run), "--reason", "USR1"]) == 0
-    assert stop.read_request(run) == "USR1"
+    for kind in ("scheduler", "signal"):
+        assert main(["ask", str(run), "--kind", kind, "--reason", "USR1"]) == 0
+        asked = stop.read_request(run)
+        assert asked is not None
+        assert (asked.kind.value, asked.reason) == (kind, "USR1")
 
 
 @pytest.mark.parametrize(("codes", "answer"), [((0, 0), 0), ((0, 1), 1)], ids=["all ended well", "one failed"])
@@ -76,15 +89,15 @@ def test_the_end_of_a_command(tmp_path: Path, codes: tuple[int, int], answer: in
     for rank, code in enumerate(codes):
         rank_end(run, rank, code)
     assert main(["end", str(run), "--job", "7", "--code", "0"]) == answer
-    assert lives_of(read_history(run))[0].outcome == ("failed" if answer else "done")
+    assert attempts_since_submission(read_history(run))[0].exit_status == ("failed" if answer else "done")
 
 
-def test_the_end_of_a_life_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_of_an_attempt_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     begun(run, 0)
-    rank_end(run, 0, 1, words="boom")
+    rank_end(run, 0, 1, reason="boom")
     assert main(["end", str(run), "--job", "7", "--code", "143"]) == 75
-    assert "life 0 failed (srun's code 143): rank 0 on n1: exit code 1: boom; try 1 of 3" in capsys.readouterr().err
+    assert "attempt 0 failed (srun's code 143): rank 0 on n1: exit code 1: boom; try 1 of 3" in capsys.readouterr().err
 
 
 def test_a_job_that_waits_for_another_run(
@@ -92,15 +105,15 @@ def test_a_job_that_waits_for_another_run(
 ) -> None:
     run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     submitted: list[tuple[str, ...]] = []
-    monkeypatch.setattr(life, "submit_script", lambda *words: submitted.append(words) or "9")
-    queue = [JobNow(job="7", state="RUNNING"), JobNow(job="8", state="FAILED")]
-    monkeypatch.setattr(alive, "ask_queue", lambda *which: queue)
+    monkeypatch.setattr(attempt, "submit_script", lambda *words: submitted.append(words) or "9")
+    known = [JobNow(job="7", state="RUNNING"), JobNow(job="8", state="FAILED")]
+    monkeypatch.setattr(jobs, "ask_queue", lambda *which: known)
     question = ["after", str(run), "--other", str(other)]
     assert main(question) == 1, "it goes on as another job"
     assert submitted == [(f"{run}/slurm/job.sh", "--dependency=afterany:7")]
     assert last_job(read_history(run)) == "9"
     add_event(other, Event(event="submitted", job="8"))
-    queue.pop(0)
+    known.pop(0)
     assert main(question) == 1
     assert f"{other} is not done: there is no done.json" in capsys.readouterr().err
     DoneMarker(other).write(step=1, seconds=1.0)
@@ -116,55 +129,61 @@ def test_a_job_that_is_being_ended_does_not_come_back_by_itself(tmp_path: Path, 
         checkpoint(run, 12)
         stop.note_stopped(run, 12, "SIGTERM")
     assert main(["end", str(run), "--job", "7", "--code", "143", "--ended"]) == (0 if is_stopped else 1)
-    assert lives_of(read_history(run))[0].why.endswith("; ended from outside (TERM), so it does not requeue itself")
+    assert attempts_since_submission(read_history(run))[0].reason.endswith(
+        "; ended from outside (TERM), so it does not requeue itself"
+    )
 
 
-def rest(run: Path, job: str = "7") -> None:
-    add_event(run, Event(event="rest", job=job))
+def ask_to_end(run: Path, job: str = "7") -> None:
+    add_event(run, Event(event="stop", job=job))
 
 
-def test_a_run_that_is_to_rest_has_no_further_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_stopped_by_the_user_has_no_further_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
-    rest(run)
+    ask_to_end(run)
     assert begin(run) == 3
-    assert f"asked to rest, so it does not begin; to go on: python -m launch resume {run}" in capsys.readouterr().err
-    assert lives_of(read_history(run)) == []
-    add_event(run, Event(event="submitted", job="8", why="after job 7"))
+    assert (
+        f"stopped by the user, so it does not begin; to go on: python -m launch resume {run}" in capsys.readouterr().err
+    )
+    assert attempts_since_submission(read_history(run)) == []
+    add_event(run, Event(event="submitted", job="8", reason="after job 7"))
     assert main(["begin", str(run), "--job", "8", "--nodes", "n1"]) == 3, "a job that follows is the same run"
     assert main(["begin", str(run), "--job", "9", "--nodes", "n1"]) == 0, "somebody has submitted the script by hand"
     add_event(run, Event(event="submitted", job="10", by_user=True))
     assert main(["begin", str(run), "--job", "10", "--nodes", "n1"]) == 0
 
 
-def test_a_life_that_was_asked_to_rest_does_not_go_on_even_if_it_crashed(tmp_path: Path) -> None:
+def test_an_attempt_that_was_asked_to_stop_does_not_go_on_even_if_it_crashed(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     begun(run, 0)
     checkpoint(run, 12)
-    rest(run)
-    rank_end(run, 0, 1, words="boom")
+    ask_to_end(run)
+    rank_end(run, 0, 1, reason="boom")
     assert main(["end", str(run), "--job", "7", "--code", "1"]) == 1
-    assert lives_of(read_history(run))[0].why == "rank 0 on n1: exit code 1: boom; rests, as a person asked"
+    assert (
+        attempts_since_submission(read_history(run))[0].reason == "rank 0 on n1: exit code 1: boom; stopped by the user"
+    )
 
 
-def test_a_request_to_rest_that_the_ranks_learned_by_signal_alone(tmp_path: Path) -> None:
+def test_a_request_to_stop_that_the_ranks_learned_by_signal_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     begun(run, 0)
     checkpoint(run, 12)
-    rest(run)
+    ask_to_end(run)
     stop.note_stopped(run, 12, "SIGUSR1")
     assert main(["end", str(run), "--job", "7", "--code", "0"]) == 0
-    assert lives_of(read_history(run))[0].why == "saved at step 12: SIGUSR1; rests, as a person asked"
+    assert attempts_since_submission(read_history(run))[0].reason == "saved at step 12: SIGUSR1; stopped by the user"
 
 
-def test_all_lives_and_those_that_are_judged_together(tmp_path: Path) -> None:
+def test_all_attempts_and_those_that_share_a_budget(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     begun(run, 0)
     ended(run, 0, "failed")
     add_event(run, Event(event="submitted", job="8", by_user=True))
     begun(run, 0)
     history = read_history(run)
-    assert [life.number for life in lives_of(history)] == [1]
-    assert [(life.number, life.outcome, life.ended is None) for life in all_lives(history)] == [
+    assert [found.number for found in attempts_since_submission(history)] == [1]
+    assert [(found.number, found.exit_status, found.ended is None) for found in all_attempts(history)] == [
         (0, "failed", False),
         (1, "", True),
     ]
@@ -191,3 +210,20 @@ def test_ports_differ_by_job_and_avoid_those_in_use() -> None:
         taken.bind(("", port))
         taken.listen()
         assert find_port(5) != port
+
+
+def test_a_second_job_of_the_same_script_leaves_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody has submitted it by hand once more: nothing of the run that trains is cleared."""
+    run = make_run(tmp_path)
+    assert begin(run) == 0
+    stop.ask_to_stop(run, "a person asked", stop.StopKind.USER)
+    known = [JobNow(job="7", state="RUNNING"), JobNow(job="9", state="RUNNING", script=f"{run}/slurm/job.sh")]
+    monkeypatch.setattr(jobs, "ask_queue", lambda *which: known)
+    second = ["begin", str(run), "--job", "9", "--nodes", "n3"]
+    assert main(second) == 1
+    assert "job 7 runs in this folder" in capsys.readouterr().err
+    assert stop.read_request(run) is not None
+    known.pop(0)
+    assert main(second) == 0, "the first is gone without a word: this one goes on"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import capabilities as offers
+from launch.slurm import capabilities
 from launch.slurm.capabilities import Cluster, Node, parse_config, parse_nodes, parse_partitions
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -87,6 +87,6 @@ def test_accounts_of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     program.write_text("#!/bin/bash\nprintf 'red\\nblue\\nred\\n'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert offers.my_accounts("me") == ("blue", "red")
+    assert capabilities.my_accounts("me") == ("blue", "red")
     program.write_text("#!/bin/bash\nexit 1\n")
-    assert offers.my_accounts("me") is None
+    assert capabilities.my_accounts("me") is None

@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 
-from launch.local.diagnostic import Finding
+from launch.local.diagnose import Diagnostic
 from launch.plan.profile import Profile
-from launch.slurm import capabilities as offers
-from launch.slurm import diagnose as checkup
+from launch.slurm import capabilities, diagnose
 from launch.slurm.capabilities import Cluster
-from launch.slurm.diagnose import judge_account, judge_accounting, judge_folder, offered, prospects, slurm_findings
+from launch.slurm.diagnose import (
+    describe,
+    diagnose_account,
+    diagnose_accounting,
+    diagnose_folder,
+    diagnose_slurm,
+    problems,
+)
 from tests.unit.launch.slurm.test_capabilities import answer, real_cluster
 
 
@@ -28,13 +34,13 @@ def with_second(cluster: Cluster, **changes: Any) -> Cluster:
 
 
 def warned(cluster: Cluster, profile: Profile | None = None) -> list[str]:
-    findings = list(prospects(cluster, profile or Profile(), 300))
+    findings = list(problems(cluster, profile or Profile(), 300))
     return [f"{item.subject}: {item.text}" for item in findings if item.level == "warn"]
 
 
 def test_what_there_is() -> None:
-    lines = [(item.subject, item.text) for item in offered(real_cluster())]
-    assert lines[0] == ("Slurm", "22.05.8, cluster ci, 3 node(s); arrays of up to 1001 elements")
+    lines = [(item.subject, item.text) for item in describe(real_cluster())]
+    assert lines[0] == ("Slurm", "22.05.8, cluster ci, 3 node(s); arrays of up to 1001 tasks")
     has = "3 node(s): 1 mixed, 1 idle, 1 down; each × 8 core(s), 4 GiB, gpu:2; time limit unlimited"
     assert lines[1:] == [
         ("partition train*", f"{has}; preemption off"),
@@ -45,7 +51,7 @@ def test_what_there_is() -> None:
 def test_several_kinds_of_nodes_are_counted() -> None:
     cluster = healthy()
     first, second, third = cluster.nodes
-    (_, line, _) = offered(
+    (_, line, _) = describe(
         replace(
             cluster, partitions=(replace(cluster.partitions[0], nodes=(first, second, replace(third, gres=""))),) * 2
         )
@@ -95,7 +101,7 @@ def test_ways_to_be_preempted(changes: dict[str, Any], sentence: str) -> None:
 
 
 def test_preemption_by_qos_is_only_pointed_at() -> None:
-    findings = list(prospects(healthy(PreemptType="preempt/qos"), Profile(), 300))
+    findings = list(problems(healthy(PreemptType="preempt/qos"), Profile(), 300))
     assert [(item.level, item.subject) for item in findings] == [("note", "preemption")]
     assert "sacctmgr show qos" in findings[0].text
 
@@ -143,30 +149,30 @@ def test_without_a_default_partition_one_must_be_named() -> None:
 
 def test_accounts() -> None:
     profile = Profile(account="green")
-    (found,) = judge_account(profile, ("blue", "red"))
+    (found,) = diagnose_account(profile, ("blue", "red"))
     assert found.text == "account green is none of yours (blue, red): adapt it"
-    assert list(judge_account(profile, ("green",))) == list(judge_account(profile, None)) == []
+    assert list(diagnose_account(profile, ("green",))) == list(diagnose_account(profile, None)) == []
 
 
 def test_accounting() -> None:
-    assert judge_accounting(real_cluster(), "").level == "ok"
-    found = judge_accounting(real_cluster(), "Slurm accounting storage is disabled")
+    assert diagnose_accounting(real_cluster(), "").level == "ok"
+    found = diagnose_accounting(real_cluster(), "Slurm accounting storage is disabled")
     assert found.level == "note"
     assert "ended jobs are known for 300 s" in found.text
 
 
 def test_where_runs_would_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = judge_folder(Path("/tmp/runs"))
+    (found,) = diagnose_folder(Path("/tmp/runs"))
     assert found.text.startswith("/tmp/runs: /tmp is each node's own")
-    monkeypatch.setattr(checkup, "file_system_of", lambda folder: "xfs")
-    (found,) = judge_folder(Path("/shared/runs"))
+    monkeypatch.setattr(diagnose, "file_system_of", lambda folder: "xfs")
+    (found,) = diagnose_folder(Path("/shared/runs"))
     assert found.text.startswith("/shared/runs is on xfs, a disk of this machine")
-    monkeypatch.setattr(checkup, "file_system_of", lambda folder: "lustre")
-    assert list(judge_folder(Path("/shared/runs"))) == []
+    monkeypatch.setattr(diagnose, "file_system_of", lambda folder: "lustre")
+    assert list(diagnose_folder(Path("/shared/runs"))) == []
 
 
-def report(folder: Path) -> list[Finding]:
-    return list(slurm_findings(folder, Profile(), 300))
+def report(folder: Path) -> list[Diagnostic]:
+    return list(diagnose_slurm(folder, Profile(), 300))
 
 
 def test_no_slurm_is_one_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_a_silent_controller_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("scontrol", "sinfo", "sbatch"):
         play(tmp_path, name, "exec /bin/sleep 60")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(offers, "ASK_S", 0.2)
+    monkeypatch.setattr(capabilities, "ASK_S", 0.2)
     lines = [(item.level, item.subject, item.text) for item in report(tmp_path)]
     assert lines[0] == ("ok", "Slurm's commands", f"sbatch scontrol sinfo in {tmp_path}")
     assert lines[1][2].startswith("srun squeue scancel not on the PATH")
@@ -194,7 +200,7 @@ def test_a_silent_controller_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_controller_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*checkup.NEEDED, "sinfo"):
+    for name in (*diagnose.NEEDED, "sinfo"):
         play(tmp_path, name, "echo 'scontrol: fatal: no configuration' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (
@@ -205,7 +211,7 @@ def test_a_controller_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With Slurm's commands played by scripts that repeat the real answers."""
-    for name in checkup.NEEDED:
+    for name in diagnose.NEEDED:
         play(tmp_path, name, "exit 1")
     answers = tmp_path / "answers"
     answers.mkdir()
@@ -216,7 +222,7 @@ def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     play(tmp_path, "sacct", "true")
     play(tmp_path, "sacctmgr", "echo blue")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    findings = list(slurm_findings(tmp_path, Profile(account="green"), 300))
+    findings = list(diagnose_slurm(tmp_path, Profile(account="green"), 300))
     assert [item.subject for item in findings if item.level == "ok"][:4] == [
         "Slurm's commands", "Slurm", "partition train*", "partition preempt",
     ]  # fmt: skip

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.plan.profile import Profile
+from launch.plan.slurm_job import plan_job, read_plan
 from launch.plan.snapshot import HASH_NAME
-from launch.slurm import node_health as fitness
-from launch.slurm import preflight
-from launch.slurm.history import lives_of, read_history
-from tests.unit.launch.slurm.run_folders import PLAN, begun, make_run, write_plan
+from launch.slurm import node_health, preflight
+from launch.slurm.history import attempts_since_submission, read_history
+from tests.unit.launch.slurm.run_folders import begun, make_run, write_plan
+from tests.unit.launch.slurm.scripts import REQUEST
 
 GPU = {
     "name": "H100", "memory.total": "81559", "memory.free": "81000", "clocks.sm": "1980", "clocks.max.sm": "1980",
@@ -27,7 +30,7 @@ def told(**changes: Any) -> dict[str, Any]:
     return {**usual, **changes}
 
 
-PLAN_2_GPUS = {**PLAN, "gpus_per_node": 2, "scratch": "/scratch"}
+PLAN = plan_job(replace(REQUEST, gpus_per_node=2), Profile(scratch="/scratch"))
 
 
 @pytest.mark.parametrize(
@@ -53,48 +56,47 @@ PLAN_2_GPUS = {**PLAN, "gpus_per_node": 2, "scratch": "/scratch"}
 )
 def test_a_bad_node_is_named_with_its_fault(changes: dict[str, Any], complaint: str) -> None:
     found = {"n1": told(), "n2": told(**changes), "n3": told()}
-    faults = fitness.find_faults(PLAN_2_GPUS, ["n1", "n2", "n3"], found, "abc")
+    faults = node_health.find_faults(PLAN, ["n1", "n2", "n3"], found, "abc")
     assert list(faults) == ["n2"]
     assert complaint in "; ".join(faults["n2"])
 
 
 def test_a_silent_node_is_named_and_good_ones_are_not() -> None:
-    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told()}, "abc") == {"n2": ["does not answer"]}
-    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], {"n1": told(), "n2": told()}, "abc") == {}
+    assert node_health.find_faults(PLAN, ["n1", "n2"], {"n1": told()}, "abc") == {"n2": ["does not answer"]}
+    assert node_health.find_faults(PLAN, ["n1", "n2"], {"n1": told(), "n2": told()}, "abc") == {}
 
 
 def test_two_nodes_that_differ_cannot_be_judged_by_majority() -> None:
     found = {"n1": told(), "n2": told(python="3.9.2")}
-    assert fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], found, "abc") == {}
+    assert node_health.find_faults(PLAN, ["n1", "n2"], found, "abc") == {}
 
 
 def test_code_is_compared_with_what_was_submitted_not_with_the_neighbours() -> None:
     found = {"n1": told(code_hash="def"), "n2": told(code_hash="def")}
-    assert list(fitness.find_faults(PLAN_2_GPUS, ["n1", "n2"], found, "abc")) == ["n1", "n2"]
+    assert list(node_health.find_faults(PLAN, ["n1", "n2"], found, "abc")) == ["n1", "n2"]
 
 
 def test_a_slow_cable_is_told_from_its_partners() -> None:
     pairs = [("n1", "n2", 1e9), ("n3", "n4", 1e8), ("n1", "n3", 1e9), ("n2", "n4", 1e8), ("n1", "n4", 1e8)]
-    assert list(fitness.slow_nodes(pairs)) == ["n4"]
-    assert fitness.slow_nodes([("n1", "n2", 1e3)]) == {}, "of two, nobody can say which"
+    assert list(node_health.slow_nodes(pairs)) == ["n4"]
+    assert node_health.slow_nodes([("n1", "n2", 1e3)]) == {}, "of two, nobody can say which"
 
 
-def judge(run: Path, answers: list[tuple[str, ...]]) -> tuple[int, str]:
+def check(run: Path, answers: list[tuple[str, ...]]) -> tuple[int, str]:
     lines: list[str] = []
 
     def resubmit(folder: Path, *options: str) -> int:
         answers.append(options)
         return 0
 
-    plan = json.loads((run / "slurm/plan.json").read_text())
-    code = fitness.judge_nodes(run, plan, "7", say=lines.append, resubmit=resubmit)
+    code = node_health.check_nodes(run, read_plan(run), "7", say=lines.append, resubmit=resubmit)
     return code, "\n".join(lines)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Life 0 on n1 and n2; n2 cannot read the shards."""
-    monkeypatch.setattr(fitness, "expand", lambda nodes: nodes.split(","))
+    """Attempt 0 on n1 and n2; n2 cannot read the shards."""
+    monkeypatch.setattr(node_health, "expand", lambda nodes: nodes.split(","))
     run = make_run(tmp_path)
     (run / HASH_NAME).write_text("abc\n")
     begun(run, 0, nodes="n1,n2")
@@ -106,27 +108,27 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_bad_node_ends_the_job(run: Path) -> None:
-    code, said = judge(run, [])
+    code, said = check(run, [])
     assert code == 1
-    assert "unfit: n2: cannot read /data: gone" in said
-    assert lives_of(read_history(run))[0].outcome == "bad nodes"
+    assert "unhealthy: n2: cannot read /data: gone" in said
+    assert attempts_since_submission(read_history(run))[0].exit_status == "bad nodes"
 
 
 def test_a_bad_node_is_replaced_where_asked_for(run: Path) -> None:
-    write_plan(run, replace_bad_nodes=True, directives={"exclude": "n9"})
+    write_plan(run, replace_bad_nodes=True, exclude="n9")
     answers: list[tuple[str, ...]] = []
-    assert judge(run, answers)[0] == 1, "this job ends; another goes on"
+    assert check(run, answers)[0] == 1, "this job ends; another goes on"
     assert answers == [("--exclude=n9,n2",)]
     for _ in range(10):
-        judge(run, answers)
-    assert len(answers) == fitness.MOST_REPLACEMENTS
+        check(run, answers)
+    assert len(answers) == node_health.MOST_REPLACEMENTS
 
 
 def test_ranks_that_cannot_talk_are_a_fault_of_no_node(run: Path) -> None:
     (run / "slurm/preflight/0/n2.json").write_text(json.dumps(told()))
-    assert judge(run, [])[0] == 0
+    assert check(run, [])[0] == 0
     write_plan(run, preflight="full", replace_bad_nodes=True)
-    code, said = judge(run, [])
+    code, said = check(run, [])
     assert code == 1
     assert "could not talk" in said
 
@@ -134,15 +136,15 @@ def test_ranks_that_cannot_talk_are_a_fault_of_no_node(run: Path) -> None:
 def test_a_snapshot_without_its_hash_is_a_fault_of_no_node(run: Path) -> None:
     write_plan(run, replace_bad_nodes=True)
     (run / HASH_NAME).unlink()
-    code, said = judge(run, [])
+    code, said = check(run, [])
     assert code == 1
     assert "there is no code.sha256 to compare the nodes' code with: submit with --new-code" in said
     assert "not submitted again: no node can be blamed" in said
-    assert lives_of(read_history(run))[0].outcome == "bad nodes"
+    assert attempts_since_submission(read_history(run))[0].exit_status == "bad nodes"
 
 
 def test_this_machine_looks_at_itself(tmp_path: Path) -> None:
-    run = make_run(tmp_path, reads=[str(tmp_path), str(tmp_path / "absent")], scratch=str(tmp_path / "nowhere"))
+    run = make_run(tmp_path, reads=(str(tmp_path), str(tmp_path / "absent")), scratch=str(tmp_path / "nowhere"))
     (run / "code").mkdir()
     found = preflight.look(run)
     assert found["run_disk"]["bytes_per_s"] > 0

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cclm.errors import ConfigError
-from launch.slurm.queue import JobNow, JobsNow
+from cclm.files.tail import Tail
+from launch.slurm.jobs import JobNow, JobsNow
 from launch.watch import logs
-from launch.watch.logs import EndOfRun, Tail, follow, last_lines, log_of
+from launch.watch.logs import EndOfRun, follow, log_of
 from launch.watch.run_folder import read_folder
 from launch.watch.status import RunNow, run_now
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import begun, make_run, rank_says
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "c"), (2, "b\nc"), (9, "a\nb\nc")])
-def test_last_lines(tmp_path: Path, count: int, text: str) -> None:
-    path = tmp_path / "log"
-    path.write_text("a\nb\nc")
-    assert last_lines(path, count) == (text.encode(), 5)
-
-
-def test_last_lines_of_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BLOCK_BYTES", 7)
-    path = tmp_path / "log"
-    path.write_text("".join(f"line {number}\n" for number in range(100)))
-    assert last_lines(path, 3)[0] == b"line 97\nline 98\nline 99\n"
-    assert last_lines(path, 1000)[0] == path.read_bytes()
-
-
-def test_each_byte_is_told_once(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("a\nb\n")
-    tail = Tail(path, 1)
-    with path.open("a") as file:
-        file.write("c")
-    assert (tail.news(), tail.news()) == (b"b\nc", b"")
-    path.write_text("x\n")
-    assert tail.news() == b"x\n", "cut off and begun anew"
-    path.rename(tmp_path / "log.1")
-    assert tail.news() is None
-    path.write_text("a longer text than before\n")
-    assert tail.news() == b"a longer text than before\n", "another file of the same name"
 
 
 def test_it_follows_to_the_end_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +53,14 @@ def test_slurm_is_not_asked_at_every_look(tmp_path: Path, fake_slurm: FakeSlurm)
     assert is_over(), "its history has changed, so it is worth a question"
 
 
-def test_the_end_of_an_element(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+def test_the_end_of_an_array_task(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     run = make_run(tmp_path, array=2, is_training=False)
     fake_slurm.queue(("7_0", "COMPLETED", "n1"), ("7_1", "RUNNING", "n1"))
     assert [EndOfRun(run, task)() for task in (0, 1, None)] == [True, False, False]
+
+
+def find(run: Path, *, rank: int | None = None, task: int | None = None, say: Callable[[str], None] = print) -> Path:
+    return log_of(looked_at(run), rank=rank, task=task, say=say)
 
 
 def looked_at(run: Path) -> RunNow:
@@ -93,29 +69,36 @@ def looked_at(run: Path) -> RunNow:
 
 @pytest.mark.parametrize(("rank", "name"), [(None, "slurm.log"), (0, "rank_0.log"), (3, "rank_3.log")])
 def test_logs_of_a_job(tmp_path: Path, rank: int | None, name: str) -> None:
-    assert log_of(looked_at(make_run(tmp_path)), rank=rank, task=None).name == name
+    assert find(make_run(tmp_path), rank=rank).name == name
 
 
 def test_logs_of_an_array(tmp_path: Path) -> None:
     run = make_run(tmp_path, array=3, is_training=False)
     (run / "logs").mkdir()
     (run / "logs/slurm_1.log").touch()
-    assert log_of(looked_at(run), rank=None, task=0).name == "task_0.log"
-    assert log_of(looked_at(run), rank=None, task=1).name == "slurm_1.log", "it ended before its task began"
+    assert find(run, task=0).name == "task_0.log"
+    assert find(run, task=1).name == "slurm_1.log", "it ended before its task began"
     (run / "logs/task_1.log").touch()
-    assert log_of(looked_at(run), rank=None, task=1).name == "task_1.log"
-    with pytest.raises(ConfigError, match="got --task 3 of an array with elements 0-2"):
-        log_of(looked_at(run), rank=None, task=3)
-    with pytest.raises(ConfigError, match="expected --task N, for an array has a log for each element, got none"):
-        log_of(looked_at(run), rank=None, task=None)
+    assert find(run, task=1).name == "task_1.log"
+    with pytest.raises(ConfigError, match="got --task 3 of an array with tasks 0-2"):
+        find(run, task=3)
+    with pytest.raises(ConfigError, match="expected --task N, for an array has a log for each task, got none"):
+        find(run)
 
 
 def test_logs_of_a_local_run(tmp_path: Path) -> None:
+    """Rank 0 writes to the terminal, so the others' are what there is."""
     rank_says(tmp_path, 0, step=1, time=1.0)
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/rank_1.log").touch()
-    assert log_of(looked_at(tmp_path), rank=1, task=None).name == "rank_1.log"
     with pytest.raises(
-        ConfigError, match=r"expected rank_0.log, got rank_1.log. Without Slurm, rank 0 writes to the term"
+        ConfigError, match=r"expected rank_0.log, got no rank's log. Without Slurm, rank 0 writes to the"
     ):
-        log_of(looked_at(tmp_path), rank=None, task=None)
+        find(tmp_path)
+    (tmp_path / "logs").mkdir()
+    for rank in (1, 10, 2):
+        (tmp_path / f"logs/rank_{rank}.log").touch()
+    assert find(tmp_path, rank=2).name == "rank_2.log"
+    said: list[str] = []
+    assert find(tmp_path, say=said.append).name == "rank_1.log"
+    assert said == ["rank 0 writes to the terminal of `launch run`; this is rank 1's"]
+    with pytest.raises(ConfigError, match=r"expected rank_3.log, got logs of rank\(s\) 1-2,10\. Check the number"):
+        find(tmp_path, rank=3)

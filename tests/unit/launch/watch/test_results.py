@@ -35,11 +35,11 @@ def folder(tmp_path: Path, fake_slurm: FakeSlurm) -> Path:
     for number, job in ((2, "7_2"), (3, "7_3")):
         run = tmp_path / f"points/{number}"
         add_event(run, Event(event="submitted", job=job, by_user=True))
-        add_event(run, Event(event="begin", job=job, life=0, step=0))
+        add_event(run, Event(event="begin", job=job, attempt=0, step=0))
         write_plan(run)
     rank_says(tmp_path / "points/3", 0, step=1, time=time.time())
     why = "rank 0 on n1: exit code 2: error: loss is not finite"
-    add_event(tmp_path / "points/2", Event(event="end", job="7_2", life=0, outcome="failed", why=why))
+    add_event(tmp_path / "points/2", Event(event="end", job="7_2", attempt=0, exit_status="failed", reason=why))
     fake_slurm.queue(("7_2", "FAILED"), ("7_3", "RUNNING"))
     return tmp_path
 

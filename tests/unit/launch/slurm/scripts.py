@@ -1,6 +1,6 @@
 """Jobs for the tests of Slurm scripts, and the golden files that hold them:
 
-python -m tests.unit.launch.slurm.jobs        write the golden files anew; then read what `git diff` shows
+python -m tests.unit.launch.slurm.scripts        write the golden files anew; then read what `git diff` shows
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ REQUEST = SlurmRequest(
     nodes=4,
     gpus_per_node=8,
     python="/shared/venv/bin/python",
-    host_python="/shared/venv/bin/python",
 )
 CPU = replace(REQUEST, gpus_per_node=0, tasks_per_node=2, preflight="quick")
 EVERYTHING = replace(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from launch.watch.find_runs import find_run, find_runs, find_runs_of
+from launch.watch.runs import find_run, find_runs, find_runs_of
 from tests.unit.launch.slurm.run_folders import rank_says
 
 
@@ -56,3 +56,11 @@ def test_a_folder_that_we_may_not_enter_may_be_a_run(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Path, "exists", refuse)
     assert find_runs(tmp_path) == [tmp_path / "closed"]
+
+
+def test_a_run_that_has_logs_alone_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranks failed before they said anything."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/a/logs").mkdir(parents=True)
+    assert find_run("a") == tmp_path / "runs/a"
+    assert find_runs(tmp_path / "runs") == []

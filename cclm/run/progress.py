@@ -1,6 +1,8 @@
 """How far a run has come, read from its folder alone: the same under Slurm, on plain hosts and on one machine.
 
-log.jsonl, status/rank_0.json, checkpoints/, config.yaml, done.json, stopped.json ──> Progress
+    log.jsonl, status/rank_0.json, checkpoints/, config.yaml, done.json ──> Progress
+
+What cannot be read is left out, and said in `notes`: one broken line must not hide a run.
 """
 
 from __future__ import annotations
@@ -8,21 +10,23 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
-from cclm.files.reading import read_json, read_yaml
+from cclm.errors import CclmError
+from cclm.files.reading import read_yaml
 from cclm.run.checkpoints import newest_complete, read_marker
-from cclm.run.status import DONE_NAME, STATUS_FOLDER
+from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
 
 LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch
 TAIL_BYTES = 2**18
 """Of the log only so much is read, from its end: enough for many of the longest lines."""
-
 NUM_PACE_LINES = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class Progress:
     """One moment of a training run; None: not known, or not yet."""
 
     phase: str
-    """What rank 0 last said: "starting", "training", "saving", "stopped", "done"; "" if it never said anything."""
+    """What rank 0 last said: "starting", "training", "saving", "stopped", "done", …; "" if it never said anything."""
     step: int
     """Steps done, by rank 0's last word."""
     total_steps: int | None
@@ -46,50 +50,81 @@ class Progress:
     usual_silence_s: float | None
     """Seconds between the last lines of the log: a rank says something about itself as often."""
     is_done: bool
+    end: StatusRecord | None
+    """Rank 0's last word, if that was why it ended."""
+    notes: tuple[str, ...]
+    """Sentences about what could not be read."""
 
 
 def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
-    """Read how far a run has come. `now`: seconds since 1970.
-
-    Raises:
-        ConfigError: a file of the folder cannot be read.
-    """
+    """Read how far a run has come. `now`: seconds since 1970."""
     now = time.time() if now is None else now
-    said = read_json(run_folder / STATUS_FOLDER / "rank_0.json", {})
-    lines, total = _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES), _total_steps(run_folder)
-    values = lines[-1]["values"] if lines else {}
+    notes: list[str] = []
+    path = run_folder / STATUS_FOLDER / "rank_0.json"
+    said = read_status(path)
+    if said is None and path.exists():
+        notes.append(f"{path} cannot be read")
+    lines = _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES, notes)
+    total = _or_note(lambda: _total_steps(run_folder), None, notes)
+    done = _or_note(DoneMarker(run_folder).read, None, notes)
     newest = newest_complete(run_folder)
-    done = read_json(run_folder / DONE_NAME, None)
-    step = int(done["step"] if done else max(said.get("step", 0), lines[-1]["step"] + 1 if lines else 0))
+    last: dict[str, Any] = lines[-1] if lines else {"step": -1, "values": {}}
+    step = done.step if done else max(said.step if said else 0, last["step"] + 1)
     return Progress(
-        phase="done" if done else str(said.get("phase", "")),
+        phase="done" if done else said.phase if said else "",
         step=step,
         total_steps=total,
-        loss=values.get("loss"),
-        samples_per_s=values.get("speed/samples_per_s"),
+        loss=last["values"].get("loss"),
+        samples_per_s=last["values"].get("speed/samples_per_s"),
         eta_s=None if done else _eta_s(lines, total, step),
         checkpoint_step=0 if newest is None else read_marker(newest).step,
-        silent_s=round(now - said["time"], 1) if "time" in said else None,
+        silent_s=round(now - said.time, 1) if said else None,
         usual_silence_s=_seconds_per_line(lines),
         is_done=done is not None,
+        end=said if said is not None and said.cause else None,
+        notes=tuple(notes),
     )
 
 
 def last_values(run_folder: Path) -> dict[str, float]:
-    """The newest number of each name in the last lines of the log: not every line has every name."""
+    """Return the newest number of each name in the last lines of the log: not every line has every name."""
     return {name: value for line in _last_lines(run_folder / LOG_NAME) for name, value in line["values"].items()}
 
 
-def _last_lines(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+def _or_note(read: Callable[[], T], absent: T, notes: list[str]) -> T:
+    try:
+        return read()
+    except (CclmError, OSError) as error:
+        notes.append(str(error))
+        return absent
+
+
+def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = None) -> list[dict[str, Any]]:
     """The last lines of the log that are whole, oldest first; `most`: how many at most."""
-    if not path.exists():
+    try:
+        with path.open("rb") as file:
+            start = max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0)
+            file.seek(start)
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
         return []
-    with path.open("rb") as file:
-        start = max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0)
-        file.seek(start)
-        text = file.read().decode("utf-8", "replace")
     lines = text.split("\n")[1 if start else 0 : -1]  # what follows the last newline is being written
-    return [json.loads(line) for line in (lines if most is None else lines[-most:])]
+    found = [_parse(line) for line in lines]
+    num_broken = found.count(None)
+    if num_broken and notes is not None:
+        notes.append(f"{num_broken} line(s) of {path.name} cannot be read")
+    whole = [line for line in found if line is not None]
+    return whole if most is None else whole[-most:]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """A line of the log; None if it is none."""
+    try:
+        line = json.loads(text)
+        is_whole = isinstance(line["step"], int) and isinstance(line["values"], dict) and line["time"] >= 0
+    except (KeyError, TypeError, ValueError):
+        return None
+    return line if is_whole else None
 
 
 def _total_steps(run_folder: Path) -> int | None:

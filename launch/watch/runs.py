@@ -19,8 +19,8 @@ PLACES = ("*", *(f"*/{place}" for place in INSIDE))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun, or was submitted, in this folder. One that we may not enter may be one: whoever then
-    reads it says so."""
+    """Return whether a run has begun, or was submitted, in this folder. One that we may not enter may be one: whoever
+    then reads it says so."""
     try:
         return any((folder / name).exists() for name in (HISTORY, STATUS_FOLDER, DONE_NAME))
     except PermissionError:
@@ -28,7 +28,7 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """All run folders in `root` and one level below, sorted by path."""
+    """Return all run folders in `root` and one level below, sorted by path."""
     return sorted(set(_found(root)))
 
 
@@ -42,12 +42,13 @@ def _found(root: Path) -> Iterator[Path]:
 
 
 def find_run(name: str) -> Path:
-    """The folder of a run, given by its path or by its name in `runs/`.
+    """Return the folder of a run, given by its path or by its name in `runs/`.
 
     Raises:
         ConfigError: it is no run folder.
     """
-    folder = next((place for place in (Path(name), RUNS / name) if place.is_dir() and is_run(place)), None)
+    places = (place for place in (Path(name), RUNS / name) if place.is_dir())
+    folder = next((place for place in places if is_run(place) or (place / "logs").is_dir()), None)
     if folder is not None:
         return folder.absolute()
     found = sorted({path for place in (Path(name), RUNS / name) for path in _inside(place)})
@@ -64,7 +65,7 @@ def find_run(name: str) -> Path:
 
 
 def find_runs_of(name: str) -> list[Path]:
-    """The run of this name; or those in it, if it is a sweep or has stages: in the order of their numbers or names.
+    """Return the run of this name; or those in it, if it is a sweep or has stages, in the order of numbers or names.
 
     Raises:
         ConfigError: there is no run.

@@ -1,6 +1,7 @@
-"""What Slurm knows at this moment about many jobs: one squeue call for all of them, sacct for those that squeue forgot.
+"""What Slurm knows at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
 
 job ids ──> squeue ──(forgotten)──> sacct, where the site keeps accounts ──> JobsNow
+run folders ──> squeue (their history's jobs, and the caller's that run their script) ──> jobs that carry them
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from cclm.errors import CclmError
+from launch.plan.slurm_job import PLAN_NAME, SCRIPT_NAME, SLURM_FOLDER
+from launch.plan.sweep import is_sweep, point_folder, read_sweep
 from launch.slurm.client import ask_slurm, is_over
+from launch.slurm.history import jobs_of, read_history
 
 FORMAT = "%i|%T|%N|%S|%o|%r"
 """Id, state, nodes, start, script, reason; the reason last, because its words are Slurm's."""
@@ -21,10 +26,10 @@ NO_VALUE = frozenset({"N/A", "(null)", "None", "Unknown", "None assigned", ""})
 
 @dataclass(frozen=True, kw_only=True)
 class JobNow:
-    """One job, or one element of an array."""
+    """One job, or one task of an array."""
 
     job: str
-    """Slurm's id; ARRAY_ELEMENT for an element."""
+    """Slurm's id; ARRAY_TASK for a task of an array."""
     state: str
     """Slurm's word: "PENDING", "RUNNING", "COMPLETED", …"""
     reason: str = ""
@@ -38,12 +43,12 @@ class JobNow:
 
     @property
     def base(self) -> str:
-        """The id without the element."""
+        """The id without the array's task."""
         return self.job.partition("_")[0]
 
     @property
-    def element(self) -> int | None:
-        """Number of the element; None: no array."""
+    def array_task(self) -> int | None:
+        """Number of the array's task; None: no array."""
         number = self.job.partition("_")[2]
         return int(number) if number else None
 
@@ -67,12 +72,12 @@ class JobsNow:
     """"sacct", "no accounting", or "not asked" because squeue knew every job."""
 
     def of(self, job: str) -> list[JobNow]:
-        """What is known of a job or an element: one entry, one per element of an array, or nothing."""
+        """What is known of a job or an array's task: one entry, one per task of an array, or nothing."""
         return self._by_name.get(job, [])
 
     @cached_property
     def _by_name(self) -> dict[str, list[JobNow]]:
-        """Jobs by their id, elements also by their array's: a table of a thousand runs asks thousands of times."""
+        """Jobs by their id, tasks also by their array's: a table of a thousand runs asks thousands of times."""
         found: dict[str, list[JobNow]] = {}
         for job in self.jobs:
             for name in {job.base, job.job}:
@@ -146,7 +151,7 @@ def parse_accounts(text: str) -> tuple[JobNow, ...]:
     return tuple(
         JobNow(job=job, state=state.split()[0], nodes=_value(nodes), start=_value(start))
         for job, state, nodes, start in rows
-        if "[" not in job  # elements that were cancelled before they began have no id of their own
+        if "[" not in job  # tasks that were cancelled before they began have no id of their own
     )
 
 
@@ -165,3 +170,66 @@ def parse_details(text: str) -> dict[str, str]:
 
 def _value(text: str) -> str:
     return "" if text in NO_VALUE else text
+
+
+def script_of(run_folder: Path) -> Path:
+    """Return the path of a run's batch script, by which a job that was submitted by hand is known."""
+    return (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
+
+
+def live_jobs(run_folder: Path) -> list[JobNow]:
+    """Return the jobs of the run that wait or run: those of its history, and those of the caller that run its script.
+    Of an array that is each task; a sweep's point is one task.
+
+    Raises:
+        CclmError: there is no Slurm here, or it does not answer.
+    """
+    return live_jobs_of([run_folder])[run_folder]
+
+
+def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
+    """Return the same of many runs, with two questions to Slurm at most.
+
+    Raises:
+        CclmError: there is no Slurm here, or it does not answer.
+    """
+    known = {run: jobs_of(read_history(run)) for run in run_folders}
+    if not any(jobs or (run / SLURM_FOLDER / PLAN_NAME).exists() for run, jobs in known.items()):
+        return {run: [] for run in run_folders}
+    mine = ask_queue("--me")
+    told = {job.base for job in mine}
+    # What is not the caller's is somebody else's, or forgotten.
+    others = sorted({job for jobs in known.values() for job in jobs if job.partition("_")[0] not in told})
+    everything = [*mine, *(ask_queue(f"--jobs={','.join(others)}") if others else ())]
+    by_name: dict[str, list[JobNow]] = {}
+    for job in everything:
+        if not job.is_over:
+            for name in {job.job, job.base, *([str(Path(job.script).resolve())] if job.script else [])}:
+                by_name.setdefault(name, []).append(job)
+    found = {}
+    for run, jobs in known.items():
+        ours = [job for name in (str(script_of(run)), *jobs) for job in by_name.get(name, ())]
+        found[run] = list({job.job: job for job in ours}.values())
+    return found
+
+
+def jobs_alive(run_folder: Path) -> list[str]:
+    """Return the jobs of a run that wait or run, an array as a whole; of a sweep, those of its points.
+
+    Raises:
+        CclmError: Slurm does not answer.
+    """
+    if is_sweep(run_folder):
+        return list(points_alive(run_folder, len(read_sweep(run_folder).points)).values())
+    known = jobs_of(read_history(run_folder))
+    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)})
+
+
+def points_alive(folder: Path, count: int) -> dict[int, str]:
+    """Return the points of a sweep whose job waits or runs, with that job.
+
+    Raises:
+        CclmError: Slurm does not answer.
+    """
+    numbers = {point_folder(folder, number): number for number in range(count)}
+    return {numbers[run]: jobs[-1].job for run, jobs in live_jobs_of(list(numbers)).items() if jobs}
