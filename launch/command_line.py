@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import signal
 import sys
 
 from cclm.errors import CclmError
 from cclm.run.causes import EXIT_CODES, Cause, cause_of
-from launch.commands import doctor, drill, logs, plan, resume, run, shards, status, stop, submit, sweep
+from launch.commands import control, run, submit, sweep, watch
+from launch.commands.watch import INTERRUPTED_CODE
 
-COMMANDS = (plan, run, submit, sweep, shards, status, logs, stop, resume, drill, doctor)
+COMMANDS = (run, submit, sweep, watch, control)
 """In the order of --help. Each has `add_to(commands)`, which adds parsers whose default `execute` takes the options
 and the words after `--`, and returns the exit code."""
 OPTION = re.compile(r"--[a-z][a-z-]*")
-INTERRUPTED_CODE = 128 + signal.SIGINT
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

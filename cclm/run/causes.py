@@ -18,7 +18,7 @@ from typing import Any
 
 from cclm.errors import Cause, CclmError
 
-__all__ = ["EXIT_CODES", "MENDED_BY_USER", "Cause", "cause_of", "cause_of_code", "consequence"]
+__all__ = ["EXIT_CODES", "GOOD_ENDS", "MENDED_BY_USER", "Cause", "cause_of", "cause_of_code", "consequence"]
 
 EXIT_CODES: dict[Cause, int] = {
     Cause.DONE: 0,
@@ -37,6 +37,8 @@ EXIT_CODES: dict[Cause, int] = {
 }
 """What a process with this cause ends with (69 to 75 are sysexits.h's); SIGNAL is 128 + the signal's number."""
 
+GOOD_ENDS = frozenset({Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER})
+"""Causes of ranks that have not failed."""
 MENDED_BY_USER = frozenset({Cause.USER_ERROR, Cause.DIVERGED, Cause.DISK_FULL})
 """Another attempt would end in the same way: the job ends at once, with a reason."""
 

@@ -8,8 +8,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from cclm.run.machine import usable_cores
+
 ENVIRONMENT_NAME = "environment.json"
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "numpy", "pillow")
 """Packages whose versions decide numbers."""
@@ -35,16 +36,6 @@ def describe_environment() -> dict[str, str]:
             continue
     found["started"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return found
-
-
-def usable_cores(quota: Path = CGROUP_QUOTA) -> float:
-    """Return the cores' worth of time that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        limit, period = quota.read_text(encoding="ascii").split()
-        return min(float(allowed), int(limit) / int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return float(allowed)
 
 
 def processor_name() -> str:

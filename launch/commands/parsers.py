@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `ArgumentParser.add_subparsers` returns."""
+RUN = "name in runs/ or path"
 
 
 def usage(action: str, rest: str = "command") -> str:

@@ -1,35 +1,38 @@
-"""`run`: ranks on this machine."""
+"""`run` and `plan`: ranks on this machine, and what `run` or `submit` would do."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cclm.errors import Cause, CclmError, ConfigError
 from cclm.run.launcher import started_by
+from cclm.run.machine import this_machine
 from cclm.run.process import why_port_is_taken
+from launch.commands import submit
 from launch.commands.parsers import Commands, say, usage
 from launch.plan.job import JobPlan, JobRequest, make_plan
-from launch.plan.machine import this_machine
 from launch.plan.recipe import recipe_of, run_folder_of
 
 DEFAULT_FOLDER = Path("runs/launch")
 
 
 def add_to(commands: Commands) -> None:
-    """Add `run`."""
-    parser = commands.add_parser("run", help="run a command on N local ranks", usage=usage("run"))
-    parser.add_argument(
-        "--run-folder",
-        type=Path,
-        default=None,
-        help=f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}",
-    )
-    add_options(parser)
-    parser.set_defaults(execute=execute)
+    """Add `plan` and `run`."""
+    plan = commands.add_parser("plan", help="print what `run`, or `submit` (--nodes), would do", usage=usage("plan"))
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    add_options(plan.add_argument_group("ranks on this machine"))
+    submit.add_options(plan, nodes=None)
+    plan.set_defaults(execute=show_plan)
+    run = commands.add_parser("run", help="run a command on N local ranks", usage=usage("run"))
+    where = f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}"
+    run.add_argument("--run-folder", type=Path, default=None, help=where)
+    add_options(run)
+    run.set_defaults(execute=execute)
 
 
 def add_options(parser: argparse._ActionsContainer) -> None:
@@ -65,6 +68,18 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
         bind=options.bind == "auto",
     )
     return make_plan(request, machine, os.environ)
+
+
+def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Print the plan of a job here, or with --nodes under Slurm."""
+    if options.nodes is None and options.recipe is not None:
+        raise ConfigError(
+            where="plan", expected="--nodes with a recipe", got=f"recipe {options.recipe} alone",
+            do=f"For example: python -m launch plan {options.recipe} --nodes 2",
+        )  # fmt: skip
+    plan = plan_from(options, command) if options.nodes is None else submit.plan_from(options, command)[0]
+    sys.stdout.write((plan.to_json() if options.json else plan.to_text()) + "\n")
+    return 0
 
 
 def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:

@@ -1,16 +1,26 @@
-"""`submit`: a job under Slurm."""
+"""`submit`: a job under Slurm; `shards`: jobs that build shard sets and wait for each other."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from launch.commands.fields import add_fields, read_fields
+from cclm.files.options import add_fields, read_fields
 from launch.commands.parsers import Commands, say, usage
 from launch.plan.profile import read_profile
-from launch.plan.recipe import RECIPE_NAME, Recipe, folders_named_in, read_recipe, run_folder_of
+from launch.plan.recipe import (
+    RECIPE_NAME,
+    Recipe,
+    find_recipe,
+    folders_named_in,
+    merge_recipe,
+    read_recipe,
+    run_folder_of,
+    write_recipe,
+)
 from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest
 from launch.plan.slurm_job import SlurmPlan, plan_job
 
@@ -22,10 +32,17 @@ CHOICES = {"launcher": LAUNCHERS, "preflight": PREFLIGHTS}
 
 
 def add_to(commands: Commands) -> None:
-    """Add `submit`."""
+    """Add `submit` and `shards`."""
     parser = commands.add_parser("submit", help="submit a job to Slurm", usage=usage("submit [RECIPE]", "overrides"))
     add_submit_options(parser)
     parser.set_defaults(execute=execute)
+    shards = commands.add_parser("shards", help="build shard sets as jobs", usage=usage("shards RECIPE", "overrides"))
+    add_submit_options(shards)
+    build = shards.add_argument_group("the build")
+    build.add_argument("--out", type=Path, required=True, help="each set becomes OUT/NAME")
+    build.add_argument("--tasks", type=int, required=True, help="tasks of the array that reads the corpus")
+    build.add_argument("--write-tasks", type=int, default=0, help="tasks of an array that writes shards; 0: the merge")
+    shards.set_defaults(execute=submit_shards)
 
 
 def add_options(parser: argparse.ArgumentParser, *, nodes: int | None) -> None:
@@ -130,3 +147,53 @@ def _run_folder(options: argparse.Namespace, recipe: Recipe | None) -> Path:
             where="submit", expected="--run-folder, or a recipe with a run_folder", got="neither", do="Name one."
         )
     return Path(named).absolute()
+
+
+def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Submit what is left to do: the reading, the writing if it has tasks of its own, and the merge."""
+    if options.tasks < 1 or options.write_tasks < 0:
+        raise ConfigError(
+            where="shards", expected="--tasks of at least 1, --write-tasks of at least 0",
+            got=f"--tasks {options.tasks} --write-tasks {options.write_tasks}", do="Give the number of tasks.",
+        )  # fmt: skip
+    from launch.slurm.restart import why_not_done
+    from launch.slurm.submit import submit
+
+    origin = find_recipe(options.recipe or "", Path("shards/recipes"))
+    folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()
+    content = merge_recipe(origin, command)
+    recipe = folder / RECIPE_NAME
+    if recipe.exists() and merge_recipe(recipe, ()) != content:
+        raise ConfigError(
+            where=str(recipe), expected="the recipe of the earlier submission", got="another one",
+            do="Choose another --run-folder and --out, or remove both folders.",
+        )  # fmt: skip
+    if not options.dry_run:
+        recipe = write_recipe(folder, content, origin)
+    before: Path | None = options.after
+    for name, tasks, words in stages(options, recipe):
+        run = folder / name
+        if why_not_done(run) == "":
+            say(f"{name}: done already")
+            continue
+        stage = {"recipe": None, "run_folder": run, "array": tasks, "after": before, "preflight": "none"}
+        plan, _ = plan_from(argparse.Namespace(**{**vars(options), **stage}), words)
+        if options.dry_run:
+            sys.stdout.write(script_of(plan))
+        else:
+            job = submit(plan, say=say, new_code=options.new_code)
+            sys.stdout.write(f"{name} {job}\n")
+        before = run
+    return 0
+
+
+def stages(options: argparse.Namespace, recipe: Path) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    """Yield name, number of tasks (0: one job without an array) and command of each stage."""
+    workers = str(options.cpus_per_task or 1)
+    where = (str(recipe), "--out", str(options.out.absolute()), "--workers", workers)
+    share = "--task", "@TASK@/{}"
+    yield "read", options.tasks, ("python", "-m", "shards", "build", *where, share[0], share[1].format(options.tasks))
+    merge = ("python", "-m", "shards", "merge", *where)
+    if options.write_tasks:
+        yield "write", options.write_tasks, (*merge, share[0], share[1].format(options.write_tasks))
+    yield "merge", 0, merge

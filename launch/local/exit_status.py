@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cclm.files.tail import last_lines
-from cclm.run.causes import EXIT_CODES, Cause, consequence
+from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
 from cclm.run.stop import read_stopped
 from launch.plan.job import JobPlan
 
 NUM_LAST_LINES = 20
 """So much of the first failing rank's log is shown."""
-GOOD = (Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class JobExit:
     @property
     def failure(self) -> RankExit | None:
         """The rank to blame: the first that did not end well, of those that did not end because of another."""
-        failed = [end for end in self.exits if end.cause not in GOOD]
+        failed = [end for end in self.exits if end.cause not in GOOD_ENDS]
         return min(failed, key=lambda end: consequence(end.cause), default=None)
 
     @property
@@ -93,4 +92,4 @@ def explain(job: JobExit, plan: JobPlan, say: Callable[[str], None]) -> None:
 
 def _others(exits: Sequence[RankExit], failure: RankExit) -> list[RankExit]:
     """Ranks that failed, too, and not only because the launcher ended them."""
-    return [end for end in exits if end is not failure and end.cause not in (*GOOD, Cause.ENDED)]
+    return [end for end in exits if end is not failure and end.cause not in {*GOOD_ENDS, Cause.ENDED}]

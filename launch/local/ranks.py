@@ -16,10 +16,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cclm.run.causes import GOOD_ENDS
 from cclm.run.status import cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.local import guard, shim
-from launch.local.exit_status import GOOD, RankExit
+from launch.local.exit_status import RankExit
 from launch.plan.job import JobPlan, RankPlan
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -77,7 +78,7 @@ class Ranks:
             self.tell_guard(f"-{process.pid}")
             cause, reason = cause_of_end(self.plan.run_folder, rank, code)
             self.exits.append(RankExit(rank=rank, code=code, seconds=seconds, cause=cause, reason=reason))
-            if cause not in GOOD:
+            if cause not in GOOD_ENDS:
                 self.end()
 
     def receive(self, number: int) -> None:

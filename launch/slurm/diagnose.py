@@ -1,7 +1,7 @@
 """The part of `python -m launch doctor` about Slurm: what there is, and what would go wrong, with what to do about it.
 
 Cluster (capabilities.py) ──> describe ──> ok lines
-                          └─> problems ──────> warn lines
+                          └─> problems ──> warn lines
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cclm.errors import CclmError
-from launch.local.diagnose import Diagnostic
-from launch.plan.machine import file_system_of
+from cclm.run.machine import file_system_of
+from launch.local.diagnose import Diagnostic, note, ok, warn
 from launch.plan.profile import Profile
 from launch.plan.request import SlurmRequest, seconds_of
 from launch.slurm.capabilities import Cluster, Node, Partition, accounting_complaint, my_accounts, read_cluster
@@ -32,22 +32,20 @@ def diagnose_slurm(folder: Path, profile: Profile, save_s: int) -> Iterator[Diag
     """Look at Slurm from here. `folder`: where runs will go; `save_s`: seconds that a step and a save may take."""
     places = {name: shutil.which(name) for name in (*NEEDED, *OPTIONAL)}
     if not any(places.values()):
-        yield Diagnostic(
-            level="note", subject="Slurm", text="none of its commands is on the PATH; `launch run` needs none"
-        )
+        yield note("Slurm", "none of its commands is on the PATH; `launch run` needs none")
         return
     folders = sorted({str(Path(place).parent) for place in places.values() if place})
     there = " ".join(name for name, place in places.items() if place)
-    yield Diagnostic(level="ok", subject="Slurm's commands", text=f"{there} in {', '.join(folders)}")
+    yield ok("Slurm's commands", f"{there} in {', '.join(folders)}")
     missing = [name for name in NEEDED if places[name] is None]
     if missing:
-        yield _warn("Slurm's commands", f"{' '.join(missing)} not on the PATH: load the site's module of Slurm")
+        yield warn("Slurm's commands", f"{' '.join(missing)} not on the PATH: load the site's module of Slurm")
     if places["sinfo"] is None or places["scontrol"] is None:
         return
     try:
         cluster = read_cluster()
     except CclmError as error:
-        yield _warn("Slurm's controller", " ".join(f"{error.where}: {error.got}. {error.do}".split()))
+        yield warn("Slurm's controller", " ".join(f"{error.where}: {error.got}. {error.do}".split()))
         return
     yield from describe(cluster)
     complaint = accounting_complaint()
@@ -59,11 +57,9 @@ def diagnose_slurm(folder: Path, profile: Profile, save_s: int) -> Iterator[Diag
 
 
 def describe(cluster: Cluster) -> Iterator[Diagnostic]:
-    """One line for the cluster, one for each partition."""
-    name, version = cluster.setting("ClusterName"), cluster.setting("SLURM_VERSION")
-    tasks = cluster.setting("MaxArraySize")
-    text = f"{version}, cluster {name}, {len(cluster.nodes)} node(s); arrays of up to {tasks} tasks"
-    yield Diagnostic(level="ok", subject="Slurm", text=text)
+    """Yield one line for the cluster, one for each partition."""
+    name, version, tasks = (cluster.setting(name) for name in ("ClusterName", "SLURM_VERSION", "MaxArraySize"))
+    yield ok("Slurm", f"{version}, cluster {name}, {len(cluster.nodes)} node(s); arrays of up to {tasks} tasks")
     for partition in cluster.partitions:
         states = Counter(node.plain_state for node in partition.nodes)
         parts = [
@@ -72,76 +68,83 @@ def describe(cluster: Cluster) -> Iterator[Diagnostic]:
             f"time limit {partition.max_time.lower()}",
             f"preemption {partition.preempt_mode.lower()}",
         ]
-        subject = f"partition {partition.name}{'*' if partition.is_default else ''}"
-        yield Diagnostic(level="ok" if partition.is_up else "note", subject=subject, text="; ".join(parts))
+        say = ok if partition.is_up else note
+        yield say(f"partition {partition.name}{'*' if partition.is_default else ''}", "; ".join(parts))
 
 
 def _kinds(nodes: Sequence[Node]) -> list[str]:
     """What a node has; several kinds with how many there are of each."""
-    kinds = Counter(
-        f"{node.cores} core(s), {node.memory_mib / 1024:.0f} GiB, {node.gres or 'no GPU'}" for node in nodes
-    )
+    has = (f"{node.cores} core(s), {node.memory_mib / 1024:.0f} GiB, {node.gres or 'no GPU'}" for node in nodes)
+    kinds = Counter(has)
     return [f"{count if len(kinds) > 1 else 'each'} × {kind}" for kind, count in kinds.most_common()]
 
 
 def problems(cluster: Cluster, profile: Profile, save_s: int) -> Iterator[Diagnostic]:
-    """What would go wrong, by the cluster's own settings."""
+    """Yield what would go wrong, by the cluster's own settings."""
     yield from _settings(cluster, save_s)
     yield from _profile(cluster, profile)
     chosen = [item for item in cluster.partitions if profile.partition in (None, item.name)]
     yield from _preemption(cluster, chosen, save_s)
     usual = SlurmRequest.time
-    short = [item for item in chosen if _seconds(item.max_time) < _seconds(usual)]
+    short = [f"{item.name} {item.max_time}" for item in chosen if _seconds(item.max_time) < _seconds(usual)]
     if short:
-        limits = ", ".join(f"{item.name} {item.max_time}" for item in short)
-        yield _warn("time limit", f"{limits}: shorter than our default of {usual}; give --time")
+        yield warn("time limit", f"{', '.join(short)}: shorter than our default of {usual}; give --time")
     lost = [node for node in cluster.nodes if not node.is_usable]
     if lost:
         names = [f"{node.name} {node.state}{f' ({node.reason})' if node.reason else ''}" for node in lost]
         shown = ", ".join([*names[:MOST_NAMES], *["…"] * (len(names) > MOST_NAMES)])
         text = f"{len(lost)} of {len(cluster.nodes)} take no job: {shown}; ask for fewer, or ask the administrators"
-        yield _warn("nodes", text)
+        yield warn("nodes", text)
 
 
 def _settings(cluster: Cluster, save_s: int) -> Iterator[Diagnostic]:
-    if cluster.setting("JobRequeue") == "0":
-        text = "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too"
-        yield _warn("JobRequeue", text)
-    kill_s = cluster.seconds("KillWait")
-    if kill_s < save_s:
-        text = f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits"
-        yield _warn("KillWait", text)
-    if cluster.setting("MaxArraySize") in ("0", "1"):
-        yield _warn("MaxArraySize", "no array jobs here: sweeps and builds of shards need them")
-    if cluster.setting("EnforcePartLimits") in ("NO", ""):
-        text = (
-            "NO: what a partition can never give may wait for ever instead of being refused; squeue says why it waits"
-        )
-        yield _warn("EnforcePartLimits", text)
-    if cluster.setting("SelectType") != "select/cons_tres":
-        text = f"{cluster.setting('SelectType')}: --gpus-per-node needs select/cons_tres; jobs on the CPU work"
-        yield _warn("SelectType", text)
+    kill_s, select = cluster.seconds("KillWait"), cluster.setting("SelectType")
+    each = "core" if cluster.setting("DefMemPerCPU") else "node"
     memory = cluster.setting("DefMemPerCPU") or cluster.setting("DefMemPerNode")
-    if "MEMORY" in cluster.setting("SelectTypeParameters").upper() and memory not in ("", "UNLIMITED"):
-        each = "core" if cluster.setting("DefMemPerCPU") else "node"
-        text = f"a job gets {memory} MiB per {each} unless it asks: --sbatch mem=0 takes all that a node has"
-        yield _warn("memory", text)
+    is_counted = "MEMORY" in cluster.setting("SelectTypeParameters").upper() and memory not in ("", "UNLIMITED")
+    found = {
+        "JobRequeue": (
+            cluster.setting("JobRequeue") == "0",
+            "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too",
+        ),
+        "KillWait": (
+            kill_s < save_s,
+            f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits",
+        ),
+        "MaxArraySize": (
+            cluster.setting("MaxArraySize") in ("0", "1"),
+            "no array jobs here: sweeps and builds of shards need them",
+        ),
+        "EnforcePartLimits": (
+            cluster.setting("EnforcePartLimits") in ("NO", ""),
+            "NO: what a partition can never give may wait for ever instead of being refused; squeue says why it waits",
+        ),
+        "SelectType": (
+            select != "select/cons_tres",
+            f"{select}: --gpus-per-node needs select/cons_tres; jobs on the CPU work",
+        ),
+        "memory": (
+            is_counted,
+            f"a job gets {memory} MiB per {each} unless it asks: --sbatch mem=0 takes all that a node has",
+        ),
+    }
+    yield from (warn(subject, text) for subject, (is_wrong, text) in found.items() if is_wrong)
 
 
 def _profile(cluster: Cluster, profile: Profile) -> Iterator[Diagnostic]:
-    names = [item.name for item in cluster.partitions]
+    names = ", ".join(item.name for item in cluster.partitions)
     if profile.partition is None:
         if not any(item.is_default for item in cluster.partitions):
-            yield _warn("profile", f"no partition is the default: name one of {', '.join(names)} in a profile")
+            yield warn("profile", f"no partition is the default: name one of {names} in a profile")
         return
     partition = next((item for item in cluster.partitions if item.name == profile.partition), None)
     if partition is None:
-        yield _warn("profile", f"partition {profile.partition} does not exist here, only {', '.join(names)}: adapt it")
+        yield warn("profile", f"partition {profile.partition} does not exist here, only {names}: adapt it")
     elif not partition.is_up:
-        yield _warn("profile", f"partition {partition.name} is not up: choose another")
+        yield warn("profile", f"partition {partition.name} is not up: choose another")
     elif partition.accounts is not None and profile.account not in partition.accounts:
         allowed = ", ".join(partition.accounts)
-        yield _warn("profile", f"partition {partition.name} is for account {allowed}, not {profile.account}: adapt it")
+        yield warn("profile", f"partition {partition.name} is for account {allowed}, not {profile.account}: adapt it")
 
 
 def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) -> Iterator[Diagnostic]:
@@ -150,43 +153,36 @@ def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) 
         return
     if "preempt_send_user_signal" not in cluster.setting("SlurmctldParameters"):
         text = "SlurmctldParameters lack preempt_send_user_signal: a preempted job gets TERM instead of our USR1"
-        yield _warn("preemption", f"{text}, saves if there is time, and only Slurm brings it back: save often")
+        yield warn("preemption", f"{text}, saves if there is time, and only Slurm brings it back: save often")
     if kind != "preempt/partition_prio":
-        text = (
-            "goes by QOS: `sacctmgr show qos format=name,preempt,preemptmode,gracetime` says what happens to which job"
-        )
-        yield Diagnostic(level="note", subject="preemption", text=text)
+        how = "`sacctmgr show qos format=name,preempt,preemptmode,gracetime`"
+        yield note("preemption", f"goes by QOS: {how} says what happens to which job")
         return
     for partition in partitions:
         others, mode = cluster.preemptors(partition), partition.preempt_mode.upper()
-        if not others:
-            continue
         who = f"jobs in {partition.name} make room for {', '.join(others)}"
-        if "CANCEL" in mode:
-            yield _warn("preemption", f"{who} and do not come back (CANCEL): give the same `submit` again afterwards")
-        if "SUSPEND" in mode:
-            yield _warn(
-                "preemption", f"{who} by being stopped in place (SUSPEND), which looks like hanging: --hang-s 0"
-            )
-        elif partition.grace_s < save_s:
+        if others and "CANCEL" in mode:
+            yield warn("preemption", f"{who} and do not come back (CANCEL): give the same `submit` again afterwards")
+        if others and "SUSPEND" in mode:
+            yield warn("preemption", f"{who} by being stopped in place (SUSPEND), which looks like hanging: --hang-s 0")
+        elif others and partition.grace_s < save_s:
             text = f"{who} within {partition.grace_s} s (GraceTime), less than a save may need ({save_s} s, --save-s)"
-            yield _warn("preemption", f"{text}: save often (checkpoint.every_steps)")
+            yield warn("preemption", f"{text}: save often (checkpoint.every_steps)")
 
 
 def diagnose_accounting(cluster: Cluster, complaint: str) -> Diagnostic:
-    """Does sacct know jobs that ended long ago?"""
+    """Say whether sacct knows jobs that ended long ago."""
     if not complaint:
-        return Diagnostic(level="ok", subject="sacct", text="works")
-    text = f"{complaint}; ended jobs are known for {cluster.seconds('MinJobAge')} s, then from run folders alone"
-    return Diagnostic(level="note", subject="sacct", text=text)
+        return ok("sacct", "works")
+    known_s = cluster.seconds("MinJobAge")
+    return note("sacct", f"{complaint}; ended jobs are known for {known_s} s, then from run folders alone")
 
 
 def diagnose_account(profile: Profile, accounts: Sequence[str] | None) -> Iterator[Diagnostic]:
     """Warn if the profile names an account that this user does not have. `accounts`: None if nobody knows."""
     if profile.account and accounts is not None and profile.account not in accounts:
-        yield _warn(
-            "profile", f"account {profile.account} is none of yours ({', '.join(accounts) or 'none'}): adapt it"
-        )
+        mine = ", ".join(accounts) or "none"
+        yield warn("profile", f"account {profile.account} is none of yours ({mine}): adapt it")
 
 
 def diagnose_folder(folder: Path) -> Iterator[Diagnostic]:
@@ -194,16 +190,12 @@ def diagnose_folder(folder: Path) -> Iterator[Diagnostic]:
     place, kind = folder.absolute(), file_system_of(folder)
     shelter = next((own for own in OWN_OF_EACH_NODE if place.is_relative_to(own)), None)
     if shelter is not None:
-        yield _warn("run folder", f"{place}: {shelter} is each node's own; runs belong on a disk that all nodes see")
+        yield warn("run folder", f"{place}: {shelter} is each node's own; runs belong on a disk that all nodes see")
     elif kind in LOCAL_DISKS:
         text = f"{place} is on {kind}, a disk of this machine: other nodes see it only if it is exported to them"
-        yield _warn("run folder", text)
+        yield warn("run folder", text)
 
 
 def _seconds(limit: str) -> float:
     seconds = seconds_of(limit)
     return float("inf") if seconds is None else seconds
-
-
-def _warn(subject: str, text: str) -> Diagnostic:
-    return Diagnostic(level="warn", subject=subject, text=text)

@@ -9,21 +9,17 @@ max_tries attempts without one                  → give up
 
 from __future__ import annotations
 
-import json
-import signal
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cclm.run.causes import MENDED_BY_USER, Cause, cause_of_code, consequence
+from cclm.run.causes import MENDED_BY_USER, Cause
 from cclm.run.checkpoints import newest_complete, read_marker
-from cclm.run.status import STATUS_FOLDER, DoneMarker, DoneRecord
+from cclm.run.rank_ends import RankEnd, rank_to_blame, read_ends, task_codes
+from cclm.run.status import DoneMarker, DoneRecord
 from cclm.run.stop import StopKind, StoppedRecord, read_stopped
 from launch.plan.slurm_job import find_plan
 from launch.plan.sweep import is_sweep, points_not_done, read_sweep
 from launch.slurm.history import (
-    OLD_NAMES,
     STOPPED,
     Attempt,
     attempts_since_submission,
@@ -31,30 +27,6 @@ from launch.slurm.history import (
     read_history,
     tries_at,
 )
-
-VIOLENT_CODES = frozenset(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))
-SAME_MOMENT_S = 3.0
-"""The partners of a killed rank fail in the same moment, of a lost connection; Slurm itself kills later than that."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankEnd:
-    """How a rank (or the task of an array) ended; written by `launch/slurm/task.py`."""
-
-    rank: int
-    host: str
-    attempt: int
-    code: int
-    """Exit code; 128 + N for signal N."""
-    time: float
-    cause: Cause
-    reason: str
-    """A sentence, for people."""
-
-    def __str__(self) -> str:
-        how = f"killed by signal {self.code - 128}" if self.code > 128 else f"exit code {self.code}"
-        how = how if self.cause in (Cause.EXIT, Cause.SIGNAL, Cause.ENDED, Cause.DONE) else self.cause.value
-        return f"rank {self.rank} on {self.host}: {how.replace('_', ' ')}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,39 +127,6 @@ def decide_command(run_folder: Path, attempt: Attempt, num_tasks: int) -> Restar
     else:
         status, cause, reason = "failed", failure.cause, str(failure)
     return RestartDecision(exit_status=status, goes_on=False, step=0, cause=cause, reason=reason)
-
-
-def rank_to_blame(ends: Sequence[RankEnd]) -> RankEnd | None:
-    """Return the rank that ended first, of those that did not end because of another."""
-    failed = [end for end in ends if end.cause not in (Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER)]
-    first = min((end.time for end in failed), default=0.0)
-
-    def order(end: RankEnd) -> tuple[int, bool, float]:
-        was_killed = end.code in VIOLENT_CODES and end.time - first < SAME_MOMENT_S
-        return consequence(end.cause), not was_killed, end.time
-
-    return min(failed, key=order, default=None)
-
-
-def read_ends(run_folder: Path, attempt: int) -> list[RankEnd]:
-    """Return the ranks of an attempt that told how they ended, the earliest first."""
-    ends = (end for end in _records(run_folder, "rank") if end.attempt == attempt)
-    return sorted(ends, key=lambda end: end.time)
-
-
-def task_codes(run_folder: Path) -> dict[int, int]:
-    """Return the exit codes of an array's tasks, of those that ever ended."""
-    return {end.rank: end.code for end in _records(run_folder, "task")}
-
-
-def _records(run_folder: Path, kind: str) -> Iterator[RankEnd]:
-    for path in (run_folder / STATUS_FOLDER).glob(f"exit_{kind}_*.json"):
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if "cause" not in values:  # an older version's
-            words = [text for text in (values.pop("why"), values.pop("last_words")) if text]
-            values = {OLD_NAMES.get(name, name): value for name, value in values.items()}
-            values |= {"cause": cause_of_code(values["code"]), "reason": ": ".join(words)}
-        yield RankEnd(**{**values, "cause": Cause(values["cause"])})
 
 
 def newest_step(run_folder: Path) -> int:

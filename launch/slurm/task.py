@@ -25,11 +25,11 @@ from pathlib import Path
 from types import FrameType
 
 from cclm.files.tail import read_since
-from cclm.run.causes import EXIT_CODES, Cause, consequence
+from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
+from cclm.run.rank_ends import RankEnd
 from cclm.run.status import MOST_REASON, STATUS_FOLDER, cause_of_end, read_status
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.plan.slurm_job import read_plan
-from launch.slurm.restart import RankEnd
 
 TRACEBACK_S = 2.0
 """Time for a hung rank to print where it stands."""
@@ -176,7 +176,7 @@ class Task:
             hung = self.watch(process)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         cause, reason = hung or self.why(code)
-        is_good = cause in (Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER)
+        is_good = cause in GOOD_ENDS
         self.write_end(code, cause, reason or ("" if is_good else last_words(read_since(self.log, start))))
         return 0 if is_good else code
 

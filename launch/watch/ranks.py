@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.files.text import duration, spans
-from cclm.run.causes import Cause
+from cclm.run.causes import GOOD_ENDS
+from cclm.run.rank_ends import read_ends
 from cclm.run.status import STATUS_FOLDER, read_status
-from launch.slurm.restart import read_ends
-
-GOOD = (Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +31,16 @@ class RankNow:
 
 def read_ranks(run_folder: Path, *, now: float, attempt: int = 0, since: float = 0.0) -> list[RankNow]:
     """Read the ranks of an attempt, by number; what they said before `since` (seconds since 1970) is another's."""
-    ends = {end.rank: str(end) for end in read_ends(run_folder, attempt) if end.cause not in GOOD}
+    ends = {end.rank: str(end) for end in read_ends(run_folder, attempt) if end.cause not in GOOD_ENDS}
     records = (read_status(path) for path in (run_folder / STATUS_FOLDER).glob("rank_*.json"))
     said = [record for record in records if record is not None and record.time >= since]
     found = []
     for record in said:
-        own = f"{record.cause.replace('_', ' ')}: {record.reason}" if record.cause and record.cause not in GOOD else ""
+        own = (
+            f"{record.cause.replace('_', ' ')}: {record.reason}"
+            if record.cause and record.cause not in GOOD_ENDS
+            else ""
+        )
         found.append(
             RankNow(
                 rank=record.rank,

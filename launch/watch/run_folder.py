@@ -10,10 +10,10 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.files.lock import holder_of
 from cclm.run.progress import Progress, read_progress
+from cclm.run.rank_ends import task_codes
 from cclm.run.stop import StoppedRecord, read_stopped
 from launch.plan.slurm_job import PLAN_NAME, SLURM_FOLDER, SlurmPlan, find_plan
 from launch.slurm.history import HISTORY, Event, all_attempts, read_history
-from launch.slurm.restart import task_codes
 from launch.watch.ranks import RankNow, read_ranks
 
 AT_WORK = ("starting", "training", "saving")

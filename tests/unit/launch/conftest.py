@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cclm.run.machine import this_machine
 from launch.plan.job import JobPlan, JobRequest, make_plan
-from launch.plan.machine import this_machine
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 
 PlanMaker = Callable[..., JobPlan]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -14,9 +13,7 @@ import pytest
 from cclm.files.lock import run_lock
 from cclm.run.causes import EXIT_CODES, Cause
 from launch.__main__ import main
-from launch.commands.fields import add_fields, docstrings, read_fields
 from launch.commands.run import number_or_auto
-from launch.plan.request import SlurmRequest
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -171,13 +168,3 @@ def test_a_typo_in_an_option(capsys: pytest.CaptureFixture[str], words: list[str
     with pytest.raises(SystemExit):
         main(words)
     assert sentence in capsys.readouterr().err
-
-
-def test_options_are_made_from_fields() -> None:
-    parser = argparse.ArgumentParser()
-    add_fields(parser, SlurmRequest, ["nodes", "hang_s", "after", "replace_bad_nodes", "cpus_per_task"])
-    options = parser.parse_args(["--hang-s", "2.5", "--after", "a", "--replace-bad-nodes"])
-    given = read_fields(options, ["nodes", "hang_s", "after", "replace_bad_nodes", "cpus_per_task"])
-    assert given == {"nodes": 1, "hang_s": 2.5, "after": Path("a"), "replace_bad_nodes": True}
-    assert "--cpus-per-task CPUS_PER_TASK" in parser.format_help()
-    assert docstrings(SlurmRequest)["cpus_per_task"] == "Cores of a rank; default: the profile's."

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cclm.errors import ConfigError
+from cclm.run.machine import Machine
 from launch.plan.job import JobPlan, JobRequest, make_plan
-from launch.plan.machine import Machine
 
 MACHINE = Machine(host="node", cores=(0, 1, 2, 3, 8, 9), quota_cores=None, num_gpus=0, free_port=4321)
 REQUEST = JobRequest(

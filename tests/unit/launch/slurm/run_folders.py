@@ -9,12 +9,12 @@ from typing import Any
 
 from cclm.run.causes import Cause, cause_of_code
 from cclm.run.checkpoints import Marker, step_folder, write_marker
+from cclm.run.rank_ends import RankEnd
 from cclm.run.status import StatusRecord
 from launch.plan.profile import Profile
 from launch.plan.request import SlurmRequest
 from launch.plan.slurm_job import SlurmPlan, plan_job
 from launch.slurm.history import Event, add_event, next_attempt, read_history
-from launch.slurm.restart import RankEnd
 
 
 def make_run(folder: Path, **changes: Any) -> Path:

@@ -11,9 +11,9 @@ import pytest
 
 from cclm.run import status
 from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.rank_ends import read_ends
 from cclm.run.status import note_end
 from launch.slurm import task
-from launch.slurm.restart import read_ends
 from tests.unit.launch.slurm.run_folders import make_run, write_plan
 
 SLURM = {

@@ -1,4 +1,4 @@
-"""What this machine offers to a job: cores, GPUs, a free port. Reads files only, so it answers at once."""
+"""What this machine has for a job: cores, GPUs, a free port. Reads files only, so it answers at once."""
 
 from __future__ import annotations
 
@@ -60,6 +60,12 @@ def read_quota(path: Path) -> float | None:
     return None if quota == "max" else int(quota) / int(period)
 
 
+def usable_cores(quota: Path = CGROUP_QUOTA) -> float:
+    """Return the cores' worth of time that this process may use: its affinity mask, or a smaller container's limit."""
+    allowed, limit = float(len(os.sched_getaffinity(0))), read_quota(quota)
+    return allowed if limit is None else min(allowed, limit)
+
+
 def count_gpus(devices: Path, environment: Mapping[str, str]) -> int:
     """Count NVIDIA device files, or what CUDA_VISIBLE_DEVICES leaves of them."""
     present = sum(1 for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
@@ -70,7 +76,7 @@ def count_gpus(devices: Path, environment: Mapping[str, str]) -> int:
 
 
 def file_system_of(path: Path, mounts: str | None = None) -> str:
-    """The kind of file system that a path lies on, such as "nfs4" or "ext4". `mounts`: text of /proc/self/mounts."""
+    """Return the kind of file system that a path lies on, such as "nfs4". `mounts`: text of /proc/self/mounts."""
     text = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace") if mounts is None else mounts
     place, longest, kind = path.resolve(), -1, "unknown"
     for line in text.splitlines():

@@ -28,7 +28,7 @@ def add_fields(
         option, standard = f"--{name.replace('_', '-')}", defaults[name] if default is MISSING else default
         hint = next((arm for arm in get_args(hints[name]) if arm is not types.NoneType), hints[name])
         if hint is bool:
-            parser.add_argument(option, action="store_true", help=docs[name])
+            parser.add_argument(option, action="store_true", help=docs.get(name, ""))
         else:
             standard = None if standard is MISSING else standard
             parser.add_argument(
@@ -36,7 +36,7 @@ def add_fields(
                 type=hint,
                 default=standard,
                 choices=(choices or {}).get(name),
-                help=docs[name].replace("%", "%%"),
+                help=docs.get(name, "").replace("%", "%%"),
             )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan.machine import Machine, count_gpus, file_system_of, read_quota, this_machine
+from cclm.run.machine import Machine, count_gpus, file_system_of, read_quota, this_machine
 
 
 def machine(cores: int, quota: float | None) -> Machine:
