@@ -15,7 +15,7 @@ from cclm.run.machine import this_machine
 from cclm.run.process import why_port_is_taken
 from launch.commands import submit
 from launch.commands.parsers import Commands, say, usage
-from launch.plan.job import JobPlan, JobRequest, make_plan
+from launch.plan.job import JobPlan, make_plan
 from launch.plan.recipe import recipe_of, run_folder_of
 
 DEFAULT_FOLDER = Path("runs/launch")
@@ -58,8 +58,10 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
     num_ranks = options.ranks if options.ranks is not None else machine.usual_ranks
     recipe = recipe_of(command, num_ranks)
     folder = options.run_folder or (run_folder_of(recipe[0]) if recipe else None) or DEFAULT_FOLDER
-    request = JobRequest(
-        command=command,
+    return make_plan(
+        command,
+        machine,
+        os.environ,
         folder=Path.cwd(),
         run_folder=Path(folder).absolute(),
         num_ranks=num_ranks,
@@ -67,7 +69,6 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
         port=options.port,
         bind=options.bind == "auto",
     )
-    return make_plan(request, machine, os.environ)
 
 
 def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from cclm.errors import ConfigError
 from cclm.files.text import duration
@@ -38,21 +39,13 @@ class Station:
     is_good: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What ended the wait at a station."""
-
-    text: str
-    is_good: bool = True
+Found: TypeAlias = "tuple[str, bool] | None"
+"""What ended the wait at a station, and whether that is good; None: it goes on."""
 
 
 def drillable(run_folder: Path) -> RunNow:
-    """Return the run now, if a drill makes sense.
-
-    Raises:
-        ConfigError: the run does not train, or has no job.
-        CclmError: Slurm does not tell.
-    """
+    """Return the run now, if a drill makes sense. Raise ConfigError if the run does not train, or has no job,
+    CclmError if Slurm does not tell."""
     (run,) = look_at_answered([run_folder])
     if run.kind != "training" or not run.may_go_on:
         state = run.state + (f" ({run.reason})" if run.reason else "")
@@ -85,7 +78,7 @@ class Drill:
 
     def stations(self) -> Iterator[Station]:
         """Go through the stations, to the end or to the first that is not reached."""
-        steps: tuple[tuple[str, Callable[[], Found | None]], ...] = (
+        steps: tuple[tuple[str, Callable[[], Found]], ...] = (
             ("trains", self._trains),
             ("killed" if self.kill else "asked to save", self._strike),
             ("attempt ends", self._attempt_ends),
@@ -100,91 +93,89 @@ class Drill:
             if not station.is_good:
                 return
 
-    def _reach(self, name: str, look: Callable[[], Found | None]) -> Station:
+    def _reach(self, name: str, look: Callable[[], Found]) -> Station:
         began = time.monotonic()
         found = look()
         while found is None and time.monotonic() - began < self.patience_s:
             time.sleep(POLL_S)
             found = look()
-        found = found or Found(text=f"not within {duration(self.patience_s)}", is_good=False)
-        return Station(name=name, seconds=time.monotonic() - began, found=found.text, is_good=found.is_good)
+        text, is_good = found or (f"not within {duration(self.patience_s)}", False)
+        return Station(name=name, seconds=time.monotonic() - began, found=text, is_good=is_good)
 
-    def _look(self) -> tuple[RunNow, Found | None]:
+    def _look(self) -> tuple[RunNow, Found]:
         """The run now, and what to say if it is over."""
         run = look_at_one(self.run_folder)
         words = f"job {run.job} is {run.state}, {run.phase}: {run.last_word or 'without a word'}"
-        return run, None if run.may_go_on else Found(text=words, is_good=False)
+        return run, None if run.may_go_on else (words, False)
 
-    def _trains(self) -> Found | None:
+    def _trains(self) -> Found:
         run, over = self._look()
         step = step_of(run)
         if over is not None or run.phase != "training" or step is None or step <= run.attempts[-1].first_step:
             return over
         self.job, self.number, self.saved = run.job, run.attempts[-1].number, run.progress.checkpoint_step
-        return Found(text=f"attempt {self.number} is at step {step}, saved at step {self.saved}")
+        return f"attempt {self.number} is at step {step}, saved at step {self.saved}", True
 
     def _strike(self) -> Found:
         tries = tries_at(attempts_since_submission(read_history(self.run_folder)), newest_step(self.run_folder))
         if self.kill and tries >= self.max_tries:
-            words = (
-                f"attempt {tries} of {self.max_tries} that began at this step: killed before it saves, the run gives up"
-            )
-            return Found(text=words, is_good=False)
+            spent = f"attempt {tries} of {self.max_tries} that began at this step"
+            return f"{spent}: killed before it saves, the run gives up", False
         soft, hard = ("scancel", "--batch", "--signal=USR1", self.job), ("scontrol", "requeue", self.job)
         command = hard if self.kill else soft
         answer = ask_slurm(command)
-        return Found(text=answer.stderr.strip() or " ".join(command), is_good=answer.returncode == 0)
+        return answer.stderr.strip() or " ".join(command), answer.returncode == 0
 
-    def _attempt_ends(self) -> Found | None:
+    def _attempt_ends(self) -> Found:
         run, over = self._look()
         attempt = next(attempt for attempt in run.attempts if attempt.number == self.number)
         if attempt.exit_status:
             self.saved = newest_step(self.run_folder)
-            return Found(text=attempt.reason, is_good=attempt.exit_status == STOPPED or self.kill)
+            return attempt.reason, attempt.exit_status == STOPPED or self.kill
         if over is None and self.kill and run.state not in ("RUNNING", "COMPLETING"):
             self.saved = newest_step(self.run_folder)
-            return Found(text=f"cut off ({run.state}); saved at step {self.saved}")
+            return f"cut off ({run.state}); saved at step {self.saved}", True
         return over
 
-    def _waits(self) -> Found | None:
+    def _waits(self) -> Found:
         run, over = self._look()
         if self._next(run) is not None:
-            return Found(text=f"job {run.job} runs already")
+            return f"job {run.job} runs already", True
         if over is not None or run.state != "PENDING":
             return over
         self.job = run.job
-        return Found(text=f"job {run.job} waits ({run.reason})")
+        return f"job {run.job} waits ({run.reason})", True
 
     def _start_now(self) -> Found:
         run, _ = self._look()
         if run.state != "PENDING":
-            return Found(text=f"job {run.job} is {run.state}")
+            return f"job {run.job} is {run.state}", True
         time.sleep(CREDENTIAL_S)
         command = ("scontrol", "update", f"jobid={self.job}", "StartTime=now")
         answer = ask_slurm(command)
         if answer.returncode == 0:
-            return Found(text=" ".join(command))
-        return Found(text=f"refused ({answer.stderr.strip()}): it waits its {QUEUE_S} s")
+            return " ".join(command), True
+        return f"refused ({answer.stderr.strip()}): it waits its {QUEUE_S} s", True
 
-    def _next_attempt(self) -> Found | None:
+    def _next_attempt(self) -> Found:
         run, over = self._look()
         attempt = self._next(run)
         if attempt is None:
             return over
         text = f"attempt {attempt.number} begins at step {attempt.first_step} on {attempt.nodes}"
         if attempt.first_step < self.saved:
-            return Found(text=f"{text}, but step {self.saved} was saved", is_good=False)
-        return Found(text=text)
+            return f"{text}, but step {self.saved} was saved", False
+        return text, True
 
-    def _trains_further(self) -> Found | None:
+    def _trains_further(self) -> Found:
         run, over = self._look()
         attempt, step = self._next(run), step_of(run)
         assert attempt is not None, "the station before has seen it"
         if run.progress.is_done:
-            return Found(text=f"done at step {run.progress.step}")
+            return f"done at step {run.progress.step}", True
         if attempt.exit_status:
-            return Found(text=f"attempt {attempt.number} {attempt.exit_status}: {attempt.reason}", is_good=False)
-        return Found(text=f"step {step}") if step is not None and step > attempt.first_step else over
+            return f"attempt {attempt.number} {attempt.exit_status}: {attempt.reason}", False
+        return (f"step {step}", True) if step is not None and step > attempt.first_step else over
 
     def _next(self, run: RunNow) -> Attempt | None:
         """The first attempt after the one that the drill is about."""

@@ -31,11 +31,8 @@ Say = Callable[[Path, str], None]
 
 
 def look_at_answered(run_folders: Sequence[Path]) -> list[RunNow]:
-    """Look at runs of which the state must be known.
-
-    Raises:
-        CclmError: a folder cannot be read, or Slurm does not tell.
-    """
+    """Look at runs of which the state must be known. Raise CclmError if a folder cannot be read, or Slurm does not
+    tell."""
     runs, unreadable, _ = look_at(run_folders)
     for path in unreadable:
         look_at_one(path)  # which says what is wrong
@@ -48,12 +45,8 @@ def look_at_answered(run_folders: Sequence[Path]) -> list[RunNow]:
 
 
 def stop(run_folders: Sequence[Path], *, say: Say) -> list[Path]:
-    """Let runs save and stay stopped; return those that there is something to wait for.
-
-    Raises:
-        ConfigError: a job that cannot save is running.
-        CclmError: Slurm does not answer.
-    """
+    """Let runs save and stay stopped; return those that there is something to wait for. Raise ConfigError if a job
+    that cannot save is running, CclmError if Slurm does not answer."""
     runs = look_at_answered(run_folders)
     asked = [run.run_folder for run in runs if run.is_local and _stop_local(run, say)]
     under_slurm = [run for run in runs if not run.is_local and not run.progress.is_done]
@@ -152,12 +145,8 @@ def wait_until_stopped(run_folders: Sequence[Path], wait_s: float, *, say: Say) 
 
 
 def cancel(run_folders: Sequence[Path], *, say: Say) -> bool:
-    """End all jobs of runs, also those that follow meanwhile; return whether all are over.
-
-    Raises:
-        ConfigError: one is a run without Slurm.
-        CclmError: Slurm does not answer, or refuses.
-    """
+    """End all jobs of runs, also those that follow meanwhile; return whether all are over. Raise ConfigError if one is
+    a run without Slurm, CclmError if Slurm does not answer, or refuses."""
     runs = {run.run_folder: run for run in look_at_answered(run_folders)}
     local = next((run for run in runs.values() if run.is_local), None)
     if local is not None:

@@ -32,10 +32,7 @@ LOCK_NAME = ".launch.lock"
 @contextmanager
 def folder_of_one_job(run_folder: Path) -> Iterator[None]:
     """Have a run folder to ourselves: nobody else launches or trains in it. Before that nothing may be cleared in it.
-
-    Raises:
-        CclmError: somebody does (FOLDER_LOCKED), or nothing can be written there.
-    """
+    raise CclmError if somebody does (FOLDER_LOCKED), or nothing can be written there."""
     with run_lock(run_folder, LOCK_NAME):
         holder = holder_of(run_folder)
         if holder:

@@ -1,6 +1,6 @@
 """A whole job on one machine as a value: who runs what, with which environment. Made by a pure function, run elsewhere.
 
-    JobRequest + Machine ── make_plan ──> JobPlan ──> text, JSON, or running processes (launch/local)
+    what is asked for + Machine ── make_plan ──> JobPlan ──> text, JSON, or running processes (launch/local)
 
 The plan holds everything that running it does, so printing it is the slow twin of running it.
 """
@@ -10,35 +10,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cclm.errors import ConfigError
 from cclm.run.machine import Machine
 from cclm.run.process import LOOPBACK
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobRequest:
-    """What a user asks for."""
-
-    command: tuple[str, ...]
-    """The program that every rank runs."""
-    folder: Path
-    """Working directory of every rank."""
-    run_folder: Path
-    """Folder of the run; the ranks' output goes to its `logs/`."""
-    num_ranks: int
-    """Number of processes."""
-    threads_per_rank: int | None = None
-    """Compute threads of each process; None: the usable cores divided by the ranks."""
-    port: int | None = None
-    """Port at which the ranks meet; None: a free one."""
-    python: str = sys.executable
-    """What a first word "python" of the command means."""
-    bind: bool = True
-    """Give each rank its own cores, if there are enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,57 +64,69 @@ class JobPlan:
         return "\n".join(lines)
 
 
-def make_plan(request: JobRequest, machine: Machine, inherited: Mapping[str, str]) -> JobPlan:
-    """Plan a job. `inherited` is the environment of the caller: what it sets wins over our defaults.
+def make_plan(
+    command: Sequence[str],
+    machine: Machine,
+    inherited: Mapping[str, str],
+    *,
+    folder: Path,
+    run_folder: Path,
+    num_ranks: int,
+    threads_per_rank: int | None = None,
+    port: int | None = None,
+    bind: bool = True,
+) -> JobPlan:
+    """Plan a job; raise ConfigError for an empty command and for counts below one.
 
-    Raises ConfigError for an empty command and for counts below one.
+    Args:
+        command: the program that every rank runs; a first word "python" means the interpreter that plans.
+        machine: where.
+        inherited: the environment of the caller: what it sets wins over our defaults.
+        folder: working directory of every rank.
+        run_folder: the ranks' output goes to its `logs/`.
+        num_ranks: number of processes.
+        threads_per_rank: compute threads of each; None: the usable cores divided by the ranks.
+        port: where the ranks meet; None: a free one.
+        bind: give each rank its own cores, if there are enough.
     """
-    num_ranks = request.num_ranks
-    _check(request)
-    threads = request.threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)
-    port = request.port if request.port is not None else machine.free_port
+    _check(command, num_ranks, threads_per_rank)
+    threads = threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)
+    master_port = port if port is not None else machine.free_port
     shared = {
         "WORLD_SIZE": str(num_ranks),
         "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(master_port),
         "OMP_NUM_THREADS": str(threads),
         **{name: value for name, value in _defaults(machine.num_gpus).items() if name not in inherited},
     }
-    return JobPlan(
-        folder=request.folder,
-        run_folder=request.run_folder,
-        host=machine.host,
-        master_port=port,
-        threads_per_rank=threads,
-        ranks=tuple(_ranks(request, machine, threads, shared)),
-    )
-
-
-def _check(request: JobRequest) -> None:
-    if not request.command:
-        raise ConfigError(
-            expected="a command after `--`",
-            got="none",
-            do="For example: python -m launch run --ranks 2 -- python -m pretrain --recipe demo",
-        )
-    for name, count in (("--ranks", request.num_ranks), ("--threads-per-rank", request.threads_per_rank)):
-        if count is not None and count < 1:
-            raise ConfigError(expected=f"{name} of at least 1", got=str(count), do="Ask for one or more.")
-
-
-def _ranks(request: JobRequest, machine: Machine, threads: int, shared: Mapping[str, str]) -> Iterator[RankPlan]:
-    num_ranks = request.num_ranks
-    blocks = _core_blocks(machine, num_ranks, threads) if request.bind else [()] * num_ranks
-    python_first = request.command[0] in ("python", "python3")
-    for rank, cores in enumerate(blocks):
-        yield RankPlan(
+    words = (sys.executable, *command[1:]) if command[0] in ("python", "python3") else tuple(command)
+    blocks = _core_blocks(machine, num_ranks, threads) if bind else [()] * num_ranks
+    ranks = [
+        RankPlan(
             rank=rank,
-            command=(request.python, *request.command[1:]) if python_first else request.command,
+            command=words,
             environment={"RANK": str(rank), "LOCAL_RANK": str(rank), **shared},
             cores=cores,
-            log=request.run_folder / "logs" / f"rank_{rank}.log" if rank else None,
+            log=run_folder / "logs" / f"rank_{rank}.log" if rank else None,
         )
+        for rank, cores in enumerate(blocks)
+    ]
+    return JobPlan(
+        folder=folder, run_folder=run_folder, host=machine.host, master_port=master_port, threads_per_rank=threads,
+        ranks=tuple(ranks),
+    )  # fmt: skip
+
+
+def _check(command: Sequence[str], num_ranks: int, threads_per_rank: int | None) -> None:
+    if not command:
+        raise ConfigError(
+            expected="a command after `--`", got="none",
+            do="For example: python -m launch run --ranks 2 -- python -m pretrain --recipe demo",
+        )  # fmt: skip
+    for name, count in (("--ranks", num_ranks), ("--threads-per-rank", threads_per_rank)):
+        if count is not None and count < 1:
+            raise ConfigError(expected=f"{name} of at least 1", got=str(count), do="Ask for one or more.")
 
 
 def _defaults(num_gpus: int) -> dict[str, str]:

@@ -50,11 +50,8 @@ def find_recipe(name: str, shipped: Path) -> Path:
 
 
 def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Read a recipe and put dotted overrides (`--a.b 3` or `--a.b=3`, values in YAML) into it.
-
-    Raises:
-        ConfigError: the recipe is no mapping, or an override has no value.
-    """
+    """Read a recipe and put dotted overrides (`--a.b 3` or `--a.b=3`, values in YAML) into it. Raise ConfigError if
+    the recipe is no mapping, or an override has no value."""
     import yaml  # here, so that everything else of `launch` runs with the standard library alone
 
     content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
@@ -70,11 +67,8 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def put_value(content: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted key; mappings on the way are made.
-
-    Raises:
-        ConfigError: something on the way is no mapping.
-    """
+    """Put a value at a dotted key; mappings on the way are made. Raise ConfigError if something on the way is no
+    mapping."""
     *path, last = key.split(".")
     place = content
     for name in path:

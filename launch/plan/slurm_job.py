@@ -51,8 +51,6 @@ class SlurmPlan:
     command: tuple[str, ...]
     """What a task runs, under `launch/slurm/task.py`."""
     environment: Mapping[str, str]
-    rank_environment: Mapping[str, str]
-    """Where each rank's own variables come from."""
     srun_options: tuple[str, ...]
     task_prefix: tuple[str, ...]
     """What srun runs before the interpreter: a container's `exec`."""
@@ -95,7 +93,6 @@ class SlurmPlan:
             "srun           " + " ".join(self.srun_options),
             *(f"before         {line}" for line in before),
             *(f"environment    {name}={shlex.quote(value)}" for name, value in self.environment.items()),
-            *(f"each rank      {name} from {source}" for name, source in self.rank_environment.items()),
             "each task      " + shlex.join((*self.task_prefix, *self.command)),
         ]
         return "\n".join(lines)
@@ -155,7 +152,6 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
         cpus_per_task=cpus * request.ranks_per_node // tasks,
         command=_torchrun(python, request, command) if is_torchrun else command,
         environment=_environment(request, profile, cpus),
-        rank_environment=_rank_environment(is_torchrun),
         srun_options=(),
         task_prefix=(),
         python=python,
@@ -249,25 +245,9 @@ def _environment(request: SlurmRequest, profile: Profile, cpus: int) -> dict[str
     return {**values, **profile.environment}
 
 
-def _rank_environment(is_torchrun: bool) -> dict[str, str]:
-    if is_torchrun:
-        return {"RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE": "torchrun, one on each node (SLURM_NODEID)"}
-    return {
-        "RANK": "SLURM_PROCID",
-        "LOCAL_RANK": "SLURM_LOCALID",
-        "WORLD_SIZE": "SLURM_NTASKS",
-        "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
-        "MASTER_ADDR": "the first of SLURM_JOB_NODELIST",
-        "MASTER_PORT": "the batch script",
-    }
-
-
 def read_plan(run_folder: Path) -> SlurmPlan:
-    """Return the plan of a run that was submitted to Slurm.
-
-    Raises:
-        ConfigError: it never was, or the folder has been moved since.
-    """
+    """Return the plan of a run that was submitted to Slurm. Raise ConfigError if it never was, or the folder has been
+    moved since."""
     plan = find_plan(run_folder)
     if plan is None:
         raise ConfigError(
@@ -283,11 +263,8 @@ def read_plan(run_folder: Path) -> SlurmPlan:
 
 
 def find_plan(run_folder: Path) -> SlurmPlan | None:
-    """Return the plan that lies in a run folder, wherever that was when it was made; None if there is none.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return the plan that lies in a run folder, wherever that was when it was made; None if there is none. Raise
+    ConfigError if it cannot be read."""
     path = run_folder / SLURM_FOLDER / PLAN_NAME
     values = read_json(path, None)
     if values is None:

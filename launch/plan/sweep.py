@@ -42,11 +42,7 @@ class Sweep:
     """Each point's own overrides, by dotted key."""
 
     def content(self, number: int) -> dict[str, Any]:
-        """The recipe of a point.
-
-        Raises:
-            ConfigError: an override goes into a value that is no mapping.
-        """
+        """The recipe of a point. Raise ConfigError if an override goes into a value that is no mapping."""
         content = copy.deepcopy(dict(self.base))
         for key, value in self.points[number].items():
             put_value(content, key, value)
@@ -152,11 +148,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read what was asked for.
-
-    Raises:
-        ConfigError: there is no sweep in this folder.
-    """
+    """Read what was asked for. Raise ConfigError if there is no sweep in this folder."""
     values = read_json(folder / SWEEP_NAME, None)
     if values is None:
         raise ConfigError(

@@ -155,11 +155,7 @@ def parse_partitions(text: str, nodes: Nodes) -> tuple[Partition, ...]:
 
 
 def read_cluster() -> Cluster:
-    """Ask the controller.
-
-    Raises:
-        CclmError: it does not answer, or refuses.
-    """
+    """Ask the controller. Raise CclmError if it does not answer, or refuses."""
     config, partitions, nodes = (_told(command) for command in (CONFIG, PARTITIONS, NODES))
     return Cluster(settings=parse_config(config), partitions=parse_partitions(partitions, parse_nodes(nodes)))
 

@@ -13,11 +13,8 @@ ANSWER_S = 30.0
 
 
 def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands outside any job's variables; the caller looks at the code.
-
-    Raises:
-        CclmError: it is not installed, or does not answer in time.
-    """
+    """Run one of Slurm's commands outside any job's variables; the caller looks at the code. Raise CclmError if it is
+    not installed, or does not answer in time."""
     if shutil.which(command[0]) is None:
         raise CclmError(
             where="Slurm", expected=f"the command {command[0]}", got="none on the PATH",
@@ -43,11 +40,8 @@ def without_job(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def would_take(script: str) -> str:
-    """Ask whether the cluster would take this script; returns when and where it would start.
-
-    Raises:
-        CclmError: it would not, with Slurm's own words.
-    """
+    """Ask whether the cluster would take this script; returns when and where it would start. Raise CclmError if it
+    would not, with Slurm's own words."""
     answer = ask_slurm(["sbatch", "--test-only", script])
     said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
     if answer.returncode != 0:
@@ -59,11 +53,7 @@ def would_take(script: str) -> str:
 
 
 def submit_script(script: str, *options: str) -> str:
-    """Submit; returns the job's id.
-
-    Raises:
-        CclmError: Slurm refused, with its own words.
-    """
+    """Submit; returns the job's id. Raise CclmError if Slurm refused, with its own words."""
     answer = ask_slurm(["sbatch", "--parsable", *options, script])
     if answer.returncode != 0:
         raise CclmError(where="sbatch", expected="a job id", got=answer.stderr.strip(), do="Nothing was submitted.")

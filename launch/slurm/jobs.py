@@ -103,11 +103,8 @@ def ask_jobs(jobs: Iterable[str]) -> JobsNow:
 
 
 def ask_queue(*which: str) -> list[JobNow]:
-    """Jobs that the controller still knows. `which`: options of squeue that choose them.
-
-    Raises:
-        CclmError: there is no Slurm here, or it does not answer.
-    """
+    """Jobs that the controller still knows. `which`: options of squeue that choose them. Raise CclmError if there is
+    no Slurm here, or it does not answer."""
     answer = ask_slurm(["squeue", "--noheader", "--states=all", "--array", f"--format={FORMAT}", *which])
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
         raise CclmError(
@@ -188,11 +185,8 @@ def live_jobs(run_folder: Path) -> list[JobNow]:
 
 
 def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
-    """Return the same of many runs, with two questions to Slurm at most.
-
-    Raises:
-        CclmError: there is no Slurm here, or it does not answer.
-    """
+    """Return the same of many runs, with two questions to Slurm at most. Raise CclmError if there is no Slurm here, or
+    it does not answer."""
     known = {run: jobs_of(read_history(run)) for run in run_folders}
     if not any(jobs or (run / SLURM_FOLDER / PLAN_NAME).exists() for run, jobs in known.items()):
         return {run: [] for run in run_folders}
@@ -214,11 +208,8 @@ def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
 
 
 def jobs_alive(run_folder: Path) -> list[str]:
-    """Return the jobs of a run that wait or run, an array as a whole; of a sweep, those of its points.
-
-    Raises:
-        CclmError: Slurm does not answer.
-    """
+    """Return the jobs of a run that wait or run, an array as a whole; of a sweep, those of its points. Raise CclmError
+    if Slurm does not answer."""
     if is_sweep(run_folder):
         return list(points_alive(run_folder, len(read_sweep(run_folder).points)).values())
     known = jobs_of(read_history(run_folder))
@@ -226,10 +217,6 @@ def jobs_alive(run_folder: Path) -> list[str]:
 
 
 def points_alive(folder: Path, count: int) -> dict[int, str]:
-    """Return the points of a sweep whose job waits or runs, with that job.
-
-    Raises:
-        CclmError: Slurm does not answer.
-    """
+    """Return the points of a sweep whose job waits or runs, with that job. Raise CclmError if Slurm does not answer."""
     numbers = {point_folder(folder, number): number for number in range(count)}
     return {numbers[run]: jobs[-1].job for run, jobs in live_jobs_of(list(numbers)).items() if jobs}

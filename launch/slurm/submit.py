@@ -76,11 +76,7 @@ def write_job(plan: SlurmPlan, recipe: Recipe | None) -> None:
 
 
 def options_of(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
-    """What sbatch is told besides the script.
-
-    Raises:
-        ConfigError: the run cannot be submitted now.
-    """
+    """What sbatch is told besides the script. Raise ConfigError if the run cannot be submitted now."""
     return [*dependency(plan, say), *array_tasks(plan, say), *bad_nodes(plan, say)]
 
 
@@ -98,11 +94,8 @@ def leave_out(plan: SlurmPlan, found: Sequence[str], source: str, say: Callable[
 
 
 def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
-    """How sbatch is told to wait for another run's job; the script itself then looks whether that run is done.
-
-    Raises:
-        ConfigError: the other run is not done, and no job of it waits or runs.
-    """
+    """How sbatch is told to wait for another run's job; the script itself then looks whether that run is done. Raise
+    ConfigError if the other run is not done, and no job of it waits or runs."""
     after = plan.request.after
     if after is None:
         return []
@@ -119,11 +112,8 @@ def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
 
 
 def array_tasks(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
-    """Which tasks of an array to run: all of them, or after an earlier submission those that failed.
-
-    Raises:
-        ConfigError: none is left, or the array had another number of tasks before: they meant other shares.
-    """
+    """Which tasks of an array to run: all of them, or after an earlier submission those that failed. Raise ConfigError
+    if none is left, or the array had another number of tasks before: they meant other shares."""
     count, earlier = plan.request.array, find_plan(plan.run_folder)
     if not count:
         return []

@@ -23,10 +23,7 @@ LATE_S = 2.0
 
 def log_of(run: RunNow, *, rank: int | None, task: int | None, say: Callable[[str], None]) -> Path:
     """Return the log that is meant: the batch script's, or a rank's where there is none; that of an array's task.
-
-    Raises:
-        ConfigError: the run has no such log, and will have none.
-    """
+    Raise ConfigError if the run has no such log, and will have none."""
     logs = run.run_folder / "logs"
     if task is not None:
         _check_task(run, task)

@@ -47,11 +47,8 @@ class Row:
 
 
 def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
-    """Read every point of a sweep. `metrics`: names in log.jsonl, or dotted paths in results.json.
-
-    Raises:
-        ConfigError: this is no sweep, or no point has a metric although some have numbers.
-    """
+    """Read every point of a sweep. `metrics`: names in log.jsonl, or dotted paths in results.json. Raise ConfigError
+    if this is no sweep, or no point has a metric although some have numbers."""
     own = [name for name in metrics if name not in ("loss", "step")]
     points = read_sweep(folder).points
     folders = [point_folder(folder, number) for number in range(len(points))]

@@ -40,11 +40,7 @@ class RunFolder:
 
 
 def read_folder(path: Path, *, now: float | None = None) -> RunFolder:
-    """Read a run folder.
-
-    Raises:
-        CclmError: a file cannot be read without which nothing can be said.
-    """
+    """Read a run folder. Raise CclmError if a file cannot be read without which nothing can be said."""
     now = time.time() if now is None else now
     history, plan = read_history(path), find_plan(path)
     if history and plan is None:

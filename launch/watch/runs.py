@@ -42,11 +42,8 @@ def _found(root: Path) -> Iterator[Path]:
 
 
 def find_run(name: str) -> Path:
-    """Return the folder of a run, given by its path or by its name in `runs/`.
-
-    Raises:
-        ConfigError: it is no run folder.
-    """
+    """Return the folder of a run, given by its path or by its name in `runs/`. Raise ConfigError if it is no run
+    folder."""
     places = (place for place in (Path(name), RUNS / name) if place.is_dir())
     folder = next((place for place in places if is_run(place) or (place / "logs").is_dir()), None)
     if folder is not None:
@@ -66,10 +63,7 @@ def find_run(name: str) -> Path:
 
 def find_runs_of(name: str) -> list[Path]:
     """Return the run of this name; or those in it, if it is a sweep or has stages, in the order of numbers or names.
-
-    Raises:
-        ConfigError: there is no run.
-    """
+    Raise ConfigError if there is no run."""
     for folder in (Path(name), RUNS / name):
         inside = _inside(folder)
         if inside and not is_run(folder):

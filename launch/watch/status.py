@@ -92,11 +92,7 @@ def look_at(paths: Sequence[Path]) -> tuple[list[RunNow], dict[Path, str], JobsN
 
 
 def look_at_one(path: Path) -> RunNow:
-    """Look at one run.
-
-    Raises:
-        CclmError: its folder cannot be read.
-    """
+    """Look at one run. Raise CclmError if its folder cannot be read."""
     folder = read_folder(path)
     return run_now(folder, ask_jobs(jobs_of(folder.history)))
 

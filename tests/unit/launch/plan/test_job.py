@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,19 +15,20 @@ from hypothesis import strategies as st
 
 from cclm.errors import ConfigError
 from cclm.run.machine import Machine
-from launch.plan.job import JobPlan, JobRequest, make_plan
+from launch.plan.job import JobPlan, make_plan
 
 MACHINE = Machine(host="node", cores=(0, 1, 2, 3, 8, 9), quota_cores=None, num_gpus=0, free_port=4321)
-REQUEST = JobRequest(
-    command=("python", "-m", "pretrain", "--recipe", "a b"),
-    folder=Path("/checkout"),
-    run_folder=Path("/runs/a"),
-    num_ranks=2,
-)
+REQUEST: dict[str, Any] = {
+    "command": ("python", "-m", "pretrain", "--recipe", "a b"),
+    "folder": Path("/checkout"),
+    "run_folder": Path("/runs/a"),
+    "num_ranks": 2,
+}
 
 
-def plan(request: JobRequest = REQUEST, machine: Machine = MACHINE, **inherited: str) -> JobPlan:
-    return make_plan(request, machine, inherited)
+def plan(machine: Machine = MACHINE, inherited: Mapping[str, str] = MappingProxyType({}), **changes: Any) -> JobPlan:
+    asked = {**REQUEST, **changes}
+    return make_plan(asked.pop("command"), machine, inherited, **asked)
 
 
 def test_ranks_find_each_other() -> None:
@@ -36,11 +40,11 @@ def test_ranks_find_each_other() -> None:
 
 def test_python_is_the_interpreter_that_plans() -> None:
     assert plan().ranks[1].command == (sys.executable, "-m", "pretrain", "--recipe", "a b")
-    assert plan(replace(REQUEST, command=("bash", "python"))).ranks[0].command == ("bash", "python")
+    assert plan(command=("bash", "python")).ranks[0].command == ("bash", "python")
 
 
 def test_rank_0_keeps_the_terminal_and_the_others_write_logs() -> None:
-    job = plan(replace(REQUEST, num_ranks=3))
+    job = plan(num_ranks=3)
     assert [rank.log for rank in job.ranks] == [None, Path("/runs/a/logs/rank_1.log"), Path("/runs/a/logs/rank_2.log")]
 
 
@@ -52,25 +56,25 @@ def test_each_rank_gets_its_own_cores_and_threads() -> None:
 
 
 def test_cores_that_are_left_over_belong_to_a_ranks_block() -> None:
-    assert [rank.cores for rank in plan(replace(REQUEST, threads_per_rank=1)).ranks] == [(0, 1, 2), (3, 8, 9)]
+    assert [rank.cores for rank in plan(threads_per_rank=1).ranks] == [(0, 1, 2), (3, 8, 9)]
 
 
 @pytest.mark.parametrize(
-    ("request_", "machine"),
+    ("changes", "machine"),
     [
-        (replace(REQUEST, threads_per_rank=4), MACHINE),
-        (replace(REQUEST, num_ranks=7), MACHINE),
-        (replace(REQUEST, bind=False), MACHINE),
-        (REQUEST, replace(MACHINE, quota_cores=2.0)),
+        ({"threads_per_rank": 4}, MACHINE),
+        ({"num_ranks": 7}, MACHINE),
+        ({"bind": False}, MACHINE),
+        ({}, replace(MACHINE, quota_cores=2.0)),
     ],
     ids=["too many threads", "more ranks than cores", "not wanted", "container limit below the mask"],
 )
-def test_no_binding(request_: JobRequest, machine: Machine) -> None:
-    assert [rank.cores for rank in plan(request_, machine).ranks] == [()] * request_.num_ranks
+def test_no_binding(changes: dict[str, Any], machine: Machine) -> None:
+    assert {rank.cores for rank in plan(machine, **changes).ranks} == {()}
 
 
 def test_more_ranks_than_cores_get_one_thread_each() -> None:
-    assert plan(replace(REQUEST, num_ranks=7)).threads_per_rank == 1
+    assert plan(num_ranks=7).threads_per_rank == 1
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 1), (1, 1), (4, 4)])
@@ -79,7 +83,9 @@ def test_one_rank_per_gpu_by_default(gpus: int, ranks: int) -> None:
 
 
 def test_the_callers_environment_wins_over_defaults_but_not_over_the_plan() -> None:
-    environment = plan(GLOO_SOCKET_IFNAME="eth0", RANK="7", OMP_NUM_THREADS="64").ranks[0].environment
+    environment = (
+        plan(inherited={"GLOO_SOCKET_IFNAME": "eth0", "RANK": "7", "OMP_NUM_THREADS": "64"}).ranks[0].environment
+    )
     assert "GLOO_SOCKET_IFNAME" not in environment
     assert environment["RANK"] == "0"
     assert environment["OMP_NUM_THREADS"] == "3"
@@ -91,19 +97,16 @@ def test_deepspeed_is_told_about_the_cpu_only_without_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "sentence"),
+    ("changes", "sentence"),
     [
-        (replace(REQUEST, command=()), "expected a command after `--`, got none. For example: python -m launch run"),
-        (replace(REQUEST, num_ranks=0), "expected --ranks of at least 1, got 0. Ask for one or more."),
-        (
-            replace(REQUEST, threads_per_rank=0),
-            "expected --threads-per-rank of at least 1, got 0. Ask for one or more.",
-        ),
+        ({"command": ()}, "expected a command after `--`, got none. For example: python -m launch run"),
+        ({"num_ranks": 0}, "expected --ranks of at least 1, got 0. Ask for one or more."),
+        ({"threads_per_rank": 0}, "expected --threads-per-rank of at least 1, got 0. Ask for one or more."),
     ],
 )
-def test_mistakes_are_told_as_sentences(request_: JobRequest, sentence: str) -> None:
+def test_mistakes_are_told_as_sentences(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan(request_)
+        plan(**changes)
     assert str(caught.value).startswith(sentence)
 
 
@@ -134,7 +137,7 @@ def test_text_can_be_pasted_into_a_shell() -> None:
 )
 def test_blocks_are_equal_disjoint_and_large_enough(cores: set[int], num_ranks: int, threads: int | None) -> None:
     machine = replace(MACHINE, cores=tuple(sorted(cores)))
-    job = plan(replace(REQUEST, num_ranks=num_ranks, threads_per_rank=threads), machine)
+    job = plan(machine, num_ranks=num_ranks, threads_per_rank=threads)
     used = [core for rank in job.ranks for core in rank.cores]
     assert len(used) == len(set(used))
     assert set(used) <= cores
