@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +75,21 @@ def count_gpus(devices: Path, environment: Mapping[str, str]) -> int:
     if visible is None:
         return present
     return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def ask_nvidia(fields: Sequence[str], *, with_units: bool = False) -> list[dict[str, str]] | str:
+    """Return what nvidia-smi tells about each visible GPU; a sentence if it fails; nothing if there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    form = "csv,noheader" if with_units else "csv,noheader,nounits"
+    query = [program, f"--query-gpu={','.join(fields)}", f"--format={form}"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"nvidia-smi does not answer: {error}"
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.strip()]
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
 
 
 def file_system_of(path: Path, mounts: str | None = None) -> str:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
 from launch.plan.slurm_job import plan_job, read_plan
-from launch.slurm.submit import submit, submit_as_it_is
+from launch.slurm.submit import Say, submit, submit_as_it_is
 
 
-def resume(
-    run_folder: Path, changes: Mapping[str, Any], *, say: Callable[[str], None], new_code: bool = False
-) -> tuple[str, Path]:
+def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: bool = False) -> tuple[str, Path]:
     """Submit a run again; return the job's id and the path of its log.
 
-    Args:
-        run_folder: a run that was submitted before.
-        changes: fields of its `SlurmRequest`; without any, the script is submitted as it lies there.
-        say: receives one line of progress at a time.
-        new_code: copy the checkout's code anew.
-
-    Raises:
-        ConfigError: it is done, has a job, or was never submitted.
-        CclmError: the cluster cannot run it, or does not answer.
+    `changes`: fields of its `SlurmRequest`; without any, the script is submitted as it lies there. `new_code`: copy the
+    checkout's code anew. Raise as `submit` does, and ConfigError if the run was never submitted.
     """
     plan = read_plan(run_folder)
     if new_code and plan.request.code_folder is not None:
@@ -36,12 +27,8 @@ def resume(
     if not changes and not new_code:
         return submit_as_it_is(plan, say=say), plan.log
     changed = plan_job(replace(plan.request, **changes), plan.profile)
-    for line in changes_between(plan.to_text(), changed.to_text()):
-        say(line)
+    before = set(plan.to_text().splitlines())
+    for line in changed.to_text().splitlines():
+        if line not in before:
+            say(f"now: {line}")
     return submit(changed, say=say, new_code=new_code), changed.log
-
-
-def changes_between(before: str, after: str) -> list[str]:
-    """Return the lines of a plan that are new."""
-    old = set(before.splitlines())
-    return [f"now: {line}" for line in after.splitlines() if line not in old]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cclm.errors import CclmError, ConfigError
 from cclm.run import stop as request
-from launch.slurm.client import ask_slurm
+from launch.slurm.client import ask_slurm, told_by_slurm
 from launch.slurm.history import Event, add_event
 from launch.slurm.jobs import JobNow, live_jobs_of
 from launch.slurm.restart import newest_step
@@ -121,12 +121,8 @@ def _scancel(*words: str) -> None:
     """Raises CclmError if Slurm refuses."""
     if all(word.startswith("--") for word in words):
         return  # no job is meant
-    answer = ask_slurm(["scancel", *words])
-    if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
-        raise CclmError(
-            where="scancel", expected=f"an end of job {', '.join(words)}", got=answer.stderr.strip() or "no words",
-            do="Only the owner of a job may end it.",
-        )  # fmt: skip
+    expected = f"an end of job {', '.join(words)}"
+    told_by_slurm(["scancel", *words], expected=expected, do="Only the owner may.", tolerated="Invalid job id")
 
 
 def wait_until_stopped(run_folders: Sequence[Path], wait_s: float, *, say: Say) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from cclm.run.machine import this_machine
+from cclm.run.machine import ask_nvidia, this_machine
 
 OLDEST_PYTHON = (3, 10)
 NEEDED = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "safetensors", "numpy", "pillow")
@@ -58,17 +57,13 @@ def diagnose_machine(folder: Path) -> Iterator[Diagnostic]:
 
 
 def _gpus() -> Iterator[Diagnostic]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        yield note("GPUs", "nvidia-smi is not on the PATH; training will use the CPU")
-        return
-    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        yield warn("GPUs", f"nvidia-smi does not answer: {error}")
-        return
-    yield from (ok(f"GPU {number}", line) for number, line in enumerate(answer.splitlines()))
+    found = ask_nvidia(("name", "memory.total", "driver_version"), with_units=True)
+    if isinstance(found, str):
+        yield warn("GPUs", found)
+    elif not found:
+        yield note("GPUs", "nvidia-smi shows none, or is not on the PATH; training will use the CPU")
+    else:
+        yield from (ok(f"GPU {number}", ", ".join(gpu.values())) for number, gpu in enumerate(found))
 
 
 def _packages() -> Iterator[Diagnostic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cclm.files.tail import last_lines
@@ -86,10 +86,6 @@ def explain(job: JobExit, plan: JobPlan, say: Callable[[str], None]) -> None:
         say(f"the end of {log}:")
         for line in last_lines(log, NUM_LAST_LINES):
             say(f"  | {line}")
-    for other in _others(job.exits, failure):
-        say(f"then {other}.")
-
-
-def _others(exits: Sequence[RankExit], failure: RankExit) -> list[RankExit]:
-    """Ranks that failed, too, and not only because the launcher ended them."""
-    return [end for end in exits if end is not failure and end.cause not in {*GOOD_ENDS, Cause.ENDED}]
+    for other in job.exits:
+        if other is not failure and other.cause not in {*GOOD_ENDS, Cause.ENDED}:
+            say(f"then {other}.")

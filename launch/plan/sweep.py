@@ -51,29 +51,22 @@ class Sweep:
     def to_text(self) -> str:
         """Return one line for each point."""
         width = len(str(len(self.points) - 1))
-        lines = [f"point {number:{width}}  {said(point)}" for number, point in enumerate(self.points)]
-        return "\n".join(lines)
-
-
-def said(overrides: Mapping[str, Any]) -> str:
-    """Overrides on one line."""
-    return "  ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+        return "\n".join(f"point {number:{width}}  {said(point)}" for number, point in enumerate(self.points))
 
 
 def as_options(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as words of a command line."""
+    """Return overrides as words of a command line."""
     return [f"--{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
 
 
+def said(overrides: Mapping[str, Any]) -> str:
+    """Return overrides on one line, for people."""
+    return "  ".join(word.removeprefix("--") for word in as_options(overrides))
+
+
 def make_points(vary: Sequence[str], listed: Path | None) -> tuple[Mapping[str, Any], ...]:
-    """Return every listed point combined with every combination of the varied values.
-
-    Args:
-        vary: words like "optimizer.learning_rate=1e-4,3e-4", values in YAML.
-        listed: YAML file with a list of mappings from keys to values; None: none.
-
-    Raises:
-        ConfigError: there is no point, or a word or the file is not of that form.
+    """Return every listed point combined with every combination of the varied values. Raise ConfigError if there is no
+    point. `vary`: words like "optimizer.learning_rate=1e-4,3e-4"; `listed`: a YAML list of mappings of keys.
     """
     axes = [parse_axis(word) for word in vary]
     keys = [key for key, _ in axes]
@@ -171,14 +164,8 @@ def refuse_another(folder: Path, sweep: Sweep) -> None:
         return
     before = read_sweep(folder)
     asked = json.loads(json.dumps({"base": sweep.base, "points": list(sweep.points)}, default=str))
-    changed = [
-        what
-        for what, old, new in (
-            (f"{len(sweep.points)} other points", list(before.points), asked["points"]),
-            ("another recipe, or other overrides for all points", before.base, asked["base"]),
-        )
-        if old != new
-    ]
+    changed = [f"{len(sweep.points)} other points"] if list(before.points) != asked["points"] else []
+    changed += ["another recipe, or other overrides for all points"] if before.base != asked["base"] else []
     if changed:
         raise ConfigError(
             where=str(folder), expected=f"the sweep of {SWEEP_NAME}, as before", got=" and ".join(changed),

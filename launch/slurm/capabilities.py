@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cclm.errors import CclmError
-from launch.slurm.client import ask_slurm
+from launch.slurm.client import ask_slurm, told_by_slurm
 
 ASK_S = 10.0
 """A report must not wait long for a controller that is down."""
@@ -161,13 +161,8 @@ def read_cluster() -> Cluster:
 
 
 def _told(command: tuple[str, ...]) -> str:
-    answer = ask_slurm(command, timeout_s=ASK_S)
-    if answer.returncode != 0:
-        raise CclmError(
-            where=" ".join(command[:3]), expected="an answer", got=answer.stderr.strip() or "no words",
-            do="The controller may be down: ask `scontrol ping`.",
-        )  # fmt: skip
-    return answer.stdout
+    advice = "The controller may be down: ask `scontrol ping`."
+    return told_by_slurm(command, expected="an answer", do=advice, timeout_s=ASK_S).stdout
 
 
 def accounting_complaint() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from cclm.errors import CclmError
 from launch.plan.slurm_job import PLAN_NAME, SCRIPT_NAME, SLURM_FOLDER
 from launch.plan.sweep import is_sweep, point_folder, read_sweep
-from launch.slurm.client import ask_slurm, is_over
+from launch.slurm.client import ask_slurm, is_over, told_by_slurm
 from launch.slurm.history import jobs_of, read_history
 
 FORMAT = "%i|%T|%N|%S|%o|%r"
@@ -105,12 +105,9 @@ def ask_jobs(jobs: Iterable[str]) -> JobsNow:
 def ask_queue(*which: str) -> list[JobNow]:
     """Jobs that the controller still knows. `which`: options of squeue that choose them. Raise CclmError if there is
     no Slurm here, or it does not answer."""
-    answer = ask_slurm(["squeue", "--noheader", "--states=all", "--array", f"--format={FORMAT}", *which])
-    if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
-        raise CclmError(
-            where="squeue", expected="the state of jobs", got=" ".join(answer.stderr.split()) or "no words",
-            do="The controller may be down: try again, and ask `scontrol ping`.",
-        )  # fmt: skip
+    command = ["squeue", "--noheader", "--states=all", "--array", f"--format={FORMAT}", *which]
+    advice = "The controller may be down: try again, and ask `scontrol ping`."
+    answer = told_by_slurm(command, expected="the state of jobs", do=advice, tolerated="Invalid job id")
     return parse_queue(answer.stdout)
 
 

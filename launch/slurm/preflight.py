@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.files.atomic import replace_text
+from cclm.run.machine import ask_nvidia
 from launch.plan.slurm_job import read_plan
 from launch.plan.snapshot import code_hash
 
@@ -28,22 +28,8 @@ HEAD_BYTES = 65536
 NVIDIA_FIELDS = ("name", "memory.total", "memory.free", "clocks.sm", "clocks.max.sm", "clocks_throttle_reasons.active")
 
 
-def gpus() -> list[dict[str, str]] | str:
-    """What nvidia-smi tells about each visible GPU; a sentence if it fails; no GPU, no program: nothing."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"nvidia-smi: {error}"
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.strip()]
-    return [dict(zip(NVIDIA_FIELDS, row, strict=True)) for row in rows if len(row) == len(NVIDIA_FIELDS)]
-
-
 def memory_free_bytes() -> int:
-    """Memory that a new process could have."""
+    """Return the memory that a new process could have."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -96,7 +82,7 @@ def look(run_folder: Path) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)),
         "memory_free_bytes": memory_free_bytes(),
-        "gpus": gpus() if plan.request.gpus_per_node else [],
+        "gpus": ask_nvidia(NVIDIA_FIELDS) if plan.request.gpus_per_node else [],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "run_disk": disk(run_folder),
         "scratch_disk": disk(scratch) if scratch else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
@@ -20,25 +21,13 @@ from launch.slurm.node_health import EXCLUDED, excluded_nodes
 from launch.slurm.restart import tasks_left, why_not_done
 from launch.slurm.script import render
 
+Say = Callable[[str], None]
+"""Receives one line of progress at a time."""
 
-def submit(
-    plan: SlurmPlan,
-    *,
-    say: Callable[[str], None],
-    recipe: Recipe | None = None,
-    new_code: bool = False,
-) -> str:
-    """Submit a job; return its id.
 
-    Args:
-        plan: what to do.
-        say: receives one line of progress at a time.
-        recipe: content to write as the run's recipe, and where it came from.
-        new_code: replace the snapshot of an earlier submission.
-
-    Raises:
-        ConfigError: the run is done, or a job of it still waits or runs.
-        CclmError: the cluster cannot run it, or does not answer.
+def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code: bool = False) -> str:
+    """Submit a job; return its id. `recipe` becomes the run's own; `new_code`: replace the snapshot of an earlier
+    submission. Raise ConfigError if the run is done, or has a job, CclmError if the cluster cannot run it.
     """
     refuse_twice(plan, new_code=new_code)
     options = options_of(plan, say)
@@ -48,17 +37,14 @@ def submit(
     return _send(plan, options, say)
 
 
-def submit_as_it_is(plan: SlurmPlan, *, say: Callable[[str], None]) -> str:
-    """Submit the script that lies in the run folder, whoever may have edited it; return the job's id.
-
-    Raises:
-        As `submit`.
-    """
+def submit_as_it_is(plan: SlurmPlan, *, say: Say) -> str:
+    """Submit the script that lies in the run folder, whoever may have edited it; return the job's id. Raise as `submit`
+    does."""
     refuse_twice(plan, new_code=False)
     return _send(plan, options_of(plan, say), say)
 
 
-def _send(plan: SlurmPlan, options: Sequence[str], say: Callable[[str], None]) -> str:
+def _send(plan: SlurmPlan, options: Sequence[str], say: Say) -> str:
     say(would_take(str(plan.script)))
     job = submit_script(str(plan.script), *options)
     add_event(plan.run_folder, Event(event="submitted", job=job, by_user=True, reason=shlex.join(sys.argv[1:])))
@@ -75,17 +61,13 @@ def write_job(plan: SlurmPlan, recipe: Recipe | None) -> None:
     replace_text(plan.script, render(plan))
 
 
-def options_of(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+def options_of(plan: SlurmPlan, say: Say) -> list[str]:
     """What sbatch is told besides the script. Raise ConfigError if the run cannot be submitted now."""
-    return [*dependency(plan, say), *array_tasks(plan, say), *bad_nodes(plan, say)]
+    bad = leave_out(plan, excluded_nodes(plan.run_folder), str(plan.run_folder / EXCLUDED), say)
+    return [*dependency(plan, say), *array_tasks(plan, say), *bad]
 
 
-def bad_nodes(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
-    """Leave out nodes that an earlier attempt found bad, where bad nodes are to be replaced."""
-    return leave_out(plan, excluded_nodes(plan.run_folder), str(plan.run_folder / EXCLUDED), say)
-
-
-def leave_out(plan: SlurmPlan, found: Sequence[str], source: str, say: Callable[[str], None]) -> list[str]:
+def leave_out(plan: SlurmPlan, found: Sequence[str], source: str, say: Say) -> list[str]:
     """Options that leave out bad nodes, where bad nodes are to be replaced. `source`: the file that names them."""
     if not found or not plan.request.replace_bad_nodes:
         return []
@@ -93,7 +75,7 @@ def leave_out(plan: SlurmPlan, found: Sequence[str], source: str, say: Callable[
     return ["--exclude=" + ",".join([*filter(None, [plan.directives.get("exclude")]), *found])]
 
 
-def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+def dependency(plan: SlurmPlan, say: Say) -> list[str]:
     """How sbatch is told to wait for another run's job; the script itself then looks whether that run is done. Raise
     ConfigError if the other run is not done, and no job of it waits or runs."""
     after = plan.request.after
@@ -111,7 +93,7 @@ def dependency(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
     return []
 
 
-def array_tasks(plan: SlurmPlan, say: Callable[[str], None]) -> list[str]:
+def array_tasks(plan: SlurmPlan, say: Say) -> list[str]:
     """Which tasks of an array to run: all of them, or after an earlier submission those that failed. Raise ConfigError
     if none is left, or the array had another number of tasks before: they meant other shares."""
     count, earlier = plan.request.array, find_plan(plan.run_folder)
@@ -151,7 +133,14 @@ def refuse_twice(plan: SlurmPlan, *, new_code: bool) -> None:
     if done is not None or (before is not None and not plan.request.array and not why_not_done(run_folder)):
         got = f"done at step {done.step}" if done is not None and plan.request.is_training else "done"
         raise ConfigError(where=str(run_folder), expected="a run that is not done", got=got, do=choose)
-    if before is not None and before.version != PLAN_VERSION and not new_code:
+    if not new_code:
+        refuse_another_version(run_folder)
+
+
+def refuse_another_version(run_folder: Path) -> None:
+    """Raise ConfigError if the code that lies in a run folder, or is shared by it, does not read our notes."""
+    before = find_plan(run_folder)
+    if before is not None and before.version != PLAN_VERSION:
         raise ConfigError(
             where=str(run_folder), expected="a run submitted by this version", got="another version's code and notes",
             do="Give --new-code: it then goes on with the code of this checkout.",

@@ -10,45 +10,31 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from cclm.errors import CclmError, ConfigError
+from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from launch.plan.recipe import Recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.snapshot import CODE, HASH_NAME, take_snapshot
 from launch.plan.sweep import POINTS, Sweep, points_not_done, refuse_another, write_sweep
-from launch.slurm.client import ask_slurm, submit_script, would_take
+from launch.slurm.client import submit_script, told_by_slurm, would_take
 from launch.slurm.history import Event, add_event
 from launch.slurm.jobs import points_alive
 from launch.slurm.node_health import EXCLUDED, excluded_nodes
 from launch.slurm.script import render_sweep
-from launch.slurm.submit import dependency, leave_out, write_job
+from launch.slurm.submit import Say, dependency, leave_out, refuse_another_version, write_job
 
 
-def submit_sweep(
-    plan: SweepPlan,
-    sweep: Sweep,
-    recipes: Sequence[Recipe],
-    *,
-    say: Callable[[str], None],
-    new_code: bool = False,
-) -> str:
-    """Submit the points that are not done and have no job; return the array's id.
-
-    Args:
-        plan: the array and its points.
-        sweep: what was asked for.
-        recipes: content of each point's recipe, and where it came from.
-        say: receives one line of progress at a time.
-        new_code: replace the snapshot of an earlier submission.
-
-    Raises:
-        ConfigError: another sweep lives in this folder, or no point is left.
-        CclmError: the cluster cannot run it, or does not answer.
+def submit_sweep(plan: SweepPlan, sweep: Sweep, recipes: Sequence[Recipe], *, say: Say, new_code: bool = False) -> str:
+    """Submit the points that are not done and have no job; return the array's id. `new_code`: replace the snapshot of
+    an earlier submission. Raise ConfigError if another sweep has this folder, or no point is left, CclmError if the
+    cluster cannot run it.
     """
     refuse_another(plan.folder, sweep)
+    for point in plan.points if not new_code else ():
+        refuse_another_version(point.run_folder)
     left = points_to_submit(plan, say, new_code=new_code)
     # A node that one point found bad is bad for all.
     bad = sorted({node for point in plan.points for node in excluded_nodes(point.run_folder)})
@@ -79,7 +65,7 @@ def share_code(point: Path) -> None:
         link.symlink_to(Path("..") / ".." / name)
 
 
-def points_to_submit(plan: SweepPlan, say: Callable[[str], None], *, new_code: bool) -> list[int]:
+def points_to_submit(plan: SweepPlan, say: Say, *, new_code: bool) -> list[int]:
     """Points that are neither done nor carried by a job."""
     open_points = points_not_done(plan.folder, len(plan.points))
     alive = points_alive(plan.folder, len(plan.points))
@@ -111,10 +97,6 @@ def _submit_held(plan: SweepPlan, left: Sequence[int], options: Sequence[str]) -
         add_event(plan.points[number].run_folder, event)
     if "hold" in plan.directives:
         return job
-    answer = ask_slurm(["scontrol", "release", job])
-    if answer.returncode != 0:
-        raise CclmError(
-            where="scontrol release", expected=f"job {job} to be released", got=answer.stderr.strip() or "no words",
-            do=f"It waits on hold: scontrol release {job}, or scancel {job}.",
-        )  # fmt: skip
+    advice = f"It waits on hold: scontrol release {job}, or scancel {job}."
+    told_by_slurm(["scontrol", "release", job], expected=f"job {job} to be released", do=advice)
     return job

@@ -74,12 +74,8 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
         )
     absent = [name for name in own if known and name not in known]
     if absent:
-        raise ConfigError(
-            where="--metric",
-            expected=f"some of {', '.join(sorted(known))}",
-            got=", ".join(absent),
-            do="Check the name.",
-        )
+        some = f"some of {', '.join(sorted(known))}"
+        raise ConfigError(where="--metric", expected=some, got=", ".join(absent), do="Check the name.")
     return rows
 
 

@@ -1,4 +1,7 @@
-"""What the folder of a run says by itself, read once: history, plan, progress, ranks, and who holds its lock."""
+"""What the folder of a run says by itself, read once: history, plan, progress, ranks, and who holds its lock.
+
+RUN/status/rank_N.json, exit_rank_N.json ──> RankNow, one per rank ──> a line for each group that says the same
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,56 @@ from pathlib import Path
 
 from cclm.errors import CclmError
 from cclm.files.lock import holder_of
+from cclm.files.text import duration, spans
+from cclm.run.causes import GOOD_ENDS
 from cclm.run.progress import Progress, read_progress
-from cclm.run.rank_ends import task_codes
+from cclm.run.rank_ends import read_ends, task_codes
+from cclm.run.status import STATUS_FOLDER, read_status
 from cclm.run.stop import StoppedRecord, read_stopped
 from launch.plan.slurm_job import PLAN_NAME, SLURM_FOLDER, SlurmPlan, find_plan
 from launch.slurm.history import HISTORY, Event, all_attempts, read_history
-from launch.watch.ranks import RankNow, read_ranks
 
 AT_WORK = ("starting", "training", "saving")
 """Phases of a rank that has not ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankNow:
+    """One rank."""
+
+    rank: int
+    host: str
+    phase: str
+    step: int
+    silent_s: float
+    """Seconds since it last said something."""
+    end: str
+    """How it ended in this attempt, in words; "" if it has not, or ended well."""
+
+
+def read_ranks(run_folder: Path, *, now: float, attempt: int = 0, since: float = 0.0) -> list[RankNow]:
+    """Read the ranks of an attempt, by number; what they said before `since` (seconds since 1970) is another's."""
+    ends = {end.rank: str(end) for end in read_ends(run_folder, attempt) if end.cause not in GOOD_ENDS}
+    records = (read_status(path) for path in (run_folder / STATUS_FOLDER).glob("rank_*.json"))
+    said = [record for record in records if record is not None and record.time >= since]
+    found = []
+    for record in said:
+        own = (
+            f"{record.cause.replace('_', ' ')}: {record.reason}"
+            if record.cause and record.cause not in GOOD_ENDS
+            else ""
+        )
+        found.append(
+            RankNow(
+                rank=record.rank,
+                host=record.host,
+                phase=record.phase,
+                step=record.step,
+                silent_s=round(now - record.time, 1),
+                end=ends.get(record.rank, own),
+            )
+        )
+    return sorted(found, key=lambda rank: rank.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +108,18 @@ def read_folder(path: Path, *, now: float | None = None) -> RunFolder:
         ranks=read_ranks(path, now=now, attempt=newest.number if newest else 0, since=newest.began if newest else 0.0),
         now=now,
     )
+
+
+def in_groups(ranks: Sequence[RankNow], *, silent_after_s: float) -> list[str]:
+    """Return one line for all ranks that say the same; ranks that are silent or ended badly have their own."""
+    groups: dict[tuple[str, int, str, str], list[RankNow]] = {}
+    for rank in ranks:
+        silence = f", silent for {duration(rank.silent_s)}" if rank.silent_s > silent_after_s and not rank.end else ""
+        groups.setdefault((rank.phase, rank.step, silence, rank.end), []).append(rank)
+    lines = []
+    for (phase, step, silence, end), members in groups.items():
+        hosts = sorted({rank.host for rank in members})
+        where = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
+        how = end or f"{phase} at step {step}{silence}"
+        lines.append(f"{spans(rank.rank for rank in members)} on {where}: {how}")
+    return lines

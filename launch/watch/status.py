@@ -17,8 +17,7 @@ from launch.slurm.history import Attempt, Event, all_attempts, is_stopped_by_use
 from launch.slurm.jobs import JobNow, JobsNow, ask_jobs
 from launch.slurm.task import START_S
 from launch.watch.array_tasks import ArrayTasks, count_tasks
-from launch.watch.ranks import RankNow
-from launch.watch.run_folder import AT_WORK, RunFolder, read_folder
+from launch.watch.run_folder import AT_WORK, RankNow, RunFolder, read_folder
 
 SILENT_S = 120.0
 """A rank is silent if it has said nothing for longer than this, and for five times as long as it usually takes."""

@@ -12,7 +12,7 @@ from cclm.files.text import duration, table
 from cclm.run.progress import Progress
 from launch.slurm.history import Attempt
 from launch.slurm.jobs import JobsNow
-from launch.watch.ranks import in_groups
+from launch.watch.run_folder import in_groups
 from launch.watch.status import UNKNOWN, RunNow, silent_after_s
 
 RIGHT = ("step", "loss", "samples/s", "to go", "attempts", "saved")

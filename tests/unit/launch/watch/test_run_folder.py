@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cclm.run.causes import Cause
 from cclm.run.status import RankStatus, note_end
-from launch.watch.ranks import in_groups, read_ranks
+from launch.watch.run_folder import in_groups, read_ranks
 from tests.unit.launch.slurm.run_folders import rank_end, rank_says
 
 
