@@ -13,8 +13,7 @@ from launch.commands import control, run, submit, sweep, watch
 from launch.commands.watch import INTERRUPTED_CODE
 
 COMMANDS = (run, submit, sweep, watch, control)
-"""In the order of --help. Each has `add_to(commands)`, which adds parsers whose default `execute` takes the options
-and the words after `--`, and returns the exit code."""
+"""In the order of --help. Each has `add_to(commands)`."""
 OPTION = re.compile(r"--[a-z][a-z-]*")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cclm.files.options import add_fields, read_fields
-from launch.commands.parsers import RUN, Commands, say
+from launch.commands.parsers import RUN, Commands, add_command, say
 from launch.commands.submit import SIZE
 from launch.plan.request import SlurmRequest
 
@@ -19,24 +19,18 @@ PATIENCE_S = 900.0
 
 def add_to(commands: Commands) -> None:
     """Add `stop`, `cancel`, `resume` and `drill`."""
-    stop = commands.add_parser("stop", help="let a run save, end, and stay stopped")
-    stop.add_argument("run", metavar="RUN", help=f"{RUN}, also of a sweep")
+    stop = add_command(commands, "stop", stop_runs, help="let a run save, end, and stay stopped")
+    cancel = add_command(commands, "cancel", cancel_runs, help="end all jobs of a run at once")
+    resume = add_command(commands, "resume", resume_run, help="submit a run again, from its own folder")
+    drill = add_command(commands, "drill", drill_run, help="fake a preemption: does the job save, and go on?")
+    for parser, also in ((stop, ", also of a sweep"), (cancel, ", also of a sweep"), (resume, ""), (drill, "")):
+        parser.add_argument("run", metavar="RUN", help=RUN + also)
     stop.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so many seconds until it has stopped")
-    stop.set_defaults(execute=stop_runs)
-    cancel = commands.add_parser("cancel", help="end all jobs of a run at once")
-    cancel.add_argument("run", metavar="RUN", help=f"{RUN}, also of a sweep")
-    cancel.set_defaults(execute=cancel_runs)
-    resume = commands.add_parser("resume", help="submit a run again, from its own folder")
-    resume.add_argument("run", metavar="RUN", help=RUN)
     resume.add_argument("--new-code", action="store_true", help="copy the checkout's code anew")
     changes = resume.add_argument_group("what may differ from before (the plan is then made anew)")
     add_fields(changes, SlurmRequest, MAY_CHANGE, default=None)
-    resume.set_defaults(execute=resume_run)
-    drill = commands.add_parser("drill", help="fake a preemption: does the job save, come back and go on?")
-    drill.add_argument("run", metavar="RUN", help=RUN)
     drill.add_argument("--kill", action="store_true", help="kill the attempt (scontrol requeue) instead of asking it")
     drill.add_argument("--wait", type=float, default=PATIENCE_S, metavar="S", help="patience at each station")
-    drill.set_defaults(execute=drill_run)
 
 
 def stop_runs(options: argparse.Namespace, command: tuple[str, ...]) -> int:

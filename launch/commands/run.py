@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from cclm.run.launcher import started_by
 from cclm.run.machine import this_machine
 from cclm.run.process import why_port_is_taken
 from launch.commands import submit
-from launch.commands.parsers import Commands, say, usage
+from launch.commands.parsers import Commands, add_command, say
 from launch.plan.job import JobPlan, make_plan
 from launch.plan.recipe import recipe_of, run_folder_of
 
@@ -23,16 +24,15 @@ DEFAULT_FOLDER = Path("runs/launch")
 
 def add_to(commands: Commands) -> None:
     """Add `plan` and `run`."""
-    plan = commands.add_parser("plan", help="print what `run`, or `submit` (--nodes), would do", usage=usage("plan"))
+    text = "print what `run`, or `submit` (--nodes), would do"
+    plan = add_command(commands, "plan -- command …", show_plan, help=text)
     plan.add_argument("--json", action="store_true", help="print JSON")
     add_options(plan.add_argument_group("ranks on this machine"))
     submit.add_options(plan, nodes=None)
-    plan.set_defaults(execute=show_plan)
-    run = commands.add_parser("run", help="run a command on N local ranks", usage=usage("run"))
+    run = add_command(commands, "run -- command …", execute, help="run a command on N local ranks")
     where = f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}"
     run.add_argument("--run-folder", type=Path, default=None, help=where)
     add_options(run)
-    run.set_defaults(execute=execute)
 
 
 def add_options(parser: argparse._ActionsContainer) -> None:
@@ -85,7 +85,7 @@ def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the ranks to their end."""
-    refuse_another_launcher()
+    check_one_launcher()
     return run_ranks(options, command)
 
 
@@ -94,7 +94,7 @@ def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     from launch.local.run import run_plan
 
     plan = plan_from(options, command)
-    refuse_taken_port(options.port)
+    check_port(options.port)
     with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
         if folder != plan.run_folder:
             plan = plan_from(argparse.Namespace(**{**vars(options), "run_folder": folder}), command)
@@ -107,24 +107,21 @@ def own_folder(run_folder: Path, *, is_named: bool) -> Iterator[Path]:
     from launch.local.run import folder_of_one_job
 
     is_named = is_named or run_folder != DEFAULT_FOLDER.absolute()
-    folder, number = run_folder, 1
     with ExitStack() as stack:
-        while True:
+        for number in itertools.count(1):
+            folder = run_folder if number == 1 else run_folder.with_name(f"{run_folder.name}-{number}")
             try:
                 stack.enter_context(folder_of_one_job(folder))
+                break
             except CclmError as error:
                 if error.cause is not Cause.FOLDER_LOCKED or is_named:
                     raise
-                number += 1
-                folder = run_folder.with_name(f"{run_folder.name}-{number}")
-                continue
-            if folder != run_folder:
-                say(f"another job uses {run_folder}: this one's logs are in {folder}/logs")
-            yield folder
-            return
+        if folder != run_folder:
+            say(f"another job uses {run_folder}: this one's logs are in {folder}/logs")
+        yield folder
 
 
-def refuse_another_launcher() -> None:
+def check_one_launcher() -> None:
     """Raise ConfigError if another launcher has started this one several times: each would start the whole job."""
     found = started_by(os.environ)
     if found is not None:
@@ -136,7 +133,7 @@ def refuse_another_launcher() -> None:
         )  # fmt: skip
 
 
-def refuse_taken_port(port: int | None) -> None:
+def check_port(port: int | None) -> None:
     """Raise ConfigError if the ranks cannot meet at the port that the user names."""
     why = why_port_is_taken(port) if port is not None else ""
     if why:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cclm.errors import ConfigError
 from cclm.files.options import add_fields, read_fields
-from launch.commands.parsers import Commands, say, usage
+from launch.commands.parsers import Commands, add_command, say
 from launch.plan.profile import read_profile
 from launch.plan.recipe import (
     RECIPE_NAME,
@@ -23,6 +23,7 @@ from launch.plan.recipe import (
 )
 from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest
 from launch.plan.slurm_job import SlurmPlan, plan_job
+from launch.slurm.script import render
 
 SIZE = ("gpus_per_node", "tasks_per_node", "cpus_per_task", "time", *SBATCH_OPTIONS)
 JOB = (*SIZE, "array", "concurrent", "after", "name")
@@ -33,16 +34,14 @@ CHOICES = {"launcher": LAUNCHERS, "preflight": PREFLIGHTS}
 
 def add_to(commands: Commands) -> None:
     """Add `submit` and `shards`."""
-    parser = commands.add_parser("submit", help="submit a job to Slurm", usage=usage("submit [RECIPE]", "overrides"))
-    add_submit_options(parser)
-    parser.set_defaults(execute=execute)
-    shards = commands.add_parser("shards", help="build shard sets as jobs", usage=usage("shards RECIPE", "overrides"))
+    add_submit_options(add_command(commands, "submit [RECIPE] -- overrides …", execute, help="submit a job to Slurm"))
+    text = "build shard sets as jobs that wait for each other"
+    shards = add_command(commands, "shards RECIPE -- overrides …", submit_shards, help=text)
     add_submit_options(shards)
     build = shards.add_argument_group("the build")
     build.add_argument("--out", type=Path, required=True, help="each set becomes OUT/NAME")
     build.add_argument("--tasks", type=int, required=True, help="tasks of the array that reads the corpus")
     build.add_argument("--write-tasks", type=int, default=0, help="tasks of an array that writes shards; 0: the merge")
-    shards.set_defaults(execute=submit_shards)
 
 
 def add_options(parser: argparse.ArgumentParser, *, nodes: int | None) -> None:
@@ -72,7 +71,7 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Plan the job; print the script, or submit."""
     plan, recipe = plan_from(options, command)
     if options.dry_run:
-        sys.stdout.write(script_of(plan))
+        sys.stdout.write(render(plan))
         return 0
     from launch.slurm.submit import submit
 
@@ -80,13 +79,6 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     say(f"log: {plan.log}")
     sys.stdout.write(f"{job}\n")
     return 0
-
-
-def script_of(plan: SlurmPlan) -> str:
-    """Return the batch script of a plan."""
-    from launch.slurm.script import render
-
-    return render(plan)
 
 
 def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[SlurmPlan, Recipe | None]:
@@ -104,10 +96,8 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Sl
 
 def world_size_of(options: argparse.Namespace) -> int:
     """Return how many ranks the options ask for."""
-    asked = SlurmRequest(
-        name="", run_folder=Path(), checkout=Path(), command=(), **read_fields(options, ("nodes", *SIZE))
-    )
-    return asked.world_size
+    size = read_fields(options, ("nodes", *SIZE))
+    return SlurmRequest(name="", run_folder=Path(), checkout=Path(), command=(), **size).world_size
 
 
 def plan_run(
@@ -143,9 +133,8 @@ def plan_run(
 def _run_folder(options: argparse.Namespace, recipe: Recipe | None) -> Path:
     named = options.run_folder or (None if recipe is None else run_folder_of(recipe[0]))
     if named is None:
-        raise ConfigError(
-            where="submit", expected="--run-folder, or a recipe with a run_folder", got="neither", do="Name one."
-        )
+        expected = "--run-folder, or a recipe with a run_folder"
+        raise ConfigError(where="submit", expected=expected, got="neither", do="Name one.")
     return Path(named).absolute()
 
 
@@ -179,7 +168,7 @@ def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         stage = {"recipe": None, "run_folder": run, "array": tasks, "after": before, "preflight": "none"}
         plan, _ = plan_from(argparse.Namespace(**{**vars(options), **stage}), words)
         if options.dry_run:
-            sys.stdout.write(script_of(plan))
+            sys.stdout.write(render(plan))
         else:
             job = submit(plan, say=say, new_code=options.new_code)
             sys.stdout.write(f"{name} {job}\n")

@@ -9,12 +9,13 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from cclm.run.stop import STOPPED_CODE
 from launch.commands import run, submit
-from launch.commands.parsers import Commands, say, usage
+from launch.commands.parsers import Commands, add_command, say
 from launch.local.ranks import STOP_SIGNALS
 from launch.plan import sweep
 from launch.plan.recipe import Recipe, check_recipe, read_recipe, write_recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.sweep import Sweep, point_folder
+from launch.slurm.script import render, render_sweep
 
 ENDED_BY_REQUEST = frozenset({STOPPED_CODE, *(128 + number for number in STOP_SIGNALS)})
 """Codes of a run that was asked to stop: saved, or ended by HUP, INT or TERM."""
@@ -22,18 +23,16 @@ ENDED_BY_REQUEST = frozenset({STOPPED_CODE, *(128 + number for number in STOP_SI
 
 def add_to(commands: Commands) -> None:
     """Add `sweep`, with all options of `submit`, and `sweep-results`."""
-    parser = commands.add_parser(
-        "sweep", help="train one recipe at many points", usage=usage("sweep RECIPE", "overrides")
-    )
+    text = "train one recipe at many points"
+    parser = add_command(commands, "sweep RECIPE -- overrides …", execute, help=text)
     submit.add_submit_options(parser)
     points = parser.add_argument_group("the points")
     points.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE,VALUE", help="values in YAML")
     points.add_argument("--points", type=Path, default=None, metavar="FILE", help="YAML list of overrides, one a point")
     points.add_argument("--local", action="store_true", help="here, one after another, as `launch run` does")
     run.add_options(parser.add_argument_group("ranks of a point on this machine"))
-    parser.set_defaults(execute=execute)
 
-    table = commands.add_parser("sweep-results", help="a table of a sweep's points")
+    table = add_command(commands, "sweep-results", show, help="a table of a sweep's points")
     table.add_argument("folder", type=Path, metavar="RUN", help="run folder of the sweep")
     table.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="of log.jsonl or results.json (a.b)"
@@ -43,7 +42,6 @@ def add_to(commands: Commands) -> None:
     form = table.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--csv", action="store_true")
-    table.set_defaults(execute=show)
 
 
 def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
@@ -65,8 +63,6 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         return run_here(options, folder, asked, recipes)
     plan = plan_from(options, folder, recipes)
     if options.dry_run:
-        from launch.slurm.script import render, render_sweep
-
         parts = (asked.to_text(), render_sweep(plan), f"# {plan.points[0].script}", render(plan.points[0]))
         sys.stdout.write("\n\n".join(part.rstrip("\n") for part in parts) + "\n")
         return 0
@@ -93,8 +89,8 @@ def run_here(options: argparse.Namespace, folder: Path, asked: Sweep, recipes: l
     if options.dry_run:
         sys.stdout.write(asked.to_text() + "\n")
         return 0
-    run.refuse_another_launcher()
-    sweep.refuse_another(folder, asked)
+    run.check_one_launcher()
+    sweep.check_same_sweep(folder, asked)
     sweep.write_sweep(folder, asked, sys.argv[1:])
     failed = []
     for number in sweep.points_not_done(folder, len(recipes)):

@@ -11,7 +11,7 @@ from cclm.errors import ConfigError
 from cclm.files.options import add_fields
 from cclm.files.output import is_lost
 from cclm.files.tail import Tail
-from launch.commands.parsers import RUN, Commands, say
+from launch.commands.parsers import RUN, Commands, add_command, say
 from launch.plan.request import SlurmRequest
 
 INTERRUPTED_CODE = 128 + signal.SIGINT
@@ -19,23 +19,21 @@ INTERRUPTED_CODE = 128 + signal.SIGINT
 
 def add_to(commands: Commands) -> None:
     """Add `status`, `logs` and `doctor`."""
-    status = commands.add_parser("status", help="how runs are doing: job, step, loss, speed, checkpoint, last word")
+    text = "how runs are doing: job, step, loss, speed, checkpoint, last word"
+    status = add_command(commands, "status", show_status, help=text)
     status.add_argument("runs", nargs="*", metavar="RUN", help=f"{RUN}; default: all of them")
     status.add_argument("--root", type=Path, default=Path("runs"), help="where runs are looked for")
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(execute=show_status)
-    logs = commands.add_parser("logs", help="show what a run writes, and follow it")
+    logs = add_command(commands, "logs", show_logs, help="show what a run writes, and follow it")
     logs.add_argument("run", metavar="RUN", help=RUN)
     logs.add_argument("--rank", type=int, default=None, help="a rank's own log; default: the batch script's")
     logs.add_argument("--task", type=int, default=None, metavar="N", help="a task of an array")
     logs.add_argument("--lines", type=int, default=40, help="lines from the end")
     logs.add_argument("--follow", action="store_true", help="go on, over the run's attempts, until it is over")
-    logs.set_defaults(execute=show_logs)
-    doctor = commands.add_parser("doctor", help="say what is installed, and what looks wrong")
+    doctor = add_command(commands, "doctor", diagnose, help="say what is installed, and what looks wrong")
     doctor.add_argument("--folder", type=Path, default=Path(), help="where data and runs will go")
     doctor.add_argument("--profile", default=None, help="name in launch/profiles/ or path; default: $CCLM_PROFILE")
     add_fields(doctor, SlurmRequest, ["save_s"])
-    doctor.set_defaults(execute=diagnose)
 
 
 def show_status(options: argparse.Namespace, command: tuple[str, ...]) -> int:

@@ -38,9 +38,8 @@ def look_at_answered(run_folders: Sequence[Path]) -> list[RunNow]:
         look_at_one(path)  # which says what is wrong
     unknown = next((run for run in runs if run.state == UNKNOWN), None)
     if unknown is not None:
-        raise CclmError(
-            where=str(unknown.run_folder), expected="the state of its job", got=unknown.reason, do="Try again."
-        )
+        where, expected = str(unknown.run_folder), "the state of its job"
+        raise CclmError(where=where, expected=expected, got=unknown.reason, do="Try again.")
     return runs
 
 
@@ -153,21 +152,16 @@ def cancel(run_folders: Sequence[Path], *, say: Say) -> bool:
     told: dict[Path, set[str]] = {path: set() for path in runs}
     jobs, began = live_jobs_of(list(runs)), time.monotonic()
     while any(jobs.values()) and time.monotonic() - began < CANCEL_S:
-        new = {
-            path: sorted({_name(job, runs[path]) for job in found} - told[path])
-            for path, found in jobs.items()
-            if found
-        }
-        for path, names in new.items():
+        names = {path: {_name(job, runs[path]) for job in found} for path, found in jobs.items()}
+        new = [(path, name) for path, found in names.items() for name in sorted(found - told[path])]
+        for path, name in new:
             if runs[path].kind != "array":
-                for name in names:
-                    add_event(path, Event(event="stop", job=name, reason="cancel"))
-        _scancel(*dict.fromkeys(name for names in new.values() for name in names))
-        for path, names in new.items():
-            for name in names:
-                states = ", ".join(sorted({str(job) for job in jobs[path] if _name(job, runs[path]) == name}))
-                say(path, f"job {name} cancelled (it was {states})")
-            told[path] |= set(names)
+                add_event(path, Event(event="stop", job=name, reason="cancel"))
+        _scancel(*dict.fromkeys(name for _, name in new))
+        for path, name in new:
+            states = ", ".join(sorted({str(job) for job in jobs[path] if _name(job, runs[path]) == name}))
+            say(path, f"job {name} cancelled (it was {states})")
+            told[path].add(name)
         time.sleep(POLL_S)
         jobs = live_jobs_of(list(runs))
     for run in look_at_answered(list(runs)):

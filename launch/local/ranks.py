@@ -1,8 +1,4 @@
-"""The ranks of one machine, started, watched and ended.
-
-Each rank is the leader of its own session and process group (started through launch/local/shim.py). When one fails, the
-others are told to end (TERM), and are killed after a grace time; what a rank leaves running is killed.
-"""
+"""The ranks of one machine, started, watched and ended as `launch/local/run.py` says."""
 
 from __future__ import annotations
 
@@ -12,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from cclm.run.causes import GOOD_ENDS
@@ -53,8 +50,7 @@ class Ranks:
         """Start one rank; stdin is empty."""
         cores, signals = ",".join(map(str, rank.cores)), ",".join(str(int(number)) for number in self.blocked)
         command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, signals, *rank.command]
-        with ExitStack() as stack:
-            output = stack.enter_context(open_log(rank.log, rank.rank, self.plan.host)) if rank.log else None
+        with open_log(rank.log, rank.rank, self.plan.host) if rank.log else nullcontext() as output:
             process = subprocess.Popen(
                 command,
                 cwd=self.plan.folder,
@@ -81,16 +77,18 @@ class Ranks:
             if cause not in GOOD_ENDS:
                 self.end()
 
-    def receive(self, number: int) -> None:
+    def receive(self, number: int) -> str:
         """Pass a signal on to the ranks: whatever asks to stop as TERM, which never prints a traceback. The second
-        request to stop is a request to kill."""
-        if number not in STOP_SIGNALS:
-            self._signal_leaders(number)
-            return
+        request to stop is a request to kill. Return what was done."""
+        name, asks_to_stop = signal.Signals(number).name, number in STOP_SIGNALS
+        self._signal_leaders(signal.SIGTERM if asks_to_stop else number)
+        if not asks_to_stop:
+            return f"{name} is passed on."
         if self.stop_signal is not None:
             self.kill_at = time.monotonic()
-        self.stop_signal = self.stop_signal or number
-        self._signal_leaders(signal.SIGTERM)
+            return f"{name} again: what is left is killed."
+        self.stop_signal = number
+        return f"{name}: {len(self.alive)} rank(s) are asked to save and end (TERM); once more kills them."
 
     def enforce(self) -> None:
         """Kill whoever is still there when the grace time is over."""
@@ -123,12 +121,11 @@ def look(pid: int) -> os.waitid_result | None:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
-@contextmanager
-def open_log(path: Path, rank: int, host: str) -> Iterator[int]:
+def open_log(path: Path, rank: int, host: str) -> FileIO:
     """Open a rank's log for appending: what an earlier attempt of the run wrote is evidence."""
-    with path.open("ab", buffering=0) as file:
-        file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} on {host}\n".encode())
-        yield file.fileno()
+    file = path.open("ab", buffering=0)
+    file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} on {host}\n".encode())
+    return file
 
 
 @contextmanager

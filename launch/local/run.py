@@ -3,7 +3,8 @@
     launch ──┬── rank 0 … N-1, each the leader of its own session and process group (started through shim.py)
              └── guard (guard.py), which acts only if launch itself is killed
 
-When a rank fails, the others are told to end (TERM), and are killed after a grace time. SIGINT, SIGTERM and SIGHUP ask
+When a rank fails, the others are told to end (TERM), and are killed after a grace time; what a rank leaves running is
+killed. SIGINT, SIGTERM and SIGHUP ask
 the ranks to save and end, which may take its time; a second one kills them. SIGUSR1 is passed on.
 """
 
@@ -20,7 +21,7 @@ from cclm.files.folders import make_folder
 from cclm.files.lock import holder_of, run_lock
 from cclm.run import stop
 from launch.local.exit_status import JobExit, explain
-from launch.local.ranks import STOP_SIGNALS, Ranks, blocked, guarded, watched_signals
+from launch.local.ranks import Ranks, blocked, guarded, watched_signals
 from launch.plan.job import JobPlan
 
 POLL_S = 0.5
@@ -61,7 +62,7 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
             while ranks.alive:
                 received = signal.sigtimedwait(signals, ranks.seconds_to_wait(POLL_S))
                 if received is not None and received.si_signo != signal.SIGCHLD:
-                    _pass_on(received.si_signo, ranks, say)
+                    say(ranks.receive(received.si_signo))
                 ranks.collect()
                 ranks.enforce()
         finally:
@@ -70,10 +71,3 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
     job = JobExit(exits=tuple(ranks.exits), stop_signal=ranks.stop_signal)
     explain(job, plan, say)
     return job
-
-
-def _pass_on(number: int, ranks: Ranks, say: Callable[[str], None]) -> None:
-    if number in STOP_SIGNALS and ranks.stop_signal is None:
-        name = signal.Signals(number).name
-        say(f"{name}: {len(ranks.alive)} rank(s) are asked to save and end (TERM); once more kills them.")
-    ranks.receive(number)

@@ -78,16 +78,9 @@ def make_plan(
 ) -> JobPlan:
     """Plan a job; raise ConfigError for an empty command and for counts below one.
 
-    Args:
-        command: the program that every rank runs; a first word "python" means the interpreter that plans.
-        machine: where.
-        inherited: the environment of the caller: what it sets wins over our defaults.
-        folder: working directory of every rank.
-        run_folder: the ranks' output goes to its `logs/`.
-        num_ranks: number of processes.
-        threads_per_rank: compute threads of each; None: the usable cores divided by the ranks.
-        port: where the ranks meet; None: a free one.
-        bind: give each rank its own cores, if there are enough.
+    A first word "python" of the `command` means the interpreter that plans. What the caller's environment (`inherited`)
+    sets wins over our defaults. Without `threads_per_rank` a rank gets its share of the usable cores; without `port`
+    the ranks meet at a free one. `bind`: give each rank its own cores, if there are enough.
     """
     _check(command, num_ranks, threads_per_rank)
     threads = threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)

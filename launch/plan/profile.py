@@ -57,11 +57,8 @@ class Profile:
 
 
 def read_profile(name: str | None, environment: Mapping[str, str] = os.environ) -> Profile:
-    """Read a profile by its shipped name or its path; None: what CCLM_PROFILE says, else "default".
-
-    Raises:
-        ConfigError: it does not exist, has unknown keys (all are named) or values of the wrong kind.
-    """
+    """Read a profile by its shipped name or its path; None: what CCLM_PROFILE says, else "default". Raise ConfigError
+    if it does not exist, or has unknown keys (all are named) or values of the wrong kind."""
     name = name or environment.get(PROFILE_VARIABLE) or "default"
     path = Path(name) if Path(name).is_file() else PROFILES / f"{name}.yaml"
     if not path.is_file():
@@ -75,7 +72,7 @@ def read_profile(name: str | None, environment: Mapping[str, str] = os.environ) 
     if complaints:
         raise ConfigError(
             where=str(path), expected="the keys of a profile", got="; ".join(complaints),
-            do="See launch/profile.py for every key with its meaning.",
+            do="See launch/plan/profile.py for every key with its meaning.",
         )  # fmt: skip
     return Profile(**{key: _plain(value) for key, value in content.items()})
 

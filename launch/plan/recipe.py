@@ -44,9 +44,8 @@ def find_recipe(name: str, shipped: Path) -> Path:
     if path.is_file():
         return path
     names = ", ".join(sorted(item.stem for item in shipped.glob("*.yaml"))) or f"nothing (no {shipped})"
-    raise ConfigError(
-        where="recipe", expected=f"the path of a YAML file or one of {names}", got=repr(name), do="Check the name."
-    )
+    expected = f"the path of a YAML file or one of {names}"
+    raise ConfigError(where="recipe", expected=expected, got=repr(name), do="Check the name.")
 
 
 def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -124,9 +124,8 @@ def check_request(request: SlurmRequest, profile: Profile) -> None:
     """Raise ConfigError, with everything that is wrong, for what cannot be planned."""
     problems = list(_problems(request, profile))
     if problems:
-        raise ConfigError(
-            where="submit", expected="a job that can run", got="; ".join(problems), do="Nothing was submitted."
-        )
+        got, do = "; ".join(problems), "Nothing was submitted."
+        raise ConfigError(where="submit", expected="a job that can run", got=got, do=do)
 
 
 CLEANING = frozenset({"--cleanenv", "-e", "--containall", "-C"})

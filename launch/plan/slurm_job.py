@@ -205,10 +205,9 @@ def _srun(plan: SlurmPlan) -> tuple[str, ...]:
 
 def _mounts(plan: SlurmPlan) -> list[str]:
     """What a container must see."""
-    shared = [] if plan.request.code_folder is None else [str(plan.code_folder)]
-    return list(
-        dict.fromkeys((str(plan.run_folder), *shared, str(plan.request.checkout), *plan.profile.container_mounts))
-    )
+    shared = () if plan.request.code_folder is None else (plan.code_folder,)
+    folders = (plan.run_folder, *shared, plan.request.checkout, *plan.profile.container_mounts)
+    return list(dict.fromkeys(map(str, folders)))
 
 
 def _task_prefix(plan: SlurmPlan) -> tuple[str, ...]:
@@ -222,19 +221,10 @@ def _task_prefix(plan: SlurmPlan) -> tuple[str, ...]:
 
 def _torchrun(python: str, request: SlurmRequest, command: tuple[str, ...]) -> tuple[str, ...]:
     """One agent per node; the task fills in what it alone knows."""
-    size = ("--nnodes", str(request.nodes), "--nproc-per-node", str(request.ranks_per_node))
-    meet = (
-        "--node-rank",
-        "@NODE_RANK@",
-        "--master-addr",
-        "@MASTER_ADDR@",
-        "--master-port",
-        "@MASTER_PORT@",
-        "--max-restarts",
-        "0",
-    )
+    size = f"--nnodes {request.nodes} --nproc-per-node {request.ranks_per_node} --max-restarts 0"
+    meet = "--node-rank @NODE_RANK@ --master-addr @MASTER_ADDR@ --master-port @MASTER_PORT@"
     program = command[1:] if command[0] == python else ("--no-python", *command)
-    return (python, "-m", "torch.distributed.run", *size, "--node-rank", "@NODE_RANK@", *meet, *program)
+    return (python, "-m", "torch.distributed.run", *size.split(), *meet.split(), *program)
 
 
 def _environment(request: SlurmRequest, profile: Profile, cpus: int) -> dict[str, str]:
@@ -272,12 +262,8 @@ def find_plan(run_folder: Path) -> SlurmPlan | None:
     try:
         return _rebuild(SlurmPlan, values)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(
-            where=str(path),
-            expected="the plan of a job",
-            got=str(error),
-            do="Give the command of the submission again.",
-        ) from error
+        again = "Give the command of the submission again."
+        raise ConfigError(where=str(path), expected="the plan of a job", got=str(error), do=again) from error
 
 
 def _rebuild(kind: type[T], values: Mapping[str, Any]) -> T:

@@ -66,8 +66,7 @@ def said(overrides: Mapping[str, Any]) -> str:
 
 def make_points(vary: Sequence[str], listed: Path | None) -> tuple[Mapping[str, Any], ...]:
     """Return every listed point combined with every combination of the varied values. Raise ConfigError if there is no
-    point. `vary`: words like "optimizer.learning_rate=1e-4,3e-4"; `listed`: a YAML list of mappings of keys.
-    """
+    point. `vary`: words like "optimizer.learning_rate=1e-4,3e-4"; `listed`: a YAML list of mappings of keys."""
     axes = [parse_axis(word) for word in vary]
     keys = [key for key, _ in axes]
     twice = sorted({key for key in keys if keys.count(key) > 1})
@@ -158,7 +157,7 @@ def write_sweep(folder: Path, sweep: Sweep, command: Sequence[str]) -> None:
     replace_text(folder / SWEEP_NAME, json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n")
 
 
-def refuse_another(folder: Path, sweep: Sweep) -> None:
+def check_same_sweep(folder: Path, sweep: Sweep) -> None:
     """Raise ConfigError if another sweep lives in this folder: its points would not compare with these."""
     if not is_sweep(folder):
         return

@@ -140,9 +140,8 @@ def find_port(job: int) -> int:
             except OSError:
                 continue
             return port
-    raise CclmError(
-        expected="a free port", got="none", do="Find out what holds them: `ss -ltn`.", where="the first node"
-    )
+    advice = "Find out what holds them: `ss -ltn`."
+    raise CclmError(where="the first node", expected="a free port", got="none", do=advice)
 
 
 def say(line: str) -> None:

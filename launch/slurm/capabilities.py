@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from cclm.errors import CclmError
 from launch.slurm.client import ask_slurm, told_by_slurm
@@ -110,10 +109,7 @@ def parse_config(text: str) -> dict[str, str]:
     return {match[1]: match[2].strip() for match in matches if match is not None}
 
 
-Nodes: TypeAlias = dict[str, tuple[Node, ...]]
-
-
-def parse_nodes(text: str) -> Nodes:
+def parse_nodes(text: str) -> dict[str, tuple[Node, ...]]:
     """Parse sinfo's lines (format `NODES`); returns the nodes of each partition."""
     found: dict[str, list[Node]] = {}
     for line in text.splitlines():
@@ -130,28 +126,24 @@ def parse_nodes(text: str) -> Nodes:
     return {partition: tuple(nodes) for partition, nodes in found.items()}
 
 
-def parse_partitions(text: str, nodes: Nodes) -> tuple[Partition, ...]:
+def parse_partitions(text: str, nodes: Mapping[str, tuple[Node, ...]]) -> tuple[Partition, ...]:
     """Parse `scontrol --oneliner show partition`, one partition a line."""
-    found = []
-    for line in text.splitlines():
-        values = dict(word.partition("=")[::2] for word in line.split())
-        if "PartitionName" not in values:
-            continue
-        accounts = values.get("AllowAccounts", "ALL")
-        found.append(
-            Partition(
-                name=values["PartitionName"],
-                is_default=values.get("Default") == "YES",
-                is_up=values.get("State", "UP") == "UP",
-                max_time=values.get("MaxTime", "UNLIMITED"),
-                preempt_mode=values.get("PreemptMode", "OFF"),
-                grace_s=int(values.get("GraceTime", 0)),
-                tier=int(values.get("PriorityTier", 1)),
-                accounts=None if accounts == "ALL" else tuple(accounts.split(",")),
-                nodes=nodes.get(values["PartitionName"], ()),
-            )
+    lines = (dict(word.partition("=")[::2] for word in line.split()) for line in text.splitlines())
+    return tuple(
+        Partition(
+            name=values["PartitionName"],
+            is_default=values.get("Default") == "YES",
+            is_up=values.get("State", "UP") == "UP",
+            max_time=values.get("MaxTime", "UNLIMITED"),
+            preempt_mode=values.get("PreemptMode", "OFF"),
+            grace_s=int(values.get("GraceTime", 0)),
+            tier=int(values.get("PriorityTier", 1)),
+            accounts=None if (who := values.get("AllowAccounts", "ALL")) == "ALL" else tuple(who.split(",")),
+            nodes=nodes.get(values["PartitionName"], ()),
         )
-    return tuple(found)
+        for values in lines
+        if "PartitionName" in values
+    )
 
 
 def read_cluster() -> Cluster:
@@ -165,7 +157,7 @@ def _told(command: tuple[str, ...]) -> str:
     return told_by_slurm(command, expected="an answer", do=advice, timeout_s=ASK_S).stdout
 
 
-def accounting_complaint() -> str:
+def why_no_accounting() -> str:
     """Why `sacct` does not tell about ended jobs; "" if it does."""
     try:
         answer = ask_slurm(ACCOUNTING, timeout_s=ASK_S)

@@ -17,7 +17,7 @@ from cclm.run.machine import file_system_of
 from launch.local.diagnose import Diagnostic, note, ok, warn
 from launch.plan.profile import Profile
 from launch.plan.request import SlurmRequest, seconds_of
-from launch.slurm.capabilities import Cluster, Node, Partition, accounting_complaint, my_accounts, read_cluster
+from launch.slurm.capabilities import Cluster, Node, Partition, my_accounts, read_cluster, why_no_accounting
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 OPTIONAL = ("sinfo", "sacct", "sacctmgr")
@@ -48,9 +48,9 @@ def diagnose_slurm(folder: Path, profile: Profile, save_s: int) -> Iterator[Diag
         yield warn("Slurm's controller", " ".join(f"{error.where}: {error.got}. {error.do}".split()))
         return
     yield from describe(cluster)
-    complaint = accounting_complaint()
-    yield diagnose_accounting(cluster, complaint)
-    accounts = my_accounts(getpass.getuser()) if profile.account and not complaint else None
+    why_not = why_no_accounting()
+    yield diagnose_accounting(cluster, why_not)
+    accounts = my_accounts(getpass.getuser()) if profile.account and not why_not else None
     yield from problems(cluster, profile, save_s)
     yield from diagnose_account(profile, accounts)
     yield from diagnose_folder(folder)
@@ -102,33 +102,24 @@ def _settings(cluster: Cluster, save_s: int) -> Iterator[Diagnostic]:
     each = "core" if cluster.setting("DefMemPerCPU") else "node"
     memory = cluster.setting("DefMemPerCPU") or cluster.setting("DefMemPerNode")
     is_counted = "MEMORY" in cluster.setting("SelectTypeParameters").upper() and memory not in ("", "UNLIMITED")
-    found = {
-        "JobRequeue": (
-            cluster.setting("JobRequeue") == "0",
-            "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too",
-        ),
-        "KillWait": (
-            kill_s < save_s,
-            f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits",
-        ),
-        "MaxArraySize": (
-            cluster.setting("MaxArraySize") in ("0", "1"),
-            "no array jobs here: sweeps and builds of shards need them",
-        ),
-        "EnforcePartLimits": (
-            cluster.setting("EnforcePartLimits") in ("NO", ""),
-            "NO: what a partition can never give may wait for ever instead of being refused; squeue says why it waits",
-        ),
-        "SelectType": (
-            select != "select/cons_tres",
-            f"{select}: --gpus-per-node needs select/cons_tres; jobs on the CPU work",
-        ),
-        "memory": (
-            is_counted,
-            f"a job gets {memory} MiB per {each} unless it asks: --sbatch mem=0 takes all that a node has",
-        ),
-    }
-    yield from (warn(subject, text) for subject, (is_wrong, text) in found.items() if is_wrong)
+    if cluster.setting("JobRequeue") == "0":
+        text = "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too"
+        yield warn("JobRequeue", text)
+    if kill_s < save_s:
+        text = f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits"
+        yield warn("KillWait", text)
+    if cluster.setting("MaxArraySize") in ("0", "1"):
+        yield warn("MaxArraySize", "no array jobs here: sweeps and builds of shards need them")
+    if cluster.setting("EnforcePartLimits") in ("NO", ""):
+        text = (
+            "NO: what a partition can never give may wait for ever instead of being refused; squeue says why it waits"
+        )
+        yield warn("EnforcePartLimits", text)
+    if select != "select/cons_tres":
+        yield warn("SelectType", f"{select}: --gpus-per-node needs select/cons_tres; jobs on the CPU work")
+    if is_counted:
+        text = f"a job gets {memory} MiB per {each} unless it asks: --sbatch mem=0 takes all that a node has"
+        yield warn("memory", text)
 
 
 def _profile(cluster: Cluster, profile: Profile) -> Iterator[Diagnostic]:
@@ -170,12 +161,12 @@ def _preemption(cluster: Cluster, partitions: Sequence[Partition], save_s: int) 
             yield warn("preemption", f"{text}: save often (checkpoint.every_steps)")
 
 
-def diagnose_accounting(cluster: Cluster, complaint: str) -> Diagnostic:
+def diagnose_accounting(cluster: Cluster, why_not: str) -> Diagnostic:
     """Say whether sacct knows jobs that ended long ago."""
-    if not complaint:
+    if not why_not:
         return ok("sacct", "works")
     known_s = cluster.seconds("MinJobAge")
-    return note("sacct", f"{complaint}; ended jobs are known for {known_s} s, then from run folders alone")
+    return note("sacct", f"{why_not}; ended jobs are known for {known_s} s, then from run folders alone")
 
 
 def diagnose_account(profile: Profile, accounts: Sequence[str] | None) -> Iterator[Diagnostic]:

@@ -77,7 +77,7 @@ def _parse(line: str) -> Event | None:
 
 
 def last_job(history: list[Event]) -> str | None:
-    """Return the job that carries the run now, or carried it last."""
+    """Return the job of the run, or its last one."""
     jobs = [event.job for event in history if event.event == "submitted"]
     return jobs[-1] if jobs else None
 

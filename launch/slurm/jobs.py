@@ -1,7 +1,7 @@
 """What Slurm knows at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
 
 job ids ──> squeue ──(forgotten)──> sacct, where the site keeps accounts ──> JobsNow
-run folders ──> squeue (their history's jobs, and the caller's that run their script) ──> jobs that carry them
+run folders ──> squeue (their history's jobs, and the caller's that run their script) ──> jobs of each
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from launch.plan.sweep import is_sweep, point_folder, read_sweep
 from launch.slurm.client import ask_slurm, is_over, told_by_slurm
 from launch.slurm.history import jobs_of, read_history
 
-FORMAT = "%i|%T|%N|%S|%o|%r"
-"""Id, state, nodes, start, script, reason; the reason last, because its words are Slurm's."""
-ACCOUNT_FORMAT = "JobID,State,NodeList,Start"
+FORMAT = "%i|%T|%N|%o|%r"
+"""Id, state, nodes, script, reason; the reason last, because its words are Slurm's."""
 NO_VALUE = frozenset({"N/A", "(null)", "None", "Unknown", "None assigned", ""})
 
 
@@ -36,8 +35,6 @@ class JobNow:
     """Why it waits, in Slurm's words; "" unless it does."""
     nodes: str = ""
     """In Slurm's short form; "" while it waits."""
-    start: str = ""
-    """When it started, or is expected to; "" if nobody knows."""
     script: str = ""
     """Path of the batch script; "" where only the accounts know the job."""
 
@@ -113,28 +110,24 @@ def ask_queue(*which: str) -> list[JobNow]:
 
 def parse_queue(text: str) -> list[JobNow]:
     """Read squeue's lines in our FORMAT."""
-    found = []
-    for line in text.splitlines():
-        job, state, nodes, start, script, reason = line.strip().split("|", 5)
-        waits = state == "PENDING" and reason not in NO_VALUE
-        found.append(
-            JobNow(
-                job=job,
-                state=state,
-                reason=reason if waits else "",
-                nodes=_value(nodes),
-                start=_value(start),
-                script=_value(script),
-            )
-        )
-    return found
+    rows = (map(_value, line.strip().split("|", 4)) for line in text.splitlines())
+    return [
+        JobNow(job=job, state=state, reason=reason * (state == "PENDING"), nodes=nodes, script=script)
+        for job, state, nodes, script, reason in rows
+    ]
 
 
 def ask_accounts(jobs: Sequence[str]) -> tuple[JobNow, ...] | None:
     """What the accounts say of jobs that the controller has forgotten; None: the site keeps none."""
     if shutil.which("sacct") is None:
         return None
-    options = ["--noheader", "--parsable2", "--allocations", f"--format={ACCOUNT_FORMAT}", f"--jobs={','.join(jobs)}"]
+    options = [
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State,NodeList",
+        f"--jobs={','.join(jobs)}",
+    ]
     answer = ask_slurm(["sacct", *options])
     return parse_accounts(answer.stdout) if answer.returncode == 0 else None
 
@@ -143,8 +136,8 @@ def parse_accounts(text: str) -> tuple[JobNow, ...]:
     """Read sacct's lines; "CANCELLED by 1000" is CANCELLED."""
     rows = [line.split("|") for line in text.splitlines()]
     return tuple(
-        JobNow(job=job, state=state.split()[0], nodes=_value(nodes), start=_value(start))
-        for job, state, nodes, start in rows
+        JobNow(job=job, state=state.split()[0], nodes=_value(nodes))
+        for job, state, nodes in rows
         if "[" not in job  # tasks that were cancelled before they began have no id of their own
     )
 
@@ -173,11 +166,7 @@ def script_of(run_folder: Path) -> Path:
 
 def live_jobs(run_folder: Path) -> list[JobNow]:
     """Return the jobs of the run that wait or run: those of its history, and those of the caller that run its script.
-    Of an array that is each task; a sweep's point is one task.
-
-    Raises:
-        CclmError: there is no Slurm here, or it does not answer.
-    """
+    Of an array that is each task; a sweep's point is one task. Raise CclmError if Slurm does not answer."""
     return live_jobs_of([run_folder])[run_folder]
 
 

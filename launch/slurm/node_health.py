@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from cclm.files.atomic import replace_text
 from cclm.run.causes import Cause
@@ -32,6 +32,8 @@ HARDWARE_SLOWDOWN = 0x8 | 0x40 | 0x80
 MOST_REPLACEMENTS = 5
 EXCLUDED = Path("slurm") / "excluded.json"
 NOBODY = "(no node in particular)"
+Faults: TypeAlias = "dict[str, list[str]]"
+"""By node."""
 
 
 def expand(nodes: str) -> list[str]:
@@ -39,21 +41,17 @@ def expand(nodes: str) -> list[str]:
     return ask_slurm(["scontrol", "show", "hostnames", nodes]).stdout.split()
 
 
-def find_faults(
-    plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any], code_hash: str
-) -> dict[str, list[str]]:
-    """Return what is wrong with each bad node.
-
-    `found`: by node, what it told about itself; `code_hash`: of the snapshot when it was taken.
-    """
-    faults: dict[str, list[str]] = {}
+def find_faults(plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any], code_hash: str) -> Faults:
+    """Return what is wrong with each bad node. `found`: by node, what it told about itself; `code_hash`: of the
+    snapshot when it was taken."""
+    faults: Faults = {}
     for node in nodes:
         told = found.get(node)
-        complaints = ["does not answer"] if told is None else list(_own_faults(plan, told, code_hash))
-        if complaints:
-            faults[node] = complaints
-    for node, complaint in _strangers(found):
-        faults.setdefault(node, []).append(complaint)
+        own = ["does not answer"] if told is None else list(_own_faults(plan, told, code_hash))
+        if own:
+            faults[node] = own
+    for node, difference in _outliers(found):
+        faults.setdefault(node, []).append(difference)
     return faults
 
 
@@ -83,7 +81,7 @@ def _own_faults(plan: SlurmPlan, told: Mapping[str, Any], code_hash: str) -> Ite
         yield f"code {told['code_hash'][:12]}, submitted was {code_hash[:12]}"
 
 
-def _strangers(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _outliers(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Nodes that differ from most others in what must be equal."""
     sides: dict[str, Callable[[Any], str]] = {
         "Python": lambda told: str(told["python"]),
@@ -92,18 +90,14 @@ def _strangers(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for what, read in sides.items():
         values = {node: read(told) for node, told in found.items()}
         usual, count = Counter(values.values()).most_common(1)[0] if values else ("", 0)
-        if count * 2 > len(values):
-            yield from (
-                (node, f"{what} {value}, others have {usual}") for node, value in values.items() if value != usual
-            )
+        strange = {node: value for node, value in values.items() if value != usual and count * 2 > len(values)}
+        yield from ((node, f"{what} {value}, others have {usual}") for node, value in strange.items())
     speeds = {node: told["run_disk"].get("bytes_per_s", 0.0) for node, told in found.items()}
     if len(speeds) > 2:
-        usual_speed = median(speeds.values())
-        yield from (
-            (node, f"writes {speed / 1e6:.0f} MB/s into the run folder, others {usual_speed / 1e6:.0f}")
-            for node, speed in speeds.items()
-            if speed < 0.1 * usual_speed
-        )
+        most = median(speeds.values())
+        slow = {node: speed / 1e6 for node, speed in speeds.items() if speed < 0.1 * most}
+        words = "writes {:.0f} MB/s into the run folder, others {:.0f}"
+        yield from ((node, words.format(speed, most / 1e6)) for node, speed in slow.items())
 
 
 def _number(text: str) -> float | None:
@@ -113,7 +107,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def slow_nodes(pairs: Sequence[tuple[str, str, float]]) -> dict[str, list[str]]:
+def slow_nodes(pairs: Sequence[tuple[str, str, float]]) -> Faults:
     """Name the nodes whose best connection is much slower than most. `pairs`: two nodes, bytes/s between them."""
     best: dict[str, float] = {}
     for first, second, speed in pairs:
@@ -150,7 +144,7 @@ def check_nodes(
     if not faults:
         say(f"preflight: {len(nodes)} node(s) healthy")
         return 0
-    why = "; ".join(f"{node}: {', '.join(complaints)}" for node, complaints in faults.items())
+    why = "; ".join(f"{node}: {', '.join(said)}" for node, said in faults.items())
     say(f"preflight: unhealthy: {why}")
     event = Event(
         event="end", attempt=attempt.number, job=job, step=attempt.first_step, exit_status=BAD_NODES,
@@ -168,7 +162,7 @@ def check_nodes(
     return resubmit(run_folder, f"--exclude={excluded}") or 1
 
 
-def _faults_of_network(path: Path, say: Callable[[str], None]) -> dict[str, list[str]]:
+def _faults_of_network(path: Path, say: Callable[[str], None]) -> Faults:
     """What the measurement in this file says against nodes."""
     if not path.exists():
         return {NOBODY: ["the ranks could not talk: see logs/bandwidth_*.log"]}
@@ -178,9 +172,7 @@ def _faults_of_network(path: Path, say: Callable[[str], None]) -> dict[str, list
     return slow_nodes([tuple(pair) for pair in measured["pairs"]])
 
 
-def _faults_of_nodes(
-    run_folder: Path, plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any]
-) -> dict[str, list[str]]:
+def _faults_of_nodes(run_folder: Path, plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any]) -> Faults:
     path = run_folder / HASH_NAME
     if not path.exists():
         return {NOBODY: [f"there is no {HASH_NAME} to compare the nodes' code with: submit with --new-code"]}

@@ -19,14 +19,7 @@ from cclm.run.status import DoneMarker, DoneRecord
 from cclm.run.stop import StopKind, StoppedRecord, read_stopped
 from launch.plan.slurm_job import find_plan
 from launch.plan.sweep import is_sweep, points_not_done, read_sweep
-from launch.slurm.history import (
-    STOPPED,
-    Attempt,
-    attempts_since_submission,
-    is_stopped_by_user,
-    read_history,
-    tries_at,
-)
+from launch.slurm.history import STOPPED, Attempt, attempts_since_submission, is_stopped_by_user, read_history, tries_at
 
 
 @dataclass(frozen=True, kw_only=True)

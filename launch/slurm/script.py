@@ -31,7 +31,7 @@ def render(plan: SlurmPlan) -> str:
 
 
 def render_sweep(plan: SweepPlan) -> str:
-    """Return the text of a sweep's batch script: its tasks carry on with the scripts of their points."""
+    """Return the text of a sweep's batch script: each task runs the script of its point."""
     return _fill(SWEEP_TEMPLATE, plan=plan)
 
 

@@ -27,9 +27,8 @@ Say = Callable[[str], None]
 
 def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code: bool = False) -> str:
     """Submit a job; return its id. `recipe` becomes the run's own; `new_code`: replace the snapshot of an earlier
-    submission. Raise ConfigError if the run is done, or has a job, CclmError if the cluster cannot run it.
-    """
-    refuse_twice(plan, new_code=new_code)
+    submission. Raise ConfigError if the run is done, or has a job, CclmError if the cluster cannot run it."""
+    check_submittable(plan, new_code=new_code)
     options = options_of(plan, say)
     code = take_snapshot(plan.request.checkout, plan.run_folder, anew=new_code)
     say(f"code {code[:12]} in {plan.code_folder}")
@@ -40,7 +39,7 @@ def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code:
 def submit_as_it_is(plan: SlurmPlan, *, say: Say) -> str:
     """Submit the script that lies in the run folder, whoever may have edited it; return the job's id. Raise as `submit`
     does."""
-    refuse_twice(plan, new_code=False)
+    check_submittable(plan, new_code=False)
     return _send(plan, options_of(plan, say), say)
 
 
@@ -117,7 +116,7 @@ def array_tasks(plan: SlurmPlan, say: Say) -> list[str]:
     return [f"--array={','.join(map(str, left))}" + (f"%{limit}" if limit else "")]
 
 
-def refuse_twice(plan: SlurmPlan, *, new_code: bool) -> None:
+def check_submittable(plan: SlurmPlan, *, new_code: bool) -> None:
     """Raise ConfigError if the run is done, has a job, is one of another version, or a sweep lives in its folder."""
     run_folder, choose = plan.run_folder, "Choose another --run-folder for a new run."
     if is_sweep(run_folder):
@@ -134,10 +133,10 @@ def refuse_twice(plan: SlurmPlan, *, new_code: bool) -> None:
         got = f"done at step {done.step}" if done is not None and plan.request.is_training else "done"
         raise ConfigError(where=str(run_folder), expected="a run that is not done", got=got, do=choose)
     if not new_code:
-        refuse_another_version(run_folder)
+        check_version(run_folder)
 
 
-def refuse_another_version(run_folder: Path) -> None:
+def check_version(run_folder: Path) -> None:
     """Raise ConfigError if the code that lies in a run folder, or is shared by it, does not read our notes."""
     before = find_plan(run_folder)
     if before is not None and before.version != PLAN_VERSION:

@@ -18,23 +18,22 @@ from cclm.files.atomic import replace_text
 from launch.plan.recipe import Recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.snapshot import CODE, HASH_NAME, take_snapshot
-from launch.plan.sweep import POINTS, Sweep, points_not_done, refuse_another, write_sweep
+from launch.plan.sweep import POINTS, Sweep, check_same_sweep, points_not_done, write_sweep
 from launch.slurm.client import submit_script, told_by_slurm, would_take
 from launch.slurm.history import Event, add_event
 from launch.slurm.jobs import points_alive
 from launch.slurm.node_health import EXCLUDED, excluded_nodes
 from launch.slurm.script import render_sweep
-from launch.slurm.submit import Say, dependency, leave_out, refuse_another_version, write_job
+from launch.slurm.submit import Say, check_version, dependency, leave_out, write_job
 
 
 def submit_sweep(plan: SweepPlan, sweep: Sweep, recipes: Sequence[Recipe], *, say: Say, new_code: bool = False) -> str:
     """Submit the points that are not done and have no job; return the array's id. `new_code`: replace the snapshot of
     an earlier submission. Raise ConfigError if another sweep has this folder, or no point is left, CclmError if the
-    cluster cannot run it.
-    """
-    refuse_another(plan.folder, sweep)
+    cluster cannot run it."""
+    check_same_sweep(plan.folder, sweep)
     for point in plan.points if not new_code else ():
-        refuse_another_version(point.run_folder)
+        check_version(point.run_folder)
     left = points_to_submit(plan, say, new_code=new_code)
     # A node that one point found bad is bad for all.
     bad = sorted({node for point in plan.points for node in excluded_nodes(point.run_folder)})
@@ -66,23 +65,23 @@ def share_code(point: Path) -> None:
 
 
 def points_to_submit(plan: SweepPlan, say: Say, *, new_code: bool) -> list[int]:
-    """Points that are neither done nor carried by a job."""
-    open_points = points_not_done(plan.folder, len(plan.points))
-    alive = points_alive(plan.folder, len(plan.points))
-    carried = {number: alive[number] for number in open_points if number in alive}
-    if carried and new_code:
+    """Points that are neither done nor have a job."""
+    count = len(plan.points)
+    open_points, alive = points_not_done(plan.folder, count), points_alive(plan.folder, count)
+    busy = {number: job for number, job in alive.items() if number in open_points}
+    if busy and new_code:
         raise ConfigError(
-            where="--new-code", expected="no job that runs the present code", got=", ".join(carried.values()),
-            do="Wait for them, or end them with scancel.",
+            where="--new-code", expected="no job that runs the present code", got=", ".join(busy.values()),
+            do="Wait for them, or end them: launch cancel.",
         )  # fmt: skip
-    left = [number for number in open_points if number not in carried]
+    left = [number for number in open_points if number not in busy]
     if not left:
-        still = f"{len(carried)} still carried by a job, the others done" if carried else "all are done"
+        still = f"{len(busy)} still with a job, the others done" if busy else "all are done"
         raise ConfigError(
             where=str(plan.folder), expected="points that are not done and have no job", got=still,
             do=f"See them: python -m launch sweep-results {plan.folder}",
         )  # fmt: skip
-    for number, job in carried.items():
+    for number, job in busy.items():
         say(f"point {number} has job {job}")
     if len(left) < len(plan.points):
         say(f"point(s) {', '.join(map(str, left))} of {len(plan.points)}")

@@ -41,12 +41,7 @@ ARRAY_TASK = "task"
 """Kind of the tasks of an array job."""
 RECORD_BYTES = 4096
 """Room for the record of the end, taken at the beginning: a full disk must not swallow why the rank died of it."""
-FILLED_IN = {
-    "NODE_RANK": "SLURM_NODEID",
-    "MASTER_ADDR": "MASTER_ADDR",
-    "MASTER_PORT": "MASTER_PORT",
-    "TASK": "SLURM_ARRAY_TASK_ID",
-}
+FILLED_IN = re.compile("@(NODE_RANK|MASTER_ADDR|MASTER_PORT|TASK)@")
 COLLECTIVE = re.compile(r"torch/distributed|cclm/distributed/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
 NUM_INNERMOST = 3
 """A rank waits for others if one of so many innermost frames is a collective, or ZeRO's own wait for one."""
@@ -78,12 +73,9 @@ def tasks_per_node(text: str) -> list[int]:
 
 def fill_in(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Put what only a task knows into a command line: torchrun's, or that of an array's task."""
-    filled = []
-    for word in command:
-        for name, source in FILLED_IN.items():
-            word = word.replace(f"@{name}@", environment.get(source, ""))
-        filled.append(word)
-    return filled
+    known = {**environment, "NODE_RANK": environment.get("SLURM_NODEID", "")}
+    known["TASK"] = environment.get("SLURM_ARRAY_TASK_ID", "")
+    return [FILLED_IN.sub(lambda match: known.get(match[1], ""), word) for word in command]
 
 
 class Watch:

@@ -44,23 +44,20 @@ def read_ranks(run_folder: Path, *, now: float, attempt: int = 0, since: float =
     ends = {end.rank: str(end) for end in read_ends(run_folder, attempt) if end.cause not in GOOD_ENDS}
     records = (read_status(path) for path in (run_folder / STATUS_FOLDER).glob("rank_*.json"))
     said = [record for record in records if record is not None and record.time >= since]
-    found = []
     for record in said:
-        own = (
-            f"{record.cause.replace('_', ' ')}: {record.reason}"
-            if record.cause and record.cause not in GOOD_ENDS
-            else ""
+        if record.cause and record.cause not in GOOD_ENDS:
+            ends.setdefault(record.rank, f"{record.cause.replace('_', ' ')}: {record.reason}")
+    found = [
+        RankNow(
+            rank=record.rank,
+            host=record.host,
+            phase=record.phase,
+            step=record.step,
+            silent_s=round(now - record.time, 1),
+            end=ends.get(record.rank, ""),
         )
-        found.append(
-            RankNow(
-                rank=record.rank,
-                host=record.host,
-                phase=record.phase,
-                step=record.step,
-                silent_s=round(now - record.time, 1),
-                end=ends.get(record.rank, own),
-            )
-        )
+        for record in said
+    ]
     return sorted(found, key=lambda rank: rank.rank)
 
 

@@ -75,11 +75,8 @@ class RunNow:
 
 
 def look_at(paths: Sequence[Path]) -> tuple[list[RunNow], dict[Path, str], JobsNow]:
-    """Look at runs, with one question to Slurm for all of them.
-
-    Returns:
-        The runs; sentences for folders that cannot be read; what Slurm answered.
-    """
+    """Look at runs, with one question to Slurm for all of them. Return the runs; sentences for folders that cannot be
+    read; what Slurm answered."""
     folders, unreadable = [], {}
     for path in paths:
         try:
@@ -168,7 +165,7 @@ def _leading(known: Sequence[JobNow]) -> JobNow | None:
 
 
 def present_job(history: Sequence[Event], jobs: JobsNow) -> str:
-    """Return the job that carries the run: the newest that may still run, else the newest."""
+    """Return the job of the run: the newest that may still run, else the newest."""
     newest_first = list(reversed(jobs_of(list(history))))
     live = (job for job in newest_first if any(not found.is_over for found in jobs.of(job)))
     return next(live, newest_first[0])

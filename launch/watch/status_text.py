@@ -84,14 +84,11 @@ def as_block(run: RunNow, details: Mapping[str, str]) -> str:
 def _facts(run: RunNow, details: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     progress = run.progress
     yield "run", str(run.run_folder)
-    reason = (
-        f" ({run.reason})" if run.reason and run.state != UNKNOWN else ""
-    )  # why it is not known is said once, below
+    # Why it is not known is said once, below.
+    reason = f" ({run.reason})" if run.reason and run.state != UNKNOWN else ""
     yield "state", (f"job {run.job}: " if run.job else "") + run.state + reason + (f" on {run.nodes}" * bool(run.nodes))
-    yield (
-        "job",
-        ", ".join(f"{words} {details[name]}" for name, words in DETAILS.items() if details.get(name, "0") != "0"),
-    )
+    shown = {words: details.get(name, "0") for name, words in DETAILS.items()}
+    yield "job", ", ".join(f"{words} {value}" for words, value in shown.items() if value != "0")
     yield "tasks", "" if run.array_tasks is None else str(run.array_tasks)
     yield "phase", run.phase
     if run.kind in ("training", "local"):

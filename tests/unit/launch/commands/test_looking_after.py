@@ -26,7 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_slurm: FakeSlurm) 
     fake_slurm.queue()
     fake_slurm.program("sbatch", 'case "$*" in *--parsable*) echo 7 ;; *) echo "starts at noon" >&2 ;; esac')
     assert main(["submit", "--run-folder", "runs/a", "--", "true"]) == 0
-    fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "Priority"))
+    fake_slurm.queue(("7", "PENDING", "", "N/A", "Priority"))
     return tmp_path / "runs/a"
 
 
@@ -74,7 +74,7 @@ def test_a_whole_sweep(tmp_path: Path, fake_slurm: FakeSlurm, capsys: pytest.Cap
     assert main(["cancel", str(sweep)]) == 0
     assert capsys.readouterr().err == ""
     script = f"{sweep}/points/1/slurm/job.sh"
-    fake_slurm.queue(("7_0", "CANCELLED"), ("7_1", "CANCELLED"), ("9", "PENDING", "", "N/A", script, "Priority"))
+    fake_slurm.queue(("7_0", "CANCELLED"), ("7_1", "CANCELLED"), ("9", "PENDING", "", script, "Priority"))
     assert main(["cancel", str(sweep)]) == 0
     assert "launch: 1: job 9 cancelled" in capsys.readouterr().err, "by hand"
 

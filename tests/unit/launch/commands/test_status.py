@@ -45,7 +45,7 @@ def test_a_table(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixtur
 
 
 def test_a_run_that_waits_says_why(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
-    fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "BeginTime"))
+    fake_slurm.queue(("7", "PENDING", "", "N/A", "BeginTime"))
     main(["status"])
     assert "  PENDING (BeginTime)  -      waiting" in capsys.readouterr().out
 

@@ -46,7 +46,7 @@ class Cluster:
             checkpoint(self.run, 14)
             words = "saved at step 14: USR1" if self.exit_status == "stopped" else "rank 0 on n1: boom"
             add_event(self.run, Event(event="end", job="7", attempt=0, exit_status=self.exit_status, reason=words))
-        self.slurm.queue(("7", "PENDING" if self.requeues else "FAILED", "", "N/A", "N/A", "BeginTime"))
+        self.slurm.queue(("7", "PENDING" if self.requeues else "FAILED", "", "N/A", "BeginTime"))
         if self.runs_at_once:
             self.next_attempt()
 

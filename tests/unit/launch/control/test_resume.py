@@ -92,7 +92,7 @@ def test_what_cannot_be_resumed(run: Path, slurm: FakeSlurm, said: list[str]) ->
     slurm.queue(("8", "RUNNING", "n1"))
     with pytest.raises(ConfigError, match=r"got job 8 is RUNNING. Wait for it, or end it: python -m launch cancel"):
         resume(run, {}, say=said.append)
-    by_hand = ("9", "PENDING", "", "N/A", f"{run}/slurm/job.sh", "Priority")
+    by_hand = ("9", "PENDING", "", f"{run}/slurm/job.sh", "Priority")
     slurm.queue(("8", "FAILED", "n1"), by_hand)
     with pytest.raises(ConfigError, match=r"got job 9 is PENDING \(Priority\)"):
         resume(run, {}, say=said.append)

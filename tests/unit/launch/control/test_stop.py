@@ -71,7 +71,7 @@ def test_nobody_is_signalled_before_a_rank_has_spoken(run: Path, fake_slurm: Fak
 
 
 def test_a_job_that_waits_is_cancelled(run: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
-    fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "BeginTime"))
+    fake_slurm.queue(("7", "PENDING", "", "N/A", "BeginTime"))
     assert not stop([run], say=say(said))
     assert fake_slurm.calls("scancel") == ["--state=PENDING 7"]
     assert said == [
@@ -82,7 +82,7 @@ def test_a_job_that_waits_is_cancelled(run: Path, fake_slurm: FakeSlurm, said: l
 
 
 def test_of_a_sweep_that_waits_one_point_is_cancelled(tmp_path: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
-    """`scancel --state=PENDING 7_1` would cancel all elements that wait."""
+    """`scancel --state=PENDING 7_1` would cancel all tasks that wait."""
     (run := make_run(tmp_path)).joinpath("slurm/history.jsonl").unlink()
     add_event(run, Event(event="submitted", job="7_1", by_user=True))
     fake_slurm.queue(("7_0", "PENDING"), ("7_1", "PENDING"))
@@ -92,14 +92,14 @@ def test_of_a_sweep_that_waits_one_point_is_cancelled(tmp_path: Path, fake_slurm
 
 
 def test_a_job_that_begins_in_this_moment_is_asked(run: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
-    fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "BeginTime"))
+    fake_slurm.queue(("7", "PENDING", "", "N/A", "BeginTime"))
     fake_slurm.program("scancel", f"sed -i s/PENDING/RUNNING/ {fake_slurm.folder}/jobs")
     assert stop([run], say=say(said))
     assert asked(run)
 
 
 def test_a_job_by_hand_is_found_by_its_script(run: Path, fake_slurm: FakeSlurm, said: list[str]) -> None:
-    fake_slurm.queue(("7", "FAILED", "n1"), ("9", "PENDING", "", "N/A", f"{run}/slurm/job.sh", "Priority"))
+    fake_slurm.queue(("7", "FAILED", "n1"), ("9", "PENDING", "", f"{run}/slurm/job.sh", "Priority"))
     assert not stop([run], say=say(said))
     assert fake_slurm.calls("scancel") == ["--state=PENDING 9"]
 
@@ -181,7 +181,7 @@ def test_cancel_ends_a_job_and_the_one_that_follows(
     """The job submits a successor while it is being cancelled."""
     monkeypatch.setattr(stop_module, "POLL_S", 0.01)
     fake_slurm.queue(("7", "RUNNING", "n1"))
-    follows = f"echo '8|PENDING||N/A|{run}/slurm/job.sh|Priority' >> {fake_slurm.folder}/jobs"
+    follows = f"echo '8|PENDING||{run}/slurm/job.sh|Priority' >> {fake_slurm.folder}/jobs"
     end = f"sed -i -E 's/RUNNING|PENDING/CANCELLED/' {fake_slurm.folder}/jobs"
     fake_slurm.program("scancel", f"{end}; case $* in 7) {follows} ;; esac")
     assert cancel([run], say=say(said))
@@ -229,6 +229,6 @@ def test_a_job_by_hand_of_a_run_that_slurm_refused_before(run: Path, fake_slurm:
     fake_slurm.queue()
     assert not stop([run], say=say(said))
     assert said[0].startswith("no job of it waits or runs; ")
-    fake_slurm.queue(("9", "PENDING", "", "N/A", f"{run}/slurm/job.sh", "Priority"))
+    fake_slurm.queue(("9", "PENDING", "", f"{run}/slurm/job.sh", "Priority"))
     assert cancel([run], say=say(said))
     assert fake_slurm.calls("scancel") == ["9"]

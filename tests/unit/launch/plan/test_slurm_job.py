@@ -68,13 +68,13 @@ def test_plans_can_be_compared() -> None:
     assert list(content) == sorted(content)
 
 
-def test_all_complaints_at_once() -> None:
+def test_all_faults_at_once() -> None:
     request = replace(
         REQUEST, nodes=0, tasks_per_node=9, time="2:00", sbatch={"nodes": "3", "Bad Key": "1"}, container="image.sqsh"
     )
     with pytest.raises(ConfigError) as caught:
         plan_job(request, Profile())
-    for complaint in (
+    for fault in (
         "--nodes 0 is below 1",
         "9 tasks per node for 8 GPU(s)",
         "--time 2:00 is not longer than the 300 s for saving",
@@ -82,7 +82,7 @@ def test_all_complaints_at_once() -> None:
         "--sbatch Bad Key=1 is no option",
         "--container without a profile",
     ):
-        assert complaint in str(caught.value)
+        assert fault in str(caught.value)
 
 
 def test_a_container_that_hides_the_environment_is_refused() -> None:

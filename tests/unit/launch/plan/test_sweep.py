@@ -12,12 +12,12 @@ from cclm.run.status import DoneMarker
 from launch.__main__ import main
 from launch.plan.sweep import (
     Sweep,
+    check_same_sweep,
     make_points,
     parse_axis,
     point_folder,
     points_not_done,
     read_sweep,
-    refuse_another,
     write_sweep,
 )
 
@@ -90,15 +90,15 @@ def test_a_point_changes_only_what_it_names() -> None:
 
 def test_the_same_sweep_and_another(tmp_path: Path) -> None:
     asked = sweep({"seed": 1}, {"seed": 2})
-    refuse_another(tmp_path, asked)
+    check_same_sweep(tmp_path, asked)
     write_sweep(tmp_path, asked, ["sweep", "small"])
     assert json.loads((tmp_path / "sweep.json").read_text())["command"] == ["sweep", "small"]
     assert read_sweep(tmp_path) == asked
-    refuse_another(tmp_path, asked)
+    check_same_sweep(tmp_path, asked)
     with pytest.raises(ConfigError, match=r"expected the sweep of sweep\.json, as before, got 3 other points"):
-        refuse_another(tmp_path, sweep({"seed": 1}, {"seed": 2}, {"seed": 3}))
+        check_same_sweep(tmp_path, sweep({"seed": 1}, {"seed": 2}, {"seed": 3}))
     with pytest.raises(ConfigError, match="got another recipe, or other overrides for all points"):
-        refuse_another(tmp_path, sweep(*asked.points, precision="bf16"))
+        check_same_sweep(tmp_path, sweep(*asked.points, precision="bf16"))
 
 
 TRAIN = """

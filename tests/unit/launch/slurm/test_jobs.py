@@ -11,8 +11,8 @@ from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 
 def test_one_question_for_all_jobs(fake_slurm: FakeSlurm) -> None:
     fake_slurm.queue(
-        ("9", "RUNNING", "n[1-2]", "2026-01-02T03:04:05", "/runs/a/slurm/job.sh", "None"),
-        ("12_3", "PENDING", "", "N/A", "/runs/b/slurm/job.sh", "JobArrayTaskLimit"),
+        ("9", "RUNNING", "n[1-2]", "/runs/a/slurm/job.sh", "None"),
+        ("12_3", "PENDING", "", "/runs/b/slurm/job.sh", "JobArrayTaskLimit"),
     )
     found = jobs.ask_jobs(["12_3", "9", "12"])
     (call,) = fake_slurm.calls("squeue")
@@ -20,7 +20,7 @@ def test_one_question_for_all_jobs(fake_slurm: FakeSlurm) -> None:
     assert (found.accounts, found.silence) == ("not asked", "")
     (training,), (task,) = found.of("9"), found.of("12")
     assert (found.of("12_3"), found.of("12_4")) == ([task], [])
-    assert (training.nodes, training.start, training.reason) == ("n[1-2]", "2026-01-02T03:04:05", "")
+    assert (training.nodes, training.reason) == ("n[1-2]", "")
     assert (training.array_task, training.is_over, str(training)) == (None, False, "RUNNING")
     assert (task.array_task, task.nodes, str(task)) == (3, "", "PENDING (JobArrayTaskLimit)")
 
@@ -30,13 +30,13 @@ def test_nothing_to_ask(fake_slurm: FakeSlurm) -> None:
 
 
 def test_reasons_keep_their_bars() -> None:
-    (job,) = jobs.parse_queue("7|PENDING||N/A|job.sh|(Nodes a|b are down)")
+    (job,) = jobs.parse_queue("7|PENDING||job.sh|(Nodes a|b are down)")
     assert job.reason == "(Nodes a|b are down)"
 
 
 def test_the_accounts_are_asked_for_what_squeue_forgot(fake_slurm: FakeSlurm) -> None:
     fake_slurm.queue(("9", "RUNNING", "n1"))
-    fake_slurm.program("sacct", "echo '7|CANCELLED by 1000|n[1-2]|2026-01-02T03:04:05'; echo '7_[2-3]|CANCELLED|None|'")
+    fake_slurm.program("sacct", "echo '7|CANCELLED by 1000|n[1-2]'; echo '7_[2-3]|CANCELLED|None'")
     found = jobs.ask_jobs(["7", "9"])
     assert fake_slurm.calls("sacct")[0].endswith("--jobs=7")
     (job,) = found.of("7")

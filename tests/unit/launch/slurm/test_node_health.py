@@ -34,7 +34,7 @@ PLAN = plan_job(replace(REQUEST, gpus_per_node=2), Profile(scratch="/scratch"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "fault"),
     [
         ({"gpus": [GPU]}, "1 of 2 GPU(s)"),
         ({"gpus": "nvidia-smi: timed out"}, "nvidia-smi: timed out"),
@@ -54,11 +54,11 @@ PLAN = plan_job(replace(REQUEST, gpus_per_node=2), Profile(scratch="/scratch"))
         ({"run_disk": {"bytes_per_s": 1e6, "free_bytes": 10**12, "skew_s": 0.0}}, "writes 1 MB/s"),
     ],
 )
-def test_a_bad_node_is_named_with_its_fault(changes: dict[str, Any], complaint: str) -> None:
+def test_a_bad_node_is_named_with_its_fault(changes: dict[str, Any], fault: str) -> None:
     found = {"n1": told(), "n2": told(**changes), "n3": told()}
     faults = node_health.find_faults(PLAN, ["n1", "n2", "n3"], found, "abc")
     assert list(faults) == ["n2"]
-    assert complaint in "; ".join(faults["n2"])
+    assert fault in "; ".join(faults["n2"])
 
 
 def test_a_silent_node_is_named_and_good_ones_are_not() -> None:

@@ -72,7 +72,7 @@ def test_no_task_begins_before_the_histories_know_of_it(here: Path) -> None:
 def test_the_same_command_submits_what_is_left(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(here) == 0
     assert sweep(here) == 2
-    assert "expected points that are not done and have no job, got 3 still carried by a job" in capsys.readouterr().err
+    assert "expected points that are not done and have no job, got 3 still with a job" in capsys.readouterr().err
     asked = [call for call in calls(here) if call.startswith("squeue")]
     assert len(asked) == 1, "one question for all points"
     (here / "bin/state").write_text("FAILED\n")

@@ -72,11 +72,10 @@ step 0 --ntasks-per-node=1 --cpus-per-task=64 --cpu-bind=cores --distribution=bl
     -m torch.distributed.run \
     --nnodes 4 \
     --nproc-per-node 8 \
-    --node-rank @NODE_RANK@ \
+    --max-restarts 0 \
     --node-rank @NODE_RANK@ \
     --master-addr @MASTER_ADDR@ \
     --master-port @MASTER_PORT@ \
-    --max-restarts 0 \
     -m pretrain \
     --recipe /shared/runs/base/recipe.yaml
 code=$?
