@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
 from cclm.errors import CclmError
 from cclm.files.lock import holder_of
@@ -73,6 +74,8 @@ class RunFolder:
     stopped: StoppedRecord | None
     holder: str
     """Who trains in it, as far as this machine knows; "" if nobody does."""
+    is_gone: bool
+    """Rank 0 ran on this machine, and its process is no more."""
     codes: Mapping[int, int]
     """Exit codes of an array's tasks that ever ended."""
     ranks: Sequence[RankNow]
@@ -91,7 +94,7 @@ def read_folder(path: Path, *, now: float | None = None) -> RunFolder:
         )  # fmt: skip
     newest = attempts[-1] if (attempts := all_attempts(history)) else None
     progress = read_progress(path, now=now)
-    stopped = read_stopped(path)
+    stopped, first = read_stopped(path), read_status(path / STATUS_FOLDER / "rank_0.json")
     if stopped is not None and progress.phase in AT_WORK and (progress.silent_s or 0.0) < now - stopped.time:
         stopped = None  # of an earlier start: whoever started the last one has left it there
     return RunFolder(
@@ -101,6 +104,7 @@ def read_folder(path: Path, *, now: float | None = None) -> RunFolder:
         progress=progress,
         stopped=stopped,
         holder=holder_of(path),
+        is_gone=first is not None and first.host == gethostname() and not Path(f"/proc/{first.pid}").exists(),
         codes=task_codes(path) if plan is not None and plan.request.array else {},
         ranks=read_ranks(path, now=now, attempt=newest.number if newest else 0, since=newest.began if newest else 0.0),
         now=now,

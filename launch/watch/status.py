@@ -110,7 +110,7 @@ def _local(folder: RunFolder) -> RunNow:
         state, said = "done", f"done at step {progress.step}"
     elif stopped is not None:
         state, said = "stopped", f"saved at step {stopped.step}: {stopped.reason}"
-    elif folder.holder or is_fresh:
+    elif folder.holder or (is_fresh and not folder.is_gone):
         state, said = RUNNING, ""
     elif folder.plan is not None and silent_s is None:
         state, said = NOT_SUBMITTED, "planned for Slurm, but no job of it has begun: submit it again"

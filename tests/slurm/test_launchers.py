@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.slurm.jobs import ended, launch, said
+from tests.slurm.jobs import ROOT, ended, launch, said
 
 SMALL = ("--time", "5", "--save-s", "60")
 TELL = """
@@ -25,7 +27,7 @@ def test_ranks_see_all_gpus_of_their_node(tmp_path: Path) -> None:
     assert ended(told.stdout.strip(), run) == "COMPLETED", said(run)
     lines = [(run / f"logs/rank_{rank}.log").read_text().splitlines()[-1] for rank in range(4)]
     assert lines == ["n1 0 0 4 2 0,1", "n1 1 1 4 2 0,1", "n2 2 0 4 2 0,1", "n2 3 1 4 2 0,1"]
-    assert "preflight: 2 node(s) fit" in said(run)
+    assert "preflight: 2 node(s) healthy" in said(run)
 
 
 def test_torchrun_gives_the_same_places(tmp_path: Path) -> None:
@@ -38,3 +40,15 @@ def test_torchrun_gives_the_same_places(tmp_path: Path) -> None:
     lines = [line for node in range(2) for line in (run / f"logs/rank_{node}.log").read_text().splitlines()]
     ranks = sorted(line for line in lines if line.startswith("n"))
     assert ranks == ["n1 0 0 4 2 None", "n1 1 1 4 2 None", "n2 2 0 4 2 None", "n2 3 1 4 2 None"]
+
+
+def test_launch_run_refuses_to_be_one_of_several(tmp_path: Path) -> None:
+    """Each of srun's tasks would start the whole job."""
+    options = ("--run-folder", str(tmp_path / "run"), "--ranks", "1", "--", "true")
+    command = [sys.executable, "-m", "launch", "run", *options]
+    told = subprocess.run(
+        ["srun", "-n2", "--time", "5", *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert told.returncode == 2
+    assert told.stderr.count("of 2 that srun started") == 2, told.stderr
+    assert not (tmp_path / "run").exists()

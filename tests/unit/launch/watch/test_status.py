@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -236,3 +239,19 @@ def test_a_submission_that_slurm_refused_is_no_run_that_died(tmp_path: Path) -> 
     found = look(run)
     assert (found.state, found.may_go_on) == ("not submitted", False)
     assert found.last_word == "planned for Slurm, but no job of it has begun: submit it again"
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_process_of_this_machine_that_is_gone_does_not_run(tmp_path: Path, is_alive: bool) -> None:
+    """Its last words are as fresh as those of one that trains, on a file system whose locks tell nothing."""
+    run, child = tmp_path / "run", subprocess.Popen(["sleep", "60"])
+    rank_says(run, 0, step=12, time=NOW - 3)
+    status = run / "status/rank_0.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "host": gethostname(), "pid": child.pid}))
+    if not is_alive:
+        child.kill()
+        child.wait()
+    found = look(run)
+    child.kill()
+    child.wait()
+    assert found.state == ("running" if is_alive else "not running")
