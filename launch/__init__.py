@@ -1,1 +1,1 @@
-"""`python -m launch`: plan a job, then carry it out."""
+"""`python -m launch`: plan a job, run it, look after it."""

@@ -18,7 +18,7 @@ from cclm.data.schedule import ViewSchedule
 from cclm.data.source import Source
 from cclm.data.workers import WorkerPool
 from cclm.errors import ConfigError
-from cclm.run.environment import available_memory_bytes
+from cclm.run.machine import available_memory_bytes
 from cclm.shardfile.reader import MAX_OPEN_SHARDS
 
 MEMORY_SHARE = 8

@@ -1,7 +1,8 @@
-"""How fast do the machines of a job talk? Run before training, one process per rank, under a minute. The variable
-CCLM_LIFE is the number of the job's life, which `launch` gives.
+"""How fast do the machines of a job talk? Run before training, one process per rank. The variable CCLM_ATTEMPT is the
+number of the job's attempt, which `launch` gives; TIMEOUT_S is the time that ranks wait for each other: most of it goes
+by while all of them import torch.
 
-    python -m cclm.distributed.bandwidth RUN/slurm      ──► RUN/slurm/preflight/LIFE/bandwidth.json
+    python -m cclm.distributed.bandwidth RUN/slurm TIMEOUT_S     ──► RUN/slurm/preflight/ATTEMPT/bandwidth.json
 
 All ranks add up one tensor, then machines exchange in pairs, so that a slow one can be told from its partners.
 """
@@ -21,7 +22,6 @@ import torch.distributed as torch_dist
 from cclm.distributed.topology import Topology, process_group
 from cclm.files.atomic import replace_text
 
-TIMEOUT_S = 50.0
 NUM_REPEATS = 3
 MAX_ROUNDS = 3
 """Rounds of pairs; a bad machine spoils its partner's figure of one round only."""
@@ -105,14 +105,14 @@ def _wait(device: torch.device) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, and write the file on rank 0."""
-    folder = Path(arguments[0])
-    life = os.environ["CCLM_LIFE"]
+    folder, timeout_s = Path(arguments[0]), float(arguments[1])
+    attempt = os.environ["CCLM_ATTEMPT"]
     topology = Topology.from_environment()
     node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-    with process_group(topology, TIMEOUT_S):
+    with process_group(topology, timeout_s):
         found = measure(topology, node)
     if topology.rank == 0:
-        replace_text(folder / "preflight" / life / "bandwidth.json", json.dumps(found) + "\n")
+        replace_text(folder / "preflight" / attempt / "bandwidth.json", json.dumps(found) + "\n")
     return 0
 
 

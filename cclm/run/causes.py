@@ -18,7 +18,7 @@ from typing import Any
 
 from cclm.errors import Cause, CclmError
 
-__all__ = ["EXIT_CODES", "MENDED_BY_USER", "Cause", "cause_of", "cause_of_code"]
+__all__ = ["EXIT_CODES", "GOOD_ENDS", "MENDED_BY_USER", "Cause", "cause_of", "cause_of_code", "consequence"]
 
 EXIT_CODES: dict[Cause, int] = {
     Cause.DONE: 0,
@@ -37,8 +37,13 @@ EXIT_CODES: dict[Cause, int] = {
 }
 """What a process with this cause ends with (69 to 75 are sysexits.h's); SIGNAL is 128 + the signal's number."""
 
+GOOD_ENDS = frozenset({Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER})
+"""Causes of ranks that have not failed."""
 MENDED_BY_USER = frozenset({Cause.USER_ERROR, Cause.DIVERGED, Cause.DISK_FULL})
 """Another attempt would end in the same way: the job ends at once, with a reason."""
+
+CONSEQUENCES = (Cause.TRANSIENT, Cause.ENDED, Cause.WAITING)
+"""Causes of ranks that probably ended because of another: the later, the more probably."""
 
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 TRANSIENT_ERRNOS = frozenset(
@@ -94,6 +99,16 @@ def cause_of_code(code: int) -> Cause:
     if code == 126:  # a shell's word for a file that it may not execute
         return Cause.NOT_STARTED
     return named.get(code, Cause.SIGNAL if code > 128 else Cause.EXIT)
+
+
+def consequence(cause: Cause) -> int:
+    """Return how probably a rank ended because of another that ended too: of several, the least of these is to blame.
+
+    What a rank was told to say by its user's files or disk is nobody's consequence; a lost connection may be.
+    """
+    if cause in MENDED_BY_USER or cause is Cause.FOLDER_LOCKED:
+        return 0
+    return 2 + CONSEQUENCES.index(cause) if cause in CONSEQUENCES else 1
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

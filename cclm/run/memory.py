@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cclm.errors import Cause, CclmError
 from cclm.run.ending import end_with
-from cclm.run.environment import available_memory_bytes
+from cclm.run.machine import available_memory_bytes
 
 LOOK_S = 0.05
 """Memory grows by gigabytes a second when a step is too large."""

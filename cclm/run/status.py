@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
-from cclm.run.causes import Cause
+from cclm.run.causes import Cause, cause_of_code
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"
+FULL_BYTES = 2**20
+"""A disk with less room than this is full."""
 MOST_REASON = 500
 """Characters of a reason; the whole of it is in the rank's log."""
 
@@ -80,6 +83,21 @@ def note_end(folder: Path, rank: int, cause: Cause, reason: str = "") -> None:
         status.write(step, cause.value, cause=cause, reason=" ".join(reason.split())[:MOST_REASON])
     except OSError:
         return
+
+
+def cause_of_end(folder: Path, rank: int, code: int) -> tuple[Cause, str]:
+    """Return why a rank ended, and its own sentence ("" if it left none), for whoever has seen it end.
+
+    What the rank said itself comes first, then its exit code; and one that died of what nobody foresaw while the disk
+    of its folder was full died of that.
+    """
+    said = read_status(folder / STATUS_FOLDER / f"rank_{rank}.json")
+    if said is not None and said.cause in set(Cause):
+        return Cause(said.cause), said.reason
+    cause = cause_of_code(code)
+    if cause in (Cause.EXIT, Cause.SIGNAL, Cause.TRANSIENT) and shutil.disk_usage(folder).free < FULL_BYTES:
+        return Cause.DISK_FULL, f"the disk of {folder} is full"
+    return cause, ""
 
 
 def read_status(path: Path) -> StatusRecord | None:

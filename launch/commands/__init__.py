@@ -1,1 +1,1 @@
-"""The commands of `python -m launch`, one a file."""
+"""The commands of `python -m launch`, those that are read together in one file."""

@@ -1,14 +1,29 @@
-"""What every command needs to add its parser to those of `python -m launch`."""
+"""What every command needs: its place among the parsers of `python -m launch`, and the launcher's voice."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `ArgumentParser.add_subparsers` returns."""
+Execute: TypeAlias = "Callable[[argparse.Namespace, tuple[str, ...]], int]"
+"""Does a command, given its options and the words after `--`; returns the exit code."""
+RUN = "name in runs/ or path"
 
 
-def usage(action: str, rest: str = "command") -> str:
-    """The usage line of a command that takes words after `--`, which argparse does not know."""
-    return f"python -m launch {action} [options] -- {rest} …"
+def add_command(commands: Commands, usage: str, execute: Execute, *, help: str) -> argparse.ArgumentParser:
+    """Add a command, whose name is the first word of its usage; return its parser. What takes words after `--` says
+    so in its usage, for argparse does not know them."""
+    name, _, words = usage.partition(" ")
+    parser = commands.add_parser(name, help=help, usage=f"python -m launch {name} [options] {words}" if words else None)
+    parser.set_defaults(execute=execute)
+    return parser
+
+
+def say(line: str) -> None:
+    """Write one line of the launcher's own."""
+    sys.stderr.write(f"launch: {line}\n")
+    sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -13,11 +14,8 @@ ANSWER_S = 30.0
 
 
 def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands outside any job's variables; the caller looks at the code.
-
-    Raises:
-        CclmError: it is not installed, or does not answer in time.
-    """
+    """Run one of Slurm's commands outside any job's variables; the caller looks at the code. Raise CclmError if it is
+    not installed, or does not answer in time."""
     if shutil.which(command[0]) is None:
         raise CclmError(
             where="Slurm", expected=f"the command {command[0]}", got="none on the PATH",
@@ -25,7 +23,7 @@ def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subproc
         )  # fmt: skip
     try:
         return subprocess.run(
-            list(command), capture_output=True, text=True, timeout=timeout_s, check=False,
+            list(command), capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
             env=without_job(os.environ), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -42,32 +40,30 @@ def without_job(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in kept or not name.startswith(strange)}
 
 
-def would_take(script: str) -> str:
-    """Ask whether the cluster would take this script; returns when and where it would start.
+def told_by_slurm(
+    command: Sequence[str], *, expected: str, do: str, timeout_s: float = ANSWER_S, tolerated: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands. Raise CclmError with its words if it refuses, unless they hold `tolerated`."""
+    answer = ask_slurm(command, timeout_s=timeout_s)
+    if answer.returncode != 0 and (tolerated is None or tolerated not in answer.stderr):
+        got = " ".join(answer.stderr.replace("sbatch: ", "").split()) or "no words"
+        where = " ".join(itertools.takewhile(lambda word: word[0] != "-", command[:3]))
+        raise CclmError(where=where, expected=expected, got=got, do=do)
+    return answer
 
-    Raises:
-        CclmError: it would not, with Slurm's own words.
-    """
-    answer = ask_slurm(["sbatch", "--test-only", script])
-    said = " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
-    if answer.returncode != 0:
-        raise CclmError(
-            where="sbatch --test-only", expected="a job that this cluster can run", got=said,
-            do="Ask for less, or for another partition: `sinfo` lists them; nothing was submitted.",
-        )  # fmt: skip
-    return said
+
+def would_take(script: str) -> str:
+    """Ask whether the cluster would take this script; return when and where it would start."""
+    advice = "Ask for less, or for another partition: `sinfo` lists them; nothing was submitted."
+    command = ["sbatch", "--test-only", script]
+    answer = told_by_slurm(command, expected="a job that this cluster can run", do=advice)
+    return " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
 
 
 def submit_script(script: str, *options: str) -> str:
-    """Submit; returns the job's id.
-
-    Raises:
-        CclmError: Slurm refused, with its own words.
-    """
-    answer = ask_slurm(["sbatch", "--parsable", *options, script])
-    if answer.returncode != 0:
-        raise CclmError(where="sbatch", expected="a job id", got=answer.stderr.strip(), do="Nothing was submitted.")
-    return answer.stdout.strip().partition(";")[0]
+    """Submit; return the job's id."""
+    command = ["sbatch", "--parsable", *options, script]
+    return told_by_slurm(command, expected="a job id", do="Nothing was submitted.").stdout.strip().partition(";")[0]
 
 
 ENDED = frozenset(

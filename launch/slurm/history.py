@@ -1,11 +1,12 @@
 """What happened to a run under Slurm: lines of JSON in `RUN/slurm/history.jsonl`, only ever added to. No torch.
 
     {"event": "submitted", "job": "17", …}                         by submit, and by a job that submits itself again
-    {"event": "begin", "life": 0, "job": "17", "nodes": …, "step": 0}
-    {"event": "end", "life": 0, "outcome": "stopped", "step": 40, "why": …}     none if the life was cut off
-    {"event": "rest", "job": "17", …}                                           a person wants no further life
+    {"event": "begin", "attempt": 0, "job": "17", "nodes": …, "step": 0}
+    {"event": "end", "attempt": 0, "exit_status": "stopped", "step": 40, "cause": …, "reason": …}
+                                                                   none if the attempt was cut off
+    {"event": "stop", "job": "17", …}                              a person wants no further attempt
 
-A life is one start of the batch script; a requeued job has several.
+An attempt is one start of the batch script; a requeued job has several (SLURM_RESTART_COUNT counts those of one job).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 HISTORY = Path("slurm") / "history.jsonl"
+STOPPED, BAD_NODES = "stopped", "bad nodes"
+"""Exit statuses of attempts that are no failed tries."""
+OLD_NAMES = {"life": "attempt", "outcome": "exit_status", "why": "reason"}
+OLD_EVENTS = {"rest": "stop"}
+"""Words of older versions, whose run folders can still be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +30,21 @@ class Event:
     """One line."""
 
     event: str
-    """"submitted", "begin", "end" or "rest"."""
+    """"submitted", "begin", "end" or "stop"."""
     job: str
-    """Slurm's job id; an element of an array is ARRAY_ELEMENT."""
-    life: int = -1
-    """Number of the life, counted from 0 over all jobs of the run; −1: none."""
+    """Slurm's job id; a task of an array is ARRAY_TASK."""
+    attempt: int = -1
+    """Counted from 0 over all jobs of the run; −1: none."""
     step: int = -1
     """Newest complete checkpoint at that moment; 0: none."""
     nodes: str = ""
-    """Node list of the life, in Slurm's short form."""
-    outcome: str = ""
+    """Node list of the attempt, in Slurm's short form."""
+    exit_status: str = ""
     """Of an end: "done", "stopped" (asked to, and saved), "failed" or "bad nodes"."""
-    why: str = ""
-    """A sentence."""
+    cause: str = ""
+    """Of an end: why, as `cclm.run.causes` has it."""
+    reason: str = ""
+    """A sentence, for people."""
     by_user: bool = False
     """Of a submission: a person decided to try (again), so earlier failures do not count."""
     time: float = field(default_factory=lambda: round(time.time(), 3))
@@ -55,46 +61,46 @@ def add_event(run_folder: Path, event: Event) -> None:
 
 
 def read_history(run_folder: Path) -> list[Event]:
-    """Return all lines, oldest first; a last line that was cut off by a full disk or a kill is left out."""
+    """Return all lines, oldest first; one that was cut off by a full disk or a kill is left out."""
     path = run_folder / HISTORY
-    if not path.exists():
-        return []
-    return [Event(**values) for values in _parsed(path.read_text(encoding="utf-8"))]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    return [event for line in lines if (event := _parse(line)) is not None]
 
 
-def _parsed(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+def _parse(line: str) -> Event | None:
+    try:
+        values = {OLD_NAMES.get(name, name): value for name, value in json.loads(line).items()}
+        known = {name: value for name, value in values.items() if name in Event.__dataclass_fields__}
+        return Event(**{**known, "event": OLD_EVENTS.get(values["event"], values["event"])})
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def last_job(history: list[Event]) -> str | None:
-    """The job that carries the run now, or carried it last."""
+    """Return the job of the run, or its last one."""
     jobs = [event.job for event in history if event.event == "submitted"]
     return jobs[-1] if jobs else None
 
 
 def jobs_of(history: list[Event]) -> list[str]:
-    """All jobs of the run, oldest first: those submitted by us, and those by hand that have begun. The job of a
-    sweep's point is an element, ARRAY_ELEMENT."""
+    """Return all jobs of the run, oldest first: those submitted by us, and those by hand that have begun. The job of a
+    sweep's point is one task of an array, ARRAY_TASK."""
     return list(dict.fromkeys(event.job for event in history))
 
 
-def is_to_rest(history: list[Event], job: str) -> bool:
-    """Whether a person wanted no further life of this job, or of the one that it follows.
+def is_stopped_by_user(history: list[Event], job: str) -> bool:
+    """Return whether a person wanted no further attempt of this job, or of the one that it follows.
 
     It holds until a person submits again, also by hand: then the job is one that the history has not seen before.
     """
-    wishes = [index for index, event in enumerate(history) if event.event == "rest"]
-    if not wishes or any(event.by_user for event in history[wishes[-1] :]):
+    requests = [index for index, event in enumerate(history) if event.event == "stop"]
+    if not requests or any(event.by_user for event in history[requests[-1] :]):
         return False
-    return job in {event.job for event in history if event.event in ("submitted", "rest")}
+    return job in {event.job for event in history if event.event in ("submitted", "stop")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Life:
+class Attempt:
     """One start of the batch script."""
 
     number: int
@@ -102,39 +108,51 @@ class Life:
     nodes: str
     first_step: int
     """Newest complete checkpoint when it began."""
-    outcome: str
-    """Of `Event.outcome`; "" while it runs, or if it was cut off."""
-    why: str
+    exit_status: str
+    """Of `Event.exit_status`; "" while it runs, or if it was cut off."""
+    cause: str
+    reason: str
     began: float
     ended: float | None = None
     """None while it runs, or if it was cut off."""
 
 
-def lives_of(history: list[Event]) -> list[Life]:
-    """Return the lives since a person last submitted the run, oldest first: those that are judged together."""
+def attempts_since_submission(history: list[Event]) -> list[Attempt]:
+    """Return the attempts since a person last submitted the run, oldest first: they share one budget of tries."""
     submissions = [index for index, event in enumerate(history) if event.event == "submitted" and event.by_user]
-    return all_lives(history[submissions[-1] :] if submissions else history)
+    return all_attempts(history[submissions[-1] :] if submissions else history)
 
 
-def all_lives(history: list[Event]) -> list[Life]:
-    """Return every life of the run, oldest first."""
-    ends = {event.life: event for event in history if event.event == "end"}
+def all_attempts(history: list[Event]) -> list[Attempt]:
+    """Return every attempt of the run, oldest first."""
+    ends = {event.attempt: event for event in history if event.event == "end"}
     return [
-        Life(
-            number=event.life,
+        Attempt(
+            number=event.attempt,
             job=event.job,
             nodes=event.nodes,
             first_step=event.step,
-            outcome=ends[event.life].outcome if event.life in ends else "",
-            why=ends[event.life].why if event.life in ends else "",
+            exit_status=end.exit_status if (end := ends.get(event.attempt)) else "",
+            cause=end.cause if end else "",
+            reason=end.reason if end else "",
             began=event.time,
-            ended=ends[event.life].time if event.life in ends else None,
+            ended=end.time if end else None,
         )
         for event in history
         if event.event == "begin"
     ]
 
 
-def next_life(history: list[Event]) -> int:
-    """Number of the life that begins now."""
-    return 1 + max((event.life for event in history), default=-1)
+def next_attempt(history: list[Event]) -> int:
+    """Return the number of the attempt that begins now."""
+    return 1 + max((event.attempt for event in history), default=-1)
+
+
+def tries_at(attempts: list[Attempt], step: int) -> int:
+    """Return how many of the last attempts began at this step and got no further, without having been asked to stop."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.first_step != step:
+            break
+        count += attempt.exit_status not in (STOPPED, BAD_NODES)
+    return count

@@ -1,23 +1,26 @@
-"""One node looks at itself before the ranks start, and writes down what it finds. Run by path, once on each node,
-standard library only; `launch/slurm/fitness.py` compares the nodes.
+"""One node looks at itself before the ranks start, and writes down what it finds. Run once on each node, with nothing
+but the standard library and our own files; `launch/slurm/node_health.py` compares the nodes.
 
-    python launch/slurm/preflight.py RUN        ──► RUN/slurm/preflight/LIFE/HOST.json
+    python -m launch.slurm.preflight RUN        ──► RUN/slurm/preflight/ATTEMPT/HOST.json
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from cclm.files.atomic import replace_text
+from cclm.run.machine import ask_nvidia
+from launch.plan.slurm_job import read_plan
+from launch.plan.snapshot import code_hash
 
 PROBE_BYTES = 8 * 2**20
 """Written and synced in each folder that must be writable."""
@@ -25,22 +28,8 @@ HEAD_BYTES = 65536
 NVIDIA_FIELDS = ("name", "memory.total", "memory.free", "clocks.sm", "clocks.max.sm", "clocks_throttle_reasons.active")
 
 
-def gpus() -> list[dict[str, str]] | str:
-    """What nvidia-smi tells about each visible GPU; a sentence if it fails; no GPU, no program: nothing."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"nvidia-smi: {error}"
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.strip()]
-    return [dict(zip(NVIDIA_FIELDS, row, strict=True)) for row in rows if len(row) == len(NVIDIA_FIELDS)]
-
-
 def memory_free_bytes() -> int:
-    """Memory that a new process could have."""
+    """Return the memory that a new process could have."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -70,7 +59,7 @@ def disk(folder: Path) -> dict[str, Any]:
             path.unlink()
 
 
-def unreadable(folders: list[str]) -> Iterator[str]:
+def unreadable(folders: Sequence[str]) -> Iterator[str]:
     """Look at the manifest and the first bytes of the first tar of each folder."""
     for name in folders:
         folder = Path(name)
@@ -83,41 +72,22 @@ def unreadable(folders: list[str]) -> Iterator[str]:
             yield f"{name}: {error.strerror or error}"
 
 
-def code_hash(code: Path) -> str:
-    """Hash names and bytes of all files of a snapshot; links are not followed."""
-    digest = hashlib.sha256()
-    for path in sorted(_files(code)):
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(code).as_posix()} {len(data)}\n".encode() + data)
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.is_symlink() or path.name == "__pycache__":
-            continue
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
 def look(run_folder: Path) -> dict[str, Any]:
     """Everything that this node has to say."""
-    plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
+    plan = read_plan(run_folder)
     began = time.monotonic()
-    scratch = Path(plan["scratch"]) if plan["scratch"] else None
+    scratch = Path(plan.profile.scratch) if plan.profile.scratch else None
     return {
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)),
         "memory_free_bytes": memory_free_bytes(),
-        "gpus": gpus() if plan["gpus_per_node"] else [],
+        "gpus": ask_nvidia(NVIDIA_FIELDS) if plan.request.gpus_per_node else [],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "run_disk": disk(run_folder),
         "scratch_disk": disk(scratch) if scratch else None,
-        "unreadable": list(unreadable(plan["reads"])),
-        "code_hash": code_hash(Path(plan["code_folder"])),
+        "unreadable": list(unreadable(plan.request.reads)),
+        "code_hash": code_hash(plan.code_folder),
         "seconds": round(time.monotonic() - began, 3),
     }
 
@@ -126,12 +96,9 @@ def main(arguments: list[str]) -> int:
     """Look, and write it down, whole or not at all."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     run_folder = Path(arguments[0])
-    life = os.environ["CCLM_LIFE"]
-    path = run_folder / "slurm" / "preflight" / life / f"{os.environ.get('SLURMD_NODENAME', socket.gethostname())}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(look(run_folder)) + "\n", encoding="utf-8")
-    partial.replace(path)
+    attempt = os.environ["CCLM_ATTEMPT"]
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    replace_text(run_folder / "slurm" / "preflight" / attempt / f"{node}.json", json.dumps(look(run_folder)) + "\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.plan import SlurmPlan, SweepPlan, option
+from launch.plan.slurm_job import SlurmPlan, SweepPlan, option
 
 JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
 BANDWIDTH = ("-m", "cclm.distributed.bandwidth")
@@ -18,7 +18,7 @@ def render(plan: SlurmPlan) -> str:
     own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
     counted = [word for word in plan.srun_options if word not in own]
     return _fill(
-        ARRAY_TEMPLATE if plan.array else JOB_TEMPLATE,
+        ARRAY_TEMPLATE if plan.request.array else JOB_TEMPLATE,
         plan=plan,
         script=plan.script,
         # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
@@ -31,7 +31,7 @@ def render(plan: SlurmPlan) -> str:
 
 
 def render_sweep(plan: SweepPlan) -> str:
-    """Return the text of a sweep's batch script: its elements carry on with the scripts of their points."""
+    """Return the text of a sweep's batch script: each task runs the script of its point."""
     return _fill(SWEEP_TEMPLATE, plan=plan)
 
 

@@ -1,7 +1,7 @@
 """What srun starts for each rank: it gives the rank its place, its log and a watch, and writes down how it ended.
-Run by path, standard library only: it must start at once, also inside a container.
+Standard library and our own files only: it must start at once, also inside a container.
 
-    python launch/slurm/task.py RUN KIND -- COMMAND…        KIND: "rank", or the name of another step
+    python -m launch.slurm.task RUN KIND -- COMMAND…        KIND: "rank", or the name of another step
 
     SLURM_PROCID, SLURM_LOCALID, … ──► RANK, LOCAL_RANK, … ──► COMMAND ──► RUN/logs/KIND_N.log
                                                                  └───────► RUN/status/exit_KIND_N.json
@@ -14,39 +14,34 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-STOPPED_CODE = 75  # cclm/run/stop.py: asked to stop, and saved; for srun that is a good end
-NO_PROGRAM_CODE = 127
-"""As a shell says it."""
+from cclm.files.tail import read_since
+from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
+from cclm.run.rank_ends import RankEnd
+from cclm.run.status import MOST_REASON, STATUS_FOLDER, cause_of_end, read_status
+from cclm.run.stop import CLEARED_VARIABLE
+from launch.plan.slurm_job import read_plan
+
 TRACEBACK_S = 2.0
 """Time for a hung rank to print where it stands."""
 START_S = 600.0
 """At least so long may a rank take to its first sign of life: imports, meeting the others, reading a checkpoint."""
 WAITING_S = 10.0
 """How much longer a rank lives that only waits for another: the other's record is the one that counts."""
-ELEMENT = "task"
-"""Kind of the tasks of an array job: one per element."""
-MOST_WORDS = 500
-FULL_BYTES = 2**20
-FULL = "the disk of the run folder is full"
-"""What is said of a rank that died while that was so."""
+ARRAY_TASK = "task"
+"""Kind of the tasks of an array job."""
 RECORD_BYTES = 4096
 """Room for the record of the end, taken at the beginning: a full disk must not swallow why the rank died of it."""
-FILLED_IN = {
-    "NODE_RANK": "SLURM_NODEID",
-    "MASTER_ADDR": "MASTER_ADDR",
-    "MASTER_PORT": "MASTER_PORT",
-    "TASK": "SLURM_ARRAY_TASK_ID",
-}
+FILLED_IN = re.compile("@(NODE_RANK|MASTER_ADDR|MASTER_PORT|TASK)@")
 COLLECTIVE = re.compile(r"torch/distributed|cclm/distributed/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
 NUM_INNERMOST = 3
 """A rank waits for others if one of so many innermost frames is a collective, or ZeRO's own wait for one."""
@@ -76,27 +71,24 @@ def tasks_per_node(text: str) -> list[int]:
     return sizes
 
 
-def fill_in(command: list[str], environment: Mapping[str, str]) -> list[str]:
-    """Put what only a task knows into a command line: torchrun's, or that of an array's element."""
-    filled = []
-    for word in command:
-        for name, source in FILLED_IN.items():
-            word = word.replace(f"@{name}@", environment.get(source, ""))
-        filled.append(word)
-    return filled
+def fill_in(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Put what only a task knows into a command line: torchrun's, or that of an array's task."""
+    known = {**environment, "NODE_RANK": environment.get("SLURM_NODEID", "")}
+    known["TASK"] = environment.get("SLURM_ARRAY_TASK_ID", "")
+    return [FILLED_IN.sub(lambda match: known.get(match[1], ""), word) for word in command]
 
 
 class Watch:
-    """Has the rank said something about itself lately? Compared by this machine's clock alone."""
+    """Have these ranks said something about themselves lately? Compared by this machine's clock alone."""
 
-    def __init__(self, path: Path, limit_s: float) -> None:
-        self.path, self.limit_s = path, limit_s
+    def __init__(self, paths: Sequence[Path], limit_s: float) -> None:
+        self.paths, self.limit_s = paths, limit_s
         self.seen = self._changed()
         self.since = time.monotonic()
         self.has_begun = False
 
     def silent_s(self) -> float:
-        """Seconds since the rank's status last changed, or since the start."""
+        """Return the seconds since a status last changed, or since the start."""
         now_seen = self._changed()
         if now_seen != self.seen:
             self.seen, self.since, self.has_begun = now_seen, time.monotonic(), True
@@ -104,108 +96,134 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the rank counts as hung."""
+        """Whether the ranks count as hung."""
         silent_s = self.silent_s()
         return self.limit_s > 0 and silent_s > (self.limit_s if self.has_begun else max(self.limit_s, START_S))
 
-    def _changed(self) -> float | None:
-        try:
-            return self.path.stat().st_mtime
-        except OSError:
-            return None
+    def _changed(self) -> list[float]:
+        found = []
+        for path in self.paths:
+            try:
+                found.append(path.stat().st_mtime)
+            except OSError:
+                continue
+        return found
 
 
-def where_it_stands(said: str) -> str:
-    """Judge the traceback that a hung rank printed."""
+def where_it_stands(said: str) -> tuple[Cause, str]:
+    """Return what the traceback that a hung rank printed says."""
     frames = FRAME.findall(said.rpartition("(most recent call first)")[2])
     if not frames:
-        return "it does not even print a traceback"
+        return Cause.HUNG, "it does not even print a traceback"
     place, line, function = frames[0]
-    how = "waits for other ranks" if any(COLLECTIVE.search(frame[0]) for frame in frames[:NUM_INNERMOST]) else "stands"
-    return f"{how} in {function} ({place}:{line})"
-
-
-def end_hung_rank(process: subprocess.Popen[bytes], log: Path, silent_s: float) -> str:
-    """Have a hung rank print its traceback, then kill it; returns what to say about it."""
-    before = log.stat().st_size
-    process.send_signal(signal.SIGUSR2)
-    time.sleep(TRACEBACK_S)
-    place = where_it_stands(tail(log, before))
-    if place.startswith("waits"):
-        time.sleep(WAITING_S)
-    process.kill()
-    return f"hung: no sign of life for {silent_s:.0f} s; {place}"
+    is_waiting = any(COLLECTIVE.search(frame[0]) for frame in frames[:NUM_INNERMOST])
+    how = "waits for other ranks" if is_waiting else "stands"
+    return Cause.WAITING if is_waiting else Cause.HUNG, f"{how} in {function} ({place}:{line})"
 
 
 def last_words(said: str) -> str:
-    """The sentence of our programs' errors ("error: …", which may have several lines), or the last line."""
+    """Return the sentence of our programs' errors ("error: …", which may have several lines), or the last line."""
     lines = [line for line in said.splitlines() if line.strip()]
     sentences = [index for index, line in enumerate(lines) if line.startswith("error: ")]
-    return " ".join(" ".join(lines[sentences[-1] if sentences else -1 :]).split())[:MOST_WORDS]
+    return " ".join(" ".join(lines[sentences[-1] if sentences else -1 :]).split())[:MOST_REASON]
 
 
-def tail(log: Path, start: int) -> str:
-    """What was written into a log since `start`, at most 64 KiB of it."""
-    with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - 65536))
-        return file.read().decode("utf-8", "replace")
+class Task:
+    """One task of a step, from its start to the record of its end."""
 
+    def __init__(self, run_folder: Path, kind: str, command: Sequence[str]) -> None:
+        plan = read_plan(run_folder)
+        self.run_folder, self.kind = run_folder, kind
+        self.number = int(os.environ["SLURM_ARRAY_TASK_ID" if kind == ARRAY_TASK else "SLURM_PROCID"])
+        self.attempt = int(os.environ["CCLM_ATTEMPT"])
+        self.is_torchrun = "@NODE_RANK@" in command
+        place = {} if self.is_torchrun else place_of(os.environ)
+        self.environment = {**os.environ, **place, CLEARED_VARIABLE: str(run_folder)}
+        self.command = fill_in(command, self.environment)
+        self.log = run_folder / "logs" / f"{kind}_{self.number}.log"
+        self.hang_s = plan.request.hang_s if kind == "rank" else 0.0
+        per_task = plan.ranks_per_node if self.is_torchrun else 1
+        self.ranks = range(self.number * per_task, (self.number + 1) * per_task) if kind == "rank" else range(0)
+        """Ranks whose words are this task's: one, or all that torchrun starts on this node."""
 
-def run(run_folder: Path, kind: str, command: list[str]) -> int:
-    """Run the rank to its end; returns the code for srun."""
-    # Ignored signals stay ignored in the rank until it asks for them: Slurm sends USR1 to every process of a step. TERM
-    # is for the rank, which may save; a handler, unlike "ignore", is not inherited.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _nothing)
-    number = int(os.environ["SLURM_ARRAY_TASK_ID"] if kind == ELEMENT else os.environ.get("SLURM_PROCID", "0"))
-    life = int(os.environ["CCLM_LIFE"])
-    log = run_folder / "logs" / f"{kind}_{number}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    plan = json.loads((run_folder / "slurm" / "plan.json").read_text(encoding="utf-8"))
-    watch = Watch(run_folder / "status" / f"rank_{number}.json", plan["hang_s"] if kind == "rank" else 0.0)
-    take_room(run_folder, kind, number)
-    with log.open("ab", buffering=0) as output:
-        header = f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {kind} {number} on {socket.gethostname()}, life {life}\n"
-        output.write(header.encode())
-        start, why = output.tell(), ""
-        is_torchrun = "@NODE_RANK@" in command
-        environment = {**os.environ, **({} if is_torchrun else place_of(os.environ))}
-        words = fill_in(command, environment)
-        try:
-            process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        except OSError as error:
-            output.write(f"{words[0]}: {error.strerror}\n".encode())
-            write_end(run_folder, kind, number, life, NO_PROGRAM_CODE, "", last_words(tail(log, start)))
-            return NO_PROGRAM_CODE
+    def run(self) -> int:
+        """Run the command to its end; return the code for srun."""
+        self.take_room()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab", buffering=0) as output:
+            when = time.strftime("%Y-%m-%d %H:%M:%S")
+            output.write(
+                f"=== {when} {self.kind} {self.number} on {socket.gethostname()}, attempt {self.attempt}\n".encode()
+            )
+            start = output.tell()
+            try:
+                process = subprocess.Popen(
+                    self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                )
+            except OSError as error:
+                reason = f"{self.command[0]}: {error.strerror}"
+                output.write(f"{reason}\n".encode())
+                self.write_end(EXIT_CODES[Cause.NOT_STARTED], Cause.NOT_STARTED, reason)
+                return EXIT_CODES[Cause.NOT_STARTED]
+            hung = self.watch(process)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+        cause, reason = hung or self.why(code)
+        is_good = cause in GOOD_ENDS
+        self.write_end(code, cause, reason or ("" if is_good else last_words(read_since(self.log, start))))
+        return 0 if is_good else code
+
+    def watch(self, process: subprocess.Popen[bytes]) -> tuple[Cause, str] | None:
+        """Wait for the end; a rank that hangs is killed: then return why, and where it stood."""
+        watch = Watch([self.run_folder / STATUS_FOLDER / f"rank_{rank}.json" for rank in self.ranks], self.hang_s)
+        hung = None
         while process.poll() is None:
-            if watch.is_over:
-                why = end_hung_rank(process, log, watch.silent_s())
+            if hung is None and watch.is_over:
+                hung = self.end_hung(process, watch.silent_s())
             try:
                 process.wait(timeout=2.0)
             except subprocess.TimeoutExpired:
                 continue
-    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    if code not in (0, STOPPED_CODE) and shutil.disk_usage(run_folder).free < FULL_BYTES:
-        why = why or FULL
-    write_end(run_folder, kind, number, life, code, why, last_words(tail(log, start)) if code else "")
-    return 0 if code == STOPPED_CODE else code
+        return hung
 
+    def end_hung(self, process: subprocess.Popen[bytes], silent_s: float) -> tuple[Cause, str]:
+        """Have the ranks print their tracebacks, then kill them."""
+        before = self.log.stat().st_size
+        said = [read_status(self.run_folder / STATUS_FOLDER / f"rank_{rank}.json") for rank in self.ranks]
+        # torchrun itself would die of the signal, and say nothing.
+        for pid in [item.pid for item in said if item is not None] if self.is_torchrun else [process.pid]:
+            os.kill(pid, signal.SIGUSR2)
+        time.sleep(TRACEBACK_S)
+        cause, place = where_it_stands(read_since(self.log, before))
+        if cause is Cause.WAITING:
+            time.sleep(WAITING_S)
+        process.kill()
+        return cause, f"no sign of life for {silent_s:.0f} s; {place}"
 
-def take_room(run_folder: Path, kind: str, rank: int) -> None:
-    """Make the hidden file that will become the record, with all the bytes it may need."""
-    path = run_folder / "status" / f".exit_{kind}_{rank}.json.partial"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b" " * RECORD_BYTES)
+    def why(self, code: int) -> tuple[Cause, str]:
+        """Return why the task ended: of several ranks, what the one to blame says."""
+        found = [cause_of_end(self.run_folder, rank, code) for rank in self.ranks or (-1,)]
+        return min(found, key=lambda told: (consequence(told[0]), not told[1]))
 
+    def take_room(self) -> None:
+        """Make the hidden file that will become the record, with all the bytes it may need."""
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self.partial.write_bytes(b" " * RECORD_BYTES)
 
-def write_end(run_folder: Path, kind: str, rank: int, life: int, code: int, why: str, words: str) -> None:
-    """Write the record (`launch.slurm.verdict.RankEnd`) into the room taken for it, then give it its name."""
-    record = {"rank": rank, "host": socket.gethostname(), "life": life, "code": code, "time": time.time()}
-    text = json.dumps({**record, "why": why, "last_words": words})
-    partial = run_folder / "status" / f".exit_{kind}_{rank}.json.partial"
-    with partial.open("r+b") as file:
-        file.write(text.encode().ljust(RECORD_BYTES - 1) + b"\n")
-    partial.replace(partial.with_name(partial.name.removeprefix(".").removesuffix(".partial")))
+    def write_end(self, code: int, cause: Cause, reason: str) -> None:
+        """Write the record into the room taken for it, then give it its name."""
+        host, now = socket.gethostname(), time.time()
+        end = RankEnd(
+            rank=self.number, host=host, attempt=self.attempt, code=code, time=now, cause=cause,
+            reason=reason[:MOST_REASON],
+        )  # fmt: skip
+        with self.partial.open("r+b") as file:
+            file.write(json.dumps(asdict(end)).encode().ljust(RECORD_BYTES - 1) + b"\n")
+        self.partial.replace(self.partial.with_name(self.partial.name.removeprefix(".").removesuffix(".partial")))
+
+    @property
+    def partial(self) -> Path:
+        """The hidden file."""
+        return self.run_folder / STATUS_FOLDER / f".exit_{self.kind}_{self.number}.json.partial"
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
@@ -215,8 +233,12 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 def main(arguments: list[str]) -> int:
     """Run one task."""
     run_folder, kind, dashes, *command = arguments
-    assert dashes == "--" and command, "task.py RUN KIND -- COMMAND"
-    return run(Path(run_folder), kind, command)
+    assert dashes == "--" and command, "task RUN KIND -- COMMAND"
+    # Ignored signals stay ignored in the rank until it asks for them: Slurm sends USR1 to every process of a step. TERM
+    # is for the rank, which may save; a handler, unlike "ignore", is not inherited.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _nothing)
+    return Task(Path(run_folder), kind, command).run()
 
 
 if __name__ == "__main__":

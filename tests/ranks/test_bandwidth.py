@@ -30,7 +30,7 @@ def test_two_ranks_measure(tmp_path: Path) -> None:
     command += [
         "bash",
         "-c",
-        f'CCLM_LIFE=4 SLURMD_NODENAME=n$RANK exec "{sys.executable}" -m cclm.distributed.bandwidth "$0"',
+        f'CCLM_ATTEMPT=4 SLURMD_NODENAME=n$RANK exec "{sys.executable}" -m cclm.distributed.bandwidth "$0" 110',
         str(tmp_path),
     ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)

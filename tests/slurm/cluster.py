@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 
 from tests.slurm.slurm_conf import GRES_CONF, SLURM_CONF
-from tests.slurm.sshd import fetch_sshd
 
 BASE = Path("/run/cluster")
 """Where the cluster's files are: /run is a disk of the namespace's own, so they go with it."""
@@ -34,8 +33,6 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter
 NETWORK = "10.77.0"
 CONTROLLER = "login"
 USER, USER_ID = "trainer", 5000
-SSHD_ID = 5001
-"""Whom an sshd becomes while nobody has logged in yet; it insists on the name."""
 NUM_CPUS, NUM_GPUS = 8, 2
 NULL_DEVICE = (1, 3)
 """A second /dev/null passes for a GPU: Slurm wants a character device and opens it at most."""
@@ -94,7 +91,7 @@ def up(base: Path, num_nodes: int) -> None:
     names = {f"{NETWORK}.{node}": f"n{node}" for node in nodes(num_nodes)} | {f"{NETWORK}.254": CONTROLLER}
     private("/etc/hosts", base, "".join(f"{address} {name}\n" for address, name in names.items()))
     users = f"{USER}:x:{USER_ID}:{USER_ID}:{USER}:{base}/home:/bin/sh\n"
-    private("/etc/passwd", base, f"{users}sshd:x:{SSHD_ID}:65534::/run/sshd:/usr/sbin/nologin\n")
+    private("/etc/passwd", base, users)
     private("/etc/group", base, f"{USER}:x:{USER_ID}:\n")
     show_to_users(base / "covered", [Path(sys.base_prefix), Path(sys.prefix), Path.cwd()])
     sh(f"hostname {CONTROLLER} && ip link set lo up && mkdir /run/netns")
@@ -209,7 +206,6 @@ def main(arguments: list[str]) -> int:
         print(f"skipped, no Slurm here: {reason}")
         return 0
     install()
-    fetch_sshd()
     enter(options.nodes, command)
     return 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.history import Life, lives_of, read_history
+from launch.slurm.history import Attempt, attempts_since_submission, read_history
 from tests.tiny_run import recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,8 +100,8 @@ def start_now(job: str) -> None:
     slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
-def lives(run: Path) -> list[Life]:
-    return lives_of(read_history(run))
+def attempts(run: Path) -> list[Attempt]:
+    return attempts_since_submission(read_history(run))
 
 
 def steps_saved(run: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Array jobs, and jobs that wait for them: one failing element stops neither the others nor goes unnoticed."""
+"""Array jobs, and jobs that wait for them: one failing task stops neither the others nor goes unnoticed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.slurm.jobs import ROOT, ended, launch, lives, said, slurm, state, wait
+from tests.slurm.jobs import ROOT, attempts, ended, launch, said, slurm, state, wait
 
 SMALL = ("--time", "5", "--save-s", "60", "--preflight", "none")
 
@@ -21,32 +21,32 @@ def submit(run: Path, *options: str, command: str) -> tuple[str, str]:
     return told.stdout.strip(), told.stderr
 
 
-def test_an_array_with_a_failing_element(tmp_path: Path) -> None:
+def test_an_array_with_a_failing_task(tmp_path: Path) -> None:
     parts, merged, repaired = tmp_path / "parts", tmp_path / "merged", tmp_path / "repaired"
-    element = f"echo element @TASK@; test @TASK@ != 1 || cat {repaired}"
-    array, _ = submit(parts, "--array", "3", "--concurrent", "2", "--sbatch", "hold", command=element)
+    task = f"echo task @TASK@; test @TASK@ != 1 || cat {repaired}"
+    array, _ = submit(parts, "--array", "3", "--concurrent", "2", "--sbatch", "hold", command=task)
     after, told = submit(merged, "--after", str(parts), command=f"cat {parts}/logs/task_*.log")
     slurm("scontrol", "release", array)
     assert f"begins after job {array} of {parts}" in told
 
     assert [ended(f"{array}_{number}", parts) for number in range(3)] == ["COMPLETED", "FAILED", "COMPLETED"]
     assert ended(after, merged) == "FAILED"
-    assert f"{parts} is not done: element(s) 1 have not ended with code 0" in said(merged)
-    assert lives(merged) == [], "it did not begin"
+    assert f"{parts} is not done: array task(s) 1 have not ended with code 0" in said(merged)
+    assert attempts(merged) == [], "it did not begin"
 
     repaired.touch()
-    array, told = submit(parts, "--array", "3", "--concurrent", "2", command=element)
-    assert "launch: elements 1 of 3" in told
-    wait(lambda: state(f"{array}_1") != "GONE", "the element")
+    array, told = submit(parts, "--array", "3", "--concurrent", "2", command=task)
+    assert "launch: array tasks 1 of 3" in told
+    wait(lambda: state(f"{array}_1") != "GONE", "the task")
     after, _ = submit(merged, "--after", str(parts), command=f"cat {parts}/logs/task_*.log")
     assert ended(after, merged) == "COMPLETED", said(merged)
-    assert lives(merged)[-1].outcome == "done"
+    assert attempts(merged)[-1].exit_status == "done"
     log = (merged / "logs/rank_0.log").read_text()
-    assert [log.count(f"\nelement {number}\n") for number in range(3)] == [1, 2, 1]
+    assert [log.count(f"\ntask {number}\n") for number in range(3)] == [1, 2, 1]
 
     told_again = launch("submit", "--run-folder", str(parts), *SMALL, "--array", "3", "--", "true")
     assert told_again.returncode == 2
-    assert "expected elements that have not ended with code 0, got none" in told_again.stderr
+    assert "expected array tasks that have not ended with code 0, got none" in told_again.stderr
     assert slurm("squeue", "--noheader") == ""
 
 

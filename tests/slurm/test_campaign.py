@@ -53,11 +53,13 @@ class Row:
     at: int
     """Steps done when it struck."""
     resumed: int
-    """Step that the next life began at."""
+    """Step that the next attempt began at."""
     seconds: float
-    """From the event to the end of the life."""
+    """From the event to the end of the attempt."""
     how: str
-    """What the launcher wrote about the end of the life; "" if it was cut off from outside."""
+    """What the launcher wrote about the end of the attempt; "" if it was cut off from outside."""
+    cause: str
+    """The same as a field."""
 
 
 @dataclass
@@ -74,28 +76,29 @@ class Campaign:
     rows: list[Row] = field(default_factory=list)
 
     def wait_for_progress(self) -> None:
-        """Wait until the present life trains and has saved."""
-        begun = wait(lambda: (all_lives := lives_ever(self.run)) and all_lives[-1], "a life", self.run)
+        """Wait until the present attempt trains and has saved."""
+        begun = wait(lambda: (found := attempts_ever(self.run)) and found[-1], "an attempt", self.run)
         wait(lambda: max(steps_saved(self.run), default=0) > begun["step"], "a newer checkpoint", self.run)
         assert read_done(self.run) is None, "the run was over before the campaign: raise STEPS"
 
     def suffer(self, event: str, strike: Callable[[], object], go_on: Callable[[], None] | None = None) -> Row:
-        """Let the life begin, strike, wait for its end, and let the run go on; returns the table's new line."""
+        """Let the attempt begin, strike, wait for its end, and let the run go on; returns the table's new line."""
         self.wait_for_progress()
-        number, at, began = len(lives_ever(self.run)), steps_done(self.run), time.monotonic()
+        number, at, began = len(attempts_ever(self.run)), steps_done(self.run), time.monotonic()
         strike()
-        wait(lambda: state(self.job) in ("PENDING", "CANCELLED"), f"the end of the life after: {event}", self.run)
+        wait(lambda: state(self.job) in ("PENDING", "CANCELLED"), f"the end of the attempt after: {event}", self.run)
         seconds = time.monotonic() - began
         at = max(at, steps_done(self.run))
         (go_on or (lambda: start_now(self.job)))()
-        wait(lambda: len(lives_ever(self.run)) > number, f"the next life after: {event}", self.run)
-        resumed = int(lives_ever(self.run)[number]["step"])
-        self.rows.append(Row(event, at, resumed, seconds, why_of(self.run, number - 1)))
+        wait(lambda: len(attempts_ever(self.run)) > number, f"the next attempt after: {event}", self.run)
+        resumed = int(attempts_ever(self.run)[number]["step"])
+        end = end_of(self.run, number - 1)
+        self.rows.append(Row(event, at, resumed, seconds, end["reason"], end["cause"]))
         return self.rows[-1]
 
     def nodes(self) -> list[str]:
-        """Nodes of the present life, the one with rank 0 first."""
-        return slurm("scontrol", "show", "hostnames", lives_ever(self.run)[-1]["nodes"]).split()
+        """Nodes of the present attempt, the one with rank 0 first."""
+        return slurm("scontrol", "show", "hostnames", attempts_ever(self.run)[-1]["nodes"]).split()
 
     def kill(self, rank: int, number: signal.Signals) -> None:
         os.kill(int(json.loads((self.run / f"status/rank_{rank}.json").read_text())["pid"]), number)
@@ -106,13 +109,15 @@ def events_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def lives_ever(run: Path) -> list[dict[str, Any]]:
-    """The beginnings of all lives, over all submissions."""
+def attempts_ever(run: Path) -> list[dict[str, Any]]:
+    """The beginnings of all attempts, over all submissions."""
     return [event for event in events_of(run) if event["event"] == "begin"]
 
 
-def why_of(run: Path, life: int) -> str:
-    return next((event["why"] for event in events_of(run) if event["event"] == "end" and event["life"] == life), "")
+def end_of(run: Path, attempt: int) -> dict[str, Any]:
+    """The end of an attempt; empty words if it was cut off."""
+    ends = (event for event in events_of(run) if event["event"] == "end" and event["attempt"] == attempt)
+    return next(ends, {"cause": "", "reason": ""})
 
 
 def steps_done(run: Path) -> int:
@@ -121,7 +126,7 @@ def steps_done(run: Path) -> int:
 
 
 def user_or_root() -> tuple[str, ...]:
-    code = f"'{sys.executable}' -c 'import launch.plan, torch'"
+    code = f"'{sys.executable}' -c 'import launch.plan.job, torch'"
     reads = subprocess.run([*AS_USER, "bash", "-c", f"{code} || exit 1"], cwd=ROOT, capture_output=True, check=False)
     return AS_USER if reads.returncode == 0 else ()
 
@@ -170,29 +175,29 @@ def test_a_plain_user_may_train(campaign: Campaign) -> None:
 
 
 def test_usr1_before_the_time_limit(campaign: Campaign) -> None:
-    """Played by `launch drill`, which judges it, too."""
+    """Played by `launch drill`, which looks at it, too."""
     campaign.wait_for_progress()
-    number = len(lives_ever(campaign.run))
+    number = len(attempts_ever(campaign.run))
     told = launch("drill", str(campaign.run), prefix=campaign.prefix, HOME=str(campaign.run.parent))
     assert told.returncode == 0, told.stdout + told.stderr
     lines = told.stdout.splitlines()
     assert lines[-1].endswith("good  it survives a preemption")
-    how, resumed = why_of(campaign.run, number - 1), int(lives_ever(campaign.run)[number]["step"])
-    assert how.endswith("; goes on in another life")
-    assert how.startswith(f"saved at step {resumed}: "), "not a step is done again"
-    (seconds,) = (float(line.split()[2]) for line in lines if line.startswith("life ends"))
-    campaign.rows.append(Row("USR1 (launch drill)", resumed, resumed, seconds, how))
+    end, resumed = end_of(campaign.run, number - 1), int(attempts_ever(campaign.run)[number]["step"])
+    assert (end["exit_status"], end["cause"]) == ("stopped", "stopped")
+    assert end["step"] == resumed, "not a step is done again"
+    (seconds,) = (float(line.split()[2]) for line in lines if line.startswith("attempt ends"))
+    campaign.rows.append(Row("USR1 (launch drill)", resumed, resumed, seconds, end["reason"], end["cause"]))
 
 
 def test_two_jobs_on_the_same_nodes(campaign: Campaign) -> None:
     """The run without disasters trains beside this one: had they met at one port, neither would train."""
-    wait(lambda: lives_ever(campaign.undisturbed), "the second job", campaign.undisturbed)
-    assert lives_ever(campaign.run)[0]["nodes"] == lives_ever(campaign.undisturbed)[0]["nodes"] == "n[1-2]"
+    wait(lambda: attempts_ever(campaign.undisturbed), "the second job", campaign.undisturbed)
+    assert attempts_ever(campaign.run)[0]["nodes"] == attempts_ever(campaign.undisturbed)[0]["nodes"] == "n[1-2]"
 
 
 def test_scontrol_requeue(campaign: Campaign) -> None:
     row = campaign.suffer("scontrol requeue", lambda: slurm("scontrol", "requeue", campaign.job))
-    assert row.how == "" or row.how.startswith("saved at step")
+    assert row.cause in ("", "stopped")
     assert 0 < row.resumed <= row.at
 
 
@@ -211,19 +216,19 @@ def test_preemption(campaign: Campaign) -> None:
         other.append(slurm("sbatch", "--parsable", "--partition=train", *wanted).strip())
 
     row = campaign.suffer("preemption", strike, go_on)
-    assert row.how.startswith(f"saved at step {row.at}: ")
+    assert row.cause == "stopped"
     assert row.resumed == row.at
 
 
 def test_a_rank_dies(campaign: Campaign) -> None:
     row = campaign.suffer("a rank dies", lambda: campaign.kill(1, signal.SIGKILL))
-    assert row.how.startswith("rank 1 on n2: killed by signal 9")
+    assert row.cause == "signal" and row.how.startswith("rank 1 on n2")
     assert row.at - EVERY <= row.resumed <= row.at
 
 
 def test_a_rank_hangs(campaign: Campaign) -> None:
     row = campaign.suffer("a rank hangs", lambda: campaign.kill(1, signal.SIGSTOP))
-    assert row.how.startswith("rank 1 on n2: hung: no sign of life for 2")
+    assert row.cause == "hung" and row.how.startswith("rank 1 on n2")
     assert "it does not even print a traceback" in row.how
     assert "waits for other ranks" in (campaign.run / "logs/rank_0.log").read_text() or row.seconds > HANG_S
     assert row.at - EVERY <= row.resumed <= row.at
@@ -280,7 +285,7 @@ def test_resume_on_another_number_of_nodes(campaign: Campaign) -> None:
     sh(f"rm -r {run}/checkpoints/step_{STEPS:09d}")
     job = resume(run, "--nodes", "1", prefix=campaign.prefix)
     assert ended(job, run) == "COMPLETED", said(run)
-    assert (lives_ever(run)[-1]["step"], lives_ever(run)[-1]["nodes"]) == (STEPS - EVERY, "n1")
+    assert (attempts_ever(run)[-1]["step"], attempts_ever(run)[-1]["nodes"]) == (STEPS - EVERY, "n1")
     assert (run / "ledger.jsonl").read_bytes() == ledger
     after = losses(run)
     assert list(after) == list(before) and after != before, "one rank adds up in another order"
@@ -288,9 +293,9 @@ def test_resume_on_another_number_of_nodes(campaign: Campaign) -> None:
 
 
 def test_no_process_is_left_on_any_node(campaign: Campaign) -> None:
-    def strangers() -> list[str]:
+    def left() -> list[str]:
         pids = sh("for n in n1 n2 n3; do ip netns pids $n; done").split()
         names = [Path(f"/proc/{pid}/cmdline") for pid in pids]
         return [text for path in names if path.exists() and "pretrain" in (text := path.read_text())]
 
-    wait(lambda: not strangers(), "the end of all ranks")
+    wait(lambda: not left(), "the end of all ranks")

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.slurm.jobs import ended, launch, said
+from tests.slurm.jobs import ROOT, ended, launch, said
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--time", "5", "--save-s", "60")
 TELL = """
 import os, socket
@@ -30,7 +29,7 @@ def test_ranks_see_all_gpus_of_their_node(tmp_path: Path) -> None:
     assert ended(told.stdout.strip(), run) == "COMPLETED", said(run)
     lines = [(run / f"logs/rank_{rank}.log").read_text().splitlines()[-1] for rank in range(4)]
     assert lines == ["n1 0 0 4 2 0,1", "n1 1 1 4 2 0,1", "n2 2 0 4 2 0,1", "n2 3 1 4 2 0,1"]
-    assert "preflight: 2 node(s) fit" in said(run)
+    assert "preflight: 2 node(s) healthy" in said(run)
 
 
 def test_torchrun_gives_the_same_places(tmp_path: Path) -> None:
@@ -91,3 +90,15 @@ def test_srun_without_our_launcher_is_refused_with_the_line_that_works(tmp_path:
         f"refused: process {rank} of 3 that srun started, without MASTER_ADDR, MASTER_PORT" for rank in range(3)
     }
     assert groups[2] == {"0 of 3, 0 of 2", "1 of 3, 1 of 2", "2 of 3, 0 of 1"}
+
+
+def test_launch_run_refuses_to_be_one_of_several(tmp_path: Path) -> None:
+    """Each of srun's tasks would start the whole job."""
+    options = ("--run-folder", str(tmp_path / "run"), "--ranks", "1", "--", "true")
+    command = [sys.executable, "-m", "launch", "run", *options]
+    told = subprocess.run(
+        ["srun", "-n2", "--time", "5", *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert told.returncode == 2
+    assert told.stderr.count("of 2 that srun started") == 2, told.stderr
+    assert not (tmp_path / "run").exists()

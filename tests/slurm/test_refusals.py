@@ -9,9 +9,9 @@ import pytest
 
 from tests.slurm.cluster import sh
 from tests.slurm.jobs import (
+    attempts,
     ended,
     launch,
-    lives,
     read_done,
     said,
     slurm,
@@ -43,14 +43,13 @@ def test_a_full_disk(corpus: Path, cluster: Path) -> None:
     assert ended(job, run) == "FAILED"
     kept = steps_saved(run)
     assert kept
-    assert lives(run)[-1].outcome == "failed"
-    assert "the disk of the run folder is full" in lives(run)[-1].why
-    assert lives(run)[-1].why in said(run)
+    assert (attempts(run)[-1].exit_status, attempts(run)[-1].cause) == ("failed", "disk_full")
+    assert attempts(run)[-1].reason in said(run)
     filler.unlink()
 
     job = submit(path, "--nodes", "2", "--preflight", "none")
     assert ended(job, run) == "COMPLETED", said(run)
-    assert lives(run)[0].first_step == kept[-1]
+    assert attempts(run)[0].first_step == kept[-1]
     assert read_done(run) == STEPS
     shutil.rmtree(run)
 
@@ -83,18 +82,18 @@ def test_a_bad_node_is_named_and_replaced(cluster: Path, tmp_path: Path) -> None
         told = launch("submit", *options, "--run-folder", str(run), "--", "hostname")
         assert told.returncode == 0, told.stderr
         assert ended(told.stdout.strip(), run) == "FAILED", said(run)
-        assert f"unfit: n2: cannot write into {cluster}/local: Read-only file system" in said(run)
-        wait(lambda: len(lives(run)) == 2 and lives(run)[1].outcome, "the second job", run)
+        assert f"unhealthy: n2: cannot write into {cluster}/local: Read-only file system" in said(run)
+        wait(lambda: len(attempts(run)) == 2 and attempts(run)[1].exit_status, "the second job", run)
     finally:
         sh(f"{remount}rw {cluster}/local")
-    first, second = lives(run)
-    assert (first.nodes, first.outcome) == ("n[1-2]", "bad nodes")
-    assert (second.nodes, second.outcome) == ("n[1,3]", "done")
+    first, second = attempts(run)
+    assert (first.nodes, first.exit_status) == ("n[1-2]", "bad nodes")
+    assert (second.nodes, second.exit_status) == ("n[1,3]", "done")
     assert ended(second.job, run) == "COMPLETED"
 
 
 def test_a_program_that_only_crashes(corpus: Path, tmp_path: Path) -> None:
-    """Two lives, no checkpoint: enough. The code that runs is the copy in the run folder, so it can be spoilt there."""
+    """Two attempts, no checkpoint: enough. The code that runs is the copy in the run folder: it can be spoilt there."""
     run = tmp_path / "run"
     path = tiny(corpus, run, STEPS)
     told = launch(
@@ -104,11 +103,11 @@ def test_a_program_that_only_crashes(corpus: Path, tmp_path: Path) -> None:
     job = told.stdout.strip()
     (run / "code/pretrain/__main__.py").write_text("raise RuntimeError('spoilt')\n")
     slurm("scontrol", "release", job)
-    wait(lambda: state(job) == "PENDING" and lives(run), "the first requeue", run)
+    wait(lambda: state(job) == "PENDING" and attempts(run), "the first requeue", run)
     start_now(job)
     assert ended(job, run) == "FAILED", said(run)
-    assert [life.outcome for life in lives(run)] == ["failed", "failed"]
-    assert lives(run)[-1].why == (
-        "2 lives began at step 0 and none saved a newer checkpoint; "
+    assert [attempt.exit_status for attempt in attempts(run)] == ["failed", "failed"]
+    assert attempts(run)[-1].reason == (
+        "2 attempts began at step 0 and none saved a newer checkpoint; "
         "the last: rank 0 on n1: exit code 1: RuntimeError: spoilt"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.slurm.jobs import (
     ENVIRONMENT,
     ROOT,
+    attempts,
     launch,
-    lives,
     read_done,
     said,
     state,
@@ -51,14 +51,14 @@ def test_a_run_that_is_looked_after(tmp_path: Path) -> None:
 
     told = launch("stop", str(run), "--wait", "60")
     assert told.returncode == 0, told.stderr
-    assert lives(run)[-1].why.endswith(": a person asked")
+    assert attempts(run)[-1].cause == "stopped_by_user"
     stopped_at = steps_saved(run)[-1]
-    assert state(job) == "COMPLETED", "it rests, and is not requeued"
+    assert state(job) == "COMPLETED", "it is stopped by the user, and is not requeued"
     assert follower.wait(timeout=30) == 0, "the run is over, so following it is"
     assert follower.communicate()[0] == said(run)
 
     again = ok("resume", str(run), "--time", "10").strip()
-    begun = wait(lambda: (all_lives := lives(run)) and all_lives[-1], "the next life", run)
+    begun = wait(lambda: (found := attempts(run)) and found[-1], "the next attempt", run)
     assert (begun.job, begun.first_step) == (again, stopped_at)
     assert f"step        {stopped_at}/{STEPS}, loss " in ok("status", str(run))
     assert "limit 00:10:00" in ok("status", str(run))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.slurm.jobs import ended, launch, lives, read_done, said, slurm, start_now, state, steps_saved, tiny, wait
+from tests.slurm.jobs import attempts, ended, launch, read_done, said, slurm, start_now, state, steps_saved, tiny, wait
 from tests.tiny_run import write_corpus
 
 LONG, SHORT = 40, 2
@@ -31,13 +31,13 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
     slurm("scancel", "--batch", "--signal=USR1", f"{array}_0")
     wait(lambda: state(f"{array}_0") == "PENDING", "the requeue of point 0", first)
     assert read_done(first) is None
-    assert lives(first)[0].outcome == "stopped"
+    assert attempts(first)[0].exit_status == "stopped"
 
     assert ended(f"{array}_1", second) == "FAILED", said(second)
-    assert str(late) in lives(second)[0].why
+    assert str(late) in attempts(second)[0].reason
     table = json.loads(launch("sweep-results", str(run), "--json").stdout)
     assert [row["state"] for row in table] == ["waiting", "failed"], table
-    assert str(late) in table[1]["why"]
+    assert str(late) in table[1]["reason"]
     (corpus / "tokenizer").rename(late)
     (corpus / "tokenizer").symlink_to(late)
     told = launch(*words)
@@ -49,8 +49,8 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
         point = run / f"points/{number}"
         assert ended(f"{job}_{number}", point) == "COMPLETED", said(point)
         assert read_done(point) == steps
-    assert [life.job for life in lives(first)] == [f"{array}_0"] * 2
-    assert 0 < lives(first)[1].first_step < LONG
+    assert [attempt.job for attempt in attempts(first)] == [f"{array}_0"] * 2
+    assert 0 < attempts(first)[1].first_step < LONG
 
     table = json.loads(launch("sweep-results", str(run), "--json", "--sort", "step").stdout)
     assert [(row["point"], row["state"], row["step"]) for row in table] == [(1, "done", SHORT), (0, "done", LONG)]
@@ -61,7 +61,7 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
 
 
 def test_one_point_that_waits_is_stopped(tmp_path: Path) -> None:
-    """Slurm keeps the elements that wait in one record, and a careless scancel ends them all."""
+    """Slurm keeps the tasks that wait in one record, and a careless scancel ends them all."""
     run = tmp_path / "sweep"
     small = ("--time", "5", "--save-s", "60", "--preflight", "none", "--sbatch", "hold")
     told = launch("sweep", "demo", "--vary", "seed=1,2,3", "--run-folder", str(run), *small)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm.jobs import STEPS_ALONE, ended, exact_values, launch, lives, losses, read_done, said, submit, tiny
+from tests.slurm.jobs import STEPS_ALONE, attempts, ended, exact_values, launch, losses, read_done, said, submit, tiny
 
 STEPS = STEPS_ALONE
 
@@ -18,11 +18,11 @@ def test_two_nodes_with_two_ranks_train_like_one_process(corpus: Path, alone: Pa
     job = submit(tiny(corpus, run, STEPS), "--nodes", "2", "--tasks-per-node", "2")
     assert ended(job, run) == "COMPLETED", said(run)
     assert read_done(run) == STEPS
-    assert lives(run)[-1].why == f"done at step {STEPS}"
+    assert attempts(run)[-1].reason == f"done at step {STEPS}"
     statuses = [json.loads(path.read_text()) for path in sorted((run / "status").glob("rank_*.json"))]
     assert [status["host"] for status in statuses] == ["n1", "n1", "n2", "n2"]
     assert "preflight: all-reduce over 4 ranks" in said(run)
-    assert "preflight: 2 node(s) fit" in said(run)
+    assert "preflight: 2 node(s) healthy" in said(run)
     zero = json.loads((run / "ds_config.json").read_text())["zero_optimization"]
     assert zero["stage"] == 3
 

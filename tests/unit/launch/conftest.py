@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.machine import this_machine
-from launch.plan import JobPlan, JobRequest, make_plan
+from cclm.run.machine import this_machine
+from launch.plan.job import JobPlan, make_plan
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 
 PlanMaker = Callable[..., JobPlan]
@@ -25,14 +25,15 @@ def plan_python(tmp_path: Path) -> PlanMaker:
             "import os, signal, subprocess, sys, time\nfrom pathlib import Path\n"
             f"rank, folder = int(os.environ['RANK']), Path({str(tmp_path)!r})\n" + code
         )
-        request = JobRequest(
-            command=("python", "-S", str(program)),
+        return make_plan(
+            ("python", "-S", str(program)),
+            this_machine(),
+            os.environ,
             folder=tmp_path,
             run_folder=tmp_path / "run",
             num_ranks=num_ranks,
             threads_per_rank=1,
         )
-        return make_plan(request, this_machine(), os.environ)
 
     return make
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.run.environment import describe_environment, usable_cores
+from cclm.run.environment import describe_environment
+from cclm.run.machine import usable_cores
 
 
 def test_it_names_machine_cores_versions_and_time() -> None:

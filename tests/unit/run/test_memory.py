@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.run.environment import available_memory_bytes
+from cclm.run.machine import available_memory_bytes
 from cclm.run.memory import children_of, resident_bytes
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import logs
 from launch.__main__ import main
+from launch.watch import logs
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import make_run
 
@@ -35,7 +35,7 @@ def test_the_last_lines(run: Path, capsys: pytest.CaptureFixture[str], monkeypat
 
 def test_a_log_that_is_not_there_yet(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["logs", str(run), "--rank", "3"]) == 2, "and will never be"
-    assert "logs: expected rank_3.log, got none. Check the number." in capsys.readouterr().err
+    assert "logs: expected rank_3.log, got no rank's log. Check the number." in capsys.readouterr().err
     assert main(["logs", str(run), "--task", "0", "--follow"]) == 2
     assert "got --task 0 of no array. Ranks have --rank R." in capsys.readouterr().err
     fake_slurm.queue(("7", "RUNNING", "n1"))
@@ -54,5 +54,5 @@ def test_a_user_who_has_had_enough(run: Path, monkeypatch: pytest.MonkeyPatch) -
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("launch.logs.time.sleep", interrupt)
+    monkeypatch.setattr("launch.watch.logs.time.sleep", interrupt)
     assert main(["logs", str(run), "--follow"]) == 130

@@ -23,8 +23,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = run.rename(tmp_path / "runs/base")
     begun(run, 0)
     checkpoint(run, 10)
-    why = "saved at step 10: USR1; goes on in another life"
-    add_event(run, Event(event="end", job="7", life=0, outcome="stopped", why=why))
+    why = "saved at step 10: USR1; goes on in another attempt"
+    add_event(run, Event(event="end", job="7", attempt=0, exit_status="stopped", reason=why))
     begun(run, 10)
     log_lines(run, [(step, time.time() - 10 + step, 2.5) for step in range(10, 12)], total=40)
     rank_says(run, 0, step=12, time=time.time() + 1.0)
@@ -38,14 +38,14 @@ def test_a_table(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixtur
     fake_slurm.queue(("7", "RUNNING", "n[1-2]"))
     assert main(["status"]) == 0
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
-        "run job state nodes phase step loss samples/s to go lives saved last word",
+        "run job state nodes phase step loss samples/s to go attempts saved last word",
         "alone - done n1 done 3 - - - - - done at step 3",
-        "base 7 RUNNING n[1-2] training 12/40 2.5 4.0 28 s 2 10 saved at step 10: USR1; goes on in another life",
+        "base 7 RUNNING n[1-2] training 12/40 2.5 4.0 28 s 2 10 saved at step 10: USR1; goes on in another attempt",
     ]
 
 
 def test_a_run_that_waits_says_why(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
-    fake_slurm.queue(("7", "PENDING", "", "N/A", "N/A", "BeginTime"))
+    fake_slurm.queue(("7", "PENDING", "", "N/A", "BeginTime"))
     main(["status"])
     assert "  PENDING (BeginTime)  -      waiting" in capsys.readouterr().out
 
@@ -62,11 +62,11 @@ def test_one_run_has_a_block(here: Path, fake_slurm: FakeSlurm, capsys: pytest.C
         "phase       training",
         "step        12/40, loss 2.5, 4.0 samples/s, 28 s to go",
         "checkpoint  step 10",
-        "last word   saved at step 10: USR1; goes on in another life",
+        "last word   saved at step 10: USR1; goes on in another attempt",
     ]
     assert lines[7] == "ranks       0 on n1: training at step 12"
-    assert " ".join(lines[9].split()) == "life job nodes began lasted from step how it ended"
-    assert lines[10].endswith("stopped: saved at step 10: USR1; goes on in another life")
+    assert " ".join(lines[9].split()) == "attempt job nodes began lasted from step how it ended"
+    assert lines[10].endswith("stopped: saved at step 10: USR1; goes on in another attempt")
     assert lines[11].endswith("-         10  runs")
 
 
@@ -76,7 +76,7 @@ def test_json(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[s
     content = json.loads(capsys.readouterr().out)
     assert (content["accounts"], content["slurm"]) == ("no accounting", "answers")
     assert [(run["kind"], run["state"]) for run in content["runs"]] == [("local", "done"), ("training", "forgotten")]
-    assert content["runs"][1]["lives"][0]["outcome"] == "stopped"
+    assert content["runs"][1]["attempts"][0]["exit_status"] == "stopped"
 
 
 def test_without_slurm(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,8 +92,11 @@ def test_without_slurm(here: Path, fake_slurm: FakeSlurm, capsys: pytest.Capture
 def test_broken_and_missing_folders(here: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     fake_slurm.queue()
     (here / "runs/alone/config.yaml").write_text("a: [")
+    (here / "runs/base/slurm/plan.json").write_text("{")
     assert main(["status"]) == 0
-    assert "broken YAML" in capsys.readouterr().out
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert "done at step 3; " in rows[0] and "broken YAML" in rows[0]
+    assert "broken JSON" in rows[1]
     assert main(["status", "nowhere"]) == 2
     assert main(["status", "--root", "nowhere"]) == 0
     assert capsys.readouterr().out == f"no runs in {here}/nowhere\n"

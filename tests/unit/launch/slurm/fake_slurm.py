@@ -28,8 +28,8 @@ class FakeSlurm:
         (self.folder / name).chmod(0o755)
 
     def queue(self, *jobs: Sequence[str]) -> None:
-        """Let squeue tell of jobs: id, state, nodes, start, script, reason."""
-        lines = "".join("|".join([*job, *("N/A",) * (6 - len(job))]) + "\n" for job in jobs)
+        """Let squeue tell of jobs: id, state, nodes, script, reason."""
+        lines = "".join("|".join([*job, *("N/A",) * (5 - len(job))]) + "\n" for job in jobs)
         (self.folder / "jobs").write_text(lines)
         self.program("squeue", f"cat {self.folder}/jobs")
 

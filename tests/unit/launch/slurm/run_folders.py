@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cclm.run.causes import Cause, cause_of_code
 from cclm.run.checkpoints import Marker, step_folder, write_marker
+from cclm.run.rank_ends import RankEnd
 from cclm.run.status import StatusRecord
-from launch.slurm.history import Event, add_event, next_life, read_history
-
-PLAN: dict[str, Any] = {
-    "name": "run",
-    "is_training": True, "max_tries": 3, "nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "preflight": "quick",
-    "replace_bad_nodes": False, "hang_s": 0.0, "scratch": None, "reads": [], "directives": {}, "array": 0,
-}  # fmt: skip
+from launch.plan.profile import Profile
+from launch.plan.request import SlurmRequest
+from launch.plan.slurm_job import SlurmPlan, plan_job
+from launch.slurm.history import Event, add_event, next_attempt, read_history
 
 
 def make_run(folder: Path, **changes: Any) -> Path:
+    """A run of two nodes that was submitted as job 7; `changes`: of its request."""
     run = folder / "run"
     (run / "slurm").mkdir(parents=True)
     write_plan(run, **changes)
@@ -26,8 +26,14 @@ def make_run(folder: Path, **changes: Any) -> Path:
     return run
 
 
-def write_plan(run: Path, **changes: Any) -> None:
-    (run / "slurm/plan.json").write_text(json.dumps({**PLAN, "code_folder": str(run / "code"), **changes}))
+def write_plan(run: Path, *, scratch: str | None = None, **changes: Any) -> SlurmPlan:
+    nodes = 1 if changes.get("array") else 2
+    request = SlurmRequest(
+        name="run", run_folder=run, checkout=run, command=("true",), nodes=nodes, preflight="quick", hang_s=0.0
+    )
+    plan = plan_job(replace(request, **changes), Profile(scratch=scratch))
+    (run / "slurm/plan.json").write_text(plan.to_json())
+    return plan
 
 
 def checkpoint(run: Path, step: int) -> None:
@@ -36,27 +42,38 @@ def checkpoint(run: Path, step: int) -> None:
 
 
 def begun(run: Path, step: int, nodes: str = "n[1-2]") -> int:
-    life = next_life(read_history(run))
-    add_event(run, Event(event="begin", job="7", life=life, step=step, nodes=nodes))
-    return life
+    attempt = next_attempt(read_history(run))
+    add_event(run, Event(event="begin", job="7", attempt=attempt, step=step, nodes=nodes))
+    return attempt
 
 
-def ended(run: Path, life: int, outcome: str) -> None:
-    add_event(run, Event(event="end", job="7", life=life, outcome=outcome))
+def ended(run: Path, attempt: int, exit_status: str) -> None:
+    add_event(run, Event(event="end", job="7", attempt=attempt, exit_status=exit_status))
 
 
 def rank_end(
-    run: Path, rank: int, code: int, *, life: int = 0, time: float = 0.0, why: str = "", words: str = ""
+    run: Path,
+    rank: int,
+    code: int,
+    *,
+    attempt: int = 0,
+    time: float = 0.0,
+    cause: Cause | None = None,
+    reason: str = "",
 ) -> None:
     (run / "status").mkdir(exist_ok=True)
-    record = {"rank": rank, "host": f"n{rank + 1}", "life": life, "code": code, "time": time}
-    path = run / "status" / f"exit_rank_{rank}.json"
-    path.write_text(json.dumps({**record, "why": why, "last_words": words}))
+    end = RankEnd(
+        rank=rank, host=f"n{rank + 1}", attempt=attempt, code=code, time=time, cause=cause or cause_of_code(code),
+        reason=reason,
+    )  # fmt: skip
+    (run / "status" / f"exit_rank_{rank}.json").write_text(json.dumps(asdict(end)))
 
 
-def rank_says(run: Path, rank: int, *, step: int, time: float, phase: str = "training") -> None:
+def rank_says(run: Path, rank: int, *, step: int, time: float, phase: str = "training", cause: str = "") -> None:
     (run / "status").mkdir(parents=True, exist_ok=True)
-    record = StatusRecord(rank=rank, step=step, phase=phase, time=round(time, 3), host=f"n{rank + 1}", pid=1)
+    record = StatusRecord(
+        rank=rank, step=step, phase=phase, time=round(time, 3), host=f"n{rank + 1}", pid=1, cause=cause
+    )
     (run / "status" / f"rank_{rank}.json").write_text(json.dumps(asdict(record)))
 
 

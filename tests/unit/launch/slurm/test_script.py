@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from launch.profile import Profile
-from launch.slurm.plan import plan_job
+from launch.plan.profile import Profile
+from launch.plan.slurm_job import plan_job
 from launch.slurm.script import render
-from tests.unit.launch.slurm.jobs import GOLDEN, REQUEST, SCRIPTS, SWEEP, script
+from tests.unit.launch.slurm.scripts import GOLDEN, REQUEST, SCRIPTS, SWEEP, script
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, SWEEP])
 def test_as_its_golden_file(name: str) -> None:
-    assert script(name) == (GOLDEN / f"{name}.sh").read_text(), "python -m tests.unit.launch.slurm.jobs writes it anew"
+    assert script(name) == (GOLDEN / f"{name}.sh").read_text(), (
+        "python -m tests.unit.launch.slurm.scripts writes it anew"
+    )
 
 
 def test_no_golden_file_is_left_over() -> None:

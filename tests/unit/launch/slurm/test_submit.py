@@ -20,7 +20,7 @@ def test_submit_writes_everything_and_prints_the_job(here: Path, capsys: pytest.
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (recipe["run_folder"], recipe["optimizer"]) == (str(run), {"total_steps": 3})
     plan = json.loads((run / "slurm/plan.json").read_text())
-    assert plan["reads"] == [str(here / "data/images")]
+    assert plan["request"]["reads"] == [str(here / "data/images")]
     assert f"run={run}" in (run / "slurm/job.sh").read_text()
     assert (run / "code/data").resolve() == here / "data"
     assert last_job(read_history(run)) == "7"
@@ -58,30 +58,30 @@ def test_any_command_may_be_a_job(here: Path) -> None:
     assert main(["submit", "--run-folder", "runs/other", "--nodes", "2", "--", "python", "-m", "shards", "verify"]) == 0
     plan = json.loads((here / "runs/other/slurm/plan.json").read_text())
     assert plan["command"][1:] == ["-m", "shards", "verify"]
-    assert plan["is_training"] is False
+    assert plan["request"]["is_training"] is False
 
 
-def ended_element(run: Path, number: int, code: int) -> None:
-    record = {"rank": number, "host": "n1", "life": 0, "code": code, "time": 0.0, "why": "", "last_words": ""}
+def ended_task(run: Path, number: int, code: int) -> None:
+    record = {"rank": number, "host": "n1", "attempt": 0, "code": code, "time": 0.0, "cause": "exit", "reason": ""}
     (run / f"status/exit_task_{number}.json").write_text(json.dumps(record))
 
 
 def test_an_array_is_submitted_again_for_what_failed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, array = here / "runs/parts", ["submit", "--run-folder", "runs/parts", "--array", "3", "--concurrent", "2"]
-    element = ["--", "python", "-m", "shards", "build", "--task", "@TASK@/3"]
-    assert main([*array, *element]) == 0
+    words = ["--", "python", "-m", "shards", "build", "--task", "@TASK@/3"]
+    assert main([*array, *words]) == 0
     (here / "bin/state").write_text("FAILED\n")
     for number, code in enumerate((0, 1)):
-        ended_element(run, number, code)
-    assert main([*array, *element]) == 0
+        ended_task(run, number, code)
+    assert main([*array, *words]) == 0
     assert "sbatch --parsable --array=1,2%2 " in (here / "bin/calls").read_text().splitlines()[-1]
-    assert "launch: elements 1, 2 of 3" in capsys.readouterr().err
-    assert main([*array[:4], "2", *array[5:], *element]) == 2
-    assert "expected an array of 3 elements, as before, got 2" in capsys.readouterr().err
+    assert "launch: array tasks 1, 2 of 3" in capsys.readouterr().err
+    assert main([*array[:4], "2", *array[5:], *words]) == 2
+    assert "expected an array of 3 tasks, as before, got 2" in capsys.readouterr().err
     for number in (1, 2):
-        ended_element(run, number, 0)
-    assert main([*array, *element]) == 2
-    assert "expected elements that have not ended with code 0, got none" in capsys.readouterr().err
+        ended_task(run, number, 0)
+    assert main([*array, *words]) == 2
+    assert "expected array tasks that have not ended with code 0, got none" in capsys.readouterr().err
 
 
 def test_a_job_after_another_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_a_job_after_another_run(here: Path, capsys: pytest.CaptureFixture[str])
     assert main(["submit", "--run-folder", "runs/parts", "--", "true"]) == 0
     assert main(after) == 0
     assert "sbatch --parsable --dependency=afterany:7 " in (here / "bin/calls").read_text().splitlines()[-1]
-    assert f"life after --other {here}/runs/parts || exit 1" in (here / "runs/small/slurm/job.sh").read_text()
+    assert f"attempt after --other {here}/runs/parts || exit 1" in (here / "runs/small/slurm/job.sh").read_text()
 
 
 def test_shards_are_three_jobs_that_wait_for_each_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,8 +110,8 @@ def test_shards_are_three_jobs_that_wait_for_each_other(here: Path, capsys: pyte
         ["-m", "shards", "merge", *where, "--task", "@TASK@/2"],
         ["-m", "shards", "merge", *where],
     ]
-    assert [plan["array"] for plan in plans] == [4, 2, 0]
-    assert [plan["after"] for plan in plans] == [None, str(folder / "read"), str(folder / "write")]
+    assert [plan["request"]["array"] for plan in plans] == [4, 2, 0]
+    assert [plan["request"]["after"] for plan in plans] == [None, str(folder / "read"), str(folder / "write")]
     (here / "bin/state").write_text("FAILED\n")
     assert main([*build, "--", "--sets.pairs.num_shards", "10"]) == 2, "queued tasks keep the recipe they were given"
     assert "expected the recipe of the earlier submission, got another one" in capsys.readouterr().err

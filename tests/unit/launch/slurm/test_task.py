@@ -9,20 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import task, verdict
-from launch.slurm.verdict import read_ends
+from cclm.run import status
+from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.rank_ends import read_ends
+from cclm.run.status import note_end
+from launch.slurm import task
 from tests.unit.launch.slurm.run_folders import make_run, write_plan
 
 SLURM = {
     "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "5",
-    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "MASTER_ADDR": "n1", "MASTER_PORT": "29000", "CCLM_LIFE": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "MASTER_ADDR": "n1", "MASTER_PORT": "29000", "CCLM_ATTEMPT": "0",
 }  # fmt: skip
+
+ROOT = Path(__file__).resolve().parents[4]
+TASK = [sys.executable, "-m", "launch.slurm.task"]
 
 
 def run_task(run: Path, code: str, **environment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, task.__file__, str(run), "rank", "--", sys.executable, "-S", "-c", code]
+    command = [*TASK, str(run), "rank", "--", sys.executable, "-S", "-c", code]
     clean = {name: value for name, value in os.environ.items() if name != "RANK"}
-    return subprocess.Popen(command, env={**clean, **SLURM, **environment})
+    return subprocess.Popen(command, env={**clean, **SLURM, **environment}, cwd=ROOT)
 
 
 def test_a_rank_gets_its_place() -> None:
@@ -36,16 +42,19 @@ def test_torchrun_is_told_what_only_the_task_knows() -> None:
     assert task.fill_in(words, SLURM) == ["--node-rank", "1", "n1", "29000", "me@example.org"]
 
 
-def test_an_element_of_an_array_knows_its_number(tmp_path: Path) -> None:
+def test_a_task_of_an_array_knows_its_number(tmp_path: Path) -> None:
     assert task.fill_in(["--task", "@TASK@/8"], {"SLURM_ARRAY_TASK_ID": "5"}) == ["--task", "5/8"]
     run = make_run(tmp_path)
-    command = [sys.executable, task.__file__, str(run), "task", "--", "false"]
-    assert subprocess.run(command, env=SLURM | {"SLURM_ARRAY_TASK_ID": "5"}, check=False, timeout=30).returncode == 1
+    command = [*TASK, str(run), "task", "--", "false"]
+    assert (
+        subprocess.run(command, env=SLURM | {"SLURM_ARRAY_TASK_ID": "5"}, cwd=ROOT, check=False, timeout=30).returncode
+        == 1
+    )
     assert not (run / "status/exit_task_3.json").exists()
     assert json.loads((run / "status/exit_task_5.json").read_text())["code"] == 1
 
 
-def test_output_code_and_last_words_are_kept(tmp_path: Path) -> None:
+def test_output_code_and_reason_are_kept(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     code = "import os, sys\nprint(os.environ['RANK'], os.environ['WORLD_SIZE'])\nraise ValueError('a reason')"
     assert run_task(run, code).wait(30) == 1
@@ -53,40 +62,96 @@ def test_output_code_and_last_words_are_kept(tmp_path: Path) -> None:
     assert lines[0].startswith("=== ")
     assert lines[1] == "3 5"
     (end,) = read_ends(run, 0)
-    assert (end.rank, end.code, end.last_words) == (3, 1, "ValueError: a reason")
+    assert (end.rank, end.code, end.cause, end.reason) == (3, 1, Cause.EXIT, "ValueError: a reason")
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    command = [sys.executable, task.__file__, str(run), "rank", "--", "no-such-program", "-x"]
-    assert subprocess.run(command, env={**os.environ, **SLURM}, check=False, timeout=30).returncode == 127
+    command = [*TASK, str(run), "rank", "--", "no-such-program", "-x"]
+    assert subprocess.run(command, env={**os.environ, **SLURM}, cwd=ROOT, check=False, timeout=30).returncode == 127
     (end,) = read_ends(run, 0)
-    assert str(end).endswith(": exit code 127: no-such-program: No such file or directory")
+    assert str(end).endswith(": not started: no-such-program: No such file or directory")
 
 
-def test_a_second_life_appends(tmp_path: Path) -> None:
+def test_a_second_attempt_appends(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    for life in (0, 1):
-        assert run_task(run, f"print('life {life}')", CCLM_LIFE=str(life)).wait(30) == 0
+    for number in (0, 1):
+        assert run_task(run, f"print('attempt {number}')", CCLM_ATTEMPT=str(number)).wait(30) == 0
     text = (run / "logs/rank_3.log").read_text()
     assert text.count("=== ") == 2
-    assert text.index("life 0\n") < text.index("life 1\n")
-    assert [len(read_ends(run, life)) for life in (0, 1)] == [0, 1]
+    assert text.index("attempt 0\n") < text.index("attempt 1\n")
+    assert [len(read_ends(run, number)) for number in (0, 1)] == [0, 1]
 
 
 def test_stopped_is_a_good_end_for_srun_and_told_to_the_record(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert run_task(run, "import sys; sys.exit(75)").wait(30) == 0
-    assert read_ends(run, 0)[0].code == 75
+    assert (read_ends(run, 0)[0].code, read_ends(run, 0)[0].cause) == (75, Cause.STOPPED)
+
+
+SAYS = """
+import sys
+from pathlib import Path
+from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.status import note_end
+cause = Cause(sys.argv[1])
+note_end(Path(sys.argv[2]), 3, cause, "what it says itself")
+sys.stderr.write("error: words of the log\\n")
+sys.exit(EXIT_CODES[cause])
+"""
+
+
+@pytest.mark.parametrize("cause", [Cause.USER_ERROR, Cause.TRANSIENT, Cause.DISK_FULL, Cause.DIVERGED])
+def test_what_a_rank_says_of_its_end_counts(tmp_path: Path, cause: Cause) -> None:
+    run = make_run(tmp_path)
+    command = [*TASK, str(run), "rank", "--", sys.executable, "-c", SAYS, cause.value, str(run)]
+    environment = {**os.environ, **SLURM, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, cwd=ROOT, check=False, timeout=60).returncode == EXIT_CODES[cause]
+    (end,) = read_ends(run, 0)
+    assert (end.cause, end.reason) == (cause, "what it says itself")
+
+
+def test_a_rank_that_stopped_by_request_is_a_good_end_whatever_its_code(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    code = SAYS.replace("sys.exit(EXIT_CODES[cause])", "sys.exit(1)")
+    command = [*TASK, str(run), "rank", "--", sys.executable, "-c", code, "stopped", str(run)]
+    environment = {**os.environ, **SLURM, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, cwd=ROOT, check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("code", "cause"), [(1, Cause.DISK_FULL), (-9, Cause.DISK_FULL), (2, Cause.USER_ERROR)])
+def test_a_rank_that_dies_while_its_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, cause: Cause
+) -> None:
+    monkeypatch.setattr(status, "FULL_BYTES", 2**80)
+    assert status.cause_of_end(tmp_path, 3, code)[0] is cause
+
+
+def make_task(run: Path, monkeypatch: pytest.MonkeyPatch, *command: str) -> task.Task:
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    return task.Task(run, "rank", command or ("true",))
 
 
 def test_a_full_disk_is_told_in_the_room_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
-    task.take_room(run, "rank", 0)
-    size_bytes = (run / "status/.exit_rank_0.json.partial").stat().st_size
-    task.write_end(run, "rank", 0, 0, 1, task.FULL, "x" * task.MOST_WORDS)
-    assert (run / "status/exit_rank_0.json").stat().st_size == size_bytes
-    assert read_ends(run, 0)[0].why == verdict.FULL
+    found = make_task(run, monkeypatch)
+    found.take_room()
+    size_bytes = found.partial.stat().st_size
+    found.write_end(1, Cause.DISK_FULL, "…" * 1000)
+    assert (run / "status/exit_rank_3.json").stat().st_size == size_bytes
+    assert read_ends(run, 0)[0].cause is Cause.DISK_FULL
+
+
+def test_torchruns_ranks_are_those_of_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, launcher="torchrun", tasks_per_node=2)
+    found = make_task(run, monkeypatch, "torchrun", "--node-rank", "@NODE_RANK@")
+    assert list(found.ranks) == [6, 7]
+    assert found.command == ["torchrun", "--node-rank", "1"]
+    note_end(run, 6, Cause.TRANSIENT, "a lost connection")
+    note_end(run, 7, Cause.USER_ERROR, "a wrong setting")
+    assert found.why(1) == (Cause.USER_ERROR, "a wrong setting")
 
 
 def test_a_killed_rank(tmp_path: Path) -> None:
@@ -113,50 +178,54 @@ def test_a_hung_rank_says_where_it_stands_and_is_killed(tmp_path: Path) -> None:
     code += f"open({str(run / 'status/rank_3.json')!r}, 'w').close()\ndef hang():\n    time.sleep(60)\nhang()"
     assert run_task(run, code).wait(30) == 128 + signal.SIGKILL
     (end,) = read_ends(run, 0)
-    assert end.why.startswith("hung: no sign of life for ")
-    assert "stands in hang (" in end.why
+    assert end.cause is Cause.HUNG
+    assert end.reason.startswith("no sign of life for ")
+    assert "stands in hang (" in end.reason
 
 
 def test_a_status_that_changes_is_a_sign_of_life(tmp_path: Path) -> None:
-    watch = task.Watch(tmp_path / "rank_0.json", 0.0)
+    watch = task.Watch([tmp_path / "rank_0.json"], 0.0)
     assert not watch.is_over, "0 means never"
-    watch = task.Watch(tmp_path / "rank_0.json", 0.001)
+    watch = task.Watch([tmp_path / "rank_0.json"], 0.001)
     watch.since -= 10
     assert not watch.is_over, "it may still be starting"
     (tmp_path / "rank_0.json").write_text("{}")
     assert watch.silent_s() < 5
     watch.since -= 10
     assert watch.is_over
-    watch = task.Watch(tmp_path / "rank_0.json", 0.001)
+    watch = task.Watch([tmp_path / "rank_0.json"], 0.001)
     watch.since -= 10
-    assert not watch.is_over, "the file is of an earlier life"
+    assert not watch.is_over, "the file is of an earlier attempt"
     watch.since -= task.START_S
     assert watch.is_over
 
 
 @pytest.mark.parametrize(
-    ("said", "place"),
+    ("said", "cause", "place"),
     [
-        ("", "it does not even print a traceback"),
-        ('(most recent call first):\n  File "a/b.py", line 3 in read\n', "stands in read (a/b.py:3)"),
+        ("", Cause.HUNG, "it does not even print a traceback"),
+        ('(most recent call first):\n  File "a/b.py", line 3 in read\n', Cause.HUNG, "stands in read (a/b.py:3)"),
         (
             '(most recent call first):\n  File "torch/distributed/c10d.py", line 9 in wait\n  File "l", line 1 in f\n',
+            Cause.WAITING,
             "waits for other ranks in wait (torch/distributed/c10d.py:9)",
         ),
         (
             '(most recent call first):\n  File "x/deepspeed/utils/nvtx.py", line 33 in wrapped_fn\n',
+            Cause.WAITING,
             "waits for other ranks in wrapped_fn (x/deepspeed/utils/nvtx.py:33)",
         ),
         (
             "(most recent call first):\n"
             + "".join(f'  File "a/b.py", line {line} in read\n' for line in range(3))
             + '  File "deepspeed/runtime/zero/stage3.py", line 9 in backward\n',
+            Cause.HUNG,
             "stands in read (a/b.py:0)",
         ),
     ],
 )
-def test_tracebacks_are_understood(said: str, place: str) -> None:
-    assert task.where_it_stands(said) == place
+def test_tracebacks_are_understood(said: str, cause: Cause, place: str) -> None:
+    assert task.where_it_stands(said) == (cause, place)
 
 
 def test_last_words() -> None:
@@ -170,6 +239,6 @@ def test_last_words() -> None:
 
 def test_it_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    command = [sys.executable, "-I", "-S", task.__file__, str(run), "other", "--", "true"]
-    subprocess.run(command, env=SLURM | {"PATH": os.environ["PATH"]}, check=True, timeout=30)
+    command = [sys.executable, "-S", "-m", "launch.slurm.task", str(run), "other", "--", "true"]
+    subprocess.run(command, env=SLURM | {"PATH": os.environ["PATH"]}, cwd=ROOT, check=True, timeout=30)
     assert json.loads((run / "status/exit_other_3.json").read_text())["code"] == 0

@@ -1,5 +1,5 @@
 #!/bin/bash
-# base: 64 element(s). Written by `python -m launch submit --array`.
+# base: 64 task(s). Written by `python -m launch submit --array`.
 # To run some of them again by hand: sbatch --array=3,5 /shared/runs/base/slurm/job.sh
 #SBATCH --job-name=base
 #SBATCH --nodes=1
@@ -17,8 +17,8 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 cd "$run/code" || exit 1
 
-# What comes next is decided from the files of the run folder, by launch/slurm/life.py.
-life() { /shared/venv/bin/python -m launch.slurm.life "$1" "$run" "${@:2}"; }
+# What comes next is decided from the files of the run folder, by launch/slurm/attempt.py.
+attempt() { /shared/venv/bin/python -m launch.slurm.attempt "$1" "$run" "${@:2}"; }
 
 # -- environment
 export OMP_NUM_THREADS=1
@@ -26,8 +26,8 @@ export PYTHONUNBUFFERED=1
 export DS_ACCELERATOR=cpu
 export PYTHONPATH="$run/code"
 
-# -- the element; an array has no lives; its end is told in RUN/status/exit_task_N.json
-export CCLM_LIFE=0
+# -- the task; an array has no further attempts; its end is told in RUN/status/exit_task_N.json
+export CCLM_ATTEMPT=0
 srun --ntasks=1 --cpus-per-task=1 --cpu-bind=cores --kill-on-bad-exit=1 --wait=60 \
-  /shared/venv/bin/python launch/slurm/task.py "$run" task -- \
+  /shared/venv/bin/python -m launch.slurm.task "$run" task -- \
   /shared/venv/bin/python -m shards build /shared/corpus.yaml --task @TASK@/64

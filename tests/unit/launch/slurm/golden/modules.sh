@@ -19,8 +19,8 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 cd "$run/code" || exit 1
 
-# What comes next is decided from the files of the run folder, by launch/slurm/life.py.
-life() { /shared/venv/bin/python -m launch.slurm.life "$1" "$run" "${@:2}"; }
+# What comes next is decided from the files of the run folder, by launch/slurm/attempt.py.
+attempt() { /shared/venv/bin/python -m launch.slurm.attempt "$1" "$run" "${@:2}"; }
 
 # -- environment
 module load cuda/12.8
@@ -34,26 +34,26 @@ export PYTHONPATH="$run/code"
 
 # -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$(life port --job "$SLURM_JOB_ID")
+MASTER_PORT=$(attempt port --job "$SLURM_JOB_ID")
 export MASTER_ADDR MASTER_PORT
 
 # -- begin: nothing to do if the run is done, give up if it only crashes
-CCLM_LIFE=$(life begin --job "$job" --nodes "$SLURM_JOB_NODELIST")
+CCLM_ATTEMPT=$(attempt begin --job "$job" --nodes "$SLURM_JOB_NODELIST")
 case $? in
-  0) export CCLM_LIFE ;;
+  0) export CCLM_ATTEMPT ;;
   3) exit 0 ;;
   *) exit 1 ;;
 esac
 
 # -- a signal before the time limit or at preemption becomes a request to save
 ask_to_save() {
-  life ask --reason "$1"
+  attempt ask --kind "$1" --reason "$2"
   scancel --signal=USR1 "$job"
 }
-trap 'ask_to_save "time limit or preemption (USR1)"' USR1
-# TERM means that the job is being ended: save if there is time; whether it lives again is not ours to say.
+trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
+# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
 ended=
-trap 'ended=--ended; ask_to_save "TERM"' TERM
+trap 'ended=--ended; ask_to_save signal TERM' TERM
 
 # Run a step, for so many seconds at most (0: no limit), in the background: so the traps above act at once.
 step() {
@@ -63,24 +63,24 @@ step() {
   return "$code"
 }
 
-# -- preflight: is every node fit?
-step 60 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-  /shared/venv/bin/python launch/slurm/preflight.py "$run"
-step 60 --ntasks-per-node=8 --cpus-per-task=12 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
-  /shared/venv/bin/python launch/slurm/task.py "$run" bandwidth -- \
-  /shared/venv/bin/python -m cclm.distributed.bandwidth "$run/slurm"
-life judge --job "$job" || exit 1
+# -- preflight: is every node healthy?
+step 600 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+  /shared/venv/bin/python -m launch.slurm.preflight "$run"
+step 600 --ntasks-per-node=8 --cpus-per-task=12 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
+  /shared/venv/bin/python -m launch.slurm.task "$run" bandwidth -- \
+  /shared/venv/bin/python -m cclm.distributed.bandwidth "$run/slurm" 600
+attempt check --job "$job" || exit 1
 
 # -- the ranks
 step 0 --ntasks-per-node=8 --cpus-per-task=12 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
-  /shared/venv/bin/python launch/slurm/task.py "$run" rank -- \
+  /shared/venv/bin/python -m launch.slurm.task "$run" rank -- \
   /shared/venv/bin/python -m pretrain --recipe /shared/runs/base/recipe.yaml
 code=$?
 
-# -- end: done, go on in another life, or give up
-life end --job "$job" --code "$code" ${ended:+"$ended"}
+# -- end: done, go on in another attempt, or give up
+attempt end --job "$job" --code "$code" ${ended:+"$ended"}
 case $? in
   0) exit 0 ;;
-  75) scontrol requeue "$job" || life resubmit ;;
+  75) scontrol requeue "$job" || attempt resubmit ;;
   *) exit "$((code ? code : 1))" ;;
 esac

@@ -1,0 +1,152 @@
+"""How far a run has come, read from its folder alone: the same under Slurm, on plain hosts and on one machine.
+
+    log.jsonl, status/rank_0.json, checkpoints/, config.yaml, done.json ──> Progress
+
+What cannot be read is left out, and said in `notes`: one broken line must not hide a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+from cclm.errors import CclmError
+from cclm.files.reading import read_yaml
+from cclm.run.checkpoints import newest_complete, read_marker
+from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
+
+LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch
+TAIL_BYTES = 2**18
+"""Of the log only so much is read, from its end: enough for many of the longest lines."""
+NUM_PACE_LINES = 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One moment of a training run; None: not known, or not yet."""
+
+    phase: str
+    """What rank 0 last said: "starting", "training", "saving", "stopped", "done", …; "" if it never said anything."""
+    step: int
+    """Steps done, by rank 0's last word."""
+    total_steps: int | None
+    loss: float | None
+    """Of the last line of the log."""
+    samples_per_s: float | None
+    eta_s: float | None
+    """Seconds to the last step at the pace of the last twenty lines of the log."""
+    checkpoint_step: int
+    """Step of the newest complete checkpoint; 0: none."""
+    silent_s: float | None
+    """Seconds since rank 0 last said something about itself."""
+    usual_silence_s: float | None
+    """Seconds between the last lines of the log: a rank says something about itself as often."""
+    is_done: bool
+    end: StatusRecord | None
+    """Rank 0's last word, if that was why it ended."""
+    notes: tuple[str, ...]
+    """Sentences about what could not be read."""
+
+
+def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
+    """Read how far a run has come. `now`: seconds since 1970."""
+    now = time.time() if now is None else now
+    notes: list[str] = []
+    path = run_folder / STATUS_FOLDER / "rank_0.json"
+    said = read_status(path)
+    if said is None and path.exists():
+        notes.append(f"{path} cannot be read")
+    lines = _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES, notes)
+    total = _or_note(lambda: _total_steps(run_folder), None, notes)
+    done = _or_note(DoneMarker(run_folder).read, None, notes)
+    newest = newest_complete(run_folder)
+    last: dict[str, Any] = lines[-1] if lines else {"step": -1, "values": {}}
+    step = done.step if done else max(said.step if said else 0, last["step"] + 1)
+    return Progress(
+        phase="done" if done else said.phase if said else "",
+        step=step,
+        total_steps=total,
+        loss=last["values"].get("loss"),
+        samples_per_s=last["values"].get("speed/samples_per_s"),
+        eta_s=None if done else _eta_s(lines, total, step),
+        checkpoint_step=0 if newest is None else read_marker(newest).step,
+        silent_s=round(now - said.time, 1) if said else None,
+        usual_silence_s=_seconds_per_line(lines),
+        is_done=done is not None,
+        end=said if said is not None and said.cause else None,
+        notes=tuple(notes),
+    )
+
+
+def last_values(run_folder: Path) -> dict[str, float]:
+    """Return the newest number of each name in the last lines of the log: not every line has every name."""
+    return {name: value for line in _last_lines(run_folder / LOG_NAME) for name, value in line["values"].items()}
+
+
+def _or_note(read: Callable[[], T], absent: T, notes: list[str]) -> T:
+    try:
+        return read()
+    except (CclmError, OSError) as error:
+        notes.append(str(error))
+        return absent
+
+
+def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """The last lines of the log that are whole, oldest first; `most`: how many at most."""
+    try:
+        with path.open("rb") as file:
+            start = max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0)
+            file.seek(start)
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    lines = text.split("\n")[1 if start else 0 : -1]  # what follows the last newline is being written
+    found = [_parse(line) for line in lines]
+    num_broken = found.count(None)
+    if num_broken and notes is not None:
+        notes.append(f"{num_broken} line(s) of {path.name} cannot be read")
+    whole = [line for line in found if line is not None]
+    return whole if most is None else whole[-most:]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """A line of the log; None if it is none."""
+    try:
+        line = json.loads(text)
+        is_whole = isinstance(line["step"], int) and isinstance(line["values"], dict) and line["time"] >= 0
+    except (KeyError, TypeError, ValueError):
+        return None
+    return line if is_whole else None
+
+
+def _total_steps(run_folder: Path) -> int | None:
+    path = run_folder / "config.yaml"
+    if not path.exists():
+        return None
+    content = read_yaml(path, expected="the configuration of a run", do="Remove it: the run writes it again.")
+    steps = (content.get("optimizer") or {}).get("total_steps") if isinstance(content, dict) else None
+    return int(steps) if steps is not None else None
+
+
+def _eta_s(lines: list[dict[str, Any]], total: int | None, step: int) -> float | None:
+    """Seconds to the end, at the pace of the last lines of the log; a restart between them counts as slowness."""
+    if total is None or len(lines) < 2:
+        return None
+    first, last = lines[0], lines[-1]
+    steps, seconds = last["step"] - first["step"], last["time"] - first["time"]
+    return round(max(total - step, 0) * seconds / steps, 1) if steps > 0 else None
+
+
+def _seconds_per_line(lines: list[dict[str, Any]]) -> float | None:
+    """The middle one of the times between the last lines of the log: a restart between two of them does not count."""
+    times = [line["time"] for line in lines]
+    gaps = [after - before for before, after in pairwise(times)]
+    return round(median(gaps), 1) if gaps else None

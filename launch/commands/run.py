@@ -1,0 +1,143 @@
+"""`run` and `plan`: ranks on this machine, and what `run` or `submit` would do."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cclm.errors import Cause, CclmError, ConfigError
+from cclm.run.launcher import started_by
+from cclm.run.machine import this_machine
+from cclm.run.process import why_port_is_taken
+from launch.commands import submit
+from launch.commands.parsers import Commands, add_command, say
+from launch.plan.job import JobPlan, make_plan
+from launch.plan.recipe import recipe_of, run_folder_of
+
+DEFAULT_FOLDER = Path("runs/launch")
+
+
+def add_to(commands: Commands) -> None:
+    """Add `plan` and `run`."""
+    text = "print what `run`, or `submit` (--nodes), would do"
+    plan = add_command(commands, "plan -- command …", show_plan, help=text)
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    add_options(plan.add_argument_group("ranks on this machine"))
+    submit.add_options(plan, nodes=None)
+    run = add_command(commands, "run -- command …", execute, help="run a command on N local ranks")
+    where = f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}"
+    run.add_argument("--run-folder", type=Path, default=None, help=where)
+    add_options(run)
+
+
+def add_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of `run` that `plan` and `sweep` have, too."""
+    parser.add_argument("--ranks", type=number_or_auto, default=None, help="processes; auto: one per GPU, or one")
+    parser.add_argument("--threads-per-rank", type=number_or_auto, default=None, help="auto: usable cores / ranks")
+    parser.add_argument("--port", type=number_or_auto, default=None, help="where the ranks meet; auto: a free one")
+    parser.add_argument("--bind", choices=("auto", "none"), default="auto", help="auto: own cores for each rank")
+    parser.add_argument("--grace-s", type=float, default=15.0, help="seconds from TERM to KILL once a rank has failed")
+
+
+def number_or_auto(text: str) -> int | None:
+    """Parse a count; "auto" is None."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+
+
+def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
+    """Plan the ranks. The run folder is what the user says, or what the recipe of the command says."""
+    machine = this_machine()
+    num_ranks = options.ranks if options.ranks is not None else machine.usual_ranks
+    recipe = recipe_of(command, num_ranks)
+    folder = options.run_folder or (run_folder_of(recipe[0]) if recipe else None) or DEFAULT_FOLDER
+    return make_plan(
+        command,
+        machine,
+        os.environ,
+        folder=Path.cwd(),
+        run_folder=Path(folder).absolute(),
+        num_ranks=num_ranks,
+        threads_per_rank=options.threads_per_rank,
+        port=options.port,
+        bind=options.bind == "auto",
+    )
+
+
+def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Print the plan of a job here, or with --nodes under Slurm."""
+    if options.nodes is None and options.recipe is not None:
+        raise ConfigError(
+            where="plan", expected="--nodes with a recipe", got=f"recipe {options.recipe} alone",
+            do=f"For example: python -m launch plan {options.recipe} --nodes 2",
+        )  # fmt: skip
+    plan = plan_from(options, command) if options.nodes is None else submit.plan_from(options, command)[0]
+    sys.stdout.write((plan.to_json() if options.json else plan.to_text()) + "\n")
+    return 0
+
+
+def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Run the ranks to their end."""
+    check_one_launcher()
+    return run_ranks(options, command)
+
+
+def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Run the ranks of one job to their end, in a folder that is this job's alone; return the launcher's code."""
+    from launch.local.run import run_plan
+
+    plan = plan_from(options, command)
+    check_port(options.port)
+    with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
+        if folder != plan.run_folder:
+            plan = plan_from(argparse.Namespace(**{**vars(options), "run_folder": folder}), command)
+        return run_plan(plan, say=say, grace_s=options.grace_s).code
+
+
+@contextmanager
+def own_folder(run_folder: Path, *, is_named: bool) -> Iterator[Path]:
+    """Have a run folder to ourselves; of jobs that name none, each gets its own."""
+    from launch.local.run import folder_of_one_job
+
+    is_named = is_named or run_folder != DEFAULT_FOLDER.absolute()
+    with ExitStack() as stack:
+        for number in itertools.count(1):
+            folder = run_folder if number == 1 else run_folder.with_name(f"{run_folder.name}-{number}")
+            try:
+                stack.enter_context(folder_of_one_job(folder))
+                break
+            except CclmError as error:
+                if error.cause is not Cause.FOLDER_LOCKED or is_named:
+                    raise
+        if folder != run_folder:
+            say(f"another job uses {run_folder}: this one's logs are in {folder}/logs")
+        yield folder
+
+
+def check_one_launcher() -> None:
+    """Raise ConfigError if another launcher has started this one several times: each would start the whole job."""
+    found = started_by(os.environ)
+    if found is not None:
+        got = f"process {found.rank} of {found.size} that {found.launcher} started"
+        raise ConfigError(
+            where="run", expected="one launcher", got=got,
+            do="Start `launch run` once, without it; or the program itself under it (under Slurm: `launch submit`). "
+            "In a shell that only inherited the variables: unset RANK WORLD_SIZE.",
+        )  # fmt: skip
+
+
+def check_port(port: int | None) -> None:
+    """Raise ConfigError if the ranks cannot meet at the port that the user names."""
+    why = why_port_is_taken(port) if port is not None else ""
+    if why:
+        raise ConfigError(
+            where="--port", expected="a port that is free", got=f"{port}: {why}",
+            do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
+        )  # fmt: skip

@@ -1,0 +1,128 @@
+"""A recipe and its overrides, as `submit`, `sweep` and `run` read them before anything starts.
+
+recipe.yaml + `--a.b 3` ── merge_recipe ──> content ── check_recipe ──> RUN/recipe.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cclm.errors import ConfigError
+from cclm.files.atomic import replace_text
+from cclm.files.overrides import plain_value
+from cclm.files.reading import read_yaml
+
+RECIPE_NAME = "recipe.yaml"
+TRAINING = ("pretrain", "finetune")
+"""Programs whose recipes name the run folder."""
+Recipe: TypeAlias = "tuple[dict[str, Any], Path]"
+"""A recipe with its overrides, and where it came from."""
+
+
+def check_recipe(recipe: Path, overrides: Sequence[str], world_size: int) -> None:
+    """Raise ConfigError if a training run of this recipe, its overrides and so many ranks cannot work.
+
+    The one place that plan, submit, sweep and run call, before anything is written or queued. What deserves a line is
+    said on stderr. Shard sets and models that lie elsewhere are looked at when the run starts.
+    """
+    from cclm.recipe.check import check_recipe as check  # here: everything else of `launch` needs the standard library
+
+    for note in check(["--recipe", str(recipe), *overrides], world_size=world_size).notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+def read_recipe(name: str, overrides: Sequence[str], world_size: int) -> Recipe:
+    """Find, check and read a training recipe with its overrides."""
+    origin = find_recipe(name, Path(TRAINING[0]) / "recipes")
+    content = merge_recipe(origin, overrides)
+    check_recipe(origin, overrides, world_size)
+    return content, origin
+
+
+def find_recipe(name: str, shipped: Path) -> Path:
+    """Return the path of a recipe given by its path or by its name in the folder `shipped`."""
+    path = Path(name) if Path(name).is_file() else shipped / f"{name}.yaml"
+    if path.is_file():
+        return path
+    names = ", ".join(sorted(item.stem for item in shipped.glob("*.yaml"))) or f"nothing (no {shipped})"
+    expected = f"the path of a YAML file or one of {names}"
+    raise ConfigError(where="recipe", expected=expected, got=repr(name), do="Check the name.")
+
+
+def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Read a recipe and put dotted overrides (`--a.b 3` or `--a.b=3`, values in YAML) into it. Raise ConfigError if
+    the recipe is no mapping, or an override has no value."""
+    content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
+    if not isinstance(content, dict):
+        raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
+    for key, text in _pairs(overrides):
+        put_value(content, key, plain_value(text, f"--{key}"))
+    return content
+
+
+def put_value(content: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted key; mappings on the way are made. Raise ConfigError if something on the way is no
+    mapping."""
+    *path, last = key.split(".")
+    place = content
+    for name in path:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(where=f"--{key}", expected=f"a mapping at {name}", got="a value", do="Check the key.")
+    place[last] = value
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = iter(overrides)
+    for word in rest:
+        key, equals, value = word.removeprefix("--").partition("=")
+        found = value if equals else next(rest, None)
+        if not word.startswith("--") or found is None:
+            raise ConfigError(
+                where="after `--`", expected="overrides like --optimizer.total_steps 100", got=repr(word),
+                do="Give each key a value.",
+            )  # fmt: skip
+        yield key, found
+
+
+def write_recipe(run_folder: Path, content: dict[str, Any], origin: Path) -> Path:
+    """Write the merged recipe into the run folder."""
+    import yaml
+
+    path = run_folder / RECIPE_NAME
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    replace_text(path, f"# {origin} with the overrides of its submission\n{text}")
+    return path
+
+
+def run_folder_of(content: dict[str, Any]) -> Path | None:
+    """Return the run folder that a recipe names; None if it names none."""
+    named = content.get("run_folder")
+    return Path(os.path.expandvars(str(named))).expanduser().absolute() if named else None
+
+
+def recipe_of(command: Sequence[str], world_size: int) -> Recipe | None:
+    """Return the recipe of a command line `python -m pretrain --recipe R --a.b 3`; None if it is another command."""
+    start = next((at + 2 for at, word in enumerate(command[:-1]) if word == "-m" and command[at + 1] in TRAINING), None)
+    if start is None:
+        return None
+    try:
+        pairs = list(_pairs(command[start:]))
+    except ConfigError:  # `--help` and the like: the program itself answers
+        return None
+    names = [value for key, value in pairs if key == "recipe"]
+    overrides = [f"--{key}={value}" for key, value in pairs if key != "recipe"]
+    return read_recipe(names[-1], overrides, world_size) if names else None
+
+
+def folders_named_in(value: Any, base: Path) -> list[str]:
+    """Return the folders that a recipe names and that exist: what every node must be able to read."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sorted({found for item in value for found in folders_named_in(item, base)})
+    return [str((base / value).absolute())] if isinstance(value, str) and value and (base / value).is_dir() else []

@@ -1,0 +1,164 @@
+"""What a user asks of the cluster, before anything is looked up. Most fields are options of `submit`, which shows their
+docstrings as help (`cclm/files/options.py`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cclm.errors import ConfigError
+from launch.plan.profile import Profile
+
+LAUNCHERS = ("srun", "torchrun")
+PREFLIGHTS = ("full", "quick", "none")
+SBATCH_OPTIONS = ("partition", "account", "qos", "constraint", "exclude")
+"""Fields that are passed on to sbatch as they are."""
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+SINGLE_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+OURS = frozenset({"job-name", "nodes", "ntasks-per-node", "time", "output", "signal", "requeue", "open-mode"})
+OURS |= {"array", "dependency"}
+"""Options of sbatch that the plan decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmRequest:
+    """A job of equal tasks on equal nodes."""
+
+    run_folder: Path
+    checkout: Path
+    """Folder of the code that is copied into the run folder."""
+    code_folder: Path | None = None
+    """Where that copy lies, if runs share one; the run folder's `code` is a link to it. None: in the run folder."""
+    command: tuple[str, ...]
+    """What every task runs, in the copied code; a first word "python" means the environment's interpreter."""
+    is_training: bool = True
+    """Success is the run's done marker; else every task must end with code 0."""
+    reads: tuple[str, ...] = ()
+    """Folders that preflight looks into on every node."""
+    python: str = "python3"
+    """Interpreter of the ranks where there is no container, and of the batch script's own decisions."""
+
+    name: str
+    """Name of the job; default: the run folder's."""
+    nodes: int = 1
+    """Nodes of the job."""
+    gpus_per_node: int = 0
+    """GPUs on a node; 0: ranks on the CPU."""
+    tasks_per_node: int | None = None
+    """Ranks on a node; default: one per GPU, or one."""
+    cpus_per_task: int | None = None
+    """Cores of a rank; default: the profile's."""
+    time: str = "24:00:00"
+    """Limit, [days-]hours:minutes:seconds."""
+    partition: str | None = None
+    """As for sbatch."""
+    account: str | None = None
+    """As for sbatch."""
+    qos: str | None = None
+    """As for sbatch."""
+    constraint: str | None = None
+    """As for sbatch."""
+    exclude: str | None = None
+    """As for sbatch."""
+    sbatch: Mapping[str, str] = field(default_factory=dict)
+    """Any other option of sbatch; an empty value gives a bare option."""
+    array: int = 0
+    """Tasks of an array job, each on its own; @TASK@ in the command is a task's number. 0: no array."""
+    concurrent: int | None = None
+    """Array tasks that may run at a time."""
+    after: Path | None = None
+    """Begin when the run in this folder is done."""
+
+    container: str | None = None
+    """Image of a container; the profile says how it is run."""
+    launcher: str = "srun"
+    """Who starts the ranks on a node: srun (one task per rank) or torchrun (one task per node)."""
+
+    preflight: str = "full"
+    """What is checked before the ranks start: full, quick (nothing that imports torch) or none."""
+    preflight_s: int = 600
+    """Seconds that each step of it may take: enough for many nodes to import torch from a cold shared disk."""
+    replace_bad_nodes: bool = False
+    """Submit again without nodes that preflight finds bad."""
+    max_tries: int = 3
+    """Attempts without a newer checkpoint after which the job gives up."""
+    hang_s: float = 1800.0
+    """Kill a rank whose status has not changed for so many seconds; 0: never."""
+    save_s: int = 300
+    """Seconds before the time limit at which the ranks are asked to save."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on a node."""
+        return self.tasks_per_node if self.tasks_per_node is not None else max(self.gpus_per_node, 1)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job."""
+        return self.nodes * self.ranks_per_node
+
+
+def seconds_of(time: str) -> int | None:
+    """Return the seconds of a time limit in sbatch's forms; None for no limit ("UNLIMITED", "0")."""
+    if time.upper() in ("UNLIMITED", "INFINITE", "0"):
+        return None
+    match = _TIME.fullmatch(time)
+    if match is None:
+        raise ConfigError(
+            where="--time", expected="[days-]hours:minutes:seconds, minutes:seconds or minutes", got=repr(time),
+            do="For example --time 24:00:00.",
+        )  # fmt: skip
+    days, first, second, third = match.groups()
+    if days is not None:
+        parts = (int(days) * 24 + int(first), int(second or 0), int(third or 0))
+    elif third is not None:
+        parts = (int(first), int(second), int(third))
+    else:
+        parts = (0, int(first), int(second or 0))
+    return parts[0] * 3600 + parts[1] * 60 + parts[2]
+
+
+def check_request(request: SlurmRequest, profile: Profile) -> None:
+    """Raise ConfigError, with everything that is wrong, for what cannot be planned."""
+    problems = list(_problems(request, profile))
+    if problems:
+        got, do = "; ".join(problems), "Nothing was submitted."
+        raise ConfigError(where="submit", expected="a job that can run", got=got, do=do)
+
+
+CLEANING = frozenset({"--cleanenv", "-e", "--containall", "-C"})
+"""Flags of Apptainer that keep the environment out of the container."""
+
+
+def _problems(request: SlurmRequest, profile: Profile) -> Iterator[str]:
+    least = {
+        0: ("gpus_per_node", "array", "save_s", "hang_s"),
+        1: ("nodes", "tasks_per_node", "cpus_per_task", "concurrent", "max_tries", "preflight_s"),
+    }
+    for smallest, names in least.items():
+        for name in names:
+            count = getattr(request, name)
+            if count is not None and count < smallest:
+                yield f"--{name.replace('_', '-')} {count:g} is below {smallest}"
+    tasks = request.ranks_per_node
+    if request.array > 0 and (request.nodes, tasks) != (1, 1):
+        yield f"--array {request.array} on {request.nodes} node(s) × {tasks} task(s): each of its tasks is a job alone"
+    if request.gpus_per_node > 0 and tasks > request.gpus_per_node:
+        yield f"{tasks} tasks per node for {request.gpus_per_node} GPU(s): one task needs one GPU"
+    limit_s = seconds_of(request.time)
+    if limit_s is not None and limit_s <= request.save_s:
+        yield f"--time {request.time} is not longer than the {request.save_s} s for saving before it (--save-s)"
+    if request.container and profile.container == "none":
+        yield "--container without a profile that says how to run it (container: pyxis or apptainer)"
+    cleaning = CLEANING.intersection(profile.container_flags) if profile.container == "apptainer" else set()
+    if request.container and cleaning:
+        yield f"container_flags {', '.join(sorted(cleaning))}: the ranks get their place from the environment"
+    for key, value in request.sbatch.items():
+        if not SINGLE_OPTION.fullmatch(key) or "\n" in value:
+            yield f"--sbatch {key}={value} is no option of sbatch"
+        elif key in OURS:
+            yield f"--sbatch {key}: use --{key}" if key in ("nodes", "time") else f"--sbatch {key}: the plan sets it"
+    if re.search(r"[\s%'\"\\$`]", str(request.run_folder)):
+        yield f"the run folder {str(request.run_folder)!r} has a character that sbatch or the shell would expand"

@@ -1,0 +1,208 @@
+"""What Slurm knows at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
+
+job ids ──> squeue ──(forgotten)──> sacct, where the site keeps accounts ──> JobsNow
+run folders ──> squeue (their history's jobs, and the caller's that run their script) ──> jobs of each
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cclm.errors import CclmError
+from launch.plan.slurm_job import PLAN_NAME, SCRIPT_NAME, SLURM_FOLDER
+from launch.plan.sweep import is_sweep, point_folder, read_sweep
+from launch.slurm.client import ask_slurm, is_over, told_by_slurm
+from launch.slurm.history import jobs_of, read_history
+
+FORMAT = "%i|%T|%N|%o|%r"
+"""Id, state, nodes, script, reason; the reason last, because its words are Slurm's."""
+NO_VALUE = frozenset({"N/A", "(null)", "None", "Unknown", "None assigned", ""})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobNow:
+    """One job, or one task of an array."""
+
+    job: str
+    """Slurm's id; ARRAY_TASK for a task of an array."""
+    state: str
+    """Slurm's word: "PENDING", "RUNNING", "COMPLETED", …"""
+    reason: str = ""
+    """Why it waits, in Slurm's words; "" unless it does."""
+    nodes: str = ""
+    """In Slurm's short form; "" while it waits."""
+    script: str = ""
+    """Path of the batch script; "" where only the accounts know the job."""
+
+    @property
+    def base(self) -> str:
+        """The id without the array's task."""
+        return self.job.partition("_")[0]
+
+    @property
+    def array_task(self) -> int | None:
+        """Number of the array's task; None: no array."""
+        number = self.job.partition("_")[2]
+        return int(number) if number else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not run again by itself."""
+        return is_over(self.state)
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.reason})" if self.reason else self.state
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsNow:
+    """What Slurm answered."""
+
+    jobs: tuple[JobNow, ...] = ()
+    silence: str = ""
+    """Why Slurm told nothing: it is not installed, or does not answer; "" if it did."""
+    accounts: str = "not asked"
+    """"sacct", "no accounting", or "not asked" because squeue knew every job."""
+
+    def of(self, job: str) -> list[JobNow]:
+        """What is known of a job or an array's task: one entry, one per task of an array, or nothing."""
+        return self._by_name.get(job, [])
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[JobNow]]:
+        """Jobs by their id, tasks also by their array's: a table of a thousand runs asks thousands of times."""
+        found: dict[str, list[JobNow]] = {}
+        for job in self.jobs:
+            for name in {job.base, job.job}:
+                found.setdefault(name, []).append(job)
+        return found
+
+
+def ask_jobs(jobs: Iterable[str]) -> JobsNow:
+    """Ask about these jobs. A Slurm that does not answer is told in `silence`: the run folders still speak."""
+    wanted = sorted({job.partition("_")[0] for job in jobs}, key=lambda job: (len(job), job))
+    if not wanted:
+        return JobsNow()
+    try:
+        known = ask_queue(f"--jobs={','.join(wanted)}")
+        told = {found.base for found in known}
+        forgotten = [job for job in wanted if job not in told]
+        accounted = ask_accounts(forgotten) if forgotten else ()
+    except CclmError as error:
+        return JobsNow(silence=str(error).rstrip("."))
+    if accounted is None:
+        return JobsNow(jobs=tuple(known), accounts="no accounting")
+    return JobsNow(jobs=(*known, *accounted), accounts="sacct" if forgotten else "not asked")
+
+
+def ask_queue(*which: str) -> list[JobNow]:
+    """Jobs that the controller still knows. `which`: options of squeue that choose them. Raise CclmError if there is
+    no Slurm here, or it does not answer."""
+    command = ["squeue", "--noheader", "--states=all", "--array", f"--format={FORMAT}", *which]
+    advice = "The controller may be down: try again, and ask `scontrol ping`."
+    answer = told_by_slurm(command, expected="the state of jobs", do=advice, tolerated="Invalid job id")
+    return parse_queue(answer.stdout)
+
+
+def parse_queue(text: str) -> list[JobNow]:
+    """Read squeue's lines in our FORMAT."""
+    rows = (map(_value, line.strip().split("|", 4)) for line in text.splitlines())
+    return [
+        JobNow(job=job, state=state, reason=reason * (state == "PENDING"), nodes=nodes, script=script)
+        for job, state, nodes, script, reason in rows
+    ]
+
+
+def ask_accounts(jobs: Sequence[str]) -> tuple[JobNow, ...] | None:
+    """What the accounts say of jobs that the controller has forgotten; None: the site keeps none."""
+    if shutil.which("sacct") is None:
+        return None
+    options = [
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State,NodeList",
+        f"--jobs={','.join(jobs)}",
+    ]
+    answer = ask_slurm(["sacct", *options])
+    return parse_accounts(answer.stdout) if answer.returncode == 0 else None
+
+
+def parse_accounts(text: str) -> tuple[JobNow, ...]:
+    """Read sacct's lines; "CANCELLED by 1000" is CANCELLED."""
+    rows = [line.split("|") for line in text.splitlines()]
+    return tuple(
+        JobNow(job=job, state=state.split()[0], nodes=_value(nodes))
+        for job, state, nodes in rows
+        if "[" not in job  # tasks that were cancelled before they began have no id of their own
+    )
+
+
+def details_of(job: str) -> dict[str, str]:
+    """What `scontrol show job` says of one job, by its own names; empty if it does not know the job (any more)."""
+    answer = ask_slurm(["scontrol", "--oneliner", "show", "job", job])
+    return parse_details(answer.stdout) if answer.returncode == 0 else {}
+
+
+def parse_details(text: str) -> dict[str, str]:
+    """Read the first line of `KEY=VALUE KEY=VALUE …`; values that are only an absence are left out."""
+    lines = text.splitlines()
+    pairs = (word.partition("=") for word in (lines[0].split() if lines else []))
+    return {key: value for key, equals, value in pairs if equals and value not in NO_VALUE}
+
+
+def _value(text: str) -> str:
+    return "" if text in NO_VALUE else text
+
+
+def script_of(run_folder: Path) -> Path:
+    """Return the path of a run's batch script, by which a job that was submitted by hand is known."""
+    return (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
+
+
+def live_jobs(run_folder: Path) -> list[JobNow]:
+    """Return the jobs of the run that wait or run: those of its history, and those of the caller that run its script.
+    Of an array that is each task; a sweep's point is one task. Raise CclmError if Slurm does not answer."""
+    return live_jobs_of([run_folder])[run_folder]
+
+
+def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
+    """Return the same of many runs, with two questions to Slurm at most. Raise CclmError if there is no Slurm here, or
+    it does not answer."""
+    known = {run: jobs_of(read_history(run)) for run in run_folders}
+    if not any(jobs or (run / SLURM_FOLDER / PLAN_NAME).exists() for run, jobs in known.items()):
+        return {run: [] for run in run_folders}
+    mine = ask_queue("--me")
+    told = {job.base for job in mine}
+    # What is not the caller's is somebody else's, or forgotten.
+    others = sorted({job for jobs in known.values() for job in jobs if job.partition("_")[0] not in told})
+    everything = [*mine, *(ask_queue(f"--jobs={','.join(others)}") if others else ())]
+    by_name: dict[str, list[JobNow]] = {}
+    for job in everything:
+        if not job.is_over:
+            for name in {job.job, job.base, *([str(Path(job.script).resolve())] if job.script else [])}:
+                by_name.setdefault(name, []).append(job)
+    found = {}
+    for run, jobs in known.items():
+        ours = [job for name in (str(script_of(run)), *jobs) for job in by_name.get(name, ())]
+        found[run] = list({job.job: job for job in ours}.values())
+    return found
+
+
+def jobs_alive(run_folder: Path) -> list[str]:
+    """Return the jobs of a run that wait or run, an array as a whole; of a sweep, those of its points. Raise CclmError
+    if Slurm does not answer."""
+    if is_sweep(run_folder):
+        return list(points_alive(run_folder, len(read_sweep(run_folder).points)).values())
+    known = jobs_of(read_history(run_folder))
+    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)})
+
+
+def points_alive(folder: Path, count: int) -> dict[int, str]:
+    """Return the points of a sweep whose job waits or runs, with that job. Raise CclmError if Slurm does not answer."""
+    numbers = {point_folder(folder, number): number for number in range(count)}
+    return {numbers[run]: jobs[-1].job for run, jobs in live_jobs_of(list(numbers)).items() if jobs}

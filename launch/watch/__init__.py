@@ -1,0 +1,1 @@
+"""How runs are doing: status, logs, results. Nothing is written here."""

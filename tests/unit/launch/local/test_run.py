@@ -1,0 +1,242 @@
+"""What the local backend does with real processes. Each job lasts a fraction of a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import CclmError
+from cclm.files.lock import run_lock
+from cclm.run.causes import Cause, cause_of_code
+from cclm.run.stop import StopKind, ask_to_stop, note_stopped, read_request
+from launch.local import ranks
+from launch.local.exit_status import JobExit, RankExit
+from launch.local.run import folder_of_one_job, run_plan
+from launch.plan.job import JobPlan
+
+PlanMaker = Callable[..., JobPlan]
+ROOT = Path(__file__).resolve().parents[4]
+SLEEP = "time.sleep(60)\n"
+CHILD = (
+    "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+    "(folder / f'child_{rank}').write_text(str(child.pid))\n"
+)
+
+
+def run(plan: JobPlan, grace_s: float = 5.0) -> tuple[JobExit, list[str]]:
+    said: list[str] = []
+    return run_plan(plan, say=said.append, grace_s=grace_s), said
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_what_runs_is_what_was_planned(plan_python: PlanMaker, tmp_path: Path) -> None:
+    plan = plan_python(
+        "import json\n"
+        "facts = {'argv': [sys.executable, *sys.orig_argv[1:]], 'environment': dict(os.environ), 'folder': os.getcwd(),"
+        " 'cores': sorted(os.sched_getaffinity(0)), 'blocked': len(signal.pthread_sigmask(signal.SIG_BLOCK, []))}\n"
+        "(folder / f'facts_{rank}').write_text(json.dumps(facts))\n"
+    )
+    job, said = run(plan)
+    assert (job.code, said) == (0, [])
+    for rank in plan.ranks:
+        facts = json.loads((tmp_path / f"facts_{rank.rank}").read_text())
+        assert tuple(facts["argv"]) == rank.command
+        assert facts["environment"] == {**os.environ, **rank.environment, "CCLM_CLEARED": str(plan.run_folder)}
+        assert facts["folder"] == str(plan.folder)
+        assert tuple(facts["cores"]) == (rank.cores or tuple(sorted(os.sched_getaffinity(0))))
+        assert facts["blocked"] == 0
+    assert (tmp_path / "run/logs/plan.json").read_text() == plan.to_json() + "\n"
+
+
+def test_rank_0_speaks_to_the_terminal_the_others_to_their_logs(
+    plan_python: PlanMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(plan_python("print('out', rank)\nprint('err', rank, file=sys.stderr)\n"))
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("out 0\n", "err 0\n")
+    log = (tmp_path / "run/logs/rank_1.log").read_text().splitlines()
+    assert log[0].startswith("=== ")
+    assert log[1:] == ["out 1", "err 1"]
+
+
+def test_a_second_start_appends_to_the_logs(plan_python: PlanMaker, tmp_path: Path) -> None:
+    plan = plan_python("print('hello')\n")
+    run(plan)
+    run(plan)
+    assert (tmp_path / "run/logs/rank_1.log").read_text().count("hello") == 2
+
+
+def test_a_failing_rank_ends_the_others_and_is_named(plan_python: PlanMaker) -> None:
+    began = time.monotonic()
+    job, said = run(plan_python("if rank == 1:\n    print('the reason')\n    sys.exit(3)\n" + SLEEP, num_ranks=3))
+    assert time.monotonic() - began < 30
+    assert job.code == 3
+    assert job.failure is not None
+    assert job.failure.rank == 1
+    assert sorted(end.rank for end in job.exits) == [0, 1, 2]
+    assert {end.code for end in job.exits if end.rank != 1} == {-signal.SIGTERM}
+    assert said[0].startswith("failed. First of 3 rank(s): rank 1: exit code 3 after ")
+    assert said[-1] == "  | the reason"
+
+
+def test_a_failing_rank_0_points_to_the_terminal(plan_python: PlanMaker) -> None:
+    job, said = run(plan_python("if rank == 0: sys.exit(4)\n" + SLEEP))
+    assert job.code == 4
+    assert said[1] == "its output is above."
+
+
+def test_a_killed_rank_gives_the_shells_code(plan_python: PlanMaker) -> None:
+    job, said = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n" + SLEEP))
+    assert job.code == 128 + signal.SIGKILL
+    assert "rank 1: killed by SIGKILL" in said[0]
+
+
+def test_of_two_deaths_seen_at_once_the_violent_one_was_first(
+    plan_python: PlanMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_when_dead(pid: int) -> os.waitid_result | None:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(ranks, "look", look_when_dead)
+    job, _ = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(1)\n"))
+    assert [(end.rank, end.code) for end in job.exits] == [(1, -signal.SIGKILL), (0, 1)]
+    assert job.code == 128 + signal.SIGKILL
+
+
+def test_a_rank_that_ignores_term_is_killed_with_its_children(plan_python: PlanMaker, tmp_path: Path) -> None:
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CHILD + "(folder / 'ready').touch()\n" + SLEEP
+    wait = "while not (folder / 'ready').exists(): time.sleep(0.01)\nsys.exit(5)\n"
+    body = "".join(f"    {line}\n" for line in stubborn.splitlines())
+    job, said = run(plan_python(f"if rank == 1:\n{body}{wait}"), grace_s=0.2)
+    assert job.code == 5
+    assert job.exits[-1].code == -signal.SIGKILL
+    assert said[-1].startswith("then rank 1: killed by SIGKILL")
+    assert wait_for(lambda: not is_running(int((tmp_path / "child_1").read_text())))
+
+
+def test_a_good_end_leaves_no_child_behind(plan_python: PlanMaker, tmp_path: Path) -> None:
+    job, _ = run(plan_python(CHILD))
+    assert job.code == 0
+    for rank in (0, 1):
+        assert wait_for(lambda: not is_running(int((tmp_path / f"child_{rank}").read_text())))  # noqa: B023
+
+
+def test_ranks_that_end_early_and_well_do_not_end_the_job(plan_python: PlanMaker, tmp_path: Path) -> None:
+    job, _ = run(plan_python("if rank == 1:\n    time.sleep(0.3)\n    (folder / 'late').touch()\n"))
+    assert job.code == 0
+    assert (tmp_path / "late").exists()
+    assert [end.rank for end in job.exits] == [0, 1]
+
+
+def test_a_command_that_does_not_exist(plan_python: PlanMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = plan_python("", num_ranks=1)
+    missing = replace(plan, ranks=(replace(plan.ranks[0], command=("no-such-program",)),))
+    job, _ = run(missing)
+    assert job.code == 127
+    assert "cannot start no-such-program: No such file or directory" in capfd.readouterr().err
+
+
+def test_signals_of_the_caller_are_as_before(plan_python: PlanMaker) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    run(plan_python("", num_ranks=1))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "shell_code", "text"),
+    [
+        (3, 3, "rank 2: exit code 3 after 1.5 s"),
+        (-9, 137, "rank 2: killed by SIGKILL after 1.5 s"),
+        (73, 73, "rank 2: exit code 73 (disk full) after 1.5 s"),
+    ],
+)
+def test_an_exit_as_code_and_words(code: int, shell_code: int, text: str) -> None:
+    end = RankExit(rank=2, code=code, seconds=1.5, cause=cause_of_code(code))
+    assert (end.shell_code, str(end)) == (shell_code, text)
+
+
+def test_ranks_that_saved_and_stopped_have_not_failed(plan_python: PlanMaker, tmp_path: Path) -> None:
+    """As after `launch stop`: they end one after the other, and nobody is told to hurry."""
+    plan = plan_python("time.sleep(0.2 * rank)\nsys.exit(75)\n")
+    job, said = run(plan)
+    assert (job.code, job.failure) == (75, None)
+    assert [end.cause for end in job.exits] == [Cause.STOPPED] * 2
+    assert said == ["saved and stopped: the same command goes on from there."]
+
+
+SAVE = """
+sys.path.insert(0, {root!r})
+from cclm.run.stop import note_stopped
+if rank == 0:
+    note_stopped(folder / "run", 12, "a person asked")
+sys.exit(75)
+"""
+
+
+def test_where_a_run_stopped_is_said(plan_python: PlanMaker) -> None:
+    job, said = run(plan_python(SAVE.format(root=str(ROOT))))
+    assert job.code == 75
+    assert said == ["stopped, and saved at step 12 (a person asked): the same command goes on from there."]
+
+
+def test_notes_of_an_earlier_start_are_gone_when_the_ranks_begin(plan_python: PlanMaker, tmp_path: Path) -> None:
+    plan = plan_python("(folder / f'found_{rank}').write_text(' '.join(os.listdir(folder / 'run')))\n")
+    note_stopped(plan.run_folder, 12, "SIGTERM")
+    ask_to_stop(plan.run_folder, "an old request", StopKind.USER)
+    assert run(plan)[0].code == 0
+    assert (tmp_path / "found_0").read_text().split() == ["logs"]
+
+
+BLAME = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if rank == 1:
+    (folder / "ready").touch()
+    time.sleep(0.3)
+    sys.exit(2)
+while not (folder / "ready").exists():
+    time.sleep(0.01)
+sys.exit(74)
+"""
+
+
+def test_of_two_ranks_the_one_to_blame_is_named_whoever_ended_first(plan_python: PlanMaker) -> None:
+    """Rank 0 notices a lost connection before rank 1 is quite gone."""
+    job, said = run(plan_python(BLAME))
+    assert [end.cause for end in job.exits] == [Cause.TRANSIENT, Cause.USER_ERROR]
+    assert job.code == 2
+    assert "rank 1: exit code 2 (user error)" in said[0]
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_cleared(plan_python: PlanMaker) -> None:
+    plan = plan_python("")
+    with folder_of_one_job(plan.run_folder):
+        ask_to_stop(plan.run_folder, "meant for the run that trains", StopKind.USER)
+        with pytest.raises(CclmError) as caught, folder_of_one_job(plan.run_folder):
+            run_plan(plan, say=print)
+        assert caught.value.cause is Cause.FOLDER_LOCKED
+        assert read_request(plan.run_folder) is not None
+    with run_lock(plan.run_folder), pytest.raises(CclmError), folder_of_one_job(plan.run_folder):
+        pass  # somebody trains there with another launcher

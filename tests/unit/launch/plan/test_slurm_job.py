@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import ConfigError
+from launch.plan.profile import Profile
+from launch.plan.request import seconds_of
+from launch.plan.slurm_job import SlurmPlan, find_plan, plan_job, read_plan
+from tests.unit.launch.slurm.scripts import ARRAY, CPU, EVERYTHING, PROFILE, REQUEST, SCRIPTS
+
+
+def test_a_gpu_job() -> None:
+    plan = plan_job(REQUEST, Profile())
+    assert (plan.request.world_size, plan.tasks_per_node, plan.cpus_per_task) == (32, 8, 8)
+    assert plan.directives["gpus-per-node"] == "8"
+    assert "--gpus-per-node=8" in plan.srun_options
+    assert "--cpus-per-task=8" in plan.srun_options
+    assert plan.command[0] == "/shared/venv/bin/python"
+
+
+def test_ranks_on_the_cpu() -> None:
+    plan = plan_job(CPU, Profile())
+    assert (plan.request.world_size, plan.cpus_per_task) == (8, 1)
+    assert "gpus-per-node" not in plan.directives
+    assert plan.environment["DS_ACCELERATOR"] == "cpu"
+
+
+def test_torchrun_has_one_task_with_all_the_cores() -> None:
+    plan = plan_job(replace(REQUEST, launcher="torchrun"), Profile())
+    assert (plan.request.world_size, plan.tasks_per_node, plan.cpus_per_task) == (32, 1, 64)
+    assert plan.environment["OMP_NUM_THREADS"] == "8"
+    assert plan.command[-4:] == ("-m", "pretrain", "--recipe", "/shared/runs/base/recipe.yaml")
+
+
+def test_the_command_line_wins_over_the_profile() -> None:
+    profile = Profile(partition="small", account="other", sbatch={"mem": "0", "comment": "site"})
+    plan = plan_job(EVERYTHING, profile)
+    assert plan.directives["partition"] == "small"
+    assert plan.directives["account"] == "project7"
+    assert plan.directives["mem"] == "0"
+    assert plan.directives["comment"] == "a 'quoted' comment"
+
+
+def test_each_task_of_an_array_is_alone() -> None:
+    plan = plan_job(ARRAY, Profile())
+    assert plan.directives["array"] == "0-63%16"
+    assert plan.directives["output"] == "/shared/runs/base/logs/slurm_%a.log"
+    assert "signal" not in plan.directives
+    with pytest.raises(ConfigError, match="each of its tasks is a job alone"):
+        plan_job(replace(ARRAY, nodes=2), Profile())
+
+
+def test_plans_can_be_compared() -> None:
+    before, after = (plan_job(replace(REQUEST, nodes=nodes), Profile()) for nodes in (4, 8))
+    changed = [
+        line[1:].strip()
+        for line in difflib.unified_diff(before.to_text().splitlines(), after.to_text().splitlines(), lineterm="", n=0)
+        if line.startswith("+") and not line.startswith("+++")
+    ]
+    assert [line.split()[0] for line in changed] == ["base:", "sbatch"]
+    content = json.loads(before.to_json())
+    assert content["request"]["nodes"] == 4
+    assert list(content) == sorted(content)
+
+
+def test_all_faults_at_once() -> None:
+    request = replace(
+        REQUEST, nodes=0, tasks_per_node=9, time="2:00", sbatch={"nodes": "3", "Bad Key": "1"}, container="image.sqsh"
+    )
+    with pytest.raises(ConfigError) as caught:
+        plan_job(request, Profile())
+    for fault in (
+        "--nodes 0 is below 1",
+        "9 tasks per node for 8 GPU(s)",
+        "--time 2:00 is not longer than the 300 s for saving",
+        "--sbatch nodes: use --nodes",
+        "--sbatch Bad Key=1 is no option",
+        "--container without a profile",
+    ):
+        assert fault in str(caught.value)
+
+
+def test_a_container_that_hides_the_environment_is_refused() -> None:
+    profile = Profile(container="apptainer", container_flags=("--no-home", "--cleanenv"))
+    with pytest.raises(ConfigError, match="container_flags --cleanenv: the ranks get their place from"):
+        plan_job(replace(REQUEST, container="image.sif"), profile)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10", 600), ("10:30", 630), ("1:00:00", 3600), ("2-00", 172800), ("1-01:30", 91800), ("UNLIMITED", None)],
+)
+def test_time_limits(text: str, seconds: int | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_a_time_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="For example --time 24:00:00"):
+        seconds_of("a day")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_there_and_back(name: str, tmp_path: Path) -> None:
+    request, profile = SCRIPTS[name]
+    plan = plan_job(replace(request, run_folder=tmp_path), profile)
+    store(plan)
+    assert read_plan(tmp_path) == plan
+
+
+def store(plan: SlurmPlan) -> None:
+    (plan.run_folder / "slurm").mkdir(parents=True)
+    (plan.run_folder / "slurm/plan.json").write_text(plan.to_json())
+
+
+def test_a_plan_is_made_again_from_what_it_was_made_from(tmp_path: Path) -> None:
+    plan = plan_job(replace(CPU, run_folder=tmp_path), PROFILE)
+    store(plan)
+    found = read_plan(tmp_path)
+    assert plan_job(found.request, found.profile) == plan
+    assert plan_job(replace(found.request, nodes=7), found.profile).directives["nodes"] == "7"
+
+
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    assert find_plan(tmp_path) is None
+    with pytest.raises(ConfigError, match=r"expected a run that was submitted to Slurm, got no slurm/plan.json"):
+        read_plan(tmp_path)
+    store(plan_job(replace(CPU, run_folder=tmp_path / "a"), PROFILE))
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"expected the folder .*/a, as its plan and script say, got another place"):
+        read_plan(tmp_path / "b")
+    assert find_plan(tmp_path / "b") is not None
+    (tmp_path / "b/slurm/plan.json").write_text(json.dumps({"name": "a"}))
+    with pytest.raises(ConfigError, match="expected the plan of a job, got"):
+        read_plan(tmp_path / "b")
+
+
+def test_a_plan_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    """It had what the request holds twice, an interpreter more, and no number of its version."""
+    plan = plan_job(replace(CPU, run_folder=tmp_path), PROFILE)
+    values = json.loads(plan.to_json())
+    del values["version"], values["request"]["preflight_s"]
+    values["request"]["host_python"] = "/shared/venv/bin/python"
+    values |= {"name": "base", "nodes": 4, "hang_s": 1800.0}
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/plan.json").write_text(json.dumps(values))
+    assert find_plan(tmp_path) == replace(plan, version=1)
