@@ -104,10 +104,10 @@ def split_key(hint: Any, dotted: str, kinds: Kinds) -> list[str]:
 def nearest(key: str, siblings: Sequence[str], everywhere: Sequence[str]) -> str | None:
     """Return the dotted key that was probably meant: a neighbour, else one whose last word is alike, else one alike."""
     before, _, name = key.rpartition(".")
-    beside = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if beside:
-        return f"{before}.{beside[0]}" if before else beside[0]
     last_words = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
+    beside = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if beside and name not in last_words:
+        return f"{before}.{beside[0]}" if before else beside[0]
     alike = difflib.get_close_matches(name, last_words, n=1, cutoff=0.75)
     if alike:
         return last_words[alike[0]]

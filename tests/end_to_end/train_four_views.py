@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
-from cclm.run.stop import STOPPED_CODE, StopRequest, ask_to_stop
+from cclm.run.signals import StopRequest
+from cclm.run.stop import STOPPED_CODE, ask_to_stop
 from cclm.train.loop import Run, train
 from pretrain.build import open_run
 from tests.fourth_view import TABLE

@@ -55,7 +55,7 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         "images.short_sid": "unknown key; did you mean sets.photos.images.short_side?",
         "images.quality": "expected a whole number between 1 and 100, got 101",
         "images.format": 'expected one of "", jpg, png, webp, got gif',
-        "filters.max_aspect": "expected a number of at least 1, got 0.5",
+        "filters.max_aspect": "expected a number of at least 1 or null, got 0.5",
         "filters.min_side": 'got the text "9"; write it without quotes',
         "filters.benchmark_texts": "expected a list, each a path, got x",
         "filters.min_score": "expected a number, got high",
