@@ -33,9 +33,10 @@ from PIL import Image
 from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer, photograph, sentence_pairs
 from cclm.data.config import DataConfig, ImageTextDataConfig
+from cclm.data.decoding import decode_scaled
 from cclm.data.image import ImageTransformConfig, crop_box
 from cclm.data.loader import StepDataset
-from cclm.data.photo import decode_scaled, picture_size, resize_box, scale_for, scaled_box
+from cclm.data.photo import picture_size, resize_box, scale_for, scaled_box
 from cclm.data.seeding import sample_generator
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet

@@ -1,21 +1,17 @@
-"""Picture bytes → float32 CHW arrays: decoding, the seeded training transforms, the evaluation transform."""
+"""Decoded images → float32 CHW arrays: the seeded training transforms, the evaluation transform."""
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cclm.data.randaugment import RandAugmentConfig
-from cclm.errors import DataError
 
 Triple = tuple[float, float, float]
 Method = Literal["random_resized_crop", "affine", "none"]
@@ -29,7 +25,6 @@ RESAMPLE_FILTER = {
 """Pillow's filter by the word of the configuration."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
-_ENDINGS = ((b"\x89PNG\r\n\x1a\n", b"IEND"), (b"\xff\xd8", b"\xff\xd9"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,62 +68,6 @@ class ImageTransformConfig:
     cache_bytes: int = 0
     """Memory for decoded pictures in each process; 0 for none (random_resized_crop then decodes at a reduced size
     where the crop allows it)."""
-
-
-def decode_image(data: bytes, scale: int = 1) -> Image.Image:
-    """Decode a picture to RGB; transparent parts become white.
-
-    Args:
-        data: the encoded file.
-        scale: 1, 2, 4 or 8: a JPEG is decoded at 1/scale of its size, rounded up. Other formats come whole.
-
-    Raises:
-        DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if scale > 1:
-                image.draft("RGB", (max(1, image.width // scale), max(1, image.height // scale)))
-            image.load()
-            return _on_white(image)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        truncated = _ends_too_early(data)
-        raise DataError(
-            reason="image_truncated" if truncated else "image_broken",
-            expected="a complete PNG, JPEG or WebP file",
-            got=f"{len(data)} bytes that do not decode ({_words(error)})",
-            do="Build the shard again from an intact picture.",
-        ) from error
-
-
-def _words(error: Exception) -> str:
-    """What Pillow says, without the memory address that it puts into one sentence: messages are compared."""
-    return "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy() if "transparency" not in image.info else _on_white(image.convert("RGBA"))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _ends_too_early(data: bytes) -> bool:
-    for start, end in _ENDINGS:
-        if data.startswith(start):
-            return end not in data[-64:]
-    return data[:4] == b"RIFF" and len(data) >= 8 and len(data) < 8 + int(struct.unpack("<I", data[4:8])[0])
 
 
 def resize(image: Image.Image, config: ImageTransformConfig) -> Image.Image:

@@ -5,17 +5,9 @@
 A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for less than the whole costs. That is done if the box still has
 as many pixels as the result, so nothing is ever enlarged that was larger. Normalising is left to the device
 (`Batch.normalised`): bytes are a quarter of the memory and of the traffic.
-
-JPEGs are decoded by `simplejpeg` if it is installed (straight into an array), else by Pillow; both sit on
-libjpeg-turbo with the same settings and give the same pixels (tested).
 """
 
 from __future__ import annotations
-
-import io
-import math
-from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from cclm.data.image import ImageTransformConfig, crop_box, decode_image, train_image
+from cclm.data.decoding import decode_image, decode_scaled, image_size
+from cclm.data.image import ImageTransformConfig, crop_box, train_image
 from cclm.data.randaugment import DRAWS_PER_OPERATION, randaugment
 
 Pixels = NDArray[np.uint8]
-JPEG_START = b"\xff\xd8"
 SCALES = (8, 4, 2)
 """Denominators of the reduced decodings."""
 
@@ -83,22 +75,8 @@ def finish(
 
 
 def picture_size(source: bytes | Image.Image) -> tuple[int, int]:
-    """Width and height, from the header if the format allows it (errors: `decode_image`)."""
-    if isinstance(source, Image.Image):
-        return source.width, source.height
-    data, fast = source, _simplejpeg()
-    if fast is not None and data.startswith(JPEG_START):
-        try:
-            height, width, _, _ = fast.decode_jpeg_header(data)
-            return int(width), int(height)
-        except ValueError:
-            return decode_image(data).size  # names what is wrong, or is more patient
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            return width, height
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return decode_image(data).size
+    """Width and height of an encoded or a decoded image, upright (errors: `decode_image`)."""
+    return source.size if isinstance(source, Image.Image) else image_size(source)
 
 
 def scale_for(box: tuple[int, int, int, int], size: int) -> int:
@@ -119,31 +97,6 @@ def scaled_box(
     return round(left * x), round(top * y), min(reduced[0], round(right * x)), min(reduced[1], round(bottom * y))
 
 
-def decode_scaled(data: bytes, scale: int) -> Pixels:
-    """Decode at 1/scale of the size: (height, width, 3). Only JPEGs can be reduced; the others come whole.
-
-    Raises:
-        DataError: as `decode_image`.
-    """
-    fast = _simplejpeg()
-    if fast is None or not data.startswith(JPEG_START):
-        return decode_scaled_plain(data, scale)
-    try:
-        height, width, colours, _ = fast.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK"):
-            return decode_scaled_plain(data, scale)
-        rows, columns = math.ceil(height / scale), math.ceil(width / scale)
-        pixels: Pixels = fast.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, min_factor=1)
-        return pixels
-    except ValueError:
-        return decode_scaled_plain(data, scale)
-
-
-def decode_scaled_plain(data: bytes, scale: int) -> Pixels:
-    """The twin of `decode_scaled` that needs only Pillow."""
-    return np.asarray(decode_image(data, scale))
-
-
 def resize_box(pixels: Pixels, box: tuple[int, int, int, int], config: ImageTransformConfig) -> Pixels:
     """Cut out a box and resize it to (size, size, 3), antialiased, in one pass over bytes."""
     left, top, right, bottom = box
@@ -155,13 +108,3 @@ def resize_box(pixels: Pixels, box: tuple[int, int, int, int], config: ImageTran
     resized_1CHW = functional.interpolate(part_1CHW, (config.size, config.size), mode=config.resample, antialias=True)
     result: Pixels = resized_1CHW[0].permute(1, 2, 0).numpy()
     return result
-
-
-@lru_cache(maxsize=1)
-def _simplejpeg() -> ModuleType | None:
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    module: ModuleType = simplejpeg
-    return module

@@ -14,8 +14,9 @@ from PIL import Image
 
 from cclm.data.batch import BadSample
 from cclm.data.config import ImageTextDataConfig, TextPairDataConfig, ViewConfig
+from cclm.data.decoding import decode_image
 from cclm.data.exposure import source_names
-from cclm.data.image import decode_image, prepare
+from cclm.data.image import prepare
 from cclm.data.languages import LanguageMix, LanguageWish, has_language_weights
 from cclm.data.region_config import RegionDataConfig
 from cclm.data.regions import RegionRow, RegionSample, draw_rows, region_sample

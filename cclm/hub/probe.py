@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.data.image import ImageTransformConfig, decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import ImageTransformConfig, eval_image
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.model.memories import SeveralMemoriesEncoder

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import eval_image
 from cclm.errors import ConfigError, DataError
 from cclm.files import atomic
 from cclm.files.reading import read_json

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import eval_image
 from cclm.errors import ConfigError
 from cclm.evaluate.rerank import RerankRule
 from cclm.evaluate.tables import Groups, Results, results_of

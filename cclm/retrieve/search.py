@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import eval_image
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel

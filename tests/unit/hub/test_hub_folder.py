@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import eval_image
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder

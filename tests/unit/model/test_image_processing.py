@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cclm.data.image import ImageTransformConfig, decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import ImageTransformConfig, eval_image
 from cclm.model.image_processing_cclm import CCLMImageProcessor
 
 

@@ -152,7 +152,8 @@ def test_search_finds_by_cosine_and_looks_again(opened: OpenedModel, folder: Pat
 
 
 def _pixels(opened: OpenedModel, source: Files, unit: int):  # type: ignore[no-untyped-def]
-    from cclm.data.image import decode_image, eval_image
+    from cclm.data.decoding import decode_image
+    from cclm.data.image import eval_image
 
     return eval_image(decode_image(source.picture(unit)), opened.transform)
 
