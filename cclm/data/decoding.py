@@ -21,14 +21,18 @@ from PIL import Image, UnidentifiedImageError
 
 from cclm.errors import DataError
 from cclm.model.image_rgb import SWAPS_SIDES, TURNS, orientation_of, to_rgb, upright_size
-from cclm.shardfile.codec import is_cut
+from cclm.shardfile.codec import first_scan, format_of, is_cut
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow's decoders that are tried, in this order: never those that start other programs (EPS)."""
 JPEG_START = b"\xff\xd8"
-SIGNS_OF_A_TAG = (b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"EXIF", b"type exif", b"adobe.xmp")
-"""One of these stands in every JPEG (the first two), PNG or WebP file that has an orientation. To search for them takes
-microseconds; to ask Pillow may mean to decode a whole PNG."""
+SIGNS_OF_A_TAG = {
+    "jpg": (b"Exif\0\0", b"tiff:Orientation"),
+    "png": (b"eXIf", b"type exif", b"adobe.xmp"),
+    "webp": (b"EXIF", b"tiff:Orientation"),
+}
+"""One of these stands in every file that has an orientation. To search for them takes microseconds; to ask Pillow may
+mean to decode a whole PNG."""
 
 
 def decode_image(data: bytes, scale: int = 1, where: str = "") -> Image.Image:
@@ -107,8 +111,9 @@ def decode_scaled_plain(data: bytes, scale: int) -> NDArray[np.uint8]:
 
 
 def _may_be_turned(data: bytes) -> bool:
-    signs = SIGNS_OF_A_TAG[:2] if data.startswith(JPEG_START) else SIGNS_OF_A_TAG
-    return any(sign in data for sign in signs)
+    image_format = format_of(data)
+    end = first_scan(data) if image_format == "jpg" else len(data)
+    return any(data.find(sign, 0, end) >= 0 for sign in SIGNS_OF_A_TAG.get(image_format, ()))
 
 
 def _words(error: Exception) -> str:

@@ -67,14 +67,18 @@ def is_cut(image: bytes) -> bool:
     What follows the marker is free: phones append videos, cameras notes, file systems zeros.
     """
     if image.startswith(b"\xff\xd8"):
-        at = 2
-        while image[at : at + 1] == b"\xff" and image[at + 1 : at + 2] != b"\xda":
-            # over the header's segments, one of which may hold a whole small JPEG, to the first scan
-            at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
-        return image.find(b"\xff\xd9", at) < 0
+        return image.rfind(b"\xff\xd9", first_scan(image)) < 0
     if image.startswith(b"\x89PNG"):
         return b"IEND\xaeB`\x82" not in image
     return image[:4] == b"RIFF" and len(image) < 8 + int.from_bytes(image[4:8], "little")
+
+
+def first_scan(image: bytes) -> int:
+    """Return where the pixels of a JPEG file begin: behind the segments of its head, which may hold a whole JPEG."""
+    at = 2
+    while image[at : at + 1] == b"\xff" and image[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
+    return at
 
 
 def _check_captions(captions: object, where: str) -> dict[str, list[str]]:
