@@ -111,8 +111,8 @@ class InferenceMethods:
         self: CrossViewPieces, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "c e"]:
         """Unit vectors of tokenized texts in any language."""
-        mask_CL = as_mask(input_ids, attention_mask)
-        return self.project_texts(self.encode_texts(input_ids, mask_CL), mask_CL)
+        ids_CL, mask_CL = tidy_texts(self, input_ids, attention_mask)
+        return self.project_texts(self.encode_texts(ids_CL, mask_CL), mask_CL)
 
     def score(
         self: CrossViewPieces,
@@ -128,14 +128,14 @@ class InferenceMethods:
             pixel_values: an image for each text; of a model that reads several (`fusion.num_memories`, as for NLVR2),
                 that many for each text: (B, M, 3, H, W).
             input_ids: the texts.
-            attention_mask: 1 where a token is real; None: everywhere.
+            attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
             batch_size: pairs at a time; None: all at once.
 
         Raises:
             ValueError: another number of images than the model reads for a text.
         """
-        mask_BL, size = as_mask(input_ids, attention_mask), batch_size or len(input_ids)
-        parts = zip(*(torch.split(given, size) for given in (pixel_values, input_ids, mask_BL)), strict=True)
+        texts, size = tidy_texts(self, input_ids, attention_mask), batch_size or len(input_ids)
+        parts = zip(*(torch.split(given, size) for given in (pixel_values, *texts)), strict=True)
         return torch.cat([self.match_logits(_look(self, *part), part[2]) for part in parts])
 
     def score_all(
@@ -152,8 +152,8 @@ class InferenceMethods:
             ValueError: a model that reads several images.
         """
         _refuse_several(self, "score_all")
-        mask_TL = as_mask(input_ids, attention_mask)
-        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(input_ids, mask_TL)
+        ids_TL, mask_TL = tidy_texts(self, input_ids, attention_mask)
+        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(ids_TL, mask_TL)
         pair_P = torch.arange(len(image_IND) * len(text_TLD), device=text_TLD.device)
         logits_P2 = _match_pairs(self, (image_IND, text_TLD, mask_TL), pair_P, batch_size)
         return logits_P2.view(len(image_IND), len(text_TLD), 2)
@@ -177,8 +177,8 @@ class InferenceMethods:
             ValueError: a model that reads several images.
         """
         _refuse_several(self, "rerank")
-        mask_TL = as_mask(input_ids, attention_mask)
-        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(input_ids, mask_TL)
+        ids_TL, mask_TL = tidy_texts(self, input_ids, attention_mask)
+        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(ids_TL, mask_TL)
         cosine_TI = self.project_texts(text_TLD, mask_TL) @ self.project_images(image_IND).T
         cosine_TK, image_TK = cosine_TI.topk(min(top_k, len(image_IND)), dim=1)
         row_T1 = torch.arange(len(text_TLD), device=text_TLD.device)[:, None]
@@ -213,14 +213,16 @@ class InferenceMethods:
                 "masked tokens: expected pixel_values or memory_ids (the same sentence in another language), got "
                 f"{'neither' if memory_ids is None else 'both'}. The hidden words are read from one of them."
             )
-        mask_BL = as_mask(input_ids, attention_mask)
+        order_BL = _text_first(real_tokens(self, input_ids, attention_mask))
+        slot_BL = slot_BL.gather(1, order_BL)
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         if pixel_values is not None:
-            fused_BLD = _look(self, pixel_values, input_ids, mask_BL)
+            fused_BLD = _look(self, pixel_values, ids_BL, mask_BL)
         else:
             assert memory_ids is not None, "exactly one of the two, see above"
-            memory_mask_BN = as_mask(memory_ids, memory_attention_mask)
+            memory_ids, memory_mask_BN = tidy_texts(self, memory_ids, memory_attention_mask)
             memory_BND = self.encode_texts(memory_ids, memory_mask_BN)
-            fused_BLD = self.fuse(self.encode_texts(input_ids, mask_BL), mask_BL, memory_BND, memory_mask_BN)
+            fused_BLD = self.fuse(self.encode_texts(ids_BL, mask_BL), mask_BL, memory_BND, memory_mask_BN)
         return self.decode_with(self.masked_lm_states(fused_BLD[slot_BL]), functional.linear)
 
     def fill_mask(
@@ -238,7 +240,7 @@ class InferenceMethods:
 
         Args:
             input_ids: texts with `<mask>`.
-            attention_mask: 1 where a token is real; None: everywhere.
+            attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
             pixel_values: an image for each text; or instead of it
             memory_ids: a sentence for each text, in any language;
             memory_attention_mask: its real tokens.
@@ -282,8 +284,8 @@ class InferenceMethods:
             raise ValueError(
                 "locate: expected a model with a box head, got one without. Use CCLM-4M or an X2VLM model."
             )
-        mask_BL = as_mask(input_ids, attention_mask)
-        return self.locate_boxes(_look(self, pixel_values, input_ids, mask_BL), mask_BL)
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        return self.locate_boxes(_look(self, pixel_values, ids_BL, mask_BL), mask_BL)
 
     def classify(
         self: CrossViewPieces,
@@ -296,16 +298,17 @@ class InferenceMethods:
         Raises:
             ValueError: a model without classifier, or another number of images than it reads.
         """
-        mask_BL, number = as_mask(input_ids, attention_mask), self.config.class_images
+        number = self.config.class_images
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         if number == 1:
-            return self.class_logits([_look(self, pixel_values, input_ids, mask_BL)], mask_BL)
+            return self.class_logits([_look(self, pixel_values, ids_BL, mask_BL)], mask_BL)
         if pixel_values.ndim != 5 or pixel_values.shape[1] != number:
             raise ValueError(
                 f"pixel_values: expected {number} images for each text, shape (B, {number}, 3, H, W), got "
                 f"{tuple(pixel_values.shape)}. Give the processor lists of {number} images."
             )
         image_BND = self.encode_images(pixel_values.flatten(0, 1))
-        text_BLD = self.encode_texts(input_ids, mask_BL)
+        text_BLD = self.encode_texts(ids_BL, mask_BL)
         memories = image_BND.view(-1, number, *image_BND.shape[1:]).unbind(1)
         return self.class_logits([self.fuse(text_BLD, mask_BL, memory_BND) for memory_BND in memories], mask_BL)
 
@@ -324,14 +327,28 @@ class InferenceMethods:
         Raises:
             ValueError: a model without answer decoder.
         """
-        mask_BL = as_mask(input_ids, attention_mask)
-        question_BLD = _look(self, pixel_values, input_ids, mask_BL)
-        return self.rank_answers(question_BLD, mask_BL, answer_ids, as_mask(answer_ids, answer_attention_mask), top_k)
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        answers = tidy_texts(self, answer_ids, answer_attention_mask)
+        return self.rank_answers(_look(self, pixel_values, ids_BL, mask_BL), mask_BL, *answers, top_k)
 
 
-def as_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A bool mask from whatever a tokenizer gives."""
-    return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+def tidy_texts(model: CrossViewPieces, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Token ids with their bool mask as in training, padding behind the text, from whatever a tokenizer gives."""
+    mask_BL = real_tokens(model, input_ids, attention_mask)
+    order_BL = _text_first(mask_BL)
+    return input_ids.gather(1, order_BL), mask_BL.gather(1, order_BL)
+
+
+def real_tokens(model: CrossViewPieces, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The attention mask as bool; without one every token but `<pad>` is real."""
+    return input_ids != model.config.text["pad_token_id"] if attention_mask is None else attention_mask.bool()
+
+
+def _text_first(mask_BL: Tensor) -> Tensor:
+    """For each column the one to take, so that padding on the left (`padding_side="left"`) comes to stand behind."""
+    padding_B1 = (~mask_BL).long().cumprod(1).sum(1, keepdim=True)
+    column_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+    return (column_L + padding_B1) % mask_BL.shape[1]
 
 
 def _look(model: CrossViewPieces, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:

@@ -25,11 +25,13 @@ from transformers.utils import ModelOutput
 from .answer_decoder import AnswerDecoder, rank_answers
 from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig, LayerOptions, ModelOptions, VisionOptions
+from .fusion import FusionEncoder  # noqa: F401  # the loader of transformers 5.0 copies what this file names, no more
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
 from .layers import CrossAttention
 from .memories import fusion_encoder
+from .packing import text_layout  # noqa: F401  # see FusionEncoder
 from .regions import region_tokens
 from .relative_position import RelativePositionBias
 from .swin import SwinEncoder
