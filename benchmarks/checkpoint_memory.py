@@ -5,9 +5,9 @@
 Makes a checkpoint as two ZeRO-3 ranks write it (and a published file), with random weights of the sizes of CCLM-3M,
 runs the command as a user does, and looks at it and all its children every few milliseconds. "resident" is what the
 kernel counts (with pages of mapped files, which it may drop at any time), "held" what cannot be dropped. Both are
-sums over the processes that live at the same time, the interpreters and libraries included. The checkpoint holds a
-witness, as every checkpoint of a run does; `--without-witness` measures the older kind, for which the export computes
-the reference itself.
+sums over the processes that live at the same time, the interpreters and libraries included. The checkpoint holds
+reference outputs, as every checkpoint of a run does; `--without-reference` measures the older kind, for which the
+export computes them itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.hub.open import build_model
 from cclm.hub.probe import make_probe
-from cclm.hub.reference_outputs import witness_of, write_witness
+from cclm.hub.reference_outputs import reference_of, write_reference
 from cclm.model.configuration_cclm import CCLMConfig, ModelOptions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.families import FAMILIES
@@ -89,7 +89,7 @@ def random_weights(shape: tuple[int, ...], name: str) -> torch.Tensor:
     return torch.randn(shape) * 0.02 if len(shape) > 1 else torch.zeros(shape)
 
 
-def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int:
+def write_run(folder: Path, options: ModelOptions, *, with_reference: bool) -> int:
     """A run folder with a checkpoint of two ZeRO-3 ranks; returns the bytes of the weights in fp32."""
     large_tokenizer(folder / "tokenizer", options.text.vocab_size)
     view = {"max_tokens": 40, "transform": {"size": options.vision.image_size}}
@@ -116,13 +116,13 @@ def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int
         path = checkpoint / "deepspeed" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         torch.save({"optimizer_state_dict": share}, path)
         rows[rank].clear()
-    if with_witness:
+    if with_reference:
         tokenizer, transform = (
             load_tokenizer(folder / "tokenizer"),
             ImageTransformConfig(size=options.vision.image_size),
         )
         model = build_model(CCLMConfig(**asdict(options)), state, "benchmark")
-        write_witness(witness_of(model, tokenizer, transform, 40), checkpoint)
+        write_reference(reference_of(model, tokenizer, transform, 40), checkpoint)
     files = {name: record_file(checkpoint / name) for name in list_files(checkpoint)}
     write_marker(checkpoint, Marker(step=1, world_size=RANKS, files=files))
     return 4 * sum(shape.numel() for shape in shapes.values())
@@ -182,11 +182,11 @@ def memory_of(pid: int) -> tuple[int, int]:
     return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0), sizes.get("VmRSS", 0)
 
 
-def measure(what: str, folder: Path, options: ModelOptions, *, with_witness: bool) -> Peak:
+def measure(what: str, folder: Path, options: ModelOptions, *, with_reference: bool) -> Peak:
     """Make the input, run the command."""
     cclm = [sys.executable, "-m", "cclm.cli"]
     if what == "export":
-        weights = write_run(folder / "run", options, with_witness=with_witness)
+        weights = write_run(folder / "run", options, with_reference=with_reference)
         command = [*cclm, "export", str(folder / "run"), "--to", str(folder / "out"), "--shard-size", "500MB"]
     else:
         large_tokenizer(folder / "tokenizer", options.text.vocab_size)
@@ -201,7 +201,7 @@ def main() -> int:
     """Print the table; exit code 1 if more is resident than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=("export", "import"), default=["export", "import"])
-    parser.add_argument("--without-witness", action="store_true", help="export: the checkpoint holds none")
+    parser.add_argument("--without-reference", action="store_true", help="export: the checkpoint holds none")
     parser.add_argument("--folder", type=Path, help="where to write (three times the weights); default: temporary")
     add_json_option(parser)
     arguments = parser.parse_args()
@@ -210,7 +210,7 @@ def main() -> int:
     print(f"{'':10}{'weights':>12}{'held':>12}{'ratio':>8}{'resident':>12}{'ratio':>8}{'seconds':>10}")
     for what in arguments.what:
         with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="checkpoint-memory-") as name:
-            peak = measure(what, Path(name), options, with_witness=not arguments.without_witness)
+            peak = measure(what, Path(name), options, with_reference=not arguments.without_reference)
         peaks.append(peak)
         sizes = f"{peak.weights_bytes / 1e9:9.2f} GB{peak.held_bytes / 1e9:9.2f} GB{peak.ratio:8.2f}"
         resident = f"{peak.resident_bytes / 1e9:9.2f} GB{peak.resident_ratio:8.2f}"

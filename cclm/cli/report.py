@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cclm.cli.say import say
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from cclm.cli.say import Commands, add_command, say
 
 
-def make_parser() -> ArgumentParser:
-    """Options of `cclm report`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description="Write one self-contained page about a run: curves, recall, gallery, data.")
-    parser.add_argument("run", type=str, help="a run folder")
-    parser.add_argument("--out", type=str | None, help="where to write; without it: report.html in the run folder")
-    return parser
+def add_to(commands: Commands) -> None:
+    """Add `report`."""
+    add = add_command(commands, "report", run, "write one self-contained page about a run")
+    add("run_folder", metavar="run", type=Path, help="a run folder")
+    add("--out", type=Path, help="where to write; without it: report.html in the run folder")
 
 
-def run(run: str, out: str | None = None) -> None:
+def run(options: argparse.Namespace) -> None:
     """Write the page about the newest checkpoint."""
     from cclm.files.atomic import replace_text
     from cclm.run.identity import identify_newest
     from cclm.track.report import render
     from cclm.track.report_data import report_data
 
-    path = Path(out) if out else Path(run) / "report.html"
-    replace_text(path, render(report_data(Path(run), identify_newest(Path(run)))))
+    folder = options.run_folder
+    path = options.out or folder / "report.html"
+    replace_text(path, render(report_data(folder, identify_newest(folder))))
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

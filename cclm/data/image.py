@@ -17,7 +17,7 @@ Triple = tuple[float, float, float]
 Method = Literal["random_resized_crop", "affine", "none"]
 Resample = Literal["bicubic", "bilinear", "box"]
 
-RESAMPLE_FILTER = {
+RESAMPLE_FILTER: dict[Resample, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "box": Image.Resampling.BOX,
@@ -29,7 +29,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransformConfig:
-    """How a picture becomes the model's input."""
+    """How an image becomes the model's input."""
 
     size: int = 224
     """Height and width of the result, pixels."""
@@ -38,7 +38,7 @@ class ImageTransformConfig:
     resample: Resample = "bicubic"
     """Filter of every resize, antialiased; `box` averages areas."""
     crop_area: tuple[float, float] = (0.2, 1.0)
-    """random_resized_crop: share of the picture's area."""
+    """random_resized_crop: share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """random_resized_crop: width over height."""
     flip_probability: float = 0.5
@@ -54,19 +54,19 @@ class ImageTransformConfig:
     brightness: float = 0.2
     """affine: multiply by 1 ± at most this."""
     contrast: float = 0.0
-    """affine: distances from the picture's mean grey, times 1 ± at most this."""
+    """affine: distances from the image's mean grey, times 1 ± at most this."""
     saturation: float = 0.0
     """affine: distances from the pixel's own grey, times 1 ± at most this."""
     hue_rad: float = 0.0
     """affine: turn colours about the grey axis by at most this angle."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """affine: colour that shows where the picture was moved away."""
+    """affine: colour that shows where the image was moved away."""
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
     """Subtracted from each channel (values in 0 … 1)."""
     std: Triple = (0.26862954, 0.26130258, 0.27577711)
     """Each channel is divided by it."""
     cache_bytes: int = 0
-    """Memory for decoded pictures in each process; 0 for none (random_resized_crop then decodes at a reduced size
+    """Memory for decoded images in each process; 0 for none (random_resized_crop then decodes at a reduced size
     where the crop allows it)."""
 
 
@@ -88,32 +88,32 @@ def eval_image(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.f
 
 
 def normalise(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
-    """Bytes of a resized picture → (3, H, W) float32: subtract the mean, divide by the deviation."""
+    """Bytes of a resized image → (3, H, W) float32: subtract the mean, divide by the deviation."""
     return _normalised(image, 1.0, config)
 
 
 def train_image(
     image: Image.Image, config: ImageTransformConfig, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Augment a picture that went through `prepare`, by `affine` or `none`: (3, size, size), float32."""
+    """Augment an image that went through `prepare`, by `affine` or `none`: (3, size, size), float32."""
     assert config.method != "random_resized_crop", "cclm.data.photo makes these, as bytes"
     if config.method == "none":
         return eval_image(image, config)
     draws = generator.random(26).tolist()
     flip = draws[0] < config.flip_probability
     light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
-    picture = _jitter(image, config, flip, draws[2:6])
+    image = _jitter(image, config, flip, draws[2:6])
     if config.contrast == config.saturation == config.hue_rad == 0.0:
-        return _normalised(picture, light, config)
-    return _recoloured(picture, light, config, draws[6:9])
+        return _normalised(image, light, config)
+    return _recoloured(image, light, config, draws[6:9])
 
 
 def crop_box(width: int, height: int, config: ImageTransformConfig, draws: list[float]) -> tuple[int, int, int, int]:
     """A random box (left, top, right, bottom): area and log-ratio uniform, six attempts, then the central crop.
 
     Args:
-        width: of the picture.
-        height: of the picture.
+        width: of the image.
+        height: of the image.
         config: `crop_area` and `crop_ratio`.
         draws: 24 uniform numbers, four for each attempt.
     """

@@ -28,7 +28,7 @@ def photo(source: bytes | Image.Image, config: ImageTransformConfig, generator: 
     """A random resized crop, flipped by a coin, augmented as the config says: (3, size, size), uint8.
 
     Args:
-        source: the encoded picture, or a decoded one.
+        source: the encoded image, or a decoded one.
         config: `crop_area`, `crop_ratio`, `size`, `resample`, `flip_probability`, `randaugment`.
         generator: the sample's own; 26 draws for crop and flip, then those of RandAugment.
 
@@ -44,14 +44,14 @@ def photo(source: bytes | Image.Image, config: ImageTransformConfig, generator: 
 def training_pixels(
     source: bytes | Image.Image, config: ImageTransformConfig, generator: np.random.Generator
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """A picture after the training transform: bytes that the device will normalise (crops), or normalised floats."""
+    """An image after the training transform: bytes that the device will normalise (crops), or normalised floats."""
     if config.method == "random_resized_crop":
         return photo(source, config, generator)
     return train_image(decode_image(source) if isinstance(source, bytes) else source, config, generator)
 
 
 def cut(source: bytes | Image.Image, box: tuple[int, int, int, int], config: ImageTransformConfig) -> Pixels:
-    """A box (in pixels of the whole picture) at its final size, (size, size, 3); errors: `decode_image`."""
+    """A box (in pixels of the whole image) at its final size, (size, size, 3); errors: `decode_image`."""
     if isinstance(source, Image.Image):
         return resize_box(np.asarray(source), box, config)
     scale = scale_for(box, config.size)
@@ -89,7 +89,7 @@ def scale_for(box: tuple[int, int, int, int], size: int) -> int:
 def scaled_box(
     box: tuple[int, int, int, int], whole: tuple[int, int], reduced: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A box of the whole picture in whole pixels of the reduced one (sizes are width, height)."""
+    """A box of the whole image in whole pixels of the reduced one (sizes are width, height)."""
     if whole == reduced:
         return box
     left, top, right, bottom = box

@@ -1,6 +1,6 @@
 """Images and texts through a model, in batches: states for the fusion encoder, features for the dual encoder.
 
-Given tensors, not files: whoever calls has decoded the pictures and cut the texts into tokens. Texts are encoded
+Given tensors, not files: whoever calls has decoded the images and cut the texts into tokens. Texts are encoded
 once each and sorted by length, so that little is spent on padding. Nothing here knows ranks or gradients.
 """
 
@@ -60,7 +60,7 @@ class Encoded:
 
 @torch.inference_mode()
 def encode_images(model: CrossViewModel, images_NCHW: Float[Tensor, "n 3 h w"], *, batch_size: int = 256) -> Encoded:
-    """Encode normalised pictures, `batch_size` at a time."""
+    """Encode normalised images, `batch_size` at a time."""
     states = [model.encode_images(images_BCHW) for images_BCHW in torch.split(images_NCHW, batch_size)]
     features = [model.project_images(state_BND) for state_BND in states]
     state_NLD = torch.cat(states)

@@ -47,8 +47,8 @@ def recall_standard_error(recall: float, num_queries: int) -> float:
 def clustered_standard_error(values: Tensor, cluster: Tensor) -> float:
     """Return the standard error, in points, of the mean of `values` (hits, 0 or 1) that hang together in clusters.
 
-    Languages share their pictures: a picture that is hard in one is hard in all, so a mean over languages is less
-    sure than its number of queries suggests. `cluster`: int64, same shape as `values`, one number per picture.
+    Languages share their images: an image that is hard in one is hard in all, so a mean over languages is less
+    sure than its number of queries suggests. `cluster`: int64, same shape as `values`, one number per image.
     """
     numbers, index = torch.unique(cluster, return_inverse=True)
     num_clusters = len(numbers)

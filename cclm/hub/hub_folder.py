@@ -9,11 +9,11 @@ from tokenizers import Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 
-from cclm.data.image import ImageTransformConfig
+from cclm.data.image import RESAMPLE_FILTER, ImageTransformConfig
 from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.data.tokens import Normalise
 from cclm.errors import CheckpointError
-from cclm.hub.open import RESAMPLE_NUMBER, Prepared
+from cclm.hub.open import Prepared
 from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_processing_cclm import CCLMImageProcessor
@@ -22,7 +22,7 @@ from cclm.model.processing_cclm import CCLMProcessor
 
 
 def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype | None, shard_bytes: int) -> None:
-    """Make `folder` and write everything into it but README.md and the proof.
+    """Make `folder` and write everything into it but README.md and the parity report.
 
     Raises:
         CheckpointError: names or shapes of the weights do not fit the config.
@@ -94,7 +94,7 @@ def hub_image_processor(transform: ImageTransformConfig) -> CCLMImageProcessor:
     """Return the image processor that does what the evaluation transform does."""
     return CCLMImageProcessor(
         size={"height": transform.size, "width": transform.size},
-        resample=RESAMPLE_NUMBER[transform.resample],
+        resample=int(RESAMPLE_FILTER[transform.resample]),
         image_mean=transform.mean,
         image_std=transform.std,
     )

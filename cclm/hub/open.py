@@ -8,7 +8,7 @@ run/checkpoints/step_N ───────────────────
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,10 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from cclm.checkpoint.load import load_full_state
-from cclm.data.image import ImageTransformConfig, Resample
+from cclm.data.batch import Tokens
+from cclm.data.collate import pad
+from cclm.data.decoding import decode_image
+from cclm.data.image import RESAMPLE_FILTER, ImageTransformConfig, Resample, eval_image
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.reading import read_json, read_yaml
@@ -31,8 +34,6 @@ from cclm.run.facts import PARITY_NAME, CheckpointFacts
 from cclm.run.identity import identify
 
 ValueType = TypeVar("ValueType")
-RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}
-"""PIL's numbers of the resize filters, as an image processor's JSON holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Prepared:
     tokenizer_folder: Path
     """Where tokenizer.json lies."""
     transform: ImageTransformConfig
-    """Picture → tensor."""
+    """Image → tensor."""
     max_tokens: int
     """Longest text, with `<s>` and `</s>`."""
     origin: Path
@@ -55,6 +56,14 @@ class Prepared:
     """The run, if it was not an export."""
     checkpoint: CheckpointFacts | None = None
     """Which checkpoint the weights are; None: an export that does not say."""
+
+    def pixels(self, image: bytes) -> Tensor:
+        """Return an image file as the network takes it, (3, H, W), float32 (errors: `decode_image`)."""
+        return torch.from_numpy(eval_image(decode_image(image), self.transform))
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Return texts as padded ids with their mask (DataError: a text of which no token is left)."""
+        return pad(self.tokenizer.encode(texts, self.max_tokens), self.tokenizer.pad_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +211,7 @@ def read_run_config(run_folder: Path) -> dict[str, Any]:
 
 
 def transform_of(config: Mapping[str, Any]) -> ImageTransformConfig:
-    """Return the picture transform of a run's configuration (for a run without pictures, of the model's size)."""
+    """Return the image transform of a run's configuration (for a run without images, of the model's size)."""
     data = config["data"]
     given = dict((data.get("image_text") or {}).get("transform") or {})
     size = ((config.get("model") or {}).get("vision") or {}).get("image_size")
@@ -260,7 +269,7 @@ def prepare_export(folder: Path) -> Prepared:
         config = CCLMConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _other_version(folder, error) from error
-    names = {number: name for name, number in RESAMPLE_NUMBER.items()}
+    names: dict[int, Resample] = {int(number): name for name, number in RESAMPLE_FILTER.items()}
     mean, std = processor["image_mean"], processor["image_std"]
     return Prepared(
         config=config,
@@ -299,7 +308,7 @@ def _other_version(folder: Path, error: Exception) -> CheckpointError:
 
 
 def _exported_checkpoint(folder: Path) -> CheckpointFacts | None:
-    proof = read_json(folder / PARITY_NAME, {})
-    if proof.get("checkpoint") is None:
+    parity = read_json(folder / PARITY_NAME, {})
+    if parity.get("checkpoint") is None:
         return None
-    return CheckpointFacts(step=proof["step"], identity=proof["checkpoint"])
+    return CheckpointFacts(step=parity["step"], identity=parity["checkpoint"])

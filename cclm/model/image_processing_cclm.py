@@ -45,6 +45,8 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  # HF's form
+    to_rgb = staticmethod(to_rgb)
+    """For what converts images itself before it calls a processor, as the pipelines of `transformers` do."""
 
     def __init__(
         self,
@@ -94,11 +96,9 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         listed = [images] if isinstance(images, Image.Image) else list(images)
         if not listed:
             raise ValueError("images: expected at least one image, got an empty list. Leave images away instead.")
+        one = processor._pixels
         pixels = [
-            np.stack(list(map(processor._pixels, image)))
-            if isinstance(image, list | tuple)
-            else processor._pixels(image)
-            for image in listed
+            np.stack(list(map(one, image))) if isinstance(image, list | tuple) else one(image) for image in listed
         ]
         return BatchFeature(data={"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,50 +28,6 @@ try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without i
     from jaxtyping import Float, Int
 except ImportError:
     pass
-
-ResultType = TypeVar("ResultType")
-
-
-@runtime_checkable
-class CrossViewPieces(Protocol):
-    """What the methods below ask of `CCLMModel`; see there."""
-
-    config: Any
-    fusion_encoder: Any
-    box_head: Any
-    temperature: Any
-
-    def encode_images(self, images_BCHW: Tensor) -> Tensor: ...  # noqa: D102  # documented in CCLMModel
-
-    def encode_texts(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def project_images(self, image_BND: Tensor) -> Tensor: ...  # noqa: D102
-
-    def project_texts(self, text_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def fuse(  # noqa: D102
-        self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor | None, memory_mask_BN: Tensor | None = None
-    ) -> Tensor: ...
-
-    def fuse_several(self, text_BLD: Tensor, mask_BL: Tensor, memories: Sequence[Tensor]) -> Tensor: ...  # noqa: D102
-
-    def match_logits(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def locate_boxes(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def class_logits(self, fused: Sequence[Tensor], mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def rank_answers(  # noqa: D102
-        self, question_BLD: Tensor, mask_BL: Tensor, answer_ids: Tensor, answer_mask: Tensor, top_k: int
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def masked_lm_states(self, fused_TD: Tensor) -> Tensor: ...  # noqa: D102
-
-    def decode_with(self, hidden_TD: Tensor, function: Callable[..., ResultType]) -> ResultType: ...  # noqa: D102
-
-    def masked_lm_logits(  # noqa: D102
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, slot_BL: Tensor, **memory: Any
-    ) -> Tensor: ...
 
 
 @dataclass
@@ -101,21 +57,38 @@ class FillMaskOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen
 
 
 class InferenceMethods:
-    """Methods of `CCLMModel` beyond those that a training step is made of."""
+    """Methods of `CCLMModel` beyond those that a training step is made of; what they build on stands there."""
 
-    def get_image_features(self: CrossViewPieces, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+    config: Any
+    fusion_encoder: Any
+    box_head: Any
+    temperature: Any
+    encode_images: Callable[..., Tensor]
+    encode_texts: Callable[..., Tensor]
+    project_images: Callable[..., Tensor]
+    project_texts: Callable[..., Tensor]
+    fuse: Callable[..., Tensor]
+    fuse_several: Callable[..., Tensor]
+    match_logits: Callable[..., Tensor]
+    locate_boxes: Callable[..., Tensor]
+    class_logits: Callable[..., Tensor]
+    rank_answers: Callable[..., tuple[Tensor, Tensor]]
+    masked_lm_states: Callable[..., Tensor]
+    decode_with: Callable[..., Any]
+
+    def get_image_features(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         """Unit vectors of images, comparable with those of `get_text_features`."""
         return self.project_images(self.encode_images(pixel_values))
 
     def get_text_features(
-        self: CrossViewPieces, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
+        self, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "c e"]:
         """Unit vectors of tokenized texts in any language."""
         ids_CL, mask_CL = tidy_texts(self, input_ids, attention_mask)
         return self.project_texts(self.encode_texts(ids_CL, mask_CL), mask_CL)
 
     def score(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b *m 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -139,7 +112,7 @@ class InferenceMethods:
         return torch.cat([self.match_logits(_look(self, *part), part[2]) for part in parts])
 
     def score_all(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "i 3 h w"],
         input_ids: Int[Tensor, "t l"],
         attention_mask: Tensor | None = None,
@@ -159,7 +132,7 @@ class InferenceMethods:
         return logits_P2.view(len(image_IND), len(text_TLD), 2)
 
     def rerank(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "i 3 h w"],
         input_ids: Int[Tensor, "t l"],
         attention_mask: Tensor | None = None,
@@ -194,7 +167,7 @@ class InferenceMethods:
         )
 
     def masked_lm_logits(
-        self: CrossViewPieces,
+        self,
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
         *,
@@ -223,10 +196,11 @@ class InferenceMethods:
             memory_ids, memory_mask_BN = tidy_texts(self, memory_ids, memory_attention_mask)
             memory_BND = self.encode_texts(memory_ids, memory_mask_BN)
             fused_BLD = self.fuse(self.encode_texts(ids_BL, mask_BL), mask_BL, memory_BND, memory_mask_BN)
-        return self.decode_with(self.masked_lm_states(fused_BLD[slot_BL]), functional.linear)
+        logits_SV: Tensor = self.decode_with(self.masked_lm_states(fused_BLD[slot_BL]), functional.linear)
+        return logits_SV
 
     def fill_mask(
-        self: CrossViewPieces,
+        self,
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
         *,
@@ -268,7 +242,7 @@ class InferenceMethods:
         return FillMaskOutput(row=row_S, column=column_S, token_ids=token_SK, probability=probability_SK)
 
     def locate(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -288,7 +262,7 @@ class InferenceMethods:
         return self.locate_boxes(_look(self, pixel_values, ids_BL, mask_BL), mask_BL)
 
     def classify(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b *m 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -302,18 +276,12 @@ class InferenceMethods:
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         if number == 1:
             return self.class_logits([_look(self, pixel_values, ids_BL, mask_BL)], mask_BL)
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != number:
-            raise ValueError(
-                f"pixel_values: expected {number} images for each text, shape (B, {number}, 3, H, W), got "
-                f"{tuple(pixel_values.shape)}. Give the processor lists of {number} images."
-            )
-        image_BND = self.encode_images(pixel_values.flatten(0, 1))
+        memories = _several_images(self, pixel_values, number)
         text_BLD = self.encode_texts(ids_BL, mask_BL)
-        memories = image_BND.view(-1, number, *image_BND.shape[1:]).unbind(1)
         return self.class_logits([self.fuse(text_BLD, mask_BL, memory_BND) for memory_BND in memories], mask_BL)
 
     def answer(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -332,14 +300,14 @@ class InferenceMethods:
         return self.rank_answers(_look(self, pixel_values, ids_BL, mask_BL), mask_BL, *answers, top_k)
 
 
-def tidy_texts(model: CrossViewPieces, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def tidy_texts(model: InferenceMethods, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Token ids with their bool mask as in training, padding behind the text, from whatever a tokenizer gives."""
     mask_BL = real_tokens(model, input_ids, attention_mask)
     order_BL = _text_first(mask_BL)
     return input_ids.gather(1, order_BL), mask_BL.gather(1, order_BL)
 
 
-def real_tokens(model: CrossViewPieces, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def real_tokens(model: InferenceMethods, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The attention mask as bool; without one every token but `<pad>` is real."""
     return input_ids != model.config.text["pad_token_id"] if attention_mask is None else attention_mask.bool()
 
@@ -351,23 +319,28 @@ def _text_first(mask_BL: Tensor) -> Tensor:
     return (column_L + padding_B1) % mask_BL.shape[1]
 
 
-def _look(model: CrossViewPieces, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
+def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
     """Fused states of texts that each read their image, or their several images."""
     text_BLD = model.encode_texts(input_ids, mask_BL)
     if not isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
         return model.fuse(text_BLD, mask_BL, model.encode_images(pixel_values))
-    wanted = model.fusion_encoder.num_memories
-    if pixel_values.ndim != 5 or pixel_values.shape[1] != wanted:
+    memories = _several_images(model, pixel_values, model.fusion_encoder.num_memories)
+    return model.fuse_several(text_BLD, mask_BL, memories)
+
+
+def _several_images(model: InferenceMethods, pixel_values: Tensor, number: int) -> Sequence[Tensor]:
+    """The first encoded images of all texts, the second ones, …"""
+    if pixel_values.ndim != 5 or pixel_values.shape[1] != number:
         raise ValueError(
-            f"pixel_values: expected {wanted} images for each text, shape (B, {wanted}, 3, H, W), got "
-            f"{tuple(pixel_values.shape)}. Give the processor lists of {wanted} images."
+            f"pixel_values: expected {number} images for each text, shape (B, {number}, 3, H, W), got "
+            f"{tuple(pixel_values.shape)}. Give the processor lists of {number} images."
         )
     image_BND = model.encode_images(pixel_values.flatten(0, 1))
-    return model.fuse_several(text_BLD, mask_BL, image_BND.view(-1, wanted, *image_BND.shape[1:]).unbind(1))
+    return image_BND.view(-1, number, *image_BND.shape[1:]).unbind(1)
 
 
 def _match_pairs(
-    model: CrossViewPieces, encoded: tuple[Tensor, Tensor, Tensor], pair_P: Tensor, batch_size: int
+    model: InferenceMethods, encoded: tuple[Tensor, Tensor, Tensor], pair_P: Tensor, batch_size: int
 ) -> Tensor:
     """Matching logits (P, 2) of pairs; pair number = image · texts + text."""
     image_IND, text_TLD, mask_TL = encoded
@@ -379,7 +352,7 @@ def _match_pairs(
     return torch.cat(found)
 
 
-def _refuse_several(model: CrossViewPieces, method: str) -> None:
+def _refuse_several(model: InferenceMethods, method: str) -> None:
     """Raise if a text is about several images."""
     if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
         raise ValueError(

@@ -95,7 +95,7 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
 
         Args:
             boxes_B4: centre x, centre y, width, height as shares of the image.
-            sizes: width and height of each image (`picture.size`).
+            sizes: width and height of each image (`image.size`).
         """
         boxes_B4 = boxes_B4.float()
         half_B2, centre_B2 = boxes_B4[:, 2:] / 2, boxes_B4[:, :2]

@@ -1,4 +1,4 @@
-"""Measure an opened model on shard sets: pictures and texts → tensors → `cclm.evaluate` → results and a gallery."""
+"""Measure an opened model on shard sets: images and texts → tensors → `cclm.evaluate` → results and a gallery."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from cclm.data.decoding import decode_image
-from cclm.data.image import eval_image
 from cclm.errors import ConfigError
 from cclm.evaluate.rerank import RerankRule
 from cclm.evaluate.tables import Groups, Results, results_of
@@ -22,7 +20,7 @@ from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Language, View
 
 NUM_SHOWN = 5
-"""Pictures per query in the gallery."""
+"""Images per query in the gallery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +39,16 @@ def languages_of(groups: Groups) -> list[Language]:
 
 
 def load_set(folder: Path, opened: OpenedModel, languages: Sequence[Language]) -> LoadedSet:
-    """Read a set of image-text shards; each picture's query in a language is its first caption there.
+    """Read a set of image-text shards; each image's query in a language is its first caption there.
 
     Raises:
-        ConfigError: not an image-text set, or no picture has a caption in some language.
+        ConfigError: not an image-text set, or no image has a caption in some language.
         DataError: a broken sample (a set that is measured on has to be whole).
     """
     shards = ShardSet(folder)
     if shards.view is not View.IMAGE_TEXT:
         raise ConfigError(
-            where=str(folder), expected="an image-text shard set", got=shards.view.value, do="Give a set of pictures."
+            where=str(folder), expected="an image-text shard set", got=shards.view.value, do="Give a set of images."
         )
     records = [
         shards.image_text(shard, sample)
@@ -58,14 +56,13 @@ def load_set(folder: Path, opened: OpenedModel, languages: Sequence[Language]) -
         for sample in range(num_samples)
     ]
     shards.close()
-    pixels = [torch.from_numpy(eval_image(decode_image(record.image), opened.transform)) for record in records]
     number: dict[str, int] = {}
     identity = [number.setdefault(record.identity or record.key, len(number)) for record in records]
     return LoadedSet(
         folder=folder,
         records=records,
         tensors=RetrievalSet(
-            images_CCHW=torch.stack(pixels),
+            images_CCHW=torch.stack([opened.pixels(record.image) for record in records]),
             identity_C=torch.tensor(identity),
             queries={language: _queries(folder, opened, records, language) for language in languages},
         ),
@@ -85,14 +82,9 @@ def _queries(
             got="none in the whole set",
             do="Take the language out of the groups, or measure on a set that has it.",
         )
-    tokens = opened.tokenizer.encode([text for _, text in captions], opened.max_tokens)
-    length = max(len(row) for row in tokens)
-    pad_id = opened.tokenizer.pad_id
-    return LanguageQueries(
-        ids_TL=torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in tokens]),
-        mask_TL=torch.tensor([[column < len(row) for column in range(length)] for row in tokens]),
-        image_T=torch.tensor([row for row, _ in captions]),
-    )
+    tokens = opened.tokens([text for _, text in captions])
+    image_T = torch.tensor([row for row, _ in captions])
+    return LanguageQueries(ids_TL=tokens.ids_BL, mask_TL=tokens.mask_BL, image_T=image_T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +94,7 @@ class Outcome:
     results: Results
     """The contents of results.json."""
     gallery: list[dict[str, Any]]
-    """For each shown query: language, text, meaning, and its best pictures as data URIs with `right`."""
+    """For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
 
 
 def evaluate(
@@ -125,7 +117,7 @@ def evaluate(
         dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity.
         rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
         top_k: candidates to re-rank; 0 does not re-rank.
-        batch_size: pictures, texts or pairs per call; larger is not faster on a CPU (caches).
+        batch_size: images, texts or pairs per call; larger is not faster on a CPU (caches).
         on_language: told (set name, language) as each is done.
 
     Raises:
@@ -171,9 +163,9 @@ def refuse_choosing_on_the_test_set(shards: Path, dev_shards: Path) -> None:
     if shards.resolve() == dev_shards.resolve():
         raise ConfigError(
             where=str(dev_shards),
-            expected="a dev set with other pictures than the set that is measured",
+            expected="a dev set with other images than the set that is measured",
             got="the same set twice",
-            do="Hold pictures out for --choose-rerank-on, or leave it away: then both weights are 1.",
+            do="Hold images out for --choose-rerank-on, or leave it away: then both weights are 1.",
         )
 
 
@@ -223,7 +215,7 @@ def _measure_dev(
 
 
 def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dict[str, Any]]:
-    """Return one query per language with its best pictures by cosine, drawn by a seed and not by its result."""
+    """Return one query per language with its best images by cosine, drawn by a seed and not by its result."""
     generator = torch.Generator().manual_seed(seed)
     shown = []
     for language, result in found.languages.items():
@@ -249,6 +241,6 @@ def _meaning(captions: Mapping[Language, Sequence[str]]) -> str:
 
 
 def data_uri(record: ImageTextRecord) -> str:
-    """Return a picture as a data URI, byte by byte as it lies in the shard."""
+    """Return an image as a data URI, byte by byte as it lies in the shard."""
     kind = {"jpg": "jpeg"}.get(record.image_format, record.image_format)
     return f"data:image/{kind};base64,{base64.b64encode(record.image).decode('ascii')}"

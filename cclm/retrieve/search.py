@@ -1,4 +1,4 @@
-"""Find pictures (or texts) of an embedded set by a text in any language.
+"""Find images (or texts) of an embedded set by a text in any language.
 
 query ─ text feature ─ cosine with every row ─▶ best K ─ (re-rank: the fusion encoder looks at each) ─▶ table, page
 """
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from cclm.data.decoding import decode_image
-from cclm.data.image import eval_image
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
@@ -38,7 +37,7 @@ class EmbeddedSet:
     feature_NE: Tensor
 
     def source(self) -> EmbedSource:
-        """Where the pictures lie.
+        """Where the images lie.
 
         Raises:
             ConfigError: they are gone, or others now.
@@ -130,7 +129,7 @@ def search(
             temperature, as published); 0: none.
 
     Raises:
-        ConfigError: another model, a query of which no token is left, or pictures that are gone.
+        ConfigError: another model, a query of which no token is left, or images that are gone.
     """
     if weights_fingerprint(opened) != embedded.facts.model:
         raise ConfigError(
@@ -160,11 +159,11 @@ def search(
 
 @torch.inference_mode()
 def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Sequence[Hit]) -> list[Hit]:
-    """Order pictures by the fusion encoder and the cosine together."""
-    pixels = [torch.from_numpy(eval_image(decode_image(source.picture(hit.unit)), opened.transform)) for hit in hits]
+    """Order images by the fusion encoder and the cosine together."""
     model = opened.model
-    ids_1L = torch.tensor(opened.tokenizer.encode([query], opened.max_tokens)).to(model.device)
-    logits_K2 = model.score_all(torch.stack(pixels).to(model.device, model.dtype), ids_1L)[:, 0].float().cpu()
+    images_K3HW = torch.stack([opened.pixels(source.image(hit.unit)) for hit in hits]).to(model.device, model.dtype)
+    ids_1L = opened.tokens([query]).ids_BL.to(model.device)
+    logits_K2 = model.score_all(images_K3HW, ids_1L)[:, 0].float().cpu()
     odds_K = logits_K2[:, 1] - logits_K2[:, 0]
     score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / float(model.temperature())
     return [
@@ -184,11 +183,11 @@ def text_table(hits: Sequence[Hit]) -> str:
 
 
 def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSource) -> str:
-    """One self-contained HTML page with small pictures."""
+    """One self-contained HTML page with small images."""
     parts = []
     for query, hits in zip(queries, found, strict=True):
         figures = "".join(
-            f'<figure><img alt="" src="{_thumbnail(source.picture(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
+            f'<figure><img alt="" src="{_thumbnail(source.image(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
             f"{'' if hit.match is None else f' · {hit.match:.0%}'}<br>{html.escape(hit.key)}</figcaption></figure>"
             for rank, hit in enumerate(hits, start=1)
         )
@@ -200,8 +199,8 @@ def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSo
     return f"<!doctype html><meta charset=utf-8><title>search</title><style>{style}</style>{''.join(parts)}\n"
 
 
-def _thumbnail(picture: bytes) -> str:
-    small = decode_image(picture)
+def _thumbnail(image: bytes) -> str:
+    small = decode_image(image)
     small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)

@@ -28,7 +28,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
 def test_options_are_spelled_with_hyphens() -> None:
     arguments = ["evaluate", "runs/x", "--shards", "s", "--rerank-top-k", "4", "--choose-rerank-on", "d"]
     chosen = make_parser().parse_args(arguments)
-    assert chosen.evaluate.rerank_top_k == 4 and chosen.evaluate.choose_rerank_on == "d"
+    assert chosen.rerank_top_k == 4 and chosen.choose_rerank_on == Path("d")
     assert DEFAULT_TOP_K > 1
 
 
@@ -38,6 +38,16 @@ def test_a_users_mistake_is_one_sentence_and_code_two(tmp_path: Path, capsys: py
     assert error.startswith("error: ") and "expected a run folder" in error and error.count("\n") == 1
     assert main(["export", str(tmp_path), "--to", str(tmp_path / "out"), "--dtype", "int8"]) == 2
     assert "expected fp32, bf16 or fp16" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_written_are_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "file").write_text("")
+    assert main(["embed", str(tmp_path / "model"), str(tmp_path / "file"), "--to", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as left:
+        main(["embed", "model"])
+    assert left.value.code == 2
 
 
 def test_the_shipped_groups_file_is_the_demonstrations() -> None:
@@ -85,8 +95,8 @@ def test_a_groups_file_that_cannot_be_read_is_refused(tmp_path: Path, content: b
 
 def test_rerank_groups_are_a_list_or_all() -> None:
     arguments = ["evaluate", "runs/x", "--shards", "s", "--rerank-groups", "english", "far", "--out", "o"]
-    assert make_parser().parse_args(arguments).evaluate.rerank_groups == ["english", "far"]
-    assert make_parser().parse_args(["evaluate", "runs/x", "--shards", "s"]).evaluate.rerank_groups is None
+    assert make_parser().parse_args(arguments).rerank_groups == ["english", "far"]
+    assert make_parser().parse_args(["evaluate", "runs/x", "--shards", "s"]).rerank_groups is None
 
 
 def test_verify_ledger_prints_steps_and_the_last_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

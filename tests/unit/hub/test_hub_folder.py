@@ -59,7 +59,7 @@ def test_hub_tokenizer_pads_right_with_the_pad_id_and_gives_no_segment_ids(token
 
 def test_hub_pixels_are_our_pixels_for_every_mode_of_png() -> None:
     processor = hub_image_processor(TRANSFORM)
-    for data in make_probe().pictures:
+    for data in make_probe().images:
         theirs = processor(Image.open(BytesIO(data)), return_tensors="pt")["pixel_values"][0]
         ours = torch.from_numpy(eval_image(decode_image(data), TRANSFORM))
         assert torch.allclose(theirs, ours, atol=2e-6)

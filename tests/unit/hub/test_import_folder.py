@@ -9,7 +9,7 @@ import torch
 from cclm.cli.__main__ import main
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
-from cclm.hub.export import REPLACED, workshop
+from cclm.hub.export import REPLACED, staging_directory
 from cclm.hub.import_folder import REPORT_NAME, import_file
 from cclm.hub.open import open_model
 from cclm.model.modeling_cclm import CCLMModel
@@ -72,11 +72,12 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_import_waits_for_nobody_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
     write_file(tmp_path / "a.th", "swin")
     import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
-    with workshop(tmp_path / "out"), pytest.raises(CheckpointError, match="expected one export at a time"):
+    with pytest.raises(CheckpointError, match="expected one export at a time"), staging_directory(tmp_path / "out"):
         import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
     (tmp_path / ".export-out").mkdir()
     (tmp_path / "out").rename(tmp_path / ".export-out" / REPLACED)  # killed between the two renames
-    with workshop(tmp_path / "out"):
+    with staging_directory(tmp_path / "out") as folder:
+        folder.mkdir()
         assert (tmp_path / "out" / REPORT_NAME).is_file(), "the older folder came back"
 
 
