@@ -84,12 +84,7 @@ def prepare(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
 
 def eval_image(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
     """Resize and normalise: (3, size, size), float32."""
-    return normalise(resize(image, config), config)
-
-
-def normalise(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
-    """Bytes of a resized image → (3, H, W) float32: subtract the mean, divide by the deviation."""
-    return _normalised(image, 1.0, config)
+    return _normalised(resize(image, config), 1.0, config)
 
 
 def train_image(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -66,14 +67,9 @@ class Candidates:
 
     def select(self, keep_Q: Bool[Tensor, " q"]) -> Candidates:
         """Return the candidates of some queries only."""
-        return replace(
-            self,
-            candidate_QK=self.candidate_QK[keep_Q],
-            similarity_QK=self.similarity_QK[keep_Q],
-            log_odds_QK=self.log_odds_QK[keep_Q],
-            right_QK=self.right_QK[keep_Q],
-            dual_rank_Q=self.dual_rank_Q[keep_Q],
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept: dict[str, Any] = {name: value[keep_Q] for name, value in tensors.items()}
+        return replace(self, **kept)
 
     def ranks(self, rule: RerankRule) -> Int[Tensor, " q"]:
         """Return the ranks after re-ordering by `rule`; a query with no right candidate among its k keeps its rank."""

@@ -12,8 +12,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from cclm.data.image import RESAMPLE_FILTER, ImageTransformConfig
 from cclm.data.tokenizer_file import tokenizer_bytes
 from cclm.data.tokens import Normalise
-from cclm.errors import CheckpointError
-from cclm.hub.open import Prepared
+from cclm.hub.open import Prepared, misfit
 from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_processing_cclm import CCLMImageProcessor
@@ -81,12 +80,7 @@ def stored_names(model: CCLMModel, source: Source, origin: str) -> list[str]:
         if name in stored and stored[name].shape != shape
     ]
     if missing or others or misfits:
-        raise CheckpointError(
-            where=origin,
-            expected="the parameters that config.yaml's `model` describes",
-            got=f"missing {missing[:5]}, unexpected {others[:5]}, of another shape {misfits[:5]}",
-            do="Use the config.yaml that the checkpoint was trained with.",
-        )
+        raise misfit(origin, f"missing {missing[:5]}, unexpected {others[:5]}, of another shape {misfits[:5]}")
     return list(wanted)
 
 

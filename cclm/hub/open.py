@@ -169,10 +169,10 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
         fp32 = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         loaded = model.load_state_dict(fp32, strict=False, assign=True)
     except RuntimeError as error:
-        raise _misfit(where, " ".join(str(error).split())) from error
+        raise misfit(where, " ".join(str(error).split())) from error
     missing = [name for name in loaded.missing_keys if name not in tied_weights(config.options())]
     if missing or loaded.unexpected_keys:
-        raise _misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
+        raise misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
     model.tie_weights()
     model.eval()
     return model
@@ -186,7 +186,8 @@ def without_prefix(state: Mapping[str, ValueType]) -> Mapping[str, ValueType]:
     return state
 
 
-def _misfit(where: str, got: str) -> CheckpointError:
+def misfit(where: str, got: str) -> CheckpointError:
+    """Return the error for weights that do not fit their configuration."""
     return CheckpointError(
         where=where,
         expected="the parameters that config.yaml's `model` describes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,23 +126,25 @@ def evaluate(
     began = time.monotonic()
     if dev_shards is not None:
         refuse_choosing_on_the_test_set(shards, dev_shards)
-    languages = languages_of(groups)
+
+    def measured(folder: Path, of: Groups, matching: Sequence[Language] = ()) -> tuple[LoadedSet, Measurement]:
+        loaded = load_set(folder, opened, languages_of(of))
+        options: dict[str, Any] = {"top_k": top_k, "matching_languages": matching, "batch_size": batch_size}
+        return loaded, measure(
+            opened.model, loaded.tensors, **options, on_language=lambda language: on_language(folder.name, language)
+        )
+
     rule = RerankRule() if top_k else None
     dev: Results | None = None
     if dev_shards is not None:
-        deciding = deciding_groups(groups, rerank_groups)
-        dev, rule = _measure_dev(opened, dev_shards, deciding, top_k, batch_size, on_language)
-    loaded = load_set(shards, opened, languages)
-    found = measure(
-        opened.model,
-        loaded.tensors,
-        top_k=top_k,
-        matching_languages=next(iter(groups.values())),
-        batch_size=batch_size,
-        on_language=lambda language: on_language(shards.name, language),
-    )
-    results = results_of(found, groups, rule)
-    results["set"] = {"shards": str(shards), "num_images": len(loaded.records)}
+        deciding, tried = deciding_groups(groups, rerank_groups), list[tuple[RerankRule, float]]()
+        loaded, found = measured(dev_shards, deciding)
+        if top_k:
+            rule, tried = choose_rerank_rule(found, list(deciding.values()))
+        dev = _results(loaded, found, deciding, rule)
+        dev["tried_rules"] = [{**asdict(one), "objective": round(value, 2)} for one, value in tried]
+    loaded, found = measured(shards, groups, next(iter(groups.values())))
+    results = _results(loaded, found, groups, rule)
     results["model"] = model_facts(opened)
     if dev is not None:
         results["dev"] = dev
@@ -187,31 +189,11 @@ def deciding_groups(groups: Groups, names: Sequence[str] | None) -> dict[str, Se
     return {name: groups[name] for name in chosen}
 
 
-def _measure_dev(
-    opened: OpenedModel,
-    folder: Path,
-    deciding: Groups,
-    top_k: int,
-    batch_size: int,
-    on_language: Callable[[str, str], None],
-) -> tuple[Results, RerankRule | None]:
-    """Measure the dev set in the languages that decide, and choose the rule there."""
-    loaded = load_set(folder, opened, languages_of(deciding))
-    found = measure(
-        opened.model,
-        loaded.tensors,
-        top_k=top_k,
-        batch_size=batch_size,
-        on_language=lambda language: on_language(folder.name, language),
-    )
-    rule, values = choose_rerank_rule(found, list(deciding.values())) if top_k else (None, [])
-    results = results_of(found, deciding, rule)
-    results["set"] = {"shards": str(folder), "num_images": len(loaded.records)}
-    results["tried_rules"] = [
-        {"match_weight": one.match_weight, "similarity_weight": one.similarity_weight, "objective": round(value, 2)}
-        for one, value in values
-    ]
-    return results, rule
+def _results(loaded: LoadedSet, found: Measurement, groups: Groups, rule: RerankRule | None) -> Results:
+    return {
+        **results_of(found, groups, rule),
+        "set": {"shards": str(loaded.folder), "num_images": len(loaded.records)},
+    }
 
 
 def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dict[str, Any]]:

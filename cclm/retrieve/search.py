@@ -57,7 +57,7 @@ class EmbeddedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One answer."""
+    """One result."""
 
     key: str
     unit: int
@@ -77,6 +77,8 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
     Raises:
         ConfigError: not an embedded set, not finished, or without rows of this kind.
     """
+    import pyarrow as pa
+    from pyarrow import compute as pc
     from pyarrow import parquet
 
     found = read_json(folder / FACTS_NAME, None)
@@ -93,26 +95,20 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
             got=f"{facts.num_parts - len(missing)}",
             do="Start `cclm embed` with the same options again: it makes what is missing.",
         )
-    tables = [parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)]
-    unit: list[int] = []
-    key: list[str] = []
-    text: list[str | None] = []
-    features = []
-    for table in tables:
-        keep = [
-            k == kind and e is None for k, e in zip(table["kind"].to_pylist(), table["error"].to_pylist(), strict=True)
-        ]
-        kept = table.filter(keep)
-        unit += kept["unit"].to_pylist()
-        key += kept["key"].to_pylist()
-        text += kept["text"].to_pylist()
-        flat = kept["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        features.append(torch.tensor(flat).view(len(kept), facts.width))
-    if not unit:
+    rows = pa.concat_tables([parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)])
+    rows = rows.filter((pc.field("kind") == kind) & pc.field("error").is_null())
+    if not len(rows):
         raise ConfigError(
             where=str(folder), expected=f"rows of kind {kind!r}", got="none", do="Search for the other kind (--kind)."
         )
-    return EmbeddedSet(facts=facts, unit=unit, key=key, text=text, feature_NE=torch.cat(features))
+    flat = rows["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return EmbeddedSet(
+        facts=facts,
+        unit=rows["unit"].to_pylist(),
+        key=rows["key"].to_pylist(),
+        text=rows["text"].to_pylist(),
+        feature_NE=torch.tensor(flat).view(len(rows), facts.width),
+    )
 
 
 def search(
