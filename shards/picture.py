@@ -1,4 +1,4 @@
-"""One picture of a corpus, decoded at most once for filters, duplicates and re-encoding (its size is read before)."""
+"""One image of a corpus, decoded at most once for filters, duplicates and re-encoding (its size is read before)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Picture:
 
 
 def written_anew(picture: Picture, image_format: str, settings: ImageSettings) -> tuple[bytes, str, float]:
-    """Return a picture as the recipe wants it stored: the file, its format, and the factor that its sides shrank by.
+    """Return an image as the recipe wants it stored: the file, its format, and the factor that its sides shrank by.
 
     What needs no change is returned bit for bit. The same pixels give the same bytes with the same Pillow.
 
     Args:
-        picture: the picture.
+        picture: the image.
         image_format: "jpg", "png" or "webp".
         settings: what is wanted.
     """

@@ -61,9 +61,13 @@ def run(options: argparse.Namespace) -> None:
 
     from cclm.evaluate.tables import text_table
     from cclm.files.atomic import replace_text
+    from cclm.files.folders import make_folder
     from cclm.hub.open import open_model
     from cclm.retrieve.measure import evaluate
 
+    for path in (options.out, gallery):  # what cannot be written is told before an hour of measuring
+        if path:
+            make_folder(path.parent)
     if options.threads:
         torch.set_num_threads(options.threads)
     outcome = evaluate(

@@ -37,7 +37,7 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Export, print the parity report."""
     from cclm.files.atomic import replace_text
-    from cclm.hub.export import ExportOptions, Weights, checkpoint_source, export, reference_for, refuse_to_overwrite
+    from cclm.hub.export import ExportOptions, Weights, check_target, checkpoint_source, export, reference_for
     from cclm.hub.hub_folder import count_parameters
     from cclm.hub.model_card import model_card
     from cclm.hub.open import is_export, prepare_run
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if is_export(options.run_folder):
         where = str(options.run_folder)
         raise ConfigError(where=where, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
-    refuse_to_overwrite(to)  # before anything long
+    check_target(to)  # before anything long
     prepared = prepare_run(options.run_folder)
     assert prepared.run_folder is not None, "prepare_run finds runs only"
     facts = read_facts(prepared.run_folder, prepared.checkpoint)

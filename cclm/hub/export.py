@@ -138,7 +138,7 @@ def export(
             process computes something else. `to` is then untouched.
     """
     options = ExportOptions() if options is None else options
-    refuse_to_overwrite(to)
+    check_target(to)
     with staging_directory(to) as folder:
         expected = reference(folder.with_name(SCRATCH))
         write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
@@ -192,8 +192,13 @@ def staging_directory(to: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def refuse_to_overwrite(to: Path) -> None:
-    """Raise `CheckpointError` if `to` is anything but an export, an empty folder, or nothing; or holds this process."""
+def check_target(to: Path) -> None:
+    """Raise unless an export can be put there, before anything long is done.
+
+    Raises:
+        CheckpointError: it is anything but an export, an empty folder, or nothing; or this process runs in it.
+        CclmError: nothing can be written beside it.
+    """
     got = ""
     if to.exists() and not is_export(to) and not (to.is_dir() and not any(to.iterdir())):
         got = "a folder or file with other contents"
@@ -206,3 +211,4 @@ def refuse_to_overwrite(to: Path) -> None:
             got=got,
             do="Give another `--to`, or move it away.",
         )
+    make_folder(to.resolve().parent)

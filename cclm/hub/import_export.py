@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.hub.export import ExportOptions, export, reference_for, refuse_to_overwrite
+from cclm.hub.export import ExportOptions, check_target, export, reference_for
 from cclm.hub.open import prepare_export
 from cclm.hub.parity import ParityReport
 from cclm.hub.weight_files import DTYPES, Dtype, Source, in_memory
@@ -29,7 +29,7 @@ def import_export(folder: Path, to: Path) -> ParityReport:
         CheckpointError: `folder` is of another version or incomplete, or a fresh process computes something else than
             its weights do.
     """
-    refuse_to_overwrite(to)  # before anything long
+    check_target(to)  # before anything long
     prepared, source = prepare_export(folder), folder_source(folder)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""

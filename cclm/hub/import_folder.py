@@ -19,7 +19,7 @@ from cclm.data.image import ImageTransformConfig
 from cclm.data.tokens import Normalise, load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.hub.export import SHARD_SIZE, give_memory_back, refuse_to_overwrite, staging_directory
+from cclm.hub.export import SHARD_SIZE, check_target, give_memory_back, staging_directory
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
 from cclm.hub.mapped_pages import drop_pages_after_use
 from cclm.hub.open import Prepared
@@ -82,7 +82,7 @@ def import_file(
     Raises:
         CheckpointError: see `convert` and `check_parity`, or another import to `to` is running; `to` is then untouched.
     """
-    refuse_to_overwrite(to)
+    check_target(to)
     published = read_tensors(path)
     options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
     state, report = convert(published, options, str(path))

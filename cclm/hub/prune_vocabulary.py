@@ -27,7 +27,7 @@ from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
 from cclm.data.tokens import pre_caption
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
-from cclm.hub.export import staging_directory
+from cclm.hub.export import check_target, staging_directory
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.pretrained.source_files import read_folder
 
@@ -81,6 +81,7 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
     """
     if to.exists():
         raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
+    check_target(to)
     if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
         raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
     stored = tokenizer_bytes(folder)

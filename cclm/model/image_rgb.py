@@ -81,9 +81,7 @@ def _on_white(image: Image.Image, key: Any) -> Image.Image:
         image.info["transparency"] = key
     layer = image.convert("RGBA")
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    result = Image.alpha_composite(white, layer).convert("RGB")
-    result.info = {name: value for name, value in image.info.items() if name != "transparency"}
-    return result
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _grey(values: Any, key: Any) -> Image.Image:

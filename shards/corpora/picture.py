@@ -45,13 +45,13 @@ def image_size(image: bytes, where: str) -> tuple[int, int]:
 
 
 def load_file(path: Path) -> bytes:
-    """Read a picture's file (reason image_missing)."""
+    """Read an image's file (reason image_missing)."""
     with _missing(str(path)):
         return path.read_bytes()
 
 
 def load_span(path: Path, offset: int, size_bytes: int) -> bytes:
-    """Read a picture that lies inside a file, for example in a tar (reasons image_missing, image_truncated)."""
+    """Read an image that lies inside a file, for example in a tar (reasons image_missing, image_truncated)."""
     where = f"{path}@{offset}"
     with _missing(where):
         status = path.stat()

@@ -50,6 +50,14 @@ def test_files_that_cannot_be_written_are_a_sentence(tmp_path: Path, capsys: pyt
     assert left.value.code == 2
 
 
+def test_results_that_cannot_be_written_are_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["evaluate", "no model", "--shards", "no set", "--out", str(tmp_path / "file" / "out.json")]) == 2
+    assert "a folder that can be made and written in" in capsys.readouterr().err
+
+
 def test_the_shipped_groups_file_is_the_demonstrations() -> None:
     groups = read_groups(Path("pretrain/demo_groups.yaml"))
     assert {name: len(members) for name, members in groups.items()} == {

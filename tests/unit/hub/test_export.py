@@ -17,10 +17,10 @@ from cclm.errors import CclmError, CheckpointError
 from cclm.hub.export import (
     REPLACED,
     Weights,
+    check_target,
     checkpoint_source,
     export,
     reference_for,
-    refuse_to_overwrite,
     staging_directory,
 )
 from cclm.hub.open import OpenedModel, build_model, is_export, open_model
@@ -54,18 +54,18 @@ def report_of(max_abs: float) -> ParityReport:
 
 
 def test_only_an_export_or_nothing_is_replaced(opened: OpenedModel, tmp_path: Path) -> None:
-    refuse_to_overwrite(tmp_path / "new")
-    refuse_to_overwrite(tmp_path)
+    check_target(tmp_path / "new")
+    check_target(tmp_path)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="a new folder or an older export"):
-        refuse_to_overwrite(tmp_path)
+        check_target(tmp_path)
     with pytest.raises(CheckpointError, match="a new folder"):
-        refuse_to_overwrite(tmp_path / "thesis.txt")
+        check_target(tmp_path / "thesis.txt")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"model_type": "bert"}')
     assert not is_export(tmp_path / "old")
     (tmp_path / "old" / "config.json").write_text('{"model_type": "cclm"}')
-    refuse_to_overwrite(tmp_path / "old")
+    check_target(tmp_path / "old")
 
 
 @pytest.mark.parametrize("to", [".", "..", "/", "empty", "empty/../empty"])
@@ -76,7 +76,7 @@ def test_the_folder_that_a_command_runs_in_is_never_replaced(
     monkeypatch.chdir(tmp_path / "empty")
     place = tmp_path / to if "empty" in to else Path(to)
     with pytest.raises(CheckpointError) as caught:
-        refuse_to_overwrite(place)
+        check_target(place)
     assert caught.value.where == str(place)
 
 
@@ -84,13 +84,13 @@ def test_a_relative_place_is_that_of_the_working_folder(tmp_path: Path, monkeypa
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     for to, made in (("../beside", tmp_path / "beside"), ("inside", tmp_path / "below" / "inside")):
-        refuse_to_overwrite(Path(to))
+        check_target(Path(to))
         with staging_directory(Path(to)) as folder:
             folder.mkdir()
         assert made.is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(CclmError), staging_directory(tmp_path / "file" / "out"):
-        pass
+    with pytest.raises(CclmError, match="a folder that can be made and written in"):
+        check_target(tmp_path / "file" / "out")
 
 
 def test_a_failed_check_leaves_the_old_export_and_no_rubbish(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
