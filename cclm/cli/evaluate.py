@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from cclm.cli.say import Commands, add_command, say
 from cclm.errors import ConfigError
@@ -65,9 +64,10 @@ def run(options: argparse.Namespace) -> None:
     from cclm.hub.open import open_model
     from cclm.retrieve.measure import evaluate
 
-    for path in (options.out, gallery):  # what cannot be written is told before an hour of measuring
+    for path in (options.out, gallery):  # what cannot be read or written is told before an hour of measuring
         if path:
             make_folder(path.parent)
+    seconds = read_seconds(options.out) if options.out else {}
     if options.threads:
         torch.set_num_threads(options.threads)
     outcome = evaluate(
@@ -84,8 +84,8 @@ def run(options: argparse.Namespace) -> None:
         sys.stderr.write("\n")
     say(text_table(outcome.results))
     if options.out:
-        merged = merge_results(outcome.results, read_seconds(options.out))
-        replace_text(options.out, json.dumps(merged, ensure_ascii=False, indent=1) + "\n")
+        outcome.results["seconds"] = {**seconds, **outcome.results["seconds"]}
+        replace_text(options.out, json.dumps(outcome.results, ensure_ascii=False, indent=1) + "\n")
     if gallery:
         replace_text(gallery, json.dumps(outcome.gallery, ensure_ascii=False, indent=1) + "\n")
 
@@ -122,8 +122,3 @@ def read_seconds(out: Path) -> dict[str, float]:
     from cclm.files.reading import read_json
 
     return dict(read_json(out, {}).get("seconds", {}))
-
-
-def merge_results(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """Return `results`, with the seconds of the other stages added."""
-    return {**results, "seconds": {**seconds, **results["seconds"]}}

@@ -70,8 +70,9 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         self.image_std = _per_channel("image_std", image_std)
         self.do_resize, self.do_rescale, self.do_normalize = bool(do_resize), bool(do_rescale), bool(do_normalize)
         self.rescale_factor = float(rescale_factor)
-        self.do_convert_rgb = _chosen("do_convert_rgb", do_convert_rgb, (True,))
-        self.data_format = _chosen("data_format", str(getattr(data_format, "value", data_format)), FORMATS)
+        self.do_convert_rgb, self.data_format = True, str(getattr(data_format, "value", data_format))
+        if not do_convert_rgb or self.data_format not in FORMATS:
+            raise ValueError(f"expected do_convert_rgb=True and a data_format of {FORMATS}, got something else.")
 
     def preprocess(
         self,
@@ -147,12 +148,6 @@ def _per_channel(name: str, values: Any) -> list[float]:
     if len(found) != 3 or (name == "image_std" and 0.0 in found):
         raise ValueError(f"{name}: expected a number for each of three channels, got {values!r}.")
     return found
-
-
-def _chosen(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}.")
-    return value
 
 
 CCLMImageProcessor.register_for_auto_class()

@@ -124,9 +124,7 @@ class InferenceMethods:
         Raises:
             ValueError: a model that reads several images.
         """
-        _refuse_several(self, "score_all")
-        ids_TL, mask_TL = tidy_texts(self, input_ids, attention_mask)
-        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(ids_TL, mask_TL)
+        image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "score_all")
         pair_P = torch.arange(len(image_IND) * len(text_TLD), device=text_TLD.device)
         logits_P2 = _match_pairs(self, (image_IND, text_TLD, mask_TL), pair_P, batch_size)
         return logits_P2.view(len(image_IND), len(text_TLD), 2)
@@ -149,9 +147,7 @@ class InferenceMethods:
         Raises:
             ValueError: a model that reads several images.
         """
-        _refuse_several(self, "rerank")
-        ids_TL, mask_TL = tidy_texts(self, input_ids, attention_mask)
-        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(ids_TL, mask_TL)
+        image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "rerank")
         cosine_TI = self.project_texts(text_TLD, mask_TL) @ self.project_images(image_IND).T
         cosine_TK, image_TK = cosine_TI.topk(min(top_k, len(image_IND)), dim=1)
         row_T1 = torch.arange(len(text_TLD), device=text_TLD.device)[:, None]
@@ -186,9 +182,7 @@ class InferenceMethods:
                 "masked tokens: expected pixel_values or memory_ids (the same sentence in another language), got "
                 f"{'neither' if memory_ids is None else 'both'}. The hidden words are read from one of them."
             )
-        order_BL = _text_first(real_tokens(self, input_ids, attention_mask))
-        slot_BL = slot_BL.gather(1, order_BL)
-        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        ids_BL, mask_BL, slot_BL = tidy_texts(self, input_ids, attention_mask, slot_BL)
         if pixel_values is not None:
             fused_BLD = _look(self, pixel_values, ids_BL, mask_BL)
         else:
@@ -296,27 +290,23 @@ class InferenceMethods:
             ValueError: a model without answer decoder.
         """
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
-        answers = tidy_texts(self, answer_ids, answer_attention_mask)
-        return self.rank_answers(_look(self, pixel_values, ids_BL, mask_BL), mask_BL, *answers, top_k)
+        answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
+        question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
+        return self.rank_answers(question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
 
-def tidy_texts(model: InferenceMethods, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Token ids with their bool mask as in training, padding behind the text, from whatever a tokenizer gives."""
-    mask_BL = real_tokens(model, input_ids, attention_mask)
-    order_BL = _text_first(mask_BL)
-    return input_ids.gather(1, order_BL), mask_BL.gather(1, order_BL)
+def tidy_texts(
+    model: InferenceMethods, input_ids: Tensor, attention_mask: Tensor | None, *beside: Tensor
+) -> list[Tensor]:
+    """Token ids, their bool mask and what stands `beside` them as in training, from whatever a tokenizer gives.
 
-
-def real_tokens(model: InferenceMethods, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The attention mask as bool; without one every token but `<pad>` is real."""
-    return input_ids != model.config.text["pad_token_id"] if attention_mask is None else attention_mask.bool()
-
-
-def _text_first(mask_BL: Tensor) -> Tensor:
-    """For each column the one to take, so that padding on the left (`padding_side="left"`) comes to stand behind."""
+    Padding on the left (`padding_side="left"`) comes to stand behind; without a mask every token but `<pad>` is real.
+    """
+    pad_id = model.config.text["pad_token_id"]
+    mask_BL = input_ids != pad_id if attention_mask is None else attention_mask.bool()
     padding_B1 = (~mask_BL).long().cumprod(1).sum(1, keepdim=True)
-    column_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
-    return (column_L + padding_B1) % mask_BL.shape[1]
+    order_BL = (torch.arange(mask_BL.shape[1], device=mask_BL.device) + padding_B1) % mask_BL.shape[1]
+    return [cells_BL.gather(1, order_BL) for cells_BL in (input_ids, mask_BL, *beside)]
 
 
 def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
@@ -352,10 +342,14 @@ def _match_pairs(
     return torch.cat(found)
 
 
-def _refuse_several(model: InferenceMethods, method: str) -> None:
-    """Raise if a text is about several images."""
+def _encode(
+    model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, method: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoded images and texts, and the texts' mask; raises if a text is about several images."""
     if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
         raise ValueError(
             f"{method}: expected a model that reads one image for a text, got one that reads "
             f"{model.fusion_encoder.num_memories}. Use `score` with as many images for each text."
         )
+    ids_TL, mask_TL = tidy_texts(model, input_ids, attention_mask)
+    return model.encode_images(pixel_values), model.encode_texts(ids_TL, mask_TL), mask_TL

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import TypeAlias
 
 from cclm.errors import ConfigError, DataError
 from cclm.files.lines import text_lines
@@ -35,61 +36,37 @@ class Row:
     """Of the text, where it is known."""
 
 
-class EmbedSource(Protocol):
-    """Units in a fixed order."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when units are added, removed or renamed."""
-        ...
-
-    @property
-    def left_out(self) -> Mapping[str, int]:
-        """Files that cannot be embedded, by their ending."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def rows(self, unit: int) -> list[Row]:
-        """What a unit gives."""
-        ...
-
-    def image(self, unit: int) -> bytes:
-        """Return the encoded image of a unit that has one (DataError: it cannot be read)."""
-        ...
-
-
-@dataclass(frozen=True)
 class Files:
-    """Images (one unit a file) and texts (one unit a line that is not blank) of a folder, or one such file."""
+    """Images (one unit a file) and texts (one unit a line that is not blank) of a folder, or one such file.
 
-    root: Path
-    left_out: Mapping[str, int] = field(init=False, repr=False)
-    """Files that are neither, by ending."""
-    _units: list[tuple[Path, int | None, str]] = field(init=False, repr=False)
+    Args:
+        root: the folder or file.
 
-    def __post_init__(self) -> None:
-        """List everything; raises ConfigError if there is nothing, or a text that is not UTF-8."""
-        paths = [self.root] if self.root.is_file() else sorted(path for path in self.root.rglob("*") if path.is_file())
-        units: list[tuple[Path, int | None, str]] = []
-        left_out: Counter[str] = Counter()
+    Raises:
+        ConfigError: there is nothing, or a text that is not UTF-8.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: Counter[str] = Counter()
+        """Files that are neither, by ending."""
+        self._units: list[tuple[Path, int | None, str]] = []
+        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
         for path in paths:
             if path.suffix.lower() in IMAGES:
-                units.append((path, None, ""))
+                self._units.append((path, None, ""))
             elif path.suffix.lower() in TEXTS:
                 numbered = ((number, line.strip()) for number, line in enumerate(text_lines(path), 1))
-                units += [(path, number, line) for number, line in numbered if line]
+                self._units += [(path, number, line) for number, line in numbered if line]
             else:
-                left_out[path.suffix.lower() or "no ending"] += 1
-        if not units:
+                self.left_out[path.suffix.lower() or "no ending"] += 1
+        if not self._units:
             raise ConfigError(
-                where=str(self.root),
+                where=str(root),
                 expected=f"images ({', '.join(IMAGES)}) or texts (.txt, one a line)",
-                got="no such file in it" if self.root.exists() else "nothing at this path",
+                got="no such file in it" if root.exists() else "nothing at this path",
                 do="Give the folder that holds them, or a shard set.",
             )
-        object.__setattr__(self, "_units", units)
-        object.__setattr__(self, "left_out", left_out)
 
     @property
     def fingerprint(self) -> str:
@@ -120,26 +97,22 @@ class Files:
         return path.name if path == self.root else path.relative_to(self.root).as_posix()
 
 
-@dataclass(frozen=True)
 class Shards:
-    """The samples of a shard set: images (and, if wanted, their captions), or the sentences of pairs."""
+    """The samples of a shard set: images (and, if wanted, their captions), or the sentences of pairs.
 
-    root: Path
-    with_captions: bool = False
-    """Embed captions beside the images."""
-    languages: Sequence[str] = ()
-    """Of the texts to take; empty: all."""
-    left_out: Mapping[str, int] = field(init=False, repr=False, default_factory=dict)
-    """Nothing."""
-    _set: ShardSet = field(init=False, repr=False)
-    _places: list[tuple[int, int]] = field(init=False, repr=False)
+    Args:
+        root: the set.
+        with_captions: embed captions beside the images.
+        languages: of the texts to take; empty: all.
+    """
 
-    def __post_init__(self) -> None:
-        """Read the manifest."""
-        shards = ShardSet(self.root)
-        object.__setattr__(self, "_set", shards)
-        sizes = enumerate(shards.samples_per_shard)
-        object.__setattr__(self, "_places", [(shard, sample) for shard, size in sizes for sample in range(size)])
+    left_out: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, root: Path, with_captions: bool = False, languages: Sequence[str] = ()) -> None:
+        self.root, self.with_captions, self.languages = root, with_captions, languages
+        self._set = ShardSet(root)
+        sizes = enumerate(self._set.samples_per_shard)
+        self._places = [(shard, sample) for shard, size in sizes for sample in range(size)]
 
     @property
     def fingerprint(self) -> str:
@@ -172,6 +145,11 @@ class Shards:
     def image(self, unit: int) -> bytes:
         """As it lies in the shard."""
         return self._set.image_text(*self._places[unit]).image
+
+
+EmbedSource: TypeAlias = Files | Shards
+"""Units in a fixed order: `rows` of each, and the encoded `image` of one that has it. `fingerprint` changes when units
+are added, removed or renamed."""
 
 
 def find_source(path: Path, *, with_captions: bool = False, languages: Sequence[str] = ()) -> EmbedSource:

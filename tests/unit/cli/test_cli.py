@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.cli.__main__ import main, make_parser
-from cclm.cli.evaluate import DEFAULT_TOP_K, merge_results, read_groups, read_seconds
+from cclm.cli.evaluate import DEFAULT_TOP_K, read_groups, read_seconds
 from cclm.data.ledger import LedgerFile
 from cclm.errors import ConfigError
 
@@ -86,8 +86,7 @@ def test_seconds_of_other_stages_stay(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     assert read_seconds(out) == {}
     out.write_text(json.dumps({"seconds": {"fetch": 1.0, "train": 2.0}}))
-    merged = merge_results({"groups": {}, "seconds": {"evaluate": 4.0}}, read_seconds(out))
-    assert merged == {"groups": {}, "seconds": {"fetch": 1.0, "train": 2.0, "evaluate": 4.0}}
+    assert read_seconds(out) == {"fetch": 1.0, "train": 2.0}
 
 
 @pytest.mark.parametrize(
