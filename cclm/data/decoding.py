@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from contextlib import suppress
 from functools import lru_cache
 from types import ModuleType
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cclm.errors import DataError
-from cclm.model.image_rgb import SWAPS_SIDES, TURNS, orientation_of, to_rgb, upright_size
+from cclm.model.image_rgb import SWAPS_SIDES, TURNS, orientation_of, to_rgb
 from cclm.shardfile.codec import first_scan, format_of, is_cut
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -59,29 +60,31 @@ def decode_image(data: bytes, scale: int = 1, where: str = "") -> Image.Image:
 
 def image_size(data: bytes, where: str = "") -> tuple[int, int]:
     """Return width and height of the upright image, from the file's head where that is enough (see `decode_image`)."""
-    fast = _simplejpeg()
     try:
-        if fast is not None and data.startswith(JPEG_START):
-            height, width, _, _ = fast.decode_jpeg_header(data)
-            return (height, width) if stored_orientation(data) in SWAPS_SIDES else (width, height)
-    except ValueError:
-        pass  # Pillow names what is wrong, or is more patient
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return upright_size(image) if _may_be_turned(data) else image.size
+        width, height = _stored_size(data)
     except Exception as error:
         raise _refusal(data, _words(error), where) from error
+    return (height, width) if stored_orientation(data) in SWAPS_SIDES else (width, height)
+
+
+def _stored_size(data: bytes) -> tuple[int, int]:
+    fast = _simplejpeg()
+    if fast is not None and data.startswith(JPEG_START):
+        with suppress(ValueError):  # then Pillow names what is wrong, or is more patient
+            height, width, _, _ = fast.decode_jpeg_header(data)
+            return int(width), int(height)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.width, image.height
 
 
 def stored_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a JPEG, PNG or WebP file: 1 to 8, 1 where there is none."""
-    if not _may_be_turned(data):
-        return 1
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    """Return the EXIF orientation of a JPEG, PNG or WebP file, 1 to 8; 1 where there is none, or none to be read."""
+    image_format = format_of(data)
+    end = first_scan(data) if image_format == "jpg" else len(data)
+    if any(data.find(sign, 0, end) >= 0 for sign in SIGNS_OF_A_TAG.get(image_format, ())):
+        with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return orientation_of(image)
-    except Exception as error:
-        raise _refusal(data, _words(error), "") from error
+    return 1
 
 
 def decode_scaled(data: bytes, scale: int) -> NDArray[np.uint8]:
@@ -108,12 +111,6 @@ def decode_scaled(data: bytes, scale: int) -> NDArray[np.uint8]:
 def decode_scaled_plain(data: bytes, scale: int) -> NDArray[np.uint8]:
     """The twin of `decode_scaled` that needs only Pillow."""
     return np.asarray(decode_image(data, scale))
-
-
-def _may_be_turned(data: bytes) -> bool:
-    image_format = format_of(data)
-    end = first_scan(data) if image_format == "jpg" else len(data)
-    return any(data.find(sign, 0, end) >= 0 for sign in SIGNS_OF_A_TAG.get(image_format, ()))
 
 
 def _words(error: Exception) -> str:

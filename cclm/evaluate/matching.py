@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cclm.evaluate.embed import CrossViewModel, Encoded
+from cclm.evaluate.embed import Encoded
 from cclm.evaluate.rerank import match_log_odds
 from cclm.evaluate.retrieval import same_identity
+from cclm.model.modeling_cclm import CCLMModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def _with_wrong_partners(text_G: Tensor, identity_T: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def held_out_matching(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     image_identity_C: Int[Tensor, " c"],

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.evaluate.embed import CrossViewModel, Encoded
+from cclm.evaluate.embed import Encoded
 from cclm.evaluate.retrieval import ranks, same_identity, top_candidates
+from cclm.model.modeling_cclm import CCLMModel
 
 SCORE_TOLERANCE = 1e-4
 """Re-ranked scores (tens in size) closer than this are ties; fp32 rounding of one pair in two batches is ~1e-5."""
@@ -81,7 +82,7 @@ class Candidates:
 
 @torch.inference_mode()
 def match_log_odds(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     image_P: Int[Tensor, " p"],
@@ -110,7 +111,7 @@ def match_log_odds(
 
 @torch.inference_mode()
 def rerank(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     image_identity_C: Int[Tensor, " c"],

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.evaluate.embed import CrossViewModel, Encoded, encode_images, encode_texts
+from cclm.evaluate.embed import Encoded, encode_images, encode_texts
 from cclm.evaluate.matching import MatchingScore, held_out_matching
 from cclm.evaluate.rerank import RULE_GRID, Candidates, RerankRule, choose_rule, rerank
 from cclm.evaluate.retrieval import Recall, chance, mean_recall, ranks, recall, same_identity
+from cclm.model.modeling_cclm import CCLMModel
 
 DIRECTIONS = ("t2i", "i2t")
 """Text → image and image → text."""
@@ -89,7 +90,7 @@ class Measurement:
 
 @torch.inference_mode()
 def measure(
-    model: CrossViewModel,
+    model: CCLMModel,
     data: RetrievalSet,
     *,
     top_k: int = 0,
@@ -118,7 +119,7 @@ def measure(
 
 
 def _measure_language(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     identity_C: Tensor,

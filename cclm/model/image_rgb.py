@@ -60,14 +60,6 @@ def orientation_of(image: Image.Image) -> int:
     return int(orientation)
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height after turning; PNG files without an EXIF chunk before their pixels are loaded for it."""
-    width, height = image.size
-    # TIFF: Pillow has exchanged the sides already
-    swapped = image.format != "TIFF" and orientation_of(image) in SWAPS_SIDES
-    return (height, width) if swapped else (width, height)
-
-
 def _on_white(image: Image.Image, key: Any) -> Image.Image:
     """RGB, not turned; `key` is the colour that is transparent, where the mode has no alpha."""
     if image.mode == "F" or image.mode.startswith("I"):

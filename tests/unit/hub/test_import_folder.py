@@ -116,7 +116,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path, tokenizer_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", list(TINY))
-def test_with_a_tokenizer_the_folder_is_complete_and_proven(
+def test_with_a_tokenizer_the_folder_is_complete_and_checked(
     tmp_path: Path,
     tokenizer_folder: Path,
     layout: str,
@@ -138,7 +138,7 @@ def test_with_a_tokenizer_the_folder_is_complete_and_proven(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["vqa", "x2vlm_nlvr"])
-def test_fine_tuned_files_are_proven_too(tmp_path: Path, tokenizer_folder: Path, task: str) -> None:
+def test_fine_tuned_files_are_checked_too(tmp_path: Path, tokenizer_folder: Path, task: str) -> None:
     options = with_vocabulary(TASKS[task], load_tokenizer(tokenizer_folder).vocab_size)
     model, state = file_of(options)
     torch.save({"model": state}, tmp_path / "checkpoint_best.pth")
