@@ -51,7 +51,7 @@ def test_a_row_of_another_direction_fails_by_its_cosine() -> None:
 
 @pytest.mark.parametrize("what", PARTS)
 @pytest.mark.parametrize("how", ["shifted", "nan", "missing"])
-def test_the_proof_fails_on_any_wrong_output(
+def test_the_check_fails_on_any_wrong_output(
     opened: OpenedModel,
     reference: ReferenceOutputs,
     tmp_path: Path,
