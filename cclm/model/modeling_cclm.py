@@ -81,6 +81,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
     config_class = CCLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    _supports_sdpa = True
 
     def __init__(self, config: CCLMConfig) -> None:
         super().__init__(config)
