@@ -5,9 +5,9 @@
 Makes a checkpoint as two ZeRO-3 ranks write it (and a published file), with random weights of the sizes of CCLM-3M,
 runs the command as a user does, and looks at it and all its children every few milliseconds. "resident" is what the
 kernel counts (with pages of mapped files, which it may drop at any time), "held" what cannot be dropped. Both are
-sums over the processes that live at the same time, the interpreters and libraries included. The checkpoint holds a
-witness, as every checkpoint of a run does; `--without-witness` measures the older kind, for which the export computes
-the reference itself.
+sums over the processes that live at the same time, the interpreters and libraries included. The checkpoint holds
+reference outputs, as every checkpoint of a run does; `--without-reference` measures the older kind, for which the
+export computes them itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cclm.engine.options import OptimizerConfig
 from cclm.files.plain import to_yaml
 from cclm.hub.open import build_model
 from cclm.hub.probe import make_probe
-from cclm.hub.reference_outputs import witness_of, write_witness
+from cclm.hub.reference_outputs import reference_of, write_reference
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
@@ -101,7 +101,7 @@ def piece_of(name: str, value: torch.Tensor, rank: int) -> Fragment:
     return Fragment(name=name, shape=tuple(value.shape), start=rank * size, values=values)
 
 
-def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int:
+def write_run(folder: Path, options: ModelOptions, *, with_reference: bool) -> int:
     """A run folder with a checkpoint of two ZeRO-3 ranks; returns the bytes of the weights in fp32."""
     large_tokenizer(folder / "tokenizer", options.text.vocab_size)
     transform = ImageTransformConfig(size=options.vision.image_size)
@@ -123,9 +123,9 @@ def write_run(folder: Path, options: ModelOptions, *, with_witness: bool) -> int
     for rank in range(RANKS):
         share = {WEIGHTS: [piece_of(name, value, rank) for name, value in state.items()]}
         write_share(share_path(checkpoint, rank), ShareFacts(world_size=RANKS), share, {})
-    if with_witness:
+    if with_reference:
         model = build_model(CCLMConfig(**asdict(options)), state, "benchmark")
-        write_witness(witness_of(model, load_tokenizer(folder / "tokenizer"), transform, 40), checkpoint)
+        write_reference(reference_of(model, load_tokenizer(folder / "tokenizer"), transform, 40), checkpoint)
     files = {name: record_file(checkpoint / name) for name in list_files(checkpoint)}
     write_marker(checkpoint, Marker(step=1, world_size=RANKS, files=files))
     return 4 * sum(shape.numel() for shape in shapes.values())
@@ -185,11 +185,11 @@ def memory_of(pid: int) -> tuple[int, int]:
     return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0), sizes.get("VmRSS", 0)
 
 
-def measure(what: str, folder: Path, options: ModelOptions, *, with_witness: bool) -> Peak:
+def measure(what: str, folder: Path, options: ModelOptions, *, with_reference: bool) -> Peak:
     """Make the input, run the command."""
     cclm = [sys.executable, "-m", "cclm.cli"]
     if what == "export":
-        weights = write_run(folder / "run", options, with_witness=with_witness)
+        weights = write_run(folder / "run", options, with_reference=with_reference)
         command = [*cclm, "export", str(folder / "run"), "--to", str(folder / "out"), "--shard-size", "500MB"]
     else:
         large_tokenizer(folder / "tokenizer", options.text.vocab_size)
@@ -204,7 +204,7 @@ def main() -> int:
     """Print the table; exit code 1 if more is resident than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=("export", "import"), default=["export", "import"])
-    parser.add_argument("--without-witness", action="store_true", help="export: the checkpoint holds none")
+    parser.add_argument("--without-reference", action="store_true", help="export: the checkpoint holds none")
     parser.add_argument("--folder", type=Path, help="where to write (three times the weights); default: temporary")
     add_json_option(parser)
     arguments = parser.parse_args()
@@ -213,7 +213,7 @@ def main() -> int:
     print(f"{'':10}{'weights':>12}{'held':>12}{'ratio':>8}{'resident':>12}{'ratio':>8}{'seconds':>10}")
     for what in arguments.what:
         with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="checkpoint-memory-") as name:
-            peak = measure(what, Path(name), options, with_witness=not arguments.without_witness)
+            peak = measure(what, Path(name), options, with_reference=not arguments.without_reference)
         peaks.append(peak)
         sizes = f"{peak.weights_bytes / 1e9:9.2f} GB{peak.held_bytes / 1e9:9.2f} GB{peak.ratio:8.2f}"
         resident = f"{peak.resident_bytes / 1e9:9.2f} GB{peak.resident_ratio:8.2f}"

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.figures import add_json_option, write_figures
 from cclm.errors import CclmError, ConfigError
-from cclm.evaluate.statistics import spread
 from cclm.files.reading import read_json
 from cclm.hub.model_card import recall_cell
 from cclm.recipe.read import CONFIG_FILE, read_run_config
@@ -24,6 +24,33 @@ from cclm.report.facts import RESULTS_NAME
 
 DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
 EXPECTED, DO = "a demo run folder or its results.json", "Give finished runs of `python -m pretrain.demo`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Values of one quantity over seeds."""
+
+    mean: float
+    standard_deviation: float
+    """Over seeds, with n − 1; 0 for one seed."""
+    lowest: float
+    highest: float
+    num_seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.standard_deviation:.1f} ({self.num_seeds} seeds)"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and spread of one quantity over seeds."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return Spread(
+        mean=fmean(values),
+        standard_deviation=deviation,
+        lowest=min(values),
+        highest=max(values),
+        num_seeds=len(values),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ class Region:
     """A box of an image and what it shows."""
 
     box: tuple[float, float, float, float]
-    """x, y, width, height in pixels of the stored image, origin at the top left."""
+    """x, y, width, height in pixels of the upright image, origin at the top left."""
     captions: Mapping[Language, Sequence[str]]
     """Texts by language."""
     attributes: Mapping[Language, Sequence[str]] = field(default_factory=dict)

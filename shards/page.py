@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
+from cclm.data.decoding import image_size
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.measure import class_name, spread
@@ -144,8 +143,7 @@ def preview_page(folders: Sequence[Path], most: int) -> str:
 
 
 def _shown(record: ImageTextRecord, where: str) -> ShownImage:
-    with Image.open(io.BytesIO(record.image)) as picture:
-        width, height = picture.size
+    width, height = image_size(record.image, where)
     data = base64.b64encode(record.image).decode("ascii")
     source = f"data:{_MIME[record.image_format]};base64,{data}"
     return ShownImage(record=record, where=where, source=source, width=width, height=height)

@@ -6,6 +6,7 @@ It has no pip: its site-packages holds links to the distributions of this enviro
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import venv
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -27,6 +28,32 @@ def make_clean_environment(folder: Path, names: tuple[str, ...] = WANTED) -> Pat
             if not (site_packages / top).exists():
                 (site_packages / top).symlink_to(source)
     return folder / "bin" / "python"
+
+
+def add_release(base: Path, folder: Path, requirement: str) -> Path:
+    """Make an environment with another release of one distribution over a clean one; return its interpreter.
+
+    Raises:
+        NoRegistryError: pip reached none.
+    """
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    (packages,) = (folder / "lib").glob("python*/site-packages")
+    (below,) = (base / "lib").glob("python*/site-packages")
+    (packages / "base.pth").write_text(f"{below}\n", encoding="utf-8")
+    python = folder / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", "--upgrade"]
+    command += ["--disable-pip-version-check", "--no-input", "--timeout", "20", "--retries", "1", requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        words = " ".join(done.stderr.split())
+        if "from versions: none" in words or "onnection" in words or "imed out" in words:
+            raise NoRegistryError(words[-300:])
+        raise RuntimeError(words[-3000:])
+    return python
+
+
+class NoRegistryError(Exception):
+    """Nothing can be installed here."""
 
 
 def closure(names: tuple[str, ...]) -> list[Distribution]:

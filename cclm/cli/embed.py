@@ -1,43 +1,35 @@
-"""`cclm embed`: features of pictures and texts as Parquet; goes on where it was stopped."""
+"""`cclm embed`: features of images and texts as Parquet; goes on where it was stopped."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from cclm.cli.say import say
-
-DESCRIPTION = "Embed a folder of pictures and texts (.txt, one a line) or a shard set. Started again, it goes on."
+from cclm.cli.say import Commands, add_command, say
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cclm embed`."""
-    add = parser.add_argument
-    add("model", help="a run folder, a checkpoint inside one, or an exported folder")
-    add("source", help="a folder or file, or a shard set")
-    add("--to", required=True, help="folder for the Parquet files")
+def add_to(commands: Commands) -> None:
+    """Add `embed`."""
+    add = add_command(
+        commands,
+        "embed",
+        run,
+        "embed a folder of images and texts (.txt, one a line) or a shard set, as Parquet files; started again, it "
+        "goes on",
+    )
+    add("model", type=Path, help="a run folder, a checkpoint inside one, or an exported folder")
+    add("source", type=Path, help="a folder or file, or a shard set")
+    add("--to", type=Path, required=True, help="folder for the Parquet files")
     add("--captions", action="store_true", help="of image-text shards: embed the captions too")
-    add("--languages", nargs="+", help="of texts in shards: only these")
-    add("--batch-size", type=int, default=64, help="pictures or texts at a time")
-    add("--units-per-file", type=int, default=2048, help="pictures, lines or samples a file; what a kill costs at most")
+    add("--languages", nargs="+", default=(), help="of texts in shards: only these")
+    add("--batch-size", type=int, default=64, help="images or texts at a time")
+    add("--units-per-file", type=int, default=2048, help="images, lines or samples a file; what a kill costs at most")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
 
-def run(
-    model: str,
-    source: str,
-    to: str,
-    captions: bool = False,
-    languages: Sequence[str] | None = None,
-    batch_size: int = 64,
-    units_per_file: int = 2048,
-    threads: int = 0,
-    device: str = "auto",
-    dtype: str = "fp32",
-) -> None:
+def run(options: argparse.Namespace) -> None:
     """Embed, with a progress bar."""
     import torch
 
@@ -46,25 +38,27 @@ def run(
     from cclm.retrieve.embed_source import find_source
     from cclm.track.progress import Progress
 
-    if threads:
-        torch.set_num_threads(threads)
-    taken = tuple(languages or ())
-    found = find_source(Path(source), with_captions=captions, languages=taken)
-    opened = place(open_model(Path(model)), device, dtype)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    languages, per_file = tuple(options.languages), options.units_per_file
+    source = find_source(options.source, with_captions=options.captions, languages=languages)
+    opened = place(open_model(options.model), options.device, options.dtype)
     facts = EmbeddingFacts(
         model=weights_fingerprint(opened),
-        source=found.fingerprint,
-        root=str(Path(source).resolve()),
-        with_captions=captions,
-        languages=taken,
-        num_units=len(found),
-        units_per_part=units_per_file,
+        source=source.fingerprint,
+        root=str(options.source.resolve()),
+        with_captions=options.captions,
+        languages=languages,
+        num_units=len(source),
+        units_per_part=per_file,
         width=opened.model.config.projection_width,
     )
-    missing = prepare_folder(Path(to), facts)
-    start = facts.num_units - sum(min(units_per_file, facts.num_units - part * units_per_file) for part in missing)
+    missing = prepare_folder(options.to, facts)
+    start = facts.num_units - sum(min(per_file, facts.num_units - part * per_file) for part in missing)
+    embedder = Embedder(opened=opened, batch_size=options.batch_size)
     with Progress(facts.num_units, start, "embedding") as progress:
-        done = embed(
-            Embedder(opened=opened, batch_size=batch_size), found, Path(to), facts, on_unit=lambda n: progress.update(n)
-        )
-    say(f"{to}: {facts.num_units} units in {facts.num_parts} files, {done} of them now")
+        done = embed(embedder, source, options.to, facts, on_unit=lambda unit: progress.update(unit))
+    say(f"{options.to}: {facts.num_units} units in {facts.num_parts} files, {done} of them now")
+    if source.left_out:
+        told = ", ".join(f"{count} {ending}" for ending, count in sorted(source.left_out.items()))
+        say(f"left out, neither images nor texts: {told}")

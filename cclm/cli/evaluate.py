@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.cli.say import say
+from cclm.cli.say import Commands, add_command, say
 from cclm.errors import ConfigError
 from cclm.types import Language
 
@@ -17,15 +17,17 @@ DEFAULT_TOP_K = 8
 """Candidates that are re-ranked when a dev set for it is given: half a minute for 25 languages on two cores."""
 
 
-DESCRIPTION = "Zero-shot image-text retrieval on a shard set, in every language of the groups."
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cclm evaluate`."""
-    add = parser.add_argument
-    add("model", help="a run folder, a checkpoint inside one, or an exported folder")
-    add("--shards", required=True, help="image-text shard set; a picture's query is its first caption")
-    add("--groups", help="YAML file, group: [languages]; without it English alone is measured")
+def add_to(commands: Commands) -> None:
+    """Add `evaluate`."""
+    add = add_command(
+        commands,
+        "evaluate",
+        run,
+        "measure zero-shot retrieval on an image-text shard set, by language",
+    )
+    add("model", type=Path, help="a run folder, a checkpoint inside one, or an exported folder")
+    add("--shards", type=Path, required=True, help="image-text shard set; an image's query is its first caption")
+    add("--groups", type=Path, help="YAML file, group: [languages]; without it English alone is measured")
     add(
         "--rerank-top-k",
         type=int,
@@ -34,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--choose-rerank-on",
+        type=Path,
         help="shard set on which the re-ranking weights are chosen, another one than --shards; "
         "without it: matching log-odds + similarity / temperature",
     )
@@ -43,57 +46,51 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="with --choose-rerank-on: the groups for which the weights are chosen, each counting the same; "
         "without it: all groups of the file",
     )
-    add("--out", help="JSON file for the results; seconds of other stages in it stay")
-    add("--gallery", help="JSON file for the report's gallery; without it: gallery.json beside --out")
-    add("--batch-size", type=int, default=256, help="pictures, texts or pairs at a time")
+    add("--out", type=Path, help="JSON file for the results; seconds of other stages in it stay")
+    add("--gallery", type=Path, help="JSON file for the report's gallery; without it: gallery.json beside --out")
+    add("--batch-size", type=int, default=256, help="images, texts or pairs at a time")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
 
 
-def run(
-    model: str,
-    shards: str,
-    groups: str | None = None,
-    rerank_top_k: int | None = None,
-    choose_rerank_on: str | None = None,
-    rerank_groups: Sequence[str] | None = None,
-    out: str | None = None,
-    gallery: str | None = None,
-    batch_size: int = 256,
-    threads: int = 0,
-) -> None:
+def run(options: argparse.Namespace) -> None:
     """Measure, print the table, write the results."""
-    languages = read_groups(Path(groups)) if groups else {"english": ["en"]}
-    if rerank_top_k is None:
-        rerank_top_k = DEFAULT_TOP_K if choose_rerank_on else 0
-    if gallery is None and out is not None:
-        gallery = str(Path(out).with_name("gallery.json"))
+    groups = read_groups(options.groups) if options.groups else {"english": ["en"]}
+    top_k = options.rerank_top_k
+    if top_k is None:
+        top_k = DEFAULT_TOP_K if options.choose_rerank_on else 0
+    gallery = options.gallery or (options.out.with_name("gallery.json") if options.out else None)
     import torch
 
     from cclm.evaluate.tables import text_table
     from cclm.files.atomic import replace_text
+    from cclm.files.folders import make_folder
     from cclm.hub.open import open_model
     from cclm.retrieve.measure import evaluate
 
-    if threads:
-        torch.set_num_threads(threads)
+    for path in (options.out, gallery):  # what cannot be read or written is told before an hour of measuring
+        if path:
+            make_folder(path.parent)
+    seconds = read_seconds(options.out) if options.out else {}
+    if options.threads:
+        torch.set_num_threads(options.threads)
     outcome = evaluate(
-        open_model(Path(model)),
-        Path(shards),
-        languages,
-        dev_shards=Path(choose_rerank_on) if choose_rerank_on else None,
-        rerank_groups=rerank_groups,
-        top_k=rerank_top_k,
-        batch_size=batch_size,
+        open_model(options.model),
+        options.shards,
+        groups,
+        dev_shards=options.choose_rerank_on,
+        rerank_groups=options.rerank_groups,
+        top_k=top_k,
+        batch_size=options.batch_size,
         on_language=show_progress,
     )
     if sys.stderr.isatty():
         sys.stderr.write("\n")
     say(text_table(outcome.results))
-    if out:
-        merged = merge_results(outcome.results, read_seconds(Path(out)))
-        replace_text(Path(out), json.dumps(merged, ensure_ascii=False, indent=1) + "\n")
+    if options.out:
+        outcome.results["seconds"] = {**seconds, **outcome.results["seconds"]}
+        replace_text(options.out, json.dumps(outcome.results, ensure_ascii=False, indent=1) + "\n")
     if gallery:
-        replace_text(Path(gallery), json.dumps(outcome.gallery, ensure_ascii=False, indent=1) + "\n")
+        replace_text(gallery, json.dumps(outcome.gallery, ensure_ascii=False, indent=1) + "\n")
 
 
 def show_progress(set_name: str, language: str) -> None:
@@ -126,8 +123,3 @@ def read_seconds(out: Path) -> dict[str, float]:
     from cclm.files.reading import read_json
 
     return dict(read_json(out, {}).get("seconds", {}))
-
-
-def merge_results(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """Return `results`, with the seconds of the other stages added."""
-    return {**results, "seconds": {**seconds, **results["seconds"]}}

@@ -5,37 +5,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cclm.cli.say import say
+from cclm.cli.say import Commands, add_command, say
 from cclm.errors import ConfigError
 
-DESCRIPTION = "Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cclm import`."""
-    add = parser.add_argument
-    add("path", nargs="?", help="the file, or a folder that `cclm export` wrote")
-    add("--to", help="the folder to make; replaces an older export or import only")
-    add(
-        "--tokenizer",
-        help="tokenizer folder, or a hub name; with it the folder is complete and is proven",
+def add_to(commands: Commands) -> None:
+    """Add `import`."""
+    add = add_command(
+        commands,
+        "import",
+        run,
+        "convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for",
     )
+    add("path", type=Path, nargs="?", help="the file, or a folder that `cclm export` wrote")
+    add("--to", type=Path, help="the folder to make; replaces an older export or import only")
+    add("--tokenizer", type=Path, help="tokenizer folder, or a hub name; with it the folder is complete and is checked")
     add("--image-size", type=int, help="pixels; other than the file's: position tables are interpolated")
     add("--text-heads", type=int, help="attention heads of the text encoder; without it: of width 64")
     add("--describe", help="only list the keys of a published family, without any file")
 
 
-def run(
-    path: str | None = None,
-    to: str | None = None,
-    tokenizer: str | None = None,
-    image_size: int | None = None,
-    text_heads: int | None = None,
-    describe: str | None = None,
-) -> None:
+def run(options: argparse.Namespace) -> None:
     """Import and say what became of every key, or describe a family."""
-    if describe is not None:
-        return say_keys(describe)
+    path, to = options.path, options.to
+    if options.describe is not None:
+        return say_keys(options.describe)
     if path is None or to is None:
         raise ConfigError(
             where="cclm import",
@@ -43,29 +37,23 @@ def run(
             got="neither",
             do="Name the published file and the folder to make.",
         )
-    if Path(path).is_dir():
-        given = {"--tokenizer": tokenizer, "--image-size": image_size, "--text-heads": text_heads}
-        if names := [name for name, value in given.items() if value is not None]:
+    given = {"tokenizer": options.tokenizer, "image_size": options.image_size, "text_heads": options.text_heads}
+    if path.is_dir():
+        if names := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
             raise ConfigError(
-                where=path,
+                where=str(path),
                 expected="a published file with these options",
                 got=f"a folder, with {', '.join(names)}",
                 do="Leave them out: a folder is written anew as it is.",
             )
-        return import_again(Path(path), Path(to))
+        return import_again(path, to)
     from cclm.hub.import_folder import REPORT_NAME, import_file
 
-    imported = import_file(
-        Path(path),
-        Path(to),
-        tokenizer=Path(tokenizer) if tokenizer else None,
-        image_size=image_size,
-        text_heads=text_heads,
-    )
+    imported = import_file(path, to, **given)
     say(f"{path}: {imported.title}")
     say(f"{imported.report.summary()}; one by one in {to}/{REPORT_NAME}")
     if imported.parity is None:
-        say(f"wrote {to} without tokenizer; give --tokenizer for a complete folder and a proof that it works alone")
+        say(f"wrote {to} without tokenizer; give --tokenizer for a complete folder and a check that it works alone")
     else:
         say(f"wrote {to}; a fresh process computes the same: max |Δ| {imported.parity.max_abs:.1e}")
     return None

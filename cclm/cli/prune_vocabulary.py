@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from cclm.cli.say import say
+from cclm.cli.say import Commands, add_command, say
 from cclm.errors import ConfigError
 
-DESCRIPTION = "Keep the pieces that a corpus uses: tokenizer, word embeddings and masked-LM head; with proof."
+
+def add_to(commands: Commands) -> None:
+    """Add `prune-vocabulary`."""
+    add = add_command(
+        commands,
+        "prune-vocabulary",
+        run,
+        "keep the pieces that a corpus uses, in tokenizer, word embeddings and masked-LM head, and check the result",
+    )
+    add("folder", type=Path, help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
+    add("--to", type=Path, required=True, help="the folder to make")
+    add("--shards", type=Path, nargs="+", default=[], help="shard sets whose texts are counted")
+    add("--texts", type=Path, nargs="+", default=[], help="text files (UTF-8), one text a line, that are counted too")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cclm prune-vocabulary`."""
-    add = parser.add_argument
-    add("folder", help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
-    add("--to", required=True, help="the folder to make")
-    add("--shards", nargs="+", default=[], help="shard sets whose texts are counted")
-    add("--texts", nargs="+", default=[], help="text files (UTF-8), one text a line, that are counted too")
-
-
-def run(folder: str, to: str, shards: Sequence[str] = (), texts: Sequence[str] = ()) -> None:
-    """Count, write, prove, and say what became of the vocabulary."""
-    if not shards and not texts:
+def run(options: argparse.Namespace) -> None:
+    """Count, write, check, and say what became of the vocabulary."""
+    if not options.shards and not options.texts:
         raise ConfigError(
             where="cclm prune-vocabulary",
             expected="--shards or --texts",
             got="neither",
             do="Name the corpus that the model is meant for.",
         )
+    from cclm.files.lines import text_lines
     from cclm.hub.prune_vocabulary import REPORT_NAME, prune_vocabulary
     from cclm.shardfile.texts import texts_of_sets
 
-    sets = [Path(path) for path in shards]
-    files = [Path(path) for path in texts]
-    pruned = prune_vocabulary(Path(folder), lambda: chain(texts_of_sets(sets), lines_of(files)), Path(to))
+    to = options.to
+    texts = lambda: chain(texts_of_sets(options.shards), *map(text_lines, options.texts))  # noqa: E731
+    pruned = prune_vocabulary(options.folder, texts, to)
     say(f"{pruned.texts:,} texts use {pruned.pieces_after:,} of {pruned.pieces_before:,} pieces")
     say(f"{pruned.parameters_before:,} parameters before, {pruned.parameters_after:,} after")
     say(
@@ -45,19 +48,3 @@ def run(folder: str, to: str, shards: Sequence[str] = (), texts: Sequence[str] =
     )
     if pruned.left_behind:
         say(f"left behind, because it would be wrong now: {', '.join(pruned.left_behind)}")
-
-
-def lines_of(files: Sequence[Path]) -> Iterator[str]:
-    """Yield the lines of text files.
-
-    Raises:
-        ConfigError: a file that cannot be read.
-    """
-    for path in files:
-        try:
-            with path.open(encoding="utf-8") as lines:
-                yield from (line.rstrip("\n") for line in lines)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                where=str(path), expected="a UTF-8 text file", got=str(error), do="Check the path and the encoding."
-            ) from error

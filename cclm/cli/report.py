@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cclm.cli.say import say
-
-DESCRIPTION = "Write one self-contained page about a run: curves, recall, gallery, data."
+from cclm.cli.say import Commands, add_command, say
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cclm report`."""
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("--out", help="where to write; without it: report.html in the run folder")
+def add_to(commands: Commands) -> None:
+    """Add `report`."""
+    add = add_command(commands, "report", run, "write one self-contained page about a run")
+    add("run_folder", metavar="run", type=Path, help="a run folder")
+    add("--out", type=Path, help="where to write; without it: report.html in the run folder")
 
 
-def run(run: str, out: str | None = None) -> None:
+def run(options: argparse.Namespace) -> None:
     """Write the page about the newest checkpoint."""
     from cclm.files.atomic import replace_text
     from cclm.report.page import render
     from cclm.report.page_data import report_data
     from cclm.run.identity import identify_newest
 
-    path = Path(out) if out else Path(run) / "report.html"
-    replace_text(path, render(report_data(Path(run), identify_newest(Path(run)))))
+    folder = options.run_folder
+    path = options.out or folder / "report.html"
+    replace_text(path, render(report_data(folder, identify_newest(folder))))
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

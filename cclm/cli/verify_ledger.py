@@ -5,26 +5,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cclm.cli.say import say
+from cclm.cli.say import Commands, add_command, say
 from cclm.errors import ConfigError
 
-DESCRIPTION = "Recompute the hash chain of a run's ledger. Two runs with the same last hash saw the same samples."
+
+def add_to(commands: Commands) -> None:
+    """Add `verify-ledger`."""
+    add = add_command(
+        commands,
+        "verify-ledger",
+        run,
+        "recompute the hash chain of a run's ledger: two runs with the same last hash saw the same samples",
+    )
+    add("run_folder", metavar="run", type=Path, help="a run folder")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cclm verify-ledger`."""
-    parser.add_argument("run", help="a run folder")
-
-
-def run(run: str) -> None:
+def run(options: argparse.Namespace) -> None:
     """Check the chain, print its end."""
     from cclm.data.ledger import verify_ledger
     from cclm.files.step_lines import StepLines
 
-    path = Path(run) / "ledger.jsonl"
+    path = options.run_folder / "ledger.jsonl"
     if not path.is_file():
         raise ConfigError(
-            where=run,
+            where=str(options.run_folder),
             expected="a run folder with ledger.jsonl",
             got="none",
             do="Give the folder that `python -m pretrain` wrote.",

@@ -1,21 +1,17 @@
-"""Picture bytes → float32 CHW arrays: decoding, the seeded training transforms, the evaluation transform."""
+"""Decoded images → float32 CHW arrays: the seeded training transforms, the evaluation transform."""
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zlib
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from cclm.data.options import ImageTransformConfig, Triple
-from cclm.errors import DataError
+from cclm.data.options import ImageTransformConfig, Resample, Triple
 
-RESAMPLE_FILTER = {
+RESAMPLE_FILTER: dict[Resample, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "box": Image.Resampling.BOX,
@@ -23,63 +19,6 @@ RESAMPLE_FILTER = {
 """Pillow's filter by the word of the configuration."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
-_ENDINGS = ((b"\x89PNG\r\n\x1a\n", b"IEND"), (b"\xff\xd8", b"\xff\xd9"))
-
-
-def decode_image(data: bytes, scale: int = 1) -> Image.Image:
-    """Decode a picture to RGB; transparent parts become white.
-
-    Args:
-        data: the encoded file.
-        scale: 1, 2, 4 or 8: a JPEG is decoded at 1/scale of its size, rounded up. Other formats come whole.
-
-    Raises:
-        DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if scale > 1:
-                image.draft("RGB", (max(1, image.width // scale), max(1, image.height // scale)))
-            image.load()
-            return _on_white(image)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        truncated = _ends_too_early(data)
-        raise DataError(
-            reason="image_truncated" if truncated else "image_broken",
-            expected="a complete PNG, JPEG or WebP file",
-            got=f"{len(data)} bytes that do not decode ({_words(error)})",
-            do="Build the shard again from an intact picture.",
-        ) from error
-
-
-def _words(error: Exception) -> str:
-    """What Pillow says, without the memory address that it puts into one sentence: messages are compared."""
-    return "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy() if "transparency" not in image.info else _on_white(image.convert("RGBA"))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _ends_too_early(data: bytes) -> bool:
-    for start, end in _ENDINGS:
-        if data.startswith(start):
-            return end not in data[-64:]
-    return data[:4] == b"RIFF" and len(data) >= 8 and len(data) < 8 + int(struct.unpack("<I", data[4:8])[0])
 
 
 def resize(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
@@ -96,36 +35,31 @@ def prepare(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
 
 def eval_image(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
     """Resize and normalise: (3, size, size), float32."""
-    return normalise(resize(image, config), config)
-
-
-def normalise(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.float32]:
-    """Bytes of a resized picture → (3, H, W) float32: subtract the mean, divide by the deviation."""
-    return _normalised(image, 1.0, config)
+    return _normalised(resize(image, config), 1.0, config)
 
 
 def train_image(
     image: Image.Image, config: ImageTransformConfig, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Augment a picture that went through `prepare`, by `affine` or `none`: (3, size, size), float32."""
+    """Augment an image that went through `prepare`, by `affine` or `none`: (3, size, size), float32."""
     assert config.method != "random_resized_crop", "cclm.data.photo makes these, as bytes"
     if config.method == "none":
         return eval_image(image, config)
     draws = generator.random(26).tolist()
     flip = draws[0] < config.flip_probability
     light = 1.0 + config.brightness * (2.0 * draws[1] - 1.0)
-    picture = _jitter(image, config, flip, draws[2:6])
+    image = _jitter(image, config, flip, draws[2:6])
     if config.contrast == config.saturation == config.hue_rad == 0.0:
-        return _normalised(picture, light, config)
-    return _recoloured(picture, light, config, draws[6:9])
+        return _normalised(image, light, config)
+    return _recoloured(image, light, config, draws[6:9])
 
 
 def crop_box(width: int, height: int, config: ImageTransformConfig, draws: list[float]) -> tuple[int, int, int, int]:
     """A random box (left, top, right, bottom): area and log-ratio uniform, six attempts, then the central crop.
 
     Args:
-        width: of the picture.
-        height: of the picture.
+        width: of the image.
+        height: of the image.
         config: `crop_area` and `crop_ratio`.
         draws: 24 uniform numbers, four for each attempt.
     """

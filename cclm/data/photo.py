@@ -5,17 +5,9 @@
 A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for less than the whole costs. That is done if the box still has
 as many pixels as the result, so nothing is ever enlarged that was larger. Normalising is left to the device
 (`Batch.normalised`): bytes are a quarter of the memory and of the traffic.
-
-JPEGs are decoded by `simplejpeg` if it is installed (straight into an array), else by Pillow; both sit on
-libjpeg-turbo with the same settings and give the same pixels (tested).
 """
 
 from __future__ import annotations
-
-import io
-import math
-from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from cclm.data.image import crop_box, decode_image, train_image
+from cclm.data.decoding import decode_image, decode_scaled, image_size
+from cclm.data.image import crop_box, train_image
 from cclm.data.options import ImageTransformConfig
 from cclm.data.randaugment import DRAWS_PER_OPERATION, randaugment
 
 Pixels = NDArray[np.uint8]
-JPEG_START = b"\xff\xd8"
 SCALES = (8, 4, 2)
 """Denominators of the reduced decodings."""
 
@@ -37,7 +29,7 @@ def photo(source: bytes | Image.Image, config: ImageTransformConfig, generator: 
     """A random resized crop, flipped by a coin, augmented as the config says: (3, size, size), uint8.
 
     Args:
-        source: the encoded picture, or a decoded one.
+        source: the encoded image, or a decoded one.
         config: `crop_area`, `crop_ratio`, `size`, `resample`, `flip_probability`, `randaugment`.
         generator: the sample's own; 26 draws for crop and flip, then those of RandAugment.
 
@@ -53,14 +45,14 @@ def photo(source: bytes | Image.Image, config: ImageTransformConfig, generator: 
 def training_pixels(
     source: bytes | Image.Image, config: ImageTransformConfig, generator: np.random.Generator
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """A picture after the training transform: bytes that the device will normalise (crops), or normalised floats."""
+    """An image after the training transform: bytes that the device will normalise (crops), or normalised floats."""
     if config.method == "random_resized_crop":
         return photo(source, config, generator)
     return train_image(decode_image(source) if isinstance(source, bytes) else source, config, generator)
 
 
 def cut(source: bytes | Image.Image, box: tuple[int, int, int, int], config: ImageTransformConfig) -> Pixels:
-    """A box (in pixels of the whole picture) at its final size, (size, size, 3); errors: `decode_image`."""
+    """A box (in pixels of the whole image) at its final size, (size, size, 3); errors: `decode_image`."""
     if isinstance(source, Image.Image):
         return resize_box(np.asarray(source), box, config)
     scale = scale_for(box, config.size)
@@ -84,22 +76,8 @@ def finish(
 
 
 def picture_size(source: bytes | Image.Image) -> tuple[int, int]:
-    """Width and height, from the header if the format allows it (errors: `decode_image`)."""
-    if isinstance(source, Image.Image):
-        return source.width, source.height
-    data, fast = source, _simplejpeg()
-    if fast is not None and data.startswith(JPEG_START):
-        try:
-            height, width, _, _ = fast.decode_jpeg_header(data)
-            return int(width), int(height)
-        except ValueError:
-            return decode_image(data).size  # names what is wrong, or is more patient
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            return width, height
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return decode_image(data).size
+    """Width and height of an encoded or a decoded image, upright (errors: `decode_image`)."""
+    return source.size if isinstance(source, Image.Image) else image_size(source)
 
 
 def scale_for(box: tuple[int, int, int, int], size: int) -> int:
@@ -112,37 +90,12 @@ def scale_for(box: tuple[int, int, int, int], size: int) -> int:
 def scaled_box(
     box: tuple[int, int, int, int], whole: tuple[int, int], reduced: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A box of the whole picture in whole pixels of the reduced one (sizes are width, height)."""
+    """A box of the whole image in whole pixels of the reduced one (sizes are width, height)."""
     if whole == reduced:
         return box
     left, top, right, bottom = box
     x, y = reduced[0] / whole[0], reduced[1] / whole[1]
     return round(left * x), round(top * y), min(reduced[0], round(right * x)), min(reduced[1], round(bottom * y))
-
-
-def decode_scaled(data: bytes, scale: int) -> Pixels:
-    """Decode at 1/scale of the size: (height, width, 3). Only JPEGs can be reduced; the others come whole.
-
-    Raises:
-        DataError: as `decode_image`.
-    """
-    fast = _simplejpeg()
-    if fast is None or not data.startswith(JPEG_START):
-        return decode_scaled_plain(data, scale)
-    try:
-        height, width, colours, _ = fast.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK"):
-            return decode_scaled_plain(data, scale)
-        rows, columns = math.ceil(height / scale), math.ceil(width / scale)
-        pixels: Pixels = fast.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, min_factor=1)
-        return pixels
-    except ValueError:
-        return decode_scaled_plain(data, scale)
-
-
-def decode_scaled_plain(data: bytes, scale: int) -> Pixels:
-    """The twin of `decode_scaled` that needs only Pillow."""
-    return np.asarray(decode_image(data, scale))
 
 
 def resize_box(pixels: Pixels, box: tuple[int, int, int, int], config: ImageTransformConfig) -> Pixels:
@@ -156,13 +109,3 @@ def resize_box(pixels: Pixels, box: tuple[int, int, int, int], config: ImageTran
     resized_1CHW = functional.interpolate(part_1CHW, (config.size, config.size), mode=config.resample, antialias=True)
     result: Pixels = resized_1CHW[0].permute(1, 2, 0).numpy()
     return result
-
-
-@lru_cache(maxsize=1)
-def _simplejpeg() -> ModuleType | None:
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    module: ModuleType = simplejpeg
-    return module

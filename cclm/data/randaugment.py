@@ -1,8 +1,8 @@
-"""RandAugment as CCLM's pre-training used it: some operations out of ten, each carried out with probability ½.
+"""RandAugment as CCLM's pre-training used it: some operations out of ten, each run with probability ½.
 
-Operations are drawn with replacement, so on average one of two happens and a quarter of the pictures stays as it is.
-The strength is the same for every picture; only the side (left or right, clockwise or not) is drawn. Brightness and
-sharpness are only ever raised. Warps are bilinear, and grey shows where the picture was moved away.
+Operations are drawn with replacement, so on average one of two happens and a quarter of the images stays as it is.
+The strength is the same for every image; only the side (left or right, clockwise or not) is drawn. Brightness and
+sharpness are only ever raised. Warps are bilinear, and grey shows where the image was moved away.
 
 Bytes in, bytes out, by Pillow, whose autocontrast and equalize the published code follows too. Its warps put the origin
 in the middle of the first pixel; here it is that pixel's corner (half a pixel, times the shear).
@@ -23,7 +23,7 @@ DRAWS_PER_OPERATION = 3
 
 
 def identity(image: Image.Image, level: float, side: int) -> Image.Image:
-    """The picture as it is."""
+    """The image as it is."""
     return image
 
 
@@ -80,7 +80,7 @@ OPERATIONS: tuple[Operation, ...] = (*COLOURS, shear_x, shear_y, translate_x, tr
 
 
 def randaugment(image: Image.Image, config: RandAugmentConfig, draws: Sequence[float]) -> Image.Image:
-    """Augment an RGB picture.
+    """Augment an RGB image.
 
     Args:
         image: of the final size.

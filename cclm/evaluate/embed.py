@@ -1,49 +1,18 @@
 """Images and texts through a model, in batches: states for the fusion encoder, features for the dual encoder.
 
-Given tensors, not files: whoever calls has decoded the pictures and cut the texts into tokens. Texts are encoded
+Given tensors, not files: whoever calls has decoded the images and cut the texts into tokens. Texts are encoded
 once each and sorted by length, so that little is spent on padding. Nothing here knows ranks or gradients.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
-class CrossViewModel(Protocol):
-    """What evaluation asks of a model; `cclm.model.modeling_cclm.CCLMModel` is one."""
-
-    def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """States (B, 1 + P, D); index 0 is the pooled token."""
-        ...
-
-    def encode_texts(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """States (B, L, D)."""
-        ...
-
-    def fuse(self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor, memory_mask_BN: Tensor | None) -> Tensor:
-        """Fused states (B, L, D) of the query texts, given the memories (mask None: every token is real)."""
-        ...
-
-    def project_images(self, image_BND: Tensor) -> Tensor:
-        """L2-normalised features (B, E)."""
-        ...
-
-    def project_texts(self, text_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """L2-normalised features (B, E)."""
-        ...
-
-    def match_logits(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Logits (B, 2); class 1 means match."""
-        ...
-
-    def temperature(self) -> Tensor:
-        """The clamped temperature, shape (1,)."""
-        ...
+from cclm.model.modeling_cclm import CCLMModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +28,8 @@ class Encoded:
 
 
 @torch.inference_mode()
-def encode_images(model: CrossViewModel, images_NCHW: Float[Tensor, "n 3 h w"], *, batch_size: int = 256) -> Encoded:
-    """Encode normalised pictures, `batch_size` at a time."""
+def encode_images(model: CCLMModel, images_NCHW: Float[Tensor, "n 3 h w"], *, batch_size: int = 256) -> Encoded:
+    """Encode normalised images, `batch_size` at a time."""
     states = [model.encode_images(images_BCHW) for images_BCHW in torch.split(images_NCHW, batch_size)]
     features = [model.project_images(state_BND) for state_BND in states]
     state_NLD = torch.cat(states)
@@ -70,7 +39,7 @@ def encode_images(model: CrossViewModel, images_NCHW: Float[Tensor, "n 3 h w"], 
 
 @torch.inference_mode()
 def encode_texts(
-    model: CrossViewModel, ids_NL: Int[Tensor, "n l"], mask_NL: Bool[Tensor, "n l"], *, batch_size: int = 256
+    model: CCLMModel, ids_NL: Int[Tensor, "n l"], mask_NL: Bool[Tensor, "n l"], *, batch_size: int = 256
 ) -> Encoded:
     """Encode texts, each distinct one once, short ones first; the order of the result is the order of the input.
 

@@ -1,7 +1,7 @@
-"""Does the matching head know anything? Accuracy and loss on held-out pictures, against its prior.
+"""Does the matching head know anything? Accuracy and loss on held-out images, against its prior.
 
-As in training, each right pair stands beside two wrong ones (the picture with another caption, the caption with
-another picture). Always answering "no match" is right in 66.7 % and always answering the prior 1:2 costs
+As in training, each right pair stands beside two wrong ones (the image with another caption, the caption with
+another image). Always answering "no match" is right in 66.7 % and always answering the prior 1:2 costs
 ln 3 − (2/3) ln 2 = 0.637; a head that learned nothing sits exactly there.
 """
 
@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cclm.evaluate.embed import CrossViewModel, Encoded
+from cclm.evaluate.embed import Encoded
 from cclm.evaluate.rerank import match_log_odds
 from cclm.evaluate.retrieval import same_identity
+from cclm.model.modeling_cclm import CCLMModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def draw_wrong(
     return (hardness * similarity_QC + gumbel_QC).masked_fill(same_QC, -torch.inf).argmax(dim=1)
 
 
-def _with_a_stranger(text_G: Tensor, identity_T: Tensor) -> Tensor:
+def _with_wrong_partners(text_G: Tensor, identity_T: Tensor) -> Tensor:
     """Keep the texts of a group that have a wrong partner in it."""
     same_GG = same_identity(identity_T[text_G], identity_T[text_G])
     return text_G[~same_GG.all(dim=1)]
@@ -72,7 +73,7 @@ def _with_a_stranger(text_G: Tensor, identity_T: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def held_out_matching(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     image_identity_C: Int[Tensor, " c"],
@@ -82,7 +83,7 @@ def held_out_matching(
     seed: int = 0,
     batch_size: int = 256,
 ) -> dict[str, MatchingScore]:
-    """Score the head on every text with its picture, beside two wrong pairs each: "random" ones and "hard" ones.
+    """Score the head on every text with its image, beside two wrong pairs each: "random" ones and "hard" ones.
 
     Wrong partners come from groups of `group_size` samples in a shuffled order, as in training, and hard ones are
     drawn from the softmax of cosine / temperature, as in training at full hardness.
@@ -91,7 +92,7 @@ def held_out_matching(
     generator = torch.Generator().manual_seed(seed)
     order_T = torch.randperm(len(image_of_text_T), generator=generator).to(image_of_text_T.device)
     identity_T = image_identity_C[image_of_text_T]
-    groups = [_with_a_stranger(text_G, identity_T) for text_G in torch.split(order_T, group_size)]
+    groups = [_with_wrong_partners(text_G, identity_T) for text_G in torch.split(order_T, group_size)]
     groups = [text_G for text_G in groups if len(text_G)]
     assert groups, "a set in which everything shows the same thing has no wrong pairs"
     right = (torch.cat([image_of_text_T[text_G] for text_G in groups]), torch.cat(groups))

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.evaluate.embed import CrossViewModel, Encoded
+from cclm.evaluate.embed import Encoded
 from cclm.evaluate.retrieval import ranks, same_identity, top_candidates
+from cclm.model.modeling_cclm import CCLMModel
 
 SCORE_TOLERANCE = 1e-4
 """Re-ranked scores (tens in size) closer than this are ties; fp32 rounding of one pair in two batches is ~1e-5."""
@@ -66,14 +68,9 @@ class Candidates:
 
     def select(self, keep_Q: Bool[Tensor, " q"]) -> Candidates:
         """Return the candidates of some queries only."""
-        return replace(
-            self,
-            candidate_QK=self.candidate_QK[keep_Q],
-            similarity_QK=self.similarity_QK[keep_Q],
-            log_odds_QK=self.log_odds_QK[keep_Q],
-            right_QK=self.right_QK[keep_Q],
-            dual_rank_Q=self.dual_rank_Q[keep_Q],
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept: dict[str, Any] = {name: value[keep_Q] for name, value in tensors.items()}
+        return replace(self, **kept)
 
     def ranks(self, rule: RerankRule) -> Int[Tensor, " q"]:
         """Return the ranks after re-ordering by `rule`; a query with no right candidate among its k keeps its rank."""
@@ -85,7 +82,7 @@ class Candidates:
 
 @torch.inference_mode()
 def match_log_odds(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     image_P: Int[Tensor, " p"],
@@ -114,7 +111,7 @@ def match_log_odds(
 
 @torch.inference_mode()
 def rerank(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     image_identity_C: Int[Tensor, " c"],

@@ -1,7 +1,7 @@
 """Recall at k from a matrix of scores, ties counted against us.
 
 A query's rank is the number of wrong candidates that score at least as high as its best right one. So a model that
-gives every candidate the same score gets recall 0, not 100, and two captions that read the same (two pictures with
+gives every candidate the same score gets recall 0, not 100, and two captions that read the same (two images with
 one name in some language) cost a point rather than giving one. Right means: same identity; there may be several.
 """
 

@@ -7,6 +7,7 @@ Every number stands beside its chance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -49,8 +50,7 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
     results: Results = {
         "chance": _chance(measurement),
         "members": {name: list(members) for name, members in groups.items()},
-        "groups": _group_recalls(measurement, groups, None),
-        "languages": _language_recalls(measurement, None),
+        **_recalls(measurement, groups, None),
         "standard_error": {
             "groups": {name: _group_errors(measurement, members) for name, members in groups.items()},
             "languages": _language_errors(measurement),
@@ -73,11 +73,18 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
 
 
 def _reranked(measurement: Measurement, groups: Groups, rule: RerankRule) -> Results:
+    return {"top_k": measurement.top_k, "rule": asdict(rule), **_recalls(measurement, groups, rule)}
+
+
+def _recalls(measurement: Measurement, groups: Groups, rule: RerankRule | None) -> Results:
+    """Return the recalls of the groups and of the languages, which are groups of one."""
+    kinds: Mapping[str, Groups] = {"groups": groups, "languages": {name: [name] for name in measurement.languages}}
     return {
-        "top_k": measurement.top_k,
-        "rule": {"match_weight": rule.match_weight, "similarity_weight": rule.similarity_weight},
-        "groups": _group_recalls(measurement, groups, rule),
-        "languages": _language_recalls(measurement, rule),
+        kind: {
+            name: {way: _rounded(measurement.group_recall(members, way, rule).as_dict(), 2) for way in DIRECTIONS}
+            for name, members in of_kind.items()
+        }
+        for kind, of_kind in kinds.items()
     }
 
 
@@ -87,20 +94,6 @@ def _chance(measurement: Measurement) -> Results:
         for direction in DIRECTIONS
     }
     return {direction: _rounded(value.as_dict(), 3) for direction, value in found.items()}
-
-
-def _group_recalls(measurement: Measurement, groups: Groups, rule: RerankRule | None) -> Results:
-    return {
-        name: {way: _rounded(measurement.group_recall(members, way, rule).as_dict(), 2) for way in DIRECTIONS}
-        for name, members in groups.items()
-    }
-
-
-def _language_recalls(measurement: Measurement, rule: RerankRule | None) -> Results:
-    return {
-        language: {way: _rounded(result.recall(way, rule).as_dict(), 2) for way in DIRECTIONS}
-        for language, result in measurement.languages.items()
-    }
 
 
 def _language_errors(measurement: Measurement) -> Results:

@@ -1,6 +1,6 @@
-"""Zero-shot retrieval in many languages on one gallery of pictures: everything that a table needs.
+"""Zero-shot retrieval in many languages on one gallery of images: everything that a table needs.
 
-pictures (once) ─┐
+images (once) ─┐
 texts, one language at a time ─┴─▶ dual ranks ─▶ re-ranked candidates ─▶ hits by language and direction
 """
 
@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.evaluate.embed import CrossViewModel, Encoded, encode_images, encode_texts
+from cclm.evaluate.embed import Encoded, encode_images, encode_texts
 from cclm.evaluate.matching import MatchingScore, held_out_matching
 from cclm.evaluate.rerank import RULE_GRID, Candidates, RerankRule, choose_rule, rerank
 from cclm.evaluate.retrieval import Recall, chance, mean_recall, ranks, recall, same_identity
+from cclm.model.modeling_cclm import CCLMModel
 
 DIRECTIONS = ("t2i", "i2t")
 """Text → image and image → text."""
@@ -31,7 +32,7 @@ class LanguageQueries:
     mask_TL: Bool[Tensor, "t l"]
     """True where a real token stands."""
     image_T: Int[Tensor, " t"]
-    """Index of each text's picture."""
+    """Index of each text's image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class RetrievalSet:
     """A gallery and its texts by language."""
 
     images_CCHW: Float[Tensor, "c 3 h w"]
-    """Normalised pictures."""
+    """Normalised images."""
     identity_C: Int[Tensor, " c"]
     """Equal numbers show the same thing."""
     queries: Mapping[str, LanguageQueries]
@@ -53,13 +54,13 @@ class LanguageResult:
     rank_by_direction: Mapping[str, Tensor]
     """Rank of each query by the dual encoder, from 0."""
     image_by_direction: Mapping[str, Tensor]
-    """The picture that each query is about: what hangs together across languages."""
+    """The image that each query is about: what hangs together across languages."""
     chance_by_direction: Mapping[str, Recall]
     """Recall of a random order."""
     candidates_by_direction: Mapping[str, Candidates]
     """What the fusion encoder saw; empty without re-ranking."""
     best_TK: Int[Tensor, "t k"]
-    """The pictures of the five highest cosines for each text (for a gallery to look at)."""
+    """The images of the five highest cosines for each text (for a gallery to look at)."""
 
     def recall(self, direction: str, rule: RerankRule | None = None) -> Recall:
         """Return the recall of the dual encoder, or re-ranked by `rule`."""
@@ -89,7 +90,7 @@ class Measurement:
 
 @torch.inference_mode()
 def measure(
-    model: CrossViewModel,
+    model: CCLMModel,
     data: RetrievalSet,
     *,
     top_k: int = 0,
@@ -118,7 +119,7 @@ def measure(
 
 
 def _measure_language(
-    model: CrossViewModel,
+    model: CCLMModel,
     images: Encoded,
     texts: Encoded,
     identity_C: Tensor,
@@ -128,7 +129,7 @@ def _measure_language(
 ) -> LanguageResult:
     similarity_TC = texts.feature_NE @ images.feature_NE.T
     right_TC = same_identity(identity_C[image_T], identity_C)
-    seen_C = right_TC.any(dim=0)  # pictures without a text in this language ask nothing
+    seen_C = right_TC.any(dim=0)  # images without a text in this language ask nothing
     candidates: dict[str, Candidates] = {}
     if top_k:
         forward, backward = rerank(

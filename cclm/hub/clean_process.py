@@ -1,8 +1,8 @@
-"""A stranger's program: load an exported folder with `transformers` alone and compute with it.
+"""A program for a clean process: load an exported folder with `transformers` alone and compute with it.
 
-    python -I prove.py EXPORT PROBE OUT [EXPORT PROBE OUT …]
+    python -I clean_process.py EXPORT PROBE OUT [EXPORT PROBE OUT …]
 
-`PROBE` holds probe.json and pictures 000.png, 001.png, …; `OUT` gets a .safetensors file with what came out. Run by
+`PROBE` holds probe.json and images 000.png, 001.png, …; `OUT` gets a .safetensors file with what came out. Run by
 `cclm export` in a fresh process that cannot import this library: its import is blocked below, so that an export that
 needs it fails here and not at a user's. It calls what people call (`AutoProcessor`, `get_image_features`, …), not what
 the training step calls.
@@ -30,16 +30,16 @@ class _Hidden(importlib.abc.MetaPathFinder):
 
 
 def main(*paths: Path) -> None:
-    """Answer for each of the exports."""
+    """Compute the outputs of each of the exports."""
     sys.meta_path.insert(0, _Hidden())
     for place in range(0, len(paths), 3):
-        answer(*paths[place : place + 3])
+        write_outputs(*paths[place : place + 3])
     leaked = sorted(name for name in sys.modules if name.split(".")[0] in HIDDEN)
     if leaked:
         raise SystemExit(f"the export imported {leaked}")
 
 
-def answer(export: Path, probe: Path, out: Path) -> None:
+def write_outputs(export: Path, probe: Path, out: Path) -> None:
     """Load, compute, write."""
     import torch
     from PIL import Image
@@ -48,18 +48,18 @@ def answer(export: Path, probe: Path, out: Path) -> None:
 
     torch.set_num_threads(1)
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
-    neighbour("mapped_pages").drop_pages_after_use(model)  # a proof of a large model beside the exporting process
+    neighbour("mapped_pages").drop_pages_after_use(model)  # it may be a large one, beside the exporting process
     processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
-    asked = json.loads((probe / "probe.json").read_text(encoding="utf-8"))
-    pictures = [Image.open(path) for path in sorted(probe.glob("*.png"))]
-    inputs = processor(pictures, asked["texts"]).to(model.dtype)
+    told = json.loads((probe / "probe.json").read_text(encoding="utf-8"))
+    images = [Image.open(path) for path in sorted(probe.glob("*.png"))]
+    inputs = processor(images, told["texts"]).to(model.dtype)
     with torch.inference_mode():
-        found = compute(model, processor, inputs, asked["picture_of_caption"], asked["num_masked"])
+        found = compute(model, processor, inputs, told["image_of_caption"], told["num_masked"])
     save_file({name: tensor.float().contiguous() for name, tensor in found.items()}, out)
 
 
 def neighbour(name: str) -> Any:
-    """Load a file that lies beside this one, by its path."""
+    """Return the module of a file that lies beside this one."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -68,7 +68,7 @@ def neighbour(name: str) -> Any:
 
 
 def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked: int) -> dict[str, Any]:
-    """What the witness holds (`cclm.hub.probe.probe_outputs`), by the methods that people call."""
+    """Return what reference outputs hold (`cclm.hub.probe.probe_outputs`), by the methods that people call."""
     import torch
 
     pixels, ids, mask = inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]
@@ -100,16 +100,16 @@ def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked:
 
 
 def compute_finetuned(model: Any, pixels: Any, ids: Any, mask: Any) -> dict[str, Any]:
-    """What a model without features was fine-tuned for: classes or answers."""
+    """Return what a model without features was fine-tuned for: classes or answers."""
     import torch
 
     row = torch.arange(len(ids))
     number = max(model.config.fusion["num_memories"], model.config.class_images)
-    pictures = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
-    pictures = pictures if number > 1 else pictures[:, 0]
+    images = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
+    images = images if number > 1 else images[:, 0]
     if model.config.num_classes:
-        return {"class_logits": model.classify(pictures, ids, mask)}
-    probability, _ = model.answer(pictures, ids, mask, answer_ids=ids, answer_attention_mask=mask, top_k=len(ids))
+        return {"class_logits": model.classify(images, ids, mask)}
+    probability, _ = model.answer(images, ids, mask, answer_ids=ids, answer_attention_mask=mask, top_k=len(ids))
     return {"answers": probability}
 
 

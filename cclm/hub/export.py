@@ -1,11 +1,11 @@
-"""Write a trained model as a Hugging Face folder that carries its own code, and prove that it works.
+"""Write a trained model as a Hugging Face folder that carries its own code, and check that it works.
 
 .export-NAME/NAME/   weights (safetensors), config.json + modelling code, tokenizer, processors, README.md
      │ a fresh process that cannot import this library loads it and computes (parity.json), or nothing happens
      ▼
 NAME/                renamed into place, an older export of that name goes
 
-The hidden folder is locked by its export; what a killed one left in it goes when the next one starts. Weights pass
+The staging directory is locked by its export; what a killed one left in it goes when the next one starts. Weights pass
 through memory piece by piece, from the files of the ranks to those of the export; no process holds the model but the
 fresh one.
 """
@@ -29,11 +29,12 @@ from safetensors.torch import load_file
 from cclm.engine.stored_weights import StoredTensor, stored_average, stored_weights
 from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
+from cclm.files.folders import make_folder
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.mapped_pages import drop_pages_after_use
 from cclm.hub.open import Prepared, is_export, with_weights, without_prefix
-from cclm.hub.parity import ParityReport, prove_parity
-from cclm.hub.reference_outputs import Witness, read_witness, witness_of
+from cclm.hub.parity import ParityReport, check_parity
+from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
 from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
 from cclm.model.tied_weights import tied_weights
 from cclm.report.facts import PARITY_NAME
@@ -42,9 +43,9 @@ from cclm.run.checkpoints import verify
 SHARD_SIZE = "5GB"
 """Of a file of weights."""
 REPLACED = "replaced"
-"""Name of an older export inside the hidden folder, between two renames."""
-SCRATCH = ".witness"
-"""Name of the folder that the witness may use, inside the hidden folder."""
+"""Name of an older export inside the staging directory, between two renames."""
+SCRATCH = ".reference"
+"""Name of the folder that the reference may use, inside the staging directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +83,12 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
     return source
 
 
-def witness_for(prepared: Prepared, source: Source, scratch: Path, weights: Weights = "last") -> Witness:
-    """What the training engine computed; without it, and for averages, what the model computes in this process.
+def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: Weights = "last") -> ReferenceOutputs:
+    """Return what the training engine computed; without it, and for averages, what the model computes in this process.
 
     `scratch`: a folder that can be made, where there is room for the weights; it goes again.
     """
-    recorded = read_witness(prepared.origin) if weights == "last" else None
+    recorded = read_reference(prepared.origin) if weights == "last" else None
     if recorded is not None:
         return recorded
     tied = tied_weights(prepared.config.options())
@@ -97,7 +98,7 @@ def witness_for(prepared: Prepared, source: Source, scratch: Path, weights: Weig
     (file,) = write_weights(source, scratch, names=names, dtype=None, shard_bytes=sys.maxsize)
     opened = with_weights(prepared, load_file(scratch / file))
     drop_pages_after_use(opened.model)
-    found = witness_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
+    found = reference_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
     del opened
     shutil.rmtree(scratch)
     give_memory_back()
@@ -117,17 +118,17 @@ def export(
     to: Path,
     *,
     source: Source,
-    witness: Callable[[Path], Witness],
+    reference: Callable[[Path], ReferenceOutputs],
     card: Callable[[ParityReport], str],
     options: ExportOptions | None = None,
 ) -> ParityReport:
-    """Write a model to the folder `to` and return the proof, which also goes to `to`/parity.json.
+    """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
 
     Args:
         prepared: sizes, and what prepares the inputs.
         to: the folder to make; an export that is already there is replaced, anything else is refused.
         source: the weights.
-        witness: tells what the export must compute; gets a folder that it may make and must remove.
+        reference: tells what the export must compute; gets a folder that it may make and must remove.
         card: makes the text of README.md.
         options: dtype, size of shards, tolerance.
 
@@ -136,46 +137,29 @@ def export(
             process computes something else. `to` is then untouched.
     """
     options = ExportOptions() if options is None else options
-    refuse_to_overwrite(to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with workshop(to) as hidden:
-        folder = hidden / to.name
-        expected = witness(hidden / SCRATCH)
+    check_target(to)
+    with staging_directory(to) as folder:
+        expected = reference(folder.with_name(SCRATCH))
         write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
-        report = prove_parity(
-            prepared,
-            folder,
-            witness=expected,
-            dtype=options.dtype,
-            tolerance=options.tolerance,
-        )
+        report = check_parity(prepared, folder, reference=expected, dtype=options.dtype, tolerance=options.tolerance)
         (folder / PARITY_NAME).write_text(report.as_json(), encoding="utf-8")
         (folder / "README.md").write_text(card(report), encoding="utf-8")
-        move_into_place(folder, to, hidden)
     return report
 
 
-def move_into_place(folder: Path, to: Path, hidden: Path) -> None:
-    """Give a finished folder its name, durably; what had the name goes into the hidden folder."""
-    for path in folder.iterdir():
-        sync(path)
-    sync(folder)
-    if to.exists():
-        to.rename(hidden / REPLACED)
-    folder.rename(to)
-    sync(to.parent)
-
-
 @contextmanager
-def workshop(to: Path) -> Iterator[Path]:
-    """Give an empty hidden folder beside `to`, which is locked while it is used and gone afterwards.
+def staging_directory(to: Path) -> Iterator[Path]:
+    """Give the path of a folder to make, in a hidden one beside `to`; without an error it then becomes `to`, durably.
 
-    The lock ends with its process, however that ends; so whatever lies there unlocked was left by a dead export.
+    The hidden folder is locked while it is used and gone afterwards. The lock ends with its process, however that
+    ends; so whatever lies there unlocked was left by a dead export.
 
     Raises:
         CheckpointError: another export to the same folder is running.
+        CclmError: nothing can be written beside `to`.
     """
-    hidden = to.with_name(f".export-{to.name}")
+    to = to.resolve()  # `.` and `..` have no name to put a hidden folder beside
+    hidden = make_folder(to.parent) / f".export-{to.name}"
     hidden.mkdir(exist_ok=True)
     descriptor = os.open(hidden, os.O_RDONLY)
     try:
@@ -193,19 +177,37 @@ def workshop(to: Path) -> Iterator[Path]:
         for leftover in hidden.iterdir():
             shutil.rmtree(leftover)
         try:
-            yield hidden
+            folder = hidden / to.name
+            yield folder
+            for path in (*folder.iterdir(), folder):
+                sync(path)
+            if to.exists():
+                to.rename(hidden / REPLACED)
+            folder.rename(to)
+            sync(to.parent)
         finally:
             shutil.rmtree(hidden)
     finally:
         os.close(descriptor)
 
 
-def refuse_to_overwrite(to: Path) -> None:
-    """Raise `CheckpointError` if `to` is anything but an export, an empty folder, or nothing."""
+def check_target(to: Path) -> None:
+    """Raise unless an export can be put there, before anything long is done.
+
+    Raises:
+        CheckpointError: it is anything but an export, an empty folder, or nothing; or this process runs in it.
+        CclmError: nothing can be written beside it.
+    """
+    got = ""
     if to.exists() and not is_export(to) and not (to.is_dir() and not any(to.iterdir())):
+        got = "a folder or file with other contents"
+    elif to.exists() and Path.cwd().is_relative_to(to.resolve()):
+        got = "the folder that this command runs in"
+    if got:
         raise CheckpointError(
             where=str(to),
             expected="a new folder or an older export",
-            got="a folder or file with other contents",
+            got=got,
             do="Give another `--to`, or move it away.",
         )
+    make_folder(to.resolve().parent)

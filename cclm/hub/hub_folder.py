@@ -9,10 +9,10 @@ from tokenizers import Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 
+from cclm.data.image import RESAMPLE_FILTER
 from cclm.data.options import ImageTransformConfig, Normalise
 from cclm.data.tokenizer_file import tokenizer_bytes
-from cclm.errors import CheckpointError
-from cclm.hub.open import RESAMPLE_NUMBER, Prepared
+from cclm.hub.open import Prepared, misfit
 from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_processing_cclm import CCLMImageProcessor
@@ -21,7 +21,7 @@ from cclm.model.processing_cclm import CCLMProcessor
 
 
 def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype | None, shard_bytes: int) -> None:
-    """Make `folder` and write everything into it but README.md and the proof.
+    """Make `folder` and write everything into it but README.md and the parity report.
 
     Raises:
         CheckpointError: names or shapes of the weights do not fit the config.
@@ -80,12 +80,7 @@ def stored_names(model: CCLMModel, source: Source, origin: str) -> list[str]:
         if name in stored and stored[name].shape != shape
     ]
     if missing or others or misfits:
-        raise CheckpointError(
-            where=origin,
-            expected="the parameters that config.yaml's `model` describes",
-            got=f"missing {missing[:5]}, unexpected {others[:5]}, of another shape {misfits[:5]}",
-            do="Use the config.yaml that the checkpoint was trained with.",
-        )
+        raise misfit(origin, f"missing {missing[:5]}, unexpected {others[:5]}, of another shape {misfits[:5]}")
     return list(wanted)
 
 
@@ -93,7 +88,7 @@ def hub_image_processor(transform: ImageTransformConfig) -> CCLMImageProcessor:
     """Return the image processor that does what the evaluation transform does."""
     return CCLMImageProcessor(
         size={"height": transform.size, "width": transform.size},
-        resample=RESAMPLE_NUMBER[transform.resample],
+        resample=int(RESAMPLE_FILTER[transform.resample]),
         image_mean=transform.mean,
         image_std=transform.std,
     )

@@ -1,4 +1,4 @@
-"""`cclm import FOLDER`: an exported folder becomes one of this version: the same weights bit for bit, proven again.
+"""`cclm import FOLDER`: an exported folder becomes one of this version: the same weights bit for bit, checked again.
 
 What changes is the code that the folder carries, and config.json in this version's form. A folder whose config or
 weights this version does not know is refused: it stays usable with its own code.
@@ -6,18 +6,16 @@ weights this version does not know is refused: it stays usable with its own code
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
-
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.hub.export import ExportOptions, export, refuse_to_overwrite, witness_for
+from cclm.hub.export import ExportOptions, check_target, export, reference_for
 from cclm.hub.open import prepare_export
 from cclm.hub.parity import ParityReport
-from cclm.hub.weight_files import DTYPES, INDEX_NAME, Dtype, Source
+from cclm.hub.weight_files import DTYPES, Dtype, Source, in_memory
+from cclm.pretrained.source_files import read_folder
 
 
 def import_export(folder: Path, to: Path) -> ParityReport:
@@ -31,46 +29,29 @@ def import_export(folder: Path, to: Path) -> ParityReport:
         CheckpointError: `folder` is of another version or incomplete, or a fresh process computes something else than
             its weights do.
     """
-    refuse_to_overwrite(to)  # before anything long
+    check_target(to)  # before anything long
     prepared, source = prepare_export(folder), folder_source(folder)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    note = "\n\nWritten anew by `cclm import` with the same weights; the newest proof is in `parity.json`.\n"
+    note = "\n\nWritten anew by `cclm import` with the same weights; the newest check is in `parity.json`.\n"
     return export(
         prepared,
         to,
         source=source,
-        witness=lambda scratch: witness_for(prepared, source, scratch),
+        reference=lambda scratch: reference_for(prepared, source, scratch),
         card=lambda _: text.rstrip("\n").removesuffix(note.strip()).rstrip("\n") + note,
         options=ExportOptions(dtype=stored_dtype(source())),
     )
 
 
 def folder_source(folder: Path) -> Source:
-    """The weights of a folder's safetensors files.
+    """Return the weights of a folder, opened anew at each call.
 
     Raises:
-        CheckpointError: there is none, or one that the index names is missing.
+        CheckpointError: there are none, or a file that the index names is missing.
     """
-    index = folder / INDEX_NAME
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    if missing := sorted(name for name in names if not (folder / name).is_file()):
-        raise CheckpointError(
-            where=str(folder), expected="files of weights", got=f"no {missing[0]}", do="Copy the whole folder again."
-        )
-
-    def source() -> Mapping[str, StoredTensor]:
-        found = {}
-        for name in sorted(names):
-            with safe_open(folder / name, "pt") as file:
-                for key in file.keys():  # noqa: SIM118  # not a dict
-                    value = file.get_tensor(key)
-                    found[key] = StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.reshape(-1),))
-        return found
-
-    return source
+    read_folder(folder)  # tells at once
+    return lambda: in_memory(read_folder(folder))()
 
 
 def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:

@@ -1,15 +1,14 @@
 """`cclm import`: a published file becomes a Hugging Face folder like those that `cclm export` writes.
 
     PATH.th ─▶ convert ─▶ weights, config, modelling code, image processor, import.json (every key), README.md
-                          with `--tokenizer`: the tokenizer too, and the same proof in a fresh process as an export
+                          with `--tokenizer`: the tokenizer too, and the same check in a fresh process as an export
 
 Weights stay in the file, which is mapped into memory, and are written piece by piece; stacked ones are copied for the
-proof alone. So memory stays near the size of the weights, and without a proof far below it.
+check alone. So memory stays near the size of the weights, and without a check far below it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from cclm.data.options import ImageTransformConfig, Normalise
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.hub.export import SHARD_SIZE, give_memory_back, move_into_place, refuse_to_overwrite, workshop
+from cclm.hub.export import SHARD_SIZE, check_target, give_memory_back, staging_directory
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
 from cclm.hub.mapped_pages import drop_pages_after_use
 from cclm.hub.open import Prepared
-from cclm.hub.parity import ParityReport, prove_parity
-from cclm.hub.reference_outputs import witness_of
+from cclm.hub.parity import ParityReport, check_parity
+from cclm.hub.reference_outputs import reference_of
 from cclm.hub.weight_files import parse_size
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
@@ -35,6 +34,7 @@ from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, store
 from cclm.pretrained.published_file import read_tensors
 from cclm.pretrained.published_sizes import family_of, options_of_state
 from cclm.report.facts import PARITY_NAME
+from cclm.shardfile.fetch import file_sha256
 
 REPORT_NAME = "import.json"
 NORMALISE: Normalise = "cclm"
@@ -54,7 +54,7 @@ class Imported:
     report: ImportReport
     """The fate of every key."""
     parity: ParityReport | None
-    """The proof; None without tokenizer."""
+    """None without tokenizer."""
 
     @property
     def title(self) -> str:
@@ -81,28 +81,26 @@ def import_file(
         text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
 
     Raises:
-        CheckpointError: see `convert` and `prove_parity`, or another import to `to` is running; `to` is then untouched.
+        CheckpointError: see `convert` and `check_parity`, or another import to `to` is running; `to` is then untouched.
     """
-    refuse_to_overwrite(to)
+    check_target(to)
     published = read_tensors(path)
     options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
     state, report = convert(published, options, str(path))
     prepared = None if tokenizer is None else prepare(options, path, tokenizer)
-    witness = None
+    reference = None
     if prepared is not None:
         model = filled_model(options, state)
         drop_pages_after_use(model)
-        witness = witness_of(model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
+        reference = reference_of(model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
         del model
     del published, state  # the pages of the file that were read go with them
     give_memory_back()
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with workshop(to) as hidden:
-        folder = hidden / to.name
+    with staging_directory(to) as folder:
         write_everything(options, path, folder, prepared)
         parity = None
-        if prepared is not None and witness is not None:
-            parity = prove_parity(prepared, folder, witness=witness, dtype="float32")
+        if prepared is not None and reference is not None:
+            parity = check_parity(prepared, folder, reference=reference, dtype="float32")
         imported = Imported(
             options=options,
             family=family_of(options),
@@ -111,7 +109,6 @@ def import_file(
             parity=parity,
         )
         write_papers(imported, folder, path)
-        move_into_place(folder, to, hidden)
     return imported
 
 
@@ -158,7 +155,7 @@ def prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
 
 
 def transform_of(options: ModelOptions) -> ImageTransformConfig:
-    """How published models see pictures."""
+    """How published models see images."""
     return ImageTransformConfig(size=options.vision.image_size, method="none")
 
 
@@ -177,12 +174,12 @@ def write_everything(options: ModelOptions, path: Path, folder: Path, prepared: 
 
 
 def write_papers(imported: Imported, folder: Path, path: Path) -> None:
-    """The fate of every key, the proof, and a README."""
+    """Write the fate of every key, the parity report, and a README."""
     (folder / REPORT_NAME).write_text(imported.report.as_json(), encoding="utf-8")
-    proof = "No proof was made: the import had no tokenizer."
+    checked = "Not checked in a fresh process: the import had no tokenizer."
     if imported.parity is not None:
         (folder / PARITY_NAME).write_text(imported.parity.as_json(), encoding="utf-8")
-        proof = (
+        checked = (
             "A fresh process with `transformers` alone computes what the importer computes: largest difference "
             f"{imported.parity.max_abs:.1e} (`{PARITY_NAME}`)."
         )
@@ -192,10 +189,10 @@ pipeline_tag: zero-shot-image-classification
 ---
 # {imported.title}
 
-Converted from `{path.name}` (SHA-256 `{sha256(path)}`) by `cclm import`; the fate of every key is in `{REPORT_NAME}`.
-{imported.report.summary()}.
+Converted from `{path.name}` (SHA-256 `{file_sha256(path)}`) by `cclm import`; what became of every key
+is in `{REPORT_NAME}`. {imported.report.summary()}.
 
-{proof}
+{checked}
 
 ```python
 from transformers import AutoModel
@@ -207,12 +204,3 @@ The weights keep the licence of the file that they came from.
     (folder / "README.md").write_text(text, encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes with the mode of a temporary file
-
-
-def sha256(path: Path) -> str:
-    """Of a whole file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

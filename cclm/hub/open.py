@@ -8,7 +8,7 @@ run/checkpoints/step_N ───────────────────
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,10 @@ from transformers.initialization import no_init_weights
 
 from cclm.checkpoint.load import load_full_state
 from cclm.config import RunConfig
+from cclm.data.batch import Tokens
+from cclm.data.collate import pad
+from cclm.data.decoding import decode_image
+from cclm.data.image import RESAMPLE_FILTER, eval_image
 from cclm.data.options import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.errors import CheckpointError, ConfigError
@@ -35,8 +39,6 @@ from cclm.run.identity import CheckpointFacts, identify
 from cclm.views.image_options import ImageViewConfig
 
 ValueType = TypeVar("ValueType")
-RESAMPLE_NUMBER: dict[Resample, int] = {"bilinear": 2, "bicubic": 3, "box": 4}
-"""PIL's numbers of the resize filters, as an image processor's JSON holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Prepared:
     tokenizer_folder: Path
     """Where tokenizer.json lies."""
     transform: ImageTransformConfig
-    """Picture → tensor."""
+    """Image → tensor."""
     max_tokens: int
     """Longest text, with `<s>` and `</s>`."""
     origin: Path
@@ -59,6 +61,14 @@ class Prepared:
     """The run, if it was not an export."""
     checkpoint: CheckpointFacts | None = None
     """Which checkpoint the weights are; None: an export that does not say."""
+
+    def pixels(self, image: bytes) -> Tensor:
+        """Return an image file as the network takes it, (3, H, W), float32 (errors: `decode_image`)."""
+        return torch.from_numpy(eval_image(decode_image(image), self.transform))
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Return texts as padded ids with their mask (DataError: a text of which no token is left)."""
+        return pad(self.tokenizer.encode(texts, self.max_tokens), self.tokenizer.pad_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +170,10 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
         fp32 = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         loaded = model.load_state_dict(fp32, strict=False, assign=True)
     except RuntimeError as error:
-        raise _misfit(where, " ".join(str(error).split())) from error
+        raise misfit(where, " ".join(str(error).split())) from error
     missing = [name for name in loaded.missing_keys if name not in tied_weights(config.options())]
     if missing or loaded.unexpected_keys:
-        raise _misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
+        raise misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
     model.tie_weights()
     model.eval()
     return model
@@ -177,7 +187,8 @@ def without_prefix(state: Mapping[str, ValueType]) -> Mapping[str, ValueType]:
     return state
 
 
-def _misfit(where: str, got: str) -> CheckpointError:
+def misfit(where: str, got: str) -> CheckpointError:
+    """Return the error for weights that do not fit their configuration."""
     return CheckpointError(
         where=where,
         expected="the parameters that config.yaml's `model` describes",
@@ -240,7 +251,7 @@ def prepare_export(folder: Path) -> Prepared:
         config = CCLMConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _other_version(folder, error) from error
-    names = {number: name for name, number in RESAMPLE_NUMBER.items()}
+    names: dict[int, Resample] = {int(number): name for name, number in RESAMPLE_FILTER.items()}
     mean, std = processor["image_mean"], processor["image_std"]
     return Prepared(
         config=config,
@@ -279,7 +290,7 @@ def _other_version(folder: Path, error: Exception) -> CheckpointError:
 
 
 def _exported_checkpoint(folder: Path) -> CheckpointFacts | None:
-    proof = read_json(folder / PARITY_NAME, {})
-    if proof.get("checkpoint") is None:
+    parity = read_json(folder / PARITY_NAME, {})
+    if parity.get("checkpoint") is None:
         return None
-    return CheckpointFacts(step=proof["step"], identity=proof["checkpoint"])
+    return CheckpointFacts(step=parity["step"], identity=parity["checkpoint"])

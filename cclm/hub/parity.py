@@ -1,8 +1,8 @@
 """Does an exported folder compute what the trained model computes? A fresh process says so, or the export fails.
 
-witness (the training engine on the probe) ─┐
-                                            ├─ compare ─▶ parity.json
-a fresh process with the folder alone ──────┘
+reference outputs (the training engine on the probe) ─┐
+                                                      ├─ compare ─▶ parity.json
+a fresh process with the folder alone ────────────────┘
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.hub import clean_process as prove
+from cclm.hub import clean_process
 from cclm.hub.open import Prepared
 from cclm.hub.probe import NUM_MASKED, Probe
-from cclm.hub.reference_outputs import Witness
+from cclm.hub.reference_outputs import ReferenceOutputs
 from cclm.hub.weight_files import Dtype
 
 
@@ -68,7 +68,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class RecallPair:
-    """Recall at 1 on the fixed set (captions → pictures), in percent, and what the tolerance leaves open."""
+    """Recall at 1 on the fixed set (captions → images), in percent, and what the tolerance leaves open."""
 
     reference: float
     export: float
@@ -133,7 +133,7 @@ class ParityReport:
             for name, part in self.parts.items()
         ]
         lines += [
-            f"  recall@1 by {name} on the drawn pictures: {pair.export:.1f} % (engine {pair.reference:.1f} %)"
+            f"  recall@1 by {name} on the drawn images: {pair.export:.1f} % (engine {pair.reference:.1f} %)"
             for name, pair in self.recall.items()
         ]
         return "\n".join(lines)
@@ -143,11 +143,13 @@ class ParityReport:
         return json.dumps({**asdict(self), "max_abs": self.max_abs}, indent=1) + "\n"
 
 
-def outputs_of_a_stranger(asked: Sequence[tuple[Path, Probe]], python: Path | None = None) -> list[dict[str, Tensor]]:
+def outputs_of_clean_process(
+    exports: Sequence[tuple[Path, Probe]], python: Path | None = None
+) -> list[dict[str, Tensor]]:
     """Load exported folders in a fresh, isolated, offline process that cannot import this library.
 
     Args:
-        asked: folders, and what to ask each.
+        exports: folders, each with what to compute from.
         python: the interpreter; None: this one.
 
     Raises:
@@ -156,19 +158,19 @@ def outputs_of_a_stranger(asked: Sequence[tuple[Path, Probe]], python: Path | No
     with tempfile.TemporaryDirectory(prefix="cclm-parity-") as name:
         folder = Path(name)
         arguments, outs = [], []
-        for number, (export, probe) in enumerate(asked):
-            question, out = folder / f"probe-{number}", folder / f"out-{number}.safetensors"
-            _write_question(probe, question)
-            arguments += [str(export.resolve()), str(question), str(out)]
+        for number, (export, probe) in enumerate(exports):
+            given, out = folder / f"probe-{number}", folder / f"out-{number}.safetensors"
+            _write_probe(probe, given)
+            arguments += [str(export.resolve()), str(given), str(out)]
             outs.append(out)
-        program = str(Path(prove.__file__).resolve())
+        program = str(Path(clean_process.__file__).resolve())
         command = [str(python or sys.executable), "-I", program, *arguments]
         done = subprocess.run(
-            command, cwd=folder, env=strangers_environment(folder), capture_output=True, text=True, check=False
+            command, cwd=folder, env=clean_environment(folder), capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             raise CheckpointError(
-                where=", ".join(str(export) for export, _ in asked),
+                where=", ".join(str(export) for export, _ in exports),
                 expected="a folder that `transformers` loads by itself",
                 got=done.stderr.strip()[-2000:],
                 do="Nothing was exported. Correct the model code that the message names.",
@@ -176,27 +178,27 @@ def outputs_of_a_stranger(asked: Sequence[tuple[Path, Probe]], python: Path | No
         return [load_file(out) for out in outs]
 
 
-def strangers_environment(folder: Path) -> dict[str, str]:
-    """The environment of a process that is to know nothing of us and to stay offline; its caches go into `folder`."""
+def clean_environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a process that knows nothing of us and stays offline; its caches go into `folder`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "TRANSFORMERS_"))}
     caches = {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}
     return {**kept, **caches, "HF_HUB_OFFLINE": "1"}
 
 
-def _write_question(probe: Probe, folder: Path) -> None:
-    """As `prove.py` reads it."""
+def _write_probe(probe: Probe, folder: Path) -> None:
+    """Write a probe as `clean_process.py` reads it."""
     folder.mkdir()
-    told = {"texts": probe.texts, "picture_of_caption": probe.picture_of_caption, "num_masked": NUM_MASKED}
+    told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
     (folder / "probe.json").write_text(json.dumps(told), encoding="utf-8")
-    for number, picture in enumerate(probe.pictures):
-        (folder / f"{number:03d}.png").write_bytes(picture)
+    for number, image in enumerate(probe.images):
+        (folder / f"{number:03d}.png").write_bytes(image)
 
 
-def prove_parity(
+def check_parity(
     prepared: Prepared,
     export: Path,
     *,
-    witness: Witness,
+    reference: ReferenceOutputs,
     dtype: Dtype,
     tolerance: float | None = None,
 ) -> ParityReport:
@@ -205,15 +207,15 @@ def prove_parity(
     Args:
         prepared: says which checkpoint it is.
         export: the folder.
-        witness: what the export is compared with.
+        reference: what the export is compared with.
         dtype: of the exported weights.
         tolerance: another `Tolerance.difference` than the dtype's.
 
     Raises:
         CheckpointError: token ids differ, or something lies outside the tolerance.
     """
-    (found,) = outputs_of_a_stranger([(export, witness.probe)])
-    report = compare(witness, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)
+    (found,) = outputs_of_clean_process([(export, reference.probe)])
+    report = compare(reference, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)
     if report.failures:
         raise CheckpointError(
             where=str(export),
@@ -225,7 +227,7 @@ def prove_parity(
 
 
 def compare(
-    witness: Witness,
+    reference: ReferenceOutputs,
     found: Mapping[str, Tensor],
     *,
     dtype: Dtype,
@@ -238,18 +240,18 @@ def compare(
     Raises:
         CheckpointError: token ids differ.
     """
-    expected, texts = witness.outputs, witness.probe.texts
+    expected, texts = reference.outputs, reference.probe.texts
     refuse_other_tokens(expected["input_ids"], found["input_ids"], texts, where)
-    rule = TOLERANCE["bfloat16" if witness.precision == "bf16" else dtype]
+    rule = TOLERANCE["bfloat16" if reference.precision == "bf16" else dtype]
     share = rule.difference if tolerance is None else tolerance
     cosine = rule.cosine if tolerance is None else max(rule.cosine, tolerance)
     names = [name for name in expected if name not in ("input_ids", "temperature")]
     parts = {name: difference(expected[name], found.get(name), name, share, cosine) for name in names}
     return ParityReport(
-        reference=witness.origin,
+        reference=reference.origin,
         parts=parts,
-        recall=recalls(witness, found, parts),
-        num_images=len(witness.probe.pictures),
+        recall=recalls(reference, found, parts),
+        num_images=len(reference.probe.images),
         num_texts=len(texts),
         dtype=dtype,
         tolerance=share,
@@ -278,16 +280,18 @@ def difference(expected: Tensor, found: Tensor | None, name: str, share: float, 
     )
 
 
-def recalls(witness: Witness, found: Mapping[str, Tensor], parts: Mapping[str, Difference]) -> dict[str, RecallPair]:
-    """Recall@1 from captions to pictures: by cosine and, where every picture met every caption, by matching."""
-    right_C = torch.tensor(witness.probe.picture_of_caption)
+def recalls(
+    reference: ReferenceOutputs, found: Mapping[str, Tensor], parts: Mapping[str, Difference]
+) -> dict[str, RecallPair]:
+    """Return recall@1 from captions to images: by cosine and, where every image met every caption, by matching."""
+    right_C = torch.tensor(reference.probe.image_of_caption)
     if (
         len(right_C) == 0
         or "text_features" not in parts
         or any(part.max_abs == float("inf") for part in parts.values())
     ):
         return {}
-    num_images, num_captions = len(witness.probe.pictures), len(right_C)
+    num_images, num_captions = len(reference.probe.images), len(right_C)
 
     def scores(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         table = {"features": outputs["text_features"][:num_captions] @ outputs["image_features"].T}
@@ -296,7 +300,7 @@ def recalls(witness: Witness, found: Mapping[str, Tensor], parts: Mapping[str, D
             table["matching"] = odds_P.view(num_images, num_captions).T
         return table
 
-    ours, theirs = scores(witness.outputs), scores(found)
+    ours, theirs = scores(reference.outputs), scores(found)
     slack = {
         # a cosine moves by as much as the two unit vectors together
         "features": 2 * (parts["image_features"].allowed_abs + parts["text_features"].allowed_abs),
@@ -306,7 +310,7 @@ def recalls(witness: Witness, found: Mapping[str, Tensor], parts: Mapping[str, D
 
 
 def recall_pair(ours_CI: Tensor, theirs_CI: Tensor, right_C: Tensor, slack: float) -> RecallPair:
-    """Recall@1 of two score tables; ties within `slack` of the first may go either way in the second."""
+    """Return recall@1 of two score tables; ties within `slack` of the first may go either way in the second."""
     row_C = torch.arange(len(right_C))
     right = ours_CI[row_C, right_C][:, None]
     others_CI = ours_CI.scatter(1, right_C[:, None], -torch.inf).max(1, keepdim=True).values

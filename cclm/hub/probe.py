@@ -1,6 +1,6 @@
-"""A fixed set of pictures and texts, and what a model makes of it: the question that training and export both answer.
+"""A fixed set of images and texts, and what a model computes from it, in training and after export.
 
-Six drawn pictures with captions in two languages each (a small retrieval set), two more as noise, and texts that a
+Six drawn images with captions in two languages each (a small retrieval set), two more as noise, and texts that a
 tokenizer might treat differently in two places: many scripts, one too long, one untidy. Four texts come once more
 with a word hidden.
 """
@@ -17,7 +17,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.collate import pad
+from cclm.data.decoding import decode_image
+from cclm.data.image import eval_image
 from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
@@ -44,38 +46,38 @@ ODD_TEXTS = (
     "chó",
     "  Two  spaces, punctuation!  And a sentence that is longer than what fits into any caption of this corpus at all ",
 )
-"""Without a picture of their own."""
+"""Without an image of their own."""
 NUM_MASKED = 4
 """The first so many texts come once more, their first word hidden."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What is asked."""
+    """The images and texts."""
 
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
     """PNG files of several sizes and modes."""
     texts: tuple[str, ...]
     """Captions first."""
-    picture_of_caption: tuple[int, ...]
-    """For each caption the picture that it describes."""
+    image_of_caption: tuple[int, ...]
+    """For each caption the image that it describes."""
 
     @property
     def num_captions(self) -> int:
-        """Texts that describe a picture."""
-        return len(self.picture_of_caption)
+        """Texts that describe an image."""
+        return len(self.image_of_caption)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeInputs:
-    """The same, as a model takes it. T texts, I pictures."""
+    """The same, as a model takes it. T texts, I images."""
 
     images_ICHW: Tensor
     ids_TL: Tensor
     mask_TL: Tensor
     masked_ids_ML: Tensor
     """The first texts with `<mask>` in place of their first token."""
-    picture_of_caption: tuple[int, ...]
+    image_of_caption: tuple[int, ...]
 
     def to(self, device: torch.device | str) -> ProbeInputs:
         """On a device."""
@@ -85,15 +87,15 @@ class ProbeInputs:
 
 def make_probe() -> Probe:
     """The fixed set, drawn anew; the same every time (with one version of Pillow)."""
-    pictures = [_drawing(number, *shape[:3]) for number, shape in enumerate(SHAPES)]
-    pictures += [_noise(number, mode) for number, mode in enumerate(NOISE_MODES)]
+    images = [_drawing(number, *shape[:3]) for number, shape in enumerate(SHAPES)]
+    images += [_noise(number, mode) for number, mode in enumerate(NOISE_MODES)]
     captions = [
         (number, caption) for place in (0, 1) for number, shape in enumerate(SHAPES) for caption in [shape[3][place]]
     ]
     return Probe(
-        pictures=tuple(pictures),
+        images=tuple(images),
         texts=(*(caption for _, caption in captions), *ODD_TEXTS),
-        picture_of_caption=tuple(number for number, _ in captions),
+        image_of_caption=tuple(number for number, _ in captions),
     )
 
 
@@ -109,9 +111,9 @@ def known_part(probe: Probe, tokenizer: TextTokenizer) -> Probe:
 
     kept = [number for number, text in enumerate(probe.texts) if is_known(text)]
     return Probe(
-        pictures=probe.pictures,
+        images=probe.images,
         texts=tuple(probe.texts[number] for number in kept),
-        picture_of_caption=tuple(probe.picture_of_caption[number] for number in kept if number < probe.num_captions),
+        image_of_caption=tuple(probe.image_of_caption[number] for number in kept if number < probe.num_captions),
     )
 
 
@@ -119,33 +121,31 @@ def probe_inputs(
     probe: Probe, tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
 ) -> ProbeInputs:
     """Decode and tokenize as training does."""
-    rows = tokenizer.encode(list(probe.texts), max_tokens)
-    length = max(len(row) for row in rows)
-    ids_TL = torch.tensor([[*row, *[tokenizer.pad_id] * (length - len(row))] for row in rows])
-    masked_ids_ML = ids_TL[:NUM_MASKED].clone()
+    tokens = pad(tokenizer.encode(list(probe.texts), max_tokens), tokenizer.pad_id)
+    masked_ids_ML = tokens.ids_BL[:NUM_MASKED].clone()
     masked_ids_ML[:, 1] = tokenizer.mask_id
-    pixels = [torch.from_numpy(eval_image(decode_image(picture), transform)) for picture in probe.pictures]
+    pixels = [torch.from_numpy(eval_image(decode_image(image), transform)) for image in probe.images]
     return ProbeInputs(
         images_ICHW=torch.stack(pixels),
-        ids_TL=ids_TL,
-        mask_TL=torch.tensor([[column < len(row) for column in range(length)] for row in rows]),
+        ids_TL=tokens.ids_BL,
+        mask_TL=tokens.mask_BL,
         masked_ids_ML=masked_ids_ML,
-        picture_of_caption=probe.picture_of_caption,
+        image_of_caption=probe.image_of_caption,
     )
 
 
 @torch.no_grad()
 def probe_outputs(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
-    """`ask`, on the CPU in fp32, and the token ids that were used (`input_ids`)."""
-    found = {**ask(model, inputs), "input_ids": inputs.ids_TL}
+    """Return `compute`, on the CPU in fp32, and the token ids that were used (`input_ids`)."""
+    found = {**compute(model, inputs), "input_ids": inputs.ids_TL}
     return {name: value.float().cpu() for name, value in found.items()}
 
 
-def ask(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
-    """What a model computes; every module runs once, as in a training step.
+def compute(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
+    """Return what a model computes; every module runs once, as in a training step.
 
-    `image_features` (I, E), `text_features` (T, E), `temperature` (1,), `match_logits` of every picture with every
-    caption (I · C, 2; of a model that reads several pictures: of each text with some, (T, 2)), and if there are such
+    `image_features` (I, E), `text_features` (T, E), `temperature` (1,), `match_logits` of every image with every
+    caption (I · C, 2; of a model that reads several images: of each text with some, (T, 2)), and if there are such
     heads `masked_lm_logits` (M, V) and `boxes` of the captions (C, 4). Of a model fine-tuned for classes or answers
     `class_logits` (T, classes), or the probabilities `answers` (T, K) of the texts themselves as answers.
     """
@@ -164,7 +164,7 @@ def ask(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
     if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
         found["match_logits"] = _match_several(model, text_TLD, inputs.mask_TL, image_IND)
     else:
-        found.update(_fused_outputs(model, text_BLD, mask_BL, image_IND, inputs.picture_of_caption, num_masked))
+        found.update(_fused_outputs(model, text_BLD, mask_BL, image_IND, inputs.image_of_caption, num_masked))
     return found
 
 
@@ -173,13 +173,13 @@ def _fused_outputs(
     text_BLD: Tensor,
     mask_BL: Tensor,
     image_IND: Tensor,
-    picture_of_caption: Sequence[int],
+    image_of_caption: Sequence[int],
     num_masked: int,
 ) -> dict[str, Tensor]:
     """Matching logits, boxes and masked-LM logits, from one call of the fusion encoder."""
-    num_images, num_captions = len(image_IND), len(picture_of_caption)
+    num_images, num_captions = len(image_IND), len(image_of_caption)
     device, num_texts = text_BLD.device, len(text_BLD) - num_masked
-    own = torch.tensor(picture_of_caption, device=device)
+    own = torch.tensor(image_of_caption, device=device)
     has_words = model.masked_lm_transform is not None
     text_row = torch.arange(num_captions, device=device).repeat(num_images)
     image_row = torch.arange(num_images, device=device).repeat_interleave(num_captions)
@@ -198,13 +198,13 @@ def _fused_outputs(
 
 
 def _match_several(model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor) -> Tensor:
-    """Text t reads pictures t, t + 1, … of the probe."""
+    """Text t reads images t, t + 1, … of the probe."""
     memories = _in_turn(image_IND, len(text_TLD), model.config.options().fusion.num_memories)
     return model.match_logits(model.fuse_several(text_TLD, mask_TL, memories), mask_TL)
 
 
 def _in_turn(image_IND: Tensor, num_texts: int, number: int) -> list[Tensor]:
-    """For text t the pictures t, t + 1, …"""
+    """For text t the images t, t + 1, …"""
     row_T = torch.arange(num_texts, device=image_IND.device)
     return [image_IND[(row_T + place) % len(image_IND)] for place in range(number)]
 
@@ -212,13 +212,13 @@ def _in_turn(image_IND: Tensor, num_texts: int, number: int) -> list[Tensor]:
 def _finetuned_outputs(
     model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor, ids_TL: Tensor
 ) -> dict[str, Tensor]:
-    """Classes of text t with pictures t, t + 1, …; or the texts themselves, ranked as answers to it."""
+    """Classes of text t with images t, t + 1, …; or the texts themselves, ranked as answers to it."""
     number = model.config.options().fusion.num_memories
     if number > 1:
         memories = _in_turn(image_IND, len(text_TLD), number)
         return {"class_logits": model.class_logits([model.fuse_several(text_TLD, mask_TL, memories)], mask_TL)}
-    pictures = _in_turn(image_IND, len(text_TLD), model.config.class_images)
-    fused = [model.fuse(text_TLD, mask_TL, picture) for picture in pictures]
+    images = _in_turn(image_IND, len(text_TLD), model.config.class_images)
+    fused = [model.fuse(text_TLD, mask_TL, image) for image in images]
     if model.class_head is not None:
         return {"class_logits": model.class_logits(fused, mask_TL)}
     return {"answers": model.rank_answers(fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
@@ -227,13 +227,13 @@ def _finetuned_outputs(
 def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:
     """One shape on white."""
     width, height = 48 + 16 * (number % 3), 48 + 24 * (number % 2)
-    picture = Image.new("RGBA", (width, height), "white")
-    draw, box = ImageDraw.Draw(picture), (6, 8, width - 10, height - 6)
+    image = Image.new("RGBA", (width, height), "white")
+    draw, box = ImageDraw.Draw(image), (6, 8, width - 10, height - 6)
     if shape == "triangle":
         draw.polygon([(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) // 2, box[1])], fill=colour)
     else:
         (draw.ellipse if shape == "ellipse" else draw.rectangle)(box, fill=colour)
-    return _png(picture.convert(mode))
+    return _png(image.convert(mode))
 
 
 def _noise(number: int, mode: str) -> bytes:
@@ -242,7 +242,7 @@ def _noise(number: int, mode: str) -> bytes:
     return _png(Image.fromarray(values, "RGBA").resize((40 + 24 * number, 56)).convert(mode))
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

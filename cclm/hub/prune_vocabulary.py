@@ -1,9 +1,9 @@
 """`cclm prune-vocabulary`: keep the pieces that a corpus uses, in the tokenizer, the embeddings and the masked-LM head.
 
     FOLDER (an export or import of ours, or an XLM-R) + shard sets or text files
-        ─▶ pieces that occur ─▶ rows of every table with a row for each piece ─▶ new folder, proven, pruning.json
+        ─▶ pieces that occur ─▶ rows of every table with a row for each piece ─▶ new folder, checked, pruning.json
 
-Two proofs, or nothing is written: every text gives the same pieces, and a fixed batch gives the same states and the
+Two checks, or nothing is written: every text gives the same pieces, and a fixed batch gives the same states and the
 same logits of the kept pieces. Tensors are read one at a time, so memory is about the size of the new model.
 """
 
@@ -27,7 +27,7 @@ from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
 from cclm.data.tokens import pre_caption
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
-from cclm.hub.export import move_into_place, workshop
+from cclm.hub.export import check_target, staging_directory
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.pretrained.source_files import read_folder
 
@@ -35,7 +35,7 @@ REPORT_NAME = "pruning.json"
 STATES, LOGITS = 1e-5, 1e-4
 """Largest differences allowed: the same sums, in memory of another alignment and matrices of another height."""
 PROBE_PIECES = 8
-"""Length of the proof's text: short enough for every position table."""
+"""Length of the text that models are compared on: short enough for every position table."""
 TABLES = (
     r"(text_encoder|answer_decoder)\.embeddings\.words\.weight",
     r"(answer_decoder\.)?masked_lm_decoder\.(weight|bias)",
@@ -44,7 +44,7 @@ TABLES = (
 )
 """Names of tensors with a row for each piece, in our folders and in those of XLM-R and its kin."""
 COPIED = re.compile(r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json")
-"""Files that stay as they are. Proofs, cards and other forms of the tokenizer would be wrong and are left behind."""
+"""Files that stay as they are. Parity reports, cards and other forms of the tokenizer would be wrong: left behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,16 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
 
     Args:
         folder: with config.json, weights and tokenizer.json.
-        texts: gives the corpus; called twice, to count and to prove. Each text counts as it is and as published models
+        texts: gives the corpus; called twice, to count and to check. Each text counts as it is and as published models
             prepare it (`cclm.data.tokens.pre_caption`).
         to: a folder that does not exist yet.
 
     Raises:
-        CheckpointError: no such folder, no texts, or a proof that does not hold.
+        CheckpointError: no such folder, no texts, or a check that fails.
     """
     if to.exists():
         raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
+    check_target(to)
     if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
         raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
     stored = tokenizer_bytes(folder)
@@ -92,14 +93,12 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
         raise _error(str(folder), "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
     keep = kept_ids(content, counts)
     after = Tokenizer.from_str(json.dumps(prune_content(content, keep), ensure_ascii=False))
-    num_texts = _prove_pieces(before, after, keep, both_forms(texts()), str(folder))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with workshop(to) as hidden:
-        new = hidden / to.name
+    num_texts = _check_pieces(before, after, keep, both_forms(texts()), str(folder))
+    with staging_directory(to) as new:
         new.mkdir()
         sizes = _write_weights(folder, new, keep)
         left = _write_papers(folder, new, content, keep)
-        states, logits = _prove_model(folder, new, keep)
+        states, logits = _check_model(folder, new, keep)
         pruned = Pruned(
             texts=num_texts // 2,
             pieces_before=before.get_vocab_size(),
@@ -110,7 +109,6 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
             **sizes,
         )
         (new / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
-        move_into_place(new, to, hidden)
     return pruned
 
 
@@ -121,8 +119,8 @@ def both_forms(texts: Iterable[str]) -> Iterable[str]:
         yield pre_caption(text)
 
 
-def _prove_pieces(before: Any, after: Any, keep: Sequence[int], texts: Iterable[str], where: str) -> int:
-    """Every text has the same pieces; returns how many there were."""
+def _check_pieces(before: Any, after: Any, keep: Sequence[int], texts: Iterable[str], where: str) -> int:
+    """Check that every text has the same pieces; return how many there were."""
     number = 0
     for batch in batches(texts):
         pairs = zip(*(item.encode_batch(batch, add_special_tokens=False) for item in (before, after)), strict=True)
@@ -135,7 +133,7 @@ def _prove_pieces(before: Any, after: Any, keep: Sequence[int], texts: Iterable[
 
 
 def _write_weights(folder: Path, hidden: Path, keep: Sequence[int]) -> dict[str, Any]:
-    """The new model.safetensors; returns the numbers for the report."""
+    """Write the new model.safetensors; return the numbers for the report."""
     state = read_folder(folder)
     tables = [name for name in state if any(re.fullmatch(pattern, name) for pattern in TABLES)]
     if not tables:
@@ -161,7 +159,7 @@ def _write_weights(folder: Path, hidden: Path, keep: Sequence[int]) -> dict[str,
 
 
 def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: Sequence[int]) -> list[str]:
-    """Configuration, tokenizer, code; returns what was left behind."""
+    """Write configuration, tokenizer and code; return what was left behind."""
     new_id = {old: new for new, old in enumerate(keep)}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sized = config["text"] if config.get("model_type") == CCLMConfig.model_type else config
@@ -188,8 +186,8 @@ def _is_id(key: str, value: Any) -> bool:
     return key.endswith("_token_id") and isinstance(value, int)
 
 
-def _prove_model(folder: Path, hidden: Path, keep: Sequence[int]) -> tuple[float, float]:
-    """The same states and logits from both folders; returns the largest differences."""
+def _check_model(folder: Path, hidden: Path, keep: Sequence[int]) -> tuple[float, float]:
+    """Check that both folders give the same states and logits; return the largest differences."""
     new_B = torch.linspace(0, len(keep) - 1, PROBE_PIECES).long().view(1, -1)
     old_B = torch.tensor(list(keep))[new_B]
     before = _states_and_logits(folder, old_B)

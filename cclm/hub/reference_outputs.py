@@ -1,6 +1,6 @@
 """What the training engine itself computed on the probe, kept in the checkpoint: an export is measured against it.
 
-    training engine (any stage, any number of ranks) ─ probe ─▶ step_N/witness.safetensors ─ compare ─ exported folder
+    training engine (any stage, any ranks) ─ probe ─▶ step_N/reference_outputs.safetensors ─ compare ─ exported folder
 
 The outputs come from the live engine, through its own forward, before the weights ever were in a file; so a mistake in
 reading the ranks' shares shows, and an export needs neither that many ranks nor the optimizer's memory.
@@ -24,16 +24,18 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.together import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
-from cclm.hub.probe import NUM_MASKED, Probe, ProbeInputs, known_part, make_probe, probe_inputs, probe_outputs
+from cclm.hub.probe import NUM_MASKED, Probe, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.model.modeling_cclm import CCLMModel
 
-FILE = "witness.safetensors"
+FILE = "reference_outputs.safetensors"
 """Beside the engine's own files."""
+OLD_FILE = "witness.safetensors"
+"""Its name in checkpoints of version 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Witness:
-    """What was asked, what was answered, and by whom."""
+class ReferenceOutputs:
+    """A probe, what was computed from it, and by whom."""
 
     probe: Probe
     outputs: dict[str, Tensor]
@@ -47,7 +49,7 @@ class Witness:
 def make_recorder(
     tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
 ) -> Callable[[Engine[Any], Path], None]:
-    """Return what `save_checkpoint` calls to put a witness into a checkpoint."""
+    """Return what `save_checkpoint` calls to put reference outputs into a checkpoint."""
     probe = known_part(make_probe(), tokenizer)
     knows_enough = probe.num_captions >= NUM_MASKED
     inputs = probe_inputs(probe, tokenizer, transform, max_tokens) if knows_enough else None
@@ -55,20 +57,18 @@ def make_recorder(
     def record(engine: Engine[Any], folder: Path) -> None:
         if inputs is None:  # a tokenizer that knows (nearly) no word of the captions
             return
-        outputs = engine.evaluate(lambda module: probe_outputs(_model_of(module), inputs.to(engine.device)))
-        witness = Witness(
-            probe=probe,
-            outputs=outputs,
-            origin=f"training engine: {engine.description}",
-            precision=engine.precision,
-        )
-        on_every_rank(engine, lambda: write_witness(witness, folder) if engine.rank == 0 else None, "write the witness")
+        outputs = engine.evaluate(lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device)))
+        origin = f"training engine: {engine.description}"
+        found = ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision=engine.precision)
+        on_every_rank(engine, lambda: write_reference(found, folder) if engine.rank == 0 else None, f"write {FILE}")
 
     return record
 
 
-def witness_of(model: CCLMModel, tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int) -> Witness:
-    """The same from a model in this process: for imports, and for checkpoints without a witness.
+def reference_of(
+    model: CCLMModel, tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
+) -> ReferenceOutputs:
+    """Compute the same with a model in this process: for imports, and for checkpoints that hold none.
 
     Raises:
         CheckpointError: the tokenizer knows fewer than `NUM_MASKED` of the probe's captions.
@@ -81,45 +81,40 @@ def witness_of(model: CCLMModel, tokenizer: TextTokenizer, transform: ImageTrans
             got=str(probe.num_captions),
             do="Give the tokenizer an <unk> piece, or train it on texts in more scripts.",
         )
-    inputs: ProbeInputs = probe_inputs(probe, tokenizer, transform, max_tokens)
-    outputs = probe_outputs(model, inputs)
-    return Witness(probe=probe, outputs=outputs, origin="the model in the exporting process, fp32", precision="fp32")
+    outputs = probe_outputs(model, probe_inputs(probe, tokenizer, transform, max_tokens))
+    origin = "the model in the exporting process, fp32"
+    return ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision="fp32")
 
 
-def read_witness(checkpoint: Path) -> Witness | None:
-    """The witness of a checkpoint, or None if it was saved without one."""
-    path = checkpoint / FILE
-    if not path.is_file():
+def read_reference(checkpoint: Path) -> ReferenceOutputs | None:
+    """Return the reference outputs of a checkpoint, or None if it was saved without."""
+    path = next((path for name in (FILE, OLD_FILE) if (path := checkpoint / name).is_file()), None)
+    if path is None:
         return None
-    with safe_open(path, "pt") as file:
-        told: dict[str, Any] = {name: json.loads(text) for name, text in file.metadata().items()}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    pictures = torch.split(tensors.pop("pictures"), told["picture_bytes"])
+    with safe_open(path, "pt") as file:  # the old file says "picture" where this one says "image"
+        told: dict[str, Any] = {
+            name.replace("picture", "image"): json.loads(text) for name, text in file.metadata().items()
+        }
+        tensors = {name.replace("pictures", "images"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    images = torch.split(tensors.pop("images"), told["image_bytes"])
     probe = Probe(
-        pictures=tuple(bytes(picture.numpy()) for picture in pictures),
+        images=tuple(bytes(image.numpy()) for image in images),
         texts=tuple(told["texts"]),
-        picture_of_caption=tuple(told["picture_of_caption"]),
+        image_of_caption=tuple(told["image_of_caption"]),
     )
-    return Witness(probe=probe, outputs=tensors, origin=told["origin"], precision=told["precision"])
+    return ReferenceOutputs(probe=probe, outputs=tensors, origin=told["origin"], precision=told["precision"])
 
 
-def write_witness(witness: Witness, folder: Path) -> None:
-    """Put a witness beside the files of a checkpoint."""
-    probe = witness.probe
+def write_reference(reference: ReferenceOutputs, folder: Path) -> None:
+    """Write reference outputs beside the files of a checkpoint."""
+    probe = reference.probe
     told = {
         "texts": probe.texts,
-        "picture_of_caption": probe.picture_of_caption,
-        "picture_bytes": [len(picture) for picture in probe.pictures],
-        "origin": witness.origin,
-        "precision": witness.precision,
+        "image_of_caption": probe.image_of_caption,
+        "image_bytes": [len(image) for image in probe.images],
+        "origin": reference.origin,
+        "precision": reference.precision,
     }
-    pictures = torch.frombuffer(bytearray(b"".join(probe.pictures)), dtype=torch.uint8)
-    tensors = {name: value.contiguous() for name, value in witness.outputs.items()}
-    save_file(
-        {**tensors, "pictures": pictures}, folder / FILE, {name: json.dumps(value) for name, value in told.items()}
-    )
-
-
-def _model_of(module: torch.nn.Module) -> CCLMModel:
-    """The network inside a training module."""
-    return cast(CCLMModel, module.model)
+    tensors = {name: value.contiguous() for name, value in reference.outputs.items()}
+    tensors["images"] = torch.frombuffer(bytearray(b"".join(probe.images)), dtype=torch.uint8)
+    save_file(tensors, folder / FILE, {name: json.dumps(value) for name, value in told.items()})

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,50 +28,6 @@ try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without i
     from jaxtyping import Float, Int
 except ImportError:
     pass
-
-ResultType = TypeVar("ResultType")
-
-
-@runtime_checkable
-class CrossViewPieces(Protocol):
-    """What the methods below ask of `CCLMModel`; see there."""
-
-    config: Any
-    fusion_encoder: Any
-    box_head: Any
-    temperature: Any
-
-    def encode_images(self, images_BCHW: Tensor) -> Tensor: ...  # noqa: D102  # documented in CCLMModel
-
-    def encode_texts(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def project_images(self, image_BND: Tensor) -> Tensor: ...  # noqa: D102
-
-    def project_texts(self, text_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def fuse(  # noqa: D102
-        self, text_BLD: Tensor, mask_BL: Tensor, memory_BND: Tensor | None, memory_mask_BN: Tensor | None = None
-    ) -> Tensor: ...
-
-    def fuse_several(self, text_BLD: Tensor, mask_BL: Tensor, memories: Sequence[Tensor]) -> Tensor: ...  # noqa: D102
-
-    def match_logits(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def locate_boxes(self, fused_BLD: Tensor, mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def class_logits(self, fused: Sequence[Tensor], mask_BL: Tensor) -> Tensor: ...  # noqa: D102
-
-    def rank_answers(  # noqa: D102
-        self, question_BLD: Tensor, mask_BL: Tensor, answer_ids: Tensor, answer_mask: Tensor, top_k: int
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def masked_lm_states(self, fused_TD: Tensor) -> Tensor: ...  # noqa: D102
-
-    def decode_with(self, hidden_TD: Tensor, function: Callable[..., ResultType]) -> ResultType: ...  # noqa: D102
-
-    def masked_lm_logits(  # noqa: D102
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, slot_BL: Tensor, **memory: Any
-    ) -> Tensor: ...
 
 
 @dataclass
@@ -101,21 +57,38 @@ class FillMaskOutput(ModelOutput):  # type: ignore[misc]  # transformers is seen
 
 
 class InferenceMethods:
-    """Methods of `CCLMModel` beyond those that a training step is made of."""
+    """Methods of `CCLMModel` beyond those that a training step is made of; what they build on stands there."""
 
-    def get_image_features(self: CrossViewPieces, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+    config: Any
+    fusion_encoder: Any
+    box_head: Any
+    temperature: Any
+    encode_images: Callable[..., Tensor]
+    encode_texts: Callable[..., Tensor]
+    project_images: Callable[..., Tensor]
+    project_texts: Callable[..., Tensor]
+    fuse: Callable[..., Tensor]
+    fuse_several: Callable[..., Tensor]
+    match_logits: Callable[..., Tensor]
+    locate_boxes: Callable[..., Tensor]
+    class_logits: Callable[..., Tensor]
+    rank_answers: Callable[..., tuple[Tensor, Tensor]]
+    masked_lm_states: Callable[..., Tensor]
+    decode_with: Callable[..., Any]
+
+    def get_image_features(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         """Unit vectors of images, comparable with those of `get_text_features`."""
         return self.project_images(self.encode_images(pixel_values))
 
     def get_text_features(
-        self: CrossViewPieces, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
+        self, input_ids: Int[Tensor, "c l"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "c e"]:
         """Unit vectors of tokenized texts in any language."""
-        mask_CL = as_mask(input_ids, attention_mask)
-        return self.project_texts(self.encode_texts(input_ids, mask_CL), mask_CL)
+        ids_CL, mask_CL = tidy_texts(self, input_ids, attention_mask)
+        return self.project_texts(self.encode_texts(ids_CL, mask_CL), mask_CL)
 
     def score(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b *m 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -128,18 +101,18 @@ class InferenceMethods:
             pixel_values: an image for each text; of a model that reads several (`fusion.num_memories`, as for NLVR2),
                 that many for each text: (B, M, 3, H, W).
             input_ids: the texts.
-            attention_mask: 1 where a token is real; None: everywhere.
+            attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
             batch_size: pairs at a time; None: all at once.
 
         Raises:
             ValueError: another number of images than the model reads for a text.
         """
-        mask_BL, size = as_mask(input_ids, attention_mask), batch_size or len(input_ids)
-        parts = zip(*(torch.split(given, size) for given in (pixel_values, input_ids, mask_BL)), strict=True)
+        texts, size = tidy_texts(self, input_ids, attention_mask), batch_size or len(input_ids)
+        parts = zip(*(torch.split(given, size) for given in (pixel_values, *texts)), strict=True)
         return torch.cat([self.match_logits(_look(self, *part), part[2]) for part in parts])
 
     def score_all(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "i 3 h w"],
         input_ids: Int[Tensor, "t l"],
         attention_mask: Tensor | None = None,
@@ -151,15 +124,13 @@ class InferenceMethods:
         Raises:
             ValueError: a model that reads several images.
         """
-        _refuse_several(self, "score_all")
-        mask_TL = as_mask(input_ids, attention_mask)
-        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(input_ids, mask_TL)
+        image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "score_all")
         pair_P = torch.arange(len(image_IND) * len(text_TLD), device=text_TLD.device)
         logits_P2 = _match_pairs(self, (image_IND, text_TLD, mask_TL), pair_P, batch_size)
         return logits_P2.view(len(image_IND), len(text_TLD), 2)
 
     def rerank(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "i 3 h w"],
         input_ids: Int[Tensor, "t l"],
         attention_mask: Tensor | None = None,
@@ -176,9 +147,7 @@ class InferenceMethods:
         Raises:
             ValueError: a model that reads several images.
         """
-        _refuse_several(self, "rerank")
-        mask_TL = as_mask(input_ids, attention_mask)
-        image_IND, text_TLD = self.encode_images(pixel_values), self.encode_texts(input_ids, mask_TL)
+        image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "rerank")
         cosine_TI = self.project_texts(text_TLD, mask_TL) @ self.project_images(image_IND).T
         cosine_TK, image_TK = cosine_TI.topk(min(top_k, len(image_IND)), dim=1)
         row_T1 = torch.arange(len(text_TLD), device=text_TLD.device)[:, None]
@@ -194,7 +163,7 @@ class InferenceMethods:
         )
 
     def masked_lm_logits(
-        self: CrossViewPieces,
+        self,
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
         *,
@@ -213,18 +182,19 @@ class InferenceMethods:
                 "masked tokens: expected pixel_values or memory_ids (the same sentence in another language), got "
                 f"{'neither' if memory_ids is None else 'both'}. The hidden words are read from one of them."
             )
-        mask_BL = as_mask(input_ids, attention_mask)
+        ids_BL, mask_BL, slot_BL = tidy_texts(self, input_ids, attention_mask, slot_BL)
         if pixel_values is not None:
-            fused_BLD = _look(self, pixel_values, input_ids, mask_BL)
+            fused_BLD = _look(self, pixel_values, ids_BL, mask_BL)
         else:
             assert memory_ids is not None, "exactly one of the two, see above"
-            memory_mask_BN = as_mask(memory_ids, memory_attention_mask)
+            memory_ids, memory_mask_BN = tidy_texts(self, memory_ids, memory_attention_mask)
             memory_BND = self.encode_texts(memory_ids, memory_mask_BN)
-            fused_BLD = self.fuse(self.encode_texts(input_ids, mask_BL), mask_BL, memory_BND, memory_mask_BN)
-        return self.decode_with(self.masked_lm_states(fused_BLD[slot_BL]), functional.linear)
+            fused_BLD = self.fuse(self.encode_texts(ids_BL, mask_BL), mask_BL, memory_BND, memory_mask_BN)
+        logits_SV: Tensor = self.decode_with(self.masked_lm_states(fused_BLD[slot_BL]), functional.linear)
+        return logits_SV
 
     def fill_mask(
-        self: CrossViewPieces,
+        self,
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
         *,
@@ -238,7 +208,7 @@ class InferenceMethods:
 
         Args:
             input_ids: texts with `<mask>`.
-            attention_mask: 1 where a token is real; None: everywhere.
+            attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
             pixel_values: an image for each text; or instead of it
             memory_ids: a sentence for each text, in any language;
             memory_attention_mask: its real tokens.
@@ -266,7 +236,7 @@ class InferenceMethods:
         return FillMaskOutput(row=row_S, column=column_S, token_ids=token_SK, probability=probability_SK)
 
     def locate(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -282,11 +252,11 @@ class InferenceMethods:
             raise ValueError(
                 "locate: expected a model with a box head, got one without. Use CCLM-4M or an X2VLM model."
             )
-        mask_BL = as_mask(input_ids, attention_mask)
-        return self.locate_boxes(_look(self, pixel_values, input_ids, mask_BL), mask_BL)
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        return self.locate_boxes(_look(self, pixel_values, ids_BL, mask_BL), mask_BL)
 
     def classify(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b *m 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -296,21 +266,16 @@ class InferenceMethods:
         Raises:
             ValueError: a model without classifier, or another number of images than it reads.
         """
-        mask_BL, number = as_mask(input_ids, attention_mask), self.config.class_images
+        number = self.config.class_images
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         if number == 1:
-            return self.class_logits([_look(self, pixel_values, input_ids, mask_BL)], mask_BL)
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != number:
-            raise ValueError(
-                f"pixel_values: expected {number} images for each text, shape (B, {number}, 3, H, W), got "
-                f"{tuple(pixel_values.shape)}. Give the processor lists of {number} images."
-            )
-        image_BND = self.encode_images(pixel_values.flatten(0, 1))
-        text_BLD = self.encode_texts(input_ids, mask_BL)
-        memories = image_BND.view(-1, number, *image_BND.shape[1:]).unbind(1)
+            return self.class_logits([_look(self, pixel_values, ids_BL, mask_BL)], mask_BL)
+        memories = _several_images(self, pixel_values, number)
+        text_BLD = self.encode_texts(ids_BL, mask_BL)
         return self.class_logits([self.fuse(text_BLD, mask_BL, memory_BND) for memory_BND in memories], mask_BL)
 
     def answer(
-        self: CrossViewPieces,
+        self,
         pixel_values: Float[Tensor, "b 3 h w"],
         input_ids: Int[Tensor, "b l"],
         attention_mask: Tensor | None = None,
@@ -324,33 +289,48 @@ class InferenceMethods:
         Raises:
             ValueError: a model without answer decoder.
         """
-        mask_BL = as_mask(input_ids, attention_mask)
-        question_BLD = _look(self, pixel_values, input_ids, mask_BL)
-        return self.rank_answers(question_BLD, mask_BL, answer_ids, as_mask(answer_ids, answer_attention_mask), top_k)
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
+        question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
+        return self.rank_answers(question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
 
-def as_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A bool mask from whatever a tokenizer gives."""
-    return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+def tidy_texts(
+    model: InferenceMethods, input_ids: Tensor, attention_mask: Tensor | None, *beside: Tensor
+) -> list[Tensor]:
+    """Token ids, their bool mask and what stands `beside` them as in training, from whatever a tokenizer gives.
+
+    Padding on the left (`padding_side="left"`) comes to stand behind; without a mask every token but `<pad>` is real.
+    """
+    pad_id = model.config.text["pad_token_id"]
+    mask_BL = input_ids != pad_id if attention_mask is None else attention_mask.bool()
+    padding_B1 = (~mask_BL).long().cumprod(1).sum(1, keepdim=True)
+    order_BL = (torch.arange(mask_BL.shape[1], device=mask_BL.device) + padding_B1) % mask_BL.shape[1]
+    return [cells_BL.gather(1, order_BL) for cells_BL in (input_ids, mask_BL, *beside)]
 
 
-def _look(model: CrossViewPieces, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
+def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
     """Fused states of texts that each read their image, or their several images."""
     text_BLD = model.encode_texts(input_ids, mask_BL)
     if not isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
         return model.fuse(text_BLD, mask_BL, model.encode_images(pixel_values))
-    wanted = model.fusion_encoder.num_memories
-    if pixel_values.ndim != 5 or pixel_values.shape[1] != wanted:
+    memories = _several_images(model, pixel_values, model.fusion_encoder.num_memories)
+    return model.fuse_several(text_BLD, mask_BL, memories)
+
+
+def _several_images(model: InferenceMethods, pixel_values: Tensor, number: int) -> Sequence[Tensor]:
+    """The first encoded images of all texts, the second ones, …"""
+    if pixel_values.ndim != 5 or pixel_values.shape[1] != number:
         raise ValueError(
-            f"pixel_values: expected {wanted} images for each text, shape (B, {wanted}, 3, H, W), got "
-            f"{tuple(pixel_values.shape)}. Give the processor lists of {wanted} images."
+            f"pixel_values: expected {number} images for each text, shape (B, {number}, 3, H, W), got "
+            f"{tuple(pixel_values.shape)}. Give the processor lists of {number} images."
         )
     image_BND = model.encode_images(pixel_values.flatten(0, 1))
-    return model.fuse_several(text_BLD, mask_BL, image_BND.view(-1, wanted, *image_BND.shape[1:]).unbind(1))
+    return image_BND.view(-1, number, *image_BND.shape[1:]).unbind(1)
 
 
 def _match_pairs(
-    model: CrossViewPieces, encoded: tuple[Tensor, Tensor, Tensor], pair_P: Tensor, batch_size: int
+    model: InferenceMethods, encoded: tuple[Tensor, Tensor, Tensor], pair_P: Tensor, batch_size: int
 ) -> Tensor:
     """Matching logits (P, 2) of pairs; pair number = image · texts + text."""
     image_IND, text_TLD, mask_TL = encoded
@@ -362,10 +342,14 @@ def _match_pairs(
     return torch.cat(found)
 
 
-def _refuse_several(model: CrossViewPieces, method: str) -> None:
-    """Raise if a text is about several images."""
+def _encode(
+    model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, method: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoded images and texts, and the texts' mask; raises if a text is about several images."""
     if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
         raise ValueError(
             f"{method}: expected a model that reads one image for a text, got one that reads "
             f"{model.fusion_encoder.num_memories}. Use `score` with as many images for each text."
         )
+    ids_TL, mask_TL = tidy_texts(model, input_ids, attention_mask)
+    return model.encode_images(pixel_values), model.encode_texts(ids_TL, mask_TL), mask_TL

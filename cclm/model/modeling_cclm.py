@@ -25,12 +25,14 @@ from transformers.utils import ModelOutput
 from .answer_decoder import AnswerDecoder, rank_answers
 from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig
+from .fusion import FusionEncoder  # noqa: F401  # the loader of transformers 5.0 copies what this file names, no more
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
 from .layers import CrossAttention
 from .memories import fusion_encoder
 from .options import LayerOptions, ModelOptions, VisionOptions
+from .packing import text_layout  # noqa: F401  # see FusionEncoder
 from .regions import region_tokens
 from .relative_position import RelativePositionBias
 from .swin import SwinEncoder
@@ -80,6 +82,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
     config_class = CCLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    _supports_sdpa = True
 
     def __init__(self, config: CCLMConfig) -> None:
         super().__init__(config)

@@ -197,8 +197,13 @@ def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
 
 
 def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str) -> PaddedLayout:
-    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere."""
-    if token_layout == "padded":
+    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere.
+
+    Graphs that are recorded (`torch.export`, `torch.compile`, `torch.jit.trace`) get the padded one: the shapes of the
+    others depend on the lengths of the texts.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if token_layout == "padded" or recorded:
         return PaddedLayout(batch=mask_BL.shape[0], length=mask_BL.shape[1], mask_BL=mask_BL)
     grouped = token_layout == "grouped" or (token_layout == "auto" and mask_BL.device.type == "cpu")
     return grouped_layout(mask_BL) if grouped else packed_layout(mask_BL)

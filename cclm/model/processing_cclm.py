@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,18 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from .image_processing_cclm import CCLMImageProcessor  # noqa: F401  # carried along into exported folders
+from .image_processing_cclm import HONOURED, NOT_HERE
+from .image_rgb import to_rgb  # noqa: F401  # transformers 5.0 copies what an entry file names, and no more
+
+GROUPS = ("common_kwargs", "images_kwargs", "text_kwargs")
+"""How `transformers` lets options be given by whom they are for."""
 
 
 class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is seen untyped
     """An image processor and a tokenizer.
 
     Args:
-        image_processor: a `CCLMImageProcessor`.
+        image_processor: a `CCLMImageProcessor` (`image_processing_cclm.py`).
         tokenizer: of the folder.
     """
 
@@ -28,46 +33,69 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
         self,
         images: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None = None,
         text: str | Sequence[str] | None = None,
-        *,
-        return_tensors: str | None = "pt",
-        padding: bool | str = True,
-        truncation: bool = True,
-        **kwargs: Any,
+        **options: Any,
     ) -> BatchFeature:
         """Images and/or texts to a model's inputs, padded and truncated.
 
         Args:
             images: one or several; lists of images for a model that reads several for a text (NLVR2).
             text: one or several, in any language.
-            return_tensors: "pt", "np" or None (lists).
-            padding: as in tokenizers.
-            truncation: cut texts that are longer than the model was trained with.
-            kwargs: more options of the tokenizer.
+            options: of the image processor and of the tokenizer, by name or in `images_kwargs`, `text_kwargs` and
+                `common_kwargs`. Without them tensors are returned ("pt"), and texts are padded, and cut where they are
+                longer than the model was trained with.
 
         Returns:
             `pixel_values`, `input_ids`, `attention_mask`, as far as they were asked for; `.to(device, dtype)` moves
             all of them and casts the pixels only.
 
         Raises:
-            ValueError: neither images nor text.
+            ValueError: neither images nor text, or an option that is not supported.
+            TypeError: an option that neither image processor nor tokenizer has.
         """
         if images is None and text is None:
             raise ValueError("processor: expected images, text or both, got neither. Pass images=… or text=….")
+        for_images, for_text = self._sort_options(options)
         data: dict[str, Any] = {}
         if images is not None:
-            data.update(self.image_processor(images, return_tensors=return_tensors))
+            data.update(self.image_processor(images, **for_images))
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            options = {"return_tensors": return_tensors, "padding": padding, "truncation": truncation, **kwargs}
-            data.update(self.tokenizer(texts, **options))
+            if isinstance(text, str):
+                pair = for_text.get("text_pair")
+                text, for_text = [text], for_text | ({"text_pair": [pair]} if isinstance(pair, str) else {})
+            data.update(self.tokenizer(list(text), **for_text))
         return BatchFeature(data=data)
+
+    def _sort_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options of the image processor, and of the tokenizer: those by name come before those in groups."""
+        groups = {
+            name: dict(options.pop(name, None) or {}) for name in ("common_kwargs", "images_kwargs", "text_kwargs")
+        }
+        of_text = set(inspect.signature(self.tokenizer.__call__).parameters) - {"text", "kwargs"}
+        of_images = {*HONOURED, *NOT_HERE}
+        for name, value in options.items():
+            if name in ("audio", "videos", "audio_kwargs", "videos_kwargs") and not value:
+                continue
+            if name not in of_text | of_images:
+                raise TypeError(f"processor: expected an option of its image processor or tokenizer, got {name!r}.")
+            for group, names in (("images_kwargs", of_images), ("text_kwargs", of_text)):
+                if name in names:
+                    groups[group][name] = value
+        if unknown := set(groups["text_kwargs"]) - of_text:
+            raise TypeError(f"text_kwargs: expected options of the tokenizer, got {', '.join(sorted(unknown))}.")
+        common = {"return_tensors": "pt", **groups["common_kwargs"]}
+        return {**common, **groups["images_kwargs"]}, {
+            "padding": True,
+            "truncation": True,
+            **common,
+            **groups["text_kwargs"],
+        }
 
     def post_process_boxes(self, boxes_B4: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Boxes of `CCLMModel.locate` in pixels: left, top, right, bottom, inside the image; (B, 4), float32.
 
         Args:
             boxes_B4: centre x, centre y, width, height as shares of the image.
-            sizes: width and height of each image (`picture.size`).
+            sizes: width and height of each image (`image.size`).
         """
         boxes_B4 = boxes_B4.float()
         half_B2, centre_B2 = boxes_B4[:, 2:] / 2, boxes_B4[:, :2]

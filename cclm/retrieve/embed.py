@@ -1,4 +1,4 @@
-"""Embed pictures and texts with a model and keep the features as Parquet, part by part.
+"""Embed images and texts with a model and keep the features as Parquet, part by part.
 
     source ─ units 0 … R-1 ──▶ part-00000000.parquet     each written under a hidden name and renamed: it is whole or
              units R … 2R-1 ─▶ part-00000001.parquet     it is not there. Started again, only missing parts are made.
@@ -15,18 +15,22 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError, DataError
+from cclm.evaluate.embed import Encoded, encode_images, encode_texts
 from cclm.files import atomic
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
 from cclm.retrieve.embed_source import EmbedSource, Row
+
+GivenType = TypeVar("GivenType")
+PreparedType = TypeVar("PreparedType")
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""
@@ -106,55 +110,47 @@ class Embedder:
     opened: OpenedModel
     batch_size: int = 64
 
-    @torch.inference_mode()
-    def pictures(self, pictures: Sequence[bytes]) -> tuple[Tensor, list[str | None]]:
-        """Features (N, E) on the CPU in fp32, zero where a picture cannot be decoded, and the reasons."""
-        pixels: list[Tensor] = []
-        errors: list[str | None] = []
-        for data in pictures:
-            try:
-                pixels.append(torch.from_numpy(eval_image(decode_image(data), self.opened.transform)))
-                errors.append(None)
-            except DataError as error:
-                errors.append(f"{error.reason}: {error}")
-        return self._spread(pixels, errors, self._image_features)
+    def images(self, images: Sequence[Callable[[], bytes]]) -> tuple[Tensor, list[str | None]]:
+        """Return features (N, E) on the CPU in fp32, zero where an image cannot be read or decoded, and the reasons."""
 
-    @torch.inference_mode()
+        def encode(pixels: Sequence[Tensor]) -> Encoded:
+            stacked = torch.stack(list(pixels)).to(self.opened.model.device, self.opened.model.dtype)
+            return encode_images(self.opened.model, stacked, batch_size=self.batch_size)
+
+        return self._features(images, lambda read: self.opened.pixels(read()), encode)
+
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, list[str | None]]:
-        """The same for texts; one of which no token is left has no feature."""
-        tokenizer = self.opened.tokenizer
-        rows: list[Tensor] = []
+        """Return the same for texts; one of which no token is left has no feature."""
+
+        def check(text: str) -> str:
+            self.opened.tokens([text])
+            return text
+
+        def encode(known: Sequence[str]) -> Encoded:
+            tokens, device = self.opened.tokens(known), self.opened.model.device
+            ids_BL, mask_BL = tokens.ids_BL.to(device), tokens.mask_BL.to(device)
+            return encode_texts(self.opened.model, ids_BL, mask_BL, batch_size=self.batch_size)
+
+        return self._features(texts, check, encode)
+
+    def _features(
+        self,
+        given: Sequence[GivenType],
+        prepare: Callable[[GivenType], PreparedType],
+        encode: Callable[[Sequence[PreparedType]], Encoded],
+    ) -> tuple[Tensor, list[str | None]]:
+        """Compute what can be prepared, and put each feature where its input was."""
+        prepared: list[PreparedType] = []
         errors: list[str | None] = []
-        for text in texts:
+        for one in given:
             try:
-                rows.append(torch.tensor(tokenizer.encode([text], self.opened.max_tokens)[0]))
+                prepared.append(prepare(one))
                 errors.append(None)
             except DataError as error:
                 errors.append(f"{error.reason}: {error}")
-
-        def encode(part: Sequence[Tensor]) -> Tensor:
-            ids_BL = torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True, padding_value=tokenizer.pad_id)
-            mask_BL = torch.arange(ids_BL.shape[1]) < torch.tensor([[len(row)] for row in part])
-            device = self.opened.model.device
-            return self.opened.model.get_text_features(ids_BL.to(device), mask_BL.to(device))
-
-        return self._spread(rows, errors, encode)
-
-    def _image_features(self, part: Sequence[Tensor]) -> Tensor:
-        model = self.opened.model
-        return model.get_image_features(torch.stack(list(part)).to(model.device, model.dtype))
-
-    def _spread(
-        self, given: Sequence[Tensor], errors: list[str | None], function: Callable[[Sequence[Tensor]], Tensor]
-    ) -> tuple[Tensor, list[str | None]]:
-        """Compute batch by batch, and put each feature where its input was."""
-        width = self.opened.model.config.projection_width
-        found = torch.zeros(len(errors), width)
-        batches = [given[start : start + self.batch_size] for start in range(0, len(given), self.batch_size)]
-        if batches:
-            found[torch.tensor([error is None for error in errors])] = torch.cat(
-                [function(batch).float().cpu() for batch in batches]
-            )
+        found = torch.zeros(len(errors), self.opened.model.config.projection_width)
+        if prepared:
+            found[torch.tensor([error is None for error in errors])] = encode(prepared).feature_NE.float().cpu()
         return found, errors
 
 
@@ -169,11 +165,11 @@ def embed_units(
         batch = range(start, min(start + embedder.batch_size, units.stop))
         rows: list[tuple[int, Row]] = [(unit, row) for unit in batch for row in source.rows(unit)]
         has_text = [row.text is not None for _, row in rows]
-        pictures = embedder.pictures([source.picture(unit) for unit, row in rows if row.text is None])
+        images = embedder.images([partial(source.image, unit) for unit, row in rows if row.text is None])
         texts = embedder.texts([row.text for _, row in rows if row.text is not None])
-        answers = {False: iter(zip(*pictures, strict=True)), True: iter(zip(*texts, strict=True))}
+        found = {False: iter(zip(*images, strict=True)), True: iter(zip(*texts, strict=True))}
         for (unit, row), is_text in zip(rows, has_text, strict=True):
-            feature, error = next(answers[is_text])
+            feature, error = next(found[is_text])
             values = (unit, row.key, "text" if is_text else "image", row.text, row.language)
             kept = (None if error else feature.numpy(), error)
             for column, value in zip(columns.values(), (*values, *kept), strict=True):

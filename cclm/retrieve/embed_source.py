@@ -1,23 +1,26 @@
-"""What can be embedded: a folder of pictures, files of texts, a shard set. Units in a fixed order, each with its rows.
+"""What can be embedded: a folder of images, files of texts, a shard set. Units in a fixed order, each with its rows.
 
-A unit is what is read at once: a picture file, a line, a sample. The order decides where a row lands, so that a killed
+A unit is what is read at once: an image file, a line, a sample. The order decides where a row lands, so that a killed
 `cclm embed` goes on where it was and two runs write the same rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import TypeAlias
 
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
+from cclm.files.lines import text_lines
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Endings of picture files; case does not matter."""
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Endings of image files; case does not matter."""
 TEXTS = (".txt",)
 
 
@@ -28,55 +31,42 @@ class Row:
     key: str
     """A path below the folder, "file:line", or a sample's key (texts of a sample: "key/language/number")."""
     text: str | None = None
-    """The text; None: a picture."""
+    """The text; None: an image."""
     language: str | None = None
     """Of the text, where it is known."""
 
 
-class EmbedSource(Protocol):
-    """Units in a fixed order."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when units are added, removed or renamed."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def rows(self, unit: int) -> list[Row]:
-        """What a unit gives."""
-        ...
-
-    def picture(self, unit: int) -> bytes:
-        """The encoded picture of a unit that has one."""
-        ...
-
-
-@dataclass(frozen=True)
 class Files:
-    """Pictures (one unit a file) and texts (one unit a line that is not blank) of a folder, or one such file."""
+    """Images (one unit a file) and texts (one unit a line that is not blank) of a folder, or one such file.
 
-    root: Path
-    _units: list[tuple[Path, int | None, str]] = field(init=False, repr=False)
+    Args:
+        root: the folder or file.
 
-    def __post_init__(self) -> None:
-        """List everything; raises ConfigError if there is nothing."""
-        paths = [self.root] if self.root.is_file() else sorted(path for path in self.root.rglob("*") if path.is_file())
-        units: list[tuple[Path, int | None, str]] = []
+    Raises:
+        ConfigError: there is nothing, or a text that is not UTF-8.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: Counter[str] = Counter()
+        """Files that are neither, by ending."""
+        self._units: list[tuple[Path, int | None, str]] = []
+        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
         for path in paths:
-            if path.suffix.lower() in PICTURES:
-                units.append((path, None, ""))
+            if path.suffix.lower() in IMAGES:
+                self._units.append((path, None, ""))
             elif path.suffix.lower() in TEXTS:
-                lines = path.read_text(encoding="utf-8").splitlines()
-                units += [(path, number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-        if not units:
+                numbered = ((number, line.strip()) for number, line in enumerate(text_lines(path), 1))
+                self._units += [(path, number, line) for number, line in numbered if line]
+            else:
+                self.left_out[path.suffix.lower() or "no ending"] += 1
+        if not self._units:
             raise ConfigError(
-                where=str(self.root),
-                expected=f"pictures ({', '.join(PICTURES)}) or texts (.txt, one a line)",
-                got="no such file in it" if self.root.exists() else "nothing at this path",
+                where=str(root),
+                expected=f"images ({', '.join(IMAGES)}) or texts (.txt, one a line)",
+                got="no such file in it" if root.exists() else "nothing at this path",
                 do="Give the folder that holds them, or a shard set.",
             )
-        object.__setattr__(self, "_units", units)
 
     @property
     def fingerprint(self) -> str:
@@ -93,32 +83,36 @@ class Files:
         name = self._name(path)
         return [Row(key=name)] if number is None else [Row(key=f"{name}:{number}", text=text)]
 
-    def picture(self, unit: int) -> bytes:
-        """The file."""
-        return self._units[unit][0].read_bytes()
+    def image(self, unit: int) -> bytes:
+        """Return the file."""
+        path = self._units[unit][0]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                reason="image_missing", expected="a readable file", got=str(error.strerror), do="", where=str(path)
+            ) from error
 
     def _name(self, path: Path) -> str:
         return path.name if path == self.root else path.relative_to(self.root).as_posix()
 
 
-@dataclass(frozen=True)
 class Shards:
-    """The samples of a shard set: pictures (and, if wanted, their captions), or the sentences of pairs."""
+    """The samples of a shard set: images (and, if wanted, their captions), or the sentences of pairs.
 
-    root: Path
-    with_captions: bool = False
-    """Embed captions beside the pictures."""
-    languages: Sequence[str] = ()
-    """Of the texts to take; empty: all."""
-    _set: ShardSet = field(init=False, repr=False)
-    _places: list[tuple[int, int]] = field(init=False, repr=False)
+    Args:
+        root: the set.
+        with_captions: embed captions beside the images.
+        languages: of the texts to take; empty: all.
+    """
 
-    def __post_init__(self) -> None:
-        """Read the manifest."""
-        shards = ShardSet(self.root)
-        object.__setattr__(self, "_set", shards)
-        sizes = enumerate(shards.samples_per_shard)
-        object.__setattr__(self, "_places", [(shard, sample) for shard, size in sizes for sample in range(size)])
+    left_out: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, root: Path, with_captions: bool = False, languages: Sequence[str] = ()) -> None:
+        self.root, self.with_captions, self.languages = root, with_captions, languages
+        self._set = ShardSet(root)
+        sizes = enumerate(self._set.samples_per_shard)
+        self._places = [(shard, sample) for shard, size in sizes for sample in range(size)]
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +124,7 @@ class Shards:
         return len(self._places)
 
     def rows(self, unit: int) -> list[Row]:
-        """A picture and its captions, or every sentence of a group once."""
+        """An image and its captions, or every sentence of a group once."""
         if self._set.view is View.IMAGE_TEXT:
             record = self._set.image_text(*self._places[unit])
             captions = record.captions.items() if self.with_captions else ()
@@ -148,9 +142,14 @@ class Shards:
                 for number, text in enumerate(listed):
                     yield Row(key=f"{key}/{language}/{number}", text=text, language=language)
 
-    def picture(self, unit: int) -> bytes:
+    def image(self, unit: int) -> bytes:
         """As it lies in the shard."""
         return self._set.image_text(*self._places[unit]).image
+
+
+EmbedSource: TypeAlias = Files | Shards
+"""Units in a fixed order: `rows` of each, and the encoded `image` of one that has it. `fingerprint` changes when units
+are added, removed or renamed."""
 
 
 def find_source(path: Path, *, with_captions: bool = False, languages: Sequence[str] = ()) -> EmbedSource:

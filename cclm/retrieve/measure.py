@@ -1,17 +1,16 @@
-"""Measure an opened model on shard sets: pictures and texts → tensors → `cclm.evaluate` → results and a gallery."""
+"""Measure an opened model on shard sets: images and texts → tensors → `cclm.evaluate` → results and a gallery."""
 
 from __future__ import annotations
 
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cclm.data.image import decode_image, eval_image
 from cclm.errors import ConfigError
 from cclm.evaluate.rerank import RerankRule
 from cclm.evaluate.tables import Groups, Results, results_of
@@ -21,7 +20,7 @@ from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Language, View
 
 NUM_SHOWN = 5
-"""Pictures per query in the gallery."""
+"""Images per query in the gallery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +39,16 @@ def languages_of(groups: Groups) -> list[Language]:
 
 
 def load_set(folder: Path, opened: OpenedModel, languages: Sequence[Language]) -> LoadedSet:
-    """Read a set of image-text shards; each picture's query in a language is its first caption there.
+    """Read a set of image-text shards; each image's query in a language is its first caption there.
 
     Raises:
-        ConfigError: not an image-text set, or no picture has a caption in some language.
+        ConfigError: not an image-text set, or no image has a caption in some language.
         DataError: a broken sample (a set that is measured on has to be whole).
     """
     shards = ShardSet(folder)
     if shards.view is not View.IMAGE_TEXT:
         raise ConfigError(
-            where=str(folder), expected="an image-text shard set", got=shards.view.value, do="Give a set of pictures."
+            where=str(folder), expected="an image-text shard set", got=shards.view.value, do="Give a set of images."
         )
     records = [
         shards.image_text(shard, sample)
@@ -57,14 +56,13 @@ def load_set(folder: Path, opened: OpenedModel, languages: Sequence[Language]) -
         for sample in range(num_samples)
     ]
     shards.close()
-    pixels = [torch.from_numpy(eval_image(decode_image(record.image), opened.transform)) for record in records]
     number: dict[str, int] = {}
     identity = [number.setdefault(record.identity or record.key, len(number)) for record in records]
     return LoadedSet(
         folder=folder,
         records=records,
         tensors=RetrievalSet(
-            images_CCHW=torch.stack(pixels),
+            images_CCHW=torch.stack([opened.pixels(record.image) for record in records]),
             identity_C=torch.tensor(identity),
             queries={language: _queries(folder, opened, records, language) for language in languages},
         ),
@@ -84,14 +82,9 @@ def _queries(
             got="none in the whole set",
             do="Take the language out of the groups, or measure on a set that has it.",
         )
-    tokens = opened.tokenizer.encode([text for _, text in captions], opened.max_tokens)
-    length = max(len(row) for row in tokens)
-    pad_id = opened.tokenizer.pad_id
-    return LanguageQueries(
-        ids_TL=torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in tokens]),
-        mask_TL=torch.tensor([[column < len(row) for column in range(length)] for row in tokens]),
-        image_T=torch.tensor([row for row, _ in captions]),
-    )
+    tokens = opened.tokens([text for _, text in captions])
+    image_T = torch.tensor([row for row, _ in captions])
+    return LanguageQueries(ids_TL=tokens.ids_BL, mask_TL=tokens.mask_BL, image_T=image_T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +94,7 @@ class Outcome:
     results: Results
     """The contents of results.json."""
     gallery: list[dict[str, Any]]
-    """For each shown query: language, text, meaning, and its best pictures as data URIs with `right`."""
+    """For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
 
 
 def evaluate(
@@ -124,7 +117,7 @@ def evaluate(
         dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity.
         rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
         top_k: candidates to re-rank; 0 does not re-rank.
-        batch_size: pictures, texts or pairs per call; larger is not faster on a CPU (caches).
+        batch_size: images, texts or pairs per call; larger is not faster on a CPU (caches).
         on_language: told (set name, language) as each is done.
 
     Raises:
@@ -133,23 +126,25 @@ def evaluate(
     began = time.monotonic()
     if dev_shards is not None:
         refuse_choosing_on_the_test_set(shards, dev_shards)
-    languages = languages_of(groups)
+
+    def measured(folder: Path, of: Groups, matching: Sequence[Language] = ()) -> tuple[LoadedSet, Measurement]:
+        loaded = load_set(folder, opened, languages_of(of))
+        options: dict[str, Any] = {"top_k": top_k, "matching_languages": matching, "batch_size": batch_size}
+        return loaded, measure(
+            opened.model, loaded.tensors, **options, on_language=lambda language: on_language(folder.name, language)
+        )
+
     rule = RerankRule() if top_k else None
     dev: Results | None = None
     if dev_shards is not None:
-        deciding = deciding_groups(groups, rerank_groups)
-        dev, rule = _measure_dev(opened, dev_shards, deciding, top_k, batch_size, on_language)
-    loaded = load_set(shards, opened, languages)
-    found = measure(
-        opened.model,
-        loaded.tensors,
-        top_k=top_k,
-        matching_languages=next(iter(groups.values())),
-        batch_size=batch_size,
-        on_language=lambda language: on_language(shards.name, language),
-    )
-    results = results_of(found, groups, rule)
-    results["set"] = {"shards": str(shards), "num_images": len(loaded.records)}
+        deciding, tried = deciding_groups(groups, rerank_groups), list[tuple[RerankRule, float]]()
+        loaded, found = measured(dev_shards, deciding)
+        if top_k:
+            rule, tried = choose_rerank_rule(found, list(deciding.values()))
+        dev = _results(loaded, found, deciding, rule)
+        dev["tried_rules"] = [{**asdict(one), "objective": round(value, 2)} for one, value in tried]
+    loaded, found = measured(shards, groups, next(iter(groups.values())))
+    results = _results(loaded, found, groups, rule)
     results["model"] = model_facts(opened)
     if dev is not None:
         results["dev"] = dev
@@ -170,9 +165,9 @@ def refuse_choosing_on_the_test_set(shards: Path, dev_shards: Path) -> None:
     if shards.resolve() == dev_shards.resolve():
         raise ConfigError(
             where=str(dev_shards),
-            expected="a dev set with other pictures than the set that is measured",
+            expected="a dev set with other images than the set that is measured",
             got="the same set twice",
-            do="Hold pictures out for --choose-rerank-on, or leave it away: then both weights are 1.",
+            do="Hold images out for --choose-rerank-on, or leave it away: then both weights are 1.",
         )
 
 
@@ -194,35 +189,15 @@ def deciding_groups(groups: Groups, names: Sequence[str] | None) -> dict[str, Se
     return {name: groups[name] for name in chosen}
 
 
-def _measure_dev(
-    opened: OpenedModel,
-    folder: Path,
-    deciding: Groups,
-    top_k: int,
-    batch_size: int,
-    on_language: Callable[[str, str], None],
-) -> tuple[Results, RerankRule | None]:
-    """Measure the dev set in the languages that decide, and choose the rule there."""
-    loaded = load_set(folder, opened, languages_of(deciding))
-    found = measure(
-        opened.model,
-        loaded.tensors,
-        top_k=top_k,
-        batch_size=batch_size,
-        on_language=lambda language: on_language(folder.name, language),
-    )
-    rule, values = choose_rerank_rule(found, list(deciding.values())) if top_k else (None, [])
-    results = results_of(found, deciding, rule)
-    results["set"] = {"shards": str(folder), "num_images": len(loaded.records)}
-    results["tried_rules"] = [
-        {"match_weight": one.match_weight, "similarity_weight": one.similarity_weight, "objective": round(value, 2)}
-        for one, value in values
-    ]
-    return results, rule
+def _results(loaded: LoadedSet, found: Measurement, groups: Groups, rule: RerankRule | None) -> Results:
+    return {
+        **results_of(found, groups, rule),
+        "set": {"shards": str(loaded.folder), "num_images": len(loaded.records)},
+    }
 
 
 def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dict[str, Any]]:
-    """Return one query per language with its best pictures by cosine, drawn by a seed and not by its result."""
+    """Return one query per language with its best images by cosine, drawn by a seed and not by its result."""
     generator = torch.Generator().manual_seed(seed)
     shown = []
     for language, result in found.languages.items():
@@ -248,6 +223,6 @@ def _meaning(captions: Mapping[Language, Sequence[str]]) -> str:
 
 
 def data_uri(record: ImageTextRecord) -> str:
-    """Return a picture as a data URI, byte by byte as it lies in the shard."""
+    """Return an image as a data URI, byte by byte as it lies in the shard."""
     kind = {"jpg": "jpeg"}.get(record.image_format, record.image_format)
     return f"data:image/{kind};base64,{base64.b64encode(record.image).decode('ascii')}"

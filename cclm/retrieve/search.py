@@ -1,4 +1,4 @@
-"""Find pictures (or texts) of an embedded set by a text in any language.
+"""Find images (or texts) of an embedded set by a text in any language.
 
 query ─ text feature ─ cosine with every row ─▶ best K ─ (re-rank: the fusion encoder looks at each) ─▶ table, page
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.decoding import decode_image
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
@@ -37,7 +37,7 @@ class EmbeddedSet:
     feature_NE: Tensor
 
     def source(self) -> EmbedSource:
-        """Where the pictures lie.
+        """Where the images lie.
 
         Raises:
             ConfigError: they are gone, or others now.
@@ -57,7 +57,7 @@ class EmbeddedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One answer."""
+    """One result."""
 
     key: str
     unit: int
@@ -77,6 +77,8 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
     Raises:
         ConfigError: not an embedded set, not finished, or without rows of this kind.
     """
+    import pyarrow as pa
+    from pyarrow import compute as pc
     from pyarrow import parquet
 
     found = read_json(folder / FACTS_NAME, None)
@@ -93,26 +95,20 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
             got=f"{facts.num_parts - len(missing)}",
             do="Start `cclm embed` with the same options again: it makes what is missing.",
         )
-    tables = [parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)]
-    unit: list[int] = []
-    key: list[str] = []
-    text: list[str | None] = []
-    features = []
-    for table in tables:
-        keep = [
-            k == kind and e is None for k, e in zip(table["kind"].to_pylist(), table["error"].to_pylist(), strict=True)
-        ]
-        kept = table.filter(keep)
-        unit += kept["unit"].to_pylist()
-        key += kept["key"].to_pylist()
-        text += kept["text"].to_pylist()
-        flat = kept["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        features.append(torch.tensor(flat).view(len(kept), facts.width))
-    if not unit:
+    rows = pa.concat_tables([parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)])
+    rows = rows.filter((pc.field("kind") == kind) & pc.field("error").is_null())
+    if not len(rows):
         raise ConfigError(
             where=str(folder), expected=f"rows of kind {kind!r}", got="none", do="Search for the other kind (--kind)."
         )
-    return EmbeddedSet(facts=facts, unit=unit, key=key, text=text, feature_NE=torch.cat(features))
+    flat = rows["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return EmbeddedSet(
+        facts=facts,
+        unit=rows["unit"].to_pylist(),
+        key=rows["key"].to_pylist(),
+        text=rows["text"].to_pylist(),
+        feature_NE=torch.tensor(flat).view(len(rows), facts.width),
+    )
 
 
 def search(
@@ -129,7 +125,7 @@ def search(
             temperature, as published); 0: none.
 
     Raises:
-        ConfigError: another model, a query of which no token is left, or pictures that are gone.
+        ConfigError: another model, a query of which no token is left, or images that are gone.
     """
     if weights_fingerprint(opened) != embedded.facts.model:
         raise ConfigError(
@@ -159,11 +155,11 @@ def search(
 
 @torch.inference_mode()
 def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Sequence[Hit]) -> list[Hit]:
-    """Order pictures by the fusion encoder and the cosine together."""
-    pixels = [torch.from_numpy(eval_image(decode_image(source.picture(hit.unit)), opened.transform)) for hit in hits]
+    """Order images by the fusion encoder and the cosine together."""
     model = opened.model
-    ids_1L = torch.tensor(opened.tokenizer.encode([query], opened.max_tokens)).to(model.device)
-    logits_K2 = model.score_all(torch.stack(pixels).to(model.device, model.dtype), ids_1L)[:, 0].float().cpu()
+    images_K3HW = torch.stack([opened.pixels(source.image(hit.unit)) for hit in hits]).to(model.device, model.dtype)
+    ids_1L = opened.tokens([query]).ids_BL.to(model.device)
+    logits_K2 = model.score_all(images_K3HW, ids_1L)[:, 0].float().cpu()
     odds_K = logits_K2[:, 1] - logits_K2[:, 0]
     score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / float(model.temperature())
     return [
@@ -183,11 +179,11 @@ def text_table(hits: Sequence[Hit]) -> str:
 
 
 def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSource) -> str:
-    """One self-contained HTML page with small pictures."""
+    """One self-contained HTML page with small images."""
     parts = []
     for query, hits in zip(queries, found, strict=True):
         figures = "".join(
-            f'<figure><img alt="" src="{_thumbnail(source.picture(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
+            f'<figure><img alt="" src="{_thumbnail(source.image(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
             f"{'' if hit.match is None else f' · {hit.match:.0%}'}<br>{html.escape(hit.key)}</figcaption></figure>"
             for rank, hit in enumerate(hits, start=1)
         )
@@ -199,8 +195,8 @@ def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSo
     return f"<!doctype html><meta charset=utf-8><title>search</title><style>{style}</style>{''.join(parts)}\n"
 
 
-def _thumbnail(picture: bytes) -> str:
-    small = decode_image(picture)
+def _thumbnail(image: bytes) -> str:
+    small = decode_image(image)
     small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)

@@ -37,27 +37,47 @@ def check_key(key: str, where: str = "") -> None:
 
 
 def check_image(image: bytes, image_format: str, where: str = "") -> None:
-    """Refuse bytes that are not a whole file of their format, by its first and last bytes; nothing is decoded.
+    """Refuse bytes that are not a whole file of a format, by first bytes and end marker; nothing is decoded.
 
     Raises:
         DataError: reasons image_empty, image_format, image_truncated.
     """
+    name = f"{image_format or ' or '.join(schema.IMAGE_FORMATS)} image"
     if not image:
-        _refuse("image_empty", f"a {image_format} image", "0 bytes", where)
-    if image_format == "png":
-        begins, ends = image.startswith(b"\x89PNG\r\n\x1a\n"), image.endswith(b"IEND\xaeB`\x82")
-    elif image_format == "jpg":
-        # Cameras append bytes after the end marker, so it is searched in a tail.
-        begins, ends = image.startswith(b"\xff\xd8\xff"), b"\xff\xd9" in image[-4096:]
-    elif image_format == "webp":
-        begins = image[:4] == b"RIFF" and image[8:12] == b"WEBP"
-        ends = len(image) >= 8 + int.from_bytes(image[4:8], "little")
-    else:
-        _refuse("image_format", f"one of {', '.join(schema.IMAGE_FORMATS)}", repr(image_format), where)
-    if not begins:
-        _refuse("image_format", f"a {image_format} image", f"{len(image)} bytes that begin {image[:8]!r}", where)
-    if not ends:
-        _refuse("image_truncated", f"a whole {image_format} image", f"{len(image)} bytes without its end", where)
+        _refuse("image_empty", f"a {name}", "0 bytes", where)
+    if not image_format or format_of(image) != image_format:
+        _refuse("image_format", f"a {name}", f"{len(image)} bytes that begin {image[:8]!r}", where)
+    if is_cut(image):
+        _refuse("image_truncated", f"a whole {name}", f"{len(image)} bytes without its end", where)
+
+
+def format_of(image: bytes) -> str:
+    """Return "jpg", "png" or "webp" by the first bytes, "" for anything else."""
+    if image.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if image.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else ""
+
+
+def is_cut(image: bytes) -> bool:
+    """Return whether a JPEG, PNG or WebP file ends before its end marker.
+
+    What follows the marker is free: phones append videos, cameras notes, file systems zeros.
+    """
+    if image.startswith(b"\xff\xd8"):
+        return image.rfind(b"\xff\xd9", first_scan(image)) < 0
+    if image.startswith(b"\x89PNG"):
+        return b"IEND\xaeB`\x82" not in image
+    return image[:4] == b"RIFF" and len(image) < 8 + int.from_bytes(image[4:8], "little")
+
+
+def first_scan(image: bytes) -> int:
+    """Return where the pixels of a JPEG file begin: behind the segments of its head, which may hold a whole JPEG."""
+    at = 2
+    while image[at : at + 1] == b"\xff" and image[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
+    return at
 
 
 def _check_captions(captions: object, where: str) -> dict[str, list[str]]:

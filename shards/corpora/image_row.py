@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cclm.data.decoding import stored_orientation
 from cclm.types import ImageTextRecord, Language, Region
 from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size
 from shards.corpora.refusal import first, refuse
@@ -74,7 +75,7 @@ def make_record(row: ImageRow) -> ImageTextRecord:
         for region in row.regions
         if (texts := without_blanks(region.captions))
     ]
-    regions, outside = fit_regions(worded, size, row.annotated_size)
+    regions, outside = fit_regions(worded, size, row.annotated_size, stored_orientation(image))
     left_out = outside + len(row.regions) - len(worded)
     return ImageTextRecord(
         key=row.key,

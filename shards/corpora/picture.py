@@ -1,8 +1,7 @@
-"""Bytes that claim to be a picture: their format, whether they decode, their size, and boxes in them."""
+"""Bytes that claim to be an image: their format, whether they decode, their size, and boxes in them."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-
-from cclm.shardfile.codec import check_image
-from cclm.shardfile.schema import IMAGE_FORMATS
+from cclm.data.decoding import decode_image
+from cclm.model.image_rgb import SWAPS_SIDES
+from cclm.shardfile.codec import check_image, format_of
 from cclm.types import Region
 from shards.corpora.refusal import refuse
 
@@ -28,44 +26,28 @@ def image_format_of(image: bytes, where: str) -> str:
     Raises:
         DataError: reasons image_empty, image_format, image_truncated.
     """
-    if not image:
-        refuse("image_empty", "a picture", "0 bytes", where)
-    if image.startswith(b"\x89PNG"):
-        image_format = "png"
-    elif image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        image_format = "webp"
-    elif image.startswith(b"\xff\xd8\xff"):
-        image_format = "jpg"
-    else:
-        kinds = ", ".join(IMAGE_FORMATS)
-        refuse("image_format", f"a picture ({kinds})", f"{len(image)} bytes that begin {image[:8]!r}", where)
+    image_format = format_of(image)
     check_image(image, image_format, where)
     return image_format
 
 
 def image_size(image: bytes, where: str) -> tuple[int, int]:
-    """Decode a picture once here, rather than fail on it in every epoch; return its width and height.
+    """Decode an image once here, rather than fail on it in every epoch; return width and height, turned upright.
 
     Raises:
-        DataError: reason image_broken.
+        DataError: reasons image_broken, image_truncated.
     """
-    try:
-        with Image.open(io.BytesIO(image)) as picture:
-            picture.load()
-            width, height = picture.size
-            return int(width), int(height)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        refuse("image_broken", "a picture that decodes", str(error), where)
+    return decode_image(image, where=where).size
 
 
 def load_file(path: Path) -> bytes:
-    """Read a picture's file (reason image_missing)."""
+    """Read an image's file (reason image_missing)."""
     with _missing(str(path)):
         return path.read_bytes()
 
 
 def load_span(path: Path, offset: int, size_bytes: int) -> bytes:
-    """Read a picture that lies inside a file, for example in a tar (reasons image_missing, image_truncated)."""
+    """Read an image that lies inside a file, for example in a tar (reasons image_missing, image_truncated)."""
     where = f"{path}@{offset}"
     with _missing(where):
         status = path.stat()
@@ -90,24 +72,44 @@ def _kept_open(path: Path, inode: int, changed_ns: int) -> BinaryIO:
 
 
 def fit_regions(
-    regions: list[Region], size: tuple[int, int], annotated_size: tuple[int, int] | None
+    regions: list[Region], size: tuple[int, int], annotated_size: tuple[int, int] | None, orientation: int = 1
 ) -> tuple[list[Region], int]:
-    """Scale boxes to the stored picture and clip them to it; return them and how many had no area left.
+    """Turn boxes upright, scale them to the stored image, clip them to it; return them and how many had no area left.
+
+    Boxes are pixels of the file before its EXIF orientation turns it, unless the annotated size is that of the image
+    after turning.
 
     Args:
-        regions: boxes in pixels of the annotated picture.
-        size: width and height of the stored picture.
-        annotated_size: of the annotated one; None: the same picture.
+        regions: boxes in pixels of the annotated image.
+        size: width and height of the stored image, upright.
+        annotated_size: of the annotated one; None: the same image.
+        orientation: of the stored image.
     """
     width, height = size
-    scale_x = width / annotated_size[0] if annotated_size else 1.0
-    scale_y = height / annotated_size[1] if annotated_size else 1.0
+    frame = (height, width) if orientation in SWAPS_SIDES else size
+    if annotated_size and (annotated_size[0] - annotated_size[1]) * (frame[0] - frame[1]) < 0:  # drawn upright
+        frame, orientation = size, 1
+    scale_x = frame[0] / annotated_size[0] if annotated_size else 1.0
+    scale_y = frame[1] / annotated_size[1] if annotated_size else 1.0
     kept = []
     for region in regions:
         x, y, w, h = region.box
-        left, right = max(0.0, x * scale_x), min(float(width), (x + w) * scale_x)
-        top, bottom = max(0.0, y * scale_y), min(float(height), (y + h) * scale_y)
+        corners = (x * scale_x, y * scale_y, (x + w) * scale_x, (y + h) * scale_y)
+        left, top, right, bottom = turn_corners(corners, frame, orientation)
+        left, top, right, bottom = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
         # Training crops to whole pixels (the published code casts to int): a box of less than one has nothing to show.
         if right - left >= 1 and bottom - top >= 1:
             kept.append(replace(region, box=(left, top, right - left, bottom - top)))
     return kept, len(regions) - len(kept)
+
+
+def turn_corners(
+    corners: tuple[float, float, float, float], size: tuple[int, int], orientation: int
+) -> tuple[float, float, float, float]:
+    """Return left, top, right, bottom of a box after its image (width, height) was turned as the EXIF tag says."""
+    left, top, right, bottom = corners
+    if orientation in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    return (top, left, bottom, right) if orientation in SWAPS_SIDES else (left, top, right, bottom)

@@ -1,4 +1,4 @@
-"""Pictures by name, in one of several folders."""
+"""Images by name, in one of several folders."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from shards.corpora.refusal import refuse
 
 
 def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
-    """Return the folders of pictures.
+    """Return the folders of images.
 
     Raises:
-        ConfigError: one is not there. That is told at once, rather than once for each of its pictures.
+        ConfigError: one is not there. That is told at once, rather than once for each of its images.
     """
     folders = (images,) if isinstance(images, Path) else tuple(images)
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(
-                expected="a folder of pictures", got="no such folder", do="Correct `images`.", where=str(folder)
+                expected="a folder of images", got="no such folder", do="Correct `images`.", where=str(folder)
             )
     return folders
 
 
 def picture_in(folders: Sequence[Path], name: str) -> LoadImage:
-    """Return what reads the picture `name` from the first folder that has it."""
+    """Return what reads the image `name` from the first folder that has it."""
     return partial(load_first, tuple(folders), name)
 
 
 def load_first(folders: Sequence[Path], name: str) -> bytes:
-    """Read a picture (reason image_missing)."""
+    """Read an image (reason image_missing)."""
     for folder in folders:
         path = folder / name
         if path.is_file():

@@ -23,9 +23,9 @@ from cclm.engine.protocol import Losses
 from cclm.hub.export import checkpoint_source
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.open import Prepared, longest_text, model_config, prepare_run, transform_of
-from cclm.hub.parity import ParityReport, compare, outputs_of_a_stranger, strangers_environment
+from cclm.hub.parity import ParityReport, clean_environment, compare, outputs_of_clean_process
 from cclm.hub.probe import ProbeInputs, ask, make_probe, probe_inputs
-from cclm.hub.reference_outputs import Witness, make_recorder, read_witness
+from cclm.hub.reference_outputs import ReferenceOutputs, make_recorder, read_reference
 from cclm.hub.weight_files import INDEX_NAME, Dtype
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.recipe.read import read_run_config
@@ -87,7 +87,7 @@ def prepared_for(run: Path) -> Prepared:
 
 
 def train_all(runs: list[Path]) -> dict[str, dict[str, Tensor]]:
-    """One update of every kind, a checkpoint with its witness, and the weights after it (on rank 0)."""
+    """One update of every kind, a checkpoint with its reference, and the weights after it (on rank 0)."""
     weights = {}
     for run in runs:
         case = Case(make_module=partial(make_module, run), make_batch=lambda *_: Step(), num_steps=1, seed=3)
@@ -142,20 +142,20 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reports(trained: Trained, python: Path) -> dict[str, ParityReport]:
     """All exports, asked in one process of the clean environment."""
-    asked: list[tuple[Path, Witness, Prepared, Dtype]] = []
+    asked: list[tuple[Path, ReferenceOutputs, Prepared, Dtype]] = []
     for kind in KINDS:
         prepared = prepare_run(trained.folder / kind)
-        witness = read_witness(prepared.origin)
-        assert witness is not None
-        assert all(value.std(0).max() > 0.03 for name, value in witness.outputs.items() if name.endswith("features"))
+        reference = read_reference(prepared.origin)
+        assert reference is not None
+        assert all(value.std(0).max() > 0.03 for name, value in reference.outputs.items() if name.endswith("features"))
         for dtype in DTYPES.get(kind, ("float32",)):
             source, to = checkpoint_source(prepared.origin), trained.export(kind, dtype)
             write_folder(prepared, to, source, dtype=dtype, shard_bytes=20_000)
-            asked.append((to, witness, prepared, dtype))
-    found = outputs_of_a_stranger([(to, witness.probe) for to, witness, _, _ in asked], python)
+            asked.append((to, reference, prepared, dtype))
+    found = outputs_of_clean_process([(to, reference.probe) for to, reference, _, _ in asked], python)
     return {
-        to.name: compare(witness, outputs, dtype=dtype, tolerance=None, where=to.name, prepared=prepared)
-        for (to, witness, prepared, dtype), outputs in zip(asked, found, strict=True)
+        to.name: compare(reference, outputs, dtype=dtype, tolerance=None, where=to.name, prepared=prepared)
+        for (to, reference, prepared, dtype), outputs in zip(asked, found, strict=True)
     }
 
 
@@ -215,7 +215,7 @@ def test_the_examples_of_the_documentation_run_in_the_clean_environment(
     )
     for name, colour in (("picture.png", "red"), ("other.png", "blue")):
         Image.new("RGB", (40, 30), colour).save(tmp_path / name)
-    environment = strangers_environment(tmp_path)
+    environment = clean_environment(tmp_path)
     done = subprocess.run(
         [str(python), "-I", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Train in small, measure, export, load as a stranger, report: the second half of the demonstration, for real."""
+"""Train in small, measure, export, load in a clean process, report: the second half of the demonstration, for real."""
 
 from __future__ import annotations
 
@@ -66,6 +66,19 @@ def test_a_fresh_process_agreed(exported: Path) -> None:
     assert parity == json.loads((exported.parent / "parity.json").read_text()), "the report reads it from the run"
 
 
+def test_a_run_that_may_only_be_read_is_exported_and_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = shutil.copytree(run, tmp_path / "archive", ignore=shutil.ignore_patterns("export", "parity.json"))
+    (archive / "parity.json").mkdir()  # cannot be written, whoever runs this test
+    assert main(["export", str(archive), "--to", str(tmp_path / "out")]) == 0
+    assert f"the report is in {tmp_path}/out/parity.json only" in capsys.readouterr().out
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert main(["export", str(archive), "--to", "."]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_export_holds_the_trained_weights(run: Path, exported: Path) -> None:
     trained, again = open_model(run), open_model(exported)
     assert trained.origin.name.startswith("step_")
@@ -89,7 +102,7 @@ def test_the_model_card_has_the_numbers_and_the_licences(measured: Path, exporte
     assert "total_steps: 12" in card
 
 
-def test_a_broken_export_is_caught_by_the_stranger(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_export_is_caught_by_the_clean_process(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
     from cclm.hub import export as module
 
     def writes_code_that_needs_us(*arguments: object, **options: object) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from cclm.data.batch import BadSample, Tokens
 from cclm.data.collate import fusion_tensors, int64, pad
-from cclm.data.image import decode_image, prepare
+from cclm.data.decoding import decode_image
+from cclm.data.image import prepare
 from cclm.data.source import Memory, Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer

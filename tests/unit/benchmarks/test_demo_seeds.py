@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.demo_seeds import main
+from benchmarks.demo_seeds import main, spread
 from tests.tiny_config import run_values
 
 REPOSITORY = Path(__file__).parents[3]
@@ -135,3 +135,10 @@ def test_figures_for_programs(runs: list[Path], tmp_path: Path, capsys: pytest.C
     assert english["recall"] == [ONE, TWO]
     assert english["r10_mean"] == pytest.approx((61.34 + 65.4) / 2)
     assert english["r10_standard_deviation"] == pytest.approx((65.4 - 61.34) / 2**0.5)
+
+
+def test_spread_over_seeds() -> None:
+    found = spread([44.0, 46.0, 48.0])
+    assert (found.mean, found.standard_deviation, found.lowest, found.highest, found.num_seeds) == (46, 2, 44, 48, 3)
+    assert str(found) == "46.0 ± 2.0 (3 seeds)"
+    assert spread([5.0]).standard_deviation == 0.0

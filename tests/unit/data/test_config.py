@@ -33,7 +33,10 @@ def test_good_settings_have_no_problems(three_views: Views, world_size: int) -> 
         ({"sources": {}}, "sources: must name at least one shard set"),
         ({"sources": sources("a", weights=[1]) | sources("b")}, "sources: a weight for all or for none; without: b"),
         ({"sources": sources("a", "b", weights=[0, 0])}, "sources: weights are all 0"),
-        ({"sources": sources("a", "b", weights=[2, -1])}, "sources.b.weight: expected a number of at least 0 or null, got -1"),
+        (
+            {"sources": sources("a", "b", weights=[2, -1])},
+            "sources.b.weight: expected a number of at least 0 or null, got -1",
+        ),
         ({"sources": {"a": SourceConfig(path="")}}, "sources.a.path: expected a path, got an empty text"),
         ({"sources": sources("a", "b") | sources("c", repeat=0)}, "sources.c.repeat: expected a number above 0, got 0"),
         ({"sources": sources("a", max_epochs=-1)}, "sources.a.max_epochs: expected a number above 0 or null, got -1"),

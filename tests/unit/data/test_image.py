@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import math
 import time
 from dataclasses import replace
@@ -10,18 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data.image import color_matrix, crop_box, decode_image, eval_image, prepare, train_image
+from cclm.data.image import color_matrix, crop_box, eval_image, prepare, train_image
 from cclm.data.options import ImageTransformConfig
-from cclm.errors import DataError
 
 PLAIN = ImageTransformConfig(size=16, method="affine", resample="box", mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 1.0))
 STILL = replace(PLAIN, scale=0.0, rotation_rad=0.0, shift=0.0, brightness=0.0, flip_probability=0.0)
-
-
-def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, image_format, **options)
-    return stream.getvalue()
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Image:
@@ -33,63 +25,6 @@ def by_the_book(image: Image.Image, config: ImageTransformConfig) -> NDArray[np.
     values = np.asarray(image, dtype=np.float64) / 255
     result: NDArray[np.float64] = ((values - np.array(config.mean)) / np.array(config.std)).transpose(2, 0, 1)
     return result
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
-def test_a_picture_is_decoded_as_stored(image_format: str) -> None:
-    image = noise(9, 5)
-    assert decode_image(encoded(image, image_format, lossless=True)).tobytes() == image.tobytes()
-
-
-def test_transparency_becomes_white() -> None:
-    pixels = np.zeros((2, 2, 4), dtype=np.uint8)
-    pixels[0, 0] = (200, 0, 0, 255)
-    pixels[0, 1] = (200, 0, 0, 0)
-    pixels[1, 0] = (0, 0, 0, 51)
-    found = np.asarray(decode_image(encoded(Image.fromarray(pixels))))
-    assert found.tolist()[0] == [[200, 0, 0], [255, 255, 255]]
-    assert found[1, 0].tolist() == [204, 204, 204]
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    image_format = "TIFF" if mode == "CMYK" else "PNG"
-    image = Image.new(mode, (4, 3)) if mode == "I;16" else noise(4, 3).convert(mode)
-    found = decode_image(encoded(image, image_format))
-    assert found.mode == "RGB" and found.size == (4, 3)
-
-
-def test_a_transparent_palette_becomes_white() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putdata([0, 1])
-    found = np.asarray(decode_image(encoded(image, transparency=1)))
-    assert found.tolist() == [[[10, 20, 30], [255, 255, 255]]]
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_cut_picture_is_truncated(image_format: str, share: float) -> None:
-    data = encoded(noise(64, 64), image_format)
-    with pytest.raises(DataError, match="expected a complete PNG, JPEG or WebP file") as caught:
-        decode_image(data[: int(len(data) * share)])
-    assert caught.value.reason == "image_truncated"
-
-
-@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(99) + b"IEND\xaeB`\x82", bytes(1000)])
-def test_what_is_no_picture_is_broken(data: bytes) -> None:
-    with pytest.raises(DataError) as caught:
-        decode_image(data)
-    assert caught.value.reason == "image_broken"
-    assert "0x" not in str(caught.value)  # the same sentence each time
-
-
-def test_flipped_bits_are_broken_or_harmless() -> None:
-    data = bytearray(encoded(noise(32, 32)))
-    data[60:90] = bytes(30)
-    with pytest.raises(DataError) as caught:
-        decode_image(bytes(data))
-    assert caught.value.reason == "image_broken"
 
 
 def test_evaluation_resizes_and_normalises() -> None:

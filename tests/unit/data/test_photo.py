@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data import photo as module
+from cclm.data import decoding
 from cclm.data.batch import PixelScale
+from cclm.data.decoding import decode_scaled, decode_scaled_plain
 from cclm.data.image import eval_image
 from cclm.data.options import ImageTransformConfig, RandAugmentConfig
 from cclm.data.photo import (
-    decode_scaled,
-    decode_scaled_plain,
     photo,
     picture_size,
     resize_box,
@@ -65,7 +64,7 @@ def test_both_decoders_give_the_same_pixels(mode: str, options: dict[str, Any], 
 def test_without_simplejpeg_a_sample_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     data, config = jpeg(smooth(300, 200)), replace(WHOLE, crop_area=(0.2, 1.0), flip_probability=0.5)
     with_it = [photo(data, config, np.random.default_rng(seed)) for seed in range(6)]
-    monkeypatch.setattr(module, "_simplejpeg", lambda: None)
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
     without = [photo(data, config, np.random.default_rng(seed)) for seed in range(6)]
     assert all(np.array_equal(first, second) for first, second in zip(with_it, without, strict=True))
 

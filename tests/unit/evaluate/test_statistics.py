@@ -5,7 +5,7 @@ from math import sqrt
 import pytest
 import torch
 
-from cclm.evaluate.statistics import clustered_standard_error, recall_standard_error, spread
+from cclm.evaluate.statistics import clustered_standard_error, recall_standard_error
 
 
 def test_recall_standard_error_of_a_half() -> None:
@@ -40,10 +40,3 @@ def test_clustered_error_matches_the_spread_of_repeated_draws() -> None:
         means.append(100 * float(hits.mean()))
         errors.append(clustered_standard_error(hits.flatten(), torch.arange(200).repeat_interleave(5)))
     assert sum(errors) / len(errors) == pytest.approx(float(torch.tensor(means).std()), rel=0.15)
-
-
-def test_spread_over_seeds() -> None:
-    found = spread([44.0, 46.0, 48.0])
-    assert (found.mean, found.standard_deviation, found.lowest, found.highest, found.num_seeds) == (46, 2, 44, 48, 3)
-    assert str(found) == "46.0 ± 2.0 (3 seeds)"
-    assert spread([5.0]).standard_deviation == 0.0

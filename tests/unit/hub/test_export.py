@@ -15,19 +15,19 @@ from cclm.engine.fragments import share_path
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
-from cclm.errors import CheckpointError
+from cclm.errors import CclmError, CheckpointError
 from cclm.hub.export import (
     REPLACED,
     Weights,
+    check_target,
     checkpoint_source,
     export,
-    refuse_to_overwrite,
-    witness_for,
-    workshop,
+    reference_for,
+    staging_directory,
 )
 from cclm.hub.open import OpenedModel, build_model, is_export, open_model
 from cclm.hub.parity import Difference, ParityReport
-from cclm.hub.reference_outputs import make_recorder, read_witness, witness_of
+from cclm.hub.reference_outputs import make_recorder, read_reference, reference_of
 from cclm.hub.weight_files import in_memory
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.checkpoints import Marker, list_files, record_file, write_marker
@@ -39,7 +39,7 @@ def run_export(opened: OpenedModel, to: Path) -> ParityReport:
         opened,
         to,
         source=in_memory(opened.model.state_dict()),
-        witness=lambda _: witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens),
+        reference=lambda _: reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens),
         card=lambda report: f"max {report.max_abs}",
     )
 
@@ -57,21 +57,46 @@ def report_of(max_abs: float) -> ParityReport:
 
 
 def test_only_an_export_or_nothing_is_replaced(opened: OpenedModel, tmp_path: Path) -> None:
-    refuse_to_overwrite(tmp_path / "new")
-    refuse_to_overwrite(tmp_path)
+    check_target(tmp_path / "new")
+    check_target(tmp_path)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="a new folder or an older export"):
-        refuse_to_overwrite(tmp_path)
+        check_target(tmp_path)
     with pytest.raises(CheckpointError, match="a new folder"):
-        refuse_to_overwrite(tmp_path / "thesis.txt")
+        check_target(tmp_path / "thesis.txt")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"model_type": "bert"}')
     assert not is_export(tmp_path / "old")
     (tmp_path / "old" / "config.json").write_text('{"model_type": "cclm"}')
-    refuse_to_overwrite(tmp_path / "old")
+    check_target(tmp_path / "old")
 
 
-def test_a_failed_proof_leaves_the_old_export_and_no_rubbish(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("to", [".", "..", "/", "empty", "empty/../empty"])
+def test_the_folder_that_a_command_runs_in_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    place = tmp_path / to if "empty" in to else Path(to)
+    with pytest.raises(CheckpointError) as caught:
+        check_target(place)
+    assert caught.value.where == str(place)
+
+
+def test_a_relative_place_is_that_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for to, made in (("../beside", tmp_path / "beside"), ("inside", tmp_path / "below" / "inside")):
+        check_target(Path(to))
+        with staging_directory(Path(to)) as folder:
+            folder.mkdir()
+        assert made.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CclmError, match="a folder that can be made and written in"):
+        check_target(tmp_path / "file" / "out")
+
+
+def test_a_failed_check_leaves_the_old_export_and_no_rubbish(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     old = tmp_path / "model"
     old.mkdir()
     (old / "config.json").write_text('{"model_type": "cclm", "mine": 1}')
@@ -79,7 +104,7 @@ def test_a_failed_proof_leaves_the_old_export_and_no_rubbish(opened: OpenedModel
     def fails(*_: object, **__: object) -> ParityReport:
         raise CheckpointError(expected="the same", got="something else", do="Nothing was exported.")
 
-    monkeypatch.setattr("cclm.hub.export.prove_parity", fails)
+    monkeypatch.setattr("cclm.hub.export.check_parity", fails)
     with pytest.raises(CheckpointError, match="something else"):
         run_export(opened, old)
     assert json.loads((old / "config.json").read_text())["mine"] == 1
@@ -91,7 +116,7 @@ def test_an_old_export_is_replaced_as_a_whole(opened: OpenedModel, tmp_path: Pat
     old.mkdir()
     (old / "config.json").write_text('{"model_type": "cclm"}')
     (old / "leftover.bin").write_text("x")
-    monkeypatch.setattr("cclm.hub.export.prove_parity", lambda *_, **__: report_of(1e-6))
+    monkeypatch.setattr("cclm.hub.export.check_parity", lambda *_, **__: report_of(1e-6))
     run_export(opened, old)
     assert not (old / "leftover.bin").exists()
     assert (old / "README.md").read_text() == "max 1e-06"
@@ -104,18 +129,26 @@ def test_what_a_killed_export_left_is_cleared_and_a_running_one_is_left_alone(tm
     left = tmp_path / ".export-model" / "model"
     left.mkdir(parents=True)
     (left / "half.safetensors").write_text("x")
-    with workshop(tmp_path / "model") as hidden:
-        assert list(hidden.iterdir()) == []
-        with pytest.raises(CheckpointError, match="another one that is running"), workshop(tmp_path / "model"):
+    with staging_directory(tmp_path / "model") as folder:
+        assert list(folder.parent.iterdir()) == []
+        folder.mkdir()
+        with pytest.raises(CheckpointError, match="another one that is running"), staging_directory(tmp_path / "model"):
             pass
-        assert hidden.is_dir(), "the refused one has not cleared the other's folder"
+        assert folder.is_dir(), "the refused one has not cleared the other's folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staging_directory(tmp_path / "model") as folder:
+        folder.mkdir()
+        raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_says_which_checkpoint_it_is(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     trained = replace(opened, checkpoint=CheckpointFacts(step=12, identity="a1"))
-    witness = witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
-    monkeypatch.setattr("cclm.hub.parity.outputs_of_a_stranger", lambda *_: [witness.outputs])
+    reference = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    monkeypatch.setattr("cclm.hub.parity.outputs_of_clean_process", lambda *_: [reference.outputs])
     report = run_export(trained, tmp_path / "model")
     assert (report.step, report.checkpoint) == (12, "a1")
     assert open_model(tmp_path / "model").checkpoint == trained.checkpoint
@@ -125,8 +158,9 @@ def test_an_export_killed_between_the_two_renames_gives_the_old_one_back(tmp_pat
     old = tmp_path / ".export-model" / REPLACED
     old.mkdir(parents=True)
     (old / "config.json").write_text("mine")
-    with workshop(tmp_path / "model"):
+    with staging_directory(tmp_path / "model") as folder:
         assert (tmp_path / "model" / "config.json").read_text() == "mine"
+        folder.mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -143,7 +177,7 @@ class Training(torch.nn.Module):
 
 
 @pytest.mark.parametrize("weights", ["last", "ema"])
-def test_averaged_weights_can_be_exported_and_are_their_own_witness(
+def test_averaged_weights_can_be_exported_and_are_their_own_reference(
     opened: OpenedModel, tmp_path: Path, weights: Weights
 ) -> None:
     optimizer = OptimizerConfig(total_steps=10, learning_rate=0.1, ema_decay=0.9)
@@ -159,12 +193,12 @@ def test_averaged_weights_can_be_exported_and_are_their_own_witness(
     for name, value in after.items():
         stored = source()[name.removeprefix("model.")].whole()
         torch.testing.assert_close(stored, decay * begin[name] + (1 - decay) * value, msg=name)
-    witness = witness_for(prepared, source, tmp_path / "scratch", weights)
+    reference = reference_for(prepared, source, tmp_path / "scratch", weights)
     assert not (tmp_path / "scratch").exists()
-    assert witness.origin.startswith("training engine" if weights == "last" else "averaged weights (EMA)")
-    recorded = read_witness(path)
+    assert reference.origin.startswith("training engine" if weights == "last" else "averaged weights (EMA)")
+    recorded = read_reference(path)
     assert recorded is not None
-    same = torch.equal(witness.outputs["image_features"], recorded.outputs["image_features"])
+    same = torch.equal(reference.outputs["image_features"], recorded.outputs["image_features"])
     assert same == (weights == "last")
 
 

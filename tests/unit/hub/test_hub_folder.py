@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from cclm.data.image import decode_image, eval_image
+from cclm.data.decoding import decode_image
+from cclm.data.image import eval_image
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder
@@ -58,7 +59,7 @@ def test_hub_tokenizer_pads_right_with_the_pad_id_and_gives_no_segment_ids(token
 
 def test_hub_pixels_are_our_pixels_for_every_mode_of_png() -> None:
     processor = hub_image_processor(TRANSFORM)
-    for data in make_probe().pictures:
+    for data in make_probe().images:
         theirs = processor(Image.open(BytesIO(data)), return_tensors="pt")["pixel_values"][0]
         ours = torch.from_numpy(eval_image(decode_image(data), TRANSFORM))
         assert torch.allclose(theirs, ours, atol=2e-6)

@@ -9,7 +9,7 @@ import torch
 from cclm.cli.__main__ import main
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
-from cclm.hub.export import REPLACED, workshop
+from cclm.hub.export import REPLACED, staging_directory
 from cclm.hub.import_folder import REPORT_NAME, import_file
 from cclm.hub.open import open_model
 from cclm.model.modeling_cclm import CCLMModel
@@ -72,11 +72,12 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_import_waits_for_nobody_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
     write_file(tmp_path / "a.th", "swin")
     import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
-    with workshop(tmp_path / "out"), pytest.raises(CheckpointError, match="expected one export at a time"):
+    with pytest.raises(CheckpointError, match="expected one export at a time"), staging_directory(tmp_path / "out"):
         import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)
     (tmp_path / ".export-out").mkdir()
     (tmp_path / "out").rename(tmp_path / ".export-out" / REPLACED)  # killed between the two renames
-    with workshop(tmp_path / "out"):
+    with staging_directory(tmp_path / "out") as folder:
+        folder.mkdir()
         assert (tmp_path / "out" / REPORT_NAME).is_file(), "the older folder came back"
 
 
@@ -115,7 +116,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path, tokenizer_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", list(TINY))
-def test_with_a_tokenizer_the_folder_is_complete_and_proven(
+def test_with_a_tokenizer_the_folder_is_complete_and_checked(
     tmp_path: Path,
     tokenizer_folder: Path,
     layout: str,
@@ -137,7 +138,7 @@ def test_with_a_tokenizer_the_folder_is_complete_and_proven(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["vqa", "x2vlm_nlvr"])
-def test_fine_tuned_files_are_proven_too(tmp_path: Path, tokenizer_folder: Path, task: str) -> None:
+def test_fine_tuned_files_are_checked_too(tmp_path: Path, tokenizer_folder: Path, task: str) -> None:
     options = with_vocabulary(TASKS[task], load_tokenizer(tokenizer_folder).vocab_size)
     model, state = file_of(options)
     torch.save({"model": state}, tmp_path / "checkpoint_best.pth")

@@ -75,7 +75,7 @@ def test_trained_languages_without_a_choice_are_all_of_the_set() -> None:
     ]
 
 
-def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_proof() -> None:
+def test_an_unmeasured_model_says_so_and_still_names_data_recipe_and_parity() -> None:
     card = model_card(facts(), PARITY, 2_991_219)
     assert "Not measured" in card and "2,991,219 parameters" in card
     assert "for 1,500 steps, seed 42." in card, "the checkpoint's steps, not the recipe's 1,725"

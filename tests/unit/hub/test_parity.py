@@ -10,20 +10,20 @@ from torch import Tensor
 
 from cclm.errors import CheckpointError
 from cclm.hub.open import OpenedModel
-from cclm.hub.parity import TOLERANCE, Difference, compare, difference, prove_parity, recall_pair
-from cclm.hub.reference_outputs import Witness, witness_of
+from cclm.hub.parity import TOLERANCE, Difference, check_parity, compare, difference, recall_pair
+from cclm.hub.reference_outputs import ReferenceOutputs, reference_of
 from tests.unit.hub.small_model import TRANSFORM
 
 PARTS = ("image_features", "text_features", "match_logits", "masked_lm_logits")
 
 
 @pytest.fixture(scope="module")
-def witness(opened: OpenedModel) -> Witness:
-    return witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+def reference(opened: OpenedModel) -> ReferenceOutputs:
+    return reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, outputs: dict[str, Tensor]) -> None:
-    monkeypatch.setattr("cclm.hub.parity.outputs_of_a_stranger", lambda *_: [outputs])
+    monkeypatch.setattr("cclm.hub.parity.outputs_of_clean_process", lambda *_: [outputs])
 
 
 def test_difference_sees_one_wrong_number_and_a_wrong_shape() -> None:
@@ -51,54 +51,59 @@ def test_a_row_of_another_direction_fails_by_its_cosine() -> None:
 
 @pytest.mark.parametrize("what", PARTS)
 @pytest.mark.parametrize("how", ["shifted", "nan", "missing"])
-def test_the_proof_fails_on_any_wrong_output(
-    opened: OpenedModel, witness: Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, how: str
+def test_the_check_fails_on_any_wrong_output(
+    opened: OpenedModel,
+    reference: ReferenceOutputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    how: str,
 ) -> None:
-    found = {name: tensor.clone() for name, tensor in witness.outputs.items()}
+    found = {name: tensor.clone() for name, tensor in reference.outputs.items()}
     if how == "missing":
         del found[what]
     else:
         found[what][1, 0] += 0.05 if how == "shifted" else float("nan")
     answer_with(monkeypatch, found)
     with pytest.raises(CheckpointError, match=rf"got {what}: max \|Δ\| {'0.05' if how == 'shifted' else 'inf'}"):
-        prove_parity(opened, tmp_path, witness=witness, dtype="float32")
+        check_parity(opened, tmp_path, reference=reference, dtype="float32")
 
 
 def test_tolerance_can_be_widened_and_bf16_engines_are_compared_as_bf16(
-    opened: OpenedModel, witness: Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: OpenedModel, reference: ReferenceOutputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {name: tensor.clone() for name, tensor in witness.outputs.items()}
+    found = {name: tensor.clone() for name, tensor in reference.outputs.items()}
     found["match_logits"][1, 0] += 0.01
     answer_with(monkeypatch, found)
-    assert prove_parity(opened, tmp_path, witness=witness, dtype="float32", tolerance=0.1).tolerance == 0.1
-    report = prove_parity(opened, tmp_path, witness=replace(witness, precision="bf16"), dtype="float32")
+    assert check_parity(opened, tmp_path, reference=reference, dtype="float32", tolerance=0.1).tolerance == 0.1
+    report = check_parity(opened, tmp_path, reference=replace(reference, precision="bf16"), dtype="float32")
     assert (report.dtype, report.tolerance) == ("float32", TOLERANCE["bfloat16"].difference)
     assert "8 bits" in report.reason and "match logits" in report.table() and "recall@1 by features" in report.table()
     told = json.loads(report.as_json())
     assert told["max_abs"] == pytest.approx(0.01, abs=1e-6) and set(told["parts"]) == set(PARTS)
-    assert set(told["recall"]) == {"features", "matching"} and told["reference"] == witness.origin
+    assert set(told["recall"]) == {"features", "matching"} and told["reference"] == reference.origin
 
 
 def test_other_tokens_are_told_by_their_text(
-    opened: OpenedModel, witness: Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: OpenedModel, reference: ReferenceOutputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {name: tensor.clone() for name, tensor in witness.outputs.items()}
+    found = {name: tensor.clone() for name, tensor in reference.outputs.items()}
     found["input_ids"][6, 1] += 1
     answer_with(monkeypatch, found)
     with pytest.raises(CheckpointError, match="token ids of the training tokenizer, got others: 'ein roter Kreis"):
-        prove_parity(opened, tmp_path, witness=witness, dtype="float32")
+        check_parity(opened, tmp_path, reference=reference, dtype="float32")
     answer_with(monkeypatch, {**found, "input_ids": found["input_ids"][:, :-1]})
     with pytest.raises(CheckpointError, match="others: shape"):
-        prove_parity(opened, tmp_path, witness=witness, dtype="float32")
+        check_parity(opened, tmp_path, reference=reference, dtype="float32")
 
 
-def test_a_stranger_with_another_transform_is_caught(
-    opened: OpenedModel, witness: Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_process_with_another_transform_is_caught(
+    opened: OpenedModel, reference: ReferenceOutputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lighter = replace(TRANSFORM, mean=(0.79, 0.8, 0.8))
-    answer_with(monkeypatch, witness_of(opened.model, opened.tokenizer, lighter, opened.max_tokens).outputs)
+    answer_with(monkeypatch, reference_of(opened.model, opened.tokenizer, lighter, opened.max_tokens).outputs)
     with pytest.raises(CheckpointError, match=r"within 0\.0001 of it, got image_features"):
-        prove_parity(opened, tmp_path, witness=witness, dtype="float32")
+        check_parity(opened, tmp_path, reference=reference, dtype="float32")
 
 
 def test_recall_may_move_only_as_far_as_the_tolerance_explains() -> None:
@@ -112,8 +117,10 @@ def test_recall_may_move_only_as_far_as_the_tolerance_explains() -> None:
     assert not recall_pair(ours, flipped, right, 1e-6).holds
 
 
-def test_a_recall_that_the_tolerance_does_not_explain_is_a_failure(opened: OpenedModel, witness: Witness) -> None:
-    swapped = {**witness.outputs, "text_features": witness.outputs["text_features"].flip(0)}
-    report = compare(witness, swapped, dtype="bfloat16", tolerance=1e-3, where="here", prepared=opened)
+def test_a_recall_that_the_tolerance_does_not_explain_is_a_failure(
+    opened: OpenedModel, reference: ReferenceOutputs
+) -> None:
+    swapped = {**reference.outputs, "text_features": reference.outputs["text_features"].flip(0)}
+    report = compare(reference, swapped, dtype="bfloat16", tolerance=1e-3, where="here", prepared=opened)
     assert not report.parts["text_features"].holds
     assert Difference(max_abs=0.0, min_cosine=1.0).holds

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cclm.data.tokens import TextTokenizer
 from cclm.engine.options import OptimizerConfig
@@ -15,14 +17,21 @@ from cclm.engine.plain import PlainEngine
 from cclm.errors import CheckpointError
 from cclm.hub.open import OpenedModel
 from cclm.hub.probe import known_part, make_probe, probe_inputs, probe_outputs
-from cclm.hub.reference_outputs import make_recorder, read_witness, witness_of
+from cclm.hub.reference_outputs import (
+    FILE,
+    OLD_FILE,
+    make_recorder,
+    read_reference,
+    reference_of,
+    write_reference,
+)
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS, with_vocabulary
 
 
 class Training(torch.nn.Module):
-    """A training module as far as a witness cares."""
+    """A training module as far as a reference cares."""
 
     def __init__(self, model: CCLMModel) -> None:
         super().__init__()
@@ -32,8 +41,8 @@ class Training(torch.nn.Module):
 def test_the_probe_is_the_same_every_time_and_holds_several_modes() -> None:
     probe = make_probe()
     assert probe == make_probe()
-    assert {Image.open(BytesIO(data)).mode for data in probe.pictures} == {"RGB", "RGBA", "L", "P", "LA"}
-    assert probe.num_captions == 12 < len(probe.texts) and set(probe.picture_of_caption) == set(range(6))
+    assert {Image.open(BytesIO(data)).mode for data in probe.images} == {"RGB", "RGBA", "L", "P", "LA"}
+    assert probe.num_captions == 12 < len(probe.texts) and set(probe.image_of_caption) == set(range(6))
     assert probe.texts[0] == "a red circle on white" and probe.texts[6] == "ein roter Kreis auf Weiß"
 
 
@@ -45,7 +54,7 @@ def test_texts_that_a_tokenizer_does_not_know_are_left_out(opened: OpenedModel) 
 
     found = known_part(make_probe(), Deaf(opened.tokenizer._tokenizer))
     assert len(found.texts) == len(make_probe().texts) - 2 and "a red circle on white" not in found.texts
-    assert found.picture_of_caption == make_probe().picture_of_caption[1:]
+    assert found.image_of_caption == make_probe().image_of_caption[1:]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -55,7 +64,7 @@ def test_outputs_are_what_the_methods_that_people_call_give(opened: OpenedModel,
     model = CCLMModel(CCLMConfig(**asdict(options))).eval()
     inputs = probe_inputs(make_probe(), opened.tokenizer, replace(opened.transform, size=32), 20)
     found = probe_outputs(model, inputs)
-    ids, mask, own = inputs.ids_TL, inputs.mask_TL, list(inputs.picture_of_caption)
+    ids, mask, own = inputs.ids_TL, inputs.mask_TL, list(inputs.image_of_caption)
     assert found["input_ids"].shape == ids.shape
     with torch.inference_mode():
         expected = {"text_features": model.get_text_features(ids, mask)}
@@ -79,24 +88,38 @@ def test_outputs_are_what_the_methods_that_people_call_give(opened: OpenedModel,
         torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_a_witness_of_an_engine_is_read_back_as_it_was(opened: OpenedModel, tmp_path: Path) -> None:
+def test_reference_outputs_of_an_engine_are_read_back_as_they_were(opened: OpenedModel, tmp_path: Path) -> None:
     module = Training(opened.model).train()
     module.model.vision_encoder.eval()
     engine = PlainEngine(module, OptimizerConfig(total_steps=1))
     make_recorder(opened.tokenizer, opened.transform, opened.max_tokens)(engine, tmp_path)
     assert module.model.text_encoder.training and not module.model.vision_encoder.training, "modes are as before"
     module.eval()
-    found = read_witness(tmp_path)
+    found = read_reference(tmp_path)
     assert found is not None
     assert found.origin == "training engine: plain engine, one process, fp32" and found.precision == "fp32"
-    expected = witness_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    expected = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
     assert found.probe == expected.probe == make_probe()
     assert found.outputs.keys() == expected.outputs.keys()
     assert all(torch.equal(value, expected.outputs[name]) for name, value in found.outputs.items())
-    assert read_witness(tmp_path / "elsewhere") is None
+    assert read_reference(tmp_path / "elsewhere") is None
 
 
-def test_a_tokenizer_that_knows_nothing_gives_no_witness_and_is_told(opened: OpenedModel, tmp_path: Path) -> None:
+def test_the_file_of_an_older_checkpoint_is_read(opened: OpenedModel, tmp_path: Path) -> None:
+    reference = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    write_reference(reference, tmp_path)
+    with safe_open(tmp_path / FILE, "pt") as file:
+        told = {name.replace("image_", "picture_"): text for name, text in file.metadata().items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    tensors["pictures"] = tensors.pop("images")
+    save_file(tensors, tmp_path / OLD_FILE, told)
+    (tmp_path / FILE).unlink()
+    found = read_reference(tmp_path)
+    assert found is not None and found.probe == reference.probe and found.origin == reference.origin
+    assert all(torch.equal(value, reference.outputs[name]) for name, value in found.outputs.items())
+
+
+def test_a_tokenizer_that_knows_nothing_gives_no_reference_and_is_told(opened: OpenedModel, tmp_path: Path) -> None:
     class Deaf(TextTokenizer):
         def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
             return super().encode(["" if text.isascii() or text[0] != "ч" else text for text in texts], max_tokens)
@@ -104,6 +127,6 @@ def test_a_tokenizer_that_knows_nothing_gives_no_witness_and_is_told(opened: Ope
     deaf = Deaf(opened.tokenizer._tokenizer)
     engine = PlainEngine(Training(opened.model), OptimizerConfig(total_steps=1))
     make_recorder(deaf, opened.transform, opened.max_tokens)(engine, tmp_path)
-    assert read_witness(tmp_path) is None
+    assert read_reference(tmp_path) is None
     with pytest.raises(CheckpointError, match="at least 4 of the probe's captions to have tokens"):
-        witness_of(opened.model, deaf, opened.transform, opened.max_tokens)
+        reference_of(opened.model, deaf, opened.transform, opened.max_tokens)

@@ -179,3 +179,39 @@ def test_a_saved_folder_loads_in_any_dtype(models: dict[str, CCLMModel], kind: s
     assert feature.dtype == torch.bfloat16
     expected = models[kind].get_image_features(pictures(2))
     assert functional.cosine_similarity(feature.float(), expected).min() > 0.99
+
+
+def padded_left(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    rows = [torch.roll(row, int((~mask).sum())) for row, mask in zip(ids_BL, mask_BL, strict=True)]
+    return torch.stack(rows), mask_BL.flip(1)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_padding_may_stand_on_the_left_and_the_mask_may_be_left_out(models: dict[str, CCLMModel], kind: str) -> None:
+    model, (ids_BL, mask_BL) = models[kind], texts()
+    for given in (padded_left(ids_BL, mask_BL), (ids_BL, None), (padded_left(ids_BL, mask_BL)[0], None)):
+        assert torch.equal(model.get_text_features(*given), model.get_text_features(ids_BL, mask_BL))
+        if kind not in PAIRS:
+            assert torch.equal(model.score_all(pictures(2), *given), model.score_all(pictures(2), ids_BL, mask_BL))
+            expected = model.score(pictures(5), ids_BL, mask_BL)
+            assert torch.equal(model.score(pictures(5), *given), expected)
+        if model.config.box_head:
+            assert torch.equal(model.locate(pictures(5), *given), model.locate(pictures(5), ids_BL, mask_BL))
+
+
+@pytest.mark.parametrize("kind", [name for name in SINGLE if KINDS[name].masked_lm_head])
+def test_words_are_filled_in_where_they_stand_in_texts_padded_on_the_left(
+    models: dict[str, CCLMModel], kind: str
+) -> None:
+    model, (ids_BL, mask_BL) = models[kind], masked_texts()
+    right = model.fill_mask(ids_BL, mask_BL, pixel_values=pictures(5), mask_token_id=MASK)
+    left_ids_BL, left_mask_BL = padded_left(ids_BL, mask_BL)
+    for mask in (left_mask_BL, None):
+        left = model.fill_mask(left_ids_BL, mask, pixel_values=pictures(5), mask_token_id=MASK)
+        assert torch.equal(left.token_ids, right.token_ids) and torch.equal(left.probability, right.probability)
+        assert (left_ids_BL[left.row, left.column] == MASK).all()
+    read = [
+        model.fill_mask(*one, memory_ids=two[0], memory_attention_mask=two[1], mask_token_id=MASK).probability
+        for one, two in (((ids_BL, mask_BL), texts()), ((left_ids_BL, left_mask_BL), padded_left(*texts())))
+    ]
+    assert torch.equal(*read)

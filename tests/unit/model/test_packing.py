@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import (
     GroupedLayout,
     PackedLayout,
@@ -14,7 +16,7 @@ from cclm.model.packing import (
     packed_layout,
     text_layout,
 )
-from tests.unit.model.tiny import LENGTHS, tiny_texts
+from tests.unit.model.tiny import LENGTHS, tiny_images, tiny_model, tiny_texts
 
 LAYOUTS = ("padded", "packed", "grouped")
 
@@ -131,3 +133,34 @@ def test_concatenate_padded_takes_any_trailing_dimensions(trailing: tuple[int, .
     assert mask.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
     joined.sum().backward()  # type: ignore[no-untyped-call]
     assert all(cells.grad is not None and torch.equal(cells.grad, torch.ones_like(cells)) for cells, _ in parts)
+
+
+class TextTower(nn.Module):
+    """What people export: token ids and their mask to unit vectors."""
+
+    def __init__(self, model: CCLMModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        return self.model.get_text_features(ids_BL, mask_BL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token_layout", ["auto", "packed", "grouped"])
+def test_a_text_tower_can_be_exported_and_traced_for_texts_of_other_lengths(token_layout: str) -> None:
+    tower = TextTower(tiny_model(token_layout=token_layout)).eval()
+    with torch.no_grad():
+        given, other = tiny_texts(), tiny_texts((3, 7, 1), columns=8)
+        batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2, max=12)
+        shapes = {"ids_BL": {0: batch, 1: length}, "mask_BL": {0: batch, 1: length}}
+        exported = torch.export.export(tower, given, dynamic_shapes=shapes).module()
+        traced = torch.jit.trace(tower, given, check_trace=False)
+        for texts in (given, other):
+            torch.testing.assert_close(exported(*texts), tower(*texts), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(traced(*texts), tower(*texts), atol=1e-5, rtol=1e-4)
+        ids_BL, mask_BL = given
+        inputs = {"pixel_values": tiny_images(2), "input_ids": ids_BL, "attention_mask": mask_BL}
+        whole = torch.export.export(tower.model, (), inputs).module()
+        expected = tower.model(**inputs).logits_per_image
+        torch.testing.assert_close(whole(**inputs).logits_per_image, expected, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -35,6 +38,48 @@ def test_either_side_may_be_left_out(processor: CCLMProcessor) -> None:
     assert isinstance(processor(text="a", return_tensors=None)["input_ids"], list)
     with pytest.raises(ValueError, match="expected images, text or both, got neither"):
         processor()
+
+
+def test_options_reach_whom_they_are_for(processor: CCLMProcessor) -> None:
+    by_name = processor([RED], ["a b"], size=4, do_normalize=False, padding="max_length", max_length=5)
+    grouped = processor(
+        [RED],
+        ["a b"],
+        images_kwargs={"size": 4, "do_normalize": False},
+        text_kwargs={"padding": "max_length", "max_length": 5},
+        common_kwargs={"return_tensors": "np"},
+    )
+    assert by_name["pixel_values"].shape == (1, 3, 4, 4) and by_name["pixel_values"].max() == 1.0
+    assert by_name["input_ids"].shape == (1, 5)
+    assert isinstance(grouped["input_ids"], np.ndarray) and isinstance(grouped["pixel_values"], np.ndarray)
+    for name, value in by_name.items():
+        assert np.array_equal(value.numpy(), grouped[name])
+    left = processor(text=["a", "a b c"], padding_side="left")
+    assert left["attention_mask"][0, 0] == 0 and left["attention_mask"][0, -1] == 1
+    pair = processor(text="a", text_pair="b", return_special_tokens_mask=True)
+    assert pair["special_tokens_mask"].sum() == 4
+    assert len(processor(text="a b c d e f g h i", truncation=False)["input_ids"][0]) > 6
+    assert set(processor(RED, audio=None, videos=None)) == {"pixel_values"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"paddings": True},
+        {"do_normalise": False},
+        {"text_kwargs": {"paddings": True}},
+        {"images_kwargs": {"do_normalise": False}},
+        {"do_center_crop": True},
+        {"audio": [0.0]},
+        {"videos_kwargs": {"fps": 1}},
+    ],
+    ids=str,
+)
+def test_options_that_nobody_has_are_refused_by_name(processor: CCLMProcessor, options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    deepest = next(iter(value)) if isinstance(value, dict) and name != "videos_kwargs" else name
+    with pytest.raises((TypeError, ValueError), match=deepest):
+        processor(RED, "a", **options)
 
 
 def test_lists_of_images_are_several_images_for_a_text(processor: CCLMProcessor) -> None:

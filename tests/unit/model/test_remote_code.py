@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers.dynamic_module_utils import get_relative_imports
 
+import cclm.model
 from cclm.model.image_processing_cclm import CCLMImageProcessor
 from tests.unit.model.tiny import tiny_images, tiny_model, tiny_texts
 
@@ -33,6 +35,33 @@ with torch.no_grad():
 result["pixels"] = processor(Image.linear_gradient("L"), return_tensors="pt")["pixel_values"]
 torch.save(result, output)
 """
+
+
+ENTRY_FILES = ("configuration_cclm", "modeling_cclm", "image_processing_cclm", "processing_cclm")
+
+
+def named_files(name: str) -> set[str]:
+    """What `transformers` takes for a file's relative imports."""
+    return set(get_relative_imports(Path(cclm.model.__file__).with_name(f"{name}.py")))
+
+
+@pytest.mark.parametrize("entry", ENTRY_FILES)
+def test_an_entry_file_names_every_file_that_it_needs(entry: str) -> None:
+    """transformers 5.0 copies what an entry file names itself, not what those files name in turn."""
+    needed, waiting = set[str](), [entry]
+    while waiting:
+        new = named_files(waiting.pop()) - needed
+        needed |= new
+        waiting += new
+    assert needed - {entry} <= named_files(entry)
+
+
+def test_the_configuration_names_the_networks_code() -> None:
+    """So a folder with other code has another configuration class, and with it another model class."""
+    assert named_files("configuration_cclm") | {"configuration_cclm"} >= {
+        "modeling_cclm",
+        *named_files("modeling_cclm"),
+    }
 
 
 @pytest.mark.slow

@@ -14,9 +14,18 @@ from pyarrow import parquet
 
 from cclm.errors import ConfigError
 from cclm.hub.open import OpenedModel, place
-from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, part_path, prepare_folder, weights_fingerprint
+from cclm.retrieve.embed import (
+    Embedder,
+    EmbeddingFacts,
+    embed,
+    embed_units,
+    part_path,
+    prepare_folder,
+    weights_fingerprint,
+)
 from cclm.retrieve.embed_source import Files, Shards, find_source
 from cclm.retrieve.search import Hit, load_embedded, page, search, text_table
+from tests.image_files import turned_file
 from tests.unit.data.data_sets import write_images, write_pairs
 from tests.unit.hub.test_hub_folder import write
 
@@ -63,12 +72,36 @@ def test_a_folder_becomes_rows_in_the_order_of_its_names(opened: OpenedModel, fo
     broken = found["key"].index("broken.png")
     assert found["feature"][broken] is None and str(found["error"][broken]).startswith("image_")
     assert sum(error is not None for error in found["error"]) == 1
-    direct = Embedder(opened=opened).pictures([(folder / "red.png").read_bytes()])[0][0]
+    direct = Embedder(opened=opened).images([(folder / "red.png").read_bytes])[0][0]
     torch.testing.assert_close(torch.tensor(found["feature"][found["key"].index("red.png")]), direct)
     text = opened.tokenizer.encode(["a red car"], opened.max_tokens)
     with torch.inference_mode():
         expected = opened.model.get_text_features(torch.tensor(text))[0]
     torch.testing.assert_close(torch.tensor(found["feature"][0]), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_lines_are_counted_as_editors_count_them(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_bytes("\ufeffa\u2028b\r\n\n c \n".encode())
+    rows = [row for unit in range(2) for row in Files(tmp_path).rows(unit)]
+    assert [(row.key, row.text) for row in rows] == [("texts.txt:1", "a\u2028b"), ("texts.txt:3", "c")]
+    (tmp_path / "latin.txt").write_bytes("Übung".encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        Files(tmp_path)
+    assert caught.value.where == f"{tmp_path}/latin.txt:1"
+
+
+def test_turned_gone_and_foreign_files_are_accounted_for(opened: OpenedModel, tmp_path: Path) -> None:
+    upright = Image.effect_mandelbrot((48, 32), (-2, -1.5, 1, 1.5), 9).convert("RGB")
+    for orientation in (1, 6, 3):
+        (tmp_path / f"{orientation}.png").write_bytes(turned_file(orientation, "PNG", upright))
+    (tmp_path / "gone.png").write_bytes(b"soon")
+    (tmp_path / "notes.pdf").write_bytes(b"")
+    source = Files(tmp_path)
+    (tmp_path / "gone.png").unlink()
+    found = embed_units(Embedder(opened=opened), source, range(len(source)))
+    assert [str(error).split(":")[0] for error in found["error"]] == ["None", "None", "None", "image_missing"]
+    assert all((feature == found["feature"][0]).all() for feature in found["feature"][:3])
+    assert source.left_out == {".pdf": 1}
 
 
 def test_shards_give_pictures_captions_and_sentences(opened: OpenedModel, tmp_path: Path) -> None:
@@ -152,9 +185,10 @@ def test_search_finds_by_cosine_and_looks_again(opened: OpenedModel, folder: Pat
 
 
 def _pixels(opened: OpenedModel, source: Files, unit: int):  # type: ignore[no-untyped-def]
-    from cclm.data.image import decode_image, eval_image
+    from cclm.data.decoding import decode_image
+    from cclm.data.image import eval_image
 
-    return eval_image(decode_image(source.picture(unit)), opened.transform)
+    return eval_image(decode_image(source.image(unit)), opened.transform)
 
 
 def test_search_says_what_does_not_fit(opened: OpenedModel, folder: Path, tmp_path: Path) -> None:
@@ -182,9 +216,9 @@ def test_another_dtype_gives_nearly_the_same_and_a_device_that_is_not_there_is_t
 ) -> None:
     whole = Embedder(opened=opened)
     half = Embedder(opened=place(replace(opened, model=copy.deepcopy(opened.model)), "cpu", "bf16"))
-    picture = [(folder / "red.png").read_bytes()]
+    picture = [(folder / "red.png").read_bytes]
     for ours, theirs in (
-        (whole.pictures(picture)[0], half.pictures(picture)[0]),
+        (whole.images(picture)[0], half.images(picture)[0]),
         (whole.texts(["a"])[0], half.texts(["a"])[0]),
     ):
         assert theirs.dtype == torch.float32
@@ -241,4 +275,4 @@ def test_the_commands_go_on_after_a_kill(
     assert lines[0] == "a red car" and lines[1].startswith("  1 ") and ".png" in lines[2] and "%" in lines[1]
     assert (tmp_path / "page.html").read_text().count("<figure>") == 4
     assert main([*found, "--kind", "text", "--rerank", "2"]) == 2
-    assert "they look at pictures" in capsys.readouterr().err
+    assert "they look at images" in capsys.readouterr().err

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.evaluate.zero_shot import measure
+from cclm.hub.open import OpenedModel
+from cclm.model.configuration_cclm import CCLMConfig
 from cclm.retrieve.measure import data_uri, deciding_groups, evaluate, gallery_of, languages_of, load_set
 from cclm.run.identity import CheckpointFacts
 from cclm.shardfile.reader import ShardSet
@@ -57,19 +58,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened() -> Any:
+def opened() -> OpenedModel:
     torch.set_num_threads(1)
-    return SimpleNamespace(
-        model=ByName(),
+    model: Any = ByName()
+    return OpenedModel(
+        model=model,
+        config=CCLMConfig(),
         tokenizer=TextTokenizer(make_tokenizer()),
+        tokenizer_folder=Path("somewhere"),
         transform=ImageTransformConfig(size=8, method="none"),
         max_tokens=6,
         origin=Path("somewhere"),
+        run_folder=None,
         checkpoint=CheckpointFacts(step=7, identity="a1"),
     )
 
 
-def test_a_set_is_read_whole_in_shard_order_with_first_captions(folder: Path, opened: Any) -> None:
+def test_a_set_is_read_whole_in_shard_order_with_first_captions(folder: Path, opened: OpenedModel) -> None:
     loaded = load_set(folder / "images", opened, ["en", "de"])
     shards = ShardSet(folder / "images")
     assert len(loaded.records) == 24
@@ -82,14 +87,14 @@ def test_a_set_is_read_whole_in_shard_order_with_first_captions(folder: Path, op
     assert loaded.tensors.images_CCHW.shape == (24, 3, 8, 8)
 
 
-def test_equal_identities_are_equal_numbers(folder: Path, opened: Any) -> None:
+def test_equal_identities_are_equal_numbers(folder: Path, opened: OpenedModel) -> None:
     loaded = load_set(folder / "images", opened, ["en"])
     for row in range(24):
         same = [loaded.records[other].identity == loaded.records[row].identity for other in range(24)]
         assert (loaded.tensors.identity_C == loaded.tensors.identity_C[row]).tolist() == same
 
 
-def test_a_language_without_captions_and_a_set_of_pairs_are_refused(folder: Path, opened: Any) -> None:
+def test_a_language_without_captions_and_a_set_of_pairs_are_refused(folder: Path, opened: OpenedModel) -> None:
     with pytest.raises(ConfigError, match="captions in 'sw', got none"):
         load_set(folder / "images", opened, ["en", "sw"])
     with pytest.raises(ConfigError, match="an image-text shard set, got text_pair"):
@@ -100,7 +105,7 @@ def test_languages_of_groups_come_once_in_order() -> None:
     assert languages_of({"a": ["en", "de"], "b": ["de", "fr"]}) == ["en", "de", "fr"]
 
 
-def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened: Any) -> None:
+def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened: OpenedModel) -> None:
     seen: list[tuple[str, str]] = []
     outcome = evaluate(
         opened,
@@ -119,7 +124,7 @@ def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened
     assert results["set"]["num_images"] == 24 and set(results["matching"]["languages"]) == {"en"}
 
 
-def test_named_groups_decide_and_no_others(folder: Path, opened: Any) -> None:
+def test_named_groups_decide_and_no_others(folder: Path, opened: OpenedModel) -> None:
     groups = {"english": ["en"], "other": ["de"]}
     dev = evaluate(
         opened, folder / "images", groups, dev_shards=folder / "dev", rerank_groups=["other"], top_k=4
@@ -130,20 +135,20 @@ def test_named_groups_decide_and_no_others(folder: Path, opened: Any) -> None:
     assert deciding_groups(groups, None) == groups
 
 
-def test_choosing_on_the_test_set_is_refused(folder: Path, opened: Any) -> None:
+def test_choosing_on_the_test_set_is_refused(folder: Path, opened: OpenedModel) -> None:
     same = folder / "pairs" / ".." / "images"
     with pytest.raises(ConfigError, match="got the same set twice"):
         evaluate(opened, folder / "images", {"english": ["en"]}, dev_shards=same, top_k=4)
 
 
-def test_without_a_dev_set_both_weights_are_one(folder: Path, opened: Any) -> None:
+def test_without_a_dev_set_both_weights_are_one(folder: Path, opened: OpenedModel) -> None:
     groups = {"english": ["en"]}
     assert "reranked" not in evaluate(opened, folder / "images", groups).results
     rule = evaluate(opened, folder / "images", groups, top_k=3).results["reranked"]["rule"]
     assert rule == {"match_weight": 1.0, "similarity_weight": 1.0}
 
 
-def test_the_gallery_shows_what_came_first_and_marks_the_right_ones(folder: Path, opened: Any) -> None:
+def test_the_gallery_shows_what_came_first_and_marks_the_right_ones(folder: Path, opened: OpenedModel) -> None:
     loaded = load_set(folder / "images", opened, ["en", "de"])
     found = measure(opened.model, loaded.tensors)
     shown = gallery_of(loaded, found)

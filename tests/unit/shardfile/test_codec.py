@@ -14,6 +14,8 @@ from cclm.errors import DataError
 from cclm.shardfile import codec, schema
 from cclm.types import ImageTextRecord, Region, TextPair
 
+JPEG = b"\xff\xd8\xff\xe1\x00\x06 \xff\xd9 \xff\xda\x00\x02 a scan \xff\xd9"
+"""With the end of a small image in its header."""
 PNG = b"\x89PNG\r\n\x1a\n" + b"body" + b"IEND\xaeB`\x82"
 RECORD = ImageTextRecord(
     key="k-1_a", image=PNG, image_format="png", captions={"en": ["a dog"]}, source="artist", licence="MIT"
@@ -156,8 +158,11 @@ def test_unknown_json_fields_are_ignored():
         (PNG[:-1], "png", "image_truncated"),
         (b"GIF89a", "png", "image_format"),
         (b"", "png", "image_empty"),
-        (b"\xff\xd8\xff\xe0 body \xff\xd9 camera notes", "jpg", None),
-        (b"\xff\xd8\xff\xe0 body", "jpg", "image_truncated"),
+        (JPEG, "jpg", None),
+        (JPEG + bytes(9000), "jpg", None),
+        (JPEG[:-2] + bytes(9000), "jpg", "image_truncated"),
+        (JPEG[:8], "jpg", "image_truncated"),
+        (PNG + bytes(9000), "png", None),
         (b"RIFF\x08\x00\x00\x00WEBPdata", "webp", None),
         (b"RIFF\x0c\x00\x00\x00WEBPdata", "webp", "image_truncated"),
         (PNG, "bmp", "image_format"),

@@ -52,9 +52,9 @@ def test_transparent_is_white():
     assert Image.open(io.BytesIO(image)).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_a_picture_that_does_not_decode():
+def test_a_picture_that_does_not_decode() -> None:
     whole = encoded(drawing(1), "JPEG")
-    for data in (b"nothing", whole[: len(whole) // 3]):
+    for data, reason in ((b"nothing", "image_broken"), (whole[: len(whole) // 3], "image_truncated")):
         with pytest.raises(DataError) as caught:
             _ = Picture(data, "here").pixels
-        assert (caught.value.reason, caught.value.where) == ("image_broken", "here")
+        assert (caught.value.reason, caught.value.where) == (reason, "here")

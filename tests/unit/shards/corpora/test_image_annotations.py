@@ -83,7 +83,7 @@ def test_coco_that_breaks_off(coco, tmp_path):
 
 
 def test_a_folder_of_pictures_that_is_not_there_is_told_at_once(coco):
-    with pytest.raises(ConfigError, match="expected a folder of pictures, got no such folder"):
+    with pytest.raises(ConfigError, match="expected a folder of images, got no such folder"):
         corpus_of("coco", coco | {"images": "/nowhere"}).parts()
 
 

@@ -22,8 +22,14 @@ def transform(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"first_caption_probability": 1.5}, "first_caption_probability: expected a number between 0 and 1 or null, got 1.5"),
-        ({"first_caption_probability": -0.5}, "first_caption_probability: expected a number between 0 and 1 or null, got -0.5"),
+        (
+            {"first_caption_probability": 1.5},
+            "first_caption_probability: expected a number between 0 and 1 or null, got 1.5",
+        ),
+        (
+            {"first_caption_probability": -0.5},
+            "first_caption_probability: expected a number between 0 and 1 or null, got -0.5",
+        ),
         ({"languages": ()}, "languages: is empty: name at least one, or leave it out for all"),
         ({"captions_per_image": 3}, "captions_per_image: expected one of 1, 2, got 3"),
         (transform(size=0), "transform.size: expected a whole number of at least 1, got 0"),
@@ -35,7 +41,7 @@ def transform(**changes: Any) -> dict[str, Any]:
         (transform(crop_ratio=(2.0, 1.0)), "transform.crop_ratio: must obey 0 < low ≤ high, is (2.0, 1.0)"),
         (transform(scale=1.0), "transform.scale: expected a number of at least 0 and below 1, got 1.0"),
         *(
-            (transform(**{name: 1.5}), f"transform.{name}: expected a number between 0 and 1 or null, got 1.5")
+            (transform(**{name: 1.5}), f"transform.{name}: expected a number between 0 and 1, got 1.5")
             for name in ("brightness", "contrast", "saturation", "flip_probability")
         ),
     ],
