@@ -29,6 +29,7 @@ from .fusion import FusionEncoder  # noqa: F401  # the loader of transformers 5.
 from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
+from .kernels import use_kernels  # noqa: F401  # see FusionEncoder
 from .layers import CrossAttention
 from .memories import fusion_encoder
 from .options import LayerOptions, ModelOptions, VisionOptions

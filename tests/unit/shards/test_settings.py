@@ -58,7 +58,7 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         "filters.max_aspect": "expected a number of at least 1 or null, got 0.5",
         "filters.min_side": 'got the text "9"; write it without quotes',
         "filters.benchmark_texts": "expected a list, each a path, got x",
-        "filters.min_score": "expected a number, got high",
+        "filters.min_score": "expected a number or null, got high",
         "duplicates": "expected a mapping, got 5",
         "sampling.records": "expected a whole number of at least 1, got 0",
         "sampling.temperature": "got .nan, which is not finite",
