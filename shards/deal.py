@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json, decode_image_text
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
-from cclm.types import TextPair, View
+from cclm.types import View
 from shards.decide import Bucket
 from shards.runs import LAST_ORDER, RECORD, TEXT, run_of
 from shards.scan import quarantine_line
@@ -141,8 +141,8 @@ def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
     with TextPairShardWriter(
         job.folder, job.name, block, None, None, first_shard=job.number, licences=licences
     ) as texts:
-        for pairs in _groups(rows):
-            texts.add_group(pairs)
+        columns = ["key" if name == "group" else name for name in schema.PAIR_SCHEMA.names]
+        texts.add_groups(rows.select(columns).rename_columns(schema.PAIR_SCHEMA.names))
     return texts.shards[0] if texts.shards else None
 
 
@@ -153,21 +153,6 @@ def _write_images(job: ShardJob, rows: Any, writer: ImageTextShardWriter) -> Non
             for row in batch.to_pylist():
                 image = images.read(row["position"], row["image_offset"], row["image_size"])
                 writer.add(decode_image_text(row["key"], row["image_format"], image, row["document"]))
-
-
-def _groups(rows: Any) -> Iterator[list[TextPair]]:
-    """Yield the pairs of each key, in the order of their corpus."""
-    columns = [name for name in schema.PAIR_SCHEMA.names if name != "group"]
-    group: list[TextPair] = []
-    for batch in rows.select(["key", *columns]).to_batches(max_chunksize=8192):
-        for row in batch.to_pylist():
-            pair = TextPair(group=row.pop("key"), **row)
-            if group and group[0].group != pair.group:
-                yield group
-                group = []
-            group.append(pair)
-    if group:
-        yield group
 
 
 class _Images:

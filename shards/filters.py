@@ -157,6 +157,8 @@ def refusal_of_pair(pair: TextPair, settings: FilterSettings) -> Refusal | None:
 
 
 def _first(table: Mapping[str, Filter[Facts]], facts: Facts, settings: FilterSettings) -> Refusal | None:
+    if settings.are_off:
+        return None
     for reason, (expected, function) in table.items():
         got = function(facts, settings)
         if got is not None:

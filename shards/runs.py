@@ -122,11 +122,11 @@ class RunWriter:
 
     def __init__(self, folder: Path, name: RunName, schema: Any) -> None:
         self._folder, self._name, self._schema = folder, name, schema
-        self._columns: dict[str, list[Any]] = {column: [] for column in schema.names}
+        self._rows: list[Mapping[str, Any]] = []
         self._codes: dict[str, list[tuple[Sequence[int], int]]] = {}
         self._size = 0
         self._images: Any = None
-        if "image_size" in self._columns:
+        if "image_size" in schema.names:
             # The process in the name: a task that was started twice must not write into its own other file.
             process = f"{socket.gethostname()}.{os.getpid()}"
             self._temporary = temporary_path(name.images(folder).with_suffix(f".{process}.images"))
@@ -141,11 +141,9 @@ class RunWriter:
 
     def add_row(self, row: Mapping[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
         """Append a row (columns that are left out are null), and its codes by sketch."""
-        number = len(self._columns["key"])
-        for column, values in self._columns.items():
-            values.append(row.get(column))
         for sketch, of_row in codes.items():
-            self._codes.setdefault(sketch, []).append((of_row, number))
+            self._codes.setdefault(sketch, []).append((of_row, len(self._rows)))
+        self._rows.append(row)
 
     def finish(self, sketches: Sequence[str], facts: Mapping[str, int]) -> None:
         """Make the run durable, then visible; its table last.
@@ -159,10 +157,9 @@ class RunWriter:
             os.fsync(self._images.fileno())
             self._images.close()
             publish(self._temporary, self._name.images(self._folder))
-        table = pa.table(
-            [pa.array(self._columns[field.name], type=field.type) for field in self._schema], schema=self._schema
-        )
-        places = _sorted_places(table["order"].to_numpy(), self._columns["key"], self._columns["position"])
+        columns = {name: [row.get(name) for row in self._rows] for name in self._schema.names}
+        table = pa.table(columns, schema=self._schema)
+        places = _sorted_places(table["order"].to_numpy(), columns["key"], columns["position"])
         rank = np.empty(len(places), dtype=np.uint32)
         rank[places] = np.arange(len(places), dtype=np.uint32)
         for sketch in sketches:
@@ -204,9 +201,10 @@ def _sorted_places(orders: Any, keys: Sequence[str], positions: Sequence[int]) -
     places = np.lexsort((np.asarray(positions, dtype=np.uint64), orders))
     sorted_orders = orders[places]
     starts = np.flatnonzero(np.r_[True, sorted_orders[1:] != sorted_orders[:-1]])
-    for start, stop in zip(starts, np.r_[starts[1:], len(places)], strict=True):
-        if stop - start > 1:
-            places[start:stop] = sorted(places[start:stop], key=lambda place: (keys[place], positions[place]))
+    stops = np.r_[starts[1:], len(places)]
+    several = stops - starts > 1
+    for start, stop in zip(starts[several], stops[several], strict=True):
+        places[start:stop] = sorted(places[start:stop], key=lambda place: (keys[place], positions[place]))
     return places
 
 

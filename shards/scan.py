@@ -231,8 +231,7 @@ class _Chunk:
         if refusal is not None:
             self._refuse(pair.group, pair.source, "filter", refusal)
             return
-        row = {name: getattr(pair, name) for name in ("text_a", "lang_a", "text_b", "lang_b", "score", "source")}
-        row |= {"kind": RECORD, "label": "-".join(sorted((pair.lang_a, pair.lang_b)))}
+        row = vars(pair) | {"kind": RECORD, "label": "-".join(sorted((pair.lang_a, pair.lang_b)))}
         codes: dict[str, Sequence[int]] = {}
         if self._recipe.duplicates.exact:
             row["exact"], codes["exact"] = exact_sketch_of_pair(pair)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ class FilterSettings:
     benchmark_texts: tuple[str, ...] = ()
     """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
     refused."""
+
+    @cached_property
+    def are_off(self) -> bool:
+        """Whether every record passes: then a million of them need not ask each filter."""
+        return self == FilterSettings()
 
     @property
     def files(self) -> Iterator[Path]:
