@@ -157,7 +157,7 @@ class RunWriter:
             os.fsync(self._images.fileno())
             self._images.close()
             publish(self._temporary, self._name.images(self._folder))
-        columns = {name: [row.get(name) for row in self._rows] for name in self._schema.names}
+        columns: dict[str, list[Any]] = {name: [row.get(name) for row in self._rows] for name in self._schema.names}
         table = pa.table(columns, schema=self._schema)
         places = _sorted_places(table["order"].to_numpy(), columns["key"], columns["position"])
         rank = np.empty(len(places), dtype=np.uint32)
