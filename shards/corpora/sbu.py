@@ -7,7 +7,7 @@ sbu-captions-all.json    {"image_urls": ["…"], "captions": ["…"], "user_ids"
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +47,9 @@ class Sbu:
         """Find what was downloaded."""
         return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
 
-    def list_stamp(self) -> str:
-        """Return size and time of the files."""
-        return "-".join(map(file_stamp, self._files()))
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files."""
+        return "-".join(map(stamp_of, self._files()))
 
     def _files(self) -> list[Path]:
         for names in ((_URLS, _CAPTIONS), (_JSON,), (f"{_JSON}.gz",)):

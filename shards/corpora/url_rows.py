@@ -8,13 +8,14 @@ A build never touches the network: it reads the folder of downloads, and gives t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cclm.errors import ConfigError
+from cclm.files.hashing import file_sha256
 from shards.corpora.files import named_files
 from shards.corpora.image_row import Captions, ImageRow, image_drafts, key_of
 from shards.corpora.refusal import refused
@@ -53,9 +54,19 @@ class Downloadable(Protocol):
         """Yield the list's entries, always in the same order."""
         ...
 
-    def list_stamp(self) -> str:
-        """Return what changes when the list does."""
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return what changes when the list does: the stamps of its files, and what is taken from them."""
         ...
+
+
+def list_record(corpus: Downloadable) -> dict[str, str]:
+    """Return what tells later whether this is still the same list (see `is_list`)."""
+    return {"stamp": corpus.list_stamp(), "sha256": corpus.list_stamp(file_sha256)}
+
+
+def is_list(record: Mapping[str, Any], corpus: Downloadable) -> bool:
+    """Tell whether a record is of this list: by size and time of its files, else (copied, touched) by their content."""
+    return record["stamp"] == corpus.list_stamp() or record.get("sha256") == corpus.list_stamp(file_sha256)
 
 
 def downloaded_parts(
@@ -75,7 +86,7 @@ def downloaded_parts(
             do="Run `python -m shards download RECIPE.yaml` first.",
             where=str(folder),
         )
-    if json.loads(complete.read_bytes())["stamp"] != corpus.list_stamp():
+    if not is_list(json.loads(complete.read_bytes()), corpus):
         raise ConfigError(
             expected="the downloads of this list",
             got="those of another list, or of one that has changed",

@@ -14,7 +14,7 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,9 +76,9 @@ class Wit:
     def _tables(self) -> dict[str, Path]:
         return named_files(self.path, _SUFFIXES)
 
-    def list_stamp(self) -> str:
-        """Return size and time of the files, and which of their texts are wanted."""
-        stamps = [file_stamp(path) for path in self._tables().values()]
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files, and which of their texts are wanted."""
+        stamps = [stamp_of(path) for path in self._tables().values()]
         return json.dumps([stamps, list(self.fields), list(self.languages)])
 
     def url_rows(self) -> Iterator[UrlRow]:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError, ConfigError, MissingDependencyError
+from cclm.files.hashing import file_sha256
 from cclm.shardfile import fetch as fetch_module
 from cclm.shardfile.cache import CacheConfig, FileCache, Wanted, cache_folder
-from cclm.shardfile.fetch import FetchError, fetch, file_sha256, is_remote
+from cclm.shardfile.fetch import FetchError, fetch, is_remote
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import RemoteShardSet, local_path, manifest_bytes, open_set
 from tests.unit.data.data_sets import write_images, write_pairs

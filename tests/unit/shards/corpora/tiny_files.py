@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,15 @@ def picture(width: int = 8, height: int = 6, colour: int = 0, kind: str = "JPEG"
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (colour % 256, 100, 200)).save(buffer, kind)
     return buffer.getvalue()
+
+
+def late_iccp() -> bytes:
+    """Return a PNG with a colour profile of two bytes behind its pixels, at which Pillow stumbles."""
+    plain = picture(kind="PNG")
+    chunk = b"iCCPa\0"
+    broken = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    end = plain.index(b"IEND") - 4
+    return plain[:end] + broken + plain[end:]
 
 
 def write_pictures(folder: Path, names: list[str], width: int = 8, height: int = 6) -> Path:
