@@ -109,7 +109,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     from shards.stats import account, find_sets
 
     num_faults = 0
-    for folder in find_sets(arguments.folder):
+    for folder in find_sets(arguments.folders).values():
         try:
             manifest = Manifest.load(folder)
             samples, told = manifest.totals.samples, account(manifest)
@@ -132,7 +132,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
 def _stats(arguments: argparse.Namespace, console: Console) -> int:
     from shards.stats import print_statistics, statistics
 
-    result = statistics(arguments.folder, arguments.samples)
+    result = statistics(arguments.folders, arguments.samples)
     print_statistics(result, console)
     if arguments.json is not None:
         _write_json(arguments.json, result)
@@ -154,7 +154,7 @@ def _preview(arguments: argparse.Namespace, console: Console) -> int:
     from shards.page import preview_page
     from shards.stats import find_sets
 
-    _write_page(arguments.out, preview_page(find_sets(arguments.folder), arguments.samples), console)
+    _write_page(arguments.out, preview_page(find_sets(arguments.folders), arguments.samples), console)
     return 0
 
 
@@ -205,11 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     add_download(commands)
 
     verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
-    verify.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    _add_folders(verify)
     verify.set_defaults(run=_verify)
 
     stats = commands.add_parser("stats", help="what there is, by language, source, licence, length and size")
-    stats.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    _add_folders(stats)
     stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
     stats.add_argument(
@@ -229,9 +229,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="shard sets, or folders of them")
+
+
 def _add_looks(commands: Any) -> None:
-    preview = commands.add_parser("preview", help="a page of samples: pictures with captions and boxes, pairs")
-    preview.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    preview = commands.add_parser("preview", help="a page of samples: images with captions and boxes, pairs")
+    _add_folders(preview)
     preview.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
     preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set (default: 48)")
     preview.set_defaults(run=_preview)
@@ -267,13 +271,18 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     parsed = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace, Console], int] = parsed.run
     try:
-        return run(parsed, console or Console())
+        return run(parsed, console or _plain_console())
     except (CclmError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         message, status = str(error), 2
     except KeyboardInterrupt:
         message, status = "stopped. The same command again goes on where this one was.", 130
-    Console(stderr=True).print(f"{parsed.command}: {message}", markup=False, highlight=False, soft_wrap=True)
+    _plain_console(stderr=True).print(f"{parsed.command}: {message}", soft_wrap=True)
     return status
+
+
+def _plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints texts as they are: a source may be called "value[/model]" or ":smile:"."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 if __name__ == "__main__":

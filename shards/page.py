@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -119,14 +119,14 @@ class ShownImage:
     height: int
 
 
-def preview_page(folders: Sequence[Path], most: int) -> str:
+def preview_page(folders: Mapping[str, Path], most: int) -> str:
     """Return a page of at most `most` samples of each set: pictures with boxes and captions, pairs side by side.
 
     Raises:
         DataError: a sample that cannot be read.
     """
     sets = []
-    for folder in folders:
+    for name, folder in folders.items():
         shards = ShardSet(folder)
         places = list(spread(shards.samples_per_shard, most))
         images: list[ShownImage] = []
@@ -139,7 +139,7 @@ def preview_page(folders: Sequence[Path], most: int) -> str:
             else:
                 groups.append((where, shards.text_group(shard, sample)))
         shards.close()
-        sets.append({"name": folder.name, "totals": shards.manifest.totals, "images": images, "groups": groups})
+        sets.append({"name": name, "totals": shards.manifest.totals, "images": images, "groups": groups})
     return str(_template("preview.html.j2").render(sets=sets, first_caption=_first_caption))
 
 

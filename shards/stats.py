@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,41 +18,46 @@ from cclm.types import View
 from shards.measure import class_name, measure_set, median_class
 
 
-def find_sets(folder: Path) -> list[Path]:
-    """Return the shard sets at or directly below a folder, by name.
+def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the shard sets at or directly below some folders, each once, by name: by path where two share a name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: a folder without any.
     """
-    candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
-    sets = [path for path in candidates if (path / schema.MANIFEST_NAME).is_file()]
-    if not sets:
-        raise ConfigError(
-            expected="a shard set, or a folder of shard sets (a set has a manifest.json)",
-            got="none",
-            do="Check the path, or let `python -m shards build` finish.",
-            where=str(folder),
-        )
-    return sets
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+        sets = [path for path in candidates if (path / schema.MANIFEST_NAME).is_file()]
+        if not sets:
+            raise ConfigError(
+                expected="a shard set, or a folder of shard sets (a set has a manifest.json)",
+                got="none",
+                do="Check the path, or let `python -m shards build` finish.",
+                where=str(folder),
+            )
+        for path in sets:
+            found.setdefault(path.resolve(), path)
+    names = Counter(path.name for path in found)
+    return {path.name if names[path.name] == 1 else str(shown): shown for path, shown in found.items()}
 
 
-def statistics(folder: Path, samples: int = 0) -> dict[str, Any]:
-    """Return the totals of every set below a folder, by set name, with the counts of refused records and of rows
+def statistics(folders: Sequence[Path], samples: int = 0) -> dict[str, Any]:
+    """Return the totals of every set below some folders, by set name, with the counts of refused records and of rows
     in languages that were not wanted.
 
     Args:
-        folder: a set, or a folder of sets.
+        folders: sets, or folders of sets.
         samples: of so many samples of each set, evenly spread, lengths and sizes are measured (`measures`, see
             `measure_set`); 0: of none.
     """
     result: dict[str, Any] = {}
-    for path in find_sets(folder):
+    for name, path in find_sets(folders).items():
         manifest = Manifest.load(path)
-        result[path.name] = {"view": manifest.view.value, **asdict(manifest.totals)}
-        result[path.name] |= {field: manifest.config.get(field, {}) for field in ("refused", "passed_over")}
-        result[path.name]["account"] = account(manifest)
+        result[name] = {"view": manifest.view.value, **asdict(manifest.totals)}
+        result[name] |= {field: manifest.config.get(field, {}) for field in ("refused", "passed_over")}
+        result[name]["account"] = account(manifest)
         if samples:
-            result[path.name]["measures"] = measure_set(path, samples)
+            result[name]["measures"] = measure_set(path, samples)
     return result
 
 

@@ -109,7 +109,7 @@ def test_statistics_with_tables_json_and_a_page(folder, tmp_path):
     assert numbers["pictures"]["measures"]["short_side"] == {"64": 4}
     page = (tmp_path / "s.html").read_text("utf-8")
     assert "shorter side in pixels" in page and "characters of a text: he" in page and "width: 100.0%" in page
-    assert "measures" not in statistics(folder)["texts"]
+    assert "measures" not in statistics([folder])["texts"]
     assert run("stats", folder, "--samples", 0)[0] == 0
 
 
@@ -189,4 +189,4 @@ def test_more_examples_than_shown(tmp_path):
 
 
 def test_a_preview_of_one_set(folder):
-    assert "texts-00000" in preview_page([folder / "texts"], 2)
+    assert "texts-00000" in preview_page({"texts": folder / "texts"}, 2)

@@ -69,6 +69,42 @@ def test_build_verify_stats_tokenizer(recipe, tmp_path):
     assert (tmp_path / "tok" / "tokenizer.json").exists()
 
 
+def test_commands_that_look_take_several_sets_at_once(recipe: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("build", recipe, "--out", tmp_path / name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, text = run("verify", one / "pairs", two, one)  # one of them is named twice
+    sets = (one / "pairs", two / "pairs", two / "pictures", one / "pictures")
+    sound = [line for line in text.splitlines() if line.endswith(": sound")]
+    assert (status, sound) == (0, [f"{folder}: sound" for folder in sets])
+    (two / "pairs" / "pairs-000000.tar").write_bytes(b"")
+    assert run("verify", one, two)[0] == 1 and run("verify", two / "pictures", one)[0] == 0
+    assert run("stats", one / "pairs", two / "pictures", two / "pairs", "--json", tmp_path / "s.json")[0] == 0
+    # Sets of one name are told apart by their paths.
+    assert json.loads((tmp_path / "s.json").read_text("utf-8")).keys() == {
+        str(one / "pairs"), str(two / "pairs"), "pictures"
+    }  # fmt: skip
+    assert run("preview", one / "pairs", two / "pictures", "--out", tmp_path / "p.html")[0] == 0
+    page = (tmp_path / "p.html").read_text("utf-8")
+    assert "<h2>pairs</h2>" in page and "<h2>pictures</h2>" in page
+    assert run("verify", one, tmp_path / "none")[0] == 2
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "value[/model/2013] :smile:"
+    pair = {"text_a": "a dog", "lang_a": "en", "text_b": "ein Hund", "lang_b": "de", "source": name}
+    (tmp_path / "p.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+    options = {"path": str(tmp_path / "p.jsonl")}
+    sets = {"sets": {"pairs": {"view": "text_pair", "corpus": "pair_file", "options": options}}}
+    folder = tmp_path / "[bold]out"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(json.dumps(sets))
+    for command in (["build", folder / "recipe.yaml", "--out", folder], ["verify", folder], ["stats", folder]):
+        assert main([str(word) for word in command]) == 0
+    text = capsys.readouterr().out
+    assert name in text and f"{folder}/pairs: sound" in text
+
+
 def test_tasks_and_merge_give_what_build_gives(recipe, tmp_path):
     run("build", recipe, "--out", tmp_path / "one" / "out")
     out = tmp_path / "two" / "out"
