@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from cclm.data.image import ImageTransformConfig
 from cclm.data.tokenizer_file import tokenizer_bytes
-from cclm.data.tokens import Normalise
+from cclm.data.tokens import Normalise, read_special_as_text
 from cclm.errors import CheckpointError
 from cclm.hub.open import RESAMPLE_NUMBER, Prepared
 from cclm.hub.weight_files import Dtype, Source, write_weights
@@ -103,9 +103,11 @@ def hub_image_processor(transform: ImageTransformConfig) -> CCLMImageProcessor:
 def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer for `AutoTokenizer`: what our code does around tokenizer.json becomes part of it.
 
-    That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length.
+    That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length. "<mask>" in a
+    text is text, as in training; with `split_special_tokens=False` a call makes it the mask.
     """
     tokenizer = Tokenizer.from_buffer(tokenizer_bytes(folder))
+    read_special_as_text(tokenizer)
     own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
     tokenizer.normalizer = normalizers.Sequence([*_preparation(normalise), *own])
     frame = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
@@ -120,6 +122,7 @@ def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTra
         model_max_length=max_tokens,
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
+        split_special_tokens=True,
         **{f"{name}_token": token for name, token in names.items()},
     )
 

@@ -42,7 +42,8 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
             return_tensors: "pt", "np" or None (lists).
             padding: as in tokenizers.
             truncation: cut texts that are longer than the model was trained with.
-            kwargs: more options of the tokenizer.
+            kwargs: more options of the tokenizer; `split_special_tokens=False`: `<mask>` in a text is the mask, for
+                `fill_mask`, and not what a caption happens to say.
 
         Returns:
             `pixel_values`, `input_ids`, `attention_mask`, as far as they were asked for; `.to(device, dtype)` moves
