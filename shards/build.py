@@ -25,16 +25,16 @@ from cclm.files.atomic import publish, replace_bytes, sync, temporary_path
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest
-from shards.deal import Outcome, ShardJob, deal, quarantine_path, shard_job, state_path
+from shards.chunks import list_runs, mapped
 from shards.decide import decide
+from shards.drops import GROUP_MIXED, KEY_TWICE
 from shards.follow import RunTotals, follow_runs, guess_of_all, sum_of_runs
 from shards.plan import SetPlan, recipe_json
 from shards.progress import WorkProgress
-from shards.runs import list_runs, mapped
 from shards.scan import chunks_of, passed_over, scan, scan_jobs, unfinished_parts
 from shards.share import WHOLE, Share
-from shards.verdict import GROUP_MIXED, KEY_TWICE
 from shards.workers import EXECUTORS, only_builder
+from shards.write import Outcome, ShardJob, deal, quarantine_path, shard_job, state_path
 
 _STATE_FOLDER = ".build"
 

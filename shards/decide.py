@@ -26,8 +26,7 @@ import pyarrow.compute as pc
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
 from cclm.types import View
-from shards.recipe import SetRecipe
-from shards.runs import (
+from shards.chunks import (
     CODE_SCHEMA,
     IMAGE_RUN_SCHEMA,
     LAST_ORDER,
@@ -40,9 +39,10 @@ from shards.runs import (
     sort_rows,
     write_sorted,
 )
+from shards.drops import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Rules, starts_of_keys
+from shards.recipe import SetRecipe
 from shards.settings import SamplingSettings
 from shards.sketch import similar
-from shards.verdict import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Rules, starts_of_keys
 
 BUCKET_ROWS: Final = 1 << 20
 """Rows of one range of keys; a range of codes has a quarter, because what meets there is compared in Python."""

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.chunks import RunName, list_runs, run_facts
 from shards.progress import WorkProgress
-from shards.runs import RunName, list_runs, run_facts
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.shardfile.codec import canonical_json
-from shards.draft import Part
+from shards.parts import Part
 from shards.recipe import SetRecipe
 from shards.settings import content_hash
 

@@ -22,11 +22,7 @@ from cclm.errors import ConfigError, DataError
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
-from shards.draft import Draft, Part, PassedOver, UnwantedError
-from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
-from shards.picture import Picture, written_anew
-from shards.recipe import SetRecipe
-from shards.runs import (
+from shards.chunks import (
     IMAGE_RUN_SCHEMA,
     RECORD,
     REFUSED,
@@ -37,6 +33,10 @@ from shards.runs import (
     order_of,
     position_of,
 )
+from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
+from shards.parts import Draft, Part, PassedOver, UnwantedError
+from shards.picture import Picture, written_anew
+from shards.recipe import SetRecipe
 from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_pair, near_sketch_of_picture
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.corpora.files import BROKEN_STREAM, files_by_language, open_plain
+from shards.corpora.image_files import folders_of, picture_in
 from shards.corpora.image_row import ImageRow, image_drafts, key_of
-from shards.corpora.pictures import folders_of, picture_in
 from shards.corpora.refusal import broken_row, broken_tail, refused
 from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)

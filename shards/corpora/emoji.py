@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from cclm.errors import ConfigError, DataError, MissingDependencyError
 from cclm.types import ImageTextRecord, TextPair
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
-from shards.draft import Draft, Part
+from shards.parts import Draft, Part
 
 LICENCES: Final = {
     "noto": "Apache-2.0",

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.corpora.files import files_by_language, numbered_lines, plain_suffix
+from shards.corpora.image_files import folders_of, picture_in
 from shards.corpora.image_row import ImageRow, image_drafts, key_of
 from shards.corpora.numbered_captions import read_numbered_captions
-from shards.corpora.pictures import folders_of, picture_in
 from shards.corpora.refusal import first
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
 from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from cclm.errors import ConfigError, MissingDependencyError
 from shards.corpora.files import named_files
 from shards.corpora.languages import tag_of
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.refusal import broken_tail, first, refused
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 if TYPE_CHECKING:
     from polib import MOFile, POEntry, POFile

@@ -24,7 +24,7 @@ from shards.corpora.picture import load_file
 from shards.corpora.refusal import broken_row, first, refused
 from shards.corpora.rows import BadRow, check_columns, read_rows
 from shards.corpora.spill import grouped
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 TABLES: Final = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
 _COLUMNS: Final = ("image", "language", "caption")

@@ -11,7 +11,7 @@ from functools import partial
 from cclm.types import ImageTextRecord, Language, Region
 from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size
 from shards.corpora.refusal import first, refuse
-from shards.draft import Draft
+from shards.parts import Draft
 
 Captions = Mapping[Language, Sequence[str]]
 

@@ -14,7 +14,7 @@ from shards.corpora.refusal import broken_row, refused
 from shards.corpora.rows import BadRow
 from shards.corpora.tar_table import table_rows
 from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)

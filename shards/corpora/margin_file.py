@@ -16,10 +16,10 @@ from typing import Final
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files, plain_stem
 from shards.corpora.languages import pair_in, tag_of
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.refusal import broken_row, first, refused
 from shards.corpora.rows import BadRow, read_rows
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 _NEEDED: Final = ("score", "text_a", "text_b")
 

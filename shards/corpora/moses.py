@@ -20,9 +20,9 @@ from typing import BinaryIO, Final
 from cclm.errors import ConfigError
 from shards.corpora.files import COMPRESSIONS, named_files, open_plain, plain_stem, plain_suffix
 from shards.corpora.languages import pair_in, tag_of
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.refusal import broken_row, broken_tail, refused
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 Side = tuple[Path, str]
 """A file, or a zip and the name of the file in it."""

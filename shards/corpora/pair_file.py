@@ -17,10 +17,10 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files, plain_stem, plain_suffix
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.refusal import broken_row, first
 from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)

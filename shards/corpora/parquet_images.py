@@ -27,7 +27,7 @@ from shards.corpora.picture import load_file
 from shards.corpora.refusal import broken_row, broken_tail, first, refuse
 from shards.corpora.rows import BadRow, check_columns
 from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 _SUFFIXES: Final = (".parquet", ".arrow")
 

@@ -22,11 +22,11 @@ from cclm.errors import ConfigError
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.files import COMPRESSIONS, line_ranges, lines_in, named_files, numbered_lines
 from shards.corpora.image_row import ImageRow, key_of, make_record
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.picture import load_file, load_span
 from shards.corpora.refusal import broken_row, first, refuse
 from shards.corpora.rows import BadRow, parse_object
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 PART_BYTES: Final = 256 << 20
 """Larger files are read in pieces of this size."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from cclm.errors import DataError
-from shards.draft import Draft, UnwantedError
+from shards.parts import Draft, UnwantedError
 
 MEND = "Correct the corpus, or leave it out."
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from cclm.errors import ConfigError
 from shards.corpora.files import BROKEN_STREAM, COMPRESSIONS, numbered_lines, open_plain, plain_suffix
 from shards.corpora.refusal import broken_row, broken_tail
-from shards.draft import Draft
+from shards.parts import Draft
 
 TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", ".parquet")
 _BLOCK_BYTES: Final = 16 << 20

@@ -19,7 +19,7 @@ from shards.corpora.json_stream import json_values
 from shards.corpora.rows import BadRow
 from shards.corpora.translations import Translations
 from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Part, file_stamp
+from shards.parts import Part, file_stamp
 
 _URLS: Final = "SBU_captioned_photo_dataset_urls.txt"
 _CAPTIONS: Final = "SBU_captioned_photo_dataset_captions.txt"

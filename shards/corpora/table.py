@@ -26,7 +26,7 @@ from shards.corpora.tmx import Tmx
 from shards.corpora.url_list import UrlList
 from shards.corpora.visual_genome import VisualGenome
 from shards.corpora.wit import Wit
-from shards.draft import Part
+from shards.parts import Part
 
 
 class Corpus(Protocol):

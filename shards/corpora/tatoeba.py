@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
-from shards.draft import Draft, Part, PassedOver, file_stamp
+from shards.parts import Draft, Part, PassedOver, file_stamp
 
 _SUFFIXES: Final = (".csv", ".tsv")
 

@@ -18,9 +18,9 @@ from xml.etree.ElementTree import Element
 
 from shards.corpora.files import BROKEN_STREAM, named_files, open_plain, plain_stem
 from shards.corpora.languages import same_language
-from shards.corpora.pair_draft import pair_draft
+from shards.corpora.pair_record import pair_draft
 from shards.corpora.refusal import broken_tail, refused
-from shards.draft import Draft, Part, PassedOver, file_stamp
+from shards.parts import Draft, Part, PassedOver, file_stamp
 
 _LANGUAGE: Final = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})

@@ -16,7 +16,7 @@ from shards.corpora.image_row import ImageRow
 from shards.corpora.refusal import first, refused
 from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
 from shards.corpora.spill import grouped
-from shards.draft import Draft
+from shards.parts import Draft
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from shards.corpora.refusal import first
 from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
 from shards.corpora.translations import Translations
 from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Part, file_stamp
+from shards.parts import Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from shards.corpora.refusal import refused
 from shards.corpora.rows import BadRow
 from shards.corpora.tar_table import table_rows
 from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 COMPLETE_NAME: Final = "complete.json"
 """Written when every URL of the list was tried."""

@@ -17,14 +17,14 @@ from typing import Any, Final
 
 from cclm.types import Region
 from shards.corpora.files import named_files
+from shards.corpora.image_files import folders_of, picture_in
 from shards.corpora.image_row import ImageRow, image_drafts
 from shards.corpora.json_stream import json_items
-from shards.corpora.pictures import folders_of, picture_in
 from shards.corpora.refusal import first, refused
 from shards.corpora.rows import BadRow
 from shards.corpora.spill import grouped
 from shards.corpora.translations import Translations
-from shards.draft import Draft, Part, file_stamp
+from shards.parts import Draft, Part, file_stamp
 
 _SUFFIXES: Final = (".json",)
 

@@ -27,7 +27,7 @@ from shards.corpora.refusal import first, refuse, refused
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
 from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Draft, Part, PassedOver, file_stamp
+from shards.parts import Draft, Part, PassedOver, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
 _NEEDED: Final = ("language", "image_url")

@@ -12,7 +12,7 @@ from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import TextPair
 from shards.build import build_sets
-from shards.draft import Draft
+from shards.parts import Draft
 from tests.unit.shards.tiny_corpora import bytes_below, image_drafts, image_plan, one_part, rows_of, text_plan
 
 

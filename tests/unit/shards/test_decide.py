@@ -15,11 +15,11 @@ from cclm.errors import DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.build import build_sets
+from shards.chunks import order_of
 from shards.decide import sampling_rates
-from shards.draft import Draft
+from shards.parts import Draft
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
-from shards.runs import order_of
 from shards.settings import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings
 from tests.unit.shards.tiny_corpora import PNG_END, PNG_START, bytes_below, one_part, unlike_plan
 from tests.unit.shards.tiny_pictures import drawing, encoded

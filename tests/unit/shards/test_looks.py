@@ -16,9 +16,9 @@ from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.__main__ import main
 from shards.build import build_sets
 from shards.difference import difference
-from shards.draft import Draft
 from shards.measure import class_name, class_of, measure_set, median_class, spread
 from shards.page import direction, preview_page
+from shards.parts import Draft
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from shards.stats import statistics

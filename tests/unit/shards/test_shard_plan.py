@@ -8,7 +8,7 @@ import pytest
 
 from cclm.errors import ConfigError
 from cclm.types import View
-from shards.draft import Part
+from shards.parts import Part
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from shards.settings import FilterSettings

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair, View
-from shards.draft import Draft, Part, PassedOver
+from shards.parts import Draft, Part, PassedOver
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
 from shards.settings import DuplicateSettings, FilterSettings, SamplingSettings

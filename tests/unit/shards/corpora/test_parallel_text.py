@@ -14,7 +14,7 @@ import pytest
 from cclm.errors import ConfigError, DataError
 from shards.corpora.languages import pair_in, same_language, tag_of
 from shards.corpora.table import corpus_of
-from shards.draft import UnwantedError
+from shards.parts import UnwantedError
 from tests.unit.shards.corpora.tiny_files import build, made_and_refused, pairs_of, rows_passed_over
 
 WIKI = (

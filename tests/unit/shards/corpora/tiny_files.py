@@ -11,7 +11,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from shards.corpora.table import corpus_of
-from shards.draft import Draft, PassedOver
+from shards.parts import Draft, PassedOver
 
 
 def picture(width: int = 8, height: int = 6, colour: int = 0, kind: str = "JPEG") -> bytes:

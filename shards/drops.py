@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.runs import RECORD, gather, order_of
+from shards.chunks import RECORD, gather, order_of
 
 DROP_SCHEMA: Final = pa.schema(
     [

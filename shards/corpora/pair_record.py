@@ -7,7 +7,7 @@ from functools import partial
 
 from cclm.types import TextPair
 from shards.corpora.refusal import first, refused
-from shards.draft import Draft
+from shards.parts import Draft
 
 
 def pair_draft(

@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import View
-from shards.follow import Followed, RunTotals, guess_of_all, sum_of_runs
-from shards.recipe import SetRecipe
-from shards.runs import (
+from shards.chunks import (
     LAST_ORDER,
     TEXT_RUN_SCHEMA,
     RunName,
@@ -25,6 +23,8 @@ from shards.runs import (
     run_of,
     sort_rows,
 )
+from shards.follow import Followed, RunTotals, guess_of_all, sum_of_runs
+from shards.recipe import SetRecipe
 from shards.scan import chunks_of, scan, scan_jobs, unfinished_parts
 from shards.share import Share, read_share
 from tests.unit.shards.tiny_corpora import one_part, text_drafts

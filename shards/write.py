@@ -25,10 +25,10 @@ from cclm.shardfile.codec import canonical_json, decode_image_text
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import TextPair, View
+from shards.chunks import LAST_ORDER, RECORD, TEXT, run_of
 from shards.decide import Bucket
-from shards.runs import LAST_ORDER, RECORD, TEXT, run_of
+from shards.drops import Drop
 from shards.scan import quarantine_line
-from shards.verdict import Drop
 
 
 @dataclass(frozen=True, kw_only=True)
