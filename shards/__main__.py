@@ -79,13 +79,15 @@ def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPla
 
 
 def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
+    from shards.stats import by_name, skipped_in
+
     for name, manifest in manifests.items():
         totals, refused = manifest.totals, sum(manifest.config["refused"].values())
-        passed = sum(sum(rows.values()) for rows in manifest.config.get("passed_over", {}).values())
+        skipped = sum(by_name(skipped_in(manifest) or {}).values())
         console.print(
             f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
             f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
-            f"{refused:,} refused" + (f", {passed:,} rows in other languages passed over" if passed else ""),
+            f"{refused:,} refused" + (f", {skipped:,} rows in other languages skipped" if skipped else ""),
             highlight=False,
             soft_wrap=True,
         )
@@ -123,8 +125,8 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
             console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
         if told:
             console.print(f"{folder}: {told}", highlight=False, soft_wrap=True)
-        verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
-        console.print(f"{folder}: {verdict}", highlight=False, soft_wrap=True)
+        result = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
+        console.print(f"{folder}: {result}", highlight=False, soft_wrap=True)
         num_faults += len(faults)
     return 1 if num_faults else 0
 

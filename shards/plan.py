@@ -32,7 +32,7 @@ class SetPlan:
 
     @property
     def expected_records(self) -> int | None:
-        """About how many drafts there are, if every part says so."""
+        """About how many records there are, if every part says so."""
         counts = [part.records for part in self.parts if part.records is not None]
         return sum(counts) if len(counts) == len(self.parts) else None
 

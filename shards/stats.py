@@ -48,7 +48,7 @@ def statistics(folder: Path, samples: int = 0) -> dict[str, Any]:
     for path in find_sets(folder):
         manifest = Manifest.load(path)
         result[path.name] = {"view": manifest.view.value, **asdict(manifest.totals)}
-        result[path.name] |= {field: manifest.config.get(field, {}) for field in ("refused", "passed_over")}
+        result[path.name] |= {"refused": manifest.config.get("refused", {}), "skipped": skipped_in(manifest) or {}}
         result[path.name]["account"] = account(manifest)
         if samples:
             result[path.name]["measures"] = measure_set(path, samples)
@@ -62,18 +62,24 @@ def account(manifest: Manifest) -> str:
     refused = manifest.config["refused"]
     written = manifest.totals.rows if manifest.view is View.TEXT_PAIR else manifest.totals.samples
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
-    passed = manifest.config.get("passed_over")
+    skipped = skipped_in(manifest)
     return (
         f"{manifest.config['records_in']:,} records in = {written:,} written + {sum(refused.values()):,} refused"
         f"{f' ({reasons})' if reasons else ''}"
         # A set of before they were counted says nothing of them.
-        + ("" if passed is None else f"; {sum(by_name(passed).values()):,} rows in other languages passed over")
+        + ("" if skipped is None else f"; {sum(by_name(skipped).values()):,} rows in other languages skipped")
     )
 
 
-def by_name(passed_over: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+def skipped_in(manifest: Manifest) -> Mapping[str, Mapping[str, int]] | None:
+    """Return the rows that a build has skipped, by source and language; None where a manifest says nothing of them."""
+    skipped: Mapping[str, Mapping[str, int]] | None = manifest.config.get("skipped", manifest.config.get("passed_over"))
+    return skipped
+
+
+def by_name(skipped: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     """Return the rows by source and language in one count: "tatoeba fra"."""
-    return {f"{source} {tag}": number for source, rows in passed_over.items() for tag, number in rows.items()}
+    return {f"{source} {tag}": number for source, rows in skipped.items() for tag, number in rows.items()}
 
 
 def print_statistics(result: Mapping[str, Any], console: Console) -> None:
@@ -96,9 +102,9 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
         ("licences", "samples by licence"),
     ):
         _print_counts({name: entry[field] for name, entry in result.items()}, title, console)
-    passed = {name: by_name(entry["passed_over"]) for name, entry in result.items()}
-    if any(passed.values()):
-        _print_counts(passed, "rows passed over by source and language", console)
+    skipped = {name: by_name(entry["skipped"]) for name, entry in result.items()}
+    if any(skipped.values()):
+        _print_counts(skipped, "rows skipped by source and language", console)
     for name, entry in result.items():
         if "measures" in entry:
             _print_measures(name, entry["measures"], console)

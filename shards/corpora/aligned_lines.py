@@ -14,10 +14,10 @@ from pathlib import Path
 
 from shards.corpora.files import BROKEN_STREAM, files_by_language, open_plain
 from shards.corpora.image_files import folders_of, picture_in
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from shards.corpora.image_row import ImageRow, key_of, lazy_images
 from shards.corpora.refusal import broken_row, broken_tail, refused
 from shards.corpora.translations import Translations, with_translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class AlignedLines:
     def _files(self) -> list[tuple[str, Path]]:
         return files_by_language(self.captions, ())
 
-    def read(self) -> Iterator[Draft]:
+    def read(self) -> Iterator[LazyRecord]:
         """Yield one draft a line; lines that a file has more or less than the list are refused (line_unmatched)."""
-        return image_drafts(with_translations(self.rows(), self.translations, self.source))
+        return lazy_images(with_translations(self.rows(), self.translations, self.source))
 
-    def rows(self) -> Iterator[ImageRow | Draft]:
+    def rows(self) -> Iterator[ImageRow | LazyRecord]:
         """Yield the pictures, before they are read."""
         folders, languages = folders_of(self.images), [language for language, _ in self._files()]
         number, list_name = 0, self.names.name
@@ -65,7 +65,7 @@ class AlignedLines:
 
     def _row(
         self, number: int, lines: Sequence[bytes | None], languages: Sequence[str], folders: Sequence[Path]
-    ) -> ImageRow | Draft:
+    ) -> ImageRow | LazyRecord:
         where = f"{self.names.name}:{number}"
         if None in lines:
             short = lines.index(None)

@@ -19,14 +19,14 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.files import files_by_language, named_files, plain_suffix
 from shards.corpora.image_files import folders_of, picture_in
-from shards.corpora.image_row import ImageRow, image_drafts
+from shards.corpora.image_row import ImageRow, lazy_images
 from shards.corpora.json_stream import json_items
 from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import refused
 from shards.corpora.rows import BadRow
 from shards.corpora.spill import grouped
 from shards.corpora.translations import Translations, with_translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 _SUFFIXES: Final = (".json", ".txt")
 
@@ -63,22 +63,22 @@ class Coco:
         files = [(path, language) for language, path in files_by_language(self.captions, _SUFFIXES)]
         return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
 
-    def read(self) -> Iterator[Draft]:
+    def read(self) -> Iterator[LazyRecord]:
         """Yield one draft a picture; pictures without captions, and captions without a picture's name, are refused."""
-        return image_drafts(with_translations(self.rows(), self.translations, self.source))
+        return lazy_images(with_translations(self.rows(), self.translations, self.source))
 
-    def rows(self) -> Iterator[ImageRow | Draft]:
+    def rows(self) -> Iterator[ImageRow | LazyRecord]:
         """Yield the pictures, before they are read."""
         folders, categories = folders_of(self.images), self._categories()
         for identity, items in grouped(self._items()):
-            if isinstance(items[0], Draft):
+            if isinstance(items[0], LazyRecord):
                 yield from items
             else:
                 yield self._row(int(identity), items, folders, categories)
 
     def _row(
         self, identity: int, items: Sequence[Any], folders: Sequence[Path], categories: Mapping[int, str]
-    ) -> ImageRow | Draft:
+    ) -> ImageRow | LazyRecord:
         listed = [item[1] for item in items if item[0] == "image"]
         captions: dict[str, list[str]] = {}
         for _, language, text in (item for item in items if item[0] == "caption"):

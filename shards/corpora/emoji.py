@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from cclm.errors import ConfigError, DataError, MissingDependencyError
 from cclm.types import ImageTextRecord, TextPair
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
-from shards.parts import Draft, Part
+from shards.parts import LazyRecord, Part
 
 LICENCES: Final = {
     "noto": "Apache-2.0",
@@ -199,13 +199,13 @@ class EmojiImages:
         """Read the packages."""
         parts = []
         for artist in self.artists:
-            read = partial(_artist_drafts, artist, self)
+            read = partial(_artist_records, artist, self)
             drafts = list(read())
             parts.append(Part(name=artist, read=read, stamp=_stamp(drafts), records=len(drafts)))
         return parts
 
 
-def _artist_drafts(artist: str, options: EmojiImages) -> Iterator[Draft]:
+def _artist_records(artist: str, options: EmojiImages) -> Iterator[LazyRecord]:
     needed = sorted({*options.named_in, *options.languages})
     names = _read_names(options.packages, tuple(needed))
     icons, by_concept = _read_artist(options.packages, artist)
@@ -216,10 +216,10 @@ def _artist_drafts(artist: str, options: EmojiImages) -> Iterator[Draft]:
             language: _captions(names[language][concept], keywords=options.keywords) for language in options.languages
         }
         make = partial(_image_record, artist, concept, svg, options.size, captions)
-        yield Draft(key=f"{artist}_{concept}", source=artist, make=make)
+        yield LazyRecord(key=f"{artist}_{concept}", source=artist, make=make)
 
 
-def _stamp(drafts: Sequence[Draft]) -> str:
+def _stamp(drafts: Sequence[LazyRecord]) -> str:
     """Return a hash of everything that the drafts are made of."""
     digest = hashlib.sha256()
     for draft in drafts:
@@ -250,12 +250,12 @@ class EmojiNames:
 
     def parts(self) -> Sequence[Part]:
         """Read the packages."""
-        read = partial(_name_drafts, self)
+        read = partial(_name_records, self)
         drafts = list(read())
         return [Part(name="names", read=read, stamp=_stamp(drafts), records=len(drafts))]
 
 
-def _name_drafts(options: EmojiNames) -> Iterator[Draft]:
+def _name_records(options: EmojiNames) -> Iterator[LazyRecord]:
     everything = sorted({options.language, *options.translations, *options.named_in})
     names = _read_names(options.packages, tuple(everything))
     for concept in _concepts(options.packages, options.drawn_by, everything):
@@ -270,4 +270,4 @@ def _name_drafts(options: EmojiNames) -> Iterator[Draft]:
             )
             for other in options.translations
         ]
-        yield Draft(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))
+        yield LazyRecord(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))

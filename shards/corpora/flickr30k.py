@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from shards.corpora.files import files_by_language, numbered_lines, plain_suffix
 from shards.corpora.image_files import folders_of, picture_in
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from shards.corpora.image_row import ImageRow, key_of, lazy_images
 from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import first
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
 from shards.corpora.translations import Translations, with_translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
 
@@ -50,17 +50,17 @@ class Flickr30k:
     def _files(self) -> list[tuple[str, Path]]:
         return files_by_language(self.captions, _SUFFIXES)
 
-    def read(self) -> Iterator[Draft]:
+    def read(self) -> Iterator[LazyRecord]:
         """Yield one draft a picture."""
-        return image_drafts(with_translations(self.rows(), self.translations, self.source))
+        return lazy_images(with_translations(self.rows(), self.translations, self.source))
 
-    def rows(self) -> Iterator[ImageRow | Draft]:
+    def rows(self) -> Iterator[ImageRow | LazyRecord]:
         """Yield the pictures, before they are read."""
         folders = folders_of(self.images)
         for name, items in grouped(self._items()):
             captions: dict[str, list[str]] = {}
             for item in items:
-                if isinstance(item, Draft):
+                if isinstance(item, LazyRecord):
                     yield item
                 else:
                     captions.setdefault(item[0], []).extend(item[1])

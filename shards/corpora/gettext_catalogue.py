@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from cclm.errors import ConfigError, MissingDependencyError
 from shards.corpora.files import named_files
 from shards.corpora.languages import tag_of
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import broken_tail, first, refused
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 if TYPE_CHECKING:
     from polib import MOFile, POEntry, POFile
@@ -45,7 +45,7 @@ class Gettext:
             for (name, path), one in zip(files.items(), read, strict=True)
         ]
 
-    def read(self, name: str, path: Path) -> Iterator[Draft]:
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
         """Yield one draft a message (two for one with a plural); what is fuzzy or not translated is refused."""
         source = self.source or path.stem
         try:
@@ -70,7 +70,7 @@ class Gettext:
             )
         return tag_of(language)
 
-    def _drafts(self, entry: POEntry, language: str, source: str, where: str) -> Iterator[Draft]:
+    def _drafts(self, entry: POEntry, language: str, source: str, where: str) -> Iterator[LazyRecord]:
         pairs = [(entry.msgid, entry.msgstr)]
         if entry.msgid_plural:
             forms = [entry.msgstr_plural[key] for key in sorted(entry.msgstr_plural)] or [""]
@@ -91,7 +91,7 @@ class Gettext:
                     unwanted=True,
                 )
             else:
-                yield pair_draft(
+                yield lazy_pair(
                     text_a=message, lang_a=self.lang_a, text_b=translation, lang_b=language, source=source, where=place
                 )
 

@@ -19,12 +19,12 @@ import pyarrow.parquet
 from cclm.errors import ConfigError
 from cclm.types import Region
 from shards.corpora.files import open_plain, plain_suffix
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from shards.corpora.image_row import ImageRow, key_of, lazy_images
 from shards.corpora.picture import load_file
 from shards.corpora.refusal import broken_row, first, refused
 from shards.corpora.rows import BadRow, check_columns, read_rows
 from shards.corpora.spill import grouped
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 TABLES: Final = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
 _COLUMNS: Final = ("image", "language", "caption")
@@ -64,11 +64,11 @@ class ImageFolder:
             where=str(self.folder),
         )
 
-    def read(self, path: Path) -> Iterator[Draft]:
+    def read(self, path: Path) -> Iterator[LazyRecord]:
         """Yield one draft a picture."""
-        return image_drafts(self._rows(path))
+        return lazy_images(self._rows(path))
 
-    def _rows(self, path: Path) -> Iterator[ImageRow | Draft]:
+    def _rows(self, path: Path) -> Iterator[ImageRow | LazyRecord]:
         name, source = path.name, self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
             for number, row in read_rows(path, needed=()):
@@ -81,7 +81,7 @@ class ImageFolder:
             if lines:
                 yield self._row(_merged(image, [row for _, row in lines]), lines[0][0], name)
 
-    def _row(self, row: dict[str, Any], number: int, table: str) -> ImageRow | Draft:
+    def _row(self, row: dict[str, Any], number: int, table: str) -> ImageRow | LazyRecord:
         """Return the picture of a line of JSON, or of the gathered lines of another table."""
         place = f"{table}:{number}"
         source = str(row.get("source") or self.source or self.folder.resolve().name)

@@ -11,7 +11,7 @@ from functools import partial
 from cclm.types import ImageTextRecord, Language, Region
 from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size
 from shards.corpora.refusal import first, refuse
-from shards.parts import Draft
+from shards.parts import LazyRecord
 
 Captions = Mapping[Language, Sequence[str]]
 
@@ -48,13 +48,13 @@ def key_of(name: str) -> str:
     return f"{readable[-100:]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def image_drafts(rows: Iterable[ImageRow | Draft]) -> Iterator[Draft]:
+def lazy_images(rows: Iterable[ImageRow | LazyRecord]) -> Iterator[LazyRecord]:
     """Yield a draft per row; refusals, which are drafts already, pass."""
     for row in rows:
-        if isinstance(row, Draft):
+        if isinstance(row, LazyRecord):
             yield row
         else:
-            yield Draft(key=row.key, source=row.source, make=partial(make_record, row))
+            yield LazyRecord(key=row.key, source=row.source, make=partial(make_record, row))
 
 
 def make_record(row: ImageRow) -> ImageTextRecord:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.files import named_files
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from shards.corpora.image_row import ImageRow, key_of, lazy_images
 from shards.corpora.refusal import broken_row, refused
 from shards.corpora.rows import BadRow
 from shards.corpora.tar_table import table_rows
 from shards.corpora.translations import Translations, with_translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ class Img2dataset:
             for name, path in tables.items()
         ]
 
-    def read(self, tables: Sequence[tuple[str, Path]]) -> Iterator[Draft]:
+    def read(self, tables: Sequence[tuple[str, Path]]) -> Iterator[LazyRecord]:
         """Yield one draft a row."""
         rows = (row for name, path in tables for row in self._rows(name, path))
-        return image_drafts(with_translations(rows, self.translations, self.source))
+        return lazy_images(with_translations(rows, self.translations, self.source))
 
-    def _rows(self, name: str, table: Path) -> Iterator[ImageRow | Draft]:
+    def _rows(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
         further = [*self.captions.columns(), *self.ids, self.licence_column]
         needed = [column for column in dict.fromkeys((*further, "error_message")) if column]
         for number, row, image in table_rows(table, needed):

@@ -16,10 +16,10 @@ from typing import Final
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files, plain_stem
 from shards.corpora.languages import pair_in, tag_of
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import broken_row, first, refused
 from shards.corpora.rows import BadRow, read_rows
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 _NEEDED: Final = ("score", "text_a", "text_b")
 
@@ -62,7 +62,7 @@ class MarginFile:
             )
         return tags[0], tags[1]
 
-    def read(self, path: Path) -> Iterator[Draft]:
+    def read(self, path: Path) -> Iterator[LazyRecord]:
         """Yield one draft a line."""
         languages, source = self._languages(path), self.source or plain_stem(path)
         for number, row in read_rows(path, needed=_NEEDED, columns=self.columns):
@@ -93,6 +93,6 @@ class MarginFile:
             if self.anchor == languages[1]:
                 sides.reverse()
             (text_a, lang_a), (text_b, lang_b) = sides
-            yield pair_draft(
+            yield lazy_pair(
                 text_a=text_a, lang_a=lang_a, text_b=text_b, lang_b=lang_b, source=source, where=where, score=score
             )

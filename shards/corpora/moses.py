@@ -20,9 +20,9 @@ from typing import BinaryIO, Final
 from cclm.errors import ConfigError
 from shards.corpora.files import COMPRESSIONS, named_files, open_plain, plain_stem, plain_suffix
 from shards.corpora.languages import pair_in, tag_of
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import broken_row, broken_tail, refused
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 Side = tuple[Path, str]
 """A file, or a zip and the name of the file in it."""
@@ -100,7 +100,7 @@ class MosesPairs:
         read = partial(self.read, name, (tag_of(first), sides[first]), (tag_of(second), sides[second]))
         return Part(name=name, read=read, stamp=stamp)
 
-    def read(self, name: str, a: tuple[str, Side], b: tuple[str, Side]) -> Iterator[Draft]:
+    def read(self, name: str, a: tuple[str, Side], b: tuple[str, Side]) -> Iterator[LazyRecord]:
         """Yield one draft a line; lines that one file has more are refused one by one (reason line_unmatched)."""
         name = name.rsplit("/", 1)[-1]
         source, number = self.source or name.rsplit(".", 1)[0], 0
@@ -113,7 +113,9 @@ class MosesPairs:
                 yield broken_tail(name, number + 1, source, str(error))
 
     @staticmethod
-    def _draft(name: str, number: int, source: str, languages: tuple[str, str], lines: Sequence[bytes | None]) -> Draft:
+    def _draft(
+        name: str, number: int, source: str, languages: tuple[str, str], lines: Sequence[bytes | None]
+    ) -> LazyRecord:
         where = f"{name}:{number}"
         if None in lines:
             return refused(
@@ -128,7 +130,7 @@ class MosesPairs:
             texts = [line.decode("utf-8").removesuffix("\n").removesuffix("\r") for line in lines if line is not None]
         except UnicodeDecodeError as error:
             return broken_row(name, number, source, str(error), "a line in UTF-8")
-        return pair_draft(
+        return lazy_pair(
             text_a=texts[0], lang_a=languages[0], text_b=texts[1], lang_b=languages[1], source=source, where=where
         )
 

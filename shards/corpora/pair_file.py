@@ -17,10 +17,10 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files, plain_stem, plain_suffix
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import broken_row, first
 from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class PairFile:
                 where=str(path),
             )
 
-    def read(self, path: Path) -> Iterator[Draft]:
+    def read(self, path: Path) -> Iterator[LazyRecord]:
         """Yield one draft a row."""
         columns: Sequence[str] = ()
         needed = [self.text_a, self.text_b, *self.optional]
@@ -81,7 +81,7 @@ class PairFile:
                     path.name, number, source, got, "two texts, two languages, and a score that is a number"
                 )
 
-    def _draft(self, row: dict[str, Any], source: str, where: str) -> Draft:
+    def _draft(self, row: dict[str, Any], source: str, where: str) -> LazyRecord:
         texts = {"text_a": row[self.text_a], "text_b": row[self.text_b]}
         texts |= {"lang_a": row.get("lang_a") or self.lang_a, "lang_b": row.get("lang_b") or self.lang_b}
         texts["source"] = row.get("source") or source
@@ -91,4 +91,4 @@ class PairFile:
             raise KeyError("lang_a, lang_b")
         score = row.get("score")
         group = str(row.get("group") or "")
-        return pair_draft(**texts, where=where, group=group, score=None if score in (None, "") else float(score))
+        return lazy_pair(**texts, where=where, group=group, score=None if score in (None, "") else float(score))

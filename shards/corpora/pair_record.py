@@ -7,10 +7,10 @@ from functools import partial
 
 from cclm.types import TextPair
 from shards.corpora.refusal import first, refused
-from shards.parts import Draft
+from shards.parts import LazyRecord
 
 
-def pair_draft(
+def lazy_pair(
     *,
     text_a: str,
     lang_a: str,
@@ -20,7 +20,7 @@ def pair_draft(
     where: str,
     score: float | None = None,
     group: str = "",
-) -> Draft:
+) -> LazyRecord:
     """Return the draft of one pair; a blank text makes it a refusal (reason text_empty).
 
     Args:
@@ -45,4 +45,4 @@ def pair_draft(
         )
     group = group or hashlib.sha256(f"{lang_a}\t{text_a}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     pair = TextPair(text_a=text_a, lang_a=lang_a, text_b=text_b, lang_b=lang_b, source=source, group=group, score=score)
-    return Draft(key=group, source=source, make=partial(list, [pair]))
+    return LazyRecord(key=group, source=source, make=partial(list, [pair]))

@@ -22,12 +22,12 @@ import pyarrow.parquet
 from cclm.errors import ConfigError
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.files import BROKEN_STREAM, named_files
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from shards.corpora.image_row import ImageRow, key_of, lazy_images
 from shards.corpora.picture import load_file
 from shards.corpora.refusal import broken_row, broken_tail, first, refuse
 from shards.corpora.rows import BadRow, check_columns
 from shards.corpora.translations import Translations, with_translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 _SUFFIXES: Final = (".parquet", ".arrow")
 
@@ -89,16 +89,16 @@ class ParquetImages:
         wanted = [*self.captions.columns(), *self.ids, self.identity, self.licence_column]
         return [name for name in dict.fromkeys(wanted) if name]
 
-    def read(self, name: str, path: Path) -> Iterator[Draft]:
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
         """Yield one draft a row."""
-        return image_drafts(self._rows(name, path))
+        return lazy_images(self._rows(name, path))
 
-    def read_joined(self, files: Mapping[str, Path]) -> Iterator[Draft]:
+    def read_joined(self, files: Mapping[str, Path]) -> Iterator[LazyRecord]:
         """Yield one draft a row of all files, with its translations."""
         rows = (row for name, path in files.items() for row in self._rows(name, path))
-        return image_drafts(with_translations(rows, self.translations, self.source))
+        return lazy_images(with_translations(rows, self.translations, self.source))
 
-    def _rows(self, name: str, path: Path) -> Iterator[ImageRow | Draft]:
+    def _rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
         number = 0
         try:
             for piece in range(_num_pieces(path)):
@@ -111,7 +111,7 @@ class ParquetImages:
         except BROKEN_STREAM as error:
             yield broken_tail(name, number + 1, self.source, str(error))
 
-    def _row(self, name: str, number: int, row: Mapping[str, Any], image: partial[bytes]) -> ImageRow | Draft:
+    def _row(self, name: str, number: int, row: Mapping[str, Any], image: partial[bytes]) -> ImageRow | LazyRecord:
         captions, where = self.captions.captions_of(row), f"{name}:{number}"
         if isinstance(captions, BadRow):
             return broken_row(name, number, self.source, captions.why, captions.expected)

@@ -22,11 +22,11 @@ from cclm.errors import ConfigError
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.files import COMPRESSIONS, line_ranges, lines_in, named_files, numbered_lines
 from shards.corpora.image_row import ImageRow, key_of, make_record
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.picture import load_file, load_span
 from shards.corpora.refusal import broken_row, first, refuse
 from shards.corpora.rows import BadRow, parse_object
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 PART_BYTES: Final = 256 << 20
 """Larger files are read in pieces of this size."""
@@ -70,13 +70,13 @@ class PublishedImages:
                 parts.append(Part(name=f"{name}@{start}", read=read, stamp=file_stamp(path)))
         return parts
 
-    def read(self, name: str, path: Path, start: int, stop: int) -> Iterator[Draft]:
+    def read(self, name: str, path: Path, start: int, stop: int) -> Iterator[LazyRecord]:
         """Yield one draft a line, with its place only."""
         for offset, line in lines_in(path, start, stop):
             if line.strip():
                 place = f"{name}@{offset}"
                 make = partial(self.make, path, offset, len(line), place)
-                yield Draft(key=key_of(place), source=self.source, make=make)
+                yield LazyRecord(key=key_of(place), source=self.source, make=make)
 
     def make(self, path: Path, offset: int, size_bytes: int, place: str) -> ImageTextRecord:
         """Read the line at a position."""
@@ -139,7 +139,7 @@ class PublishedPairs:
             Part(name=name, read=partial(self.read, name, path), stamp=file_stamp(path)) for name, path in files.items()
         ]
 
-    def read(self, name: str, path: Path) -> Iterator[Draft]:
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
         """Yield one draft a line."""
         for number, line in numbered_lines(path):
             row = parse_object(line) if isinstance(line, bytes) else BadRow(str(line), tail=True)
@@ -152,7 +152,7 @@ class PublishedPairs:
                 expected = f'texts in the fields "{self.key_a}" and "{self.key_b}"'
                 yield broken_row(name, number, self.source, first(row), expected)
                 continue
-            yield pair_draft(
+            yield lazy_pair(
                 text_a=str(texts[0]),
                 lang_a=self.lang_a,
                 text_b=str(texts[1]),

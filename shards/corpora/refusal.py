@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from cclm.errors import DataError
-from shards.parts import Draft, UnwantedError
+from shards.parts import LazyRecord, UnwantedError
 
 MEND = "Correct the corpus, or leave it out."
 
@@ -23,13 +23,13 @@ def leave_out(reason: str, expected: str, got: str, where: str, do: str) -> NoRe
 
 def refused(
     *, key: str, source: str, reason: str, expected: str, got: str, where: str, do: str = MEND, unwanted: bool = False
-) -> Draft:
+) -> LazyRecord:
     """Return a draft that counts as a record and is refused with this reason, as bad or (`unwanted`) as left out."""
     raise_it = leave_out if unwanted else refuse
-    return Draft(key=key, source=source, make=partial(raise_it, reason, expected, got, where, do))
+    return LazyRecord(key=key, source=source, make=partial(raise_it, reason, expected, got, where, do))
 
 
-def broken_row(name: str, number: int, source: str, why: str, expected: str) -> Draft:
+def broken_row(name: str, number: int, source: str, why: str, expected: str) -> LazyRecord:
     """Return the refusal of a line or row that cannot be read (reason line_broken)."""
     return refused(
         key=f"{name}:{number}",
@@ -41,7 +41,7 @@ def broken_row(name: str, number: int, source: str, why: str, expected: str) -> 
     )
 
 
-def broken_tail(name: str, number: int, source: str, why: str) -> Draft:
+def broken_tail(name: str, number: int, source: str, why: str) -> LazyRecord:
     """Return the refusal of what follows row `number` in a file that breaks off (reason file_broken): one entry.
 
     How many records are lost with it cannot be known.

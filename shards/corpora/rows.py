@@ -16,7 +16,7 @@ import pyarrow.parquet
 from cclm.errors import ConfigError
 from shards.corpora.files import BROKEN_STREAM, COMPRESSIONS, numbered_lines, open_plain, plain_suffix
 from shards.corpora.refusal import broken_row, broken_tail
-from shards.parts import Draft
+from shards.parts import LazyRecord
 
 TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", ".parquet")
 _BLOCK_BYTES: Final = 16 << 20
@@ -33,7 +33,7 @@ class BadRow:
     tail: bool = False
     expected: str = "a row with the table's columns, in UTF-8"
 
-    def draft(self, name: str, number: int, source: str) -> Draft:
+    def draft(self, name: str, number: int, source: str) -> LazyRecord:
         """Return the refusal that this row becomes."""
         if self.tail:
             return broken_tail(name, number, source, self.why)

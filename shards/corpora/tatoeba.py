@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
-from shards.parts import Draft, Part, PassedOver, file_stamp
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _SUFFIXES: Final = (".csv", ".tsv")
 
@@ -51,21 +51,21 @@ class Tatoeba:
         files = [*named_files(self.sentences, _SUFFIXES).values(), *named_files(self.links, _SUFFIXES).values()]
         return [Part(name="pairs", read=self.read, stamp="-".join(map(file_stamp, files)))]
 
-    def read(self) -> Iterator[Draft | PassedOver]:
+    def read(self) -> Iterator[LazyRecord | Skipped]:
         """Yield one draft per sentence in the anchor's language and translation of it."""
         passed: Counter[str] = Counter()
         yield from self._drafts(passed)
-        yield PassedOver(source=self.source, rows=passed)
+        yield Skipped(source=self.source, rows=passed)
 
-    def _drafts(self, passed: Counter[str]) -> Iterator[Draft]:
+    def _drafts(self, passed: Counter[str]) -> Iterator[LazyRecord]:
         for identity, found in grouped(self._anchored(passed)):
-            if isinstance(found[0], Draft):
+            if isinstance(found[0], LazyRecord):
                 yield from found
                 continue
             others = [item for item in found if item[0] == "sentence"]
             for _, text_a, id_a in dict.fromkeys(item for item in found if item[0] == "anchor"):
                 for _, language, text_b in others:
-                    yield pair_draft(
+                    yield lazy_pair(
                         text_a=text_a,
                         lang_a=self.anchor,
                         text_b=text_b,
@@ -77,7 +77,7 @@ class Tatoeba:
     def _anchored(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
         """Yield the other languages' sentences by their id, and the anchor's sentences by the ids of translations."""
         for identity, found in grouped(self._sentences_and_links(passed)):
-            if isinstance(found[0], Draft):
+            if isinstance(found[0], LazyRecord):
                 yield identity, found[0]
                 continue
             links = [item for item in found if item[0] == "link"]

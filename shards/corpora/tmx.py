@@ -18,9 +18,9 @@ from xml.etree.ElementTree import Element
 
 from shards.corpora.files import BROKEN_STREAM, named_files, open_plain, plain_stem
 from shards.corpora.languages import same_language
-from shards.corpora.pair_record import pair_draft
+from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import broken_tail, refused
-from shards.parts import Draft, Part, PassedOver, file_stamp
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _LANGUAGE: Final = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
@@ -45,7 +45,7 @@ class Tmx:
         files = named_files(self.path, (".tmx", ".zip"))
         return [Part(name=name, read=partial(self.read, path), stamp=file_stamp(path)) for name, path in files.items()]
 
-    def read(self, path: Path) -> Iterator[Draft | PassedOver]:
+    def read(self, path: Path) -> Iterator[LazyRecord | Skipped]:
         """Yield one draft per translation of each unit; count the further texts of a unit that gave one."""
         source, number, passed = self.source or plain_stem(path), 0, Counter[str]()
         with ExitStack() as stack:
@@ -54,9 +54,9 @@ class Tmx:
                     yield from self._drafts(unit, source, f"{path.name}:{number}", passed)
             except (ElementTree.ParseError, zipfile.BadZipFile, *BROKEN_STREAM) as error:
                 yield broken_tail(path.name, number + 1, source, str(error))
-        yield PassedOver(source=source, rows=passed)
+        yield Skipped(source=source, rows=passed)
 
-    def _drafts(self, unit: Element, source: str, where: str, passed: Counter[str]) -> Iterator[Draft]:
+    def _drafts(self, unit: Element, source: str, where: str, passed: Counter[str]) -> Iterator[LazyRecord]:
         texts = [(tuv.get(_LANGUAGE) or tuv.get("lang") or "", _text_of(tuv.find("seg"))) for tuv in unit.iter("tuv")]
         firsts = [text for language, text in texts if same_language(language, self.lang_a)]
         others = [
@@ -79,7 +79,7 @@ class Tmx:
         wanted_tags = (self.lang_a, *self.lang_b)
         passed.update(tag for tag, _ in texts if not any(same_language(tag, wanted) for wanted in wanted_tags))
         for number, (language, text) in enumerate(others):
-            yield pair_draft(
+            yield lazy_pair(
                 text_a=firsts[0],
                 lang_a=self.lang_a,
                 text_b=text,

@@ -16,7 +16,7 @@ from shards.corpora.image_row import ImageRow
 from shards.corpora.refusal import first, refused
 from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
 from shards.corpora.spill import grouped
-from shards.parts import Draft
+from shards.parts import LazyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +71,25 @@ class Translations:
 
 
 def with_translations(
-    rows: Iterable[ImageRow | Draft], translations: Sequence[Translations], source: str
-) -> Iterator[ImageRow | Draft]:
+    rows: Iterable[ImageRow | LazyRecord], translations: Sequence[Translations], source: str
+) -> Iterator[ImageRow | LazyRecord]:
     """Yield the pictures with the captions that the files have for them.
 
     Memory is bounded (`shards/corpora/spill.py`). Pictures without a translation keep the captions they have. An
     entry that finds no picture is refused (reason translation_unmatched): the counts show a wrong id at once.
     """
-    joined: Iterator[ImageRow | Draft] = iter(rows)
+    joined: Iterator[ImageRow | LazyRecord] = iter(rows)
     for one in translations:
         joined = _joined(joined, one, source)
     return joined
 
 
-def _joined(rows: Iterable[ImageRow | Draft], translations: Translations, source: str) -> Iterator[ImageRow | Draft]:
+def _joined(
+    rows: Iterable[ImageRow | LazyRecord], translations: Translations, source: str
+) -> Iterator[ImageRow | LazyRecord]:
     for _, items in grouped(_items(rows, translations, source)):
         pictures = [item for item in items if isinstance(item, ImageRow)]
-        yield from (item for item in items if isinstance(item, Draft))
+        yield from (item for item in items if isinstance(item, LazyRecord))
         entries = [item for item in items if isinstance(item, tuple)]
         if not pictures:
             yield from (_unmatched(place, identity, translations, source) for place, identity, _ in entries)
@@ -100,8 +102,8 @@ def _joined(rows: Iterable[ImageRow | Draft], translations: Translations, source
 
 
 def _items(
-    rows: Iterable[ImageRow | Draft], translations: Translations, source: str
-) -> Iterator[tuple[str, ImageRow | Draft | tuple[str, str, dict[str, list[str]]]]]:
+    rows: Iterable[ImageRow | LazyRecord], translations: Translations, source: str
+) -> Iterator[tuple[str, ImageRow | LazyRecord | tuple[str, str, dict[str, list[str]]]]]:
     for number, row in enumerate(rows):
         if isinstance(row, ImageRow) and translations.join_on in row.ids:
             yield f"i{row.ids[translations.join_on]}", row
@@ -115,7 +117,7 @@ def _items(
             yield f"i{identity}", (place, identity, captions)
 
 
-def _unmatched(place: str, identity: str, translations: Translations, source: str) -> Draft:
+def _unmatched(place: str, identity: str, translations: Translations, source: str) -> LazyRecord:
     return refused(
         key=f"translation {place}",
         source=source,

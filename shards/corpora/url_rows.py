@@ -16,12 +16,12 @@ from typing import Any, Final, Protocol
 
 from cclm.errors import ConfigError
 from shards.corpora.files import named_files
-from shards.corpora.image_row import Captions, ImageRow, image_drafts, key_of
+from shards.corpora.image_row import Captions, ImageRow, key_of, lazy_images
 from shards.corpora.refusal import refused
 from shards.corpora.rows import BadRow
 from shards.corpora.tar_table import table_rows
 from shards.corpora.translations import Translations, with_translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 COMPLETE_NAME: Final = "complete.json"
 """Written when every URL of the list was tried."""
@@ -95,12 +95,12 @@ def downloaded_parts(
 
 def _read(
     tables: Sequence[tuple[str, Path]], source: str, licence: str, translations: Sequence[Translations]
-) -> Iterator[Draft]:
+) -> Iterator[LazyRecord]:
     rows = (row for name, path in tables for row in _rows(name, path, source, licence))
-    return image_drafts(with_translations(rows, translations, source))
+    return lazy_images(with_translations(rows, translations, source))
 
 
-def _rows(name: str, table: Path, source: str, licence: str) -> Iterator[ImageRow | Draft]:
+def _rows(name: str, table: Path, source: str, licence: str) -> Iterator[ImageRow | LazyRecord]:
     for number, row, image in table_rows(table, TABLE_COLUMNS):
         where = f"{name}:{number}"
         if isinstance(row, BadRow):

@@ -18,13 +18,13 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.files import named_files
 from shards.corpora.image_files import folders_of, picture_in
-from shards.corpora.image_row import ImageRow, image_drafts
+from shards.corpora.image_row import ImageRow, lazy_images
 from shards.corpora.json_stream import json_items
 from shards.corpora.refusal import first, refused
 from shards.corpora.rows import BadRow
 from shards.corpora.spill import grouped
 from shards.corpora.translations import Translations
-from shards.parts import Draft, Part, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 _SUFFIXES: Final = (".json",)
 
@@ -60,20 +60,20 @@ class VisualGenome:
         paths = [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
         return [self.image_data, *paths]
 
-    def read(self) -> Iterator[Draft]:
+    def read(self) -> Iterator[LazyRecord]:
         """Yield one draft a picture; those without any box are refused (captions_missing)."""
-        return image_drafts(self.rows())
+        return lazy_images(self.rows())
 
-    def rows(self) -> Iterator[ImageRow | Draft]:
+    def rows(self) -> Iterator[ImageRow | LazyRecord]:
         """Yield the pictures, before they are read."""
         folders = folders_of(self.images)
         for identity, items in grouped(self._by_picture()):
-            drafts = [item for item in items if isinstance(item, Draft)]
+            drafts = [item for item in items if isinstance(item, LazyRecord)]
             yield from drafts
             if len(drafts) < len(items):
-                yield self._row(identity, [item for item in items if not isinstance(item, Draft)], folders)
+                yield self._row(identity, [item for item in items if not isinstance(item, LazyRecord)], folders)
 
-    def _row(self, identity: str, items: Sequence[Any], folders: Sequence[Path]) -> ImageRow | Draft:
+    def _row(self, identity: str, items: Sequence[Any], folders: Sequence[Path]) -> ImageRow | LazyRecord:
         data = next((item for item in items if isinstance(item, Mapping)), None)
         boxes = [item for item in items if isinstance(item, tuple)]
         where = f"{self.source} image_id {identity}"
@@ -125,7 +125,7 @@ class VisualGenome:
         boxes = [item for item in items if item[0] == "box"]
         texts = [item for item in items if item[0] == "text"]
         for _, image, box in boxes:
-            if isinstance(box, Draft):
+            if isinstance(box, LazyRecord):
                 yield image, box
                 continue
             added = {language: list(of_one) for language, of_one in box[2].items()}

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.corpora.files import line_ranges, lines_in, named_files, plain_suffix
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from shards.corpora.image_row import ImageRow, key_of, lazy_images
 from shards.corpora.picture import load_span
 from shards.corpora.refusal import first, refuse, refused
 from shards.corpora.rows import BadRow, read_rows
 from shards.corpora.spill import grouped
 from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.parts import Draft, Part, PassedOver, file_stamp
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
 _NEEDED: Final = ("language", "image_url")
@@ -55,23 +55,23 @@ class Wit:
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
         if not self.pixels:
-            return [*downloaded_parts(self, source=self.source, licence=self.licence), *self._parts_passed_over()]
+            return [*downloaded_parts(self, source=self.source, licence=self.licence), *self._parts_skipped()]
         files = [*self._tables().values(), *named_files(self.pixels, ()).values()]
         return [Part(name="joined", read=self.read, stamp="-".join(map(file_stamp, files)))]
 
-    def _parts_passed_over(self) -> list[Part]:
+    def _parts_skipped(self) -> list[Part]:
         """Return parts without drafts that count the rows which the download has passed over."""
         tables = self._tables() if self.languages else {}
         return [
-            Part(name=f"languages of {name}", read=partial(self._passed_over, name, path), stamp=file_stamp(path))
+            Part(name=f"languages of {name}", read=partial(self._skipped, name, path), stamp=file_stamp(path))
             for name, path in tables.items()
         ]
 
-    def _passed_over(self, name: str, path: Path) -> Iterator[PassedOver]:
+    def _skipped(self, name: str, path: Path) -> Iterator[Skipped]:
         passed: Counter[str] = Counter()
         for _ in self._captions_in(name, path, passed):
             pass
-        yield PassedOver(source=self.source, rows=passed)
+        yield Skipped(source=self.source, rows=passed)
 
     def _tables(self) -> dict[str, Path]:
         return named_files(self.path, _SUFFIXES)
@@ -89,13 +89,13 @@ class Wit:
             if rows:
                 yield UrlRow(url=url, captions=_gathered(rows), identity=key_of(url))
 
-    def read(self) -> Iterator[Draft | PassedOver]:
+    def read(self) -> Iterator[LazyRecord | Skipped]:
         """Yield one draft a picture of the texts; those without pixels are refused (image_missing)."""
         passed: Counter[str] = Counter()
-        yield from image_drafts(self._rows(passed))
-        yield PassedOver(source=self.source, rows=passed)
+        yield from lazy_images(self._rows(passed))
+        yield Skipped(source=self.source, rows=passed)
 
-    def _rows(self, passed: Counter[str]) -> Iterator[ImageRow | Draft]:
+    def _rows(self, passed: Counter[str]) -> Iterator[ImageRow | LazyRecord]:
         for url, items in grouped(self._captions_and_pixels(passed)):
             rows = [item for item in items if isinstance(item, tuple)]
             spans = [item for item in items if isinstance(item, partial)]

@@ -15,11 +15,11 @@ from tests.unit.shards.tiny_corpora import read_all, write_picture_folder
 
 def made_and_refused(parts):
     made, refused = [], {}
-    for draft in read_all(parts):
+    for lazy in read_all(parts):
         try:
-            made.append(draft.make())
+            made.append(lazy.make())
         except DataError as error:
-            refused[draft.key] = error
+            refused[lazy.key] = error
     return made, refused
 
 
@@ -82,7 +82,7 @@ def test_keys_of_like_paths_differ_and_a_changed_file_changes_its_stamp(tmp_path
     lines = [{"image": name, "captions": {"en": ["x"]}} for name in ("a/b.png", "a_b.png")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     before = ImageFolder(folder=tmp_path).parts()
-    assert len({draft.key for draft in read_all(before)}) == 2 == before[0].records
+    assert len({lazy.key for lazy in read_all(before)}) == 2 == before[0].records
     Image.new("RGB", (30, 30)).save(tmp_path / "a/b.png")
     after = ImageFolder(folder=tmp_path).parts()
     assert after[0].stamp != before[0].stamp and after[0].stamp == ImageFolder(folder=tmp_path).parts()[0].stamp

@@ -23,7 +23,7 @@ from shards.download.options import DownloadOptions
 from shards.download.store import download
 from shards.download.turns import fetch_in_turns
 from tests.unit.shards.corpora.picture_server import picture_server
-from tests.unit.shards.corpora.tiny_files import build, picture, rows_passed_over
+from tests.unit.shards.corpora.tiny_files import build, picture, rows_skipped
 
 QUICK = DownloadOptions(threads=4, retries=1, backoff_s=0.0, timeout_s=10.0)
 PATHS = (
@@ -277,11 +277,11 @@ def test_wit_joins_rows_of_one_picture_and_takes_pixels_or_downloads(server, tmp
     assert refused == {"base64_broken": 1, "line_broken": 2}
     (tmp_path / "pixels.csv").write_text("")
     assert build("wit", **with_pixels)[1] == {"image_missing": 1, "line_broken": 3}
-    assert rows_passed_over("wit", **with_pixels) == {}
+    assert rows_skipped("wit", **with_pixels) == {}
     other = {"languages": ["bg"], "source": "w", "downloads": str(tmp_path / "bulgarian")}
     assert dict(download(corpus_of("wit", options | other), QUICK)) == {"success": 1, "line_broken": 1}
     for places in (options, with_pixels):
-        assert rows_passed_over("wit", **(places | other)) == {("w", "en"): 2, ("w", "de"): 1}
+        assert rows_skipped("wit", **(places | other)) == {("w", "en"): 2, ("w", "de"): 1}
 
 
 def test_the_command_tells_what_became_of_every_entry(server, listed, tmp_path):

@@ -15,7 +15,7 @@ from cclm.errors import ConfigError, DataError
 from shards.corpora.languages import pair_in, same_language, tag_of
 from shards.corpora.table import corpus_of
 from shards.parts import UnwantedError
-from tests.unit.shards.corpora.tiny_files import build, made_and_refused, pairs_of, rows_passed_over
+from tests.unit.shards.corpora.tiny_files import build, made_and_refused, pairs_of, rows_skipped
 
 WIKI = (
     "1.2104\tDer Hund bellt.\tThe dog barks.\n"
@@ -46,9 +46,9 @@ def test_a_low_score_is_left_out_and_a_broken_line_is_bad(tmp_path):
     path.write_text(WIKI)
     (part,) = corpus_of("margin_file", {"path": str(path)}).parts()
     kinds = []
-    for draft in part.read():
+    for lazy in part.read():
         try:
-            draft.make()
+            lazy.make()
         except DataError as error:
             kinds.append((error.reason, type(error)))
     assert ("score_low", UnwantedError) in kinds and ("line_broken", DataError) in kinds
@@ -141,9 +141,9 @@ def test_a_whole_tmx_file_has_no_broken_tail(tmp_path):
     path = tmp_path / "memory.tmx"
     path.write_text(TMX + "</body></tmx>")
     assert build("tmx", path=str(path), lang_a="en", lang_b=["fr"])[1] == {"language_missing": 2}
-    assert rows_passed_over("tmx", path=str(path), lang_a="en", lang_b=["fr"]) == {("memory", "de"): 1}
+    assert rows_skipped("tmx", path=str(path), lang_a="en", lang_b=["fr"]) == {("memory", "de"): 1}
     path.write_text(TMX.replace('"fr"', '"en-GB"') + "</body></tmx>")
-    assert rows_passed_over("tmx", path=str(path), lang_a="en", lang_b=["de"]) == {("memory", "en-GB"): 1}
+    assert rows_skipped("tmx", path=str(path), lang_a="en", lang_b=["de"]) == {("memory", "en-GB"): 1}
     path.write_text("no XML")
     assert build("tmx", path=str(path), lang_a="en", lang_b=["fr"]) == ([], {"file_broken": 1})
 
@@ -169,9 +169,9 @@ def test_tatoeba_is_joined_in_both_directions(tmp_path, monkeypatch):
     assert set(pairs_of(made)) == expected and len(made) == 3 and refused == {"line_broken": 1}
     monkeypatch.setattr("shards.corpora.spill.grouped.__defaults__", (2, 0))
     assert set(pairs_of(build("tatoeba", **options)[0])) == expected
-    assert rows_passed_over("tatoeba", **options) == {("tatoeba", "jpn"): 1}
+    assert rows_skipped("tatoeba", **options) == {("tatoeba", "jpn"): 1}
     fewer = options | {"languages": {"eng": "en", "fra": "fr"}}
-    assert rows_passed_over("tatoeba", **fewer) == {("tatoeba", "jpn"): 1, ("tatoeba", "deu"): 2}
+    assert rows_skipped("tatoeba", **fewer) == {("tatoeba", "jpn"): 1, ("tatoeba", "deu"): 2}
     with pytest.raises(ConfigError, match="expected an anchor among the languages"):
         corpus_of("tatoeba", options | {"anchor": "it"}).parts()
 
