@@ -13,10 +13,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cclm.errors import ConfigError, DataError
 from cclm.files.atomic import replace_bytes
@@ -34,7 +35,8 @@ from shards.chunks import (
     position_of,
 )
 from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
-from shards.parts import LazyRecord, Part, Skipped, UnwantedError
+from shards.guard import data_errors
+from shards.parts import LazyRecord, Part, UnwantedError
 from shards.picture import Picture, written_anew
 from shards.recipe import SetRecipe
 from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_pair, near_sketch_of_picture
@@ -66,7 +68,7 @@ def scan(job: ScanJob) -> int:
     if _is_done(job):
         return 0
     skipped: dict[str, Counter[str]] = {}
-    records, chunk, written = _records_of(job.part.read(), skipped), 0, 0
+    records, chunk, written = _records_of(job.part, skipped), 0, 0
     while stretch := list(itertools.islice(records, job.recipe.chunk_records)):
         name = ChunkName(part=job.number, chunk=chunk)
         if chunk % job.lanes == job.lane and not name.path(job.chunks).exists():
@@ -78,14 +80,25 @@ def scan(job: ScanJob) -> int:
     return written
 
 
-def _records_of(items: Iterable[LazyRecord | Skipped], skipped: dict[str, Counter[str]]) -> Iterator[LazyRecord]:
-    """Yield the lazy records; add the others to the counts by source and language."""
-    for item in items:
-        if isinstance(item, LazyRecord):
-            yield item
-        elif item.rows:
-            rows = {_whole(language): number for language, number in item.rows.items()}
-            skipped.setdefault(item.source, Counter()).update(rows)
+def _records_of(part: Part, skipped: dict[str, Counter[str]]) -> Iterator[LazyRecord]:
+    """Yield the lazy records; add the others to the counts by source and language.
+
+    Whatever a reader raises that is not the recipe's or the machine's fault ends its part with one refusal.
+    """
+    try:
+        with data_errors(part.name):
+            for item in part.read():
+                if isinstance(item, LazyRecord):
+                    yield item
+                elif item.rows:
+                    rows = {_whole(language): number for language, number in item.rows.items()}
+                    skipped.setdefault(item.source, Counter()).update(rows)
+    except DataError as error:
+        yield LazyRecord(key=f"{part.name}-end", source=part.name, make=partial(_raise, error))
+
+
+def _raise(error: DataError) -> NoReturn:
+    raise error
 
 
 def end_path(folder: Path, part: int) -> Path:
@@ -153,20 +166,24 @@ class _Chunk:
 
     def _add(self, lazy: LazyRecord) -> None:
         try:
-            made = lazy.make()
-            if isinstance(made, ImageTextRecord) != self._is_image:
-                raise _wrong_view(self._recipe)
-            if isinstance(made, ImageTextRecord):
-                self._add_image(lazy, made)
-            elif not made:
-                check_group(made)
+            with data_errors(lazy.key):
+                made = lazy.make()
+                if isinstance(made, ImageTextRecord) != self._is_image:
+                    raise _wrong_view(self._recipe)
+                if isinstance(made, ImageTextRecord):
+                    self._add_image(lazy, made)
+                elif not made:
+                    check_group(made)
         except DataError as error:
-            stage = "filter" if isinstance(error, UnwantedError) else "make"
-            self._refuse(lazy.key, lazy.source, stage, Refusal(error.reason, "", ""), str(error))
+            self._refuse_broken(lazy.key, lazy.source, error)
             return
         if not isinstance(made, ImageTextRecord):
             for pair in made:
-                self._add_pair(pair)
+                try:
+                    with data_errors(pair.group):
+                        self._add_pair(pair)
+                except DataError as error:
+                    self._refuse_broken(pair.group, pair.source, error)
 
     def _add_image(self, lazy: LazyRecord, record: ImageTextRecord) -> None:
         where = f"record {record.key!r}"
@@ -223,11 +240,9 @@ class _Chunk:
         return kept, refused
 
     def _add_pair(self, pair: TextPair) -> None:
-        try:
-            check_group([pair])
-        except DataError as error:
-            self._refuse(pair.group, pair.source, "make", Refusal(error.reason, "", ""), str(error))
-            return
+        check_group([pair])
+        for name in ("group", "source", "lang_a", "lang_b"):
+            getattr(pair, name).encode("utf-8")
         refusal = refusal_of_pair(pair, self._recipe.filters)
         if refusal is not None:
             self._refuse(pair.group, pair.source, "filter", refusal)
@@ -240,6 +255,10 @@ class _Chunk:
         if self._recipe.duplicates.near:
             row["near"], codes["near"] = near_sketch_of_pair(pair)
         self._add_row(pair.group, row, codes)
+
+    def _refuse_broken(self, key: str, source: str, error: DataError) -> None:
+        stage = "filter" if isinstance(error, UnwantedError) else "make"
+        self._refuse(key, source, stage, Refusal(error.reason, "", ""), str(error))
 
     def _refuse(self, key: str, source: str, stage: str, refusal: Refusal, message: str = "") -> None:
         self._facts["bad"] += stage == "make"

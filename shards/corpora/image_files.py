@@ -26,13 +26,13 @@ def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
     return folders
 
 
-def picture_in(folders: Sequence[Path], name: str) -> LoadImage:
+def image_in(folders: Sequence[Path], name: str) -> LoadImage:
     """Return what reads the picture `name` from the first folder that has it."""
     return partial(load_first, tuple(folders), name)
 
 
 def load_first(folders: Sequence[Path], name: str) -> bytes:
-    """Read a picture (reason image_missing)."""
+    """Read a picture (reason image_missing). Devices and pipes are none: reading them might never end."""
     for folder in folders:
         path = folder / name
         if path.is_file():

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from shards.corpora.caption_columns import CaptionColumns
-from shards.corpora.files import named_files
+from shards.corpora.cells import identifier, identifiers, optional
+from shards.corpora.files import one_part, part_of_each
 from shards.corpora.image_row import ImageRow, key_of, lazy_images
-from shards.corpora.refusal import broken_row, refused
-from shards.corpora.rows import BadRow
-from shards.corpora.tar_table import table_rows
-from shards.corpora.translations import Translations, with_translations
-from shards.parts import LazyRecord, Part, file_stamp
+from shards.corpora.refusal import each
+from shards.corpora.rows import Row
+from shards.corpora.tar_table import found_tables, image_of, table_rows
+from shards.corpora.translations import Translations, files_of, with_translations
+from shards.parts import LazyRecord, Part, Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,51 +41,37 @@ class Img2dataset:
     def parts(self) -> Sequence[Part]:
         """Find the tables."""
         self.captions.columns()
-        tables = named_files(self.folder, (".parquet",))
+        tables = found_tables(self.folder)
         if self.translations:
-            files = [*tables.values(), *(path for one in self.translations for path in one.files().values())]
-            stamp = "-".join(map(file_stamp, files))
-            return [Part(name="joined", read=partial(self.read, list(tables.items())), stamp=stamp)]
-        return [
-            Part(name=name, read=partial(self.read, [(name, path)]), stamp=file_stamp(path))
-            for name, path in tables.items()
-        ]
+            return one_part(
+                "joined", partial(self.read_joined, tables), [*tables.values(), *files_of(self.translations)]
+            )
+        return part_of_each(tables, self.read)
 
-    def read(self, tables: Sequence[tuple[str, Path]]) -> Iterator[LazyRecord]:
-        """Yield one draft a row."""
-        rows = (row for name, path in tables for row in self._rows(name, path))
+    def read(self, name: str, table: Path) -> Iterator[LazyRecord | Skipped]:
+        """Yield one record a row."""
+        return lazy_images(self._rows(name, table))
+
+    def read_joined(self, tables: Mapping[str, Path]) -> Iterator[LazyRecord | Skipped]:
+        """Yield one record a row of all tables, with its translations."""
+        rows = itertools.chain.from_iterable(itertools.starmap(self._rows, tables.items()))
         return lazy_images(with_translations(rows, self.translations, self.source))
 
     def _rows(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
         further = [*self.captions.columns(), *self.ids, self.licence_column]
         needed = [column for column in dict.fromkeys((*further, "error_message")) if column]
-        for number, row, image in table_rows(table, needed):
-            where = f"{name}:{number}"
-            if isinstance(row, BadRow):
-                yield row.draft(name, number, self.source)
-                continue
-            captions = self.captions.captions_of(row)
-            if image is None:
-                yield refused(
-                    key=where,
-                    source=self.source,
-                    reason=str(row["status"]),
-                    expected="a downloaded picture",
-                    got=str(row["error_message"]),
-                    where=where,
-                    do="Run img2dataset again on the failed rows, or leave them out.",
-                )
-            elif isinstance(captions, BadRow):
-                yield broken_row(name, number, self.source, captions.why, captions.expected)
-            else:
-                licence = row.get(self.licence_column) if self.licence_column else None
-                ids = {"key": str(row["key"])} | {name: str(row[name]) for name in self.ids if row[name] is not None}
-                yield ImageRow(
-                    key=key_of(f"{name}:{row['key']}"),
-                    image=image,
-                    captions=captions,
-                    source=self.source,
-                    licence=str(licence or self.licence),
-                    ids=ids,
-                    where=where,
-                )
+        return each(table_rows(name, table, needed), partial(self._row, name), self.source)
+
+    def _row(self, name: str, place: str, row: Row) -> Iterator[ImageRow]:
+        again = "Run img2dataset again on the failed rows, or leave them out."
+        image = image_of(row, optional(row["error_message"], "a message"), again)
+        key = identifier(row["key"])
+        yield ImageRow(
+            key=key_of(f"{name}:{key}"),
+            image=image,
+            captions=self.captions.captions_of(row),
+            source=self.source,
+            licence=optional(row.get(self.licence_column), "a licence") or self.licence,
+            ids={"key": key} | identifiers(row, self.ids),
+            where=place,
+        )

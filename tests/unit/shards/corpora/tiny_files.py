@@ -50,9 +50,13 @@ def build(name, **options):
 
 
 def rows_skipped(name, **options):
-    """Return the rows that a corpus passes over, by source and language."""
-    items = [item for part in corpus_of(name, options).parts() for item in part.read() if isinstance(item, Skipped)]
-    return {(item.source, language): number for item in items for language, number in item.rows.items()}
+    """Return the rows that a corpus skips, by source and language."""
+    skipped = Counter()
+    for part in corpus_of(name, options).parts():
+        for item in part.read():
+            if isinstance(item, Skipped):
+                skipped.update({(item.source, language): number for language, number in item.rows.items()})
+    return dict(skipped)
 
 
 def pairs_of(made):
