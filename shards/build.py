@@ -286,6 +286,7 @@ class _SetBuild:
             "refused": refused,
             "captions_refused": texts,
             "skipped": skipped_rows(self._chunks, len(self._plan.parts)),
+            "left_out": self._plan.left_out,
             schema.QUARANTINE_HASH: quarantine_sha256,
         }
         infos = [result.info for result in results if result.info is not None]

@@ -47,8 +47,13 @@ def data_error(error: Exception, where: str, reason: str = "unexpected", expecte
 def described(error: BaseException) -> str:
     """Return an exception in words without what differs from run to run: addresses in memory, paths."""
     message = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    plain = " ".join(_ADDRESS.sub("", message).split())[:_MESSAGE_CHARACTERS]
+    plain = " ".join(without_addresses(message).split())[:_MESSAGE_CHARACTERS]
     return f"{type(error).__name__}: {plain}" if plain else type(error).__name__
+
+
+def without_addresses(message: str) -> str:
+    """Return a message without addresses in memory ("<_io.BytesIO object at 0x7f96…>")."""
+    return _ADDRESS.sub("", message)
 
 
 @contextmanager
@@ -77,5 +82,5 @@ class _Short(Repr):
 
 def shown(value: Any, length: int = 80) -> str:
     """Return the beginning of a value, for a message."""
-    text = _ADDRESS.sub("", _Short().repr(value))
+    text = without_addresses(_Short().repr(value))
     return text if len(text) <= length else f"{text[:length]}…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -89,7 +90,11 @@ def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
     else:
         complaints += unknown_names(document, ["sets"], "")
         for name, entry in document["sets"].items():
-            sets[name] = _set_of(str(name), entry, packages, complaints)
+            if not re.fullmatch(r"[\w-]{1,100}", str(name)) or not isinstance(name, (str, int)):
+                complaints.append(
+                    f"sets.{name}: not a name of letters, digits, _ and - (a folder and the keys of shards have it)"
+                )
+            sets[str(name)] = _set_of(str(name), entry, packages, complaints)
     if complaints:
         raise ConfigError(
             expected="a recipe without mistakes",

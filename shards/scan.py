@@ -35,7 +35,7 @@ from shards.chunks import (
     position_of,
 )
 from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
-from shards.guard import data_errors
+from shards.guard import data_errors, without_addresses
 from shards.parts import LazyRecord, Part, UnwantedError
 from shards.picture import Picture, written_anew
 from shards.recipe import SetRecipe
@@ -263,7 +263,8 @@ class _Chunk:
     def _refuse(self, key: str, source: str, stage: str, refusal: Refusal, message: str = "") -> None:
         self._facts["bad"] += stage == "make"
         message = message or f"{key}: expected {refusal.expected}, got {refusal.got}."
-        line = {"key": key, "source": source, "stage": stage, "reason": refusal.reason, "message": message}
+        plain = without_addresses(message)
+        line = {"key": key, "source": source, "stage": stage, "reason": refusal.reason, "message": plain}
         self._add_row(key, {"kind": REFUSED, "line": quarantine_line(line)}, {})
 
     def _note_text(self, key: str, source: str, language: str, text: str, refusal: Refusal) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cclm.errors import ConfigError
 from cclm.shardfile import schema
@@ -48,7 +49,8 @@ def statistics(folder: Path, samples: int = 0) -> dict[str, Any]:
     for path in find_sets(folder):
         manifest = Manifest.load(path)
         result[path.name] = {"view": manifest.view.value, **asdict(manifest.totals)}
-        result[path.name] |= {"refused": manifest.config.get("refused", {}), "skipped": skipped_in(manifest) or {}}
+        result[path.name] |= {name: manifest.config.get(name, {}) for name in ("refused", "left_out")}
+        result[path.name]["skipped"] = skipped_in(manifest) or {}
         result[path.name]["account"] = account(manifest)
         if samples:
             result[path.name]["measures"] = measure_set(path, samples)
@@ -68,7 +70,15 @@ def account(manifest: Manifest) -> str:
         f"{f' ({reasons})' if reasons else ''}"
         # A set of before they were counted says nothing of them.
         + ("" if skipped is None else f"; {sum(by_name(skipped).values()):,} rows in other languages skipped")
+        + (f"; {left_out_in_words(left_out)}" if (left_out := manifest.config.get("left_out")) else "")
     )
+
+
+def left_out_in_words(left_out: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return how many files under the paths of a corpus were not read, and of which kinds."""
+    total = sum(kind["files"] for kind in left_out.values())
+    kinds = (f"{why} {kind['files']:,}" if kind["files"] > 1 else why for why, kind in left_out.items())
+    return f"left out: {total:,} file{'' if total == 1 else 's'} ({', '.join(kinds)})"
 
 
 def skipped_in(manifest: Manifest) -> Mapping[str, Mapping[str, int]] | None:
@@ -91,11 +101,11 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
         numbers = (entry["shards"], entry["samples"], entry["rows"])
         megabytes = f"{entry['size_bytes'] / 1e6:,.1f}"
         refused = sum(entry["refused"].values())
-        sizes.add_row(name, entry["view"], *(f"{number:,}" for number in numbers), megabytes, f"{refused:,}")
+        sizes.add_row(Text(name), entry["view"], *(f"{number:,}" for number in numbers), megabytes, f"{refused:,}")
     console.print(sizes)
     for name, entry in result.items():
         if entry["account"]:
-            console.print(f"{name}: {entry['account']}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {entry['account']}", markup=False, highlight=False, soft_wrap=True)
     for field, title in (
         ("languages", "texts by language"),
         ("sources", "samples by source"),
@@ -114,9 +124,9 @@ def _print_counts(counts: Mapping[str, Mapping[str, int]], title: str, console: 
     table = Table(title=title)
     table.add_column(title.split()[-1])
     for name in counts:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for label in sorted({label for count in counts.values() for label in count}):
-        table.add_row(label, *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
+        table.add_row(Text(label), *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
     console.print(table)
 
 
@@ -124,7 +134,7 @@ def _print_measures(name: str, measures: Mapping[str, Any], console: Console) ->
     """Print each count in classes with a bar, and the middle class of the lengths by language."""
     counts = {field: count for field, count in measures.items() if field not in ("measured", "broken", "characters")}
     broken = "".join(f", {number:,} broken ({reason})" for reason, number in measures["broken"].items())
-    table = Table(title=f"{name}: {measures['measured']:,} samples measured{broken}")
+    table = Table(title=Text(f"{name}: {measures['measured']:,} samples measured{broken}"))
     for column in ("measure", "class", "samples", ""):
         table.add_column(column, justify="right" if column in ("class", "samples") else "left")
     for field, count in counts.items():
@@ -133,10 +143,10 @@ def _print_measures(name: str, measures: Mapping[str, Any], console: Console) ->
             bar = "█" * max(1, round(30 * samples / longest))
             table.add_row(field if number == 0 else "", class_name(lower), f"{samples:,}", bar)
     console.print(table)
-    lengths = Table(title=f"{name}: characters of a text")
+    lengths = Table(title=Text(f"{name}: characters of a text"))
     for column in ("language", "texts", "middle", "longest"):
         lengths.add_column(column, justify="left" if column == "language" else "right")
     for language, count in measures["characters"].items():
         words = class_name(median_class(count)), class_name(max(count))
-        lengths.add_row(language, f"{sum(count.values()):,}", *words)
+        lengths.add_row(Text(language), f"{sum(count.values()):,}", *words)
     console.print(lengths)

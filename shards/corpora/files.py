@@ -21,7 +21,7 @@ from cclm.errors import ConfigError
 from shards.corpora.lines import COMPRESSIONS
 from shards.parts import Part, file_stamp
 
-HIDDEN: Final = "hidden or another program's"
+HIDDEN: Final = "hidden"
 """Names that begin with "." (macOS's "._x", .DS_Store), without suffixes also "_" (_SUCCESS), and __MACOSX."""
 EMPTY, TWICE, BAD_NAME = "empty", "the same name, compressed or not", "a name that is not UTF-8"
 LINK_AGAIN, NO_FILE = "a link to a folder that is read already", "no regular file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import lzma
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import IO, BinaryIO, Final, cast
 
 import pyarrow as pa
 
-from cclm.errors import DataError
-from shards.guard import MEND
+from cclm.errors import ConfigError, DataError
+from shards.guard import MEND, data_error, data_errors
 
 COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz"}
 """Suffix -> name of the compression; such files are read without being unpacked to disk."""
@@ -96,6 +97,37 @@ def aligned_lines(files: Sequence[BinaryIO], names: Sequence[str]) -> Iterator[t
         else:
             bad = next((line for line in lines if isinstance(line, DataError)), None)
             yield number, bad or list(cast(Sequence[str], lines))
+
+
+def sound_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file that a recipe needs whole: a list of words, a benchmark's sentences.
+
+    Raises:
+        ConfigError: a line is not UTF-8, or the file cannot be read.
+    """
+    try:
+        with data_errors(str(path)):
+            for number, line in numbered_lines(path):
+                if isinstance(line, DataError):
+                    raise data_error(line, f"{path}:{number}")
+                yield line
+    except DataError as error:
+        do = "Correct the file, or leave it out of the recipe."
+        raise ConfigError(expected=error.expected, got=error.got, do=do, where=error.where) from error
+
+
+def open_member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
+    """Open a file in a zip.
+
+    Raises:
+        DataError: reason file_broken, for a compression that Python does not have (Deflate64), or a password.
+    """
+    try:
+        return cast(BinaryIO, io.BufferedReader(archive.open(name)))
+    except (NotImplementedError, RuntimeError) as error:
+        kind = zipfile.compressor_names.get(archive.getinfo(name).compress_type, "an unknown compression")  # type: ignore[attr-defined]
+        got = "one with a password" if isinstance(error, RuntimeError) and "password" in str(error) else kind
+        raise _bad("file_broken", "a zip by deflate, bzip2 or LZMA", got, "Pack it again with `zip`.") from error
 
 
 def _bad(reason: str, expected: str, got: str, do: str = MEND) -> DataError:

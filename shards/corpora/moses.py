@@ -8,20 +8,19 @@ The two sides of a pair lie in one folder; what is no side (README, ids) is left
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from cclm.errors import ConfigError, DataError
 from cclm.languages import language_tag
 from shards.corpora.files import named_files, note_left_out, note_read
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag, pair_in
-from shards.corpora.lines import COMPRESSIONS, aligned_lines, open_plain
+from shards.corpora.lines import COMPRESSIONS, aligned_lines, open_member, open_plain
 from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import each, guarded, refused
 from shards.guard import data_errors
@@ -147,4 +146,4 @@ def _open(path: Path, member: str, stack: ExitStack) -> BinaryIO:
     if not member:
         return stack.enter_context(open_plain(path))
     archive = stack.enter_context(zipfile.ZipFile(path))
-    return cast(BinaryIO, io.BufferedReader(archive.open(member)))
+    return stack.enter_context(open_member(archive, member))

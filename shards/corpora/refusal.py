@@ -82,7 +82,7 @@ def joined(
         if isinstance(of_key[0], LazyRecord):
             yield from of_key
         else:
-            yield from each([(key, of_key)], make, source)
+            yield from each([(f"{source}-{key}", (key, of_key))], lambda _, keyed: make(*keyed), source)
     yield from (Skipped(source=name, rows=rows) for name, rows in skipped.items())
 
 
