@@ -7,15 +7,16 @@ through: a record that is refused for it would be lost from the set for good.
 from __future__ import annotations
 
 import errno
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from reprlib import Repr
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pyarrow as pa
 
-from cclm.errors import CclmError, DataError
+from cclm.errors import CclmError, ConfigError, DataError, MissingDependencyError
 
 MEND: Final = "Correct the corpus, or leave it out."
 _MACHINE: Final = frozenset(
@@ -54,6 +55,25 @@ def described(error: BaseException) -> str:
 def without_addresses(message: str) -> str:
     """Return a message without addresses in memory ("<_io.BytesIO object at 0x7f96…>")."""
     return _ADDRESS.sub("", message)
+
+
+def mistaken(expected: str, got: str, do: str, where: object = "") -> NoReturn:
+    """Raise the ConfigError of a recipe that does not fit its files: that ends a run before it begins."""
+    raise ConfigError(expected=expected, got=got, do=do, where=str(where))
+
+
+def optional_library(name: str, purpose: str, package: str = "") -> Any:
+    """Return a library that not every installation has.
+
+    Raises:
+        MissingDependencyError: with the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = package or name
+        expected, do = f"the package {package} ({purpose})", f"pip install {package}"
+        raise MissingDependencyError(expected=expected, got="no such package", do=do) from error
 
 
 @contextmanager

@@ -77,7 +77,6 @@ def file_stamp(path: Path) -> str:
     try:
         status = path.stat()
     except OSError as error:
-        raise ConfigError(
-            expected="a readable file", got=str(error.strerror), do="Correct the path.", where=str(path)
-        ) from error
+        got, do = str(error.strerror), "Correct the path."
+        raise ConfigError(expected="a readable file", got=got, do=do, where=str(path)) from error
     return f"{status.st_size}-{status.st_mtime_ns}"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from cclm.errors import DataError
 from shards.corpora.cells import gathered
-from shards.corpora.files import files_by_language, note_read, one_part
+from shards.corpora.files import files_by_language, note_read
 from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, key_of, lazy_images
+from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.lines import aligned_lines, open_plain
 from shards.corpora.refusal import each, guarded
-from shards.corpora.translations import Translations, files_of, with_translations
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.translations import Translations, part_of_all
+from shards.parts import LazyRecord, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +44,16 @@ class AlignedLines:
         """Find the files."""
         folders_of(self.images)
         note_read([self.names])
-        files = [self.names, *(path for _, path in self._files()), *files_of(self.translations)]
-        return one_part(self.names.name, self.read, files)
+        files = [self.names, *(path for _, path in self._files())]
+        return part_of_all(self.names.name, self.rows, files, self.translations, self.source)
 
     def _files(self) -> list[tuple[str, Path]]:
         return files_by_language(self.captions, ())
 
-    def read(self) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a line; lines that a file has more or less than the list are refused (line_unmatched)."""
+    def rows(self) -> Iterator[ImageRow | LazyRecord]:
+        """Yield one picture a line; lines that a file has more or less than the list are refused (line_unmatched)."""
         row = partial(self._row, folders_of(self.images))
-        rows = each(guarded(self.names.name, self._lines()), row, self.source)
-        return lazy_images(with_translations(rows, self.translations, self.source))
+        return each(guarded(self.names.name, self._lines()), row, self.source)
 
     def _lines(self) -> Iterator[tuple[int, list[str] | DataError]]:
         with ExitStack() as stack:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cclm.errors import ConfigError
 from shards.corpora.cells import Captions, captions, gathered, texts
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag
+from shards.guard import mistaken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,8 @@ class CaptionColumns:
         """
         names = [*self._columns_by_tag.values(), self.text, self.language_column]
         if not any(names[:-1]):
-            raise ConfigError(
-                expected="columns of captions",
-                got="none",
-                do="Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`.",
-            )
+            do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
+            mistaken("columns of captions", "none", do)
         return [name for name in dict.fromkeys(names) if name]
 
     def captions_of(self, row: Mapping[str, Any]) -> Captions:

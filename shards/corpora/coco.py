@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, mapping, text, whole_number
-from shards.corpora.files import files_by_language, named_files, one_part, plain_suffix
+from shards.corpora.files import files_by_language, named_files, plain_suffix
 from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, lazy_images
+from shards.corpora.image_row import ImageRow
 from shards.corpora.json_stream import json_items
 from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import each, joined, refuse
-from shards.corpora.translations import Translations, files_of, with_translations
+from shards.corpora.translations import Translations, part_of_all
+from shards.guard import mistaken
 from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".json", ".txt")
@@ -59,21 +59,20 @@ class Coco:
             self.image_name.format(id=1)
         except (LookupError, ValueError) as error:
             expected, do = 'a name with {id}, such as "COCO_val2014_{id:012d}.jpg"', "Correct `image_name`."
-            raise ConfigError(expected=expected, got=f"{self.image_name!r} ({error})", do=do) from error
+            mistaken(expected, f"{self.image_name!r} ({error})", do)
         files = [path for path, _ in self._files()]
-        return one_part("captions", self.read, [*files, *files_of(self.translations)])
+        return part_of_all("captions", self.rows, files, self.translations, self.source)
 
     def _files(self) -> list[tuple[Path, str]]:
         """Return (file, language); the language of object annotations is ""."""
         files = [(path, language) for language, path in files_by_language(self.captions, _SUFFIXES)]
         return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
 
-    def read(self) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a picture; pictures without captions, and captions without a picture's name, are refused."""
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures; those without captions, and captions without a picture's name, are refused."""
         categories: dict[str, str] = {}  # is filled before the first row is made
         row = partial(self._row, folders_of(self.images), categories)
-        rows = joined(self._items(categories), row, self.source)
-        return lazy_images(with_translations(rows, self.translations, self.source))
+        return joined(self._items(categories), row, self.source)
 
     def _row(
         self, folders: Sequence[Path], categories: Mapping[str, str], identity: str, items: Sequence[Any]

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
 from shards.corpora.lines import COMPRESSIONS
+from shards.guard import mistaken
 from shards.parts import Part, file_stamp
 
 HIDDEN: Final = "hidden"
@@ -113,7 +113,7 @@ def _no_file(path: Path, suffixes: Sequence[str], left: Mapping[Path, str]) -> N
         others = ", ".join(f"{why} {count}" for why, count in Counter(left.values()).most_common(4))
         got = f"none, and {len(left)} other files ({others})"
     expected = f"a file that ends in {', '.join(suffixes)}" if suffixes else "a file"
-    raise ConfigError(expected=expected, got=got, do="Correct the path.", where=str(path))
+    mistaken(expected, got, "Correct the path.", path)
 
 
 def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
@@ -184,8 +184,8 @@ def _below(folders: list[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[Pa
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            got, do = str(error.strerror), "Mend its permissions, or name other paths."
-            raise ConfigError(expected="a folder that can be read", got=got, do=do, where=str(folder)) from error
+            do = "Mend its permissions, or name other paths."
+            mistaken("a folder that can be read", str(error.strerror), do, folder)
         for entry in entries:
             if entry.is_dir():
                 (links if entry.is_symlink() else folders).append(folder / entry.name)

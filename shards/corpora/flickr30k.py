@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from shards.corpora.cells import gathered, listed, text
-from shards.corpora.files import files_by_language, one_part, plain_suffix
+from shards.corpora.files import files_by_language, plain_suffix
 from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, key_of, lazy_images
+from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.lines import numbered_lines
 from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import each, guarded, joined
 from shards.corpora.rows import bad_row, read_rows
-from shards.corpora.translations import Translations, files_of, with_translations
+from shards.corpora.translations import Translations, part_of_all
 from shards.guard import shown
 from shards.parts import LazyRecord, Part, Skipped
 
@@ -48,12 +48,11 @@ class Flickr30k:
         """Find the files."""
         folders_of(self.images)
         files = [path for _, path in files_by_language(self.captions, _SUFFIXES)]
-        return one_part("captions", self.read, [*files, *files_of(self.translations)])
+        return part_of_all("captions", self.rows, files, self.translations, self.source)
 
-    def read(self) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a picture."""
-        rows = joined(self._captions(), partial(self._row, folders_of(self.images)), self.source)
-        return lazy_images(with_translations(rows, self.translations, self.source))
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures."""
+        return joined(self._captions(), partial(self._row, folders_of(self.images)), self.source)
 
     def _row(self, folders: Sequence[Path], name: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         yield ImageRow(

@@ -9,19 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cclm.errors import MissingDependencyError
 from shards.corpora.cells import language, text
 from shards.corpora.files import named_files, part_of_each
 from shards.corpora.languages import ENGLISH, NO_LANGUAGE, LanguageTag
 from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import each, guarded, leave_out, refuse
-from shards.guard import shown
+from shards.guard import optional_library, shown
 from shards.parts import LazyRecord, Part
-
-if TYPE_CHECKING:
-    from polib import MOFile, POEntry, POFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +65,15 @@ class Gettext:
         yield lazy_pair(text_a=text(text_a), lang_a=self.lang_a, text_b=text(text_b), lang_b=lang_b, source=source)
 
 
-def _forms(entry: POEntry) -> Sequence[tuple[str, str]]:
+def _forms(entry: Any) -> Sequence[tuple[str, str]]:
     if not entry.msgid_plural:
         return [(entry.msgid, entry.msgstr)]
     forms = [entry.msgstr_plural[key] for key in sorted(entry.msgstr_plural)] or [""]
     return [(entry.msgid, forms[0]), (entry.msgid_plural, forms[-1])]
 
 
-def _open(path: Path) -> POFile | MOFile:
-    try:
-        import polib
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package polib (it reads gettext catalogues)", got="no such package", do="pip install polib"
-        ) from error
+def _open(path: Path) -> Any:
+    polib = optional_library("polib", "it reads gettext catalogues")
     if path.suffix.lower() == ".mo":
         return polib.mofile(str(path))
     with path.open("rb") as file:

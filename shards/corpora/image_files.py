@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cclm.errors import ConfigError
 from shards.corpora.picture import LoadImage, load_file
 from shards.corpora.refusal import refuse
+from shards.guard import mistaken
 
 
 def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
@@ -20,9 +20,7 @@ def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
     folders = (images,) if isinstance(images, Path) else tuple(images)
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(
-                expected="a folder of pictures", got="no such folder", do="Correct `images`.", where=str(folder)
-            )
+            mistaken("a folder of pictures", "no such folder", "Correct `images`.", folder)
     return folders
 
 

@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
 from cclm.types import Region
 from shards.corpora.cells import box, captions, gathered, language, listed, mapping, optional, text
-from shards.corpora.files import note_left_out, note_read, one_part, plain_stem, plain_suffix
+from shards.corpora.files import note_left_out, note_read, plain_stem, plain_suffix
 from shards.corpora.image_files import image_in
-from shards.corpora.image_row import ImageRow, key_of, lazy_images
+from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.rows import ARROW_SUFFIXES, Row, check_columns, column_names, header_of, read_rows
-from shards.guard import shown
+from shards.corpora.translations import part_of_all
+from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped
 
 TABLES: Final = tuple(f"captions{suffix}" for suffix in (".jsonl", ".csv", ".tsv", *ARROW_SUFFIXES))
@@ -45,34 +45,30 @@ class ImageFolder:
     def parts(self) -> Sequence[Part]:
         """Find the table. The pictures are looked at when their records are made."""
         path = self._table()
-        return one_part(path.name, partial(self.read, path), [path])
+        return part_of_all(path.name, partial(self.rows, path), [path])
 
     def _table(self) -> Path:
         there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         tables = [path for path in there if path.name.lower().startswith("captions.") and _rank(path) < len(TABLES)]
         tables = [self.folder / self.table] if self.table else sorted(tables, key=_rank)
         if not tables or not tables[0].is_file():
-            raise ConfigError(
-                expected=self.table or f"{', '.join(TABLES[:-1])} or {TABLES[-1]}",
-                got="no such file",
-                do="Write one; docs/corpora.md says how.",
-                where=str(self.folder),
-            )
+            expected = self.table or f"{', '.join(TABLES[:-1])} or {TABLES[-1]}"
+            mistaken(expected, "no such file", "Write one; docs/corpora.md says how.", self.folder)
         note_read(tables[:1])
         for other in tables[1:]:
             note_left_out(other, f"a second table beside {tables[0].name}")
         return tables[0]
 
-    def read(self, path: Path) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a picture."""
+    def rows(self, path: Path) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures that a table names."""
         source = self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
-            return lazy_images(each(read_rows(path.name, path, needed=()), partial(self._row, source), source))
+            return each(read_rows(path.name, path, needed=()), partial(self._row, source), source)
         there = column_names(path) if plain_suffix(path) in ARROW_SUFFIXES else header_of(path)
         check_columns(_COLUMNS, there, path)
         needed = [*_COLUMNS, *(name for name in _OPTIONAL if name in there)]
         lines = each(read_rows(path.name, path, needed=needed), _caption, source)
-        return lazy_images(joined(lines, partial(self._merged, source), source))
+        return joined(lines, partial(self._merged, source), source)
 
     def _merged(self, source: str, image: str, lines: Sequence[tuple[str, str, list[str], Row]]) -> Iterator[ImageRow]:
         """Yield the picture of all of its lines."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifier, identifiers, optional
-from shards.corpora.files import one_part, part_of_each
-from shards.corpora.image_row import ImageRow, key_of, lazy_images
+from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.refusal import each
 from shards.corpora.rows import Row
 from shards.corpora.tar_table import found_tables, image_of, table_rows
-from shards.corpora.translations import Translations, files_of, with_translations
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.translations import Translations, parts_of_each
+from shards.parts import LazyRecord, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +39,10 @@ class Img2dataset:
     def parts(self) -> Sequence[Part]:
         """Find the tables."""
         self.captions.columns()
-        tables = found_tables(self.folder)
-        if self.translations:
-            return one_part(
-                "joined", partial(self.read_joined, tables), [*tables.values(), *files_of(self.translations)]
-            )
-        return part_of_each(tables, self.read)
+        return parts_of_each(found_tables(self.folder), self.rows, self.translations, self.source)
 
-    def read(self, name: str, table: Path) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a row."""
-        return lazy_images(self._rows(name, table))
-
-    def read_joined(self, tables: Mapping[str, Path]) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a row of all tables, with its translations."""
-        rows = itertools.chain.from_iterable(itertools.starmap(self._rows, tables.items()))
-        return lazy_images(with_translations(rows, self.translations, self.source))
-
-    def _rows(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
+    def rows(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
+        """Yield the pictures of a table and its tar."""
         further = [*self.captions.columns(), *self.ids, self.licence_column]
         needed = [column for column in dict.fromkeys((*further, "error_message")) if column]
         return each(table_rows(name, table, needed), partial(self._row, name), self.source)

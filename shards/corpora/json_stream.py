@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import DataError, MissingDependencyError
+from cclm.errors import DataError
 from shards.corpora.lines import open_plain
 from shards.corpora.refusal import guarded
+from shards.guard import optional_library
 
 
 def json_items(
@@ -29,12 +30,7 @@ def json_items(
 
 def json_values(path: Path, prefix: str) -> Iterator[Any]:
     """Yield the elements of an array."""
-    try:
-        import ijson
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package ijson (it reads large JSON files)", got="no such package", do="pip install ijson"
-        ) from error
+    ijson = optional_library("ijson", "it reads large JSON files")
     with open_plain(path) as file:
         if file.peek(3)[:3] == b"\xef\xbb\xbf":  # type: ignore[attr-defined]
             file.read(3)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
-from cclm.errors import ConfigError
 from cclm.languages import language_tag
+from shards.guard import mistaken
 
 Value = TypeVar("Value")
 
@@ -50,9 +50,7 @@ def by_tag(named: Mapping[str, Value], option: str) -> dict[str, Value]:
                 raise ValueError(f"expected each language once, got {name!r} again")
         except ValueError as error:
             got = str(error).partition("got ")[2]
-            raise ConfigError(
-                expected="languages as keys, each once", got=got, do=f"Correct `{option}`.", where=option
-            ) from error
+            mistaken("languages as keys, each once", got, f"Correct `{option}`.", option)
         tags[tag] = value
     return tags
 

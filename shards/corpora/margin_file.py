@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from cclm.errors import ConfigError
 from cclm.languages import language_tag
 from shards.corpora.cells import number, text
 from shards.corpora.files import named_files, part_of_each, plain_stem
@@ -21,6 +20,7 @@ from shards.corpora.languages import NO_LANGUAGE, LanguageTag, pair_in
 from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import each, leave_out
 from shards.corpora.rows import Row, read_rows
+from shards.guard import mistaken
 from shards.parts import LazyRecord, Part
 
 _NEEDED: Final = ("score", "text_a", "text_b")
@@ -56,12 +56,9 @@ class MarginFile:
         pair = (self.lang_a, self.lang_b) if self.lang_a and self.lang_b else pair_in(path.name)
         tags = [language_tag(name) or "" for name in pair or ()]
         if len(tags) != 2 or (self.anchor and self.anchor not in tags):
-            raise ConfigError(
-                expected=f"two languages{f', one of them {self.anchor}' if self.anchor else ''}",
-                got=" and ".join(tags) or "no pair such as de-en in the file's name",
-                do="Name lang_a and lang_b in `options`, or correct `anchor`.",
-                where=str(path),
-            )
+            expected = f"two languages{f', one of them {self.anchor}' if self.anchor else ''}"
+            got = " and ".join(tags) or "no pair such as de-en in the file's name"
+            mistaken(expected, got, "Name lang_a and lang_b in `options`, or correct `anchor`.", path)
         return tags[0], tags[1]
 
     def read(self, name: str, path: Path) -> Iterator[LazyRecord]:

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.languages import language_tag
 from shards.corpora.files import named_files, note_left_out, note_read
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag, pair_in
 from shards.corpora.lines import COMPRESSIONS, aligned_lines, open_member, open_plain
 from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import each, guarded, refused
-from shards.guard import data_errors
+from shards.guard import data_errors, mistaken
 from shards.parts import LazyRecord, Part, file_stamp
 
 Side = tuple[str, Path, str]
@@ -66,12 +66,9 @@ class MosesPairs:
                 pairs.setdefault((place.parent, found[0]), {})[found[1]] = (name, path, member)
         lone = sorted(next(iter(of_one.values()))[0] for of_one in pairs.values() if len(of_one) < 2)
         if lone or not (pairs or parts):
-            raise ConfigError(
-                expected="two files such as NAME.de-en.de and NAME.de-en.en in one folder, or a zip of them",
-                got="only one side: " + ", ".join(lone[:4]) if lone else "no file of such a name",
-                do="Correct `path`, or move away what has no partner.",
-                where=str(self.path),
-            )
+            expected = "two files such as NAME.de-en.de and NAME.de-en.en in one folder, or a zip of them"
+            got = "only one side: " + ", ".join(lone[:4]) if lone else "no file of such a name"
+            mistaken(expected, got, "Correct `path`, or move away what has no partner.", self.path)
         return [*parts, *(self._part(stem, of_one) for (_, stem), of_one in sorted(pairs.items()))]
 
     def _named_parts(self) -> list[Part]:
@@ -79,11 +76,7 @@ class MosesPairs:
         note_read(files.values())
         anchor = self.anchor or next(iter(files))
         if anchor not in files or len(files) < 2:
-            raise ConfigError(
-                expected=f"a file in {anchor} and in another language",
-                got=", ".join(files),
-                do="Correct `files` or `anchor`.",
-            )
+            mistaken(f"a file in {anchor} and in another language", ", ".join(files), "Correct `files` or `anchor`.")
         return [
             self._read_part(
                 f"{anchor}-{other}", f"{files[anchor].name}+{path.name}", (anchor, files[anchor], ""), (other, path, "")
@@ -96,9 +89,7 @@ class MosesPairs:
         languages = pair_in(stem) or ("", "")
         tags = [language_tag(language) or "" for language in languages]
         if self.anchor and self.anchor not in tags:
-            raise ConfigError(
-                expected=f"a pair with {self.anchor}", got=stem, do="Correct `anchor` or `path`.", where=str(self.path)
-            )
+            mistaken(f"a pair with {self.anchor}", stem, "Correct `anchor` or `path`.", self.path)
         first, second = ((tag, *sides[name][1:]) for tag, name in zip(tags, languages, strict=True))
         file_name, _, member = sides[languages[0]]
         part = f"{file_name}/{Path(member).with_name(stem)}" if member else str(Path(file_name).with_name(stem))

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cclm.errors import ConfigError
 from shards.corpora.cells import identifier, language, number, optional, text
 from shards.corpora.files import named_files, part_of_each, plain_stem, plain_suffix
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag
 from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import each
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
+from shards.guard import mistaken
 from shards.parts import LazyRecord, Part
 
 
@@ -56,12 +56,11 @@ class PairFile:
         named = self.optional if plain_suffix(path) != ".tsv" or self.header else ()
         missing = [name for name in ("lang_a", "lang_b") if not getattr(self, name) and name not in named]
         if missing and plain_suffix(path) != ".jsonl":
-            raise ConfigError(
-                expected="lang_a and lang_b for a table whose rows do not name them",
-                got=f"no {' and no '.join(missing)}",
-                do="Add both to `options`, or name the columns in `optional`.",
-                where=str(path),
+            expected, got = (
+                "lang_a and lang_b for a table whose rows do not name them",
+                f"no {' and no '.join(missing)}",
             )
+            mistaken(expected, got, "Add both to `options`, or name the columns in `optional`.", path)
 
     def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
         """Yield one record a row."""

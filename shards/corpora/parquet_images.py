@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifier, identifiers, optional
-from shards.corpora.files import HIDDEN, named_files, note_left_out, one_part, part_of_each
+from shards.corpora.files import HIDDEN, named_files, note_left_out
 from shards.corpora.image_files import load_first
-from shards.corpora.image_row import ImageRow, key_of, lazy_images
+from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.refusal import each, refuse
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
-from shards.corpora.translations import Translations, files_of, with_translations
-from shards.guard import data_errors, shown
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.translations import Translations, parts_of_each
+from shards.guard import data_errors, mistaken, shown
+from shards.parts import LazyRecord, Part
 
 _ROWS_AT_ONCE: Final = 16
 """Pictures that are decoded from Parquet at once: a few hundred MB at the very most."""
@@ -67,20 +67,14 @@ class ParquetImages:
                 check_columns([self.image, *self._columns()], column_names(path), path)
             except DataError:
                 continue  # reading it says so, and the other files are read
-        if self.translations:
-            paths = [*files.values(), *files_of(self.translations)]
-            return one_part("joined", partial(self.read_joined, files), paths)
-        return part_of_each(files, self.read)
+        return parts_of_each(files, self.rows, self.translations, self.source)
 
     def _files(self) -> dict[str, Path]:
         for folder in [self.path] if isinstance(self.path, Path) else self.path:
             if (folder / "dataset_dict.json").exists():
-                splits = sorted(item.parent.name for item in folder.glob("*/state.json"))
-                raise ConfigError(
-                    expected="one split of a saved DatasetDict",
-                    got=f"all of them ({', '.join(splits)})",
-                    do="Name its folder in `path`.",
-                    where=str(folder),
+                splits = ", ".join(sorted(item.parent.name for item in folder.glob("*/state.json")))
+                mistaken(
+                    "one split of a saved DatasetDict", f"all of them ({splits})", "Name its folder in `path`.", folder
                 )
         files = named_files(self.path, ARROW_SUFFIXES)
         cached = [name for name, path in files.items() if path.name.startswith("cache-")]
@@ -92,16 +86,8 @@ class ParquetImages:
         wanted = [*self.captions.columns(), *self.ids, self.identity, self.licence_column]
         return [name for name in dict.fromkeys(wanted) if name]
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a row."""
-        return lazy_images(self._rows(name, path))
-
-    def read_joined(self, files: Mapping[str, Path]) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a row of all files, with its translations."""
-        rows = itertools.chain.from_iterable(itertools.starmap(self._rows, files.items()))
-        return lazy_images(with_translations(rows, self.translations, self.source))
-
-    def _rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
+    def rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
+        """Yield the pictures of a file."""
         return each(read_rows(name, path, needed=self._columns()), partial(self._row, path), self.source)
 
     def _row(self, path: Path, place: str, row: Row) -> Iterator[ImageRow]:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.cells import Captions, box, captions, gathered, listed, mapping, text
 from shards.corpora.files import named_files, part_of_each
@@ -30,7 +30,7 @@ from shards.corpora.pair_record import lazy_pair
 from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, guarded, refuse
 from shards.corpora.rows import Row, parse_object
-from shards.guard import data_errors, shown
+from shards.guard import data_errors, mistaken, shown
 from shards.parts import LazyRecord, Part, file_stamp
 
 PART_BYTES: Final = 256 << 20
@@ -63,12 +63,8 @@ class PublishedImages:
         parts = []
         for name, path in named_files(self.path, ()).items():
             if path.suffix.lower() in COMPRESSIONS:
-                raise ConfigError(
-                    expected="a file that is not compressed (pictures are read by position)",
-                    got=path.name,
-                    do="Unpack it first.",
-                    where=str(path),
-                )
+                expected = "a file that is not compressed (pictures are read by position)"
+                mistaken(expected, path.name, "Unpack it first.", path)
             for start, stop in line_ranges(path, PART_BYTES):
                 read = partial(self.read, name, path, start, stop)
                 parts.append(Part(name=f"{name}@{start}", read=read, stamp=file_stamp(path)))

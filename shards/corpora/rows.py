@@ -13,11 +13,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from shards.corpora.files import plain_suffix
 from shards.corpora.lines import LINE_BYTES, numbered_lines, open_plain, raw_lines
 from shards.corpora.refusal import guarded
-from shards.guard import MEND, data_errors, described
+from shards.guard import MEND, data_errors, described, mistaken
 
 ARROW_SUFFIXES: Final = (".parquet", ".arrow")
 TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", *ARROW_SUFFIXES)
@@ -62,8 +62,7 @@ def read_rows(
     if suffix == ".jsonl":
         return guarded(name, _json_rows(path))
     if suffix not in (".tsv", ".csv", ".txt"):
-        expected = f"a file that ends in {', '.join(TABLE_SUFFIXES)}"
-        raise ConfigError(expected=expected, got=path.name, do="Convert it, or rename it.", where=str(path))
+        mistaken(f"a file that ends in {', '.join(TABLE_SUFFIXES)}", path.name, "Convert it, or rename it.", path)
     delimiter = delimiter or ("," if suffix == ".csv" else "\t")
     quoted = suffix == ".csv" if quoted is None else quoted
     rows = _quoted_cells(path, delimiter) if quoted else _plain_cells(path, delimiter)
@@ -81,12 +80,9 @@ def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> 
     missing = [name for name in needed if there.count(name) != 1]
     if missing:
         word = "twice" if missing[0] in there else "missing"
-        raise ConfigError(
-            expected=f"the columns {', '.join(needed)}",
-            got=f"{', '.join(map(str, there)) or 'none'} ({word}: {', '.join(missing)})",
-            do="Name the right columns in the recipe, or all columns of a file without a header line.",
-            where=str(path),
-        )
+        got = f"{', '.join(map(str, there)) or 'none'} ({word}: {', '.join(missing)})"
+        do = "Name the right columns in the recipe, or all columns of a file without a header line."
+        mistaken(f"the columns {', '.join(needed)}", got, do, path)
 
 
 def header_of(path: Path) -> list[str]:
@@ -120,7 +116,7 @@ def _table_rows(
             least = max(map(names.index, needed)) + 1 if least else len(names)
             if not least <= len(cells) <= len(names):
                 got, do = f"a first line of {len(cells)}", "Name the file's columns in the recipe."
-                raise ConfigError(expected=f"the columns {', '.join(names)}", got=got, do=do, where=str(path))
+                mistaken(f"the columns {', '.join(names)}", got, do, path)
             if not columns:
                 continue
         if least <= len(cells) <= len(names):

@@ -7,13 +7,12 @@ sbu-captions-all.json    {"image_urls": ["…"], "captions": ["…"], "user_ids"
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
 from shards.corpora.cells import text
 from shards.corpora.files import named_files, note_left_out, plain_stem, plain_suffix
 from shards.corpora.json_stream import json_values
@@ -22,6 +21,7 @@ from shards.corpora.lines import aligned_lines, open_plain
 from shards.corpora.refusal import each, guarded, refuse
 from shards.corpora.translations import Translations
 from shards.corpora.url_rows import UrlRow, downloaded_parts, url_rows_of
+from shards.guard import mistaken
 from shards.parts import Part, file_stamp
 
 _URLS: Final = "SBU_captioned_photo_dataset_urls.txt"
@@ -50,9 +50,9 @@ class Sbu:
         """Find what was downloaded."""
         return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
 
-    def list_stamp(self) -> str:
-        """Return size and time of the files."""
-        return "-".join(map(file_stamp, self._files()))
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files."""
+        return "-".join(map(stamp_of, self._files()))
 
     def _files(self) -> list[Path]:
         there = named_files(self.folder, (".txt", ".json"))
@@ -65,12 +65,7 @@ class Sbu:
                     if path not in files:
                         note_left_out(path, "another list", name)
                 return files
-        raise ConfigError(
-            expected=f"{_URLS} and {_CAPTIONS}, or {_JSON}",
-            got="neither",
-            do="Correct `folder`.",
-            where=str(self.folder),
-        )
+        return mistaken(f"{_URLS} and {_CAPTIONS}, or {_JSON}", "neither", "Correct `folder`.", self.folder)
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield one entry a picture; where one list is longer than the other, its further entries are bad."""

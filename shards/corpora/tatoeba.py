@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
 from shards.corpora.cells import text
 from shards.corpora.files import named_files, one_part
 from shards.corpora.languages import LanguageTag
 from shards.corpora.pair_record import lazy_pair
 from shards.corpora.refusal import each, joined
 from shards.corpora.rows import Row, read_rows
+from shards.guard import mistaken
 from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".csv", ".tsv")
@@ -49,11 +49,8 @@ class Tatoeba:
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         if self.anchor not in self.languages.values():
-            raise ConfigError(
-                expected="an anchor among the languages",
-                got=f"{self.anchor!r}, not one of {', '.join(self.languages.values())}",
-                do="Correct `anchor` or `languages`.",
-            )
+            got = f"{self.anchor!r}, not one of {', '.join(self.languages.values())}"
+            mistaken("an anchor among the languages", got, "Correct `anchor` or `languages`.")
         files = [*named_files(self.sentences, _SUFFIXES).values(), *named_files(self.links, _SUFFIXES).values()]
         return one_part("pairs", self.read, files)
 

@@ -6,7 +6,7 @@ cc3m.jsonl     {"image_id": "…", "caption": {"de": "…", "fr": "…"}}
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import Any
 
 from cclm.errors import DataError
 from shards.corpora.cells import Captions, captions, gathered, identifier
-from shards.corpora.files import named_files, plain_suffix
-from shards.corpora.image_row import ImageRow
+from shards.corpora.files import named_files, one_part, part_of_each, plain_suffix
+from shards.corpora.image_row import ImageRow, lazy_images
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag
 from shards.corpora.refusal import each, joined, refuse, refused
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.guard import MEND
-from shards.parts import LazyRecord, Skipped
+from shards.parts import LazyRecord, Part, Skipped
+
+Rows = Callable[[], Iterator[ImageRow | LazyRecord | Skipped]]
+RowsOfFile = Callable[[str, Path], Iterator[ImageRow | LazyRecord | Skipped]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +66,35 @@ class Translations:
         yield identity, (place, found)
 
 
-def files_of(translations: Sequence[Translations]) -> list[Path]:
-    """Return the files of all of them."""
-    return [path for one in translations for path in one.files().values()]
+def parts_of_each(
+    files: Mapping[str, Path], rows: RowsOfFile, translations: Sequence[Translations], source: str
+) -> list[Part]:
+    """Return a part per file, or one for all of them with their translations; `rows(name, path)` yields pictures."""
+    if translations:
+        every = partial(_rows_of_all, files, rows)
+        return part_of_all("joined", every, files.values(), translations, source)
+    return part_of_each(files, partial(_read, rows))
+
+
+def part_of_all(
+    name: str, rows: Rows, files: Iterable[Path], translations: Sequence[Translations] = (), source: str = ""
+) -> list[Part]:
+    """Return one part; `rows()` yields the pictures of all files."""
+    read = partial(_read_all, rows, translations, source)
+    return one_part(name, read, [*files, *(path for one in translations for path in one.files().values())])
+
+
+def _rows_of_all(files: Mapping[str, Path], rows: RowsOfFile) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    for name, path in files.items():
+        yield from rows(name, path)
+
+
+def _read(rows: RowsOfFile, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    return lazy_images(rows(name, path))
+
+
+def _read_all(rows: Rows, translations: Sequence[Translations], source: str) -> Iterator[LazyRecord | Skipped]:
+    return lazy_images(with_translations(rows(), translations, source))
 
 
 def with_translations(

@@ -7,7 +7,7 @@ part-00000.parquet        URL, TEXT, LANGUAGE, LICENSE, …
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +51,9 @@ class UrlList:
         """Find what was downloaded."""
         return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
 
-    def list_stamp(self) -> str:
-        """Return size and time of the files."""
-        return "-".join(map(file_stamp, named_files(self.path, TABLE_SUFFIXES).values()))
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files."""
+        return "-".join(map(stamp_of, named_files(self.path, TABLE_SUFFIXES).values()))
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield one entry a row."""

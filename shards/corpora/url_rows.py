@@ -7,23 +7,23 @@ A build never touches the network: it reads the folder of downloads, and gives t
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from shards.corpora.cells import captions, identifiers, mapping, optional
-from shards.corpora.files import note_read, one_part, part_of_each
-from shards.corpora.image_row import Captions, ImageRow, key_of, lazy_images
+from shards.corpora.files import note_read
+from shards.corpora.image_row import Captions, ImageRow, key_of
 from shards.corpora.refusal import each
 from shards.corpora.rows import Row
 from shards.corpora.tar_table import found_tables, image_of, table_rows
-from shards.corpora.translations import Translations, files_of, with_translations
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.translations import Translations, parts_of_each
+from shards.guard import mistaken
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 COMPLETE_NAME: Final = "complete.json"
 """Written when every URL of the list was tried."""
@@ -67,8 +67,8 @@ class Downloadable(Protocol):
         """Yield the list's entries, always in the same order."""
         ...
 
-    def list_stamp(self) -> str:
-        """Return what changes when the list does."""
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return what changes when the list does: the stamps of its files, and what is taken from them."""
         ...
 
 
@@ -83,36 +83,13 @@ def downloaded_parts(
     folder = corpus.downloads
     complete = folder / COMPLETE_NAME if folder is not None else None
     if folder is None or complete is None or not complete.exists():
-        raise ConfigError(
-            expected="downloaded pictures",
-            got="none, or a download that has not seen the whole list yet",
-            do="Run `python -m shards download RECIPE.yaml` first.",
-            where=str(folder),
-        )
+        do = "Run `python -m shards download RECIPE.yaml` first."
+        mistaken("downloaded pictures", "none, or a download that has not seen the whole list yet", do, folder)
     if json.loads(complete.read_bytes())["stamp"] != corpus.list_stamp():
-        raise ConfigError(
-            expected="the downloads of this list",
-            got="those of another list, or of one that has changed",
-            do="Choose another `downloads`, or remove it and download again.",
-            where=str(folder),
-        )
+        do = "Choose another `downloads`, or remove it and download again."
+        mistaken("the downloads of this list", "those of another list, or of one that has changed", do, folder)
     note_read([complete, folder / "list.json"])
-    tables = found_tables(folder)
-    if translations:
-        read = partial(_read_joined, tables, source, licence, translations)
-        return one_part("joined", read, [*tables.values(), *files_of(translations)])
-    return part_of_each(tables, partial(_read, source, licence))
-
-
-def _read(source: str, licence: str, name: str, table: Path) -> Iterator[LazyRecord | Skipped]:
-    return lazy_images(_rows(source, licence, name, table))
-
-
-def _read_joined(
-    tables: Mapping[str, Path], source: str, licence: str, translations: Sequence[Translations]
-) -> Iterator[LazyRecord | Skipped]:
-    rows = itertools.chain.from_iterable(_rows(source, licence, name, table) for name, table in tables.items())
-    return lazy_images(with_translations(rows, translations, source))
+    return parts_of_each(found_tables(folder), partial(_rows, source, licence), translations, source)
 
 
 def _rows(source: str, licence: str, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:

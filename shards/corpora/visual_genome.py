@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, listed, mapping, text, whole_number
-from shards.corpora.files import named_files, note_read, one_part
+from shards.corpora.files import named_files, note_read
 from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, lazy_images
+from shards.corpora.image_row import ImageRow
 from shards.corpora.json_stream import json_items
 from shards.corpora.languages import ENGLISH, LanguageTag
 from shards.corpora.refusal import each, joined, refuse
-from shards.corpora.translations import Translations, files_of, unmatched
+from shards.corpora.translations import Translations, part_of_all, unmatched
 from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".json",)
@@ -55,15 +55,15 @@ class VisualGenome:
         """Find the files."""
         folders_of(self.images)
         note_read([self.image_data])
-        files = [self.image_data, *self._boxed(), *files_of(self.region_translations)]
-        return one_part("regions", self.read, files)
+        translated = (path for one in self.region_translations for path in one.files().values())
+        return part_of_all("regions", self.rows, [self.image_data, *self._boxed(), *translated])
 
     def _boxed(self) -> list[Path]:
         return [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
 
-    def read(self) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a picture; those without any box are refused (captions_missing)."""
-        return lazy_images(joined(self._by_picture(), partial(self._row, folders_of(self.images)), self.source))
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures; those without any box are refused (captions_missing)."""
+        return joined(self._by_picture(), partial(self._row, folders_of(self.images)), self.source)
 
     def _row(self, folders: Sequence[Path], identity: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         data = next((item for item in items if isinstance(item, Mapping)), None)

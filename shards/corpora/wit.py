@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ from typing import Any, Final
 
 from cclm.languages import language_tag
 from shards.corpora.cells import gathered, language, text
-from shards.corpora.files import named_files, one_part, part_of_each, plain_suffix
-from shards.corpora.image_row import ImageRow, key_of, lazy_images
+from shards.corpora.files import named_files, part_of_each, plain_suffix
+from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import line_ranges, lines_in
 from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.rows import Row, read_rows
+from shards.corpora.translations import part_of_all
 from shards.corpora.url_rows import UrlRow, downloaded_parts, url_rows_of
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
@@ -59,8 +60,8 @@ class Wit:
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
         if self.pixels:
-            pixels = named_files(self.pixels, ())
-            return one_part("joined", self.read, [*self._tables().values(), *pixels.values()])
+            files = [*self._tables().values(), *named_files(self.pixels, ()).values()]
+            return part_of_all("joined", self.rows, files)
         parts = downloaded_parts(self, source=self.source, licence=self.licence)
         # The download has skipped rows, too: these parts yield nothing but their number.
         counts = {f"languages of {name}": path for name, path in self._tables().items() if self.languages}
@@ -72,18 +73,18 @@ class Wit:
     def _tables(self) -> dict[str, Path]:
         return named_files(self.path, _SUFFIXES)
 
-    def list_stamp(self) -> str:
-        """Return size and time of the files, and which of their texts are wanted."""
-        stamps = [file_stamp(path) for path in self._tables().values()]
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files, and which of their texts are wanted."""
+        stamps = [stamp_of(path) for path in self._tables().values()]
         return json.dumps([stamps, list(self.fields), list(self.languages)])
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield one entry a picture, with the captions of all its rows."""
         return url_rows_of(joined(self._captions(), _url_row, self.source))
 
-    def read(self) -> Iterator[LazyRecord | Skipped]:
-        """Yield one record a picture of the texts; those without pixels are refused (image_missing)."""
-        return lazy_images(joined(self._captions_and_pixels(), self._row, self.source))
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures of the texts; those without pixels are refused (image_missing)."""
+        return joined(self._captions_and_pixels(), self._row, self.source)
 
     def _row(self, url: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         texts = [item for item in items if isinstance(item, tuple)]
