@@ -61,16 +61,19 @@ def _merge(arguments: argparse.Namespace, console: Console) -> int:
 
 def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPlan], dict[str, Any]]:
     """Return the plan of every set, and the settings that all steps of a build have in common."""
-    from shards.corpora.table import corpus_of
-    from shards.plan import plan_set
+    from shards.plan import plan_corpus
     from shards.progress import WorkProgress
     from shards.recipe import load_recipe
+    from shards.stats import left_out_in_words
 
     recipe = load_recipe(arguments.recipe, arguments.packages or arguments.out / "cache")
     plans = []
     for name, entry in recipe.sets.items():
         console.print(f"{name}: looking at {entry.corpus}", highlight=False)
-        plans.append(plan_set(name, entry, corpus_of(entry.corpus, entry.options).parts()))
+        plan = plan_corpus(name, entry)
+        if plan.left_out:
+            console.print(f"{name}: {left_out_in_words(plan.left_out)}", markup=False, highlight=False, soft_wrap=True)
+        plans.append(plan)
     return plans, {
         "workers": arguments.workers,
         "executor": arguments.executor,
@@ -79,13 +82,19 @@ def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPla
 
 
 def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
+    from shards.stats import by_name, left_out_in_words, skipped_in
+
     for name, manifest in manifests.items():
         totals, refused = manifest.totals, sum(manifest.config["refused"].values())
-        passed = sum(sum(rows.values()) for rows in manifest.config.get("passed_over", {}).values())
+        skipped = sum(by_name(skipped_in(manifest) or {}).values())
+        left_out = manifest.config.get("left_out")
         console.print(
             f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
             f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
-            f"{refused:,} refused" + (f", {passed:,} rows in other languages passed over" if passed else ""),
+            f"{refused:,} refused"
+            + (f", {skipped:,} rows in other languages skipped" if skipped else "")
+            + (f"; {left_out_in_words(left_out)}" if left_out else ""),
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -122,9 +131,9 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
         if len(faults) > MAX_FAULTS_SHOWN:
             console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
         if told:
-            console.print(f"{folder}: {told}", highlight=False, soft_wrap=True)
-        verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
-        console.print(f"{folder}: {verdict}", highlight=False, soft_wrap=True)
+            console.print(f"{folder}: {told}", markup=False, highlight=False, soft_wrap=True)
+        result = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
+        console.print(f"{folder}: {result}", markup=False, highlight=False, soft_wrap=True)
         num_faults += len(faults)
     return 1 if num_faults else 0
 

@@ -81,8 +81,8 @@ def statistics_page(result: Mapping[str, Any]) -> str:
     sets = []
     for name, entry in result.items():
         plots = [(title, bars_of(entry[field])) for field, title in _BY_NAME.items() if entry[field]]
-        if entry["passed_over"]:
-            plots.append(("rows passed over by source and language", bars_of(by_name(entry["passed_over"]))))
+        if entry["skipped"]:
+            plots.append(("rows skipped by source and language", bars_of(by_name(entry["skipped"]))))
         measures = entry.get("measures", {})
         classes = [(field, title) for field, title in _BY_CLASS.items() if field in measures]
         plots += [(title, bars_of(measures[field], are_classes=True)) for field, title in classes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -27,7 +28,7 @@ class SetRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the corpus's class."""
     num_shards: int = 8
-    """Records are dealt to so many shards; a training stream wants at least as many as it has lanes."""
+    """Records are spread over so many shards; a training stream wants at least as many as it has lanes."""
     pairs_per_block: int = 4096
     """Text pairs in one tar member (text sets only)."""
     licences: Mapping[str, str] = field(default_factory=dict)
@@ -45,12 +46,12 @@ class SetRecipe:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """How many records of each language stay."""
     records_per_chunk: int = 0
-    """Drafts that one process reads and keeps at a time; a killed build reads at most so many again. 0: 1,024 pictures,
-    16,384 text drafts."""
+    """Records that one process reads and keeps at a time; a killed build reads at most so many again. 0: 1,024
+    pictures, 16,384 texts."""
 
     @property
     def chunk_records(self) -> int:
-        """Drafts of a chunk."""
+        """Records of a chunk."""
         return self.records_per_chunk or (1024 if self.view is View.IMAGE_TEXT else 16384)
 
 
@@ -89,7 +90,11 @@ def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
     else:
         complaints += unknown_names(document, ["sets"], "")
         for name, entry in document["sets"].items():
-            sets[name] = _set_of(str(name), entry, packages, complaints)
+            if not re.fullmatch(r"[\w-]{1,100}", str(name)) or not isinstance(name, (str, int)):
+                complaints.append(
+                    f"sets.{name}: not a name of letters, digits, _ and - (a folder and the keys of shards have it)"
+                )
+            sets[str(name)] = _set_of(str(name), entry, packages, complaints)
     if complaints:
         raise ConfigError(
             expected="a recipe without mistakes",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import ConfigError
+from shards.corpora.files import named_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -82,16 +83,7 @@ class FilterSettings:
         for name in (*([self.blocked_words] if self.blocked_words else []), *self.benchmark_texts):
             yield _existing(Path(name))
         if self.benchmark_images:
-            folder = _existing(Path(self.benchmark_images))
-            pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            if not pictures:
-                raise ConfigError(
-                    expected=f"pictures ({', '.join(IMAGE_SUFFIXES)})",
-                    got="none",
-                    do="Correct filters.benchmark_images.",
-                    where=str(folder),
-                )
-            yield from pictures
+            yield from named_files(_existing(Path(self.benchmark_images)), IMAGE_SUFFIXES).values()
 
 
 def _existing(path: Path) -> Path:

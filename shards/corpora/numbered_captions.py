@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.corpora.files import numbered_lines
-from shards.corpora.rows import BadRow
+from cclm.errors import DataError
+from shards.corpora.lines import numbered_lines
+from shards.corpora.refusal import guarded
+from shards.corpora.rows import bad_row
 
 
-def read_numbered_captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | BadRow]]:
-    """Yield (line number, (the picture's name, caption))."""
+def read_numbered_captions(name: str, path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
+    """Yield ("NAME:NUMBER", (the picture's name, caption))."""
+    return guarded(name, _captions(path))
+
+
+def _captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
     for number, line in numbered_lines(path):
-        if not isinstance(line, bytes):
-            yield number, BadRow(str(line), tail=True)
-            return
-        try:
-            name, tab, caption = line.decode("utf-8-sig" if number == 1 else "utf-8").partition("\t")
-        except UnicodeDecodeError as error:
-            yield number, BadRow(str(error))
+        if isinstance(line, DataError):
+            yield number, line
             continue
+        name, tab, caption = line.partition("\t")
         picture, hash_sign, _ = name.rpartition("#")
         if tab and hash_sign and picture:
             yield number, (picture, caption)
         elif line.strip():
-            yield number, BadRow("a line of another form", expected="NAME#N, a tab, and a caption")
+            yield number, bad_row("NAME#N, a tab, and a caption", "a line of another form")

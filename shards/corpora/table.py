@@ -15,6 +15,7 @@ from shards.corpora.flickr30k import Flickr30k
 from shards.corpora.gettext_catalogue import Gettext
 from shards.corpora.image_folder import ImageFolder
 from shards.corpora.img2dataset import Img2dataset
+from shards.corpora.languages import LanguageTag
 from shards.corpora.margin_file import MarginFile
 from shards.corpora.moses import MosesPairs
 from shards.corpora.pair_file import PairFile
@@ -26,7 +27,7 @@ from shards.corpora.tmx import Tmx
 from shards.corpora.url_list import UrlList
 from shards.corpora.visual_genome import VisualGenome
 from shards.corpora.wit import Wit
-from shards.draft import Part
+from shards.parts import Part
 
 
 class Corpus(Protocol):
@@ -77,7 +78,9 @@ def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:
         ConfigError: an option of another type, or one that is missing or unknown.
     """
     from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse.typing import register_type
 
+    register_type(LanguageTag, str, LanguageTag, fail_already_registered=False)
     kind = CORPORA[name][1]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "options")

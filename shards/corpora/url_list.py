@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.corpora.caption_columns import CaptionColumns
+from shards.corpora.cells import identifiers, optional
 from shards.corpora.files import named_files
-from shards.corpora.refusal import first
-from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
+from shards.corpora.refusal import each, refuse
+from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.corpora.translations import Translations
-from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Part, file_stamp
+from shards.corpora.url_rows import UrlRow, downloaded_parts, url_rows_of
+from shards.guard import shown
+from shards.parts import Part, file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class UrlList:
     """Lists of URLs; `python -m shards download` fetches them, and the build reads what it fetched."""
 
     path: Path | Sequence[Path]
-    """Files (.tsv, .csv, .jsonl, .parquet, also compressed), folders or patterns."""
+    """Files (.tsv, .csv, .jsonl, also compressed, .parquet, .arrow), folders or patterns."""
     downloads: Path
     """Folder of the pictures."""
     captions: CaptionColumns
@@ -58,19 +60,16 @@ class UrlList:
         wanted = [self.url, *self.captions.columns(), *self.ids, self.licence_column]
         needed = [column for column in dict.fromkeys(wanted) if column]
         for name, path in named_files(self.path, TABLE_SUFFIXES).items():
-            for number, row in read_rows(path, needed=needed, columns=self.columns):
-                place = f"{name}:{number}"
-                captions = row if isinstance(row, BadRow) else self.captions.captions_of(row)
-                if isinstance(row, BadRow) or isinstance(captions, BadRow):
-                    why = captions.why if isinstance(captions, BadRow) else ""
-                    yield UrlRow(url="", captions={}, bad=f"{place}: {why}")
-                    continue
-                url = row.get(self.url)
-                ids = {column: str(row[column]) for column in self.ids if row.get(column) is not None}
-                yield UrlRow(
-                    url=str(url or ""),
-                    captions=captions,
-                    ids={"row": place} | ids,
-                    licence=str(row.get(self.licence_column) or "") if self.licence_column else "",
-                    bad="" if isinstance(url, str) and url else f"{place}: no URL in {first(row)}",
-                )
+            rows = read_rows(name, path, needed=needed, columns=self.columns)
+            yield from url_rows_of(each(rows, self._row, self.source))
+
+    def _row(self, place: str, row: Row) -> Iterator[UrlRow]:
+        url = optional(row.get(self.url), "a URL")
+        if not url:
+            refuse("line_broken", "a URL", f"none in {shown(row)}")
+        yield UrlRow(
+            url=url,
+            captions=self.captions.captions_of(row),
+            ids={"row": place} | identifiers(row, self.ids),
+            licence=optional(row.get(self.licence_column), "a licence"),
+        )

@@ -136,15 +136,15 @@ def test_sentences_in_other_languages_are_counted_wherever_a_set_is_told_of(tmp_
         for command, *task in commands:
             status, text = run(command, tmp_path / "recipe.yaml", "--out", tmp_path / name, *task)
         assert status == 0 and "1 records in, 1 samples written" in text
-        assert "0 refused, 3 rows in other languages passed over" in text
+        assert "0 refused, 3 rows in other languages skipped" in text
         manifest = json.loads((tmp_path / name / "pairs" / "manifest.json").read_text("utf-8"))
-        assert manifest["config"]["passed_over"] == {"tatoeba": {"fra": 2, "jpn": 1}}
-    account = "1 records in = 1 written + 0 refused; 3 rows in other languages passed over"
+        assert manifest["config"]["skipped"] == {"tatoeba": {"fra": 2, "jpn": 1}}
+    account = "1 records in = 1 written + 0 refused; 3 rows in other languages skipped"
     assert f"{tmp_path}/one/pairs: {account}\n{tmp_path}/one/pairs: sound" in run("verify", tmp_path / "one")[1]
     status, text = run("stats", tmp_path / "one", "--json", tmp_path / "stats.json", "--html", tmp_path / "stats.html")
     assert f"pairs: {account}\n" in text and "tatoeba fra" in text
-    assert json.loads((tmp_path / "stats.json").read_text("utf-8"))["pairs"]["passed_over"]["tatoeba"]["fra"] == 2
-    assert "rows passed over by source and language" in (tmp_path / "stats.html").read_text("utf-8")
+    assert json.loads((tmp_path / "stats.json").read_text("utf-8"))["pairs"]["skipped"]["tatoeba"]["fra"] == 2
+    assert "rows skipped by source and language" in (tmp_path / "stats.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

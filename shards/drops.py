@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cclm.shardfile.writer import starts_of_groups
-from shards.runs import RECORD, gather, order_of
+from shards.chunks import RECORD, gather, order_of
 
 DROP_SCHEMA: Final = pa.schema(
     [

@@ -6,22 +6,22 @@ import hashlib
 from functools import partial
 
 from cclm.types import TextPair
-from shards.corpora.refusal import first, refused
-from shards.draft import Draft
+from shards.corpora.refusal import refuse
+from shards.guard import shown
+from shards.parts import LazyRecord
 
 
-def pair_draft(
+def lazy_pair(
     *,
     text_a: str,
     lang_a: str,
     text_b: str,
     lang_b: str,
     source: str,
-    where: str,
     score: float | None = None,
     group: str = "",
-) -> Draft:
-    """Return the draft of one pair; a blank text makes it a refusal (reason text_empty).
+) -> LazyRecord:
+    """Return the record of one pair; a blank text raises a refusal (reason text_empty).
 
     Args:
         text_a: the sentence that groups: all its translations are one sample, so that none of them is ever taken for
@@ -30,19 +30,11 @@ def pair_draft(
         text_b: its translation.
         lang_b: that one's language.
         source: the corpus.
-        where: file and row: for messages, and the key of a refusal.
         score: the corpus's own score of the pair.
         group: the group's name; empty: a hash of `text_a` and `lang_a`.
     """
     if not text_a.strip() or not text_b.strip():
-        return refused(
-            key=where,
-            source=source,
-            reason="text_empty",
-            expected="two texts that are not blank",
-            got=f"{first(text_a)} and {first(text_b)}",
-            where=where,
-        )
-    group = group or hashlib.sha256(f"{lang_a}\t{text_a}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        refuse("text_empty", "two texts that are not blank", f"{shown(text_a)} and {shown(text_b)}")
+    group = group or hashlib.sha256(f"{lang_a}\t{text_a}".encode()).hexdigest()[:16]
     pair = TextPair(text_a=text_a, lang_a=lang_a, text_b=text_b, lang_b=lang_b, source=source, group=group, score=score)
-    return Draft(key=group, source=source, make=partial(list, [pair]))
+    return LazyRecord(key=group, source=source, make=partial(list, [pair]))

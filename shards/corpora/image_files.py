@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cclm.errors import ConfigError
 from shards.corpora.picture import LoadImage, load_file
 from shards.corpora.refusal import refuse
+from shards.guard import mistaken
 
 
 def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
@@ -20,19 +20,17 @@ def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
     folders = (images,) if isinstance(images, Path) else tuple(images)
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(
-                expected="a folder of pictures", got="no such folder", do="Correct `images`.", where=str(folder)
-            )
+            mistaken("a folder of pictures", "no such folder", "Correct `images`.", folder)
     return folders
 
 
-def picture_in(folders: Sequence[Path], name: str) -> LoadImage:
+def image_in(folders: Sequence[Path], name: str) -> LoadImage:
     """Return what reads the picture `name` from the first folder that has it."""
     return partial(load_first, tuple(folders), name)
 
 
 def load_first(folders: Sequence[Path], name: str) -> bytes:
-    """Read a picture (reason image_missing)."""
+    """Read a picture (reason image_missing). Devices and pipes are none: reading them might never end."""
     for folder in folders:
         path = folder / name
         if path.is_file():
