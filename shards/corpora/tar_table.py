@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from shards.corpora.files import named_files, note_read
 from shards.corpora.picture import LoadImage, load_span
 from shards.corpora.refusal import refuse
 from shards.corpora.rows import Row, read_rows
-from shards.guard import data_errors
+from shards.corpora.tar_samples import Span, tar_samples
 
 SUCCESS: Final = "success"
 _EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -33,17 +32,13 @@ def found_tables(paths: Path | Sequence[Path]) -> dict[str, Path]:
     return tables
 
 
-def tar_spans(path: Path) -> tuple[dict[str, tuple[int, int]], str]:
-    """Return key -> (offset, bytes) of the pictures in a tar, and what is wrong with it; only headers are read."""
-    spans: dict[str, tuple[int, int]] = {}
+def tar_spans(path: Path) -> tuple[dict[str, Span], str]:
+    """Return key -> place of the images in a tar, and what is wrong with it; only headers are read."""
+    spans: dict[str, Span] = {}
     try:
-        with data_errors(path.name), tarfile.open(path, "r:") as archive:
-            end = path.stat().st_size
-            for member in archive:
-                key, _, extension = member.name.rsplit("/", 1)[-1].partition(".")
-                # A damaged header may name any size; nobody should try to read so much.
-                if extension.lower() in _EXTENSIONS and 0 <= member.size <= end - member.offset_data:
-                    spans[key] = (member.offset_data, member.size)
+        for sample in tar_samples(path):
+            images = [span for suffix, span in sample.members.items() if suffix in _EXTENSIONS]
+            spans |= {sample.key.rsplit("/", 1)[-1]: span for span in images}
     except DataError as error:
         return spans, f"{path.name}: {error.got}"
     return spans, ""
