@@ -241,8 +241,7 @@ class _Chunk:
 
     def _add_pair(self, pair: TextPair) -> None:
         check_group([pair])
-        for name in ("group", "source", "lang_a", "lang_b"):
-            getattr(pair, name).encode("utf-8")
+        f"{pair.group}{pair.source}{pair.lang_a}{pair.lang_b}".encode()  # raises for half a character
         refusal = refusal_of_pair(pair, self._recipe.filters)
         if refusal is not None:
             self._refuse(pair.group, pair.source, "filter", refusal)
@@ -290,7 +289,7 @@ def quarantine_line(fields: Mapping[str, Any]) -> bytes:
 
 def _whole(text: str) -> str:
     """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:
