@@ -185,12 +185,17 @@ def _write_json(path: Path, result: object) -> None:
 
 
 def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.tokenizer import texts_of, train_tokenizer, write_tokenizer
+    from shards.tokenizer import sample_texts, train_tokenizer, write_tokenizer
 
-    texts = texts_of(arguments.sets)
-    console.print(f"training on {sum(texts.values()):,} texts ({len(texts):,} different)", highlight=False)
-    tokenizer = train_tokenizer(texts, arguments.vocab_size)
-    write_tokenizer(tokenizer, arguments.out, arguments.max_tokens)
+    sample = sample_texts(arguments.sets, arguments.sample, arguments.seed)
+    used, held = len(sample.texts), sample.num_texts
+    console.print(f"training on {used:,} texts, each of a thing once; the sets hold {held:,}", highlight=False)
+    if used == arguments.sample:
+        console.print("a sample: --sample N takes another number", highlight=False)
+    tokenizer = train_tokenizer(sample.texts, arguments.vocab_size, arguments.character_coverage)
+    names = ("vocab_size", "character_coverage", "sample", "seed")
+    training = {name: getattr(arguments, name) for name in names} | {"texts": used, "texts_of_sets": held}
+    write_tokenizer(tokenizer, arguments.out, arguments.max_tokens, training)
     console.print(f"{arguments.out}: {tokenizer.get_vocab_size():,} tokens", highlight=False, soft_wrap=True)
     return 0
 
@@ -234,6 +239,17 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument(
         "--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length (default: 512)"
     )
+    tokenizer.add_argument(
+        "--sample", type=_positive, default=200_000, metavar="N", help="train on at most N texts (default: 200000)"
+    )
+    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    tokenizer.add_argument(
+        "--character-coverage",
+        type=_share,
+        default=1.0,
+        metavar="SHARE",
+        help="of the texts' characters; the rarest others become <unk> (default: 1.0)",
+    )
     tokenizer.set_defaults(run=_tokenizer)
     return parser
 
@@ -272,6 +288,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0.9 <= number <= 1:
+        raise ValueError
+    return number
+
+
+_share.__name__ = "share from 0.9 to 1"
 _positive.__name__ = "number of at least 1"  # argparse's words: "invalid number of at least 1 value: '0'"
 
 
