@@ -101,15 +101,15 @@ _BY_NAME: Final = {
 _BY_CLASS: Final = {
     "short_side": "shorter side in pixels",
     "aspect_percent": "longer side in percent of the shorter",
-    "file_bytes": "bytes of a picture",
-    "captions": "captions of a picture",
+    "file_bytes": "bytes of an image",
+    "captions": "captions of an image",
     "pairs": "pairs of a group",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownImage:
-    """A picture on the page."""
+    """An image on the page."""
 
     record: ImageTextRecord
     where: str
@@ -120,7 +120,7 @@ class ShownImage:
 
 
 def preview_page(folders: Mapping[str, Path], most: int) -> str:
-    """Return a page of at most `most` samples of each set: pictures with boxes and captions, pairs side by side.
+    """Return a page of at most `most` samples of each set: images with boxes and captions, pairs side by side.
 
     Raises:
         DataError: a sample that cannot be read.

@@ -154,7 +154,7 @@ class Source(Generic[Sample]):
         for number in range(max(step, self._announced.get(slots.start, 0)), stop):
             for slot in slots:
                 address = self.stream.address(number, slot)
-                self.sets[address.source].announce(address.shard)
+                self.sets[address.source].prefetch(address.shard)
         self._announced[slots.start] = stop
 
     def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:

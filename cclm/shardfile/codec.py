@@ -102,7 +102,7 @@ def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[st
 
 
 def _region_document(region: Region, where: str) -> dict[str, Any]:
-    """A region as JSON; attributes only where there are some, so that older sets keep their bytes."""
+    """Return a region as JSON; attributes only where there are some, so that older sets keep their bytes."""
     document: dict[str, Any] = {
         schema.FIELD_BOX: list(region.box),
         schema.FIELD_CAPTIONS: _check_captions(region.captions, where),

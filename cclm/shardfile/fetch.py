@@ -37,7 +37,7 @@ class FetchError(CclmError):
 
 
 def is_remote(where: Path | str) -> bool:
-    """Whether a set is named by a URL that is no local path."""
+    """Return whether a set is named by a URL that is no local path."""
     return "://" in str(where)
 
 
@@ -95,7 +95,7 @@ def fetch(
 
 
 def open_system(url: str) -> tuple[Any, str]:
-    """The `fsspec` file system of a URL, and the file's path in it.
+    """Return the `fsspec` file system of a URL, and the file's path in it.
 
     Raises:
         MissingDependencyError: with the command that installs what is missing.

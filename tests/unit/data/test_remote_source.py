@@ -61,7 +61,7 @@ def test_the_shards_of_later_steps_are_announced(remote: DataConfig, tokenizer: 
     source = StepDataset(remote, tokenizer, 5).image_text
     assert source is not None
     told: list[int] = []
-    source.sets[0].announce = told.append  # type: ignore[method-assign]
+    source.sets[0].prefetch = told.append  # type: ignore[method-assign]
     source.announce(4, range(8))
     assert told == [source.stream.address(step, slot).shard for step in (4, 5, 6) for slot in range(8)]
     told.clear()

@@ -168,11 +168,11 @@ def test_a_shard_larger_than_the_cache_is_told(server: FolderServer, tmp_path: P
         shards.image_text(0, 0)
 
 
-def test_announced_shards_come_in_the_background(server: FolderServer, cache: CacheConfig) -> None:
+def test_prefetched_shards_come_in_the_background(server: FolderServer, cache: CacheConfig) -> None:
     shards = open_set(f"{server.url}/images", cache)
     server.faults = {"images-000001.tar": ["cut"] * 99}
     for shard in (0, 1, 2, 0):
-        shards.announce(shard)
+        shards.prefetch(shard)
     deadline = time.monotonic() + 20
     while not {"images-000000.tar", "images-000002.tar"} <= names(cache) and time.monotonic() < deadline:
         time.sleep(0.01)
