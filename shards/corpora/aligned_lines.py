@@ -15,8 +15,7 @@ from pathlib import Path
 from cclm.errors import DataError
 from shards.corpora.cells import gathered
 from shards.corpora.files import files_by_language, note_read
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_row import ImageRow, folders_of, image_in, key_of
 from shards.corpora.lines import aligned_lines, open_plain
 from shards.corpora.refusal import each, guarded
 from shards.corpora.translations import Translations, part_of_all

@@ -20,10 +20,9 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, mapping, text, whole_number
 from shards.corpora.files import files_by_language, named_files, plain_suffix
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow
+from shards.corpora.flickr30k import read_numbered_captions
+from shards.corpora.image_row import ImageRow, folders_of, image_in
 from shards.corpora.json_stream import json_items
-from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.translations import Translations, part_of_all
 from shards.guard import mistaken

@@ -16,10 +16,8 @@ from typing import Any, Final
 from cclm.errors import DataError
 from shards.corpora.cells import gathered, listed, text
 from shards.corpora.files import files_by_language, plain_suffix
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_row import ImageRow, folders_of, image_in, key_of
 from shards.corpora.lines import numbered_lines
-from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import each, guarded, joined
 from shards.corpora.rows import bad_row, read_rows
 from shards.corpora.translations import Translations, part_of_all
@@ -71,6 +69,24 @@ class Flickr30k:
         for language, path in files_by_language(self.captions, _SUFFIXES):
             read, of_form = _FORMS.get(plain_suffix(path), (read_numbered_captions, _of_pair))
             yield from each(read(path.name, path), partial(of_form, language), self.source)
+
+
+def read_numbered_captions(name: str, path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
+    """Yield ("NAME:NUMBER", (the picture's name, caption))."""
+    return guarded(name, _captions(path))
+
+
+def _captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
+    for number, line in numbered_lines(path):
+        if isinstance(line, DataError):
+            yield number, line
+            continue
+        name, tab, caption = line.partition("\t")
+        picture, hash_sign, _ = name.rpartition("#")
+        if tab and hash_sign and picture:
+            yield number, (picture, caption)
+        elif line.strip():
+            yield number, bad_row("NAME#N, a tab, and a caption", "a line of another form")
 
 
 Named = Iterator[tuple[str, tuple[str, list[str]]]]

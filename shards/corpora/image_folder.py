@@ -16,10 +16,9 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.cells import box, captions, gathered, language, listed, mapping, optional, text
 from shards.corpora.files import note_left_out, note_read, plain_stem, plain_suffix
-from shards.corpora.image_files import image_in
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_row import ImageRow, image_in, key_of
 from shards.corpora.refusal import each, joined, refuse
-from shards.corpora.rows import ARROW_SUFFIXES, Row, check_columns, column_names, header_of, read_rows
+from shards.corpora.rows import ARROW_SUFFIXES, Row, read_rows
 from shards.corpora.translations import part_of_all
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped
@@ -64,10 +63,7 @@ class ImageFolder:
         source = self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
             return each(read_rows(path.name, path, needed=()), partial(self._row, source), source)
-        there = column_names(path) if plain_suffix(path) in ARROW_SUFFIXES else header_of(path)
-        check_columns(_COLUMNS, there, path)
-        needed = [*_COLUMNS, *(name for name in _OPTIONAL if name in there)]
-        lines = each(read_rows(path.name, path, needed=needed), _caption, source)
+        lines = each(read_rows(path.name, path, needed=_COLUMNS, optional=_OPTIONAL), _caption, source)
         return joined(lines, partial(self._merged, source), source)
 
     def _merged(self, source: str, image: str, lines: Sequence[tuple[str, str, list[str], Row]]) -> Iterator[ImageRow]:

@@ -22,8 +22,7 @@ from cclm.errors import DataError
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifier, identifiers, optional
 from shards.corpora.files import HIDDEN, named_files, note_left_out
-from shards.corpora.image_files import load_first
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_row import ImageRow, key_of, load_first
 from shards.corpora.refusal import each, refuse
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
 from shards.corpora.translations import Translations, parts_of_each

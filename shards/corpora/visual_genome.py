@@ -19,8 +19,7 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, listed, mapping, text, whole_number
 from shards.corpora.files import named_files, note_read
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow
+from shards.corpora.image_row import ImageRow, folders_of, image_in
 from shards.corpora.json_stream import json_items
 from shards.corpora.languages import ENGLISH, LanguageTag
 from shards.corpora.refusal import each, joined, refuse
