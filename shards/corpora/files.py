@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from shards.corpora.languages import by_tag
 from shards.corpora.lines import COMPRESSIONS
 from shards.guard import mistaken
 from shards.parts import Part, file_stamp
@@ -95,8 +96,8 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
         files, left = _sorted_out(path, suffixes)
         if not files:
             _no_file(path, suffixes, left)
-        for file, why in left.items():
-            note_left_out(file, why, _name_below(file, path))
+        if account := _ACCOUNT.get():
+            account.left_out |= {file: (why, _name_below(file, path)) for file, why in left.items()}
         found.update(files)
     note_read(found)
     return _short_names(sorted(found, key=lambda path: path.parts))
@@ -104,7 +105,8 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
 
 def files_by_language(captions: Mapping[str, Path | Sequence[Path]], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
     """Return (language, file) for every file of every language; see `named_files`."""
-    return [(language, path) for language, paths in captions.items() for path in named_files(paths, suffixes).values()]
+    by_language = by_tag(captions, "captions").items()
+    return [(tag, path) for tag, paths in by_language for path in named_files(paths, suffixes).values()]
 
 
 def _no_file(path: Path, suffixes: Sequence[str], left: Mapping[Path, str]) -> None:
@@ -137,8 +139,7 @@ def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
     below = _name_below(file, root)
     if not below.isascii() and below.encode("utf-8", "replace").decode() != below:
         return BAD_NAME
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in Path(below).parts)
-    if hidden or (not suffixes and file.name.startswith("_")):
+    if is_hidden(below) or (not suffixes and file.name.startswith("_")):
         return HIDDEN
     status = file.stat() if file.exists() else None
     if status is None or not stat.S_ISREG(status.st_mode):
@@ -147,6 +148,11 @@ def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
         packed = file.suffix.lower() in COMPRESSIONS
         return f"{Path(file.stem).suffix}{file.suffix}" if packed else file.suffix or "no suffix"
     return "" if status.st_size else EMPTY
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file below a folder, or in a zip, is another program's note."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(name).parts)
 
 
 def _name_below(file: Path, root: Path) -> str:

@@ -128,7 +128,9 @@ class _Batches:
 
     def cell(self, index: int) -> Any:
         number = bisect_right(self._starts, index) - 1
-        return self._columns[number][index - self._starts[number]].as_py()
+        cell = self._columns[number].slice(index - self._starts[number], 1)
+        cell.validate(full=True)  # a damaged offset would end the process, not raise
+        return cell[0].as_py()
 
 
 class _RowGroups:

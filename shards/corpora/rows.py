@@ -201,16 +201,28 @@ def column_names(path: Path) -> list[str]:
         return list(pa.parquet.read_schema(path).names)
 
 
-def _arrow_rows(path: Path, needed: Collection[str], optional: Collection[str]) -> Iterator[Row]:
+def _arrow_rows(path: Path, needed: Collection[str], optional: Collection[str]) -> Iterator[Row | DataError]:
     there = column_names(path)
     check_columns(needed, there, path)
     columns = [*needed, *(name for name in optional if name in there)]
     if path.suffix.lower() == ".arrow":
-        batches = arrow_batches(path)[1]
-        pieces = (part.slice(at, _BATCH_ROWS) for part in batches for at in range(0, part.num_rows, _BATCH_ROWS))
-        for piece in pieces:
-            yield from piece.select(columns).to_pylist()
+        for batch in arrow_batches(path)[1]:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield from _rows_in(batch.select(columns).slice(start, _BATCH_ROWS))
         return
     with closing(open_parquet(path)) as file:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+            yield from _rows_in(batch)
+
+
+def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
+    """Yield the rows of a batch; where one cannot be had (no UTF-8, a date beyond Python's), only that one is lost."""
+    try:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            yield bad_row("cells that can be read", described(error))
+        else:
+            for number in range(batch.num_rows):
+                yield from _rows_in(batch.slice(number, 1))
