@@ -177,7 +177,7 @@ def test_lines_of_a_benchmark_end_at_newlines_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", ["A man".encode("utf-16"), b"A man\xe4\n"])
 def test_a_benchmark_in_another_encoding_ends_the_build_before_it_begins(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "test.en").write_bytes(data)
-    with pytest.raises(ConfigError, match="expected a (text|line) in UTF-8"):
+    with pytest.raises(ConfigError, match=r"expected a (text|line) in UTF-8"):
         read_benchmarks(FilterSettings(benchmark_texts=(str(tmp_path / "test.en"),)))
 
 
