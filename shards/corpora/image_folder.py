@@ -105,7 +105,5 @@ def _region(region: Mapping[str, Any]) -> Region:
     if region.get("captions") is None:
         refuse("line_broken", "a region with captions", shown(region))
     return Region(
-        box=box(region.get("box")),
-        captions=captions(region["captions"]),
-        attributes=captions(region.get("attributes")),
+        box=box(region.get("box")), captions=captions(region["captions"]), attributes=captions(region.get("attributes"))
     )
