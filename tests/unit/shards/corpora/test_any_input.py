@@ -119,7 +119,7 @@ def check(kind: str, folder: Path, how: Callable[[bytes, random.Random], bytes],
 def quick_or_thorough(function: Callable[..., None]) -> Callable[..., None]:
     """Mark a test of every corpus: a few examples always, many with the slow tests."""
     return pytest.mark.parametrize(
-        "examples", [pytest.param(4, id="few"), pytest.param(300, id="many", marks=pytest.mark.slow)]
+        "examples", [pytest.param(3, id="few"), pytest.param(60, id="many", marks=pytest.mark.slow)]
     )(pytest.mark.parametrize("kind", EVERY)(function))
 
 
