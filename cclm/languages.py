@@ -29,6 +29,8 @@ _KEPT: Final = {"tl": ("tl", "ms"), "tgl": ("tl", "ms"), "sh": ("sh", "hr"), "hb
 """Code -> (its tag, a language of the same usual script). CLDR renames these (to fil and sr-Latn), IANA does not, and
 corpora use them; so the other one is looked up in their place."""
 
+_RIGHT_TO_LEFT: Final = frozenset(("Adlm", "Arab", "Armi", "Hebr", "Mand", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"))
+
 
 @lru_cache(maxsize=4096)
 def language_tag(name: str) -> str | None:
@@ -59,6 +61,13 @@ def language_tag(name: str) -> str | None:
         return None
     plain: str = found.simplify_script().to_tag()
     return plain.replace(looked_up, kept, 1) if kept else plain
+
+
+def is_right_to_left(tag: str) -> bool:
+    """Tell whether a language is written from right to left, in the script that its tag names or else is usual."""
+    from langcodes import Language
+
+    return language_tag(tag) is not None and Language.get(tag).maximize().script in _RIGHT_TO_LEFT
 
 
 def same_language(tag: str, wanted: str) -> bool:

@@ -196,18 +196,16 @@ class _SetBuild:
                 task=share.number, tasks=share.of, workers=self._workers,
             )
         )  # fmt: skip
-        label = f"{plan.name}: reading"
         with (
-            self._report(label, plan.expected_records, "records") as progress,
+            self._report(f"{plan.name}: reading", None, "records") as progress,
             follow_chunks(self._chunks, progress) as followed,
         ):
             for _ in self._runner.run(scan, jobs):
                 read = followed.look()
                 self._refuse_too_many_bad(read, at_end=False)
-                if plan.expected_records is None:
-                    ended = [part for part in range(len(plan.parts)) if chunks_of(self._chunks, part) is not None]
-                    if guess := guess_of_all(read, ended, len(plan.parts)):
-                        progress.expect(guess)
+                ended = [part for part in range(len(plan.parts)) if chunks_of(self._chunks, part) is not None]
+                if guess := guess_of_all(read, ended, len(plan.parts)):
+                    progress.expect(guess)
         if share == WHOLE:
             self._refuse_too_many_bad(followed.look(), at_end=True)
 
@@ -310,19 +308,14 @@ class _SetBuild:
         return digest.hexdigest()
 
     def _refuse_too_many_bad(self, read: ChunkTotals, *, at_end: bool) -> None:
-        """Raise when more records are bad than the recipe allows: at once when the rest cannot mend it."""
-        most, expected = self._plan.recipe.max_bad_fraction, self._plan.expected_records
-        of = read.units
-        if not at_end and most > 0:
-            if expected is None:
-                return
-            of = max(of, expected * read.units // max(read.records, 1))
-        if read.bad <= most * of:
+        """Raise when more records are bad than the recipe allows: before the end only if it allows none."""
+        most = self._plan.recipe.max_bad_fraction
+        if read.bad <= most * read.units or not (at_end or most == 0):
             return
         lines = [json.loads(line) for line in self._lines_so_far()]
         data = b"".join(canonical_json(line) + b"\n" for line in lines)
         replace_bytes(self._folder / schema.QUARANTINE_NAME, data, durable=True)
-        raise self._too_many_bad(of, Counter(line["reason"] for line in lines), lines)
+        raise self._too_many_bad(read.units, Counter(line["reason"] for line in lines), lines)
 
     def _lines_so_far(self) -> Iterator[bytes]:
         for name in list_chunks(self._chunks):

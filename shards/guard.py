@@ -23,6 +23,7 @@ _MACHINE: Final = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EROFS)
 )
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
+_FOLDERS: Final = re.compile(r"(?<![\w.])/(?:[\w.+@~-]+/)+")
 _MESSAGE_CHARACTERS: Final = 200
 
 
@@ -48,7 +49,7 @@ def data_error(error: Exception, where: str, reason: str = "unexpected", expecte
 def described(error: BaseException) -> str:
     """Return an exception in words without what differs from run to run: addresses in memory, paths."""
     message = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    plain = " ".join(without_addresses(message).split())[:_MESSAGE_CHARACTERS]
+    plain = " ".join(_FOLDERS.sub("", without_addresses(message)).split())[:_MESSAGE_CHARACTERS]
     return f"{type(error).__name__}: {plain}" if plain else type(error).__name__
 
 

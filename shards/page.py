@@ -12,41 +12,19 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from cclm.languages import is_right_to_left
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.measure import class_name, spread
 from shards.stats import by_name
 
-RIGHT_TO_LEFT: Final = frozenset(
-    (
-        "ar",
-        "arc",
-        "arz",
-        "ckb",
-        "dv",
-        "fa",
-        "he",
-        "iw",
-        "ks",
-        "ku-Arab",
-        "nqo",
-        "pnb",
-        "ps",
-        "sd",
-        "syr",
-        "ug",
-        "ur",
-        "yi",
-    )
-)
-"""Languages that are written from right to left."""
 _MIME: Final = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 MOST_BARS: Final = 40
 
 
 def direction(language: str) -> str:
     """Return the `dir` attribute for texts of a language: what it is known for, else as its first letter has it."""
-    return "rtl" if language in RIGHT_TO_LEFT or language.split("-")[0] in RIGHT_TO_LEFT else "auto"
+    return "rtl" if is_right_to_left(language) else "auto"
 
 
 def _template(name: str) -> Any:

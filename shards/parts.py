@@ -64,8 +64,6 @@ class Part:
     is not what the recipe says."""
     stamp: str = ""
     """Changes when the content does (a hash, or size and time of the file): tells an old build from this one."""
-    records: int | None = None
-    """About how many records, for the progress bar only; None: not known without reading."""
 
 
 def file_stamp(path: Path) -> str:

@@ -35,12 +35,6 @@ class SetPlan:
         """What the order of records is drawn from."""
         return f"{self.recipe.seed}:{self.name}".encode()
 
-    @property
-    def expected_records(self) -> int | None:
-        """About how many records there are, if every part says so."""
-        counts = [part.records for part in self.parts if part.records is not None]
-        return sum(counts) if len(counts) == len(self.parts) else None
-
 
 def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
     """Return the plan of a set, with an account of the files that its corpus does not read.

@@ -35,7 +35,7 @@ from shards.chunks import (
     position_of,
 )
 from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
-from shards.guard import data_errors, without_addresses
+from shards.guard import data_error, data_errors, without_addresses
 from shards.parts import LazyRecord, Part, UnwantedError
 from shards.picture import Picture, written_anew
 from shards.recipe import SetRecipe
@@ -165,25 +165,24 @@ class _Chunk:
             raise
 
     def _add(self, lazy: LazyRecord) -> None:
+        """Add what a record is made to, or its refusal: `data_error` raises again what is not the data's fault."""
         try:
-            with data_errors(lazy.key):
-                made = lazy.make()
-                if isinstance(made, ImageTextRecord) != self._is_image:
-                    raise _wrong_view(self._recipe)
-                if isinstance(made, ImageTextRecord):
-                    self._add_image(lazy, made)
-                elif not made:
-                    check_group(made)
-        except DataError as error:
-            self._refuse_broken(lazy.key, lazy.source, error)
+            made = lazy.make()
+            if isinstance(made, ImageTextRecord) != self._is_image:
+                raise _wrong_view(self._recipe)
+            if isinstance(made, ImageTextRecord):
+                self._add_image(lazy, made)
+                return
+            if not made:
+                check_group(made)
+        except Exception as error:  # noqa: BLE001
+            self._refuse_broken(lazy.key, lazy.source, data_error(error, lazy.key))
             return
-        if not isinstance(made, ImageTextRecord):
-            for pair in made:
-                try:
-                    with data_errors(pair.group):
-                        self._add_pair(pair)
-                except DataError as error:
-                    self._refuse_broken(pair.group, pair.source, error)
+        for pair in made:
+            try:
+                self._add_pair(pair)
+            except Exception as error:  # noqa: BLE001
+                self._refuse_broken(pair.group, pair.source, data_error(error, pair.group))
 
     def _add_image(self, lazy: LazyRecord, record: ImageTextRecord) -> None:
         where = f"record {record.key!r}"
@@ -241,7 +240,7 @@ class _Chunk:
 
     def _add_pair(self, pair: TextPair) -> None:
         check_group([pair])
-        f"{pair.group}{pair.source}{pair.lang_a}{pair.lang_b}".encode()  # raises for half a character
+        (pair.group + pair.source + pair.lang_a + pair.lang_b).encode("utf-8")
         refusal = refusal_of_pair(pair, self._recipe.filters)
         if refusal is not None:
             self._refuse(pair.group, pair.source, "filter", refusal)

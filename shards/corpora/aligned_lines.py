@@ -15,16 +15,15 @@ from pathlib import Path
 from cclm.errors import DataError
 from shards.corpora.cells import gathered
 from shards.corpora.files import files_by_language, note_read
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, folders_of, image_in, key_of
 from shards.corpora.lines import aligned_lines, open_plain
 from shards.corpora.refusal import each, guarded
-from shards.corpora.translations import Translations, part_of_all
 from shards.parts import LazyRecord, Part
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignedLines:
+class AlignedLines(ImageCorpus):
     """One part, with one record per picture."""
 
     names: Path
@@ -33,19 +32,15 @@ class AlignedLines:
     """Language -> files aligned with the list (also .gz); several files give several captions (Multi30K's task 2)."""
     images: Path | Sequence[Path]
     """Folders of pictures."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `image` (the name)."""
     source: str = "multi30k"
     """The corpus's name."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         folders_of(self.images)
         note_read([self.names])
         files = [self.names, *(path for _, path in self._files())]
-        return part_of_all(self.names.name, self.rows, files, self.translations, self.source)
+        return self.part_of_all(self.names.name, self.rows, files)
 
     def _files(self) -> list[tuple[str, Path]]:
         return files_by_language(self.captions, ())
@@ -64,12 +59,10 @@ class AlignedLines:
     def _row(self, folders: Sequence[Path], place: str, lines: Sequence[str]) -> Iterator[ImageRow]:
         name = lines[0].strip()
         languages = [language for language, _ in self._files()]
-        yield ImageRow(
+        yield self.picture(
             key=key_of(name),
             image=image_in(folders, name),
             captions=gathered((tag, [text]) for tag, text in zip(languages, lines[1:], strict=True)),
-            source=self.source,
-            licence=self.licence,
             identity=Path(name).stem,
             ids={"image": name},
             where=place,

@@ -29,6 +29,8 @@ _MAX_NUMBER: Final = 3e38
 
 def text(cell: Any, what: str = "a text") -> str:
     """Return a text: whole Unicode characters, without a byte-order mark."""
+    if type(cell) is str and cell.isascii() and "\0" not in cell:
+        return cell  # most of them: a million rows need not pass all that follows
     if isinstance(cell, bytes):
         try:
             cell = cell.decode("utf-8")
@@ -58,7 +60,7 @@ def texts(cell: Any, what: str = "a text or a list of texts") -> list[str]:
 
 def language(cell: Any) -> str:
     """Return the BCP 47 tag of a language's name (reason language_unknown)."""
-    name = text("" if cell is None else cell, "a language")
+    name = cell if isinstance(cell, str) else text("" if cell is None else cell, "a language")
     tag = language_tag(name)
     if tag is None:
         refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", shown(name) if name else "none")
@@ -127,10 +129,10 @@ def identifier(cell: Any, what: str = "an identifier") -> str:
         return ""
     if isinstance(cell, bool):
         return str(cell).lower()
-    if isinstance(cell, float):
-        return str(int(cell)) if cell.is_integer() else repr(cell)
-    if isinstance(cell, int):
-        return str(cell) if abs(cell) < _MAX_NUMBER else refuse("line_broken", what, shown(cell))
+    if isinstance(cell, (int, float)):
+        if not abs(cell) < _MAX_NUMBER:
+            refuse("line_broken", what, shown(cell))
+        return repr(float(cell)) if cell % 1 else str(int(cell))
     return str(cell) if isinstance(cell, _SCALARS) else text(cell, what)
 
 

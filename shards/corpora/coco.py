@@ -20,12 +20,11 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, mapping, text, whole_number
 from shards.corpora.files import files_by_language, named_files, plain_suffix
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow
+from shards.corpora.flickr30k import read_numbered_captions
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, folders_of, image_in
 from shards.corpora.json_stream import json_items
-from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import each, joined, refuse
-from shards.corpora.translations import Translations, part_of_all
 from shards.guard import mistaken
 from shards.parts import LazyRecord, Part, Skipped
 
@@ -33,7 +32,7 @@ _SUFFIXES: Final = (".json", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco:
+class Coco(ImageCorpus):
     """One part, with one record per picture, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
@@ -45,12 +44,8 @@ class Coco:
     as numbers: mscoco-it writes most of them as texts."""
     instances: Path | Sequence[Path] = ()
     """Object annotations; their boxes become regions with the category's name (en)."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `image_id`."""
     source: str = "coco"
     """The corpus's name."""
-    licence: str = "unknown"
-    """Licence of pictures for which no file names one."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
@@ -61,7 +56,7 @@ class Coco:
             expected, do = 'a name with {id}, such as "COCO_val2014_{id:012d}.jpg"', "Correct `image_name`."
             mistaken(expected, f"{self.image_name!r} ({error})", do)
         files = [path for path, _ in self._files()]
-        return part_of_all("captions", self.rows, files, self.translations, self.source)
+        return self.part_of_all("captions", self.rows, files)
 
     def _files(self) -> list[tuple[Path, str]]:
         """Return (file, language); the language of object annotations is ""."""
@@ -90,11 +85,10 @@ class Coco:
                 "Leave it out." if names else "Set `image_name` in the recipe if names follow from ids.",
             )
         boxes = [item[1:] for item in items if item[0] == "box"]
-        yield ImageRow(
+        yield self.picture(
             key=f"{self.source}-{identity}",
             image=image_in(folders, names[0]),
             captions=captions,
-            source=self.source,
             licence=next((image["licence"] for image in listed if image.get("licence")), self.licence),
             identity=f"coco-{identity}",
             ids={"image_id": identity, "file_name": names[0]},

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from shards.corpora.languages import by_tag
 from shards.corpora.lines import COMPRESSIONS
 from shards.guard import mistaken
 from shards.parts import Part, file_stamp
@@ -94,9 +95,13 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
             continue
         files, left = _sorted_out(path, suffixes)
         if not files:
-            _no_file(path, suffixes, left)
-        for file, why in left.items():
-            note_left_out(file, why, _name_below(file, path))
+            kinds = ", ".join(f"{why} {count}" for why, count in Counter(left.values()).most_common(4))
+            none = "a folder without one" if path.is_dir() else "no such file"
+            expected = f"a file that ends in {', '.join(suffixes)}" if suffixes else "a file"
+            got = f"none, and {len(left)} other files ({kinds})" if left else none
+            mistaken(expected, got, "Correct the path.", path)
+        if account := _ACCOUNT.get():
+            account.left_out |= {file: (why, _name_below(file, path)) for file, why in left.items()}
         found.update(files)
     note_read(found)
     return _short_names(sorted(found, key=lambda path: path.parts))
@@ -104,16 +109,8 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
 
 def files_by_language(captions: Mapping[str, Path | Sequence[Path]], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
     """Return (language, file) for every file of every language; see `named_files`."""
-    return [(language, path) for language, paths in captions.items() for path in named_files(paths, suffixes).values()]
-
-
-def _no_file(path: Path, suffixes: Sequence[str], left: Mapping[Path, str]) -> None:
-    got = "a folder without one" if path.is_dir() else "no such file"
-    if left:
-        others = ", ".join(f"{why} {count}" for why, count in Counter(left.values()).most_common(4))
-        got = f"none, and {len(left)} other files ({others})"
-    expected = f"a file that ends in {', '.join(suffixes)}" if suffixes else "a file"
-    mistaken(expected, got, "Correct the path.", path)
+    by_language = by_tag(captions, "captions").items()
+    return [(tag, path) for tag, paths in by_language for path in named_files(paths, suffixes).values()]
 
 
 def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
@@ -137,8 +134,7 @@ def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
     below = _name_below(file, root)
     if not below.isascii() and below.encode("utf-8", "replace").decode() != below:
         return BAD_NAME
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in Path(below).parts)
-    if hidden or (not suffixes and file.name.startswith("_")):
+    if is_hidden(below) or (not suffixes and file.name.startswith("_")):
         return HIDDEN
     status = file.stat() if file.exists() else None
     if status is None or not stat.S_ISREG(status.st_mode):
@@ -147,6 +143,11 @@ def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
         packed = file.suffix.lower() in COMPRESSIONS
         return f"{Path(file.stem).suffix}{file.suffix}" if packed else file.suffix or "no suffix"
     return "" if status.st_size else EMPTY
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file below a folder, or in a zip, is another program's note."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(name).parts)
 
 
 def _name_below(file: Path, root: Path) -> str:
@@ -161,36 +162,28 @@ def _fixed_parts(root: Path) -> int:
 
 def _files_at(path: Path) -> Iterator[tuple[Path, str]]:
     """Yield (file, "") below a folder or at a pattern; what cannot be looked at with the reason."""
-    seen: set[tuple[int, int]] = set()
-    if path.is_dir():
-        yield from _below([path], seen)
-    elif not path.exists():
+    matches = [path]
+    if not path.exists():
         fixed = _fixed_parts(path)
-        matches = list(Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:])))
-        yield from ((match, "") for match in matches if not match.is_dir())
-        yield from _below([match for match in matches if match.is_dir()], seen)
-
-
-def _below(folders: list[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
-    """Yield the files below some folders; links to folders come last, so that what they lead to has its own name."""
-    links: list[Path] = []
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            yield folder, LINK_AGAIN
+        matches = sorted(Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:])))
+    seen: set[tuple[int, int]] = set()
+    for match in matches:
+        if not match.is_dir():
+            yield match, ""
             continue
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            do = "Mend its permissions, or name other paths."
-            mistaken("a folder that can be read", str(error.strerror), do, folder)
-        for entry in entries:
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(folder / entry.name)
-            else:
-                yield folder / entry.name, ""
+        for folder, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                inner.clear()
+                yield Path(folder), LINK_AGAIN
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            inner.sort(key=lambda name: ((Path(folder) / name).is_symlink(), name))
+            yield from ((Path(folder) / name, "") for name in names)
+
+
+def _unreadable(error: OSError) -> None:
+    mistaken("a folder that can be read", str(error.strerror), "Mend its permissions.", error.filename)
 
 
 def _short_names(paths: Sequence[Path]) -> dict[str, Path]:

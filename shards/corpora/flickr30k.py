@@ -16,13 +16,11 @@ from typing import Any, Final
 from cclm.errors import DataError
 from shards.corpora.cells import gathered, listed, text
 from shards.corpora.files import files_by_language, plain_suffix
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, folders_of, image_in, key_of
 from shards.corpora.lines import numbered_lines
-from shards.corpora.numbered_captions import read_numbered_captions
 from shards.corpora.refusal import each, guarded, joined
 from shards.corpora.rows import bad_row, read_rows
-from shards.corpora.translations import Translations, part_of_all
 from shards.guard import shown
 from shards.parts import LazyRecord, Part, Skipped
 
@@ -30,37 +28,31 @@ _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr30k:
+class Flickr30k(ImageCorpus):
     """One part, with one record per picture, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> annotation files (.token, .txt, .csv, .jsonl), folders or patterns."""
     images: Path | Sequence[Path]
     """Folders of pictures; for xFlickr&CO both Flickr30k's and COCO's val2014."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `image` (the file's name)."""
     source: str = "flickr30k"
     """The corpus's name."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         folders_of(self.images)
         files = [path for _, path in files_by_language(self.captions, _SUFFIXES)]
-        return part_of_all("captions", self.rows, files, self.translations, self.source)
+        return self.part_of_all("captions", self.rows, files)
 
     def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
         """Yield the pictures."""
         return joined(self._captions(), partial(self._row, folders_of(self.images)), self.source)
 
     def _row(self, folders: Sequence[Path], name: str, items: Sequence[Any]) -> Iterator[ImageRow]:
-        yield ImageRow(
+        yield self.picture(
             key=key_of(name),
             image=image_in(folders, name),
             captions=gathered(items),
-            source=self.source,
-            licence=self.licence,
             identity=Path(name).stem,
             ids={"image": name},
             where=f"{self.source} {name}",
@@ -71,6 +63,24 @@ class Flickr30k:
         for language, path in files_by_language(self.captions, _SUFFIXES):
             read, of_form = _FORMS.get(plain_suffix(path), (read_numbered_captions, _of_pair))
             yield from each(read(path.name, path), partial(of_form, language), self.source)
+
+
+def read_numbered_captions(name: str, path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
+    """Yield ("NAME:NUMBER", (the picture's name, caption))."""
+    return guarded(name, _captions(path))
+
+
+def _captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
+    for number, line in numbered_lines(path):
+        if isinstance(line, DataError):
+            yield number, line
+            continue
+        name, tab, caption = line.partition("\t")
+        picture, hash_sign, _ = name.rpartition("#")
+        if tab and hash_sign and picture:
+            yield number, (picture, caption)
+        elif line.strip():
+            yield number, bad_row("NAME#N, a tab, and a caption", "a line of another form")
 
 
 Named = Iterator[tuple[str, tuple[str, list[str]]]]

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from cclm.types import Region
 from shards.corpora.cells import box, captions, gathered, language, listed, mapping, optional, text
-from shards.corpora.files import note_left_out, note_read, plain_stem, plain_suffix
-from shards.corpora.image_files import image_in
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.files import note_left_out, note_read, plain_suffix
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, image_in, key_of
+from shards.corpora.lines import COMPRESSIONS
 from shards.corpora.refusal import each, joined, refuse
-from shards.corpora.rows import ARROW_SUFFIXES, Row, check_columns, column_names, header_of, read_rows
-from shards.corpora.translations import part_of_all
+from shards.corpora.rows import ARROW_SUFFIXES, Row, read_rows
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped
 
@@ -30,28 +30,26 @@ _OPTIONAL: Final = ("licence", "source", "identity", "key")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder:
+class ImageFolder(ImageCorpus):
     """One part, with one record per picture that the table names."""
 
     folder: Path
     """Holds the table (one of TABLES, also compressed); the table's paths are relative to it."""
     source: str = ""
     """The corpus's name where a line gives none; empty: the folder's name."""
-    licence: str = "unknown"
-    """SPDX tag where a line gives none."""
     table: str = ""
     """Name of the table; empty: the first one of TABLES that is there."""
 
     def parts(self) -> Sequence[Part]:
         """Find the table. The pictures are looked at when their records are made."""
         path = self._table()
-        return part_of_all(path.name, partial(self.rows, path), [path])
+        return self.part_of_all(path.name, partial(self.rows, path), [path])
 
     def _table(self) -> Path:
-        there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        tables = [path for path in there if path.name.lower().startswith("captions.") and _rank(path) < len(TABLES)]
-        tables = [self.folder / self.table] if self.table else sorted(tables, key=_rank)
-        if not tables or not tables[0].is_file():
+        # By their names: the folder itself may hold ten million pictures.
+        names = [self.table] if self.table else [f"{name}{packed}" for name in TABLES for packed in ("", *COMPRESSIONS)]
+        tables = [self.folder / name for name in names if (self.folder / name).is_file()]
+        if not tables:
             expected = self.table or f"{', '.join(TABLES[:-1])} or {TABLES[-1]}"
             mistaken(expected, "no such file", "Write one; docs/corpora.md says how.", self.folder)
         note_read(tables[:1])
@@ -64,10 +62,7 @@ class ImageFolder:
         source = self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
             return each(read_rows(path.name, path, needed=()), partial(self._row, source), source)
-        there = column_names(path) if plain_suffix(path) in ARROW_SUFFIXES else header_of(path)
-        check_columns(_COLUMNS, there, path)
-        needed = [*_COLUMNS, *(name for name in _OPTIONAL if name in there)]
-        lines = each(read_rows(path.name, path, needed=needed), _caption, source)
+        lines = each(read_rows(path.name, path, needed=_COLUMNS, optional=_OPTIONAL), _caption, source)
         return joined(lines, partial(self._merged, source), source)
 
     def _merged(self, source: str, image: str, lines: Sequence[tuple[str, str, list[str], Row]]) -> Iterator[ImageRow]:
@@ -80,22 +75,17 @@ class ImageFolder:
     def _row(self, source: str, place: str, row: Row) -> Iterator[ImageRow]:
         """Yield the picture of a line of JSON, or of the gathered lines of another table."""
         image = _image(row)
-        yield ImageRow(
+        yield self.picture(
             key=optional(row.get("key"), "key") or key_of(image),
             image=image_in([self.folder], image),
             captions=captions(row.get("captions")),
             source=optional(row.get("source"), "source") or source,
-            licence=optional(row.get("licence"), "licence") or self.licence,
+            licence=optional(row.get("licence"), "licence"),
             identity=optional(row.get("identity"), "identity"),
             ids={"path": image},
             regions=[_region(mapping(region, "a region")) for region in listed(row.get("regions"), "regions")],
             where=place,
         )
-
-
-def _rank(path: Path) -> int:
-    name = f"{plain_stem(path)}{plain_suffix(path)}".lower()
-    return TABLES.index(name) if name in TABLES else len(TABLES)
 
 
 def _image(row: Row) -> str:
@@ -115,7 +105,5 @@ def _region(region: Mapping[str, Any]) -> Region:
     if region.get("captions") is None:
         refuse("line_broken", "a region with captions", shown(region))
     return Region(
-        box=box(region.get("box")),
-        captions=captions(region["captions"]),
-        attributes=captions(region.get("attributes")),
+        box=box(region.get("box")), captions=captions(region["captions"]), attributes=captions(region.get("attributes"))
     )

@@ -9,37 +9,31 @@ from pathlib import Path
 
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifier, identifiers, optional
+from shards.corpora.image_corpus import ImageCorpus
 from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.refusal import each
 from shards.corpora.rows import Row
 from shards.corpora.tar_table import found_tables, image_of, table_rows
-from shards.corpora.translations import Translations, parts_of_each
 from shards.parts import LazyRecord, Part
 
 
 @dataclass(frozen=True, kw_only=True)
-class Img2dataset:
+class Img2dataset(ImageCorpus):
     """One part per tar; every row of the tables becomes a record or, with img2dataset's own message, a refusal."""
 
     folder: Path | Sequence[Path]
     """Holds 00000.tar, 00000.parquet, …"""
     captions: CaptionColumns
     """The columns of captions: `{text: caption, language: en}`, or what `save_additional_columns` kept."""
-    source: str
-    """The corpus's name."""
     ids: Sequence[str] = ("url",)
     """Columns to keep as ids, beside `key`."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
     licence_column: str = ""
     """Column of the licence (LAION has one), where rows differ."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on one of `ids`; with them all tars are one part."""
 
     def parts(self) -> Sequence[Part]:
         """Find the tables."""
         self.captions.columns()
-        return parts_of_each(found_tables(self.folder), self.rows, self.translations, self.source)
+        return self.parts_of_each(found_tables(self.folder), self.rows)
 
     def rows(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
         """Yield the pictures of a table and its tar."""
@@ -51,12 +45,11 @@ class Img2dataset:
         again = "Run img2dataset again on the failed rows, or leave them out."
         image = image_of(row, optional(row["error_message"], "a message"), again)
         key = identifier(row["key"])
-        yield ImageRow(
+        yield self.picture(
             key=key_of(f"{name}:{key}"),
             image=image,
             captions=self.captions.captions_of(row),
-            source=self.source,
-            licence=optional(row.get(self.licence_column), "a licence") or self.licence,
+            licence=optional(row.get(self.licence_column), "a licence"),
             ids={"key": key} | identifiers(row, self.ids),
             where=place,
         )

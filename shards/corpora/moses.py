@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from cclm.errors import DataError
 from cclm.languages import language_tag
-from shards.corpora.files import named_files, note_left_out, note_read
+from shards.corpora.files import is_hidden, named_files, note_left_out, note_read
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag, pair_in
 from shards.corpora.lines import COMPRESSIONS, aligned_lines, open_member, open_plain
 from shards.corpora.pair_record import lazy_pair
@@ -59,7 +59,7 @@ class MosesPairs:
                 continue
             for member in members:
                 place = path / member if member else path
-                found = _side_of(place.name)
+                found = None if is_hidden(member) else _side_of(place.name)
                 if found is None:
                     note_left_out(place, place.suffix or place.name, f"{name}/{member}" if member else "")
                     continue

@@ -12,14 +12,7 @@ from shards.parts import LazyRecord
 
 
 def lazy_pair(
-    *,
-    text_a: str,
-    lang_a: str,
-    text_b: str,
-    lang_b: str,
-    source: str,
-    score: float | None = None,
-    group: str = "",
+    *, text_a: str, lang_a: str, text_b: str, lang_b: str, source: str, score: float | None = None, group: str = ""
 ) -> LazyRecord:
     """Return the record of one pair; a blank text raises a refusal (reason text_empty).
 

@@ -22,11 +22,10 @@ from cclm.errors import DataError
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifier, identifiers, optional
 from shards.corpora.files import HIDDEN, named_files, note_left_out
-from shards.corpora.image_files import load_first
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, key_of, load_first
 from shards.corpora.refusal import each, refuse
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
-from shards.corpora.translations import Translations, parts_of_each
 from shards.guard import data_errors, mistaken, shown
 from shards.parts import LazyRecord, Part
 
@@ -35,15 +34,13 @@ _ROWS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetImages:
+class ParquetImages(ImageCorpus):
     """Files of pictures, one part each."""
 
     path: Path | Sequence[Path]
     """Files (.parquet, .arrow), folders or patterns; a folder of `save_to_disk` may hold several splits: name one."""
     captions: CaptionColumns
     """The columns of captions."""
-    source: str
-    """The corpus's name."""
     image: str = "image"
     """Column of the picture: bytes, a struct of bytes and path, or a path."""
     image_folder: Path | None = None
@@ -52,12 +49,8 @@ class ParquetImages:
     """Columns to keep as ids."""
     identity: str = ""
     """Column that says what the picture shows, where several rows show the same."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
     licence_column: str = ""
     """Column of the licence, where rows differ."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on one of `ids`; with them all files are one part."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files and check their columns."""
@@ -67,7 +60,7 @@ class ParquetImages:
                 check_columns([self.image, *self._columns()], column_names(path), path)
             except DataError:
                 continue  # reading it says so, and the other files are read
-        return parts_of_each(files, self.rows, self.translations, self.source)
+        return self.parts_of_each(files, self.rows)
 
     def _files(self) -> dict[str, Path]:
         for folder in [self.path] if isinstance(self.path, Path) else self.path:
@@ -92,12 +85,11 @@ class ParquetImages:
 
     def _row(self, path: Path, place: str, row: Row) -> Iterator[ImageRow]:
         index = int(place.rpartition(":")[2]) - 1
-        yield ImageRow(
+        yield self.picture(
             key=key_of(place),
             image=partial(load_cell, path, index, self.image, self.image_folder),
             captions=self.captions.captions_of(row),
-            source=self.source,
-            licence=optional(row.get(self.licence_column), "a licence") or self.licence,
+            licence=optional(row.get(self.licence_column), "a licence"),
             identity=identifier(row.get(self.identity)),
             ids={"row": place} | identifiers(row, self.ids),
             where=place,
@@ -129,7 +121,9 @@ class _Batches:
 
     def cell(self, index: int) -> Any:
         number = bisect_right(self._starts, index) - 1
-        return self._columns[number][index - self._starts[number]].as_py()
+        cell = self._columns[number].slice(index - self._starts[number], 1)
+        cell.validate(full=True)  # a damaged offset would end the process, not raise
+        return cell[0].as_py()
 
 
 class _RowGroups:

@@ -22,8 +22,7 @@ from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.cells import Captions, box, captions, gathered, listed, mapping, text
 from shards.corpora.files import named_files, part_of_each
-from shards.corpora.image_files import load_first
-from shards.corpora.image_row import ImageRow, key_of, make_record
+from shards.corpora.image_row import ImageRow, key_of, load_first, make_record
 from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import COMPRESSIONS, line_ranges, lines_in, numbered_lines
 from shards.corpora.pair_record import lazy_pair

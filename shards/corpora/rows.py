@@ -38,6 +38,7 @@ def read_rows(
     path: Path,
     *,
     needed: Collection[str],
+    optional: Collection[str] = (),
     columns: Sequence[str] = (),
     quoted: bool | None = None,
     delimiter: str = "",
@@ -47,7 +48,8 @@ def read_rows(
     Args:
         name: the file's, for places.
         path: .tsv, .csv, .jsonl (all also compressed), .parquet or .arrow.
-        needed: columns that must be there. Of a Parquet or Arrow file only these are read.
+        needed: columns that must be there.
+        optional: columns that may be there; of a Parquet or Arrow file, others are not read.
         columns: names of the columns of a TSV or CSV file without a header line. In a TSV file, those after the last
             needed one may be missing.
         quoted: whether cells of a TSV or CSV file may stand in `"`; None: in CSV they may, in TSV not.
@@ -58,7 +60,7 @@ def read_rows(
     """
     suffix = plain_suffix(path)
     if suffix in ARROW_SUFFIXES:
-        return guarded(name, enumerate(_arrow_rows(path, needed), 1))
+        return guarded(name, enumerate(_arrow_rows(path, needed, optional), 1))
     if suffix == ".jsonl":
         return guarded(name, _json_rows(path))
     if suffix not in (".tsv", ".csv", ".txt"):
@@ -83,20 +85,6 @@ def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> 
         got = f"{', '.join(map(str, there)) or 'none'} ({word}: {', '.join(missing)})"
         do = "Name the right columns in the recipe, or all columns of a file without a header line."
         mistaken(f"the columns {', '.join(needed)}", got, do, path)
-
-
-def header_of(path: Path) -> list[str]:
-    """Return the first row of a CSV or TSV file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    with data_errors(path.name):
-        rows = _quoted_cells(path, ",") if plain_suffix(path) == ".csv" else _plain_cells(path, "\t")
-        first = next(rows, [])
-        if isinstance(first, DataError):
-            raise first
-        return first
 
 
 def _table_rows(
@@ -213,15 +201,28 @@ def column_names(path: Path) -> list[str]:
         return list(pa.parquet.read_schema(path).names)
 
 
-def _arrow_rows(path: Path, needed: Collection[str]) -> Iterator[Row]:
+def _arrow_rows(path: Path, needed: Collection[str], optional: Collection[str]) -> Iterator[Row | DataError]:
+    there = column_names(path)
+    check_columns(needed, there, path)
+    columns = [*needed, *(name for name in optional if name in there)]
     if path.suffix.lower() == ".arrow":
-        schema, batches = arrow_batches(path)
-        check_columns(needed, schema.names, path)
-        pieces = (part.slice(at, _BATCH_ROWS) for part in batches for at in range(0, part.num_rows, _BATCH_ROWS))
-        for piece in pieces:
-            yield from piece.select(list(needed)).to_pylist()
+        for batch in arrow_batches(path)[1]:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield from _rows_in(batch.select(columns).slice(start, _BATCH_ROWS))
         return
     with closing(open_parquet(path)) as file:
-        check_columns(needed, file.schema_arrow.names, path)
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(needed), use_threads=False):
-            yield from batch.to_pylist()
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
+            yield from _rows_in(batch)
+
+
+def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
+    """Yield the rows of a batch; where one cannot be had (no UTF-8, a date beyond Python's), only that one is lost."""
+    try:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            yield bad_row("cells that can be read", described(error))
+        else:
+            for number in range(batch.num_rows):
+                yield from _rows_in(batch.slice(number, 1))

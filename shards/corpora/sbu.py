@@ -19,10 +19,9 @@ from shards.corpora.json_stream import json_values
 from shards.corpora.languages import ENGLISH, LanguageTag
 from shards.corpora.lines import aligned_lines, open_plain
 from shards.corpora.refusal import each, guarded, refuse
-from shards.corpora.translations import Translations
-from shards.corpora.url_rows import UrlRow, downloaded_parts, url_rows_of
+from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
 from shards.guard import mistaken
-from shards.parts import Part, file_stamp
+from shards.parts import file_stamp
 
 _URLS: Final = "SBU_captioned_photo_dataset_urls.txt"
 _CAPTIONS: Final = "SBU_captioned_photo_dataset_captions.txt"
@@ -30,25 +29,15 @@ _JSON: Final = "sbu-captions-all.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sbu:
+class Sbu(Downloadable):
     """The list; `python -m shards download` fetches it, and the build reads what it fetched."""
 
     folder: Path
     """Holds the two text files, or the JSON file (also compressed)."""
-    downloads: Path
-    """Folder of the pictures."""
     language: LanguageTag = ENGLISH
     """Of the captions."""
     source: str = "sbu"
     """The corpus's name."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `url` or `row` (the line's number from 1)."""
-
-    def parts(self) -> Sequence[Part]:
-        """Find what was downloaded."""
-        return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
 
     def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
         """Return the stamps of the files."""

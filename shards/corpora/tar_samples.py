@@ -71,7 +71,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for each of them
             span = Span(member.offset_data, member.size)
-            if span.offset + span.size_bytes > size_bytes:
+            if not 0 <= span.size_bytes <= size_bytes - span.offset:
                 refuse("file_broken", "a whole tar", f"one that breaks off inside {member.name}", path.name)
             found = _NAME.fullmatch(member.name)
             if member.isreg() and found and not (found[1].startswith("__") and found[1].endswith("__")):

@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 from xml.parsers import expat
 
 from cclm.languages import language_tag, same_language
-from shards.corpora.files import named_files, part_of_each, plain_stem
+from shards.corpora.files import is_hidden, named_files, part_of_each, plain_stem
 from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import LINE_BYTES, open_member, open_plain
 from shards.corpora.pair_record import lazy_pair
@@ -82,10 +82,8 @@ def _units(path: Path) -> Iterator[Unit]:
         files: list[IO[bytes]] = []
         if path.suffix.lower() == ".zip":
             archive = stack.enter_context(zipfile.ZipFile(path))
-            names = [name for name in archive.namelist() if name.lower().endswith(".tmx")]
-            files = [
-                stack.enter_context(open_member(archive, name)) for name in names if not name.startswith("__MACOSX/")
-            ]
+            names = [name for name in archive.namelist() if name.lower().endswith(".tmx") and not is_hidden(name)]
+            files = [stack.enter_context(open_member(archive, name)) for name in names]
             if not files:
                 refuse("file_broken", "a .tmx file in the zip", "none")
         for file in files or [stack.enter_context(open_plain(path))]:

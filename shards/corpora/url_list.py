@@ -16,40 +16,27 @@ from shards.corpora.cells import identifiers, optional
 from shards.corpora.files import named_files
 from shards.corpora.refusal import each, refuse
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
-from shards.corpora.translations import Translations
-from shards.corpora.url_rows import UrlRow, downloaded_parts, url_rows_of
+from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
 from shards.guard import shown
-from shards.parts import Part, file_stamp
+from shards.parts import file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
-class UrlList:
+class UrlList(Downloadable):
     """Lists of URLs; `python -m shards download` fetches them, and the build reads what it fetched."""
 
     path: Path | Sequence[Path]
     """Files (.tsv, .csv, .jsonl, also compressed, .parquet, .arrow), folders or patterns."""
-    downloads: Path
-    """Folder of the pictures."""
     captions: CaptionColumns
     """The columns of captions."""
-    source: str
-    """The corpus's name."""
     url: str = "url"
     """Column of the URL."""
     columns: Sequence[str] = ()
     """All columns of a TSV or CSV file without a header line."""
     ids: Sequence[str] = ()
     """Columns to keep as ids, beside `url`, `key` (of the download) and `row` (file and number)."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
     licence_column: str = ""
     """Column of the licence, where rows differ."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on one of the ids."""
-
-    def parts(self) -> Sequence[Part]:
-        """Find what was downloaded."""
-        return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
 
     def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
         """Return the stamps of the files."""

@@ -10,19 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.files.hashing import file_sha256
 from shards.corpora.cells import captions, identifiers, mapping, optional
 from shards.corpora.files import note_read
+from shards.corpora.image_corpus import ImageCorpus
 from shards.corpora.image_row import Captions, ImageRow, key_of
 from shards.corpora.refusal import each
 from shards.corpora.rows import Row
 from shards.corpora.tar_table import found_tables, image_of, table_rows
-from shards.corpora.translations import Translations, parts_of_each
 from shards.guard import mistaken
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
@@ -56,68 +55,58 @@ def url_rows_of(items: Iterable[UrlRow | LazyRecord | Skipped]) -> Iterator[UrlR
                 yield UrlRow(url="", captions={}, bad=f"{error.where}: expected {error.expected}, got {error.got}")
 
 
-class Downloadable(Protocol):
-    """A corpus whose pictures have to be fetched."""
+@dataclass(frozen=True, kw_only=True)
+class Downloadable(ImageCorpus):
+    """A corpus whose pictures have to be fetched: `python -m shards download` reads its list, a build what came."""
 
-    @property
-    def downloads(self) -> Path | None:
-        """Where they go."""
-        ...
+    downloads: Path | None
+    """Folder of the pictures that `python -m shards download` fetches."""
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield the list's entries, always in the same order."""
-        ...
+        raise NotImplementedError
 
     def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
         """Return what changes when the list does: the stamps of its files, and what is taken from them."""
-        ...
+        raise NotImplementedError
 
+    def list_record(self) -> dict[str, str]:
+        """Return what tells later whether this is still the same list (see `is_list`)."""
+        return {"stamp": self.list_stamp(), "sha256": self.list_stamp(file_sha256)}
 
-def list_record(corpus: Downloadable) -> dict[str, str]:
-    """Return what tells later whether this is still the same list (see `is_list`)."""
-    return {"stamp": corpus.list_stamp(), "sha256": corpus.list_stamp(file_sha256)}
+    def is_list(self, record: Mapping[str, Any]) -> bool:
+        """Tell whether a record is of this list: by size and time of its files, else (touched, copied) by content."""
+        return record["stamp"] == self.list_stamp() or record.get("sha256") == self.list_stamp(file_sha256)
 
+    def parts(self) -> Sequence[Part]:
+        """Return one part per tar of the folder of downloads (with translations: one part).
 
-def is_list(record: Mapping[str, Any], corpus: Downloadable) -> bool:
-    """Tell whether a record is of this list: by size and time of its files, else (copied, touched) by their content."""
-    return record["stamp"] == corpus.list_stamp() or record.get("sha256") == corpus.list_stamp(file_sha256)
+        Raises:
+            ConfigError: nothing was downloaded yet, not everything, or another list.
+        """
+        folder, complete = self.downloads, self.downloads / COMPLETE_NAME if self.downloads else None
+        if folder is None or complete is None or not complete.exists():
+            do = "Run `python -m shards download RECIPE.yaml` first."
+            mistaken("downloaded pictures", "none, or a download that has not seen the whole list yet", do, folder)
+        if not self.is_list(json.loads(complete.read_bytes())):
+            do = "Choose another `downloads`, or remove it and download again."
+            mistaken("the downloads of this list", "those of another list, or of one that has changed", do, folder)
+        note_read([complete, folder / "list.json"])
+        return self.parts_of_each(found_tables(folder), self._downloaded)
 
+    def _downloaded(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
+        return each(table_rows(name, table, TABLE_COLUMNS), self._picture, self.source)
 
-def downloaded_parts(
-    corpus: Downloadable, *, source: str, licence: str, translations: Sequence[Translations] = ()
-) -> Sequence[Part]:
-    """Return one part per tar of the folder of downloads (with translations: one part).
-
-    Raises:
-        ConfigError: nothing was downloaded yet, not everything, or another list.
-    """
-    folder = corpus.downloads
-    complete = folder / COMPLETE_NAME if folder is not None else None
-    if folder is None or complete is None or not complete.exists():
-        do = "Run `python -m shards download RECIPE.yaml` first."
-        mistaken("downloaded pictures", "none, or a download that has not seen the whole list yet", do, folder)
-    if not is_list(json.loads(complete.read_bytes()), corpus):
-        do = "Choose another `downloads`, or remove it and download again."
-        mistaken("the downloads of this list", "those of another list, or of one that has changed", do, folder)
-    note_read([complete, folder / "list.json"])
-    return parts_of_each(found_tables(folder), partial(_rows, source, licence), translations, source)
-
-
-def _rows(source: str, licence: str, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
-    return each(table_rows(name, table, TABLE_COLUMNS), partial(_row, source, licence), source)
-
-
-def _row(source: str, licence: str, place: str, row: Row) -> Iterator[ImageRow]:
-    message = f"{row['message']} ({row['url']})"
-    image = image_of(row, message, "`python -m shards download` tries again what may pass; leave the others out.")
-    ids: Mapping[str, Any] = mapping(json.loads(row["ids"]), "ids")
-    yield ImageRow(
-        key=key_of(f"{source}-{row['key']}"),
-        image=image,
-        captions=captions(json.loads(row["captions"])),
-        source=source,
-        licence=optional(row["licence"]) or licence,
-        identity=optional(row["identity"]),
-        ids=identifiers(row, ("key", "url")) | identifiers(ids, ids),
-        where=place,
-    )
+    def _picture(self, place: str, row: Row) -> Iterator[ImageRow]:
+        message = f"{row['message']} ({row['url']})"
+        image = image_of(row, message, "`python -m shards download` tries again what may pass; leave the others out.")
+        ids: Mapping[str, Any] = mapping(json.loads(row["ids"]), "ids")
+        yield self.picture(
+            key=key_of(f"{self.source}-{row['key']}"),
+            image=image,
+            captions=captions(json.loads(row["captions"])),
+            licence=optional(row["licence"]),
+            identity=optional(row["identity"]),
+            ids=identifiers(row, ("key", "url")) | identifiers(ids, ids),
+            where=place,
+        )

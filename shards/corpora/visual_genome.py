@@ -19,19 +19,18 @@ from typing import Any, Final
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, listed, mapping, text, whole_number
 from shards.corpora.files import named_files, note_read
-from shards.corpora.image_files import folders_of, image_in
-from shards.corpora.image_row import ImageRow
+from shards.corpora.image_corpus import ImageCorpus, Translations, unmatched
+from shards.corpora.image_row import ImageRow, folders_of, image_in
 from shards.corpora.json_stream import json_items
 from shards.corpora.languages import ENGLISH, LanguageTag
 from shards.corpora.refusal import each, joined, refuse
-from shards.corpora.translations import Translations, part_of_all, unmatched
 from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".json",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualGenome:
+class VisualGenome(ImageCorpus):
     """One part, with one record per picture."""
 
     images: Path | Sequence[Path]
@@ -56,7 +55,7 @@ class VisualGenome:
         folders_of(self.images)
         note_read([self.image_data])
         translated = (path for one in self.region_translations for path in one.files().values())
-        return part_of_all("regions", self.rows, [self.image_data, *self._boxed(), *translated])
+        return self.part_of_all("regions", self.rows, [self.image_data, *self._boxed(), *translated])
 
     def _boxed(self) -> list[Path]:
         return [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
@@ -75,12 +74,10 @@ class VisualGenome:
         # Phrases of regions describe a scene; names of objects stand in for them only where there are none.
         described = [item for item in boxes if item.is_described] or boxes
         ids = {"image_id": identity} | ({"coco_id": data["coco_id"]} if data["coco_id"] else {})
-        yield ImageRow(
+        yield self.picture(
             key=f"{self.source}-{identity}",
             image=image_in(folders, f"{identity}.jpg"),
             captions=gathered(texts for item in described for texts in item.region.captions.items()),
-            source=self.source,
-            licence=self.licence,
             # Half of the pictures are COCO's: the same one must not be its own negative.
             identity=f"coco-{data['coco_id']}" if data["coco_id"] else f"vg-{identity}",
             ids=ids,
@@ -93,7 +90,7 @@ class VisualGenome:
         """Yield sizes and boxes by the picture's id."""
         yield from each(json_items(self.image_data.name, self.image_data, "item"), _listed, self.source)
         by_box = self._by_box()
-        yield from joined(by_box, self._translated, self.source) if self.region_translations else _by_image(by_box)
+        yield from joined(by_box, self._with_texts, self.source) if self.region_translations else _by_image(by_box)
 
     def _by_box(self) -> Iterator[tuple[str, Any] | LazyRecord]:
         """Yield boxes by their own id, and the translations of them."""
@@ -102,7 +99,7 @@ class VisualGenome:
         for translations in self.region_translations:
             yield from translations.entries(self.source)
 
-    def _translated(self, _: str, items: Sequence[Any]) -> Iterator[tuple[str, Any] | LazyRecord]:
+    def _with_texts(self, _: str, items: Sequence[Any]) -> Iterator[tuple[str, Any] | LazyRecord]:
         boxes = [item for item in items if isinstance(item, _Box)]
         added = [item for item in items if not isinstance(item, _Box)]
         further = [texts for _, captions in added for texts in captions.items()]

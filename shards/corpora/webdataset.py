@@ -18,13 +18,13 @@ from cclm.errors import DataError
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifiers, optional, text
 from shards.corpora.files import named_files, note_left_out
+from shards.corpora.image_corpus import ImageCorpus
 from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.lines import COMPRESSIONS
 from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, guarded, refuse
 from shards.corpora.rows import Row
 from shards.corpora.tar_samples import TarSample, tar_samples
-from shards.corpora.translations import Translations, parts_of_each
 from shards.guard import described, mistaken
 from shards.parts import LazyRecord, Part
 
@@ -33,7 +33,7 @@ MAX_TEXT_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Webdataset:
+class Webdataset(ImageCorpus):
     """One part per tar, one record per key.
 
     A column is the suffix of a member ("txt", "de.txt", "cls"), or one with the path of a field in its JSON
@@ -51,12 +51,8 @@ class Webdataset:
     """Suffixes of image members; of several in a sample the first of these."""
     ids: Sequence[str] = ()
     """Columns to keep as ids, beside `key`."""
-    licence: str = "unknown"
-    """SPDX tag of the images."""
     licence_column: str = ""
     """Column of the licence, where samples differ."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `key` or one of `ids`; with them all tars are one part."""
 
     def parts(self) -> Sequence[Part]:
         """Find the tars."""
@@ -68,7 +64,7 @@ class Webdataset:
         plain = {name: tar for name, tar in tars.items() if tar.suffix.lower() not in COMPRESSIONS}
         if not plain:
             mistaken("a tar that is not compressed", "only compressed ones", "Unpack them to .tar.", str(self.path))
-        return parts_of_each(plain, self.rows, self.translations, self.source)
+        return self.parts_of_each(plain, self.rows)
 
     def rows(self, name: str, tar: Path) -> Iterator[ImageRow | LazyRecord]:
         """Yield the samples of a tar."""
@@ -85,12 +81,11 @@ class Webdataset:
             there = ", ".join(f".{suffix}" for suffix in sample.members)
             refuse("image_missing", f"an image (.{', .'.join(self.image)})", f"only {there}")
         row = self._cells(tar, sample)
-        yield ImageRow(
+        yield self.picture(
             key=key_of(f"{name}:{sample.key}"),
             image=partial(load_span, tar, *sample.members[suffix]),
             captions=self.captions.captions_of(row),
-            source=self.source,
-            licence=optional(row.get(self.licence_column), "a licence") or self.licence,
+            licence=optional(row.get(self.licence_column), "a licence"),
             ids={"key": text(sample.key, "a key")} | identifiers(row, self.ids),
             where=place,
         )

@@ -28,8 +28,7 @@ from shards.corpora.lines import line_ranges, lines_in
 from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.rows import Row, read_rows
-from shards.corpora.translations import part_of_all
-from shards.corpora.url_rows import UrlRow, downloaded_parts, url_rows_of
+from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
@@ -39,13 +38,13 @@ Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wit:
+class Wit(Downloadable):
     """The texts, and where the pictures are: `downloads` or `pixels`."""
 
     path: Path | Sequence[Path]
     """Files (.tsv.gz, .jsonl), folders or patterns."""
     downloads: Path | None = None
-    """Folder of pictures that `python -m shards download` fetches."""
+    """Folder of the pictures that `python -m shards download` fetches."""
     pixels: Path | Sequence[Path] = ()
     """Files of pixels, in place of downloads; not compressed, because pictures are read by position."""
     fields: Sequence[str] = ("caption_reference_description",)
@@ -61,8 +60,8 @@ class Wit:
         """Find what was downloaded, or the files of pixels."""
         if self.pixels:
             files = [*self._tables().values(), *named_files(self.pixels, ()).values()]
-            return part_of_all("joined", self.rows, files)
-        parts = downloaded_parts(self, source=self.source, licence=self.licence)
+            return self.part_of_all("joined", self.rows, files)
+        parts = super().parts()
         # The download has skipped rows, too: these parts yield nothing but their number.
         counts = {f"languages of {name}": path for name, path in self._tables().items() if self.languages}
         return [*parts, *part_of_each(counts, self._skipped)]
@@ -90,12 +89,10 @@ class Wit:
         texts = [item for item in items if isinstance(item, tuple)]
         spans = [item for item in items if isinstance(item, partial)]
         if texts:
-            yield ImageRow(
+            yield self.picture(
                 key=key_of(url),
                 image=spans[0] if spans else partial(refuse, "image_missing", "its pixels", "none", url),
                 captions=gathered(texts),
-                source=self.source,
-                licence=self.licence,
                 identity=key_of(url),
                 ids={"url": url},
                 where=url,

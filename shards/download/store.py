@@ -31,7 +31,7 @@ from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile.codec import canonical_json
 from shards.corpora.picture import load_span
 from shards.corpora.tar_table import SUCCESS, tar_spans
-from shards.corpora.url_rows import COMPLETE_NAME, Downloadable, UrlRow, is_list, list_record
+from shards.corpora.url_rows import COMPLETE_NAME, Downloadable, UrlRow
 from shards.download.fetched import NOT_TRIED, TRANSIENT, Fetched
 from shards.download.options import DownloadOptions
 from shards.workers import only_builder
@@ -103,7 +103,7 @@ def download(
     with only_builder(folder):
         size = _begin(folder, corpus, shard_rows)
         asyncio.run(run())
-        document = {**list_record(corpus), "entries": sum(totals.values()), "shards": num_shards}
+        document = {**corpus.list_record(), "entries": sum(totals.values()), "shards": num_shards}
         replace_bytes(folder / COMPLETE_NAME, canonical_json(document), durable=True)
     return totals
 
@@ -113,7 +113,7 @@ def _begin(folder: Path, corpus: Downloadable, shard_rows: int) -> int:
     path = folder / LIST_NAME
     if path.exists():
         begun = json.loads(path.read_bytes())
-        if not is_list(begun, corpus):
+        if not corpus.is_list(begun):
             raise ConfigError(
                 expected="an empty folder, or the downloads of this list",
                 got="those of another list, or of one that has changed",
@@ -121,7 +121,7 @@ def _begin(folder: Path, corpus: Downloadable, shard_rows: int) -> int:
                 where=str(folder),
             )
         shard_rows = int(begun["shard_rows"])
-    replace_bytes(path, canonical_json({**list_record(corpus), "shard_rows": shard_rows}), durable=True)
+    replace_bytes(path, canonical_json({**corpus.list_record(), "shard_rows": shard_rows}), durable=True)
     return shard_rows
 
 

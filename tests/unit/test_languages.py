@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclm.languages import language_tag, same_language
+from cclm.languages import is_right_to_left, language_tag, same_language
 
 ORDINARY = (
     "en de fr es ru zh ja ko ar hi tr id vi fi th sw el he it pl bn pt uk nl ms no nb nn tl sh bh ceb yue wuu arz"
@@ -48,6 +48,15 @@ def test_what_is_no_language_has_no_tag(name: str) -> None:
 def test_a_tag_is_its_own_tag(name: str) -> None:
     tag = language_tag(name)
     assert tag is None or language_tag(tag) == tag
+
+
+@pytest.mark.parametrize(
+    ("tag", "is_so"),
+    [(tag, True) for tag in ("ar", "he", "iw", "ur", "ku-Arab", "dv")]
+    + [(tag, False) for tag in ("en", "pa", "ku", "zh-Hant", "xx", "")],
+)
+def test_direction_of_writing(tag: str, is_so: bool) -> None:
+    assert is_right_to_left(tag) is is_so
 
 
 def test_regions_belong_to_their_language() -> None:

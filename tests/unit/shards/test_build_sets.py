@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +16,8 @@ from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import TextPair
 from shards.build import build_sets
-from shards.parts import LazyRecord
+from shards.parts import LazyRecord, Part
+from shards.plan import SetPlan
 from tests.unit.shards.tiny_corpora import bytes_below, image_plan, lazy_images, one_part, rows_of, text_plan
 
 
@@ -176,3 +181,67 @@ def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path, monkeypatc
 
 def stop(*_arguments):
     raise KeyboardInterrupt
+
+
+def raise_it(error: Exception) -> Any:
+    raise error
+
+
+def images_of(records: Iterator[Any], max_bad: float = 0.5) -> SetPlan:
+    part = Part(name="a file", read=partial(iter, records))
+    plan = image_plan(max_bad=max_bad)
+    return replace(plan, parts=[part])
+
+
+def test_a_record_that_raises_anything_is_refused_with_its_place_in_the_same_words(tmp_path: Path) -> None:
+    odd = [
+        RuntimeError(f"cannot read {object()}"),
+        RecursionError(),
+        KeyError("x"),
+        OSError("x /tmp/a/b.jpg"),
+        ValueError(),
+    ]
+    records = [LazyRecord(key=f"k{n}", source="s", make=partial(raise_it, error)) for n, error in enumerate(odd)]
+    for out in (tmp_path / "one", tmp_path / "two"):
+        manifest = build_sets([images_of([*lazy_images(20), *records])], out)["images"]
+        assert manifest.config["refused"] == {"unexpected": len(odd)}
+    lines = (tmp_path / "one" / "images" / "quarantine.jsonl").read_text("utf-8")
+    assert lines == (tmp_path / "two" / "images" / "quarantine.jsonl").read_text("utf-8")
+    assert "k0: expected sound data, got RuntimeError: cannot read <object object>." in lines
+    assert "got OSError: x b.jpg." in lines and "k2: expected sound data, got KeyError: 'x'." in lines
+
+
+def test_a_pair_that_cannot_be_stored_costs_itself_only(tmp_path: Path) -> None:
+    plan = text_plan()
+    pair = next(iter(plan.parts[0].read())).make()[0]
+    odd = [
+        replace(pair, source="x\ud83d"),
+        replace(pair, group="x\ud83d"),
+        replace(pair, lang_b=None),
+        replace(pair, text_b=7),
+    ]
+    records = [LazyRecord(key=f"odd{n}", source="s", make=partial(list, [one])) for n, one in enumerate(odd)]
+    plan = replace(
+        plan, recipe=replace(plan.recipe, max_bad_fraction=0.5), parts=[*plan.parts, *one_part(records, name="odd")]
+    )
+    manifest = build_sets([plan], tmp_path)["texts"]
+    assert (manifest.totals.rows, sum(manifest.config["refused"].values())) == (36, len(odd))
+
+
+def test_a_reader_that_raises_ends_its_part_with_one_refusal(tmp_path: Path) -> None:
+    def records() -> Iterator[LazyRecord]:
+        yield from lazy_images(5)
+        raise RuntimeError("a reader's mistake")
+
+    manifest = build_sets([replace(image_plan(), parts=[Part(name="a file", read=records)])], tmp_path)["images"]
+    assert (manifest.totals.samples, manifest.config["refused"]) == (5, {"unexpected": 1})
+    assert '"key":"a file-end"' in (tmp_path / "images" / "quarantine.jsonl").read_text("utf-8")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), OSError(errno.EMFILE, "x"), MemoryError()])
+def test_what_the_machine_lacks_is_no_fault_of_the_corpus(tmp_path: Path, error: Exception) -> None:
+    """A record that were refused for it would be lost for good: the build stops, and goes on another time."""
+    bad = LazyRecord(key="k", source="s", make=partial(raise_it, error))
+    with pytest.raises(type(error)):
+        build_sets([images_of([*lazy_images(5), bad])], tmp_path)
+    assert build_sets([images_of(lazy_images(6))], tmp_path)["images"].totals.samples == 6

@@ -8,7 +8,6 @@ import pytest
 
 from cclm.errors import ConfigError
 from cclm.types import View
-from shards.parts import Part
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from shards.settings import FilterSettings
@@ -47,9 +46,3 @@ def test_parts_of_one_name_are_refused():
     parts = [*one_part(lazy_images(2)), *one_part(lazy_images(3))]
     with pytest.raises(ConfigError, match="images: expected parts with names of their own, got 'all' again"):
         plan_set("images", RECIPE, parts)
-
-
-def test_expected_records_are_known_if_every_part_knows():
-    one, two = one_part(lazy_images(2)), [Part(name="b", read=list)]
-    assert plan_set("images", RECIPE, one).expected_records == 2
-    assert plan_set("images", RECIPE, [*one, *two]).expected_records is None

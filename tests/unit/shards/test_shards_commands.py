@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from cclm.shardfile.manifest import Manifest
+from cclm.types import View
 from shards.__main__ import main
+from shards.stats import account
 from tests.unit.shards.tiny_corpora import write_picture_folder
 
 REPOSITORY = Path(__file__).parents[3]
@@ -225,3 +227,23 @@ def test_help_names_every_command(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(command in text for command in ("fetch-demo", "build", "merge", "verify", "stats", "tokenizer"))
+
+
+def test_sources_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    sources = ["news[red]", "value[/model/2013]", ":smile:"]
+    rows = [
+        {"text_a": f"{n}", "lang_a": "en", "text_b": "x", "lang_b": "de", "source": s} for n, s in enumerate(sources)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"path": str(tmp_path / "p.jsonl")}
+    sets = {"sets": {"pairs": {"view": "text_pair", "corpus": "pair_file", "options": options, "num_shards": 1}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sets))
+    assert run("build", tmp_path / "recipe.yaml", "--out", tmp_path / "out")[0] == 0
+    status, text = run("stats", tmp_path / "out")
+    assert status == 0 and all(source in text for source in sources)
+
+
+def test_a_set_of_before_has_its_skipped_rows_under_another_name() -> None:
+    config = {"records_in": 1, "refused": {}, "passed_over": {"tatoeba": {"fra": 2}}}
+    told = account(Manifest(view=View.TEXT_PAIR, shards=(), config=config))
+    assert told == "1 records in = 0 written + 0 refused; 2 rows in other languages skipped"

@@ -60,7 +60,7 @@ def one_part(
 ) -> list[Part]:
     """Return a part; what it skips stands before every other lazy."""
     items = [item for pair in itertools.zip_longest(skipped, records[::2], records[1::2]) for item in pair if item]
-    return [Part(name=name, read=partial(iter, items), stamp=stamp, records=len(records))]
+    return [Part(name=name, read=partial(iter, items), stamp=stamp)]
 
 
 def read_all(parts: Sequence[Part]) -> list[LazyRecord]:

@@ -1,7 +1,9 @@
-"""Captions from a second file, joined by an id: how the published 4M's captions in six languages are made.
+"""What corpora of pictures have in common, among it captions from a second file, joined by an id.
 
 sbu-zh.tsv     id <TAB> text            a language for the whole file
 cc3m.jsonl     {"image_id": "…", "caption": {"de": "…", "fr": "…"}}
+
+So the published 4M's captions in six languages are made.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from shards.corpora.cells import Captions, captions, gathered, identifier
 from shards.corpora.files import named_files, one_part, part_of_each, plain_suffix
 from shards.corpora.image_row import ImageRow, lazy_images
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag
+from shards.corpora.picture import LoadImage
 from shards.corpora.refusal import each, joined, refuse, refused
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.guard import MEND
 from shards.parts import LazyRecord, Part, Skipped
 
-Rows = Callable[[], Iterator[ImageRow | LazyRecord | Skipped]]
-RowsOfFile = Callable[[str, Path], Iterator[ImageRow | LazyRecord | Skipped]]
+Pictures = Iterator[ImageRow | LazyRecord | Skipped]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,66 +68,68 @@ class Translations:
         yield identity, (place, found)
 
 
-def parts_of_each(
-    files: Mapping[str, Path], rows: RowsOfFile, translations: Sequence[Translations], source: str
-) -> list[Part]:
-    """Return a part per file, or one for all of them with their translations; `rows(name, path)` yields pictures."""
-    if translations:
-        every = partial(_rows_of_all, files, rows)
-        return part_of_all("joined", every, files.values(), translations, source)
-    return part_of_each(files, partial(_read, rows))
+@dataclass(frozen=True, kw_only=True)
+class ImageCorpus:
+    """The options of every corpus of pictures, and how its pictures become records."""
+
+    source: str
+    """The corpus's name."""
+    licence: str = "unknown"
+    """SPDX tag of pictures for which the corpus names none."""
+    translations: Sequence[Translations] = ()
+    """Further captions, joined on one of the ids (docs/corpora.md names them); with them all files are one part."""
+
+    def picture(self, *, key: str, image: LoadImage, captions: Captions, where: str, **more: Any) -> ImageRow:
+        """Return a picture of this corpus (more: further fields of `ImageRow`)."""
+        more |= {"source": more.get("source") or self.source, "licence": more.get("licence") or self.licence}
+        return ImageRow(key=key, image=image, captions=captions, where=where, **more)
+
+    def parts_of_each(self, files: Mapping[str, Path], pictures: Callable[[str, Path], Pictures]) -> list[Part]:
+        """Return a part per file, whose pictures `pictures(name, path)` yields."""
+        if self.translations:
+            return self.part_of_all("joined", partial(_pictures_of_all, files, pictures), files.values())
+        return part_of_each(files, partial(_records, pictures))
+
+    def part_of_all(self, name: str, pictures: Callable[[], Pictures], files: Iterable[Path]) -> list[Part]:
+        """Return one part for many files, whose pictures `pictures()` yields."""
+        further = [path for one in self.translations for path in one.files().values()]
+        return one_part(name, partial(self._translated, pictures), [*files, *further])
+
+    def _translated(self, pictures: Callable[[], Pictures]) -> Iterator[LazyRecord | Skipped]:
+        """Yield the pictures with the captions that the files of translations have for them.
+
+        Memory is bounded (`shards/corpora/spill.py`). Pictures without a translation keep the captions they have. An
+        entry that finds no picture is refused (reason translation_unmatched): the counts show a wrong id at once.
+        """
+        found = pictures()
+        for one in self.translations:
+            found = joined(_by_id(found, one, self.source), partial(_with_captions, one, self.source), self.source)
+        return lazy_images(found)
 
 
-def part_of_all(
-    name: str, rows: Rows, files: Iterable[Path], translations: Sequence[Translations] = (), source: str = ""
-) -> list[Part]:
-    """Return one part; `rows()` yields the pictures of all files."""
-    read = partial(_read_all, rows, translations, source)
-    return one_part(name, read, [*files, *(path for one in translations for path in one.files().values())])
-
-
-def _rows_of_all(files: Mapping[str, Path], rows: RowsOfFile) -> Iterator[ImageRow | LazyRecord | Skipped]:
+def _pictures_of_all(files: Mapping[str, Path], pictures: Callable[[str, Path], Pictures]) -> Pictures:
     for name, path in files.items():
-        yield from rows(name, path)
+        yield from pictures(name, path)
 
 
-def _read(rows: RowsOfFile, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
-    return lazy_images(rows(name, path))
+def _records(pictures: Callable[[str, Path], Pictures], name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    return lazy_images(pictures(name, path))
 
 
-def _read_all(rows: Rows, translations: Sequence[Translations], source: str) -> Iterator[LazyRecord | Skipped]:
-    return lazy_images(with_translations(rows(), translations, source))
-
-
-def with_translations(
-    rows: Iterable[ImageRow | LazyRecord | Skipped], translations: Sequence[Translations], source: str
-) -> Iterator[ImageRow | LazyRecord | Skipped]:
-    """Yield the pictures with the captions that the files have for them.
-
-    Memory is bounded (`shards/corpora/spill.py`). Pictures without a translation keep the captions they have. An
-    entry that finds no picture is refused (reason translation_unmatched): the counts show a wrong id at once.
-    """
-    for one in translations:
-        rows = joined(_items(rows, one, source), partial(_with_captions, one, source), source)
-    return iter(rows)
-
-
-def _items(
-    rows: Iterable[ImageRow | LazyRecord | Skipped], translations: Translations, source: str
-) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
-    for number, row in enumerate(rows):
+def _by_id(found: Pictures, one: Translations, source: str) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
+    for number, row in enumerate(found):
         if not isinstance(row, ImageRow):
             yield row
-        elif translations.join_on in row.ids:
-            yield f"i{row.ids[translations.join_on]}", row
+        elif one.join_on in row.ids:
+            yield f"i{row.ids[one.join_on]}", row
         else:
             yield f"r{number}", row
-    for entry in translations.entries(source):
+    for entry in one.entries(source):
         yield entry if isinstance(entry, LazyRecord) else (f"i{entry[0]}", entry[1])
 
 
 def _with_captions(
-    translations: Translations, source: str, key: str, items: Sequence[ImageRow | tuple[str, Captions]]
+    one: Translations, source: str, key: str, items: Sequence[ImageRow | tuple[str, Captions]]
 ) -> Iterator[ImageRow | LazyRecord]:
     pictures = [item for item in items if isinstance(item, ImageRow)]
     entries = [item for item in items if not isinstance(item, ImageRow)]
@@ -133,7 +137,7 @@ def _with_captions(
         found = gathered([*picture.captions.items(), *(item for _, added in entries for item in added.items())])
         yield replace(picture, captions=found)
     for place, _ in entries if not pictures else ():
-        yield unmatched(place, source, f"a picture with {translations.join_on} {key[1:]}")
+        yield unmatched(place, source, f"a picture with {one.join_on} {key[1:]}")
 
 
 def unmatched(place: str, source: str, expected: str) -> LazyRecord:
