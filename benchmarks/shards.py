@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,10 @@ from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextSource
 from cclm.views.table import make_views
 from cclm.views.view import open_dataset
+from shards.build import build_sets
+from shards.corpora.pair_file import PairFile
+from shards.plan import plan_set
+from shards.recipe import SetRecipe
 
 SIZE, BATCH = 224, 64
 TRANSFORM = ImageTransformConfig(size=SIZE)
@@ -277,6 +282,34 @@ def text_pairs(folder: Path, count: int, rounds: int) -> tuple[list[Line], dict[
     ], figures
 
 
+def text_build(folder: Path, count: int, rounds: int) -> tuple[list[Line], dict[str, float]]:
+    """A whole build of pairs (read, check, sort, pack, hash, sync) against packing the same lines with TarWriter."""
+    lines = folder / "pairs.jsonl"
+    with lines.open("w", encoding="utf-8") as file:
+        for pair in sentence_pairs(count):
+            content = {"text_a": pair.text_a, "lang_a": pair.lang_a, "text_b": pair.text_b, "lang_b": pair.lang_b}
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+    recipe = SetRecipe(view=View.TEXT_PAIR, corpus="pair_file", options={}, num_shards=4)
+    plan = plan_set("built", recipe, PairFile(path=lines).parts())
+
+    def build() -> list[int]:
+        shutil.rmtree(folder / "built", ignore_errors=True)
+        return [build_sets([plan], folder)["built"].totals.rows]
+
+    def pack() -> list[int]:
+        with lines.open("rb") as file, webdataset.TarWriter(str(folder / "packed.tar")) as tar:
+            for number, line in enumerate(file):
+                tar.write({"__key__": f"p{number:08d}", "json": json.dumps(json.loads(line)).encode()})
+        return [count]
+
+    assert build() == pack() == [count]
+    ours, theirs = best_of(rounds, build, pack)
+    wanted = Line(
+        "pairs/s built: TarWriter", f"{count / ours:,.0f}", f"{count / theirs:,.0f}", f"{theirs / ours:.2f}", "≥ 2"
+    )
+    return [wanted], {"text_build_pairs_per_cpu_s": count / ours, "text_build_ratio_vs_tarwriter": theirs / ours}
+
+
 def resume(folder: Path, samples_per_shard: int) -> tuple[list[Line], dict[str, float]]:
     """Open a manifest of 100 million samples in a fresh process and find the samples of a late step."""
     from benchmarks.resume import write_manifest
@@ -315,6 +348,7 @@ def main() -> None:
         for part in (
             lambda: images(Path(name), jpegs, arguments.rounds),
             lambda: text_pairs(Path(name), arguments.pairs, arguments.rounds),
+            lambda: text_build(Path(name), arguments.pairs, min(arguments.rounds, 4)),
             lambda: resume(Path(name), 10_000),
         ):
             more, found = part()

@@ -61,16 +61,19 @@ def _merge(arguments: argparse.Namespace, console: Console) -> int:
 
 def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPlan], dict[str, Any]]:
     """Return the plan of every set, and the settings that all steps of a build have in common."""
-    from shards.corpora.table import corpus_of
-    from shards.plan import plan_set
+    from shards.plan import plan_corpus
     from shards.progress import WorkProgress
     from shards.recipe import load_recipe
+    from shards.stats import left_out_in_words
 
     recipe = load_recipe(arguments.recipe, arguments.packages or arguments.out / "cache")
     plans = []
     for name, entry in recipe.sets.items():
         console.print(f"{name}: looking at {entry.corpus}", highlight=False)
-        plans.append(plan_set(name, entry, corpus_of(entry.corpus, entry.options).parts()))
+        plan = plan_corpus(name, entry)
+        if plan.left_out:
+            console.print(f"{name}: {left_out_in_words(plan.left_out)}", markup=False, highlight=False, soft_wrap=True)
+        plans.append(plan)
     return plans, {
         "workers": arguments.workers,
         "executor": arguments.executor,
@@ -79,13 +82,19 @@ def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPla
 
 
 def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
+    from shards.stats import by_name, left_out_in_words, skipped_in
+
     for name, manifest in manifests.items():
         totals, refused = manifest.totals, sum(manifest.config["refused"].values())
-        passed = sum(sum(rows.values()) for rows in manifest.config.get("passed_over", {}).values())
+        skipped = sum(by_name(skipped_in(manifest) or {}).values())
+        left_out = manifest.config.get("left_out")
         console.print(
             f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
             f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
-            f"{refused:,} refused" + (f", {passed:,} rows in other languages passed over" if passed else ""),
+            f"{refused:,} refused"
+            + (f", {skipped:,} rows in other languages skipped" if skipped else "")
+            + (f"; {left_out_in_words(left_out)}" if left_out else ""),
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -109,7 +118,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     from shards.stats import account, find_sets
 
     num_faults = 0
-    for folder in find_sets(arguments.folder):
+    for folder in find_sets(arguments.folders).values():
         try:
             manifest = Manifest.load(folder)
             samples, told = manifest.totals.samples, account(manifest)
@@ -122,9 +131,9 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
         if len(faults) > MAX_FAULTS_SHOWN:
             console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
         if told:
-            console.print(f"{folder}: {told}", highlight=False, soft_wrap=True)
-        verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
-        console.print(f"{folder}: {verdict}", highlight=False, soft_wrap=True)
+            console.print(f"{folder}: {told}", markup=False, highlight=False, soft_wrap=True)
+        result = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
+        console.print(f"{folder}: {result}", markup=False, highlight=False, soft_wrap=True)
         num_faults += len(faults)
     return 1 if num_faults else 0
 
@@ -132,7 +141,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
 def _stats(arguments: argparse.Namespace, console: Console) -> int:
     from shards.stats import print_statistics, statistics
 
-    result = statistics(arguments.folder, arguments.samples)
+    result = statistics(arguments.folders, arguments.samples)
     print_statistics(result, console)
     if arguments.json is not None:
         _write_json(arguments.json, result)
@@ -154,7 +163,7 @@ def _preview(arguments: argparse.Namespace, console: Console) -> int:
     from shards.page import preview_page
     from shards.stats import find_sets
 
-    _write_page(arguments.out, preview_page(find_sets(arguments.folder), arguments.samples), console)
+    _write_page(arguments.out, preview_page(find_sets(arguments.folders), arguments.samples), console)
     return 0
 
 
@@ -176,12 +185,17 @@ def _write_json(path: Path, result: object) -> None:
 
 
 def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.tokenizer import texts_of, train_tokenizer, write_tokenizer
+    from shards.tokenizer import sample_texts, train_tokenizer, write_tokenizer
 
-    texts = texts_of(arguments.sets)
-    console.print(f"training on {sum(texts.values()):,} texts ({len(texts):,} different)", highlight=False)
-    tokenizer = train_tokenizer(texts, arguments.vocab_size)
-    write_tokenizer(tokenizer, arguments.out, arguments.max_tokens)
+    sample = sample_texts(arguments.sets, arguments.sample, arguments.seed)
+    used, held = len(sample.texts), sample.num_texts
+    console.print(f"training on {used:,} texts, each of a thing once; the sets hold {held:,}", highlight=False)
+    if used == arguments.sample:
+        console.print("a sample: --sample N takes another number", highlight=False)
+    tokenizer = train_tokenizer(sample.texts, arguments.vocab_size, arguments.character_coverage)
+    names = ("vocab_size", "character_coverage", "sample", "seed")
+    training = {name: getattr(arguments, name) for name in names} | {"texts": used, "texts_of_sets": held}
+    write_tokenizer(tokenizer, arguments.out, arguments.max_tokens, training)
     console.print(f"{arguments.out}: {tokenizer.get_vocab_size():,} tokens", highlight=False, soft_wrap=True)
     return 0
 
@@ -205,11 +219,11 @@ def _parser() -> argparse.ArgumentParser:
     add_download(commands)
 
     verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
-    verify.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    _add_folders(verify)
     verify.set_defaults(run=_verify)
 
     stats = commands.add_parser("stats", help="what there is, by language, source, licence, length and size")
-    stats.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    _add_folders(stats)
     stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
     stats.add_argument(
@@ -225,13 +239,28 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument(
         "--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length (default: 512)"
     )
+    tokenizer.add_argument(
+        "--sample", type=_positive, default=200_000, metavar="N", help="train on at most N texts (default: 200000)"
+    )
+    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    tokenizer.add_argument(
+        "--character-coverage",
+        type=_share,
+        default=1.0,
+        metavar="SHARE",
+        help="of the texts' characters; the rarest others become <unk> (default: 1.0)",
+    )
     tokenizer.set_defaults(run=_tokenizer)
     return parser
 
 
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="shard sets, or folders of them")
+
+
 def _add_looks(commands: Any) -> None:
-    preview = commands.add_parser("preview", help="a page of samples: pictures with captions and boxes, pairs")
-    preview.add_argument("folder", type=Path, metavar="DIR", help="a shard set, or a folder of them")
+    preview = commands.add_parser("preview", help="a page of samples: images with captions and boxes, pairs")
+    _add_folders(preview)
     preview.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
     preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set (default: 48)")
     preview.set_defaults(run=_preview)
@@ -259,6 +288,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0.9 <= number <= 1:
+        raise ValueError
+    return number
+
+
+_share.__name__ = "share from 0.9 to 1"
 _positive.__name__ = "number of at least 1"  # argparse's words: "invalid number of at least 1 value: '0'"
 
 
@@ -267,13 +304,18 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     parsed = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace, Console], int] = parsed.run
     try:
-        return run(parsed, console or Console())
+        return run(parsed, console or _plain_console())
     except (CclmError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         message, status = str(error), 2
     except KeyboardInterrupt:
         message, status = "stopped. The same command again goes on where this one was.", 130
-    Console(stderr=True).print(f"{parsed.command}: {message}", markup=False, highlight=False, soft_wrap=True)
+    _plain_console(stderr=True).print(f"{parsed.command}: {message}", soft_wrap=True)
     return status
+
+
+def _plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints texts as they are: a source may be called "value[/model]" or ":smile:"."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 if __name__ == "__main__":

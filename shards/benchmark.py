@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from cclm.errors import ConfigError, DataError
+from shards.corpora.files import named_files
+from shards.corpora.lines import sound_lines
+from shards.guard import without_addresses
 from shards.picture import Picture
 from shards.settings import IMAGE_SUFFIXES, FilterSettings
 from shards.sketch import perceptual_hash
@@ -25,18 +29,41 @@ def normal_text(text: str) -> str:
 
 @lru_cache(maxsize=4)
 def read_texts(paths: tuple[str, ...]) -> frozenset[str]:
-    """Return the normal form of every line of some files in UTF-8."""
-    lines = (line for path in paths for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return frozenset(normal_text(line) for line in lines) - {""}
+    """Return the normal form of every line of some files (also compressed).
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    return frozenset(normal_text(line) for path in paths for line in sound_lines(Path(path))) - {""}
 
 
 @lru_cache(maxsize=4)
 def _read_pictures(folder: str) -> tuple[list[str], Any]:
-    """Return the test pictures' names and their hashes, an array (number of pictures,) of uint64."""
+    """Return the test pictures' names and their hashes, an array (number of pictures,) of uint64.
+
+    Raises:
+        ConfigError: one does not decode.
+    """
     root = Path(folder)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    hashes = [perceptual_hash(Picture(path.read_bytes(), str(path))) for path in paths]
+    paths = named_files(root, IMAGE_SUFFIXES).values()
+    try:
+        hashes = [perceptual_hash(Picture(path.read_bytes(), str(path))) for path in paths]
+    except DataError as error:
+        expected, do = "test pictures that decode", "Take it out of filters.benchmark_images, or fetch it again."
+        got = without_addresses(error.got)
+        raise ConfigError(expected=expected, got=got, do=do, where=error.where) from error
     return [str(path.relative_to(root)) for path in paths], np.array(hashes, dtype=np.uint64)
+
+
+def read_benchmarks(settings: FilterSettings) -> None:
+    """Read all that is to be kept out of a set: what is wrong with it ends the build before it begins.
+
+    Raises:
+        ConfigError: a file cannot be read, a picture does not decode.
+    """
+    read_texts(settings.benchmark_texts)
+    if settings.benchmark_images:
+        _read_pictures(settings.benchmark_images)
 
 
 def like_a_benchmark_picture(picture: Picture, settings: FilterSettings) -> str | None:

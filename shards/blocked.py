@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from shards.corpora.lines import sound_lines
+
 _WORD = re.compile(r"\w+")
 # Scripts that are written without spaces between words: there a word is looked for anywhere in the text.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -38,7 +40,7 @@ def find_blocked(text: str, path: str) -> str | None:
 
 @lru_cache(maxsize=4)
 def _read(path: str) -> _Blocked:
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = list(sound_lines(Path(path)))
     wanted = [_plain(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     phrases = {tuple(_WORD.findall(line)) for line in wanted if not _UNSPACED.search(line)} - {()}
     anywhere = tuple(sorted(line for line in wanted if _UNSPACED.search(line)))

@@ -1,7 +1,7 @@
 """Builds shard sets: many processes or machines, the same bytes as one; killed and started again, it goes on.
 
-    parts --scan--> .build/runs --decide--> .build/drops, decision.json --deal--> shards, .build/dealt --> manifest
-    (every task)                (once)                                  (any number of processes)         (last)
+    parts --scan--> .build/chunks --decide--> .build/drops, decision.json --write--> shards, .build/written --> manifest
+    (every task)                  (once)                                  (any number of processes)          (last)
 
 A set's folder keeps `.build/` until its manifest is written. Each step leaves files that are whole or not there, and
 skips what is there: that is all that going on after a kill needs.
@@ -25,16 +25,16 @@ from cclm.files.atomic import publish, replace_bytes, sync, temporary_path
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest
-from shards.deal import Outcome, ShardJob, deal, quarantine_path, shard_job, state_path
+from shards.chunks import list_chunks, mapped
 from shards.decide import decide
-from shards.follow import RunTotals, follow_runs, guess_of_all, sum_of_runs
+from shards.drops import GROUP_MIXED, KEY_TWICE
+from shards.follow import ChunkTotals, follow_chunks, guess_of_all, sum_of_chunks
 from shards.plan import SetPlan, recipe_json
 from shards.progress import WorkProgress
-from shards.runs import list_runs, mapped
-from shards.scan import chunks_of, passed_over, scan, scan_jobs, unfinished_parts
+from shards.scan import chunks_of, scan, scan_jobs, skipped_rows, unfinished_parts
 from shards.share import WHOLE, Share
-from shards.verdict import GROUP_MIXED, KEY_TWICE
 from shards.workers import EXECUTORS, only_builder
+from shards.write import ShardJob, ShardResult, quarantine_path, shard_job, state_path, write_shard
 
 _STATE_FOLDER = ".build"
 
@@ -77,7 +77,7 @@ def build_sets(
                 build.begin(alone=True)
                 build.scan(WHOLE)
                 build.decide()
-                build.deal(WHOLE)
+                build.write(WHOLE)
                 build.finish(command)
     return {plan.name: Manifest.load(out / plan.name) for plan in plans}
 
@@ -132,7 +132,7 @@ def merge_sets(
                 build.begin(alone=share is None)
                 build.check_all_is_read()
                 build.decide()
-                build.deal(share or WHOLE)
+                build.write(share or WHOLE)
                 if share is None:
                     build.finish(command)
     return {} if share else {plan.name: Manifest.load(out / plan.name) for plan in plans}
@@ -149,7 +149,7 @@ class _SetBuild:
         self._plan, self._folder, self._runner, self._workers = plan, folder, runner, workers
         self._report = report
         self._state = folder / _STATE_FOLDER
-        self._runs, self._dealt = self._state / "runs", self._state / "dealt"
+        self._chunks, self._written = self._state / "chunks", self._state / "written"
 
     def is_complete(self) -> bool:
         """Tell whether the folder already holds this very set.
@@ -177,7 +177,7 @@ class _SetBuild:
 
     def begin(self, *, alone: bool) -> None:
         """Make the folders; one that builds alone removes the half files of a build that was killed."""
-        self._runs.mkdir(parents=True, exist_ok=True)
+        self._chunks.mkdir(parents=True, exist_ok=True)
         if alone:
             for path in self._folder.rglob(".*.partial"):
                 path.unlink()
@@ -192,28 +192,26 @@ class _SetBuild:
         plan = self._plan
         jobs = list(
             scan_jobs(
-                plan.parts, self._runs, plan.seed, plan.recipe,
+                plan.parts, self._chunks, plan.seed, plan.recipe,
                 task=share.number, tasks=share.of, workers=self._workers,
             )
         )  # fmt: skip
-        label = f"{plan.name}: reading"
         with (
-            self._report(label, plan.expected_records, "records") as progress,
-            follow_runs(self._runs, progress) as followed,
+            self._report(f"{plan.name}: reading", None, "records") as progress,
+            follow_chunks(self._chunks, progress) as followed,
         ):
             for _ in self._runner.run(scan, jobs):
                 read = followed.look()
                 self._refuse_too_many_bad(read, at_end=False)
-                if plan.expected_records is None:
-                    ended = [part for part in range(len(plan.parts)) if chunks_of(self._runs, part) is not None]
-                    if guess := guess_of_all(read, ended, len(plan.parts)):
-                        progress.expect(guess)
+                ended = [part for part in range(len(plan.parts)) if chunks_of(self._chunks, part) is not None]
+                if guess := guess_of_all(read, ended, len(plan.parts)):
+                    progress.expect(guess)
         if share == WHOLE:
             self._refuse_too_many_bad(followed.look(), at_end=True)
 
     def check_all_is_read(self) -> None:
         """Raise a ConfigError that names what the tasks have left."""
-        left = unfinished_parts(self._runs, [part.name for part in self._plan.parts])
+        left = unfinished_parts(self._chunks, [part.name for part in self._plan.parts])
         if left:
             raise ConfigError(
                 expected="tasks that have read all of the corpus",
@@ -221,20 +219,20 @@ class _SetBuild:
                 do="Run the tasks that failed again (`shards build … --task I/N`), then merge.",
                 where=str(self._folder),
             )
-        self._refuse_too_many_bad(sum_of_runs(self._runs), at_end=True)
+        self._refuse_too_many_bad(sum_of_chunks(self._chunks), at_end=True)
 
     def decide(self) -> None:
         """Decide what stands in the set, unless that was done."""
-        self._dealt.mkdir(exist_ok=True)
+        self._written.mkdir(exist_ok=True)
         self._decision = decide(self._state, self._plan.recipe, self._plan.seed, self._runner.run)
 
-    def deal(self, share: Share) -> None:
+    def write(self, share: Share) -> None:
         """Write a share of the shards."""
         jobs = [self._job(number) for number in range(share.number, self._num_jobs, share.of)]
-        todo = [job for job in jobs if self._outcome(job.number) is None]
+        todo = [job for job in jobs if self._result(job.number) is None]
         with self._report(f"{self._plan.name}: writing", len(jobs), "shards") as progress:
             progress.advance(len(jobs) - len(todo), done_before=True)
-            for job, _ in self._runner.run(deal, todo):
+            for job, _ in self._runner.run(write_shard, todo):
                 progress.advance(1, note=f"{self._plan.name}-{job.number:06d}")
 
     @property
@@ -243,23 +241,23 @@ class _SetBuild:
 
     def _job(self, number: int) -> ShardJob:
         return shard_job(
-            folder=self._folder, name=self._plan.name, dealt=self._dealt, starts=self._decision.starts, number=number,
-            runs=self._runs, drops=self._state / "drops", recipe=self._plan.recipe, seed=self._plan.seed,
-            rates=self._decision.rates,
+            folder=self._folder, name=self._plan.name, written=self._written, starts=self._decision.starts,
+            number=number, chunks=self._chunks, drops=self._state / "drops", recipe=self._plan.recipe,
+            seed=self._plan.seed, rates=self._decision.rates,
         )  # fmt: skip
 
-    def _outcome(self, number: int) -> Outcome | None:
+    def _result(self, number: int) -> ShardResult | None:
         """Return what became of a shard, or None if it is not there, whole."""
         try:
-            outcome = Outcome.from_json(state_path(self._dealt, number).read_bytes())
+            result = ShardResult.from_json(state_path(self._written, number).read_bytes())
         except FileNotFoundError:
             return None
-        info = outcome.info
+        info = result.info
         if info is None:
-            return outcome
+            return result
         tar = self._folder / info.name
         is_there = (self._folder / info.index_name).exists() and tar.exists() and tar.stat().st_size == info.size_bytes
-        return outcome if is_there else None
+        return result if is_there else None
 
     def finish(self, command: str) -> Manifest:
         """Write quarantine.jsonl and, at last, the manifest.
@@ -267,11 +265,13 @@ class _SetBuild:
         Raises:
             DataError: reason too_many_bad.
         """
-        outcomes = [outcome for number in range(self._num_jobs) if (outcome := self._outcome(number))]
-        refused, texts = _add(each.refused for each in outcomes), _add(each.texts_refused for each in outcomes)
-        units = sum(outcome.units for outcome in outcomes)
-        read = sum_of_runs(self._runs)
-        assert len(outcomes) == self._num_jobs and units == read.units, f"{read.units} units read, {units} dealt"
+        results = [result for number in range(self._num_jobs) if (result := self._result(number))]
+        refused, texts = _add(each.refused for each in results), _add(each.texts_refused for each in results)
+        units = sum(result.units for result in results)
+        read = sum_of_chunks(self._chunks)
+        assert len(results) == self._num_jobs and units == read.units, (
+            f"{read.units} units read, {units} written or refused"
+        )
         quarantine_sha256 = self._write_quarantine()
         bad = read.bad + refused.get(KEY_TWICE, 0) + refused.get(GROUP_MIXED, 0)
         if bad > self._plan.recipe.max_bad_fraction * units or sum(refused.values()) == units:
@@ -283,10 +283,11 @@ class _SetBuild:
             "records_in": units,
             "refused": refused,
             "captions_refused": texts,
-            "passed_over": passed_over(self._runs, len(self._plan.parts)),
+            "skipped": skipped_rows(self._chunks, len(self._plan.parts)),
+            "left_out": self._plan.left_out,
             schema.QUARANTINE_HASH: quarantine_sha256,
         }
-        infos = [outcome.info for outcome in outcomes if outcome.info is not None]
+        infos = [result.info for result in results if result.info is not None]
         manifest = Manifest(view=self._plan.recipe.view, shards=infos, command=command, config=config)
         manifest.save(self._folder)
         shutil.rmtree(self._state)
@@ -299,40 +300,35 @@ class _SetBuild:
         path = self._folder / schema.QUARANTINE_NAME
         with temporary_path(path).open("wb") as file:
             for number in range(self._num_jobs):
-                lines = quarantine_path(self._dealt, number).read_bytes()
+                lines = quarantine_path(self._written, number).read_bytes()
                 file.write(lines)
                 digest.update(lines)
         sync(temporary_path(path))
         publish(temporary_path(path), path)
         return digest.hexdigest()
 
-    def _refuse_too_many_bad(self, read: RunTotals, *, at_end: bool) -> None:
-        """Raise when more records are bad than the recipe allows: at once when the rest cannot mend it."""
-        most, expected = self._plan.recipe.max_bad_fraction, self._plan.expected_records
-        of = read.units
-        if not at_end and most > 0:
-            if expected is None:
-                return
-            of = max(of, expected * read.units // max(read.drafts, 1))
-        if read.bad <= most * of:
+    def _refuse_too_many_bad(self, read: ChunkTotals, *, at_end: bool) -> None:
+        """Raise when more records are bad than the recipe allows: before the end only if it allows none."""
+        most = self._plan.recipe.max_bad_fraction
+        if read.bad <= most * read.units or not (at_end or most == 0):
             return
         lines = [json.loads(line) for line in self._lines_so_far()]
         data = b"".join(canonical_json(line) + b"\n" for line in lines)
         replace_bytes(self._folder / schema.QUARANTINE_NAME, data, durable=True)
-        raise self._too_many_bad(of, Counter(line["reason"] for line in lines), lines)
+        raise self._too_many_bad(read.units, Counter(line["reason"] for line in lines), lines)
 
     def _lines_so_far(self) -> Iterator[bytes]:
-        for name in list_runs(self._runs):
-            with mapped(name.path(self._runs)) as table:
+        for name in list_chunks(self._chunks):
+            with mapped(name.path(self._chunks)) as table:
                 lines = table["line"].drop_null().to_pylist()
             yield from (line for line in lines if b'"stage":"make"' in line)
 
     def _nothing_read(self) -> str:
         passed = Counter[str]()
-        for rows in passed_over(self._runs, len(self._plan.parts)).values():
+        for rows in skipped_rows(self._chunks, len(self._plan.parts)).values():
             passed.update(rows)
         languages = ", ".join(language for language, _ in passed.most_common(5))
-        others = f"; {passed.total():,} rows in other languages were passed over ({languages}, …)"
+        others = f"; {passed.total():,} rows in other languages were skipped ({languages}, …)"
         return "no records at all" + (others if passed else "")
 
     def _too_many_bad(self, units: int, refused: Mapping[str, int], lines: Sequence[Any] = ()) -> DataError:

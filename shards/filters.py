@@ -149,6 +149,8 @@ def refusal_of_text(text: str, language: str, settings: FilterSettings) -> Refus
 
 def refusal_of_pair(pair: TextPair, settings: FilterSettings) -> Refusal | None:
     """Return why a pair goes: because of the pair, or of one of its sentences; or None."""
+    if settings.are_off:
+        return None
     return (
         _first(PAIR_FILTERS, pair, settings)
         or refusal_of_text(pair.text_a, pair.lang_a, settings)
@@ -157,6 +159,8 @@ def refusal_of_pair(pair: TextPair, settings: FilterSettings) -> Refusal | None:
 
 
 def _first(table: Mapping[str, Filter[Facts]], facts: Facts, settings: FilterSettings) -> Refusal | None:
+    if settings.are_off:
+        return None
     for reason, (expected, function) in table.items():
         got = function(facts, settings)
         if got is not None:

@@ -8,17 +8,8 @@ from typing import Any, Final
 from cclm.errors import MissingDependencyError
 
 _FAMILIES: Final = {
-    "nb": "no",
-    "nn": "no",
-    "wuu": "zh",
-    "yue": "zh",
-    "arz": "ar",
-    "ary": "ar",
-    "uzs": "uz",
-    "iw": "he",
-    "in": "id",
-    "fil": "tl",
-}
+    "nb": "no", "nn": "no", "wuu": "zh", "yue": "zh", "arz": "ar", "ary": "ar", "uzs": "uz", "fil": "tl",
+}  # fmt: skip
 """Tags that count as another: short texts do not tell them apart, or corpora use either."""
 
 

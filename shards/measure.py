@@ -1,4 +1,4 @@
-"""What stands in the samples of a set themselves: lengths of texts, sizes of pictures, in classes that double."""
+"""What stands in the samples of a set themselves: lengths of texts, sizes of images, in classes that double."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,41 +11,19 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cclm.data.decoding import image_size
+from cclm.languages import is_right_to_left
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.measure import class_name, spread
 from shards.stats import by_name
 
-RIGHT_TO_LEFT: Final = frozenset(
-    (
-        "ar",
-        "arc",
-        "arz",
-        "ckb",
-        "dv",
-        "fa",
-        "he",
-        "iw",
-        "ks",
-        "ku-Arab",
-        "nqo",
-        "pnb",
-        "ps",
-        "sd",
-        "syr",
-        "ug",
-        "ur",
-        "yi",
-    )
-)
-"""Languages that are written from right to left."""
 _MIME: Final = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 MOST_BARS: Final = 40
 
 
 def direction(language: str) -> str:
     """Return the `dir` attribute for texts of a language: what it is known for, else as its first letter has it."""
-    return "rtl" if language in RIGHT_TO_LEFT or language.split("-")[0] in RIGHT_TO_LEFT else "auto"
+    return "rtl" if is_right_to_left(language) else "auto"
 
 
 def _template(name: str) -> Any:
@@ -80,8 +58,8 @@ def statistics_page(result: Mapping[str, Any]) -> str:
     sets = []
     for name, entry in result.items():
         plots = [(title, bars_of(entry[field])) for field, title in _BY_NAME.items() if entry[field]]
-        if entry["passed_over"]:
-            plots.append(("rows passed over by source and language", bars_of(by_name(entry["passed_over"]))))
+        if entry["skipped"]:
+            plots.append(("rows skipped by source and language", bars_of(by_name(entry["skipped"]))))
         measures = entry.get("measures", {})
         classes = [(field, title) for field, title in _BY_CLASS.items() if field in measures]
         plots += [(title, bars_of(measures[field], are_classes=True)) for field, title in classes]
@@ -100,15 +78,15 @@ _BY_NAME: Final = {
 _BY_CLASS: Final = {
     "short_side": "shorter side in pixels",
     "aspect_percent": "longer side in percent of the shorter",
-    "file_bytes": "bytes of a picture",
-    "captions": "captions of a picture",
+    "file_bytes": "bytes of an image",
+    "captions": "captions of an image",
     "pairs": "pairs of a group",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownImage:
-    """A picture on the page."""
+    """An image on the page."""
 
     record: ImageTextRecord
     where: str
@@ -118,14 +96,14 @@ class ShownImage:
     height: int
 
 
-def preview_page(folders: Sequence[Path], most: int) -> str:
-    """Return a page of at most `most` samples of each set: pictures with boxes and captions, pairs side by side.
+def preview_page(folders: Mapping[str, Path], most: int) -> str:
+    """Return a page of at most `most` samples of each set: images with boxes and captions, pairs side by side.
 
     Raises:
         DataError: a sample that cannot be read.
     """
     sets = []
-    for folder in folders:
+    for name, folder in folders.items():
         shards = ShardSet(folder)
         places = list(spread(shards.samples_per_shard, most))
         images: list[ShownImage] = []
@@ -138,7 +116,7 @@ def preview_page(folders: Sequence[Path], most: int) -> str:
             else:
                 groups.append((where, shards.text_group(shard, sample)))
         shards.close()
-        sets.append({"name": folder.name, "totals": shards.manifest.totals, "images": images, "groups": groups})
+        sets.append({"name": name, "totals": shards.manifest.totals, "images": images, "groups": groups})
     return str(_template("preview.html.j2").render(sets=sets, first_caption=_first_caption))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.shardfile.codec import canonical_json
-from shards.draft import Part
+from shards.benchmark import read_benchmarks
+from shards.corpora.files import accounting
+from shards.corpora.table import corpus_of
+from shards.parts import Part
 from shards.recipe import SetRecipe
 from shards.settings import content_hash
 
@@ -24,17 +27,25 @@ class SetPlan:
     digest: str
     """Hash of the recipe, of the files its filters read, and of every part's name and stamp: equal digests give equal
     sets."""
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Files under the corpus's paths that are not read: why -> {"files": how many, "first": one of them}."""
 
     @property
     def seed(self) -> bytes:
         """What the order of records is drawn from."""
         return f"{self.recipe.seed}:{self.name}".encode()
 
-    @property
-    def expected_records(self) -> int | None:
-        """About how many drafts there are, if every part says so."""
-        counts = [part.records for part in self.parts if part.records is not None]
-        return sum(counts) if len(counts) == len(self.parts) else None
+
+def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
+    """Return the plan of a set, with an account of the files that its corpus does not read.
+
+    Raises:
+        ConfigError: the files are not what the recipe says.
+    """
+    with accounting() as account:
+        plan = plan_set(name, recipe, corpus_of(recipe.corpus, recipe.options).parts())
+        read_benchmarks(recipe.filters)
+    return replace(plan, left_out=account.kinds())
 
 
 def plan_set(name: str, recipe: SetRecipe, parts: Sequence[Part]) -> SetPlan:

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from cclm.track.progress import make_bar, spell_duration
@@ -33,7 +34,7 @@ class WorkProgress:
     def __enter__(self) -> WorkProgress:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = make_bar(self._console)
-            self._task = self._bar.add_task(self._label, total=self._total, facts="")
+            self._task = self._bar.add_task(escape(self._label), total=self._total, facts="")
             self._bar.start()
         return self
 
@@ -55,7 +56,7 @@ class WorkProgress:
             if self._total is not None:
                 facts += f"  ETA {spell_duration(max(self._total - self._done, 0) / rate)}"
         if self._bar is not None:
-            self._bar.update(self._task, advance=amount, facts=facts, description=note or self._label)
+            self._bar.update(self._task, advance=amount, facts=facts, description=escape(note or self._label))
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             self._say(facts)

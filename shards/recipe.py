@@ -30,7 +30,7 @@ class SetRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the corpus's class."""
     num_shards: Positive = 8
-    """Records are dealt to so many shards; a training stream wants at least as many as it has lanes."""
+    """Records are spread over so many shards; a training stream wants at least as many as it has lanes."""
     pairs_per_block: Positive = 4096
     """Text pairs in one tar member (text sets only)."""
     licences: Mapping[str, str] = field(default_factory=dict)
@@ -48,12 +48,12 @@ class SetRecipe:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """How many records of each language stay."""
     records_per_chunk: Count = 0
-    """Drafts that one process reads and keeps at a time; a killed build reads at most so many again. 0: 1,024 pictures,
-    16,384 text drafts."""
+    """Records that one process reads and keeps at a time; a killed build reads at most so many again. 0: 1,024
+    pictures, 16,384 texts."""
 
     @property
     def chunk_records(self) -> int:
-        """Drafts of a chunk."""
+        """Records of a chunk."""
         return self.records_per_chunk or (1024 if self.view is View.IMAGE_TEXT else 16384)
 
 

@@ -1,11 +1,11 @@
-"""First step of a build: a stretch of a corpus is read, its records are made, filtered, sketched, and left as runs.
+"""First step of a build: a stretch of a corpus is read, its records are made, filtered, sketched, and written as
+sorted chunks.
 
-    part --read--> drafts --chunks of N--> make, store anew, filter, sketch --> RUNS/PART-CHUNK.arrow (+ .images, codes)
-                                                                         end --> RUNS/PART.end (how many chunks, and
-                                                                                 the rows passed over)
+    part --read--> lazy records --make, store anew, filter, sketch--> CHUNKS/PART-CHUNK.arrow (+ .images, codes)
+                                                                end --> CHUNKS/PART.end (number of chunks, skipped rows)
 
-Which process reads which chunk changes nothing in the runs, and whoever reads a part to its end has seen all that it
-passes over. A chunk whose run is there is skipped, so a build that was killed goes on at the next chunk.
+Which process reads which chunk changes nothing in the chunks, and whoever reads a part to its end has seen all that
+it skips. A chunk that is there is not read again, so a build that was killed goes on at the next chunk.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cclm.errors import ConfigError, DataError
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
-from shards.draft import Draft, Part, PassedOver, UnwantedError
-from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
-from shards.picture import Picture, written_anew
-from shards.recipe import SetRecipe
-from shards.runs import (
-    IMAGE_RUN_SCHEMA,
+from shards.chunks import (
+    IMAGE_CHUNK_SCHEMA,
     RECORD,
     REFUSED,
     TEXT,
-    TEXT_RUN_SCHEMA,
-    RunName,
-    RunWriter,
+    TEXT_CHUNK_SCHEMA,
+    ChunkName,
+    ChunkWriter,
     order_of,
     position_of,
 )
+from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
+from shards.guard import data_error, data_errors, without_addresses
+from shards.parts import LazyRecord, Part, UnwantedError
+from shards.picture import Picture, written_anew
+from shards.recipe import SetRecipe
 from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_pair, near_sketch_of_picture
 
 
@@ -44,8 +46,8 @@ from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sket
 class ScanJob:
     """Some chunks of one part: those whose number is `lane` modulo `lanes`."""
 
-    runs: Path
-    """Folder of the runs."""
+    chunks: Path
+    """Folder of the chunks."""
     seed: bytes
     """Of the order of the set's records."""
     recipe: SetRecipe
@@ -57,7 +59,7 @@ class ScanJob:
 
 
 def scan(job: ScanJob) -> int:
-    """Leave the runs of a job's chunks; return how many there were to write.
+    """Write a job's chunks; return how many there were to write.
 
     Raises:
         ConfigError: the part cannot be read at all.
@@ -65,109 +67,124 @@ def scan(job: ScanJob) -> int:
     """
     if _is_done(job):
         return 0
-    passed_over: dict[str, Counter[str]] = {}
-    drafts, chunk, written = _drafts_of(job.part.read(), passed_over), 0, 0
-    while stretch := list(itertools.islice(drafts, job.recipe.chunk_records)):
-        name = RunName(part=job.number, chunk=chunk)
-        if chunk % job.lanes == job.lane and not name.path(job.runs).exists():
+    skipped: dict[str, Counter[str]] = {}
+    records, chunk, written = _records_of(job.part, skipped), 0, 0
+    while stretch := list(itertools.islice(records, job.recipe.chunk_records)):
+        name = ChunkName(part=job.number, chunk=chunk)
+        if chunk % job.lanes == job.lane and not name.path(job.chunks).exists():
             _Chunk(job, name).write(stretch)
             written += 1
         chunk += 1
-    end = canonical_json({"chunks": chunk, "passed_over": passed_over})
-    replace_bytes(end_path(job.runs, job.number), end, durable=True)
+    end = canonical_json({"chunks": chunk, "skipped": skipped})
+    replace_bytes(end_path(job.chunks, job.number), end, durable=True)
     return written
 
 
-def _drafts_of(items: Iterable[Draft | PassedOver], passed_over: dict[str, Counter[str]]) -> Iterator[Draft]:
-    """Yield the drafts; add the others to the counts by source and language."""
-    for item in items:
-        if isinstance(item, Draft):
-            yield item
-        elif item.rows:
-            rows = {_whole(language): number for language, number in item.rows.items()}
-            passed_over.setdefault(item.source, Counter()).update(rows)
+def _records_of(part: Part, skipped: dict[str, Counter[str]]) -> Iterator[LazyRecord]:
+    """Yield the lazy records; add the others to the counts by source and language.
+
+    Whatever a reader raises that is not the recipe's or the machine's fault ends its part with one refusal.
+    """
+    try:
+        with data_errors(part.name):
+            for item in part.read():
+                if isinstance(item, LazyRecord):
+                    yield item
+                elif item.rows:
+                    rows = {_whole(language): number for language, number in item.rows.items()}
+                    skipped.setdefault(item.source, Counter()).update(rows)
+    except DataError as error:
+        yield LazyRecord(key=f"{part.name}-end", source=part.name, make=partial(_raise, error))
 
 
-def end_path(runs: Path, part: int) -> Path:
+def _raise(error: DataError) -> NoReturn:
+    raise error
+
+
+def end_path(folder: Path, part: int) -> Path:
     """Where the number of a part's chunks stands once it was read to its end."""
-    return runs / f"{part:06d}.end"
+    return folder / f"{part:06d}.end"
 
 
-def chunks_of(runs: Path, part: int) -> int | None:
+def chunks_of(folder: Path, part: int) -> int | None:
     """Return the number of a part's chunks, or None if nobody has read it to its end."""
     try:
-        return int(json.loads(end_path(runs, part).read_bytes())["chunks"])
+        return int(json.loads(end_path(folder, part).read_bytes())["chunks"])
     except FileNotFoundError:
         return None
 
 
-def passed_over(runs: Path, num_parts: int) -> dict[str, dict[str, int]]:
-    """Return the rows that parts, all of them read, have passed over: source -> language -> rows."""
+def skipped_rows(folder: Path, num_parts: int) -> dict[str, dict[str, int]]:
+    """Return the rows that parts, all of them read, have skipped: source -> language -> rows."""
     total: dict[str, Counter[str]] = {}
     for part in range(num_parts):
-        for source, rows in json.loads(end_path(runs, part).read_bytes())["passed_over"].items():
+        for source, rows in json.loads(end_path(folder, part).read_bytes())["skipped"].items():
             total.setdefault(source, Counter()).update(rows)
     return {source: dict(rows) for source, rows in total.items()}
 
 
-def unfinished_parts(runs: Path, names: Sequence[str]) -> list[str]:
-    """Return the names of the parts of which a run, or the end, is missing."""
+def unfinished_parts(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of the parts of which a chunk, or the end, is missing."""
     left = []
     for number, name in enumerate(names):
-        chunks = chunks_of(runs, number)
-        if chunks is None or not all(RunName(part=number, chunk=c).path(runs).exists() for c in range(chunks)):
+        chunks = chunks_of(folder, number)
+        if chunks is None or not all(ChunkName(part=number, chunk=c).path(folder).exists() for c in range(chunks)):
             left.append(name)
     return left
 
 
 def _is_done(job: ScanJob) -> bool:
-    chunks = chunks_of(job.runs, job.number)
+    chunks = chunks_of(job.chunks, job.number)
     return chunks is not None and all(
-        RunName(part=job.number, chunk=chunk).path(job.runs).exists() for chunk in range(job.lane, chunks, job.lanes)
+        ChunkName(part=job.number, chunk=chunk).path(job.chunks).exists()
+        for chunk in range(job.lane, chunks, job.lanes)
     )
 
 
 class _Chunk:
-    """One chunk on its way to a run."""
+    """One chunk on its way to the disk."""
 
-    def __init__(self, job: ScanJob, name: RunName) -> None:
+    def __init__(self, job: ScanJob, name: ChunkName) -> None:
         self._recipe, self._seed, self._name = job.recipe, job.seed, name
         self._is_image = job.recipe.view is View.IMAGE_TEXT
-        self._writer = RunWriter(job.runs, name, IMAGE_RUN_SCHEMA if self._is_image else TEXT_RUN_SCHEMA)
-        self._facts: Counter[str] = Counter(drafts=0, units=0, bad=0)
+        self._writer = ChunkWriter(job.chunks, name, IMAGE_CHUNK_SCHEMA if self._is_image else TEXT_CHUNK_SCHEMA)
+        self._facts: Counter[str] = Counter(records=0, units=0, bad=0)
         self._rows = 0
 
-    def write(self, drafts: Sequence[Draft]) -> None:
-        """Make the drafts' records and write the run."""
+    def write(self, records: Sequence[LazyRecord]) -> None:
+        """Make the records and write the chunk."""
         wanted = self._recipe.duplicates
         sketches = [name for name, on in (("exact", wanted.exact), ("near", wanted.near)) if on]
         try:
-            for draft in drafts:
-                self._add(draft)
-            self._facts["drafts"] = len(drafts)
+            for record in records:
+                self._add(record)
+            self._facts["records"] = len(records)
             self._writer.finish(sketches, self._facts)
         except BaseException:
             self._writer.abandon()
             raise
 
-    def _add(self, draft: Draft) -> None:
+    def _add(self, lazy: LazyRecord) -> None:
+        """Add what a record is made to, or its refusal: `data_error` raises again what is not the data's fault."""
         try:
-            made = draft.make()
+            made = lazy.make()
             if isinstance(made, ImageTextRecord) != self._is_image:
                 raise _wrong_view(self._recipe)
             if isinstance(made, ImageTextRecord):
-                self._add_image(draft, made)
-            elif not made:
+                self._add_image(lazy, made)
+                return
+            if not made:
                 check_group(made)
-        except DataError as error:
-            stage = "filter" if isinstance(error, UnwantedError) else "make"
-            self._refuse(draft.key, draft.source, stage, Refusal(error.reason, "", ""), str(error))
+        except Exception as error:  # noqa: BLE001
+            self._refuse_broken(lazy.key, lazy.source, data_error(error, lazy.key))
             return
-        if not isinstance(made, ImageTextRecord):
-            for pair in made:
+        for pair in made:
+            try:
                 self._add_pair(pair)
+            except Exception as error:  # noqa: BLE001
+                self._refuse_broken(pair.group, pair.source, data_error(error, pair.group))
 
-    def _add_image(self, draft: Draft, record: ImageTextRecord) -> None:
+    def _add_image(self, lazy: LazyRecord, record: ImageTextRecord) -> None:
         where = f"record {record.key!r}"
         check_image(record.image, record.image_format, where)
         picture = Picture(record.image, where)
@@ -178,7 +195,7 @@ class _Chunk:
         if not captions and refusal is None:
             refusal = refused[0][2]
         if refusal is not None:
-            self._refuse(draft.key, draft.source, "filter", refusal)
+            self._refuse(lazy.key, lazy.source, "filter", refusal)
             return
         if refused:
             _, (_, document) = encode_image_text(replace(stored, captions=captions), where)
@@ -222,17 +239,13 @@ class _Chunk:
         return kept, refused
 
     def _add_pair(self, pair: TextPair) -> None:
-        try:
-            check_group([pair])
-        except DataError as error:
-            self._refuse(pair.group, pair.source, "make", Refusal(error.reason, "", ""), str(error))
-            return
+        check_group([pair])
+        (pair.group + pair.source + pair.lang_a + pair.lang_b).encode("utf-8")
         refusal = refusal_of_pair(pair, self._recipe.filters)
         if refusal is not None:
             self._refuse(pair.group, pair.source, "filter", refusal)
             return
-        row = {name: getattr(pair, name) for name in ("text_a", "lang_a", "text_b", "lang_b", "score", "source")}
-        row |= {"kind": RECORD, "label": "-".join(sorted((pair.lang_a, pair.lang_b)))}
+        row = vars(pair) | {"kind": RECORD, "label": "-".join(sorted((pair.lang_a, pair.lang_b)))}
         codes: dict[str, Sequence[int]] = {}
         if self._recipe.duplicates.exact:
             row["exact"], codes["exact"] = exact_sketch_of_pair(pair)
@@ -240,10 +253,15 @@ class _Chunk:
             row["near"], codes["near"] = near_sketch_of_pair(pair)
         self._add_row(pair.group, row, codes)
 
+    def _refuse_broken(self, key: str, source: str, error: DataError) -> None:
+        stage = "filter" if isinstance(error, UnwantedError) else "make"
+        self._refuse(key, source, stage, Refusal(error.reason, "", ""), str(error))
+
     def _refuse(self, key: str, source: str, stage: str, refusal: Refusal, message: str = "") -> None:
         self._facts["bad"] += stage == "make"
         message = message or f"{key}: expected {refusal.expected}, got {refusal.got}."
-        line = {"key": key, "source": source, "stage": stage, "reason": refusal.reason, "message": message}
+        plain = without_addresses(message)
+        line = {"key": key, "source": source, "stage": stage, "reason": refusal.reason, "message": plain}
         self._add_row(key, {"kind": REFUSED, "line": quarantine_line(line)}, {})
 
     def _note_text(self, key: str, source: str, language: str, text: str, refusal: Refusal) -> None:
@@ -270,7 +288,7 @@ def quarantine_line(fields: Mapping[str, Any]) -> bytes:
 
 def _whole(text: str) -> str:
     """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:
@@ -287,7 +305,7 @@ def _wrong_view(recipe: SetRecipe) -> ConfigError:
 
 
 def scan_jobs(
-    parts: Sequence[Part], runs: Path, seed: bytes, recipe: SetRecipe, *, task: int, tasks: int, workers: int
+    parts: Sequence[Part], chunks: Path, seed: bytes, recipe: SetRecipe, *, task: int, tasks: int, workers: int
 ) -> Iterator[ScanJob]:
     """Yield the jobs of one task of `tasks`, cut fine enough for its workers; the tasks together read everything.
 
@@ -300,7 +318,7 @@ def scan_jobs(
     for number, lane in mine:
         for piece in range(split):
             yield ScanJob(
-                runs=runs,
+                chunks=chunks,
                 seed=seed,
                 recipe=recipe,
                 part=parts[number],

@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from cclm.errors import MissingDependencyError
 from cclm.types import TextPair
+from shards.guard import optional_library
 from shards.picture import Picture
 from shards.settings import DuplicateSettings
 
@@ -26,7 +26,6 @@ MINHASH_SIZE: Final = 64
 _BANDS: Final = 16
 _GRAM: Final = 4
 _SEED: Final = 1
-_INSTALL: Final = 'pip install "cclm-pretraining[filters]", or leave it out of the recipe.'
 
 
 class Sketch(NamedTuple):
@@ -66,12 +65,7 @@ def perceptual_hash(picture: Picture) -> int:
         DataError: reason image_broken.
         MissingDependencyError: without imagehash.
     """
-    try:
-        import imagehash
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package imagehash (it compares pictures)", got="no such package", do=_INSTALL
-        ) from error
+    imagehash = optional_library("imagehash", "it compares pictures")
     bits = imagehash.phash(picture.pixels).hash
     return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
 
@@ -96,18 +90,13 @@ def near_sketch_of_pair(pair: TextPair) -> Sketch:
     Raises:
         MissingDependencyError: without rensa.
     """
-    try:
-        from rensa import RMinHash
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package rensa (MinHash)", got="no such package", do=_INSTALL
-        ) from error
+    rensa = optional_library("rensa", "MinHash")
     grams = []
     for side, text in ((f"a{pair.lang_a}", pair.text_a), (f"b{pair.lang_b}", pair.text_b)):
         plain = f" {_normal(text)} "
         place = f"{pair.lang_a}-{pair.lang_b}-{side}:"
         grams += [place + plain[at : at + _GRAM] for at in range(max(1, len(plain) - _GRAM + 1))]
-    minhash = RMinHash(num_perm=MINHASH_SIZE, seed=_SEED)
+    minhash = rensa.RMinHash(num_perm=MINHASH_SIZE, seed=_SEED)
     minhash.update(grams)
     signature = np.array(minhash.digest(), dtype=">u4").tobytes()
     width = len(signature) // _BANDS

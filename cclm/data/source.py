@@ -182,7 +182,7 @@ class Source(ABC, Generic[Settings, Sample]):
         for number in range(max(step, self._prefetched.get(slots.start, 0)), stop):
             for slot in slots:
                 address = self.stream.address(number, slot)
-                self.sets[address.source].announce(address.shard)
+                self.sets[address.source].prefetch(address.shard)
         self._prefetched[slots.start] = stop
 
     def samples(self, step: int, slots: range, bad: list[BadSample]) -> Iterator[Sample]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from cclm.data.options import Normalise
 from cclm.data.tokenizer_file import tokenizer_bytes
@@ -16,6 +17,7 @@ from cclm.errors import ConfigError, DataError
 # Threads inside the tokenizer must not exist when worker processes fork; the workers are the parallelism.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 CACHED_TEXTS = 1 << 17
 _Key = tuple[str, int, int | None]
 """A text, the longest result in tokens, the longest text in words."""
@@ -34,12 +36,33 @@ def pre_caption(text: str, max_words: int | None = None) -> str:
     return text if max_words is None else " ".join(text.split(" ")[:max_words])
 
 
+def read_special_as_text(tokenizer: Tokenizer) -> None:
+    """Make a tokenizer read a special token that is written out in a text ("<mask>") as the text that it is.
+
+    Captions are data: whoever can write one must not be able to hide words, or to end a text. The setting of
+    `tokenizers` alone is not enough: "<mask>" is a piece of the vocabulary of XLM-R and its like, and the model would
+    find it there. So the first character is cut from the others before the model sees them, after the normaliser (which
+    makes "<mask>" of "＜MASK＞"). Texts without such a token keep their ids.
+    """
+    tokenizer.encode_special_tokens = True
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    special |= {token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is not None}
+    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(special) if token[1:])
+    before = tokenizer.pre_tokenizer
+    state = {} if before is None else json.loads(before.__getstate__())
+    is_done = any(item.get("pattern") == {"Regex": pattern} for item in state.get("pretokenizers", ()))
+    if pattern and not is_done:
+        cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut] if before is None else [before, cut])
+
+
 class TextTokenizer:
     """Encodes texts, and knows the special ids. Remembers texts that it has seen (short captions repeat a lot)."""
 
     def __init__(self, tokenizer: Tokenizer, normalise: Normalise = "none") -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        read_special_as_text(tokenizer)
         self._tokenizer, self.normalise = tokenizer, normalise
         self.bos_id, self.pad_id = self._special("<s>"), self._special("<pad>")
         self.eos_id, self.mask_id = self._special("</s>"), self._special("<mask>")
@@ -67,6 +90,11 @@ class TextTokenizer:
     def __getstate__(self) -> dict[str, object]:
         """Pickle without the memo."""
         return {**self.__dict__, "_known": {}}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Set again what `tokenizers` does not pickle."""
+        self.__dict__.update(state)
+        self._tokenizer.encode_special_tokens = True
 
     def _learn(self, keys: Sequence[_Key]) -> None:
         """Tokenise texts in one call and remember them."""

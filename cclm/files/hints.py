@@ -16,6 +16,8 @@ from cclm.types import Bounds, PathText
 
 INLINE = "inline"
 """`field(metadata={INLINE: True})` on a mapping of dataclasses: its keys stand beside the other fields' in the file."""
+READER_NOTES = "reader_notes"
+"""Attribute of a class of texts: what every field of that type is annotated with."""
 Kinds = Mapping[type, Mapping[str, type]]
 """Base class → key → the class of that key's value: `Mapping[str, Base]` then holds another class for each key."""
 PATH = get_args(PathText)[1]
@@ -49,7 +51,7 @@ def members_of(hint: Any) -> list[tuple[Any, tuple[Any, ...]]]:
         hint, *rest = get_args(hint)
         notes = tuple(rest)
     if get_origin(hint) not in (Union, types.UnionType):
-        return [(hint, notes)]
+        return [(hint, notes + getattr(hint, READER_NOTES, ()))]
     return [(inner, notes + more) for member in get_args(hint) for inner, more in members_of(member)]
 
 

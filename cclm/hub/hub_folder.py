@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from cclm.data.image import RESAMPLE_FILTER
 from cclm.data.options import ImageTransformConfig, Normalise
 from cclm.data.tokenizer_file import tokenizer_bytes
+from cclm.data.tokens import read_special_as_text
 from cclm.hub.open import Prepared, misfit
 from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.model.configuration_cclm import CCLMConfig
@@ -97,9 +98,11 @@ def hub_image_processor(transform: ImageTransformConfig) -> CCLMImageProcessor:
 def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer for `AutoTokenizer`: what our code does around tokenizer.json becomes part of it.
 
-    That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length.
+    That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length. "<mask>" in a
+    text is text, as in training; with `split_special_tokens=False` a call makes it the mask.
     """
     tokenizer = Tokenizer.from_buffer(tokenizer_bytes(folder))
+    read_special_as_text(tokenizer)
     own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
     tokenizer.normalizer = normalizers.Sequence([*_preparation(normalise), *own])
     frame = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
@@ -114,6 +117,7 @@ def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTra
         model_max_length=max_tokens,
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
+        split_special_tokens=True,
         **{f"{name}_token": token for name, token in names.items()},
     )
 

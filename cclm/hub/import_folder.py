@@ -19,6 +19,7 @@ from cclm.data.options import ImageTransformConfig, Normalise
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
+from cclm.files.hashing import file_sha256
 from cclm.hub.export import SHARD_SIZE, check_target, give_memory_back, staging_directory
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
 from cclm.hub.mapped_pages import drop_pages_after_use
@@ -34,7 +35,6 @@ from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, store
 from cclm.pretrained.published_file import read_tensors
 from cclm.pretrained.published_sizes import family_of, options_of_state
 from cclm.report.facts import PARITY_NAME
-from cclm.shardfile.fetch import file_sha256
 
 REPORT_NAME = "import.json"
 NORMALISE: Normalise = "cclm"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
-from cclm.data.tokens import pre_caption
+from cclm.data.tokens import pre_caption, read_special_as_text
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
 from cclm.hub.export import check_target, staging_directory
@@ -88,11 +88,13 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
     content, before = json.loads(stored), Tokenizer.from_buffer(stored)
     before.no_padding()
     before.no_truncation()
+    read_special_as_text(before)
     counts = used_ids(before, both_forms(texts()))
     if not counts:
         raise _error(str(folder), "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
     keep = kept_ids(content, counts)
     after = Tokenizer.from_str(json.dumps(prune_content(content, keep), ensure_ascii=False))
+    read_special_as_text(after)
     num_texts = _check_pieces(before, after, keep, both_forms(texts()), str(folder))
     with staging_directory(to) as new:
         new.mkdir()

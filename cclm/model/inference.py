@@ -207,7 +207,7 @@ class InferenceMethods:
         """The likeliest tokens for each `<mask>`, given what the text is about.
 
         Args:
-            input_ids: texts with `<mask>`.
+            input_ids: texts with `<mask>`: `processor(text=…, split_special_tokens=False)`, else "<mask>" is text.
             attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
             pixel_values: an image for each text; or instead of it
             memory_ids: a sentence for each text, in any language;
@@ -226,7 +226,10 @@ class InferenceMethods:
             )
         slot_BL = input_ids == wanted
         if not bool(slot_BL.any(1).all()):
-            raise ValueError("fill_mask: expected <mask> in every text, got one without. Write <mask> for a word.")
+            raise ValueError(
+                "fill_mask: expected <mask> in every text, got one without. Write <mask> for a word, and call the "
+                "processor with split_special_tokens=False: without it, <mask> in a text is text."
+            )
         memory = {"memory_ids": memory_ids, "memory_attention_mask": memory_attention_mask}
         logits_SV = self.masked_lm_logits(
             input_ids, attention_mask, slot_BL=slot_BL, pixel_values=pixel_values, **memory

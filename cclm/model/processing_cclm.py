@@ -42,7 +42,8 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
             text: one or several, in any language.
             options: of the image processor and of the tokenizer, by name or in `images_kwargs`, `text_kwargs` and
                 `common_kwargs`. Without them tensors are returned ("pt"), and texts are padded, and cut where they are
-                longer than the model was trained with.
+                longer than the model was trained with. `split_special_tokens=False`: `<mask>` in a text is the mask,
+                for `fill_mask`, and not what a caption happens to say.
 
         Returns:
             `pixel_values`, `input_ids`, `attention_mask`, as far as they were asked for; `.to(device, dtype)` moves

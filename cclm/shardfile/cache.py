@@ -32,7 +32,7 @@ NUM_THREADS = 2
 
 
 def cache_folder(config: CacheConfig) -> Path:
-    """The folder, with the user's number in its name where users could meet."""
+    """Return the cache's folder, with the user's number in its name where users could meet."""
     if config.folder is not None:
         return Path(config.folder)
     named = os.environ.get(FOLDER_VARIABLE)
@@ -76,7 +76,7 @@ class FileCache:
         return {**self.__dict__, "_queue": None, "_pid": 0}
 
     def get(self, wanted: Wanted) -> Path:
-        """The local file; fetched first if it is not there, or waited for if another process is fetching it.
+        """Return the local file; fetch it first if it is not there, or wait for the process that is fetching it.
 
         Raises:
             FetchError: it cannot be had, or there is no room for it.
@@ -136,7 +136,7 @@ class FileCache:
                 total -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """(last use, size, path) of the whole files. Manifests stay: they are small, and say what a set is."""
+        """Yield (last use, size, path) of the whole files. Manifests stay: they are small, and say what a set is."""
         for path in self.folder.glob("*/*"):
             try:
                 status = path.stat()
@@ -198,7 +198,7 @@ def _locked(path: Path) -> Iterator[Path | None]:
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one of that name."""
+    """Return whether the open file is the one of that name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -207,7 +207,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time; a folder can be locked like a file."""
+    """Hold a lock of the folder, which can be locked like a file: one process at a time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 
 from cclm.errors import DataError
@@ -121,7 +122,7 @@ def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[st
 
 
 def _region_document(region: Region, where: str) -> dict[str, Any]:
-    """A region as JSON; attributes only where there are some, so that older sets keep their bytes."""
+    """Return a region as JSON; attributes only where there are some, so that older sets keep their bytes."""
     document: dict[str, Any] = {
         schema.FIELD_BOX: list(region.box),
         schema.FIELD_CAPTIONS: _check_captions(region.captions, where),
@@ -219,15 +220,21 @@ def check_group(pairs: Sequence[TextPair], where: str = "") -> None:
             _refuse("text_encoding", "texts of whole Unicode characters", f"half a character ({error.reason})", where)
 
 
-def encode_block(pairs: Sequence[TextPair]) -> bytes:
-    """Return the pairs as one Arrow IPC file: PAIR_SCHEMA, one record batch, zstd."""
+def table_of_pairs(pairs: Sequence[TextPair]) -> Any:
+    """Return the pyarrow Table (PAIR_SCHEMA) of some pairs."""
     columns = [pa.array([getattr(pair, field.name) for pair in pairs], type=field.type) for field in schema.PAIR_SCHEMA]
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema.PAIR_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=schema.PAIR_SCHEMA)
+
+
+def encode_block(table: Any) -> bytes:
+    """Return a table of pairs (the columns of PAIR_SCHEMA) as one Arrow IPC file: one record batch, zstd."""
     sink = pa.BufferOutputStream()
     # One thread: the order of compressed buffers, and so the bytes, must not depend on the machine.
     options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+    # A slice would be written with a few bytes of its neighbours as padding: `take` copies the rows alone.
+    rows = table.take(pa.array(np.arange(table.num_rows))).cast(schema.PAIR_SCHEMA)
     with pa.ipc.new_file(sink, schema.PAIR_SCHEMA, options=options) as writer:
-        writer.write_batch(batch)
+        writer.write_table(rows.combine_chunks())
     return bytes(sink.getvalue())
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import random
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import CclmError, MissingDependencyError
+from cclm.files.hashing import file_sha256
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
@@ -28,7 +28,6 @@ _PASSING = (
     ("botocore.exceptions", "ClientError"),
 )
 """Errors of the network that are no OSError, by module; only loaded modules can have raised one."""
-_CHUNK_BYTES = 1 << 22
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """A full disk, a full quota."""
 
@@ -91,7 +90,7 @@ def fetch(
 
 
 def open_system(url: str) -> tuple[Any, str]:
-    """The `fsspec` file system of a URL, and the file's path in it.
+    """Return the `fsspec` file system of a URL, and the file's path in it.
 
     Raises:
         MissingDependencyError: with the command that installs what is missing.
@@ -118,15 +117,6 @@ def open_system(url: str) -> tuple[Any, str]:
             do="Correct the address.",
         ) from error
     return system, str(path)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _passing_errors() -> tuple[type[Exception], ...]:

@@ -99,7 +99,7 @@ class ShardIndex:
         return ImageEntry(*self._row(sample))
 
     def blocks(self) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Each block of a text index in order: its first sample, and (first row, number of rows) of its groups."""
+        """Yield each block of a text index: its first sample, and (first row, number of rows) of its groups."""
         names = TextEntry._fields
         offsets, starts, counts = (
             self._columns[names.index(name)].tolist() for name in ("block_offset", "row_start", "num_rows")

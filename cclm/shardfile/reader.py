@@ -165,8 +165,8 @@ class ShardSet:
             with contextlib.suppress(OSError):
                 opened.close()
 
-    def announce(self, shard: int) -> None:
-        """Say that a shard will be read soon (`RemoteShardSet` fetches it; a local one is there)."""
+    def prefetch(self, shard: int) -> None:
+        """Fetch a shard that will be read soon in the background (`RemoteShardSet`; a local one is there)."""
 
     def _open_new(self, shard: int) -> OpenShard:
         return OpenShard(self.folder, self.manifest.shards[shard], self.view)
@@ -190,7 +190,7 @@ class ShardSet:
         return opened.group_of(self._blocks[place], entry)
 
     def read_groups(self, shard: int) -> Iterator[list[TextPair]]:
-        """All groups of a shard in order, each block decoded once (errors: `text_group`, at the block or group)."""
+        """Yield all groups of a shard, each block decoded once (errors: `text_group`, at the block or group)."""
         opened = self.open_shard(shard)
         for first, places in opened.index.blocks():
             block = opened.block(opened.index.text(first))

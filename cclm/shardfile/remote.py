@@ -25,7 +25,7 @@ _INDEX_BYTES_PER_SAMPLE = 120
 
 
 def open_set(where: Path | str, cache: CacheConfig | None = None) -> ShardSet:
-    """The shard set of a local folder or a URL.
+    """Return the shard set of a local folder or a URL.
 
     Args:
         where: folder, file:// URL, or a URL of another protocol.
@@ -41,7 +41,7 @@ def open_set(where: Path | str, cache: CacheConfig | None = None) -> ShardSet:
 
 
 def local_path(where: Path | str) -> Path | None:
-    """The path of a local set; None for a remote one."""
+    """Return the path of a local set; None for a remote one."""
     text = str(where)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
@@ -49,7 +49,7 @@ def local_path(where: Path | str) -> Path | None:
 
 
 def manifest_bytes(where: Path | str, cache: CacheConfig | None = None) -> bytes:
-    """The manifest of a local or remote set, as it is stored (OSError, or the errors of `fetch`)."""
+    """Return the manifest of a local or remote set, as it is stored (OSError, or the errors of `fetch`)."""
     local = local_path(where)
     if local is not None:
         return (local / MANIFEST_NAME).read_bytes()
@@ -60,24 +60,24 @@ def manifest_bytes(where: Path | str, cache: CacheConfig | None = None) -> bytes
 
 
 class RemoteShardSet(ShardSet):
-    """A shard set at a URL. Opening it fetches its manifest; shards come when they are read, or announced."""
+    """A shard set at a URL. Opening it fetches its manifest; shards come when they are read, or prefetched."""
 
     def __init__(self, url: str, config: CacheConfig) -> None:
         self.url, self.cache = url.rstrip("/"), FileCache(config)
         manifest = manifest_bytes(self.url, config)
         name = hashlib.sha256(self.url.encode() + b"\0" + manifest).hexdigest()[:16]
         replace_bytes(self.cache.folder / name / MANIFEST_NAME, manifest)
-        self._announced: set[int] = set()
+        self._prefetched: set[int] = set()
         super().__init__(self.cache.folder / name)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "url": self.url, "cache": self.cache, "_announced": set()}
+        return {**super().__getstate__(), "url": self.url, "cache": self.cache, "_prefetched": set()}
 
-    def announce(self, shard: int) -> None:
-        """Say that a shard will be read soon: it is fetched in the background."""
-        if shard in self._announced or shard in self._open:
+    def prefetch(self, shard: int) -> None:
+        """Fetch a shard that will be read soon in the background, once."""
+        if shard in self._prefetched or shard in self._open:
             return
-        self._announced.add(shard)
+        self._prefetched.add(shard)
         for wanted in self._files(self.manifest.shards[shard]):
             self.cache.prefetch(wanted)
 
@@ -92,7 +92,7 @@ class RemoteShardSet(ShardSet):
                 if error.reason not in ("tar_missing", "index_missing") or attempt + 1 == _REOPENINGS:
                     raise
                 continue
-            self._announced.discard(shard)
+            self._prefetched.discard(shard)
             return opened
         raise AssertionError("the last attempt returns or raises")
 

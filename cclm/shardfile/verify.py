@@ -6,12 +6,12 @@ the counts against the manifest, and at last the tar against its hash, which cat
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cclm.errors import DataError
+from cclm.files.hashing import file_sha256
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, check_image, check_key
 from cclm.shardfile.index import ImageEntry, TextEntry
@@ -22,7 +22,6 @@ from cclm.shardfile.tar import member_header, padding, trailer
 from cclm.types import TextPair, View
 
 _REBUILD = "Build this shard again from its corpus, or fetch an undamaged copy."
-_CHUNK_BYTES = 1 << 22
 
 
 def _fault(reason: str, expected: str, got: str, where: str) -> DataError:
@@ -124,14 +123,10 @@ def _member_faults(folder: Path, info: ShardInfo, view: View, keys: SeenKeys) ->
 
 
 def _sha256(path: Path, reason: str) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise _fault(reason, "a file that can be read", str(error.strerror), str(path)) from error
-    return digest.hexdigest()
 
 
 class _Walk:

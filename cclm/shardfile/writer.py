@@ -18,11 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile import schema
-from cclm.shardfile.codec import check_group, encode_block, encode_image_text
+from cclm.shardfile.codec import check_group, encode_block, encode_image_text, table_of_pairs
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.tar import member_header, padding, trailer
 from cclm.types import ImageTextRecord, TextPair
@@ -58,10 +61,11 @@ class _OpenShard:
         self._write(padding(len(data)))
         return offset
 
-    def add_index_row(self, **row: Any) -> None:
-        """Append one row of the index."""
-        for column, values in self._index.items():
-            values.append(row[column])
+    def add_index_rows(self, count: int, /, **columns: Any) -> None:
+        """Append `count` rows of the index; a column is a list, or one value for all of them."""
+        for name, values in self._index.items():
+            column = columns[name]
+            values.extend(column if isinstance(column, list) else [column] * count)
 
     def finish(self) -> ShardInfo:
         """Make the shard durable, then visible."""
@@ -187,7 +191,8 @@ class ImageTextShardWriter(_ShardWriter):
         start = shard.size_bytes
         image_offset = shard.add_member(f"{record.key}.{image_format}", image)
         json_offset = shard.add_member(f"{record.key}.{schema.JSON_EXTENSION}", document)
-        shard.add_index_row(
+        shard.add_index_rows(
+            1,
             key=record.key,
             offset=start,
             image_format=image_format,
@@ -235,7 +240,8 @@ class TextPairShardWriter(_ShardWriter):
         super().__init__(Path(folder), prefix, max_samples=max_samples, max_bytes=max_bytes, first_shard=first_shard)
         self._pairs_per_block, self._licence_of = pairs_per_block, dict(licences or {})
         self._pairs: list[TextPair] = []
-        self._groups: list[tuple[str, int, int]] = []
+        self._num_groups = 0
+        """Groups that are complete in `_pairs`, the block that grows."""
         self._num_blocks = 0
 
     def __enter__(self) -> TextPairShardWriter:
@@ -244,43 +250,89 @@ class TextPairShardWriter(_ShardWriter):
     def add_group(self, pairs: Sequence[TextPair]) -> None:
         """Append the pairs of one group (reasons: check_group)."""
         check_group(pairs)
-        if self._is_full(0):
-            self._finish_shard()
-        shard = self._open_shard()
-        self._groups.append((pairs[0].group, len(self._pairs), len(pairs)))
         self._pairs.extend(pairs)
-        shard.samples += 1
-        shard.rows += len(pairs)
-        shard.sources[pairs[0].source] += 1
-        shard.licences[self._licence_of.get(pairs[0].source, "unknown")] += 1
-        shard.languages[pairs[0].lang_a] += 1
-        shard.languages.update(pair.lang_b for pair in pairs)
-        if len(self._pairs) >= self._pairs_per_block:
+        self._num_groups += 1
+        if len(self._pairs) >= self._pairs_per_block or self._num_groups == self._room():
             self._finish_block()
 
-    def _finish_block(self) -> None:
-        if not self._pairs:
-            return
+    def add_groups(self, table: Any) -> None:
+        """Append many groups at once, at a tenth of the cost; blocks end with the table.
+
+        Args:
+            table: whole groups, one behind the other, in the columns of PAIR_SCHEMA; nothing is checked.
+        """
+        self._finish_block()
+        starts = np.append(starts_of_groups(table["group"]), table.num_rows)
+        first = 0
+        while first < len(starts) - 1:
+            room = self._room()
+            last = int(np.searchsorted(starts, starts[first] + self._pairs_per_block))
+            last = min(last, len(starts) - 1, last if room is None else first + room)
+            row = int(starts[first])
+            self._add_block(table.slice(row, int(starts[last]) - row), starts[first:last] - row)
+            first = last
+
+    def _room(self) -> int | None:
+        """Return how many groups the next block may hold, which may be one of a new shard; None: any number."""
+        if self._max_samples is None:
+            return None
+        if self._shard is None or self._is_full(0):
+            return self._max_samples
+        return self._max_samples - self._shard.samples
+
+    def _add_block(self, table: Any, starts: NDArray[np.int64]) -> None:
+        """Append a block.
+
+        Args:
+            table: its pairs.
+            starts: the first row of each group.
+        """
+        if self._is_full(0):
+            self._finish_shard()
+            self._num_blocks = 0
         shard = self._open_shard()
         key = f"{shard.name}-{self._num_blocks:05d}"
-        block = encode_block(self._pairs)
+        block = encode_block(table)
         start = shard.size_bytes
         offset = shard.add_member(f"{key}.{schema.BLOCK_EXTENSION}", block)
-        for group, row_start, num_rows in self._groups:
-            shard.add_index_row(
-                key=key,
-                offset=start,
-                block_offset=offset,
-                block_size=len(block),
-                block_crc32=zlib.crc32(block),
-                row_start=row_start,
-                num_rows=num_rows,
-                group=group,
-            )
-        self._pairs, self._groups = [], []
+        heads = table.take(pa.array(starts))
+        shard.add_index_rows(
+            len(starts),
+            key=key,
+            offset=start,
+            block_offset=offset,
+            block_size=len(block),
+            block_crc32=zlib.crc32(block),
+            row_start=starts.tolist(),
+            num_rows=np.diff(np.append(starts, table.num_rows)).tolist(),
+            group=heads["group"].to_pylist(),
+        )
+        shard.samples += len(starts)
+        shard.rows += table.num_rows
+        shard.languages.update(_counts(heads["lang_a"]))
+        shard.languages.update(_counts(table["lang_b"]))
+        for source, number in _counts(heads["source"]).items():
+            shard.sources[source] += number
+            shard.licences[self._licence_of.get(source, "unknown")] += number
         self._num_blocks += 1
 
-    def _finish_shard(self) -> None:
+    def _finish_block(self) -> None:
+        pairs, self._pairs, self._num_groups = self._pairs, [], 0
+        if pairs:
+            self.add_groups(table_of_pairs(pairs))
+
+    def close(self) -> list[ShardInfo]:
+        """Write the last block, finish the last shard and return all of them."""
         self._finish_block()
-        self._num_blocks = 0
-        super()._finish_shard()
+        return super().close()
+
+
+def starts_of_groups(column: Any) -> NDArray[np.int64]:
+    """Return the rows at which another value of a column begins."""
+    values = column.combine_chunks()
+    changes = pc.not_equal(values.slice(1), values.slice(0, max(len(values) - 1, 0))).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), bool), changes]))
+
+
+def _counts(column: Any) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}

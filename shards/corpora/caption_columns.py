@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from cclm.errors import ConfigError
-from shards.corpora.rows import BadRow
+from shards.corpora.cells import Captions, captions, gathered, texts
+from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag
+from shards.guard import mistaken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,42 +20,35 @@ class CaptionColumns:
     """Language -> column, for example {en: caption, de: caption_de}; a cell is a text or a list of texts."""
     text: str = ""
     """Column of a text (with `language` or `language_column`), or of a map from language to text."""
-    language: str = ""
+    language: LanguageTag = NO_LANGUAGE
     """Language of `text`."""
     language_column: str = ""
     """Column of the language of `text`."""
+
+    @cached_property
+    def _columns_by_tag(self) -> dict[str, str]:
+        return by_tag(self.by_language, "captions.by_language")
 
     def columns(self) -> list[str]:
         """Return the columns to read.
 
         Raises:
-            ConfigError: none is named.
+            ConfigError: none is named, or a language is none.
         """
-        names = [*self.by_language.values(), self.text, self.language_column]
+        names = [*self._columns_by_tag.values(), self.text, self.language_column]
         if not any(names[:-1]):
-            raise ConfigError(
-                expected="columns of captions",
-                got="none",
-                do="Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`.",
-            )
+            do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
+            mistaken("columns of captions", "none", do)
         return [name for name in dict.fromkeys(names) if name]
 
-    def captions_of(self, row: Mapping[str, Any]) -> dict[str, list[str]] | BadRow:
-        """Return a row's captions; languages without one are left out."""
-        found = {language: row.get(column) for language, column in self.by_language.items()}
+    def captions_of(self, row: Mapping[str, Any]) -> Captions:
+        """Return a row's captions; languages without one are left out.
+
+        Raises:
+            DataError: a cell holds something else.
+        """
+        cells = ((tag, row.get(column)) for tag, column in self._columns_by_tag.items())
+        found = gathered((tag, texts(cell)) for tag, cell in cells if cell is not None)
         if self.text:
-            text = row.get(self.text)
-            if isinstance(text, Mapping):
-                found |= text
-            elif text is not None:
-                language = self.language or row.get(self.language_column)
-                if not isinstance(language, str) or not language:
-                    return BadRow(repr(language), expected="a language beside the text")
-                found[language] = text
-        captions = {language: _texts(value) for language, value in found.items() if value is not None}
-        wrong = [language for language, texts in captions.items() if not all(isinstance(text, str) for text in texts)]
-        return BadRow(f"no text in {', '.join(wrong)}", expected="texts") if wrong else captions
-
-
-def _texts(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            found |= captions(row.get(self.text), self.language or row.get(self.language_column))
+        return found

@@ -13,27 +13,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from cclm.types import Region
+from shards.corpora.cells import box, gathered, identifier, mapping, text, whole_number
 from shards.corpora.files import files_by_language, named_files, plain_suffix
-from shards.corpora.image_row import ImageRow, image_drafts
+from shards.corpora.flickr30k import read_numbered_captions
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, folders_of, image_in
 from shards.corpora.json_stream import json_items
-from shards.corpora.numbered_captions import read_numbered_captions
-from shards.corpora.pictures import folders_of, picture_in
-from shards.corpora.refusal import refused
-from shards.corpora.rows import BadRow
-from shards.corpora.spill import grouped
-from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.corpora.refusal import each, joined, refuse
+from shards.guard import mistaken
+from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".json", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco:
-    """One part, with one draft per picture, all of its languages together."""
+class Coco(ImageCorpus):
+    """One part, with one record per picture, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> annotation files (.json, .txt, also .gz), folders or patterns."""
@@ -44,132 +44,110 @@ class Coco:
     as numbers: mscoco-it writes most of them as texts."""
     instances: Path | Sequence[Path] = ()
     """Object annotations; their boxes become regions with the category's name (en)."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `image_id`."""
     source: str = "coco"
     """The corpus's name."""
-    licence: str = "unknown"
-    """Licence of pictures for which no file names one."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         folders_of(self.images)
+        try:
+            self.image_name.format(id=1)
+        except (LookupError, ValueError) as error:
+            expected, do = 'a name with {id}, such as "COCO_val2014_{id:012d}.jpg"', "Correct `image_name`."
+            mistaken(expected, f"{self.image_name!r} ({error})", do)
         files = [path for path, _ in self._files()]
-        files += [path for one in self.translations for path in one.files().values()]
-        return [Part(name="captions", read=self.read, stamp="-".join(map(file_stamp, files)))]
+        return self.part_of_all("captions", self.rows, files)
 
     def _files(self) -> list[tuple[Path, str]]:
         """Return (file, language); the language of object annotations is ""."""
         files = [(path, language) for language, path in files_by_language(self.captions, _SUFFIXES)]
         return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
 
-    def read(self) -> Iterator[Draft]:
-        """Yield one draft a picture; pictures without captions, and captions without a picture's name, are refused."""
-        return image_drafts(with_translations(self.rows(), self.translations, self.source))
-
-    def rows(self) -> Iterator[ImageRow | Draft]:
-        """Yield the pictures, before they are read."""
-        folders, categories = folders_of(self.images), self._categories()
-        for identity, items in grouped(self._items()):
-            if isinstance(items[0], Draft):
-                yield from items
-            else:
-                yield self._row(int(identity), items, folders, categories)
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures; those without captions, and captions without a picture's name, are refused."""
+        categories: dict[str, str] = {}  # is filled before the first row is made
+        row = partial(self._row, folders_of(self.images), categories)
+        return joined(self._items(categories), row, self.source)
 
     def _row(
-        self, identity: int, items: Sequence[Any], folders: Sequence[Path], categories: Mapping[int, str]
-    ) -> ImageRow | Draft:
+        self, folders: Sequence[Path], categories: Mapping[str, str], identity: str, items: Sequence[Any]
+    ) -> Iterator[ImageRow]:
         listed = [item[1] for item in items if item[0] == "image"]
-        captions: dict[str, list[str]] = {}
-        for _, language, text in (item for item in items if item[0] == "caption"):
-            captions.setdefault(language, []).append(text)
-        names = [self.image_name.format(id=identity)] if self.image_name else [image["file_name"] for image in listed]
+        captions = gathered((item[1], [item[2]]) for item in items if item[0] == "caption")
+        names = [self.image_name.format(id=int(identity))] if self.image_name else [one["file_name"] for one in listed]
         where = f"{self.source} image_id {identity}"
         if not names or not captions:
-            missing = "captions" if names else "an entry in `images`"
-            return refused(
-                key=f"{self.source}-{identity}",
-                source=self.source,
-                reason="captions_missing" if names else "image_unlisted",
-                expected="a picture with a name and captions",
-                got=f"no {missing}, {sum(map(len, captions.values()))} captions",
-                where=where,
-                do="Set `image_name` in the recipe if names follow from ids." if not names else "Leave it out.",
+            refuse(
+                "captions_missing" if names else "image_unlisted",
+                "a picture with a name and captions",
+                f"no {'captions' if names else 'entry in `images`'}, {sum(map(len, captions.values()))} captions",
+                where,
+                "Leave it out." if names else "Set `image_name` in the recipe if names follow from ids.",
             )
         boxes = [item[1:] for item in items if item[0] == "box"]
-        size = next(((image["width"], image["height"]) for image in listed if image.get("width")), None)
-        return ImageRow(
+        yield self.picture(
             key=f"{self.source}-{identity}",
-            image=picture_in(folders, names[0]),
+            image=image_in(folders, names[0]),
             captions=captions,
-            source=self.source,
             licence=next((image["licence"] for image in listed if image.get("licence")), self.licence),
             identity=f"coco-{identity}",
-            ids={"image_id": str(identity), "file_name": names[0]},
-            regions=[Region(box=box, captions={"en": [categories.get(kind, "")]}) for box, kind in boxes],
-            annotated_size=size if boxes else None,
+            ids={"image_id": identity, "file_name": names[0]},
+            regions=[Region(box=corners, captions={"en": [categories.get(kind, "")]}) for corners, kind in boxes],
+            annotated_size=next((image["size"] for image in listed if image.get("size")), None) if boxes else None,
             where=where,
         )
 
-    def _items(self) -> Iterator[tuple[str, Any]]:
+    def _items(self, categories: dict[str, str]) -> Iterator[tuple[str, Any] | LazyRecord]:
         for path, language in self._files():
             if plain_suffix(path) == ".txt":
-                yield from self._numbered(path, language)
-            else:
-                yield from self._listed(path)
-                yield from self._annotated(path, language)
-
-    def _numbered(self, path: Path, language: str) -> Iterator[tuple[str, Any]]:
-        for number, found in read_numbered_captions(path):
-            identity = None if isinstance(found, BadRow) else re.search(r"(\d+)(?:\.\w+)?$", found[0])
-            if isinstance(found, BadRow) or identity is None:
-                bad = found if isinstance(found, BadRow) else BadRow(found[0], expected="a name that ends in COCO's id")
-                yield f"\0{path}:{number}", bad.draft(path.name, number, self.source)
+                captions = read_numbered_captions(path.name, path)
+                yield from each(captions, partial(_numbered, language), self.source)
                 continue
-            name = found[0] if Path(found[0]).suffix else f"{found[0]}.jpg"
-            yield str(int(identity[1])), ("image", {"file_name": name})
-            yield str(int(identity[1])), ("caption", language, found[1])
+            licences: dict[str, str] = {}
+            yield from self._names(path, "licenses.item", licences)
+            if not language:
+                yield from self._names(path, "categories.item", categories)
+            images = json_items(f"{path.name} image", path, "images.item", told_elsewhere=True)
+            yield from each(images, partial(_listed, licences), self.source)
+            annotations = json_items(f"{path.name} annotation", path, "annotations.item")
+            yield from each(annotations, partial(_annotated, language), self.source)
 
-    def _listed(self, path: Path) -> Iterator[tuple[str, Any]]:
-        licences = {
-            entry.get("id"): str(entry.get("name"))
-            for entry in json_items(path, "licenses.item")
-            if not isinstance(entry, BadRow)
-        }
-        for number, entry in enumerate(json_items(path, "images.item"), 1):
-            if isinstance(entry, BadRow) and entry.tail:
-                return  # the annotations of the same file end there, too, and say so
-            try:
-                if isinstance(entry, BadRow):
-                    raise TypeError(entry.why)
-                identity = str(int(entry["id"]))
-                image = {"file_name": str(entry["file_name"]), "licence": licences.get(entry.get("license"))}
-            except (KeyError, TypeError, ValueError) as error:
-                bad = BadRow(f"{type(error).__name__} {error}", expected="an image with id and file_name")
-                yield f"\0i{path}:{number}", bad.draft(f"{path.name} image", number, self.source)
+    def _names(self, path: Path, prefix: str, names: dict[str, str]) -> Iterator[LazyRecord]:
+        """Fill `names` by id; yield the refusals."""
+        for found in each(json_items(f"{path.name} {prefix}", path, prefix, told_elsewhere=True), _named, self.source):
+            if isinstance(found, LazyRecord):
+                yield found
             else:
-                yield identity, ("image", image | {"width": entry.get("width"), "height": entry.get("height")})
+                names.update([found])
 
-    def _annotated(self, path: Path, language: str) -> Iterator[tuple[str, Any]]:
-        for number, entry in enumerate(json_items(path, "annotations.item"), 1):
-            place = f"{path.name} annotation"
-            try:
-                if isinstance(entry, BadRow):
-                    yield f"\0{path}:{number}", entry.draft(place, number, self.source)
-                elif language:
-                    yield str(int(entry["image_id"])), ("caption", language, str(entry["caption"]))
-                else:
-                    x, y, width, height = (float(value) for value in entry["bbox"])
-                    yield str(int(entry["image_id"])), ("box", (x, y, width, height), entry["category_id"])
-            except (KeyError, TypeError, ValueError) as error:
-                bad = BadRow(f"{type(error).__name__} {error}", expected="an annotation with image_id and caption")
-                yield f"\0{path}:{number}", bad.draft(place, number, self.source)
 
-    def _categories(self) -> dict[int, str]:
-        files = named_files(self.instances, _SUFFIXES).values()
-        return {
-            entry["id"]: str(entry["name"])
-            for path in files
-            for entry in json_items(path, "categories.item")
-            if not isinstance(entry, BadRow)
-        }
+def _named(_: str, entry: Any) -> Iterator[tuple[str, str]]:
+    entry = mapping(entry, "an object with id and name")
+    yield identifier(entry.get("id")), text(entry.get("name"), "a name")
+
+
+def _numbered(language: str, _: str, found: tuple[str, str]) -> Iterator[tuple[str, Any]]:
+    name, caption = found
+    identity = re.search(r"(\d+)(?:\.\w+)?$", name)
+    if identity is None:
+        refuse("line_broken", "a name that ends in COCO's id", name)
+    yield str(int(identity[1])), ("image", {"file_name": name if Path(name).suffix else f"{name}.jpg"})
+    yield str(int(identity[1])), ("caption", language, caption)
+
+
+def _listed(licences: Mapping[str, str], _: str, entry: Any) -> Iterator[tuple[str, Any]]:
+    entry = mapping(entry, "an image with id and file_name")
+    licence = licences.get(identifier(entry.get("license")))
+    image: dict[str, Any] = {"file_name": text(entry.get("file_name"), "file_name"), "licence": licence}
+    if entry.get("width"):
+        image["size"] = (whole_number(entry["width"], "width"), whole_number(entry.get("height"), "height"))
+    yield str(whole_number(entry.get("id"), "id")), ("image", image)
+
+
+def _annotated(language: str, _: str, entry: Any) -> Iterator[tuple[str, Any]]:
+    entry = mapping(entry, "an annotation")
+    identity = str(whole_number(entry.get("image_id"), "image_id"))
+    if language:
+        yield identity, ("caption", language, text(entry.get("caption"), "a caption"))
+    else:
+        yield identity, ("box", box(entry.get("bbox")), identifier(entry.get("category_id")))

@@ -18,10 +18,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cclm.errors import ConfigError, DataError, MissingDependencyError
+from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
-from shards.draft import Draft, Part
+from shards.guard import mistaken, optional_library
+from shards.parts import LazyRecord, Part
 
 LICENCES: Final = {
     "noto": "Apache-2.0",
@@ -77,11 +78,8 @@ def _read_names(packages: Path, languages: tuple[str, ...]) -> dict[str, dict[st
                     names[paths[path]][concept] = Name(entry["tts"][0], tuple(entry.get("default", ())))
     missing = [language for language in languages if not names[language]]
     if missing:
-        raise ConfigError(
-            expected="languages that CLDR has names for",
-            got=", ".join(missing),
-            do="Use BCP-47 tags as in CLDR's folder names, for example zh or zh-Hant.",
-        )
+        do = "Use BCP-47 tags as in CLDR's folder names, for example zh or zh-Hant."
+        mistaken("languages that CLDR has names for", ", ".join(missing), do)
     return names
 
 
@@ -93,11 +91,7 @@ def _read_artist(packages: Path, artist: str) -> tuple[dict[str, Any], dict[str,
     which are slugs of CLDR's English names; for them the lists of _NAMING_ARTISTS are borrowed.
     """
     if artist not in ARTIST_PACKAGES:
-        raise ConfigError(
-            expected=f"an artist of {', '.join(ARTIST_PACKAGES)}",
-            got=repr(artist),
-            do="Correct `artists` in the recipe.",
-        )
+        mistaken(f"an artist of {', '.join(ARTIST_PACKAGES)}", repr(artist), "Correct `artists` in the recipe.")
     files = read_package(packages, ARTIST_PACKAGES[artist], ("icons.json", "chars.json"))
     icons: dict[str, Any] = json.loads(files["icons.json"])
     listed: dict[str, str] = json.loads(files.get("chars.json", b"{}"))
@@ -149,12 +143,7 @@ def render(svg: str, size: int) -> bytes:
         DataError: reason render_failed.
         MissingDependencyError: without resvg-py.
     """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package resvg-py (it draws the SVG files)", got="no such package", do="pip install resvg-py"
-        ) from error
+    resvg_py = optional_library("resvg_py", "it draws the SVG files", "resvg-py")
     try:
         return bytes(
             resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
@@ -199,13 +188,12 @@ class EmojiImages:
         """Read the packages."""
         parts = []
         for artist in self.artists:
-            read = partial(_artist_drafts, artist, self)
-            drafts = list(read())
-            parts.append(Part(name=artist, read=read, stamp=_stamp(drafts), records=len(drafts)))
+            read = partial(_artist_records, artist, self)
+            parts.append(Part(name=artist, read=read, stamp=_stamp(read())))
         return parts
 
 
-def _artist_drafts(artist: str, options: EmojiImages) -> Iterator[Draft]:
+def _artist_records(artist: str, options: EmojiImages) -> Iterator[LazyRecord]:
     needed = sorted({*options.named_in, *options.languages})
     names = _read_names(options.packages, tuple(needed))
     icons, by_concept = _read_artist(options.packages, artist)
@@ -216,15 +204,15 @@ def _artist_drafts(artist: str, options: EmojiImages) -> Iterator[Draft]:
             language: _captions(names[language][concept], keywords=options.keywords) for language in options.languages
         }
         make = partial(_image_record, artist, concept, svg, options.size, captions)
-        yield Draft(key=f"{artist}_{concept}", source=artist, make=make)
+        yield LazyRecord(key=f"{artist}_{concept}", source=artist, make=make)
 
 
-def _stamp(drafts: Sequence[Draft]) -> str:
-    """Return a hash of everything that the drafts are made of."""
+def _stamp(records: Iterator[LazyRecord]) -> str:
+    """Return a hash of everything that the records are made of."""
     digest = hashlib.sha256()
-    for draft in drafts:
-        assert isinstance(draft.make, partial)
-        digest.update(repr((draft.key, draft.make.args)).encode())
+    for lazy in records:
+        assert isinstance(lazy.make, partial)
+        digest.update(repr((lazy.key, lazy.make.args)).encode())
     return digest.hexdigest()
 
 
@@ -250,12 +238,11 @@ class EmojiNames:
 
     def parts(self) -> Sequence[Part]:
         """Read the packages."""
-        read = partial(_name_drafts, self)
-        drafts = list(read())
-        return [Part(name="names", read=read, stamp=_stamp(drafts), records=len(drafts))]
+        read = partial(_name_records, self)
+        return [Part(name="names", read=read, stamp=_stamp(read()))]
 
 
-def _name_drafts(options: EmojiNames) -> Iterator[Draft]:
+def _name_records(options: EmojiNames) -> Iterator[LazyRecord]:
     everything = sorted({options.language, *options.translations, *options.named_in})
     names = _read_names(options.packages, tuple(everything))
     for concept in _concepts(options.packages, options.drawn_by, everything):
@@ -270,4 +257,4 @@ def _name_drafts(options: EmojiNames) -> Iterator[Draft]:
             )
             for other in options.translations
         ]
-        yield Draft(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))
+        yield LazyRecord(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))

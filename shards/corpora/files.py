@@ -1,29 +1,88 @@
-"""Files of a corpus: which there are, what they are called, and their lines, compressed or not."""
+"""Files of a corpus: which there are, and what becomes of every other file beside them.
+
+path --named_files--> read, by a short name
+                 `--> left out, with its reason, in the FileAccount of whoever asked (`accounting`)
+"""
 
 from __future__ import annotations
 
-import io
+import os
+import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, Final
 
-import pyarrow as pa
+from shards.corpora.languages import by_tag
+from shards.corpora.lines import COMPRESSIONS
+from shards.guard import mistaken
+from shards.parts import Part, file_stamp
 
-from cclm.errors import ConfigError
+HIDDEN: Final = "hidden"
+"""Names that begin with "." (macOS's "._x", .DS_Store), without suffixes also "_" (_SUCCESS), and __MACOSX."""
+EMPTY, TWICE, BAD_NAME = "empty", "the same name, compressed or not", "a name that is not UTF-8"
+LINK_AGAIN, NO_FILE = "a link to a folder that is read already", "no regular file"
+_MOST_KINDS: Final = 20
+"""More kinds of files than this are counted together."""
 
-COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
-"""Suffix -> pyarrow's name of the compression; such files are read without being unpacked to disk."""
 
-BROKEN_STREAM: Final = (OSError, EOFError, pa.ArrowInvalid)
-"""What a compressed or columnar file raises where it is cut off or damaged."""
+@dataclass
+class FileAccount:
+    """What became of the files under the paths that a recipe names."""
+
+    read: set[Path] = field(default_factory=set)
+    left_out: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    """File -> (why, its name below the path that the recipe names). Why: a suffix that is not read, or a reason."""
+
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """Return why -> {"files": how many, "first": one of them}; what is read in another place is not left out."""
+        left = sorted(why_and_name for path, why_and_name in self.left_out.items() if path not in self.read)
+        common = {why for why, _ in Counter(why for why, _ in left).most_common(_MOST_KINDS)}
+        kinds: dict[str, dict[str, Any]] = {}
+        for why, name in left:
+            plain = name.encode("utf-8", "backslashreplace").decode()
+            entry = kinds.setdefault(why if why in common else "others", {"files": 0, "first": plain})
+            entry["files"] += 1
+        return kinds
+
+
+_ACCOUNT: ContextVar[FileAccount | None] = ContextVar("account", default=None)
+
+
+@contextmanager
+def accounting() -> Iterator[FileAccount]:
+    """Collect what becomes of the files that are looked for inside the block."""
+    account = FileAccount()
+    token = _ACCOUNT.set(account)
+    try:
+        yield account
+    finally:
+        _ACCOUNT.reset(token)
+
+
+def note_read(paths: Iterable[Path]) -> None:
+    """Account for files that are read, but were not looked for by `named_files`."""
+    if account := _ACCOUNT.get():
+        account.read.update(paths)
+
+
+def note_left_out(path: Path, why: str, name: str = "") -> None:
+    """Account for a file that is not read after all."""
+    if account := _ACCOUNT.get():
+        account.read.discard(path)
+        account.left_out[path] = (why, name or path.name)
 
 
 def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[str, Path]:
     """Return name -> file for files, folders (all files below with such a suffix) and patterns (`part-*.tsv.gz`).
 
-    No suffixes: every file whose name does not begin with "." or "_" (as in "_SUCCESS"). A name is as short as it
-    can be while it differs from the others: the same wherever the corpus lies. Sorted by path.
+    No suffixes: every file whose name does not begin with "." or "_" (as in "_SUCCESS"). Suffixes in capitals count, a
+    compression's is looked through. Linked folders are followed, each folder once. A name is as short as it can be
+    while it differs from the others: the same wherever the corpus lies. Sorted by path.
 
     Raises:
         ConfigError: a path holds no such file.
@@ -31,30 +90,100 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
     listed = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     found: set[Path] = set()
     for path in listed:
-        files = {path} if path.is_file() else set(_files_at(path, suffixes))
+        if path.is_file():
+            found.add(path)
+            continue
+        files, left = _sorted_out(path, suffixes)
         if not files:
-            got = "a folder without one" if path.is_dir() else "no such file"
-            raise ConfigError(
-                expected=f"a file that ends in {', '.join(suffixes)}" if suffixes else "a file",
-                got=got,
-                do="Correct the path.",
-                where=str(path),
-            )
-        found |= files
+            kinds = ", ".join(f"{why} {count}" for why, count in Counter(left.values()).most_common(4))
+            none = "a folder without one" if path.is_dir() else "no such file"
+            expected = f"a file that ends in {', '.join(suffixes)}" if suffixes else "a file"
+            got = f"none, and {len(left)} other files ({kinds})" if left else none
+            mistaken(expected, got, "Correct the path.", path)
+        if account := _ACCOUNT.get():
+            account.left_out |= {file: (why, _name_below(file, path)) for file, why in left.items()}
+        found.update(files)
+    note_read(found)
     return _short_names(sorted(found, key=lambda path: path.parts))
 
 
 def files_by_language(captions: Mapping[str, Path | Sequence[Path]], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
     """Return (language, file) for every file of every language; see `named_files`."""
-    return [(language, path) for language, paths in captions.items() for path in named_files(paths, suffixes).values()]
+    by_language = by_tag(captions, "captions").items()
+    return [(tag, path) for tag, paths in by_language for path in named_files(paths, suffixes).values()]
 
 
-def _files_at(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    candidates = path.rglob("*") if path.is_dir() else path.parent.glob(path.name)
-    for candidate in candidates:
-        fits = plain_suffix(candidate) in suffixes if suffixes else not candidate.name.startswith("_")
-        if fits and candidate.is_file() and not candidate.name.startswith("."):
-            yield candidate
+def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
+    """Return the files at a folder or pattern that are read, and those that are not, with the reason."""
+    read: dict[Path, Path] = {}
+    left: dict[Path, str] = {}
+    for file, why in sorted(_files_at(path), key=lambda item: item[0].parts):
+        why = why or _why_not(file, path, suffixes)
+        plain = file.with_name(file.stem) if file.suffix.lower() in COMPRESSIONS else file
+        if not why and plain in read:
+            # The file that was unpacked is read, and not its package too. By name, ".gz" follows what it holds.
+            why = TWICE
+        if why:
+            left[file] = why
+        else:
+            read[plain] = file
+    return list(read.values()), left
+
+
+def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
+    below = _name_below(file, root)
+    if not below.isascii() and below.encode("utf-8", "replace").decode() != below:
+        return BAD_NAME
+    if is_hidden(below) or (not suffixes and file.name.startswith("_")):
+        return HIDDEN
+    status = file.stat() if file.exists() else None
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return NO_FILE
+    if suffixes and plain_suffix(file) not in suffixes:
+        packed = file.suffix.lower() in COMPRESSIONS
+        return f"{Path(file.stem).suffix}{file.suffix}" if packed else file.suffix or "no suffix"
+    return "" if status.st_size else EMPTY
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file below a folder, or in a zip, is another program's note."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(name).parts)
+
+
+def _name_below(file: Path, root: Path) -> str:
+    return "/".join(file.parts[_fixed_parts(root) :])
+
+
+def _fixed_parts(root: Path) -> int:
+    """Return how many parts of a path are no pattern."""
+    wild = (number for number, part in enumerate(root.parts) if set("*?[") & set(part))
+    return len(root.parts) if root.is_dir() else next(wild, len(root.parts) - 1)
+
+
+def _files_at(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield (file, "") below a folder or at a pattern; what cannot be looked at with the reason."""
+    matches = [path]
+    if not path.exists():
+        fixed = _fixed_parts(path)
+        matches = sorted(Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:])))
+    seen: set[tuple[int, int]] = set()
+    for match in matches:
+        if not match.is_dir():
+            yield match, ""
+            continue
+        for folder, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                inner.clear()
+                yield Path(folder), LINK_AGAIN
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            inner.sort(key=lambda name: ((Path(folder) / name).is_symlink(), name))
+            yield from ((Path(folder) / name, "") for name in names)
+
+
+def _unreadable(error: OSError) -> None:
+    mistaken("a folder that can be read", str(error.strerror), "Mend its permissions.", error.filename)
 
 
 def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
@@ -70,56 +199,20 @@ def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def plain_suffix(path: Path) -> str:
-    """Return a file's suffix without that of its compression: ".tsv" for "a.tsv.gz"."""
-    return (Path(path.stem) if path.suffix in COMPRESSIONS else path).suffix.lower()
+    """Return a file's suffix without that of its compression: ".tsv" for "a.TSV.gz"."""
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def plain_stem(path: Path) -> str:
     """Return a file's name without its suffixes of compression and format: "a.en-de" for "a.en-de.tsv.gz"."""
-    return Path(path.stem).stem if path.suffix in COMPRESSIONS else path.stem
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressed as it is read.
-
-    Raises:
-        ConfigError: it cannot be opened.
-    """
-    try:
-        if path.suffix not in COMPRESSIONS:
-            return path.open("rb")
-        return io.BufferedReader(pa.input_stream(str(path), compression=COMPRESSIONS[path.suffix]))
-    except OSError as error:
-        raise ConfigError(
-            expected="a readable file", got=error.strerror or str(error), do="Correct the path.", where=str(path)
-        ) from error
+def part_of_each(files: Mapping[str, Path], read: Any) -> list[Part]:
+    """Return a part per file: `read(name, path)` yields its records."""
+    return [Part(name=name, read=partial(read, name, path), stamp=file_stamp(path)) for name, path in files.items()]
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | OSError | EOFError]]:
-    r"""Yield (number from 1, line without its `\n` or `\r\n`); a file that breaks off ends with what it raised.
-
-    Lines end at `\n` only: captions may hold `\r`, U+2028 and other things that `splitlines` would split at.
-    """
-    number = 0
-    with open_plain(path) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                yield number, line.removesuffix(b"\n").removesuffix(b"\r")
-        except (OSError, EOFError) as error:
-            yield number + 1, error
-
-
-def line_ranges(path: Path, part_bytes: int) -> list[tuple[int, int]]:
-    """Return (start, stop) of pieces of a file that is not compressed; a piece holds the lines that begin in it."""
-    size = path.stat().st_size
-    return [(start, min(start + part_bytes, size)) for start in range(0, max(size, 1), part_bytes)]
-
-
-def lines_in(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, line with its end) of the lines that begin in a piece of a file."""
-    with open_plain(path) as file:
-        file.seek(max(start - 1, 0))
-        offset = start if start == 0 else start - 1 + len(file.readline())
-        while offset < stop and (line := file.readline()):
-            yield offset, line
-            offset += len(line)
+def one_part(name: str, read: Any, files: Iterable[Path]) -> list[Part]:
+    """Return one part for many files: `read()` yields their records, joined."""
+    return [Part(name=name, read=read, stamp="-".join(map(file_stamp, files)))]

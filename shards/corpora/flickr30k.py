@@ -9,111 +9,105 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from shards.corpora.files import files_by_language, numbered_lines, plain_suffix
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
-from shards.corpora.numbered_captions import read_numbered_captions
-from shards.corpora.pictures import folders_of, picture_in
-from shards.corpora.refusal import first
-from shards.corpora.rows import BadRow, read_rows
-from shards.corpora.spill import grouped
-from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from cclm.errors import DataError
+from shards.corpora.cells import gathered, listed, text
+from shards.corpora.files import files_by_language, plain_suffix
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, folders_of, image_in, key_of
+from shards.corpora.lines import numbered_lines
+from shards.corpora.refusal import each, guarded, joined
+from shards.corpora.rows import bad_row, read_rows
+from shards.guard import shown
+from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr30k:
-    """One part, with one draft per picture, all of its languages together."""
+class Flickr30k(ImageCorpus):
+    """One part, with one record per picture, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> annotation files (.token, .txt, .csv, .jsonl), folders or patterns."""
     images: Path | Sequence[Path]
     """Folders of pictures; for xFlickr&CO both Flickr30k's and COCO's val2014."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on `image` (the file's name)."""
     source: str = "flickr30k"
     """The corpus's name."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         folders_of(self.images)
-        files = [path for _, path in self._files()]
-        files += [path for one in self.translations for path in one.files().values()]
-        return [Part(name="captions", read=self.read, stamp="-".join(map(file_stamp, files)))]
+        files = [path for _, path in files_by_language(self.captions, _SUFFIXES)]
+        return self.part_of_all("captions", self.rows, files)
 
-    def _files(self) -> list[tuple[str, Path]]:
-        return files_by_language(self.captions, _SUFFIXES)
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures."""
+        return joined(self._captions(), partial(self._row, folders_of(self.images)), self.source)
 
-    def read(self) -> Iterator[Draft]:
-        """Yield one draft a picture."""
-        return image_drafts(with_translations(self.rows(), self.translations, self.source))
+    def _row(self, folders: Sequence[Path], name: str, items: Sequence[Any]) -> Iterator[ImageRow]:
+        yield self.picture(
+            key=key_of(name),
+            image=image_in(folders, name),
+            captions=gathered(items),
+            identity=Path(name).stem,
+            ids={"image": name},
+            where=f"{self.source} {name}",
+        )
 
-    def rows(self) -> Iterator[ImageRow | Draft]:
-        """Yield the pictures, before they are read."""
-        folders = folders_of(self.images)
-        for name, items in grouped(self._items()):
-            captions: dict[str, list[str]] = {}
-            for item in items:
-                if isinstance(item, Draft):
-                    yield item
-                else:
-                    captions.setdefault(item[0], []).extend(item[1])
-            if captions:
-                yield ImageRow(
-                    key=key_of(name),
-                    image=picture_in(folders, name),
-                    captions=captions,
-                    source=self.source,
-                    licence=self.licence,
-                    identity=Path(name).stem,
-                    ids={"image": name},
-                    where=f"{self.source} {name}",
-                )
-
-    def _items(self) -> Iterator[tuple[str, Any]]:
-        for language, path in self._files():
-            for number, entry in _entries(path):
-                if isinstance(entry, BadRow):
-                    yield f"\0{path}:{number}", entry.draft(path.name, number, self.source)
-                else:
-                    yield entry[0], (language, entry[1])
+    def _captions(self) -> Iterator[tuple[str, Any] | LazyRecord]:
+        """Yield (the picture's name, (language, texts))."""
+        for language, path in files_by_language(self.captions, _SUFFIXES):
+            read, of_form = _FORMS.get(plain_suffix(path), (read_numbered_captions, _of_pair))
+            yield from each(read(path.name, path), partial(of_form, language), self.source)
 
 
-def _entries(path: Path) -> Iterator[tuple[int, tuple[str, list[str]] | BadRow]]:
-    suffix = plain_suffix(path)
-    if suffix == ".jsonl":
-        for number, row in read_rows(path, needed=()):
-            yield number, row if isinstance(row, BadRow) else _from_iglue(row)
-    elif suffix == ".csv":
-        yield from _from_bars(path)
-    else:
-        for number, found in read_numbered_captions(path):
-            yield number, found if isinstance(found, BadRow) else (found[0], [found[1]])
+def read_numbered_captions(name: str, path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
+    """Yield ("NAME:NUMBER", (the picture's name, caption))."""
+    return guarded(name, _captions(path))
 
 
-def _from_iglue(row: Mapping[str, Any]) -> tuple[str, list[str]] | BadRow:
-    name, sentences = row.get("img_path"), row.get("sentences")
-    if not isinstance(name, str) or not name or not isinstance(sentences, list):
-        return BadRow(first(dict(row)), expected="an object with img_path and sentences")
-    return name, sentences
-
-
-def _from_bars(path: Path) -> Iterator[tuple[int, tuple[str, list[str]] | BadRow]]:
+def _captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
     for number, line in numbered_lines(path):
-        if number == 1:
+        if isinstance(line, DataError):
+            yield number, line
             continue
-        if not isinstance(line, bytes):
-            yield number, BadRow(str(line), tail=True)
-            return
-        cells = line.decode("utf-8", "replace").split("|", 2)
-        if len(cells) == 3 and "\ufffd" not in cells[2]:
-            yield number, (cells[0].strip(), [cells[2].strip()])
+        name, tab, caption = line.partition("\t")
+        picture, hash_sign, _ = name.rpartition("#")
+        if tab and hash_sign and picture:
+            yield number, (picture, caption)
         elif line.strip():
+            yield number, bad_row("NAME#N, a tab, and a caption", "a line of another form")
+
+
+Named = Iterator[tuple[str, tuple[str, list[str]]]]
+
+
+def _of_pair(language: str, _: str, pair: tuple[str, str]) -> Named:
+    yield pair[0], (language, [pair[1]])
+
+
+def _of_iglue(language: str, _: str, row: Mapping[str, Any]) -> Named:
+    sentences = listed(row.get("sentences", ""), "a list of sentences")
+    yield text(row.get("img_path") or None, "img_path"), (language, [text(one, "a sentence") for one in sentences])
+
+
+def _with_bars(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
+    for number, line in numbered_lines(path):
+        if isinstance(line, DataError):
+            yield number, line
+        elif number > 1 and line.strip():
+            cells = line.split("|", 2)
             # One line of the published file (a picture's fourth comment) lacks its second bar.
-            yield number, BadRow(first(line), expected="image_name| comment_number| comment, in UTF-8")
+            broken = bad_row("image_name| comment_number| comment", shown(line))
+            yield number, (cells[0].strip(), cells[2].strip()) if len(cells) == 3 else broken
+
+
+_FORMS: Final[Mapping[str, tuple[Any, Any]]] = {
+    ".jsonl": (partial(read_rows, needed=()), _of_iglue),
+    ".csv": (lambda name, path: guarded(name, _with_bars(path)), _of_pair),
+}
+"""Suffix -> (how its entries are read, what each says); other files hold `NAME#N <TAB> caption`."""

@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from cclm.data.decoding import stored_orientation
 from cclm.types import ImageTextRecord, Language, Region
-from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size
-from shards.corpora.refusal import first, refuse
-from shards.draft import Draft
+from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size, load_file
+from shards.corpora.refusal import refuse
+from shards.guard import mistaken, shown
+from shards.parts import LazyRecord, Skipped
 
 Captions = Mapping[Language, Sequence[str]]
 
@@ -49,13 +51,13 @@ def key_of(name: str) -> str:
     return f"{readable[-100:]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def image_drafts(rows: Iterable[ImageRow | Draft]) -> Iterator[Draft]:
-    """Yield a draft per row; refusals, which are drafts already, pass."""
+def lazy_images(rows: Iterable[ImageRow | LazyRecord | Skipped]) -> Iterator[LazyRecord | Skipped]:
+    """Yield a lazy record per row; refusals and counts of what was skipped pass."""
     for row in rows:
-        if isinstance(row, Draft):
-            yield row
+        if isinstance(row, ImageRow):
+            yield LazyRecord(key=row.key, source=row.source, make=partial(make_record, row))
         else:
-            yield Draft(key=row.key, source=row.source, make=partial(make_record, row))
+            yield row
 
 
 def make_record(row: ImageRow) -> ImageTextRecord:
@@ -66,7 +68,7 @@ def make_record(row: ImageRow) -> ImageTextRecord:
     """
     captions = without_blanks(row.captions)
     if not captions:
-        refuse("captions_empty", "a caption that is not blank", first(dict(row.captions)), row.where)
+        refuse("captions_empty", "a caption that is not blank", shown(dict(row.captions)), row.where)
     image = row.image()
     image_format = image_format_of(image, row.where)
     size = image_size(image, row.where)
@@ -92,8 +94,32 @@ def make_record(row: ImageRow) -> ImageTextRecord:
 
 def without_blanks(captions: Captions) -> dict[str, list[str]]:
     """Return the captions that are not blank, unchanged; languages left without one are gone."""
-    kept = {
-        language: [text for text in texts if isinstance(text, str) and text.strip()]
-        for language, texts in captions.items()
-    }
+    kept = {language: [text for text in texts if text.strip()] for language, texts in captions.items()}
     return {language: texts for language, texts in kept.items() if texts}
+
+
+def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
+    """Return the folders of pictures.
+
+    Raises:
+        ConfigError: one is not there. That is told at once, rather than once for each of its pictures.
+    """
+    folders = (images,) if isinstance(images, Path) else tuple(images)
+    for folder in folders:
+        if not folder.is_dir():
+            mistaken("a folder of pictures", "no such folder", "Correct `images`.", folder)
+    return folders
+
+
+def image_in(folders: Sequence[Path], name: str) -> LoadImage:
+    """Return what reads the picture `name` from the first folder that has it."""
+    return partial(load_first, tuple(folders), name)
+
+
+def load_first(folders: Sequence[Path], name: str) -> bytes:
+    """Read a picture (reason image_missing). Devices and pipes are none: reading them might never end."""
+    for folder in folders:
+        path = folder / name
+        if path.is_file():
+            return load_file(path)
+    return refuse("image_missing", f"{name} in {', '.join(map(str, folders))}", "no such file", name)

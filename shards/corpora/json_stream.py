@@ -6,30 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import MissingDependencyError
-from shards.corpora.files import BROKEN_STREAM, open_plain
-from shards.corpora.rows import BadRow
+from cclm.errors import DataError
+from shards.corpora.lines import open_plain
+from shards.corpora.refusal import guarded
+from shards.guard import optional_library
 
 
-def json_items(path: Path, prefix: str) -> Iterator[dict[str, Any] | BadRow]:
-    """Yield the objects of an array: "annotations.item", or "item" where the document is one.
+def json_items(
+    name: str, path: Path, prefix: str, *, told_elsewhere: bool = False
+) -> Iterator[tuple[str, Any | DataError]]:
+    """Yield ("NAME:NUMBER", element) of an array: "annotations.item", or "item" where the document is one.
 
-    A document that breaks off ends with a BadRow; elements that are not objects are BadRows.
+    Args:
+        name: of the file, for places.
+        path: the file.
+        prefix: where the array is, in ijson's words.
+        told_elsewhere: a document that breaks off ends in silence: another array of it is read, too, and says so.
     """
-    for item in json_values(path, prefix):
-        yield item if isinstance(item, (dict, BadRow)) else BadRow(f"a JSON {type(item).__name__}")
+    for place, item in guarded(name, enumerate(json_values(path, prefix), 1)):
+        if not (told_elsewhere and isinstance(item, DataError)):
+            yield place, item
 
 
 def json_values(path: Path, prefix: str) -> Iterator[Any]:
-    """Yield the elements of an array, of any kind; a document that breaks off ends with a BadRow."""
-    try:
-        import ijson
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package ijson (it reads large JSON files)", got="no such package", do="pip install ijson"
-        ) from error
+    """Yield the elements of an array."""
+    ijson = optional_library("ijson", "it reads large JSON files")
     with open_plain(path) as file:
-        try:
-            yield from ijson.items(file, prefix, use_float=True)
-        except (ijson.JSONError, UnicodeDecodeError, *BROKEN_STREAM) as error:
-            yield BadRow(" ".join(str(error).split())[:200], tail=True)
+        if file.peek(3)[:3] == b"\xef\xbb\xbf":  # type: ignore[attr-defined]
+            file.read(3)
+        yield from ijson.items(file, prefix, use_float=True)

@@ -1,35 +1,71 @@
-"""Languages as files name them: in their own names, in locale names, in pairs."""
+"""Languages in recipes and in the names of files; `cclm.languages` is the table."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar, Final, TypeVar
 
-_PAIR = re.compile(r"([a-z]{2,8}(?:[_@][A-Za-z]+)?)-([a-z]{2,8}(?:[_@][A-Za-z]+)?)")
-_SCRIPTS = {"latin": "Latn", "cyrillic": "Cyrl", "devanagari": "Deva"}
+from cclm.languages import language_tag
+from cclm.types import LANGUAGE
+from shards.guard import mistaken
+
+Value = TypeVar("Value")
+
+_ONE: Final = r"(?:[a-z]{2,3}|[a-z]{5,8})(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3})|[_@][A-Za-z]+)?"
+_PAIRS: Final = tuple(re.compile(rf"(?:.*-)?({one})-({one})") for one in (_ONE, "[A-Za-z]{2,3}"))
 
 
-def tag_of(name: str) -> str:
-    """Return the BCP-47 tag of a locale's name: "pt_BR" -> "pt-BR", "sr@latin" -> "sr-Latn", "EN-us" -> "en-US"."""
-    main, _, modifier = name.partition("@")
-    first, *rest = re.split(r"[_-]", main.partition(".")[0])
-    subtags = [first.lower()]
-    for subtag in (*rest, *([_SCRIPTS.get(modifier.lower(), modifier)] if modifier else [])):
-        if len(subtag) == 4 and subtag.isalpha():
-            subtags.append(subtag.title())
-        else:
-            subtags.append(subtag.upper() if len(subtag) == 2 else subtag)
-    return "-".join(subtags)
+class LanguageTag(str):
+    """The tag of a language that a recipe names. "": none is named.
+
+    Raises:
+        ValueError: it is no text, or no language.
+    """
+
+    reader_notes: ClassVar = (LANGUAGE,)
+
+    def __new__(cls, name: object) -> LanguageTag:
+        """Return the tag of a name."""
+        if not isinstance(name, str):
+            raise ValueError(f'expected a language, got {name!r} (YAML takes a bare no for false: write "no")')
+        tag = language_tag(name) if name else ""
+        if tag is None:
+            raise ValueError(f"expected a language, such as en, pt-BR or zh-Hant, got {name!r}")
+        return super().__new__(cls, tag)
+
+
+NO_LANGUAGE: Final = LanguageTag("")
+ENGLISH: Final = str.__new__(LanguageTag, "en")  # without the table, which takes a moment to load
+
+
+def by_tag(named: Mapping[str, Value], option: str) -> dict[str, Value]:
+    """Return a recipe's map with languages as keys, by their tags.
+
+    Raises:
+        ConfigError: a key is no language, or two are the same one.
+    """
+    tags: dict[str, Value] = {}
+    for name, value in named.items():
+        try:
+            tag = LanguageTag(name)
+            if tag in tags or not tag:
+                raise ValueError(f"expected each language once, got {name!r} again")
+        except ValueError as error:
+            got = str(error).partition("got ")[2]
+            mistaken("languages as keys, each once", got, f"Correct `{option}`.", option)
+        tags[tag] = value
+    return tags
 
 
 def pair_in(name: str) -> tuple[str, str] | None:
-    """Return the two languages, as written, that a file's name holds: "WikiMatrix.de-en.tsv.gz" -> ("de", "en")."""
-    for segment in name.split("."):
-        found = _PAIR.fullmatch(segment)
-        if found:
-            return found[1], found[2]
+    """Return the two languages, as written, that a file's name holds: the last pair of known ones.
+
+    "WikiMatrix.de-en.tsv.gz" -> ("de", "en"), "bible-uedin.en-zh_TW" -> ("en", "zh_TW"), "giga-fren-en-fr" -> (en, fr)
+    """
+    for segment in reversed(name.split(".")):
+        for pattern in _PAIRS:
+            found = pattern.fullmatch(segment)
+            if found and language_tag(found[1]) and language_tag(found[2]):
+                return found[1], found[2]
     return None
-
-
-def same_language(tag: str, wanted: str) -> bool:
-    """Tell whether a tag is the wanted one or a region of it: "en-US" is "en", but "zh-Hant" is not "zh-Hans"."""
-    return tag_of(tag) == tag_of(wanted) or tag_of(tag).startswith(f"{tag_of(wanted)}-")

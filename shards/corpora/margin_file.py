@@ -13,13 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from cclm.errors import ConfigError
-from shards.corpora.files import named_files, plain_stem
-from shards.corpora.languages import pair_in, tag_of
-from shards.corpora.pair_draft import pair_draft
-from shards.corpora.refusal import broken_row, first, refused
-from shards.corpora.rows import BadRow, read_rows
-from shards.draft import Draft, Part, file_stamp
+from cclm.languages import language_tag
+from shards.corpora.cells import number, text
+from shards.corpora.files import named_files, part_of_each, plain_stem
+from shards.corpora.languages import NO_LANGUAGE, LanguageTag, pair_in
+from shards.corpora.pair_record import lazy_pair
+from shards.corpora.refusal import each, leave_out
+from shards.corpora.rows import Row, read_rows
+from shards.guard import mistaken
+from shards.parts import LazyRecord, Part
 
 _NEEDED: Final = ("score", "text_a", "text_b")
 
@@ -32,11 +34,11 @@ class MarginFile:
     """Files (.tsv, .tsv.gz), folders or patterns."""
     threshold: float = 1.04
     """Pairs with a lower score are refused (reason score_low)."""
-    anchor: str = ""
+    anchor: LanguageTag = NO_LANGUAGE
     """Language that becomes `text_a`, whose translations meet in one group; empty: the file's first one."""
-    lang_a: str = ""
+    lang_a: LanguageTag = NO_LANGUAGE
     """Language of the first sentence; empty: as the file's name says (`NAME.de-en.tsv.gz`)."""
-    lang_b: str = ""
+    lang_b: LanguageTag = NO_LANGUAGE
     """Language of the second sentence; empty: as the file's name says."""
     columns: Sequence[str] = _NEEDED
     """The file's columns: score, text_a, text_b, and any further ones."""
@@ -48,51 +50,31 @@ class MarginFile:
         files = named_files(self.path, (".tsv",))
         for path in files.values():
             self._languages(path)
-        return [Part(name=name, read=partial(self.read, path), stamp=file_stamp(path)) for name, path in files.items()]
+        return part_of_each(files, self.read)
 
     def _languages(self, path: Path) -> tuple[str, str]:
         pair = (self.lang_a, self.lang_b) if self.lang_a and self.lang_b else pair_in(path.name)
-        tags = tuple(map(tag_of, pair or ()))
+        tags = [language_tag(name) or "" for name in pair or ()]
         if len(tags) != 2 or (self.anchor and self.anchor not in tags):
-            raise ConfigError(
-                expected=f"two languages{f', one of them {self.anchor}' if self.anchor else ''}",
-                got=" and ".join(tags) or "no pair such as de-en in the file's name",
-                do="Name lang_a and lang_b in `options`, or correct `anchor`.",
-                where=str(path),
-            )
+            expected = f"two languages{f', one of them {self.anchor}' if self.anchor else ''}"
+            got = " and ".join(tags) or "no pair such as de-en in the file's name"
+            mistaken(expected, got, "Name lang_a and lang_b in `options`, or correct `anchor`.", path)
         return tags[0], tags[1]
 
-    def read(self, path: Path) -> Iterator[Draft]:
-        """Yield one draft a line."""
-        languages, source = self._languages(path), self.source or plain_stem(path)
-        for number, row in read_rows(path, needed=_NEEDED, columns=self.columns):
-            where = f"{path.name}:{number}"
-            if isinstance(row, BadRow):
-                yield row.draft(path.name, number, source)
-                continue
-            try:
-                score = float(row["score"])
-            except ValueError as error:
-                yield broken_row(
-                    path.name, number, source, f"{error} in {first(row)}", "a score, a number, and two texts"
-                )
-                continue
-            if not score >= self.threshold:  # also refuses "nan"
-                yield refused(
-                    key=where,
-                    source=source,
-                    reason="score_low",
-                    expected=f"a margin of at least {self.threshold:g}",
-                    got=f"{score:g}",
-                    where=where,
-                    do="Lower `threshold` in the recipe if such pairs are good enough.",
-                    unwanted=True,
-                )
-                continue
-            sides = [(row["text_a"], languages[0]), (row["text_b"], languages[1])]
-            if self.anchor == languages[1]:
-                sides.reverse()
-            (text_a, lang_a), (text_b, lang_b) = sides
-            yield pair_draft(
-                text_a=text_a, lang_a=lang_a, text_b=text_b, lang_b=lang_b, source=source, where=where, score=score
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
+        """Yield one record a line."""
+        source = self.source or plain_stem(path)
+        rows = read_rows(name, path, needed=_NEEDED, columns=self.columns)
+        return each(rows, partial(self._pair, self._languages(path), source), source)
+
+    def _pair(self, languages: tuple[str, str], source: str, _: str, row: Row) -> Iterator[LazyRecord]:
+        score = number(row["score"], "a score")
+        if score < self.threshold:
+            expected, do = (
+                f"a margin of at least {self.threshold:g}",
+                "Lower `threshold` if such pairs are good enough.",
             )
+            leave_out("score_low", expected, f"{score:g}", do=do)
+        sides = [(text(row["text_a"]), languages[0]), (text(row["text_b"]), languages[1])]
+        (text_a, lang_a), (text_b, lang_b) = reversed(sides) if self.anchor == languages[1] else sides
+        yield lazy_pair(text_a=text_a, lang_a=lang_a, text_b=text_b, lang_b=lang_b, source=source, score=score)

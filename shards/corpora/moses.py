@@ -2,31 +2,32 @@
 
 TED2020.de-en.de, TED2020.de-en.en    line n of one is the translation of line n of the other
 de-en.txt.zip                         the same two files, with README and LICENSE
+
+The two sides of a pair lie in one folder; what is no side (README, ids) is left out, and counted.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
-from cclm.errors import ConfigError
-from shards.corpora.files import COMPRESSIONS, named_files, open_plain, plain_stem, plain_suffix
-from shards.corpora.languages import pair_in, tag_of
-from shards.corpora.pair_draft import pair_draft
-from shards.corpora.refusal import broken_row, broken_tail, refused
-from shards.draft import Draft, Part, file_stamp
+from cclm.errors import DataError
+from cclm.languages import language_tag
+from shards.corpora.files import is_hidden, named_files, note_left_out, note_read
+from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag, pair_in
+from shards.corpora.lines import COMPRESSIONS, aligned_lines, open_member, open_plain
+from shards.corpora.pair_record import lazy_pair
+from shards.corpora.refusal import each, guarded, refused
+from shards.guard import data_errors, mistaken
+from shards.parts import LazyRecord, Part, file_stamp
 
-Side = tuple[Path, str]
-"""A file, or a zip and the name of the file in it."""
-_BROKEN: Final = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+Side = tuple[str, Path, str]
+"""Language, file, and the name inside it if it is a zip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class MosesPairs:
     files: Mapping[str, Path] = field(default_factory=dict)
     """In place of `path`, for files of other names: language -> file, all with as many lines; one part per translation
     of the anchor's language (empty: the first one)."""
-    anchor: str = ""
+    anchor: LanguageTag = NO_LANGUAGE
     """Language that becomes `text_a`, whose translations meet in one group; empty: the first of the name's pair."""
     source: str = ""
     """The corpus's name; empty: the files' name before the languages."""
@@ -47,114 +48,93 @@ class MosesPairs:
         """Find the files and their languages."""
         if self.files:
             return self._named_parts()
-        files = named_files(self.path, ())
-        sides: dict[str, dict[str, Side]] = {}
-        for name, path in files.items():
-            members = _members(path) if path.suffix == ".zip" else [path.name]
+        pairs: dict[tuple[Path, str], dict[str, tuple[str, Path, str]]] = {}
+        parts: list[Part] = []
+        for name, path in named_files(self.path, ()).items():
+            try:
+                members = _members(path)
+            except DataError as error:
+                lost = refused(error, name, self.source or path.stem)
+                parts.append(Part(name=name, read=partial(iter, [lost]), stamp=file_stamp(path)))
+                continue
             for member in members:
-                found = _side_of(member)
-                if found is not None:
-                    at = (path, member) if path.suffix == ".zip" else (path, "")
-                    sides.setdefault(f"{name}/{found[0]}" if at[1] else found[0], {})[found[1]] = at
-        lone = sorted(name for name, of_one in sides.items() if len(of_one) < 2)
-        if lone or not sides:
-            raise ConfigError(
-                expected="two files such as NAME.de-en.de and NAME.de-en.en, or a zip of them",
-                got="only one of " + ", ".join(lone[:4]) if lone else ", ".join(itertools.islice(files, 4)),
-                do="Correct `path`, or move away what has no partner.",
-                where=str(self.path),
-            )
-        return [self._part(name, of_one) for name, of_one in sorted(sides.items())]
+                place = path / member if member else path
+                found = None if is_hidden(member) else _side_of(place.name)
+                if found is None:
+                    note_left_out(place, place.suffix or place.name, f"{name}/{member}" if member else "")
+                    continue
+                pairs.setdefault((place.parent, found[0]), {})[found[1]] = (name, path, member)
+        lone = sorted(next(iter(of_one.values()))[0] for of_one in pairs.values() if len(of_one) < 2)
+        if lone or not (pairs or parts):
+            expected = "two files such as NAME.de-en.de and NAME.de-en.en in one folder, or a zip of them"
+            got = "only one side: " + ", ".join(lone[:4]) if lone else "no file of such a name"
+            mistaken(expected, got, "Correct `path`, or move away what has no partner.", self.path)
+        return [*parts, *(self._part(stem, of_one) for (_, stem), of_one in sorted(pairs.items()))]
 
     def _named_parts(self) -> list[Part]:
-        anchor = self.anchor or next(iter(self.files))
-        if anchor not in self.files or len(self.files) < 2:
-            raise ConfigError(
-                expected=f"a file in {anchor} and in another language",
-                got=", ".join(self.files),
-                do="Correct `files` or `anchor`.",
-            )
-        stamps = {language: file_stamp(path) for language, path in self.files.items()}
-        side = {language: (language, (path, "")) for language, path in self.files.items()}
+        files = by_tag(self.files, "files")
+        note_read(files.values())
+        anchor = self.anchor or next(iter(files))
+        if anchor not in files or len(files) < 2:
+            mistaken(f"a file in {anchor} and in another language", ", ".join(files), "Correct `files` or `anchor`.")
         return [
-            Part(
-                name=f"{anchor}-{other}",
-                read=partial(
-                    self.read, f"{self.files[anchor].name}+{self.files[other].name}", side[anchor], side[other]
-                ),
-                stamp=f"{stamps[anchor]}-{stamps[other]}",
+            self._read_part(
+                f"{anchor}-{other}", f"{files[anchor].name}+{path.name}", (anchor, files[anchor], ""), (other, path, "")
             )
-            for other in self.files
+            for other, path in files.items()
             if other != anchor
         ]
 
-    def _part(self, name: str, sides: dict[str, Side]) -> Part:
-        first, second = pair_in(name.rsplit("/", 1)[-1]) or ("", "")
-        if self.anchor and self.anchor not in (tag_of(first), tag_of(second)):
-            raise ConfigError(
-                expected=f"a pair with {self.anchor}", got=name, do="Correct `anchor` or `path`.", where=str(self.path)
-            )
-        if tag_of(second) == self.anchor:
-            first, second = second, first
-        stamp = "-".join(file_stamp(path) for path, _ in sides.values())
-        read = partial(self.read, name, (tag_of(first), sides[first]), (tag_of(second), sides[second]))
-        return Part(name=name, read=read, stamp=stamp)
+    def _part(self, stem: str, sides: Mapping[str, tuple[str, Path, str]]) -> Part:
+        languages = pair_in(stem) or ("", "")
+        tags = [language_tag(language) or "" for language in languages]
+        if self.anchor and self.anchor not in tags:
+            mistaken(f"a pair with {self.anchor}", stem, "Correct `anchor` or `path`.", self.path)
+        first, second = ((tag, *sides[name][1:]) for tag, name in zip(tags, languages, strict=True))
+        file_name, _, member = sides[languages[0]]
+        part = f"{file_name}/{Path(member).with_name(stem)}" if member else str(Path(file_name).with_name(stem))
+        return self._read_part(part, part, *((second, first) if tags[1] == self.anchor else (first, second)))
 
-    def read(self, name: str, a: tuple[str, Side], b: tuple[str, Side]) -> Iterator[Draft]:
-        """Yield one draft a line; lines that one file has more are refused one by one (reason line_unmatched)."""
-        name = name.rsplit("/", 1)[-1]
-        source, number = self.source or name.rsplit(".", 1)[0], 0
-        with ExitStack() as stack:
-            files = [stack.enter_context(_open(path, member, stack)) for path, member in (a[1], b[1])]
-            try:
-                for number, lines in enumerate(itertools.zip_longest(*files), 1):
-                    yield self._draft(name, number, source, (a[0], b[0]), lines)
-            except _BROKEN as error:
-                yield broken_tail(name, number + 1, source, str(error))
+    def _read_part(self, name: str, place: str, a: Side, b: Side) -> Part:
+        stamp = "-".join(file_stamp(path) for path in dict.fromkeys((a[1], b[1])))
+        return Part(name=name, read=partial(self.read, place, a, b), stamp=stamp)
 
-    @staticmethod
-    def _draft(name: str, number: int, source: str, languages: tuple[str, str], lines: Sequence[bytes | None]) -> Draft:
-        where = f"{name}:{number}"
-        if None in lines:
-            return refused(
-                key=where,
-                source=source,
-                reason="line_unmatched",
-                expected=f"as many lines in {languages[0]} as in {languages[1]}",
-                got=f"none in {languages[lines.index(None)]}",
-                where=where,
-            )
-        try:
-            texts = [line.decode("utf-8").removesuffix("\n").removesuffix("\r") for line in lines if line is not None]
-        except UnicodeDecodeError as error:
-            return broken_row(name, number, source, str(error), "a line in UTF-8")
-        return pair_draft(
-            text_a=texts[0], lang_a=languages[0], text_b=texts[1], lang_b=languages[1], source=source, where=where
-        )
+    def read(self, name: str, a: Side, b: Side) -> Iterator[LazyRecord]:
+        """Yield one record a line; lines that one file has more are refused one by one (reason line_unmatched)."""
+        source = self.source or name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        return each(guarded(name, _lines(a, b)), partial(_pair, a[0], b[0], source), source)
 
 
-def _side_of(member: str) -> tuple[str, str] | None:
+def _pair(lang_a: str, lang_b: str, source: str, _: str, lines: Sequence[str]) -> Iterator[LazyRecord]:
+    yield lazy_pair(text_a=lines[0], lang_a=lang_a, text_b=lines[1], lang_b=lang_b, source=source)
+
+
+def _lines(*sides: Side) -> Iterator[tuple[int, list[str] | DataError]]:
+    with ExitStack() as stack:
+        files = [_open(path, member, stack) for _, path, member in sides]
+        yield from aligned_lines(files, [language for language, _, _ in sides])
+
+
+def _side_of(name: str) -> tuple[str, str] | None:
     """Return ("NAME.de-en", "de") of a file NAME.de-en.de or NAME.de-en.de.gz; None for README, ids and the like."""
-    name = member.rsplit("/", 1)[-1]
     path = Path(name)
-    language = plain_suffix(path).lstrip(".") if path.suffix in COMPRESSIONS else path.suffix.lstrip(".")
-    stem = plain_stem(path)
-    pair = pair_in(stem)
-    return (stem, language) if pair and language in pair else None
+    packed = path.suffix.lower() in COMPRESSIONS
+    plain = Path(path.stem) if packed else path
+    pair = pair_in(plain.stem)
+    language = plain.suffix.lstrip(".")
+    return (plain.stem, language) if pair and language in pair else None
 
 
-def _members(path: Path) -> Iterable[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            expected="a readable zip", got=str(error), do="Fetch the file again.", where=str(path)
-        ) from error
+def _members(path: Path) -> list[str]:
+    """Return the names in a zip; [""] for another file."""
+    if path.suffix.lower() != ".zip":
+        return [""]
+    with data_errors(path.name, "file_broken", "a readable zip"), zipfile.ZipFile(path) as archive:
+        return [info.filename for info in archive.infolist() if not info.is_dir()]
 
 
 def _open(path: Path, member: str, stack: ExitStack) -> BinaryIO:
     if not member:
-        return open_plain(path)
+        return stack.enter_context(open_plain(path))
     archive = stack.enter_context(zipfile.ZipFile(path))
-    return io.BufferedReader(archive.open(member))  # type: ignore[type-var]
+    return stack.enter_context(open_member(archive, member))

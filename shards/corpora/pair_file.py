@@ -2,7 +2,7 @@
 
     pairs.tsv      text_a <TAB> text_b [<TAB> score], all in the two languages that the recipe names
     pairs.jsonl    {"text_a": "…", "lang_a": "en", "text_b": "…", "lang_b": "de", "score": 1.07, "group": "…"}
-    pairs.parquet, pairs.csv   the same, as columns; other names of columns are options
+    pairs.parquet, pairs.arrow, pairs.csv      the same, as columns; other names of columns are options
 
 Lines with the same group (by default: the same text_a in the same language) become one group when the set is built.
 """
@@ -13,25 +13,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from cclm.errors import ConfigError
-from shards.corpora.files import named_files, plain_stem, plain_suffix
-from shards.corpora.pair_draft import pair_draft
-from shards.corpora.refusal import broken_row, first
-from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
-from shards.draft import Draft, Part, file_stamp
+from shards.corpora.cells import identifier, language, number, optional, text
+from shards.corpora.files import named_files, part_of_each, plain_stem, plain_suffix
+from shards.corpora.languages import NO_LANGUAGE, LanguageTag
+from shards.corpora.pair_record import lazy_pair
+from shards.corpora.refusal import each
+from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
+from shards.guard import mistaken
+from shards.parts import LazyRecord, Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairFile:
-    """Files of pairs (.tsv, .csv, .jsonl, .parquet, also compressed), one part each."""
+    """Files of pairs (.tsv, .csv, .jsonl, also compressed, .parquet, .arrow), one part each."""
 
     path: Path | Sequence[Path]
     """Files, folders or patterns, in UTF-8."""
-    lang_a: str = ""
+    lang_a: LanguageTag = NO_LANGUAGE
     """Language of `text_a`; a row may name its own, unless the file is a TSV without a header line."""
-    lang_b: str = ""
+    lang_b: LanguageTag = NO_LANGUAGE
     """Language of `text_b`; a row may name its own."""
     source: str = ""
     """The corpus's name; a row may name its own; empty: the file's name."""
@@ -49,46 +50,35 @@ class PairFile:
         files = named_files(self.path, TABLE_SUFFIXES)
         for path in files.values():
             self._check_languages(path)
-        return [Part(name=name, read=partial(self.read, path), stamp=file_stamp(path)) for name, path in files.items()]
+        return part_of_each(files, self.read)
 
     def _check_languages(self, path: Path) -> None:
         named = self.optional if plain_suffix(path) != ".tsv" or self.header else ()
         missing = [name for name in ("lang_a", "lang_b") if not getattr(self, name) and name not in named]
         if missing and plain_suffix(path) != ".jsonl":
-            raise ConfigError(
-                expected="lang_a and lang_b for a table whose rows do not name them",
-                got=f"no {' and no '.join(missing)}",
-                do="Add both to `options`, or name the columns in `optional`.",
-                where=str(path),
+            expected, got = (
+                "lang_a and lang_b for a table whose rows do not name them",
+                f"no {' and no '.join(missing)}",
             )
+            mistaken(expected, got, "Add both to `options`, or name the columns in `optional`.", path)
 
-    def read(self, path: Path) -> Iterator[Draft]:
-        """Yield one draft a row."""
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
+        """Yield one record a row."""
         columns: Sequence[str] = ()
         needed = [self.text_a, self.text_b, *self.optional]
         if plain_suffix(path) == ".tsv" and not self.header:
             columns, needed = (self.text_a, self.text_b, "score"), [self.text_a, self.text_b]
         source = self.source or plain_stem(path)
-        for number, row in read_rows(path, needed=needed, columns=columns):
-            if isinstance(row, BadRow):
-                yield row.draft(path.name, number, source)
-                continue
-            try:
-                yield self._draft(row, source, f"{path.name}:{number}")
-            except (KeyError, TypeError, ValueError) as error:
-                got = f"{type(error).__name__} {error} in {first(row)}"
-                yield broken_row(
-                    path.name, number, source, got, "two texts, two languages, and a score that is a number"
-                )
+        return each(read_rows(name, path, needed=needed, columns=columns), partial(self._pair, source), source)
 
-    def _draft(self, row: dict[str, Any], source: str, where: str) -> Draft:
-        texts = {"text_a": row[self.text_a], "text_b": row[self.text_b]}
-        texts |= {"lang_a": row.get("lang_a") or self.lang_a, "lang_b": row.get("lang_b") or self.lang_b}
-        texts["source"] = row.get("source") or source
-        if not all(isinstance(text, str) for text in texts.values()):
-            raise TypeError("a text that is none")
-        if not (texts["lang_a"] and texts["lang_b"]):
-            raise KeyError("lang_a, lang_b")
+    def _pair(self, source: str, _: str, row: Row) -> Iterator[LazyRecord]:
         score = row.get("score")
-        group = str(row.get("group") or "")
-        return pair_draft(**texts, where=where, group=group, score=None if score in (None, "") else float(score))
+        yield lazy_pair(
+            text_a=text(row.get(self.text_a), self.text_a),
+            lang_a=language(row.get("lang_a") or self.lang_a),
+            text_b=text(row.get(self.text_b), self.text_b),
+            lang_b=language(row.get("lang_b") or self.lang_b),
+            source=optional(row.get("source"), "source") or source,
+            score=None if score in (None, "") else number(score, "a score"),
+            group=identifier(row.get("group"), "group"),
+        )

@@ -5,43 +5,42 @@ FOLDER/dataset_info.json, state.json, data-00000-of-00002.arrow       what Datas
 FOLDER/dataset_dict.json, train/…, test/…                             what DatasetDict.save_to_disk writes
 
 Read by pyarrow; the `datasets` package is not needed. A picture is read when its record is made: from a mapped Arrow
-file directly, from Parquet with its row group, of which the last ones are kept.
+file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.parquet
-
-from cclm.errors import ConfigError
+from cclm.errors import DataError
 from shards.corpora.caption_columns import CaptionColumns
-from shards.corpora.files import BROKEN_STREAM, named_files
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
-from shards.corpora.picture import load_file
-from shards.corpora.refusal import broken_row, broken_tail, first, refuse
-from shards.corpora.rows import BadRow, check_columns
-from shards.corpora.translations import Translations, with_translations
-from shards.draft import Draft, Part, file_stamp
+from shards.corpora.cells import identifier, identifiers, optional
+from shards.corpora.files import HIDDEN, named_files, note_left_out
+from shards.corpora.image_corpus import ImageCorpus
+from shards.corpora.image_row import ImageRow, key_of, load_first
+from shards.corpora.refusal import each, refuse
+from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
+from shards.guard import data_errors, mistaken, shown
+from shards.parts import LazyRecord, Part
 
-_SUFFIXES: Final = (".parquet", ".arrow")
+_ROWS_AT_ONCE: Final = 16
+"""Pictures that are decoded from Parquet at once: a few hundred MB at the very most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetImages:
+class ParquetImages(ImageCorpus):
     """Files of pictures, one part each."""
 
     path: Path | Sequence[Path]
     """Files (.parquet, .arrow), folders or patterns; a folder of `save_to_disk` may hold several splits: name one."""
     captions: CaptionColumns
     """The columns of captions."""
-    source: str
-    """The corpus's name."""
     image: str = "image"
     """Column of the picture: bytes, a struct of bytes and path, or a path."""
     image_folder: Path | None = None
@@ -50,134 +49,106 @@ class ParquetImages:
     """Columns to keep as ids."""
     identity: str = ""
     """Column that says what the picture shows, where several rows show the same."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
     licence_column: str = ""
     """Column of the licence, where rows differ."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on one of `ids`; with them all files are one part."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files and check their columns."""
         files = self._files()
-        needed = [self.image, *self._columns()]
         for path in files.values():
-            check_columns(needed, _schema(path).names, path)
-        if self.translations:
-            tables = [path for one in self.translations for path in one.files().values()]
-            stamp = "-".join(map(file_stamp, [*files.values(), *tables]))
-            return [Part(name="joined", read=partial(self.read_joined, files), stamp=stamp)]
-        return [
-            Part(name=name, read=partial(self.read, name, path), stamp=file_stamp(path)) for name, path in files.items()
-        ]
+            try:
+                check_columns([self.image, *self._columns()], column_names(path), path)
+            except DataError:
+                continue  # reading it says so, and the other files are read
+        return self.parts_of_each(files, self.rows)
 
     def _files(self) -> dict[str, Path]:
         for folder in [self.path] if isinstance(self.path, Path) else self.path:
             if (folder / "dataset_dict.json").exists():
-                splits = sorted(item.parent.name for item in folder.glob("*/state.json"))
-                raise ConfigError(
-                    expected="one split of a saved DatasetDict",
-                    got=f"all of them ({', '.join(splits)})",
-                    do="Name its folder in `path`.",
-                    where=str(folder),
+                splits = ", ".join(sorted(item.parent.name for item in folder.glob("*/state.json")))
+                mistaken(
+                    "one split of a saved DatasetDict", f"all of them ({splits})", "Name its folder in `path`.", folder
                 )
-        files = named_files(self.path, _SUFFIXES)
-        # Beside the data, `datasets` keeps results of its map() and filter().
-        return {name: path for name, path in files.items() if not path.name.startswith("cache-")}
+        files = named_files(self.path, ARROW_SUFFIXES)
+        cached = [name for name, path in files.items() if path.name.startswith("cache-")]
+        for name in cached:  # beside the data, `datasets` keeps results of its map() and filter()
+            note_left_out(files.pop(name), HIDDEN, name)
+        return files
 
     def _columns(self) -> list[str]:
         wanted = [*self.captions.columns(), *self.ids, self.identity, self.licence_column]
         return [name for name in dict.fromkeys(wanted) if name]
 
-    def read(self, name: str, path: Path) -> Iterator[Draft]:
-        """Yield one draft a row."""
-        return image_drafts(self._rows(name, path))
+    def rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
+        """Yield the pictures of a file."""
+        return each(read_rows(name, path, needed=self._columns()), partial(self._row, path), self.source)
 
-    def read_joined(self, files: Mapping[str, Path]) -> Iterator[Draft]:
-        """Yield one draft a row of all files, with its translations."""
-        rows = (row for name, path in files.items() for row in self._rows(name, path))
-        return image_drafts(with_translations(rows, self.translations, self.source))
-
-    def _rows(self, name: str, path: Path) -> Iterator[ImageRow | Draft]:
-        number = 0
-        try:
-            for piece in range(_num_pieces(path)):
-                cells = _piece(path, piece, tuple(self._columns())).to_pylist()
-                for place, row in enumerate(cells):
-                    number += 1
-                    yield self._row(
-                        name, number, row, partial(load_cell, path, piece, place, self.image, self.image_folder)
-                    )
-        except BROKEN_STREAM as error:
-            yield broken_tail(name, number + 1, self.source, str(error))
-
-    def _row(self, name: str, number: int, row: Mapping[str, Any], image: partial[bytes]) -> ImageRow | Draft:
-        captions, where = self.captions.captions_of(row), f"{name}:{number}"
-        if isinstance(captions, BadRow):
-            return broken_row(name, number, self.source, captions.why, captions.expected)
-        licence = row.get(self.licence_column) if self.licence_column else None
-        return ImageRow(
-            key=key_of(where),
-            image=image,
-            captions=captions,
-            source=self.source,
-            licence=str(licence or self.licence),
-            identity=str(row[self.identity]) if self.identity and row[self.identity] is not None else "",
-            ids={"row": where} | {column: str(row[column]) for column in self.ids if row[column] is not None},
-            where=where,
+    def _row(self, path: Path, place: str, row: Row) -> Iterator[ImageRow]:
+        index = int(place.rpartition(":")[2]) - 1
+        yield self.picture(
+            key=key_of(place),
+            image=partial(load_cell, path, index, self.image, self.image_folder),
+            captions=self.captions.captions_of(row),
+            licence=optional(row.get(self.licence_column), "a licence"),
+            identity=identifier(row.get(self.identity)),
+            ids={"row": place} | identifiers(row, self.ids),
+            where=place,
         )
 
 
-def load_cell(path: Path, piece: int, place: int, column: str, folder: Path | None) -> bytes:
-    """Read one picture (reasons image_missing, file_broken)."""
-    where = f"{path}, piece {piece}, row {place}"
-    try:
-        value = _pictures(path, piece, column).column(0)[place].as_py()
-    except BROKEN_STREAM as error:
-        refuse("file_broken", "a whole file", str(error), where)
+def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes:
+    """Read the picture of a row, from 0 (reasons image_missing, unexpected)."""
+    where = f"{path.name}:{index + 1}"
+    with data_errors(where):
+        value = _cells(path, column).cell(index)
     name: Any = value
     if isinstance(value, dict):
-        name = value.get("path")
-        value = value.get("bytes")
+        name, value = value.get("path"), value.get("bytes")
     if isinstance(value, bytes):
         return value
     if isinstance(name, str) and folder is not None:
-        return load_file(folder / name)
-    return refuse("image_missing", "bytes, or a path and `image_folder` in the recipe", first(value or name), where)
+        return load_first([folder], name)
+    return refuse("image_missing", "bytes, or a path and `image_folder` in the recipe", shown(value or name), where)
+
+
+class _Batches:
+    """One column of an Arrow file, by row."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        batches = arrow_batches(path)[1]
+        self._columns = [batch.column(column) for batch in batches]
+        self._starts = list(itertools.accumulate((len(one) for one in self._columns), initial=0))
+
+    def cell(self, index: int) -> Any:
+        number = bisect_right(self._starts, index) - 1
+        cell = self._columns[number].slice(index - self._starts[number], 1)
+        cell.validate(full=True)  # a damaged offset would end the process, not raise
+        return cell[0].as_py()
+
+
+class _RowGroups:
+    """One column of a Parquet file, by row; quick where rows follow each other, memory holds _ROWS_AT_ONCE cells."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        self._file, self._column = open_parquet(path), column
+        sizes = (self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups))
+        self._starts = list(itertools.accumulate(sizes, initial=0))
+        self._group, self._start, self._cells = -1, 0, ()
+        self._batches: Iterator[Any] = iter(())
+
+    def cell(self, index: int) -> Any:
+        group = bisect_right(self._starts, index) - 1
+        if group != self._group or index < self._start:
+            self._group, self._start, self._cells = group, self._starts[group], ()
+            self._batches = self._file.iter_batches(
+                batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[self._column], use_threads=False
+            )
+        while index >= self._start + len(self._cells):
+            self._start += len(self._cells)
+            self._cells = next(self._batches).column(0)
+        return self._cells[index - self._start].as_py()
 
 
 @lru_cache(maxsize=2)
-def _pictures(path: Path, piece: int, column: str) -> pa.Table:
-    return _piece(path, piece, (column,))
-
-
-def _schema(path: Path) -> pa.Schema:
-    return _arrow_batches(path)[0] if path.suffix == ".arrow" else pa.parquet.read_schema(path)
-
-
-def _num_pieces(path: Path) -> int:
-    return len(_arrow_batches(path)[1]) if path.suffix == ".arrow" else int(_parquet(path).num_row_groups)
-
-
-def _piece(path: Path, piece: int, columns: tuple[str, ...]) -> pa.Table:
-    if path.suffix == ".arrow":
-        return pa.Table.from_batches([_arrow_batches(path)[1][piece]]).select(list(columns))
-    return _parquet(path).read_row_group(piece, columns=list(columns))
-
-
-@lru_cache(maxsize=4)
-def _parquet(path: Path) -> pa.parquet.ParquetFile:
-    return pa.parquet.ParquetFile(path)
-
-
-@lru_cache(maxsize=4)
-def _arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """Return the batches of an Arrow stream or file, mapped: they cost address space, not memory."""
-    source = pa.memory_map(str(path))
-    try:
-        reader = pa.ipc.open_stream(source)
-        return reader.schema, list(reader)
-    except pa.ArrowInvalid:
-        source.seek(0)
-        file = pa.ipc.open_file(source)
-        return file.schema, [file.get_batch(number) for number in range(file.num_record_batches)]
+def _cells(path: Path, column: str) -> _Batches | _RowGroups:
+    return (_Batches if path.suffix.lower() == ".arrow" else _RowGroups)(path, column)

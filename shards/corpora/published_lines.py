@@ -18,21 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
+from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.files import COMPRESSIONS, line_ranges, lines_in, named_files, numbered_lines
-from shards.corpora.image_row import ImageRow, key_of, make_record
-from shards.corpora.pair_draft import pair_draft
-from shards.corpora.picture import load_file, load_span
-from shards.corpora.refusal import broken_row, first, refuse
-from shards.corpora.rows import BadRow, parse_object
-from shards.draft import Draft, Part, file_stamp
+from shards.corpora.cells import Captions, box, captions, gathered, listed, mapping, text
+from shards.corpora.files import named_files, part_of_each
+from shards.corpora.image_row import ImageRow, key_of, load_first, make_record
+from shards.corpora.languages import LanguageTag
+from shards.corpora.lines import COMPRESSIONS, line_ranges, lines_in, numbered_lines
+from shards.corpora.pair_record import lazy_pair
+from shards.corpora.picture import load_span
+from shards.corpora.refusal import each, guarded, refuse
+from shards.corpora.rows import Row, parse_object
+from shards.guard import data_errors, mistaken, shown
+from shards.parts import LazyRecord, Part, file_stamp
 
 PART_BYTES: Final = 256 << 20
 """Larger files are read in pieces of this size."""
-
-Texts = Mapping[str, Any] | Sequence[Any] | None
-"""A map from language to a text (or to several), or a list of such maps."""
+MAX_LINE_BYTES: Final = 512 << 20
+"""Longer lines are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class PublishedImages:
     """SPDX tag of the pictures."""
     image_folder: Path | None = None
     """Given: `binary` is a path relative to this folder (the published `is_image_rpath`)."""
-    languages: Sequence[str] = ()
+    languages: Sequence[LanguageTag] = ()
     """Given: captions in other languages are left out (the published `language_chosen`)."""
     image_key: str = "binary"
     """Field of the picture."""
@@ -58,61 +61,70 @@ class PublishedImages:
         """Find the files and cut large ones."""
         parts = []
         for name, path in named_files(self.path, ()).items():
-            if path.suffix in COMPRESSIONS:
-                raise ConfigError(
-                    expected="a file that is not compressed (pictures are read by position)",
-                    got=path.name,
-                    do="Unpack it first.",
-                    where=str(path),
-                )
+            if path.suffix.lower() in COMPRESSIONS:
+                expected = "a file that is not compressed (pictures are read by position)"
+                mistaken(expected, path.name, "Unpack it first.", path)
             for start, stop in line_ranges(path, PART_BYTES):
                 read = partial(self.read, name, path, start, stop)
                 parts.append(Part(name=f"{name}@{start}", read=read, stamp=file_stamp(path)))
         return parts
 
-    def read(self, name: str, path: Path, start: int, stop: int) -> Iterator[Draft]:
-        """Yield one draft a line, with its place only."""
-        for offset, line in lines_in(path, start, stop):
-            if line.strip():
+    def read(self, name: str, path: Path, start: int, stop: int) -> Iterator[LazyRecord]:
+        """Yield one record a line, with its place only."""
+        for offset, beginning, size in lines_in(path, start, stop):
+            if size > len(beginning) or beginning.strip():
                 place = f"{name}@{offset}"
-                make = partial(self.make, path, offset, len(line), place)
-                yield Draft(key=key_of(place), source=self.source, make=make)
+                make = partial(self.make, path, offset, size, place)
+                yield LazyRecord(key=key_of(place), source=self.source, make=make)
 
     def make(self, path: Path, offset: int, size_bytes: int, place: str) -> ImageTextRecord:
         """Read the line at a position."""
-        line = parse_object(load_span(path, offset, size_bytes))
-        if isinstance(line, BadRow):
-            refuse("line_broken", line.expected, line.why, place)
-        image, ids = self._image(line.get(self.image_key), place), {"place": place}
-        try:
-            captions = _merged(line.get(self.caption_key), self.languages)
-            regions = [_region(element, self.languages) for element in line.get("elems") or ()]
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            refuse("line_broken", "captions and elems in the published form", f"{type(error).__name__} {error}", place)
-        row = ImageRow(
+        with data_errors(place):
+            if size_bytes > MAX_LINE_BYTES:
+                refuse("line_broken", f"a line of at most {MAX_LINE_BYTES >> 20} MiB", f"one of {size_bytes} bytes")
+            line = parse_object(load_span(path, offset, size_bytes))
+            if isinstance(line, DataError):
+                raise line
+            return make_record(self._row(line, place))
+
+    def _row(self, line: Row, place: str) -> ImageRow:
+        image = self._image(line.get(self.image_key))
+        regions = [self._region(mapping(element, "an element")) for element in listed(line.get("elems"), "elems")]
+        # The published code takes pictures without a caption for their regions' texts alone.
+        of_regions = (item for region in regions for item in region.captions.items())
+        return ImageRow(
             key=key_of(place),
             image=partial(bytes, image),
-            # The published code takes pictures without a caption for their regions' texts alone.
-            captions=captions or _all_of(regions),
+            captions=self._chosen(line.get(self.caption_key)) or gathered(of_regions),
             source=self.source,
             licence=self.licence,
             # Files hold a line per caption: the same picture again must not become its own negative.
             identity=hashlib.sha256(image).hexdigest()[:16],
-            ids=ids,
+            ids={"place": place},
             regions=regions,
             where=place,
         )
-        return make_record(row)
 
-    def _image(self, value: object, place: str) -> bytes:
+    def _image(self, value: object) -> bytes:
         if not isinstance(value, str) or not value:
-            refuse("image_missing", f'a text in the field "{self.image_key}"', first(value), place)
+            refuse("image_missing", f'a text in the field "{self.image_key}"', shown(value))
         if self.image_folder is not None:
-            return load_file(self.image_folder / value)
+            return load_first([self.image_folder], value)
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            refuse("base64_broken", "a picture in base64", f"{error} in {first(value, 40)}", place)
+            refuse("base64_broken", "a picture in base64", f"{error} in {shown(value, 40)}")
+
+    def _chosen(self, cell: Any) -> Captions:
+        found = captions(cell)
+        return {tag: texts for tag, texts in found.items() if not self.languages or tag in self.languages}
+
+    def _region(self, element: Mapping[str, Any]) -> Region:
+        """Return a region; its attributes stay apart, because training decides how they are said."""
+        if element.get("caption") is None:
+            refuse("line_broken", "an element with a caption", shown(element))
+        of_region = {name: self._chosen(element.get(name)) for name in ("caption", "attributes")}
+        return Region(box=box(element.get("bb")), captions=of_region["caption"], attributes=of_region["attributes"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +133,9 @@ class PublishedPairs:
 
     path: Path | Sequence[Path]
     """Files (of any name, also compressed), folders or patterns, all in one pair of languages."""
-    lang_a: str
+    lang_a: LanguageTag
     """Language of `source_text`; "und" where it is not known."""
-    lang_b: str
+    lang_b: LanguageTag
     """Language of `target_text`."""
     source: str
     """The corpus's name."""
@@ -134,53 +146,23 @@ class PublishedPairs:
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
-        files = named_files(self.path, ())
-        return [
-            Part(name=name, read=partial(self.read, name, path), stamp=file_stamp(path)) for name, path in files.items()
-        ]
+        return part_of_each(named_files(self.path, ()), self.read)
 
-    def read(self, name: str, path: Path) -> Iterator[Draft]:
-        """Yield one draft a line."""
-        for number, line in numbered_lines(path):
-            row = parse_object(line) if isinstance(line, bytes) else BadRow(str(line), tail=True)
-            if isinstance(row, BadRow):
-                if row.tail or line != b"":
-                    yield row.draft(name, number, self.source)
-                continue
-            texts = row.get(self.key_a), row.get(self.key_b)
-            if not all(isinstance(text, str) for text in texts):
-                expected = f'texts in the fields "{self.key_a}" and "{self.key_b}"'
-                yield broken_row(name, number, self.source, first(row), expected)
-                continue
-            yield pair_draft(
-                text_a=str(texts[0]),
-                lang_a=self.lang_a,
-                text_b=str(texts[1]),
-                lang_b=self.lang_b,
-                source=self.source,
-                where=f"{name}:{number}",
-            )
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
+        """Yield one record a line."""
+        return each(guarded(name, _objects(path)), self._pair, self.source)
+
+    def _pair(self, _: str, row: Row) -> Iterator[LazyRecord]:
+        yield lazy_pair(
+            text_a=text(row.get(self.key_a), f'a text in the field "{self.key_a}"'),
+            lang_a=self.lang_a,
+            text_b=text(row.get(self.key_b), f'a text in the field "{self.key_b}"'),
+            lang_b=self.lang_b,
+            source=self.source,
+        )
 
 
-def _merged(texts: Texts, languages: Sequence[str]) -> dict[str, list[str]]:
-    merged: dict[str, list[str]] = {}
-    maps: Sequence[Any] = texts if isinstance(texts, list) else [texts or {}]
-    for one in maps:
-        for language, text in one.items():
-            if not languages or language in languages:
-                merged.setdefault(language, []).extend([text] if isinstance(text, str) else text)
-    return merged
-
-
-def _region(element: Mapping[str, Any], languages: Sequence[str]) -> Region:
-    """Return a region; its attributes stay apart, because training decides how they are said."""
-    x, y, width, height = (float(number) for number in element["bb"])
-    return Region(
-        box=(x, y, width, height),
-        captions=_merged(element["caption"], languages),
-        attributes=_merged(element.get("attributes"), languages),
-    )
-
-
-def _all_of(regions: Sequence[Region]) -> dict[str, list[str]]:
-    return _merged([region.captions for region in regions], ())
+def _objects(path: Path) -> Iterator[tuple[int, Row | DataError]]:
+    for number, line in numbered_lines(path):
+        if line:
+            yield number, line if isinstance(line, DataError) else parse_object(line)

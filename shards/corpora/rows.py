@@ -1,57 +1,55 @@
-"""Rows of a table, whatever file it is: TSV, CSV, JSON lines or Parquet, plain or compressed, never whole in memory."""
+"""Rows of a table, whatever file it is: TSV, CSV, JSON lines, Parquet or Arrow, never whole in memory."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
-from cclm.errors import ConfigError
-from shards.corpora.files import BROKEN_STREAM, COMPRESSIONS, numbered_lines, open_plain, plain_suffix
-from shards.corpora.refusal import broken_row, broken_tail
-from shards.draft import Draft
+from cclm.errors import DataError
+from shards.corpora.files import plain_suffix
+from shards.corpora.lines import LINE_BYTES, numbered_lines, open_plain, raw_lines
+from shards.corpora.refusal import guarded
+from shards.guard import MEND, data_errors, described, mistaken
 
-TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", ".parquet")
-_BLOCK_BYTES: Final = 16 << 20
-"""How much of a quoted table is parsed at once; no row may be longer."""
+ARROW_SUFFIXES: Final = (".parquet", ".arrow")
+TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", *ARROW_SUFFIXES)
 _BATCH_ROWS: Final = 1024
-_JSON_LINE: Final = "one JSON object a line, in UTF-8"
+_BUFFER_BYTES: Final = 1 << 20
+_BARE_RETURN: Final = re.compile("\r(?!\n$)")
+_STAND_IN: Final = "\udc0d"
+"""For a carriage return inside a line, which the csv module would take for the line's end; no text holds it."""
 
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be read, or (`tail`) the rest of a file that breaks off."""
-
-    why: str
-    tail: bool = False
-    expected: str = "a row with the table's columns, in UTF-8"
-
-    def draft(self, name: str, number: int, source: str) -> Draft:
-        """Return the refusal that this row becomes."""
-        if self.tail:
-            return broken_tail(name, number, source, self.why)
-        return broken_row(name, number, source, self.why, self.expected)
-
-
-Numbered = tuple[int, dict[str, Any] | BadRow]
-"""A row's number (blank lines of quoted tables do not count) and its cells by column."""
+Row = dict[str, Any]
+"""Cells by column."""
+Numbered = Iterator[tuple[int, Row | DataError]]
+"""A row's number (blank lines of quoted tables do not count) and its cells."""
 
 
 def read_rows(
-    path: Path, *, needed: Collection[str], columns: Sequence[str] = (), quoted: bool | None = None, delimiter: str = ""
-) -> Iterator[Numbered]:
-    """Yield the rows of a table.
+    name: str,
+    path: Path,
+    *,
+    needed: Collection[str],
+    optional: Collection[str] = (),
+    columns: Sequence[str] = (),
+    quoted: bool | None = None,
+    delimiter: str = "",
+) -> Iterator[tuple[str, Row | DataError]]:
+    """Yield ("NAME:NUMBER", row) of a table; a row that cannot be read, or the rest of a broken file, is an error.
 
     Args:
-        path: .tsv, .csv (both also .gz, .bz2, .zst), .jsonl (the same) or .parquet.
-        needed: columns that must be there. Of a Parquet file only these are read.
+        name: the file's, for places.
+        path: .tsv, .csv, .jsonl (all also compressed), .parquet or .arrow.
+        needed: columns that must be there.
+        optional: columns that may be there; of a Parquet or Arrow file, others are not read.
         columns: names of the columns of a TSV or CSV file without a header line. In a TSV file, those after the last
             needed one may be missing.
         quoted: whether cells of a TSV or CSV file may stand in `"`; None: in CSV they may, in TSV not.
@@ -61,142 +59,170 @@ def read_rows(
         ConfigError: another kind of file, or a needed column is missing.
     """
     suffix = plain_suffix(path)
-    if suffix == ".parquet":
-        return _read_parquet(path, needed)
+    if suffix in ARROW_SUFFIXES:
+        return guarded(name, enumerate(_arrow_rows(path, needed, optional), 1))
     if suffix == ".jsonl":
-        return _read_json_lines(path)
-    if suffix in (".tsv", ".csv", ".txt"):
-        delimiter = delimiter or ("," if suffix == ".csv" else "\t")
-        if suffix == ".csv" if quoted is None else quoted:
-            return _read_quoted(path, delimiter, needed, columns)
-        return _read_unquoted(path, delimiter, needed, columns)
-    raise ConfigError(
-        expected=f"a file that ends in {', '.join(TABLE_SUFFIXES)}",
-        got=path.name,
-        do="Convert it, or rename it.",
-        where=str(path),
-    )
+        return guarded(name, _json_rows(path))
+    if suffix not in (".tsv", ".csv", ".txt"):
+        mistaken(f"a file that ends in {', '.join(TABLE_SUFFIXES)}", path.name, "Convert it, or rename it.", path)
+    delimiter = delimiter or ("," if suffix == ".csv" else "\t")
+    quoted = suffix == ".csv" if quoted is None else quoted
+    rows = _quoted_cells(path, delimiter) if quoted else _plain_cells(path, delimiter)
+    least = len(needed) if columns and not quoted else 0
+    return guarded(name, _table_rows(path, rows, needed, columns, least))
 
 
-def check_columns(needed: Collection[str], there: Collection[str], path: Path) -> None:
-    """Refuse a table without the needed columns."""
-    missing = [name for name in needed if name not in there]
+def bad_row(expected: str, got: str, reason: str = "line_broken") -> DataError:
+    """Return the error of a row that cannot be read; `each` knows its place."""
+    return DataError(reason=reason, expected=expected, got=got, do=MEND)
+
+
+def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> None:
+    """Refuse a table without the needed columns, or with two of one name."""
+    missing = [name for name in needed if there.count(name) != 1]
     if missing:
-        raise ConfigError(
-            expected=f"the columns {', '.join(needed)}",
-            got=f"{', '.join(map(str, there)) or 'none'} (missing: {', '.join(missing)})",
-            do="Name the right columns in the recipe, or all columns of a file without a header line.",
-            where=str(path),
-        )
+        word = "twice" if missing[0] in there else "missing"
+        got = f"{', '.join(map(str, there)) or 'none'} ({word}: {', '.join(missing)})"
+        do = "Name the right columns in the recipe, or all columns of a file without a header line."
+        mistaken(f"the columns {', '.join(needed)}", got, do, path)
 
 
-def _header(path: Path, delimiter: str, columns: Sequence[str], *, quoted: bool = False, least: int = 0) -> list[str]:
-    """Return the names of all columns; of a file without a header line, see that it has as many."""
-    try:
-        with open_plain(path) as file:
-            line = file.readline().decode("utf-8-sig").rstrip("\r\n")
-    except (UnicodeDecodeError, *BROKEN_STREAM) as error:
-        raise ConfigError(expected="a table in UTF-8", got=str(error), do="Convert it.", where=str(path)) from error
-    cells = next(csv.reader([line], delimiter=delimiter), []) if quoted else line.split(delimiter)
-    if columns and not (least or len(columns)) <= len(cells) <= len(columns):
-        raise ConfigError(
-            expected=f"the columns {', '.join(columns)}",
-            got=f"a first line of {len(cells)}",
-            do="Name the file's columns in the recipe.",
-            where=str(path),
-        )
-    return list(columns) or cells
-
-
-def _read_unquoted(path: Path, delimiter: str, needed: Collection[str], columns: Sequence[str]) -> Iterator[Numbered]:
-    names = _header(path, delimiter, columns, least=len(needed) if columns else 0)
-    check_columns(needed, names, path)
-    least = max(map(names.index, needed), default=0) + 1 if columns else len(names)
-    for number, line in numbered_lines(path):
-        if number == 1 and not columns:
+def _table_rows(
+    path: Path, rows: Iterable[list[str] | DataError], needed: Collection[str], columns: Sequence[str], least: int
+) -> Numbered:
+    """Yield the rows of a table whose first row names the columns, or has cells for all (or the `least`) of them."""
+    names = list(columns)
+    for number, cells in enumerate(rows, 1):
+        if isinstance(cells, DataError):
+            if not names:
+                raise cells  # the header
+            yield number, cells
             continue
-        if not isinstance(line, bytes):
-            yield number, BadRow(str(line), tail=True)
-            return
-        try:
-            cells = line.decode("utf-8").split(delimiter)
-        except UnicodeDecodeError as error:
-            yield number, BadRow(str(error))
-            continue
+        if number == 1:
+            names = names or cells
+            check_columns(needed, names, path)
+            least = max(map(names.index, needed)) + 1 if least else len(names)
+            if not least <= len(cells) <= len(names):
+                got, do = f"a first line of {len(cells)}", "Name the file's columns in the recipe."
+                mistaken(f"the columns {', '.join(names)}", got, do, path)
+            if not columns:
+                continue
         if least <= len(cells) <= len(names):
             yield number, dict(zip(names, cells, strict=False))
         else:
-            yield number, BadRow(f"{len(cells)} cells, not {len(names)}")
+            yield number, bad_row("a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
 
 
-def _read_quoted(path: Path, delimiter: str, needed: Collection[str], columns: Sequence[str]) -> Iterator[Numbered]:
-    names = _header(path, delimiter, columns, quoted=True)
-    check_columns(needed, names, path)
-    bad: dict[int, BadRow] = {}
+def _plain_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:
+    for _, line in numbered_lines(path):
+        yield line if isinstance(line, DataError) else line.split(delimiter)
 
-    def keep(row: pa.csv.InvalidRow) -> str:
-        bad[row.number] = BadRow(f"{row.actual_columns} cells, not {row.expected_columns}")
-        return "skip"
 
-    # Cells are read as bytes: one that is not UTF-8 must cost its row, not its block.
-    number = 0 if columns else 1
+def _quoted_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:
+    csv.field_size_limit(LINE_BYTES)
+    with open_plain(path) as file:
+        # Undecodable bytes become surrogates: they must cost their row, not all that follows.
+        lines = (line if isinstance(line, bytes) else b"\xff\n" for line in raw_lines(file))
+        texts = (_BARE_RETURN.sub(_STAND_IN, line.decode("utf-8", "surrogateescape")) for line in lines)
+        rows = csv.reader(texts, delimiter=delimiter, strict=True)
+        while True:
+            line = rows.line_num + 1
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    got = f"none for one in the row that begins in line {line}"
+                    raise bad_row("a quote that closes", got, "file_broken") from error
+                yield bad_row("cells as in RFC 4180", f"{error} (the row begins in line {line})")
+                continue
+            if cells is None:
+                return
+            if cells:
+                yield _whole(cells)
+
+
+def _whole(cells: list[str]) -> list[str] | DataError:
+    joined = "".join(cells)
+    if joined.isascii():
+        return cells
+    if _STAND_IN in joined:
+        cells, joined = [cell.replace(_STAND_IN, "\r") for cell in cells], joined.replace(_STAND_IN, "\r")
     try:
-        reader = pa.csv.open_csv(
-            pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix)),
-            read_options=pa.csv.ReadOptions(
-                column_names=names, skip_rows=0 if columns else 1, use_threads=False, block_size=_BLOCK_BYTES
-            ),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.binary()), include_columns=list(needed)
-            ),
-        )
-        for batch in reader:
-            for cells in batch.to_pylist():
-                number += 1
-                while number in bad:
-                    yield number, bad.pop(number)
-                    number += 1
-                yield number, _decoded(cells)
-            yield from sorted((at, bad.pop(at)) for at in list(bad) if at <= number)
-        yield from sorted(bad.items(), key=lambda item: item[0])
-    except BROKEN_STREAM as error:
-        if "Empty CSV file" not in str(error):  # a table with a header line and no rows
-            yield number + 1, BadRow(str(error), tail=True)
+        joined.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return bad_row("a row in UTF-8", f"the byte 0x{ord(joined[error.start]) - 0xDC00:02x}")
+    return cells
 
 
-def _decoded(cells: dict[str, bytes | None]) -> dict[str, Any] | BadRow:
-    try:
-        return {name: (value or b"").decode("utf-8") for name, value in cells.items()}
-    except UnicodeDecodeError as error:
-        return BadRow(str(error))
-
-
-def _read_json_lines(path: Path) -> Iterator[Numbered]:
+def _json_rows(path: Path) -> Numbered:
     for number, line in numbered_lines(path):
-        if not isinstance(line, bytes):
-            yield number, BadRow(str(line), tail=True)
+        if isinstance(line, DataError):
+            yield number, line
         elif line.strip():
             yield number, parse_object(line)
 
 
-def parse_object(line: bytes) -> dict[str, Any] | BadRow:
+def parse_object(line: str | bytes) -> Row | DataError:
     """Return the JSON object on a line, or why there is none."""
+    expected = "one JSON object a line, in UTF-8"
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line if isinstance(line, str) else line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return BadRow(str(error), expected=_JSON_LINE)
-    return row if isinstance(row, dict) else BadRow(f"a JSON {type(row).__name__}", expected=_JSON_LINE)
+        return bad_row(expected, described(error))
+    return row if isinstance(row, dict) else bad_row(expected, f"a JSON {type(row).__name__}")
 
 
-def _read_parquet(path: Path, needed: Collection[str]) -> Iterator[Numbered]:
-    number = 0
+def arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Return the batches of an Arrow stream or file, mapped: they cost address space, not memory."""
+    source = pa.memory_map(str(path))
     try:
-        with pa.parquet.ParquetFile(path) as file:
-            check_columns(needed, file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(needed)):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except BROKEN_STREAM as error:
-        yield number + 1, BadRow(str(error), tail=True)
+        reader = pa.ipc.open_stream(source)
+        return reader.schema, list(reader)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        file = pa.ipc.open_file(source)
+        return file.schema, [file.get_batch(number) for number in range(file.num_record_batches)]
+
+
+def open_parquet(path: Path) -> pa.parquet.ParquetFile:
+    """Open a Parquet file so that its columns are read in pieces, never a row group at once."""
+    return pa.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a Parquet or Arrow file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with data_errors(path.name):
+        if path.suffix.lower() == ".arrow":
+            return list(arrow_batches(path)[0].names)
+        return list(pa.parquet.read_schema(path).names)
+
+
+def _arrow_rows(path: Path, needed: Collection[str], optional: Collection[str]) -> Iterator[Row | DataError]:
+    there = column_names(path)
+    check_columns(needed, there, path)
+    columns = [*needed, *(name for name in optional if name in there)]
+    if path.suffix.lower() == ".arrow":
+        for batch in arrow_batches(path)[1]:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield from _rows_in(batch.select(columns).slice(start, _BATCH_ROWS))
+        return
+    with closing(open_parquet(path)) as file:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
+            yield from _rows_in(batch)
+
+
+def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
+    """Yield the rows of a batch; where one cannot be had (no UTF-8, a date beyond Python's), only that one is lost."""
+    try:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            yield bad_row("cells that can be read", described(error))
+        else:
+            for number in range(batch.num_rows):
+                yield from _rows_in(batch.slice(number, 1))

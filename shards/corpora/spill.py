@@ -1,7 +1,7 @@
 """Items with one key brought together, however far apart they lie and however many there are.
 
     few items    in memory, keys in the order of their first items
-    many         dealt by a hash of the key to temporary files, which are gathered one after another
+    many         spread by a hash of the key over temporary files, which are gathered one after another
 
 Used where an annotation names a picture by an id: captions of one image, translations from a second file, links.
 """
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 ITEMS_IN_MEMORY: Final = 200_000
 """More than this are spilled: some hundred MB of captions."""
 NUM_FILES: Final = 128
-"""So many times more fit before a file is itself dealt out again."""
+"""So many times more fit before a file is itself spread again."""
 _ITEMS_PER_CHUNK: Final = 256
 _MAX_DEPTH: Final = 4
 """128^4 times as many: beyond that, only one key with too many items is left, and they belong together."""
@@ -35,7 +35,7 @@ def grouped(
     Args:
         items: (key, item); items must be picklable.
         in_memory: how many items are held at once.
-        depth: how often these items were dealt out already.
+        depth: how often these items were spread already.
     """
     source = iter(items)
     begun = list(itertools.islice(source, in_memory))
@@ -47,7 +47,7 @@ def grouped(
     with ExitStack() as stack:
         # Unnamed files: a killed build leaves none behind.
         files = [cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile("w+b"))) for _ in range(NUM_FILES)]
-        _deal(itertools.chain(begun, [following], source), files, depth)
+        _spread(itertools.chain(begun, [following], source), files, depth)
         begun.clear()
         for file in files:
             yield from grouped(_items_of(file), in_memory, depth + 1)
@@ -60,7 +60,7 @@ def _gathered(items: Iterable[tuple[str, Item]]) -> dict[str, list[Item]]:
     return groups
 
 
-def _deal(items: Iterable[tuple[str, Item]], files: list[BinaryIO], depth: int) -> None:
+def _spread(items: Iterable[tuple[str, Item]], files: list[BinaryIO], depth: int) -> None:
     chunks: list[list[tuple[str, Item]]] = [[] for _ in files]
     salt = depth.to_bytes(1, "little")
     for key, item in items:

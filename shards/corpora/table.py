@@ -24,8 +24,9 @@ from shards.corpora.tatoeba import Tatoeba
 from shards.corpora.tmx import Tmx
 from shards.corpora.url_list import UrlList
 from shards.corpora.visual_genome import VisualGenome
+from shards.corpora.webdataset import Webdataset
 from shards.corpora.wit import Wit
-from shards.draft import Part
+from shards.parts import Part
 
 
 class Corpus(Protocol):
@@ -54,6 +55,7 @@ CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
     "sbu": (View.IMAGE_TEXT, Sbu),
     "url_list": (View.IMAGE_TEXT, UrlList),
     "visual_genome": (View.IMAGE_TEXT, VisualGenome),
+    "webdataset": (View.IMAGE_TEXT, Webdataset),
     "wit": (View.IMAGE_TEXT, Wit),
     "gettext": (View.TEXT_PAIR, Gettext),
     "margin_file": (View.TEXT_PAIR, MarginFile),

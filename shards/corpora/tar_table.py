@@ -6,45 +6,62 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from cclm.errors import DataError
+from shards.corpora.cells import text
+from shards.corpora.files import named_files, note_read
 from shards.corpora.picture import LoadImage, load_span
 from shards.corpora.refusal import refuse
-from shards.corpora.rows import BadRow, read_rows
+from shards.corpora.rows import Row, read_rows
+from shards.corpora.tar_samples import Span, tar_samples
 
 SUCCESS: Final = "success"
 _EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
+_IMAGE: Final = "\0image"
+"""Where `table_rows` puts what reads a row's picture; no column has this name."""
 
 
-def tar_spans(path: Path) -> tuple[dict[str, tuple[int, int]], str]:
-    """Return key -> (offset, bytes) of the pictures in a tar, and what is wrong with it; only headers are read."""
-    spans: dict[str, tuple[int, int]] = {}
+def found_tables(paths: Path | Sequence[Path]) -> dict[str, Path]:
+    """Return the tables below some paths by name; the tars beside them are read, too."""
+    tables = named_files(paths, (".parquet",))
+    note_read(table.with_suffix(".tar") for table in tables.values())
+    return tables
+
+
+def tar_spans(path: Path) -> tuple[dict[str, Span], str]:
+    """Return key -> place of the images in a tar, and what is wrong with it; only headers are read."""
+    spans: dict[str, Span] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                key, _, extension = member.name.rsplit("/", 1)[-1].partition(".")
-                if extension.lower() in _EXTENSIONS:
-                    spans[key] = (member.offset_data, member.size)
-    except (OSError, tarfile.TarError, EOFError) as error:
-        return spans, f"{path.name}: {error}"
+        for sample in tar_samples(path):
+            images = [span for suffix, span in sample.members.items() if suffix in _EXTENSIONS]
+            spans |= {sample.key.rsplit("/", 1)[-1]: span for span in images}
+    except DataError as error:
+        return spans, f"{path.name}: {error.got}"
     return spans, ""
 
 
-def table_rows(table: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[str, Any] | BadRow, LoadImage | None]]:
-    """Yield (number, row, picture) for each row of a table and the tar beside it; None: its status is not success."""
+def table_rows(name: str, table: Path, needed: Collection[str]) -> Iterator[tuple[str, Row | DataError]]:
+    """Yield (place, row) for each row of a table, with what `image_of` wants to know about the tar beside it."""
     tar = table.with_suffix(".tar")
     spans, fault = tar_spans(tar)
-    for number, row in read_rows(table, needed={"key", "status", *needed}):
-        if isinstance(row, BadRow) or row["status"] != SUCCESS:
-            yield number, row, None
-            continue
-        span = spans.get(str(row["key"]))
-        if span is None:
-            place, got = f"{tar.name} {row['key']}", fault or "no member of this key"
-            yield number, row, partial(refuse, "image_missing", "the picture of a row with success", got, place)
-        else:
-            yield number, row, partial(load_span, tar, *span)
+    for place, row in read_rows(name, table, needed=dict.fromkeys(("key", "status", *needed))):
+        if isinstance(row, dict) and row["status"] == SUCCESS:
+            span = spans.get(str(row["key"]))
+            missing = partial(
+                refuse, "image_missing", "the picture of a row with success", fault or "no member of this key",
+                f"{tar.name} {row['key']}",
+            )  # fmt: skip
+            row[_IMAGE] = partial(load_span, tar, *span) if span else missing
+        yield place, row
+
+
+def image_of(row: Row, message: str, do: str) -> LoadImage:
+    """Return what reads the picture of a row of `table_rows`; one without success is refused with its own status."""
+    if _IMAGE not in row:
+        refuse(text(row["status"], "a status") or "unexpected", "a downloaded picture", message or "no message", do=do)
+    image: LoadImage = row[_IMAGE]
+    return image

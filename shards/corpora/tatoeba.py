@@ -8,20 +8,27 @@ Joined twice by id, on disk where they are many (`shards/corpora/spill.py`).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import ConfigError
-from shards.corpora.files import named_files
-from shards.corpora.pair_draft import pair_draft
-from shards.corpora.rows import BadRow, read_rows
-from shards.corpora.spill import grouped
-from shards.draft import Draft, Part, PassedOver, file_stamp
+from shards.corpora.cells import text
+from shards.corpora.files import named_files, one_part
+from shards.corpora.languages import LanguageTag
+from shards.corpora.pair_record import lazy_pair
+from shards.corpora.refusal import each, joined
+from shards.corpora.rows import Row, read_rows
+from shards.guard import mistaken
+from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".csv", ".tsv")
+# ".csv" by name, but cells stand between tabs and are not quoted.
+_read_rows = partial(read_rows, delimiter="\t", quoted=False)
+
+Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
+"""By the id of a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +39,9 @@ class Tatoeba:
     """sentences.csv, or the exports of single languages; also .bz2."""
     links: Path | Sequence[Path]
     """links.csv, or the exports of single pairs; a link holds in both directions."""
-    languages: Mapping[str, str]
-    """The site's code -> BCP-47 tag, for example {eng: en, deu: de}: sentences in others are passed over, and
-    counted."""
-    anchor: str
+    languages: Mapping[str, LanguageTag]
+    """The site's code -> tag, for example {eng: en, deu: de}: sentences in others are skipped, and counted."""
+    anchor: LanguageTag
     """Language of `text_a`, a tag."""
     source: str = "tatoeba"
     """The corpus's name."""
@@ -43,70 +49,51 @@ class Tatoeba:
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         if self.anchor not in self.languages.values():
-            raise ConfigError(
-                expected="an anchor among the languages",
-                got=f"{self.anchor!r}, not one of {', '.join(self.languages.values())}",
-                do="Correct `anchor` or `languages`.",
-            )
+            got = f"{self.anchor!r}, not one of {', '.join(self.languages.values())}"
+            mistaken("an anchor among the languages", got, "Correct `anchor` or `languages`.")
         files = [*named_files(self.sentences, _SUFFIXES).values(), *named_files(self.links, _SUFFIXES).values()]
-        return [Part(name="pairs", read=self.read, stamp="-".join(map(file_stamp, files)))]
+        return one_part("pairs", self.read, files)
 
-    def read(self) -> Iterator[Draft | PassedOver]:
-        """Yield one draft per sentence in the anchor's language and translation of it."""
-        passed: Counter[str] = Counter()
-        yield from self._drafts(passed)
-        yield PassedOver(source=self.source, rows=passed)
+    def read(self) -> Iterator[LazyRecord | Skipped]:
+        """Yield one record per sentence in the anchor's language and translation of it."""
+        anchored = joined(self._sentences_and_links(), self._anchored, self.source)
+        return joined(anchored, self._pairs, self.source)
 
-    def _drafts(self, passed: Counter[str]) -> Iterator[Draft]:
-        for identity, found in grouped(self._anchored(passed)):
-            if isinstance(found[0], Draft):
-                yield from found
-                continue
-            others = [item for item in found if item[0] == "sentence"]
-            for _, text_a, id_a in dict.fromkeys(item for item in found if item[0] == "anchor"):
-                for _, language, text_b in others:
-                    yield pair_draft(
-                        text_a=text_a,
-                        lang_a=self.anchor,
-                        text_b=text_b,
-                        lang_b=language,
-                        source=self.source,
-                        where=f"{id_a}-{identity}",
-                    )
+    def _pairs(self, identity: str, found: Sequence[Any]) -> Iterator[LazyRecord]:
+        anchors = dict.fromkeys(item for item in found if item[0] == "anchor")
+        others = [item for item in found if item[0] == "sentence"]
+        pairs = ((f"{id_a}-{identity}", (text_a, *other)) for _, text_a, id_a in anchors for _, *other in others)
+        return each(pairs, self._pair, self.source)
 
-    def _anchored(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
+    def _pair(self, _: str, texts: tuple[str, str, str]) -> Iterator[LazyRecord]:
+        text_a, lang_b, text_b = texts
+        yield lazy_pair(text_a=text_a, lang_a=self.anchor, text_b=text_b, lang_b=lang_b, source=self.source)
+
+    def _anchored(self, identity: str, found: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         """Yield the other languages' sentences by their id, and the anchor's sentences by the ids of translations."""
-        for identity, found in grouped(self._sentences_and_links(passed)):
-            if isinstance(found[0], Draft):
-                yield identity, found[0]
-                continue
-            links = [item for item in found if item[0] == "link"]
-            for _, language, text in (item for item in found if item[0] == "sentence"):
-                if language == self.anchor:
-                    yield from ((other, ("anchor", text, identity)) for _, other in links)
-                else:
-                    yield identity, ("sentence", language, text)
-
-    def _sentences_and_links(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
-        for name, number, row in _rows(self.sentences, ("id", "language", "text")):
-            if isinstance(row, BadRow):
-                yield f"\0{name}:{number}", row.draft(name, number, self.source)
-            elif row["language"] in self.languages:
-                yield row["id"], ("sentence", self.languages[row["language"]], row["text"])
+        links = [item[1] for item in found if item[0] == "link"]
+        for _, tag, sentence in (item for item in found if item[0] == "sentence"):
+            if tag == self.anchor:
+                yield from ((other, ("anchor", sentence, identity)) for other in links)
             else:
-                passed[row["language"]] += 1
-        for name, number, row in _rows(self.links, ("id", "other")):
-            if isinstance(row, BadRow):
-                yield f"\0{name}:{number}", row.draft(name, number, self.source)
-            else:
-                yield row["id"], ("link", row["other"])
-                yield row["other"], ("link", row["id"])
+                yield identity, ("sentence", tag, sentence)
+
+    def _sentences_and_links(self) -> Items:
+        for name, path in named_files(self.sentences, _SUFFIXES).items():
+            columns = ("id", "language", "text")
+            yield from each(_read_rows(name, path, needed=columns, columns=columns), self._sentence, self.source)
+        for name, path in named_files(self.links, _SUFFIXES).items():
+            ids = ("id", "other")
+            yield from each(_read_rows(name, path, needed=ids, columns=ids), _link, self.source)
+
+    def _sentence(self, _: str, row: Row) -> Items:
+        code = text(row["language"] or None, "a language")
+        if code in self.languages:
+            yield row["id"], ("sentence", self.languages[code], text(row["text"]))
+        else:
+            yield Skipped(source=self.source, rows={code: 1})
 
 
-def _rows(
-    paths: Path | Sequence[Path], columns: Sequence[str]
-) -> Iterable[tuple[str, int, Mapping[str, str] | BadRow]]:
-    for name, path in named_files(paths, _SUFFIXES).items():
-        # ".csv" by name, but cells stand between tabs and are not quoted.
-        for number, row in read_rows(path, needed=columns, columns=columns, delimiter="\t", quoted=False):
-            yield name, number, row
+def _link(_: str, row: Row) -> Items:
+    yield row["id"], ("link", row["other"])
+    yield row["other"], ("link", row["id"])

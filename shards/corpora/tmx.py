@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,19 +13,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, cast
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from typing import IO, Any, Final
+from xml.parsers import expat
 
-from shards.corpora.files import BROKEN_STREAM, named_files, open_plain, plain_stem
-from shards.corpora.languages import same_language
-from shards.corpora.pair_draft import pair_draft
-from shards.corpora.refusal import broken_tail, refused
-from shards.draft import Draft, Part, PassedOver, file_stamp
+from cclm.languages import language_tag, same_language
+from shards.corpora.files import is_hidden, named_files, part_of_each, plain_stem
+from shards.corpora.languages import LanguageTag
+from shards.corpora.lines import LINE_BYTES, open_member, open_plain
+from shards.corpora.pair_record import lazy_pair
+from shards.corpora.refusal import each, guarded, leave_out, refuse
+from shards.parts import LazyRecord, Part, Skipped
 
-_LANGUAGE: Final = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
 """Inline elements whose content is the markup of another program, not text."""
+_PIECE_BYTES: Final = 1 << 16
+_ENTITY_CHARACTERS: Final = 100
+"""Of an entity that a file declares; longer ones, and ones made of others, are how XML bombs are built."""
+
+Unit = list[tuple[str, str]]
+"""The (language, text) of each <tuv> of a <tu>."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,89 +39,119 @@ class Tmx:
     """Translation memories, one part each."""
 
     path: Path | Sequence[Path]
-    """Files (.tmx, .tmx.gz, .zip with one .tmx), folders or patterns."""
-    lang_a: str
+    """Files (.tmx, also compressed, or .zip), folders or patterns."""
+    lang_a: LanguageTag
     """Language of `text_a`; "en" also takes en-US."""
-    lang_b: Sequence[str]
+    lang_b: Sequence[LanguageTag]
     """Languages of `text_b`, each a pair of its own."""
     source: str = ""
     """The corpus's name; empty: the file's name."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
-        files = named_files(self.path, (".tmx", ".zip"))
-        return [Part(name=name, read=partial(self.read, path), stamp=file_stamp(path)) for name, path in files.items()]
+        return part_of_each(named_files(self.path, (".tmx", ".zip")), self.read)
 
-    def read(self, path: Path) -> Iterator[Draft | PassedOver]:
-        """Yield one draft per translation of each unit; count the further texts of a unit that gave one."""
-        source, number, passed = self.source or plain_stem(path), 0, Counter[str]()
-        with ExitStack() as stack:
-            try:
-                for number, unit in enumerate(_units(_open(path, stack)), 1):
-                    yield from self._drafts(unit, source, f"{path.name}:{number}", passed)
-            except (ElementTree.ParseError, zipfile.BadZipFile, *BROKEN_STREAM) as error:
-                yield broken_tail(path.name, number + 1, source, str(error))
-        yield PassedOver(source=source, rows=passed)
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+        """Yield one record per translation of each unit; count the further texts of a unit that gave one."""
+        source = self.source or plain_stem(path)
+        return each(guarded(name, enumerate(_units(path), 1)), partial(self._records, source), source)
 
-    def _drafts(self, unit: Element, source: str, where: str, passed: Counter[str]) -> Iterator[Draft]:
-        texts = [(tuv.get(_LANGUAGE) or tuv.get("lang") or "", _text_of(tuv.find("seg"))) for tuv in unit.iter("tuv")]
-        firsts = [text for language, text in texts if same_language(language, self.lang_a)]
-        others = [
-            (wanted, text) for wanted in self.lang_b for language, text in texts if same_language(language, wanted)
-        ]
+    def _records(self, source: str, place: str, unit: Unit) -> Iterator[LazyRecord | Skipped]:
+        tagged = [(language_tag(language) or language or "no language", text) for language, text in unit]
+        firsts = [text for tag, text in tagged if same_language(tag, self.lang_a)]
+        others = [(wanted, text) for wanted in self.lang_b for tag, text in tagged if same_language(tag, wanted)]
         if not firsts or not others:
-            yield refused(
-                key=where,
-                source=source,
-                reason="language_missing",
-                expected=f"a unit in {self.lang_a} and in {' or '.join(self.lang_b)}",
-                got=", ".join(language for language, _ in texts) or "no texts",
-                where=where,
-                do="Name other languages in the recipe, if these are wanted.",
-                unwanted=True,
-            )
-            return
+            expected = f"a unit in {self.lang_a} and in {' or '.join(self.lang_b)}"
+            got, do = ", ".join(tag for tag, _ in tagged) or "no texts", "Name other languages, if these are wanted."
+            leave_out("language_missing", expected, got, do=do)
         # The first text in lang_a stands in every pair; further ones in none.
-        passed.update([language for language, _ in texts if same_language(language, self.lang_a)][1:])
+        skipped = Counter([tag for tag, _ in tagged if same_language(tag, self.lang_a)][1:])
         wanted_tags = (self.lang_a, *self.lang_b)
-        passed.update(tag for tag, _ in texts if not any(same_language(tag, wanted) for wanted in wanted_tags))
-        for number, (language, text) in enumerate(others):
-            yield pair_draft(
-                text_a=firsts[0],
-                lang_a=self.lang_a,
-                text_b=text,
-                lang_b=language,
-                source=source,
-                where=f"{where}.{number}" if number else where,
-            )
+        skipped.update(tag for tag, _ in tagged if not any(same_language(tag, wanted) for wanted in wanted_tags))
+        yield Skipped(source=source, rows=skipped)
+        places = (f"{place}.{number}" if number else place for number in range(len(others)))
+        yield from each(zip(places, others, strict=True), partial(self._pair, source, firsts[0]), source)
+
+    def _pair(self, source: str, text_a: str, _: str, other: tuple[str, str]) -> Iterator[LazyRecord]:
+        language, text = other
+        yield lazy_pair(text_a=text_a, lang_a=self.lang_a, text_b=text, lang_b=language, source=source)
 
 
-def _open(path: Path, stack: ExitStack) -> BinaryIO:
-    if path.suffix != ".zip":
-        return stack.enter_context(open_plain(path))
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    names = [name for name in archive.namelist() if name.lower().endswith(".tmx")]
-    if len(names) != 1:
-        raise zipfile.BadZipFile(f"{len(names)} .tmx files in the zip, not one")
-    return cast(BinaryIO, stack.enter_context(archive.open(names[0])))
+def _units(path: Path) -> Iterator[Unit]:
+    with ExitStack() as stack:
+        files: list[IO[bytes]] = []
+        if path.suffix.lower() == ".zip":
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            names = [name for name in archive.namelist() if name.lower().endswith(".tmx") and not is_hidden(name)]
+            files = [stack.enter_context(open_member(archive, name)) for name in names]
+            if not files:
+                refuse("file_broken", "a .tmx file in the zip", "none")
+        for file in files or [stack.enter_context(open_plain(path))]:
+            reader = _Reader()
+            while piece := file.read(_PIECE_BYTES):
+                yield from reader.units_in(piece)
+            yield from reader.units_in(b"", is_last=True)
 
 
-def _units(file: BinaryIO) -> Iterator[Element]:
-    """Yield each <tu>, and forget it."""
-    body: Element | None = None
-    for event, element in ElementTree.iterparse(file, events=("start", "end")):
-        if event == "start":
-            body = element if element.tag == "body" else body
-        elif element.tag == "tu":
-            yield element
-            if body is not None:
-                body.clear()
+class _Reader:
+    """Gives the units of a stream of XML. Names count without their namespace, entities as HTML has them."""
 
+    def __init__(self) -> None:
+        self._units: list[Unit] = []
+        self._unit: Unit = []
+        self._language, self._size = "", 0
+        self._text: list[str] | None = None
+        self._inside: list[str] = []
+        """The elements around the text, from <seg>; empty outside of one."""
+        self._parser = expat.ParserCreate(namespace_separator=" ")
+        self._parser.buffer_text = True
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._characters
+        self._parser.EntityDeclHandler = self._declared
+        self._parser.SkippedEntityHandler = self._entity
 
-def _text_of(seg: Element | None) -> str:
-    if seg is None:
-        return ""
-    texts = [seg.text or ""] if seg.tag not in _CODES else []
-    for child in seg:
-        texts += [_text_of(child), child.tail or ""]
-    return "".join(texts)
+    def units_in(self, piece: bytes, *, is_last: bool = False) -> list[Unit]:
+        """Return the units that end in a piece of the file."""
+        self._parser.Parse(piece, is_last)
+        found, self._units = self._units, []
+        return found
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        tag = name.rpartition(" ")[2]
+        if self._inside:
+            self._inside.append(tag)
+        elif tag == "tu":
+            self._unit, self._size = [], 0
+        elif tag == "tuv":
+            named = {key.rpartition(" ")[2]: value for key, value in attributes.items()}
+            self._language, self._text = named.get("lang", ""), None
+        elif tag == "seg" and self._text is None:
+            self._text, self._inside = [], [tag]
+
+    def _end(self, name: str) -> None:
+        tag = name.rpartition(" ")[2]
+        if self._inside:
+            self._inside.pop()
+        elif tag == "tuv":
+            self._unit.append((self._language, "".join(self._text or ())))
+        elif tag == "tu":
+            self._units.append(self._unit)
+
+    def _characters(self, text: str) -> None:
+        if self._inside and self._inside[-1] not in _CODES and self._text is not None:
+            self._size += len(text)
+            if self._size > LINE_BYTES:
+                refuse("file_broken", f"units of at most {LINE_BYTES >> 20} million characters", "a larger one")
+            self._text.append(text)
+
+    def _entity(self, name: str, is_parameter: bool) -> None:
+        if not is_parameter:
+            known = html.unescape(f"&{name};")
+            if known == f"&{name};":
+                refuse("file_broken", "entities that are declared, or HTML's", f"&{name};")
+            self._characters(known)
+
+    def _declared(self, name: str, is_parameter: bool, value: str | None, *_: Any) -> None:
+        if value is not None and (len(value) > _ENTITY_CHARACTERS or "&" in value or is_parameter):
+            refuse("file_broken", "entities of a few characters", f"a declaration of {name}")

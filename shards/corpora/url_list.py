@@ -7,70 +7,56 @@ part-00000.parquet        URL, TEXT, LANGUAGE, LICENSE, …
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.corpora.caption_columns import CaptionColumns
+from shards.corpora.cells import identifiers, optional
 from shards.corpora.files import named_files
-from shards.corpora.refusal import first
-from shards.corpora.rows import TABLE_SUFFIXES, BadRow, read_rows
-from shards.corpora.translations import Translations
-from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Part, file_stamp
+from shards.corpora.refusal import each, refuse
+from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
+from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
+from shards.guard import shown
+from shards.parts import file_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
-class UrlList:
+class UrlList(Downloadable):
     """Lists of URLs; `python -m shards download` fetches them, and the build reads what it fetched."""
 
     path: Path | Sequence[Path]
-    """Files (.tsv, .csv, .jsonl, .parquet, also compressed), folders or patterns."""
-    downloads: Path
-    """Folder of the pictures."""
+    """Files (.tsv, .csv, .jsonl, also compressed, .parquet, .arrow), folders or patterns."""
     captions: CaptionColumns
     """The columns of captions."""
-    source: str
-    """The corpus's name."""
     url: str = "url"
     """Column of the URL."""
     columns: Sequence[str] = ()
     """All columns of a TSV or CSV file without a header line."""
     ids: Sequence[str] = ()
     """Columns to keep as ids, beside `url`, `key` (of the download) and `row` (file and number)."""
-    licence: str = "unknown"
-    """SPDX tag of the pictures."""
     licence_column: str = ""
     """Column of the licence, where rows differ."""
-    translations: Sequence[Translations] = ()
-    """Further captions, joined on one of the ids."""
 
-    def parts(self) -> Sequence[Part]:
-        """Find what was downloaded."""
-        return downloaded_parts(self, source=self.source, licence=self.licence, translations=self.translations)
-
-    def list_stamp(self) -> str:
-        """Return size and time of the files."""
-        return "-".join(map(file_stamp, named_files(self.path, TABLE_SUFFIXES).values()))
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files."""
+        return "-".join(map(stamp_of, named_files(self.path, TABLE_SUFFIXES).values()))
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield one entry a row."""
         wanted = [self.url, *self.captions.columns(), *self.ids, self.licence_column]
         needed = [column for column in dict.fromkeys(wanted) if column]
         for name, path in named_files(self.path, TABLE_SUFFIXES).items():
-            for number, row in read_rows(path, needed=needed, columns=self.columns):
-                place = f"{name}:{number}"
-                captions = row if isinstance(row, BadRow) else self.captions.captions_of(row)
-                if isinstance(row, BadRow) or isinstance(captions, BadRow):
-                    why = captions.why if isinstance(captions, BadRow) else ""
-                    yield UrlRow(url="", captions={}, bad=f"{place}: {why}")
-                    continue
-                url = row.get(self.url)
-                ids = {column: str(row[column]) for column in self.ids if row.get(column) is not None}
-                yield UrlRow(
-                    url=str(url or ""),
-                    captions=captions,
-                    ids={"row": place} | ids,
-                    licence=str(row.get(self.licence_column) or "") if self.licence_column else "",
-                    bad="" if isinstance(url, str) and url else f"{place}: no URL in {first(row)}",
-                )
+            rows = read_rows(name, path, needed=needed, columns=self.columns)
+            yield from url_rows_of(each(rows, self._row, self.source))
+
+    def _row(self, place: str, row: Row) -> Iterator[UrlRow]:
+        url = optional(row.get(self.url), "a URL")
+        if not url:
+            refuse("line_broken", "a URL", f"none in {shown(row)}")
+        yield UrlRow(
+            url=url,
+            captions=self.captions.captions_of(row),
+            ids={"row": place} | identifiers(row, self.ids),
+            licence=optional(row.get(self.licence_column), "a licence"),
+        )

@@ -11,27 +11,27 @@ The picture's captions are the phrases of its regions (else the names of its obj
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from cclm.types import Region
-from shards.corpora.files import named_files
-from shards.corpora.image_row import ImageRow, image_drafts
+from shards.corpora.cells import box, gathered, identifier, listed, mapping, text, whole_number
+from shards.corpora.files import named_files, note_read
+from shards.corpora.image_corpus import ImageCorpus, Translations, unmatched
+from shards.corpora.image_row import ImageRow, folders_of, image_in
 from shards.corpora.json_stream import json_items
-from shards.corpora.pictures import folders_of, picture_in
-from shards.corpora.refusal import first, refused
-from shards.corpora.rows import BadRow
-from shards.corpora.spill import grouped
-from shards.corpora.translations import Translations
-from shards.draft import Draft, Part, file_stamp
+from shards.corpora.languages import ENGLISH, LanguageTag
+from shards.corpora.refusal import each, joined, refuse
+from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".json",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualGenome:
-    """One part, with one draft per picture."""
+class VisualGenome(ImageCorpus):
+    """One part, with one record per picture."""
 
     images: Path | Sequence[Path]
     """Folders of pictures: VG_100K and VG_100K_2; names are IMAGE_ID.jpg."""
@@ -43,7 +43,7 @@ class VisualGenome:
     """objects.json, or attributes.json for texts such as "green clock"."""
     region_translations: Sequence[Translations] = ()
     """Further texts of regions; their `id` is a region_id (or an object_id)."""
-    language: str = "en"
+    language: LanguageTag = ENGLISH
     """Of the annotations."""
     source: str = "visual-genome"
     """The corpus's name."""
@@ -53,136 +53,105 @@ class VisualGenome:
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         folders_of(self.images)
-        files = [*self._files(), *(path for one in self.region_translations for path in one.files().values())]
-        return [Part(name="regions", read=self.read, stamp="-".join(map(file_stamp, files)))]
+        note_read([self.image_data])
+        translated = (path for one in self.region_translations for path in one.files().values())
+        return self.part_of_all("regions", self.rows, [self.image_data, *self._boxed(), *translated])
 
-    def _files(self) -> list[Path]:
-        paths = [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
-        return [self.image_data, *paths]
+    def _boxed(self) -> list[Path]:
+        return [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
 
-    def read(self) -> Iterator[Draft]:
-        """Yield one draft a picture; those without any box are refused (captions_missing)."""
-        return image_drafts(self.rows())
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures; those without any box are refused (captions_missing)."""
+        return joined(self._by_picture(), partial(self._row, folders_of(self.images)), self.source)
 
-    def rows(self) -> Iterator[ImageRow | Draft]:
-        """Yield the pictures, before they are read."""
-        folders = folders_of(self.images)
-        for identity, items in grouped(self._by_picture()):
-            drafts = [item for item in items if isinstance(item, Draft)]
-            yield from drafts
-            if len(drafts) < len(items):
-                yield self._row(identity, [item for item in items if not isinstance(item, Draft)], folders)
-
-    def _row(self, identity: str, items: Sequence[Any], folders: Sequence[Path]) -> ImageRow | Draft:
+    def _row(self, folders: Sequence[Path], identity: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         data = next((item for item in items if isinstance(item, Mapping)), None)
-        boxes = [item for item in items if isinstance(item, tuple)]
+        boxes = [item for item in items if isinstance(item, _Box)]
         where = f"{self.source} image_id {identity}"
         if data is None or not boxes:
-            return refused(
-                key=f"{self.source}-{identity}",
-                source=self.source,
-                reason="captions_missing" if data is not None else "image_unlisted",
-                expected="a picture in image_data.json, with regions or objects",
-                got="no box" if data is not None else "no entry there",
-                where=where,
-            )
+            reason, got = ("image_unlisted", "no entry there") if data is None else ("captions_missing", "no box")
+            refuse(reason, "a picture in image_data.json, with regions or objects", got, where)
         # Phrases of regions describe a scene; names of objects stand in for them only where there are none.
-        described = [box for box in boxes if box[0] == "regions"] or boxes
-        captions: dict[str, list[str]] = {}
-        for _, _, texts in described:
-            for language, of_one in texts.items():
-                captions.setdefault(language, []).extend(of_one)
-        coco = data.get("coco_id")
-        return ImageRow(
+        described = [item for item in boxes if item.is_described] or boxes
+        ids = {"image_id": identity} | ({"coco_id": data["coco_id"]} if data["coco_id"] else {})
+        yield self.picture(
             key=f"{self.source}-{identity}",
-            image=picture_in(folders, f"{identity}.jpg"),
-            captions=captions,
-            source=self.source,
-            licence=self.licence,
+            image=image_in(folders, f"{identity}.jpg"),
+            captions=gathered(texts for item in described for texts in item.region.captions.items()),
             # Half of the pictures are COCO's: the same one must not be its own negative.
-            identity=f"coco-{coco}" if coco else f"vg-{identity}",
-            ids={"image_id": identity} | ({"coco_id": str(coco)} if coco else {}),
-            regions=[Region(box=box, captions=texts) for _, box, texts in boxes],
-            annotated_size=(int(data["width"]), int(data["height"])),
+            identity=f"coco-{data['coco_id']}" if data["coco_id"] else f"vg-{identity}",
+            ids=ids,
+            regions=[item.region for item in boxes],
+            annotated_size=data["size"],
             where=where,
         )
 
-    def _by_picture(self) -> Iterator[tuple[str, Any]]:
-        for number, entry in enumerate(json_items(self.image_data, "item"), 1):
-            identity = None if isinstance(entry, BadRow) else entry.get("image_id", entry.get("id"))
-            if isinstance(entry, BadRow) or identity is None or not entry.get("width") or not entry.get("height"):
-                bad = entry if isinstance(entry, BadRow) else BadRow(first(entry), expected="image_id, width, height")
-                yield f"\0d{number}", bad.draft(self.image_data.name, number, self.source)
-            else:
-                yield str(identity), {name: entry.get(name) for name in ("width", "height", "coco_id")}
-        if not self.region_translations:
-            yield from ((image, box) for _, image, box in self._boxes())
-            return
-        for _, items in grouped(self._boxes_and_texts()):
-            yield from self._translated(items)
+    def _by_picture(self) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
+        """Yield sizes and boxes by the picture's id."""
+        yield from each(json_items(self.image_data.name, self.image_data, "item"), _listed, self.source)
+        by_box = self._by_box()
+        yield from joined(by_box, self._with_texts, self.source) if self.region_translations else _by_image(by_box)
 
-    def _translated(self, items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-        boxes = [item for item in items if item[0] == "box"]
-        texts = [item for item in items if item[0] == "text"]
-        for _, image, box in boxes:
-            if isinstance(box, Draft):
-                yield image, box
-                continue
-            added = {language: list(of_one) for language, of_one in box[2].items()}
-            for _, _, captions in texts:
-                for language, of_one in captions.items():
-                    added.setdefault(language, []).extend(of_one)
-            yield image, (box[0], box[1], added)
-        for _, place, captions in texts if not boxes else ():
-            unmatched = refused(
-                key=f"translation {place}",
-                source=self.source,
-                reason="translation_unmatched",
-                expected="a region with this id",
-                got=f"none, for {first(captions)}",
-                where=place,
-            )
-            yield f"\0{place}", unmatched
-
-    def _boxes_and_texts(self) -> Iterator[tuple[str, Any]]:
-        for identity, image, box in self._boxes():
-            yield identity, ("box", image, box)
+    def _by_box(self) -> Iterator[tuple[str, Any] | LazyRecord]:
+        """Yield boxes by their own id, and the translations of them."""
+        for path in self._boxed():
+            yield from each(json_items(path.name, path, "item"), self._boxes_of, self.source)
         for translations in self.region_translations:
-            for place, identity, captions in translations.entries():
-                if isinstance(captions, BadRow):
-                    name, _, number = place.rpartition(":")
-                    draft = captions.draft(name, int(number), self.source)
-                    yield f"\0{place}", ("box", f"\0{place}", draft)
-                else:
-                    yield identity, ("text", place, captions)
+            yield from translations.entries(self.source)
 
-    def _boxes(self) -> Iterator[tuple[str, str, Any]]:
-        """Yield (id of the region or object, id of its picture, (kind, box, texts)); refusals likewise."""
-        for path in self._files()[1:]:
-            for number, entry in enumerate(json_items(path, "item"), 1):
-                try:
-                    if isinstance(entry, BadRow):
-                        raise ValueError(entry.why)
-                    found = list(self._boxes_of(entry))
-                except (KeyError, TypeError, ValueError) as error:
-                    tail = isinstance(entry, BadRow) and entry.tail
-                    bad = BadRow(
-                        f"{type(error).__name__} {error}", tail=tail, expected="a picture's regions or objects"
-                    )
-                    place = f"\0{path.name}:{number}"
-                    yield place, place, bad.draft(path.name, number, self.source)
-                else:
-                    yield from found
+    def _with_texts(self, _: str, items: Sequence[Any]) -> Iterator[tuple[str, Any] | LazyRecord]:
+        boxes = [item for item in items if isinstance(item, _Box)]
+        added = [item for item in items if not isinstance(item, _Box)]
+        further = [texts for _, captions in added for texts in captions.items()]
+        for item in boxes:
+            texts = gathered([*item.region.captions.items(), *further])
+            yield item.image, replace(item, region=replace(item.region, captions=texts))
+        for place, _ in added if not boxes else ():
+            yield unmatched(place, self.source, "a region with this id")
 
-    def _boxes_of(self, entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-        image = str(entry["image_id"] if "image_id" in entry else entry["id"])
-        for region in entry.get("regions", ()):
-            box = tuple(float(region[name]) for name in ("x", "y", "width", "height"))
-            yield str(region["region_id"]), image, ("regions", box, {self.language: [region["phrase"]]})
+    def _boxes_of(self, _: str, entry: Any) -> Iterator[tuple[str, _Box]]:
+        entry = mapping(entry, "a picture's regions or objects")
+        image = identifier(entry.get("image_id", entry.get("id"))) or refuse("line_broken", "image_id", "none")
+        for item in listed(entry.get("regions"), "a list of regions"):
+            phrases = [text(mapping(item, "a region").get("phrase"), "a phrase")]
+            yield self._box(item, "region_id", image, ("x", "y", "width", "height"), phrases)
         # attributes.json holds objects under the name "attributes", each with its own list "attributes".
-        for thing in entry.get("objects", entry.get("attributes", ())):
-            box = tuple(float(thing[name]) for name in ("x", "y", "w", "h"))
-            names = [f"{word} {name}" for name in thing["names"] for word in thing.get("attributes") or ()] or list(
-                thing["names"]
-            )
-            yield str(thing["object_id"]), image, ("objects", box, {self.language: names})
+        for item in listed(entry.get("objects", entry.get("attributes")), "a list of objects"):
+            names = [text(name, "a name") for name in listed(mapping(item, "an object").get("names", ""), "names")]
+            words = [text(word, "an attribute") for word in listed(item.get("attributes"), "attributes")]
+            phrases = [f"{word} {name}" for name in names for word in words] or names
+            yield self._box(item, "object_id", image, ("x", "y", "w", "h"), phrases)
+
+    def _box(
+        self, item: Mapping[str, Any], id_name: str, image: str, sides: Sequence[str], phrases: list[str]
+    ) -> tuple[str, _Box]:
+        identity = identifier(item.get(id_name)) or refuse("line_broken", id_name, "none")
+        region = Region(box=box([item.get(side) for side in sides]), captions={self.language: phrases})
+        return identity, _Box(image=image, is_described=id_name == "region_id", region=region)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Box:
+    """A region or object."""
+
+    image: str
+    """Id of its picture."""
+    is_described: bool
+    """It is a region with a phrase, not an object."""
+    region: Region
+
+
+def _by_image(
+    items: Iterator[tuple[str, Any] | LazyRecord | Skipped],
+) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
+    for item in items:
+        yield (item[1].image, item[1]) if isinstance(item, tuple) else item
+
+
+def _listed(_: str, entry: Any) -> Iterator[tuple[str, Any]]:
+    entry = mapping(entry, "image_id, width, height")
+    identity = identifier(entry.get("image_id", entry.get("id"))) or refuse("line_broken", "image_id", "none")
+    size = tuple(
+        whole_number(entry.get(side), side) or refuse("line_broken", side, "0") for side in ("width", "height")
+    )
+    yield identity, {"size": size, "coco_id": identifier(entry.get("coco_id"))}

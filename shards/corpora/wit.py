@@ -13,40 +13,44 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from shards.corpora.files import line_ranges, lines_in, named_files, plain_suffix
-from shards.corpora.image_row import ImageRow, image_drafts, key_of
+from cclm.languages import language_tag
+from shards.corpora.cells import gathered, language, text
+from shards.corpora.files import named_files, part_of_each, plain_suffix
+from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.languages import LanguageTag
+from shards.corpora.lines import line_ranges, lines_in
 from shards.corpora.picture import load_span
-from shards.corpora.refusal import first, refuse, refused
-from shards.corpora.rows import BadRow, read_rows
-from shards.corpora.spill import grouped
-from shards.corpora.url_rows import UrlRow, downloaded_parts
-from shards.draft import Draft, Part, PassedOver, file_stamp
+from shards.corpora.refusal import each, joined, refuse
+from shards.corpora.rows import Row, read_rows
+from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
-_NEEDED: Final = ("language", "image_url")
+
+Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
+"""By URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wit:
+class Wit(Downloadable):
     """The texts, and where the pictures are: `downloads` or `pixels`."""
 
     path: Path | Sequence[Path]
     """Files (.tsv.gz, .jsonl), folders or patterns."""
     downloads: Path | None = None
-    """Folder of pictures that `python -m shards download` fetches."""
+    """Folder of the pictures that `python -m shards download` fetches."""
     pixels: Path | Sequence[Path] = ()
     """Files of pixels, in place of downloads; not compressed, because pictures are read by position."""
     fields: Sequence[str] = ("caption_reference_description",)
     """Columns of texts: also caption_alt_text_description, caption_attribution_description, page_title, …"""
-    languages: Sequence[str] = ()
-    """Given: rows in other languages are passed over, and counted."""
+    languages: Sequence[LanguageTag] = ()
+    """Given: rows in other languages are skipped, and counted."""
     source: str = "wit"
     """The corpus's name."""
     licence: str = "unknown"
@@ -54,111 +58,78 @@ class Wit:
 
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
-        if not self.pixels:
-            return [*downloaded_parts(self, source=self.source, licence=self.licence), *self._parts_passed_over()]
-        files = [*self._tables().values(), *named_files(self.pixels, ()).values()]
-        return [Part(name="joined", read=self.read, stamp="-".join(map(file_stamp, files)))]
+        if self.pixels:
+            files = [*self._tables().values(), *named_files(self.pixels, ()).values()]
+            return self.part_of_all("joined", self.rows, files)
+        parts = super().parts()
+        # The download has skipped rows, too: these parts yield nothing but their number.
+        counts = {f"languages of {name}": path for name, path in self._tables().items() if self.languages}
+        return [*parts, *part_of_each(counts, self._skipped)]
 
-    def _parts_passed_over(self) -> list[Part]:
-        """Return parts without drafts that count the rows which the download has passed over."""
-        tables = self._tables() if self.languages else {}
-        return [
-            Part(name=f"languages of {name}", read=partial(self._passed_over, name, path), stamp=file_stamp(path))
-            for name, path in tables.items()
-        ]
-
-    def _passed_over(self, name: str, path: Path) -> Iterator[PassedOver]:
-        passed: Counter[str] = Counter()
-        for _ in self._captions_in(name, path, passed):
-            pass
-        yield PassedOver(source=self.source, rows=passed)
+    def _skipped(self, name: str, path: Path) -> Iterator[Skipped]:
+        return (item for item in self._captions_in(name, path) if isinstance(item, Skipped))
 
     def _tables(self) -> dict[str, Path]:
         return named_files(self.path, _SUFFIXES)
 
-    def list_stamp(self) -> str:
-        """Return size and time of the files, and which of their texts are wanted."""
-        stamps = [file_stamp(path) for path in self._tables().values()]
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return the stamps of the files, and which of their texts are wanted."""
+        stamps = [stamp_of(path) for path in self._tables().values()]
         return json.dumps([stamps, list(self.fields), list(self.languages)])
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield one entry a picture, with the captions of all its rows."""
-        for url, items in grouped(self._captions(Counter())):
-            yield from (UrlRow(url="", captions={}, bad=item) for item in items if isinstance(item, str))
-            rows = [item for item in items if isinstance(item, tuple)]
-            if rows:
-                yield UrlRow(url=url, captions=_gathered(rows), identity=key_of(url))
+        return url_rows_of(joined(self._captions(), _url_row, self.source))
 
-    def read(self) -> Iterator[Draft | PassedOver]:
-        """Yield one draft a picture of the texts; those without pixels are refused (image_missing)."""
-        passed: Counter[str] = Counter()
-        yield from image_drafts(self._rows(passed))
-        yield PassedOver(source=self.source, rows=passed)
+    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+        """Yield the pictures of the texts; those without pixels are refused (image_missing)."""
+        return joined(self._captions_and_pixels(), self._row, self.source)
 
-    def _rows(self, passed: Counter[str]) -> Iterator[ImageRow | Draft]:
-        for url, items in grouped(self._captions_and_pixels(passed)):
-            rows = [item for item in items if isinstance(item, tuple)]
-            spans = [item for item in items if isinstance(item, partial)]
-            bad = [item for item in items if isinstance(item, str)]
-            for place in bad:
-                key, _, why = place.partition(": ")
-                yield refused(
-                    key=key, source=self.source, reason="line_broken", expected="a row of WIT", got=why, where=key
-                )
-            if rows:
-                yield ImageRow(
-                    key=key_of(url),
-                    image=spans[0] if spans else partial(refuse, "image_missing", "its pixels", "none", url),
-                    captions=_gathered(rows),
-                    source=self.source,
-                    licence=self.licence,
-                    identity=key_of(url),
-                    ids={"url": url},
-                    where=url,
-                )
+    def _row(self, url: str, items: Sequence[Any]) -> Iterator[ImageRow]:
+        texts = [item for item in items if isinstance(item, tuple)]
+        spans = [item for item in items if isinstance(item, partial)]
+        if texts:
+            yield self.picture(
+                key=key_of(url),
+                image=spans[0] if spans else partial(refuse, "image_missing", "its pixels", "none", url),
+                captions=gathered(texts),
+                identity=key_of(url),
+                ids={"url": url},
+                where=url,
+            )
 
-    def _captions_and_pixels(self, passed: Counter[str]) -> Iterator[tuple[str, Any]]:
-        yield from self._captions(passed)
+    def _captions_and_pixels(self) -> Items:
+        yield from self._captions()
         for name, path in named_files(self.pixels, ()).items():
             for start, stop in line_ranges(path, path.stat().st_size or 1):
-                for offset, line in lines_in(path, start, stop):
-                    url = line[: line.find(b"\t")].decode("utf-8", "replace")
-                    yield url, partial(load_pixels, path, offset, len(line), f"{name}@{offset}")
+                for offset, beginning, size in lines_in(path, start, stop):
+                    url = beginning.removeprefix(b"\xef\xbb\xbf").partition(b"\t")[0].decode("utf-8", "replace")
+                    yield url, partial(load_pixels, path, offset, size, f"{name}@{offset}")
 
-    def _captions(self, passed: Counter[str]) -> Iterator[tuple[str, tuple[str, list[str]] | str]]:
+    def _captions(self) -> Items:
         for name, path in self._tables().items():
-            yield from self._captions_in(name, path, passed)
+            yield from self._captions_in(name, path)
 
-    def _captions_in(
-        self, name: str, path: Path, passed: Counter[str]
-    ) -> Iterator[tuple[str, tuple[str, list[str]] | str]]:
-        """Yield (URL, (language, texts)); what cannot be read has a URL of its own, and is a sentence.
-
-        Rows in languages that are not wanted are added to `passed`.
-        """
+    def _captions_in(self, name: str, path: Path) -> Items:
         quoted = plain_suffix(path) == ".tsv"
-        for number, row in read_rows(path, needed=(*_NEEDED, *self.fields), quoted=quoted or None):
-            place = f"{name}:{number}"
-            if isinstance(row, BadRow):
-                yield f"\0{place}", f"{place}: {row.why}"
-                continue
-            url, language = row.get("image_url"), row.get("language")
-            texts = [row[field] for field in self.fields if isinstance(row.get(field), str) and row[field].strip()]
-            if not isinstance(url, str) or not isinstance(language, str) or not url or not language:
-                yield f"\0{place}", f"{place}: expected image_url and language, got {first(row)}"
-            elif self.languages and language not in self.languages:
-                passed[language] += 1
-            elif not texts:
-                yield f"\0{place}", f"{place}: no text in {', '.join(self.fields)}"
-            else:
-                yield url, (language, texts)
+        rows = read_rows(name, path, needed=("language", "image_url", *self.fields), quoted=quoted or None)
+        return each(rows, self._texts, self.source)
+
+    def _texts(self, _: str, row: Row) -> Items:
+        """Yield (URL, (language, texts)); rows in languages that are not wanted are skipped."""
+        url, name = (text(row.get(field) or None, field) for field in ("image_url", "language"))
+        if self.languages and language_tag(name) not in self.languages:
+            yield Skipped(source=self.source, rows={language_tag(name) or name: 1})
+            return
+        cells = [text(row[field], field) for field in self.fields if row.get(field) is not None]
+        texts = [cell for cell in cells if cell.strip()]
+        if not texts:
+            refuse("line_broken", f"a text in {', '.join(self.fields)}", "none")
+        yield url, (language(name), texts)
 
 
-def _gathered(rows: Sequence[tuple[str, list[str]]]) -> dict[str, list[str]]:
-    captions: dict[str, list[str]] = {}
-    for language, texts in rows:
-        captions.setdefault(language, []).extend(texts)
-    return captions
+def _url_row(url: str, items: Sequence[tuple[str, list[str]]]) -> Iterator[UrlRow]:
+    yield UrlRow(url=url, captions=gathered(items), identity=key_of(url))
 
 
 def load_pixels(path: Path, offset: int, size_bytes: int, where: str) -> bytes:

@@ -1,1 +1,1 @@
-"""Fetching pictures by URL, politely."""
+"""Fetching images by URL, politely."""

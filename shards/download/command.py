@@ -1,4 +1,4 @@
-"""`python -m shards download RECIPE.yaml`: the pictures of every set of a recipe that is a list of URLs."""
+"""`python -m shards download RECIPE.yaml`: the images of every set of a recipe that is a list of URLs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from rich.console import Console
 from shards.download.options import DownloadOptions
 
 _HELP = {
-    "threads": "pictures fetched at once",
+    "threads": "images fetched at once",
     "per_host": "of them, at most so many from one host",
     "interval_s": "seconds between two requests to one host (a Crawl-delay may ask for more)",
     "timeout_s": "seconds for connecting, and for each wait for data",
+    "deadline_s": "seconds for a whole answer, which a host may send slowly",
     "retries": "further tries of what may pass",
     "backoff_s": "seconds before the first further try; doubles each time",
     "max_wait_s": "longest wait that a host may ask for",
@@ -28,7 +29,7 @@ _HELP = {
 def add_command(commands: Any) -> None:
     """Add `download` to the parser's commands."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "download", help="fetch the pictures of lists of URLs; the same command again fetches only what failed"
+        "download", help="fetch the images of lists of URLs; the same command again fetches only what failed"
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("--again", action="store_true", help="also try again what failed for good (404, opt-outs, …)")

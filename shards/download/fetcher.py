@@ -1,165 +1,216 @@
-"""One URL -> one picture, or the reason why not."""
+"""One URL -> one image, or the reason why not; many at once, few from one host."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit
+import asyncio
+import re
+import time
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from functools import partial
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Final
 
-from cclm.errors import DataError, MissingDependencyError
+import aiohttp
+from yarl import URL
+
+from cclm.errors import DataError
 from shards.corpora.picture import image_format_of, image_size
 from shards.corpora.tar_table import SUCCESS
-from shards.download.manners import MAX_ROBOTS_BYTES, RobotsRules, opted_out
+from shards.download.fetched import BUSY, Fetched
+from shards.download.network import in_thread, open_session
 from shards.download.options import DownloadOptions
+from shards.download.robots import MAX_ROBOTS_BYTES, RobotsPolicy, opted_out
 
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
-
-BUSY: Final = (408, 425, 429, 500, 502, 503, 504)
-"""Answers that may be another one soon."""
-TRANSIENT: Final = frozenset({"timeout", "connection_failed", "robots_unreachable", *(f"http_{code}" for code in BUSY)})
-"""Statuses that the next run of the same command tries again."""
 _MAX_REDIRECTS: Final = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """What became of a URL."""
-
-    status: str
-    """"success", or the reason: http_404, timeout, robots_denied, opted_out, image_format, …"""
-    message: str = ""
-    """Details of a failure."""
-    image: bytes = b""
-    image_format: str = ""
-    width: int = 0
-    height: int = 0
+_CHUNK_BYTES: Final = 1 << 16
+_HOST_NAME: Final = re.compile(r"(?:[\w-]{1,63}\.)*(?!\d+\.?$)[\w-]{1,63}\.?", re.ASCII)
+"""Labels of 1 to 63 characters, the last of which is no number (that would be a broken address)."""
 
 
 class Fetcher:
-    """Keeps connections and what hosts said about robots. Safe for threads."""
+    """Keeps connections, and what hosts said about robots. An asynchronous context manager, of one event loop."""
 
     def __init__(self, options: DownloadOptions) -> None:
-        """Make a pool of connections; nothing is asked yet."""
-        try:
-            import urllib3
-        except ImportError as error:
-            raise MissingDependencyError(
-                expected="the package urllib3 (it fetches)", got="no such package", do="pip install urllib3"
-            ) from error
-        self._options, self._urllib3 = options, urllib3
-        self._pool = urllib3.PoolManager(
-            num_pools=4 * options.threads, maxsize=options.per_host, headers={"User-Agent": options.user_agent}
-        )
-        self._robots = RobotsRules(self._robots_txt, options.agent)
+        self._options = options
+        self._robots = RobotsPolicy(self._robots_txt, options.agent)
+        self._hosts: dict[str, _HostLimit] = {}
+        self._running = asyncio.Semaphore(options.threads)
 
-    def delay_s(self, origin: str) -> float:
-        """Return how long to wait between requests to a host."""
-        return max(self._options.interval_s, self._robots.delay_s(origin) if self._options.robots else 0.0)
+    async def __aenter__(self) -> Fetcher:
+        self._session = open_session(self._options)
+        return self
 
-    def fetch(self, url: str) -> Fetched:
-        """Fetch a picture, over redirects, each of which asks its own host's robots.txt."""
-        errors = self._urllib3.exceptions
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def fetch(self, url: str) -> Fetched:
+        """Fetch an image, over redirects, each of which asks its own host's robots.txt. Whatever goes wrong with this
+        URL is in the result: nothing but the end of the program is raised."""
         try:
-            for _ in range(_MAX_REDIRECTS + 1):
-                answer = self._ask(url)
-                if isinstance(answer, Fetched):
-                    return answer
-                url = answer
-            return Fetched(status="too_many_redirects", message=url)
-        except errors.MaxRetryError as error:
-            timed_out = isinstance(error.reason, errors.TimeoutError) and not isinstance(
-                error.reason, errors.NewConnectionError
-            )
-            return Fetched(status="timeout" if timed_out else "connection_failed", message=_short(error.reason))
-        except errors.TimeoutError as error:
-            return Fetched(status="timeout", message=_short(error))
-        except (errors.HTTPError, OSError) as error:
-            return Fetched(status="connection_failed", message=_short(error))
-        except (ValueError, UnicodeError) as error:  # http.client and idna on URLs that are none
+            first = parsed_url(url)
+            host = self._hosts.setdefault(str(first.origin()), _HostLimit(self._options.per_host))
+            async with host.turns:
+                return await self._follow(first, host)
+        except asyncio.TimeoutError as error:
+            return Fetched(status="timeout", message=_short(error) or f"no answer in {self._options.deadline_s:g} s")
+        except aiohttp.InvalidURL as error:
             return Fetched(status="url_bad", message=_short(error))
+        except (aiohttp.ClientError, OSError) as error:
+            return Fetched(status="connection_failed", message=_short(error))
+        except ValueError as error:  # of yarl, and of the codec for host names
+            return Fetched(status="url_bad", message=_short(error))
+        except Exception as error:  # noqa: BLE001  # one URL never ends a download
+            return Fetched(status="unexpected", message=_short(f"{url}: {type(error).__name__}: {error}"))
 
-    def _ask(self, url: str) -> Fetched | str:
+    async def _follow(self, url: URL, host: _HostLimit) -> Fetched:
+        """Return what a URL or its redirects give; the host's limit holds for the first of them."""
+        for hop in range(_MAX_REDIRECTS + 1):
+            refusal = await self._refusal(url)
+            if refusal is not None:
+                return refusal
+            if hop == 0:
+                await host.pause(max(self._options.interval_s, self._robots.delay_s(str(url.origin()))))
+            answer = await self._ask(url)
+            if isinstance(answer, Fetched):
+                return answer
+            url = parsed_url(str(url.join(URL(answer))))
+        return Fetched(status="too_many_redirects", message=str(url))
+
+    async def _refusal(self, url: URL) -> Fetched | None:
+        if not self._options.robots:
+            return None
+        origin = str(url.origin())
+        status = await self._robots.refusal(origin, str(url))
+        if status:
+            return Fetched(status=status, message=f"{origin}/robots.txt")
+        delay_s = self._robots.delay_s(origin)
+        too_long = delay_s > self._options.max_wait_s
+        return Fetched(status="robots_denied", message=f"Crawl-delay {delay_s:g} s") if too_long else None
+
+    async def _ask(self, url: URL) -> Fetched | str:
         """Return what a URL gives, or where it leads."""
-        origin = origin_of(url)
-        if not origin:
-            return Fetched(status="url_bad", message="not an http or https URL")
-        if self._options.robots:
-            refusal = self._robots.refusal(origin, url)
-            if refusal:
-                return Fetched(status=refusal, message=f"{origin}/robots.txt")
-            if self._robots.delay_s(origin) > self._options.max_wait_s:
-                return Fetched(status="robots_denied", message=f"Crawl-delay {self._robots.delay_s(origin):g} s")
         for tries_left in reversed(range(self._options.retries + 1)):
-            response = self._get(url)
             try:
-                return self._answer(url, response)
-            except (self._urllib3.exceptions.ProtocolError, self._urllib3.exceptions.ReadTimeoutError):
-                if not tries_left:  # a body that breaks off; the request itself is tried again by urllib3
+                async with self._running, self._session.get(url, allow_redirects=False) as response:
+                    wait_s = self._wait_s(response) if response.status in BUSY and tries_left else None
+                    if wait_s is None:
+                        return await self._answer(url, response)
+            except _MAY_PASS:
+                if not tries_left:
                     raise
-            finally:
-                response.release_conn()
+                wait_s = 0.0
+            backoff_s = self._options.backoff_s * 2 ** (self._options.retries - tries_left)
+            await asyncio.sleep(min(max(wait_s, backoff_s), self._options.max_wait_s))
         raise AssertionError("the last try returns or raises")
 
-    def _get(self, url: str) -> BaseHTTPResponse:
-        options = self._options
-        retry = self._urllib3.Retry(
-            total=options.retries,
-            redirect=False,
-            status_forcelist=BUSY,
-            backoff_factor=options.backoff_s,
-            backoff_max=options.max_wait_s,
-            retry_after_max=int(options.max_wait_s),
-            raise_on_status=False,
-        )
-        return self._pool.request(
-            "GET", url, redirect=False, preload_content=False, timeout=options.timeout_s, retries=retry
-        )
+    def _wait_s(self, response: aiohttp.ClientResponse) -> float | None:
+        """Return what a busy host's Retry-After asks for; None when it is more than the options allow."""
+        wait_s = retry_after_s(response.headers.get("Retry-After", ""))
+        return wait_s if wait_s <= self._options.max_wait_s else None
 
-    def _answer(self, url: str, response: BaseHTTPResponse) -> Fetched | str:
+    async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> Fetched | str:
         if 300 <= response.status < 400 and response.headers.get("Location"):
-            return urljoin(url, response.headers["Location"])
+            return str(response.headers["Location"])
         if response.status != 200:
             return Fetched(status=f"http_{response.status}", message=response.reason or "")
         directive = opted_out(response.headers.items(), self._options.agent, self._options.opt_out)
         if directive:
-            response.close()
             return Fetched(status="opted_out", message=directive)
-        image = response.read(self._options.max_bytes + 1)
+        image = await _read(response, self._options.max_bytes + 1)
         if len(image) > self._options.max_bytes:
-            response.close()
             return Fetched(status="too_large", message=f"more than {self._options.max_bytes} bytes")
-        try:
-            image_format = image_format_of(image, url)
-            width, height = image_size(image, url)
-        except DataError as error:
-            return Fetched(status=error.reason, message=error.got)
-        return Fetched(status=SUCCESS, image=image, image_format=image_format, width=width, height=height)
+        return await in_thread(partial(_checked, image, str(url)))
 
-    def _robots_txt(self, url: str) -> tuple[int, bytes]:
+    async def _robots_txt(self, text: str) -> tuple[int, bytes]:
+        url = URL(text)
         try:
             for _ in range(_MAX_REDIRECTS + 1):
-                response = self._get(url)
-                try:
+                async with self._running, self._session.get(url, allow_redirects=False) as response:
                     if not (300 <= response.status < 400 and response.headers.get("Location")):
-                        return response.status, response.read(MAX_ROBOTS_BYTES)
-                    url = urljoin(url, response.headers["Location"])
-                finally:
-                    response.close()
-        except (self._urllib3.exceptions.HTTPError, OSError):
+                        return response.status, await _read(response, MAX_ROBOTS_BYTES)
+                    url = parsed_url(str(url.join(URL(response.headers["Location"]))))
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return 0, b""
         return 404, b""  # RFC 9309, 2.3.1.2: after five redirects it may be taken as not there
 
 
-def origin_of(url: str) -> str:
-    """Return "https://host[:port]" of a URL, or "" when it is not one of http or https."""
+_MAY_PASS: Final = (
+    aiohttp.ClientConnectionError,  # a connection that fails, breaks, or waits too long for a byte
+    aiohttp.ClientPayloadError,  # a body that breaks off
+)
+"""What the next try may not meet. A whole answer that was too slow would be so again: the next run tries that."""
+
+
+class _HostLimit:
+    """How many requests one host gets at once, and how soon after each other."""
+
+    def __init__(self, at_once: int) -> None:
+        self.turns = asyncio.Semaphore(at_once)
+        self._next_start_s = 0.0
+
+    async def pause(self, delay_s: float) -> None:
+        """Wait until `delay_s` after the start of the request before."""
+        start_s = max(time.monotonic(), self._next_start_s)
+        self._next_start_s = start_s + delay_s
+        await asyncio.sleep(start_s - time.monotonic())
+
+
+def _checked(image: bytes, where: str) -> Fetched:
+    """Return an image with its format and size, decoded once, or what is wrong with it."""
     try:
-        parts = urlsplit(url)
-        return (
-            f"{parts.scheme}://{parts.netloc.lower()}" if parts.scheme in ("http", "https") and parts.hostname else ""
-        )
+        image_format = image_format_of(image, where)
+        width, height = image_size(image, where)
+    except DataError as error:
+        return Fetched(status=error.reason, message=error.got)
+    except Exception as error:  # noqa: BLE001  # decoders meet bytes that nobody has thought of
+        return Fetched(status="image_broken", message=_short(f"{where}: {type(error).__name__}: {error}"))
+    return Fetched(status=SUCCESS, image=image, image_format=image_format, width=width, height=height)
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body, up to `most` bytes and a few more."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) >= most:
+            break
+    return bytes(body)
+
+
+def parsed_url(text: str) -> URL:
+    """Return an http or https URL, percent-encoded, without the white space around it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    url = URL(text.strip())
+    if url.scheme not in ("http", "https") or not _is_host(url.raw_host or ""):
+        raise ValueError("not an http or https URL with a host")
+    return url
+
+
+def _is_host(host: str) -> bool:
+    """Tell whether there can be such a host; for any other, each run would ask in vain."""
+    try:
+        ip_address(host)
     except ValueError:
-        return ""
+        return _HOST_NAME.fullmatch(host) is not None
+    return True
+
+
+def retry_after_s(value: str) -> float:
+    """Return the seconds that a Retry-After header asks for, a number or a date; 0 for anything else."""
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time.time())
 
 
 def _short(error: object) -> str:

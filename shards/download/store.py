@@ -4,12 +4,14 @@
 list.json                                 which list this is; written first
 complete.json                             written when every entry was tried
 
-A tar is renamed into place before its table, each whole or not there: a killed download loses the tar in work.
-The next run fetches what is not there, and again what failed for a reason that may have passed.
+A tar is renamed into place before its table, each whole or not there. A download that is stopped (Ctrl-C) writes what
+it has of the tar in work; one that is killed loses that. The next run fetches what is not there, and again what failed
+for a reason that may have passed; the bytes are then those of a download that was never stopped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import itertools
@@ -18,27 +20,28 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile.codec import canonical_json
 from shards.corpora.picture import load_span
 from shards.corpora.tar_table import SUCCESS, tar_spans
 from shards.corpora.url_rows import COMPLETE_NAME, Downloadable, UrlRow
-from shards.download.fetcher import TRANSIENT, Fetched, Fetcher
+from shards.download.fetched import NOT_TRIED, TRANSIENT, Fetched
 from shards.download.options import DownloadOptions
-from shards.download.turns import fetch_in_turns
 from shards.workers import only_builder
+
+if TYPE_CHECKING:
+    from shards.download.fetcher import Fetcher
 
 LIST_NAME: Final = "list.json"
 SHARD_ROWS: Final = 1000
-"""Entries of the list in a tar: what a killed download loses at most, times one."""
+"""Entries of the list in a tar: what a killed download loses at most."""
 LINE_BROKEN: Final = "line_broken"
 """Status of entries of the list that cannot be read."""
 TABLE_SCHEMA: Final = pa.schema(
@@ -64,47 +67,61 @@ def download(
 
     Args:
         corpus: the list.
-        options: limits and manners.
-        again: also try again what failed for good: 404, opt-outs, robots.txt, broken pictures.
+        options: limits of time and rate, robots policy.
+        again: also try again what failed for good: 404, opt-outs, robots.txt, broken images.
         shard_rows: entries in a tar; a folder keeps the number it began with.
         on_shard: called with the statuses of each finished tar.
 
     Raises:
-        ConfigError: the folder holds another list's pictures, or another download is running there.
+        ConfigError: the folder holds another list's images, or another download is running there.
+        KeyboardInterrupt: it was stopped; everything that was fetched is in the folder.
+        MissingDependencyError: without the packages that fetch.
     """
+    try:
+        from shards.download.fetcher import Fetcher
+    except ImportError as error:
+        raise MissingDependencyError(
+            expected="the packages aiohttp (it fetches) and protego (it reads robots.txt)",
+            got=str(error),
+            do='pip install "cclm-pretraining[corpora]"',
+        ) from error
     folder = corpus.downloads
     if folder is None:
-        raise ConfigError(expected="a folder for pictures", got="none", do="Set `downloads` in the recipe.")
+        raise ConfigError(expected="a folder for images", got="none", do="Set `downloads` in the recipe.")
     totals: Counter[str] = Counter()
-    with only_builder(folder):
-        shard_rows = _begin(folder, corpus.list_stamp(), shard_rows)
-        (folder / COMPLETE_NAME).unlink(missing_ok=True)
-        fetcher, num_shards = Fetcher(options), 0
-        with ThreadPoolExecutor(options.threads) as pool:
-            for num_shards, rows in enumerate(_chunks(corpus.url_rows(), shard_rows), 1):
-                counts = _shard(folder / f"{num_shards - 1:05d}.tar", rows, fetcher, pool, options, again)
-                totals += counts
+    num_shards = 0
+
+    async def run() -> None:
+        nonlocal num_shards
+        async with Fetcher(options) as fetcher:
+            for num_shards, rows in enumerate(_chunks(corpus.url_rows(), size), 1):
+                counts = await _shard(folder / f"{num_shards - 1:05d}.tar", rows, fetcher, again)
+                totals.update(counts)
                 if on_shard is not None:
                     on_shard(counts)
-        document = {"stamp": corpus.list_stamp(), "entries": sum(totals.values()), "shards": num_shards}
+
+    with only_builder(folder):
+        size = _begin(folder, corpus, shard_rows)
+        asyncio.run(run())
+        document = {**corpus.list_record(), "entries": sum(totals.values()), "shards": num_shards}
         replace_bytes(folder / COMPLETE_NAME, canonical_json(document), durable=True)
     return totals
 
 
-def _begin(folder: Path, stamp: str, shard_rows: int) -> int:
+def _begin(folder: Path, corpus: Downloadable, shard_rows: int) -> int:
     """Mark a new folder as this list's; return how many entries its tars hold."""
     path = folder / LIST_NAME
     if path.exists():
         begun = json.loads(path.read_bytes())
-        if begun["stamp"] != stamp:
+        if not corpus.is_list(begun):
             raise ConfigError(
                 expected="an empty folder, or the downloads of this list",
                 got="those of another list, or of one that has changed",
                 do="Choose another `downloads`.",
                 where=str(folder),
             )
-        return int(begun["shard_rows"])
-    replace_bytes(path, canonical_json({"stamp": stamp, "shard_rows": shard_rows}), durable=True)
+        shard_rows = int(begun["shard_rows"])
+    replace_bytes(path, canonical_json({**corpus.list_record(), "shard_rows": shard_rows}), durable=True)
     return shard_rows
 
 
@@ -113,55 +130,68 @@ def _chunks(rows: Iterator[UrlRow], size: int) -> Iterator[list[UrlRow]]:
         yield chunk
 
 
-def _shard(
-    tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, pool: ThreadPoolExecutor, options: DownloadOptions, again: bool
-) -> Counter[str]:
-    """Fetch one tar's pictures, as far as they are wanted and not there."""
+async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: bool) -> Counter[str]:
+    """Fetch one tar's images, as far as they are wanted and not there. Stopped on the way, it keeps what it has."""
     table = tar.with_suffix(".parquet")
     known = pa.parquet.read_table(table).to_pylist() if table.exists() else []
     entries = known or [_entry(tar, position, row) for position, row in enumerate(rows)]
-    wanted = [
-        position
-        for position, entry in enumerate(entries)
-        if entry["status"] in TRANSIENT
-        or (again and entry["status"] not in (SUCCESS, LINE_BROKEN))
-        or not entry["status"]
-    ]
+    images: dict[int, Fetched] = {}
+
+    async def fetch(position: int) -> None:
+        fetched = await fetcher.fetch(entries[position]["url"])
+        entries[position] |= _outcome(fetched)
+        if fetched.is_image:
+            images[position] = fetched
+
+    wanted = [position for position, entry in enumerate(entries) if _is_wanted(entry["status"], again)]
+    before = [entry["status"] for entry in entries]
+    try:
+        await asyncio.gather(*map(fetch, wanted))
+    except asyncio.CancelledError:
+        if before != [entry["status"] for entry in entries]:
+            _write(tar, table, entries, images)
+        raise
     if wanted or not known:
-        urls = [entries[position]["url"] for position in wanted]
-        turns = fetch_in_turns(
-            urls, fetcher.fetch, fetcher.delay_s, pool=pool, threads=options.threads, per_host=options.per_host
-        )
-        images: dict[int, Fetched] = {}
-        for turn, fetched in turns:
-            entries[wanted[turn]] |= _outcome(fetched)
-            if fetched.status == SUCCESS:
-                images[wanted[turn]] = fetched
         _write(tar, table, entries, images)
     return Counter(entry["status"] for entry in entries)
 
 
+def _is_wanted(status: str, again: bool) -> bool:
+    return status in TRANSIENT or (again and status not in (SUCCESS, LINE_BROKEN))
+
+
 def _entry(tar: Path, position: int, row: UrlRow) -> dict[str, Any]:
+    bad, captions, ids = row.bad, "{}", "{}"
+    try:
+        row.url.encode()
+        captions, ids = canonical_json(row.captions).decode(), canonical_json(row.ids).decode()
+    except ValueError as error:  # half a character, a number that is none
+        bad = bad or f"{_whole(row.url)}: {type(error).__name__} in its URL, captions or ids"
     return {
         "key": f"{tar.stem}{position:06d}",
-        "url": row.url,
-        "status": LINE_BROKEN if row.bad else "",
-        "message": row.bad,
-        "captions": canonical_json(row.captions).decode(),
-        "ids": canonical_json(row.ids).decode(),
-        "licence": row.licence,
-        "identity": row.identity,
+        "url": _whole(row.url),
+        "status": LINE_BROKEN if bad else NOT_TRIED,
+        "message": _whole(bad),
+        "captions": captions,
+        "ids": ids,
+        "licence": _whole(row.licence),
+        "identity": _whole(row.identity),
         "width": 0,
         "height": 0,
         "sha256": "",
     }
 
 
+def _whole(text: str) -> str:
+    """Return a text in which a lone surrogate is a question mark: a table cannot hold it."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _outcome(fetched: Fetched) -> dict[str, Any]:
     digest = hashlib.sha256(fetched.image).hexdigest() if fetched.image else ""
     return {
         "status": fetched.status,
-        "message": fetched.message,
+        "message": _whole(fetched.message),
         "width": fetched.width,
         "height": fetched.height,
         "sha256": digest,
@@ -169,7 +199,7 @@ def _outcome(fetched: Fetched) -> dict[str, Any]:
 
 
 def _write(tar: Path, table: Path, entries: Sequence[dict[str, Any]], images: dict[int, Fetched]) -> None:
-    """Write the tar with the old pictures and the new ones, then the table."""
+    """Write the tar with the old images and the new ones, then the table."""
     spans = tar_spans(tar)[0] if tar.exists() else {}
     with temporary_path(tar).open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -54,9 +54,9 @@ def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
     ]
     assert not any(list(find_faults(tmp_path / plan.name)) for plan in plans())
     # What is compared byte by byte holds these counts, too.
-    passed_over = {plan.name: Manifest.load(tmp_path / plan.name).config["passed_over"] for plan in plans()}
+    skipped = {plan.name: Manifest.load(tmp_path / plan.name).config["skipped"] for plan in plans()}
     unlike = {"lines": {"it": 9, "ja": sum(range(9)) + 1}, "more": {"it": 6, "th": 2}}
-    assert passed_over == {"images": {}, "texts": {}, "unlike": unlike}
+    assert skipped == {"images": {}, "texts": {}, "unlike": unlike}
 
 
 @settings(max_examples=4, deadline=None)
@@ -94,8 +94,8 @@ def test_a_merge_names_what_the_tasks_have_left(tmp_path):
 
 def test_a_worker_that_dies_is_named_and_what_is_finished_is_kept(tmp_path, one_process):
     plan = image_plan(bad=(3, 11))
-    drafts = list(plan.parts[0].read())
-    fatal = [*drafts[:-1], replace(drafts[-1], make=partial(os._exit, 1))]
+    records = list(plan.parts[0].read())
+    fatal = [*records[:-1], replace(records[-1], make=partial(os._exit, 1))]
     with pytest.raises(DataError, match="Run the same command again: what is finished is kept") as caught:
         build_sets([replace(plan, parts=[replace(plan.parts[0], read=partial(iter, fatal))])], tmp_path, workers=2)
     assert caught.value.reason == "worker_died"
@@ -139,7 +139,7 @@ def test_a_build_stopped_at_any_durable_write_goes_on_with_the_same_bytes(tmp_pa
 def test_what_a_build_has_finished_is_not_made_again(tmp_path, monkeypatch):
     made = []
     plan = image_plan()
-    counted = [replace(draft, make=partial(count_and_make, made, draft)) for draft in plan.parts[0].read()]
+    counted = [replace(lazy, make=partial(count_and_make, made, lazy)) for lazy in plan.parts[0].read()]
     plan = replace(plan, parts=[replace(plan.parts[0], read=partial(iter, counted))])
     with monkeypatch.context() as patch:
         stop_after(patch, 30)
@@ -149,9 +149,9 @@ def test_what_a_build_has_finished_is_not_made_again(tmp_path, monkeypatch):
     assert len(made) <= 20 + plan.recipe.chunk_records
 
 
-def count_and_make(made, draft):
-    made.append(draft.key)
-    return draft.make()
+def count_and_make(made, lazy):
+    made.append(lazy.key)
+    return lazy.make()
 
 
 KILLED = """
@@ -242,7 +242,7 @@ def until(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("left", [".images-000001.index.arrow.12345.partial", ".build/runs/.000000-000000.9.images"])
+@pytest.mark.parametrize("left", [".images-000001.index.arrow.12345.partial", ".build/chunks/.000000-000000.9.images"])
 def test_temporary_files_of_a_killed_build_go(tmp_path, one_process, left):
     path = tmp_path / "images" / left
     path.parent.mkdir(parents=True)

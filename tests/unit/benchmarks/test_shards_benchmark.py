@@ -40,6 +40,7 @@ def test_one_run_gives_every_figure(
     shards.main()
     figures = json.loads(out.read_text())
     wanted = {"ratio_vs_webdataset", "share_of_decode_limit", "write_ratio_vs_tarwriter", "text_read_ratio"}
+    wanted |= {"text_build_pairs_per_cpu_s", "text_build_ratio_vs_tarwriter"}
     assert wanted | {"text_size_ratio", "resume_s", "resume_peak_mb"} <= figures.keys()
     assert all(value > 0 for value in figures.values())
     assert "plain webdataset" in capsys.readouterr().out

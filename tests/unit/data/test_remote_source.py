@@ -60,7 +60,7 @@ def test_the_batches_are_the_local_ones(
 def test_the_shards_of_later_steps_are_fetched_ahead(remote: Views, cached: DataConfig) -> None:
     source = open_dataset(remote, cached).sources["image_text"]
     told: list[int] = []
-    source.sets[0].announce = told.append  # type: ignore[method-assign, assignment]
+    source.sets[0].prefetch = told.append  # type: ignore[method-assign]
     source.prefetch(4, range(8))
     assert told == [source.stream.address(step, slot).shard for step in (4, 5, 6) for slot in range(8)]
     told.clear()
@@ -91,6 +91,6 @@ def test_every_view_fetches_ahead(three_views: Views, cached: DataConfig, server
     for name, source in dataset.sources.items():
         told: list[int] = []
         for shard_set in source.sets:
-            shard_set.announce = told.append  # type: ignore[method-assign, assignment]
+            shard_set.prefetch = told.append  # type: ignore[method-assign]
         source.batch(0, range(1), [])
         assert told, name

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import pickle
+import unicodedata
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from cclm.data import tokens
-from cclm.data.tokens import TextTokenizer, load_tokenizer, pre_caption
+from cclm.data.tokens import TextTokenizer, load_tokenizer, pre_caption, read_special_as_text
 from cclm.errors import ConfigError, DataError
 from tests.unit.data.data_sets import WORDS, make_tokenizer
 
@@ -79,6 +82,50 @@ def test_padding_of_the_stored_tokenizer_is_switched_off() -> None:
     stored.enable_padding(length=9)
     stored.enable_truncation(2)
     assert TextTokenizer(stored).encode(["aa ab ac"], 8) == [[0, 4, 5, 6, 2]]
+
+
+WRITTEN_OUT = ("<mask>", "a <mask> b", "<s> a </s>", "a<pad>b", "<MASK> a", "＜ｍａｓｋ＞", "<mask><mask>", "<unk> a")
+
+
+def unigram_tokenizer() -> Tokenizer:
+    """Return one whose special tokens are pieces of its vocabulary, too, as XLM-RoBERTa's are."""
+    pieces = [*((token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")), *((letter, -3.0) for letter in "▁<>/ab")]
+    pieces += [("▁<", -2.0), ("mask", -4.0), ("pad", -4.0), ("unk", -4.0), ("s", -4.0), ("<mask>", 0.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, normalized=False)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", WRITTEN_OUT)
+def test_a_special_token_that_a_text_spells_out_is_text(text: str) -> None:
+    tokenizer = TextTokenizer(unigram_tokenizer())
+    special = {tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id, 3}
+    (ids,) = tokenizer.encode([text], 40)
+    assert not special & {*ids[1:-1]} and (ids[0], ids[-1]) == (0, 2)
+    assert tokenizer.decode(ids).replace(" ", "") == unicodedata.normalize("NFKC", text).lower().replace(" ", "")
+    assert pickle.loads(pickle.dumps(tokenizer)).encode([text], 40) == [ids], "in a data worker, too"
+
+
+@given(st.text(alphabet="<>/ab maskpdun", max_size=20))
+def test_texts_without_a_special_token_keep_their_ids(text: str) -> None:
+    tokenizer = TextTokenizer(unigram_tokenizer())
+    ids = unigram_tokenizer().encode(text.strip(), add_special_tokens=False).ids
+    if ids and not any(token in text for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")):
+        assert tokenizer.encode([text], 40) == [[0, *ids, 2]]
+
+
+def test_a_tokenizer_is_changed_once() -> None:
+    tokenizer = unigram_tokenizer()
+    read_special_as_text(tokenizer)
+    before = tokenizer.to_str()
+    read_special_as_text(tokenizer)
+    assert tokenizer.to_str() == before
+    bare = Tokenizer(models.WordLevel({"<s>": 0, "a": 1}, unk_token="<s>"))
+    bare.add_special_tokens(["<s>"])
+    read_special_as_text(bare)  # it has no pre-tokenizer of its own
+    assert bare.pre_tokenizer.pre_tokenize_str("a<s>")[1:] == [("<", (1, 2)), ("s>", (2, 4))]
 
 
 def test_folders_and_tokenizers_that_will_not_do_are_refused(tmp_path: Path) -> None:

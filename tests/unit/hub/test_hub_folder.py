@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from cclm.data.decoding import decode_image
 from cclm.data.image import eval_image
+from cclm.data.options import Normalise
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder
@@ -24,6 +25,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from tests.kinds import KINDS
 from tests.tiny_families import wavy_model
 from tests.unit.data.test_tokenizer_file import RECORDED, sentencepiece_folder
+from tests.unit.data.test_tokens import WRITTEN_OUT, unigram_tokenizer
 from tests.unit.hub.small_model import TRANSFORM
 
 
@@ -49,6 +51,20 @@ def test_hub_tokens_of_a_sentencepiece_file(tmp_path: Path, normalise) -> None: 
     texts = [*make_probe().texts, *(row["text"] for row in RECORDED), "Ｗｅｌｌ-known　 ﬁsh ☃"]
     found = AutoTokenizer.from_pretrained(tmp_path / "exported")(texts, truncation=True)["input_ids"]
     assert found == ours.encode(texts, 20)
+
+
+@pytest.mark.parametrize("normalise", ["none", "cclm"])
+def test_special_tokens_in_a_text_are_text_in_training_and_export(tmp_path: Path, normalise: Normalise) -> None:
+    unigram_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path, normalise)
+    hub_tokenizer(tmp_path, normalise, 40).save_pretrained(tmp_path / "exported")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert theirs([*WRITTEN_OUT])["input_ids"] == ours.encode(WRITTEN_OUT, 40)
+    again = load_tokenizer(tmp_path / "exported")
+    assert again.encode(WRITTEN_OUT, 40) == ours.encode(WRITTEN_OUT, 40)
+    asked = theirs("a <mask> b", split_special_tokens=False)["input_ids"]
+    assert asked.count(ours.mask_id) == 1
+    assert theirs("a <mask> b")["input_ids"].count(ours.mask_id) == 0, "asking once changes nothing later"
 
 
 def test_hub_tokenizer_pads_right_with_the_pad_id_and_gives_no_segment_ids(tokenizer_folder: Path) -> None:

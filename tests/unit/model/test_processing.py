@@ -32,6 +32,12 @@ def test_one_call_for_images_and_texts(processor: CCLMProcessor) -> None:
     assert moved["pixel_values"].dtype == torch.bfloat16 and moved["input_ids"].dtype == torch.int64
 
 
+def test_a_mask_in_a_text_is_text_unless_it_is_asked_for(processor: CCLMProcessor) -> None:
+    mask = processor.tokenizer.mask_token_id
+    assert mask not in processor(text="aa <mask>")["input_ids"]
+    assert mask in processor(text="aa <mask>", split_special_tokens=False)["input_ids"]
+
+
 def test_either_side_may_be_left_out(processor: CCLMProcessor) -> None:
     assert set(processor(RED)) == {"pixel_values"}
     assert set(processor(text="a")) == {"input_ids", "attention_mask"}

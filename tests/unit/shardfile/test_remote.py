@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError, ConfigError, MissingDependencyError
+from cclm.files.hashing import file_sha256
 from cclm.shardfile import fetch as fetch_module
 from cclm.shardfile.cache import FileCache, Wanted, cache_folder
-from cclm.shardfile.fetch import FetchError, fetch, file_sha256
+from cclm.shardfile.fetch import FetchError, fetch
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import RemoteShardSet, local_path, manifest_bytes, open_set
@@ -168,11 +169,11 @@ def test_a_shard_larger_than_the_cache_is_told(server: FolderServer, tmp_path: P
         shards.image_text(0, 0)
 
 
-def test_announced_shards_come_in_the_background(server: FolderServer, cache: CacheConfig) -> None:
+def test_prefetched_shards_come_in_the_background(server: FolderServer, cache: CacheConfig) -> None:
     shards = open_set(f"{server.url}/images", cache)
     server.faults = {"images-000001.tar": ["cut"] * 99}
     for shard in (0, 1, 2, 0):
-        shards.announce(shard)
+        shards.prefetch(shard)
     deadline = time.monotonic() + 20
     while not {"images-000000.tar", "images-000002.tar"} <= names(cache) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import signal
 import subprocess
 import sys
+from binascii import crc32
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pyarrow as pa
 import pytest
 
 from cclm.errors import DataError
-from cclm.shardfile import reader
+from cclm.shardfile import reader, writer
+from cclm.shardfile.codec import table_of_pairs
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
@@ -112,6 +115,9 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
         assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
+_WIDE = {"score": pa.float32()}
+
+
 def test_a_shard_is_closed_at_max_bytes_or_max_samples(tmp_path):
     with ImageTextShardWriter(tmp_path, "a", max_samples=None, max_bytes=8192) as by_bytes:
         for number in range(6):
@@ -121,6 +127,27 @@ def test_a_shard_is_closed_at_max_bytes_or_max_samples(tmp_path):
         for number in range(3):
             texts.add_group(group(number))
     assert [(shard.name, shard.samples) for shard in texts.shards] == [("t-000007.tar", 2), ("t-000008.tar", 1)]
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_samples": 5}, {"max_samples": 4}, {"max_bytes": 4000}])
+def test_groups_at_once_give_the_bytes_of_one_after_another(
+    tmp_path: Path, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [group(number) for number in range(23)]
+    with TextPairShardWriter(tmp_path / "slow", "t", pairs_per_block=6, **limits) as slow:
+        for pairs in groups:
+            slow.add_group(pairs)
+    # As a build has them: a slice of a larger table, in wider columns.
+    around = table_of_pairs([*group(90), *itertools.chain.from_iterable(groups), *group(91)])
+    wide = around.cast(pa.schema([pa.field(name, _WIDE.get(name, pa.large_string())) for name in around.column_names]))
+    checked = []
+    monkeypatch.setattr(writer.zlib, "crc32", lambda data: checked.append(data) or crc32(data))
+    with TextPairShardWriter(tmp_path / "fast", "t", pairs_per_block=6, **limits) as fast:
+        fast.add_groups(wide.slice(len(group(90)), sum(map(len, groups))))
+    assert fast.shards == slow.shards and (len(slow.shards) > 1) == bool(limits)
+    for path in sorted((tmp_path / "slow").iterdir()):
+        assert path.read_bytes() == (tmp_path / "fast" / path.name).read_bytes()
+    assert len(checked) == len(set(checked)) < len(groups), "a block is summed once, not once for each of its groups"
 
 
 def test_a_refused_record_leaves_no_trace(tmp_path):

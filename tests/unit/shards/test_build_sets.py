@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +16,9 @@ from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import TextPair
 from shards.build import build_sets
-from shards.draft import Draft
-from tests.unit.shards.tiny_corpora import bytes_below, image_drafts, image_plan, one_part, rows_of, text_plan
+from shards.parts import LazyRecord, Part
+from shards.plan import SetPlan
+from tests.unit.shards.tiny_corpora import bytes_below, image_plan, lazy_images, one_part, rows_of, text_plan
 
 
 def test_records_in_are_records_written_plus_records_refused(tmp_path):
@@ -82,13 +87,13 @@ def test_the_order_does_not_depend_on_the_corpus_but_on_seed_and_set(tmp_path):
 
     plain = order("plain")
     assert plain != [f"key-{number}" for number in range(30)]
-    assert order("reversed", parts=one_part(image_drafts(30)[::-1])) == plain
+    assert order("reversed", parts=one_part(lazy_images(30)[::-1])) == plain
     assert order("seed", recipe={"seed": 1}) != plain != order("other", name="others")
 
 
 def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_sentence(tmp_path):
     plan = image_plan()
-    parts = [*one_part(image_drafts(20)), *one_part(image_drafts(3), name="again")]
+    parts = [*one_part(lazy_images(20)), *one_part(lazy_images(3), name="again")]
     manifest = build_sets([replace(plan, parts=parts)], tmp_path)["images"]
     assert (manifest.config["records_in"], manifest.config["refused"]) == (23, {"key_twice": 3})
     lines = (tmp_path / "images" / "quarantine.jsonl").read_text("utf-8")
@@ -96,7 +101,7 @@ def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_senten
 
     texts = text_plan()
     other = TextPair(text_a="else", lang_a="en", text_b="anders", lang_b="de", source="names", group="g0")
-    parts = [*texts.parts, *one_part([Draft(key="g0", source="names", make=partial(list, [other]))], name="odd")]
+    parts = [*texts.parts, *one_part([LazyRecord(key="g0", source="names", make=partial(list, [other]))], name="odd")]
     texts = replace(texts, parts=parts, recipe=replace(texts.recipe, max_bad_fraction=0.1))
     manifest = build_sets([texts], tmp_path)["texts"]
     assert (manifest.totals.rows, manifest.config["refused"]) == (36, {"group_mixed": 1})
@@ -105,10 +110,10 @@ def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_senten
 def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path):
     plan = text_plan()
     singles = [
-        Draft(key=pair.group, source="names", make=partial(list, [pair]))
+        LazyRecord(key=pair.group, source="names", make=partial(list, [pair]))
         for part in plan.parts
-        for draft in part.read()
-        for pair in draft.make()
+        for lazy in part.read()
+        for pair in lazy.make()
     ]
     parts = [*one_part(singles[::2]), *one_part(singles[1::2], name="rest")]
     build_sets([replace(plan, parts=parts)], tmp_path)
@@ -119,14 +124,14 @@ def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path):
 
 
 def test_records_of_the_other_view_are_a_mistake_of_the_recipe(tmp_path):
-    plan = replace(text_plan(), parts=one_part(image_drafts(2)))
+    plan = replace(text_plan(), parts=one_part(lazy_images(2)))
     with pytest.raises(ConfigError, match="expected a corpus of view text_pair, got records of the other view"):
         build_sets([plan], tmp_path)
 
 
 def test_a_corpus_of_other_languages_alone_names_them(tmp_path):
-    plan = replace(text_plan(), parts=one_part([], passed_over=[rows_of("names", de=2, he=3)]))
-    words = r"got no records at all; 5 rows in other languages were passed over \(he, de, …\)"
+    plan = replace(text_plan(), parts=one_part([], skipped=[rows_of("names", de=2, he=3)]))
+    words = r"got no records at all; 5 rows in other languages were skipped \(he, de, …\)"
     with pytest.raises(DataError, match=words):
         build_sets([plan], tmp_path)
 
@@ -134,16 +139,16 @@ def test_a_corpus_of_other_languages_alone_names_them(tmp_path):
 def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path):
     plan = image_plan(count=60, bad=(0,), max_bad=0)
     made = []
-    drafts = [replace(draft, make=partial(count_and_make, made, draft)) for draft in plan.parts[0].read()]
-    parts = [part for n in range(10) for part in one_part(drafts[6 * n : 6 * n + 6], name=f"{n}")]
+    records = [replace(lazy, make=partial(count_and_make, made, lazy)) for lazy in plan.parts[0].read()]
+    parts = [part for n in range(10) for part in one_part(records[6 * n : 6 * n + 6], name=f"{n}")]
     with pytest.raises(DataError, match=r"at most 0\.00% of 6 records"):
         build_sets([replace(plan, parts=parts)], tmp_path)
     assert len(made) == 6
 
 
-def count_and_make(made, draft):
-    made.append(draft.key)
-    return draft.make()
+def count_and_make(made, lazy):
+    made.append(lazy.key)
+    return lazy.make()
 
 
 def test_a_complete_set_is_left_alone(tmp_path):
@@ -176,3 +181,67 @@ def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path, monkeypatc
 
 def stop(*_arguments):
     raise KeyboardInterrupt
+
+
+def raise_it(error: Exception) -> Any:
+    raise error
+
+
+def images_of(records: Iterator[Any], max_bad: float = 0.5) -> SetPlan:
+    part = Part(name="a file", read=partial(iter, records))
+    plan = image_plan(max_bad=max_bad)
+    return replace(plan, parts=[part])
+
+
+def test_a_record_that_raises_anything_is_refused_with_its_place_in_the_same_words(tmp_path: Path) -> None:
+    odd = [
+        RuntimeError(f"cannot read {object()}"),
+        RecursionError(),
+        KeyError("x"),
+        OSError("x /tmp/a/b.jpg"),
+        ValueError(),
+    ]
+    records = [LazyRecord(key=f"k{n}", source="s", make=partial(raise_it, error)) for n, error in enumerate(odd)]
+    for out in (tmp_path / "one", tmp_path / "two"):
+        manifest = build_sets([images_of([*lazy_images(20), *records])], out)["images"]
+        assert manifest.config["refused"] == {"unexpected": len(odd)}
+    lines = (tmp_path / "one" / "images" / "quarantine.jsonl").read_text("utf-8")
+    assert lines == (tmp_path / "two" / "images" / "quarantine.jsonl").read_text("utf-8")
+    assert "k0: expected sound data, got RuntimeError: cannot read <object object>." in lines
+    assert "got OSError: x b.jpg." in lines and "k2: expected sound data, got KeyError: 'x'." in lines
+
+
+def test_a_pair_that_cannot_be_stored_costs_itself_only(tmp_path: Path) -> None:
+    plan = text_plan()
+    pair = next(iter(plan.parts[0].read())).make()[0]
+    odd = [
+        replace(pair, source="x\ud83d"),
+        replace(pair, group="x\ud83d"),
+        replace(pair, lang_b=None),
+        replace(pair, text_b=7),
+    ]
+    records = [LazyRecord(key=f"odd{n}", source="s", make=partial(list, [one])) for n, one in enumerate(odd)]
+    plan = replace(
+        plan, recipe=replace(plan.recipe, max_bad_fraction=0.5), parts=[*plan.parts, *one_part(records, name="odd")]
+    )
+    manifest = build_sets([plan], tmp_path)["texts"]
+    assert (manifest.totals.rows, sum(manifest.config["refused"].values())) == (36, len(odd))
+
+
+def test_a_reader_that_raises_ends_its_part_with_one_refusal(tmp_path: Path) -> None:
+    def records() -> Iterator[LazyRecord]:
+        yield from lazy_images(5)
+        raise RuntimeError("a reader's mistake")
+
+    manifest = build_sets([replace(image_plan(), parts=[Part(name="a file", read=records)])], tmp_path)["images"]
+    assert (manifest.totals.samples, manifest.config["refused"]) == (5, {"unexpected": 1})
+    assert '"key":"a file-end"' in (tmp_path / "images" / "quarantine.jsonl").read_text("utf-8")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), OSError(errno.EMFILE, "x"), MemoryError()])
+def test_what_the_machine_lacks_is_no_fault_of_the_corpus(tmp_path: Path, error: Exception) -> None:
+    """A record that were refused for it would be lost for good: the build stops, and goes on another time."""
+    bad = LazyRecord(key="k", source="s", make=partial(raise_it, error))
+    with pytest.raises(type(error)):
+        build_sets([images_of([*lazy_images(5), bad])], tmp_path)
+    assert build_sets([images_of(lazy_images(6))], tmp_path)["images"].totals.samples == 6

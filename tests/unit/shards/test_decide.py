@@ -15,11 +15,11 @@ from cclm.errors import DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.build import build_sets
+from shards.chunks import order_of
 from shards.decide import sampling_rates
-from shards.draft import Draft
+from shards.parts import LazyRecord
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
-from shards.runs import order_of
 from shards.settings import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings
 from tests.unit.shards.tiny_corpora import PNG_END, PNG_START, bytes_below, one_part, unlike_plan
 from tests.unit.shards.tiny_pictures import drawing, encoded
@@ -27,17 +27,17 @@ from tests.unit.shards.tiny_pictures import drawing, encoded
 quick = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def pair_draft(text_a: str, text_b: str, lang_b: str = "de") -> Draft:
+def lazy_pair(text_a: str, text_b: str, lang_b: str = "de") -> LazyRecord:
     pair = TextPair(text_a=text_a, lang_a="en", text_b=text_b, lang_b=lang_b, source="s", group=text_a)
-    return Draft(key=text_a, source="s", make=partial(list, [pair]))
+    return LazyRecord(key=text_a, source="s", make=partial(list, [pair]))
 
 
-def text_plan(drafts: list[Draft], **settings: object) -> SetPlan:
+def text_plan(lazy_records: list[LazyRecord], **settings: object) -> SetPlan:
     recipe = SetRecipe(
         view=View.TEXT_PAIR, corpus="lines", num_shards=3, max_bad_fraction=1.0, **{"records_per_chunk": 4, **settings}
     )
-    half = len(drafts) // 2
-    return plan_set("set", recipe, [*one_part(drafts[:half]), *one_part(drafts[half:], name="rest")])
+    half = len(lazy_records) // 2
+    return plan_set("set", recipe, [*one_part(lazy_records[:half]), *one_part(lazy_records[half:], name="rest")])
 
 
 def pairs_of(folder):
@@ -62,7 +62,7 @@ word = st.sampled_from(["dog", "Dog", "cat", "bird", "a", "", "fish  soup", "fis
 def test_exact_duplicates_against_a_slow_twin_and_counts_that_add_up(tmp_path_factory, rows, sampled):
     out = tmp_path_factory.mktemp("set")
     plan = text_plan(
-        [pair_draft(*row) for row in rows],
+        [lazy_pair(*row) for row in rows],
         duplicates=DuplicateSettings(exact=True),
         filters=FilterSettings(min_characters=2),
         sampling=SamplingSettings(temperature=3.0 if sampled else 1.0),
@@ -109,8 +109,10 @@ def hashed_plan(values: list[int], distance: int) -> SetPlan:
         view=View.IMAGE_TEXT, corpus="drawn", num_shards=2, records_per_chunk=5,
         duplicates=DuplicateSettings(near=True, distance=distance),
     )  # fmt: skip
-    drafts = [Draft(key=f"k{n}", source="pen", make=partial(make_hashed, n, value)) for n, value in enumerate(values)]
-    return plan_set("set", recipe, one_part(drafts))
+    lazy_records = [
+        LazyRecord(key=f"k{n}", source="pen", make=partial(make_hashed, n, value)) for n, value in enumerate(values)
+    ]
+    return plan_set("set", recipe, one_part(lazy_records))
 
 
 @quick
@@ -143,18 +145,22 @@ def test_no_two_like_pictures_stay_and_none_goes_without_one(tmp_path_factory, m
 def test_like_sentences_go_with_the_key_of_the_one_that_stays(tmp_path):
     pytest.importorskip("rensa")
     long = "a man in an orange hat is looking at something that nobody else in the picture can see"
-    drafts = [
-        pair_draft(long, "ein Mann mit orangefarbenem Hut sieht etwas an, das sonst keiner sieht"),
-        pair_draft(f"{long}.", "ein Mann mit orangefarbenem Hut sieht etwas an, das sonst keiner sieht!"),
-        pair_draft(long, "un homme au chapeau orange regarde quelque chose que personne d'autre ne voit", "fr"),
-        *(pair_draft(f"sentence {n} about the number {n * 7919}", f"Satz {n} zur Zahl {n * 7919}") for n in range(9)),
+    lazy_records = [
+        lazy_pair(long, "ein Mann mit orangefarbenem Hut sieht etwas an, das sonst keiner sieht"),
+        lazy_pair(f"{long}.", "ein Mann mit orangefarbenem Hut sieht etwas an, das sonst keiner sieht!"),
+        lazy_pair(long, "un homme au chapeau orange regarde quelque chose que personne d'autre ne voit", "fr"),
+        *(lazy_pair(f"sentence {n} about the number {n * 7919}", f"Satz {n} zur Zahl {n * 7919}") for n in range(9)),
     ]
-    manifest = build_sets([text_plan(drafts, duplicates=DuplicateSettings(near=True))], tmp_path)["set"]
+    manifest = build_sets([text_plan(lazy_records, duplicates=DuplicateSettings(near=True))], tmp_path)["set"]
     (line,) = lines_of(tmp_path)
     assert (line["reason"], line["stage"], manifest.totals.rows) == ("near_duplicate", "duplicates", 11)
     first, second = sorted((long, f"{long}."), key=lambda key: order_of(key, b"0:set"))
     assert line["message"] == f"{second}: expected content unlike that of other records, got nearly that of {first!r}."
-    assert (line["text_b"], line["lang_a"], line["lang_b"]) == (drafts[second != long].make()[0].text_b, "en", "de")
+    assert (line["text_b"], line["lang_a"], line["lang_b"]) == (
+        lazy_records[second != long].make()[0].text_b,
+        "en",
+        "de",
+    )
 
 
 def captioned(number: int) -> ImageTextRecord:
@@ -164,8 +170,8 @@ def captioned(number: int) -> ImageTextRecord:
 
 def test_captions_go_alone_and_a_picture_goes_with_its_last_caption(tmp_path):
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=2, filters=FilterSettings(min_characters=2))
-    drafts = [Draft(key=f"k{n}", source="pen", make=partial(captioned, n)) for n in range(6)]
-    manifest = build_sets([plan_set("set", recipe, one_part(drafts))], tmp_path)["set"]
+    lazy_records = [LazyRecord(key=f"k{n}", source="pen", make=partial(captioned, n)) for n in range(6)]
+    manifest = build_sets([plan_set("set", recipe, one_part(lazy_records))], tmp_path)["set"]
     assert (manifest.totals.samples, manifest.config["records_in"]) == (5, 6)
     assert manifest.config["refused"] == {"text_short": 1}
     assert manifest.config["captions_refused"] == {"text_short": 7}
@@ -180,8 +186,8 @@ def test_regions_shrink_with_their_picture(tmp_path):
     region = Region(box=(30.0, 20.0, 150.0, 101.0), captions={"en": ["part"]})
     record = replace(make_hashed(1, 1), image=encoded(drawing(1, (300, 200))), regions=(region,))
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", images=ImageSettings(short_side=50, format="jpg"))
-    draft = Draft(key="k1", source="pen", make=partial(replace, record))
-    build_sets([plan_set("set", recipe, one_part([draft]))], tmp_path)
+    lazy = LazyRecord(key="k1", source="pen", make=partial(replace, record))
+    build_sets([plan_set("set", recipe, one_part([lazy]))], tmp_path)
     stored = ShardSet(tmp_path / "set").image_text(0, 0)
     assert (stored.image_format, stored.regions[0].box) == ("jpg", (7.5, 5.0, 37.5, 25.25))
 
@@ -201,10 +207,10 @@ def test_sampling_rates():
 
 
 def test_sampling_keeps_about_the_rates_and_the_same_records_in_any_order_of_the_corpus(tmp_path):
-    drafts = [pair_draft(f"w{n}", f"x{n}", "de" if n % 10 else "fr") for n in range(1500)]
+    lazy_records = [lazy_pair(f"w{n}", f"x{n}", "de" if n % 10 else "fr") for n in range(1500)]
     wanted = SamplingSettings(temperature=2.0)
-    build_sets([text_plan(drafts, sampling=wanted, records_per_chunk=400)], tmp_path / "a")
-    build_sets([text_plan(drafts[::-1], sampling=wanted, records_per_chunk=300)], tmp_path / "b")
+    build_sets([text_plan(lazy_records, sampling=wanted, records_per_chunk=400)], tmp_path / "a")
+    build_sets([text_plan(lazy_records[::-1], sampling=wanted, records_per_chunk=300)], tmp_path / "b")
     kept = Counter(pair.lang_b for pair in pairs_of(tmp_path / "a"))
     assert kept["fr"] == 150
     assert abs(kept["de"] - 450) < 5 * (450 * 2 / 3) ** 0.5  # binomial, five standard deviations

@@ -68,13 +68,13 @@ def packages(tmp_path_factory):
 
 def test_pictures_are_joined_with_names_by_code_points(packages):
     pytest.importorskip("resvg_py")
-    drafts = read_all(
+    lazy_records = read_all(
         EmojiImages(
             packages=packages, artists=["noto"], languages=["en", "ja"], named_in=["en"], keywords=True, size=16
         ).parts()
     )
-    assert [draft.key for draft in drafts] == ["noto_1f436", "noto_2764"]
-    record = drafts[0].make()
+    assert [lazy.key for lazy in lazy_records] == ["noto_1f436", "noto_2764"]
+    record = lazy_records[0].make()
     assert record.captions == {"en": ["dog face", "pet"], "ja": ["イヌの顔", "pet"]}
     assert (record.source, record.licence, record.identity, record.ids) == (
         "noto",
@@ -82,7 +82,7 @@ def test_pictures_are_joined_with_names_by_code_points(packages):
         "1f436",
         {"concept": "1f436"},
     )
-    assert record.image == drafts[0].make().image
+    assert record.image == lazy_records[0].make().image
     picture = Image.open(io.BytesIO(record.image)).convert("RGB")
     assert (picture.size, picture.getpixel((8, 8))) == ((16, 16), (255, 0, 0))
 
@@ -97,21 +97,23 @@ def test_a_wide_drawing_is_centred_on_white(packages):
 
 
 def test_a_package_without_code_points_borrows_them_by_icon_name(packages):
-    drafts = read_all(EmojiImages(packages=packages, artists=["noto-v1"], languages=["en"], named_in=["en"]).parts())
-    assert [draft.key for draft in drafts] == ["noto-v1_1f436", "noto-v1_2764"]
+    lazy_records = read_all(
+        EmojiImages(packages=packages, artists=["noto-v1"], languages=["en"], named_in=["en"]).parts()
+    )
+    assert [lazy.key for lazy in lazy_records] == ["noto-v1_1f436", "noto-v1_2764"]
 
 
 def test_names_without_keywords(packages):
-    draft = read_all(EmojiImages(packages=packages, artists=["noto"], languages=["ja"], named_in=["en"]).parts())[0]
-    assert draft.make.args[-1] == {"ja": ["イヌの顔"]}
+    lazy = read_all(EmojiImages(packages=packages, artists=["noto"], languages=["ja"], named_in=["en"]).parts())[0]
+    assert lazy.make.args[-1] == {"ja": ["イヌの顔"]}
 
 
 def test_name_pairs(packages):
-    drafts = read_all(
+    lazy_records = read_all(
         EmojiNames(packages=packages, drawn_by=["noto"], language="en", translations=["ja"], named_in=["en"]).parts()
     )
-    assert [draft.key for draft in drafts] == ["1f436", "2764"]
-    (pair,) = drafts[1].make()
+    assert [lazy.key for lazy in lazy_records] == ["1f436", "2764"]
+    (pair,) = lazy_records[1].make()
     assert (pair.text_a, pair.lang_a, pair.text_b, pair.lang_b) == ("red heart", "en", "赤いハート", "ja")
     assert (pair.source, pair.group) == ("cldr", "2764")
 

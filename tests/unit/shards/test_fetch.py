@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from shards import fetch
 from shards.corpora.packages import DEMO_PACKAGES, Package
 from shards.fetch import fetch_packages
 
+REPOSITORY = Path(__file__).parents[3]
 CONTENT = b"an archive"
 GOOD = Package(name="@scope/good", version="1.0.0", sha256=hashlib.sha256(CONTENT).hexdigest())
 OTHER = Package(name="other", version="2.0.0", sha256=GOOD.sha256)
@@ -32,6 +36,7 @@ def npm(tmp_path, monkeypatch):
         "import sys; from pathlib import Path\n"
         f"Path({str(log)!r}).open('a').write(' '.join(sys.argv[1:3]) + '\\n')\n"
         f"mode = Path({str(mode)!r}).read_text()\n"
+        "if mode == 'slow': import time; time.sleep(120)\n"
         "if mode == 'offline': sys.exit('npm error code ENOTFOUND\\nnpm error network request failed')\n"
         "name, version = sys.argv[2].lstrip('@').replace('/', '-').rsplit('@', 1)\n"
         "target = Path(sys.argv[sys.argv.index('--pack-destination') + 1])\n"
@@ -83,6 +88,26 @@ def test_offline_is_said_and_what_was_fetched_is_kept(npm, tmp_path):
     )
     assert "Check the network and npm's settings" in message
     assert [path.name for path in cache.iterdir()] == [GOOD.file_name]
+
+
+@pytest.mark.slow
+def test_control_c_ends_npm_too_and_what_was_not_begun_is_not(npm: tuple[Path, Path], tmp_path: Path) -> None:
+    log, mode = npm
+    mode.write_text("slow")
+    program = (
+        "from pathlib import Path; from shards.corpora.packages import Package\n"
+        "from shards.fetch import fetch_packages\n"
+        f"fetch_packages(Path({str(tmp_path / 'cache')!r}), [Package(name=f'p{{n}}', version='1', sha256='0' * 64)"
+        " for n in range(8)])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while len(log.read_text().splitlines()) < fetch.PARALLEL_FETCHES:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # to Python alone, unlike a keyboard's
+    assert process.wait(timeout=30) != 0
+    assert len(log.read_text().splitlines()) == fetch.PARALLEL_FETCHES
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(monkeypatch, tmp_path):

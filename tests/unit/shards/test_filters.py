@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import gzip
+import lzma
+from pathlib import Path
 
 import pytest
 
-from cclm.errors import MissingDependencyError
+from cclm.errors import ConfigError, MissingDependencyError
 from cclm.types import TextPair
 from shards import language
+from shards.benchmark import read_benchmarks
+from shards.corpora.files import accounting
 from shards.filters import filter_reasons, non_letters, refusal_of_pair, refusal_of_picture, refusal_of_text
 from shards.picture import Picture
 from shards.settings import FilterSettings
@@ -158,6 +163,51 @@ def test_pictures_of_a_benchmark(tmp_path):
     refusal = refusal_of_picture(Picture(smaller), settings)
     assert refusal is not None and refusal.reason == "picture_of_benchmark" and refusal.got.startswith("test/3.png (")
     assert refusal_of_picture(Picture(encoded(drawing(77))), settings) is None
+
+
+def test_lines_of_a_benchmark_end_at_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "test.en.gz"
+    path.write_bytes(gzip.compress("\ufeffQuiet stones\u2028near the river.\r\nA\x85 b\x0b c\n".encode()))
+    settings = FilterSettings(benchmark_texts=(str(path),))
+    for text in ("Quiet stones\u2028near the river.", "quiet stones near the river", "a b c"):
+        assert refusal_of_text(text, "en", settings) is not None
+    assert refusal_of_text("Quiet stones", "en", settings) is None
+
+
+@pytest.mark.parametrize("data", ["A man".encode("utf-16"), b"A man\xe4\n"])
+def test_a_benchmark_in_another_encoding_ends_the_build_before_it_begins(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "test.en").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"expected a (text|line) in UTF-8"):
+        read_benchmarks(FilterSettings(benchmark_texts=(str(tmp_path / "test.en"),)))
+
+
+def test_blocked_words_in_any_package(tmp_path: Path) -> None:
+    path = tmp_path / "blocked.txt.xz"
+    path.write_bytes(lzma.compress("\ufeffbad\u2028word\r\n# c\n".encode()))
+    assert refusal_of_text("a bad word", "en", FilterSettings(blocked_words=str(path))) is not None
+    assert refusal_of_text("a bad one", "en", FilterSettings(blocked_words=str(path))) is None
+
+
+def test_what_macos_leaves_among_test_pictures_is_no_picture(tmp_path: Path) -> None:
+    pytest.importorskip("imagehash")
+    (tmp_path / "__MACOSX").mkdir()
+    drawing(3).save(tmp_path / "t.JPG")
+    for name in ("._t.jpg", "__MACOSX/._t.jpg", "__MACOSX/u.jpg"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    settings = FilterSettings(benchmark_images=str(tmp_path))
+    with accounting() as account:
+        read_benchmarks(settings)
+    assert account.kinds()["hidden"]["files"] == 3
+    assert refusal_of_picture(Picture(encoded(drawing(77))), settings) is None
+
+
+def test_a_test_picture_that_does_not_decode_is_one_error_at_the_start(tmp_path: Path) -> None:
+    pytest.importorskip("imagehash")
+    drawing(3).save(tmp_path / "t.png")
+    (tmp_path / "u.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"u.png: expected test pictures that decode, got .*") as caught:
+        read_benchmarks(FilterSettings(benchmark_images=str(tmp_path)))
+    assert " at 0x" not in str(caught.value)
 
 
 def test_every_reason_is_its_own():

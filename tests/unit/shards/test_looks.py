@@ -16,9 +16,9 @@ from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.__main__ import main
 from shards.build import build_sets
 from shards.difference import difference
-from shards.draft import Draft
 from shards.measure import class_name, class_of, measure_set, median_class, spread
 from shards.page import direction, preview_page
+from shards.parts import LazyRecord
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from shards.stats import statistics
@@ -40,8 +40,8 @@ def record(number: int) -> ImageTextRecord:
 
 def build(folder, records):
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=2)
-    drafts = [Draft(key=each.key, source="pen", make=partial(replace, each)) for each in records]
-    build_sets([plan_set("pictures", recipe, one_part(drafts))], folder)
+    lazy_records = [LazyRecord(key=each.key, source="pen", make=partial(replace, each)) for each in records]
+    build_sets([plan_set("pictures", recipe, one_part(lazy_records))], folder)
     return folder / "pictures"
 
 
@@ -109,7 +109,7 @@ def test_statistics_with_tables_json_and_a_page(folder, tmp_path):
     assert numbers["pictures"]["measures"]["short_side"] == {"64": 4}
     page = (tmp_path / "s.html").read_text("utf-8")
     assert "shorter side in pixels" in page and "characters of a text: he" in page and "width: 100.0%" in page
-    assert "measures" not in statistics(folder)["texts"]
+    assert "measures" not in statistics([folder])["texts"]
     assert run("stats", folder, "--samples", 0)[0] == 0
 
 
@@ -167,7 +167,7 @@ def test_what_two_sets_differ_in(tmp_path):
 def test_what_two_text_sets_differ_in(folder, tmp_path):
     extra = TextPair(text_a="thing 3", lang_a="en", text_b="chose 3", lang_b="fr", source="names", group="g3")
     plan = text_plan()
-    parts = [*plan.parts, *one_part([Draft(key="g3", source="names", make=partial(list, [extra]))], name="more")]
+    parts = [*plan.parts, *one_part([LazyRecord(key="g3", source="names", make=partial(list, [extra]))], name="more")]
     build_sets([replace(plan, parts=parts)], tmp_path)
     result = difference(folder / "texts", tmp_path / "texts")
     assert (result["changed"], result["same"], result["examples"]["changed"]) == (1, 11, ["g3"])
@@ -189,4 +189,4 @@ def test_more_examples_than_shown(tmp_path):
 
 
 def test_a_preview_of_one_set(folder):
-    assert "texts-00000" in preview_page([folder / "texts"], 2)
+    assert "texts-00000" in preview_page({"texts": folder / "texts"}, 2)

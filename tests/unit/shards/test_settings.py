@@ -74,5 +74,5 @@ def test_true_is_no_number_and_null_is_what_may_be_left_out(tmp_path: Path) -> N
 
 
 def test_a_folder_of_test_pictures_without_any(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected pictures \(.jpg, .jpeg, .png, .webp\), got none"):
+    with pytest.raises(ConfigError, match=r"expected a file that ends in .jpg, .jpeg, .png, .webp, got a folder"):
         list(FilterSettings(benchmark_images=str(tmp_path)).files)

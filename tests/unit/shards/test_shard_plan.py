@@ -8,17 +8,16 @@ import pytest
 
 from cclm.errors import ConfigError
 from cclm.types import View
-from shards.draft import Part
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from shards.settings import FilterSettings
-from tests.unit.shards.tiny_corpora import image_drafts, one_part
+from tests.unit.shards.tiny_corpora import lazy_images, one_part
 
 RECIPE = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=4)
 
 
 def digest(recipe=RECIPE, stamp="", name="all"):
-    return plan_set("images", recipe, one_part(image_drafts(5), stamp, name)).digest
+    return plan_set("images", recipe, one_part(lazy_images(5), stamp, name)).digest
 
 
 def test_the_digest_changes_with_what_would_be_built():
@@ -44,12 +43,6 @@ def test_the_digest_knows_what_the_files_of_filters_hold(tmp_path):
 
 
 def test_parts_of_one_name_are_refused():
-    parts = [*one_part(image_drafts(2)), *one_part(image_drafts(3))]
+    parts = [*one_part(lazy_images(2)), *one_part(lazy_images(3))]
     with pytest.raises(ConfigError, match="images: expected parts with names of their own, got 'all' again"):
         plan_set("images", RECIPE, parts)
-
-
-def test_expected_records_are_known_if_every_part_knows():
-    one, two = one_part(image_drafts(2)), [Part(name="b", read=list)]
-    assert plan_set("images", RECIPE, one).expected_records == 2
-    assert plan_set("images", RECIPE, [*one, *two]).expected_records is None

@@ -91,3 +91,14 @@ def test_what_is_no_recipe(tmp_path: Path, text: str, words: str, monkeypatch: p
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a recipe file without mistakes, got no such file"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["../esc", "news.v1", "a b", "", "a/b", ".", "x" * 101, "[red]"])
+def test_a_set_that_no_folder_or_shard_can_be_named_after(tmp_path: Path, name: str) -> None:
+    entry = "{view: text_pair, corpus: pair_file, options: {path: p, lang_a: en, lang_b: de}}"
+    with pytest.raises(ConfigError, match="letters, digits"):
+        load_recipe(write(tmp_path, f'sets: {{"{name}": {entry}, fine-2024: {entry}, 2024: {entry}}}'))
+    assert list(load_recipe(write(tmp_path, f"sets: {{fine-2024: {entry}, 2024: {entry}}}")).sets) == [
+        "fine-2024",
+        "2024",
+    ]

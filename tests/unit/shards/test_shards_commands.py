@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from cclm.shardfile.manifest import Manifest
+from cclm.types import View
 from shards.__main__ import main
+from shards.stats import account
 from tests.unit.shards.tiny_corpora import write_picture_folder
 
 REPOSITORY = Path(__file__).parents[3]
@@ -65,8 +67,44 @@ def test_build_verify_stats_tokenizer(recipe, tmp_path):
     assert all(word in text for word in ("texts by language", "samples by source", "CC0-1.0", "pictures"))
 
     status, text = run("tokenizer", out / "pictures", out / "pairs", "--out", tmp_path / "tok", "--vocab-size", 60)
-    assert status == 0 and "training on 15 texts (15 different)" in text
+    assert status == 0 and "training on 15 texts, each of a thing once; the sets hold 15" in text
     assert (tmp_path / "tok" / "tokenizer.json").exists()
+
+
+def test_commands_that_look_take_several_sets_at_once(recipe: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("build", recipe, "--out", tmp_path / name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, text = run("verify", one / "pairs", two, one)  # one of them is named twice
+    sets = (one / "pairs", two / "pairs", two / "pictures", one / "pictures")
+    sound = [line for line in text.splitlines() if line.endswith(": sound")]
+    assert (status, sound) == (0, [f"{folder}: sound" for folder in sets])
+    (two / "pairs" / "pairs-000000.tar").write_bytes(b"")
+    assert run("verify", one, two)[0] == 1 and run("verify", two / "pictures", one)[0] == 0
+    assert run("stats", one / "pairs", two / "pictures", two / "pairs", "--json", tmp_path / "s.json")[0] == 0
+    # Sets of one name are told apart by their paths.
+    assert json.loads((tmp_path / "s.json").read_text("utf-8")).keys() == {
+        str(one / "pairs"), str(two / "pairs"), "pictures"
+    }  # fmt: skip
+    assert run("preview", one / "pairs", two / "pictures", "--out", tmp_path / "p.html")[0] == 0
+    page = (tmp_path / "p.html").read_text("utf-8")
+    assert "<h2>pairs</h2>" in page and "<h2>pictures</h2>" in page
+    assert run("verify", one, tmp_path / "none")[0] == 2
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "value[/model/2013] :smile:"
+    pair = {"text_a": "a dog", "lang_a": "en", "text_b": "ein Hund", "lang_b": "de", "source": name}
+    (tmp_path / "p.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+    options = {"path": str(tmp_path / "p.jsonl")}
+    sets = {"sets": {"pairs": {"view": "text_pair", "corpus": "pair_file", "options": options}}}
+    folder = tmp_path / "[bold]out"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(json.dumps(sets))
+    for command in (["build", folder / "recipe.yaml", "--out", folder], ["verify", folder], ["stats", folder]):
+        assert main([str(word) for word in command]) == 0
+    text = capsys.readouterr().out
+    assert name in text and f"{folder}/pairs: sound" in text
 
 
 def test_tasks_and_merge_give_what_build_gives(recipe, tmp_path):
@@ -100,15 +138,15 @@ def test_sentences_in_other_languages_are_counted_wherever_a_set_is_told_of(tmp_
         for command, *task in commands:
             status, text = run(command, tmp_path / "recipe.yaml", "--out", tmp_path / name, *task)
         assert status == 0 and "1 records in, 1 samples written" in text
-        assert "0 refused, 3 rows in other languages passed over" in text
+        assert "0 refused, 3 rows in other languages skipped" in text
         manifest = json.loads((tmp_path / name / "pairs" / "manifest.json").read_text("utf-8"))
-        assert manifest["config"]["passed_over"] == {"tatoeba": {"fra": 2, "jpn": 1}}
-    account = "1 records in = 1 written + 0 refused; 3 rows in other languages passed over"
+        assert manifest["config"]["skipped"] == {"tatoeba": {"fra": 2, "jpn": 1}}
+    account = "1 records in = 1 written + 0 refused; 3 rows in other languages skipped"
     assert f"{tmp_path}/one/pairs: {account}\n{tmp_path}/one/pairs: sound" in run("verify", tmp_path / "one")[1]
     status, text = run("stats", tmp_path / "one", "--json", tmp_path / "stats.json", "--html", tmp_path / "stats.html")
     assert f"pairs: {account}\n" in text and "tatoeba fra" in text
-    assert json.loads((tmp_path / "stats.json").read_text("utf-8"))["pairs"]["passed_over"]["tatoeba"]["fra"] == 2
-    assert "rows passed over by source and language" in (tmp_path / "stats.html").read_text("utf-8")
+    assert json.loads((tmp_path / "stats.json").read_text("utf-8"))["pairs"]["skipped"]["tatoeba"]["fra"] == 2
+    assert "rows skipped by source and language" in (tmp_path / "stats.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +214,8 @@ def test_it_starts_without_torch():
     program = (
         "import sys; import shards.__main__, shards.build, shards.recipe, shards.stats, shards.fetch\n"
         "import shards.tokenizer, cclm.shardfile.verify\n"
-        "sys.exit(sorted({'torch', 'transformers', 'deepspeed', 'resvg_py', 'tokenizers'} & set(sys.modules)) or 0)\n"
+        "heavy = {'torch', 'transformers', 'deepspeed', 'resvg_py', 'tokenizers', 'sentencepiece'}\n"
+        "sys.exit(sorted(heavy & set(sys.modules)) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -188,3 +227,23 @@ def test_help_names_every_command(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(command in text for command in ("fetch-demo", "build", "merge", "verify", "stats", "tokenizer"))
+
+
+def test_sources_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    sources = ["news[red]", "value[/model/2013]", ":smile:"]
+    rows = [
+        {"text_a": f"{n}", "lang_a": "en", "text_b": "x", "lang_b": "de", "source": s} for n, s in enumerate(sources)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"path": str(tmp_path / "p.jsonl")}
+    sets = {"sets": {"pairs": {"view": "text_pair", "corpus": "pair_file", "options": options, "num_shards": 1}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sets))
+    assert run("build", tmp_path / "recipe.yaml", "--out", tmp_path / "out")[0] == 0
+    status, text = run("stats", tmp_path / "out")
+    assert status == 0 and all(source in text for source in sources)
+
+
+def test_a_set_of_before_has_its_skipped_rows_under_another_name() -> None:
+    config = {"records_in": 1, "refused": {}, "passed_over": {"tatoeba": {"fra": 2}}}
+    told = account(Manifest(view=View.TEXT_PAIR, shards=(), config=config))
+    assert told == "1 records in = 0 written + 0 refused; 2 rows in other languages skipped"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair, View
-from shards.draft import Draft, Part, PassedOver
+from shards.parts import LazyRecord, Part, Skipped
 from shards.plan import SetPlan, plan_set
 from shards.recipe import SetRecipe
 from shards.settings import DuplicateSettings, FilterSettings, SamplingSettings
@@ -35,14 +35,16 @@ def make_image(number: int, bad: bool) -> ImageTextRecord:
     )
 
 
-def image_drafts(count: int = 20, bad: tuple[int, ...] = ()) -> list[Draft]:
+def lazy_images(count: int = 20, bad: tuple[int, ...] = ()) -> list[LazyRecord]:
     return [
-        Draft(key=f"key-{number}", source=("pen", "brush")[number % 2], make=partial(make_image, number, number in bad))
+        LazyRecord(
+            key=f"key-{number}", source=("pen", "brush")[number % 2], make=partial(make_image, number, number in bad)
+        )
         for number in range(count)
     ]
 
 
-def text_drafts(count: int = 12) -> list[Draft]:
+def lazy_texts(count: int = 12) -> list[LazyRecord]:
     groups = [
         [
             TextPair(text_a=f"thing {n}", lang_a="en", text_b=f"{word} {n}", lang_b=lang, source="names", group=f"g{n}")
@@ -50,26 +52,26 @@ def text_drafts(count: int = 12) -> list[Draft]:
         ]
         for n in range(count)
     ]
-    return [Draft(key=pairs[0].group, source="names", make=partial(list, pairs)) for pairs in groups]
+    return [LazyRecord(key=pairs[0].group, source="names", make=partial(list, pairs)) for pairs in groups]
 
 
 def one_part(
-    drafts: Sequence[Draft], stamp: str = "", name: str = "all", passed_over: Sequence[PassedOver] = ()
+    records: Sequence[LazyRecord], stamp: str = "", name: str = "all", skipped: Sequence[Skipped] = ()
 ) -> list[Part]:
-    """Return a part; what it passes over stands before every other draft."""
-    items = [item for pair in itertools.zip_longest(passed_over, drafts[::2], drafts[1::2]) for item in pair if item]
-    return [Part(name=name, read=partial(iter, items), stamp=stamp, records=len(drafts))]
+    """Return a part; what it skips stands before every other lazy."""
+    items = [item for pair in itertools.zip_longest(skipped, records[::2], records[1::2]) for item in pair if item]
+    return [Part(name=name, read=partial(iter, items), stamp=stamp)]
 
 
-def read_all(parts: Sequence[Part]) -> list[Draft]:
-    return [item for part in parts for item in part.read() if isinstance(item, Draft)]
+def read_all(parts: Sequence[Part]) -> list[LazyRecord]:
+    return [item for part in parts for item in part.read() if isinstance(item, LazyRecord)]
 
 
 def image_plan(count: int = 20, bad: tuple[int, ...] = (), max_bad: float = 0.5, shards: int = 4) -> SetPlan:
     recipe = SetRecipe(
         view=View.IMAGE_TEXT, corpus="drawn", num_shards=shards, max_bad_fraction=max_bad, records_per_chunk=6
     )
-    return plan_set("images", recipe, one_part(image_drafts(count, bad), stamp=f"{count}"))
+    return plan_set("images", recipe, one_part(lazy_images(count, bad), stamp=f"{count}"))
 
 
 def text_plan(count: int = 12) -> SetPlan:
@@ -81,8 +83,8 @@ def text_plan(count: int = 12) -> SetPlan:
         licences={"names": "Unicode-3.0"},
         records_per_chunk=5,
     )
-    drafts = text_drafts(count)
-    return plan_set("texts", recipe, [*one_part(drafts[: count // 2]), *one_part(drafts[count // 2 :], name="rest")])
+    records = lazy_texts(count)
+    return plan_set("texts", recipe, [*one_part(records[: count // 2]), *one_part(records[count // 2 :], name="rest")])
 
 
 def unlike_plan(shards: int = 2) -> SetPlan:
@@ -96,8 +98,8 @@ def unlike_plan(shards: int = 2) -> SetPlan:
         *((f"this is sentence number {n}", f"c'est la phrase numéro {n}", "fr") for n in range(10)),
         *((f"this is sentence number {n}", f"c'est la phrase numéro {n}", "fr") for n in range(2)),
     ]
-    drafts = [
-        Draft(
+    records = [
+        LazyRecord(
             key=f"{a}",
             source="lines",
             make=partial(list, [TextPair(text_a=a, lang_a="en", text_b=b, lang_b=lang, source="lines", group=a)]),
@@ -115,15 +117,15 @@ def unlike_plan(shards: int = 2) -> SetPlan:
         sampling=SamplingSettings(temperature=2.0),
     )
     parts = [
-        *one_part(drafts[:20], passed_over=[rows_of("lines", ja=n, it=1) for n in range(9)]),
-        *one_part(drafts[20:], name="rest", passed_over=[rows_of("lines", ja=1), rows_of("more", it=5)]),
-        *one_part([], name="nothing wanted", passed_over=[rows_of("more", th=2, it=1)]),
+        *one_part(records[:20], skipped=[rows_of("lines", ja=n, it=1) for n in range(9)]),
+        *one_part(records[20:], name="rest", skipped=[rows_of("lines", ja=1), rows_of("more", it=5)]),
+        *one_part([], name="nothing wanted", skipped=[rows_of("more", th=2, it=1)]),
     ]
     return plan_set("unlike", recipe, parts)
 
 
-def rows_of(source: str, **rows: int) -> PassedOver:
-    return PassedOver(source=source, rows=rows)
+def rows_of(source: str, **rows: int) -> Skipped:
+    return Skipped(source=source, rows=rows)
 
 
 def write_picture_folder(folder: Path) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.unit.shards.corpora.tiny_files import picture
+from tests.unit.shards.corpora.tiny_files import late_iccp, picture
 
 ROBOTS = "User-agent: *\nDisallow: /private/*.jpg$\n\nUser-agent: other\nDisallow: /\n"
 
@@ -19,10 +20,12 @@ class PictureServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: Counter[str] = Counter()
+        self.times: list[tuple[str, float]] = []
         self.healthy = False
         self.robots_status = 200
         self.active = self.most_active = 0
         self.lock = threading.Lock()
+        self.trickling, self.closing = threading.Event(), threading.Event()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -36,6 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.asked[self.path] += 1
+            server.times.append((self.path, time.monotonic()))
             times = server.asked[self.path]
             server.active += 1
             server.most_active = max(server.most_active, server.active)
@@ -62,6 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html>")
         elif path.startswith("/cut"):
             self._cut(times)
+        elif path.startswith("/slow"):
+            self._trickle(head="head" in path)
+        elif path.startswith("/late_iccp"):
+            self._send(200, late_iccp())
         else:
             self._send(200, picture(colour=len(path)))
 
@@ -82,6 +90,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if times > 1 else body[:20])
         self.close_connection = times == 1
 
+    def _trickle(self, *, head: bool) -> None:
+        """Send a byte at a time, for as long as somebody listens; `healthy` sends the picture."""
+        if self.server.healthy:
+            return self._send(200, picture())
+        if not head:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+        self.close_connection = True
+        self.server.trickling.set()
+        with suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: " if head else b"\xff\xd8")
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b"x")
+        return None
+
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing."""
 
@@ -94,6 +118,7 @@ def picture_server() -> Iterator[PictureServer]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()

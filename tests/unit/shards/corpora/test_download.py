@@ -1,30 +1,42 @@
-"""Downloads from a real server on this machine: manners, failures, resuming, and the build that follows."""
+"""Downloads from a real server on this machine: robots policy, failures, resuming, and the build that follows."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from cclm.errors import ConfigError
 from shards.__main__ import main
 from shards.corpora.table import corpus_of
-from shards.download.fetcher import Fetched, Fetcher
-from shards.download.manners import RobotsRules, opted_out
+from shards.download import fetcher as fetcher_module
+from shards.download.fetched import TRANSIENT, Fetched
+from shards.download.fetcher import Fetcher, parsed_url, retry_after_s
 from shards.download.options import DownloadOptions
+from shards.download.robots import RobotsPolicy, opted_out
 from shards.download.store import download
-from shards.download.turns import fetch_in_turns
-from tests.unit.shards.corpora.picture_server import picture_server
-from tests.unit.shards.corpora.tiny_files import build, picture, rows_passed_over
+from tests.unit.shards.corpora.picture_server import PictureServer, picture_server
+from tests.unit.shards.corpora.tiny_files import build, picture, rows_skipped
 
+REPOSITORY = Path(__file__).parents[4]
 QUICK = DownloadOptions(threads=4, retries=1, backoff_s=0.0, timeout_s=10.0)
 PATHS = (
     "/ok/a.jpg",
@@ -40,11 +52,30 @@ PATHS = (
 
 
 @pytest.fixture
-def server():
-    pytest.importorskip("urllib3")
-    pytest.importorskip("protego")
+def server() -> Iterator[PictureServer]:
     with picture_server() as running:
         yield running
+
+
+def fetch(url: str, options: DownloadOptions = QUICK) -> Fetched:
+    async def one() -> Fetched:
+        async with Fetcher(options) as fetcher:
+            return await fetcher.fetch(url)
+
+    return asyncio.run(one())
+
+
+def write_list(folder: Path, urls: list[str]) -> dict[str, Any]:
+    """Write a list as lines of JSON, which hold any text; return the options of its corpus."""
+    lines = [json.dumps({"url": url, "caption": f"caption {number}"}) for number, url in enumerate(urls)]
+    (folder / "list.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    captions = {"text": "caption", "language": "en"}
+    return {
+        "path": str(folder / "list.jsonl"),
+        "downloads": str(folder / "pictures"),
+        "captions": captions,
+        "source": "x",
+    }
 
 
 @pytest.fixture
@@ -137,30 +168,158 @@ def test_another_list_in_the_same_folder_is_refused(server, listed, tmp_path):
             attempt()
 
 
-def test_robots_that_cannot_be_had_and_robots_that_do_not_exist(server):
+def test_robots_that_cannot_be_had_and_robots_that_do_not_exist(server: PictureServer) -> None:
     server.robots_status = 500
-    answer = Fetcher(replace(QUICK, retries=0)).fetch(server.url("/ok/a.jpg"))
+    answer = fetch(server.url("/ok/a.jpg"), replace(QUICK, retries=0))
     assert answer.status == "robots_unreachable" and server.asked["/ok/a.jpg"] == 0
-    assert Fetcher(replace(QUICK, robots=False)).fetch(server.url("/private/x.jpg")).status == "success"
+    assert fetch(server.url("/private/x.jpg"), replace(QUICK, robots=False)).status == "success"
     server.robots_status = 404
-    assert Fetcher(QUICK).fetch(server.url("/private/x.jpg")).status == "success"
+    assert fetch(server.url("/private/x.jpg")).status == "success"
     server.robots_status = 200
-    assert Fetcher(QUICK).fetch(server.url("/moved/private")).status == "robots_denied"
-    assert Fetcher(replace(QUICK, user_agent="other/1.0")).fetch(server.url("/ok/a.jpg")).status == "robots_denied"
+    assert fetch(server.url("/moved/private")).status == "robots_denied"
+    assert fetch(server.url("/ok/a.jpg"), replace(QUICK, user_agent="other/1.0")).status == "robots_denied"
 
 
-def test_other_failures_have_their_own_words(server):
-    fetcher = Fetcher(replace(QUICK, retries=0, max_bytes=100))
-    assert fetcher.fetch(server.url("/ok/a.jpg")).status == "too_large"
-    assert fetcher.fetch(server.url("/round")).status == "too_many_redirects"
-    assert fetcher.fetch("http://[bad").status == "url_bad"
+def test_other_failures_have_their_own_words(server: PictureServer) -> None:
+    options = replace(QUICK, retries=0, max_bytes=100)
+    assert fetch(server.url("/ok/a.jpg"), options).status == "too_large"
+    assert fetch(server.url("/round"), options).status == "too_many_redirects"
     port = server.server_port
     server.shutdown()
     server.server_close()
-    assert (
-        Fetcher(replace(QUICK, retries=0, robots=False)).fetch(f"http://127.0.0.1:{port}/x").status
-        == "connection_failed"
-    )
+    assert fetch(f"http://127.0.0.1:{port}/x", replace(QUICK, retries=0, robots=False)).status == "connection_failed"
+
+
+@pytest.mark.parametrize("path", ["/slow.jpg", "/slow_head.jpg"])
+def test_an_answer_that_comes_byte_by_byte_has_a_deadline(server: PictureServer, path: str) -> None:
+    began = time.monotonic()
+    answer = fetch(server.url(path), replace(QUICK, deadline_s=0.5, retries=3, backoff_s=9.0))
+    assert answer.status == "timeout" and answer.status in TRANSIENT and "0.5 s" in answer.message
+    assert 0.5 <= time.monotonic() - began < 8 and server.asked[path] == 1
+
+
+NO_TEXT = ("", " ", "http://\x00/x")
+MALFORMED = (
+    "x",
+    "http://",
+    "http:/x",
+    "https:///x",
+    "//127.0.0.1/x",
+    "ftp://127.0.0.1/x",
+    "http://[bad",
+    "http://127.0.0.1:99999/x",
+    "http://127.0.0.1:port/x",
+    "http://a b/x",
+    "http://%zz/x",
+    "http://a..b/x",
+    f"http://{'a' * 70}.com/x",
+    "http://1.2.3.4.5/x",
+)
+
+
+def test_malformed_urls_are_refused_once_and_white_space_around_a_url_is_not_part_of_it(
+    server: PictureServer, tmp_path: Path
+) -> None:
+    sound = [f" {server.url('/ok/a.jpg')}", f"{server.url('/ok/b c.jpg')}\t\u3000"]
+    corpus = corpus_of("url_list", write_list(tmp_path, [*sound, *NO_TEXT, *MALFORMED]))
+    assert dict(download(corpus, QUICK)) == {"success": 2, "url_bad": len(MALFORMED), "line_broken": len(NO_TEXT)}
+    assert server.asked.keys() == {"/robots.txt", "/ok/a.jpg", "/ok/b%20c.jpg"}
+    server.asked.clear()
+    download(corpus, QUICK)
+    assert not server.asked, "none of them is tried again"
+    made, refused = build("url_list", **write_list(tmp_path, [*sound, *NO_TEXT, *MALFORMED]))
+    assert len(made) == 2 and refused["url_bad"] == len(MALFORMED)
+
+
+@given(st.text(max_size=30), st.sampled_from(["", "http://", "https://", "http://127.0.0.1:", "http://127.0.0.1/"]))
+def test_any_text_is_a_url_or_refused(text: str, before: str) -> None:
+    try:
+        url = parsed_url(before + text)
+    except ValueError:
+        return
+    assert url.scheme in ("http", "https") and url.raw_host and str(url).encode("ascii")
+
+
+def test_what_nobody_has_thought_of_costs_one_url(
+    server: PictureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(headers: Any, *_: object) -> str:
+        raise KeyError("surprise")
+
+    urls = [server.url(path) for path in ("/late_iccp.png", "/ok/a.jpg")]
+    options = write_list(tmp_path, urls)
+    assert dict(download(corpus_of("url_list", options), QUICK)) == {"image_broken": 1, "success": 1}
+    rows = pyarrow.parquet.read_table(tmp_path / "pictures" / "00000.parquet").to_pylist()
+    assert urls[0] in rows[0]["message"] and rows[0]["status"] not in TRANSIENT
+    made, refused = build("url_list", **options)
+    assert len(made) == 1 and refused == {"image_broken": 1}
+    monkeypatch.setattr(fetcher_module, "opted_out", stumble)
+    answer = fetch(urls[1])
+    assert answer.status == "unexpected" and urls[1] in answer.message and "KeyError" in answer.message
+
+
+def test_half_characters_in_a_list_cost_one_entry(server: PictureServer, tmp_path: Path) -> None:
+    options = write_list(tmp_path, [server.url(f"/ok/{name}.jpg") for name in ("a", "b", "\ud800")])
+    text = (tmp_path / "list.jsonl").read_text()
+    (tmp_path / "list.jsonl").write_text(text.replace("caption 1", "half \\ud800"))
+    assert dict(download(corpus_of("url_list", options), QUICK)) == {"success": 1, "line_broken": 2}
+
+
+def test_a_list_that_was_touched_or_copied_is_the_same_list(
+    server: PictureServer, listed: dict[str, Any], tmp_path: Path
+) -> None:
+    corpus = corpus_of("url_list", listed)
+    download(corpus, QUICK)
+    server.asked.clear()
+    os.utime(tmp_path / "cc3m.tsv", (1, 1))
+    assert len(corpus.parts()) == 1
+    download(corpus, replace(QUICK, retries=0))
+    assert set(server.asked) == {"/robots.txt", "/down.jpg"}
+    old = json.loads((tmp_path / "pictures" / "list.json").read_text())
+    assert old["stamp"].endswith("-1000000000"), "the next look need not hash"
+    (tmp_path / "pictures" / "list.json").write_text(json.dumps({"stamp": old["stamp"], "shard_rows": 1000}))
+    download(corpus, replace(QUICK, retries=0))  # a folder of an earlier version, without a hash
+
+
+@pytest.mark.slow
+def test_control_c_ends_a_download_at_once_and_keeps_what_is_done(server: PictureServer, tmp_path: Path) -> None:
+    paths = ["/ok/a.jpg", "/slow.jpg", "/ok/b.jpg", "/gone.jpg", "/slow_head.jpg"]
+    options = write_list(tmp_path, [server.url(path) for path in paths])
+    sets = {"sets": {"x": {"view": "image_text", "corpus": "url_list", "options": options}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sets))
+    command = [sys.executable, "-m", "shards", "download", str(tmp_path / "recipe.yaml"), "--per-host", "5"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while not (server.trickling.is_set() and {"/ok/b.jpg", "/gone.jpg"} <= server.asked.keys()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1.0)  # the last of them is read and decoded
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "goes on" in errors
+    assert time.monotonic() - began < 20
+    rows = pyarrow.parquet.read_table(tmp_path / "pictures" / "00000.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["success", "not_tried", "success", "http_404", "not_tried"]
+    server.healthy = True
+    server.asked.clear()
+    assert dict(download(corpus_of("url_list", options), QUICK)) == {"success": 4, "http_404": 1}
+    assert set(server.asked) == {"/robots.txt", "/slow.jpg", "/slow_head.jpg"}
+    other = options | {"downloads": str(tmp_path / "other")}
+    download(corpus_of("url_list", other), QUICK)
+    for name in ("00000.tar", "00000.parquet"):
+        assert (tmp_path / "pictures" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_a_busy_host_is_waited_for_as_long_as_it_asks() -> None:
+    assert [retry_after_s(value) for value in ("", "7", " 30 ", "soon", "-1", "Fri, 01 Jan 2010 00:00:00 GMT")] == [
+        0.0,
+        7.0,
+        30.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+    assert retry_after_s("Wed, 01 Jan 2098 00:00:00 GMT") > 1e9
 
 
 @pytest.mark.parametrize(
@@ -178,58 +337,52 @@ def test_headers_by_which_a_picture_opts_out(headers, directive):
     assert opted_out(headers, "cclm", DownloadOptions().opt_out) == directive
 
 
-def test_a_host_is_asked_for_its_rules_once_and_may_ask_for_patience():
-    pytest.importorskip("protego")
-    asked = Counter()
+def test_a_host_is_asked_for_its_rules_once_and_may_ask_for_patience() -> None:
+    asked: Counter[str] = Counter()
 
-    def fetch(url):
+    async def robots_txt(url: str) -> tuple[int, bytes]:
         asked[url] += 1
+        await asyncio.sleep(0.01)
         return 200, b"User-agent: cclm\nCrawl-delay: 2.5\nDisallow: /no"
 
-    rules = RobotsRules(fetch, "cclm")
-    assert rules.delay_s("http://a") == 0.0
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: rules.refusal("http://a", f"http://a/{'no' if n % 2 else 'yes'}"), range(40)))
-    assert answers == ["", "robots_denied"] * 20 and asked == {"http://a/robots.txt": 1}
-    assert rules.delay_s("http://a") == 2.5
-
-
-def test_hosts_take_turns():
-    running, most = Counter(), Counter()
-
-    def fetch(url):
-        host = url.split("/")[2]
-        running[host] += 1
-        most[host] = max(most[host], running[host])
-        running[host] -= 1
-        return Fetched(status=host)
-
-    urls = [f"http://big/{n}" for n in range(30)] + ["http://small/1", "nonsense"]
-    with ThreadPoolExecutor(8) as pool:
-        turns = fetch_in_turns(urls[:-1], fetch, lambda _: 0.0, pool=pool, threads=8, per_host=2)
-        done = [position for position, _ in turns]
-    assert sorted(done) == list(range(31)) and most["big"] <= 2
-    assert done.index(30) < 20, "a small host does not wait behind a big one"
-
-
-def test_a_delay_is_kept_between_the_starts_of_requests():
-    ticks, starts = [0.0], []
-
-    def clock():
-        ticks[0] += 0.001
-        return ticks[0]
-
-    def delay_s(_origin):
-        starts.append(ticks[0])
-        return 0.01
-
-    with ThreadPoolExecutor(4) as pool:
-        urls = [f"http://a/{n}" for n in range(4)]
-        done = fetch_in_turns(
-            urls, lambda _: Fetched(status="success"), delay_s, pool=pool, threads=4, per_host=4, clock=clock
+    async def ask() -> list[str]:
+        return await asyncio.gather(
+            *(policy.refusal("http://a", f"http://a/{'no' if n % 2 else 'yes'}") for n in range(40))
         )
-        assert len(list(done)) == 4
-    assert all(later - earlier >= 0.01 for earlier, later in itertools.pairwise(starts)) and len(starts) == 4
+
+    policy = RobotsPolicy(robots_txt, "cclm")
+    assert policy.delay_s("http://a") == 0.0
+    assert asyncio.run(ask()) == ["", "robots_denied"] * 20 and asked == {"http://a/robots.txt": 1}
+    assert policy.delay_s("http://a") == 2.5
+
+
+def test_one_host_gets_few_requests_at_once_and_others_need_not_wait(server: PictureServer) -> None:
+    done = []
+
+    async def all_of(urls: list[str], options: DownloadOptions) -> None:
+        async with Fetcher(options) as fetcher:
+
+            async def one(url: str) -> None:
+                await fetcher.fetch(url)
+                done.append(url)
+
+            await asyncio.gather(*map(one, urls))
+
+    with picture_server() as small:
+        urls = [*(server.url(f"/ok/{n}.jpg") for n in range(12)), small.url("/ok/small.jpg")]
+        asyncio.run(all_of(urls, replace(QUICK, threads=8, per_host=2, interval_s=0.05)))
+    assert server.most_active <= 2 and len(done) == 13
+    assert done.index(urls[-1]) < 8, "a small host does not wait behind a large one"
+
+
+def test_a_delay_is_kept_between_the_starts_of_requests(server: PictureServer) -> None:
+    async def all_of() -> None:
+        async with Fetcher(replace(QUICK, per_host=4, interval_s=0.1, robots=False)) as fetcher:
+            await asyncio.gather(*(fetcher.fetch(server.url(f"/ok/{n}.jpg")) for n in range(4)))
+
+    asyncio.run(all_of())
+    starts = sorted(at for path, at in server.times if path.startswith("/ok"))
+    assert all(later - earlier >= 0.08 for earlier, later in itertools.pairwise(starts)) and len(starts) == 4
 
 
 def test_sbu_in_both_of_its_forms(server, tmp_path):
@@ -277,11 +430,11 @@ def test_wit_joins_rows_of_one_picture_and_takes_pixels_or_downloads(server, tmp
     assert refused == {"base64_broken": 1, "line_broken": 2}
     (tmp_path / "pixels.csv").write_text("")
     assert build("wit", **with_pixels)[1] == {"image_missing": 1, "line_broken": 3}
-    assert rows_passed_over("wit", **with_pixels) == {}
+    assert rows_skipped("wit", **with_pixels) == {}
     other = {"languages": ["bg"], "source": "w", "downloads": str(tmp_path / "bulgarian")}
     assert dict(download(corpus_of("wit", options | other), QUICK)) == {"success": 1, "line_broken": 1}
     for places in (options, with_pixels):
-        assert rows_passed_over("wit", **(places | other)) == {("w", "en"): 2, ("w", "de"): 1}
+        assert rows_skipped("wit", **(places | other)) == {("w", "en"): 2, ("w", "de"): 1}
 
 
 def test_the_command_tells_what_became_of_every_entry(server, listed, tmp_path):

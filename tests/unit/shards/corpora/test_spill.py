@@ -38,7 +38,7 @@ def test_few_items_keep_the_order_of_their_keys():
 
 
 def test_only_so_many_items_are_held(monkeypatch):
-    """A source is read on only when what came before is dealt out."""
+    """A source is read on only when what came before is spilled."""
     alive, most = set(), 0
 
     class Item:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,13 +13,22 @@ from PIL import Image
 
 from cclm.errors import DataError
 from shards.corpora.table import corpus_of
-from shards.draft import Draft, PassedOver
+from shards.parts import LazyRecord, Skipped
 
 
 def picture(width: int = 8, height: int = 6, colour: int = 0, kind: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (colour % 256, 100, 200)).save(buffer, kind)
     return buffer.getvalue()
+
+
+def late_iccp() -> bytes:
+    """Return a PNG with a colour profile of two bytes behind its pixels, at which Pillow stumbles."""
+    plain = picture(kind="PNG")
+    chunk = b"iCCPa\0"
+    broken = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    end = plain.index(b"IEND") - 4
+    return plain[:end] + broken + plain[end:]
 
 
 def write_pictures(folder: Path, names: list[str], width: int = 8, height: int = 6) -> Path:
@@ -29,15 +40,15 @@ def write_pictures(folder: Path, names: list[str], width: int = 8, height: int =
 
 
 def made_and_refused(corpus):
-    """Make every draft of a corpus, in parts that went through pickle as they do on their way to a worker."""
+    """Make every lazy of a corpus, in parts that went through pickle as they do on their way to a worker."""
     made, refused, keys = [], [], Counter()
     for part in corpus.parts():
-        for draft in pickle.loads(pickle.dumps(part)).read():
-            if not isinstance(draft, Draft):
+        for lazy in pickle.loads(pickle.dumps(part)).read():
+            if not isinstance(lazy, LazyRecord):
                 continue
-            keys[draft.key] += 1
+            keys[lazy.key] += 1
             try:
-                made.append(pickle.loads(pickle.dumps(draft)).make())
+                made.append(pickle.loads(pickle.dumps(lazy)).make())
             except DataError as error:
                 refused.append(error)
     return made, refused
@@ -49,10 +60,14 @@ def build(name, **options):
     return made, dict(Counter(error.reason for error in refused))
 
 
-def rows_passed_over(name, **options):
-    """Return the rows that a corpus passes over, by source and language."""
-    items = [item for part in corpus_of(name, options).parts() for item in part.read() if isinstance(item, PassedOver)]
-    return {(item.source, language): number for item in items for language, number in item.rows.items()}
+def rows_skipped(name, **options):
+    """Return the rows that a corpus skips, by source and language."""
+    skipped = Counter()
+    for part in corpus_of(name, options).parts():
+        for item in part.read():
+            if isinstance(item, Skipped):
+                skipped.update({(item.source, language): number for language, number in item.rows.items()})
+    return dict(skipped)
 
 
 def pairs_of(made):

@@ -1,7 +1,7 @@
 """What a corpus yields: parts, which yield records that are not made yet.
 
-corpus function(**options) -> Sequence[Part]  --read-->  Draft       --make-->  record, or DataError
-                                                         PassedOver  --------->  a count in the manifest
+corpus function(**options) -> Sequence[Part]  --read-->  LazyRecord       --make-->  record, or DataError
+                                                         Skipped  --------->  a count in the manifest
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ Made = ImageTextRecord | Sequence[TextPair]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
+class LazyRecord:
     """A record before its costly part (reading, rendering)."""
 
     key: str
-    """Image: the record's key, unique in its set. Text: the group's name; drafts of one name become one group, wherever
-    they lie in the corpus, so a reader need not collect them. A hash of the key decides the place in the set."""
+    """Image: the record's key, unique in its set. Text: the group's name; records of one name become one group,
+    wherever they lie in the corpus, so a reader need not collect them. A hash of the key decides the place in the
+    set."""
     source: str
     """Corpus or artist: whom the statistics of refused records count."""
     make: Callable[[], Made]
@@ -36,8 +37,8 @@ class Draft:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassedOver:
-    """Rows of a part that are no drafts, because the recipe does not want their language.
+class Skipped:
+    """Rows of a part that are not read, because the recipe does not want their language.
 
     They are millions where a corpus has hundreds of languages: they are counted, not listed in quarantine.
     """
@@ -57,14 +58,12 @@ class Part:
 
     name: str
     """Unique in its corpus, the same wherever the corpus lies: a file's name, not its folder."""
-    read: Callable[[], Iterator[Draft | PassedOver]]
-    """Yields the drafts and, anywhere between them, what it passes over, always in the same order, holding few of them
+    read: Callable[[], Iterator[LazyRecord | Skipped]]
+    """Yields the lazy records and, anywhere between them, what it skips, always in the same order, holding few of them
     in memory. It crosses process borders, so it is a `functools.partial` of a plain function. ConfigError: the corpus
     is not what the recipe says."""
     stamp: str = ""
     """Changes when the content does (a hash, or size and time of the file): tells an old build from this one."""
-    records: int | None = None
-    """About how many drafts, for the progress bar only; None: not known without reading."""
 
 
 def file_stamp(path: Path) -> str:
@@ -76,7 +75,6 @@ def file_stamp(path: Path) -> str:
     try:
         status = path.stat()
     except OSError as error:
-        raise ConfigError(
-            expected="a readable file", got=str(error.strerror), do="Correct the path.", where=str(path)
-        ) from error
+        got, do = str(error.strerror), "Correct the path."
+        raise ConfigError(expected="a readable file", got=got, do=do, where=str(path)) from error
     return f"{status.st_size}-{status.st_mtime_ns}"

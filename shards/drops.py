@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.runs import RECORD, gather, order_of
+from cclm.shardfile.writer import starts_of_groups
+from shards.chunks import RECORD, gather, order_of
 
 DROP_SCHEMA: Final = pa.schema(
     [
@@ -96,8 +97,4 @@ class Rules(NamedTuple):
 
 def starts_of_keys(rows: Any) -> Any:
     """Return at which of some sorted rows another key begins, as an array of row numbers."""
-    if rows.num_rows == 0:
-        return np.zeros(0, dtype=np.int64)
-    keys = rows["key"].combine_chunks()
-    changes = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(zero_copy_only=False)
-    return np.flatnonzero(np.r_[True, changes])
+    return starts_of_groups(rows["key"])

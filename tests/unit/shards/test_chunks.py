@@ -11,23 +11,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import View
-from shards.follow import Followed, RunTotals, guess_of_all, sum_of_runs
-from shards.recipe import SetRecipe
-from shards.runs import (
+from shards.chunks import (
     LAST_ORDER,
-    TEXT_RUN_SCHEMA,
-    RunName,
-    RunWriter,
+    TEXT_CHUNK_SCHEMA,
+    ChunkName,
+    ChunkWriter,
+    chunk_of,
     gather,
-    list_runs,
+    list_chunks,
     order_of,
     position_of,
-    run_of,
     sort_rows,
 )
+from shards.follow import ChunkTotals, Followed, guess_of_all, sum_of_chunks
+from shards.recipe import SetRecipe
 from shards.scan import chunks_of, scan, scan_jobs, unfinished_parts
 from shards.share import Share, read_share
-from tests.unit.shards.tiny_corpora import one_part, text_drafts
+from tests.unit.shards.tiny_corpora import lazy_texts, one_part
 
 places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.integers(0, 2**24 - 1))
 
@@ -35,17 +35,17 @@ places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.inte
 @given(places, places)
 def test_positions_are_in_the_order_of_the_corpus_and_name_their_run(one, other):
     assert (position_of(*one) < position_of(*other)) == (one < other)
-    assert run_of(position_of(*one)) == RunName(part=one[0], chunk=one[1])
+    assert chunk_of(position_of(*one)) == ChunkName(part=one[0], chunk=one[1])
     assert position_of(*one) < 2**64
 
 
 def write(folder, rows, chunk=0):
     """Write a run of (order, key, position) rows, each with its own order as its code."""
-    writer = RunWriter(folder, RunName(part=0, chunk=chunk), TEXT_RUN_SCHEMA)
+    writer = ChunkWriter(folder, ChunkName(part=0, chunk=chunk), TEXT_CHUNK_SCHEMA)
     for order, key, position in rows:
         row = {"order": order, "key": key, "position": position, "kind": 0}
         writer.add_row(row, {"exact": (order ^ 1,)})
-    writer.finish(["exact"], {"drafts": 1, "units": len(rows), "bad": 0})
+    writer.finish(["exact"], {"records": 1, "units": len(rows), "bad": 0})
 
 
 row = st.tuples(st.sampled_from([0, 1, 5, 2**63, LAST_ORDER]), st.sampled_from(["a", "b", "ä"]), st.integers(0, 9))
@@ -53,18 +53,18 @@ row = st.tuples(st.sampled_from([0, 1, 5, 2**63, LAST_ORDER]), st.sampled_from([
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(row, max_size=8, unique=True), min_size=1, max_size=3), st.data())
-def test_a_range_of_many_runs_against_a_sorted_list(tmp_path_factory, runs, data):
-    folder = tmp_path_factory.mktemp("runs")
-    for chunk, rows in enumerate(runs):
+def test_a_range_of_many_chunks_against_a_sorted_list(tmp_path_factory, chunks, data):
+    folder = tmp_path_factory.mktemp("chunks")
+    for chunk, rows in enumerate(chunks):
         write(folder, rows, chunk)
-    names = list_runs(folder)
-    assert names == [RunName(part=0, chunk=chunk) for chunk in range(len(runs))]
+    names = list_chunks(folder)
+    assert names == [ChunkName(part=0, chunk=chunk) for chunk in range(len(chunks))]
     first, last = sorted((data.draw(st.integers(0, LAST_ORDER)), data.draw(st.integers(0, LAST_ORDER))))
     columns = ["order", "key", "position"]
-    table = sort_rows(gather([name.path(folder) for name in names], first, last, columns, TEXT_RUN_SCHEMA))
-    expected = sorted(row for rows in runs for row in rows if first <= row[0] <= last)
+    table = sort_rows(gather([name.path(folder) for name in names], first, last, columns, TEXT_CHUNK_SCHEMA))
+    expected = sorted(row for rows in chunks for row in rows if first <= row[0] <= last)
     assert list(zip(*(table[column].to_pylist() for column in columns), strict=True)) == expected
-    for name, rows in zip(names, runs, strict=True):
+    for name, rows in zip(names, chunks, strict=True):
         with pa.memory_map(str(name.path(folder))) as file:
             keys = pa.ipc.open_file(file).read_all()["order"].to_pylist()
         with pa.memory_map(str(name.codes(folder, "exact"))) as file:
@@ -89,7 +89,7 @@ def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers)
     jobs = [
         job
         for task in range(tasks)
-        for job in scan_jobs(listed, "runs", b"", recipe, task=task, tasks=tasks, workers=workers)
+        for job in scan_jobs(listed, "chunks", b"", recipe, task=task, tasks=tasks, workers=workers)
     ]
     for part in range(parts):
         for chunk in range(60):
@@ -98,17 +98,17 @@ def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers)
 
 def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path):
     recipe = SetRecipe(view=View.TEXT_PAIR, corpus="c", records_per_chunk=5)
-    parts = one_part(text_drafts(12))
+    parts = one_part(lazy_texts(12))
     first, second = scan_jobs(parts, tmp_path, b"0:s", recipe, task=0, tasks=1, workers=2)
     assert unfinished_parts(tmp_path, ["all"]) == ["all"] and chunks_of(tmp_path, 0) is None
     assert (scan(first), chunks_of(tmp_path, 0), unfinished_parts(tmp_path, ["all"])) == (2, 3, ["all"])
     seen: list[tuple[int, bool]] = []
-    followed = Followed(tmp_path, lambda drafts, before: seen.append((drafts, before)))
+    followed = Followed(tmp_path, lambda records, before: seen.append((records, before)))
     assert (scan(second), unfinished_parts(tmp_path, ["all"])) == (1, [])
     assert (followed.look().units, seen) == (36, [(5, True), (2, True), (5, False)])
     assert (scan(first), scan(second)) == (0, 0)
-    totals = sum_of_runs(tmp_path)
-    assert (totals.drafts, totals.units, totals.bad) == (12, 36, 0)
+    totals = sum_of_chunks(tmp_path)
+    assert (totals.records, totals.units, totals.bad) == (12, 36, 0)
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "1/0", "0/2/3", ""])
@@ -119,7 +119,7 @@ def test_what_is_no_share(text):
 
 
 def test_the_parts_that_have_ended_tell_about_the_others():
-    totals = RunTotals(drafts=70, of_parts=Counter({0: 20, 1: 30, 4: 20}))
+    totals = ChunkTotals(records=70, of_parts=Counter({0: 20, 1: 30, 4: 20}))
     assert guess_of_all(totals, [], 10) is None
     assert guess_of_all(totals, [0, 1], 10) == 250
     assert guess_of_all(totals, [0], 2) == 70  # never less than what was seen

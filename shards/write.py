@@ -1,8 +1,8 @@
-"""Third step of a build: one shard is gathered from the runs and written, with what its range of keys lost.
+"""Third step of a build: one shard is gathered from the sorted chunks and written, with what its range of keys lost.
 
-runs, drops, rates --range of (order, key)--> records in order --> NAME-000007.tar + index
-                                          --> the others       --> DEALT/000007.quarantine
-                                          --> counts           --> DEALT/000007.json, written last
+chunks, drops, rates --range of (order, key)--> records in order --> NAME-000007.tar + index
+                                          --> the others       --> WRITTEN/000007.quarantine
+                                          --> counts           --> WRITTEN/000007.json, written last
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json, decode_image_text
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
-from cclm.types import TextPair, View
+from cclm.types import View
+from shards.chunks import LAST_ORDER, RECORD, TEXT, chunk_of
 from shards.decide import Bucket
-from shards.runs import LAST_ORDER, RECORD, TEXT, run_of
+from shards.drops import Drop
 from shards.scan import quarantine_line
-from shards.verdict import Drop
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ShardResult:
     """What became of the units of one shard's range."""
 
     number: int
@@ -55,7 +55,7 @@ class Outcome:
         return canonical_json({**asdict(self), "info": None if self.info is None else asdict(self.info)})
 
     @classmethod
-    def from_json(cls, data: bytes) -> Outcome:
+    def from_json(cls, data: bytes) -> ShardResult:
         """Read a state file's bytes."""
         fields = json.loads(data)
         info = None if fields["info"] is None else ShardInfo.from_json(fields["info"])
@@ -71,27 +71,27 @@ class ShardJob:
     name: str
     """The set's."""
     number: int
-    dealt: Path
+    written: Path
     """Folder of the state files."""
     start: tuple[int, str]
     """(order, key) of its first sample; (0, "") for the first shard, so that no refused unit is before it."""
     stop: tuple[int, str] | None
     """That of the next shard; None for the last one."""
     bucket: Bucket
-    """Where the runs and drops are, with the rates; its range encloses this shard's."""
+    """Where the chunks and drops are, with the rates; its range encloses this shard's."""
 
 
 def shard_job(
-    *, folder: Path, name: str, dealt: Path, starts: Sequence[tuple[int, str]], number: int, **more: Any
+    *, folder: Path, name: str, written: Path, starts: Sequence[tuple[int, str]], number: int, **more: Any
 ) -> ShardJob:
     """Return the job of a set's shard (more: the fields of `Bucket` but its name and range)."""
     start = starts[number] if number else (0, "")
     stop = starts[number + 1] if number + 1 < len(starts) else None
     bucket = Bucket(name=f"shard-{number:06d}", first=start[0], last=stop[0] if stop else LAST_ORDER, **more)
-    return ShardJob(folder=folder, name=name, dealt=dealt, number=number, start=start, stop=stop, bucket=bucket)
+    return ShardJob(folder=folder, name=name, written=written, number=number, start=start, stop=stop, bucket=bucket)
 
 
-def deal(job: ShardJob) -> Outcome:
+def write_shard(job: ShardJob) -> ShardResult:
     """Write a shard, its quarantine and, last, its state file."""
     rows = _in_range(job, job.bucket.rows(job.bucket.schema.names))
     drops = job.bucket.rules().drops_of(rows, job.bucket.first, job.bucket.last)
@@ -101,21 +101,21 @@ def deal(job: ShardJob) -> Outcome:
     info = _write(job, rows.filter(pa.array(stays)))
     refused, texts = _quarantine(job, rows.filter(pa.array(~stays)), drops)
     units = int((~pc.equal(rows["kind"], TEXT).to_numpy(zero_copy_only=False)).sum())
-    outcome = Outcome(number=job.number, info=info, units=units, refused=dict(refused), texts_refused=dict(texts))
+    result = ShardResult(number=job.number, info=info, units=units, refused=dict(refused), texts_refused=dict(texts))
     written = 0 if info is None else (info.rows if job.bucket.recipe.view is View.TEXT_PAIR else info.samples)
-    assert written == outcome.written, f"{written} units written, {outcome.written} expected"
-    replace_bytes(state_path(job.dealt, job.number), outcome.to_json(), durable=True)
-    return outcome
+    assert written == result.written, f"{written} units written, {result.written} expected"
+    replace_bytes(state_path(job.written, job.number), result.to_json(), durable=True)
+    return result
 
 
-def state_path(dealt: Path, number: int) -> Path:
+def state_path(written: Path, number: int) -> Path:
     """Where a shard's state file lies."""
-    return dealt / f"{number:06d}.json"
+    return written / f"{number:06d}.json"
 
 
-def quarantine_path(dealt: Path, number: int) -> Path:
+def quarantine_path(written: Path, number: int) -> Path:
     """Where a shard's part of the quarantine lies."""
-    return dealt / f"{number:06d}.quarantine"
+    return written / f"{number:06d}.quarantine"
 
 
 def _in_range(job: ShardJob, rows: Any) -> Any:
@@ -141,42 +141,27 @@ def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
     with TextPairShardWriter(
         job.folder, job.name, block, None, None, first_shard=job.number, licences=licences
     ) as texts:
-        for pairs in _groups(rows):
-            texts.add_group(pairs)
+        columns = ["key" if name == "group" else name for name in schema.PAIR_SCHEMA.names]
+        texts.add_groups(rows.select(columns).rename_columns(schema.PAIR_SCHEMA.names))
     return texts.shards[0] if texts.shards else None
 
 
 def _write_images(job: ShardJob, rows: Any, writer: ImageTextShardWriter) -> None:
     columns = ["key", "position", "image_format", "image_offset", "image_size", "document"]
-    with _Images(job.bucket.runs) as images:
+    with _Images(job.bucket.chunks) as images:
         for batch in rows.select(columns).to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 image = images.read(row["position"], row["image_offset"], row["image_size"])
                 writer.add(decode_image_text(row["key"], row["image_format"], image, row["document"]))
 
 
-def _groups(rows: Any) -> Iterator[list[TextPair]]:
-    """Yield the pairs of each key, in the order of their corpus."""
-    columns = [name for name in schema.PAIR_SCHEMA.names if name != "group"]
-    group: list[TextPair] = []
-    for batch in rows.select(["key", *columns]).to_batches(max_chunksize=8192):
-        for row in batch.to_pylist():
-            pair = TextPair(group=row.pop("key"), **row)
-            if group and group[0].group != pair.group:
-                yield group
-                group = []
-            group.append(pair)
-    if group:
-        yield group
-
-
 class _Images:
-    """The files of pictures beside the runs, some of them open."""
+    """The files of pictures beside the chunks, some of them open."""
 
     _MOST_OPEN = 128
 
-    def __init__(self, runs: Path) -> None:
-        self._runs, self._open = runs, OrderedDict[Path, int]()
+    def __init__(self, chunks: Path) -> None:
+        self._chunks, self._open = chunks, OrderedDict[Path, int]()
 
     def __enter__(self) -> _Images:
         return self
@@ -187,7 +172,7 @@ class _Images:
 
     def read(self, position: int, offset: int, size: int) -> bytes:
         """Return a picture's bytes."""
-        path = run_of(position).images(self._runs)
+        path = chunk_of(position).images(self._chunks)
         if path not in self._open:
             if len(self._open) == self._MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
@@ -214,5 +199,5 @@ def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[Co
             fields = json.loads(row["line"])
         (texts if row["kind"] == TEXT else refused)[fields["reason"]] += 1
         lines.append(quarantine_line({**fields, "shard": job.number}) + b"\n")
-    replace_bytes(quarantine_path(job.dealt, job.number), b"".join(lines), durable=True)
+    replace_bytes(quarantine_path(job.written, job.number), b"".join(lines), durable=True)
     return Counter(dict(sorted(refused.items()))), Counter(dict(sorted(texts.items())))

@@ -1,11 +1,11 @@
-"""Runs: what reading a stretch of a corpus leaves on disk, sorted by where each record will stand in the set.
+"""Sorted chunks: what reading a stretch of a corpus leaves on disk, sorted by where each record will stand in the set.
 
     PART-CHUNK.arrow     one row a unit, sorted by (order, key, position); not compressed, so a range is a slice
     PART-CHUNK.images    the pictures of the rows, one behind the other (image sets)
     PART-CHUNK.SKETCH    code, row; sorted by code: where duplicates of one another meet (if the recipe asks)
 
-A **unit** is what the counts add up in: an image with its captions, or one sentence pair. A run is written once, whole,
-by whoever reads that stretch; runs are read by range, so no step of a build needs the whole set in memory.
+A **unit** is what the counts add up in: an image with its captions, or one sentence pair. A chunk is written once,
+whole, by whoever reads that stretch; chunks are read by range, so no step of a build needs the whole set in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COMMON: Final = [
     pa.field("exact", pa.binary()),
     pa.field("near", pa.binary()),
 ]
-IMAGE_RUN_SCHEMA: Final = pa.schema(
+IMAGE_CHUNK_SCHEMA: Final = pa.schema(
     [
         *_COMMON,
         pa.field("image_format", pa.string()),
@@ -52,7 +52,7 @@ IMAGE_RUN_SCHEMA: Final = pa.schema(
 )
 """`label`: its languages, which sampling counts. `line`: what quarantine will say of a refused row. `exact`, `near`:
 sketches of its content. `document`: the JSON member."""
-TEXT_RUN_SCHEMA: Final = pa.schema(
+TEXT_CHUNK_SCHEMA: Final = pa.schema(
     [
         *_COMMON,
         pa.field("text_a", pa.large_string()),
@@ -80,14 +80,14 @@ def position_of(part: int, chunk: int, unit: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunName:
+class ChunkName:
     """A chunk of a part."""
 
     part: int
     chunk: int
 
     def path(self, folder: Path) -> Path:
-        """Where the run lies in the folder of runs."""
+        """Where the chunk lies in the folder of chunks."""
         return folder / f"{self.part:06d}-{self.chunk:06d}.arrow"
 
     def images(self, folder: Path) -> Path:
@@ -99,34 +99,34 @@ class RunName:
         return self.path(folder).with_suffix(f".{sketch}")
 
 
-def run_of(position: int) -> RunName:
-    """Return the run that holds a position."""
+def chunk_of(position: int) -> ChunkName:
+    """Return the chunk that holds a position."""
     chunks = position >> UNIT_BITS
-    return RunName(part=chunks >> CHUNK_BITS, chunk=chunks & (2**CHUNK_BITS - 1))
+    return ChunkName(part=chunks >> CHUNK_BITS, chunk=chunks & (2**CHUNK_BITS - 1))
 
 
-def list_runs(folder: Path) -> list[RunName]:
-    """Return the finished runs, in the order of the corpus."""
+def list_chunks(folder: Path) -> list[ChunkName]:
+    """Return the finished chunks, in the order of the corpus."""
     stems = [entry.name[:-6] for entry in os.scandir(folder) if entry.name.endswith(".arrow") and entry.name[0] != "."]
-    return [RunName(part=int(stem[:6]), chunk=int(stem[7:])) for stem in sorted(stems)]
+    return [ChunkName(part=int(stem[:6]), chunk=int(stem[7:])) for stem in sorted(stems)]
 
 
-class RunWriter:
-    """Collects the rows of one run; pictures go to disk as they come, so memory holds one of them.
+class ChunkWriter:
+    """Collects the rows of one chunk; pictures go to disk as they come, so memory holds one of them.
 
     Args:
-        folder: of the runs.
+        folder: of the chunks.
         name: this one's.
-        schema: IMAGE_RUN_SCHEMA or TEXT_RUN_SCHEMA.
+        schema: IMAGE_CHUNK_SCHEMA or TEXT_CHUNK_SCHEMA.
     """
 
-    def __init__(self, folder: Path, name: RunName, schema: Any) -> None:
+    def __init__(self, folder: Path, name: ChunkName, schema: Any) -> None:
         self._folder, self._name, self._schema = folder, name, schema
-        self._columns: dict[str, list[Any]] = {column: [] for column in schema.names}
+        self._rows: list[Mapping[str, Any]] = []
         self._codes: dict[str, list[tuple[Sequence[int], int]]] = {}
         self._size = 0
         self._images: Any = None
-        if "image_size" in self._columns:
+        if "image_size" in schema.names:
             # The process in the name: a task that was started twice must not write into its own other file.
             process = f"{socket.gethostname()}.{os.getpid()}"
             self._temporary = temporary_path(name.images(folder).with_suffix(f".{process}.images"))
@@ -141,28 +141,25 @@ class RunWriter:
 
     def add_row(self, row: Mapping[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
         """Append a row (columns that are left out are null), and its codes by sketch."""
-        number = len(self._columns["key"])
-        for column, values in self._columns.items():
-            values.append(row.get(column))
         for sketch, of_row in codes.items():
-            self._codes.setdefault(sketch, []).append((of_row, number))
+            self._codes.setdefault(sketch, []).append((of_row, len(self._rows)))
+        self._rows.append(row)
 
     def finish(self, sketches: Sequence[str], facts: Mapping[str, int]) -> None:
-        """Make the run durable, then visible; its table last.
+        """Make the chunk durable, then visible; its table last.
 
         Args:
             sketches: the sketches to write codes of.
-            facts: counts of the run, for `run_facts`.
+            facts: counts of the chunk, for `chunk_facts`.
         """
         if self._images is not None:
             self._images.flush()
             os.fsync(self._images.fileno())
             self._images.close()
             publish(self._temporary, self._name.images(self._folder))
-        table = pa.table(
-            [pa.array(self._columns[field.name], type=field.type) for field in self._schema], schema=self._schema
-        )
-        places = _sorted_places(table["order"].to_numpy(), self._columns["key"], self._columns["position"])
+        columns: dict[str, list[Any]] = {name: [row.get(name) for row in self._rows] for name in self._schema.names}
+        table = pa.table(columns, schema=self._schema)
+        places = _sorted_places(table["order"].to_numpy(), columns["key"], columns["position"])
         rank = np.empty(len(places), dtype=np.uint32)
         rank[places] = np.arange(len(places), dtype=np.uint32)
         for sketch in sketches:
@@ -204,14 +201,15 @@ def _sorted_places(orders: Any, keys: Sequence[str], positions: Sequence[int]) -
     places = np.lexsort((np.asarray(positions, dtype=np.uint64), orders))
     sorted_orders = orders[places]
     starts = np.flatnonzero(np.r_[True, sorted_orders[1:] != sorted_orders[:-1]])
-    for start, stop in zip(starts, np.r_[starts[1:], len(places)], strict=True):
-        if stop - start > 1:
-            places[start:stop] = sorted(places[start:stop], key=lambda place: (keys[place], positions[place]))
+    stops = np.r_[starts[1:], len(places)]
+    several = stops - starts > 1
+    for start, stop in zip(starts[several], stops[several], strict=True):
+        places[start:stop] = sorted(places[start:stop], key=lambda place: (keys[place], positions[place]))
     return places
 
 
 def sort_rows(table: Any) -> Any:
-    """Return a table of run rows sorted by (order, key, position)."""
+    """Return a table of chunk rows sorted by (order, key, position)."""
     places = _sorted_places(table["order"].to_numpy(), table["key"].to_pylist(), table["position"].to_numpy())
     return table.take(pa.array(places))
 
@@ -223,8 +221,8 @@ def mapped(path: Path) -> Iterator[Any]:
         yield pa.ipc.open_file(file).read_all()
 
 
-def run_facts(path: Path) -> dict[str, int]:
-    """Return a run's counts."""
+def chunk_facts(path: Path) -> dict[str, int]:
+    """Return a chunk's counts."""
     with pa.memory_map(str(path)) as file:
         metadata = pa.ipc.open_file(file).schema.metadata or {}
     return {name.decode(): int(value) for name, value in metadata.items()}

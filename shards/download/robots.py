@@ -1,36 +1,36 @@
-"""What hosts say about robots: robots.txt (RFC 9309) and headers by which a picture opts out."""
+"""What hosts say about robots: robots.txt (RFC 9309) and headers by which an image opts out."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
 
-from cclm.errors import MissingDependencyError
-
-if TYPE_CHECKING:
-    from protego import Protego
+from protego import Protego
 
 MAX_ROBOTS_BYTES: Final = 500 << 10
 """What a reader of robots.txt must read at least, and we at most (RFC 9309, 2.5)."""
 
 
-class RobotsRules:
-    """Each host's robots.txt, asked for once. Safe for threads."""
+class RobotsPolicy:
+    """Each host's robots.txt, asked for once."""
 
-    def __init__(self, fetch: Callable[[str], tuple[int, bytes]], agent: str) -> None:
+    def __init__(self, fetch: Callable[[str], Awaitable[tuple[int, bytes]]], agent: str) -> None:
         """Keep how to fetch: URL -> (HTTP status, body); status 0 when the host does not answer."""
         self._fetch, self._agent = fetch, agent
         self._rules: dict[str, Protego | None] = {}
-        self._lock = threading.Lock()
-        self._host_locks: dict[str, threading.Lock] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    def refusal(self, origin: str, url: str) -> str:
+    async def refusal(self, origin: str, url: str) -> str:
         """Return "" when the URL may be fetched, else a status: robots_denied, or robots_unreachable.
 
         RFC 9309, 2.3.1: without a robots.txt (4xx) all is allowed; while it cannot be had (5xx, no answer) nothing is.
         """
-        rules = self._of(origin)
+        async with self._locks[origin]:  # the first asks, the others wait for the answer
+            if origin not in self._rules:
+                self._rules[origin] = _parse(*await self._fetch(f"{origin}/robots.txt"))
+        rules = self._rules[origin]
         if rules is None:
             return "robots_unreachable"
         return "" if rules.can_fetch(url, self._agent) else "robots_denied"
@@ -40,29 +40,15 @@ class RobotsRules:
         rules = self._rules.get(origin)
         return float((rules.crawl_delay(self._agent) if rules is not None else None) or 0.0)
 
-    def _of(self, origin: str) -> Protego | None:
-        with self._lock:
-            host_lock = self._host_locks.setdefault(origin, threading.Lock())
-        with host_lock:  # the first asks, the others wait for the answer
-            if origin not in self._rules:
-                self._rules[origin] = _parse(*self._fetch(f"{origin}/robots.txt"))
-            return self._rules[origin]
-
 
 def _parse(status: int, body: bytes) -> Protego | None:
-    try:
-        from protego import Protego
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package protego (it reads robots.txt)", got="no such package", do="pip install protego"
-        ) from error
     if 200 <= status < 300:
         return Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8", "replace"))
     return Protego.parse("") if 400 <= status < 500 else None
 
 
 def opted_out(headers: Iterable[tuple[str, str]], agent: str, refused: Iterable[str]) -> str:
-    """Return the directive by which a picture opts out, or "".
+    """Return the directive by which an image opts out, or "".
 
     X-Robots-Tag may come several times, and each may begin with the name of the robot it is for ("otherbot: noindex").
     """

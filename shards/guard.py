@@ -1,0 +1,121 @@
+"""The net under every reader: whatever an input raises becomes a reason with its place; no input ends a run.
+
+What the machine lacks (disk, memory, open files) and what a recipe gets wrong is not the input's fault and passes
+through: a record that is refused for it would be lost from the set for good.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import re
+from contextlib import AbstractContextManager
+from reprlib import Repr
+from types import TracebackType
+from typing import Any, Final, NoReturn
+
+import pyarrow as pa
+
+from cclm.errors import CclmError, ConfigError, DataError, MissingDependencyError
+
+MEND: Final = "Correct the corpus, or leave it out."
+_MACHINE: Final = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EROFS)
+)
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
+_FOLDERS: Final = re.compile(r"(?<![\w.])/(?:[\w.+@~-]+/)+")
+_MESSAGE_CHARACTERS: Final = 200
+
+
+def data_error(error: Exception, where: str, reason: str = "unexpected", expected: str = "sound data") -> DataError:
+    """Return what an exception says about the data at a place, the same words in each run.
+
+    Raises:
+        Exception: `error` itself, where the data is not to blame.
+    """
+    if isinstance(error, DataError):
+        if error.where:
+            return error
+        told = {name: getattr(error, name) for name in ("reason", "expected", "got", "do")}
+        return type(error)(**told, where=where)
+    is_arrow = isinstance(error, pa.ArrowException)  # a damaged length also raises ArrowMemoryError
+    if isinstance(error, CclmError) or (isinstance(error, MemoryError) and not is_arrow):
+        raise error
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        raise error
+    return DataError(reason=reason, expected=expected, got=described(error), do=MEND, where=where)
+
+
+def described(error: BaseException) -> str:
+    """Return an exception in words without what differs from run to run: addresses in memory, paths."""
+    message = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    plain = " ".join(_FOLDERS.sub("", without_addresses(message)).split())[:_MESSAGE_CHARACTERS]
+    return f"{type(error).__name__}: {plain}" if plain else type(error).__name__
+
+
+def without_addresses(message: str) -> str:
+    """Return a message without addresses in memory ("<_io.BytesIO object at 0x7f96…>")."""
+    return _ADDRESS.sub("", message)
+
+
+def mistaken(expected: str, got: str, do: str, where: object = "") -> NoReturn:
+    """Raise the ConfigError of a recipe that does not fit its files: that ends a run before it begins."""
+    raise ConfigError(expected=expected, got=got, do=do, where=str(where))
+
+
+def optional_library(name: str, purpose: str, package: str = "") -> Any:
+    """Return a library that not every installation has.
+
+    Raises:
+        MissingDependencyError: with the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = package or name
+        expected, do = f"the package {package} ({purpose})", f"pip install {package}"
+        raise MissingDependencyError(expected=expected, got="no such package", do=do) from error
+
+
+def data_errors(where: str, reason: str = "unexpected", expected: str = "sound data") -> AbstractContextManager[None]:
+    """Turn whatever the block raises into a DataError (see `data_error`)."""
+    return _Net(where, reason, expected)
+
+
+class _Net:
+    """A class, because every record of a corpus has one: a generator costs three times as much."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self, *told: str) -> None:
+        self._told = told
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            raise data_error(error, *self._told) from error
+
+
+class _Short(Repr):
+    """repr() of anything, short, however large, deep or odd the value is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple = 3, 6, 6, 6
+        self.maxstring = self.maxother = 80
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[:40]) + ("…" if len(value) > 40 else "")
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if abs(value) < 10**40 else "a whole number of more than 40 digits"
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """Return the beginning of a value, for a message."""
+    text = without_addresses(_Short().repr(value))
+    return text if len(text) <= length else f"{text[:length]}…"
