@@ -29,11 +29,17 @@ class CheckedRecipe:
 
 
 def check_recipe(
-    arguments: Sequence[str], *, world_size: int = 1, recipes: Path = RECIPES, table: Table = VIEWS
+    arguments: Sequence[str],
+    *,
+    world_size: int = 1,
+    files_exist: bool = True,
+    recipes: Path = RECIPES,
+    table: Table = VIEWS,
 ) -> CheckedRecipe:
     """Check a command line of `python -m pretrain` for a job with so many ranks.
 
-    Remote shard sets and models on the hub are left to the start of the run.
+    Remote shard sets and models on the hub are left to the start of the run; so are all shard sets and the tokenizer
+    where another job makes them first (`files_exist` false).
 
     Raises:
         ConfigError: with everything that is wrong in all files and overrides, and with what they name.
@@ -44,9 +50,12 @@ def check_recipe(
     if isinstance(reading.found, RunConfig):
         config, converter = reading.found, reading.converter
         _check_ranks(config, world_size, converter)
-        unseen = [f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path)]
-        notes += _check_sets(config, converter)
-        if is_hub_name(config.data.tokenizer):
+        unseen = [
+            f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path) or not files_exist
+        ]
+        if files_exist:
+            notes += _check_sets(config, converter)
+        if is_hub_name(config.data.tokenizer) or not files_exist:
             unseen.append(f"data.tokenizer: {config.data.tokenizer}")
         else:
             with _noted(converter, "data.tokenizer"):

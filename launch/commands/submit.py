@@ -90,7 +90,7 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Sl
                 do="For example: python -m launch submit demo --nodes 2 --gpus-per-node 8",
             )  # fmt: skip
         return plan_run(options, _run_folder(options, None), None, command), None
-    recipe = read_recipe(options.recipe, command, world_size_of(options))
+    recipe = read_recipe(options.recipe, command, world_size_of(options), files_exist=options.after is None)
     return plan_run(options, _run_folder(options, recipe), recipe), recipe
 
 

@@ -23,23 +23,25 @@ Recipe: TypeAlias = "tuple[dict[str, Any], Path]"
 """A recipe with its overrides, and where it came from."""
 
 
-def check_recipe(recipe: Path, overrides: Sequence[str], world_size: int) -> None:
+def check_recipe(recipe: Path, overrides: Sequence[str], world_size: int, *, files_exist: bool = True) -> None:
     """Raise ConfigError if a training run of this recipe, its overrides and so many ranks cannot work.
 
     The one place that plan, submit, sweep and run call, before anything is written or queued. What deserves a line is
-    said on stderr. Shard sets and models that lie elsewhere are looked at when the run starts.
+    said on stderr. Shard sets and models that lie elsewhere, or that another job makes first (`files_exist` false), are
+    looked at when the run starts.
     """
     from cclm.recipe.check import check_recipe as check  # here: everything else of `launch` needs the standard library
 
-    for note in check(["--recipe", str(recipe), *overrides], world_size=world_size).notes:
+    checked = check(["--recipe", str(recipe), *overrides], world_size=world_size, files_exist=files_exist)
+    for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
 
 
-def read_recipe(name: str, overrides: Sequence[str], world_size: int) -> Recipe:
+def read_recipe(name: str, overrides: Sequence[str], world_size: int, *, files_exist: bool = True) -> Recipe:
     """Find, check and read a training recipe with its overrides."""
     origin = find_recipe(name, Path(TRAINING[0]) / "recipes")
     content = merge_recipe(origin, overrides)
-    check_recipe(origin, overrides, world_size)
+    check_recipe(origin, overrides, world_size, files_exist=files_exist)
     return content, origin
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cclm.distributed.topology import ADDRESS, NUMBERS
 from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.launcher import ADDRESS, NUMBERS
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.distributed.topology import ADDRESS, NUMBERS
+from cclm.run.launcher import ADDRESS, NUMBERS
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow

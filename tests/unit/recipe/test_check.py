@@ -37,6 +37,18 @@ def test_a_good_recipe_passes_without_a_note(tmp_path: Path, corpus: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_what_another_job_makes_first_is_left_to_the_start(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    settings["views"]["image_text"]["sources"] = {"later": {"path": str(tmp_path / "later")}}
+    settings["data"]["tokenizer"] = str(tmp_path / "later/tokenizer")
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    checked = check_recipe(["--recipe", str(path)], files_exist=False)
+    assert checked.unseen[0] == f"views.image_text.sources.later.path: {tmp_path / 'later'}"
+    assert checked.unseen[-1] == f"data.tokenizer: {tmp_path / 'later/tokenizer'}"
+    with pytest.raises(ConfigError):
+        check_recipe(["--recipe", str(path)])
+
+
 def test_ranks_against_negative_groups_and_engine(tmp_path: Path, corpus: Path) -> None:
     settings = recipe(corpus, tmp_path / "run")
     found = refusal(tmp_path, settings, world_size=3)

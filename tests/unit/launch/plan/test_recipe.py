@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cclm.errors import ConfigError
+from cclm.recipe import check
 from launch.plan import recipe as recipe_module
 from launch.plan.recipe import (
     find_recipe,
@@ -16,6 +18,8 @@ from launch.plan.recipe import (
     run_folder_of,
     write_recipe,
 )
+
+REAL_CHECK = check.check_recipe
 
 
 def test_overrides_are_merged_into_the_recipe(tmp_path: Path) -> None:
@@ -40,10 +44,10 @@ def test_overrides_that_are_none(tmp_path: Path, words: list[str]) -> None:
 
 def test_broken_yaml_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("run_folder: [r")
-    with pytest.raises(ConfigError, match=r"small\.yaml: expected a YAML mapping, got broken YAML"):
+    with pytest.raises(ConfigError, match=r"small\.yaml: expected a YAML mapping, got line 2: broken YAML"):
         merge_recipe(tmp_path / "small.yaml", ())
     (tmp_path / "small.yaml").write_text("run_folder: r")
-    with pytest.raises(ConfigError, match=r"--model\.x: expected a value in YAML, got '\[1'"):
+    with pytest.raises(ConfigError, match=r"--model\.x: expected a value in YAML, got broken YAML"):
         merge_recipe(tmp_path / "small.yaml", ["--model.x", "[1"])
 
 
@@ -70,12 +74,24 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_recipe_is_checked_in_one_place(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, list[str], int]] = []
-    monkeypatch.setattr(
-        recipe_module, "check_recipe", lambda path, overrides, size: seen.append((path.name, [*overrides], size))
-    )
+    seen: list[tuple[str, list[str], int, bool]] = []
+
+    def look(path: Path, overrides: Sequence[str], size: int, *, files_exist: bool) -> None:
+        seen.append((path.name, [*overrides], size, files_exist))
+
+    monkeypatch.setattr(recipe_module, "check_recipe", look)
     assert read_recipe("small", ["--seed", "2"], 16)[0]["seed"] == 2
-    assert seen == [("small.yaml", ["--seed", "2"], 16)]
+    read_recipe("small", [], 16, files_exist=False)
+    assert seen == [("small.yaml", ["--seed", "2"], 16, True), ("small.yaml", [], 16, False)]
+
+
+def test_a_recipe_that_cannot_work_is_refused_before_anything_is_queued(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "check_recipe", REAL_CHECK)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe("small", ["--sead", "2"], 16)
+    assert {problem.key for problem in caught.value.problems} == {"sead", "views", "data", "optimizer"}
 
 
 @pytest.mark.parametrize(
