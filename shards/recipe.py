@@ -18,6 +18,9 @@ from cclm.types import Count, Positive, Share, View
 from shards.corpora.table import CORPORA
 from shards.settings import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings
 
+MOST_LETTERS = 100
+"""Of a set's name: its keys and the names of its shards hold it, and more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetRecipe:
@@ -69,8 +72,11 @@ class Recipe:
         if not self.sets:
             yield "sets: at least one is needed"
         for name in self.sets:
-            if not KEY_PATTERN.fullmatch(name):
-                yield f"sets: {name!r} must be letters, digits, - and _: it names a folder, and shards begin with it"
+            if not KEY_PATTERN.fullmatch(name) or len(name) > MOST_LETTERS:
+                yield (
+                    f"sets: {name!r} must be at most {MOST_LETTERS} letters, digits, - and _: it names a folder, and "
+                    "keys of records begin with it"
+                )
 
 
 def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:

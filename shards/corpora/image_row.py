@@ -107,7 +107,7 @@ def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
     folders = (images,) if isinstance(images, Path) else tuple(images)
     for folder in folders:
         if not folder.is_dir():
-            mistaken("a folder of pictures", "no such folder", "Correct `images`.", folder)
+            mistaken("a folder of images", "no such folder", "Correct `images`.", folder)
     return folders
 
 

@@ -24,7 +24,7 @@ from cclm.hub.export import checkpoint_source
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.open import Prepared, longest_text, model_config, prepare_run, transform_of
 from cclm.hub.parity import ParityReport, clean_environment, compare, outputs_of_clean_process
-from cclm.hub.probe import ProbeInputs, ask, make_probe, probe_inputs
+from cclm.hub.probe import ProbeInputs, compute, make_probe, probe_inputs
 from cclm.hub.reference_outputs import ReferenceOutputs, make_recorder, read_reference
 from cclm.hub.weight_files import INDEX_NAME, Dtype
 from cclm.model.modeling_cclm import CCLMModel
@@ -60,7 +60,7 @@ class Training(nn.Module):
 
     def forward(self, batch: Step) -> Losses:
         """Everything that the model says, squared."""
-        parts = [value.square().mean() for value in ask(self.model, self.inputs).values()]
+        parts = [value.square().mean() for value in compute(self.model, self.inputs).values()]
         return Losses(total=torch.stack(parts).sum(), metrics={})
 
 

@@ -60,7 +60,7 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         "filters.benchmark_texts": "expected a list, each a path, got x",
         "filters.min_score": "expected a number or null, got high",
         "duplicates": "expected a mapping, got 5",
-        "sampling.records": "expected a whole number of at least 1, got 0",
+        "sampling.records": "expected a whole number of at least 1 or null, got 0",
         "sampling.temperature": "got .nan, which is not finite",
     }.items():
         assert words in found[key], found[key]

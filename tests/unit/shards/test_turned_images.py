@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cclm.data.regions import region_sample
 from PIL import Image
 from rich.console import Console
-from tests.unit.data.test_regions import VIEW
 
 from cclm.data.decoding import decode_image, stored_orientation
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region
+from cclm.views.regions.samples import region_sample
 from shards.__main__ import main
 from shards.corpora.picture import fit_regions, image_size
 from shards.filters import refusal_of_picture
@@ -36,6 +35,7 @@ from tests.image_files import (
     stored_turned,
     turned_file,
 )
+from tests.tiny_views import REGIONS
 from tests.unit.data.data_sets import make_tokenizer
 from tests.unit.shards.tiny_pictures import drawing
 
@@ -95,7 +95,7 @@ def test_a_build_keeps_image_and_boxes_together(tmp_path: Path, orientation: int
     assert stored_orientation(record.image) == (1 if images else orientation)
     assert corner_names(decode_image(record.image)) == list(CORNERS)
     assert record.regions[0].box == pytest.approx([side / (2 if "short_side" in images else 1) for side in UPRIGHT])
-    view = replace(VIEW, transform=replace(VIEW.transform, flip_probability=0.0))
+    view = replace(REGIONS, transform=replace(REGIONS.transform, size=16, flip_probability=0.0), patch_grid=4)
     for seed in range(4):  # the crop that training takes holds the box that it says
         sample = region_sample(record, record.image, view, TextTokenizer(make_tokenizer()), np.random.default_rng(seed))
         box = next(text.box for text in sample.texts if not text.is_whole)

@@ -250,7 +250,7 @@ def test_what_nobody_has_thought_of_costs_one_url(
     options = write_list(tmp_path, urls)
     assert dict(download(corpus_of("url_list", options), QUICK)) == {"image_broken": 1, "success": 1}
     rows = pyarrow.parquet.read_table(tmp_path / "pictures" / "00000.parquet").to_pylist()
-    assert urls[0] in rows[0]["message"] and rows[0]["status"] not in TRANSIENT
+    assert "IndexError" in rows[0]["message"] and rows[0]["url"] == urls[0] and rows[0]["status"] not in TRANSIENT
     made, refused = build("url_list", **options)
     assert len(made) == 1 and refused == {"image_broken": 1}
     monkeypatch.setattr(fetcher_module, "opted_out", stumble)
