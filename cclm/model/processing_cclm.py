@@ -68,10 +68,8 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
 
     def _sort_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of the image processor, and of the tokenizer: those by name come before those in groups."""
-        groups = {
-            name: dict(options.pop(name, None) or {}) for name in ("common_kwargs", "images_kwargs", "text_kwargs")
-        }
-        of_text = set(inspect.signature(self.tokenizer.__call__).parameters) - {"text", "kwargs"}
+        groups = {name: dict(options.pop(name, None) or {}) for name in GROUPS}
+        of_text = {*inspect.signature(self.tokenizer.__call__).parameters, "split_special_tokens"} - {"text", "kwargs"}
         of_images = {*HONOURED, *NOT_HERE}
         for name, value in options.items():
             if name in ("audio", "videos", "audio_kwargs", "videos_kwargs") and not value:
