@@ -61,8 +61,10 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
                 ranks.start(rank)
             while ranks.alive:
                 received = signal.sigtimedwait(signals, ranks.seconds_to_wait(POLL_S))
-                if received is not None and received.si_signo != signal.SIGCHLD:
-                    say(ranks.receive(received.si_signo))
+                number = received.si_signo if received is not None else signal.SIGCHLD
+                # Interrupted as the time is over, it returns memory that nobody has filled.
+                if number in signals and number != signal.SIGCHLD:
+                    say(ranks.receive(number))
                 ranks.collect()
                 ranks.enforce()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from cclm.cli.__main__ import main
+from cclm.files import atomic
 from cclm.hub.open import open_model
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -70,7 +72,14 @@ def test_a_run_that_may_only_be_read_is_exported_and_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = shutil.copytree(run, tmp_path / "archive", ignore=shutil.ignore_patterns("export", "parity.json"))
-    (archive / "parity.json").mkdir()  # cannot be written, whoever runs this test
+    replace_text = atomic.replace_text
+
+    def refuse(path: Path, text: str) -> None:  # whoever runs this test; root may write everywhere
+        if path.is_relative_to(archive):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        replace_text(path, text)
+
+    monkeypatch.setattr(atomic, "replace_text", refuse)
     assert main(["export", str(archive), "--to", str(tmp_path / "out")]) == 0
     assert f"the report is in {tmp_path}/out/parity.json only" in capsys.readouterr().out
     (tmp_path / "work").mkdir()

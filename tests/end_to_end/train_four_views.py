@@ -13,7 +13,7 @@ from pathlib import Path
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.run.signals import StopRequest
-from cclm.run.stop import STOPPED_CODE, ask_to_stop
+from cclm.run.stop import STOPPED_CODE, StopKind, ask_to_stop
 from cclm.train.loop import Run, train
 from pretrain.build import open_run
 from tests.fourth_view import TABLE
@@ -53,7 +53,7 @@ def stopping(run: Run, steps: int) -> Run:
     def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
         for batch, on_device in run.batches(from_step):
             if batch.step == steps - 1 and run.collectives.rank == 0:
-                ask_to_stop(run.folder, "the test asked")
+                ask_to_stop(run.folder, "the test asked", StopKind.SCHEDULER)
             yield batch, on_device
 
     return replace(run, batches=batches)

@@ -45,8 +45,8 @@ def make(config: RunConfig) -> Engine:
     """This rank's engine, as a run makes it."""
     torch.set_num_threads(1)
     topology = Topology.from_environment(device="cpu")
-    ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
-    return build_engine(config, module_of(config, collectives()), topology, ds_config, "")
+    talk, ds_config = collectives(), resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
+    return build_engine(config, module_of(config, talk), topology, talk, ds_config)
 
 
 def train_rank(paths: dict[str, str], folder: Path) -> dict[str, History]:

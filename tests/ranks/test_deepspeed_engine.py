@@ -121,8 +121,7 @@ class Bilinear(nn.Module):
         self.weight = nn.Parameter(torch.eye(8) + 0.1)
 
     def forward(self, batch: Batch) -> Losses:
-        assert batch.image_text is not None
-        x_B8 = batch.image_text.images_BCHW[:, 0, 0]
+        x_B8 = batch.views["image_text"].images[:, 0, 0]
         total = (x_B8 @ self.weight @ self.weight).square().mean()
         return Losses(total=total, metrics={"loss": total.detach()})
 
