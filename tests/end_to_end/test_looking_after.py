@@ -138,5 +138,5 @@ def test_ctrl_c_saves(runs: Runs) -> None:
     launched.send_signal(signal.SIGINT)
     code, said = end(launched)
     assert code == EXIT_CODES[Cause.STOPPED], said
-    assert json.loads((runs.run / "stopped.json").read_text())["step"] == runs.saved() > step
+    assert json.loads((runs.run / "stopped.json").read_text())["step"] == runs.saved() >= step
     assert "Traceback" not in said

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def stopping(run: Run, steps: int) -> Run:
-    """The same run, which is asked to stop during its `steps`-th step."""
+    """The same run, which is asked to stop as its `steps`-th batch comes, before the work of that step."""
 
     def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
         for batch, on_device in run.batches(from_step):
