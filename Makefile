@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-ablation clean
+.PHONY: help venv check fix format lint types borders quick figures test test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
@@ -77,6 +77,9 @@ test-samples: $(INSTALLED) ## Read real annotation rows and check their counts: 
 
 demo: $(INSTALLED) ## Real corpus to zero-shot retrieval on two ZeRO-3 ranks (about 15 minutes on two cores)
 	@$(BIN)/python -m pretrain.demo
+
+demo-check: $(INSTALLED) ## After make demo: is its recall within the documented spread?
+	@$(BIN)/python -m benchmarks.demo_seeds runs/demo --within benchmarks/demo_spread.json
 
 demo-ablation: $(INSTALLED) ## The same steps without parallel text: what the second view is worth
 	@$(BIN)/python -m pretrain.demo --ablation

@@ -142,3 +142,16 @@ def test_spread_over_seeds() -> None:
     assert (found.mean, found.standard_deviation, found.lowest, found.highest, found.num_seeds) == (46, 2, 44, 48, 3)
     assert str(found) == "46.0 ± 2.0 (3 seeds)"
     assert spread([5.0]).standard_deviation == 0.0
+
+
+def test_a_run_is_held_against_a_documented_spread(runs: list[Path], tmp_path: Path) -> None:
+    documented = tmp_path / "spread.json"
+    assert main([*map(str, runs), "--json", str(documented)]) == 0
+    held = ["--within", str(documented)]
+    assert main([*map(str, runs), *held]) == 0
+    lower = {**ONE, "r10": 63.4 - 3 * 2.9 - 0.3}
+    (runs[0] / "results.json").write_text(json.dumps(results(lower, 86.1)))
+    assert main([str(runs[0]), *held]) == 1
+    empty = tmp_path / "empty.json"
+    empty.write_text("{}")
+    assert main([str(runs[1]), "--within", str(empty)]) == 2
