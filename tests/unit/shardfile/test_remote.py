@@ -184,6 +184,7 @@ def test_prefetched_shards_come_in_the_background(server: FolderServer, cache: C
 
 READER = """
 import sys
+from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.remote import open_set
 shards = open_set(sys.argv[1], CacheConfig(folder=sys.argv[2]))
 print(sum(len(shards.image_text(shard, sample).key) for shard in range(3) for sample in range(8)))

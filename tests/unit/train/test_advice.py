@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.config import RunConfig
+from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
 from cclm.errors import Cause, CclmError, CheckpointError, ConfigError, DataError
@@ -190,12 +190,8 @@ def test_a_folder_of_another_run_is_left_alone_and_another_one_taken(
     run(config)
 
 
-def test_the_plain_engine_is_for_one_process(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cclm.distributed.topology import Topology
-    from pretrain.build import build_engine
-
-    two = Topology(rank=0, world_size=2, local_rank=0, local_world_size=2, device=torch.device("cpu"))
+def test_the_plain_engine_is_for_one_process(config: RunConfig) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_engine(config, None, two, None, None)  # type: ignore[arg-type]
-    assert "without a launcher" in caught.value.do
+        validate_ranks(config, 2)
+    assert caught.value.problems[0].endswith("use engine: deepspeed, or no launcher")
     run(config)
