@@ -3,7 +3,7 @@
     exception ── cause_of ──► Cause ── EXIT_CODES ──► exit code ── cause_of_code ──► Cause (for who saw only the code)
 
 Whoever decides what comes next (`launch`, a scheduler's script, a colleague) reads the cause, or the code, and never
-the words of a message. docs/launch.md shows the same table. No torch: exceptions of other libraries are known by the
+the words of a message. docs/runbook.md shows the same table. No torch: exceptions of other libraries are known by the
 names of their classes and by their fields.
 """
 

@@ -1,9 +1,9 @@
 """The launcher's will: a process that outlives it and then ends what the ranks had started.
 
-The kernel ends the ranks themselves when the launcher dies (launch/shim.py), but not their children (data workers,
-compilers). The guard reads from a pipe that only the launcher holds open: "+PGID" when a rank's process group begins,
-"-PGID" when it has been cleaned up. End of file means that the launcher is gone, and every group still on the list is
-killed. Run by path with `python -I -S`; Linux only.
+The kernel ends the ranks themselves when the launcher dies (`launch/local/shim.py`), but not their children (data
+workers, compilers). The guard reads from a pipe that only the launcher holds open: "+PGID" when a rank's process group
+begins, "-PGID" when it has been cleaned up. End of file means that the launcher is gone, and every group still on the
+list is killed. Run by path with `python -I -S`; Linux only.
 """
 
 from __future__ import annotations
