@@ -121,10 +121,18 @@ def recipe_of(command: Sequence[str], world_size: int) -> Recipe | None:
     return read_recipe(names[-1], overrides, world_size) if names else None
 
 
+def read_blocks(content: dict[str, Any]) -> list[Any]:
+    """Return the blocks of a training recipe that name what its ranks read."""
+    return [content.get(name) for name in ("data", "views")]
+
+
 def folders_named_in(value: Any, base: Path) -> list[str]:
     """Return the folders that a recipe names and that exist: what every node must be able to read."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
         return sorted({found for item in value for found in folders_named_in(item, base)})
-    return [str((base / value).absolute())] if isinstance(value, str) and value and (base / value).is_dir() else []
+    if not isinstance(value, str) or not value:
+        return []
+    folder = base / Path(os.path.expandvars(value)).expanduser()
+    return [str(folder.absolute())] if folder.is_dir() else []

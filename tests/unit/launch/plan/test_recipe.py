@@ -13,6 +13,7 @@ from launch.plan.recipe import (
     find_recipe,
     folders_named_in,
     merge_recipe,
+    read_blocks,
     read_recipe,
     recipe_of,
     run_folder_of,
@@ -57,11 +58,15 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         find_recipe("smal", tmp_path)
 
 
-def test_folders_that_a_recipe_reads(tmp_path: Path) -> None:
-    for name in ("images", "pairs"):
+def test_folders_that_a_recipe_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("images", "pairs", "words"):
         (tmp_path / name).mkdir()
-    data = {"image_text": {"shards": ["images", "absent"], "batch_size": 4}, "text_pair": {"shards": ["pairs"]}}
-    assert folders_named_in(data, tmp_path) == [str(tmp_path / "images"), str(tmp_path / "pairs")]
+    sources = {"a": {"path": "images", "weight": 2}, "b": {"path": "absent"}, "c": {"path": "$PAIRS"}}
+    recipe = {"data": {"tokenizer": "words"}, "views": {"image_text": {"sources": sources}}, "run_folder": "pairs/run"}
+    monkeypatch.setenv("PAIRS", str(tmp_path / "pairs"))
+    assert folders_named_in(read_blocks(recipe), tmp_path) == [
+        str(tmp_path / name) for name in ("images", "pairs", "words")
+    ]
 
 
 @pytest.fixture

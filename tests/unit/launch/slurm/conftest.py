@@ -28,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin/state").write_text("RUNNING\n")
     (tmp_path / "pretrain/recipes").mkdir(parents=True)
     (tmp_path / "data/images").mkdir(parents=True)
-    recipe = {"run_folder": "runs/small", "data": {"image_text": {"shards": ["data/images"]}}}
+    recipe = {"run_folder": "runs/small", "views": {"image_text": {"sources": {"small": {"path": "data/images"}}}}}
     (tmp_path / "pretrain/recipes/small.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.delenv("CCLM_PROFILE", raising=False)
