@@ -17,6 +17,8 @@ LONG, SHORT = 40, 2
 def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
     corpus, run = write_corpus(tmp_path), tmp_path / "sweep"
     late = tmp_path / "late"
+    late.mkdir()
+    (late / "tokenizer.json").write_text("{}")  # it is there, which is all that the submission asks
     points = [{"optimizer.total_steps": LONG}, {"optimizer.total_steps": SHORT, "data": {"tokenizer": str(late)}}]
     (tmp_path / "points.yaml").write_text(yaml.safe_dump(points))
     recipe = tiny(corpus, tmp_path / "unused", SHORT, checkpoint={"every_steps": 4, "keep": 1}, engine="plain")
@@ -38,6 +40,7 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
     table = json.loads(launch("sweep-results", str(run), "--json").stdout)
     assert [row["state"] for row in table] == ["waiting", "failed"], table
     assert str(late) in table[1]["reason"]
+    (late / "tokenizer.json").unlink()
     (corpus / "tokenizer").rename(late)
     (corpus / "tokenizer").symlink_to(late)
     told = launch(*words)
@@ -63,8 +66,9 @@ def test_points_fail_and_go_on_each_for_itself(tmp_path: Path) -> None:
 def test_one_point_that_waits_is_stopped(tmp_path: Path) -> None:
     """Slurm keeps the tasks that wait in one record, and a careless scancel ends them all."""
     run = tmp_path / "sweep"
+    recipe = tiny(write_corpus(tmp_path), tmp_path / "unused", SHORT, engine="plain")
     small = ("--time", "5", "--save-s", "60", "--preflight", "none", "--sbatch", "hold")
-    told = launch("sweep", "demo", "--vary", "seed=1,2,3", "--run-folder", str(run), *small)
+    told = launch("sweep", str(recipe), "--vary", "seed=1,2,3", "--run-folder", str(run), *small)
     assert told.returncode == 0, told.stderr
     array = told.stdout.strip()
     assert launch("stop", str(run / "points/1")).returncode == 0
