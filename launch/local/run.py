@@ -61,8 +61,9 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
                 ranks.start(rank)
             while ranks.alive:
                 received = signal.sigtimedwait(signals, ranks.seconds_to_wait(POLL_S))
-                if received is not None and received.si_signo != signal.SIGCHLD:
-                    say(ranks.receive(received.si_signo))
+                number = signal.SIGCHLD if received is None else received.si_signo
+                if number != signal.SIGCHLD and (done := ranks.receive(number)):
+                    say(done)
                 ranks.collect()
                 ranks.enforce()
         finally:
