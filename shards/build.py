@@ -335,7 +335,7 @@ class _SetBuild:
         counts = Counter(refused).most_common(5)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
         path = self._folder / schema.QUARANTINE_NAME
-        first = f"; the first: {lines[0]['message'].rstrip('.')}" if lines else ""
+        first = f"; the first: {lines[0]['message']}" if lines else ""
         most = f"{self._plan.recipe.max_bad_fraction:.2%}"
         return DataError(
             reason="too_many_bad",
