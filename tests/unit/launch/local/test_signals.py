@@ -93,7 +93,7 @@ def test_ranks_that_saved_say_so(start: Starter) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 75
-    assert errors.endswith("launch: saved and stopped: the same command goes on from there.\n")
+    assert errors.endswith("launch: stopped; the same command goes on.\n")
 
 
 def test_a_second_request_to_stop_kills(start: Starter) -> None:
