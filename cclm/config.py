@@ -16,7 +16,7 @@ from cclm.errors import ConfigError
 from cclm.model.options import ModelOptions
 from cclm.objectives.options import ObjectiveConfig
 from cclm.pretrained.options import StartConfig
-from cclm.types import PathText, Positive, View
+from cclm.types import LocalPath, Positive, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class TrackConfig:
 class RunConfig:
     """A whole run. Everything that decides step k is in here."""
 
-    run_folder: PathText
+    run_folder: LocalPath
     """Where the run lives; started again with the same folder, it resumes."""
     views: Views
     """The kinds of pairs to learn from, by name; null takes one away that stands in a recipe."""
@@ -63,7 +63,7 @@ class RunConfig:
     """Metrics."""
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     """"plain" is the one-process twin, for debugging."""
-    deepspeed: PathText = "ds_configs/zero3_cpu.json"
+    deepspeed: LocalPath = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON, a path or the name of one in ds_configs/; what our configuration also knows is "auto" in it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Parameter precision of the forward pass."""

@@ -52,7 +52,8 @@ class CclmError(ValueError):
         self.cause = cause
         """None: what it was raised from decides (`cclm.run.causes.cause_of`); that, or a user's error."""
         place = f"{where}: " if where else ""
-        super().__init__(f"{place}expected {expected}, got {got}{'' if got.endswith(LINE_END) else '. '}{do}")
+        end = "" if got.endswith(LINE_END) else " " if got.endswith((".", "?")) else ". "
+        super().__init__(f"{place}expected {expected}, got {got}{end}{do}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process borders whole: pickle would hand the message to an __init__ that wants keywords."""

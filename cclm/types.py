@@ -13,6 +13,9 @@ Language = Annotated[str, LANGUAGE]
 
 PathText = Annotated[str, "a path"]
 """A file or folder (or a URL, or a name on a hub) in a configuration: `~` and `$VARIABLE` are expanded on reading."""
+LOCAL = "of this machine"
+LocalPath = Annotated[PathText, LOCAL]
+"""One that is no URL: taken for a path, it would be written to a folder named "s3:"."""
 
 TEXT_OR_NOTHING = "a text or nothing"
 TextOrNothing = Annotated[str, TEXT_OR_NOTHING]

@@ -20,7 +20,8 @@ from cclm.errors import CclmError, ConfigError, DataError, MissingDependencyErro
 
 MEND: Final = "Correct the corpus, or leave it out."
 _MACHINE: Final = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EROFS)
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
+    | {errno.ENOMEM, errno.EIO, errno.ESTALE}
 )
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 _FOLDERS: Final = re.compile(r"(?<![\w.])/(?:[\w.+@~-]+/)+")

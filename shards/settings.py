@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cclm.errors import ConfigError
-from cclm.types import Bounds, Count, PathText, Positive, Share
+from cclm.types import Bounds, Count, LocalPath, Positive, Share
 from shards.corpora.files import named_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -58,13 +58,13 @@ class FilterSettings:
     """Shorter texts are not judged by language: there is too little to go by."""
     min_score: float | None = None
     """Margin score of a pair; pairs without a score pass."""
-    blocked_words: PathText | None = None
+    blocked_words: LocalPath | None = None
     """File of words and phrases, one a line; a text that has one is refused."""
-    benchmark_images: PathText | None = None
+    benchmark_images: LocalPath | None = None
     """Folder of a benchmark's test pictures; pictures that look like one are refused."""
     benchmark_distance: Annotated[int, Bounds(least=0, most=16)] = 4
     """Bits of 64 in which a picture's perceptual hash may differ from that of a test picture to look like it."""
-    benchmark_texts: tuple[PathText, ...] = ()
+    benchmark_texts: tuple[LocalPath, ...] = ()
     """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
     refused."""
 

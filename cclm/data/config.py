@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from cclm.data.options import MaskingConfig, MixConfig, Normalise, Schedule, SourceConfig
 from cclm.model.options import ModelOptions
 from cclm.shardfile.options import CacheConfig
-from cclm.types import Bounds, Count, PathText, Positive, Share, View
+from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class ViewConfig:
 class DataConfig:
     """Everything that is the same for all views, and decides what stands in a batch."""
 
-    tokenizer: PathText
+    tokenizer: LocalPath
     """Folder with tokenizer.json (or XLM-RoBERTa's SentencePiece file), or a model's name on the Hugging Face hub."""
     normalise: Normalise = "none"
     """Preparation of texts before the tokenizer: `cclm` as published (lower case, no ASCII punctuation), or none."""

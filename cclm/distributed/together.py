@@ -59,7 +59,9 @@ def on_every_rank(ranks: Ranks, action: Callable[[], ResultType], what: str) -> 
     raise CheckpointError(
         expected=f"every rank to {what}",
         got="; ".join(text for text, _ in failures),
-        do=ADVICE.get(cause, "See the message of the first rank named."),
+        do=ADVICE.get(
+            cause, "Mend what the first rank named met; the same command goes on from the newest complete checkpoint."
+        ),
         cause=cause,
     ) from error
 

@@ -22,11 +22,12 @@ def text_lines(path: Path) -> Iterator[str]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
+        encoding = "UTF-16" if number == 1 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
         raise ConfigError(
             where=f"{path}:{number}",
             expected="a text file in UTF-8",
             got=f"byte 0x{error.object[error.start]:02x} at position {error.start} of the line",
-            do="Convert it, as with iconv -f LATIN1 -t UTF-8.",
+            do=f"Convert it, as with iconv -f {encoding} -t UTF-8.",
         ) from error
     except OSError as error:
         raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from cclm.files.hints import PATH
 from cclm.files.node import Node, plain_word
-from cclm.types import LANGUAGE, TEXT_OR_NOTHING, Bounds
+from cclm.types import LANGUAGE, LOCAL, TEXT_OR_NOTHING, Bounds
 
 _LONGEST = 80
 """Characters of a value that a message repeats."""
@@ -36,7 +36,8 @@ def to_scalar(node: Node, hint: Any, notes: Sequence[Any], *, expands: bool) -> 
             raise UnfitError(said(node))
         is_path = hint is Path or PATH in notes
         try:
-            return hint(_path(text, expands=expands) if is_path else text)
+            is_local = hint is Path or LOCAL in notes
+            return hint(_path(text, expands=expands, is_local=is_local) if is_path else text)
         except ValueError as error:  # a kind of text with rules of its own
             raise UnfitError(f"{said(node)} ({error})") from error
     if hint in (int, float):
@@ -110,9 +111,11 @@ def _letters(node: Node) -> str | None:
     return node.text if is_number else None
 
 
-def _path(text: str, *, expands: bool) -> str:
+def _path(text: str, *, expands: bool, is_local: bool) -> str:
     if not text or "\0" in text:
         raise UnfitError("an empty text" if not text else "a text with a null character")
+    if is_local and "://" in text:
+        raise UnfitError(f"the URL {text}; give a path of this machine")
     return expanded(text) if expands else text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         given = {name: value for name, value in options.items() if value is not None}
         own = {name: getattr(self, name) for name in HONOURED[:-1]}
         processor = CCLMImageProcessor(**{**own, **given}) if given else self
-        listed = [images] if isinstance(images, Image.Image) else list(images)
+        listed = list(images) if isinstance(images, Iterable) else [images]
         if not listed:
             raise ValueError("images: expected at least one image, got an empty list. Leave images away instead.")
         one = processor._pixels
@@ -106,7 +106,8 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
     def _pixels(self, image: Any) -> npt.NDArray[np.float32]:
         """One image."""
         if not isinstance(image, Image.Image):
-            raise TypeError(f"expected PIL images, got {type(image).__name__}. Open the file with PIL.Image.open.")
+            opens = "Open a file with PIL.Image.open, an array with PIL.Image.fromarray."
+            raise TypeError(f"expected PIL images, got {type(image).__name__}. {opens}")
         rgb, side = to_rgb(image), (self.size["width"], self.size["height"])
         if self.do_resize and rgb.size != side:
             rgb = rgb.resize(side, Image.Resampling(self.resample))

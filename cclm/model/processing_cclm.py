@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,10 +60,12 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
         if images is not None:
             data.update(self.image_processor(images, **for_images))
         if text is not None:
-            if isinstance(text, str):
-                pair = for_text.get("text_pair")
-                text, for_text = [text], for_text | ({"text_pair": [pair]} if isinstance(pair, str) else {})
-            data.update(self.tokenizer(list(text), **for_text))
+            texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Iterable) else []
+            if not texts:
+                raise ValueError(f"text: expected a text or a list of texts, got {text!r}.")
+            if isinstance(text, str) and isinstance(pair := for_text.get("text_pair"), str):
+                for_text["text_pair"] = [pair]
+            data.update(self.tokenizer(texts, **for_text))
         return BatchFeature(data=data)
 
     def _sort_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

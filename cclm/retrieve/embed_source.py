@@ -49,11 +49,13 @@ class Files:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.left_out: Counter[str] = Counter()
-        """Files that are neither, by ending."""
+        """Files that are neither, by ending; links to folders, which are not followed."""
         self._units: list[tuple[Path, int | None, str]] = []
-        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-        for path in paths:
-            if path.suffix.lower() in IMAGES:
+        for path in [root] if root.is_file() else sorted(root.rglob("*")):
+            if not path.is_file():
+                if path.is_symlink() or not path.is_dir():
+                    self.left_out["link to a folder" if path.is_dir() else "no regular file"] += 1
+            elif path.suffix.lower() in IMAGES:
                 self._units.append((path, None, ""))
             elif path.suffix.lower() in TEXTS:
                 numbered = ((number, line.strip()) for number, line in enumerate(text_lines(path), 1))

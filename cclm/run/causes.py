@@ -45,7 +45,8 @@ MENDED_BY_USER = frozenset({Cause.USER_ERROR, Cause.DIVERGED, Cause.DISK_FULL})
 CONSEQUENCES = (Cause.TRANSIENT, Cause.ENDED, Cause.WAITING)
 """Causes of ranks that probably ended because of another: the later, the more probably."""
 
-DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Also the limit of one file's size (`ulimit -f`, or what a file system can hold)."""
 TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOLINK, errno.ECOMM, errno.EPROTO, errno.EAGAIN, errno.EBUSY}
     | {errno.ETIMEDOUT, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTUNREACH, errno.EHOSTDOWN}

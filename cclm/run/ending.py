@@ -48,7 +48,10 @@ def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause
             f"or ask for more memory; {goes_on}"
         )
     elif cause is Cause.DISK_FULL:
-        expected, do = "room for what is written", f"Free space, or raise the quota; {goes_on or 'then try again.'}"
+        expected, do = (
+            "room for what is written",
+            f"Free space, or raise the quota or `ulimit -f`; {goes_on or 'then try again.'}",
+        )
     elif cause is Cause.TRANSIENT:
         expected, do = "disks, networks and other ranks that answer", f"Such faults pass; {goes_on or 'try again.'}"
     elif isinstance(error, OSError) and _is_of_the_user(error, run_folder):

@@ -28,8 +28,8 @@ _PASSING = (
     ("botocore.exceptions", "ClientError"),
 )
 """Errors of the network that are no OSError, by module; only loaded modules can have raised one."""
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""A full disk, a full quota."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""A full disk, a full quota, a file that may not grow."""
 
 
 class FetchError(CclmError):

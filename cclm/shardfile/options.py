@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.types import Count, PathText, Positive
+from cclm.types import Count, LocalPath, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """Where and how remote shards are kept. Changes no result."""
 
-    folder: PathText | None = None
+    folder: LocalPath | None = None
     """On a disk of the node; None: $CCLM_SHARD_CACHE, else a folder of your own under $TMPDIR."""
     size_bytes: Positive = 100_000_000_000
     """Most that the cache of a node may hold. More than a rank's lanes need at a time, times the ranks of a node."""

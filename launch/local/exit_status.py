@@ -73,7 +73,7 @@ def explain(job: JobExit, plan: JobPlan, say: Callable[[str], None]) -> None:
         if job.code and stopped is not None:
             say(f"stopped, and saved at step {stopped.step} ({stopped.reason}): the same command goes on from there.")
         elif job.code:
-            say("saved and stopped: the same command goes on from there.")
+            say("stopped; the same command goes on.")  # whether it had something to save, it says itself
         return
     if job.stop_signal is not None:
         say(f"stopped. First of {len(job.exits)} rank(s): {failure}.")

@@ -14,6 +14,7 @@ from io import FileIO
 from pathlib import Path
 
 from cclm.run.causes import GOOD_ENDS
+from cclm.run.signals import AGAIN_S
 from cclm.run.status import cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.local import guard, shim
@@ -44,6 +45,8 @@ class Ranks:
     exits: list[RankExit] = field(default_factory=list)
     stop_signal: int | None = None
     """The first that asked to stop."""
+    asked: float = 0.0
+    """When it came."""
     kill_at: float | None = None
 
     def start(self, rank: RankPlan) -> None:
@@ -79,15 +82,18 @@ class Ranks:
 
     def receive(self, number: int) -> str:
         """Pass a signal on to the ranks: whatever asks to stop as TERM, which never prints a traceback. The second
-        request to stop is a request to kill. Return what was done."""
-        name, asks_to_stop = signal.Signals(number).name, number in STOP_SIGNALS
-        self._signal_leaders(signal.SIGTERM if asks_to_stop else number)
-        if not asks_to_stop:
+        request to stop is a request to kill. Return what was done, "" for nothing."""
+        name, now = signal.Signals(number).name, time.monotonic()
+        if number not in STOP_SIGNALS:
+            self._signal_leaders(number)
             return f"{name} is passed on."
         if self.stop_signal is not None:
-            self.kill_at = time.monotonic()
+            if now - self.asked < AGAIN_S:  # `timeout` signals its child, and then the child's whole group
+                return ""
+            self.kill_at = now
             return f"{name} again: what is left is killed."
-        self.stop_signal = number
+        self._signal_leaders(signal.SIGTERM)
+        self.stop_signal, self.asked = number, now
         return f"{name}: {len(self.alive)} rank(s) are asked to save and end (TERM); once more kills them."
 
     def enforce(self) -> None:

@@ -63,8 +63,8 @@ def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0
                 received = signal.sigtimedwait(signals, ranks.seconds_to_wait(POLL_S))
                 number = received.si_signo if received is not None else signal.SIGCHLD
                 # Interrupted as the time is over, it returns memory that nobody has filled.
-                if number in signals and number != signal.SIGCHLD:
-                    say(ranks.receive(number))
+                if number in signals and number != signal.SIGCHLD and (done := ranks.receive(number)):
+                    say(done)
                 ranks.collect()
                 ranks.enforce()
         finally:

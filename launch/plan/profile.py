@@ -13,7 +13,7 @@ from typing import Literal
 
 from cclm.files.reading import read_typed
 from cclm.files.shipped import find_shipped
-from cclm.types import PathText, TextOrNothing
+from cclm.types import LocalPath, TextOrNothing
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 PROFILE_VARIABLE = "CCLM_PROFILE"
@@ -49,7 +49,7 @@ class Profile:
     """Further flags of srun (pyxis) or of `apptainer exec`."""
     container_python: str = "python3"
     """Python inside the container."""
-    scratch: PathText | None = None
+    scratch: LocalPath | None = None
     """Folder on each node's own disk; preflight writes and measures there."""
     sbatch: Mapping[str, TextOrNothing] = field(default_factory=dict)
     """Further options of sbatch, without the leading dashes; an empty value gives a bare option."""

@@ -84,7 +84,8 @@ def captions(cell: Any, named: Any = None) -> Captions:
             return gathered((language(name), texts(of_one)) for name, of_one in cell if of_one is not None)
         if all(isinstance(item, Mapping) for item in cell):
             return gathered(item for one in cell for item in captions(one).items())
-    return {language(named): texts(cell, "captions: a text, a list of texts, or a map by language")}
+    of_one = texts(cell, "captions: a text, a list of texts, or a map by language")
+    return {language(named): of_one}
 
 
 def gathered(found: Iterable[tuple[str, Sequence[str]]]) -> Captions:

@@ -26,6 +26,7 @@ HIDDEN: Final = "hidden"
 """Names that begin with "." (macOS's "._x", .DS_Store), without suffixes also "_" (_SUCCESS), and __MACOSX."""
 EMPTY, TWICE, BAD_NAME = "empty", "the same name, compressed or not", "a name that is not UTF-8"
 LINK_AGAIN, NO_FILE = "a link to a folder that is read already", "no regular file"
+LINK_TO_FILE = "a link to a file that is read already"
 _MOST_KINDS: Final = 20
 """More kinds of files than this are counted together."""
 
@@ -117,8 +118,13 @@ def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[P
     """Return the files at a folder or pattern that are read, and those that are not, with the reason."""
     read: dict[Path, Path] = {}
     left: dict[Path, str] = {}
-    for file, why in sorted(_files_at(path), key=lambda item: item[0].parts):
-        why = why or _why_not(file, path, suffixes)
+    files = sorted(_files_at(path), key=lambda item: item[0].parts)
+    reasons = {file: why or _why_not(file, path, suffixes) for file, why in files}
+    held = {_inode(file) for file, why in reasons.items() if not why and not file.is_symlink()}
+    for file, why in reasons.items():
+        if not why and file.is_symlink():
+            why = LINK_TO_FILE if _inode(file) in held else why
+            held.add(_inode(file))
         plain = file.with_name(file.stem) if file.suffix.lower() in COMPRESSIONS else file
         if not why and plain in read:
             # The file that was unpacked is read, and not its package too. By name, ".gz" follows what it holds.
@@ -128,6 +134,11 @@ def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[P
         else:
             read[plain] = file
     return list(read.values()), left
+
+
+def _inode(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
@@ -172,12 +183,11 @@ def _files_at(path: Path) -> Iterator[tuple[Path, str]]:
             yield match, ""
             continue
         for folder, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:
+            if _inode(Path(folder)) in seen:
                 inner.clear()
                 yield Path(folder), LINK_AGAIN
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(_inode(Path(folder)))
             inner.sort(key=lambda name: ((Path(folder) / name).is_symlink(), name))
             yield from ((Path(folder) / name, "") for name in names)
 

@@ -24,8 +24,8 @@ _LONGEST_SKIPPED: Final = 64
 """So many times LINE_BYTES are read in search of the end of a line that is too long."""
 
 _BEGINNINGS: Final = {
-    b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz",
-    b"(\xb5/\xfd": "zstd", b"PAR1": "Parquet",
+    b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"PAR1": "Parquet",
 }  # fmt: skip
 """First bytes of files that are no UTF-8 text, whatever their name says."""
 

@@ -64,7 +64,12 @@ class MosesPairs:
                     note_left_out(place, place.suffix or place.name, f"{name}/{member}" if member else "")
                     continue
                 pairs.setdefault((place.parent, found[0]), {})[found[1]] = (name, path, member)
-        lone = sorted(next(iter(of_one.values()))[0] for of_one in pairs.values() if len(of_one) < 2)
+        lone = sorted(
+            "/".join(filter(None, side[::2]))
+            for of_one in pairs.values()
+            if len(of_one) < 2
+            for side in of_one.values()
+        )
         if lone or not (pairs or parts):
             expected = "two files such as NAME.de-en.de and NAME.de-en.en in one folder, or a zip of them"
             got = "only one side: " + ", ".join(lone[:4]) if lone else "no file of such a name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -162,11 +163,32 @@ def _json_rows(path: Path) -> Numbered:
             yield number, parse_object(line)
 
 
+def parse_json(data: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError, RecursionError: it is not UTF-8 or not JSON, or a key stands twice (Python would keep the last one).
+    """
+    return _DECODER.decode(data if isinstance(data, str) else data.decode("utf-8-sig"))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} twice")
+    return values
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+"""Made once: `json.loads` would make one for every line, which takes as long as the line itself."""
+
+
 def parse_object(line: str | bytes) -> Row | DataError:
     """Return the JSON object on a line, or why there is none."""
     expected = "one JSON object a line, in UTF-8"
     try:
-        row = json.loads(line if isinstance(line, str) else line.decode("utf-8-sig"))
+        row = parse_json(line)
     except (ValueError, RecursionError) as error:
         return bad_row(expected, described(error))
     return row if isinstance(row, dict) else bad_row(expected, f"a JSON {type(row).__name__}")

@@ -5,7 +5,6 @@ shard-000000.tar    000001.jpg, 000001.txt, 000001.json, 000001.cls, 000002.jpg,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.lines import COMPRESSIONS
 from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, guarded, refuse
-from shards.corpora.rows import Row
+from shards.corpora.rows import Row, parse_json
 from shards.corpora.tar_samples import TarSample, tar_samples
 from shards.guard import described, mistaken
 from shards.parts import LazyRecord, Part
@@ -136,7 +135,7 @@ def _cell_of(data: bytes, suffix: str, field: str) -> Any:
     if not field and not suffix.endswith("json"):
         return text(data, f".{suffix}").strip()
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = parse_json(data)
     except (ValueError, RecursionError) as error:
         refuse("json_broken", "JSON in UTF-8", f"in .{suffix}: {described(error)}")
     for name in filter(None, field.split(".")):

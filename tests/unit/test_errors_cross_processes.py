@@ -25,6 +25,11 @@ def test_an_error_survives_a_process_border(error: CclmError) -> None:
     assert (again.do, getattr(again, "reason", "")) == (error.do, getattr(error, "reason", ""))
 
 
+@pytest.mark.parametrize(("got", "end"), [("b", "b. c"), ("b; did you mean d?", "d? c"), ("b. Pack it.", "it. c")])
+def test_a_sentence_has_one_end(got: str, end: str) -> None:
+    assert str(CclmError(expected="a", got=got, do="c")).endswith(end)
+
+
 def test_problems_survive_it_too_and_stand_below_each_other() -> None:
     problems = [Problem("f.yaml:3: a: x", kind="rule", key="a", place="f.yaml:3"), Problem("y")]
     error = ConfigError(where="f", expected="no mistake", problems=problems, do="Mend them.")

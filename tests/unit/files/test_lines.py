@@ -20,9 +20,11 @@ def test_other_encodings_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         list(text_lines(path))
     assert caught.value.where == f"{path}:2" and "byte 0xdc at position 0" in caught.value.got
+    assert "iconv -f LATIN1" in caught.value.do
     path.write_bytes("text".encode("utf-16"))
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         list(text_lines(path))
+    assert "iconv -f UTF-16" in caught.value.do
     for gone in (tmp_path / "gone.txt", tmp_path):
         with pytest.raises(ConfigError) as caught:
             list(text_lines(gone))

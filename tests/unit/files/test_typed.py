@@ -217,6 +217,14 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert words in problems["inner.path"]
 
 
+def test_a_url_is_no_path_of_this_machine() -> None:
+    text = "inner: {{name: x}}\nfiles: {files}\nsources: {{a: {{path: 's3://bucket/set'}}}}"
+    assert read(text.format(files="[a]")).sources["a"].path == "s3://bucket/set", "where URLs are meant"
+    _, problems = convert(text.format(files="[s3://bucket/x]"))
+    (problem,) = problems.values()
+    assert problem.endswith("expected a path, got the URL s3://bucket/x; give a path of this machine")
+
+
 class View:
     """What views have in common."""
 

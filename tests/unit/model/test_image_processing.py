@@ -155,5 +155,7 @@ def test_what_it_does_not_do_is_refused_by_name(options: dict[str, Any]) -> None
 def test_something_else_is_a_sentence() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         CCLMImageProcessor()([])
-    with pytest.raises(TypeError, match=r"expected PIL images, got ndarray. Open the file with PIL.Image.open"):
+    with pytest.raises(TypeError, match=r"expected PIL images, got ndarray\. .* an array with PIL.Image.fromarray"):
         CCLMImageProcessor()([np.zeros((4, 4, 3))])
+    with pytest.raises(TypeError, match="expected PIL images, got bool"):
+        CCLMImageProcessor()(True)

@@ -97,6 +97,13 @@ def test_lists_of_images_are_several_images_for_a_text(processor: CCLMProcessor)
         processor([["a.png", RED]])
 
 
+@pytest.mark.parametrize("text", [[], (), 7, True])
+def test_what_is_no_text_is_a_sentence(processor: CCLMProcessor, text: Any) -> None:
+    with pytest.raises(ValueError, match="expected a text or a list of texts, got"):
+        processor(text=text)
+    assert processor(text="")["input_ids"].shape[0] == 1, "an empty text is one"
+
+
 def test_boxes_become_pixels_inside_the_image(processor: CCLMProcessor) -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]], dtype=torch.bfloat16).float()
     found = processor.post_process_boxes(boxes, [RED.size, (100, 200)])

@@ -67,6 +67,12 @@ def test_a_view_can_be_switched_off(settings: Path) -> None:
     assert everything["views"].endswith("none is given")
 
 
+@pytest.mark.parametrize("key", ["run_folder", "data.tokenizer", "data.cache.folder"])
+def test_what_is_written_or_read_here_is_no_url(settings: Path, key: str) -> None:
+    found = refusal("--recipe", str(settings), f"--{key}", "s3://a/b")
+    assert found[key].endswith(", got the URL s3://a/b; give a path of this machine")
+
+
 def test_wrong_type(settings: Path) -> None:
     assert refusal("--recipe", str(settings), "--optimizer.total_steps", "many")["optimizer.total_steps"] == (
         "command line: optimizer.total_steps: expected a whole number of at least 1, got many"

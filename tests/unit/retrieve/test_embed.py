@@ -96,12 +96,15 @@ def test_turned_gone_and_foreign_files_are_accounted_for(opened: OpenedModel, tm
         (tmp_path / f"{orientation}.png").write_bytes(turned_file(orientation, "PNG", upright))
     (tmp_path / "gone.png").write_bytes(b"soon")
     (tmp_path / "notes.pdf").write_bytes(b"")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     source = Files(tmp_path)
     (tmp_path / "gone.png").unlink()
     found = embed_units(Embedder(opened=opened), source, range(len(source)))
     assert [str(error).split(":")[0] for error in found["error"]] == ["None", "None", "None", "image_missing"]
     assert all((feature == found["feature"][0]).all() for feature in found["feature"][:3])
-    assert source.left_out == {".pdf": 1}
+    assert source.left_out == {".pdf": 1, "link to a folder": 1, "no regular file": 1}
 
 
 def test_shards_give_pictures_captions_and_sentences(opened: OpenedModel, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def raised_from(error: CclmError, reason: BaseException) -> CclmError:
         (AnswerError(404), Cause.EXIT),
         (OSError(errno.ENOSPC, "x"), Cause.DISK_FULL),
         (OSError(errno.EDQUOT, "x"), Cause.DISK_FULL),
+        (OSError(errno.EFBIG, "x"), Cause.DISK_FULL),
         (FileNotFoundError(errno.ENOENT, "x"), Cause.EXIT),
         (RuntimeError("EIO, ESTALE, 503, NCCL: words alone say nothing"), Cause.EXIT),
         (KeyboardInterrupt(), Cause.SIGNAL),

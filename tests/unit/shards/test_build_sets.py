@@ -238,7 +238,10 @@ def test_a_reader_that_raises_ends_its_part_with_one_refusal(tmp_path: Path) -> 
     assert '"key":"a file-end"' in (tmp_path / "images" / "quarantine.jsonl").read_text("utf-8")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), OSError(errno.EMFILE, "x"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left"), OSError(errno.EFBIG, "x"), OSError(errno.EMFILE, "x"), MemoryError()],
+)
 def test_what_the_machine_lacks_is_no_fault_of_the_corpus(tmp_path: Path, error: Exception) -> None:
     """A record that were refused for it would be lost for good: the build stops, and goes on another time."""
     bad = LazyRecord(key="k", source="s", make=partial(raise_it, error))

@@ -184,7 +184,7 @@ def test_ranks_that_saved_and_stopped_have_not_failed(plan_python: PlanMaker, tm
     job, said = run(plan)
     assert (job.code, job.failure) == (75, None)
     assert [end.cause for end in job.exits] == [Cause.STOPPED] * 2
-    assert said == ["saved and stopped: the same command goes on from there."]
+    assert said == ["stopped; the same command goes on."]
 
 
 SAVE = """

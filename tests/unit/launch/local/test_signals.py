@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cclm.run.signals import AGAIN_S
 from tests.unit.launch.local.test_run import CHILD, is_running, wait_for
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -92,18 +93,29 @@ def test_ranks_that_saved_say_so(start: Starter) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 75
-    assert errors.endswith("launch: saved and stopped: the same command goes on from there.\n")
+    assert errors.endswith("launch: stopped; the same command goes on.\n")
 
 
 def test_a_second_request_to_stop_kills(start: Starter) -> None:
     process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + SLEEP)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    time.sleep(AGAIN_S + 0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGKILL
     assert "SIGINT: 2 rank(s) are asked to save and end (TERM); once more kills them." in errors
+
+
+def test_a_request_that_is_delivered_twice_is_one(start: Starter) -> None:
+    """`timeout 8h python -m launch run …` signals its child, and then the group that the child is in."""
+    saves = "def save(*_):\n    time.sleep(1)\n    os._exit(75)\nsignal.signal(signal.SIGTERM, save)\n"
+    process = start(saves + READY + SLEEP)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 75 and "again" not in errors
 
 
 @pytest.mark.parametrize(("ignored", "number"), [("HUP", signal.SIGHUP), ("INT", signal.SIGINT)])

@@ -85,6 +85,7 @@ def test_captions_in_every_form(cell: Any, named: Any, captions: dict[str, list[
         ({1: "x"}, None, "line_broken"),
         (7, "en", "line_broken"),
         (True, "en", "line_broken"),
+        (True, None, "line_broken"),
         ([["en", "x"]], "en", "line_broken"),
     ],
 )

@@ -250,6 +250,8 @@ def test_broken_members_cost_their_sample(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("1.jpg", picture()), ("1.json", b'{"caption": '), *plain_members(range(2, 3))])
     captions = {"captions": {"text": "json.texts"}}
     assert build("webdataset", path=str(tmp_path), **captions)[1] == {"json_broken": 1}
+    write_tar(tmp_path / "a.tar", [("1.jpg", picture()), ("1.json", b'{"texts": {"en": "x"}, "texts": {"en": "y"}}')])
+    assert build("webdataset", path=str(tmp_path), **captions)[1] == {"json_broken": 1}
 
 
 @pytest.mark.parametrize("size", [100, 512, 600, 1200, 2048, 5000, 8191, 8192, 8704, 10000])

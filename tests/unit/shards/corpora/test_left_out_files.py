@@ -69,6 +69,18 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert files == ["c.tsv", "a.tsv", "b.tsv"] and left_out == {"a link to a folder that is read already": 2}
 
 
+def test_a_link_beside_the_file_that_it_leads_to_is_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "data/b.tsv", "elsewhere/d.tsv")
+    (tmp_path / "data" / "a.tsv").symlink_to("b.tsv")
+    (tmp_path / "data" / "c.tsv").symlink_to("b.tsv")
+    for name in ("d.tsv", "e.tsv"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / "d.tsv")
+    (tmp_path / "data" / "loop.tsv").symlink_to("loop.tsv")
+    files, left_out = found(tmp_path / "data", ".tsv")
+    assert files == ["b.tsv", "d.tsv"]
+    assert left_out == {"a link to a file that is read already": 3, "no regular file": 1}
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     fill(tmp_path, "a.tsv")
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.tsv"))).write_text("x\ty\n")

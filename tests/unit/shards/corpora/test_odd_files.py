@@ -52,7 +52,7 @@ def test_a_line_without_an_end_costs_itself_only(tmp_path: Path, monkeypatch: py
     ("data", "kind"),
     [
         ("a\tb\n".encode("utf-16"), "UTF-16"),
-        ("a\tb\n".encode("utf-32"), "UTF-16"),
+        ("a\tb\n".encode("utf-32"), "UTF-32"),
         (gzip.compress(b"a\tb\n", mtime=0), "gzip"),
         (lzma.compress(b"a\tb\n"), "xz"),
     ],
@@ -202,6 +202,10 @@ def test_sides_are_paired_within_one_folder(tmp_path: Path) -> None:
     (tmp_path / "b" / "X.de-en.de").unlink()
     with pytest.raises(ConfigError, match=r"only one side: b/X\.de-en\.en"):
         corpus_of("moses", {"path": str(tmp_path)}).parts()
+    with zipfile.ZipFile(tmp_path / "b" / "z.zip", "w") as archive:
+        archive.writestr("sub/X.de-en.de", "x\n")
+    with pytest.raises(ConfigError, match=r"only one side: z\.zip/sub/X\.de-en\.de"):
+        corpus_of("moses", {"path": str(tmp_path / "b" / "z.zip")}).parts()
 
 
 @pytest.mark.parametrize("stem", ["TED2020.de-en", "bible-uedin.de-en", "tldr-pages.de-en", "giga-fren-de-en", "de-en"])

@@ -53,9 +53,10 @@ def test_every_row_of_a_long_quoted_table_is_counted(tmp_path, name):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_bytes(b'{"a": 1}\n\n[1]\n{"a"\n\xff\n' + b'{"b": "\\u00e9"}')
+    path.write_bytes(b'{"a": 1}\n\n[1]\n{"a"\n\xff\n' + b'{"b": "\\u00e9"}\n{"c": {"en": "x", "en": "y"}}')
     rows, bad = rows_of(path, needed=[])
-    assert rows == [{"a": 1}, {"b": "é"}] and sorted(bad) == ["3", "4", "5"]
+    assert rows == [{"a": 1}, {"b": "é"}] and sorted(bad) == ["3", "4", "5", "7"]
+    assert "the key 'en' twice" in bad["7"].got
 
 
 def test_parquet_reads_the_needed_columns(tmp_path):
