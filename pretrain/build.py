@@ -30,6 +30,7 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.ops.choice import RunKernels, choose_kernels
 from cclm.run.memory import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
@@ -98,6 +99,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         module = build_module(
             config, views, tokenizer, talk,
             is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
+            kernels=choose_kernels(topology.device),
         )  # fmt: skip
         engine = build_engine(config, module, topology, talk, ds_config)
         resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
@@ -167,6 +169,7 @@ def build_module(
     *,
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
+    kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
@@ -180,6 +183,7 @@ def build_module(
         talk: the collectives.
         is_fresh: whether no checkpoint will be loaded.
         construction: what the network is made in (ZeRO-3 shards it there).
+        kernels: what it is computed with.
     """
     seed_initialisation(config.seed)
     with construction or nullcontext():
@@ -188,7 +192,7 @@ def build_module(
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=talk.rank == 0)
-    return CrossViewTraining(model, views, config.objectives, talk)
+    return CrossViewTraining(model, views, config.objectives, talk, kernels)
 
 
 def calibrate_stem(
