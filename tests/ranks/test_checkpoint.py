@@ -19,7 +19,6 @@ from cclm.checkpoint.choose import newest_sound
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
 from cclm.distributed.collectives import collectives
-from cclm.distributed.spawn import RanksFailedError
 from cclm.engine import fragments
 from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import WEIGHTS, share_path
@@ -27,6 +26,7 @@ from cclm.errors import Cause, CheckpointError
 from cclm.run import transient
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
+from tests.ranks.spawn import RanksFailedError
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 
 pytestmark = pytest.mark.slow
