@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 
 from cclm.errors import CclmError
+from cclm.files.text import did_you_mean
 from cclm.run.causes import EXIT_CODES, Cause, cause_of
 from launch.commands import control, run, submit, sweep, watch
 from launch.commands.watch import INTERRUPTED_CODE
@@ -26,8 +26,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         own = commands.choices[options.action]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], OPTION.findall(own.format_help()), n=1)
-        own.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        meant = did_you_mean(unknown[0].partition("=")[0], OPTION.findall(own.format_help()))
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
     return options
 
 
