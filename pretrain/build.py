@@ -213,7 +213,7 @@ def construction_of(
 ) -> AbstractContextManager[None]:
     """What the network is made in: sharded from the start under ZeRO-3.
 
-    But not with an affine stem, which looks at whole weights with the first pictures (such models are small).
+    But not with an affine stem, which looks at whole weights with the first images (such models are small).
     """
     if config.model.vision.stem_norm == "affine":
         return nullcontext()

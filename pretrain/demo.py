@@ -85,7 +85,7 @@ def data_stages() -> list[Stage]:
         Stage(
             name="shards",
             title="Shards",
-            explanation="render the pictures; write image-text and parallel-text WebDataset shards; count them",
+            explanation="render the images; write image-text and parallel-text WebDataset shards; count them",
             commands=(
                 ("shards", "build", "shards/recipes/demo.yaml", "--out", str(DATA), "--workers", "2"),
                 ("shards", "stats", str(DATA)),
@@ -128,7 +128,7 @@ def run_stages(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str]
         Stage(
             name="measure",
             title="Measure",
-            explanation="zero-shot retrieval of pictures by an artist never seen, in 25 languages",
+            explanation="zero-shot retrieval of images by an artist never seen, in 25 languages",
             commands=(
                 (
                     *("cclm.cli", "evaluate", str(run), "--shards", str(DATA / "image-test"), "--groups", GROUPS),

@@ -51,7 +51,7 @@ class SetFacts:
     view: View
     """What it holds."""
     samples: int
-    """Pictures, or sentences with their translations."""
+    """Images, or sentences with their translations."""
     rows: int
     """Captions, or pairs."""
     size_bytes: int

@@ -71,7 +71,7 @@ class GroupBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryImage:
-    """One picture of an answer."""
+    """One image of an answer."""
 
     uri: str
     """A data URI."""
@@ -80,14 +80,14 @@ class GalleryImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryQuery:
-    """One query and its best pictures."""
+    """One query and its best images."""
 
     language: str
     text: str
     meaning: str
     """In English."""
     rank: int
-    """Place of the right picture, from 1."""
+    """Place of the right image, from 1."""
     images: Sequence[GalleryImage]
 
 
@@ -114,7 +114,7 @@ class ReportData:
     """Empty: not measured."""
     chance: Mapping[str, Mapping[str, float]]
     num_images: int
-    """Pictures in the test gallery."""
+    """Images in the test gallery."""
     rerank_note: str
     """How re-ranked numbers came about; empty without them."""
     rerank_mark: str

@@ -2,7 +2,7 @@
 
     images ──► vision ─┐                                   ┌─► matching head ─► ITM, TTM
     texts    ┐         ├─► features ─► ITC, TTC            │
-    masked   ┴► text ──┘      └─ hard negatives ─► fusion ─┼─► a view's own head (boxes of regions)
+    masked   ┴► text ──┘      └─ hard negatives ─► fusion ─┼─► a view's own head (boxes)
                                      (rows)                └─► masked-LM head ─► conditional MLM, TLM
 
 Under ZeRO-3 a module's parameters are gathered each time it runs, and ranks that run different modules wait for

@@ -29,7 +29,7 @@ import pyarrow.parquet
 from cclm.errors import ConfigError, MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile.codec import canonical_json
-from shards.corpora.picture import load_span
+from shards.corpora.image_bytes import load_span
 from shards.corpora.tar_table import SUCCESS, tar_spans
 from shards.corpora.url_rows import COMPLETE_NAME, Downloadable, UrlRow
 from shards.download.fetched import NOT_TRIED, TRANSIENT, Fetched
