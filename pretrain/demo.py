@@ -1,6 +1,6 @@
 """`python -m pretrain.demo`: the whole system on real data, on one small machine, in one go.
 
-    fetch ─► shards ─► tokenizer ─► pre-train (2 ZeRO-3 ranks) ─► measure ─► export with proof ─► report
+    fetch ─► shards ─► tokenizer ─► pre-train (2 ZeRO-3 ranks) ─► measure ─► verified export ─► report
 
 Every stage is a public command that this file only calls, prints and times. After a stop the same command goes on:
 commands that know themselves what is done (fetch, build, pretrain) are always called; measuring and exporting are
@@ -52,7 +52,7 @@ class Stage:
     home: Path
     """Folder whose stages.json remembers its time: the data's, or the run's."""
     is_done: Callable[[], bool] = lambda: False
-    """Whether an earlier life has done it; asked when its turn comes."""
+    """Whether an earlier attempt has done it; asked when its turn comes."""
     is_always_called: bool = False
     """Call the commands even then: they look closer, refuse what contradicts, and are quick."""
     outdates: Path | None = None
@@ -225,7 +225,7 @@ def carry_out(item: Stage, run: Path) -> int:
         return 0
     if item.outdates is not None:
         item.outdates.unlink(missing_ok=True)
-    # Time adds up over the lives of a stage; another look at what is done costs seconds that nobody wants to know.
+    # Time adds up over the attempts of a stage; another look at what is done costs seconds that nobody wants to know.
     is_repeated = is_done and item.is_always_called and before.get("finished", True)
     earlier = 0.0 if before.get("finished", True) else before.get("seconds") or 0.0
     began = time.monotonic()

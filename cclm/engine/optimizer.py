@@ -43,7 +43,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
     """
     prefixes = {*config.module_multipliers, *config.weight_decay_multipliers}
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    _refuse_unknown_prefixes(prefixes, [name for name, _ in named])
+    _check_prefixes(prefixes, [name for name, _ in named])
     by_name = config.decay_rule == "published"
     undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
     members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
@@ -153,7 +153,7 @@ def _value(names: Sequence[str], prefix: str, multipliers: Mapping[str, float]) 
     return values.pop()
 
 
-def _refuse_unknown_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
+def _check_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
     known = {".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts) + 1)}
     unknown = sorted(prefix for prefix in prefixes if not any(_has_prefix(name, prefix) for name in names))
     if unknown:

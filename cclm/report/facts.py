@@ -152,7 +152,7 @@ def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFa
 
 
 def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bool:
-    """Return whether results or a proof (with the key "checkpoint") are about this checkpoint."""
+    """Return whether results or a parity report (with the key "checkpoint") are about this checkpoint."""
     return checkpoint is None or record.get("checkpoint") == checkpoint.identity
 
 

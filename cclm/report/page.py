@@ -129,7 +129,7 @@ class ReportData:
     environment: Mapping[str, str]
     seed: int | None
     parity_note: str
-    """What the export proved; empty without one."""
+    """What the parity check of the export found; empty without one."""
     config_text: str
     """config.yaml."""
 

@@ -237,7 +237,7 @@ def gallery_query(query: Mapping[str, Any]) -> GalleryQuery:
 
 
 def parity_note(parity: Mapping[str, Any]) -> str:
-    """Return what the export proved."""
+    """Return what the parity check of the export found."""
     if not parity:
         return ""
     return (

@@ -139,7 +139,7 @@ async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: boo
 
     async def fetch(position: int) -> None:
         fetched = await fetcher.fetch(entries[position]["url"])
-        entries[position] |= _outcome(fetched)
+        entries[position] |= _facts_of(fetched)
         if fetched.is_image:
             images[position] = fetched
 
@@ -187,7 +187,7 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _outcome(fetched: Fetched) -> dict[str, Any]:
+def _facts_of(fetched: Fetched) -> dict[str, Any]:
     digest = hashlib.sha256(fetched.image).hexdigest() if fetched.image else ""
     return {
         "status": fetched.status,
