@@ -8,7 +8,7 @@ To add one: a field in `FilterSettings`, a function here, a line in its table.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
@@ -171,8 +171,3 @@ def _first(table: Mapping[str, Filter[Facts]], facts: Facts, settings: FilterSet
 @lru_cache(maxsize=16)
 def _values(settings: FilterSettings) -> dict[str, Any]:
     return dict(vars(settings))
-
-
-def filter_reasons() -> Iterator[str]:
-    """Yield every reason that a filter may give."""
-    yield from (*IMAGE_FILTERS, *TEXT_FILTERS, *PAIR_FILTERS)

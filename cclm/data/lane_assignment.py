@@ -46,8 +46,3 @@ class LaneAssignment:
         """How many draws a lane gave in the steps before `step`."""
         slots, lanes = self.batch_size // self.num_blocks, self.num_lanes // self.num_blocks
         return -((lane % lanes - step * slots) // lanes)
-
-    def lanes_of(self, slots: range) -> range:
-        """The lanes that a range of neighbouring slots reads over all steps."""
-        per_block, lanes = self.batch_size // self.num_blocks, self.num_lanes // self.num_blocks
-        return range(slots.start // per_block * lanes, (slots.stop - 1) // per_block * lanes + lanes)

@@ -14,7 +14,15 @@ from cclm.types import TextPair
 from shards import language
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
-from shards.filters import filter_reasons, non_letters, refusal_of_image, refusal_of_pair, refusal_of_text
+from shards.filters import (
+    IMAGE_FILTERS,
+    PAIR_FILTERS,
+    TEXT_FILTERS,
+    non_letters,
+    refusal_of_image,
+    refusal_of_pair,
+    refusal_of_text,
+)
 from shards.settings import FilterSettings
 from shards.source_image import SourceImage
 from tests.unit.shards.tiny_pictures import drawing, encoded
@@ -211,5 +219,5 @@ def test_a_test_picture_that_does_not_decode_is_one_error_at_the_start(tmp_path:
 
 
 def test_every_reason_is_its_own():
-    reasons = list(filter_reasons())
+    reasons = [*IMAGE_FILTERS, *TEXT_FILTERS, *PAIR_FILTERS]
     assert len(reasons) == len(set(reasons)) == 11
