@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-from cclm.errors import ConfigError, DataError, MissingDependencyError
+from cclm.errors import ConfigError, DataError
 from cclm.files.lock import locked_folder
 from cclm.run.process import die_with_parent
+from shards.guard import optional_library
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -117,7 +118,8 @@ class RayWorkers:
     """
 
     def __init__(self, number: int) -> None:
-        self._ray = _import_ray()
+        do = 'pip install "cclm-pretraining[ray]", or leave --executor out.'
+        self._ray = optional_library("ray", "for --executor ray", do=do)
         self._number, self._started = number, False
 
     def __enter__(self) -> RayWorkers:
@@ -167,18 +169,6 @@ def _worker_died(how: str) -> DataError:
         got=f"one that was killed ({how})",
         do="Run the same command again: what is finished is kept. Fewer --workers need less memory.",
     )
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package ray (for --executor ray)",
-            got="no such package",
-            do='pip install "cclm-pretraining[ray]", or leave --executor out.',
-        ) from error
-    return ray
 
 
 EXECUTORS: Final[dict[str, type[Workers] | type[RayWorkers]]] = {"processes": Workers, "ray": RayWorkers}

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cclm.files.template import open_template
 from cclm.report.facts import ATTRIBUTIONS, SetFacts, Stage
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
 from cclm.track.progress import spell_duration
@@ -136,14 +136,7 @@ class ReportData:
 
 def render(data: ReportData) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    page: str = open_template(Path(__file__).with_name("page.html.j2"), html=True).render(
         data=data,
         chart=panel_chart,
         bars=lambda direction: recall_bars(data, direction),
@@ -153,6 +146,7 @@ def render(data: ReportData) -> str:
         spell_duration=spell_duration,
         megabytes=lambda size: f"{size / 1e6:.1f} MB",
     )
+    return page
 
 
 def panel_chart(panel: Panel) -> Markup:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import lzma
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,14 +132,7 @@ def test_texts_by_language(text, declared, passes):
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments):
-        if name.startswith("py3langid"):
-            raise ImportError(name)
-        return real(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)  # as if it were not installed
     language._identifier.cache_clear()
     with pytest.raises(MissingDependencyError) as caught:
         refusal_of_text("a text that is long enough", "en", FilterSettings(min_language_probability=0.1))
