@@ -10,7 +10,6 @@ parallel text.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -24,6 +23,7 @@ from typing import Any
 
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
+from cclm.files.command_line import Parser
 from cclm.files.folders import make_folder
 from cclm.files.output import open_output
 from cclm.files.reading import read_json
@@ -180,20 +180,20 @@ def is_exported(run: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is that of the first stage that fails."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.demo", description=__doc__)
+    parser = Parser(prog="python -m pretrain.demo", description=__doc__)
     parser.add_argument("--ablation", action="store_true", help="leave the parallel text out")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo or runs/demo-ablation")
     parser.add_argument(
         "overrides", nargs="*", help="after --: overrides for the training, such as --optimizer.total_steps 100"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     open_output()
     run = options.run or Path("runs/demo-ablation" if options.ablation else "runs/demo")
     began = time.monotonic()
     try:
         for item in plan(run, ablation=options.ablation, seed=options.seed, overrides=options.overrides):
-            code = carry_out(item, run)
+            code = run_stage(item, run)
             if code:
                 sys.stderr.write(f"error: stage {item.name} ended with code {code}; see above\n")
                 return code
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def carry_out(item: Stage, run: Path) -> int:
+def run_stage(item: Stage, run: Path) -> int:
     """Print, run and time one stage.
 
     Raises:

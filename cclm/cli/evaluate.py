@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.cli.say import Commands, add_command, say
+from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
+from cclm.files.command_line import Commands
 from cclm.types import Language
 
 DEFAULT_TOP_K = 8
