@@ -15,12 +15,7 @@ _NAMES: Final = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 class SourceImage:
-    """The bytes of an image file, and what they show: upright, on white, in RGB.
-
-    Args:
-        data: the file.
-        where: for error messages.
-    """
+    """The bytes of an image file, and what they show: upright, on white, in RGB."""
 
     def __init__(self, data: bytes, where: str = "") -> None:
         self.data, self._where = data, where
@@ -40,11 +35,6 @@ def written_anew(image: SourceImage, image_format: str, settings: ImageSettings)
     """Return an image as the recipe wants it stored: the file, its format, and the factor that its sides shrank by.
 
     What needs no change is returned bit for bit. The same pixels give the same bytes with the same Pillow.
-
-    Args:
-        image: the image.
-        image_format: "jpg", "png" or "webp".
-        settings: what is wanted.
     """
     if not settings.changes:
         return image.data, image_format, 1.0

@@ -45,11 +45,7 @@ def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 class Workers:
-    """Runs jobs in this process (one worker: the slow twin), or in a pool that lives as long as the context.
-
-    Args:
-        number: of processes.
-    """
+    """Runs jobs in this process (one worker: the slow twin), or in a pool that lives as long as the context."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -109,9 +105,6 @@ class Workers:
 class RayWorkers:
     """Runs jobs as tasks of a Ray cluster whose nodes share the file system; the cluster is the one that RAY_ADDRESS
     names, or a local one.
-
-    Args:
-        number: of tasks at a time.
 
     Raises:
         MissingDependencyError: without ray.
