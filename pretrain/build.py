@@ -79,7 +79,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         views = make_views(config.views, table)
         inputs = input_hashes(config, ds_config)
         check_same_values(ranks, identity_parts(config, inputs))
-        check_same_run(folder, config, inputs)
+        check_same_run(folder, config, inputs, table)
         done = DoneMarker(folder)
         reached = done.read()
         if reached is not None and reached.step >= config.steps:
@@ -91,7 +91,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             stack.enter_context(run_lock(folder))
             clear_for_this_start(folder)
             stop.folder, stop.on_leave = folder, partial(note_left, folder)
-            write_identity(folder, config, inputs, ds_config)
+            write_identity(folder, config, inputs, ds_config, table)
         ranks.barrier()
         checkpoint = newest_sound(ranks, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)

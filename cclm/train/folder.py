@@ -34,6 +34,7 @@ from cclm.run.environment import ENVIRONMENT_NAME, describe_environment
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
+from cclm.views.table import VIEWS, Table
 
 INPUTS_FILE = "inputs.json"
 CHANGES_FILE = "changes.jsonl"
@@ -98,14 +99,14 @@ def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, st
     return {name: _text_hash(json.dumps(part, sort_keys=True))[:16] for name, part in parts.items()} | versions
 
 
-def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
+def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], table: Table = VIEWS) -> None:
     """Do nothing if the folder's run may go on with this configuration, or if none has got as far as a checkpoint.
 
     Raises:
         ConfigError: values or inputs differ that may not, or the run has got further than this one would; all named.
         CheckpointError: its files cannot be read.
     """
-    before = _earlier_start(folder) if is_begun(folder) else None
+    before = _earlier_start(folder, table) if is_begun(folder) else None
     if before is None:
         return
     known = _earlier_inputs(folder, before)
@@ -142,12 +143,16 @@ def is_begun(folder: Path) -> bool:
 
 
 def write_identity(
-    folder: Path, config: RunConfig, inputs: Mapping[str, str], ds_config: dict[str, Any] | None
+    folder: Path,
+    config: RunConfig,
+    inputs: Mapping[str, str],
+    ds_config: dict[str, Any] | None,
+    table: Table = VIEWS,
 ) -> None:
     """Write the files, each whole or not at all, note what changed, and make the quarantine's folder."""
     (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
     newest = newest_complete(folder)
-    before = _earlier_start(folder) if newest is not None else None
+    before = _earlier_start(folder, table) if newest is not None else None
     if newest is not None and before is not None and (changed := differences(before, config)):
         note = {"time": round(time.time(), 3), "changed": changed}
         StepLines(folder / CHANGES_FILE).append(read_marker(newest).step, note)
@@ -177,9 +182,9 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _earlier_start(folder: Path) -> RunConfig | None:
+def _earlier_start(folder: Path, table: Table) -> RunConfig | None:
     """What the folder's run was last started with; None if it does not say."""
-    found: RunConfig | None = _read(folder / CONFIG_FILE, partial(read_run_config, folder))
+    found: RunConfig | None = _read(folder / CONFIG_FILE, partial(read_run_config, folder, table))
     return found
 
 
