@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
+.PHONY: help venv check fix format lint types borders quick figures test test-ray test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv.
@@ -59,15 +59,23 @@ test: $(INSTALLED) ## The whole test suite: what is quick on two processes, then
 	$(BIN)/python -m pytest -m slow < /dev/null || status=1; \
 	exit $$status
 
-test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; under 5 minutes)
+test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; under 5 minutes), and on Ray
 	@$(BIN)/python -m tests.slurm.cluster -- echo "Two clusters side by side; what they say comes at the end of each."
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=target slurm-campaign slurm-others
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target slurm-campaign slurm-others test-ray
 
-# The campaign waits most of its time; the first line above has installed Slurm for both.
+# The campaign waits most of its time, so Ray's test runs beside it; the first line has installed Slurm for both.
 slurm-campaign slurm-others: $(INSTALLED)
 	@$(BIN)/python -m tests.slurm.cluster -- $(BIN)/python -m pytest -rs --durations=3 $(SLURM_TESTS) < /dev/null
 slurm-campaign: SLURM_TESTS = tests/slurm/test_campaign.py
 slurm-others: SLURM_TESTS = tests/slurm --ignore=tests/slurm/test_campaign.py
+
+# Ray is large (79 MB to load, 240 MB on disk), so it is installed where its executor is tested, and nowhere else.
+$(VENV)/.ray: $(INSTALLED)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt -e '.[ray]' < /dev/null
+	@touch $@
+
+test-ray: $(VENV)/.ray ## Shards built by Ray's workers, byte for byte (installs Ray, once; part of test-slurm)
+	@$(BIN)/python -m pytest tests/parity/test_shard_build_ray.py -rs < /dev/null
 
 test-golden: $(INSTALLED) ## Compare with the published code's numbers: make test-golden GOLDEN=DIR
 	@$(if $(GOLDEN),CCLM_GOLDEN='$(abspath $(GOLDEN))') $(BIN)/python -m pytest tests/golden -rs < /dev/null

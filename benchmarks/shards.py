@@ -38,7 +38,7 @@ from cclm.data.decoding import decode_scaled
 from cclm.data.image import crop_box
 from cclm.data.loader import StepDataset
 from cclm.data.options import ImageTransformConfig, SourceConfig
-from cclm.data.photo import picture_size, resize_box, scale_for, scaled_box
+from cclm.data.photo import photo_size, resize_box, scale_for, scaled_box
 from cclm.data.seeding import keyed_generator
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
@@ -167,7 +167,7 @@ def limit_work(jpegs: Sequence[bytes]) -> Callable[[], Iterator[int]]:
     """Reduced decoding and resizing alone, with the crops of our own stream's generators."""
     boxes = []
     for number, jpeg in enumerate(jpegs):
-        width, height = picture_size(jpeg)
+        width, height = photo_size(jpeg)
         draws = keyed_generator(0, ImageTextSource.sample_purpose, 0, (0, 0, number)).random(26).tolist()
         boxes.append(crop_box(width, height, TRANSFORM, draws[2:]))
 
@@ -175,7 +175,7 @@ def limit_work(jpegs: Sequence[bytes]) -> Callable[[], Iterator[int]]:
         for number, (jpeg, box) in enumerate(zip(jpegs, boxes, strict=True), start=1):
             scale = scale_for(box, SIZE)
             pixels = decode_scaled(jpeg, scale)
-            size = picture_size(jpeg) if scale > 1 else (pixels.shape[1], pixels.shape[0])
+            size = photo_size(jpeg) if scale > 1 else (pixels.shape[1], pixels.shape[0])
             resize_box(pixels, scaled_box(box, size, (pixels.shape[1], pixels.shape[0])), TRANSFORM)
             if number % BATCH == 0:
                 yield number

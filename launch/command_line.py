@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
 import sys
 
 from cclm.errors import CclmError
+from cclm.files.command_line import Parser
 from cclm.run.causes import EXIT_CODES, Cause, cause_of
 from launch.commands import control, run, submit, sweep, watch
 from launch.commands.watch import INTERRUPTED_CODE
 
 COMMANDS = (run, submit, sweep, watch, control)
 """In the order of --help. Each has `add_to(commands)`."""
-OPTION = re.compile(r"--[a-z][a-z-]*")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line, without the part after `--`."""
-    parser = argparse.ArgumentParser(prog="python -m launch", description="Plan a job, run it, look after it.")
+    parser = Parser(prog="python -m launch", description="Plan a job, run it, look after it.")
     commands = parser.add_subparsers(dest="action", required=True)
     for module in COMMANDS:
         module.add_to(commands)
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        own = commands.choices[options.action]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], OPTION.findall(own.format_help()), n=1)
-        own.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
-    return options
+    return parser.parse(arguments)
 
 
 def run_command(arguments: list[str]) -> int:

@@ -30,6 +30,7 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.ops.choice import RunKernels, choose_kernels
 from cclm.run.memory import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
@@ -38,7 +39,7 @@ from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
 from cclm.train.checkpointer import Checkpointer, Resumed, resume
-from cclm.train.folder import QUARANTINE, identity_parts, input_hashes, refuse_another_run, write_identity
+from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
 from cclm.train.health import Health
 from cclm.train.loop import Run
 from cclm.train.recorder import Recorder
@@ -72,13 +73,13 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
         stack.enter_context(guard.watching())
         stack.enter_context(process_group(topology))
-        talk = collectives(equal_shares(config.views, config.data, topology.world_size))
+        ranks = collectives(equal_shares(config.views, config.data, topology.world_size))
         if names_towers(config):
-            config = made_by_first(talk, partial(with_named_towers, config))
+            config = made_by_first(ranks, partial(with_named_towers, config))
         views = make_views(config.views, table)
         inputs = input_hashes(config, ds_config)
-        check_same_values(talk, identity_parts(config, inputs))
-        refuse_another_run(folder, config, inputs, table)
+        check_same_values(ranks, identity_parts(config, inputs))
+        check_same_run(folder, config, inputs, table)
         done = DoneMarker(folder)
         reached = done.read()
         if reached is not None and reached.step >= config.steps:
@@ -91,29 +92,30 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             clear_for_this_start(folder)
             stop.folder, stop.on_leave = folder, partial(note_left, folder)
             write_identity(folder, config, inputs, ds_config, table)
-        talk.barrier()
-        checkpoint = newest_sound(talk, folder, sys.stderr.write)
+        ranks.barrier()
+        checkpoint = newest_sound(ranks, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
         dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
         module = build_module(
-            config, views, tokenizer, talk,
+            config, views, tokenizer, ranks,
             is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
+            kernels=choose_kernels(topology.device),
         )  # fmt: skip
-        engine = build_engine(config, module, topology, talk, ds_config)
+        engine = build_engine(config, module, topology, ranks, ds_config)
         resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
         log = MetricsLog(folder, is_first, resume_step=resumed.step, tensorboard=config.track.tensorboard)
         progress = Progress(config.steps, resumed.step, "pre-training", enabled=is_first)
         yield Run(
             folder=folder,
             engine=engine,
-            collectives=talk,
+            collectives=ranks,
             batches=partial(make_batches, config, dataset, topology),
             schedule=config.data.schedule,
             start_step=resumed.step,
             num_steps=config.steps,
             recorder=Recorder(
                 engine=engine,
-                collectives=talk,
+                collectives=ranks,
                 views=config.views,
                 schedule=dataset.schedule,
                 every_steps=config.track.every_steps,
@@ -153,7 +155,7 @@ def memory_advice(config: RunConfig, world_size: int) -> str:
 
 
 def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quarantine:
-    """This rank's file; rank 0 takes over the files of ranks that an earlier life of the run had and this has not."""
+    """This rank's file; rank 0 takes over the files of ranks that an earlier attempt had and this has not."""
     own = {f"rank_{rank}.jsonl" for rank in range(topology.world_size)}
     left_behind = sorted(path for path in folder.glob("rank_*.jsonl") if path.name not in own)
     return Quarantine(folder / f"rank_{topology.rank}.jsonl", start_step, left_behind if topology.rank == 0 else ())
@@ -163,10 +165,11 @@ def build_module(
     config: RunConfig,
     views: Mapping[str, View[Any, Any]],
     tokenizer: TextTokenizer,
-    talk: Collectives,
+    ranks: Collectives,
     *,
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
+    kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
@@ -177,9 +180,10 @@ def build_module(
         config: of the run.
         views: its views.
         tokenizer: of the run.
-        talk: the collectives.
+        ranks: how to reach the other ranks.
         is_fresh: whether no checkpoint will be loaded.
         construction: what the network is made in (ZeRO-3 shards it there).
+        kernels: what it is computed with.
     """
     seed_initialisation(config.seed)
     with construction or nullcontext():
@@ -187,8 +191,8 @@ def build_module(
     if is_fresh and config.model.vision.stem_norm == "affine":
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
-        start_from_sources(config, model, is_first=talk.rank == 0)
-    return CrossViewTraining(model, views, config.objectives, talk)
+        start_from_sources(config, model, is_first=ranks.rank == 0)
+    return CrossViewTraining(model, views, config.objectives, ranks, kernels)
 
 
 def calibrate_stem(
@@ -209,7 +213,7 @@ def construction_of(
 ) -> AbstractContextManager[None]:
     """What the network is made in: sharded from the start under ZeRO-3.
 
-    But not with an affine stem, which looks at whole weights with the first pictures (such models are small).
+    But not with an affine stem, which looks at whole weights with the first images (such models are small).
     """
     if config.model.vision.stem_norm == "affine":
         return nullcontext()
@@ -222,7 +226,7 @@ def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
     topology: Topology,
-    talk: Collectives,
+    ranks: Collectives,
     ds_config: dict[str, Any] | None,
 ) -> Engine[Batch]:
     """Give the module to its engine."""
@@ -241,7 +245,7 @@ def build_engine(
         config.optimizer,
         ds_config=ds_config,
         topology=topology,
-        collectives=talk,
+        collectives=ranks,
         seed=config.seed,
     )
 

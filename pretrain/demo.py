@@ -1,6 +1,6 @@
 """`python -m pretrain.demo`: the whole system on real data, on one small machine, in one go.
 
-    fetch ─► shards ─► tokenizer ─► pre-train (2 ZeRO-3 ranks) ─► measure ─► export with proof ─► report
+    fetch ─► shards ─► tokenizer ─► pre-train (2 ZeRO-3 ranks) ─► measure ─► verified export ─► report
 
 Every stage is a public command that this file only calls, prints and times. After a stop the same command goes on:
 commands that know themselves what is done (fetch, build, pretrain) are always called; measuring and exporting are
@@ -10,7 +10,6 @@ parallel text.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -24,6 +23,7 @@ from typing import Any
 
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_text
+from cclm.files.command_line import Parser
 from cclm.files.folders import make_folder
 from cclm.files.output import open_output
 from cclm.files.reading import read_json
@@ -52,7 +52,7 @@ class Stage:
     home: Path
     """Folder whose stages.json remembers its time: the data's, or the run's."""
     is_done: Callable[[], bool] = lambda: False
-    """Whether an earlier life has done it; asked when its turn comes."""
+    """Whether an earlier attempt has done it; asked when its turn comes."""
     is_always_called: bool = False
     """Call the commands even then: they look closer, refuse what contradicts, and are quick."""
     outdates: Path | None = None
@@ -85,7 +85,7 @@ def data_stages() -> list[Stage]:
         Stage(
             name="shards",
             title="Shards",
-            explanation="render the pictures; write image-text and parallel-text WebDataset shards; count them",
+            explanation="render the images; write image-text and parallel-text WebDataset shards; count them",
             commands=(
                 ("shards", "build", "shards/recipes/demo.yaml", "--out", str(DATA), "--workers", "2"),
                 ("shards", "stats", str(DATA)),
@@ -128,7 +128,7 @@ def run_stages(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str]
         Stage(
             name="measure",
             title="Measure",
-            explanation="zero-shot retrieval of pictures by an artist never seen, in 25 languages",
+            explanation="zero-shot retrieval of images by an artist never seen, in 25 languages",
             commands=(
                 (
                     *("cclm.cli", "evaluate", str(run), "--shards", str(DATA / "image-test"), "--groups", GROUPS),
@@ -180,20 +180,20 @@ def is_exported(run: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is that of the first stage that fails."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.demo", description=__doc__)
+    parser = Parser(prog="python -m pretrain.demo", description=__doc__)
     parser.add_argument("--ablation", action="store_true", help="leave the parallel text out")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo or runs/demo-ablation")
     parser.add_argument(
         "overrides", nargs="*", help="after --: overrides for the training, such as --optimizer.total_steps 100"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     open_output()
     run = options.run or Path("runs/demo-ablation" if options.ablation else "runs/demo")
     began = time.monotonic()
     try:
         for item in plan(run, ablation=options.ablation, seed=options.seed, overrides=options.overrides):
-            code = carry_out(item, run)
+            code = run_stage(item, run)
             if code:
                 sys.stderr.write(f"error: stage {item.name} ended with code {code}; see above\n")
                 return code
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def carry_out(item: Stage, run: Path) -> int:
+def run_stage(item: Stage, run: Path) -> int:
     """Print, run and time one stage.
 
     Raises:
@@ -225,7 +225,7 @@ def carry_out(item: Stage, run: Path) -> int:
         return 0
     if item.outdates is not None:
         item.outdates.unlink(missing_ok=True)
-    # Time adds up over the lives of a stage; another look at what is done costs seconds that nobody wants to know.
+    # Time adds up over the attempts of a stage; another look at what is done costs seconds that nobody wants to know.
     is_repeated = is_done and item.is_always_called and before.get("finished", True)
     earlier = 0.0 if before.get("finished", True) else before.get("seconds") or 0.0
     began = time.monotonic()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from cclm.errors import CclmError
+from cclm.files.command_line import Parser
 from shards.download.command import add_command as add_download
 from shards.share import read_share
 
@@ -200,8 +201,8 @@ def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     fetch = commands.add_parser("fetch-demo", help="fetch the demonstration packages (npm), verified by hash")
@@ -226,29 +227,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_folders(stats)
     stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
-    stats.add_argument(
-        "--samples", type=int, default=10_000, metavar="N", help="measure so many of each set (default: 10000; 0: none)"
-    )
+    stats.add_argument("--samples", type=int, default=10_000, metavar="N", help="measure so many of each set; 0: none")
     stats.set_defaults(run=_stats)
     _add_looks(commands)
 
     tokenizer = commands.add_parser("tokenizer", help="train a Unigram tokenizer on the texts of shard sets")
     tokenizer.add_argument("sets", type=Path, nargs="+", metavar="SET_DIR")
     tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR")
-    tokenizer.add_argument("--vocab-size", type=_positive, default=14_000, metavar="N", help="default: 14000")
-    tokenizer.add_argument(
-        "--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length (default: 512)"
-    )
-    tokenizer.add_argument(
-        "--sample", type=_positive, default=200_000, metavar="N", help="train on at most N texts (default: 200000)"
-    )
-    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    tokenizer.add_argument("--vocab-size", type=_positive, default=14_000, metavar="N", help="number of pieces")
+    tokenizer.add_argument("--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length")
+    tokenizer.add_argument("--sample", type=_positive, default=200_000, metavar="N", help="train on at most N texts")
+    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample")
     tokenizer.add_argument(
         "--character-coverage",
         type=_share,
         default=1.0,
         metavar="SHARE",
-        help="of the texts' characters; the rarest others become <unk> (default: 1.0)",
+        help="of the texts' characters; the rarest others become <unk>",
     )
     tokenizer.set_defaults(run=_tokenizer)
     return parser
@@ -262,7 +257,7 @@ def _add_looks(commands: Any) -> None:
     preview = commands.add_parser("preview", help="a page of samples: images with captions and boxes, pairs")
     _add_folders(preview)
     preview.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
-    preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set (default: 48)")
+    preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set")
     preview.set_defaults(run=_preview)
 
     diff = commands.add_parser("diff", help="what two sets differ in, by key; exit status 1 if they do")
@@ -275,7 +270,7 @@ def _add_looks(commands: Any) -> None:
 def _add_build_options(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each set becomes DIR/NAME")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes")
     parser.add_argument("--task", type=read_share, metavar="I/N", help=task)
     parser.add_argument("--executor", choices=("processes", "ray"), default="processes", help="who runs the workers")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="where fetch-demo put them (default: OUT/cache)")
@@ -301,7 +296,7 @@ _positive.__name__ = "number of at least 1"  # argparse's words: "invalid number
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 faults found, 2 a mistake or broken input, 130 stopped."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse(arguments)
     run: Callable[[argparse.Namespace, Console], int] = parsed.run
     try:
         return run(parsed, console or _plain_console())

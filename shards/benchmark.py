@@ -1,4 +1,4 @@
-"""Test pictures and sentences of benchmarks, which must not be trained on."""
+"""Test images and sentences of benchmarks, which must not be trained on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cclm.errors import ConfigError, DataError
 from shards.corpora.files import named_files
 from shards.corpora.lines import sound_lines
 from shards.guard import without_addresses
-from shards.picture import Picture
 from shards.settings import IMAGE_SUFFIXES, FilterSettings
 from shards.sketch import perceptual_hash
+from shards.source_image import SourceImage
 
 
 def normal_text(text: str) -> str:
@@ -38,8 +38,8 @@ def read_texts(paths: tuple[str, ...]) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4)
-def _read_pictures(folder: str) -> tuple[list[str], Any]:
-    """Return the test pictures' names and their hashes, an array (number of pictures,) of uint64.
+def _read_images(folder: str) -> tuple[list[str], Any]:
+    """Return the test images' names and their hashes, an array (number of images,) of uint64.
 
     Raises:
         ConfigError: one does not decode.
@@ -47,9 +47,9 @@ def _read_pictures(folder: str) -> tuple[list[str], Any]:
     root = Path(folder)
     paths = named_files(root, IMAGE_SUFFIXES).values()
     try:
-        hashes = [perceptual_hash(Picture(path.read_bytes(), str(path))) for path in paths]
+        hashes = [perceptual_hash(SourceImage(path.read_bytes(), str(path))) for path in paths]
     except DataError as error:
-        expected, do = "test pictures that decode", "Take it out of filters.benchmark_images, or fetch it again."
+        expected, do = "test images that decode", "Take it out of filters.benchmark_images, or fetch it again."
         got = without_addresses(error.got)
         raise ConfigError(expected=expected, got=got, do=do, where=error.where) from error
     return [str(path.relative_to(root)) for path in paths], np.array(hashes, dtype=np.uint64)
@@ -59,22 +59,22 @@ def read_benchmarks(settings: FilterSettings) -> None:
     """Read all that is to be kept out of a set: what is wrong with it ends the build before it begins.
 
     Raises:
-        ConfigError: a file cannot be read, a picture does not decode.
+        ConfigError: a file cannot be read, an image does not decode.
     """
     read_texts(settings.benchmark_texts)
     if settings.benchmark_images:
-        _read_pictures(settings.benchmark_images)
+        _read_images(settings.benchmark_images)
 
 
-def like_a_benchmark_picture(picture: Picture, settings: FilterSettings) -> str | None:
-    """Return the name of the nearest test picture if it is near enough to be the same, or None.
+def like_a_benchmark_image(image: SourceImage, settings: FilterSettings) -> str | None:
+    """Return the name of the nearest test image if it is near enough to be the same, or None.
 
     Raises:
         DataError: reason image_broken.
     """
     assert settings.benchmark_images is not None
-    names, hashes = _read_pictures(settings.benchmark_images)
-    distances = differing_bits(hashes, perceptual_hash(picture))
+    names, hashes = _read_images(settings.benchmark_images)
+    distances = differing_bits(hashes, perceptual_hash(image))
     nearest = int(np.argmin(distances))
     if distances[nearest] > settings.benchmark_distance:
         return None

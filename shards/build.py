@@ -202,12 +202,12 @@ class _SetBuild:
         ):
             for _ in self._runner.run(scan, jobs):
                 read = followed.look()
-                self._refuse_too_many_bad(read, at_end=False)
+                self._check_bad_share(read, at_end=False)
                 ended = [part for part in range(len(plan.parts)) if chunks_of(self._chunks, part) is not None]
                 if guess := guess_of_all(read, ended, len(plan.parts)):
                     progress.expect(guess)
         if share == WHOLE:
-            self._refuse_too_many_bad(followed.look(), at_end=True)
+            self._check_bad_share(followed.look(), at_end=True)
 
     def check_all_is_read(self) -> None:
         """Raise a ConfigError that names what the tasks have left."""
@@ -219,7 +219,7 @@ class _SetBuild:
                 do="Run the tasks that failed again (`shards build … --task I/N`), then merge.",
                 where=str(self._folder),
             )
-        self._refuse_too_many_bad(sum_of_chunks(self._chunks), at_end=True)
+        self._check_bad_share(sum_of_chunks(self._chunks), at_end=True)
 
     def decide(self) -> None:
         """Decide what stands in the set, unless that was done."""
@@ -307,7 +307,7 @@ class _SetBuild:
         publish(temporary_path(path), path)
         return digest.hexdigest()
 
-    def _refuse_too_many_bad(self, read: ChunkTotals, *, at_end: bool) -> None:
+    def _check_bad_share(self, read: ChunkTotals, *, at_end: bool) -> None:
         """Raise when more records are bad than the recipe allows: before the end only if it allows none."""
         most = self._plan.recipe.max_bad_fraction
         if read.bad <= most * read.units or not (at_end or most == 0):

@@ -1,7 +1,7 @@
 """Sorted chunks: what reading a stretch of a corpus leaves on disk, sorted by where each record will stand in the set.
 
     PART-CHUNK.arrow     one row a unit, sorted by (order, key, position); not compressed, so a range is a slice
-    PART-CHUNK.images    the pictures of the rows, one behind the other (image sets)
+    PART-CHUNK.images    the images of the rows, one behind the other (image sets)
     PART-CHUNK.SKETCH    code, row; sorted by code: where duplicates of one another meet (if the recipe asks)
 
 A **unit** is what the counts add up in: an image with its captions, or one sentence pair. A chunk is written once,
@@ -91,7 +91,7 @@ class ChunkName:
         return folder / f"{self.part:06d}-{self.chunk:06d}.arrow"
 
     def images(self, folder: Path) -> Path:
-        """Where its pictures lie."""
+        """Where its images lie."""
         return self.path(folder).with_suffix(".images")
 
     def codes(self, folder: Path, sketch: str) -> Path:
@@ -112,7 +112,7 @@ def list_chunks(folder: Path) -> list[ChunkName]:
 
 
 class ChunkWriter:
-    """Collects the rows of one chunk; pictures go to disk as they come, so memory holds one of them.
+    """Collects the rows of one chunk; images go to disk as they come, so memory holds one of them.
 
     Args:
         folder: of the chunks.
@@ -133,7 +133,7 @@ class ChunkWriter:
             self._images = self._temporary.open("wb")
 
     def add_image(self, image: bytes) -> int:
-        """Append a picture; return its offset."""
+        """Append an image; return its offset."""
         offset = self._size
         self._images.write(image)
         self._size += len(image)

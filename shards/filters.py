@@ -1,4 +1,4 @@
-"""Filters: pure functions of a picture, a text or a pair that say why it goes, or nothing.
+"""Filters: pure functions of an image, a text or a pair that say why it goes, or nothing.
 
     reason -> (what the record must be like, function(facts, settings) -> what it is like instead, or None)
 
@@ -8,17 +8,17 @@ To add one: a field in `FilterSettings`, a function here, a line in its table.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
 
 from cclm.types import TextPair
-from shards.benchmark import like_a_benchmark_picture, normal_text, read_texts
+from shards.benchmark import like_a_benchmark_image, normal_text, read_texts
 from shards.blocked import find_blocked
 from shards.language import language_probability
-from shards.picture import Picture
 from shards.settings import FilterSettings
+from shards.source_image import SourceImage
 
 Facts = TypeVar("Facts")
 
@@ -39,23 +39,23 @@ class Text:
     language: str
 
 
-def _small(picture: Picture, settings: FilterSettings) -> str | None:
+def _small(image: SourceImage, settings: FilterSettings) -> str | None:
     if settings.min_side == 0:
         return None  # and the file is not even opened
-    width, height = picture.size
+    width, height = image.size
     return f"{width} x {height} pixels" if min(width, height) < settings.min_side else None
 
 
-def _aspect(picture: Picture, settings: FilterSettings) -> str | None:
+def _aspect(image: SourceImage, settings: FilterSettings) -> str | None:
     if settings.max_aspect is None:
         return None
-    width, height = picture.size
+    width, height = image.size
     too_long = max(width, height) > settings.max_aspect * min(width, height)
     return f"{width} x {height} pixels" if too_long else None
 
 
-def _test_picture(picture: Picture, settings: FilterSettings) -> str | None:
-    return like_a_benchmark_picture(picture, settings) if settings.benchmark_images else None
+def _test_image(image: SourceImage, settings: FilterSettings) -> str | None:
+    return like_a_benchmark_image(image, settings) if settings.benchmark_images else None
 
 
 def _short(text: Text, settings: FilterSettings) -> str | None:
@@ -114,10 +114,10 @@ def _length_ratio(pair: TextPair, settings: FilterSettings) -> str | None:
 
 Filter = tuple[str, Callable[[Facts, FilterSettings], str | None]]
 
-PICTURE_FILTERS: Final[Mapping[str, Filter[Picture]]] = {
+IMAGE_FILTERS: Final[Mapping[str, Filter[SourceImage]]] = {
     "picture_small": ("a shorter side of at least {min_side} pixels", _small),
     "picture_aspect": ("an aspect of at most {max_aspect}", _aspect),
-    "picture_of_benchmark": ("no test picture of a benchmark", _test_picture),
+    "picture_of_benchmark": ("no test image of a benchmark", _test_image),
 }
 TEXT_FILTERS: Final[Mapping[str, Filter[Text]]] = {
     "text_short": ("at least {min_characters} characters", _short),
@@ -133,13 +133,13 @@ PAIR_FILTERS: Final[Mapping[str, Filter[TextPair]]] = {
 }
 
 
-def refusal_of_picture(picture: Picture, settings: FilterSettings) -> Refusal | None:
-    """Return why a picture goes, with the first reason of the table, or None.
+def refusal_of_image(image: SourceImage, settings: FilterSettings) -> Refusal | None:
+    """Return why an image goes, with the first reason of the table, or None.
 
     Raises:
         DataError: reason image_broken.
     """
-    return _first(PICTURE_FILTERS, picture, settings)
+    return _first(IMAGE_FILTERS, image, settings)
 
 
 def refusal_of_text(text: str, language: str, settings: FilterSettings) -> Refusal | None:
@@ -171,8 +171,3 @@ def _first(table: Mapping[str, Filter[Facts]], facts: Facts, settings: FilterSet
 @lru_cache(maxsize=16)
 def _values(settings: FilterSettings) -> dict[str, Any]:
     return dict(vars(settings))
-
-
-def filter_reasons() -> Iterator[str]:
-    """Yield every reason that a filter may give."""
-    yield from (*PICTURE_FILTERS, *TEXT_FILTERS, *PAIR_FILTERS)

@@ -64,18 +64,20 @@ def mistaken(expected: str, got: str, do: str, where: object = "") -> NoReturn:
     raise ConfigError(expected=expected, got=got, do=do, where=str(where))
 
 
-def optional_library(name: str, purpose: str, package: str = "") -> Any:
+def optional_library(name: str, purpose: str, package: str = "", do: str = "") -> Any:
     """Return a library that not every installation has.
 
     Raises:
-        MissingDependencyError: with the command that installs it.
+        MissingDependencyError: with what to do; by itself the command that installs the package.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = package or name
-        expected, do = f"the package {package} ({purpose})", f"pip install {package}"
-        raise MissingDependencyError(expected=expected, got="no such package", do=do) from error
+        package = package or name.partition(".")[0]
+        do = do or f"pip install {package}"
+        raise MissingDependencyError(
+            expected=f"the package {package} ({purpose})", got="no such package", do=do
+        ) from error
 
 
 def data_errors(where: str, reason: str = "unexpected", expected: str = "sound data") -> AbstractContextManager[None]:

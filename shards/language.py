@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, Final
 
-from cclm.errors import MissingDependencyError
+from shards.guard import optional_library
 
 _FAMILIES: Final = {
     "nb": "no", "nn": "no", "wuu": "zh", "yue": "zh", "arz": "ar", "ary": "ar", "uzs": "uz", "fil": "tl",
@@ -41,12 +41,6 @@ def _identifier() -> Any:
     Raises:
         MissingDependencyError: without py3langid.
     """
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package py3langid (it identifies languages)",
-            got="no such package",
-            do='pip install "cclm-pretraining[filters]", or leave min_language_probability out.',
-        ) from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    do = 'pip install "cclm-pretraining[filters]", or leave min_language_probability out.'
+    langid = optional_library("py3langid.langid", "it identifies languages", do=do)
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)

@@ -10,7 +10,7 @@ from typing import Any
 from cclm.errors import DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import TextPair, View
-from shards.picture import Picture
+from shards.source_image import SourceImage
 
 
 def spread(samples_per_shard: list[int], most: int) -> Iterator[tuple[int, int]]:
@@ -75,7 +75,7 @@ def _look_at(shards: ShardSet, shard: int, sample: int) -> tuple[dict[str, int],
         pairs = shards.text_group(shard, sample)
         return {"pairs": len(pairs)}, _texts_of(pairs)
     record = shards.image_text(shard, sample)
-    shorter, longer = sorted(Picture(record.image, f"record {record.key!r}").size)
+    shorter, longer = sorted(SourceImage(record.image, f"record {record.key!r}").size)
     texts = [(language, text) for language, of_one in record.captions.items() for text in of_one]
     numbers = {
         "short_side": shorter,

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cclm.data.decoding import image_size
+from cclm.files.template import open_template
 from cclm.languages import is_right_to_left
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
@@ -19,18 +18,12 @@ from shards.stats import by_name
 
 _MIME: Final = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 MOST_BARS: Final = 40
+TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 def direction(language: str) -> str:
     """Return the `dir` attribute for texts of a language: what it is known for, else as its first letter has it."""
     return "rtl" if is_right_to_left(language) else "auto"
-
-
-def _template(name: str) -> Any:
-    folder = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    environment.filters["direction"] = direction
-    return environment.get_template(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +59,7 @@ def statistics_page(result: Mapping[str, Any]) -> str:
         for language, count in measures.get("characters", {}).items():
             plots.append((f"characters of a text: {language}", bars_of(count, are_classes=True)))
         sets.append({"name": name, "entry": entry, "plots": plots})
-    return str(_template("stats.html.j2").render(sets=sets))
+    return str(open_template(TEMPLATES / "stats.html.j2", html=True).render(sets=sets))
 
 
 _BY_NAME: Final = {
@@ -117,7 +110,8 @@ def preview_page(folders: Mapping[str, Path], most: int) -> str:
                 groups.append((where, shards.text_group(shard, sample)))
         shards.close()
         sets.append({"name": name, "totals": shards.manifest.totals, "images": images, "groups": groups})
-    return str(_template("preview.html.j2").render(sets=sets, first_caption=_first_caption))
+    page = open_template(TEMPLATES / "preview.html.j2", html=True)
+    return str(page.render(sets=sets, first_caption=_first_caption, direction=direction))
 
 
 def _shown(record: ImageTextRecord, where: str) -> ShownImage:

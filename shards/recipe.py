@@ -37,13 +37,13 @@ class SetRecipe:
     pairs_per_block: Positive = 4096
     """Text pairs in one tar member (text sets only)."""
     licences: Mapping[str, str] = field(default_factory=dict)
-    """Licence by source, for the statistics of text sets (pictures carry their own)."""
+    """Licence by source, for the statistics of text sets (images carry their own)."""
     max_bad_fraction: Share = 0.0
     """The build fails when a larger part of the records is refused."""
     seed: Count = 0
     """Of the order of records."""
     images: ImageSettings = field(default_factory=ImageSettings)
-    """How pictures are stored (image sets only)."""
+    """How images are stored (image sets only)."""
     filters: FilterSettings = field(default_factory=FilterSettings)
     """What a record must be like."""
     duplicates: DuplicateSettings = field(default_factory=DuplicateSettings)
@@ -52,7 +52,7 @@ class SetRecipe:
     """How many records of each language stay."""
     records_per_chunk: Count = 0
     """Records that one process reads and keeps at a time; a killed build reads at most so many again. 0: 1,024
-    pictures, 16,384 texts."""
+    images, 16,384 texts."""
 
     @property
     def chunk_records(self) -> int:

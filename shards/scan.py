@@ -34,12 +34,12 @@ from shards.chunks import (
     order_of,
     position_of,
 )
-from shards.filters import Refusal, refusal_of_pair, refusal_of_picture, refusal_of_text
+from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_of_text
 from shards.guard import data_error, data_errors, without_addresses
 from shards.parts import LazyRecord, Part, UnwantedError
-from shards.picture import Picture, written_anew
 from shards.recipe import SetRecipe
-from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_pair, near_sketch_of_picture
+from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
+from shards.source_image import SourceImage, written_anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +187,9 @@ class _Chunk:
     def _add_image(self, lazy: LazyRecord, record: ImageTextRecord) -> None:
         where = f"record {record.key!r}"
         check_image(record.image, record.image_format, where)
-        picture = Picture(record.image, where)
-        refusal = refusal_of_picture(picture, self._recipe.filters)
-        stored = self._stored(picture, record)
+        source = SourceImage(record.image, where)
+        refusal = refusal_of_image(source, self._recipe.filters)
+        stored = self._stored(source, record)
         _, (_, document) = encode_image_text(stored, where)
         captions, refused = self._sifted(stored.captions)
         if not captions and refusal is None:
@@ -210,14 +210,14 @@ class _Chunk:
         if self._recipe.duplicates.exact:
             row["exact"], codes["exact"] = exact_sketch_of_image(record.image)
         if self._recipe.duplicates.near:
-            row["near"], codes["near"] = near_sketch_of_picture(picture, self._recipe.duplicates)
+            row["near"], codes["near"] = near_sketch_of_image(source, self._recipe.duplicates)
         row["image_offset"] = self._writer.add_image(stored.image)
         self._add_row(record.key, row, codes)
         for language, text, reason in refused:
             self._note_text(record.key, record.source, language, text, reason)
 
-    def _stored(self, picture: Picture, record: ImageTextRecord) -> ImageTextRecord:
-        image, image_format, factor = written_anew(picture, record.image_format, self._recipe.images)
+    def _stored(self, source: SourceImage, record: ImageTextRecord) -> ImageTextRecord:
+        image, image_format, factor = written_anew(source, record.image_format, self._recipe.images)
         regions = record.regions
         if factor != 1.0:
             regions = tuple(replace(region, box=_scaled(region, factor)) for region in regions)

@@ -1,4 +1,4 @@
-"""What a recipe may ask to be done with the records of a set: pictures re-encoded, filters, duplicates, sampling."""
+"""What a recipe may ask to be done with the records of a set: images re-encoded, filters, duplicates, sampling."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Ratio = Annotated[float, Bounds(least=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How pictures are stored. All at their defaults: copied bit for bit."""
+    """How images are stored. All at their defaults: copied bit for bit."""
 
     short_side: Count = 0
-    """Pixels of the shorter side; larger pictures are scaled down (Lanczos), smaller ones stay. 0: never scaled."""
+    """Pixels of the shorter side; larger images are scaled down (Lanczos), smaller ones stay. 0: never scaled."""
     format: Literal["", "jpg", "png", "webp"] = ""
-    """Every picture becomes one; empty: each keeps its own."""
+    """Every image becomes one; empty: each keeps its own."""
     quality: Annotated[int, Bounds(least=1, most=100)] = 90
     """Of JPEG and WebP that are written anew."""
 
     @property
     def changes(self) -> bool:
-        """Whether a picture may be written anew."""
+        """Whether an image may be written anew."""
         return self.short_side > 0 or bool(self.format)
 
 
@@ -41,7 +41,7 @@ class FilterSettings:
     """What a record must be like to be kept. At its default, a filter lets everything pass."""
 
     min_side: Count = 0
-    """Pixels of a picture's shorter side, as the corpus had it."""
+    """Pixels of an image's shorter side, as the corpus had it."""
     max_aspect: Ratio | None = None
     """Longer side by shorter side."""
     min_characters: Count = 0
@@ -61,9 +61,9 @@ class FilterSettings:
     blocked_words: LocalPath | None = None
     """File of words and phrases, one a line; a text that has one is refused."""
     benchmark_images: LocalPath | None = None
-    """Folder of a benchmark's test pictures; pictures that look like one are refused."""
+    """Folder of a benchmark's test images; images that look like one are refused."""
     benchmark_distance: Annotated[int, Bounds(least=0, most=16)] = 4
-    """Bits of 64 in which a picture's perceptual hash may differ from that of a test picture to look like it."""
+    """Bits of 64 in which an image's perceptual hash may differ from that of a test image to look like it."""
     benchmark_texts: tuple[LocalPath, ...] = ()
     """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
     refused."""
@@ -78,7 +78,7 @@ class FilterSettings:
         """The files that the filters read, in a fixed order.
 
         Raises:
-            ConfigError: one of them does not exist, or a folder holds no picture.
+            ConfigError: one of them does not exist, or a folder holds no image.
         """
         for name in (*([self.blocked_words] if self.blocked_words else []), *self.benchmark_texts):
             yield _existing(Path(name))
@@ -107,11 +107,11 @@ class DuplicateSettings:
     """Which records count as the same. Of those, the first in the order of the set stays."""
 
     exact: bool = False
-    """The same picture bytes; the same two sentences in the same languages (without case and spacing)."""
+    """The same image bytes; the same two sentences in the same languages (without case and spacing)."""
     near: bool = False
-    """Pictures of a like perceptual hash (imagehash); pairs of like wording (MinHash, rensa)."""
+    """Images of a like perceptual hash (imagehash); pairs of like wording (MinHash, rensa)."""
     distance: Annotated[int, Bounds(least=0, most=7)] = 3
-    """Bits of 64 in which the hashes of near-duplicate pictures may differ."""
+    """Bits of 64 in which the hashes of near-duplicate images may differ."""
     similarity: Annotated[float, Bounds(least=0.5, most=1)] = 0.8
     """Jaccard similarity of the character 4-grams of near-duplicate pairs (estimated, standard error about 0.05)."""
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from cclm.types import TextPair
 from shards.guard import optional_library
-from shards.picture import Picture
 from shards.settings import DuplicateSettings
+from shards.source_image import SourceImage
 
 MINHASH_SIZE: Final = 64
 _BANDS: Final = 16
@@ -40,7 +40,7 @@ def _code(*pieces: bytes) -> int:
 
 
 def exact_sketch_of_image(image: bytes) -> Sketch:
-    """Return the hash of a picture file."""
+    """Return the hash of an image file."""
     return _of_digest(hashlib.blake2b(image, digest_size=16).digest())
 
 
@@ -58,21 +58,21 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def perceptual_hash(picture: Picture) -> int:
-    """Return the 64-bit perceptual hash (DCT) of a picture.
+def perceptual_hash(image: SourceImage) -> int:
+    """Return the 64-bit perceptual hash (DCT) of an image.
 
     Raises:
         DataError: reason image_broken.
         MissingDependencyError: without imagehash.
     """
-    imagehash = optional_library("imagehash", "it compares pictures")
-    bits = imagehash.phash(picture.pixels).hash
+    imagehash = optional_library("imagehash", "it compares images")
+    bits = imagehash.phash(image.pixels).hash
     return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
 
 
-def near_sketch_of_picture(picture: Picture, settings: DuplicateSettings) -> Sketch:
+def near_sketch_of_image(image: SourceImage, settings: DuplicateSettings) -> Sketch:
     """Return the perceptual hash, and one code for each of `distance` + 1 pieces of it (reasons: perceptual_hash)."""
-    value = perceptual_hash(picture)
+    value = perceptual_hash(image)
     pieces = settings.distance + 1
     bounds = [64 * piece // pieces for piece in range(pieces + 1)]
     codes = []

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-from cclm.errors import ConfigError, DataError, MissingDependencyError
+from cclm.errors import ConfigError, DataError
+from cclm.files.lock import locked_folder
+from cclm.run.process import die_with_parent
+from shards.guard import optional_library
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -34,30 +34,18 @@ def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
         ConfigError: another process builds there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                expected="no other build in this folder",
-                got="one that is running",
-                do="Wait for it, or choose another --out.",
-                where=str(folder),
-            ) from error
-        except OSError:
-            pass  # a file system without locks: nothing can be known
+    busy = ConfigError(
+        expected="no other build in this folder",
+        got="one that is running",
+        do="Wait for it, or choose another --out.",
+        where=str(folder),
+    )
+    with locked_folder(folder, busy, shared=shared):
         yield
-    finally:
-        os.close(descriptor)
 
 
 class Workers:
-    """Runs jobs in this process (one worker: the slow twin), or in a pool that lives as long as the context.
-
-    Args:
-        number: of processes.
-    """
+    """Runs jobs in this process (one worker: the slow twin), or in a pool that lives as long as the context."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -87,7 +75,10 @@ class Workers:
             # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody
             # opens.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._number, mp_context=context, initializer=die_with_parent)
+            # A pool's workers would outlive a killed build, and finish shards under the hands of the one that goes on.
+            self._pool = ProcessPoolExecutor(
+                self._number, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)
+            )
         yield from self._run_in(self._pool, function, jobs)
 
     def _run_in(
@@ -115,15 +106,13 @@ class RayWorkers:
     """Runs jobs as tasks of a Ray cluster whose nodes share the file system; the cluster is the one that RAY_ADDRESS
     names, or a local one.
 
-    Args:
-        number: of tasks at a time.
-
     Raises:
         MissingDependencyError: without ray.
     """
 
     def __init__(self, number: int) -> None:
-        self._ray = _import_ray()
+        do = 'pip install "cclm-pretraining[ray]", or leave --executor out.'
+        self._ray = optional_library("ray", "for --executor ray", do=do)
         self._number, self._started = number, False
 
     def __enter__(self) -> RayWorkers:
@@ -175,32 +164,5 @@ def _worker_died(how: str) -> DataError:
     )
 
 
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package ray (for --executor ray)",
-            got="no such package",
-            do='pip install "cclm-pretraining[ray]", or leave --executor out.',
-        ) from error
-    return ray
-
-
 EXECUTORS: Final[dict[str, type[Workers] | type[RayWorkers]]] = {"processes": Workers, "ray": RayWorkers}
 """By the word of `--executor`."""
-
-
-def die_with_parent() -> None:
-    """End this worker when the build is killed.
-
-    The pool's workers would wait for ever, and finish shards under the hands of the build that goes on.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -43,7 +43,7 @@ class ShardResult:
     refused: Mapping[str, int]
     """Of them, by reason."""
     texts_refused: Mapping[str, int]
-    """Captions that were taken from pictures that stay, by reason."""
+    """Captions that were taken from images that stay, by reason."""
 
     @property
     def written(self) -> int:
@@ -156,7 +156,7 @@ def _write_images(job: ShardJob, rows: Any, writer: ImageTextShardWriter) -> Non
 
 
 class _Images:
-    """The files of pictures beside the chunks, some of them open."""
+    """The files of images beside the chunks, some of them open."""
 
     _MOST_OPEN = 128
 
@@ -171,7 +171,7 @@ class _Images:
             os.close(descriptor)
 
     def read(self, position: int, offset: int, size: int) -> bytes:
-        """Return a picture's bytes."""
+        """Return an image's bytes."""
         path = chunk_of(position).images(self._chunks)
         if path not in self._open:
             if len(self._open) == self._MOST_OPEN:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from collections.abc import Sequence
 
 from cclm.cli import embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger
+from cclm.files.command_line import Parser
 from cclm.files.output import open_output
 from cclm.run.ending import end_with
 
@@ -18,7 +18,7 @@ COMMANDS = (embed, evaluate, export, import_file, prune_vocabulary, report, sear
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit code: `cclm.run.causes` says which stands for what."""
     open_output()
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -29,11 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="cclm", description="Measure, export and report pre-trained cross-view models.", allow_abbrev=False
-    )
+    parser = Parser(prog="cclm", description="Measure, export and report pre-trained cross-view models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_to(commands)

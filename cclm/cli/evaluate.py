@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.cli.say import Commands, add_command, say
+from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
+from cclm.files.command_line import Commands
 from cclm.types import Language
 
 DEFAULT_TOP_K = 8
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     seconds = read_seconds(options.out) if options.out else {}
     if options.threads:
         torch.set_num_threads(options.threads)
-    outcome = evaluate(
+    measured = evaluate(
         open_model(options.model),
         options.shards,
         groups,
@@ -85,12 +86,12 @@ def run(options: argparse.Namespace) -> None:
     )
     if sys.stderr.isatty():
         sys.stderr.write("\n")
-    say(text_table(outcome.results))
+    say(text_table(measured.results))
     if options.out:
-        outcome.results["seconds"] = {**seconds, **outcome.results["seconds"]}
-        replace_text(options.out, json.dumps(outcome.results, ensure_ascii=False, indent=1) + "\n")
+        measured.results["seconds"] = {**seconds, **measured.results["seconds"]}
+        replace_text(options.out, json.dumps(measured.results, ensure_ascii=False, indent=1) + "\n")
     if gallery:
-        replace_text(gallery, json.dumps(outcome.gallery, ensure_ascii=False, indent=1) + "\n")
+        replace_text(gallery, json.dumps(measured.gallery, ensure_ascii=False, indent=1) + "\n")
 
 
 def show_progress(set_name: str, language: str) -> None:

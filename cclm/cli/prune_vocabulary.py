@@ -6,8 +6,9 @@ import argparse
 from itertools import chain
 from pathlib import Path
 
-from cclm.cli.say import Commands, add_command, say
+from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
+from cclm.files.command_line import Commands
 
 
 def add_to(commands: Commands) -> None:

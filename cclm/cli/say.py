@@ -5,26 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults stand behind options that have one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_default = action.default not in (None, False, ()) and action.default != []
-        return super()._get_help_string(action) if has_default else action.help
+from cclm.files.command_line import Commands
 
 
 def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str
 ) -> Callable[..., Any]:
     """Add a command; return what adds its options."""
-    parser = commands.add_parser(
-        name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False, formatter_class=_Help
-    )
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(run=run)
     return parser.add_argument
 

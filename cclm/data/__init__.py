@@ -1,1 +1,1 @@
-"""From records to batches: addressing, tokens, masks, pictures, collation."""
+"""From records to batches: addressing, tokens, masks, images, collation."""

@@ -123,7 +123,7 @@ class DataConfig:
     """Preparation of texts before the tokenizer: `cclm` as published (lower case, no ASCII punctuation), or none."""
     schedule: Schedule = "joint"
     """"joint": every step holds all views and makes one update (CCLM-X2VLM; the default). "alternate": one update for
-    each view of a step, and views that take turns (regions and images) by a coin (CCLM-3M/4M)."""
+    each view of a step, and views that take turns by a coin (CCLM-3M/4M)."""
     bad_sample_limit: Share = 0.001
     """Share of broken samples above which a run fails."""
     num_workers: Count = 0

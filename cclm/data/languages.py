@@ -1,8 +1,8 @@
 """Which language a draw should show: exact proportions in every lane, as a pure function of the draw.
 
-The languages of a source are dealt to its draws as the sources are dealt to a lane (`cclm.data.mixture`). A record
-that lacks the dealt language shows another one that it has, by the same weights; where all records have all languages,
-the proportions are exact.
+The languages of a source are interleaved over its draws as the sources are over a lane (`cclm.data.mixture`). A record
+that lacks the requested language shows another one that it has, by the same weights; where all records have all
+languages, the proportions are exact.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cclm.data.dealing import Dealing
-from cclm.data.mixture import Deal
+from cclm.data.lane_assignment import LaneAssignment
+from cclm.data.mixture import Interleaving
 from cclm.data.options import MixConfig
 from cclm.errors import ConfigError
 
@@ -45,20 +45,22 @@ class LanguageMix:
     Args:
         mix: `language_weights`, and those of its schedule.
         languages_by_source: what each source has by its manifest, by the sources' names and in their order.
-        dealing: of slots to lanes.
+        assignment: of slots to lanes.
 
     Raises:
         ConfigError: a source has none of the languages that have a weight.
     """
 
-    def __init__(self, mix: MixConfig, languages_by_source: Mapping[str, Sequence[str]], dealing: Dealing) -> None:
+    def __init__(
+        self, mix: MixConfig, languages_by_source: Mapping[str, Sequence[str]], assignment: LaneAssignment
+    ) -> None:
         stages = [(0, mix.language_weights)] + [(stage.start_step, stage.language_weights) for stage in mix.schedule]
         given = [(step, table) for step, table in stages if table is not None]
         self._steps = [step for step, _ in given]
-        lanes = range(dealing.num_lanes)
-        self._starts = [[dealing.turns_before(step, lane) for step in self._steps] for lane in lanes]
-        self._num_lanes = dealing.num_lanes
-        self._deals = [
+        lanes = range(assignment.num_lanes)
+        self._starts = [[assignment.turns_before(step, lane) for step in self._steps] for lane in lanes]
+        self._num_lanes = assignment.num_lanes
+        self._interleavings = [
             [self._deal(table, languages, source) for source, languages in languages_by_source.items()]
             for _, table in given
         ]
@@ -75,12 +77,12 @@ class LanguageMix:
         stage = bisect_right(self._starts[lane], turn) - 1
         if stage < 0:
             return None
-        names, weights, deal = self._deals[stage][source]
-        return RequestedLanguage(weights, names[deal.source(lane, draw)])
+        names, weights, interleaving = self._interleavings[stage][source]
+        return RequestedLanguage(weights, names[interleaving.source(lane, draw)])
 
     def _deal(
         self, table: Mapping[str, float], languages: Sequence[str], source: str
-    ) -> tuple[list[str], dict[str, float], Deal]:
+    ) -> tuple[list[str], dict[str, float], Interleaving]:
         weights = {name: table[name] for name in sorted(table) if table[name] > 0 and name in languages}
         if not weights:
             raise ConfigError(
@@ -88,4 +90,4 @@ class LanguageMix:
                 got=f"{', '.join(languages) or 'no language'} in source {source}",
                 do="Give one of these a weight in `mix.language_weights`, or leave the source out.",
             )
-        return list(weights), weights, Deal(list(weights.values()), self._num_lanes)
+        return list(weights), weights, Interleaving(list(weights.values()), self._num_lanes)

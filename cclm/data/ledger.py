@@ -1,4 +1,4 @@
-"""Proof of what was trained on: a hash for each sample, a sum for each step, a chain over the steps.
+"""What was trained on, verifiably: a hash for each sample, a sum for each step, a chain over the steps.
 
 The sum of a step's sample hashes wraps at 64 bits and does not depend on their order, so the ranks' sums add up to
 the same number for any number of ranks. The chain h_k = H(h_{k−1}, k, sums of step k) makes one value speak for the

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.dealing import Dealing
+from cclm.data.lane_assignment import LaneAssignment
 from cclm.data.mixture import Mixture
 from cclm.data.options import MixConfig, SourceConfig
 
@@ -46,7 +46,7 @@ def plan_mixture(
     weights: Sequence[float],
     changes: Sequence[tuple[int, Sequence[float]]],
     limits_SL: NDArray[np.int64],
-    dealing: Dealing,
+    assignment: LaneAssignment,
 ) -> MixPlan:
     """Lay out every change of the weights.
 
@@ -54,14 +54,14 @@ def plan_mixture(
         weights: of step 0.
         changes: planned ones: (first step, weights from there on), in order.
         limits_SL: how many draws each source can give to each lane; `FOREVER` for no limit.
-        dealing: of slots to lanes.
+        assignment: of slots to lanes.
     """
     pending = [(step, list(later)) for step, later in changes]
     current, used_up = list(weights), np.zeros(len(weights), dtype=bool)
-    mixture, step = Mixture(current, dealing.num_lanes), 0
+    mixture, step = Mixture(current, assignment.num_lanes), 0
     while True:
         until = pending[0][0] if pending else None
-        found = _next_end(mixture, limits_SL, used_up, dealing, step, until)
+        found = _next_end(mixture, limits_SL, used_up, assignment, step, until)
         if found is not None:
             step, ended = found
             used_up = used_up | ended
@@ -72,14 +72,14 @@ def plan_mixture(
         left = [0.0 if gone else weight for weight, gone in zip(current, used_up, strict=True)]
         if not any(left):
             return MixPlan(mixture=mixture, end_step=step)
-        mixture.change(left, [dealing.turns_before(step, lane) for lane in range(dealing.num_lanes)])
+        mixture.change(left, [assignment.turns_before(step, lane) for lane in range(assignment.num_lanes)])
 
 
 def _next_end(
     mixture: Mixture,
     limits_SL: NDArray[np.int64],
     used_up: NDArray[np.bool_],
-    dealing: Dealing,
+    assignment: LaneAssignment,
     step: int,
     until: int | None,
 ) -> tuple[int, NDArray[np.bool_]] | None:
@@ -87,8 +87,8 @@ def _next_end(
 
     def overdrawn(steps: int) -> NDArray[np.bool_]:
         """By source: would the steps before `steps` draw too much?"""
-        lanes = range(dealing.num_lanes)
-        drawn_LS = np.stack([mixture.drawn(lane, dealing.turns_before(steps, lane)) for lane in lanes])
+        lanes = range(assignment.num_lanes)
+        drawn_LS = np.stack([mixture.drawn(lane, assignment.turns_before(steps, lane)) for lane in lanes])
         over: NDArray[np.bool_] = (limits_SL < drawn_LS.T).any(axis=1) & ~used_up
         return over
 

@@ -71,7 +71,7 @@ def balanced_period(counts: Sequence[int]) -> NDArray[np.int64]:
     return order
 
 
-class Deal:
+class Interleaving:
     """One set of weights, laid out: which source each draw of a lane takes, for as long as the weights hold.
 
     All lanes follow the same period; lane l starts l/num_lanes of the way into it, so that one draw from every lane is
@@ -113,19 +113,19 @@ class Mixture:
 
     def __init__(self, weights: Sequence[float], num_lanes: int) -> None:
         self.num_lanes = num_lanes
-        self._deals = [Deal(weights, num_lanes)]
+        self._interleavings = [Interleaving(weights, num_lanes)]
         self._starts: list[list[int]] = [[0] for _ in range(num_lanes)]
         self._drawn = [np.zeros((num_lanes, len(weights)), dtype=np.int64)]
 
     @property
     def counts(self) -> list[int]:
         """The quotas of the newest weights."""
-        return self._deals[-1].counts
+        return self._interleavings[-1].counts
 
     def change(self, weights: Sequence[float], turns: Sequence[int]) -> None:
         """Other weights from each lane's draw number `turns[lane]` on (not before the last change)."""
         drawn = np.stack([self.drawn(lane, turn) for lane, turn in enumerate(turns)])
-        self._deals.append(Deal(weights, self.num_lanes))
+        self._interleavings.append(Interleaving(weights, self.num_lanes))
         self._drawn.append(drawn)
         for starts, turn in zip(self._starts, turns, strict=True):
             assert turn >= starts[-1], "weights change in the order of the steps"
@@ -134,14 +134,14 @@ class Mixture:
     def pick(self, lane: int, turn: int) -> tuple[int, int]:
         """The source of a lane's draw number `turn`, and how many draws the lane took from that source before."""
         stage, since = self._stage(lane, turn)
-        deal = self._deals[stage]
-        source = deal.source(lane, since)
-        return source, int(self._drawn[stage][lane, source]) + deal.drawn_from(source, lane, since)
+        interleaving = self._interleavings[stage]
+        source = interleaving.source(lane, since)
+        return source, int(self._drawn[stage][lane, source]) + interleaving.drawn_from(source, lane, since)
 
     def drawn(self, lane: int, turn: int) -> NDArray[np.int64]:
         """How often each source was drawn by a lane before its draw number `turn`."""
         stage, since = self._stage(lane, turn)
-        total: NDArray[np.int64] = self._drawn[stage][lane] + self._deals[stage].drawn(lane, since)
+        total: NDArray[np.int64] = self._drawn[stage][lane] + self._interleavings[stage].drawn(lane, since)
         return total
 
     def _stage(self, lane: int, turn: int) -> tuple[int, int]:

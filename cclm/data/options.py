@@ -20,7 +20,7 @@ class RandAugmentConfig:
     """How many operations, how strong and how often (defaults: the published pre-training)."""
 
     num_operations: Count = 2
-    """Operations drawn for each picture, with replacement."""
+    """Operations drawn for each image, with replacement."""
     level: Annotated[int, Bounds(least=0, most=10)] = 7
     """Strength, 0 to 10."""
     probability: Share = 0.5
@@ -40,7 +40,7 @@ class ImageTransformConfig:
     resample: Resample = "bicubic"
     """Filter of every resize, antialiased; `box` averages areas."""
     crop_area: tuple[float, float] = (0.2, 1.0)
-    """random_resized_crop: share of the picture's area."""
+    """random_resized_crop: share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """random_resized_crop: width over height."""
     flip_probability: Share = 0.5
@@ -56,19 +56,19 @@ class ImageTransformConfig:
     brightness: Share = 0.2
     """affine: multiply by 1 ± at most this."""
     contrast: Share = 0.0
-    """affine: distances from the picture's mean grey, times 1 ± at most this."""
+    """affine: distances from the image's mean grey, times 1 ± at most this."""
     saturation: Share = 0.0
     """affine: distances from the pixel's own grey, times 1 ± at most this."""
     hue_rad: float = 0.0
     """affine: turn colours about the grey axis by at most this angle."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """affine: colour that shows where the picture was moved away."""
+    """affine: colour that shows where the image was moved away."""
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
     """Subtracted from each channel (values in 0 … 1)."""
     std: Triple = (0.26862954, 0.26130258, 0.27577711)
     """Each channel is divided by it."""
     cache_bytes: Count = 0
-    """Memory for decoded pictures in each process; 0 for none (random_resized_crop then decodes at a reduced size
+    """Memory for decoded images in each process; 0 for none (random_resized_crop then decodes at a reduced size
     where the crop allows it)."""
 
     def validation_errors(self) -> Iterator[str]:

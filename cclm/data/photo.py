@@ -37,7 +37,7 @@ def photo(source: bytes | Image.Image, config: ImageTransformConfig, generator: 
         DataError: as `image.decode_image`.
     """
     draws = generator.random(26).tolist()
-    width, height = picture_size(source)
+    width, height = photo_size(source)
     box = crop_box(width, height, config, draws[2:])
     return finish(cut(source, box, config), draws[0] < config.flip_probability, config, generator)
 
@@ -58,7 +58,7 @@ def cut(source: bytes | Image.Image, box: tuple[int, int, int, int], config: Ima
     scale = scale_for(box, config.size)
     pixels = decode_scaled(source, scale)
     if scale > 1:
-        box = scaled_box(box, picture_size(source), (pixels.shape[1], pixels.shape[0]))
+        box = scaled_box(box, photo_size(source), (pixels.shape[1], pixels.shape[0]))
     return resize_box(pixels, box, config)
 
 
@@ -75,7 +75,7 @@ def finish(
     return result
 
 
-def picture_size(source: bytes | Image.Image) -> tuple[int, int]:
+def photo_size(source: bytes | Image.Image) -> tuple[int, int]:
     """Width and height of an encoded or a decoded image, upright (errors: `decode_image`)."""
     return source.size if isinstance(source, Image.Image) else image_size(source)
 

@@ -17,12 +17,7 @@ from cclm.data.batch import Batch
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
-    """Yield each batch as it came and its copy on `device`, in order; one batch is copied ahead.
-
-    Args:
-        batches: on the CPU.
-        device: where to compute.
-    """
+    """Yield each batch as it came and its copy on `device`, in order; one batch is copied ahead."""
     if device.type != "cuda":
         for batch in batches:
             yield batch, batch.to(device)

@@ -1,6 +1,6 @@
 """What a run has seen: samples by source, texts by source and language, counted exactly over all ranks and attempts.
 
-Keys: `VIEW/SOURCE` counts samples, `VIEW/SOURCE/LANGUAGE` texts. Images with regions are counted by source only.
+Keys: `VIEW/SOURCE` counts samples, `VIEW/SOURCE/LANGUAGE` texts. Views that name no texts are counted by source.
 """
 
 from __future__ import annotations

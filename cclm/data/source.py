@@ -120,7 +120,7 @@ class Source(ABC, Generic[Settings, Sample]):
         self._languages: LanguageMix | None = None
         if config.mix.has_language_weights:
             self._languages = LanguageMix(
-                config.mix, dict(zip(sources, self.languages, strict=True)), self.stream.dealing
+                config.mix, dict(zip(sources, self.languages, strict=True)), self.stream.assignment
             )
         self._names = [f"{name}/{source}" for source in sources]
         self._seen: Counter[str] = Counter()

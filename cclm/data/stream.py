@@ -4,7 +4,7 @@
                     |  lane 0  |  lane 1  |  lane 2  |  lane 3  |       num_lanes equal ranges
                     |win|win|wi|                                        shuffled inside windows
     lane:           its sources interleaved by exact proportions (`Mixture`), which may change over the steps
-    global batch:   draws from all lanes in turn (`Dealing`); slot order = lane order
+    global batch:   draws from all lanes in turn (`LaneAssignment`); slot order = lane order
 
 The number of lanes is part of the config; the number of ranks appears nowhere. A rank that serves a contiguous range
 of slots reads a contiguous range of lanes, and therefore only these lanes' shards. Nothing has to divide anything: a
@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.dealing import Dealing
+from cclm.data.lane_assignment import LaneAssignment
 from cclm.data.mix_plan import FOREVER, base_weights, plan_mixture
 from cclm.data.options import MixConfig, SourceConfig
 from cclm.data.seeding import Purpose, keyed_generator
@@ -72,7 +72,7 @@ class Stream:
             shards at a time.
         batch_size: slots of a global batch.
         mix: how the proportions are chosen.
-        length_buckets: windows are dealt out in so many buckets of similar length, the same bucket in every lane.
+        length_buckets: windows are put into so many buckets of similar length, the same bucket in every lane.
         lengths: of samples; needed for more than one bucket.
 
     Raises:
@@ -99,14 +99,14 @@ class Stream:
         mix = mix or MixConfig()
         _check(self.totals, sources, num_lanes, window)
         self.lane_totals = [total * passes(total, num_lanes) for total in self.totals]
-        self.dealing = Dealing(batch_size, num_lanes)
+        self.assignment = LaneAssignment(batch_size, num_lanes)
         settings = list(sources.values())
         later = [
             (stage.start_step, [stage.weights[name] for name in sources])
             for stage in mix.schedule
             if stage.weights is not None
         ]
-        plan = plan_mixture(base_weights(self.totals, settings, mix), later, self._limits(settings), self.dealing)
+        plan = plan_mixture(base_weights(self.totals, settings, mix), later, self._limits(settings), self.assignment)
         self.mixture, self.end_step = plan.mixture, plan.end_step
         self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
@@ -136,14 +136,14 @@ class Stream:
                 got=f"step {step}",
                 do="Shorten the run, or raise `mix.max_epochs`.",
             )
-        lane, turn = self.dealing.lane_turn(step, slot)
+        lane, turn = self.assignment.lane_turn(step, slot)
         source, draw = self.mixture.pick(lane, turn)
         return self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
 
     def drawn(self, step: int) -> list[int]:
         """How many samples of each source the steps before `step` draw."""
         lanes = range(self.num_lanes)
-        counts = [self.mixture.drawn(lane, self.dealing.turns_before(step, lane)).tolist() for lane in lanes]
+        counts = [self.mixture.drawn(lane, self.assignment.turns_before(step, lane)).tolist() for lane in lanes]
         return [sum(of_source) for of_source in zip(*counts, strict=True)]
 
     def replacement(self, address: Address, attempt: int) -> Address | None:

@@ -48,7 +48,7 @@ def tokenizer_file(source: Path | str) -> Path:
             got=f"no {path}",
             do="Make the tokenizer first, or correct `tokenizer` in the config.",
         )
-    _refuse_other_kinds(folder)
+    _check_kinds(folder)
     return old
 
 
@@ -82,7 +82,7 @@ def is_hub_name(source: Path | str) -> bool:
     return not (path.is_dir() or (path.parent != Path() and path.parent.is_dir()))
 
 
-def _refuse_other_kinds(folder: Path) -> None:
+def _check_kinds(folder: Path) -> None:
     """Only a config.json says whose ids belong to a SentencePiece file."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from cclm.errors import Cause, CclmError
 from cclm.run.causes import cause_of
-from cclm.run.parent import die_with_parent
+from cclm.run.process import die_with_parent
 from cclm.run.signals import STOP_SIGNALS, TRACEBACK_SIGNAL
 
 Value = TypeVar("Value")

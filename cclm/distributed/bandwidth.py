@@ -1,6 +1,7 @@
-"""How fast do the machines of a job talk? Run before training, one process per rank. The variable CCLM_ATTEMPT is the
-number of the job's attempt, which `launch` gives; TIMEOUT_S is the time that ranks wait for each other: most of it goes
-by while all of them import torch.
+"""How fast are the connections between the machines of a job?
+
+Run before training, one process per rank. The variable CCLM_ATTEMPT is the number of the job's attempt, which `launch`
+gives; TIMEOUT_S is the time that ranks wait for each other: most of it goes by while all of them import torch.
 
     python -m cclm.distributed.bandwidth RUN/slurm TIMEOUT_S     ──► RUN/slurm/preflight/ATTEMPT/bandwidth.json
 
@@ -28,7 +29,7 @@ MAX_ROUNDS = 3
 
 
 def pairs_of(count: int) -> Iterator[list[tuple[int, int]]]:
-    """Rounds of a tournament of `count` players, each pair once: the circle method. An odd player rests."""
+    """Rounds of a tournament of `count` players, each pair once: the circle method. An odd player pauses."""
     players: list[int | None] = [*range(count), *([None] if count % 2 else [])]
     for _ in range(len(players) - 1):
         half = len(players) // 2

@@ -1,4 +1,4 @@
-"""How the ranks talk: the few collectives that the training step needs.
+"""The few collectives that the training step needs.
 
     rank 0: x_BE ─┐
     rank 1: x_BE ─┼─ gather → x_NE on every rank (N = world size · B, rank order)

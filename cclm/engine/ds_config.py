@@ -5,7 +5,6 @@ Needs neither torch nor deepspeed, so that a login node can check it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from cclm.files.document import read_document
 from cclm.files.node import Node, plain
 from cclm.files.reading import raise_problems
 from cclm.files.shipped import CHECKOUT, find_shipped
+from cclm.files.text import nearest_word
 
 AUTO = "auto"
 _KEY = re.compile(r"[\w.]+")
@@ -249,8 +249,8 @@ def _errors_of_block(
 
 
 def _nearest(key: str, known: frozenset[str]) -> str:
-    found = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-    return f", nearest {found[0]}" if found else ""
+    found = nearest_word(key, sorted(known), cutoff=0.5)
+    return f", nearest {found}" if found else ""
 
 
 def _fill(resolved: dict[str, Any], facts: EngineFacts) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from cclm.engine.adamw import PublishedAdamW
 from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
+from cclm.files.text import nearest_word
 
 PUBLISHED_NO_DECAY = ("bias", "norm.weight")
 """Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
@@ -43,7 +43,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Paramet
     """
     prefixes = {*config.module_multipliers, *config.weight_decay_multipliers}
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    _refuse_unknown_prefixes(prefixes, [name for name, _ in named])
+    _check_prefixes(prefixes, [name for name, _ in named])
     by_name = config.decay_rule == "published"
     undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
     members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
@@ -153,12 +153,11 @@ def _value(names: Sequence[str], prefix: str, multipliers: Mapping[str, float]) 
     return values.pop()
 
 
-def _refuse_unknown_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
+def _check_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
     known = {".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts) + 1)}
     unknown = sorted(prefix for prefix in prefixes if not any(_has_prefix(name, prefix) for name in names))
     if unknown:
-        nearest = {prefix: difflib.get_close_matches(prefix, known, n=1, cutoff=0.0) for prefix in unknown}
-        hints = ", ".join(f"{prefix!r} (nearest: {', '.join(map(repr, found))})" for prefix, found in nearest.items())
+        hints = ", ".join(f"{prefix!r} (nearest: {nearest_word(prefix, known, cutoff=0.0)!r})" for prefix in unknown)
         raise ConfigError(
             expected="multipliers for prefixes of parameter names",
             got=hints,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cclm.files.text import nearest_word
 from cclm.types import Bounds, PathText
 
 INLINE = "inline"
@@ -107,13 +107,11 @@ def nearest(key: str, siblings: Sequence[str], everywhere: Sequence[str]) -> str
     """Return the dotted key that was probably meant: a neighbour, else one whose last word is alike, else one alike."""
     before, _, name = key.rpartition(".")
     last_words = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
-    beside = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    beside = nearest_word(name, siblings)
     if beside and name not in last_words:
-        return f"{before}.{beside[0]}" if before else beside[0]
-    alike = difflib.get_close_matches(name, last_words, n=1, cutoff=0.75)
-    if alike:
-        return last_words[alike[0]]
-    return next(iter(difflib.get_close_matches(key, everywhere, n=1, cutoff=0.6)), None)
+        return f"{before}.{beside}" if before else beside
+    alike = nearest_word(name, last_words, cutoff=0.75)
+    return last_words[alike] if alike else nearest_word(key, everywhere) or None
 
 
 def words_for(hint: Any) -> str:

@@ -62,6 +62,25 @@ def run_lock(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_folder(folder: Path, busy: CclmError, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a folder itself for the length of the `with` block; raise `busy` if another process has one.
+
+    `shared`: others may hold shared locks, too. Where the file system cannot lock folders, nothing can be known.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        except OSError:  # no locks, or (EBADF: NFS) none on folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def holder_of(folder: Path, name: str = LOCK_NAME) -> str:
     """Return who holds the run's lock, in words; "" if nobody does, as far as this machine can know."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import math
 import os
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from cclm.files.hints import PATH
 from cclm.files.node import Node, plain_word
+from cclm.files.text import did_you_mean
 from cclm.types import LANGUAGE, LOCAL, TEXT_OR_NOTHING, Bounds
 
 _LONGEST = 80
@@ -65,8 +65,7 @@ def _choice(node: Node, hint: Any) -> Any:
     value = _letters(node) if is_text else node.value
     if not isinstance(value, dict | tuple) and value in choices:
         return choices[value]
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.6)
-    raise UnfitError(said(node) + (f"; did you mean {near[0]}?" if near else ""))
+    raise UnfitError(said(node) + did_you_mean(str(value), map(str, choices)))
 
 
 def _number(node: Node, kind: type) -> Any:

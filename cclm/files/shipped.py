@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import suppress
 from pathlib import Path
 
 from cclm.errors import ConfigError
+from cclm.files.text import did_you_mean
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Where the programs lie beside the library; in a job's snapshot, the snapshot."""
@@ -32,10 +32,9 @@ def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -
             if path.is_file():
                 return path
     names = sorted(path.stem for path in folder.glob(f"*{suffix}"))
-    near = difflib.get_close_matches(Path(name).stem, names, n=1, cutoff=0.6)
     raise ConfigError(
         where=where,
         expected=f"the path of a {suffix[1:].upper()} file or one of {', '.join(names) or f'nothing (no {folder})'}",
-        got=repr(name) + (f"; did you mean {near[0]}?" if near else ""),
+        got=repr(name) + did_you_mean(Path(name).stem, names),
         do=do,
     )

@@ -1,7 +1,8 @@
-"""Text for people: tables, durations, lists of numbers."""
+"""Text for people: tables, durations, lists of numbers, the word that was probably meant."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
@@ -33,6 +34,17 @@ def duration(seconds: float) -> str:
     if whole < DAY_S:
         return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
     return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
+
+
+def nearest_word(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known word that was probably meant; "" if none is like it."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message that names the word that was probably meant; "" if none is like it."""
+    near = nearest_word(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def spans(numbers: Iterable[int]) -> str:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import fcntl
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +28,7 @@ from cclm.engine.stored_weights import StoredTensor, stored_average, stored_weig
 from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
 from cclm.files.folders import make_folder
+from cclm.files.lock import locked_folder
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.mapped_pages import drop_pages_after_use
 from cclm.hub.open import Prepared, is_export, with_weights, without_prefix
@@ -161,17 +160,13 @@ def staging_directory(to: Path) -> Iterator[Path]:
     to = to.resolve()  # `.` and `..` have no name to put a hidden folder beside
     hidden = make_folder(to.parent) / f".export-{to.name}"
     hidden.mkdir(exist_ok=True)
-    descriptor = os.open(hidden, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                where=str(to),
-                expected="one export at a time",
-                got="another one that is running",
-                do="Wait for it, or give another `--to`.",
-            ) from error
+    busy = CheckpointError(
+        where=str(to),
+        expected="one export at a time",
+        got="another one that is running",
+        do="Wait for it, or give another `--to`.",
+    )
+    with locked_folder(hidden, busy):
         if (hidden / REPLACED).exists() and not to.exists():  # killed between the two renames
             (hidden / REPLACED).rename(to)
         for leftover in hidden.iterdir():
@@ -187,8 +182,6 @@ def staging_directory(to: Path) -> Iterator[Path]:
             sync(to.parent)
         finally:
             shutil.rmtree(hidden)
-    finally:
-        os.close(descriptor)
 
 
 def check_target(to: Path) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cclm.files.plain import to_yaml
+from cclm.files.template import open_template
 from cclm.hub.parity import ParityReport
 from cclm.report.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
 from cclm.report.facts import RunFacts
@@ -20,11 +19,8 @@ RECIPE_KEYS = ("seed", "model", "views", "data", "objectives", "optimizer", "eng
 
 def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> str:
     """Return the text of README.md, front matter included."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
-    )
     recipe = {name: getattr(facts.config, name) for name in RECIPE_KEYS}
-    return environment.get_template("model_card.md.j2").render(
+    card: str = open_template(Path(__file__).with_name("model_card.md.j2"), html=False).render(
         facts=facts,
         parity=parity,
         num_parameters=num_parameters,
@@ -40,6 +36,7 @@ def model_card(facts: RunFacts, parity: ParityReport, num_parameters: int) -> st
         orders=rerank_orders(facts.results),
         rerank_words=rerank_words(facts.results),
     )
+    return card
 
 
 def trained_languages(facts: RunFacts) -> list[str]:

@@ -241,7 +241,7 @@ def compare(
         CheckpointError: token ids differ.
     """
     expected, texts = reference.outputs, reference.probe.texts
-    refuse_other_tokens(expected["input_ids"], found["input_ids"], texts, where)
+    check_same_tokens(expected["input_ids"], found["input_ids"], texts, where)
     rule = TOLERANCE["bfloat16" if reference.precision == "bf16" else dtype]
     share = rule.difference if tolerance is None else tolerance
     cosine = rule.cosine if tolerance is None else max(rule.cosine, tolerance)
@@ -327,7 +327,7 @@ def recall_pair(ours_CI: Tensor, theirs_CI: Tensor, right_C: Tensor, slack: floa
     )
 
 
-def refuse_other_tokens(expected_TL: Tensor, found_TL: Tensor, texts: tuple[str, ...], where: str) -> None:
+def check_same_tokens(expected_TL: Tensor, found_TL: Tensor, texts: tuple[str, ...], where: str) -> None:
     """Raise `CheckpointError` if the exported tokenizer gives other ids than training saw."""
     if torch.equal(expected_TL, found_TL):
         return

@@ -123,7 +123,7 @@ class HFVisionEncoder(nn.Module):
         return module is not None
 
     def _patches(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Square pictures as the patches that a tower for pictures of any shape wants, channels last in each."""
+        """Square images as the patches that a tower for images of any shape wants, channels last in each."""
         assert isinstance(self.patch_size, int)
         batch, channels, height, width = images_BCHW.shape
         down, right = height // self.patch_size, width // self.patch_size

@@ -62,7 +62,7 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         data_format: str = "channels_first",
         **kwargs: Any,
     ) -> None:
-        refuse_options({name: value for name, value in kwargs.items() if name not in BOOKKEEPING})
+        check_options({name: value for name, value in kwargs.items() if name not in BOOKKEEPING})
         super().__init__(**{name: value for name, value in kwargs.items() if name in BOOKKEEPING})
         self.size = _rectangle(32 if size is None else size)
         self.resample = int(resample)
@@ -122,7 +122,7 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         return values_CHW if self.data_format == FORMATS[0] else values_CHW.transpose(1, 2, 0)
 
 
-def refuse_options(options: dict[str, Any]) -> None:
+def check_options(options: dict[str, Any]) -> None:
     """Raise for options that would change nothing: TypeError for unknown names, ValueError for other processors'."""
     for name, value in options.items():
         if name not in NOT_HERE:

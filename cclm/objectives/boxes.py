@@ -1,4 +1,4 @@
-"""Box losses of regions (CCLM-4M): where in the image is what the text describes?
+"""Box losses (CCLM-4M): where in the image is what the text describes?
 
 Boxes are (centre x, centre y, width, height) as shares of the image's sides, as the box head gives them.
 """
@@ -20,7 +20,7 @@ def box_losses(
     target_R4: Float[Tensor, "r 4"],
     whole_image_R: Bool[Tensor, " r"] | None = None,
 ) -> tuple[Term, Term]:
-    """L1 distance and 1 - GIoU (spec §2.6), each summed over the regions that are counted.
+    """L1 distance and 1 - GIoU (spec §2.6), each summed over the rows that are counted.
 
     Args:
         box_R4: predicted boxes.

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cclm.objectives.term import Term, make_term
-from cclm.ops.linear_cross_entropy import linear_cross_entropy
+from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 
 
 def masked_lm(
@@ -14,10 +14,11 @@ def masked_lm(
     weight_VD: Float[Tensor, "v d"],
     bias_V: Float[Tensor, " v"],
     label_T: Int[Tensor, " t"],
+    cross_entropy: LinearCrossEntropy = linear_cross_entropy,
 ) -> tuple[Term, Int[Tensor, ""]]:
     """Cross-entropy over the T masked slots (spec §2.3) and how many are predicted right; T may be 0.
 
     Pass it to the decoder module (`model.decode_with`), which holds `weight_VD` and `bias_V`.
     """
-    loss, correct = linear_cross_entropy(hidden_TD, weight_VD, bias_V, label_T)
+    loss, correct = cross_entropy(hidden_TD, weight_VD, bias_V, label_T)
     return make_term(loss, label_T.shape[0]), correct

@@ -24,9 +24,9 @@ class ObjectiveConfig:
     mlm_weight: NotNegative = 1.0
     """Conditional masked-language-modelling loss, both views."""
     box_weight: NotNegative = 1.0
-    """L1 distance of boxes (regions)."""
+    """L1 distance of boxes."""
     giou_weight: NotNegative = 1.0
-    """1 - GIoU of boxes (regions)."""
+    """1 - GIoU of boxes."""
     means: Literal["global", "per_rank"] = "global"
     """What a loss is a mean over. "global": the samples (or masked tokens, or boxes) of the global batch, so that the
     number of ranks changes nothing; "per_rank": those of each rank, then averaged over the ranks, as published."""

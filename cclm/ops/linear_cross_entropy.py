@@ -8,13 +8,16 @@ products instead of four. `linear_cross_entropy_reference` is the slow twin.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+LinearCrossEntropy: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(hidden (T, D), weight (V, D), bias (V,), label (T,)) → summed loss, number of right predictions."""
 MAX_LOGITS = 1 << 23
 """Logits that may exist at once: 32 MiB in float32."""
 

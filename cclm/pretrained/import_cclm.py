@@ -102,7 +102,7 @@ def convert(
     weights = published_weights(options)
     shapes = published_shapes(options, weights)
     ties = {alias: name for alias, name in published_ties(options).items() if alias in published}
-    _refuse_misfits(published, [*shapes, *ties], options, where)
+    _check_shapes(published, [*shapes, *ties], options, where)
     fates = dict(_drop(published, ties, where))
     parts, used = fit_weights(published, weights, shapes, options, where)
     fates.update(used)
@@ -149,7 +149,7 @@ def fit_weights(
     for weight in weights:
         for name in weight.theirs:
             before = published[name].shape
-            _refuse_misfit(name, tuple(before), shapes[name], where)
+            _check_shape(name, tuple(before), shapes[name], where)
             changes = [f"stacked {len(weight.theirs)} to 1"] if len(weight.theirs) > 1 else []
             changes += ["reshaped to one dimension"] if weight.scalar else []
             changes += [f"interpolated, {before[0]} to {shapes[name][0]} rows"] if before != shapes[name] else []
@@ -188,7 +188,7 @@ def describe(options: ModelOptions) -> list[tuple[str, tuple[int, ...], str, str
     ]
 
 
-def _refuse_misfits(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
+def _check_shapes(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
     """Nothing may be missing and nothing may be left over."""
     known = {*wanted, *published_buffers(options)}
     missing = [name for name in wanted if name not in published]
@@ -237,7 +237,7 @@ def _fit(published: Mapping[str, Tensor], name: str, shape: tuple[int, ...], opt
     return resize_bias_table(value, shape[0], 3 if options.vision.architecture == "beit" else 0)
 
 
-def _refuse_misfit(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
     """Only bias tables may differ, and only in their rows."""
     is_table = name.endswith(".relative_position_bias_table") and len(found) == 2 and found[1] == wanted[1]
     if found != wanted and not is_table:

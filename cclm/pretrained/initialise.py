@@ -57,7 +57,7 @@ def source_weights(
             for key in state
         ]
         weights = _weights(options, placed)
-        _refuse_unfit(placed, weights, str(source))
+        _check_fit(placed, weights, str(source))
         given = [weight for weight in weights if all(name in placed for name in weight.theirs)]
         published = LazyTensors({name: partial(_joined, state, keys) for name, keys in placed.items()})
         shapes = _shapes(options, given)
@@ -109,7 +109,7 @@ def _shapes(options: ModelOptions, weights: Iterable[Weight]) -> dict[str, tuple
     return {name: tuple(value.shape) for name, value in to_published(ours, list(weights)).items()}
 
 
-def _refuse_unfit(placed: Placement, weights: Iterable[Weight], where: str) -> None:
+def _check_fit(placed: Placement, weights: Iterable[Weight], where: str) -> None:
     """Everything that was placed has a place, and no parameter of ours is filled in part."""
     complete = {name for weight in weights if all(part in placed for part in weight.theirs) for name in weight.theirs}
     if unfit := sorted(set(placed) - complete):

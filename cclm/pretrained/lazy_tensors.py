@@ -8,11 +8,7 @@ from torch import Tensor
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """A state dict whose values are computed anew each time they are read.
-
-    Args:
-        makers: by name, what makes the tensor.
-    """
+    """A state dict whose values are computed anew each time they are read."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._makers = dict(makers)

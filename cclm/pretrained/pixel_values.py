@@ -1,4 +1,4 @@
-"""How an image tower was shown its pictures: mean and deviation of the channels, from the source that names the tower.
+"""How an image tower was shown its images: mean and deviation of the channels, from the source that names the tower.
 
 model.vision.source: google/siglip2-base-patch16-256 ─ preprocessor_config.json ─▶ transform.mean, transform.std
 """
@@ -36,7 +36,7 @@ def with_pixel_values(transform: ImageTransformConfig, source: str) -> ImageTran
 
 
 def pixel_values(source: str) -> tuple[Triple, Triple] | None:
-    """Mean and deviation that a Hugging Face model's pictures are normalised with; None where no file says so.
+    """Mean and deviation that a Hugging Face model's images are normalised with; None where no file says so.
 
     Raises:
         ConfigError: its file is not what `transformers` writes.

@@ -14,7 +14,7 @@ GROUP_TITLES = {
     "english": "English",
     "parallel_non_latin": "Parallel text only, non-Latin scripts",
     "parallel_latin": "Parallel text only, Latin script",
-    "control": "Neither pictures nor parallel text (control)",
+    "control": "Neither images nor parallel text (control)",
 }
 """Names for the demonstration's groups; another group shows its own."""
 
@@ -41,13 +41,13 @@ def learned_from(facts: RunFacts) -> str:
     """Return what the run's own data were, as the end of a sentence; nothing if its configuration does not say."""
     has_images, has_pairs = facts.trains_on(View.IMAGE_TEXT), facts.trains_on(View.TEXT_PAIR)
     if has_images and has_pairs:
-        return ": the same encoders and losses for pictures with captions and for sentences with translations"
+        return ": the same encoders and losses for images with captions and for sentences with translations"
     if has_images:
-        return ", on pictures with captions alone (no parallel text)"
-    return ", on sentences with translations alone (no pictures)" if has_pairs else ""
+        return ", on images with captions alone (no parallel text)"
+    return ", on sentences with translations alone (no images)" if has_pairs else ""
 
 
-def trained_on_test_pictures(facts: RunFacts) -> bool | None:
+def trained_on_test_images(facts: RunFacts) -> bool | None:
     """Return whether the run read shards of the set that it was measured on.
 
     True: the same folder, or a tar with the same bytes. False: all sets are at hand and share no tar. None: not known.
@@ -68,19 +68,19 @@ def trained_on_test_pictures(facts: RunFacts) -> bool | None:
 
 def retrieval_title(facts: RunFacts) -> str:
     """Return the heading of the recall table."""
-    titles = {True: "Retrieval among training pictures", False: "Zero-shot retrieval", None: "Retrieval"}
-    return titles[trained_on_test_pictures(facts)]
+    titles = {True: "Retrieval among training images", False: "Zero-shot retrieval", None: "Retrieval"}
+    return titles[trained_on_test_images(facts)]
 
 
 def measured_words(facts: RunFacts, num_languages: int) -> str:
     """Return the sentence that says on what the run was measured."""
     spelled = f"{num_languages} languages" if num_languages > 1 else "one language"
-    seen = trained_on_test_pictures(facts)
+    seen = trained_on_test_images(facts)
     if seen is None:
-        return f"Measured in {spelled}; whether it was trained on these pictures is not known here."
+        return f"Measured in {spelled}; whether it was trained on these images is not known here."
     if seen:
-        return f"Measured on pictures that it was trained on, in {spelled}."
-    return f"Measured zero-shot on another set of pictures than it was trained on, in {spelled}."
+        return f"Measured on images that it was trained on, in {spelled}."
+    return f"Measured zero-shot on another set of images than it was trained on, in {spelled}."
 
 
 def group_title(facts: RunFacts, name: str) -> str:

@@ -7,7 +7,7 @@ shard sets named in config.yaml ── manifest.json
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cclm.recipe.read import read_run_config
 from cclm.run.environment import ENVIRONMENT_NAME
 from cclm.run.identity import CheckpointFacts
 from cclm.run.status import DONE_NAME
+from cclm.shardfile.manifest import Counts
 from cclm.shardfile.schema import MANIFEST_NAME
 from cclm.types import View
 
@@ -42,7 +43,7 @@ TRAINED_ON, MEASURED_ON, CHOSEN_ON = "trained on", "measured on", "choices made 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetFacts:
+class SetFacts(Counts):
     """One shard set."""
 
     role: str
@@ -50,14 +51,6 @@ class SetFacts:
     folder: str
     view: View
     """What it holds."""
-    samples: int
-    """Pictures, or sentences with their translations."""
-    rows: int
-    """Captions, or pairs."""
-    size_bytes: int
-    languages: Mapping[str, int]
-    sources: Mapping[str, int]
-    licences: Mapping[str, int]
     command: str
     """The command that made it."""
     read_by: str = ""
@@ -152,7 +145,7 @@ def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFa
 
 
 def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bool:
-    """Return whether results or a proof (with the key "checkpoint") are about this checkpoint."""
+    """Return whether results or a parity report (with the key "checkpoint") are about this checkpoint."""
     return checkpoint is None or record.get("checkpoint") == checkpoint.identity
 
 
@@ -169,17 +162,11 @@ def read_sets(config: RunConfig, results: Mapping[str, Any]) -> list[SetFacts]:
 def set_facts(role: str, folder: Path, read_by: str = "") -> SetFacts:
     """Return the facts of one set, from its manifest."""
     manifest = read_json(folder / MANIFEST_NAME, {})
-    totals = manifest["totals"]
     return SetFacts(
         role=role,
         folder=str(folder),
         view=View(manifest["view"]),
-        samples=totals["samples"],
-        rows=totals["rows"],
-        size_bytes=totals["size_bytes"],
-        languages=totals["languages"],
-        sources=totals["sources"],
-        licences=totals["licences"],
+        **{item.name: manifest["totals"][item.name] for item in fields(Counts)},
         command=manifest.get("command", ""),
         read_by=read_by,
         tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cclm.files.template import open_template
 from cclm.report.facts import ATTRIBUTIONS, SetFacts, Stage
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
 from cclm.track.progress import spell_duration
@@ -71,7 +71,7 @@ class GroupBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryImage:
-    """One picture of an answer."""
+    """One image of an answer."""
 
     uri: str
     """A data URI."""
@@ -80,14 +80,14 @@ class GalleryImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryQuery:
-    """One query and its best pictures."""
+    """One query and its best images."""
 
     language: str
     text: str
     meaning: str
     """In English."""
     rank: int
-    """Place of the right picture, from 1."""
+    """Place of the right image, from 1."""
     images: Sequence[GalleryImage]
 
 
@@ -114,7 +114,7 @@ class ReportData:
     """Empty: not measured."""
     chance: Mapping[str, Mapping[str, float]]
     num_images: int
-    """Pictures in the test gallery."""
+    """Images in the test gallery."""
     rerank_note: str
     """How re-ranked numbers came about; empty without them."""
     rerank_mark: str
@@ -129,21 +129,14 @@ class ReportData:
     environment: Mapping[str, str]
     seed: int | None
     parity_note: str
-    """What the export proved; empty without one."""
+    """What the parity check of the export found; empty without one."""
     config_text: str
     """config.yaml."""
 
 
 def render(data: ReportData) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    page: str = open_template(Path(__file__).with_name("page.html.j2"), html=True).render(
         data=data,
         chart=panel_chart,
         bars=lambda direction: recall_bars(data, direction),
@@ -153,6 +146,7 @@ def render(data: ReportData) -> str:
         spell_duration=spell_duration,
         megabytes=lambda size: f"{size / 1e6:.1f} MB",
     )
+    return page
 
 
 def panel_chart(panel: Panel) -> Markup:

@@ -237,11 +237,11 @@ def gallery_query(query: Mapping[str, Any]) -> GalleryQuery:
 
 
 def parity_note(parity: Mapping[str, Any]) -> str:
-    """Return what the export proved."""
+    """Return what the parity check of the export found."""
     if not parity:
         return ""
     return (
         f"Exported and loaded again by a fresh process that had transformers and the exported folder only: largest "
         f"difference {parity['max_abs']:.1e} (allowed: {parity['tolerance']:g} of the largest value) over features of "
-        f"{parity['num_images']} pictures and {parity['num_texts']} texts and their matching and masked-word logits."
+        f"{parity['num_images']} images and {parity['num_texts']} texts and their matching and masked-word logits."
     )

@@ -34,7 +34,6 @@ PreparedType = TypeVar("PreparedType")
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""
-UNITS_PER_PART = 2048
 
 
 @dataclass(frozen=True, kw_only=True)

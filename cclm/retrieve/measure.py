@@ -88,7 +88,7 @@ def _queries(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Evaluation:
     """What `evaluate` found."""
 
     results: Results
@@ -107,7 +107,7 @@ def evaluate(
     top_k: int = 0,
     batch_size: int = 256,
     on_language: Callable[[str, str], None] = lambda set_name, language: None,
-) -> Outcome:
+) -> Evaluation:
     """Measure a model on `shards`; the re-ranking rule is chosen on `dev_shards`, and the test set is touched once.
 
     Args:
@@ -125,7 +125,7 @@ def evaluate(
     """
     began = time.monotonic()
     if dev_shards is not None:
-        refuse_choosing_on_the_test_set(shards, dev_shards)
+        check_other_test_set(shards, dev_shards)
 
     def measured(folder: Path, of: Groups, matching: Sequence[Language] = ()) -> tuple[LoadedSet, Measurement]:
         loaded = load_set(folder, opened, languages_of(of))
@@ -149,7 +149,7 @@ def evaluate(
     if dev is not None:
         results["dev"] = dev
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
-    return Outcome(results=results, gallery=gallery_of(loaded, found))
+    return Evaluation(results=results, gallery=gallery_of(loaded, found))
 
 
 def model_facts(opened: OpenedModel) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def model_facts(opened: OpenedModel) -> dict[str, Any]:
     return found
 
 
-def refuse_choosing_on_the_test_set(shards: Path, dev_shards: Path) -> None:
+def check_other_test_set(shards: Path, dev_shards: Path) -> None:
     """Raise `ConfigError` if both are one folder: what was chosen there would be measured there."""
     if shards.resolve() == dev_shards.resolve():
         raise ConfigError(

@@ -70,10 +70,6 @@ class Hit:
 def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
     """Read all parts of an embedded set.
 
-    Args:
-        folder: what `cclm embed` wrote.
-        kind: "image" or "text".
-
     Raises:
         ConfigError: not an embedded set, not finished, or without rows of this kind.
     """

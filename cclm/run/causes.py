@@ -156,7 +156,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _is_communication(traceback: TracebackType | None) -> bool:
-    """Whether the innermost frame belongs to the code that talks to other ranks."""
+    """Whether the innermost frame belongs to the code of collectives."""
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     if traceback is None:

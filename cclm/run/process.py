@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,16 +14,18 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOOPBACK = "127.0.0.1"
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel send SIGKILL to this process when its parent dies (Linux only).
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies, even by kill -9; end at once if it is dead already.
 
-    The setting survives exec, but children do not inherit it. `parent`: the process that should still be the parent; if
-    it is dead already, this one ends at once.
+    Call it in the child, first of all. The setting survives exec, but children do not inherit it. What counts is the
+    thread that started the child: it must live as long as the parent. Elsewhere than on Linux it does nothing.
     """
+    if sys.platform != "linux":
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
 
 

@@ -8,7 +8,6 @@ What cannot be read is left out, and said in `notes`: one broken line must not h
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from cclm.errors import CclmError
 from cclm.files.reading import read_yaml
+from cclm.files.tail import read_since
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
 
@@ -102,13 +102,11 @@ def _or_note(read: Callable[[], T], absent: T, notes: list[str]) -> T:
 def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = None) -> list[dict[str, Any]]:
     """The last lines of the log that are whole, oldest first; `most`: how many at most."""
     try:
-        with path.open("rb") as file:
-            start = max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0)
-            file.seek(start)
-            text = file.read().decode("utf-8", "replace")
+        begins_inside = path.stat().st_size > TAIL_BYTES
+        text = read_since(path, 0, TAIL_BYTES)
     except FileNotFoundError:
         return []
-    lines = text.split("\n")[1 if start else 0 : -1]  # what follows the last newline is being written
+    lines = text.split("\n")[int(begins_inside) : -1]  # what follows the last newline is being written
     found = [_parse(line) for line in lines]
     num_broken = found.count(None)
     if num_broken and notes is not None:

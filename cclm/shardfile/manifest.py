@@ -17,27 +17,33 @@ from cclm.types import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardInfo:
-    """One shard: its sizes, hashes and counts."""
+class Counts:
+    """What a shard, or a set, holds."""
 
-    name: str
-    """File name of the tar; the index stands beside it."""
     samples: int
     """Images, or groups of text pairs: what the reader addresses."""
     rows: int
     """Captions of the images, or text pairs."""
     size_bytes: int
-    """Length of the tar."""
-    sha256: str
-    """Of the tar, in hexadecimal."""
-    index_sha256: str
-    """Of the index."""
+    """Length of the tars."""
     languages: Mapping[str, int]
     """Texts by language; a sentence that a group shares counts once."""
     sources: Mapping[str, int]
     """Samples by source (a group counts for the source of its first pair)."""
     licences: Mapping[str, int]
     """Samples by licence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo(Counts):
+    """One shard: its counts, name and hashes."""
+
+    name: str
+    """File name of the tar; the index stands beside it."""
+    sha256: str
+    """Of the tar, in hexadecimal."""
+    index_sha256: str
+    """Of the index."""
 
     @classmethod
     def from_json(cls, item: Mapping[str, Any]) -> ShardInfo:
@@ -51,29 +57,19 @@ class ShardInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
-    """Sums over a set's shards; the same units as in ShardInfo."""
+class Totals(Counts):
+    """Sums over a set's shards."""
 
     shards: int
-    samples: int
-    rows: int
-    size_bytes: int
-    languages: Mapping[str, int]
-    sources: Mapping[str, int]
-    licences: Mapping[str, int]
 
 
 def total_of(shards: Sequence[ShardInfo]) -> Totals:
     """Return the sums over `shards`."""
-    return Totals(
-        shards=len(shards),
-        samples=sum(shard.samples for shard in shards),
-        rows=sum(shard.rows for shard in shards),
-        size_bytes=sum(shard.size_bytes for shard in shards),
-        languages=_add(shard.languages for shard in shards),
-        sources=_add(shard.sources for shard in shards),
-        licences=_add(shard.licences for shard in shards),
-    )
+    numbers = {name: sum(getattr(shard, name) for shard in shards) for name in ("samples", "rows", "size_bytes")}
+    tables: dict[str, Any] = {
+        name: _add(getattr(shard, name) for shard in shards) for name in ("languages", "sources", "licences")
+    }
+    return Totals(shards=len(shards), **numbers, **tables)
 
 
 def _add(counts: Any) -> dict[str, int]:

@@ -122,9 +122,6 @@ class OpenShard:
 class ShardSet:
     """A folder of shards and its manifest.
 
-    Args:
-        folder: the set's folder.
-
     Raises:
         DataError: reasons of `Manifest.load`.
     """

@@ -37,11 +37,6 @@ class SeenKeys:
             array.sort()
         self._arrays.append(array)
 
-    @property
-    def num_arrays(self) -> int:
-        """How many arrays a key is looked for in."""
-        return len(self._arrays)
-
 
 def _holds(array: Any, number: int) -> bool:
     place = int(array.searchsorted(np.uint64(number)))

@@ -281,12 +281,7 @@ class TextPairShardWriter(_ShardWriter):
         return self._max_samples - self._shard.samples
 
     def _add_block(self, table: Any, starts: NDArray[np.int64]) -> None:
-        """Append a block.
-
-        Args:
-            table: its pairs.
-            starts: the first row of each group.
-        """
+        """Append a block."""
         if self._is_full(0):
             self._finish_shard()
             self._num_blocks = 0

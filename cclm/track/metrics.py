@@ -1,6 +1,6 @@
 """Metrics of a run: one JSON line per step in `log.jsonl`, and the same numbers in TensorBoard.
 
-A run that resumes at step k repeats the steps from k on; lines with step >= k of the earlier life are dropped first,
+A run that resumes at step k repeats the steps from k on; lines with step >= k of the earlier attempt are dropped first,
 so a step never stands in the log twice.
 """
 
@@ -118,6 +118,6 @@ def _open_board(folder: Path, resume_step: int) -> SummaryWriter:
             got=str(error),
             do="Install it: python -m pip install tensorboard",
         ) from error
-    # purge_step tells TensorBoard to hide what an earlier life wrote for steps that will be done again.
+    # purge_step tells TensorBoard to hide what an earlier attempt wrote for steps that will be done again.
     purge_step = resume_step if folder.exists() else None
     return SummaryWriter(str(folder), purge_step=purge_step)

@@ -99,7 +99,7 @@ def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, st
     return {name: _text_hash(json.dumps(part, sort_keys=True))[:16] for name, part in parts.items()} | versions
 
 
-def refuse_another_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], table: Table = VIEWS) -> None:
+def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], table: Table = VIEWS) -> None:
     """Do nothing if the folder's run may go on with this configuration, or if none has got as far as a checkpoint.
 
     Raises:

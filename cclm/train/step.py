@@ -2,7 +2,7 @@
 
     images ──► vision ─┐                                   ┌─► matching head ─► ITM, TTM
     texts    ┐         ├─► features ─► ITC, TTC            │
-    masked   ┴► text ──┘      └─ hard negatives ─► fusion ─┼─► a view's own head (boxes of regions)
+    masked   ┴► text ──┘      └─ hard negatives ─► fusion ─┼─► a view's own head (boxes)
                                      (rows)                └─► masked-LM head ─► conditional MLM, TLM
 
 Under ZeRO-3 a module's parameters are gathered each time it runs, and ranks that run different modules wait for
@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from cclm.data.batch import Batch, ViewBatch
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
+from cclm.model.kernels import use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
 from cclm.objectives.masked_lm import masked_lm
 from cclm.objectives.matching import matching, ramped_hardness
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term, shares
+from cclm.ops.choice import RunKernels
 from cclm.views.rows import FusionRows, memories_of, stop_gradient
 from cclm.views.view import Contribution, EncodedImages, EncodedTexts, EncodedView, Loss, StepContext, View
 
@@ -40,6 +42,7 @@ class CrossViewTraining(nn.Module):
         views: those of the run, by name.
         objectives: weights and options of the losses.
         collectives: how to reach the other ranks' features (`SINGLE` for one process).
+        kernels: what network and losses are computed with.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class CrossViewTraining(nn.Module):
         views: Mapping[str, View[Any, Any]],
         objectives: ObjectiveConfig,
         collectives: Collectives,
+        kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
-        self.objectives, self.collectives = objectives, collectives
+        self.objectives, self.collectives, self.kernels = objectives, collectives, kernels
+        use_kernels(model, kernels.network)
         self.pad_id = model.config.options().text.pad_token_id
 
     def forward(self, batch: Batch) -> Losses:
@@ -185,7 +190,10 @@ class CrossViewTraining(nn.Module):
         def decode(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> list[tuple[Term, Tensor]]:
             parts = torch.split(hidden_TD, [slot_T.shape[0] for slot_T in slots])
             labels = [view.masked.label_T for view in views.values()]
-            return [masked_lm(part, weight_VD, bias_V, label_T) for part, label_T in zip(parts, labels, strict=True)]
+            return [
+                masked_lm(part, weight_VD, bias_V, label_T, self.kernels.linear_cross_entropy)
+                for part, label_T in zip(parts, labels, strict=True)
+            ]
 
         losses = {}
         for name, (term, correct) in zip(views, self.model.decode_with(hidden_TD, decode), strict=True):

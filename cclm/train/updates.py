@@ -1,7 +1,7 @@
 """A step's updates: one in the joint schedule, one for each view in the alternating one; and what steps read.
 
-    joint       [everything]                 forward, backward, update
-    alternate   [text_pair] [regions] [image_text]   three times, at the step's learning rate
+    joint       [everything]      forward, backward, update
+    alternate   [view] [view] …   once for each, at the step's learning rate
 
 A parameter that an update does not use has a gradient of zeros, not none: its moments decay and go on moving it, and it
 is decayed. So it was in the published runs (3M: the image tower gets two updates a step, one of them with no gradient).

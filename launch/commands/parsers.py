@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `ArgumentParser.add_subparsers` returns."""
+from cclm.files.command_line import Commands
+
 Execute: TypeAlias = "Callable[[argparse.Namespace, tuple[str, ...]], int]"
 """Does a command, given its options and the words after `--`; returns the exit code."""
 RUN = "name in runs/ or path"

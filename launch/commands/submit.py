@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
+from cclm.files.command_line import Commands
 from cclm.files.options import add_fields, read_fields
-from launch.commands.parsers import Commands, add_command, say
+from launch.commands.parsers import add_command, say
 from launch.plan.profile import read_profile
 from launch.plan.recipe import (
     RECIPE_NAME,

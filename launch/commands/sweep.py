@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from cclm.errors import ConfigError
+from cclm.files.command_line import Commands
 from cclm.run.stop import STOPPED_CODE
 from launch.commands import run, submit
-from launch.commands.parsers import Commands, add_command, say
+from launch.commands.parsers import add_command, say
 from launch.local.ranks import STOP_SIGNALS
 from launch.plan import sweep
 from launch.plan.recipe import Recipe, check_recipe, read_recipe, write_recipe

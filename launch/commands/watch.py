@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 from cclm.errors import ConfigError
+from cclm.files.command_line import Commands
 from cclm.files.options import add_fields
 from cclm.files.output import is_lost
 from cclm.files.tail import Tail
-from launch.commands.parsers import RUN, Commands, add_command, say
+from launch.commands.parsers import RUN, add_command, say
 from launch.plan.request import SlurmRequest
 
 INTERRUPTED_CODE = 128 + signal.SIGINT

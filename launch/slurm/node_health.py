@@ -165,7 +165,7 @@ def check_nodes(
 def _faults_of_network(path: Path, say: Callable[[str], None]) -> Faults:
     """What the measurement in this file says against nodes."""
     if not path.exists():
-        return {NOBODY: ["the ranks could not talk: see logs/bandwidth_*.log"]}
+        return {NOBODY: ["the ranks could not reach each other: see logs/bandwidth_*.log"]}
     measured = json.loads(path.read_text(encoding="utf-8"))
     speed = measured["bytes_per_s"] / 1e6
     say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")

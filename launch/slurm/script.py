@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from cclm.files.template import open_template
 from launch.plan.slurm_job import SlurmPlan, SweepPlan, option
 
 JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
@@ -35,17 +36,10 @@ def render_sweep(plan: SweepPlan) -> str:
     return _fill(SWEEP_TEMPLATE, plan=plan)
 
 
-def _fill(template: str, **values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=False,
-        keep_trailing_newline=True,
-        autoescape=False,  # a shell script, not a web page: every value goes through shlex.quote
-    )
-    return templates.get_template(template).render(quote=lambda value: shlex.quote(str(value)), option=option, **values)
+def _fill(name: str, **values: Any) -> str:
+    """A shell script: every value goes through shlex.quote."""
+    template = open_template(Path(__file__).with_name(name), html=False)
+    return str(template.render(quote=lambda value: shlex.quote(str(value)), option=option, **values))
 
 
 def _on_lines(command: tuple[str, ...]) -> str:

@@ -75,7 +75,7 @@ class RunNow:
 
 
 def look_at(paths: Sequence[Path]) -> tuple[list[RunNow], dict[Path, str], JobsNow]:
-    """Look at runs, with one question to Slurm for all of them. Return the runs; sentences for folders that cannot be
+    """Look at runs, with one call to Slurm for all of them. Return the runs; sentences for folders that cannot be
     read; what Slurm answered."""
     folders, unreadable = [], {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Multi30K, XTD10 and their like: a list of pictures, and files whose line n is a caption of picture n.
+"""Multi30K, XTD10 and their like: a list of images, and files whose line n is a caption of image n.
 
 image_splits/train.txt   1000092795.jpg
 raw/train.de.gz          Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.
@@ -24,14 +24,14 @@ from shards.parts import LazyRecord, Part
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedLines(ImageCorpus):
-    """One part, with one record per picture."""
+    """One part, with one record per image."""
 
     names: Path
-    """The list of pictures, one name a line."""
+    """The list of images, one name a line."""
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> files aligned with the list (also .gz); several files give several captions (Multi30K's task 2)."""
     images: Path | Sequence[Path]
-    """Folders of pictures."""
+    """Folders of images."""
     source: str = "multi30k"
     """The corpus's name."""
 
@@ -46,7 +46,7 @@ class AlignedLines(ImageCorpus):
         return files_by_language(self.captions, ())
 
     def rows(self) -> Iterator[ImageRow | LazyRecord]:
-        """Yield one picture a line; lines that a file has more or less than the list are refused (line_unmatched)."""
+        """Yield one image a line; lines that a file has more or less than the list are refused (line_unmatched)."""
         row = partial(self._row, folders_of(self.images))
         return each(guarded(self.names.name, self._lines()), row, self.source)
 
@@ -54,12 +54,12 @@ class AlignedLines(ImageCorpus):
         with ExitStack() as stack:
             paths = [self.names, *(path for _, path in self._files())]
             files = [stack.enter_context(open_plain(path)) for path in paths]
-            yield from aligned_lines(files, ["the list of pictures", *(path.name for path in paths[1:])])
+            yield from aligned_lines(files, ["the list of images", *(path.name for path in paths[1:])])
 
     def _row(self, folders: Sequence[Path], place: str, lines: Sequence[str]) -> Iterator[ImageRow]:
         name = lines[0].strip()
         languages = [language for language, _ in self._files()]
-        yield self.picture(
+        yield self.image_row(
             key=key_of(name),
             image=image_in(folders, name),
             captions=gathered((tag, [text]) for tag, text in zip(languages, lines[1:], strict=True)),

@@ -1,4 +1,4 @@
-"""COCO captions and their translations, and COCO's objects as regions; pictures are joined by COCO's id.
+"""COCO captions and their translations, and COCO's objects as regions; images are joined by COCO's id.
 
 captions_train2014.json    {"images": [{"id", "file_name", "license", …}], "annotations": [{"image_id", "caption"}], …}
                            COCO itself, STAIR (ja) and mscoco-it, whichever comes first in the file
@@ -33,12 +33,12 @@ _SUFFIXES: Final = (".json", ".txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Coco(ImageCorpus):
-    """One part, with one record per picture, all of its languages together."""
+    """One part, with one record per image, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> annotation files (.json, .txt, also .gz), folders or patterns."""
     images: Path | Sequence[Path]
-    """Folders of pictures: train2014, val2014, …"""
+    """Folders of images: train2014, val2014, …"""
     image_name: str = ""
     """Name made of the id, for example "COCO_val2014_{id:012d}.jpg"; empty: as the `images` lists say. Ids are compared
     as numbers: mscoco-it writes most of them as texts."""
@@ -64,7 +64,7 @@ class Coco(ImageCorpus):
         return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
 
     def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
-        """Yield the pictures; those without captions, and captions without a picture's name, are refused."""
+        """Yield the images; those without captions, and captions without an image's name, are refused."""
         categories: dict[str, str] = {}  # is filled before the first row is made
         row = partial(self._row, folders_of(self.images), categories)
         return joined(self._items(categories), row, self.source)
@@ -79,13 +79,13 @@ class Coco(ImageCorpus):
         if not names or not captions:
             refuse(
                 "captions_missing" if names else "image_unlisted",
-                "a picture with a name and captions",
+                "an image with a name and captions",
                 f"no {'captions' if names else 'entry in `images`'}, {sum(map(len, captions.values()))} captions",
                 where,
                 "Leave it out." if names else "Set `image_name` in the recipe if names follow from ids.",
             )
         boxes = [item[1:] for item in items if item[0] == "box"]
-        yield self.picture(
+        yield self.image_row(
             key=f"{self.source}-{identity}",
             image=image_in(folders, names[0]),
             captions=captions,

@@ -1,4 +1,4 @@
-"""Flickr30k in its three forms, and IGLUE's xFlickr&CO, which adds COCO pictures to it.
+"""Flickr30k in its three forms, and IGLUE's xFlickr&CO, which adds COCO images to it.
 
 results_20130124.token   1000092795.jpg#0 <TAB> Two young guys …
 results.csv              image_name| comment_number| comment         (a header, cells between "|")
@@ -29,12 +29,12 @@ _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Flickr30k(ImageCorpus):
-    """One part, with one record per picture, all of its languages together."""
+    """One part, with one record per image, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> annotation files (.token, .txt, .csv, .jsonl), folders or patterns."""
     images: Path | Sequence[Path]
-    """Folders of pictures; for xFlickr&CO both Flickr30k's and COCO's val2014."""
+    """Folders of images; for xFlickr&CO both Flickr30k's and COCO's val2014."""
     source: str = "flickr30k"
     """The corpus's name."""
 
@@ -45,11 +45,11 @@ class Flickr30k(ImageCorpus):
         return self.part_of_all("captions", self.rows, files)
 
     def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
-        """Yield the pictures."""
+        """Yield the images."""
         return joined(self._captions(), partial(self._row, folders_of(self.images)), self.source)
 
     def _row(self, folders: Sequence[Path], name: str, items: Sequence[Any]) -> Iterator[ImageRow]:
-        yield self.picture(
+        yield self.image_row(
             key=key_of(name),
             image=image_in(folders, name),
             captions=gathered(items),
@@ -59,14 +59,14 @@ class Flickr30k(ImageCorpus):
         )
 
     def _captions(self) -> Iterator[tuple[str, Any] | LazyRecord]:
-        """Yield (the picture's name, (language, texts))."""
+        """Yield (the image's name, (language, texts))."""
         for language, path in files_by_language(self.captions, _SUFFIXES):
             read, of_form = _FORMS.get(plain_suffix(path), (read_numbered_captions, _of_pair))
             yield from each(read(path.name, path), partial(of_form, language), self.source)
 
 
 def read_numbered_captions(name: str, path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
-    """Yield ("NAME:NUMBER", (the picture's name, caption))."""
+    """Yield ("NAME:NUMBER", (the image's name, caption))."""
     return guarded(name, _captions(path))
 
 
@@ -76,9 +76,9 @@ def _captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
             yield number, line
             continue
         name, tab, caption = line.partition("\t")
-        picture, hash_sign, _ = name.rpartition("#")
-        if tab and hash_sign and picture:
-            yield number, (picture, caption)
+        image, hash_sign, _ = name.rpartition("#")
+        if tab and hash_sign and image:
+            yield number, (image, caption)
         elif line.strip():
             yield number, bad_row("NAME#N, a tab, and a caption", "a line of another form")
 
@@ -101,7 +101,7 @@ def _with_bars(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
             yield number, line
         elif number > 1 and line.strip():
             cells = line.split("|", 2)
-            # One line of the published file (a picture's fourth comment) lacks its second bar.
+            # One line of the published file (an image's fourth comment) lacks its second bar.
             broken = bad_row("image_name| comment_number| comment", shown(line))
             yield number, (cells[0].strip(), cells[2].strip()) if len(cells) == 3 else broken
 

@@ -1,4 +1,4 @@
-"""What corpora of pictures have in common, among it captions from a second file, joined by an id.
+"""What corpora of images have in common, among it captions from a second file, joined by an id.
 
 sbu-zh.tsv     id <TAB> text            a language for the whole file
 cc3m.jsonl     {"image_id": "…", "caption": {"de": "…", "fr": "…"}}
@@ -17,15 +17,15 @@ from typing import Any
 from cclm.errors import DataError
 from shards.corpora.cells import Captions, captions, gathered, identifier
 from shards.corpora.files import named_files, one_part, part_of_each, plain_suffix
+from shards.corpora.image_bytes import LoadImage
 from shards.corpora.image_row import ImageRow, lazy_images
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag
-from shards.corpora.picture import LoadImage
 from shards.corpora.refusal import each, joined, refuse, refused
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.guard import MEND
 from shards.parts import LazyRecord, Part, Skipped
 
-Pictures = Iterator[ImageRow | LazyRecord | Skipped]
+ImageRows = Iterator[ImageRow | LazyRecord | Skipped]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Translations:
     path: Path | Sequence[Path]
     """Files (.tsv, .csv, .jsonl, also compressed, .parquet, .arrow), folders or patterns."""
     join_on: str = "image_id"
-    """Which of a picture's ids (docs/corpora.md lists them by corpus) the column `id` holds."""
+    """Which of an image's ids (docs/corpora.md lists them by corpus) the column `id` holds."""
     id: str = "id"
     """Column of the id."""
     text: str = "text"
@@ -70,53 +70,53 @@ class Translations:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorpus:
-    """The options of every corpus of pictures, and how its pictures become records."""
+    """The options of every corpus of images, and how its images become records."""
 
     source: str
     """The corpus's name."""
     licence: str = "unknown"
-    """SPDX tag of pictures for which the corpus names none."""
+    """SPDX tag of images for which the corpus names none."""
     translations: Sequence[Translations] = ()
     """Further captions, joined on one of the ids (docs/corpora.md names them); with them all files are one part."""
 
-    def picture(self, *, key: str, image: LoadImage, captions: Captions, where: str, **more: Any) -> ImageRow:
-        """Return a picture of this corpus (more: further fields of `ImageRow`)."""
+    def image_row(self, *, key: str, image: LoadImage, captions: Captions, where: str, **more: Any) -> ImageRow:
+        """Return an image of this corpus (more: further fields of `ImageRow`)."""
         more |= {"source": more.get("source") or self.source, "licence": more.get("licence") or self.licence}
         return ImageRow(key=key, image=image, captions=captions, where=where, **more)
 
-    def parts_of_each(self, files: Mapping[str, Path], pictures: Callable[[str, Path], Pictures]) -> list[Part]:
-        """Return a part per file, whose pictures `pictures(name, path)` yields."""
+    def parts_of_each(self, files: Mapping[str, Path], images: Callable[[str, Path], ImageRows]) -> list[Part]:
+        """Return a part per file, whose images `images(name, path)` yields."""
         if self.translations:
-            return self.part_of_all("joined", partial(_pictures_of_all, files, pictures), files.values())
-        return part_of_each(files, partial(_records, pictures))
+            return self.part_of_all("joined", partial(_images_of_all, files, images), files.values())
+        return part_of_each(files, partial(_records, images))
 
-    def part_of_all(self, name: str, pictures: Callable[[], Pictures], files: Iterable[Path]) -> list[Part]:
-        """Return one part for many files, whose pictures `pictures()` yields."""
+    def part_of_all(self, name: str, images: Callable[[], ImageRows], files: Iterable[Path]) -> list[Part]:
+        """Return one part for many files, whose images `images()` yields."""
         further = [path for one in self.translations for path in one.files().values()]
-        return one_part(name, partial(self._translated, pictures), [*files, *further])
+        return one_part(name, partial(self._translated, images), [*files, *further])
 
-    def _translated(self, pictures: Callable[[], Pictures]) -> Iterator[LazyRecord | Skipped]:
-        """Yield the pictures with the captions that the files of translations have for them.
+    def _translated(self, images: Callable[[], ImageRows]) -> Iterator[LazyRecord | Skipped]:
+        """Yield the images with the captions that the files of translations have for them.
 
-        Memory is bounded (`shards/corpora/spill.py`). Pictures without a translation keep the captions they have. An
-        entry that finds no picture is refused (reason translation_unmatched): the counts show a wrong id at once.
+        Memory is bounded (`shards/corpora/spill.py`). Images without a translation keep the captions they have. An
+        entry that finds no image is refused (reason translation_unmatched): the counts show a wrong id at once.
         """
-        found = pictures()
+        found = images()
         for one in self.translations:
             found = joined(_by_id(found, one, self.source), partial(_with_captions, one, self.source), self.source)
         return lazy_images(found)
 
 
-def _pictures_of_all(files: Mapping[str, Path], pictures: Callable[[str, Path], Pictures]) -> Pictures:
+def _images_of_all(files: Mapping[str, Path], images: Callable[[str, Path], ImageRows]) -> ImageRows:
     for name, path in files.items():
-        yield from pictures(name, path)
+        yield from images(name, path)
 
 
-def _records(pictures: Callable[[str, Path], Pictures], name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
-    return lazy_images(pictures(name, path))
+def _records(images: Callable[[str, Path], ImageRows], name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    return lazy_images(images(name, path))
 
 
-def _by_id(found: Pictures, one: Translations, source: str) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
+def _by_id(found: ImageRows, one: Translations, source: str) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
     for number, row in enumerate(found):
         if not isinstance(row, ImageRow):
             yield row
@@ -131,13 +131,13 @@ def _by_id(found: Pictures, one: Translations, source: str) -> Iterator[tuple[st
 def _with_captions(
     one: Translations, source: str, key: str, items: Sequence[ImageRow | tuple[str, Captions]]
 ) -> Iterator[ImageRow | LazyRecord]:
-    pictures = [item for item in items if isinstance(item, ImageRow)]
+    images = [item for item in items if isinstance(item, ImageRow)]
     entries = [item for item in items if not isinstance(item, ImageRow)]
-    for picture in pictures:
-        found = gathered([*picture.captions.items(), *(item for _, added in entries for item in added.items())])
-        yield replace(picture, captions=found)
-    for place, _ in entries if not pictures else ():
-        yield unmatched(place, source, f"a picture with {one.join_on} {key[1:]}")
+    for row in images:
+        found = gathered([*row.captions.items(), *(item for _, added in entries for item in added.items())])
+        yield replace(row, captions=found)
+    for place, _ in entries if not images else ():
+        yield unmatched(place, source, f"an image with {one.join_on} {key[1:]}")
 
 
 def unmatched(place: str, source: str, expected: str) -> LazyRecord:

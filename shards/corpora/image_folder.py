@@ -1,4 +1,4 @@
-"""A folder of pictures with a table of captions beside them: how to bring your own image-text corpus.
+"""A folder of images with a table of captions beside them: how to bring your own image-text corpus.
 
 captions.jsonl           {"image": "a/b.jpg", "captions": {"en": ["…"], "de": "…"}, "licence": "CC-BY-4.0"}
 captions.csv (or .tsv)   image,language,caption[,licence,source,identity]; one line a caption, with a header
@@ -31,7 +31,7 @@ _OPTIONAL: Final = ("licence", "source", "identity", "key")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(ImageCorpus):
-    """One part, with one record per picture that the table names."""
+    """One part, with one record per image that the table names."""
 
     folder: Path
     """Holds the table (one of TABLES, also compressed); the table's paths are relative to it."""
@@ -41,12 +41,12 @@ class ImageFolder(ImageCorpus):
     """Name of the table; empty: the first one of TABLES that is there."""
 
     def parts(self) -> Sequence[Part]:
-        """Find the table. The pictures are looked at when their records are made."""
+        """Find the table. The images are looked at when their records are made."""
         path = self._table()
         return self.part_of_all(path.name, partial(self.rows, path), [path])
 
     def _table(self) -> Path:
-        # By their names: the folder itself may hold ten million pictures.
+        # By their names: the folder itself may hold ten million images.
         names = [self.table] if self.table else [f"{name}{packed}" for name in TABLES for packed in ("", *COMPRESSIONS)]
         tables = [self.folder / name for name in names if (self.folder / name).is_file()]
         if not tables:
@@ -58,7 +58,7 @@ class ImageFolder(ImageCorpus):
         return tables[0]
 
     def rows(self, path: Path) -> Iterator[ImageRow | LazyRecord | Skipped]:
-        """Yield the pictures that a table names."""
+        """Yield the images that a table names."""
         source = self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
             return each(read_rows(path.name, path, needed=()), partial(self._row, source), source)
@@ -66,16 +66,16 @@ class ImageFolder(ImageCorpus):
         return joined(lines, partial(self._merged, source), source)
 
     def _merged(self, source: str, image: str, lines: Sequence[tuple[str, str, list[str], Row]]) -> Iterator[ImageRow]:
-        """Yield the picture of all of its lines."""
+        """Yield the image of all of its lines."""
         fields: dict[str, Any] = {"image": image, "captions": gathered((tag, texts) for _, tag, texts, _ in lines)}
         for *_, more in lines:
             fields |= more
         return self._row(source, lines[0][0], fields)
 
     def _row(self, source: str, place: str, row: Row) -> Iterator[ImageRow]:
-        """Yield the picture of a line of JSON, or of the gathered lines of another table."""
+        """Yield the image of a line of JSON, or of the gathered lines of another table."""
         image = _image(row)
-        yield self.picture(
+        yield self.image_row(
             key=optional(row.get("key"), "key") or key_of(image),
             image=image_in([self.folder], image),
             captions=captions(row.get("captions")),
@@ -96,7 +96,7 @@ def _image(row: Row) -> str:
 
 
 def _caption(place: str, row: Row) -> Iterator[tuple[str, tuple[str, str, list[str], Row]]]:
-    """Yield (picture, (place, language, texts, further fields)) of a line with one caption."""
+    """Yield (image, (place, language, texts, further fields)) of a line with one caption."""
     more = {name: value for name in _OPTIONAL if (value := optional(row.get(name), name))}
     yield _image(row), (place, language(row["language"]), [text(row["caption"], "a caption")], more)
 

@@ -1,4 +1,4 @@
-"""What every image-text source makes of an annotation before the picture is read."""
+"""What every image-text source makes of an annotation before the image is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cclm.data.decoding import stored_orientation
 from cclm.types import ImageTextRecord, Language, Region
-from shards.corpora.picture import LoadImage, fit_regions, image_format_of, image_size, load_file
+from shards.corpora.image_bytes import LoadImage, fit_regions, image_format_of, image_size, load_file
 from shards.corpora.refusal import refuse
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Skipped
@@ -19,12 +19,12 @@ from shards.parts import LazyRecord, Skipped
 Captions = Mapping[Language, Sequence[str]]
 
 IDS_REGIONS_LEFT_OUT = "regions_left_out"
-"""In a record's ids: how many of its boxes lie outside the picture or have no text."""
+"""In a record's ids: how many of its boxes lie outside the image or have no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
-    """A picture by reference, with its texts."""
+    """An image by reference, with its texts."""
 
     key: str
     """Unique in the corpus; `key_of` makes one of anything."""
@@ -34,13 +34,13 @@ class ImageRow:
     source: str
     licence: str
     identity: str = ""
-    """What the picture shows; empty: the record's key, so that no other record shows the same."""
+    """What the image shows; empty: the record's key, so that no other record shows the same."""
     ids: Mapping[str, str] = field(default_factory=dict)
     """Identifiers in the corpus; translations are joined on one of them."""
     regions: Sequence[Region] = ()
-    """Boxes in pixels of the annotated picture."""
+    """Boxes in pixels of the annotated image."""
     annotated_size: tuple[int, int] | None = None
-    """Width and height of the annotated picture, where the corpus says; the stored one may be a smaller copy."""
+    """Width and height of the annotated image, where the corpus says; the stored one may be a smaller copy."""
     where: str = ""
     """File and row, for messages."""
 
@@ -61,7 +61,7 @@ def lazy_images(rows: Iterable[ImageRow | LazyRecord | Skipped]) -> Iterator[Laz
 
 
 def make_record(row: ImageRow) -> ImageTextRecord:
-    """Read the picture and check everything.
+    """Read the image and check everything.
 
     Raises:
         DataError: reasons captions_empty, image_missing, image_empty, image_format, image_truncated, image_broken.
@@ -99,10 +99,10 @@ def without_blanks(captions: Captions) -> dict[str, list[str]]:
 
 
 def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
-    """Return the folders of pictures.
+    """Return the folders of images.
 
     Raises:
-        ConfigError: one is not there. That is told at once, rather than once for each of its pictures.
+        ConfigError: one is not there. That is told at once, rather than once for each of its images.
     """
     folders = (images,) if isinstance(images, Path) else tuple(images)
     for folder in folders:
@@ -112,12 +112,12 @@ def folders_of(images: Path | Sequence[Path]) -> tuple[Path, ...]:
 
 
 def image_in(folders: Sequence[Path], name: str) -> LoadImage:
-    """Return what reads the picture `name` from the first folder that has it."""
+    """Return what reads the image `name` from the first folder that has it."""
     return partial(load_first, tuple(folders), name)
 
 
 def load_first(folders: Sequence[Path], name: str) -> bytes:
-    """Read a picture (reason image_missing). Devices and pipes are none: reading them might never end."""
+    """Read an image (reason image_missing). Devices and pipes are none: reading them might never end."""
     for folder in folders:
         path = folder / name
         if path.is_file():

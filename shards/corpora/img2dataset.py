@@ -36,7 +36,7 @@ class Img2dataset(ImageCorpus):
         return self.parts_of_each(found_tables(self.folder), self.rows)
 
     def rows(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
-        """Yield the pictures of a table and its tar."""
+        """Yield the images of a table and its tar."""
         further = [*self.captions.columns(), *self.ids, self.licence_column]
         needed = [column for column in dict.fromkeys((*further, "error_message")) if column]
         return each(table_rows(name, table, needed), partial(self._row, name), self.source)
@@ -45,7 +45,7 @@ class Img2dataset(ImageCorpus):
         again = "Run img2dataset again on the failed rows, or leave them out."
         image = image_of(row, optional(row["error_message"], "a message"), again)
         key = identifier(row["key"])
-        yield self.picture(
+        yield self.image_row(
             key=key_of(f"{name}:{key}"),
             image=image,
             captions=self.captions.captions_of(row),

@@ -141,7 +141,7 @@ def line_ranges(path: Path, part_bytes: int) -> list[tuple[int, int]]:
 
 
 def lines_in(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (offset, beginning, bytes) of the lines that begin in a piece of a file; pictures in them are not held."""
+    """Yield (offset, beginning, bytes) of the lines that begin in a piece of a file; images in them are not held."""
     with path.open("rb") as file:
         file.seek(max(start - 1, 0))
         offset = start if start == 0 else start - 1 + _skip_line(file)

@@ -1,10 +1,10 @@
-"""Parquet with the pictures inside (HF data sets, img2dataset's parquet output) and HF data sets saved to disk.
+"""Parquet with the images inside (HF data sets, img2dataset's parquet output) and HF data sets saved to disk.
 
 train-00000-of-00002.parquet         image: struct<bytes, path> (or bytes); further columns hold captions and ids
 FOLDER/dataset_info.json, state.json, data-00000-of-00002.arrow       what Dataset.save_to_disk writes
 FOLDER/dataset_dict.json, train/…, test/…                             what DatasetDict.save_to_disk writes
 
-Read by pyarrow; the `datasets` package is not needed. A picture is read when its record is made: from a mapped Arrow
+Read by pyarrow; the `datasets` package is not needed. An image is read when its record is made: from a mapped Arrow
 file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
 """
 
@@ -30,25 +30,25 @@ from shards.guard import data_errors, mistaken, shown
 from shards.parts import LazyRecord, Part
 
 _ROWS_AT_ONCE: Final = 16
-"""Pictures that are decoded from Parquet at once: a few hundred MB at the very most."""
+"""Images that are decoded from Parquet at once: a few hundred MB at the very most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetImages(ImageCorpus):
-    """Files of pictures, one part each."""
+    """Files of images, one part each."""
 
     path: Path | Sequence[Path]
     """Files (.parquet, .arrow), folders or patterns; a folder of `save_to_disk` may hold several splits: name one."""
     captions: CaptionColumns
     """The columns of captions."""
     image: str = "image"
-    """Column of the picture: bytes, a struct of bytes and path, or a path."""
+    """Column of the image: bytes, a struct of bytes and path, or a path."""
     image_folder: Path | None = None
     """Where paths begin."""
     ids: Sequence[str] = ()
     """Columns to keep as ids."""
     identity: str = ""
-    """Column that says what the picture shows, where several rows show the same."""
+    """Column that says what the image shows, where several rows show the same."""
     licence_column: str = ""
     """Column of the licence, where rows differ."""
 
@@ -80,12 +80,12 @@ class ParquetImages(ImageCorpus):
         return [name for name in dict.fromkeys(wanted) if name]
 
     def rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
-        """Yield the pictures of a file."""
+        """Yield the images of a file."""
         return each(read_rows(name, path, needed=self._columns()), partial(self._row, path), self.source)
 
     def _row(self, path: Path, place: str, row: Row) -> Iterator[ImageRow]:
         index = int(place.rpartition(":")[2]) - 1
-        yield self.picture(
+        yield self.image_row(
             key=key_of(place),
             image=partial(load_cell, path, index, self.image, self.image_folder),
             captions=self.captions.captions_of(row),
@@ -97,7 +97,7 @@ class ParquetImages(ImageCorpus):
 
 
 def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes:
-    """Read the picture of a row, from 0 (reasons image_missing, unexpected)."""
+    """Read the image of a row, from 0 (reasons image_missing, unexpected)."""
     where = f"{path.name}:{index + 1}"
     with data_errors(where):
         value = _cells(path, column).cell(index)

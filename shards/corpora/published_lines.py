@@ -1,10 +1,10 @@
 """The line formats of the published CCLM code, so that its data sets move over as they are.
 
-pictures   {"binary": BASE64, "caption": {"en": "…", "zh": "…"}}; `caption` may be a list of such maps
+images     {"binary": BASE64, "caption": {"en": "…", "zh": "…"}}; `caption` may be a list of such maps
 regions    the same with "elems": [{"caption": {…} or [{…}], "bb": [x, y, w, h], "attributes": {…} or [{…}]}, …]
 pairs      {"source_text": "…", "target_text": "…"}
 
-Pictures are read by position when their record is made, so their files must not be compressed.
+Images are read by position when their record is made, so their files must not be compressed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.cells import Captions, box, captions, gathered, listed, mapping, text
 from shards.corpora.files import named_files, part_of_each
+from shards.corpora.image_bytes import load_span
 from shards.corpora.image_row import ImageRow, key_of, load_first, make_record
 from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import COMPRESSIONS, line_ranges, lines_in, numbered_lines
 from shards.corpora.pair_record import lazy_pair
-from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, guarded, refuse
 from shards.corpora.rows import Row, parse_object
 from shards.guard import data_errors, mistaken, shown
@@ -40,20 +40,20 @@ MAX_LINE_BYTES: Final = 512 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedImages:
-    """Lines with a picture, its captions and its regions: one record a line."""
+    """Lines with an image, its captions and its regions: one record a line."""
 
     path: Path | Sequence[Path]
     """Files (of any name), folders or patterns."""
     source: str
     """The corpus's name."""
     licence: str = "unknown"
-    """SPDX tag of the pictures."""
+    """SPDX tag of the images."""
     image_folder: Path | None = None
     """Given: `binary` is a path relative to this folder (the published `is_image_rpath`)."""
     languages: Sequence[LanguageTag] = ()
     """Given: captions in other languages are left out (the published `language_chosen`)."""
     image_key: str = "binary"
-    """Field of the picture."""
+    """Field of the image."""
     caption_key: str = "caption"
     """Field of the captions."""
 
@@ -62,7 +62,7 @@ class PublishedImages:
         parts = []
         for name, path in named_files(self.path, ()).items():
             if path.suffix.lower() in COMPRESSIONS:
-                expected = "a file that is not compressed (pictures are read by position)"
+                expected = "a file that is not compressed (images are read by position)"
                 mistaken(expected, path.name, "Unpack it first.", path)
             for start, stop in line_ranges(path, PART_BYTES):
                 read = partial(self.read, name, path, start, stop)
@@ -90,7 +90,7 @@ class PublishedImages:
     def _row(self, line: Row, place: str) -> ImageRow:
         image = self._image(line.get(self.image_key))
         regions = [self._region(mapping(element, "an element")) for element in listed(line.get("elems"), "elems")]
-        # The published code takes pictures without a caption for their regions' texts alone.
+        # The published code takes images without a caption for their regions' texts alone.
         of_regions = (item for region in regions for item in region.captions.items())
         return ImageRow(
             key=key_of(place),
@@ -98,7 +98,7 @@ class PublishedImages:
             captions=self._chosen(line.get(self.caption_key)) or gathered(of_regions),
             source=self.source,
             licence=self.licence,
-            # Files hold a line per caption: the same picture again must not become its own negative.
+            # Files hold a line per caption: the same image again must not become its own negative.
             identity=hashlib.sha256(image).hexdigest()[:16],
             ids={"place": place},
             regions=regions,
@@ -113,7 +113,7 @@ class PublishedImages:
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            refuse("base64_broken", "a picture in base64", f"{error} in {shown(value, 40)}")
+            refuse("base64_broken", "an image in base64", f"{error} in {shown(value, 40)}")
 
     def _chosen(self, cell: Any) -> Captions:
         found = captions(cell)

@@ -57,7 +57,7 @@ class Sbu(Downloadable):
         return mistaken(f"{_URLS} and {_CAPTIONS}, or {_JSON}", "neither", "Correct `folder`.", self.folder)
 
     def url_rows(self) -> Iterator[UrlRow]:
-        """Yield one entry a picture; where one list is longer than the other, its further entries are bad."""
+        """Yield one entry an image; where one list is longer than the other, its further entries are bad."""
         return url_rows_of(each(guarded("entry", self._entries()), self._row, self.source))
 
     def _row(self, place: str, entry: Sequence[Any]) -> Iterator[UrlRow]:

@@ -3,7 +3,7 @@
     few items    in memory, keys in the order of their first items
     many         spread by a hash of the key over temporary files, which are gathered one after another
 
-Used where an annotation names a picture by an id: captions of one image, translations from a second file, links.
+Used where an annotation names an image by an id: captions of one image, translations from a second file, links.
 """
 
 from __future__ import annotations

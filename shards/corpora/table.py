@@ -68,7 +68,7 @@ CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
 
 
 DOWNLOADABLE: Final = (Sbu, UrlList, Wit)
-"""Those whose pictures `python -m shards download` fetches."""
+"""Those whose images `python -m shards download` fetches."""
 
 
 def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:

@@ -1,7 +1,7 @@
-"""A tar of pictures and the table beside it: what img2dataset writes, and `python -m shards download`.
+"""A tar of images and the table beside it: what img2dataset writes, and `python -m shards download`.
 
 00000.tar       000000000.jpg, 000000000.json, 000000000.txt, …
-00000.parquet   one row a URL: key, url, status, error_message, caption, …; failures have a row and no picture
+00000.parquet   one row a URL: key, url, status, error_message, caption, …; failures have a row and no image
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from cclm.errors import DataError
 from shards.corpora.cells import text
 from shards.corpora.files import named_files, note_read
-from shards.corpora.picture import LoadImage, load_span
+from shards.corpora.image_bytes import LoadImage, load_span
 from shards.corpora.refusal import refuse
 from shards.corpora.rows import Row, read_rows
 from shards.corpora.tar_samples import Span, tar_samples
@@ -22,7 +22,7 @@ from shards.corpora.tar_samples import Span, tar_samples
 SUCCESS: Final = "success"
 _EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
 _IMAGE: Final = "\0image"
-"""Where `table_rows` puts what reads a row's picture; no column has this name."""
+"""Where `table_rows` puts what reads a row's image; no column has this name."""
 
 
 def found_tables(paths: Path | Sequence[Path]) -> dict[str, Path]:
@@ -52,7 +52,7 @@ def table_rows(name: str, table: Path, needed: Collection[str]) -> Iterator[tupl
         if isinstance(row, dict) and row["status"] == SUCCESS:
             span = spans.get(str(row["key"]))
             missing = partial(
-                refuse, "image_missing", "the picture of a row with success", fault or "no member of this key",
+                refuse, "image_missing", "the image of a row with success", fault or "no member of this key",
                 f"{tar.name} {row['key']}",
             )  # fmt: skip
             row[_IMAGE] = partial(load_span, tar, *span) if span else missing
@@ -60,8 +60,8 @@ def table_rows(name: str, table: Path, needed: Collection[str]) -> Iterator[tupl
 
 
 def image_of(row: Row, message: str, do: str) -> LoadImage:
-    """Return what reads the picture of a row of `table_rows`; one without success is refused with its own status."""
+    """Return what reads the image of a row of `table_rows`; one without success is refused with its own status."""
     if _IMAGE not in row:
-        refuse(text(row["status"], "a status") or "unexpected", "a downloaded picture", message or "no message", do=do)
+        refuse(text(row["status"], "a status") or "unexpected", "a downloaded image", message or "no message", do=do)
     image: LoadImage = row[_IMAGE]
     return image

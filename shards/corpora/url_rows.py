@@ -32,7 +32,7 @@ TABLE_COLUMNS: Final = ("url", "message", "captions", "ids", "licence", "identit
 
 @dataclass(frozen=True, kw_only=True)
 class UrlRow:
-    """A picture that is not here yet."""
+    """An image that is not here yet."""
 
     url: str
     captions: Captions
@@ -57,10 +57,10 @@ def url_rows_of(items: Iterable[UrlRow | LazyRecord | Skipped]) -> Iterator[UrlR
 
 @dataclass(frozen=True, kw_only=True)
 class Downloadable(ImageCorpus):
-    """A corpus whose pictures have to be fetched: `python -m shards download` reads its list, a build what came."""
+    """A corpus whose images have to be fetched: `python -m shards download` reads its list, a build what came."""
 
     downloads: Path | None
-    """Folder of the pictures that `python -m shards download` fetches."""
+    """Folder of the images that `python -m shards download` fetches."""
 
     def url_rows(self) -> Iterator[UrlRow]:
         """Yield the list's entries, always in the same order."""
@@ -87,7 +87,7 @@ class Downloadable(ImageCorpus):
         folder, complete = self.downloads, self.downloads / COMPLETE_NAME if self.downloads else None
         if folder is None or complete is None or not complete.exists():
             do = "Run `python -m shards download RECIPE.yaml` first."
-            mistaken("downloaded pictures", "none, or a download that has not seen the whole list yet", do, folder)
+            mistaken("downloaded images", "none, or a download that has not seen the whole list yet", do, folder)
         if not self.is_list(json.loads(complete.read_bytes())):
             do = "Choose another `downloads`, or remove it and download again."
             mistaken("the downloads of this list", "those of another list, or of one that has changed", do, folder)
@@ -95,13 +95,13 @@ class Downloadable(ImageCorpus):
         return self.parts_of_each(found_tables(folder), self._downloaded)
 
     def _downloaded(self, name: str, table: Path) -> Iterator[ImageRow | LazyRecord]:
-        return each(table_rows(name, table, TABLE_COLUMNS), self._picture, self.source)
+        return each(table_rows(name, table, TABLE_COLUMNS), self._image, self.source)
 
-    def _picture(self, place: str, row: Row) -> Iterator[ImageRow]:
+    def _image(self, place: str, row: Row) -> Iterator[ImageRow]:
         message = f"{row['message']} ({row['url']})"
         image = image_of(row, message, "`python -m shards download` tries again what may pass; leave the others out.")
         ids: Mapping[str, Any] = mapping(json.loads(row["ids"]), "ids")
-        yield self.picture(
+        yield self.image_row(
             key=key_of(f"{self.source}-{row['key']}"),
             image=image,
             captions=captions(json.loads(row["captions"])),

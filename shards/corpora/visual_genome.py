@@ -1,11 +1,11 @@
-"""Visual Genome: region descriptions and objects, as boxes with texts in pixels of the stored picture.
+"""Visual Genome: region descriptions and objects, as boxes with texts in pixels of the stored image.
 
 region_descriptions.json   [{"id": 1, "regions": [{"region_id", "image_id", "phrase", "x", "y", "width", "height"}]}]
 objects.json               [{"image_id": 1, "objects": [{"object_id", "names": ["clock"], "x", "y", "w", "h"}]}]
 attributes.json            the same, with "attributes" in place of "objects", each with "attributes": ["green", "tall"]
 image_data.json            [{"image_id": 1, "width": 800, "height": 600, "coco_id", "url", …}]
 
-The picture's captions are the phrases of its regions (else the names of its objects), as in the published 4M.
+The image's captions are the phrases of its regions (else the names of its objects), as in the published 4M.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SUFFIXES: Final = (".json",)
 
 @dataclass(frozen=True, kw_only=True)
 class VisualGenome(ImageCorpus):
-    """One part, with one record per picture."""
+    """One part, with one record per image."""
 
     images: Path | Sequence[Path]
-    """Folders of pictures: VG_100K and VG_100K_2; names are IMAGE_ID.jpg."""
+    """Folders of images: VG_100K and VG_100K_2; names are IMAGE_ID.jpg."""
     image_data: Path
-    """image_data.json, also .gz: sizes of the annotated pictures, and COCO's ids."""
+    """image_data.json, also .gz: sizes of the annotated images, and COCO's ids."""
     regions: Path | Sequence[Path] = ()
     """region_descriptions.json."""
     objects: Path | Sequence[Path] = ()
@@ -48,7 +48,7 @@ class VisualGenome(ImageCorpus):
     source: str = "visual-genome"
     """The corpus's name."""
     licence: str = "CC-BY-4.0"
-    """Of the annotations; the pictures are from Flickr."""
+    """Of the annotations; the images are from Flickr."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
@@ -61,8 +61,8 @@ class VisualGenome(ImageCorpus):
         return [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
 
     def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
-        """Yield the pictures; those without any box are refused (captions_missing)."""
-        return joined(self._by_picture(), partial(self._row, folders_of(self.images)), self.source)
+        """Yield the images; those without any box are refused (captions_missing)."""
+        return joined(self._images_and_regions(), partial(self._row, folders_of(self.images)), self.source)
 
     def _row(self, folders: Sequence[Path], identity: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         data = next((item for item in items if isinstance(item, Mapping)), None)
@@ -70,15 +70,15 @@ class VisualGenome(ImageCorpus):
         where = f"{self.source} image_id {identity}"
         if data is None or not boxes:
             reason, got = ("image_unlisted", "no entry there") if data is None else ("captions_missing", "no box")
-            refuse(reason, "a picture in image_data.json, with regions or objects", got, where)
+            refuse(reason, "an image in image_data.json, with regions or objects", got, where)
         # Phrases of regions describe a scene; names of objects stand in for them only where there are none.
         described = [item for item in boxes if item.is_described] or boxes
         ids = {"image_id": identity} | ({"coco_id": data["coco_id"]} if data["coco_id"] else {})
-        yield self.picture(
+        yield self.image_row(
             key=f"{self.source}-{identity}",
             image=image_in(folders, f"{identity}.jpg"),
             captions=gathered(texts for item in described for texts in item.region.captions.items()),
-            # Half of the pictures are COCO's: the same one must not be its own negative.
+            # Half of the images are COCO's: the same one must not be its own negative.
             identity=f"coco-{data['coco_id']}" if data["coco_id"] else f"vg-{identity}",
             ids=ids,
             regions=[item.region for item in boxes],
@@ -86,8 +86,8 @@ class VisualGenome(ImageCorpus):
             where=where,
         )
 
-    def _by_picture(self) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
-        """Yield sizes and boxes by the picture's id."""
+    def _images_and_regions(self) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
+        """Yield sizes and boxes by the image's id."""
         yield from each(json_items(self.image_data.name, self.image_data, "item"), _listed, self.source)
         by_box = self._by_box()
         yield from joined(by_box, self._with_texts, self.source) if self.region_translations else _by_image(by_box)
@@ -110,7 +110,7 @@ class VisualGenome(ImageCorpus):
             yield unmatched(place, self.source, "a region with this id")
 
     def _boxes_of(self, _: str, entry: Any) -> Iterator[tuple[str, _Box]]:
-        entry = mapping(entry, "a picture's regions or objects")
+        entry = mapping(entry, "an image's regions or objects")
         image = identifier(entry.get("image_id", entry.get("id"))) or refuse("line_broken", "image_id", "none")
         for item in listed(entry.get("regions"), "a list of regions"):
             phrases = [text(mapping(item, "a region").get("phrase"), "a phrase")]
@@ -135,7 +135,7 @@ class _Box:
     """A region or object."""
 
     image: str
-    """Id of its picture."""
+    """Id of its image."""
     is_described: bool
     """It is a region with a phrase, not an object."""
     region: Region

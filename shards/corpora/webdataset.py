@@ -17,10 +17,10 @@ from cclm.errors import DataError
 from shards.corpora.caption_columns import CaptionColumns
 from shards.corpora.cells import identifiers, optional, text
 from shards.corpora.files import named_files, note_left_out
+from shards.corpora.image_bytes import load_span
 from shards.corpora.image_corpus import ImageCorpus
 from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.lines import COMPRESSIONS
-from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, guarded, refuse
 from shards.corpora.rows import Row, parse_json
 from shards.corpora.tar_samples import TarSample, tar_samples
@@ -80,7 +80,7 @@ class Webdataset(ImageCorpus):
             there = ", ".join(f".{suffix}" for suffix in sample.members)
             refuse("image_missing", f"an image (.{', .'.join(self.image)})", f"only {there}")
         row = self._cells(tar, sample)
-        yield self.picture(
+        yield self.image_row(
             key=key_of(f"{name}:{sample.key}"),
             image=partial(load_span, tar, *sample.members[suffix]),
             captions=self.captions.captions_of(row),

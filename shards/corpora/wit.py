@@ -1,11 +1,11 @@
-"""WIT, Wikipedia's pictures with texts in 100 languages; rows with one image_url are one picture.
+"""WIT, Wikipedia's images with texts in 100 languages; rows with one image_url are one image.
 
 wit_v1.train.all-00000-of-00010.tsv.gz   language, page_url, image_url, …, caption_reference_description, …
 test_bg.jsonl                            IGLUE's rows: language, image_url, caption_reference_description, …
 
-Pictures: downloaded by `python -m shards download`, or out of Kaggle's files of pixels, which a build joins by URL:
+Images: downloaded by `python -m shards download`, or out of Kaggle's files of pixels, which a build joins by URL:
 
-train_image_pixels_part-00000.csv        image_url <TAB> picture in base64 [<TAB> metadata_url]; unpacked
+train_image_pixels_part-00000.csv        image_url <TAB> image in base64 [<TAB> metadata_url]; unpacked
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Final
 from cclm.languages import language_tag
 from shards.corpora.cells import gathered, language, text
 from shards.corpora.files import named_files, part_of_each, plain_suffix
+from shards.corpora.image_bytes import load_span
 from shards.corpora.image_row import ImageRow, key_of
 from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import line_ranges, lines_in
-from shards.corpora.picture import load_span
 from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.rows import Row, read_rows
 from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
@@ -39,14 +39,14 @@ Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
 
 @dataclass(frozen=True, kw_only=True)
 class Wit(Downloadable):
-    """The texts, and where the pictures are: `downloads` or `pixels`."""
+    """The texts, and where the images are: `downloads` or `pixels`."""
 
     path: Path | Sequence[Path]
     """Files (.tsv.gz, .jsonl), folders or patterns."""
     downloads: Path | None = None
-    """Folder of the pictures that `python -m shards download` fetches."""
+    """Folder of the images that `python -m shards download` fetches."""
     pixels: Path | Sequence[Path] = ()
-    """Files of pixels, in place of downloads; not compressed, because pictures are read by position."""
+    """Files of pixels, in place of downloads; not compressed, because images are read by position."""
     fields: Sequence[str] = ("caption_reference_description",)
     """Columns of texts: also caption_alt_text_description, caption_attribution_description, page_title, …"""
     languages: Sequence[LanguageTag] = ()
@@ -54,7 +54,7 @@ class Wit(Downloadable):
     source: str = "wit"
     """The corpus's name."""
     licence: str = "unknown"
-    """The pictures' licences differ; Wikimedia Commons says which."""
+    """The images' licences differ; Wikimedia Commons says which."""
 
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
@@ -78,18 +78,18 @@ class Wit(Downloadable):
         return json.dumps([stamps, list(self.fields), list(self.languages)])
 
     def url_rows(self) -> Iterator[UrlRow]:
-        """Yield one entry a picture, with the captions of all its rows."""
+        """Yield one entry an image, with the captions of all its rows."""
         return url_rows_of(joined(self._captions(), _url_row, self.source))
 
     def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
-        """Yield the pictures of the texts; those without pixels are refused (image_missing)."""
+        """Yield the images of the texts; those without pixels are refused (image_missing)."""
         return joined(self._captions_and_pixels(), self._row, self.source)
 
     def _row(self, url: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         texts = [item for item in items if isinstance(item, tuple)]
         spans = [item for item in items if isinstance(item, partial)]
         if texts:
-            yield self.picture(
+            yield self.image_row(
                 key=key_of(url),
                 image=spans[0] if spans else partial(refuse, "image_missing", "its pixels", "none", url),
                 captions=gathered(texts),
@@ -133,9 +133,9 @@ def _url_row(url: str, items: Sequence[tuple[str, list[str]]]) -> Iterator[UrlRo
 
 
 def load_pixels(path: Path, offset: int, size_bytes: int, where: str) -> bytes:
-    """Read a picture out of a line of pixels (reason base64_broken)."""
+    """Read an image out of a line of pixels (reason base64_broken)."""
     cells = load_span(path, offset, size_bytes).rstrip(b"\r\n").split(b"\t")
     try:
         return base64.b64decode(cells[1], validate=True)
     except (IndexError, binascii.Error, ValueError) as error:
-        refuse("base64_broken", "a URL, a tab and a picture in base64", str(error), where)
+        refuse("base64_broken", "a URL, a tab and an image in base64", str(error), where)

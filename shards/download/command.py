@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
                 f"--{item.name.replace('_', '-')}",
                 type=type(item.default),
                 default=item.default,
-                help=f"{_HELP[item.name]} (default: {item.default})",
+                help=_HELP[item.name],
             )
     parser.set_defaults(run=run)
 

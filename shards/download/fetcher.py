@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from cclm.errors import DataError
-from shards.corpora.picture import image_format_of, image_size
+from shards.corpora.image_bytes import image_format_of, image_size
 from shards.corpora.tar_table import SUCCESS
 from shards.download.fetched import BUSY, Fetched
 from shards.download.network import in_thread, open_session

@@ -29,7 +29,7 @@ import pyarrow.parquet
 from cclm.errors import ConfigError, MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile.codec import canonical_json
-from shards.corpora.picture import load_span
+from shards.corpora.image_bytes import load_span
 from shards.corpora.tar_table import SUCCESS, tar_spans
 from shards.corpora.url_rows import COMPLETE_NAME, Downloadable, UrlRow
 from shards.download.fetched import NOT_TRIED, TRANSIENT, Fetched
@@ -139,7 +139,7 @@ async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: boo
 
     async def fetch(position: int) -> None:
         fetched = await fetcher.fetch(entries[position]["url"])
-        entries[position] |= _outcome(fetched)
+        entries[position] |= _facts_of(fetched)
         if fetched.is_image:
             images[position] = fetched
 
@@ -187,7 +187,7 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _outcome(fetched: Fetched) -> dict[str, Any]:
+def _facts_of(fetched: Fetched) -> dict[str, Any]:
     digest = hashlib.sha256(fetched.image).hexdigest() if fetched.image else ""
     return {
         "status": fetched.status,

@@ -131,4 +131,4 @@ def test_the_report_is_one_file_without_outside_resources(measured: Path, export
     page = (measured / "report.html").read_text()
     assert "<script" not in page and not re.search(r'(src|href)="(?!data:|https://(www|creative|opensource))', page)
     assert "ITC loss" in page and "Gallery" in page and "data:image/png;base64," in page
-    assert "on pictures that it was trained on" in page and "ero-shot" not in page, "these tests measure on them"
+    assert "on images that it was trained on" in page and "ero-shot" not in page, "these tests measure on them"

@@ -117,8 +117,8 @@ def test_it_is_counted(corpus: Path, unbroken: Path) -> None:
 def test_it_resumes_bit_by_bit(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert start(corpus, run, "5") == STOPPED_CODE
-    assert json.loads((run / "stopped.json").read_text(encoding="utf-8"))["step"] == 4
-    assert [line["step"] for line in values_of(run)] == list(range(4))
+    assert json.loads((run / "stopped.json").read_text(encoding="utf-8"))["step"] == 5
+    assert [line["step"] for line in values_of(run)] == list(range(5))
     assert start(corpus, run) == 0
     assert values_of(run) == values_of(unbroken)
     for name in ("ledger.jsonl", "quarantine/rank_0.jsonl", "quarantine/rank_1.jsonl"):

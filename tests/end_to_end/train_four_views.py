@@ -39,7 +39,7 @@ def config_of(corpus: Path, run_folder: Path) -> RunConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, or go on; with STOP_AFTER, ask for a stop during that step."""
+    """Train, or go on; with STOP_AFTER, ask for a stop when so many steps are done."""
     corpus, run_folder, *rest = arguments
     config = config_of(Path(corpus), Path(run_folder))
     with StopRequest.listening() as stop, open_run(config, stop, TABLE) as run:
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def stopping(run: Run, steps: int) -> Run:
-    """The same run, which is asked to stop as its `steps`-th batch comes, before the work of that step."""
+    """The same run, which is asked to stop when `steps` steps are done."""
 
     def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
         for batch, on_device in run.batches(from_step):
-            if batch.step == steps - 1 and run.collectives.rank == 0:
+            if batch.step == steps and run.collectives.rank == 0:
                 ask_to_stop(run.folder, "the test asked", StopKind.SCHEDULER)
             yield batch, on_device
 

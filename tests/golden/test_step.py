@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import collectives
-from cclm.distributed.spawn import run_on_ranks
 from cclm.engine.plain import PlainEngine
 from cclm.objectives.options import ObjectiveConfig
 from cclm.pretrained.published_names import to_published
@@ -21,6 +20,7 @@ from tests.golden.sets import GoldenSet, golden_set
 from tests.golden.test_cases import ABSOLUTE, CASES, RELATIVE, compare_gradients
 from tests.golden.test_optimizer import compare, draws_of, optimizer_config
 from tests.golden.test_two_ranks import WORLD, expect_gradient, half_of, published
+from tests.ranks.spawn import run_on_ranks
 
 
 def gradients_of(module: CrossViewTraining, golden: GoldenSet) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cclm.distributed.collectives import collectives
-from cclm.distributed.spawn import run_on_ranks
 from cclm.pretrained.published_names import to_published
 from tests.golden.cases import Runner
 from tests.golden.sets import GoldenSet, golden_set
+from tests.ranks.spawn import run_on_ranks
 
 pytestmark = pytest.mark.slow
 

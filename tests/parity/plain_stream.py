@@ -19,7 +19,7 @@ from cclm.data.stream import Address, Lengths, draw_bucket_order, draw_shard_ord
 
 
 class _Dealt:
-    """What was dealt so far."""
+    """What was assigned so far."""
 
     def __init__(self, num_lanes: int, num_sources: int) -> None:
         self.turns = [0] * num_lanes

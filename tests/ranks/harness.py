@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE, Collectives, collectives
-from cclm.distributed.spawn import run_on_ranks
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.seeding import seed_initialisation
+from tests.ranks.spawn import run_on_ranks
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 PRELOAD = ("deepspeed", "torch._dynamo", "cclm.engine.deepspeed.engine")

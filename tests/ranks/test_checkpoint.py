@@ -19,7 +19,6 @@ from cclm.checkpoint.choose import newest_sound
 from cclm.checkpoint.load import load_checkpoint, load_full_state
 from cclm.checkpoint.save import save_checkpoint
 from cclm.distributed.collectives import collectives
-from cclm.distributed.spawn import RanksFailedError
 from cclm.engine import fragments
 from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import WEIGHTS, share_path
@@ -27,6 +26,7 @@ from cclm.errors import Cause, CheckpointError
 from cclm.run import transient
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
+from tests.ranks.spawn import RanksFailedError
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,8 @@ def _look(engine: Any, folder: Path) -> None:
         return dict(module(mixed_batch(0, engine.rank, engine.world_size)).metrics)
 
     first, second = engine.evaluate(probe), engine.evaluate(probe)
-    assert first and all(torch.equal(value, second[name]) for name, value in first.items()), "no dropout"
+    assert first and first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items()), "no dropout"
     assert engine._engine.module.training
 
 
@@ -108,6 +109,7 @@ def test_resume_is_bitwise_and_weights_load_in_one_process(
         assert again == losses
         assert len(snapshot) == len(snapshot_again) > 20 and set(snapshot[-1].tolist()) == {END}
         assert all(map(torch.equal, snapshot_again, snapshot))
+        assert parameters_again.keys() == parameters.keys()
         assert all(torch.equal(parameters_again[name], value) for name, value in parameters.items())
     saved = straight[0][2]  # the slow twin: whole parameters, gathered by DeepSpeed
     state = load_full_state(step_folder(tmp_path, STOP))

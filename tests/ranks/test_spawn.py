@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cclm.distributed.collectives import collectives
-from cclm.distributed.spawn import RanksFailedError
 from tests.ranks.harness import on_ranks
+from tests.ranks.spawn import RanksFailedError
 
 
 def _identify(word: str) -> tuple[str, int, str, str]:

@@ -116,6 +116,7 @@ def test_what_no_update_moves_comes_along(tmp_path: Path, stage: int) -> None:
     assert {"weights/fixed.weight", "weights/fixed.bias", "buffers/fixed.mean"} <= old.keys()
     second = load_file(share_path(step_folder(tmp_path / "old", STOP), 1))
     assert ("weights/fixed.weight" in second) == (stage == 3), "whole ones are in one file"
+    assert old.keys() == new.keys()
     assert all(torch.equal(value, new[name]) for name, value in old.items())
 
 

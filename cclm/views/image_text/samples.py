@@ -21,7 +21,7 @@ from cclm.views.image_text.options import ImageTextConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextSample:
-    """One picture with one caption."""
+    """One image with one caption."""
 
     pixels_CHW: NDArray[np.uint8] | NDArray[np.float32]
     """Augmented; floats are normalised, bytes will be on the device."""
@@ -32,7 +32,7 @@ class ImageTextSample:
     languages: Sequence[str]
     """Of its captions."""
     identity: int
-    """63-bit hash of what the picture shows."""
+    """63-bit hash of what the image shows."""
     ledger: int
     """64-bit hash of the sample."""
     fusion: FusionDraws | None
@@ -41,7 +41,7 @@ class ImageTextSample:
 
 def image_text_sample(
     record: ImageTextRecord,
-    picture: Image.Image | bytes,
+    image: Image.Image | bytes,
     config: ImageTextConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
@@ -52,7 +52,7 @@ def image_text_sample(
 
     Args:
         record: the stored record (its image bytes are not looked at).
-        picture: the record's picture: encoded (for a crop), or after `image.prepare`.
+        image: the record's image: encoded (for a crop), or after `image.prepare`.
         config: the view's settings.
         tokenizer: of the run.
         generator: the sample's own.
@@ -74,7 +74,7 @@ def image_text_sample(
         languages.append(language)
         told += f",{language}:{choice}"
     ids, *others = tokenizer.encode(captions, config.max_tokens, config.max_words)
-    pixels = training_pixels(picture, config.transform, generator)
+    pixels = training_pixels(image, config.transform, generator)
     return ImageTextSample(
         pixels_CHW=pixels,
         ids=ids,

@@ -1,9 +1,9 @@
-"""One record with regions → one cropped picture with texts, boxes and patch masks; pictures → a group of texts.
+"""One record with regions → one cropped image with texts, boxes and patch masks; images → a group of texts.
 
-    record ─► a region is drawn ─► a random crop that holds it ─► flip? ─► resize ─► picture
+    record ─► a region is drawn ─► a random crop that holds it ─► flip? ─► resize ─► image
                                         │
                                         └─► caption (the whole crop) and regions inside it ─► texts, boxes, masks
-    M pictures ─► their texts in a random order ─► G rows (some twice, if there are too few)
+    M images ─► their texts in a random order ─► G rows (some twice, if there are too few)
 
 Geometry and order as published (spec §4.2); where it differs, `RegionConfig.reference` says how.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 from cclm.data.collate import FusionDraws, fusion_draws
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.photo import cut, finish, picture_size
+from cclm.data.photo import cut, finish, photo_size
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Language, Region
@@ -34,11 +34,11 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class RegionText:
-    """A text about a part of a picture, or about all of it."""
+    """A text about a part of an image, or about all of it."""
 
     ids: Sequence[int]
     box: tuple[float, float, float, float]
-    """Centre x, centre y, width, height as shares of the picture's sides."""
+    """Centre x, centre y, width, height as shares of the image's sides."""
     mask_N: NDArray[np.bool_]
     """True for the patches that the box touches; token 0 is always True."""
     is_whole: bool
@@ -49,7 +49,7 @@ class RegionText:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSample:
-    """One cropped picture with at least one text."""
+    """One cropped image with at least one text."""
 
     pixels_CHW: NDArray[np.uint8]
     texts: Sequence[RegionText]
@@ -62,7 +62,7 @@ class RegionRow:
     """A text of a group."""
 
     image: int
-    """Which of the group's pictures it is about."""
+    """Which of the group's images it is about."""
     text: RegionText
     identity: int
     """The text's; with `reference`, one of its own for every row."""
@@ -72,7 +72,7 @@ class RegionRow:
 
 def region_sample(
     record: ImageTextRecord,
-    picture: Image.Image | bytes,
+    image: Image.Image | bytes,
     config: RegionConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
@@ -81,16 +81,16 @@ def region_sample(
 
     Args:
         record: the stored record (its image bytes are not looked at).
-        picture: the record's whole picture, encoded or RGB; boxes are in its pixels.
+        image: the record's whole image, encoded or RGB; boxes are in its pixels.
         config: the view's settings.
         tokenizer: of the run.
         generator: the sample's own.
 
     Raises:
-        DataError: `region_missing` (no region inside the picture), `caption_missing` (no text in the wanted languages),
+        DataError: `region_missing` (no region inside the image), `caption_missing` (no text in the wanted languages),
             `text_empty`.
     """
-    size = picture_size(picture)
+    size = photo_size(image)
     regions = usable_regions(record, size)
     centre = regions[int(generator.integers(len(regions)))][1]
     crop = draw_crop(centre, size, generator)
@@ -111,14 +111,14 @@ def region_sample(
         texts.append(_region_text(ids, corners, index, flip, record, config))
     choice = ",".join(map(str, [*crop, int(flip), *(f"{index}:{text}" for text, _, index in chosen)]))
     return RegionSample(
-        pixels_CHW=finish(cut(picture, crop, config.transform), flip, config.transform, generator),
+        pixels_CHW=finish(cut(image, crop, config.transform), flip, config.transform, generator),
         texts=texts,
         ledger=sample_hash(record.source, record.key, choice),
     )
 
 
 def usable_regions(record: ImageTextRecord, size: tuple[int, int]) -> list[tuple[Region, tuple[int, int, int, int]]]:
-    """Regions with whole-pixel corners (left, top, right, bottom) inside the picture and a positive size."""
+    """Regions with whole-pixel corners (left, top, right, bottom) inside the image and a positive size."""
     found = []
     for region in record.regions:
         x, y, width, height = (int(side) for side in region.box)
@@ -127,8 +127,8 @@ def usable_regions(record: ImageTextRecord, size: tuple[int, int]) -> list[tuple
     if not found:
         raise DataError(
             reason="region_missing",
-            expected="a region with a positive size inside the picture",
-            got=f"{len(record.regions)} regions, picture of {size[0]} × {size[1]} pixels",
+            expected="a region with a positive size inside the image",
+            got=f"{len(record.regions)} regions, image of {size[0]} × {size[1]} pixels",
             do="Leave the record out of this set, or correct its boxes (x, y, width, height in pixels).",
         )
     return found
@@ -148,7 +148,7 @@ def draw_crop(
 
 
 def all_captions(record: ImageTextRecord) -> Iterator[Mapping[Language, Sequence[str]]]:
-    """Everything that is said about the picture."""
+    """Everything that is said about the image."""
     yield record.captions
     for region in record.regions:
         yield region.captions
@@ -181,7 +181,7 @@ def draw_rows(
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
 ) -> list[RegionRow]:
-    """G rows from the texts of a group's M pictures, and what the first of them need for the fusion encoder."""
+    """G rows from the texts of a group's M images, and what the first of them need for the fusion encoder."""
     places = [(image, text) for image, sample in enumerate(samples) for text in sample.texts]
     order = generator.permutation(len(places))[: config.negative_group].tolist()
     order += generator.integers(len(places), size=config.negative_group - len(order)).tolist()

@@ -1,4 +1,4 @@
-"""Words that name a side: a picture whose text says "left" must not be mirrored.
+"""Words that name a side: an image whose text says "left" must not be mirrored.
 
 The published guard looked for two English words among the *language codes* of a caption, so it never fired.
 """
@@ -29,7 +29,7 @@ SIDE_STEMS: Mapping[str, tuple[str, ...]] = {
     "tr": ("sol", "sağ"),
     "vi": ("trái", "phải"),
 }
-"""A text of the language names a side if one of its words begins so. Rather too many pictures are not mirrored than one
+"""A text of the language names a side if one of its words begins so. Rather too many images are not mirrored than one
 with a wrong text. Of other languages, translations in these ones speak for them."""
 SIDE_SIGNS: Mapping[str, tuple[str, ...]] = {
     "ja": ("左", "右"),

@@ -18,7 +18,7 @@ from cclm.data.image import eval_image
 from cclm.data.options import ImageTransformConfig, RandAugmentConfig
 from cclm.data.photo import (
     photo,
-    picture_size,
+    photo_size,
     resize_box,
     scale_for,
     scaled_box,
@@ -71,7 +71,7 @@ def test_without_simplejpeg_a_sample_is_the_same(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("encode", [png, jpeg])
 def test_the_size_is_read_from_the_header(encode: Any) -> None:
-    assert picture_size(encode(smooth(31, 17))) == (31, 17)
+    assert photo_size(encode(smooth(31, 17))) == (31, 17)
 
 
 @pytest.mark.parametrize(

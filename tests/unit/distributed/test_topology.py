@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cclm.distributed import topology as topology_module
-from cclm.distributed.spawn import free_port
 from cclm.distributed.topology import Topology
 from cclm.errors import Cause, CclmError, ConfigError
+from cclm.run.process import free_port
 
 GOOD = {
     "RANK": "3",

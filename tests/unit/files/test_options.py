@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cclm.files.options import add_fields, docstrings, read_fields
+from cclm.files.options import add_fields, read_fields
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class Wanted:
     """What somebody wants."""
 
     nodes: int = 1
@@ -30,7 +30,7 @@ NAMES = ("nodes", "hang_s", "after", "is_sure", "mood")
 
 def parser(**options: object) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser()
-    add_fields(found, Wishes, NAMES, **options)  # type: ignore[arg-type]
+    add_fields(found, Wanted, NAMES, **options)  # type: ignore[arg-type]
     return found
 
 
@@ -50,7 +50,3 @@ def test_choices(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser(choices={"mood": ("good", "bad")}).parse_args(["--mood", "odd"])
     assert "invalid choice: 'odd'" in capsys.readouterr().err
-
-
-def test_docstrings() -> None:
-    assert docstrings(Wishes)["after"] == "Begin when the run in this folder is done: 100%."

@@ -54,7 +54,7 @@ def facts(**changes: Any) -> RunFacts:
 def test_front_matter_is_yaml_with_the_languages_that_were_trained() -> None:
     card = model_card(facts(), PARITY, 2_991_219)
     front = yaml.safe_load(card.split("---")[1])
-    assert front["language"] == ["en", "zh"], "pictures were used in English only; the test set taught nothing"
+    assert front["language"] == ["en", "zh"], "images were used in English only; the test set taught nothing"
     assert front["library_name"] == "transformers"
 
 
@@ -110,7 +110,7 @@ def test_measured_numbers_stand_in_tables_beside_chance_and_prior() -> None:
     assert "| chance | 0.06 / 0.32 / 0.63 | 0.06 / 0.32 / 0.63 |" in lines
     assert "| zh | 25.6 / 52.1 / 63.6 | 25.6 / 52.1 / 63.6 |" in lines
     assert "- en, hard wrong pairs: accuracy 77.9 %, loss 0.480" in lines
-    assert "prior: accuracy 66.7 %, loss 0.637" in card and "1,579 pictures" in card
+    assert "prior: accuracy 66.7 %, loss 0.637" in card and "1,579 images" in card
     table = lines[lines.index(row) - 2 :]
     assert all(line.startswith("|") for line in table[:5]), "no blank line breaks a table"
 
@@ -120,7 +120,7 @@ def test_a_run_without_parallel_text_claims_none() -> None:
     table |= {"groups": {"parallel_non_latin": ROW, "control": ROW}, "languages": {}}
     card = model_card(facts(config=run_config(views={"text_pair": None}), results=table, stages=[], sets=[]), PARITY, 1)
     words = " ".join(card.split())
-    assert "with translations" not in words and "on pictures with captions alone (no parallel text)" in words
+    assert "with translations" not in words and "on images with captions alone (no parallel text)" in words
     assert "| Non-Latin scripts (no parallel text in this run) |" in words and "Parallel text" not in words
 
 

@@ -58,6 +58,7 @@ def test_options_reach_whom_they_are_for(processor: CCLMProcessor) -> None:
     assert by_name["pixel_values"].shape == (1, 3, 4, 4) and by_name["pixel_values"].max() == 1.0
     assert by_name["input_ids"].shape == (1, 5)
     assert isinstance(grouped["input_ids"], np.ndarray) and isinstance(grouped["pixel_values"], np.ndarray)
+    assert by_name.keys() == grouped.keys()
     for name, value in by_name.items():
         assert np.array_equal(value.numpy(), grouped[name])
     left = processor(text=["a", "a b c"], padding_side="left")

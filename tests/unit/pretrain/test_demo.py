@@ -16,7 +16,7 @@ import pytest
 from cclm.recipe.read import read_recipe
 from cclm.run.identity import identify
 from pretrain import demo
-from pretrain.demo import Stage, carry_out, is_exported, is_measured, plan, read_rows, run_command
+from pretrain.demo import Stage, is_exported, is_measured, plan, read_rows, run_command, run_stage
 from tests.tiny_checkpoint import write_checkpoint
 
 
@@ -97,7 +97,7 @@ def test_an_export_needs_both_proofs_of_the_newest_checkpoint(tmp_path: Path, mi
 def test_measuring_anew_makes_the_export_old(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
     (tmp_path / "parity.json").write_text("{}")
     measure = next(one for one in plan(tmp_path, ablation=False, seed=1) if one.name == "measure")
-    assert carry_out(measure, tmp_path) == 0
+    assert run_stage(measure, tmp_path) == 0
     assert len(called) == 1 and not (tmp_path / "parity.json").exists()
 
 
@@ -108,14 +108,14 @@ def test_a_skipped_stage_keeps_its_row(tmp_path: Path, called: list[tuple[str, .
     item = stage_of(tmp_path, is_done=lambda: True)
     row = {"name": "train", "command": item.command, "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
-    assert carry_out(item, tmp_path) == 0
+    assert run_stage(item, tmp_path) == 0
     assert called == [] and read_rows(tmp_path) == {"train": row}
 
 
 def test_a_product_of_another_command_is_made_anew(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
     row = {"name": "train", "command": "python -m other", "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
-    assert carry_out(stage_of(tmp_path, is_done=lambda: True), tmp_path) == 0
+    assert run_stage(stage_of(tmp_path, is_done=lambda: True), tmp_path) == 0
     assert called == [("this",)] and read_rows(tmp_path)["train"]["seconds"] < 10.0
 
 
@@ -123,7 +123,7 @@ def test_a_half_done_stage_is_not_taken_for_a_repeated_one(tmp_path: Path, calle
     item = stage_of(tmp_path, is_done=lambda: True, is_always_called=True)
     row = {"name": "train", "command": item.command, "seconds": 30.0, "finished": False}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
-    assert carry_out(item, tmp_path) == 0
+    assert run_stage(item, tmp_path) == 0
     row = read_rows(tmp_path)["train"]
     assert row["finished"] and 30.0 <= row["seconds"] < 40.0
 
@@ -132,7 +132,7 @@ def test_another_look_at_what_is_done_keeps_the_seconds(tmp_path: Path, called: 
     item = stage_of(tmp_path, is_done=lambda: True, is_always_called=True)
     row = {"name": "train", "command": item.command, "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
-    assert carry_out(item, tmp_path) == 0
+    assert run_stage(item, tmp_path) == 0
     assert called == [("this",)] and read_rows(tmp_path)["train"]["seconds"] == 611.0
 
 
@@ -141,11 +141,11 @@ def test_seconds_add_up_over_the_lives_of_a_stage(tmp_path: Path, called: list[t
     row = {"name": "train", "command": item.command, "seconds": 400.0, "finished": False}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
     write_results(tmp_path, "a1")
-    assert carry_out(item, tmp_path) == 0
+    assert run_stage(item, tmp_path) == 0
     assert 400.0 <= read_rows(tmp_path)["train"]["seconds"] < 410.0
     seconds = json.loads((tmp_path / "results.json").read_text())["seconds"]
     assert seconds == {"evaluate": 1.0, "train": read_rows(tmp_path)["train"]["seconds"]}
-    assert carry_out(item, tmp_path) == 0
+    assert run_stage(item, tmp_path) == 0
     assert read_rows(tmp_path)["train"]["seconds"] < 10.0, "a finished stage that is done anew starts from zero"
 
 
@@ -155,7 +155,7 @@ def test_data_done_by_another_run_bring_their_seconds(tmp_path: Path, called: li
     data.mkdir()
     row = {"name": "shards", "command": item.command, "seconds": 70.0, "finished": True}
     (data / "stages.json").write_text(json.dumps([row]))
-    assert carry_out(item, run) == 0
+    assert run_stage(item, run) == 0
     assert read_rows(run) == read_rows(data) == {"shards": row}
 
 
@@ -165,7 +165,7 @@ def test_a_refused_command_does_not_touch_the_row_of_what_is_done(
     row = {"name": "train", "command": "python -m old", "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
     monkeypatch.setattr(demo, "run_command", lambda command, on_wait: 2)
-    assert carry_out(stage_of(tmp_path, is_done=lambda: True, is_always_called=True), tmp_path) == 2
+    assert run_stage(stage_of(tmp_path, is_done=lambda: True, is_always_called=True), tmp_path) == 2
     assert read_rows(tmp_path) == {"train": row}
 
 

@@ -13,7 +13,7 @@ from cclm.report.claims import (
     rerank_words,
     retrieval_title,
     start_words,
-    trained_on_test_pictures,
+    trained_on_test_images,
 )
 from cclm.report.facts import MEASURED_ON, TRAINED_ON, RunFacts, SetFacts
 from cclm.types import View
@@ -53,10 +53,10 @@ TRAIN, TEST = one_set("image_text", "a b"), one_set("", "c d")
 
 def test_another_set_is_zero_shot() -> None:
     found = facts([TRAIN, TEST])
-    assert trained_on_test_pictures(found) is False
+    assert trained_on_test_images(found) is False
     assert retrieval_title(found) == "Zero-shot retrieval"
     assert measured_words(found, 2) == (
-        "Measured zero-shot on another set of pictures than it was trained on, in 2 languages."
+        "Measured zero-shot on another set of images than it was trained on, in 2 languages."
     )
 
 
@@ -67,12 +67,12 @@ def test_another_set_is_zero_shot() -> None:
         facts([TRAIN, one_set("", "x b")]),
         facts([TRAIN, one_set("regions", "r"), one_set("", "r")], regions=regions("sets/r")),
     ],
-    ids=["the same folder", "a copied tar", "pictures of regions"],
+    ids=["the same folder", "a copied tar", "images of regions"],
 )
 def test_training_pictures_are_called_so(found: RunFacts) -> None:
-    assert trained_on_test_pictures(found) is True
+    assert trained_on_test_images(found) is True
     assert "Zero-shot" not in retrieval_title(found)
-    assert measured_words(found, 1) == "Measured on pictures that it was trained on, in one language."
+    assert measured_words(found, 1) == "Measured on images that it was trained on, in one language."
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_training_pictures_are_called_so(found: RunFacts) -> None:
     ids=["no test set at hand", "no training set at hand", "no hashes", "one of two at hand", "not measured"],
 )
 def test_what_is_not_known_is_not_claimed(found: RunFacts) -> None:
-    assert trained_on_test_pictures(found) is None
+    assert trained_on_test_images(found) is None
     assert retrieval_title(found) == "Retrieval"
     assert "not known" in measured_words(found, 3) and "zero-shot" not in measured_words(found, 3)
 
@@ -117,16 +117,16 @@ def test_a_groups_name_is_not_belied_by_the_data() -> None:
     pairs = one_set("text_pair", "p", "en de")
     found = facts([TRAIN, TEST, pairs])
     assert group_title(found, "parallel_latin") == "Parallel text only, Latin script"
-    assert group_title(found, "control") == "Neither pictures nor parallel text (control)"
+    assert group_title(found, "control") == "Neither images nor parallel text (control)"
     assert group_title(found, "english") == "English"
     assert group_title(found, "mine_too") == "mine too"
     seen = facts([TRAIN, pairs], image_text={**VIEWS["image_text"], "languages": None})
-    assert group_title(seen, "parallel_latin") == "parallel latin", "pictures had German captions, too"
+    assert group_title(seen, "parallel_latin") == "parallel latin", "images had German captions, too"
     taught = facts([one_set("text_pair", "p", "en pt")])
     assert group_title(taught, "control") == "control"
     alone = facts([TRAIN], text_pair=None)
     assert "no parallel text in this run" in group_title(alone, "control")
-    assert learned_from(alone) == ", on pictures with captions alone (no parallel text)"
+    assert learned_from(alone) == ", on images with captions alone (no parallel text)"
 
 
 def test_how_the_order_came_about() -> None:
@@ -140,4 +140,4 @@ def test_how_the_order_came_about() -> None:
 
 def test_relative_folders_are_compared_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert trained_on_test_pictures(facts([], measured=str(tmp_path / "sets" / "train"))) is True
+    assert trained_on_test_images(facts([], measured=str(tmp_path / "sets" / "train"))) is True

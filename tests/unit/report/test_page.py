@@ -176,7 +176,7 @@ def test_results_and_proof_of_another_checkpoint_count_as_none(run: Path) -> Non
 def test_without_parallel_text_none_is_claimed(run: Path) -> None:
     write_config(run, {"image_text": reading(str(run.parent / "image-train")), "text_pair": None})
     words = text_of(render(report_data(run)))
-    assert "on pictures with captions alone (no parallel text)" in words and "sentences with translations" not in words
+    assert "on images with captions alone (no parallel text)" in words and "sentences with translations" not in words
     assert "Non-Latin scripts (no parallel text in this run)" in words and "Parallel text only" not in words
 
 
@@ -248,13 +248,13 @@ def test_regions_have_curves_of_their_own(run: Path) -> None:
             log.write(json.dumps({"step": step, "time": 0.0, "values": values}) + "\n")
     words = text_of(render(report_data(run)))
     assert "Regions" in words and "Box losses" in words and "1 − GIoU" in words
-    assert words.count("ITC loss") == 2, "of pictures and of regions"
+    assert words.count("ITC loss") == 2, "of images and of regions"
 
 
 def test_data_card_names_sources_licences_and_command(run: Path) -> None:
     page = render(report_data(run))
     words = text_of(page)
-    assert "1,200 pictures, 3,400 captions, 5.6 MB" in words and "1,200 sentences, 3,400 sentence pairs" in words
+    assert "1,200 images, 3,400 captions, 5.6 MB" in words and "1,200 sentences, 3,400 sentence pairs" in words
     assert "https://www.apache.org/licenses/LICENSE-2.0" in page and "Odd-1.0" in words
     assert "python -m shards build &lt;demo&gt;" in page
 
@@ -308,12 +308,12 @@ def test_what_the_page_says_depends_on_start_data_and_objectives(run: Path) -> N
     write_config(run, sets, objectives=objectives, start={"sources": ["models/swin.pth"]})
     words = text_of(render(report_data(run)))
     assert "trained from the weights of swin.pth:" in words and "scratch" not in words
-    assert "zero-shot on another set of pictures than it was trained on" in words and "Zero-shot retrieval" in words
+    assert "zero-shot on another set of images than it was trained on" in words and "Zero-shot retrieval" in words
     assert "in training, negatives of hardness 0, from step 950 to 1,900 rising to 0.3" in words
     content["set"]["shards"] = str(run.parent / "image-train")
     (run / "results.json").write_text(json.dumps(content))
     words = text_of(render(report_data(run)))
-    assert "on pictures that it was trained on" in words and "ero-shot" not in words
+    assert "on images that it was trained on" in words and "ero-shot" not in words
 
 
 def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_languages_of_groups_come_once_in_order() -> None:
 
 def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened: OpenedModel) -> None:
     seen: list[tuple[str, str]] = []
-    outcome = evaluate(
+    evaluation = evaluate(
         opened,
         folder / "images",
         {"english": ["en"], "other": ["de"]},
@@ -115,7 +115,7 @@ def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened
         top_k=4,
         on_language=lambda set_name, language: seen.append((set_name, language)),
     )
-    results = outcome.results
+    results = evaluation.results
     assert seen == [(name, language) for name in ("dev", "images") for language in ("en", "de")]
     best = max(results["dev"]["tried_rules"], key=lambda tried: tried["objective"])
     assert results["reranked"]["rule"]["match_weight"] == best["match_weight"]

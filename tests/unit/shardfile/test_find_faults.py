@@ -59,8 +59,9 @@ def test_a_picture_cut_inside(image_set):
     fault = only_fault(image_set)
     assert fault.reason == "image_truncated"
     assert "image-000000.tar, offset 0, key key-0: expected a whole png image" in str(fault)
-    with pytest.raises(DataError, match="expected a whole png image"):
+    with pytest.raises(DataError) as caught:
         ShardSet(image_set).image_text(0, 0)
+    assert caught.value.reason == "image_truncated"
 
 
 def test_a_picture_that_was_cut_before_it_came(tmp_path):
@@ -84,8 +85,9 @@ def test_changed_bytes_that_still_parse(image_set):
     replace_bytes(image_set / "image-000000.tar", b'"name 1"', b'"name 7"')
     fault = only_fault(image_set)
     assert fault.reason == "checksum"
-    with pytest.raises(DataError, match="key key-1: expected the JSON bytes that were written"):
+    with pytest.raises(DataError) as caught:
         ShardSet(image_set).image_text(0, 1)
+    assert caught.value.reason == "checksum"
 
 
 def test_a_broken_block(text_set):
@@ -97,8 +99,9 @@ def test_a_broken_block(text_set):
     fault = only_fault(text_set)
     assert fault.reason == "block_broken"
     assert "offset 0, key text-000000-00000" in str(fault)
-    with pytest.raises(DataError, match="expected the block that was written"):
+    with pytest.raises(DataError) as caught:
         shards.text_group(0, 2)
+    assert caught.value.reason == "block_broken"
 
 
 @pytest.mark.parametrize(
@@ -172,8 +175,9 @@ def test_a_wrong_manifest(image_set, changes, reason):
 def test_a_manifest_that_was_changed_by_hand(image_set):
     change_manifest(image_set, command="another")
     assert only_fault(image_set).reason == "manifest_hash"
-    with pytest.raises(DataError, match="expected a manifest as it was written, got one that was changed"):
+    with pytest.raises(DataError) as caught:
         Manifest.load(image_set)
+    assert caught.value.reason == "manifest_hash"
     path = image_set / "manifest.json"
     Manifest(view=View.IMAGE_TEXT, shards=()).save(image_set)
     path.write_text(path.read_text(encoding="utf-8").replace(" ", "  "), encoding="utf-8")

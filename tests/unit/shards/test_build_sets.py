@@ -60,8 +60,9 @@ def test_two_of_twenty_are_not_more_than_a_tenth(tmp_path):
 
 
 def test_a_set_without_any_record_fails(tmp_path):
-    with pytest.raises(DataError, match="got no records at all"):
+    with pytest.raises(DataError) as caught:
         build_sets([image_plan(count=0)], tmp_path)
+    assert caught.value.reason == "too_many_bad"
     with pytest.raises(DataError, match=r"got 2 refused \(render_failed 2\); the first: n0"):
         build_sets([image_plan(count=2, bad=(0, 1), max_bad=1.0)], tmp_path / "all-bad")
 
@@ -141,8 +142,9 @@ def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path):
     made = []
     records = [replace(lazy, make=partial(count_and_make, made, lazy)) for lazy in plan.parts[0].read()]
     parts = [part for n in range(10) for part in one_part(records[6 * n : 6 * n + 6], name=f"{n}")]
-    with pytest.raises(DataError, match=r"at most 0\.00% of 6 records"):
+    with pytest.raises(DataError) as caught:
         build_sets([replace(plan, parts=parts)], tmp_path)
+    assert caught.value.reason == "too_many_bad"
     assert len(made) == 6
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import lzma
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,17 @@ from cclm.types import TextPair
 from shards import language
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
-from shards.filters import filter_reasons, non_letters, refusal_of_pair, refusal_of_picture, refusal_of_text
-from shards.picture import Picture
+from shards.filters import (
+    IMAGE_FILTERS,
+    PAIR_FILTERS,
+    TEXT_FILTERS,
+    non_letters,
+    refusal_of_image,
+    refusal_of_pair,
+    refusal_of_text,
+)
 from shards.settings import FilterSettings
+from shards.source_image import SourceImage
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
 
@@ -27,7 +35,7 @@ def pair(text_a="a dog on a sofa", text_b="ein Hund auf einem Sofa", score=None)
 def test_without_settings_everything_passes():
     assert refusal_of_text("!!! 17", "en", FilterSettings()) is None
     assert refusal_of_pair(pair(text_b="?", score=-9), FilterSettings()) is None
-    assert refusal_of_picture(Picture(b"not even a picture"), FilterSettings()) is None
+    assert refusal_of_image(SourceImage(b"not even a picture"), FilterSettings()) is None
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_without_settings_everything_passes():
     ],
 )
 def test_pictures_by_size_and_aspect(size, settings, reason, got):
-    refusal = refusal_of_picture(Picture(encoded(drawing(1, size))), settings)
+    refusal = refusal_of_image(SourceImage(encoded(drawing(1, size))), settings)
     assert (refusal and refusal.reason, refusal and refusal.got) == (reason, got)
 
 
@@ -124,14 +132,7 @@ def test_texts_by_language(text, declared, passes):
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments):
-        if name.startswith("py3langid"):
-            raise ImportError(name)
-        return real(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)  # as if it were not installed
     language._identifier.cache_clear()
     with pytest.raises(MissingDependencyError) as caught:
         refusal_of_text("a text that is long enough", "en", FilterSettings(min_language_probability=0.1))
@@ -160,9 +161,9 @@ def test_pictures_of_a_benchmark(tmp_path):
         drawing(seed).save(tmp_path / "test" / f"{seed}.png")
     settings = FilterSettings(benchmark_images=str(tmp_path))
     smaller = encoded(drawing(3).resize((60, 40)), "JPEG", quality=60)
-    refusal = refusal_of_picture(Picture(smaller), settings)
+    refusal = refusal_of_image(SourceImage(smaller), settings)
     assert refusal is not None and refusal.reason == "picture_of_benchmark" and refusal.got.startswith("test/3.png (")
-    assert refusal_of_picture(Picture(encoded(drawing(77))), settings) is None
+    assert refusal_of_image(SourceImage(encoded(drawing(77))), settings) is None
 
 
 def test_lines_of_a_benchmark_end_at_newlines_only(tmp_path: Path) -> None:
@@ -198,18 +199,18 @@ def test_what_macos_leaves_among_test_pictures_is_no_picture(tmp_path: Path) -> 
     with accounting() as account:
         read_benchmarks(settings)
     assert account.kinds()["hidden"]["files"] == 3
-    assert refusal_of_picture(Picture(encoded(drawing(77))), settings) is None
+    assert refusal_of_image(SourceImage(encoded(drawing(77))), settings) is None
 
 
 def test_a_test_picture_that_does_not_decode_is_one_error_at_the_start(tmp_path: Path) -> None:
     pytest.importorskip("imagehash")
     drawing(3).save(tmp_path / "t.png")
     (tmp_path / "u.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=r"u.png: expected test pictures that decode, got .*") as caught:
+    with pytest.raises(ConfigError, match=r"u.png: expected test images that decode, got .*") as caught:
         read_benchmarks(FilterSettings(benchmark_images=str(tmp_path)))
     assert " at 0x" not in str(caught.value)
 
 
 def test_every_reason_is_its_own():
-    reasons = list(filter_reasons())
+    reasons = [*IMAGE_FILTERS, *TEXT_FILTERS, *PAIR_FILTERS]
     assert len(reasons) == len(set(reasons)) == 11

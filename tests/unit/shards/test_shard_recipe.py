@@ -77,14 +77,8 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("a: [", "broken YAML"),
         ("", "expected a mapping, got nothing"),
         ("sets:\n  a: {view: image_text, corpus: image_folder, options: {folder: x}}\n  a: {}", "line 3: a: this key"),
-        (
-            "sets: {../x: {view: image_text, corpus: image_folder, options: {folder: x}}}",
-            "'../x' must be at most",
-        ),
-        (
-            "sets: {a.b: {view: image_text, corpus: image_folder, options: {folder: x}}}",
-            "'a.b' must be at most",
-        ),
+        ("sets: {../x: {view: image_text, corpus: image_folder, options: {folder: x}}}", "'../x' must be at most 100"),
+        ("sets: {a.b: {view: image_text, corpus: image_folder, options: {folder: x}}}", "'a.b' must be at most 100"),
         ("sets: {a: {view: image_text, corpus: image_folder, options: {folder: $NOWHERE/x}}}", "NOWHERE is not set"),
     ],
 )

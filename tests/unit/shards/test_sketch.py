@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import TextPair
-from shards.picture import Picture
 from shards.settings import DuplicateSettings
 from shards.sketch import (
     exact_sketch_of_image,
     exact_sketch_of_pair,
+    near_sketch_of_image,
     near_sketch_of_pair,
-    near_sketch_of_picture,
     similar,
 )
+from shards.source_image import SourceImage
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
 SETTINGS = DuplicateSettings(near=True)
@@ -73,7 +73,7 @@ def test_hashes_within_the_distance_always_share_a_code(monkeypatch_hash, value,
     other = value
     for bit in flipped:
         other ^= 1 << bit
-    one, two = (near_sketch_of_picture(monkeypatch_hash(each), wanted) for each in (value, other))
+    one, two = (near_sketch_of_image(monkeypatch_hash(each), wanted) for each in (value, other))
     signatures = np.frombuffer(one.signature, dtype=np.uint8)[None]
     assert bool(similar(signatures, two.signature, wanted, exact=False)[0]) == (len(flipped) <= distance)
     if len(flipped) <= distance:
@@ -89,7 +89,7 @@ def monkeypatch_hash(monkeypatch):
 
 def test_a_picture_that_was_scaled_and_compressed_is_a_near_duplicate():
     pytest.importorskip("imagehash")
-    one = near_sketch_of_picture(Picture(encoded(drawing(1, (300, 200)))), SETTINGS)
-    smaller = near_sketch_of_picture(Picture(encoded(drawing(1, (300, 200)).resize((150, 100)), "JPEG")), SETTINGS)
-    other = near_sketch_of_picture(Picture(encoded(drawing(2, (300, 200)))), SETTINGS)
+    one = near_sketch_of_image(SourceImage(encoded(drawing(1, (300, 200)))), SETTINGS)
+    smaller = near_sketch_of_image(SourceImage(encoded(drawing(1, (300, 200)).resize((150, 100)), "JPEG")), SETTINGS)
+    other = near_sketch_of_image(SourceImage(encoded(drawing(2, (300, 200)))), SETTINGS)
     assert alike(one, smaller) and not alike(one, other)

@@ -20,11 +20,11 @@ from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region
 from cclm.views.regions.samples import region_sample
 from shards.__main__ import main
-from shards.corpora.picture import fit_regions, image_size
-from shards.filters import refusal_of_picture
-from shards.picture import Picture, written_anew
+from shards.corpora.image_bytes import fit_regions, image_size
+from shards.filters import refusal_of_image
 from shards.settings import FilterSettings, ImageSettings
 from shards.sketch import perceptual_hash
+from shards.source_image import SourceImage, written_anew
 from tests.image_files import (
     CORNERS,
     ORIENTATIONS,
@@ -106,9 +106,9 @@ def test_a_build_keeps_image_and_boxes_together(tmp_path: Path, orientation: int
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_sizes_hashes_and_new_files_are_those_of_the_upright_image(orientation: int) -> None:
     image = drawing(3, (90, 60))
-    turned = Picture(turned_file(orientation, upright=image))
+    turned = SourceImage(turned_file(orientation, upright=image))
     assert turned.size == image_size(turned.data, "") == (90, 60)
-    plain = Picture(encoded(image, "JPEG", quality=95, subsampling=0))
+    plain = SourceImage(encoded(image, "JPEG", quality=95, subsampling=0))
     assert bin(perceptual_hash(turned) ^ perceptual_hash(plain)).count("1") <= 2
     data, _, factor = written_anew(turned, "jpg", ImageSettings(short_side=30))
     assert (decode_image(data).size, factor, stored_orientation(data)) == ((45, 30), 0.5, 1)
@@ -118,7 +118,7 @@ def test_filters_look_at_the_upright_image(tmp_path: Path) -> None:
     pytest.importorskip("imagehash")
     (tmp_path / "test.png").write_bytes(encoded(drawing(3, (90, 60))))
     settings = FilterSettings(benchmark_images=str(tmp_path))
-    refusal = refusal_of_picture(Picture(turned_file(6, upright=drawing(3, (90, 60)))), settings)
+    refusal = refusal_of_image(SourceImage(turned_file(6, upright=drawing(3, (90, 60)))), settings)
     assert refusal is not None and refusal.reason == "picture_of_benchmark"
 
 

@@ -20,10 +20,10 @@ from cclm.recipe.read import kinds_of, read_run_config
 from cclm.train.folder import (
     CHANGES_FILE,
     MAY_CHANGE,
+    check_same_run,
     identity_parts,
     input_hashes,
     may_change,
-    refuse_another_run,
     write_identity,
 )
 from cclm.views.table import VIEWS
@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> RunConfig:
 def refusal(folder: Path, config: RunConfig, inputs: dict[str, str]) -> list[str]:
     """The keys that keep a run from going on."""
     with pytest.raises(ConfigError) as caught:
-        refuse_another_run(folder, config, inputs)
+        check_same_run(folder, config, inputs)
     assert "Going on with other settings" in caught.value.do
     return [problem.partition(":")[0] for problem in caught.value.problems]
 
@@ -57,9 +57,9 @@ def start(folder: Path, config: RunConfig, ds_config: dict[str, Any] | None = No
 
 def test_same_run_is_welcome_and_another_is_named(config: RunConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    refuse_another_run(folder, config, input_hashes(config, {"stage": 3}))
+    check_same_run(folder, config, input_hashes(config, {"stage": 3}))
     inputs = start(folder, config, {"stage": 3})
-    refuse_another_run(folder, config, inputs)
+    check_same_run(folder, config, inputs)
     other = replace(config, seed=8, objectives=replace(config.objectives, mlm_weight=0.5))
     assert refusal(folder, other, inputs) == ["objectives.mlm_weight", "seed"]
 
@@ -70,7 +70,7 @@ def test_what_may_change_is_noted_with_its_step(config: RunConfig, tmp_path: Pat
     optimizer = replace(config.optimizer, learning_rate=1e-4, total_steps=20, warmup_steps=3, max_grad_norm=0.5)
     other = replace(config, optimizer=optimizer, checkpoint=CheckpointConfig(every_steps=7), device="auto")
     other = replace(other, data=replace(config.data, num_workers=2, micro_batches=2))
-    refuse_another_run(folder, other, inputs)
+    check_same_run(folder, other, inputs)
     write_identity(folder, other, inputs, None)
     (note,) = StepLines(folder / CHANGES_FILE).read()
     assert note["step"] == 5 and set(note["changed"]) == {
@@ -114,7 +114,7 @@ def test_files_may_move_but_not_change(config: RunConfig, tmp_path: Path) -> Non
             for name, view in config.views.items()
         },
     )
-    refuse_another_run(tmp_path / "run", moved, input_hashes(moved, None))
+    check_same_run(tmp_path / "run", moved, input_hashes(moved, None))
     write_identity(tmp_path / "run", moved, input_hashes(moved, None), None)
     (note,) = StepLines(tmp_path / "run" / CHANGES_FILE).read()
     images, pairs = "views.image_text.sources.images", "views.text_pair.sources.pairs"
@@ -141,7 +141,7 @@ def test_inputs_of_an_older_version_stand_under_their_paths(config: RunConfig, t
         "DeepSpeed JSON": inputs["deepspeed"],
     }
     (tmp_path / "run" / "inputs.json").write_text(json.dumps(old))
-    refuse_another_run(tmp_path / "run", config, inputs)
+    check_same_run(tmp_path / "run", config, inputs)
     assert refusal(tmp_path / "run", config, {**inputs, "views.text_pair.sources.pairs.path": "x"}) == [
         "views.text_pair.sources.pairs.path"
     ]
@@ -152,7 +152,7 @@ def test_a_start_that_failed_before_its_first_checkpoint_leaves_the_folder_to_th
 ) -> None:
     write_identity(tmp_path / "run", config, input_hashes(config, None), None)
     other = replace(config, seed=8)
-    refuse_another_run(tmp_path / "run", other, input_hashes(config, None))
+    check_same_run(tmp_path / "run", other, input_hashes(config, None))
     write_identity(tmp_path / "run", other, input_hashes(config, None), None)
     assert read_run_config(tmp_path / "run").seed == 8 and not (tmp_path / "run" / CHANGES_FILE).exists()
 
@@ -168,7 +168,7 @@ def test_half_a_file_is_named(config: RunConfig, tmp_path: Path, name: str) -> N
     inputs = start(tmp_path / "run", config)
     (tmp_path / "run" / name).write_text('{"a": [1, ')
     with pytest.raises(CheckpointError) as caught:
-        refuse_another_run(tmp_path / "run", config, inputs)
+        check_same_run(tmp_path / "run", config, inputs)
     assert caught.value.where == str(tmp_path / "run" / name) and "Put the file back" in caught.value.do
 
 
@@ -207,7 +207,7 @@ def test_where_views_and_sources_stand_makes_no_other_run(config: RunConfig, tmp
     first, second = replace(config, views=views), replace(config, views=dict(reversed(turned.items())))
     inputs = start(tmp_path / "run", first)
     assert input_hashes(second, None) == inputs and identity_parts(second, inputs) == identity_parts(first, inputs)
-    refuse_another_run(tmp_path / "run", second, inputs)
+    check_same_run(tmp_path / "run", second, inputs)
     renamed = {"pictures": two["images"], "again": two["again"]}
     third = replace(first, views={**views, "image_text": replace(config.views["image_text"], sources=renamed)})
     found = refusal(tmp_path / "run", third, inputs)

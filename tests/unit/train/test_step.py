@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 
 from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
+from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.objectives.options import ObjectiveConfig
+from cclm.ops.choice import RunKernels
+from cclm.ops.linear_cross_entropy import linear_cross_entropy
 from cclm.train.step import CrossViewTraining
 from cclm.views.images import ImageBatch
 from tests.tiny_run import recipe, with_regions, write_corpus
@@ -76,9 +80,9 @@ LOSSES = {
 
 
 def test_every_weight_moves_its_losses_in_the_total(training: Training) -> None:
-    """A weight that is dropped, or taken for another, fails: all are different."""
+    """A weight that is dropped, or taken for another, fails: all are different, and none is the default."""
     module, batch = training
-    weights = {name: 1.0 + 0.3 * number for number, name in enumerate(LOSSES)}
+    weights = {name: 1.3 + 0.3 * number for number, name in enumerate(LOSSES)}
     given: dict[str, Any] = {f"{name}_weight": weight for name, weight in weights.items()}
     options = ObjectiveConfig(**given)
     losses = CrossViewTraining(module.model, module.views, options, SINGLE)(batch)
@@ -91,6 +95,30 @@ def test_every_weight_moves_its_losses_in_the_total(training: Training) -> None:
         *("image_text/itm_accuracy", "regions/itm_accuracy", "text_pair/ttm_accuracy"),
     }
     assert all(0 <= value <= 1 for name, value in metrics.items() if name.endswith("_accuracy"))
+
+
+def test_a_run_computes_with_its_kernels(training: Training) -> None:
+    """Those of the network and that of the loss, to the same numbers."""
+    module, batch = training
+    calls = Counter[str]()
+
+    def counted(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return kernel(*arguments)
+
+        return call
+
+    expected = module(batch).metrics
+    network = Kernels(attention=counted("attention", PLAIN.attention), layer_norm=counted("norm", PLAIN.layer_norm))
+    kernels = RunKernels(network=network, linear_cross_entropy=counted("loss", linear_cross_entropy))
+    try:
+        found = CrossViewTraining(module.model, module.views, module.objectives, SINGLE, kernels)(batch).metrics
+    finally:
+        use_kernels(module.model, PLAIN)
+    assert calls["attention"] > 1 and calls["norm"] > 1 and calls["loss"] == len(batch.views)
+    assert {*found} == {*expected}
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_masked_lm_predicts_the_masked_slots_given_the_other_view(training: Training) -> None:

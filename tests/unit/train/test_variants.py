@@ -84,6 +84,7 @@ def test_views_do_not_depend_on_each_other(make: Make, tlm: bool) -> None:
         alone.update({name: value for name, value in metrics.items() if name.startswith(view)})
     assert {"regions/itc", "regions/itm", "regions/mlm", "regions/box", "regions/giou"} < set(alone)
     assert ("text_pair/ttm" in alone) == (not tlm)
+    assert alone.keys() == together.keys() - {"loss", "temperature"}
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=name)
 

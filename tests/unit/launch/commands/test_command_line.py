@@ -160,7 +160,7 @@ def test_doctor_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["status", "--jsn"], "python -m launch status: error: unrecognized arguments: --jsn (did you mean --json?)"),
+        (["status", "--jsn"], "python -m launch status: error: unrecognized arguments: --jsn; did you mean --json?"),
         (["resume", "x", "y"], "python -m launch resume: error: unrecognized arguments: y\n"),
     ],
 )

@@ -17,7 +17,7 @@ from cclm.types import Region
 from shards.corpora.refusal import refuse
 
 LoadImage = Callable[[], bytes]
-"""Reads an encoded picture: a `functools.partial` of a plain function. DataError: there is none."""
+"""Reads an encoded image: a `functools.partial` of a plain function. DataError: there is none."""
 
 
 def image_format_of(image: bytes, where: str) -> str:

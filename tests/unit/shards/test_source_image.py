@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from cclm.errors import DataError
-from shards.picture import Picture, written_anew
 from shards.settings import ImageSettings
+from shards.source_image import SourceImage, written_anew
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
 
@@ -24,31 +24,31 @@ from tests.unit.shards.tiny_pictures import drawing, encoded
 )
 def test_what_needs_no_change_is_copied_bit_for_bit(settings, reason):
     data = encoded(drawing(1)) + b"bytes behind the end, too"
-    assert written_anew(Picture(data), "png", settings) == (data, "png", 1.0)
+    assert written_anew(SourceImage(data), "png", settings) == (data, "png", 1.0)
 
 
 def test_nothing_is_opened_when_nothing_is_asked():
-    assert written_anew(Picture(b"no picture"), "jpg", ImageSettings()) == (b"no picture", "jpg", 1.0)
+    assert written_anew(SourceImage(b"no picture"), "jpg", ImageSettings()) == (b"no picture", "jpg", 1.0)
 
 
 @pytest.mark.parametrize(("image_format", "name"), [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
 def test_a_picture_is_scaled_and_stored_in_another_format(image_format, name):
     data = encoded(drawing(1, (300, 200)))
-    image, stored, factor = written_anew(Picture(data), "png", ImageSettings(short_side=100, format=image_format))
+    image, stored, factor = written_anew(SourceImage(data), "png", ImageSettings(short_side=100, format=image_format))
     picture = Image.open(io.BytesIO(image))
     assert (picture.format, picture.size, stored, factor) == (name, (150, 100), image_format, 0.5)
-    assert image == written_anew(Picture(data), "png", ImageSettings(short_side=100, format=image_format))[0]
+    assert image == written_anew(SourceImage(data), "png", ImageSettings(short_side=100, format=image_format))[0]
 
 
 def test_quality_decides_the_size():
     data = encoded(drawing(1, (300, 200)))
-    sizes = [len(written_anew(Picture(data), "png", ImageSettings(format="jpg", quality=q))[0]) for q in (30, 95)]
+    sizes = [len(written_anew(SourceImage(data), "png", ImageSettings(format="jpg", quality=q))[0]) for q in (30, 95)]
     assert sizes[0] < sizes[1]
 
 
 def test_transparent_is_white():
     data = encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))
-    image, _, _ = written_anew(Picture(data), "png", ImageSettings(format="jpg"))
+    image, _, _ = written_anew(SourceImage(data), "png", ImageSettings(format="jpg"))
     assert Image.open(io.BytesIO(image)).getpixel((1, 1)) == (255, 255, 255)
 
 
@@ -56,5 +56,5 @@ def test_a_picture_that_does_not_decode() -> None:
     whole = encoded(drawing(1), "JPEG")
     for data, reason in ((b"nothing", "image_broken"), (whole[: len(whole) // 3], "image_truncated")):
         with pytest.raises(DataError) as caught:
-            _ = Picture(data, "here").pixels
+            _ = SourceImage(data, "here").pixels
         assert (caught.value.reason, caught.value.where) == (reason, "here")

@@ -14,13 +14,8 @@ from shards.settings import ImageSettings
 _NAMES: Final = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
-class Picture:
-    """The bytes of an image file, and what they show: upright, on white, in RGB.
-
-    Args:
-        data: the file.
-        where: for error messages.
-    """
+class SourceImage:
+    """The bytes of an image file, and what they show: upright, on white, in RGB."""
 
     def __init__(self, data: bytes, where: str = "") -> None:
         self.data, self._where = data, where
@@ -36,27 +31,22 @@ class Picture:
         return decode_image(self.data, where=self._where)
 
 
-def written_anew(picture: Picture, image_format: str, settings: ImageSettings) -> tuple[bytes, str, float]:
+def written_anew(image: SourceImage, image_format: str, settings: ImageSettings) -> tuple[bytes, str, float]:
     """Return an image as the recipe wants it stored: the file, its format, and the factor that its sides shrank by.
 
     What needs no change is returned bit for bit. The same pixels give the same bytes with the same Pillow.
-
-    Args:
-        picture: the image.
-        image_format: "jpg", "png" or "webp".
-        settings: what is wanted.
     """
     if not settings.changes:
-        return picture.data, image_format, 1.0
+        return image.data, image_format, 1.0
     wanted = settings.format or image_format
-    shorter = min(picture.size)
+    shorter = min(image.size)
     shrinks = 0 < settings.short_side < shorter
     if wanted == image_format and not shrinks:
-        return picture.data, image_format, 1.0
+        return image.data, image_format, 1.0
     factor = settings.short_side / shorter if shrinks else 1.0
-    pixels = picture.pixels
+    pixels = image.pixels
     if shrinks:
-        width, height = (max(1, round(side * factor)) for side in picture.size)
+        width, height = (max(1, round(side * factor)) for side in image.size)
         pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     options: dict[str, Any] = {} if wanted == "png" else {"quality": settings.quality}

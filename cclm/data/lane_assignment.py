@@ -1,4 +1,4 @@
-"""Slot of a step → lane and turn: how a batch is dealt to the lanes, for any two numbers.
+"""Slot of a step → lane and turn: how a batch is assigned to the lanes, for any two numbers.
 
     g = gcd(batch size, lanes): g blocks of neighbouring slots, each served by its own block of neighbouring lanes
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Dealing:
-    """The dealing of every step; pure arithmetic.
+class LaneAssignment:
+    """The assignment of every step; pure arithmetic.
 
     Args (of the class):
         batch_size: slots of a global batch.
@@ -46,8 +46,3 @@ class Dealing:
         """How many draws a lane gave in the steps before `step`."""
         slots, lanes = self.batch_size // self.num_blocks, self.num_lanes // self.num_blocks
         return -((lane % lanes - step * slots) // lanes)
-
-    def lanes_of(self, slots: range) -> range:
-        """The lanes that a range of neighbouring slots reads over all steps."""
-        per_block, lanes = self.batch_size // self.num_blocks, self.num_lanes // self.num_blocks
-        return range(slots.start // per_block * lanes, (slots.stop - 1) // per_block * lanes + lanes)

@@ -1,0 +1,45 @@
+"""The command line of every program, in one style: defaults in the help, no abbreviations, the nearest option named."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from cclm.files.text import did_you_mean
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+OPTION = re.compile(r"--[a-z][a-z_-]*")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of this style; so are those of its commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **options})
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Read a command line, or end the process with a sentence."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            own = self._command_of(options)
+            meant = did_you_mean(unknown[0].partition("=")[0], OPTION.findall(own.format_help()))
+            own.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return options
+
+    def _command_of(self, options: argparse.Namespace) -> argparse.ArgumentParser:
+        """Return the parser of the command that was given; without commands this one."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found: argparse.ArgumentParser = action.choices[getattr(options, action.dest)]
+                return found
+        return self
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults stand behind options that have one, unless their help says it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_it = "default" in (action.help or "") or action.default in (None, False, "", ()) or action.default == []
+        return action.help if says_it else super()._get_help_string(action)
