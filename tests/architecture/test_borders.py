@@ -31,6 +31,7 @@ def modules_of(folder: str) -> list[str]:
     return [source.place.removesuffix(".py").replace("/", ".") for source in read_sources(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["shards", "launch", "cclm/shardfile", "cclm/files", "cclm/recipe"])
 def test_starts_without_torch(folder: str) -> None:
     assert not loaded_by(modules_of(folder)) & set(HEAVY)

@@ -12,6 +12,7 @@ from tests.architecture.rules import RULES, machine_places
 from tests.architecture.sources import CODE_FOLDERS, ROOT, Source, read_sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_the_code_keeps_the_rule(name: str) -> None:
     broken = [f"{source.place}:{problem}" for source in read_sources(*CODE_FOLDERS) for problem in RULES[name](source)]

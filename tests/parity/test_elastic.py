@@ -110,6 +110,7 @@ def unbroken(corpus: Views) -> str:
     return ledger_of(corpus, [Attempt((1, 1), 0, STEPS, STEPS)])
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(drawn=attempts(st.just(0)))
 def test_any_attempts_write_the_same_ledger(corpus: Views, unbroken: str, drawn: list[Attempt]) -> None:

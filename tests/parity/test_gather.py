@@ -48,6 +48,7 @@ def _on_rank(is_transposed: bool) -> tuple[Tensor, float, Tensor]:
     return everything.detach(), loss.item(), rows.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3, 0])
 def test_gather_equals_concatenation_with_gradients(world_size: int) -> None:
     twin = _rows().requires_grad_()

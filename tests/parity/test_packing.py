@@ -54,6 +54,7 @@ def gradients(model: CCLMModel, found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fast", ["packed", "grouped"])
 @settings(max_examples=5, deadline=None)

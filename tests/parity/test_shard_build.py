@@ -44,6 +44,7 @@ def one_process(tmp_path_factory):
     return bytes_below(out)
 
 
+@pytest.mark.slow
 def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
     build_sets(plans(), tmp_path, workers=3, command="test")
     assert bytes_below(tmp_path) == one_process
@@ -59,6 +60,7 @@ def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
     assert skipped == {"images": {}, "texts": {}, "unlike": unlike}
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(st.integers(1, 9), st.randoms(use_true_random=False), st.integers(0, 3), st.sampled_from([0, 1, 2, 3]))
 def test_tasks_in_any_order_and_again_write_the_bytes_of_one(tmp_path_factory, one_process, tasks, draw, again, shares):
@@ -73,6 +75,7 @@ def test_tasks_in_any_order_and_again_write_the_bytes_of_one(tmp_path_factory, o
     assert bytes_below(out) == one_process
 
 
+@pytest.mark.slow
 def test_tasks_of_two_processes_and_another_number_of_tasks_midway(tmp_path, one_process):
     scan_share(plans(), tmp_path, Share(number=1, of=2), workers=2)
     for number in range(3):
@@ -120,6 +123,7 @@ def stop_after(monkeypatch, number):
     return left
 
 
+@pytest.mark.slow
 def test_a_build_stopped_at_any_durable_write_goes_on_with_the_same_bytes(tmp_path, one_process, monkeypatch):
     with monkeypatch.context() as patch:
         left = stop_after(patch, 10**6)

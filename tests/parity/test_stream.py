@@ -123,6 +123,7 @@ def test_the_address_is_the_twins(
     assert caught.value.reason == "sources_used_up"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(sizes=sizes_of_sources, seed=st.integers(0, 99), num_lanes=st.integers(1, 9), window=st.integers(1, 12))
 def test_every_sample_stands_equally_often_in_every_lane_epoch(

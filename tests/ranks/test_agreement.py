@@ -31,6 +31,7 @@ def _check(what: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -59,6 +60,7 @@ def _compare(odd_rank: int) -> tuple[str, str]:
     return "", ""
 
 
+@pytest.mark.slow
 def test_ranks_that_were_started_otherwise_are_named_with_the_block_that_differs() -> None:
     told = on_ranks(_compare, 3, 1, timeout_s=60.0)
     assert told == [("optimizer bb on ranks 0, 2, cc on rank 1", "agreement of ranks")] * 3

@@ -49,6 +49,7 @@ def test_the_constructor_has_at_most_six_arguments() -> None:
     assert len(inspect.signature(DeepSpeedEngine).parameters) <= 6
 
 
+@pytest.mark.slow
 def test_one_rank_equals_plain() -> None:
     assert train_ranks(CASE, world_size=1)[0].losses == pytest.approx(train_plain(CASE).losses, rel=1e-5)
 

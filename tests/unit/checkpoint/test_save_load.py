@@ -81,6 +81,7 @@ def test_keep_and_second_save_of_a_step(tmp_path: Path) -> None:
     assert (paths[2] / "complete").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
     engine = make_plain(CASE)
     path = save_checkpoint(engine, tmp_path, 1, {}, keep=1)

@@ -54,6 +54,7 @@ def test_batches_are_counted_over_the_steps_that_hold_the_view(last: int) -> Non
             counts[view] += 1
 
 
+@pytest.mark.slow
 def test_the_coin_is_fair_and_belongs_to_the_seed() -> None:
     draws = [np.array(["regions" in alternate(0.3, seed).views(step) for step in range(1, 3000)]) for seed in (1, 1, 2)]
     assert draws[0].mean() == pytest.approx(0.3, abs=0.03)

@@ -150,6 +150,7 @@ def test_a_death_is_noticed_where_the_kernel_keeps_no_record_of_it() -> None:
     assert caught.value.cause is Cause.TRANSIENT
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_noticed_and_says_where_it_stands(capfd: pytest.CaptureFixture[str]) -> None:
     def wait_for_a_lock_that_nobody_frees(step: int) -> int:
         time.sleep(1000 if step == 4 else 0)
@@ -162,6 +163,7 @@ def test_a_worker_that_hangs_is_noticed_and_says_where_it_stands(capfd: pytest.C
     assert "in wait_for_a_lock_that_nobody_frees" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_noticed() -> None:
     def make(step: int) -> int:
         if step == 3:
@@ -173,6 +175,7 @@ def test_a_stopped_worker_is_noticed() -> None:
     assert "stopped by SIGSTOP" in caught.value.got
 
 
+@pytest.mark.slow
 def test_a_long_wait_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("cclm.data.workers.SAY_S", 0.5)
 
@@ -184,6 +187,7 @@ def test_a_long_wait_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "waits for step 3 of loader worker 0 (process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_slow_loader_may_stay_slow() -> None:
     """The deadline grows with what batches take."""
 
@@ -237,6 +241,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_die_with_their_rank_in_the_middle_of_a_batch(number: signal.Signals) -> None:
     process = subprocess.Popen([sys.executable, "-c", ORPHANS], cwd=ROOT, stdout=subprocess.PIPE)

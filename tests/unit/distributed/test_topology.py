@@ -100,6 +100,7 @@ def test_ranks_meet(port: int) -> None:
     assert not any(isinstance(store, CclmError) for store in stores), stores
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_come_are_named(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +112,7 @@ def test_ranks_that_do_not_come_are_named(
     assert f"waits at 127.0.0.1:{port} for 2 of 4 ranks (1, 3)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_missing_rank_0_is_told(port: int) -> None:
     [error] = meet_in_threads([1], 2, 1.5)
     assert isinstance(error, CclmError)

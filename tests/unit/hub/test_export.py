@@ -176,6 +176,7 @@ class Training(torch.nn.Module):
         return Losses(total=total, metrics={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["last", "ema"])
 def test_averaged_weights_can_be_exported_and_are_their_own_reference(
     opened: OpenedModel, tmp_path: Path, weights: Weights

@@ -121,6 +121,7 @@ def test_writing_does_not_touch_the_open_model(opened: OpenedModel, tmp_path: Pa
     assert opened.model.dtype == torch.float32 and opened.model.config.to_dict() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_our_folder_equals_what_transformers_saves(opened: OpenedModel, tmp_path: Path, kind: str) -> None:
     """The slow twin of the writer: the same names, values and config, whatever is tied."""

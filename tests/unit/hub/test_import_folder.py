@@ -55,6 +55,7 @@ def test_the_folder_holds_the_same_weights(tmp_path: Path, layout: str) -> None:
     assert not list(tmp_path.glob(".export-*"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_file(tmp_path / "a.th", "swin")
     arguments = ["import", str(tmp_path / "a.th"), "--to", str(tmp_path / "out"), "--text-heads", "2"]

@@ -206,6 +206,7 @@ def test_python_after_two_hyphens_is_this_interpreter(tmp_path: Path, monkeypatc
     assert run_command(("echoing", "--", "python", "-m", "python"), lambda: None) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_the_child_and_says_how_to_go_on(tmp_path: Path) -> None:
     child = (
         "import pathlib, signal, time\n"

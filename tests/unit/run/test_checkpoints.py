@@ -42,6 +42,7 @@ def _write(run: Path, step: int) -> Path:
     return step_folder(run, step)
 
 
+@pytest.mark.slow
 def test_newest_by_number_not_by_name(tmp_path: Path) -> None:
     assert newest_complete(tmp_path) is None
     for step in (900, 1_000_000_000, 1000):

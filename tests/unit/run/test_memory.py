@@ -80,6 +80,7 @@ with guard.watching():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "code"), [("before", 2), ("after", 0)])
 def test_memory_that_runs_out_before_the_first_step_is_done_is_a_sentence(when: str, code: int, tmp_path: Path) -> None:
     done = subprocess.run(

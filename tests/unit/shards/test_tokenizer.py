@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_same_texts_give_the_same_bytes_in_any_order_and_process(folder: Path, tmp_path: Path) -> None:
     write_tokenizer(train_tokenizer(TEXTS[::-1], 120), tmp_path / "here", 64, {"seed": 0})
     program = (

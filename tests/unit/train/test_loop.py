@@ -142,6 +142,7 @@ def test_a_request_in_the_last_step_changes_nothing(config: RunConfig, monkeypat
     assert (Path(config.run_folder) / "done.json").exists()
 
 
+@pytest.mark.slow
 def test_a_request_between_micro_batches_abandons_the_step(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

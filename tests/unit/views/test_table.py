@@ -55,6 +55,7 @@ def install(folder: Path, name: str, value: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(folder)
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_its_view_to_every_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "audio_text", "tests.fourth_view:ENTRY", monkeypatch)
     assert installed_views() == {"audio_text": TABLE["audio_text"]}

@@ -54,6 +54,7 @@ def run_python(code: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
+@pytest.mark.slow
 def test_two_jobs_side_by_side_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = run_python(WAIT)

@@ -107,6 +107,7 @@ def test_a_second_request_to_stop_kills(start: Starter) -> None:
     assert "SIGINT: 2 rank(s) are asked to save and end (TERM); once more kills them." in errors
 
 
+@pytest.mark.slow
 def test_a_request_that_is_delivered_twice_is_one(start: Starter) -> None:
     """`timeout 8h python -m launch run …` signals its child, and then the group that the child is in."""
     saves = "def save(*_):\n    time.sleep(1)\n    os._exit(75)\nsignal.signal(signal.SIGTERM, save)\n"

@@ -147,6 +147,7 @@ def test_a_whole_tmx_file_has_no_broken_tail(tmp_path):
     assert build("tmx", path=str(path), lang_a="en", lang_b=["fr"]) == ([], {"file_broken": 1})
 
 
+@pytest.mark.slow
 def test_tatoeba_is_joined_in_both_directions(tmp_path, monkeypatch):
     sentences = (
         '1\teng\tA dog.\n2\tdeu\tEin Hund.\n3\tfra\tUn chien.\n4\teng\tDogs.\n5\tjpn\t犬\n6\tdeu\tAlle "Hunde".\nbad\n'

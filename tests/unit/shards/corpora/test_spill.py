@@ -14,6 +14,7 @@ def plainly(items):
     return groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_memory", [1, 7, 100, 5_000])
 def test_what_is_spilled_equals_what_is_gathered_in_memory(in_memory, monkeypatch):
     monkeypatch.setattr("shards.corpora.spill.NUM_FILES", 5)  # each level of the recursion opens so many
