@@ -40,7 +40,10 @@ def test_results_come_by_rank() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "cause", "advice"),
-    [("full disk", Cause.DISK_FULL, "Free space"), ("wrong setting", Cause.USER_ERROR, "Mend what the first rank named")],
+    [
+        ("full disk", Cause.DISK_FULL, "Free space"),
+        ("wrong setting", Cause.USER_ERROR, "Mend what the first rank named"),
+    ],
 )
 def test_one_rank_s_error_is_every_rank_s_with_its_cause(kind: str, cause: Cause, advice: str) -> None:
     for text, found, _ in on_ranks(_meet, 3, kind, timeout_s=60.0):

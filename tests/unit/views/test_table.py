@@ -97,9 +97,6 @@ def test_what_is_drawn_about_samples_is_drawn_for_nothing_else(four_views: Views
     assert not {*Purpose, GROUP_PURPOSE} & {*numbers(four_views, "sample_purpose")}
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the settings of the network import torch; without it once they have a file of their own"
-)
 def test_settings_load_without_torch() -> None:
     code = "import sys, cclm.views.table; sys.exit(sorted({'torch', 'transformers'} & set(sys.modules)) != [])"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
