@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import pickle
 import signal
 import subprocess
@@ -101,9 +100,9 @@ def test_a_set_can_be_pickled_and_read_again_after_close(image_set):
 def opened_by_us() -> list[str]:
     """What this process's descriptors lead to."""
     found = []
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one of the listing itself
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            found.append(str(descriptor.readlink()))
     return found
 
 
