@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	@touch $@
 	@echo "Installed."
 
-check: $(INSTALLED) ## Format, lint, types, borders, quick tests, figures (under 90 s)
+check: $(INSTALLED) ## Format, lint, types, borders, quick tests, figures (90 s; 3.5 minutes on slow cores)
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target format lint borders figures types quick
 
 fix: $(INSTALLED) ## Format, and mend what the linter can
@@ -59,7 +59,7 @@ test: $(INSTALLED) ## The whole test suite: what is quick on two processes, then
 	$(BIN)/python -m pytest -m slow < /dev/null || status=1; \
 	exit $$status
 
-test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; under 5 minutes), and on Ray
+test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; 4 to 8 minutes), and on Ray
 	@$(BIN)/python -m tests.slurm.cluster -- echo "Two clusters side by side; what they say comes at the end of each."
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target slurm-campaign slurm-others test-ray
 
