@@ -24,7 +24,7 @@ class RandAugmentConfig:
     level: Annotated[int, Bounds(least=0, most=10)] = 7
     """Strength, 0 to 10."""
     probability: Share = 0.5
-    """Probability that a drawn operation is carried out."""
+    """Probability that a drawn operation is run."""
     colour_only: bool = False
     """Leave out shears, shifts and turns, which would move a region away from its box."""
 
