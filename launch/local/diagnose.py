@@ -47,7 +47,7 @@ def diagnose_machine(folder: Path) -> Iterator[Diagnostic]:
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
-        yield (warn if free < 2**28 else ok)("shared memory", f"{_size(free)} free in {shared} (NCCL uses it between GPUs)")
+        yield (warn if free < 2**28 else ok)("shared memory", f"{_size(free)} free in {shared} (NCCL uses it)")
     yield from _gpus()
     yield from _packages()
     for program, use in TOOLS.items():
