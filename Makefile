@@ -10,8 +10,8 @@ SHELL := bash
 .PHONY: help venv check fix format lint types borders quick figures test test-ray test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
-# A caller's modules must not shadow those of .venv.
-unexport PYTHONPATH
+# A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
+unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
