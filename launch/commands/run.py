@@ -30,7 +30,7 @@ def add_to(commands: Commands) -> None:
     plan.add_argument("--json", action="store_true", help="print JSON")
     add_options(plan.add_argument_group("ranks on this machine"))
     submit.add_options(plan, nodes=None)
-    run = add_command(commands, "run -- command …", execute, help="run a command on N local ranks")
+    run = add_command(commands, "run -- command …", run_ranks, help="run a command on N local ranks")
     where = f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}"
     run.add_argument("--run-folder", type=Path, default=None, help=where)
     add_options(run)
@@ -84,16 +84,11 @@ def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     return 0
 
 
-def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
-    """Run the ranks to their end."""
-    check_one_launcher()
-    return run_ranks(options, command)
-
-
 def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the ranks of one job to their end, in a folder that is this job's alone; return the launcher's code."""
     from launch.local.run import run_plan
 
+    check_one_launcher()
     plan = plan_from(options, command)
     check_port(options.port)
     with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
@@ -136,8 +131,7 @@ def check_one_launcher() -> None:
 
 def check_port(port: int | None) -> None:
     """Raise ConfigError if the ranks cannot meet at the port that the user names."""
-    why = why_port_is_taken(port) if port is not None else ""
-    if why:
+    if port is not None and (why := why_port_is_taken(port)):
         raise ConfigError(
             where="--port", expected="a port that is free", got=f"{port}: {why}",
             do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",

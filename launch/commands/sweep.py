@@ -67,7 +67,7 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         parts = (asked.to_text(), render_sweep(plan), f"# {plan.points[0].script}", render(plan.points[0]))
         sys.stdout.write("\n\n".join(part.rstrip("\n") for part in parts) + "\n")
         return 0
-    from launch.slurm.submit_sweep import submit_sweep
+    from launch.slurm.submit import submit_sweep
 
     job = submit_sweep(plan, asked, recipes, say=say, new_code=options.new_code)
     say(f"logs: {folder}/{sweep.POINTS}/N/logs; results: python -m launch sweep-results {folder}")

@@ -13,15 +13,38 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
-from cclm.run.causes import GOOD_ENDS
+from cclm.run.causes import GOOD_ENDS, Cause
 from cclm.run.signals import AGAIN_S
 from cclm.run.status import cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.local import guard, shim
-from launch.local.exit_status import RankExit
 from launch.plan.job import JobPlan, RankPlan
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankExit:
+    """How a rank ended."""
+
+    rank: int
+    code: int
+    """Exit code; -N if signal N killed it."""
+    seconds: float
+    """Since the start of the job."""
+    cause: Cause
+    reason: str = ""
+    """Its own sentence; "" if it left none."""
+
+    @property
+    def shell_code(self) -> int:
+        """The code as a shell would give it: 128 + N for signal N."""
+        return 128 - self.code if self.code < 0 else self.code
+
+    def __str__(self) -> str:
+        how = f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+        words = f" ({self.cause.value.replace('_', ' ')})" if self.cause not in (Cause.EXIT, Cause.SIGNAL) else ""
+        return f"rank {self.rank}: {how}{words} after {self.seconds:.1f} s"
 
 
 def watched_signals() -> frozenset[signal.Signals]:
@@ -38,8 +61,6 @@ class Ranks:
     plan: JobPlan
     grace_s: float
     tell_guard: Callable[[str], None]
-    blocked: frozenset[signal.Signals]
-    """What the launcher waits for, and its ranks must hear."""
     began: float = field(default_factory=time.monotonic)
     alive: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     exits: list[RankExit] = field(default_factory=list)
@@ -51,8 +72,8 @@ class Ranks:
 
     def start(self, rank: RankPlan) -> None:
         """Start one rank; stdin is empty."""
-        cores, signals = ",".join(map(str, rank.cores)), ",".join(str(int(number)) for number in self.blocked)
-        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, signals, *rank.command]
+        cores = ",".join(map(str, rank.cores))
+        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, *rank.command]
         with open_log(rank.log, rank.rank, self.plan.host) if rank.log else nullcontext() as output:
             process = subprocess.Popen(
                 command,
@@ -102,10 +123,6 @@ class Ranks:
             for process in self.alive.values():
                 os.killpg(process.pid, signal.SIGKILL)
             self.kill_at = None
-
-    def seconds_to_wait(self, most_s: float) -> float:
-        """Return how long a wait may last that must not miss the end of the grace time."""
-        return most_s if self.kill_at is None else min(most_s, max(self.kill_at - time.monotonic(), 0.0))
 
     def end(self) -> None:
         """Tell every rank to end, and begin the grace time, unless it has begun."""

@@ -110,14 +110,10 @@ def seconds_of(time: str) -> int | None:
             where="--time", expected="[days-]hours:minutes:seconds, minutes:seconds or minutes", got=repr(time),
             do="For example --time 24:00:00.",
         )  # fmt: skip
-    days, first, second, third = match.groups()
-    if days is not None:
-        parts = (int(days) * 24 + int(first), int(second or 0), int(third or 0))
-    elif third is not None:
-        parts = (int(first), int(second), int(third))
-    else:
-        parts = (0, int(first), int(second or 0))
-    return parts[0] * 3600 + parts[1] * 60 + parts[2]
+    days, *parts = (int(part or 0) for part in match.groups())
+    # Days are followed by hours; else only three parts begin with them.
+    hours, minutes, seconds = parts if match[1] or match[4] else (0, *parts[:2])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def check_request(request: SlurmRequest, profile: Profile) -> None:

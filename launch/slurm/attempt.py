@@ -13,7 +13,6 @@ python -m launch.slurm.attempt resubmit RUN                          submit the 
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_bytes
 from cclm.run import stop
+from cclm.run.process import why_port_is_taken
 from cclm.run.status import DoneMarker
 from launch.plan.request import SlurmRequest
 from launch.plan.slurm_job import FIRST_PORT, NUM_PORTS, SlurmPlan, read_plan
@@ -134,11 +134,7 @@ def find_port(job: int) -> int:
     """Return the first free port from one that depends on the job's id on: jobs may share a node."""
     for offset in range(NUM_PORTS):
         port = FIRST_PORT + (job * 16 + offset) % NUM_PORTS
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
+        if not why_port_is_taken(port):
             return port
     advice = "Find out what holds them: `ss -ltn`."
     raise CclmError(where="the first node", expected="a free port", got="none", do=advice)

@@ -64,15 +64,3 @@ def submit_script(script: str, *options: str) -> str:
     """Submit; return the job's id."""
     command = ["sbatch", "--parsable", *options, script]
     return told_by_slurm(command, expected="a job id", do="Nothing was submitted.").stdout.strip().partition(";")[0]
-
-
-ENDED = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
-    | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"}
-)
-"""States in which a job will not run again by itself."""
-
-
-def is_over(state: str | None) -> bool:
-    """Whether a job in this state (None: forgotten) will not run again by itself."""
-    return state is None or state in ENDED

@@ -26,7 +26,13 @@ def log_of(run: RunNow, *, rank: int | None, task: int | None, say: Callable[[st
     Raise ConfigError if the run has no such log, and will have none."""
     logs = run.run_folder / "logs"
     if task is not None:
-        _check_task(run, task)
+        numbers = [] if run.array_tasks is None else run.array_tasks.numbers()
+        if task not in numbers:
+            has = f"an array with tasks {spans(numbers)}" if numbers else "no array"
+            raise ConfigError(
+                where=str(run.run_folder), expected="a task of an array", got=f"--task {task} of {has}",
+                do="Check the number." if numbers else "Ranks have --rank R.",
+            )  # fmt: skip
         own = logs / f"task_{task}.log"
         return own if own.exists() or not (logs / f"slurm_{task}.log").exists() else logs / f"slurm_{task}.log"
     if run.array_tasks is not None:
@@ -48,15 +54,6 @@ def log_of(run: RunNow, *, rank: int | None, task: int | None, say: Callable[[st
     if run.is_local and not rank:
         do = "Without Slurm, rank 0 writes to the terminal, or to where its launcher sends it."
     raise ConfigError(where=str(logs), expected=path.name, got=there, do=do)
-
-
-def _check_task(run: RunNow, task: int) -> None:
-    numbers = [] if run.array_tasks is None else run.array_tasks.numbers()
-    if task not in numbers:
-        has = f"an array with tasks {spans(numbers)}" if numbers else "no array"
-        raise ConfigError(where=str(run.run_folder), expected="a task of an array", got=f"--task {task} of {has}",
-            do="Check the number." if numbers else "Ranks have --rank R.",
-        )  # fmt: skip
 
 
 def follow(tail: Tail, *, is_over: Callable[[], bool], say: Callable[[str], None]) -> Iterator[bytes]:

@@ -17,8 +17,8 @@ from cclm.files.lock import run_lock
 from cclm.run.causes import Cause, cause_of_code
 from cclm.run.stop import StopKind, ask_to_stop, note_stopped, read_request
 from launch.local import ranks
-from launch.local.exit_status import JobExit, RankExit
-from launch.local.run import folder_of_one_job, run_plan
+from launch.local.ranks import RankExit
+from launch.local.run import JobExit, folder_of_one_job, run_plan
 from launch.plan.job import JobPlan
 
 PlanMaker = Callable[..., JobPlan]

@@ -166,7 +166,7 @@ import os, signal, sys
 from importlib.abc import MetaPathFinder
 class Interrupt(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "launch.commands.watch":
+        if name == "launch.commands.runs":
             os.kill(os.getpid(), signal.SIGINT)
 from launch.__main__ import main
 sys.meta_path.insert(0, Interrupt())
