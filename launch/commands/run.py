@@ -90,7 +90,11 @@ def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
     check_one_launcher()
     plan = plan_from(options, command)
-    check_port(options.port)
+    if options.port is not None and (why := why_port_is_taken(options.port)):
+        raise ConfigError(
+            where="--port", expected="a port that is free", got=f"{options.port}: {why}",
+            do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
+        )  # fmt: skip
     with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
         if folder != plan.run_folder:
             plan = plan_from(argparse.Namespace(**{**vars(options), "run_folder": folder}), command)
@@ -126,13 +130,4 @@ def check_one_launcher() -> None:
             where="run", expected="one launcher", got=got,
             do="Start `launch run` once, without it; or the program itself under it (under Slurm: `launch submit`). "
             "In a shell that only inherited the variables: unset RANK WORLD_SIZE.",
-        )  # fmt: skip
-
-
-def check_port(port: int | None) -> None:
-    """Raise ConfigError if the ranks cannot meet at the port that the user names."""
-    if port is not None and (why := why_port_is_taken(port)):
-        raise ConfigError(
-            where="--port", expected="a port that is free", got=f"{port}: {why}",
-            do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
         )  # fmt: skip

@@ -109,7 +109,7 @@ def show_logs(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 def diagnose(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print a report on this machine and Slurm; 1 if something fails."""
     from launch.local.diagnose import diagnose_machine
-    from launch.plan.profile import read_profile
+    from launch.plan.request import read_profile
     from launch.slurm.diagnose import diagnose_slurm
 
     profile = read_profile(options.profile)

@@ -11,7 +11,6 @@ from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.files.options import add_fields, read_fields
 from launch.commands.parsers import add_command, say
-from launch.plan.profile import read_profile
 from launch.plan.recipe import (
     RECIPE_NAME,
     Recipe,
@@ -22,7 +21,7 @@ from launch.plan.recipe import (
     run_folder_of,
     write_recipe,
 )
-from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest
+from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest, read_profile
 from launch.plan.slurm_job import SlurmPlan, plan_job
 from launch.slurm.script import render
 

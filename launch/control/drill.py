@@ -17,8 +17,8 @@ from cclm.errors import ConfigError
 from cclm.files.text import duration
 from launch.control.stop import look_at_answered
 from launch.plan.slurm_job import read_plan
-from launch.slurm.client import ask_slurm
 from launch.slurm.history import STOPPED, Attempt, attempts_since_submission, read_history, tries_at
+from launch.slurm.jobs import ask_slurm
 from launch.slurm.restart import newest_step
 from launch.watch.status import RunNow, look_at_one
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from cclm.errors import CclmError, ConfigError
 from cclm.run import stop as request
-from launch.slurm.client import ask_slurm, told_by_slurm
 from launch.slurm.history import Event, add_event
-from launch.slurm.jobs import JobNow, live_jobs_of
+from launch.slurm.jobs import JobNow, ask_slurm, live_jobs_of, told_by_slurm
 from launch.slurm.restart import newest_step
 from launch.watch.status import RUNNING, UNKNOWN, RunNow, look_at, look_at_one
 

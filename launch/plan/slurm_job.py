@@ -17,8 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
-from launch.plan.profile import Profile
-from launch.plan.request import SBATCH_OPTIONS, SlurmRequest, check_request
+from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request
 from launch.plan.sweep import POINTS
 
 SLURM_FOLDER = "slurm"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cclm.errors import CclmError
-from launch.slurm.client import ask_slurm, told_by_slurm
+from launch.slurm.jobs import ask_slurm, told_by_slurm
 
 ASK_S = 10.0
 """A report must not wait long for a controller that is down."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.run.machine import file_system_of
 from launch.local.diagnose import Diagnostic, note, ok, warn
-from launch.plan.profile import Profile
-from launch.plan.request import SlurmRequest, seconds_of
+from launch.plan.request import Profile, SlurmRequest, seconds_of
 from launch.slurm.capabilities import Cluster, Partition, my_accounts, read_cluster, why_no_accounting
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")

@@ -1,4 +1,5 @@
-"""What Slurm knows at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
+"""Slurm's own commands, each with a time limit: a scheduler that does not answer must not hang its users; and what they
+know at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
 
 job ids ──> squeue ──(forgotten)──> sacct, where the site keeps accounts ──> JobsNow
 run folders ──> squeue (their history's jobs, and the caller's that run their script) ──> jobs of each
@@ -6,8 +7,11 @@ run folders ──> squeue (their history's jobs, and the caller's that run thei
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +19,9 @@ from pathlib import Path
 from cclm.errors import CclmError
 from launch.plan.slurm_job import PLAN_NAME, SCRIPT_NAME, SLURM_FOLDER
 from launch.plan.sweep import is_sweep, point_folder, read_sweep
-from launch.slurm.client import ask_slurm, told_by_slurm
 from launch.slurm.history import jobs_of, read_history
 
+ANSWER_S = 30.0
 FORMAT = "%i|%T|%N|%o|%r"
 """Id, state, nodes, script, reason; the reason last, because its words are Slurm's."""
 NO_VALUE = frozenset({"N/A", "(null)", "None", "Unknown", "None assigned", ""})
@@ -26,6 +30,59 @@ ENDED = frozenset(
     | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"}
 )
 """States in which a job will not run again by itself."""
+
+
+def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands outside any job's variables; the caller looks at the code. Raise CclmError if it is
+    not installed, or does not answer in time."""
+    if shutil.which(command[0]) is None:
+        raise CclmError(
+            where="Slurm", expected=f"the command {command[0]}", got="none on the PATH",
+            do="Run this on a login node of the cluster, or use `python -m launch run` on one machine.",
+        )  # fmt: skip
+    try:
+        return subprocess.run(
+            list(command), capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+            env=without_job(os.environ), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise CclmError(
+            where="Slurm", expected=f"an answer of {command[0]} in {timeout_s:g} s", got="none",
+            do="The controller is busy or down: try again, and ask `scontrol ping`.",
+        ) from error  # fmt: skip
+
+
+def without_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a surrounding job set: sbatch would take it for options."""
+    kept = ("SLURM_CONF",)
+    strange = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+    return {name: value for name, value in environment.items() if name in kept or not name.startswith(strange)}
+
+
+def told_by_slurm(
+    command: Sequence[str], *, expected: str, do: str, timeout_s: float = ANSWER_S, tolerated: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands. Raise CclmError with its words if it refuses, unless they hold `tolerated`."""
+    answer = ask_slurm(command, timeout_s=timeout_s)
+    if answer.returncode != 0 and (tolerated is None or tolerated not in answer.stderr):
+        got = " ".join(answer.stderr.replace("sbatch: ", "").split()) or "no words"
+        where = " ".join(itertools.takewhile(lambda word: word[0] != "-", command[:3]))
+        raise CclmError(where=where, expected=expected, got=got, do=do)
+    return answer
+
+
+def would_take(script: str) -> str:
+    """Ask whether the cluster would take this script; return when and where it would start."""
+    advice = "Ask for less, or for another partition: `sinfo` lists them; nothing was submitted."
+    command = ["sbatch", "--test-only", script]
+    answer = told_by_slurm(command, expected="a job that this cluster can run", do=advice)
+    return " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
+
+
+def submit_script(script: str, *options: str) -> str:
+    """Submit; return the job's id."""
+    command = ["sbatch", "--parsable", *options, script]
+    return told_by_slurm(command, expected="a job id", do="Nothing was submitted.").stdout.strip().partition(";")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from cclm.files.reading import read_json
 from cclm.run.causes import Cause
 from launch.plan.slurm_job import SlurmPlan
 from launch.plan.snapshot import HASH_NAME
-from launch.slurm.client import ask_slurm
 from launch.slurm.history import BAD_NODES, Event, add_event, attempts_since_submission, read_history
+from launch.slurm.jobs import ask_slurm
 
 LOW_DISK_BYTES = 2 * 2**30
 """Less than this in the run folder will not hold a checkpoint of the base model."""

@@ -33,9 +33,8 @@ from launch.plan.slurm_job import (
 )
 from launch.plan.snapshot import CODE, HASH_NAME, take_snapshot
 from launch.plan.sweep import POINTS, SWEEP_NAME, Sweep, check_same_sweep, is_sweep, points_not_done, write_sweep
-from launch.slurm.client import submit_script, told_by_slurm, would_take
 from launch.slurm.history import Event, add_event
-from launch.slurm.jobs import jobs_alive, live_jobs, points_alive
+from launch.slurm.jobs import jobs_alive, live_jobs, points_alive, submit_script, told_by_slurm, would_take
 from launch.slurm.node_health import EXCLUDED, excluded_nodes, left_out
 from launch.slurm.restart import tasks_left, why_not_done
 from launch.slurm.script import render, render_sweep

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.local.diagnose import Diagnostic
-from launch.plan.profile import Profile
+from launch.plan.request import Profile
 from launch.slurm import capabilities, diagnose
 from launch.slurm.capabilities import Cluster
 from launch.slurm.diagnose import (
