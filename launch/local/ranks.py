@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
-from cclm.run.causes import GOOD_ENDS, Cause
+from cclm.run.causes import GOOD_ENDS
+from cclm.run.rank_ends import RankEnd
 from cclm.run.signals import AGAIN_S
 from cclm.run.status import cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
@@ -21,30 +22,6 @@ from launch.local import guard, shim
 from launch.plan.job import JobPlan, RankPlan
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankExit:
-    """How a rank ended."""
-
-    rank: int
-    code: int
-    """Exit code; -N if signal N killed it."""
-    seconds: float
-    """Since the start of the job."""
-    cause: Cause
-    reason: str = ""
-    """Its own sentence; "" if it left none."""
-
-    @property
-    def shell_code(self) -> int:
-        """The code as a shell would give it: 128 + N for signal N."""
-        return 128 - self.code if self.code < 0 else self.code
-
-    def __str__(self) -> str:
-        how = f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
-        words = f" ({self.cause.value.replace('_', ' ')})" if self.cause not in (Cause.EXIT, Cause.SIGNAL) else ""
-        return f"rank {self.rank}: {how}{words} after {self.seconds:.1f} s"
 
 
 def watched_signals() -> frozenset[signal.Signals]:
@@ -61,9 +38,8 @@ class Ranks:
     plan: JobPlan
     grace_s: float
     tell_guard: Callable[[str], None]
-    began: float = field(default_factory=time.monotonic)
     alive: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    exits: list[RankExit] = field(default_factory=list)
+    exits: list[RankEnd] = field(default_factory=list)
     stop_signal: int | None = None
     """The first that asked to stop."""
     asked: float = 0.0
@@ -94,10 +70,13 @@ class Ranks:
         for rank, _ in sorted(dead, key=lambda item: item[1].si_code == os.CLD_EXITED):
             process = self.alive.pop(rank)
             os.killpg(process.pid, signal.SIGKILL)
-            code, seconds = process.wait(), time.monotonic() - self.began
+            code = process.wait()
             self.tell_guard(f"-{process.pid}")
             cause, reason = cause_of_end(self.plan.run_folder, rank, code)
-            self.exits.append(RankExit(rank=rank, code=code, seconds=seconds, cause=cause, reason=reason))
+            self.exits.append(RankEnd(
+                rank=rank, host=self.plan.host, attempt=0, code=128 - code if code < 0 else code, time=time.time(),
+                cause=cause, reason=reason,
+            ))  # fmt: skip
             if cause not in GOOD_ENDS:
                 self.end()
 
@@ -177,11 +156,9 @@ def guarded() -> Iterator[Callable[[str], None]]:
     pipe = process.stdin
 
     def tell(message: str) -> None:
-        try:
+        with suppress(BrokenPipeError):  # somebody killed the guard: the job goes on without it
             pipe.write(f"{message}\n".encode())
             pipe.flush()
-        except BrokenPipeError:
-            return  # somebody killed the guard: the job goes on without it
 
     try:
         yield tell

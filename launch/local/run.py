@@ -23,7 +23,8 @@ from cclm.files.lock import holder_of, run_lock
 from cclm.files.tail import last_lines
 from cclm.run import stop
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
-from launch.local.ranks import RankExit, Ranks, blocked, guarded, watched_signals
+from cclm.run.rank_ends import RankEnd
+from launch.local.ranks import Ranks, blocked, guarded, watched_signals
 from launch.plan.job import JobPlan
 
 POLL_S = 0.5
@@ -38,13 +39,13 @@ NUM_LAST_LINES = 20
 class JobExit:
     """How a job ended."""
 
-    exits: tuple[RankExit, ...]
+    exits: tuple[RankEnd, ...]
     """Every rank, in the order in which they ended."""
     stop_signal: int | None
     """The signal by which somebody asked the launcher to stop."""
 
     @property
-    def failure(self) -> RankExit | None:
+    def failure(self) -> RankEnd | None:
         """The rank to blame: the first that did not end well, of those that did not end because of another."""
         failed = [end for end in self.exits if end.cause not in GOOD_ENDS]
         return min(failed, key=lambda end: consequence(end.cause), default=None)
@@ -58,7 +59,7 @@ class JobExit:
             return EXIT_CODES[Cause.STOPPED] if is_stopped else 0
         if self.stop_signal is not None and self.failure.cause is Cause.ENDED:
             return 128 + self.stop_signal
-        return self.failure.shell_code
+        return self.failure.code
 
 
 def explain(job: JobExit, plan: JobPlan, say: Callable[[str], None]) -> None:

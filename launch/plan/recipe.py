@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.overrides import plain_value
+from cclm.files.plain import to_yaml
 from cclm.files.reading import read_yaml
 from cclm.files.shipped import find_shipped
 
@@ -89,11 +90,8 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def write_recipe(run_folder: Path, content: dict[str, Any], origin: Path) -> Path:
     """Write the merged recipe into the run folder."""
-    import yaml
-
     path = run_folder / RECIPE_NAME
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    replace_text(path, f"# {origin} with the overrides of its submission\n{text}")
+    replace_text(path, f"# {origin} with the overrides of its submission\n{to_yaml(content)}")
     return path
 
 

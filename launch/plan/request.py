@@ -34,17 +34,23 @@ OURS |= {"array", "dependency"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Defaults of a site; the command line wins over them."""
+class Where:
+    """Where a job may run, and who pays, as sbatch has it."""
 
     partition: str | None = None
-    """Partition (queue) of a job."""
+    """Partition (queue) of the job."""
     account: str | None = None
     """Account that is charged."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
     """Features that a node must have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Where):
+    """Defaults of a site; the command line wins over them."""
+
     cpus_per_gpu: int = 8
     """Cores of a task that has a GPU: one for the step, the others for its data workers."""
     cpus_per_task: int = 1
@@ -70,7 +76,7 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmRequest:
+class SlurmRequest(Where):
     """A job of equal tasks on equal nodes."""
 
     run_folder: Path
@@ -99,16 +105,8 @@ class SlurmRequest:
     """Cores of a rank; default: the profile's."""
     time: str = "24:00:00"
     """Limit, [days-]hours:minutes:seconds."""
-    partition: str | None = None
-    """As for sbatch."""
-    account: str | None = None
-    """As for sbatch."""
-    qos: str | None = None
-    """As for sbatch."""
-    constraint: str | None = None
-    """As for sbatch."""
     exclude: str | None = None
-    """As for sbatch."""
+    """Nodes to leave out, as for sbatch."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
     """Any other option of sbatch; an empty value gives a bare option."""
     array: int = 0

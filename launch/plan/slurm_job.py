@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import shlex
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 from cclm.errors import ConfigError
-from cclm.files.reading import read_json
+from cclm.files.node import node_of
+from cclm.files.reading import raise_problems, read_json
+from cclm.files.typed import Converter
 from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request
 from launch.plan.sweep import POINTS
 
@@ -253,23 +253,8 @@ def find_plan(run_folder: Path) -> SlurmPlan | None:
     values = read_json(path, None)
     if values is None:
         return None
-    try:
-        plan: SlurmPlan = _rebuild(SlurmPlan, values)
-        return plan
-    except (AttributeError, KeyError, TypeError) as error:
-        again = "Give the command of the submission again."
-        raise ConfigError(where=str(path), expected="the plan of a job", got=str(error), do=again) from error
-
-
-def _rebuild(kind: Any, value: Any) -> Any:
-    """Make a value of ours from what JSON has left of it: dataclasses of mappings, tuples of lists, paths of strings.
-    Keys that are not known, of another version, are left out."""
-    if isinstance(kind, types.UnionType):
-        member = next(arm for arm in get_args(kind) if arm is not types.NoneType)
-        return None if value is None else _rebuild(member, value)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _rebuild(hints[name], value[name]) for name in hints.keys() & value.keys()})  # type: ignore[operator]
-    if kind is Path or get_origin(kind) is tuple:
-        return (get_origin(kind) or kind)(value)
-    return value
+    converter = Converter(expands=False, asks_rules=False)
+    plan: SlurmPlan = converter.convert(node_of(values, str(path)), SlurmPlan)
+    wrong = [problem for problem in converter.problems if problem.kind != "unknown_key"]  # another version's
+    raise_problems(wrong, str(path), "the plan of a job", "Give the command of the submission again.")
+    return plan

@@ -84,7 +84,7 @@ def test_ranks_that_had_nothing_to_save_have_not_failed(start: Starter, number: 
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    assert "launch: stopped. First of 2 rank(s): rank " in errors and "killed by SIGTERM" in errors
+    assert "launch: stopped. First of 2 rank(s): rank " in errors and "killed by signal 15" in errors
     assert "failed" not in errors and "end of" not in errors
 
 
