@@ -34,8 +34,8 @@ OURS |= {"array", "dependency"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
-    """Where a job may run, and who pays, as sbatch has it."""
+class SiteOptions:
+    """Options of sbatch that a site has values for: where a job may run, and who pays."""
 
     partition: str | None = None
     """Partition (queue) of the job."""
@@ -48,7 +48,7 @@ class Where:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile(Where):
+class Profile(SiteOptions):
     """Defaults of a site; the command line wins over them."""
 
     cpus_per_gpu: int = 8
@@ -76,7 +76,7 @@ class Profile(Where):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmRequest(Where):
+class SlurmRequest(SiteOptions):
     """A job of equal tasks on equal nodes."""
 
     run_folder: Path

@@ -46,13 +46,10 @@ def find_faults(plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any],
     """Return what is wrong with each bad node. `found`: by node, what it told about itself; `code_hash`: of the
     snapshot when it was taken."""
     faults: Faults = {}
-    for node in nodes:
-        told = found.get(node)
-        own = ["does not answer"] if told is None else list(_own_faults(plan, told, code_hash))
-        if own:
-            faults[node] = own
-    for node, difference in _outliers(found):
-        faults.setdefault(node, []).append(difference)
+    silent = [(node, "does not answer") for node in nodes if node not in found]
+    own = [(node, fault) for node, told in found.items() for fault in _own_faults(plan, told, code_hash)]
+    for node, fault in (*silent, *own, *_outliers(found)):
+        faults.setdefault(node, []).append(fault)
     return faults
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.files.atomic import replace_text
-from cclm.run.machine import ask_nvidia, available_memory_bytes
+from cclm.run.machine import ask_nvidia
 from launch.plan.slurm_job import read_plan
 from launch.plan.snapshot import code_hash
 
@@ -26,6 +26,12 @@ PROBE_BYTES = 8 * 2**20
 """Written and synced in each folder that must be writable."""
 HEAD_BYTES = 65536
 NVIDIA_FIELDS = ("name", "memory.total", "memory.free", "clocks.sm", "clocks.max.sm", "clocks_throttle_reasons.active")
+
+
+def memory_free_bytes() -> int:
+    """Return the memory that the node has for a new process, whatever this job may use of it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def disk(folder: Path) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def look(run_folder: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)),
-        "memory_free_bytes": available_memory_bytes(),
+        "memory_free_bytes": memory_free_bytes(),
         "gpus": ask_nvidia(NVIDIA_FIELDS) if plan.request.gpus_per_node else [],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "run_disk": disk(run_folder),
