@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cclm.errors import Cause, CclmError, ConfigError
+from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.run.launcher import started_by
 from cclm.run.machine import this_machine
@@ -86,7 +83,7 @@ def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the ranks of one job to their end, in a folder that is this job's alone; return the launcher's code."""
-    from launch.local.run import run_plan
+    from launch.local.run import own_folder, run_plan
 
     check_one_launcher()
     plan = plan_from(options, command)
@@ -95,30 +92,12 @@ def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
             where="--port", expected="a port that is free", got=f"{options.port}: {why}",
             do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
         )  # fmt: skip
-    with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
+    is_named = options.run_folder is not None or plan.run_folder != DEFAULT_FOLDER.absolute()
+    with own_folder(plan.run_folder, is_named=is_named) as folder:
         if folder != plan.run_folder:
+            say(f"another job uses {plan.run_folder}: this one's logs are in {folder}/logs")
             plan = plan_from(argparse.Namespace(**{**vars(options), "run_folder": folder}), command)
         return run_plan(plan, say=say, grace_s=options.grace_s).code
-
-
-@contextmanager
-def own_folder(run_folder: Path, *, is_named: bool) -> Iterator[Path]:
-    """Have a run folder to ourselves; of jobs that name none, each gets its own."""
-    from launch.local.run import folder_of_one_job
-
-    is_named = is_named or run_folder != DEFAULT_FOLDER.absolute()
-    with ExitStack() as stack:
-        for number in itertools.count(1):
-            folder = run_folder if number == 1 else run_folder.with_name(f"{run_folder.name}-{number}")
-            try:
-                stack.enter_context(folder_of_one_job(folder))
-                break
-            except CclmError as error:
-                if error.cause is not Cause.FOLDER_LOCKED or is_named:
-                    raise
-        if folder != run_folder:
-            say(f"another job uses {run_folder}: this one's logs are in {folder}/logs")
-        yield folder
 
 
 def check_one_launcher() -> None:

@@ -111,13 +111,14 @@ def plan_run(
     command: tuple[str, ...] = (),
     *,
     code_folder: Path | None = None,
+    name: str = "",
 ) -> SlurmPlan:
     """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
     if recipe is not None:
         recipe[0]["run_folder"] = str(run_folder)
         command = ("python", "-m", "pretrain", "--recipe", str(run_folder / RECIPE_NAME))
     given = read_fields(options, ("nodes", *JOB, *SITE, *ATTEMPTS))
-    given |= {"name": options.name or run_folder.name}
+    given |= {"name": name or options.name or run_folder.name}
     if options.after is not None:
         given |= {"after": options.after.absolute()}
     request = SlurmRequest(

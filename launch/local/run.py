@@ -10,10 +10,11 @@ SIGUSR1 is passed on.
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,18 +88,27 @@ def explain(job: JobExit, plan: JobPlan, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def folder_of_one_job(run_folder: Path) -> Iterator[None]:
+def own_folder(run_folder: Path, *, is_named: bool = True) -> Iterator[Path]:
     """Have a run folder to ourselves: nobody else launches or trains in it. Before that nothing may be cleared in it.
-    raise CclmError if somebody does (FOLDER_LOCKED), or nothing can be written there."""
-    with run_lock(run_folder, LOCK_NAME):
-        holder = holder_of(run_folder)
-        if holder:
-            raise CclmError(
-                where=str(run_folder), expected="a run folder that no other run is using",
-                got=f"one that {holder} is using", do="Wait for that run, stop it, or choose another run folder.",
-                cause=Cause.FOLDER_LOCKED,
-            )  # fmt: skip
-        yield
+    Jobs that name none get RUN-2, RUN-3, …; for others raise CclmError if somebody does (FOLDER_LOCKED), or nothing can
+    be written there."""
+    for number in itertools.count(1):
+        folder = run_folder if number == 1 else run_folder.with_name(f"{run_folder.name}-{number}")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(run_lock(folder, LOCK_NAME))
+                if holder := holder_of(folder):
+                    raise CclmError(
+                        where=str(folder), expected="a run folder that no other run is using",
+                        got=f"one that {holder} is using", cause=Cause.FOLDER_LOCKED,
+                        do="Wait for that run, stop it, or choose another run folder.",
+                    )  # fmt: skip
+            except CclmError as error:
+                if error.cause is not Cause.FOLDER_LOCKED or is_named:
+                    raise
+                continue
+            yield folder
+            return
 
 
 def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0) -> JobExit:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from cclm.files.atomic import temporary_path
 from cclm.files.tail import read_since
 from cclm.run import launcher
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
@@ -125,6 +126,8 @@ class Task:
         self.environment = {**os.environ, **place, CLEARED_VARIABLE: str(run_folder)}
         self.command = fill_in(command, self.environment)
         self.log = run_folder / "logs" / f"{kind}_{self.number}.log"
+        self.record = run_folder / STATUS_FOLDER / f"exit_{kind}_{self.number}.json"
+        self.partial = temporary_path(self.record)
         self.hang_s = plan.request.hang_s if kind == "rank" else 0.0
         per_task = plan.ranks_per_node if self.is_torchrun else 1
         self.ranks = range(self.number * per_task, (self.number + 1) * per_task) if kind == "rank" else range(0)
@@ -200,12 +203,7 @@ class Task:
         )  # fmt: skip
         with self.partial.open("r+b") as file:
             file.write(json.dumps(asdict(end)).encode().ljust(RECORD_BYTES - 1) + b"\n")
-        self.partial.replace(self.partial.with_name(self.partial.name.removeprefix(".").removesuffix(".partial")))
-
-    @property
-    def partial(self) -> Path:
-        """The hidden file."""
-        return self.run_folder / STATUS_FOLDER / f".exit_{self.kind}_{self.number}.json.partial"
+        self.partial.replace(self.record)
 
 
 def main(arguments: list[str]) -> int:

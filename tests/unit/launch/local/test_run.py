@@ -17,7 +17,7 @@ from cclm.files.lock import run_lock
 from cclm.run.causes import Cause
 from cclm.run.stop import StopKind, ask_to_stop, note_stopped, read_request
 from launch.local import ranks
-from launch.local.run import JobExit, folder_of_one_job, run_plan
+from launch.local.run import JobExit, own_folder, run_plan
 from launch.plan.job import JobPlan
 
 PlanMaker = Callable[..., JobPlan]
@@ -218,11 +218,11 @@ def test_of_two_ranks_the_one_to_blame_is_named_whoever_ended_first(plan_python:
 
 def test_a_folder_in_use_is_refused_before_anything_is_cleared(plan_python: PlanMaker) -> None:
     plan = plan_python("")
-    with folder_of_one_job(plan.run_folder):
+    with own_folder(plan.run_folder):
         ask_to_stop(plan.run_folder, "meant for the run that trains", StopKind.USER)
-        with pytest.raises(CclmError) as caught, folder_of_one_job(plan.run_folder):
+        with pytest.raises(CclmError) as caught, own_folder(plan.run_folder):
             run_plan(plan, say=print)
         assert caught.value.cause is Cause.FOLDER_LOCKED
         assert read_request(plan.run_folder) is not None
-    with run_lock(plan.run_folder), pytest.raises(CclmError), folder_of_one_job(plan.run_folder):
+    with run_lock(plan.run_folder), pytest.raises(CclmError), own_folder(plan.run_folder):
         pass  # somebody trains there with another launcher
