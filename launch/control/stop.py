@@ -14,7 +14,7 @@ from pathlib import Path
 from cclm.errors import CclmError, ConfigError
 from cclm.run import stop as request
 from launch.slurm.history import Event, add_event
-from launch.slurm.jobs import JobNow, ask_slurm, live_jobs_of, told_by_slurm
+from launch.slurm.jobs import JobNow, ask_slurm, live_jobs, told_by_slurm
 from launch.slurm.restart import newest_step
 from launch.watch.status import RUNNING, UNKNOWN, RunNow, look_at, look_at_one
 
@@ -46,7 +46,7 @@ def stop(run_folders: Sequence[Path], *, say: Say) -> list[Path]:
     """Let runs save and stay stopped; return those that there is something to wait for. Raise ConfigError if a job
     that cannot save is running, CclmError if Slurm does not answer."""
     runs = look_at_answered(run_folders)
-    jobs = live_jobs_of([run.run_folder for run in runs if not run.is_local and not run.progress.is_done])
+    jobs = live_jobs(*(run.run_folder for run in runs if not run.is_local and not run.progress.is_done))
     asked = []
     for run in runs:
         if run.is_local and run.state == RUNNING:
@@ -85,7 +85,7 @@ def _stop_jobs(runs: Sequence[RunNow], jobs: dict[Path, list[JobNow]], say: Say)
     _scancel("--state=PENDING", *(job.job for job in waiting if job.array_task is None))
     _scancel(*(job.job for job in waiting if job.array_task is not None))
     # A job that waited a moment ago may run by now; it finds the request in the history, or in the file.
-    remaining = live_jobs_of([run.run_folder for run in runs])
+    remaining = live_jobs(*(run.run_folder for run in runs))
     asked = [run for run in runs if remaining[run.run_folder]]
     for run in runs:
         if run in asked:
@@ -137,7 +137,7 @@ def cancel(run_folders: Sequence[Path], *, say: Say) -> bool:
             do="`stop` lets it save; Ctrl-C in its terminal ends it.",
         )  # fmt: skip
     told: set[tuple[Path, str]] = set()
-    jobs, began = live_jobs_of(list(runs)), time.monotonic()
+    jobs, began = live_jobs(*runs), time.monotonic()
     while any(jobs.values()) and time.monotonic() - began < CANCEL_S:
         states: dict[tuple[Path, str], set[str]] = {}
         for path, found in jobs.items():
@@ -153,7 +153,7 @@ def cancel(run_folders: Sequence[Path], *, say: Say) -> bool:
             say(path, f"job {name} cancelled (it was {', '.join(sorted(states[path, name]))})")
         told.update(new)
         time.sleep(POLL_S)
-        jobs = live_jobs_of(list(runs))
+        jobs = live_jobs(*runs)
     for run in look_at_answered(list(runs)):
         path = run.run_folder
         is_told = any(path == item for item, _ in told)

@@ -77,9 +77,10 @@ def _other_job(run_folder: Path, job: str) -> str | None:
     if newest is None or newest.ended is not None or newest.job == job:
         return None
     try:
-        return next((it.job for it in live_jobs(run_folder) if (it.job, it.state) == (newest.job, "RUNNING")), None)
+        running = [found.job for found in live_jobs(run_folder)[run_folder] if found.state == "RUNNING"]
     except CclmError:  # a controller that does not answer: the ranks' own lock still stands
         return None
+    return newest.job if newest.job in running else None
 
 
 def end(run_folder: Path, plan: SlurmPlan, job: str, code: int, *, is_ended_from_outside: bool) -> int:

@@ -202,15 +202,10 @@ def _value(text: str) -> str:
     return "" if text in NO_VALUE else text
 
 
-def live_jobs(run_folder: Path) -> list[JobNow]:
-    """Return the jobs of the run that wait or run: those of its history, and those of the caller that run its script.
-    Of an array that is each task; a sweep's point is one task. Raise CclmError if Slurm does not answer."""
-    return live_jobs_of([run_folder])[run_folder]
-
-
-def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
-    """Return the same of many runs, with two questions to Slurm at most. Raise CclmError if there is no Slurm here, or
-    it does not answer."""
+def live_jobs(*run_folders: Path) -> dict[Path, list[JobNow]]:
+    """Return the jobs of runs that wait or run: those of their histories, and those of the caller that run their
+    scripts; with two questions to Slurm at most. Of an array that is each task; a sweep's point is one task. Raise
+    CclmError if there is no Slurm here, or it does not answer."""
     known = {run: jobs_of(read_history(run)) for run in run_folders}
     if not any(jobs or (run / SLURM_FOLDER / PLAN_NAME).exists() for run, jobs in known.items()):
         return {run: [] for run in run_folders}
@@ -233,10 +228,10 @@ def jobs_alive(run_folder: Path) -> list[str]:
     if is_sweep(run_folder):
         return list(points_alive(run_folder, len(read_sweep(run_folder).points)).values())
     known = jobs_of(read_history(run_folder))
-    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)})
+    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)[run_folder]})
 
 
 def points_alive(folder: Path, count: int) -> dict[int, str]:
     """Return the points of a sweep whose job waits or runs, with that job. Raise CclmError if Slurm does not answer."""
     numbers = {point_folder(folder, number): number for number in range(count)}
-    return {numbers[run]: jobs[-1].job for run, jobs in live_jobs_of(list(numbers)).items() if jobs}
+    return {numbers[run]: jobs[-1].job for run, jobs in live_jobs(*numbers).items() if jobs}

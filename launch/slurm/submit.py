@@ -159,7 +159,7 @@ def _check_submittable(plan: SlurmPlan, *, new_code: bool) -> None:
     if is_sweep(run_folder):
         raise ConfigError(where=str(run_folder), expected="a folder for one run", got=f"a {SWEEP_NAME}", do=choose)
     done, before = DoneMarker(run_folder).read(), find_plan(run_folder)
-    jobs = live_jobs(run_folder) if done is None and before is not None else []
+    jobs = live_jobs(run_folder)[run_folder] if done is None and before is not None else []
     if jobs:
         raise ConfigError(
             where=str(run_folder), expected="a run without a job", got=f"job {jobs[0].job} is {jobs[0]}",
