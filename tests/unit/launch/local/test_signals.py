@@ -137,7 +137,7 @@ def test_exit_codes_survive_a_parent_that_ignored_its_children(start: Starter) -
     process = start(READY + TOGETHER + "sys.exit(7 * rank)\n", "trap '' CHLD")
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 7
-    assert "rank 1: exit code 7" in errors
+    assert "First of 2 rank(s): rank 1 on " in errors
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "<&- >&-"])
