@@ -1,1 +1,1 @@
-"""The commands of `python -m launch`, those that are read together in one file."""
+"""The commands of `python -m launch`, and their options; nothing is decided here."""

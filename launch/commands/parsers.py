@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import TypeAlias
 
 from cclm.files.command_line import Commands
 
-Execute: TypeAlias = "Callable[[argparse.Namespace, tuple[str, ...]], int]"
-"""Does a command, given its options and the words after `--`; returns the exit code."""
 RUN = "name in runs/ or path"
 
 
-def add_command(commands: Commands, usage: str, execute: Execute, *, help: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Commands, usage: str, execute: Callable[[argparse.Namespace, tuple[str, ...]], int], *, help: str
+) -> argparse.ArgumentParser:
     """Add a command, whose name is the first word of its usage; return its parser. What takes words after `--` says
-    so in its usage, for argparse does not know them."""
+    so in its usage, for argparse does not know them. `execute` gets the options and those words; returns the exit code.
+    """
     name, _, words = usage.partition(" ")
     parser = commands.add_parser(name, help=help, usage=f"python -m launch {name} [options] {words}" if words else None)
     parser.set_defaults(execute=execute)

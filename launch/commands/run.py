@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cclm.errors import Cause, CclmError, ConfigError
+from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.run.launcher import started_by
 from cclm.run.machine import this_machine
@@ -30,7 +27,7 @@ def add_to(commands: Commands) -> None:
     plan.add_argument("--json", action="store_true", help="print JSON")
     add_options(plan.add_argument_group("ranks on this machine"))
     submit.add_options(plan, nodes=None)
-    run = add_command(commands, "run -- command …", execute, help="run a command on N local ranks")
+    run = add_command(commands, "run -- command …", run_ranks, help="run a command on N local ranks")
     where = f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}"
     run.add_argument("--run-folder", type=Path, default=None, help=where)
     add_options(run)
@@ -84,42 +81,23 @@ def show_plan(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     return 0
 
 
-def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
-    """Run the ranks to their end."""
-    check_one_launcher()
-    return run_ranks(options, command)
-
-
 def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the ranks of one job to their end, in a folder that is this job's alone; return the launcher's code."""
-    from launch.local.run import run_plan
+    from launch.local.run import own_folder, run_plan
 
+    check_one_launcher()
     plan = plan_from(options, command)
-    check_port(options.port)
-    with own_folder(plan.run_folder, is_named=options.run_folder is not None) as folder:
+    if options.port is not None and (why := why_port_is_taken(options.port)):
+        raise ConfigError(
+            where="--port", expected="a port that is free", got=f"{options.port}: {why}",
+            do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
+        )  # fmt: skip
+    is_named = options.run_folder is not None or plan.run_folder != DEFAULT_FOLDER.absolute()
+    with own_folder(plan.run_folder, is_named=is_named) as folder:
         if folder != plan.run_folder:
+            say(f"another job uses {plan.run_folder}: this one's logs are in {folder}/logs")
             plan = plan_from(argparse.Namespace(**{**vars(options), "run_folder": folder}), command)
         return run_plan(plan, say=say, grace_s=options.grace_s).code
-
-
-@contextmanager
-def own_folder(run_folder: Path, *, is_named: bool) -> Iterator[Path]:
-    """Have a run folder to ourselves; of jobs that name none, each gets its own."""
-    from launch.local.run import folder_of_one_job
-
-    is_named = is_named or run_folder != DEFAULT_FOLDER.absolute()
-    with ExitStack() as stack:
-        for number in itertools.count(1):
-            folder = run_folder if number == 1 else run_folder.with_name(f"{run_folder.name}-{number}")
-            try:
-                stack.enter_context(folder_of_one_job(folder))
-                break
-            except CclmError as error:
-                if error.cause is not Cause.FOLDER_LOCKED or is_named:
-                    raise
-        if folder != run_folder:
-            say(f"another job uses {run_folder}: this one's logs are in {folder}/logs")
-        yield folder
 
 
 def check_one_launcher() -> None:
@@ -131,14 +109,4 @@ def check_one_launcher() -> None:
             where="run", expected="one launcher", got=got,
             do="Start `launch run` once, without it; or the program itself under it (under Slurm: `launch submit`). "
             "In a shell that only inherited the variables: unset RANK WORLD_SIZE.",
-        )  # fmt: skip
-
-
-def check_port(port: int | None) -> None:
-    """Raise ConfigError if the ranks cannot meet at the port that the user names."""
-    why = why_port_is_taken(port) if port is not None else ""
-    if why:
-        raise ConfigError(
-            where="--port", expected="a port that is free", got=f"{port}: {why}",
-            do="Leave it out (a free one is chosen), or end who listens there: `ss -ltnp`.",
         )  # fmt: skip

@@ -11,19 +11,17 @@ from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.files.options import add_fields, read_fields
 from launch.commands.parsers import add_command, say
-from launch.plan.profile import read_profile
 from launch.plan.recipe import (
     RECIPE_NAME,
     Recipe,
     find_recipe,
-    folders_named_in,
+    folders_read,
     merge_recipe,
-    read_blocks,
     read_recipe,
     run_folder_of,
     write_recipe,
 )
-from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest
+from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest, read_profile
 from launch.plan.slurm_job import SlurmPlan, plan_job
 from launch.slurm.script import render
 
@@ -85,15 +83,19 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[SlurmPlan, Recipe | None]:
     """Plan a training run from a recipe with overrides, or a job that runs any command."""
-    if options.recipe is None:
-        if not command:
-            raise ConfigError(
-                where="submit", expected="a recipe, or a command after `--`", got="neither",
-                do="For example: python -m launch submit demo --nodes 2 --gpus-per-node 8",
-            )  # fmt: skip
-        return plan_run(options, _run_folder(options, None), None, command), None
-    recipe = read_recipe(options.recipe, command, world_size_of(options), files_exist=options.after is None)
-    return plan_run(options, _run_folder(options, recipe), recipe), recipe
+    recipe = None
+    if options.recipe is not None:
+        recipe = read_recipe(options.recipe, command, world_size_of(options), files_exist=options.after is None)
+    elif not command:
+        raise ConfigError(
+            where="submit", expected="a recipe, or a command after `--`", got="neither",
+            do="For example: python -m launch submit demo --nodes 2 --gpus-per-node 8",
+        )  # fmt: skip
+    named = options.run_folder or (None if recipe is None else run_folder_of(recipe[0]))
+    if named is None:
+        expected = "--run-folder, or a recipe with a run_folder"
+        raise ConfigError(where="submit", expected=expected, got="neither", do="Name one.")
+    return plan_run(options, Path(named).absolute(), recipe, command), recipe
 
 
 def world_size_of(options: argparse.Namespace) -> int:
@@ -109,13 +111,14 @@ def plan_run(
     command: tuple[str, ...] = (),
     *,
     code_folder: Path | None = None,
+    name: str = "",
 ) -> SlurmPlan:
     """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
     if recipe is not None:
         recipe[0]["run_folder"] = str(run_folder)
         command = ("python", "-m", "pretrain", "--recipe", str(run_folder / RECIPE_NAME))
     given = read_fields(options, ("nodes", *JOB, *SITE, *ATTEMPTS))
-    given |= {"name": options.name or run_folder.name}
+    given |= {"name": name or options.name or run_folder.name}
     if options.after is not None:
         given |= {"after": options.after.absolute()}
     request = SlurmRequest(
@@ -124,20 +127,12 @@ def plan_run(
         code_folder=code_folder,
         command=command,
         is_training=recipe is not None,
-        reads=() if recipe is None else tuple(folders_named_in(read_blocks(recipe[0]), Path.cwd())),
+        reads=() if recipe is None else folders_read(recipe[0], Path.cwd()),
         python=sys.executable,
         sbatch=dict(text.lstrip("-").partition("=")[::2] for text in options.sbatch),
         **given,
     )
     return plan_job(request, read_profile(options.profile))
-
-
-def _run_folder(options: argparse.Namespace, recipe: Recipe | None) -> Path:
-    named = options.run_folder or (None if recipe is None else run_folder_of(recipe[0]))
-    if named is None:
-        expected = "--run-folder, or a recipe with a run_folder"
-        raise ConfigError(where="submit", expected=expected, got="neither", do="Name one.")
-    return Path(named).absolute()
 
 
 def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
@@ -182,9 +177,8 @@ def stages(options: argparse.Namespace, recipe: Path) -> Iterator[tuple[str, int
     """Yield name, number of tasks (0: one job without an array) and command of each stage."""
     workers = str(options.cpus_per_task or 1)
     where = (str(recipe), "--out", str(options.out.absolute()), "--workers", workers)
-    share = "--task", "@TASK@/{}"
-    yield "read", options.tasks, ("python", "-m", "shards", "build", *where, share[0], share[1].format(options.tasks))
+    yield "read", options.tasks, ("python", "-m", "shards", "build", *where, "--task", f"@TASK@/{options.tasks}")
     merge = ("python", "-m", "shards", "merge", *where)
     if options.write_tasks:
-        yield "write", options.write_tasks, (*merge, share[0], share[1].format(options.write_tasks))
+        yield "write", options.write_tasks, (*merge, "--task", f"@TASK@/{options.write_tasks}")
     yield "merge", 0, merge

@@ -62,27 +62,24 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     recipes = [(asked.content(number), origin) for number in range(len(asked.points))]
     if options.local:
         return run_here(options, folder, asked, recipes)
-    plan = plan_from(options, folder, recipes)
+    name = options.name or folder.name
+    points = (
+        submit.plan_run(
+            options, point_folder(folder, number), recipe, code_folder=folder / "code", name=f"{name}.{number}"
+        )
+        for number, recipe in enumerate(recipes)
+    )
+    plan = SweepPlan(folder=folder, name=name, points=tuple(points), concurrent=options.concurrent)
     if options.dry_run:
         parts = (asked.to_text(), render_sweep(plan), f"# {plan.points[0].script}", render(plan.points[0]))
         sys.stdout.write("\n\n".join(part.rstrip("\n") for part in parts) + "\n")
         return 0
-    from launch.slurm.submit_sweep import submit_sweep
+    from launch.slurm.submit import submit_sweep
 
     job = submit_sweep(plan, asked, recipes, say=say, new_code=options.new_code)
     say(f"logs: {folder}/{sweep.POINTS}/N/logs; results: python -m launch sweep-results {folder}")
     sys.stdout.write(f"{job}\n")
     return 0
-
-
-def plan_from(options: argparse.Namespace, folder: Path, recipes: list[Recipe]) -> SweepPlan:
-    """Plan the array and every point."""
-    name = options.name or folder.name
-    points = []
-    for number, recipe in enumerate(recipes):
-        own = argparse.Namespace(**{**vars(options), "name": f"{name}.{number}"})
-        points.append(submit.plan_run(own, point_folder(folder, number), recipe, code_folder=folder / "code"))
-    return SweepPlan(folder=folder, name=name, points=tuple(points), concurrent=options.concurrent)
 
 
 def run_here(options: argparse.Namespace, folder: Path, asked: Sweep, recipes: list[Recipe]) -> int:

@@ -17,8 +17,8 @@ from cclm.errors import ConfigError
 from cclm.files.text import duration
 from launch.control.stop import look_at_answered
 from launch.plan.slurm_job import read_plan
-from launch.slurm.client import ask_slurm
 from launch.slurm.history import STOPPED, Attempt, attempts_since_submission, read_history, tries_at
+from launch.slurm.jobs import ask_slurm
 from launch.slurm.restart import newest_step
 from launch.watch.status import RunNow, look_at_one
 
@@ -78,7 +78,7 @@ class Drill:
 
     def stations(self) -> Iterator[Station]:
         """Go through the stations, to the end or to the first that is not reached."""
-        steps: tuple[tuple[str, Callable[[], Found]], ...] = (
+        steps: tuple[tuple[str, Callable[[RunNow], Found]], ...] = (
             ("trains", self._trains),
             ("killed" if self.kill else "asked to save", self._strike),
             ("attempt ends", self._attempt_ends),
@@ -88,35 +88,24 @@ class Drill:
             ("trains further", self._trains_further),
         )
         for name, look in steps:
-            station = self._reach(name, look)
-            yield station
-            if not station.is_good:
+            began = time.monotonic()
+            while (found := look(look_at_one(self.run_folder))) is None:
+                if time.monotonic() - began >= self.patience_s:
+                    found = f"not within {duration(self.patience_s)}", False
+                    break
+                time.sleep(POLL_S)
+            yield Station(name=name, seconds=time.monotonic() - began, found=found[0], is_good=found[1])
+            if not found[1]:
                 return
 
-    def _reach(self, name: str, look: Callable[[], Found]) -> Station:
-        began = time.monotonic()
-        found = look()
-        while found is None and time.monotonic() - began < self.patience_s:
-            time.sleep(POLL_S)
-            found = look()
-        text, is_good = found or (f"not within {duration(self.patience_s)}", False)
-        return Station(name=name, seconds=time.monotonic() - began, found=text, is_good=is_good)
-
-    def _look(self) -> tuple[RunNow, Found]:
-        """The run now, and what to say if it is over."""
-        run = look_at_one(self.run_folder)
-        words = f"job {run.job} is {run.state}, {run.phase}: {run.last_word or 'without a word'}"
-        return run, None if run.may_go_on else (words, False)
-
-    def _trains(self) -> Found:
-        run, over = self._look()
+    def _trains(self, run: RunNow) -> Found:
         step = step_of(run)
-        if over is not None or run.phase != "training" or step is None or step <= run.attempts[-1].first_step:
-            return over
+        if run.phase != "training" or step is None or step <= run.attempts[-1].first_step:
+            return if_over(run)
         self.job, self.number, self.saved = run.job, run.attempts[-1].number, run.progress.checkpoint_step
         return f"attempt {self.number} is at step {step}, saved at step {self.saved}", True
 
-    def _strike(self) -> Found:
+    def _strike(self, run: RunNow) -> Found:
         tries = tries_at(attempts_since_submission(read_history(self.run_folder)), newest_step(self.run_folder))
         if self.kill and tries >= self.max_tries:
             spent = f"attempt {tries} of {self.max_tries} that began at this step"
@@ -126,28 +115,25 @@ class Drill:
         answer = ask_slurm(command)
         return answer.stderr.strip() or " ".join(command), answer.returncode == 0
 
-    def _attempt_ends(self) -> Found:
-        run, over = self._look()
+    def _attempt_ends(self, run: RunNow) -> Found:
         attempt = next(attempt for attempt in run.attempts if attempt.number == self.number)
-        if attempt.exit_status:
-            self.saved = newest_step(self.run_folder)
-            return attempt.reason, attempt.exit_status == STOPPED or self.kill
-        if over is None and self.kill and run.state not in ("RUNNING", "COMPLETING"):
-            self.saved = newest_step(self.run_folder)
+        is_cut_off = self.kill and run.may_go_on and run.state not in ("RUNNING", "COMPLETING")
+        if not attempt.exit_status and not is_cut_off:
+            return if_over(run)
+        self.saved = newest_step(self.run_folder)
+        if not attempt.exit_status:
             return f"cut off ({run.state}); saved at step {self.saved}", True
-        return over
+        return attempt.reason, attempt.exit_status == STOPPED or self.kill
 
-    def _waits(self) -> Found:
-        run, over = self._look()
+    def _waits(self, run: RunNow) -> Found:
         if self._next(run) is not None:
             return f"job {run.job} runs already", True
-        if over is not None or run.state != "PENDING":
-            return over
+        if run.state != "PENDING":
+            return if_over(run)
         self.job = run.job
         return f"job {run.job} waits ({run.reason})", True
 
-    def _start_now(self) -> Found:
-        run, _ = self._look()
+    def _start_now(self, run: RunNow) -> Found:
         if run.state != "PENDING":
             return f"job {run.job} is {run.state}", True
         time.sleep(CREDENTIAL_S)
@@ -157,29 +143,32 @@ class Drill:
             return " ".join(command), True
         return f"refused ({answer.stderr.strip()}): it waits its {QUEUE_S} s", True
 
-    def _next_attempt(self) -> Found:
-        run, over = self._look()
+    def _next_attempt(self, run: RunNow) -> Found:
         attempt = self._next(run)
         if attempt is None:
-            return over
+            return if_over(run)
         text = f"attempt {attempt.number} begins at step {attempt.first_step} on {attempt.nodes}"
-        if attempt.first_step < self.saved:
-            return f"{text}, but step {self.saved} was saved", False
-        return text, True
+        is_lost = attempt.first_step < self.saved
+        return text + (f", but step {self.saved} was saved" if is_lost else ""), not is_lost
 
-    def _trains_further(self) -> Found:
-        run, over = self._look()
+    def _trains_further(self, run: RunNow) -> Found:
         attempt, step = self._next(run), step_of(run)
         assert attempt is not None, "the station before has seen it"
         if run.progress.is_done:
             return f"done at step {run.progress.step}", True
         if attempt.exit_status:
             return f"attempt {attempt.number} {attempt.exit_status}: {attempt.reason}", False
-        return (f"step {step}", True) if step is not None and step > attempt.first_step else over
+        return (f"step {step}", True) if step is not None and step > attempt.first_step else if_over(run)
 
     def _next(self, run: RunNow) -> Attempt | None:
         """The first attempt after the one that the drill is about."""
         return next((attempt for attempt in run.attempts if attempt.number > self.number), None)
+
+
+def if_over(run: RunNow) -> Found:
+    """Say how a run ended that does not go on; None: it may."""
+    words = f"job {run.job} is {run.state}, {run.phase}: {run.last_word or 'without a word'}"
+    return None if run.may_go_on else (words, False)
 
 
 def step_of(run: RunNow) -> int | None:

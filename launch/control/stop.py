@@ -13,9 +13,8 @@ from pathlib import Path
 
 from cclm.errors import CclmError, ConfigError
 from cclm.run import stop as request
-from launch.slurm.client import ask_slurm, told_by_slurm
 from launch.slurm.history import Event, add_event
-from launch.slurm.jobs import JobNow, live_jobs_of
+from launch.slurm.jobs import JobNow, ask_slurm, live_jobs, told_by_slurm
 from launch.slurm.restart import newest_step
 from launch.watch.status import RUNNING, UNKNOWN, RunNow, look_at, look_at_one
 
@@ -47,14 +46,19 @@ def stop(run_folders: Sequence[Path], *, say: Say) -> list[Path]:
     """Let runs save and stay stopped; return those that there is something to wait for. Raise ConfigError if a job
     that cannot save is running, CclmError if Slurm does not answer."""
     runs = look_at_answered(run_folders)
-    asked = [run.run_folder for run in runs if run.is_local and _stop_local(run, say)]
-    under_slurm = [run for run in runs if not run.is_local and not run.progress.is_done]
-    jobs = live_jobs_of([run.run_folder for run in under_slurm]) if under_slurm else {}
-    idle = [run for run in runs if not run.is_local and not jobs.get(run.run_folder)]
-    for run in idle if len(runs) == 1 else []:
-        done = f"done at step {run.progress.step}: there is nothing to stop"
-        say(run.run_folder, done if run.progress.is_done else f"no job of it waits or runs; {goes_on_from(run)}")
-    busy = [run for run in under_slurm if jobs[run.run_folder]]
+    jobs = live_jobs(*(run.run_folder for run in runs if not run.is_local and not run.progress.is_done))
+    asked = []
+    for run in runs:
+        if run.is_local and run.state == RUNNING:
+            request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
+            where = run.run_folder / request.STOP_NAME
+            say(run.run_folder, f"asked to save and end after its present step, through {where}")
+            asked.append(run.run_folder)
+        elif run.is_local or (len(runs) == 1 and not jobs.get(run.run_folder)):
+            why = f"it does not run ({run.last_word})" if run.is_local else "no job of it waits or runs"
+            done = f"done at step {run.progress.step}: there is nothing to stop"
+            say(run.run_folder, done if run.progress.is_done else f"{why}; {goes_on_from(run)}")
+    busy = [run for run in runs if jobs.get(run.run_folder)]
     for run in busy:
         if run.kind == "command" and any(job.state != "PENDING" for job in jobs[run.run_folder]):
             raise ConfigError(
@@ -62,29 +66,12 @@ def stop(run_folders: Sequence[Path], *, say: Say) -> list[Path]:
                 do="Wait for it, or end it without saving: python -m launch cancel.",
             )  # fmt: skip
     asked += _stop_jobs([run for run in busy if run.kind != "array"], jobs, say)
-    _stop_arrays([run.run_folder for run in busy if run.kind == "array"], jobs, say)
-    return asked
-
-
-def _stop_local(run: RunNow, say: Say) -> bool:
-    if run.progress.is_done:
-        say(run.run_folder, f"done at step {run.progress.step}: there is nothing to stop")
-        return False
-    if run.state != RUNNING:
-        say(run.run_folder, f"it does not run ({run.last_word}); {goes_on_from(run)}")
-        return False
-    request.ask_to_stop(run.run_folder, REASON, request.StopKind.USER)
-    where = run.run_folder / request.STOP_NAME
-    say(run.run_folder, f"asked to save and end after its present step, through {where}")
-    return True
-
-
-def _stop_arrays(run_folders: Sequence[Path], jobs: dict[Path, list[JobNow]], say: Say) -> None:
-    """Take away the tasks that wait."""
-    _scancel("--state=PENDING", *sorted({job.base for run in run_folders for job in jobs[run]}))
-    for run in look_at_answered(run_folders) if run_folders else []:
+    arrays = [run.run_folder for run in busy if run.kind == "array"]
+    _scancel("--state=PENDING", *sorted({job.base for path in arrays for job in jobs[path]}))
+    for run in look_at_answered(arrays):
         counts = str(run.array_tasks)
         say(run.run_folder, f"the tasks that waited are cancelled ({counts}); those that run go on to their end")
+    return asked
 
 
 def _stop_jobs(runs: Sequence[RunNow], jobs: dict[Path, list[JobNow]], say: Say) -> list[Path]:
@@ -98,7 +85,7 @@ def _stop_jobs(runs: Sequence[RunNow], jobs: dict[Path, list[JobNow]], say: Say)
     _scancel("--state=PENDING", *(job.job for job in waiting if job.array_task is None))
     _scancel(*(job.job for job in waiting if job.array_task is not None))
     # A job that waited a moment ago may run by now; it finds the request in the history, or in the file.
-    remaining = live_jobs_of([run.run_folder for run in runs]) if runs else {}
+    remaining = live_jobs(*(run.run_folder for run in runs))
     asked = [run for run in runs if remaining[run.run_folder]]
     for run in runs:
         if run in asked:
@@ -149,33 +136,31 @@ def cancel(run_folders: Sequence[Path], *, say: Say) -> bool:
             where=str(local.run_folder), expected="a run with a job", got=f"one without Slurm ({local.state})",
             do="`stop` lets it save; Ctrl-C in its terminal ends it.",
         )  # fmt: skip
-    told: dict[Path, set[str]] = {path: set() for path in runs}
-    jobs, began = live_jobs_of(list(runs)), time.monotonic()
+    told: set[tuple[Path, str]] = set()
+    jobs, began = live_jobs(*runs), time.monotonic()
     while any(jobs.values()) and time.monotonic() - began < CANCEL_S:
-        names = {path: {_name(job, runs[path]) for job in found} for path, found in jobs.items()}
-        new = [(path, name) for path, found in names.items() for name in sorted(found - told[path])]
+        states: dict[tuple[Path, str], set[str]] = {}
+        for path, found in jobs.items():
+            for job in found:  # an array is cancelled as a whole, but of a sweep only the point
+                name = job.base if runs[path].kind == "array" else job.job
+                states.setdefault((path, name), set()).add(str(job))
+        new = [item for item in states if item not in told]
         for path, name in new:
             if runs[path].kind != "array":
                 add_event(path, Event(event="stop", job=name, reason="cancel"))
         _scancel(*dict.fromkeys(name for _, name in new))
         for path, name in new:
-            states = ", ".join(sorted({str(job) for job in jobs[path] if _name(job, runs[path]) == name}))
-            say(path, f"job {name} cancelled (it was {states})")
-            told[path].add(name)
+            say(path, f"job {name} cancelled (it was {', '.join(sorted(states[path, name]))})")
+        told.update(new)
         time.sleep(POLL_S)
-        jobs = live_jobs_of(list(runs))
+        jobs = live_jobs(*runs)
     for run in look_at_answered(list(runs)):
         path = run.run_folder
-        if told[path] or len(runs) == 1:
-            said = "" if told[path] else "no job of it waits or runs; "
+        is_told = any(path == item for item, _ in told)
+        if is_told or len(runs) == 1:
             state = ", ".join(str(job) for job in jobs[path]) or run.last_word or run.phase
-            say(path, f"{said}{state}; {goes_on_from(run)}")
+            say(path, f"{'' if is_told else 'no job of it waits or runs; '}{state}; {goes_on_from(run)}")
     return not any(jobs.values())
-
-
-def _name(job: JobNow, run: RunNow) -> str:
-    """What is cancelled: an array as a whole, but of a sweep only the point."""
-    return job.base if run.kind == "array" else job.job
 
 
 def goes_on_from(run: RunNow) -> str:

@@ -48,47 +48,27 @@ def diagnose_machine(folder: Path) -> Iterator[Diagnostic]:
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
         yield (warn if free < 2**28 else ok)("shared memory", f"{_size(free)} free in {shared} (NCCL uses it)")
-    yield from _gpus()
-    yield from _packages()
+    gpus = ask_nvidia(("name", "memory.total", "driver_version"), with_units=True)
+    if isinstance(gpus, str):
+        yield warn("GPUs", gpus)
+    elif not gpus:
+        yield note("GPUs", "nvidia-smi shows none, or is not on the PATH; training will use the CPU")
+    else:
+        yield from (ok(f"GPU {number}", ", ".join(gpu.values())) for number, gpu in enumerate(gpus))
+    for name in (*NEEDED, *OPTIONAL):
+        try:
+            yield ok(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            text = f"not installed; install it: python -m pip install {name}"
+            yield fail(name, text) if name in NEEDED else note(name, "not installed")
     for program, use in TOOLS.items():
         place = shutil.which(program)
         yield (ok if place else note)(program, f"{place or 'not on the PATH'} ({use})")
     yield _disk(folder)
 
 
-def _gpus() -> Iterator[Diagnostic]:
-    found = ask_nvidia(("name", "memory.total", "driver_version"), with_units=True)
-    if isinstance(found, str):
-        yield warn("GPUs", found)
-    elif not found:
-        yield note("GPUs", "nvidia-smi shows none, or is not on the PATH; training will use the CPU")
-    else:
-        yield from (ok(f"GPU {number}", ", ".join(gpu.values())) for number, gpu in enumerate(found))
-
-
-def _packages() -> Iterator[Diagnostic]:
-    for name in (*NEEDED, *OPTIONAL):
-        version = installed_version(name)
-        if version:
-            yield ok(name, version)
-        elif name in NEEDED:
-            yield fail(name, f"not installed; install it: python -m pip install {name}")
-        else:
-            yield note(name, "not installed")
-
-
-def installed_version(name: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _disk(folder: Path) -> Diagnostic:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not os.access(place, os.W_OK):
         return fail("folder", f"{place} is not writable; give another --folder")
     free = shutil.disk_usage(place).free

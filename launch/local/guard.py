@@ -11,18 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable
-
-
-def groups_left(lines: Iterable[str]) -> set[int]:
-    """Follow the launcher's messages to their end; return the process groups that nobody has cleaned up."""
-    groups: set[int] = set()
-    for line in lines:
-        if line.startswith("+"):
-            groups.add(int(line[1:]))
-        else:
-            groups.discard(int(line[1:]))
-    return groups
 
 
 def main() -> None:
@@ -30,7 +18,13 @@ def main() -> None:
     # Ctrl-C in a terminal and a TERM to the whole session must not end the guard before the launcher.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    for group in groups_left(sys.stdin):
+    groups: set[int] = set()
+    for line in sys.stdin:
+        if line.startswith("+"):
+            groups.add(int(line[1:]))
+        else:
+            groups.discard(int(line[1:]))
+    for group in groups:
         try:
             os.killpg(group, signal.SIGKILL)
         except ProcessLookupError:

@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
 from cclm.run.causes import GOOD_ENDS
+from cclm.run.rank_ends import RankEnd
 from cclm.run.signals import AGAIN_S
 from cclm.run.status import cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.local import guard, shim
-from launch.local.exit_status import RankExit
 from launch.plan.job import JobPlan, RankPlan
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -38,11 +38,8 @@ class Ranks:
     plan: JobPlan
     grace_s: float
     tell_guard: Callable[[str], None]
-    blocked: frozenset[signal.Signals]
-    """What the launcher waits for, and its ranks must hear."""
-    began: float = field(default_factory=time.monotonic)
     alive: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    exits: list[RankExit] = field(default_factory=list)
+    exits: list[RankEnd] = field(default_factory=list)
     stop_signal: int | None = None
     """The first that asked to stop."""
     asked: float = 0.0
@@ -51,8 +48,8 @@ class Ranks:
 
     def start(self, rank: RankPlan) -> None:
         """Start one rank; stdin is empty."""
-        cores, signals = ",".join(map(str, rank.cores)), ",".join(str(int(number)) for number in self.blocked)
-        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, signals, *rank.command]
+        cores = ",".join(map(str, rank.cores))
+        command = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), cores, *rank.command]
         with open_log(rank.log, rank.rank, self.plan.host) if rank.log else nullcontext() as output:
             process = subprocess.Popen(
                 command,
@@ -73,10 +70,13 @@ class Ranks:
         for rank, _ in sorted(dead, key=lambda item: item[1].si_code == os.CLD_EXITED):
             process = self.alive.pop(rank)
             os.killpg(process.pid, signal.SIGKILL)
-            code, seconds = process.wait(), time.monotonic() - self.began
+            code = process.wait()
             self.tell_guard(f"-{process.pid}")
             cause, reason = cause_of_end(self.plan.run_folder, rank, code)
-            self.exits.append(RankExit(rank=rank, code=code, seconds=seconds, cause=cause, reason=reason))
+            self.exits.append(RankEnd(
+                rank=rank, host=self.plan.host, attempt=0, code=128 - code if code < 0 else code, time=time.time(),
+                cause=cause, reason=reason,
+            ))  # fmt: skip
             if cause not in GOOD_ENDS:
                 self.end()
 
@@ -102,10 +102,6 @@ class Ranks:
             for process in self.alive.values():
                 os.killpg(process.pid, signal.SIGKILL)
             self.kill_at = None
-
-    def seconds_to_wait(self, most_s: float) -> float:
-        """Return how long a wait may last that must not miss the end of the grace time."""
-        return most_s if self.kill_at is None else min(most_s, max(self.kill_at - time.monotonic(), 0.0))
 
     def end(self) -> None:
         """Tell every rank to end, and begin the grace time, unless it has begun."""
@@ -160,11 +156,9 @@ def guarded() -> Iterator[Callable[[str], None]]:
     pipe = process.stdin
 
     def tell(message: str) -> None:
-        try:
+        with suppress(BrokenPipeError):  # somebody killed the guard: the job goes on without it
             pipe.write(f"{message}\n".encode())
             pipe.flush()
-        except BrokenPipeError:
-            return  # somebody killed the guard: the job goes on without it
 
     try:
         yield tell

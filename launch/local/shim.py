@@ -1,7 +1,7 @@
 """What a rank is for its first milliseconds: it ties its life to the launcher's, binds itself to its cores, and becomes
 the rank's command. Run by path with `python -I -S`, without our checkout on its path: it must start at once.
 
-    python shim.py LAUNCHER_PID CORES SIGNALS COMMAND…    CORES: "0,1", or "" for no binding; SIGNALS: to be unblocked
+    python shim.py LAUNCHER_PID CORES COMMAND…    CORES: "0,1", or "" for no binding
 
 Children of the rank do not inherit what ties it to the launcher; for them there is `launch/local/guard.py`.
 """
@@ -19,12 +19,12 @@ from cclm.run.process import die_with_parent
 
 def main(arguments: list[str]) -> None:
     """Become the command; does not return."""
-    parent, cores, signals, *command = arguments
+    parent, cores, *command = arguments
     die_with_parent(int(parent))
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     # The launcher receives its signals with sigtimedwait, so they are blocked there, and a blocked set is inherited.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [int(number) for number in signals.split(",")])
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.overrides import plain_value
+from cclm.files.plain import to_yaml
 from cclm.files.reading import read_yaml
+from cclm.files.shipped import find_shipped
 
 RECIPE_NAME = "recipe.yaml"
 TRAINING = ("pretrain", "finetune")
@@ -47,12 +49,7 @@ def read_recipe(name: str, overrides: Sequence[str], world_size: int, *, files_e
 
 def find_recipe(name: str, shipped: Path) -> Path:
     """Return the path of a recipe given by its path or by its name in the folder `shipped`."""
-    path = Path(name) if Path(name).is_file() else shipped / f"{name}.yaml"
-    if path.is_file():
-        return path
-    names = ", ".join(sorted(item.stem for item in shipped.glob("*.yaml"))) or f"nothing (no {shipped})"
-    expected = f"the path of a YAML file or one of {names}"
-    raise ConfigError(where="recipe", expected=expected, got=repr(name), do="Check the name.")
+    return find_shipped(name, shipped, ".yaml", where="recipe", do="Check the name.")
 
 
 def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -93,11 +90,8 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def write_recipe(run_folder: Path, content: dict[str, Any], origin: Path) -> Path:
     """Write the merged recipe into the run folder."""
-    import yaml
-
     path = run_folder / RECIPE_NAME
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    replace_text(path, f"# {origin} with the overrides of its submission\n{text}")
+    replace_text(path, f"# {origin} with the overrides of its submission\n{to_yaml(content)}")
     return path
 
 
@@ -121,17 +115,16 @@ def recipe_of(command: Sequence[str], world_size: int) -> Recipe | None:
     return read_recipe(names[-1], overrides, world_size) if names else None
 
 
-def read_blocks(content: dict[str, Any]) -> list[Any]:
-    """Return the blocks of a training recipe that name what its ranks read."""
-    return [content.get(name) for name in ("data", "views")]
+def folders_read(recipe: dict[str, Any], base: Path) -> tuple[str, ...]:
+    """Return the folders that a training recipe reads and that exist: what every node must be able to read."""
+    return tuple(_folders_in([recipe.get("data"), recipe.get("views")], base))
 
 
-def folders_named_in(value: Any, base: Path) -> list[str]:
-    """Return the folders that a recipe names and that exist: what every node must be able to read."""
+def _folders_in(value: Any, base: Path) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return sorted({found for item in value for found in folders_named_in(item, base)})
+        return sorted({found for item in value for found in _folders_in(item, base)})
     if not isinstance(value, str) or not value:
         return []
     folder = base / Path(os.path.expandvars(value)).expanduser()

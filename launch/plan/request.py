@@ -1,16 +1,27 @@
-"""What a user asks of the cluster, before anything is looked up. Most fields are options of `submit`, which shows their
-docstrings as help (`cclm/files/options.py`)."""
+"""What a job is planned from: what a site is like (a profile), and what a user asks of the cluster, before anything is
+looked up. Most fields of a request are options of `submit`, which shows their docstrings as help
+(`cclm/files/options.py`).
+
+A profile is a small YAML file with the values that every job of a site needs. Shipped ones lie in `launch/profiles/`;
+an own one is named by its path, or by the variable CCLM_PROFILE.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cclm.errors import ConfigError
-from launch.plan.profile import Profile
+from cclm.files.reading import read_typed
+from cclm.files.shipped import find_shipped
+from cclm.types import LocalPath, TextOrNothing
 
+PROFILES = Path(__file__).parents[1] / "profiles"
+PROFILE_VARIABLE = "CCLM_PROFILE"
 LAUNCHERS = ("srun", "torchrun")
 PREFLIGHTS = ("full", "quick", "none")
 SBATCH_OPTIONS = ("partition", "account", "qos", "constraint", "exclude")
@@ -23,7 +34,49 @@ OURS |= {"array", "dependency"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmRequest:
+class SiteOptions:
+    """Options of sbatch that a site has values for: where a job may run, and who pays."""
+
+    partition: str | None = None
+    """Partition (queue) of the job."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that a node must have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(SiteOptions):
+    """Defaults of a site; the command line wins over them."""
+
+    cpus_per_gpu: int = 8
+    """Cores of a task that has a GPU: one for the step, the others for its data workers."""
+    cpus_per_task: int = 1
+    """Cores of a task without a GPU."""
+    modules: tuple[str, ...] = ()
+    """Environment modules to load."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell that run on the first node before the ranks start, after the modules."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables for every rank, such as NCCL's and gloo's network interface."""
+    container: Literal["none", "pyxis", "apptainer"] = "none"
+    """"none", "pyxis" or "apptainer": how `--container` is run."""
+    container_mounts: tuple[str, ...] = ()
+    """Folders that the container sees besides the run folder and the working folder."""
+    container_flags: tuple[str, ...] = ()
+    """Further flags of srun (pyxis) or of `apptainer exec`."""
+    container_python: str = "python3"
+    """Python inside the container."""
+    scratch: LocalPath | None = None
+    """Folder on each node's own disk; preflight writes and measures there."""
+    sbatch: Mapping[str, TextOrNothing] = field(default_factory=dict)
+    """Further options of sbatch, without the leading dashes; an empty value gives a bare option."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmRequest(SiteOptions):
     """A job of equal tasks on equal nodes."""
 
     run_folder: Path
@@ -52,16 +105,8 @@ class SlurmRequest:
     """Cores of a rank; default: the profile's."""
     time: str = "24:00:00"
     """Limit, [days-]hours:minutes:seconds."""
-    partition: str | None = None
-    """As for sbatch."""
-    account: str | None = None
-    """As for sbatch."""
-    qos: str | None = None
-    """As for sbatch."""
-    constraint: str | None = None
-    """As for sbatch."""
     exclude: str | None = None
-    """As for sbatch."""
+    """Nodes to leave out, as for sbatch."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
     """Any other option of sbatch; an empty value gives a bare option."""
     array: int = 0
@@ -100,6 +145,16 @@ class SlurmRequest:
         return self.nodes * self.ranks_per_node
 
 
+def read_profile(name: str | None, environment: Mapping[str, str] = os.environ) -> Profile:
+    """Read a profile by its shipped name or its path; None: what CCLM_PROFILE says, else "default". Raise ConfigError
+    if it does not exist, or has unknown keys (all are named) or values of the wrong kind."""
+    name = name or environment.get(PROFILE_VARIABLE) or "default"
+    do = "Copy launch/profiles/default.yaml and adapt it."
+    path = find_shipped(name, PROFILES, ".yaml", where="--profile", do=do)
+    do = "See launch/plan/request.py for every key with its meaning."
+    return read_typed(Profile, path, expected="a profile", do=do)
+
+
 def seconds_of(time: str) -> int | None:
     """Return the seconds of a time limit in sbatch's forms; None for no limit ("UNLIMITED", "0")."""
     if time.upper() in ("UNLIMITED", "INFINITE", "0"):
@@ -110,14 +165,10 @@ def seconds_of(time: str) -> int | None:
             where="--time", expected="[days-]hours:minutes:seconds, minutes:seconds or minutes", got=repr(time),
             do="For example --time 24:00:00.",
         )  # fmt: skip
-    days, first, second, third = match.groups()
-    if days is not None:
-        parts = (int(days) * 24 + int(first), int(second or 0), int(third or 0))
-    elif third is not None:
-        parts = (int(first), int(second), int(third))
-    else:
-        parts = (0, int(first), int(second or 0))
-    return parts[0] * 3600 + parts[1] * 60 + parts[2]
+    days, *parts = (int(part or 0) for part in match.groups())
+    # Days are followed by hours; else only three parts begin with them.
+    hours, minutes, seconds = parts if match[1] or match[4] else (0, *parts[:2])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def check_request(request: SlurmRequest, profile: Profile) -> None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cclm.errors import ConfigError
-from cclm.files.reading import read_json
-from launch.plan.profile import Profile
-from launch.plan.request import SBATCH_OPTIONS, SlurmRequest, check_request
+from cclm.files.node import node_of
+from cclm.files.reading import raise_problems, read_json
+from cclm.files.typed import Converter
+from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request
 from launch.plan.sweep import POINTS
 
 SLURM_FOLDER = "slurm"
@@ -28,7 +27,6 @@ FIRST_PORT, NUM_PORTS = 20000, 20000
 """Where the ranks of jobs meet."""
 PLAN_VERSION = 2
 """Of the plan, and of what the code beside it writes and reads."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +115,15 @@ class SweepPlan:
     @property
     def directives(self) -> dict[str, str]:
         """Options of sbatch: a point's, but for all of them."""
-        tasks = self.array_tasks(range(len(self.points)))
+        tasks = array_tasks(range(len(self.points)), len(self.points), self.concurrent)
         output = str(self.folder / POINTS / "%a" / "logs" / "slurm.log")
         return {**self.points[0].directives, "job-name": self.name, "array": tasks, "output": output}
 
-    def array_tasks(self, numbers: Sequence[int]) -> str:
-        """Spell some tasks as `--array` takes them."""
-        whole = len(numbers) == len(self.points)
-        text = f"0-{len(numbers) - 1}" if whole else ",".join(map(str, numbers))
-        return text + (f"%{self.concurrent}" if self.concurrent else "")
+
+def array_tasks(numbers: Sequence[int], count: int, concurrent: int | None) -> str:
+    """Spell some of `count` tasks as `--array` takes them."""
+    text = f"0-{count - 1}" if len(numbers) == count else ",".join(map(str, numbers))
+    return text + (f"%{concurrent}" if concurrent else "")
 
 
 def option(name: str, value: str) -> str:
@@ -151,7 +149,12 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
         ranks_per_node=request.ranks_per_node,
         cpus_per_task=cpus * request.ranks_per_node // tasks,
         command=_torchrun(python, request, command) if is_torchrun else command,
-        environment=_environment(request, profile, cpus),
+        environment={
+            "OMP_NUM_THREADS": str(max(cpus, 1)),
+            "PYTHONUNBUFFERED": "1",
+            **({} if request.gpus_per_node else {"DS_ACCELERATOR": "cpu"}),
+            **profile.environment,
+        },
         srun_options=(),
         task_prefix=(),
         python=python,
@@ -163,7 +166,6 @@ def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
 
 def _directives(plan: SlurmPlan) -> dict[str, str]:
     request = plan.request
-    limit = f"%{request.concurrent}" if request.concurrent else ""
     chosen = {
         "job-name": request.name,
         **{name: getattr(request, name) or getattr(plan.profile, name, None) for name in SBATCH_OPTIONS},
@@ -172,7 +174,7 @@ def _directives(plan: SlurmPlan) -> dict[str, str]:
         "gpus-per-node": str(request.gpus_per_node) if request.gpus_per_node else None,
         "cpus-per-task": str(plan.cpus_per_task),
         "time": request.time,
-        "array": f"0-{request.array - 1}{limit}" if request.array else None,
+        "array": array_tasks(range(request.array), request.array, request.concurrent) if request.array else None,
         "signal": f"B:USR1@{request.save_s}" if not request.array else None,
         "output": str(plan.log),
         "open-mode": "append",
@@ -227,14 +229,6 @@ def _torchrun(python: str, request: SlurmRequest, command: tuple[str, ...]) -> t
     return (python, "-m", "torch.distributed.run", *size.split(), *meet.split(), *program)
 
 
-def _environment(request: SlurmRequest, profile: Profile, cpus: int) -> dict[str, str]:
-    """Variables of every rank; the profile's win."""
-    values = {"OMP_NUM_THREADS": str(max(cpus, 1)), "PYTHONUNBUFFERED": "1"}
-    if not request.gpus_per_node:
-        values["DS_ACCELERATOR"] = "cpu"
-    return {**values, **profile.environment}
-
-
 def read_plan(run_folder: Path) -> SlurmPlan:
     """Return the plan of a run that was submitted to Slurm. Raise ConfigError if it never was, or the folder has been
     moved since."""
@@ -259,26 +253,8 @@ def find_plan(run_folder: Path) -> SlurmPlan | None:
     values = read_json(path, None)
     if values is None:
         return None
-    try:
-        return _rebuild(SlurmPlan, values)
-    except (AttributeError, KeyError, TypeError) as error:
-        again = "Give the command of the submission again."
-        raise ConfigError(where=str(path), expected="the plan of a job", got=str(error), do=again) from error
-
-
-def _rebuild(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Make a dataclass of ours from what JSON has left of it: lists become tuples, strings paths."""
-    hints = get_type_hints(kind)
-    known = [item.name for item in fields(kind) if item.name in values]  # type: ignore[arg-type]
-    return kind(**{name: _value(hints[name], values[name]) for name in known})
-
-
-def _value(hint: Any, value: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        kind = next(arm for arm in get_args(hint) if arm is not types.NoneType)
-        return None if value is None else _value(kind, value)
-    if hint is Path:
-        return Path(value)
-    if get_origin(hint) is tuple:
-        return tuple(value)
-    return _rebuild(hint, value) if isinstance(hint, type) and is_dataclass(hint) else value
+    converter = Converter(expands=False, asks_rules=False)
+    plan: SlurmPlan = converter.convert(node_of(values, str(path)), SlurmPlan)
+    wrong = [problem for problem in converter.problems if problem.kind != "unknown_key"]  # another version's
+    raise_problems(wrong, str(path), "the plan of a job", "Give the command of the submission again.")
+    return plan

@@ -7,8 +7,8 @@ RUN/code.sha256      one hash over all copied files; preflight compares it on ev
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from cclm.files.atomic import replace_text
@@ -51,17 +51,8 @@ def take_snapshot(checkout: Path, run_folder: Path, *, anew: bool = False) -> st
 def code_hash(code: Path) -> str:
     """Hash names and bytes of all files of a snapshot; links are not followed."""
     digest = hashlib.sha256()
-    for path in sorted(_files(code)):
+    found = (Path(folder, name) for folder, _, names in os.walk(code) for name in names)
+    for path in sorted(path for path in found if not path.is_symlink() and path.parent.name != "__pycache__"):
         data = path.read_bytes()
         digest.update(f"{path.relative_to(code).as_posix()} {len(data)}\n".encode() + data)
     return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.is_symlink() or path.name == "__pycache__":
-            continue
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path

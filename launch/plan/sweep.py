@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,17 +108,12 @@ def read_points(path: Path) -> list[dict[str, Any]]:
     return [dotted(item) for item in content]
 
 
-def dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings: {"a": {"b": 1}} is {"a.b": 1}."""
-    return dict(_leaves(overrides, ""))
-
-
-def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
+    flat: dict[str, Any] = {}
+    for key, item in values.items():
+        flat |= dotted(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return flat
 
 
 def point_folder(folder: Path, number: int) -> Path:

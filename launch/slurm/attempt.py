@@ -13,7 +13,6 @@ python -m launch.slurm.attempt resubmit RUN                          submit the 
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import time
 from pathlib import Path
@@ -21,10 +20,10 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_bytes
 from cclm.run import stop
+from cclm.run.process import why_port_is_taken
 from cclm.run.status import DoneMarker
 from launch.plan.request import SlurmRequest
 from launch.plan.slurm_job import FIRST_PORT, NUM_PORTS, SlurmPlan, read_plan
-from launch.slurm.client import submit_script
 from launch.slurm.history import (
     Event,
     add_event,
@@ -36,8 +35,8 @@ from launch.slurm.history import (
     read_history,
     tries_at,
 )
-from launch.slurm.jobs import jobs_alive, live_jobs
-from launch.slurm.restart import decide_command, decide_restart, look_at_end, newest_step, why_not_done
+from launch.slurm.jobs import jobs_alive, live_jobs, submit_script
+from launch.slurm.restart import decide_command, decide_restart, newest_step, why_not_done
 
 GO_ON, GIVE_UP, NOTHING_TO_DO, AGAIN = 0, 1, 3, stop.STOPPED_CODE
 
@@ -74,14 +73,14 @@ def begin(run_folder: Path, request: SlurmRequest, job: str, nodes: str) -> int:
 
 def _other_job(run_folder: Path, job: str) -> str | None:
     """Another job that runs in this folder: somebody has submitted the script twice."""
-    attempts = all_attempts(read_history(run_folder))
-    if not attempts or attempts[-1].ended is not None or attempts[-1].job == job:
+    newest = next(reversed(all_attempts(read_history(run_folder))), None)
+    if newest is None or newest.ended is not None or newest.job == job:
         return None
     try:
-        running = [found.job for found in live_jobs(run_folder) if found.state == "RUNNING"]
+        running = [found.job for found in live_jobs(run_folder)[run_folder] if found.state == "RUNNING"]
     except CclmError:  # a controller that does not answer: the ranks' own lock still stands
         return None
-    return attempts[-1].job if attempts[-1].job in running else None
+    return newest.job if newest.job in running else None
 
 
 def end(run_folder: Path, plan: SlurmPlan, job: str, code: int, *, is_ended_from_outside: bool) -> int:
@@ -89,15 +88,13 @@ def end(run_folder: Path, plan: SlurmPlan, job: str, code: int, *, is_ended_from
     (run_folder / RESERVE).unlink(missing_ok=True)
     attempt = attempts_since_submission(read_history(run_folder))[-1]
     if plan.request.is_training:
-        facts = look_at_end(run_folder, plan.request.max_tries, job, is_ended_from_outside=is_ended_from_outside)
-        decision = decide_restart(facts)
+        decision = decide_restart(run_folder, plan.request.max_tries, job, is_ended_from_outside=is_ended_from_outside)
     else:
         decision = decide_command(run_folder, attempt, plan.request.nodes * plan.tasks_per_node)
-    event = Event(
+    add_event(run_folder, Event(
         event="end", attempt=attempt.number, job=job, step=decision.step, exit_status=decision.exit_status,
         cause=decision.cause.value, reason=decision.reason,
-    )  # fmt: skip
-    add_event(run_folder, event)
+    ))  # fmt: skip
     say(f"attempt {attempt.number} {decision.exit_status} (srun's code {code}): {decision.reason}")
     if decision.goes_on:
         return AGAIN
@@ -109,8 +106,7 @@ def after(run_folder: Path, other: Path) -> int:
     why = why_not_done(other)
     if not why:
         return GO_ON
-    jobs = jobs_alive(other)
-    if jobs:
+    if jobs := jobs_alive(other):
         say(f"{other} goes on as job {', '.join(jobs)}")
         return resubmit(run_folder, f"--dependency=afterany:{':'.join(jobs)}") or GIVE_UP
     say(f"{other} is not done: {why}. Repair it, then submit this run again.")
@@ -124,8 +120,7 @@ def resubmit(run_folder: Path, *options: str) -> int:
     except CclmError as error:
         say(f"could not be submitted again: {error}")
         return GIVE_UP
-    before = last_job(read_history(run_folder))
-    add_event(run_folder, Event(event="submitted", job=job, reason=f"after job {before}"))
+    add_event(run_folder, Event(event="submitted", job=job, reason=f"after job {last_job(read_history(run_folder))}"))
     say(f"goes on as job {job}")
     return GO_ON
 
@@ -134,11 +129,7 @@ def find_port(job: int) -> int:
     """Return the first free port from one that depends on the job's id on: jobs may share a node."""
     for offset in range(NUM_PORTS):
         port = FIRST_PORT + (job * 16 + offset) % NUM_PORTS
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
+        if not why_port_is_taken(port):
             return port
     advice = "Find out what holds them: `ss -ltn`."
     raise CclmError(where="the first node", expected="a free port", got="none", do=advice)

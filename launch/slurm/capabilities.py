@@ -1,9 +1,4 @@
-"""What this cluster can do, as it says itself: settings, partitions, nodes. Parsers are pure functions of Slurm's text.
-
-scontrol show config ─────────────┐
-scontrol --oneliner show partition ├──> Cluster
-sinfo --Node ──────────────────────┘
-"""
+"""What this cluster can do, as it says itself: settings, partitions, nodes. Parsing is a pure function of the text."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cclm.errors import CclmError
-from launch.slurm.client import ask_slurm, told_by_slurm
+from launch.slurm.jobs import ask_slurm, told_by_slurm
 
 ASK_S = 10.0
 """A report must not wait long for a controller that is down."""
@@ -103,16 +98,20 @@ class Cluster:
         return tuple(other.name for other in higher if mine & {node.name for node in other.nodes})
 
 
-def parse_config(text: str) -> dict[str, str]:
-    """Parse `scontrol show config`: "KillWait                = 30 sec" and the like."""
-    matches = (_SETTING.fullmatch(line) for line in text.splitlines())
-    return {match[1]: match[2].strip() for match in matches if match is not None}
+def read_cluster() -> Cluster:
+    """Ask the controller. Raise CclmError if it does not answer, or refuses."""
+    advice = "The controller may be down: ask `scontrol ping`."
+    config, partitions, nodes = (
+        told_by_slurm(command, expected="an answer", do=advice, timeout_s=ASK_S).stdout
+        for command in (CONFIG, PARTITIONS, NODES)
+    )
+    return parse_cluster(config, partitions, nodes)
 
 
-def parse_nodes(text: str) -> dict[str, tuple[Node, ...]]:
-    """Parse sinfo's lines (format `NODES`); returns the nodes of each partition."""
+def parse_cluster(config: str, partitions: str, nodes: str) -> Cluster:
+    """Parse what the three commands print: "KillWait                = 30 sec", a line a partition, a line a node."""
     found: dict[str, list[Node]] = {}
-    for line in text.splitlines():
+    for line in nodes.splitlines():
         partition, name, state, cores, memory, gres, reason = line.split("|", 6)
         node = Node(
             name=name,
@@ -123,13 +122,8 @@ def parse_nodes(text: str) -> dict[str, tuple[Node, ...]]:
             reason="" if reason in _NOTHING else reason,
         )
         found.setdefault(partition, []).append(node)
-    return {partition: tuple(nodes) for partition, nodes in found.items()}
-
-
-def parse_partitions(text: str, nodes: Mapping[str, tuple[Node, ...]]) -> tuple[Partition, ...]:
-    """Parse `scontrol --oneliner show partition`, one partition a line."""
-    lines = (dict(word.partition("=")[::2] for word in line.split()) for line in text.splitlines())
-    return tuple(
+    lines = (dict(word.partition("=")[::2] for word in line.split()) for line in partitions.splitlines())
+    told = tuple(
         Partition(
             name=values["PartitionName"],
             is_default=values.get("Default") == "YES",
@@ -139,22 +133,13 @@ def parse_partitions(text: str, nodes: Mapping[str, tuple[Node, ...]]) -> tuple[
             grace_s=int(values.get("GraceTime", 0)),
             tier=int(values.get("PriorityTier", 1)),
             accounts=None if (who := values.get("AllowAccounts", "ALL")) == "ALL" else tuple(who.split(",")),
-            nodes=nodes.get(values["PartitionName"], ()),
+            nodes=tuple(found.get(values["PartitionName"], ())),
         )
         for values in lines
         if "PartitionName" in values
     )
-
-
-def read_cluster() -> Cluster:
-    """Ask the controller. Raise CclmError if it does not answer, or refuses."""
-    config, partitions, nodes = (_told(command) for command in (CONFIG, PARTITIONS, NODES))
-    return Cluster(settings=parse_config(config), partitions=parse_partitions(partitions, parse_nodes(nodes)))
-
-
-def _told(command: tuple[str, ...]) -> str:
-    advice = "The controller may be down: ask `scontrol ping`."
-    return told_by_slurm(command, expected="an answer", do=advice, timeout_s=ASK_S).stdout
+    matches = (_SETTING.fullmatch(line) for line in config.splitlines())
+    return Cluster(settings={match[1]: match[2].strip() for match in matches if match is not None}, partitions=told)
 
 
 def why_no_accounting() -> str:

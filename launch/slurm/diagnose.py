@@ -1,8 +1,4 @@
-"""The part of `python -m launch doctor` about Slurm: what there is, and what would go wrong, with what to do about it.
-
-Cluster (capabilities.py) ──> describe ──> ok lines
-                          └─> problems ──> warn lines
-"""
+"""The part of `python -m launch doctor` about Slurm: what there is, what would go wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -15,9 +11,8 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.run.machine import file_system_of
 from launch.local.diagnose import Diagnostic, note, ok, warn
-from launch.plan.profile import Profile
-from launch.plan.request import SlurmRequest, seconds_of
-from launch.slurm.capabilities import Cluster, Node, Partition, my_accounts, read_cluster, why_no_accounting
+from launch.plan.request import Profile, SlurmRequest, seconds_of
+from launch.slurm.capabilities import Cluster, Partition, my_accounts, read_cluster, why_no_accounting
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 OPTIONAL = ("sinfo", "sacct", "sacctmgr")
@@ -51,8 +46,7 @@ def diagnose_slurm(folder: Path, profile: Profile, save_s: int) -> Iterator[Diag
     why_not = why_no_accounting()
     yield diagnose_accounting(cluster, why_not)
     accounts = my_accounts(getpass.getuser()) if profile.account and not why_not else None
-    yield from problems(cluster, profile, save_s)
-    yield from diagnose_account(profile, accounts)
+    yield from problems(cluster, profile, save_s, accounts)
     yield from diagnose_folder(folder)
 
 
@@ -62,9 +56,11 @@ def describe(cluster: Cluster) -> Iterator[Diagnostic]:
     yield ok("Slurm", f"{version}, cluster {name}, {len(cluster.nodes)} node(s); arrays of up to {tasks} tasks")
     for partition in cluster.partitions:
         states = Counter(node.plain_state for node in partition.nodes)
+        has = "{0.cores} core(s), {1:.0f} GiB, {2}"
+        kinds = Counter(has.format(node, node.memory_mib / 1024, node.gres or "no GPU") for node in partition.nodes)
         parts = [
             f"{len(partition.nodes)} node(s): {', '.join(f'{count} {state}' for state, count in states.items())}",
-            *_kinds(partition.nodes),
+            *(f"{count if len(kinds) > 1 else 'each'} × {kind}" for kind, count in kinds.most_common()),
             f"time limit {partition.max_time.lower()}",
             f"preemption {partition.preempt_mode.lower()}",
         ]
@@ -72,17 +68,15 @@ def describe(cluster: Cluster) -> Iterator[Diagnostic]:
         yield say(f"partition {partition.name}{'*' if partition.is_default else ''}", "; ".join(parts))
 
 
-def _kinds(nodes: Sequence[Node]) -> list[str]:
-    """What a node has; several kinds with how many there are of each."""
-    has = (f"{node.cores} core(s), {node.memory_mib / 1024:.0f} GiB, {node.gres or 'no GPU'}" for node in nodes)
-    kinds = Counter(has)
-    return [f"{count if len(kinds) > 1 else 'each'} × {kind}" for kind, count in kinds.most_common()]
-
-
-def problems(cluster: Cluster, profile: Profile, save_s: int) -> Iterator[Diagnostic]:
-    """Yield what would go wrong, by the cluster's own settings."""
+def problems(
+    cluster: Cluster, profile: Profile, save_s: int, accounts: Sequence[str] | None = None
+) -> Iterator[Diagnostic]:
+    """Yield what would go wrong, by the cluster's own settings. `accounts`: of this user; None if nobody knows them."""
     yield from _settings(cluster, save_s)
     yield from _profile(cluster, profile)
+    if profile.account and accounts is not None and profile.account not in accounts:
+        mine = ", ".join(accounts) or "none"
+        yield warn("profile", f"account {profile.account} is none of yours ({mine}): adapt it")
     chosen = [item for item in cluster.partitions if profile.partition in (None, item.name)]
     yield from _preemption(cluster, chosen, save_s)
     usual = SlurmRequest.time
@@ -102,24 +96,21 @@ def _settings(cluster: Cluster, save_s: int) -> Iterator[Diagnostic]:
     each = "core" if cluster.setting("DefMemPerCPU") else "node"
     memory = cluster.setting("DefMemPerCPU") or cluster.setting("DefMemPerNode")
     is_counted = "MEMORY" in cluster.setting("SelectTypeParameters").upper() and memory not in ("", "UNLIMITED")
-    if cluster.setting("JobRequeue") == "0":
-        text = "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too"
-        yield warn("JobRequeue", text)
-    if kill_s < save_s:
-        text = f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits"
-        yield warn("KillWait", text)
-    if cluster.setting("MaxArraySize") in ("0", "1"):
-        yield warn("MaxArraySize", "no array jobs here: sweeps and builds of shards need them")
-    if cluster.setting("EnforcePartLimits") in ("NO", ""):
-        text = (
-            "NO: what a partition can never give may wait for ever instead of being refused; squeue says why it waits"
-        )
-        yield warn("EnforcePartLimits", text)
-    if select != "select/cons_tres":
-        yield warn("SelectType", f"{select}: --gpus-per-node needs select/cons_tres; jobs on the CPU work")
-    if is_counted:
-        text = f"a job gets {memory} MiB per {each} unless it asks: --sbatch mem=0 takes all that a node has"
-        yield warn("memory", text)
+    faults = (
+        ("JobRequeue", cluster.setting("JobRequeue") == "0",
+         "0: a job comes back only if it asks for it; `submit` passes --requeue, a script of your own must, too"),
+        ("KillWait", kill_s < save_s,
+         f"a cancelled job has {kill_s} s to save, not {save_s} s (--save-s): use `launch stop` instead, it waits"),
+        ("MaxArraySize", cluster.setting("MaxArraySize") in ("0", "1"),
+         "no array jobs here: sweeps and builds of shards need them"),
+        ("EnforcePartLimits", cluster.setting("EnforcePartLimits") in ("NO", ""),
+         "NO: what a partition can never give may wait for ever instead of being refused; squeue says why it waits"),
+        ("SelectType", select != "select/cons_tres",
+         f"{select}: --gpus-per-node needs select/cons_tres; jobs on the CPU work"),
+        ("memory", is_counted,
+         f"a job gets {memory} MiB per {each} unless it asks: --sbatch mem=0 takes all that a node has"),
+    )  # fmt: skip
+    yield from (warn(subject, text) for subject, is_so, text in faults if is_so)
 
 
 def _profile(cluster: Cluster, profile: Profile) -> Iterator[Diagnostic]:
@@ -167,13 +158,6 @@ def diagnose_accounting(cluster: Cluster, why_not: str) -> Diagnostic:
         return ok("sacct", "works")
     known_s = cluster.seconds("MinJobAge")
     return note("sacct", f"{why_not}; ended jobs are known for {known_s} s, then from run folders alone")
-
-
-def diagnose_account(profile: Profile, accounts: Sequence[str] | None) -> Iterator[Diagnostic]:
-    """Warn if the profile names an account that this user does not have. `accounts`: None if nobody knows."""
-    if profile.account and accounts is not None and profile.account not in accounts:
-        mine = ", ".join(accounts) or "none"
-        yield warn("profile", f"account {profile.account} is none of yours ({mine}): adapt it")
 
 
 def diagnose_folder(folder: Path) -> Iterator[Diagnostic]:

@@ -11,6 +11,7 @@ An attempt is one start of the batch script; a requeued job has several (SLURM_R
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -150,9 +151,5 @@ def next_attempt(history: list[Event]) -> int:
 
 def tries_at(attempts: list[Attempt], step: int) -> int:
     """Return how many of the last attempts began at this step and got no further, without having been asked to stop."""
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.first_step != step:
-            break
-        count += attempt.exit_status not in (STOPPED, BAD_NODES)
-    return count
+    last = itertools.takewhile(lambda attempt: attempt.first_step == step, reversed(attempts))
+    return sum(attempt.exit_status not in (STOPPED, BAD_NODES) for attempt in last)

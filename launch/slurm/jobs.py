@@ -1,4 +1,5 @@
-"""What Slurm knows at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
+"""Slurm's own commands, each with a time limit: a scheduler that does not answer must not hang its users; and what they
+know at this moment about jobs: one squeue call for all of them, sacct for those that squeue forgot.
 
 job ids ──> squeue ──(forgotten)──> sacct, where the site keeps accounts ──> JobsNow
 run folders ──> squeue (their history's jobs, and the caller's that run their script) ──> jobs of each
@@ -6,8 +7,11 @@ run folders ──> squeue (their history's jobs, and the caller's that run thei
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +19,70 @@ from pathlib import Path
 from cclm.errors import CclmError
 from launch.plan.slurm_job import PLAN_NAME, SCRIPT_NAME, SLURM_FOLDER
 from launch.plan.sweep import is_sweep, point_folder, read_sweep
-from launch.slurm.client import ask_slurm, is_over, told_by_slurm
 from launch.slurm.history import jobs_of, read_history
 
+ANSWER_S = 30.0
 FORMAT = "%i|%T|%N|%o|%r"
 """Id, state, nodes, script, reason; the reason last, because its words are Slurm's."""
 NO_VALUE = frozenset({"N/A", "(null)", "None", "Unknown", "None assigned", ""})
+ENDED = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
+    | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"}
+)
+"""States in which a job will not run again by itself."""
+
+
+def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands outside any job's variables; the caller looks at the code. Raise CclmError if it is
+    not installed, or does not answer in time."""
+    if shutil.which(command[0]) is None:
+        raise CclmError(
+            where="Slurm", expected=f"the command {command[0]}", got="none on the PATH",
+            do="Run this on a login node of the cluster, or use `python -m launch run` on one machine.",
+        )  # fmt: skip
+    try:
+        return subprocess.run(
+            list(command), capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+            env=without_job(os.environ), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise CclmError(
+            where="Slurm", expected=f"an answer of {command[0]} in {timeout_s:g} s", got="none",
+            do="The controller is busy or down: try again, and ask `scontrol ping`.",
+        ) from error  # fmt: skip
+
+
+def without_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a surrounding job set: sbatch would take it for options."""
+    kept = ("SLURM_CONF",)
+    strange = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+    return {name: value for name, value in environment.items() if name in kept or not name.startswith(strange)}
+
+
+def told_by_slurm(
+    command: Sequence[str], *, expected: str, do: str, timeout_s: float = ANSWER_S, tolerated: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands. Raise CclmError with its words if it refuses, unless they hold `tolerated`."""
+    answer = ask_slurm(command, timeout_s=timeout_s)
+    if answer.returncode != 0 and (tolerated is None or tolerated not in answer.stderr):
+        got = " ".join(answer.stderr.replace("sbatch: ", "").split()) or "no words"
+        where = " ".join(itertools.takewhile(lambda word: word[0] != "-", command[:3]))
+        raise CclmError(where=where, expected=expected, got=got, do=do)
+    return answer
+
+
+def would_take(script: str) -> str:
+    """Ask whether the cluster would take this script; return when and where it would start."""
+    advice = "Ask for less, or for another partition: `sinfo` lists them; nothing was submitted."
+    command = ["sbatch", "--test-only", script]
+    answer = told_by_slurm(command, expected="a job that this cluster can run", do=advice)
+    return " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
+
+
+def submit_script(script: str, *options: str) -> str:
+    """Submit; return the job's id."""
+    command = ["sbatch", "--parsable", *options, script]
+    return told_by_slurm(command, expected="a job id", do="Nothing was submitted.").stdout.strip().partition(";")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +114,7 @@ class JobNow:
     @property
     def is_over(self) -> bool:
         """Whether it will not run again by itself."""
-        return is_over(self.state)
+        return self.state in ENDED
 
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})" if self.reason else self.state
@@ -68,16 +130,16 @@ class JobsNow:
     accounts: str = "not asked"
     """"sacct", "no accounting", or "not asked" because squeue knew every job."""
 
-    def of(self, job: str) -> list[JobNow]:
-        """What is known of a job or an array's task: one entry, one per task of an array, or nothing."""
-        return self._by_name.get(job, [])
+    def of(self, name: str) -> list[JobNow]:
+        """What is known of a job, an array's task or a script: one entry, one per task of an array, or nothing."""
+        return self._by_name.get(name, [])
 
     @cached_property
     def _by_name(self) -> dict[str, list[JobNow]]:
-        """Jobs by their id, tasks also by their array's: a table of a thousand runs asks thousands of times."""
+        """A table of a thousand runs asks thousands of times."""
         found: dict[str, list[JobNow]] = {}
         for job in self.jobs:
-            for name in {job.base, job.job}:
+            for name in {job.base, job.job, str(Path(job.script).resolve()) if job.script else job.job}:
                 found.setdefault(name, []).append(job)
         return found
 
@@ -91,7 +153,7 @@ def ask_jobs(jobs: Iterable[str]) -> JobsNow:
         known = ask_queue(f"--jobs={','.join(wanted)}")
         told = {found.base for found in known}
         forgotten = [job for job in wanted if job not in told]
-        accounted = ask_accounts(forgotten) if forgotten else ()
+        accounted = _ask_accounts(forgotten) if forgotten else []
     except CclmError as error:
         return JobsNow(silence=str(error).rstrip("."))
     if accounted is None:
@@ -105,52 +167,33 @@ def ask_queue(*which: str) -> list[JobNow]:
     command = ["squeue", "--noheader", "--states=all", "--array", f"--format={FORMAT}", *which]
     advice = "The controller may be down: try again, and ask `scontrol ping`."
     answer = told_by_slurm(command, expected="the state of jobs", do=advice, tolerated="Invalid job id")
-    return parse_queue(answer.stdout)
-
-
-def parse_queue(text: str) -> list[JobNow]:
-    """Read squeue's lines in our FORMAT."""
-    rows = (map(_value, line.strip().split("|", 4)) for line in text.splitlines())
+    rows = (map(_value, line.strip().split("|", 4)) for line in answer.stdout.splitlines())
     return [
         JobNow(job=job, state=state, reason=reason * (state == "PENDING"), nodes=nodes, script=script)
         for job, state, nodes, script, reason in rows
     ]
 
 
-def ask_accounts(jobs: Sequence[str]) -> tuple[JobNow, ...] | None:
+def _ask_accounts(jobs: Sequence[str]) -> list[JobNow] | None:
     """What the accounts say of jobs that the controller has forgotten; None: the site keeps none."""
     if shutil.which("sacct") is None:
         return None
-    options = [
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        "--format=JobID,State,NodeList",
-        f"--jobs={','.join(jobs)}",
-    ]
-    answer = ask_slurm(["sacct", *options])
-    return parse_accounts(answer.stdout) if answer.returncode == 0 else None
-
-
-def parse_accounts(text: str) -> tuple[JobNow, ...]:
-    """Read sacct's lines; "CANCELLED by 1000" is CANCELLED."""
-    rows = [line.split("|") for line in text.splitlines()]
-    return tuple(
-        JobNow(job=job, state=state.split()[0], nodes=_value(nodes))
-        for job, state, nodes in rows
+    form = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList")
+    answer = ask_slurm(["sacct", *form, f"--jobs={','.join(jobs)}"])
+    if answer.returncode != 0:
+        return None
+    return [
+        JobNow(job=job, state=state.split()[0], nodes=_value(nodes))  # "CANCELLED by 1000" is CANCELLED
+        for job, state, nodes in (line.split("|") for line in answer.stdout.splitlines())
         if "[" not in job  # tasks that were cancelled before they began have no id of their own
-    )
+    ]
 
 
 def details_of(job: str) -> dict[str, str]:
-    """What `scontrol show job` says of one job, by its own names; empty if it does not know the job (any more)."""
+    """What `scontrol show job` says of one job, by its own names, without values that are only an absence; empty if it
+    does not know the job (any more)."""
     answer = ask_slurm(["scontrol", "--oneliner", "show", "job", job])
-    return parse_details(answer.stdout) if answer.returncode == 0 else {}
-
-
-def parse_details(text: str) -> dict[str, str]:
-    """Read the first line of `KEY=VALUE KEY=VALUE …`; values that are only an absence are left out."""
-    lines = text.splitlines()
+    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
     pairs = (word.partition("=") for word in (lines[0].split() if lines else []))
     return {key: value for key, equals, value in pairs if equals and value not in NO_VALUE}
 
@@ -159,20 +202,10 @@ def _value(text: str) -> str:
     return "" if text in NO_VALUE else text
 
 
-def script_of(run_folder: Path) -> Path:
-    """Return the path of a run's batch script, by which a job that was submitted by hand is known."""
-    return (run_folder / SLURM_FOLDER / SCRIPT_NAME).resolve()
-
-
-def live_jobs(run_folder: Path) -> list[JobNow]:
-    """Return the jobs of the run that wait or run: those of its history, and those of the caller that run its script.
-    Of an array that is each task; a sweep's point is one task. Raise CclmError if Slurm does not answer."""
-    return live_jobs_of([run_folder])[run_folder]
-
-
-def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
-    """Return the same of many runs, with two questions to Slurm at most. Raise CclmError if there is no Slurm here, or
-    it does not answer."""
+def live_jobs(*run_folders: Path) -> dict[Path, list[JobNow]]:
+    """Return the jobs of runs that wait or run: those of their histories, and those of the caller that run their
+    scripts; with two questions to Slurm at most. Of an array that is each task; a sweep's point is one task. Raise
+    CclmError if there is no Slurm here, or it does not answer."""
     known = {run: jobs_of(read_history(run)) for run in run_folders}
     if not any(jobs or (run / SLURM_FOLDER / PLAN_NAME).exists() for run, jobs in known.items()):
         return {run: [] for run in run_folders}
@@ -181,15 +214,11 @@ def live_jobs_of(run_folders: Sequence[Path]) -> dict[Path, list[JobNow]]:
     # What is not the caller's is somebody else's, or forgotten.
     others = sorted({job for jobs in known.values() for job in jobs if job.partition("_")[0] not in told})
     everything = [*mine, *(ask_queue(f"--jobs={','.join(others)}") if others else ())]
-    by_name: dict[str, list[JobNow]] = {}
-    for job in everything:
-        if not job.is_over:
-            for name in {job.job, job.base, *([str(Path(job.script).resolve())] if job.script else [])}:
-                by_name.setdefault(name, []).append(job)
+    live = JobsNow(jobs=tuple(job for job in everything if not job.is_over))
     found = {}
     for run, jobs in known.items():
-        ours = [job for name in (str(script_of(run)), *jobs) for job in by_name.get(name, ())]
-        found[run] = list({job.job: job for job in ours}.values())
+        script = str((run / SLURM_FOLDER / SCRIPT_NAME).resolve())  # by it a job submitted by hand is known
+        found[run] = list({job.job: job for name in (script, *jobs) for job in live.of(name)}.values())
     return found
 
 
@@ -199,10 +228,10 @@ def jobs_alive(run_folder: Path) -> list[str]:
     if is_sweep(run_folder):
         return list(points_alive(run_folder, len(read_sweep(run_folder).points)).values())
     known = jobs_of(read_history(run_folder))
-    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)})
+    return sorted({job.base if job.base in known else job.job for job in live_jobs(run_folder)[run_folder]})
 
 
 def points_alive(folder: Path, count: int) -> dict[int, str]:
     """Return the points of a sweep whose job waits or runs, with that job. Raise CclmError if Slurm does not answer."""
     numbers = {point_folder(folder, number): number for number in range(count)}
-    return {numbers[run]: jobs[-1].job for run, jobs in live_jobs_of(list(numbers)).items() if jobs}
+    return {numbers[run]: jobs[-1].job for run, jobs in live_jobs(*numbers).items() if jobs}

@@ -14,11 +14,12 @@ from statistics import median
 from typing import Any, TypeAlias
 
 from cclm.files.atomic import replace_text
+from cclm.files.reading import read_json
 from cclm.run.causes import Cause
 from launch.plan.slurm_job import SlurmPlan
 from launch.plan.snapshot import HASH_NAME
-from launch.slurm.client import ask_slurm
 from launch.slurm.history import BAD_NODES, Event, add_event, attempts_since_submission, read_history
+from launch.slurm.jobs import ask_slurm
 
 LOW_DISK_BYTES = 2 * 2**30
 """Less than this in the run folder will not hold a checkpoint of the base model."""
@@ -45,13 +46,10 @@ def find_faults(plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any],
     """Return what is wrong with each bad node. `found`: by node, what it told about itself; `code_hash`: of the
     snapshot when it was taken."""
     faults: Faults = {}
-    for node in nodes:
-        told = found.get(node)
-        own = ["does not answer"] if told is None else list(_own_faults(plan, told, code_hash))
-        if own:
-            faults[node] = own
-    for node, difference in _outliers(found):
-        faults.setdefault(node, []).append(difference)
+    silent = [(node, "does not answer") for node in nodes if node not in found]
+    own = [(node, fault) for node, told in found.items() for fault in _own_faults(plan, told, code_hash)]
+    for node, fault in (*silent, *own, *_outliers(found)):
+        faults.setdefault(node, []).append(fault)
     return faults
 
 
@@ -122,20 +120,17 @@ def slow_nodes(pairs: Sequence[tuple[str, str, float]]) -> Faults:
     }
 
 
-def read_found(folder: Path, nodes: Sequence[str]) -> dict[str, Any]:
-    """Read what the nodes told about themselves."""
-    paths = {node: folder / f"{node}.json" for node in nodes}
-    return {node: json.loads(path.read_text(encoding="utf-8")) for node, path in paths.items() if path.exists()}
-
-
 def check_nodes(
     run_folder: Path, plan: SlurmPlan, job: str, *, say: Callable[[str], None], resubmit: Callable[..., int]
 ) -> int:
     """Return 0 if all nodes are healthy; else note the bad ones, submit again without them if asked to, return 1."""
     attempt = attempts_since_submission(read_history(run_folder))[-1]
     folder, nodes = run_folder / "slurm" / "preflight" / str(attempt.number), expand(attempt.nodes)
-    found = read_found(folder, nodes)
-    faults = _faults_of_nodes(run_folder, plan, nodes, found)
+    found = {node: told for node in nodes if (told := read_json(folder / f"{node}.json", None)) is not None}
+    submitted = run_folder / HASH_NAME
+    faults: Faults = {NOBODY: [f"there is no {HASH_NAME} to compare the nodes' code with: submit with --new-code"]}
+    if submitted.exists():
+        faults = find_faults(plan, nodes, found, submitted.read_text(encoding="utf-8").strip())
     free_bytes = min((told["run_disk"].get("free_bytes", LOW_DISK_BYTES) for told in found.values()), default=0)
     if free_bytes < LOW_DISK_BYTES:
         say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")
@@ -164,36 +159,28 @@ def check_nodes(
 
 def _faults_of_network(path: Path, say: Callable[[str], None]) -> Faults:
     """What the measurement in this file says against nodes."""
-    if not path.exists():
+    measured = read_json(path, None)
+    if measured is None:
         return {NOBODY: ["the ranks could not reach each other: see logs/bandwidth_*.log"]}
-    measured = json.loads(path.read_text(encoding="utf-8"))
     speed = measured["bytes_per_s"] / 1e6
     say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
     return slow_nodes([tuple(pair) for pair in measured["pairs"]])
 
 
-def _faults_of_nodes(run_folder: Path, plan: SlurmPlan, nodes: Sequence[str], found: Mapping[str, Any]) -> Faults:
-    path = run_folder / HASH_NAME
-    if not path.exists():
-        return {NOBODY: [f"there is no {HASH_NAME} to compare the nodes' code with: submit with --new-code"]}
-    return find_faults(plan, nodes, found, path.read_text(encoding="utf-8").strip())
-
-
 def exclude(plan: SlurmPlan, bad: Sequence[str]) -> str | None:
     """Remember bad nodes for later submissions; return all of them as a list for sbatch, or None after too many."""
-    times = _found_bad(plan.run_folder)
+    times = read_json(plan.run_folder / EXCLUDED, [])
     if len(times) >= MOST_REPLACEMENTS:
         return None
-    times.append(list(bad))
-    replace_text(plan.run_folder / EXCLUDED, json.dumps(times) + "\n")
-    return ",".join([*filter(None, [plan.directives.get("exclude")]), *excluded_nodes(plan.run_folder)])
+    replace_text(plan.run_folder / EXCLUDED, json.dumps([*times, list(bad)]) + "\n")
+    return left_out(plan, excluded_nodes(plan.run_folder))
 
 
 def excluded_nodes(run_folder: Path) -> list[str]:
     """Nodes that were found bad in this run's attempts."""
-    return sorted({node for nodes in _found_bad(run_folder) for node in nodes})
+    return sorted({node for nodes in read_json(run_folder / EXCLUDED, []) for node in nodes})
 
 
-def _found_bad(run_folder: Path) -> list[list[str]]:
-    path = run_folder / EXCLUDED
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+def left_out(plan: SlurmPlan, bad: Sequence[str]) -> str:
+    """Return sbatch's list of nodes to leave out: the user's, and bad ones."""
+    return ",".join([*filter(None, [plan.directives.get("exclude")]), *bad])

@@ -29,11 +29,9 @@ NVIDIA_FIELDS = ("name", "memory.total", "memory.free", "clocks.sm", "clocks.max
 
 
 def memory_free_bytes() -> int:
-    """Return the memory that a new process could have."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Return the memory that the node has for a new process, whatever this job may use of it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def disk(folder: Path) -> dict[str, Any]:

@@ -14,34 +14,12 @@ from pathlib import Path
 
 from cclm.run.causes import MENDED_BY_USER, Cause
 from cclm.run.checkpoints import newest_complete, read_marker
-from cclm.run.rank_ends import RankEnd, rank_to_blame, read_ends, task_codes
-from cclm.run.status import DoneMarker, DoneRecord
-from cclm.run.stop import StopKind, StoppedRecord, read_stopped
+from cclm.run.rank_ends import rank_to_blame, read_ends, task_codes
+from cclm.run.status import DoneMarker
+from cclm.run.stop import StopKind, read_stopped
 from launch.plan.slurm_job import find_plan
 from launch.plan.sweep import is_sweep, points_not_done, read_sweep
 from launch.slurm.history import STOPPED, Attempt, attempts_since_submission, is_stopped_by_user, read_history, tries_at
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndedAttempt:
-    """What is known of an attempt that has just ended."""
-
-    first_step: int
-    """Newest complete checkpoint when it began."""
-    saved_step: int
-    """The same now."""
-    done: DoneRecord | None
-    stopped: StoppedRecord | None
-    failure: RankEnd | None
-    """The rank to blame; None if no rank told of a failure."""
-    tries: int
-    """Attempts that began at `saved_step` and got no further, this one included."""
-    max_tries: int
-    is_ended_from_outside: bool
-    """The job got TERM. It must not requeue itself then: a cancelled job would come back, and one that is preempted
-    comes back by Slurm's own doing."""
-    is_stopped_by_user: bool
-    """A person wants no further attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,54 +36,43 @@ class RestartDecision:
     """A sentence, for people."""
 
 
-def decide_restart(ended: EndedAttempt) -> RestartDecision:
-    """Decide what comes after an attempt of a run that trains."""
-    step, failure = ended.saved_step, ended.failure
-    if ended.done is not None:
+def decide_restart(run_folder: Path, max_tries: int, job: str, *, is_ended_from_outside: bool) -> RestartDecision:
+    """Decide what comes after the attempt of this job, of a run that trains, that has just ended.
+
+    `is_ended_from_outside`: the job got TERM. It must not requeue itself then: a cancelled job would come back, and one
+    that is preempted comes back by Slurm's own doing.
+    """
+    done, stopped, step = DoneMarker(run_folder).read(), read_stopped(run_folder), newest_step(run_folder)
+    history = read_history(run_folder)
+    attempts = attempts_since_submission(history)
+    failure, tries = rank_to_blame(read_ends(run_folder, attempts[-1].number)), tries_at(attempts, step)
+    if done is not None:
         return RestartDecision(
-            exit_status="done", goes_on=False, step=ended.done.step, cause=Cause.DONE,
-            reason=f"done at step {ended.done.step}",
-        )  # fmt: skip
-    status, goes_on, then = "failed", True, f"try {ended.tries} of {ended.max_tries} at step {step}"
-    if ended.stopped is not None:
+            exit_status="done", goes_on=False, step=done.step, cause=Cause.DONE, reason=f"done at step {done.step}"
+        )
+    status, goes_on, then = "failed", True, f"try {tries} of {max_tries} at step {step}"
+    if stopped is not None:
         status, cause = STOPPED, Cause.STOPPED
-        told, then = f"saved at step {ended.stopped.step}: {ended.stopped.reason}", "goes on in another attempt"
-        if ended.stopped.kind is StopKind.USER:
+        told, then = f"saved at step {stopped.step}: {stopped.reason}", "goes on in another attempt"
+        if stopped.kind is StopKind.USER:
             goes_on, cause, then = False, Cause.STOPPED_BY_USER, ""
     else:
         cause = Cause.EXIT if failure is None else failure.cause
         told = str(failure) if failure else "the step ended without a word from any rank: see logs/slurm.log"
         if cause in MENDED_BY_USER:
             goes_on, then = False, "a retry would not help"
-        elif step > ended.first_step:
+        elif step > attempts[-1].first_step:
             then = f"goes on from step {step}"
-        elif ended.tries >= ended.max_tries:
+        elif tries >= max_tries:
             goes_on, then = False, ""
-            told = f"{ended.tries} attempts began at step {step} and none saved a newer checkpoint; the last: {told}"
-    if goes_on and ended.is_stopped_by_user:
+            told = f"{tries} attempts began at step {step} and none saved a newer checkpoint; the last: {told}"
+    if goes_on and is_stopped_by_user(history, job):
         goes_on, then = False, "stopped by the user"
         cause = Cause.STOPPED_BY_USER if status == STOPPED else cause
-    elif goes_on and ended.is_ended_from_outside:
+    elif goes_on and is_ended_from_outside:
         goes_on, then = False, "ended from outside (TERM), so it does not requeue itself"
     reason = f"{told}; {then}" if then else told
     return RestartDecision(exit_status=status, goes_on=goes_on, step=step, cause=cause, reason=reason)
-
-
-def look_at_end(run_folder: Path, max_tries: int, job: str, *, is_ended_from_outside: bool) -> EndedAttempt:
-    """Read what is known of the attempt of this job that has just ended."""
-    history, step = read_history(run_folder), newest_step(run_folder)
-    attempts = attempts_since_submission(history)
-    return EndedAttempt(
-        first_step=attempts[-1].first_step,
-        saved_step=step,
-        done=DoneMarker(run_folder).read(),
-        stopped=read_stopped(run_folder),
-        failure=rank_to_blame(read_ends(run_folder, attempts[-1].number)),
-        tries=tries_at(attempts, step),
-        max_tries=max_tries,
-        is_ended_from_outside=is_ended_from_outside,
-        is_stopped_by_user=is_stopped_by_user(history, job),
-    )
 
 
 def decide_command(run_folder: Path, attempt: Attempt, num_tasks: int) -> RestartDecision:

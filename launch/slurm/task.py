@@ -20,11 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
+from cclm.files.atomic import temporary_path
 from cclm.files.tail import read_since
+from cclm.run import launcher
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
 from cclm.run.rank_ends import RankEnd
 from cclm.run.status import MOST_REASON, STATUS_FOLDER, cause_of_end, read_status
@@ -52,23 +54,8 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Translate Slurm's variables for one task per rank; what a user set already stays."""
     if "RANK" in environment:
         return {}
-    node = int(environment["SLURM_NODEID"])
-    sizes = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
-    return {
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "WORLD_SIZE": environment["SLURM_NTASKS"],
-        "LOCAL_WORLD_SIZE": str(sizes[node]),
-    }
-
-
-def tasks_per_node(text: str) -> list[int]:
-    """Expand Slurm's short form: "2(x3),1" is [2, 2, 2, 1]."""
-    sizes = []
-    for part in text.split(","):
-        size, _, times = part.partition("(x")
-        sizes += [int(size)] * int(times.rstrip(")") or 1)
-    return sizes
+    place = launcher.place_of(environment)
+    return {name: str(getattr(place, name.lower())) for name in launcher.NUMBERS}
 
 
 def fill_in(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -103,10 +90,8 @@ class Watch:
     def _changed(self) -> list[float]:
         found = []
         for path in self.paths:
-            try:
+            with suppress(OSError):
                 found.append(path.stat().st_mtime)
-            except OSError:
-                continue
         return found
 
 
@@ -141,6 +126,8 @@ class Task:
         self.environment = {**os.environ, **place, CLEARED_VARIABLE: str(run_folder)}
         self.command = fill_in(command, self.environment)
         self.log = run_folder / "logs" / f"{kind}_{self.number}.log"
+        self.record = run_folder / STATUS_FOLDER / f"exit_{kind}_{self.number}.json"
+        self.partial = temporary_path(self.record)
         self.hang_s = plan.request.hang_s if kind == "rank" else 0.0
         per_task = plan.ranks_per_node if self.is_torchrun else 1
         self.ranks = range(self.number * per_task, (self.number + 1) * per_task) if kind == "rank" else range(0)
@@ -179,10 +166,8 @@ class Task:
         while process.poll() is None:
             if hung is None and watch.is_over:
                 hung = self.end_hung(process, watch.silent_s())
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=2.0)
-            except subprocess.TimeoutExpired:
-                continue
         return hung
 
     def end_hung(self, process: subprocess.Popen[bytes], silent_s: float) -> tuple[Cause, str]:
@@ -218,16 +203,7 @@ class Task:
         )  # fmt: skip
         with self.partial.open("r+b") as file:
             file.write(json.dumps(asdict(end)).encode().ljust(RECORD_BYTES - 1) + b"\n")
-        self.partial.replace(self.partial.with_name(self.partial.name.removeprefix(".").removesuffix(".partial")))
-
-    @property
-    def partial(self) -> Path:
-        """The hidden file."""
-        return self.run_folder / STATUS_FOLDER / f".exit_{self.kind}_{self.number}.json.partial"
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    return
+        self.partial.replace(self.record)
 
 
 def main(arguments: list[str]) -> int:
@@ -237,7 +213,7 @@ def main(arguments: list[str]) -> int:
     # Ignored signals stay ignored in the rank until it asks for them: Slurm sends USR1 to every process of a step. TERM
     # is for the rank, which may save; a handler, unlike "ignore", is not inherited.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _nothing)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     return Task(Path(run_folder), kind, command).run()
 
 

@@ -26,7 +26,13 @@ def log_of(run: RunNow, *, rank: int | None, task: int | None, say: Callable[[st
     Raise ConfigError if the run has no such log, and will have none."""
     logs = run.run_folder / "logs"
     if task is not None:
-        _check_task(run, task)
+        numbers = [] if run.array_tasks is None else run.array_tasks.numbers()
+        if task not in numbers:
+            has = f"an array with tasks {spans(numbers)}" if numbers else "no array"
+            raise ConfigError(
+                where=str(run.run_folder), expected="a task of an array", got=f"--task {task} of {has}",
+                do="Check the number." if numbers else "Ranks have --rank R.",
+            )  # fmt: skip
         own = logs / f"task_{task}.log"
         return own if own.exists() or not (logs / f"slurm_{task}.log").exists() else logs / f"slurm_{task}.log"
     if run.array_tasks is not None:
@@ -50,15 +56,6 @@ def log_of(run: RunNow, *, rank: int | None, task: int | None, say: Callable[[st
     raise ConfigError(where=str(logs), expected=path.name, got=there, do=do)
 
 
-def _check_task(run: RunNow, task: int) -> None:
-    numbers = [] if run.array_tasks is None else run.array_tasks.numbers()
-    if task not in numbers:
-        has = f"an array with tasks {spans(numbers)}" if numbers else "no array"
-        raise ConfigError(where=str(run.run_folder), expected="a task of an array", got=f"--task {task} of {has}",
-            do="Check the number." if numbers else "Ranks have --rank R.",
-        )  # fmt: skip
-
-
 def follow(tail: Tail, *, is_over: Callable[[], bool], say: Callable[[str], None]) -> Iterator[bytes]:
     """Yield what is added to a file until `is_over` and everything has been read."""
     over_at: float | None = None
@@ -78,26 +75,21 @@ def follow(tail: Tail, *, is_over: Callable[[], bool], say: Callable[[str], None
 
 
 class EndOfRun:
-    """Is the run over, or the task of an array? Asked often; Slurm is asked rarely, but soon after the run's history
-    has changed: an attempt that ends writes there."""
+    """Is the run over, or the task of an array? Asked often; Slurm is asked rarely, but soon after the first look and
+    after the run's history has changed: an attempt that ends writes there."""
 
     def __init__(self, run_folder: Path, task: int | None) -> None:
         self.run_folder, self.task = run_folder, task
-        self._next_look, self._is_over = 0.0, False
-        self._history = self._size()
-        self._changed = -EVENTFUL_S
+        self._is_over, self._next_look, self._soon_until, self._history_bytes = False, 0.0, 0.0, -1
 
     def __call__(self) -> bool:
         """Return whether nothing more is to be expected. A Slurm that does not answer has not said so."""
-        now = time.monotonic()
-        if (size := self._size()) != self._history:
-            self._history, self._changed, self._next_look = size, now, now
+        now, path = time.monotonic(), self.run_folder / HISTORY
+        size = path.stat().st_size if path.exists() else 0
+        if size != self._history_bytes:
+            self._history_bytes, self._soon_until, self._next_look = size, now + EVENTFUL_S, now
         if now >= self._next_look:
             run = look_at_one(self.run_folder)
             self._is_over = not (run.may_go_on if self.task is None else run.task_may_go_on(self.task))
-            self._next_look = now + (ASK_SOON_S if now - self._changed < EVENTFUL_S else ASK_S)
+            self._next_look = now + (ASK_SOON_S if now < self._soon_until else ASK_S)
         return self._is_over
-
-    def _size(self) -> int:
-        path = self.run_folder / HISTORY
-        return path.stat().st_size if path.exists() else 0

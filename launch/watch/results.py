@@ -1,8 +1,4 @@
-"""What came out of a sweep: one row for each point, in the words of `launch status`.
-
-RUN/sweep.json ── overrides ──────────────────────┐
-RUN/points/N/ ── log.jsonl, results.json, state ──┴──> rows ──> text, JSON or CSV
-"""
+"""What came out of a sweep: one row for each point, in the words of `launch status`."""
 
 from __future__ import annotations
 
@@ -19,9 +15,9 @@ from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.files.text import table
 from cclm.run.progress import last_values
-from launch.plan.sweep import point_folder, read_sweep
+from launch.plan.sweep import dotted, point_folder, read_sweep
 from launch.watch.runs import is_run
-from launch.watch.status import UNKNOWN, RunNow, look_at
+from launch.watch.status import UNKNOWN, look_at
 
 RESULTS_NAME = "results.json"  # cclm.report.facts, which needs more than the standard library
 
@@ -41,10 +37,6 @@ class Row:
     reason: str
     """Of a point that does not go on by itself: what the launcher wrote about its last attempt."""
 
-    def number(self, name: str) -> float | None:
-        """The value of a column that has numbers."""
-        return self.metrics[name] if name in self.metrics else {"step": self.step, "loss": self.loss}[name]
-
 
 def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
     """Read every point of a sweep. `metrics`: names in log.jsonl, or dotted paths in results.json. Raise ConfigError
@@ -56,10 +48,15 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
     found = {now.run_folder: now for now in runs}
     rows, known = [], set()
     for number, (run, overrides) in enumerate(zip(folders, points, strict=True)):
-        values = {**dict(_numbers(read_json(run / RESULTS_NAME, {}))), **last_values(run)}
+        values = {**_numbers(run / RESULTS_NAME), **last_values(run)}
         known |= set(values)
         now = found.get(run)
-        state, reason = _standing(now) if now else ("unreadable" if run in unreadable else "not begun", "")
+        if now is None:
+            state, reason = ("unreadable", unreadable[run]) if run in unreadable else ("not begun", "")
+        elif now.state == UNKNOWN:
+            state, reason = UNKNOWN, now.reason
+        else:
+            state, reason = now.phase, "" if now.progress.is_done or now.may_go_on else now.last_word
         rows.append(
             Row(
                 point=number,
@@ -69,7 +66,7 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
                 total_steps=now.progress.total_steps if now else None,
                 loss=now.progress.loss if now else None,
                 metrics={name: values.get(name) for name in own},
-                reason=unreadable.get(run, reason),
+                reason=reason,
             )
         )
     absent = [name for name in own if known and name not in known]
@@ -79,28 +76,20 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _numbers(value: Any, prefix: str = "") -> list[tuple[str, float]]:
-    """Every number of nested mappings, by its dotted path."""
-    if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _numbers(item, f"{prefix}.{key}" if prefix else key)]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return [(prefix, float(value))] if is_number else []
-
-
-def _standing(now: RunNow) -> tuple[str, str]:
-    """The word of `launch status`, and the reason for a point that does not go on by itself."""
-    if now.state == UNKNOWN:
-        return UNKNOWN, now.reason
-    return now.phase, "" if now.progress.is_done or now.may_go_on else now.last_word
+def _numbers(path: Path) -> dict[str, float]:
+    """Every number of a file with nested mappings, by its dotted path."""
+    values = dotted(read_json(path, {}))
+    return {name: float(value) for name, value in values.items() if type(value) in (int, float)}
 
 
 def sort_rows(rows: Sequence[Row], name: str, *, descending: bool = False) -> list[Row]:
     """Sort by a column of numbers; rows without a number come last."""
 
     def key(row: Row) -> tuple[bool, float]:
-        number = row.number(name)
-        is_missing = number is None or math.isnan(number)
-        return is_missing, 0.0 if number is None or is_missing else (-number if descending else number)
+        number = {"step": row.step, "loss": row.loss, **row.metrics}[name]
+        if number is None or math.isnan(number):
+            return True, 0.0
+        return False, -number if descending else number
 
     return sorted(rows, key=key)
 

@@ -48,7 +48,7 @@ def read_ranks(run_folder: Path, *, now: float, attempt: int = 0, since: float =
     for record in said:
         if record.cause and record.cause not in GOOD_ENDS:
             ends.setdefault(record.rank, f"{record.cause.replace('_', ' ')}: {record.reason}")
-    found = [
+    return [
         RankNow(
             rank=record.rank,
             host=record.host,
@@ -57,9 +57,8 @@ def read_ranks(run_folder: Path, *, now: float, attempt: int = 0, since: float =
             silent_s=round(now - record.time, 1),
             end=ends.get(record.rank, ""),
         )
-        for record in said
+        for record in sorted(said, key=lambda record: record.rank)
     ]
-    return sorted(found, key=lambda rank: rank.rank)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
@@ -29,16 +28,9 @@ def is_run(folder: Path) -> bool:
 
 def find_runs(root: Path) -> list[Path]:
     """Return all run folders in `root` and one level below, sorted by path."""
-    return sorted(set(_found(root)))
-
-
-def _found(root: Path) -> Iterator[Path]:
-    for place in PLACES:
-        for folder in root.glob(place):
-            # A run's copy of the code has links to the folders of its checkout, of whatever name.
-            is_code = folder.name == CODE and is_run(folder.parent)
-            if folder.is_dir() and is_run(folder) and not is_code:
-                yield folder
+    found = {folder for place in PLACES for folder in root.glob(place) if folder.is_dir() and is_run(folder)}
+    # A run's copy of the code has links to the folders of its checkout, of whatever name.
+    return sorted(folder for folder in found if folder.name != CODE or not is_run(folder.parent))
 
 
 def find_run(name: str) -> Path:

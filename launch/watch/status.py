@@ -6,17 +6,15 @@ all their jobs ── one squeue ──> JobsNow ┴─ run_now ──> RunNow �
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cclm.files.text import duration
+from cclm.files.text import duration, spans
 from cclm.run.progress import Progress
-from launch.slurm.client import is_over
-from launch.slurm.history import Attempt, Event, all_attempts, is_stopped_by_user, jobs_of
-from launch.slurm.jobs import JobNow, JobsNow, ask_jobs
+from launch.slurm.history import Attempt, all_attempts, is_stopped_by_user, jobs_of
+from launch.slurm.jobs import ENDED, JobNow, JobsNow, ask_jobs
 from launch.slurm.task import START_S
-from launch.watch.array_tasks import ArrayTasks, count_tasks
 from launch.watch.run_folder import AT_WORK, RankNow, RunFolder, read_folder
 
 SILENT_S = 120.0
@@ -25,6 +23,49 @@ MANY_TIMES = 5
 RUNNING, WAITING, NOT_SUBMITTED = "running", "waiting", "not submitted"
 FORGOTTEN, UNKNOWN = "forgotten", "unknown"
 """States of a job that Slurm no longer knows, and of one while Slurm does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayTasks:
+    """Every task of an array, by its number, in one of five places."""
+
+    done: tuple[int, ...]
+    """Ended with code 0."""
+    running: tuple[int, ...]
+    failed: tuple[int, ...]
+    """Ended with another code, and nothing is queued that would repeat it."""
+    waiting: tuple[int, ...]
+    silent: tuple[int, ...]
+    """Neither queued nor ever ended: cancelled before it began, or cut off."""
+
+    def numbers(self) -> list[int]:
+        """Return all of them."""
+        return sorted(number for numbers in asdict(self).values() for number in numbers)
+
+    def __str__(self) -> str:
+        counts = {name: len(numbers) for name, numbers in asdict(self).items()}
+        silent = counts.pop("silent")
+        words = [f"{count} {name}" for name, count in counts.items()]
+        return ", ".join([*words, *([f"{silent} without a word"] if silent else [])])
+
+    def failed_in_words(self) -> str:
+        """Name what must be run again; "" if there is nothing."""
+        parts = {"failed": self.failed, "without a word": self.silent}
+        return "; ".join(f"{name}: {spans(numbers)}" for name, numbers in parts.items() if numbers)
+
+
+def count_tasks(count: int, codes: Mapping[int, int], jobs: Sequence[JobNow]) -> ArrayTasks:
+    """Sort tasks. `codes`: exit codes by task, of those that ever ended; `jobs`: what Slurm knows of them."""
+    live = {job.array_task: job.state for job in jobs if not job.is_over and job.array_task is not None}
+    waiting = {number for number, state in live.items() if state in ("PENDING", "REQUEUED")}
+    idle = [number for number in range(count) if number not in live]
+    return ArrayTasks(
+        done=tuple(number for number in idle if codes.get(number) == 0),
+        running=tuple(sorted(set(live) - waiting)),
+        failed=tuple(number for number in idle if codes.get(number, 0) != 0),
+        waiting=tuple(sorted(waiting)),
+        silent=tuple(number for number in idle if number not in codes),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +100,7 @@ class RunNow:
             return True
         if self.array_tasks is not None:
             return bool(self.array_tasks.running or self.array_tasks.waiting)
-        if self.kind == "local":
-            return self.state == RUNNING
-        return self.state != FORGOTTEN and not is_over(self.state)
+        return self.state == RUNNING if self.kind == "local" else self.state not in (FORGOTTEN, *ENDED)
 
     def task_may_go_on(self, number: int) -> bool:
         """Return the same of one task of an array."""
@@ -102,23 +141,22 @@ def run_now(folder: RunFolder, jobs: JobsNow) -> RunNow:
 
 def _local(folder: RunFolder) -> RunNow:
     """A run without Slurm: its lock is held, or its ranks have just spoken."""
-    progress, end = folder.progress, folder.progress.end
-    silent_s = progress.silent_s
+    progress, silent_s = folder.progress, folder.progress.silent_s
     is_fresh = silent_s is not None and silent_s <= silent_after_s(progress) and progress.phase in AT_WORK
-    stopped = None if folder.holder else folder.stopped
+    state, said = "not running", ""
     if progress.is_done:
         state, said = "done", f"done at step {progress.step}"
-    elif stopped is not None:
-        state, said = "stopped", f"saved at step {stopped.step}: {stopped.reason}"
+    elif folder.stopped is not None and not folder.holder:
+        state, said = "stopped", f"saved at step {folder.stopped.step}: {folder.stopped.reason}"
     elif folder.holder or (is_fresh and not folder.is_gone):
-        state, said = RUNNING, ""
+        state = RUNNING
     elif folder.plan is not None and silent_s is None:
         state, said = NOT_SUBMITTED, "planned for Slurm, but no job of it has begun: submit it again"
-    elif end is not None:
-        state, said = "not running", f"{end.cause.replace('_', ' ')}: {end.reason}"
+    elif progress.end is not None:
+        said = f"{progress.end.cause.replace('_', ' ')}: {progress.end.reason}"
     else:
         last = "it never said anything" if silent_s is None else f"last word {duration(silent_s)} ago"
-        state, said = "not running", f"cut off, or ended with an error; {last}"
+        said = f"cut off, or ended with an error; {last}"
     return RunNow(
         run_folder=folder.path,
         kind="local",
@@ -135,12 +173,16 @@ def _local(folder: RunFolder) -> RunNow:
 def _under_slurm(folder: RunFolder, jobs: JobsNow) -> RunNow:
     assert folder.plan is not None, "read_folder refuses a history without a plan"
     attempts, asked = all_attempts(folder.history), folder.plan.request
-    job = present_job(folder.history, jobs)
+    # The newest job that may still run, else the newest.
+    names = jobs_of(folder.history)[::-1]
+    job = next((name for name in names if not all(found.is_over for found in jobs.of(name))), names[0])
     known = jobs.of(job)
-    leading = _leading(known)
+    # Of an array the task that says most about it: one that runs, waits, ended badly, in this order.
+    order = {"RUNNING": 0, "COMPLETED": 3}
+    leading = min(known, key=lambda found: order.get(found.state, 2 if found.is_over else 1), default=None)
     tasks = count_tasks(asked.array, folder.codes, known) if asked.array else None
-    is_running = leading is not None and leading.state == "RUNNING"
     kind = "array" if tasks else ("training" if asked.is_training else "command")
+    may_be_silent = leading is not None and leading.state == "RUNNING" and attempts and kind == "training"
     return RunNow(
         run_folder=folder.path,
         kind=kind,
@@ -150,25 +192,12 @@ def _under_slurm(folder: RunFolder, jobs: JobsNow) -> RunNow:
         nodes=leading.nodes if leading and not leading.is_over else (attempts[-1].nodes if attempts else ""),
         phase=_phase(folder, kind, leading, attempts, tasks),
         progress=folder.progress,
-        silence=_silence(folder, attempts[-1]) if is_running and attempts and kind == "training" else "",
+        silence=_silence(folder, attempts[-1]) if may_be_silent else "",
         last_word=_last_word(folder, leading, attempts, tasks),
         array_tasks=tasks,
         attempts=attempts,
         ranks=folder.ranks,
     )
-
-
-def _leading(known: Sequence[JobNow]) -> JobNow | None:
-    """The job, or the task of an array that says most about it: one that runs, waits, ended badly, in this order."""
-    ranks = {"RUNNING": 0, "COMPLETED": 3}
-    return min(known, key=lambda job: ranks.get(job.state, 2 if job.is_over else 1), default=None)
-
-
-def present_job(history: Sequence[Event], jobs: JobsNow) -> str:
-    """Return the job of the run: the newest that may still run, else the newest."""
-    newest_first = list(reversed(jobs_of(list(history))))
-    live = (job for job in newest_first if any(not found.is_over for found in jobs.of(job)))
-    return next(live, newest_first[0])
 
 
 def _phase(
@@ -213,6 +242,5 @@ def _silence(folder: RunFolder, attempt: Attempt | None) -> str:
         waited_s = folder.now - attempt.began
         words = f"no word from any rank for {duration(waited_s)}, since attempt {attempt.number} began"
         return words if waited_s > START_S else ""
-    if silent_s is not None and silent_s > silent_after_s(folder.progress):
-        return f"rank 0 silent for {duration(silent_s)}"
-    return ""
+    is_silent = silent_s is not None and silent_s > silent_after_s(folder.progress)
+    return f"rank 0 silent for {duration(silent_s or 0.0)}" if is_silent else ""

@@ -51,4 +51,4 @@ def test_a_rank_that_dies_in_a_collective_ends_the_job(tmp_path: Path) -> None:
     result = launch(tmp_path, MEET + DIE_IN_A_COLLECTIVE)
     assert time.monotonic() - began < 60
     assert result.returncode == 128 + signal.SIGKILL
-    assert "First of 2 rank(s): rank 1: killed by SIGKILL" in result.stderr
+    assert ": killed by signal 9." in result.stderr

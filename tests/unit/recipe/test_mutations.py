@@ -15,7 +15,7 @@ from cclm.engine.ds_config import load_ds_config
 from cclm.errors import ConfigError
 from cclm.recipe.check import check_recipe
 from cclm.recipe.read import RECIPES, read_recipe
-from launch.plan.profile import PROFILES, read_profile
+from launch.plan.request import PROFILES, read_profile
 from shards.recipe import load_recipe
 from tests.tiny_config import run_values
 

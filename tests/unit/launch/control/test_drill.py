@@ -12,7 +12,7 @@ import pytest
 from cclm.errors import ConfigError
 from launch.control import drill
 from launch.control.drill import Drill, Station, drillable, price
-from launch.plan.profile import Profile
+from launch.plan.request import Profile
 from launch.plan.slurm_job import plan_job
 from launch.slurm.history import Event, add_event
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm

@@ -5,17 +5,11 @@ import subprocess
 import sys
 
 from launch.local import guard, shim
-from launch.local.guard import groups_left
-
-
-def test_groups_that_were_not_cleaned_up() -> None:
-    assert groups_left(["+10\n", "+11\n", "-10\n", "+12\n", "-99\n"]) == {11, 12}
-    assert groups_left([]) == set()
 
 
 def test_the_guard_kills_what_the_pipes_end_leaves_on_its_list() -> None:
     sleepers = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
-    messages = f"+{sleepers[0].pid}\n+{sleepers[1].pid}\n-{sleepers[1].pid}\n+{2**22 + 1}\n"
+    messages = f"+{sleepers[0].pid}\n+{sleepers[1].pid}\n-{sleepers[1].pid}\n+{2**22 + 1}\n-{2**22 + 2}\n"
     subprocess.run([sys.executable, "-I", "-S", guard.__file__], input=messages, text=True, timeout=20, check=True)
     assert sleepers[0].wait(timeout=10) == -9
     assert sleepers[1].poll() is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from launch.plan.profile import PROFILES, Profile, read_profile
+from launch.plan.request import PROFILES, Profile, read_profile
 
 
 @pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -11,9 +11,8 @@ from cclm.recipe import check
 from launch.plan import recipe as recipe_module
 from launch.plan.recipe import (
     find_recipe,
-    folders_named_in,
+    folders_read,
     merge_recipe,
-    read_blocks,
     read_recipe,
     recipe_of,
     run_folder_of,
@@ -64,9 +63,7 @@ def test_folders_that_a_recipe_reads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sources = {"a": {"path": "images", "weight": 2}, "b": {"path": "absent"}, "c": {"path": "$PAIRS"}}
     recipe = {"data": {"tokenizer": "words"}, "views": {"image_text": {"sources": sources}}, "run_folder": "pairs/run"}
     monkeypatch.setenv("PAIRS", str(tmp_path / "pairs"))
-    assert folders_named_in(read_blocks(recipe), tmp_path) == [
-        str(tmp_path / name) for name in ("images", "pairs", "words")
-    ]
+    assert folders_read(recipe, tmp_path) == tuple(str(tmp_path / name) for name in ("images", "pairs", "words"))
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from launch.plan.profile import Profile
-from launch.plan.request import seconds_of
+from launch.plan.request import Profile, seconds_of
 from launch.plan.slurm_job import SlurmPlan, find_plan, plan_job, read_plan
 from tests.unit.launch.slurm.scripts import ARRAY, CPU, EVERYTHING, PROFILE, REQUEST, SCRIPTS
 

@@ -11,8 +11,7 @@ from cclm.run.causes import Cause, cause_of_code
 from cclm.run.checkpoints import Marker, step_folder, write_marker
 from cclm.run.rank_ends import RankEnd
 from cclm.run.status import StatusRecord
-from launch.plan.profile import Profile
-from launch.plan.request import SlurmRequest
+from launch.plan.request import Profile, SlurmRequest
 from launch.plan.slurm_job import SlurmPlan, plan_job
 from launch.slurm.history import Event, add_event, next_attempt, read_history
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from launch.plan.profile import Profile, read_profile
-from launch.plan.request import SlurmRequest
+from launch.plan.request import Profile, SlurmRequest, read_profile
 from launch.plan.slurm_job import SweepPlan, plan_job
 from launch.slurm.script import render, render_sweep
 

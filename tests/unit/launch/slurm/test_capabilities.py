@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.slurm import capabilities
-from launch.slurm.capabilities import Cluster, Node, parse_config, parse_nodes, parse_partitions
+from launch.slurm.capabilities import Cluster, Node, parse_cluster
 
 ANSWERS = Path(__file__).parent / "answers"
 
@@ -17,8 +18,8 @@ def answer(name: str) -> str:
 
 
 def real_cluster(**settings: str) -> Cluster:
-    partitions = parse_partitions(answer("partitions"), parse_nodes(answer("nodes")))
-    return Cluster(settings=parse_config(answer("config")) | settings, partitions=partitions)
+    cluster = parse_cluster(answer("config"), answer("partitions"), answer("nodes"))
+    return replace(cluster, settings={**cluster.settings, **settings})
 
 
 def test_settings() -> None:
@@ -50,7 +51,7 @@ def test_nodes() -> None:
 
 def test_a_partition_for_some_accounts_of_another_site() -> None:
     line = "PartitionName=gpu AllowAccounts=red,blue Default=NO MaxTime=2-00:00:00 State=DOWN PreemptMode=GANG,SUSPEND"
-    (partition,) = parse_partitions(f"{line}\n\n", {})
+    (partition,) = parse_cluster("", f"{line}\n\n", "").partitions
     assert (partition.accounts, partition.is_up, partition.nodes) == (("red", "blue"), False, ())
     assert (partition.max_time, partition.preempt_mode) == ("2-00:00:00", "GANG,SUSPEND")
 
@@ -70,7 +71,7 @@ def test_a_partition_for_some_accounts_of_another_site() -> None:
     ],
 )
 def test_states_with_their_marks(state: str, plain: str, usable: bool) -> None:
-    (node,) = parse_nodes(f"p|n1|{state}|8+|4000+|gpu:a100:8(S:0-1)|none\n")["p"]
+    (node,) = parse_cluster("", "PartitionName=p", f"p|n1|{state}|8+|4000+|gpu:a100:8(S:0-1)|none\n").nodes
     assert (node.plain_state, node.is_usable) == (plain, usable)
     assert (node.cores, node.memory_mib, node.gres) == (8, 4000, "gpu:a100:8")
 

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from launch.local.diagnose import Diagnostic
-from launch.plan.profile import Profile
+from launch.plan.request import Profile
 from launch.slurm import capabilities, diagnose
 from launch.slurm.capabilities import Cluster
 from launch.slurm.diagnose import (
     describe,
-    diagnose_account,
     diagnose_accounting,
     diagnose_folder,
     diagnose_slurm,
@@ -149,9 +148,9 @@ def test_without_a_default_partition_one_must_be_named() -> None:
 
 def test_accounts() -> None:
     profile = Profile(account="green")
-    (found,) = diagnose_account(profile, ("blue", "red"))
+    (found,) = problems(healthy(), profile, 300, ("blue", "red"))
     assert found.text == "account green is none of yours (blue, red): adapt it"
-    assert list(diagnose_account(profile, ("green",))) == list(diagnose_account(profile, None)) == []
+    assert list(problems(healthy(), profile, 300, ("green",))) == list(problems(healthy(), profile, 300)) == []
 
 
 def test_accounting() -> None:

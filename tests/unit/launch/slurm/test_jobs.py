@@ -29,8 +29,9 @@ def test_nothing_to_ask(fake_slurm: FakeSlurm) -> None:
     assert jobs.ask_jobs([]) == jobs.JobsNow()
 
 
-def test_reasons_keep_their_bars() -> None:
-    (job,) = jobs.parse_queue("7|PENDING||job.sh|(Nodes a|b are down)")
+def test_reasons_keep_their_bars(fake_slurm: FakeSlurm) -> None:
+    fake_slurm.queue(("7", "PENDING", "", "job.sh", "(Nodes a|b are down)"))
+    (job,) = jobs.ask_queue("--me")
     assert job.reason == "(Nodes a|b are down)"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.plan.profile import Profile
+from launch.plan.request import Profile
 from launch.plan.slurm_job import plan_job, read_plan
 from launch.plan.snapshot import HASH_NAME
 from launch.slurm import node_health, preflight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,6 @@ from launch.slurm.restart import (
     RestartDecision,
     decide_command,
     decide_restart,
-    look_at_end,
     tasks_left,
     why_not_done,
 )
@@ -40,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def decide(run: Path, *, is_ended_from_outside: bool = False) -> RestartDecision:
-    return decide_restart(look_at_end(run, 3, "7", is_ended_from_outside=is_ended_from_outside))
+    return decide_restart(run, 3, "7", is_ended_from_outside=is_ended_from_outside)
 
 
 def stopped(run: Path, step: int, kind: StopKind, reason: str = "the reason") -> None:
@@ -350,12 +349,3 @@ def test_a_run_without_slurm_is_done_when_its_marker_says_so(tmp_path: Path) -> 
     assert why_not_done(tmp_path) == "there is no done.json"
     DoneMarker(tmp_path).write(step=1, seconds=1.0)
     assert why_not_done(tmp_path) == ""
-
-
-def test_the_story_of_a_decision_is_kept_apart_from_its_fields(run: Path) -> None:
-    begun(run, 0)
-    rank_end(run, 0, 1, reason="boom")
-    first = look_at_end(run, 3, "7", is_ended_from_outside=False)
-    assert first.failure is not None
-    other = replace(first, failure=replace(first.failure, reason="another word"))
-    assert replace(decide_restart(first), reason="") == replace(decide_restart(other), reason="")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan.profile import Profile
+from launch.plan.request import Profile
 from launch.plan.slurm_job import plan_job
 from launch.slurm.script import render
 from tests.unit.launch.slurm.scripts import GOLDEN, REQUEST, SCRIPTS, SWEEP, script

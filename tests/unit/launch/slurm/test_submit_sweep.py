@@ -12,7 +12,7 @@ import yaml
 
 from cclm.run.status import DoneMarker
 from launch.__main__ import main
-from launch.plan.profile import read_profile
+from launch.plan.request import read_profile
 from launch.plan.slurm_job import plan_job
 from launch.slurm.history import last_job, read_history
 from launch.slurm.jobs import jobs_alive

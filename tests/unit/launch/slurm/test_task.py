@@ -34,7 +34,6 @@ def run_task(run: Path, code: str, **environment: str) -> subprocess.Popen[bytes
 def test_a_rank_gets_its_place() -> None:
     assert task.place_of(SLURM) == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"}
     assert task.place_of({**SLURM, "RANK": "0"}) == {}
-    assert task.tasks_per_node("2(x3),1") == [2, 2, 2, 1]
 
 
 def test_torchrun_is_told_what_only_the_task_knows() -> None:

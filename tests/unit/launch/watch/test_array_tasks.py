@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from launch.slurm.jobs import JobNow
-from launch.watch.array_tasks import count_tasks
+from launch.watch.status import count_tasks
 
 
 def test_every_task_is_in_one_place() -> None:

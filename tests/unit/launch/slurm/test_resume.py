@@ -11,13 +11,11 @@ import pytest
 from cclm.errors import ConfigError
 from cclm.run.checkpoints import Marker, step_folder, write_marker
 from cclm.run.status import DoneMarker
-from launch.control.resume import resume
-from launch.plan.profile import Profile
-from launch.plan.request import SlurmRequest
+from launch.plan.request import Profile, SlurmRequest
 from launch.plan.slurm_job import plan_job, read_plan
 from launch.slurm.history import Event, add_event, read_history
 from launch.slurm.node_health import exclude
-from launch.slurm.submit import submit
+from launch.slurm.submit import resume, submit
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import rank_end
 
