@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from cclm.languages import language_tag
-from shards.corpora.refusal import refuse
+from shards.corpora.entries import refuse
 from shards.guard import shown
 
 Captions = dict[str, list[str]]

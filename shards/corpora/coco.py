@@ -19,26 +19,23 @@ from typing import Any, Final
 
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, mapping, text, whole_number
+from shards.corpora.entries import Keyed, each, joined, refuse
 from shards.corpora.files import files_by_language, named_files, plain_suffix
-from shards.corpora.flickr30k import read_numbered_captions
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, folders_of, image_in
-from shards.corpora.json_stream import json_items
-from shards.corpora.refusal import each, joined, refuse
+from shards.corpora.flickr30k import numbered_captions
+from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages
+from shards.corpora.rows import json_items
 from shards.guard import mistaken
-from shards.parts import LazyRecord, Part, Skipped
+from shards.parts import LazyRecord, Part
 
 _SUFFIXES: Final = (".json", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco(ImageCorpus):
+class Coco(NamedImages):
     """One part, with one record per image, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> annotation files (.json, .txt, also .gz), folders or patterns."""
-    images: Path | Sequence[Path]
-    """Folders of images: train2014, val2014, …"""
     image_name: str = ""
     """Name made of the id, for example "COCO_val2014_{id:012d}.jpg"; empty: as the `images` lists say. Ids are compared
     as numbers: mscoco-it writes most of them as texts."""
@@ -49,29 +46,28 @@ class Coco(ImageCorpus):
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
-        folders_of(self.images)
+        return self.part_of_all("captions", self.rows, [path for path, _ in self._files()])
+
+    def check(self) -> None:
+        """Raise a ConfigError where `image_name` is no pattern."""
+        super().check()
         try:
             self.image_name.format(id=1)
         except (LookupError, ValueError) as error:
             expected, do = 'a name with {id}, such as "COCO_val2014_{id:012d}.jpg"', "Correct `image_name`."
             mistaken(expected, f"{self.image_name!r} ({error})", do)
-        files = [path for path, _ in self._files()]
-        return self.part_of_all("captions", self.rows, files)
 
     def _files(self) -> list[tuple[Path, str]]:
         """Return (file, language); the language of object annotations is ""."""
         files = [(path, language) for language, path in files_by_language(self.captions, _SUFFIXES)]
         return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
 
-    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def rows(self) -> ImageRows:
         """Yield the images; those without captions, and captions without an image's name, are refused."""
         categories: dict[str, str] = {}  # is filled before the first row is made
-        row = partial(self._row, folders_of(self.images), categories)
-        return joined(self._items(categories), row, self.source)
+        return joined(self._items(categories), partial(self._row, categories), self.source)
 
-    def _row(
-        self, folders: Sequence[Path], categories: Mapping[str, str], identity: str, items: Sequence[Any]
-    ) -> Iterator[ImageRow]:
+    def _row(self, categories: Mapping[str, str], identity: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         listed = [item[1] for item in items if item[0] == "image"]
         captions = gathered((item[1], [item[2]]) for item in items if item[0] == "caption")
         names = [self.image_name.format(id=int(identity))] if self.image_name else [one["file_name"] for one in listed]
@@ -87,7 +83,7 @@ class Coco(ImageCorpus):
         boxes = [item[1:] for item in items if item[0] == "box"]
         yield self.image_row(
             key=f"{self.source}-{identity}",
-            image=image_in(folders, names[0]),
+            image=self.image_named(names[0]),
             captions=captions,
             licence=next((image["licence"] for image in listed if image.get("licence")), self.licence),
             identity=f"coco-{identity}",
@@ -97,11 +93,10 @@ class Coco(ImageCorpus):
             where=where,
         )
 
-    def _items(self, categories: dict[str, str]) -> Iterator[tuple[str, Any] | LazyRecord]:
+    def _items(self, categories: dict[str, str]) -> Keyed:
         for path, language in self._files():
             if plain_suffix(path) == ".txt":
-                captions = read_numbered_captions(path.name, path)
-                yield from each(captions, partial(_numbered, language), self.source)
+                yield from each(numbered_captions(path), partial(_numbered, language), self.source)
                 continue
             licences: dict[str, str] = {}
             yield from self._names(path, "licenses.item", licences)

@@ -7,40 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shards.corpora.cells import language, text
-from shards.corpora.files import named_files, part_of_each
+from shards.corpora.entries import guarded, leave_out, refuse
 from shards.corpora.languages import ENGLISH, NO_LANGUAGE, LanguageTag
-from shards.corpora.pair_record import lazy_pair
-from shards.corpora.refusal import each, guarded, leave_out, refuse
+from shards.corpora.pair_file import PairFiles, lazy_pair
 from shards.guard import optional_library, shown
-from shards.parts import LazyRecord, Part
+from shards.parts import LazyRecord, Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gettext:
+class Gettext(PairFiles):
     """Catalogues, one part each."""
 
-    path: Path | Sequence[Path]
-    """Files (.po, .mo), folders or patterns."""
+    suffixes = (".po", ".mo")
+    source: str = ""
+    """The corpus's name; empty: the file's name."""
     lang_a: LanguageTag = ENGLISH
     """Language of the messages in the program's code (`msgid`)."""
     lang_b: LanguageTag = NO_LANGUAGE
     """Language of the translations; empty: that of the folder above LC_MESSAGES, or the catalogue's own header."""
-    source: str = ""
-    """The corpus's name; empty: the file's name."""
 
-    def parts(self) -> Sequence[Part]:
-        """Find the files."""
-        return part_of_each(named_files(self.path, (".po", ".mo")), self.read)
-
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
+    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
         """Yield one record a message (two for one with a plural); what is fuzzy or not translated is refused."""
-        source = self.source or path.stem
-        return each(guarded(name, self._messages(path)), partial(self._pair, source), source)
+        return self.records(path, guarded(name, self._messages(path)), self._pair)
 
     def _messages(self, path: Path) -> Iterator[tuple[Any, tuple[str, str, str, bool]]]:
         """Yield (number, (message, translation, language, whether it is fuzzy))."""

@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from cclm.types import Region
 from shards.corpora.cells import box, captions, gathered, language, listed, mapping, optional, text
+from shards.corpora.entries import each, joined, refuse
 from shards.corpora.files import note_left_out, note_read, plain_suffix
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, image_in, key_of
+from shards.corpora.image_bytes import load_first
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.lines import COMPRESSIONS
-from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.rows import ARROW_SUFFIXES, Row, read_rows
 from shards.guard import mistaken, shown
-from shards.parts import LazyRecord, Part, Skipped
+from shards.parts import Part
 
 TABLES: Final = tuple(f"captions{suffix}" for suffix in (".jsonl", ".csv", ".tsv", *ARROW_SUFFIXES))
 _COLUMNS: Final = ("image", "language", "caption")
@@ -57,7 +57,7 @@ class ImageFolder(ImageCorpus):
             note_left_out(other, f"a second table beside {tables[0].name}")
         return tables[0]
 
-    def rows(self, path: Path) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def rows(self, path: Path) -> ImageRows:
         """Yield the images that a table names."""
         source = self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
@@ -77,7 +77,7 @@ class ImageFolder(ImageCorpus):
         image = _image(row)
         yield self.image_row(
             key=optional(row.get("key"), "key") or key_of(image),
-            image=image_in([self.folder], image),
+            image=partial(load_first, [self.folder], image),
             captions=captions(row.get("captions")),
             source=optional(row.get("source"), "source") or source,
             licence=optional(row.get("licence"), "licence"),

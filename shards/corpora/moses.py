@@ -8,21 +8,18 @@ The two sides of a pair lie in one folder; what is no side (README, ids) is left
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from cclm.errors import DataError
 from cclm.languages import language_tag
+from shards.corpora.entries import each, guarded, refused
 from shards.corpora.files import is_hidden, named_files, note_left_out, note_read
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag, pair_in
-from shards.corpora.lines import COMPRESSIONS, aligned_lines, open_member, open_plain
-from shards.corpora.pair_record import lazy_pair
-from shards.corpora.refusal import each, guarded, refused
+from shards.corpora.lines import COMPRESSIONS, aligned_lines, members_of
+from shards.corpora.pair_file import lazy_pair
 from shards.guard import data_errors, mistaken
 from shards.parts import LazyRecord, Part, file_stamp
 
@@ -52,7 +49,8 @@ class MosesPairs:
         parts: list[Part] = []
         for name, path in named_files(self.path, ()).items():
             try:
-                members = _members(path)
+                with data_errors(path.name, "file_broken", "a readable zip"):
+                    members = members_of(path)
             except DataError as error:
                 lost = refused(error, name, self.source or path.stem)
                 parts.append(Part(name=name, read=partial(iter, [lost]), stamp=file_stamp(path)))
@@ -107,17 +105,11 @@ class MosesPairs:
     def read(self, name: str, a: Side, b: Side) -> Iterator[LazyRecord]:
         """Yield one record a line; lines that one file has more are refused one by one (reason line_unmatched)."""
         source = self.source or name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        return each(guarded(name, _lines(a, b)), partial(_pair, a[0], b[0], source), source)
+        return each(guarded(name, aligned_lines([a, b])), partial(_pair, a[0], b[0], source), source)
 
 
 def _pair(lang_a: str, lang_b: str, source: str, _: str, lines: Sequence[str]) -> Iterator[LazyRecord]:
     yield lazy_pair(text_a=lines[0], lang_a=lang_a, text_b=lines[1], lang_b=lang_b, source=source)
-
-
-def _lines(*sides: Side) -> Iterator[tuple[int, list[str] | DataError]]:
-    with ExitStack() as stack:
-        files = [_open(path, member, stack) for _, path, member in sides]
-        yield from aligned_lines(files, [language for language, _, _ in sides])
 
 
 def _side_of(name: str) -> tuple[str, str] | None:
@@ -128,18 +120,3 @@ def _side_of(name: str) -> tuple[str, str] | None:
     pair = pair_in(plain.stem)
     language = plain.suffix.lstrip(".")
     return (plain.stem, language) if pair and language in pair else None
-
-
-def _members(path: Path) -> list[str]:
-    """Return the names in a zip; [""] for another file."""
-    if path.suffix.lower() != ".zip":
-        return [""]
-    with data_errors(path.name, "file_broken", "a readable zip"), zipfile.ZipFile(path) as archive:
-        return [info.filename for info in archive.infolist() if not info.is_dir()]
-
-
-def _open(path: Path, member: str, stack: ExitStack) -> BinaryIO:
-    if not member:
-        return stack.enter_context(open_plain(path))
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    return stack.enter_context(open_member(archive, member))

@@ -19,45 +19,39 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.errors import DataError
-from shards.corpora.caption_columns import CaptionColumns
-from shards.corpora.cells import identifier, identifiers, optional
+from shards.corpora.cells import identifier
+from shards.corpora.columns import ColumnImages
+from shards.corpora.entries import each, refuse
 from shards.corpora.files import HIDDEN, named_files, note_left_out
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, key_of, load_first
-from shards.corpora.refusal import each, refuse
+from shards.corpora.image_bytes import load_first
+from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
 from shards.guard import data_errors, mistaken, shown
-from shards.parts import LazyRecord, Part
+from shards.parts import Part
 
 _ROWS_AT_ONCE: Final = 16
 """Images that are decoded from Parquet at once: a few hundred MB at the very most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetImages(ImageCorpus):
-    """Files of images, one part each."""
+class ParquetImages(ColumnImages):
+    """Files of images, one part each. Ids: `row` (file and number), and those named."""
 
     path: Path | Sequence[Path]
     """Files (.parquet, .arrow), folders or patterns; a folder of `save_to_disk` may hold several splits: name one."""
-    captions: CaptionColumns
-    """The columns of captions."""
     image: str = "image"
     """Column of the image: bytes, a struct of bytes and path, or a path."""
     image_folder: Path | None = None
     """Where paths begin."""
-    ids: Sequence[str] = ()
-    """Columns to keep as ids."""
     identity: str = ""
     """Column that says what the image shows, where several rows show the same."""
-    licence_column: str = ""
-    """Column of the licence, where rows differ."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files and check their columns."""
         files = self._files()
         for path in files.values():
             try:
-                check_columns([self.image, *self._columns()], column_names(path), path)
+                check_columns(self.wanted(self.image, self.identity), column_names(path), path)
             except DataError:
                 continue  # reading it says so, and the other files are read
         return self.parts_of_each(files, self.rows)
@@ -66,33 +60,26 @@ class ParquetImages(ImageCorpus):
         for folder in [self.path] if isinstance(self.path, Path) else self.path:
             if (folder / "dataset_dict.json").exists():
                 splits = ", ".join(sorted(item.parent.name for item in folder.glob("*/state.json")))
-                mistaken(
-                    "one split of a saved DatasetDict", f"all of them ({splits})", "Name its folder in `path`.", folder
-                )
+                got = f"all of them ({splits})"
+                mistaken("one split of a saved DatasetDict", got, "Name its folder in `path`.", folder)
         files = named_files(self.path, ARROW_SUFFIXES)
         cached = [name for name, path in files.items() if path.name.startswith("cache-")]
         for name in cached:  # beside the data, `datasets` keeps results of its map() and filter()
             note_left_out(files.pop(name), HIDDEN, name)
         return files
 
-    def _columns(self) -> list[str]:
-        wanted = [*self.captions.columns(), *self.ids, self.identity, self.licence_column]
-        return [name for name in dict.fromkeys(wanted) if name]
-
-    def rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
+    def rows(self, name: str, path: Path) -> ImageRows:
         """Yield the images of a file."""
-        return each(read_rows(name, path, needed=self._columns()), partial(self._row, path), self.source)
+        return each(read_rows(name, path, needed=self.wanted(self.identity)), partial(self._row, path), self.source)
 
     def _row(self, path: Path, place: str, row: Row) -> Iterator[ImageRow]:
         index = int(place.rpartition(":")[2]) - 1
         yield self.image_row(
             key=key_of(place),
             image=partial(load_cell, path, index, self.image, self.image_folder),
-            captions=self.captions.captions_of(row),
-            licence=optional(row.get(self.licence_column), "a licence"),
             identity=identifier(row.get(self.identity)),
-            ids={"row": place} | identifiers(row, self.ids),
             where=place,
+            **self.of_row(row, row=place),
         )
 
 

@@ -1,4 +1,4 @@
-"""Rows of a table, whatever file it is: TSV, CSV, JSON lines, Parquet or Arrow, never whole in memory."""
+"""Rows of a table (TSV, CSV, JSON lines, Parquet, Arrow) and elements of a JSON document, never whole in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cclm.errors import DataError
+from shards.corpora.entries import bad, guarded
 from shards.corpora.files import plain_suffix
-from shards.corpora.lines import LINE_BYTES, numbered_lines, open_plain, raw_lines
-from shards.corpora.refusal import guarded
-from shards.guard import MEND, data_errors, described, mistaken
+from shards.corpora.lines import LINE_BYTES, numbered_lines, open_plain, parsed_lines, raw_lines
+from shards.guard import data_errors, described, mistaken, optional_library
 
 ARROW_SUFFIXES: Final = (".parquet", ".arrow")
 TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", *ARROW_SUFFIXES)
@@ -63,7 +63,7 @@ def read_rows(
     if suffix in ARROW_SUFFIXES:
         return guarded(name, enumerate(_arrow_rows(path, needed, optional), 1))
     if suffix == ".jsonl":
-        return guarded(name, _json_rows(path))
+        return guarded(name, parsed_lines(path, parse_object))
     if suffix not in (".tsv", ".csv", ".txt"):
         mistaken(f"a file that ends in {', '.join(TABLE_SUFFIXES)}", path.name, "Convert it, or rename it.", path)
     delimiter = delimiter or ("," if suffix == ".csv" else "\t")
@@ -71,11 +71,6 @@ def read_rows(
     rows = _quoted_cells(path, delimiter) if quoted else _plain_cells(path, delimiter)
     least = len(needed) if columns and not quoted else 0
     return guarded(name, _table_rows(path, rows, needed, columns, least))
-
-
-def bad_row(expected: str, got: str, reason: str = "line_broken") -> DataError:
-    """Return the error of a row that cannot be read; `each` knows its place."""
-    return DataError(reason=reason, expected=expected, got=got, do=MEND)
 
 
 def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> None:
@@ -111,7 +106,7 @@ def _table_rows(
         if least <= len(cells) <= len(names):
             yield number, dict(zip(names, cells, strict=False))
         else:
-            yield number, bad_row("a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
+            yield number, bad("line_broken", "a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
 
 
 def _plain_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:
@@ -133,8 +128,8 @@ def _quoted_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]
             except csv.Error as error:
                 if "unexpected end" in str(error):
                     got = f"none for one in the row that begins in line {line}"
-                    raise bad_row("a quote that closes", got, "file_broken") from error
-                yield bad_row("cells as in RFC 4180", f"{error} (the row begins in line {line})")
+                    raise bad("file_broken", "a quote that closes", got) from error
+                yield bad("line_broken", "cells as in RFC 4180", f"{error} (the row begins in line {line})")
                 continue
             if cells is None:
                 return
@@ -151,16 +146,8 @@ def _whole(cells: list[str]) -> list[str] | DataError:
     try:
         joined.encode("utf-8")
     except UnicodeEncodeError as error:
-        return bad_row("a row in UTF-8", f"the byte 0x{ord(joined[error.start]) - 0xDC00:02x}")
+        return bad("line_broken", "a row in UTF-8", f"the byte 0x{ord(joined[error.start]) - 0xDC00:02x}")
     return cells
-
-
-def _json_rows(path: Path) -> Numbered:
-    for number, line in numbered_lines(path):
-        if isinstance(line, DataError):
-            yield number, line
-        elif line.strip():
-            yield number, parse_object(line)
 
 
 def parse_json(data: str | bytes) -> Any:
@@ -190,8 +177,33 @@ def parse_object(line: str | bytes) -> Row | DataError:
     try:
         row = parse_json(line)
     except (ValueError, RecursionError) as error:
-        return bad_row(expected, described(error))
-    return row if isinstance(row, dict) else bad_row(expected, f"a JSON {type(row).__name__}")
+        return bad("line_broken", expected, described(error))
+    return row if isinstance(row, dict) else bad("line_broken", expected, f"a JSON {type(row).__name__}")
+
+
+def json_items(
+    name: str, path: Path, prefix: str, *, told_elsewhere: bool = False
+) -> Iterator[tuple[str, Any | DataError]]:
+    """Yield ("NAME:NUMBER", element) of an array: "annotations.item", or "item" where the document is one.
+
+    Args:
+        name: of the file, for places.
+        path: the file.
+        prefix: where the array is, in ijson's words.
+        told_elsewhere: a document that breaks off ends in silence: another array of it is read, too, and says so.
+    """
+    for place, item in guarded(name, enumerate(json_values(path, prefix), 1)):
+        if not (told_elsewhere and isinstance(item, DataError)):
+            yield place, item
+
+
+def json_values(path: Path, prefix: str) -> Iterator[Any]:
+    """Yield the elements of an array."""
+    ijson = optional_library("ijson", "it reads large JSON files")
+    with open_plain(path) as file:
+        if file.peek(3)[:3] == b"\xef\xbb\xbf":  # type: ignore[attr-defined]
+            file.read(3)
+        yield from ijson.items(file, prefix, use_float=True)
 
 
 def arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
@@ -244,7 +256,7 @@ def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
         yield from batch.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            yield bad_row("cells that can be read", described(error))
+            yield bad("line_broken", "cells that can be read", described(error))
         else:
             for number in range(batch.num_rows):
                 yield from _rows_in(batch.slice(number, 1))

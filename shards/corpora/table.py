@@ -7,16 +7,14 @@ from typing import Any, Final, Protocol
 
 from cclm.files.reading import typed_values
 from cclm.types import View
-from shards.corpora.aligned_lines import AlignedLines
 from shards.corpora.coco import Coco
 from shards.corpora.emoji import EmojiImages, EmojiNames
-from shards.corpora.flickr30k import Flickr30k
+from shards.corpora.flickr30k import AlignedLines, Flickr30k
 from shards.corpora.gettext_catalogue import Gettext
 from shards.corpora.image_folder import ImageFolder
 from shards.corpora.img2dataset import Img2dataset
-from shards.corpora.margin_file import MarginFile
 from shards.corpora.moses import MosesPairs
-from shards.corpora.pair_file import PairFile
+from shards.corpora.pair_file import MarginFile, PairFile
 from shards.corpora.parquet_images import ParquetImages
 from shards.corpora.published_lines import PublishedImages, PublishedPairs
 from shards.corpora.sbu import Sbu

@@ -3,7 +3,7 @@
 sentences.csv   id <TAB> language (ISO 639-3) <TAB> text
 links.csv       id <TAB> id of a translation
 
-Joined twice by id, on disk where they are many (`shards/corpora/spill.py`).
+Joined twice by id, on disk where they are many (`shards/corpora/entries.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.corpora.cells import text
+from shards.corpora.entries import Keyed, each, joined
 from shards.corpora.files import named_files, one_part
 from shards.corpora.languages import LanguageTag
-from shards.corpora.pair_record import lazy_pair
-from shards.corpora.refusal import each, joined
+from shards.corpora.pair_file import lazy_pair
 from shards.corpora.rows import Row, read_rows
 from shards.guard import mistaken
 from shards.parts import LazyRecord, Part, Skipped
@@ -26,9 +26,6 @@ from shards.parts import LazyRecord, Part, Skipped
 _SUFFIXES: Final = (".csv", ".tsv")
 # ".csv" by name, but cells stand between tabs and are not quoted.
 _read_rows = partial(read_rows, delimiter="\t", quoted=False)
-
-Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
-"""By the id of a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ class Tatoeba:
             else:
                 yield identity, ("sentence", tag, sentence)
 
-    def _sentences_and_links(self) -> Items:
+    def _sentences_and_links(self) -> Keyed:
         for name, path in named_files(self.sentences, _SUFFIXES).items():
             columns = ("id", "language", "text")
             yield from each(_read_rows(name, path, needed=columns, columns=columns), self._sentence, self.source)
@@ -86,7 +83,7 @@ class Tatoeba:
             ids = ("id", "other")
             yield from each(_read_rows(name, path, needed=ids, columns=ids), _link, self.source)
 
-    def _sentence(self, _: str, row: Row) -> Items:
+    def _sentence(self, _: str, row: Row) -> Keyed:
         code = text(row["language"] or None, "a language")
         if code in self.languages:
             yield row["id"], ("sentence", self.languages[code], text(row["text"]))
@@ -94,6 +91,6 @@ class Tatoeba:
             yield Skipped(source=self.source, rows={code: 1})
 
 
-def _link(_: str, row: Row) -> Items:
+def _link(_: str, row: Row) -> Keyed:
     yield row["id"], ("link", row["other"])
     yield row["other"], ("link", row["id"])

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 import html
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from xml.parsers import expat
 
 from cclm.languages import language_tag, same_language
-from shards.corpora.files import is_hidden, named_files, part_of_each, plain_stem
+from shards.corpora.entries import each, guarded, leave_out, refuse
+from shards.corpora.files import is_hidden
 from shards.corpora.languages import LanguageTag
-from shards.corpora.lines import LINE_BYTES, open_member, open_plain
-from shards.corpora.pair_record import lazy_pair
-from shards.corpora.refusal import each, guarded, leave_out, refuse
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.lines import LINE_BYTES, members_of, open_plain
+from shards.corpora.pair_file import PairFiles, lazy_pair
+from shards.parts import LazyRecord, Skipped
 
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
 """Inline elements whose content is the markup of another program, not text."""
@@ -35,35 +33,29 @@ Unit = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tmx:
+class Tmx(PairFiles):
     """Translation memories, one part each."""
 
-    path: Path | Sequence[Path]
-    """Files (.tmx, also compressed, or .zip), folders or patterns."""
+    suffixes = (".tmx", ".zip")
+    source: str = ""
+    """The corpus's name; empty: the file's name."""
     lang_a: LanguageTag
     """Language of `text_a`; "en" also takes en-US."""
     lang_b: Sequence[LanguageTag]
     """Languages of `text_b`, each a pair of its own."""
-    source: str = ""
-    """The corpus's name; empty: the file's name."""
-
-    def parts(self) -> Sequence[Part]:
-        """Find the files."""
-        return part_of_each(named_files(self.path, (".tmx", ".zip")), self.read)
 
     def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
         """Yield one record per translation of each unit; count the further texts of a unit that gave one."""
-        source = self.source or plain_stem(path)
-        return each(guarded(name, enumerate(_units(path), 1)), partial(self._records, source), source)
+        return self.records(path, guarded(name, enumerate(_units(path), 1)), self._pairs)
 
-    def _records(self, source: str, place: str, unit: Unit) -> Iterator[LazyRecord | Skipped]:
+    def _pairs(self, source: str, place: str, unit: Unit) -> Iterator[LazyRecord | Skipped]:
         tagged = [(language_tag(language) or language or "no language", text) for language, text in unit]
         firsts = [text for tag, text in tagged if same_language(tag, self.lang_a)]
         others = [(wanted, text) for wanted in self.lang_b for tag, text in tagged if same_language(tag, wanted)]
         if not firsts or not others:
             expected = f"a unit in {self.lang_a} and in {' or '.join(self.lang_b)}"
             got, do = ", ".join(tag for tag, _ in tagged) or "no texts", "Name other languages, if these are wanted."
-            leave_out("language_missing", expected, got, do=do)
+            leave_out("language_missing", expected, got, do)
         # The first text in lang_a stands in every pair; further ones in none.
         skipped = Counter([tag for tag, _ in tagged if same_language(tag, self.lang_a)][1:])
         wanted_tags = (self.lang_a, *self.lang_b)
@@ -78,19 +70,15 @@ class Tmx:
 
 
 def _units(path: Path) -> Iterator[Unit]:
-    with ExitStack() as stack:
-        files: list[IO[bytes]] = []
-        if path.suffix.lower() == ".zip":
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            names = [name for name in archive.namelist() if name.lower().endswith(".tmx") and not is_hidden(name)]
-            files = [stack.enter_context(open_member(archive, name)) for name in names]
-            if not files:
-                refuse("file_broken", "a .tmx file in the zip", "none")
-        for file in files or [stack.enter_context(open_plain(path))]:
-            reader = _Reader()
+    names = [name for name in members_of(path) if not name or (name.lower().endswith(".tmx") and not is_hidden(name))]
+    if not names:
+        refuse("file_broken", "a .tmx file in the zip", "none")
+    for name in names:
+        reader = _Reader()
+        with open_plain(path, name) as file:
             while piece := file.read(_PIECE_BYTES):
                 yield from reader.units_in(piece)
-            yield from reader.units_in(b"", is_last=True)
+        yield from reader.units_in(b"", is_last=True)
 
 
 class _Reader:

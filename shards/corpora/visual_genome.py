@@ -12,29 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cclm.types import Region
 from shards.corpora.cells import box, gathered, identifier, listed, mapping, text, whole_number
+from shards.corpora.entries import Keyed, each, joined, refuse
 from shards.corpora.files import named_files, note_read
-from shards.corpora.image_corpus import ImageCorpus, Translations, unmatched
-from shards.corpora.image_row import ImageRow, folders_of, image_in
-from shards.corpora.json_stream import json_items
+from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, Translations, unmatched
 from shards.corpora.languages import ENGLISH, LanguageTag
-from shards.corpora.refusal import each, joined, refuse
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.rows import json_items
+from shards.parts import Part
 
 _SUFFIXES: Final = (".json",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualGenome(ImageCorpus):
-    """One part, with one record per image."""
+class VisualGenome(NamedImages):
+    """One part, with one record per image. `images`: VG_100K and VG_100K_2; names are IMAGE_ID.jpg."""
 
-    images: Path | Sequence[Path]
-    """Folders of images: VG_100K and VG_100K_2; names are IMAGE_ID.jpg."""
     image_data: Path
     """image_data.json, also .gz: sizes of the annotated images, and COCO's ids."""
     regions: Path | Sequence[Path] = ()
@@ -52,7 +48,6 @@ class VisualGenome(ImageCorpus):
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
-        folders_of(self.images)
         note_read([self.image_data])
         translated = (path for one in self.region_translations for path in one.files().values())
         return self.part_of_all("regions", self.rows, [self.image_data, *self._boxed(), *translated])
@@ -60,11 +55,11 @@ class VisualGenome(ImageCorpus):
     def _boxed(self) -> list[Path]:
         return [path for paths in (self.regions, self.objects) for path in named_files(paths, _SUFFIXES).values()]
 
-    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def rows(self) -> ImageRows:
         """Yield the images; those without any box are refused (captions_missing)."""
-        return joined(self._images_and_regions(), partial(self._row, folders_of(self.images)), self.source)
+        return joined(self._images_and_regions(), self._row, self.source)
 
-    def _row(self, folders: Sequence[Path], identity: str, items: Sequence[Any]) -> Iterator[ImageRow]:
+    def _row(self, identity: str, items: Sequence[Any]) -> Iterator[ImageRow]:
         data = next((item for item in items if isinstance(item, Mapping)), None)
         boxes = [item for item in items if isinstance(item, _Box)]
         where = f"{self.source} image_id {identity}"
@@ -76,7 +71,7 @@ class VisualGenome(ImageCorpus):
         ids = {"image_id": identity} | ({"coco_id": data["coco_id"]} if data["coco_id"] else {})
         yield self.image_row(
             key=f"{self.source}-{identity}",
-            image=image_in(folders, f"{identity}.jpg"),
+            image=self.image_named(f"{identity}.jpg"),
             captions=gathered(texts for item in described for texts in item.region.captions.items()),
             # Half of the images are COCO's: the same one must not be its own negative.
             identity=f"coco-{data['coco_id']}" if data["coco_id"] else f"vg-{identity}",
@@ -86,26 +81,29 @@ class VisualGenome(ImageCorpus):
             where=where,
         )
 
-    def _images_and_regions(self) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
+    def _images_and_regions(self) -> Keyed:
         """Yield sizes and boxes by the image's id."""
         yield from each(json_items(self.image_data.name, self.image_data, "item"), _listed, self.source)
-        by_box = self._by_box()
-        yield from joined(by_box, self._with_texts, self.source) if self.region_translations else _by_image(by_box)
+        if self.region_translations:
+            yield from joined(self._by_box(), self._with_texts, self.source)
+        else:
+            for item in self._by_box():
+                yield (item[1].image, item[1]) if isinstance(item, tuple) else item
 
-    def _by_box(self) -> Iterator[tuple[str, Any] | LazyRecord]:
+    def _by_box(self) -> Keyed:
         """Yield boxes by their own id, and the translations of them."""
         for path in self._boxed():
             yield from each(json_items(path.name, path, "item"), self._boxes_of, self.source)
         for translations in self.region_translations:
             yield from translations.entries(self.source)
 
-    def _with_texts(self, _: str, items: Sequence[Any]) -> Iterator[tuple[str, Any] | LazyRecord]:
+    def _with_texts(self, _: str, items: Sequence[Any]) -> Keyed:
         boxes = [item for item in items if isinstance(item, _Box)]
         added = [item for item in items if not isinstance(item, _Box)]
         further = [texts for _, captions in added for texts in captions.items()]
         for item in boxes:
             texts = gathered([*item.region.captions.items(), *further])
-            yield item.image, replace(item, region=replace(item.region, captions=texts))
+            yield item.image, item._replace(region=replace(item.region, captions=texts))
         for place, _ in added if not boxes else ():
             yield unmatched(place, self.source, "a region with this id")
 
@@ -127,11 +125,10 @@ class VisualGenome(ImageCorpus):
     ) -> tuple[str, _Box]:
         identity = identifier(item.get(id_name)) or refuse("line_broken", id_name, "none")
         region = Region(box=box([item.get(side) for side in sides]), captions={self.language: phrases})
-        return identity, _Box(image=image, is_described=id_name == "region_id", region=region)
+        return identity, _Box(image, id_name == "region_id", region)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Box:
+class _Box(NamedTuple):
     """A region or object."""
 
     image: str
@@ -139,13 +136,6 @@ class _Box:
     is_described: bool
     """It is a region with a phrase, not an object."""
     region: Region
-
-
-def _by_image(
-    items: Iterator[tuple[str, Any] | LazyRecord | Skipped],
-) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
-    for item in items:
-        yield (item[1].image, item[1]) if isinstance(item, tuple) else item
 
 
 def _listed(_: str, entry: Any) -> Iterator[tuple[str, Any]]:

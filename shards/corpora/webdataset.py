@@ -1,71 +1,137 @@
-"""Plain `webdataset` tars: an image and its texts as members of one key, with no table beside them.
+"""Plain `webdataset` tars: an image and its texts as members that follow each other with one key; no table beside them.
 
-shard-000000.tar    000001.jpg, 000001.txt, 000001.json, 000001.cls, 000002.jpg, …
+photos/000001.jpg, photos/000001.txt, photos/000001.seg.png   key "photos/000001", suffixes "jpg", "txt", "seg.png"
 """
 
 from __future__ import annotations
 
+import re
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from braceexpand import braceexpand
 
 from cclm.errors import DataError
-from shards.corpora.caption_columns import CaptionColumns
-from shards.corpora.cells import identifiers, optional, text
+from shards.corpora.cells import text
+from shards.corpora.columns import ColumnImages
+from shards.corpora.entries import each, guarded, refuse
 from shards.corpora.files import named_files, note_left_out
 from shards.corpora.image_bytes import load_span
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
 from shards.corpora.lines import COMPRESSIONS
-from shards.corpora.refusal import each, guarded, refuse
 from shards.corpora.rows import Row, parse_json
-from shards.corpora.tar_samples import TarSample, tar_samples
-from shards.guard import described, mistaken
-from shards.parts import LazyRecord, Part
+from shards.guard import data_errors, described, mistaken
+from shards.parts import Part
 
 MAX_TEXT_BYTES: Final = 16 << 20
 """A larger member is no text of a sample."""
+_NAME: Final = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+"""Key and suffix: the name up to the first dot of its last part, and what follows."""
+_ZEROS: Final = bytes(tarfile.BLOCKSIZE)
+
+
+class Span(NamedTuple):
+    """Where a member's bytes lie in its tar."""
+
+    offset: int
+    size_bytes: int
+
+
+class TarSample(NamedTuple):
+    """The members of one key."""
+
+    key: str
+    members: dict[str, Span]
+    """By suffix, in lower case."""
+    twice: str
+    """A suffix that came again, which `webdataset` refuses; "" when none did."""
+
+
+def tar_samples(path: Path) -> Iterator[TarSample]:
+    """Yield the samples of a tar, reading headers only; one that the tar's end cuts comes without what is cut.
+
+    Members that belong to no sample are passed: folders, links, hidden files, names without a suffix, `__name__`.
+
+    Raises:
+        DataError: the tar breaks off, is no tar, or goes on behind its end; after what was sound.
+    """
+    fault: DataError | None = None
+    sample = TarSample("", {}, "")
+    try:
+        with data_errors(path.name):
+            for key, suffix, span in _members(path):
+                if key != sample.key:
+                    if sample.members:
+                        yield sample
+                    sample = TarSample(key, {}, "")
+                if suffix in sample.members:
+                    sample = sample._replace(twice=suffix)
+                sample.members[suffix] = span
+    except DataError as error:
+        fault = error
+    if sample.members:
+        yield sample
+    if fault is not None:
+        raise fault
+
+
+def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
+    with tarfile.open(path, "r:") as archive:
+        size_bytes = path.stat().st_size
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for each of them
+            span = Span(member.offset_data, member.size)
+            if not 0 <= span.size_bytes <= size_bytes - span.offset:
+                refuse("file_broken", "a whole tar", f"one that breaks off inside {member.name}", path.name)
+            found = _NAME.fullmatch(member.name)
+            if member.isreg() and found and not (found[1].startswith("__") and found[1].endswith("__")):
+                yield found[1], found[2].lower(), span
+        _check_end(path, archive.offset)
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Refuse a tar without its two blocks of zeros, or with more behind them: `tarfile` would end there in silence."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != _ZEROS:
+            got = f"one that breaks off at byte {offset}"
+            refuse("file_broken", "a whole tar, which ends in zeros", got, path.name)
+        while chunk := file.read(1 << 20):
+            if chunk.strip(b"\0"):
+                refuse("file_broken", "one tar", "more bytes behind its end: several tars in one file?", path.name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Webdataset(ImageCorpus):
+class Webdataset(ColumnImages):
     """One part per tar, one record per key.
 
     A column is the suffix of a member ("txt", "de.txt", "cls"), or one with the path of a field in its JSON
-    ("json.caption", "json.texts.de").
+    ("json.caption", "json.texts.de"). Ids: `key`, and those named.
     """
 
     path: Path | Sequence[Path]
     """Tars, folders of them, patterns (`*.tar`) or ranges (`shard-{000000..000099}.tar`). Not compressed: images are
     read by position."""
-    captions: CaptionColumns
-    """The columns of captions: `{text: txt, language: en}`, `{text: json.caption, language_column: json.lang}`, …"""
     source: str = "webdataset"
     """The corpus's name."""
     image: Sequence[str] = ("jpg", "jpeg", "png", "webp")
     """Suffixes of image members; of several in a sample the first of these."""
-    ids: Sequence[str] = ()
-    """Columns to keep as ids, beside `key`."""
-    licence_column: str = ""
-    """Column of the licence, where samples differ."""
 
     def parts(self) -> Sequence[Part]:
         """Find the tars."""
-        self.captions.columns()
         tars = named_files(expanded(self.path), (".tar",))
-        for name, tar in tars.items():
-            if tar.suffix.lower() in COMPRESSIONS:
-                note_left_out(tar, "a compressed tar", name)
-        plain = {name: tar for name, tar in tars.items() if tar.suffix.lower() not in COMPRESSIONS}
-        if not plain:
+        packed = [name for name, tar in tars.items() if tar.suffix.lower() in COMPRESSIONS]
+        for name in packed:
+            note_left_out(tars.pop(name), "a compressed tar", name)
+        if not tars:
             mistaken("a tar that is not compressed", "only compressed ones", "Unpack them to .tar.", str(self.path))
-        return self.parts_of_each(plain, self.rows)
+        return self.parts_of_each(tars, self.rows)
 
-    def rows(self, name: str, tar: Path) -> Iterator[ImageRow | LazyRecord]:
+    def rows(self, name: str, tar: Path) -> ImageRows:
         """Yield the samples of a tar."""
         entries = guarded(name, enumerate(tar_samples(tar), 1))
         # A sample is named by its key in messages, not by its number.
@@ -79,30 +145,23 @@ class Webdataset(ImageCorpus):
         if suffix is None:
             there = ", ".join(f".{suffix}" for suffix in sample.members)
             refuse("image_missing", f"an image (.{', .'.join(self.image)})", f"only {there}")
-        row = self._cells(tar, sample)
-        yield self.image_row(
-            key=key_of(f"{name}:{sample.key}"),
-            image=partial(load_span, tar, *sample.members[suffix]),
-            captions=self.captions.captions_of(row),
-            licence=optional(row.get(self.licence_column), "a licence"),
-            ids={"key": text(sample.key, "a key")} | identifiers(row, self.ids),
-            where=place,
-        )
+        of_row = self.of_row(self._cells(tar, sample), key=text(sample.key, "a key"))
+        image = partial(load_span, tar, *sample.members[suffix])
+        yield self.image_row(key=key_of(f"{name}:{sample.key}"), image=image, where=place, **of_row)
 
     def _cells(self, tar: Path, sample: TarSample) -> Row:
         """Return the cells of the columns that are asked for, as far as the sample has them."""
         read: dict[str, bytes] = {}
         cells: Row = {}
-        for column in filter(None, (*self.captions.columns(), *self.ids, self.licence_column)):
+        for column in self.wanted():
             suffix, field = _member_of(column, sample.members)
             if not suffix:
                 continue
             if suffix not in read:
                 span = sample.members[suffix]
                 if span.size_bytes > MAX_TEXT_BYTES:
-                    refuse(
-                        "line_broken", f"texts of at most {MAX_TEXT_BYTES:,} bytes", f".{suffix} of {span.size_bytes:,}"
-                    )
+                    got = f".{suffix} of {span.size_bytes:,}"
+                    refuse("line_broken", f"texts of at most {MAX_TEXT_BYTES:,} bytes", got)
                 read[suffix] = load_span(tar, *span)
             cells[column] = _cell_of(read[suffix], suffix, field)
         return cells

@@ -21,20 +21,17 @@ from typing import Any, Final
 
 from cclm.languages import language_tag
 from shards.corpora.cells import gathered, language, text
+from shards.corpora.entries import Keyed, each, joined, refuse
 from shards.corpora.files import named_files, part_of_each, plain_suffix
 from shards.corpora.image_bytes import load_span
-from shards.corpora.image_row import ImageRow, key_of
+from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
 from shards.corpora.languages import LanguageTag
-from shards.corpora.lines import line_ranges, lines_in
-from shards.corpora.refusal import each, joined, refuse
+from shards.corpora.lines import lines_in
 from shards.corpora.rows import Row, read_rows
-from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
+from shards.corpora.url_list import Downloadable, UrlRow
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
-
-Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
-"""By URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +74,11 @@ class Wit(Downloadable):
         stamps = [stamp_of(path) for path in self._tables().values()]
         return json.dumps([stamps, list(self.fields), list(self.languages)])
 
-    def url_rows(self) -> Iterator[UrlRow]:
+    def entries(self) -> Iterator[UrlRow | LazyRecord | Skipped]:
         """Yield one entry an image, with the captions of all its rows."""
-        return url_rows_of(joined(self._captions(), _url_row, self.source))
+        return joined(self._captions(), _url_row, self.source)
 
-    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def rows(self) -> ImageRows:
         """Yield the images of the texts; those without pixels are refused (image_missing)."""
         return joined(self._captions_and_pixels(), self._row, self.source)
 
@@ -98,24 +95,23 @@ class Wit(Downloadable):
                 where=url,
             )
 
-    def _captions_and_pixels(self) -> Items:
+    def _captions_and_pixels(self) -> Keyed:
         yield from self._captions()
         for name, path in named_files(self.pixels, ()).items():
-            for start, stop in line_ranges(path, path.stat().st_size or 1):
-                for offset, beginning, size in lines_in(path, start, stop):
-                    url = beginning.removeprefix(b"\xef\xbb\xbf").partition(b"\t")[0].decode("utf-8", "replace")
-                    yield url, partial(load_pixels, path, offset, size, f"{name}@{offset}")
+            for offset, beginning, size in lines_in(path):
+                url = beginning.removeprefix(b"\xef\xbb\xbf").partition(b"\t")[0].decode("utf-8", "replace")
+                yield url, partial(load_pixels, path, offset, size, f"{name}@{offset}")
 
-    def _captions(self) -> Items:
+    def _captions(self) -> Keyed:
         for name, path in self._tables().items():
             yield from self._captions_in(name, path)
 
-    def _captions_in(self, name: str, path: Path) -> Items:
+    def _captions_in(self, name: str, path: Path) -> Keyed:
         quoted = plain_suffix(path) == ".tsv"
         rows = read_rows(name, path, needed=("language", "image_url", *self.fields), quoted=quoted or None)
         return each(rows, self._texts, self.source)
 
-    def _texts(self, _: str, row: Row) -> Items:
+    def _texts(self, _: str, row: Row) -> Keyed:
         """Yield (URL, (language, texts)); rows in languages that are not wanted are skipped."""
         url, name = (text(row.get(field) or None, field) for field in ("image_url", "language"))
         if self.languages and language_tag(name) not in self.languages:

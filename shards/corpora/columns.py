@@ -1,13 +1,14 @@
-"""Which columns of a table hold captions, in which languages."""
+"""Tables with a row an image: which columns hold its captions, in which languages, its ids and licence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from shards.corpora.cells import Captions, captions, gathered, texts
+from shards.corpora.cells import Captions, captions, gathered, identifiers, optional, texts
+from shards.corpora.image_corpus import ImageCorpus
 from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag
 from shards.guard import mistaken
 
@@ -39,7 +40,7 @@ class CaptionColumns:
         if not any(names[:-1]):
             do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
             mistaken("columns of captions", "none", do)
-        return [name for name in dict.fromkeys(names) if name]
+        return names
 
     def captions_of(self, row: Mapping[str, Any]) -> Captions:
         """Return a row's captions; languages without one are left out.
@@ -52,3 +53,32 @@ class CaptionColumns:
         if self.text:
             found |= captions(row.get(self.text), self.language or row.get(self.language_column))
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnImages(ImageCorpus):
+    """A corpus of images whose texts stand in columns."""
+
+    captions: CaptionColumns
+    """The columns of captions."""
+    ids: Sequence[str] = ()
+    """Columns to keep as ids, beside those that the corpus has by itself."""
+    licence_column: str = ""
+    """Column of the licence, where images differ."""
+
+    def check(self) -> None:
+        """Raise a ConfigError where no column of captions is named, or a language is none."""
+        self.captions.columns()
+
+    def wanted(self, *more: str) -> list[str]:
+        """Return the columns to read, each once: some more, and those of the options (errors: see `CaptionColumns`)."""
+        names = dict.fromkeys((*more, *self.captions.columns(), *self.ids, self.licence_column))
+        return [name for name in names if name]
+
+    def of_row(self, row: Mapping[str, Any], /, **ids: str) -> dict[str, Any]:
+        """Return an image's captions, licence and ids: those of the options, and some more."""
+        return {
+            "captions": self.captions.captions_of(row),
+            "licence": optional(row.get(self.licence_column), "a licence"),
+            "ids": ids | identifiers(row, self.ids),
+        }
