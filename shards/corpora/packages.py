@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cclm.errors import DataError
+from shards.corpora.entries import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +80,10 @@ def read_package(folder: Path, package: Package, names: Collection[str]) -> dict
                     found[wanted[member.name]] = file.read()
                 if len(found) == len(wanted):
                     break
-    except FileNotFoundError as error:
-        raise _package_error(
-            "package_missing", "no such file", path, "Run `python -m shards fetch-demo --to` that folder first."
-        ) from error
+    except FileNotFoundError:
+        do = "Run `python -m shards fetch-demo --to` that folder first."
+        refuse("package_missing", "a fetched package", "no such file", str(path), do)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise _package_error(
-            "package_broken", str(error), path, "Remove it and run `python -m shards fetch-demo` again."
-        ) from error
+        do = "Remove it and run `python -m shards fetch-demo` again."
+        refuse("package_broken", "a fetched package", str(error), str(path), do)
     return found
-
-
-def _package_error(reason: str, got: str, path: Path, do: str) -> DataError:
-    return DataError(reason=reason, expected="a fetched package", got=got, do=do, where=str(path))
