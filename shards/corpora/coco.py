@@ -42,7 +42,6 @@ class Coco(NamedImages):
     instances: Path | Sequence[Path] = ()
     """Object annotations; their boxes become regions with the category's name (en)."""
     source: str = "coco"
-    """The corpus's name."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""

@@ -54,7 +54,6 @@ class Flickr30k(_Captioned):
     """Files .token, .txt, .csv, .jsonl. For xFlickr&CO, `images` are both Flickr30k's and COCO's val2014."""
 
     source: str = "flickr30k"
-    """The corpus's name."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
@@ -115,7 +114,6 @@ class AlignedLines(_Captioned):
     names: Path
     """The list of images, one name a line."""
     source: str = "multi30k"
-    """The corpus's name."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""

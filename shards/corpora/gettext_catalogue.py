@@ -24,7 +24,6 @@ class Gettext(PairFiles):
 
     suffixes = (".po", ".mo")
     source: str = ""
-    """The corpus's name; empty: the file's name."""
     lang_a: LanguageTag = ENGLISH
     """Language of the messages in the program's code (`msgid`)."""
     lang_b: LanguageTag = NO_LANGUAGE
@@ -54,7 +53,7 @@ class Gettext(PairFiles):
             leave_out("fuzzy", f"a translation of {shown(text_a)}", "one that nobody has checked")
         if not text_b.strip():
             leave_out("untranslated", f"a translation of {shown(text_a)}", "none")
-        yield lazy_pair(text_a=text(text_a), lang_a=self.lang_a, text_b=text(text_b), lang_b=lang_b, source=source)
+        yield lazy_pair((self.lang_a, text(text_a)), (lang_b, text(text_b)), source)
 
 
 def _forms(entry: Any) -> Sequence[tuple[str, str]]:

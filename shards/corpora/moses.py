@@ -56,17 +56,17 @@ class MosesPairs:
                 parts.append(Part(name=name, read=partial(iter, [lost]), stamp=file_stamp(path)))
                 continue
             for member in members:
-                place = path / member if member else path
-                found = None if is_hidden(member) else _side_of(place.name)
-                if found is None:
+                place = path / member
+                side = None if is_hidden(member) else _side_of(place)
+                if side is None:
                     note_left_out(place, place.suffix or place.name, f"{name}/{member}" if member else "")
-                    continue
-                pairs.setdefault((place.parent, found[0]), {})[found[1]] = (name, path, member)
+                else:
+                    pairs.setdefault((place.parent, side[0]), {})[side[1]] = (name, path, member)
         lone = sorted(
-            "/".join(filter(None, side[::2]))
+            f"{name}/{member}".rstrip("/")
             for of_one in pairs.values()
             if len(of_one) < 2
-            for side in of_one.values()
+            for name, _, member in of_one.values()
         )
         if lone or not (pairs or parts):
             expected = "two files such as NAME.de-en.de and NAME.de-en.en in one folder, or a zip of them"
@@ -80,23 +80,20 @@ class MosesPairs:
         anchor = self.anchor or next(iter(files))
         if anchor not in files or len(files) < 2:
             mistaken(f"a file in {anchor} and in another language", ", ".join(files), "Correct `files` or `anchor`.")
+        a = (anchor, files.pop(anchor), "")
         return [
-            self._read_part(
-                f"{anchor}-{other}", f"{files[anchor].name}+{path.name}", (anchor, files[anchor], ""), (other, path, "")
-            )
+            self._read_part(f"{anchor}-{other}", f"{a[1].name}+{path.name}", a, (other, path, ""))
             for other, path in files.items()
-            if other != anchor
         ]
 
     def _part(self, stem: str, sides: Mapping[str, tuple[str, Path, str]]) -> Part:
         languages = pair_in(stem) or ("", "")
-        tags = [language_tag(language) or "" for language in languages]
-        if self.anchor and self.anchor not in tags:
+        a, b = ((language_tag(language) or "", *sides[language][1:]) for language in languages)
+        if self.anchor and self.anchor not in (a[0], b[0]):
             mistaken(f"a pair with {self.anchor}", stem, "Correct `anchor` or `path`.", self.path)
-        first, second = ((tag, *sides[name][1:]) for tag, name in zip(tags, languages, strict=True))
         file_name, _, member = sides[languages[0]]
         part = f"{file_name}/{Path(member).with_name(stem)}" if member else str(Path(file_name).with_name(stem))
-        return self._read_part(part, part, *((second, first) if tags[1] == self.anchor else (first, second)))
+        return self._read_part(part, part, *((b, a) if b[0] == self.anchor else (a, b)))
 
     def _read_part(self, name: str, place: str, a: Side, b: Side) -> Part:
         stamp = "-".join(file_stamp(path) for path in dict.fromkeys((a[1], b[1])))
@@ -109,14 +106,11 @@ class MosesPairs:
 
 
 def _pair(lang_a: str, lang_b: str, source: str, _: str, lines: Sequence[str]) -> Iterator[LazyRecord]:
-    yield lazy_pair(text_a=lines[0], lang_a=lang_a, text_b=lines[1], lang_b=lang_b, source=source)
+    yield lazy_pair((lang_a, lines[0]), (lang_b, lines[1]), source)
 
 
-def _side_of(name: str) -> tuple[str, str] | None:
+def _side_of(path: Path) -> tuple[str, str] | None:
     """Return ("NAME.de-en", "de") of a file NAME.de-en.de or NAME.de-en.de.gz; None for README, ids and the like."""
-    path = Path(name)
-    packed = path.suffix.lower() in COMPRESSIONS
-    plain = Path(path.stem) if packed else path
-    pair = pair_in(plain.stem)
-    language = plain.suffix.lstrip(".")
+    plain = Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path
+    pair, language = pair_in(plain.stem), plain.suffix.lstrip(".")
     return (plain.stem, language) if pair and language in pair else None

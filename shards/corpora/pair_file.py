@@ -36,20 +36,19 @@ _SCORED: Final = ("score", "text_a", "text_b")
 
 
 def lazy_pair(
-    *, text_a: str, lang_a: str, text_b: str, lang_b: str, source: str, score: float | None = None, group: str = ""
+    a: tuple[str, str], b: tuple[str, str], source: str, score: float | None = None, group: str = ""
 ) -> LazyRecord:
     """Return the record of one pair; a blank text raises a refusal (reason text_empty).
 
     Args:
-        text_a: the sentence that groups: all its translations are one sample, so that none of them is ever taken for
-            another one's negative.
-        lang_a: its language.
-        text_b: its translation.
-        lang_b: that one's language.
+        a: language and text of the sentence that groups: all its translations are one sample, so that none of them is
+            ever taken for another one's negative.
+        b: language and text of its translation.
         source: the corpus.
         score: the corpus's own score of the pair.
-        group: the group's name; empty: a hash of `text_a` and `lang_a`.
+        group: the group's name; empty: a hash of `a`.
     """
+    (lang_a, text_a), (lang_b, text_b) = a, b
     if not text_a.strip() or not text_b.strip():
         refuse("text_empty", "two texts that are not blank", f"{shown(text_a)} and {shown(text_b)}")
     group = group or hashlib.sha256(f"{lang_a}\t{text_a}".encode()).hexdigest()[:16]
@@ -64,7 +63,7 @@ class PairFiles:
     path: Path | Sequence[Path]
     """Files (of `suffixes`, also compressed), folders or patterns."""
     source: str
-    """The corpus's name."""
+    """The corpus's name; where the recipe may leave it out, the file's name."""
     suffixes: ClassVar[Sequence[str]] = ()
     """Of the files that are read; none: all are."""
 
@@ -95,15 +94,14 @@ class PairFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class PairFile(PairFiles):
-    """Tables of pairs: .tsv, .csv, .jsonl, .parquet, .arrow."""
+    """Tables of pairs; a row may name its own languages, group and source, unless it is of a TSV without a header."""
 
     suffixes = TABLE_SUFFIXES
     source: str = ""
-    """The corpus's name; a row may name its own; empty: the file's name."""
     lang_a: LanguageTag = NO_LANGUAGE
-    """Language of `text_a`; a row may name its own, unless the file is a TSV without a header line."""
+    """Language of `text_a`."""
     lang_b: LanguageTag = NO_LANGUAGE
-    """Language of `text_b`; a row may name its own."""
+    """Language of `text_b`."""
     header: bool = False
     """A TSV file's first line names its columns (in CSV it always does)."""
     text_a: str = "text_a"
@@ -118,8 +116,9 @@ class PairFile(PairFiles):
         named = self.optional if plain_suffix(path) != ".tsv" or self.header else ()
         missing = [name for name in ("lang_a", "lang_b") if not getattr(self, name) and name not in named]
         if missing and plain_suffix(path) != ".jsonl":
-            expected, do = "lang_a and lang_b for a table whose rows do not name them", "Add both to `options`"
-            mistaken(expected, f"no {' and no '.join(missing)}", f"{do}, or name the columns in `optional`.", path)
+            expected = "lang_a and lang_b for a table whose rows do not name them"
+            do = "Add both to `options`, or name the columns in `optional`."
+            mistaken(expected, f"no {' and no '.join(missing)}", do, path)
 
     def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
         """Yield one record a row."""
@@ -130,16 +129,11 @@ class PairFile(PairFiles):
         return self.records(path, read_rows(name, path, needed=needed, columns=columns), self._pair)
 
     def _pair(self, source: str, _: str, row: Row) -> Iterator[LazyRecord]:
-        score = row.get("score")
-        yield lazy_pair(
-            text_a=text(row.get(self.text_a), self.text_a),
-            lang_a=language(row.get("lang_a") or self.lang_a),
-            text_b=text(row.get(self.text_b), self.text_b),
-            lang_b=language(row.get("lang_b") or self.lang_b),
-            source=optional(row.get("source"), "source") or source,
-            score=None if score in (None, "") else number(score, "a score"),
-            group=identifier(row.get("group"), "group"),
-        )
+        text_a, lang_a = text(row.get(self.text_a), self.text_a), language(row.get("lang_a") or self.lang_a)
+        text_b, lang_b = text(row.get(self.text_b), self.text_b), language(row.get("lang_b") or self.lang_b)
+        source = optional(row.get("source"), "source") or source
+        score = None if row.get("score") in (None, "") else number(row["score"], "a score")
+        yield lazy_pair((lang_a, text_a), (lang_b, text_b), source, score, identifier(row.get("group"), "group"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +142,6 @@ class MarginFile(PairFiles):
 
     suffixes = (".tsv",)
     source: str = ""
-    """The corpus's name; empty: the file's name."""
     threshold: float = 1.04
     """Pairs with a lower score are refused (reason score_low)."""
     anchor: LanguageTag = NO_LANGUAGE
@@ -183,6 +176,5 @@ class MarginFile(PairFiles):
         if score < self.threshold:
             do = "Lower `threshold` if such pairs are good enough."
             leave_out("score_low", f"a margin of at least {self.threshold:g}", f"{score:g}", do)
-        sides = [(text(row["text_a"]), languages[0]), (text(row["text_b"]), languages[1])]
-        (text_a, lang_a), (text_b, lang_b) = reversed(sides) if self.anchor == languages[1] else sides
-        yield lazy_pair(text_a=text_a, lang_a=lang_a, text_b=text_b, lang_b=lang_b, source=source, score=score)
+        a, b = (languages[0], text(row["text_a"])), (languages[1], text(row["text_b"]))
+        yield lazy_pair(b, a, source, score) if self.anchor == languages[1] else lazy_pair(a, b, source, score)

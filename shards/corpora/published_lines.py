@@ -145,10 +145,5 @@ class PublishedPairs(PairFiles):
         return self.records(path, guarded(name, parsed_lines(path, parse_object)), self._pair)
 
     def _pair(self, source: str, _: str, row: Row) -> Iterator[LazyRecord]:
-        yield lazy_pair(
-            text_a=text(row.get(self.key_a), f'a text in the field "{self.key_a}"'),
-            lang_a=self.lang_a,
-            text_b=text(row.get(self.key_b), f'a text in the field "{self.key_b}"'),
-            lang_b=self.lang_b,
-            source=source,
-        )
+        text_a, text_b = (text(row.get(key), f'a text in the field "{key}"') for key in (self.key_a, self.key_b))
+        yield lazy_pair((self.lang_a, text_a), (self.lang_b, text_b), source)

@@ -36,7 +36,6 @@ class Sbu(Downloadable):
     language: LanguageTag = ENGLISH
     """Of the captions."""
     source: str = "sbu"
-    """The corpus's name."""
 
     def list_files(self) -> list[Path]:
         """Return the two text files, or the JSON file."""

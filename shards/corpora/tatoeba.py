@@ -8,9 +8,8 @@ Joined twice by id, on disk where they are many (`shards/corpora/entries.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +23,6 @@ from shards.guard import mistaken
 from shards.parts import LazyRecord, Part, Skipped
 
 _SUFFIXES: Final = (".csv", ".tsv")
-# ".csv" by name, but cells stand between tabs and are not quoted.
-_read_rows = partial(read_rows, delimiter="\t", quoted=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +61,7 @@ class Tatoeba:
 
     def _pair(self, _: str, texts: tuple[str, str, str]) -> Iterator[LazyRecord]:
         text_a, lang_b, text_b = texts
-        yield lazy_pair(text_a=text_a, lang_a=self.anchor, text_b=text_b, lang_b=lang_b, source=self.source)
+        yield lazy_pair((self.anchor, text_a), (lang_b, text_b), self.source)
 
     def _anchored(self, identity: str, found: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         """Yield the other languages' sentences by their id, and the anchor's sentences by the ids of translations."""
@@ -76,12 +73,14 @@ class Tatoeba:
                 yield identity, ("sentence", tag, sentence)
 
     def _sentences_and_links(self) -> Keyed:
-        for name, path in named_files(self.sentences, _SUFFIXES).items():
-            columns = ("id", "language", "text")
-            yield from each(_read_rows(name, path, needed=columns, columns=columns), self._sentence, self.source)
-        for name, path in named_files(self.links, _SUFFIXES).items():
-            ids = ("id", "other")
-            yield from each(_read_rows(name, path, needed=ids, columns=ids), _link, self.source)
+        yield from self._rows(self.sentences, ("id", "language", "text"), self._sentence)
+        yield from self._rows(self.links, ("id", "other"), _link)
+
+    def _rows(self, paths: Path | Sequence[Path], columns: Sequence[str], make: Callable[[str, Row], Keyed]) -> Keyed:
+        """Yield what `make(place, row)` yields; files are ".csv" by name, but cells stand between tabs, not quoted."""
+        for name, path in named_files(paths, _SUFFIXES).items():
+            rows = read_rows(name, path, needed=columns, columns=columns, delimiter="\t", quoted=False)
+            yield from each(rows, make, self.source)
 
     def _sentence(self, _: str, row: Row) -> Keyed:
         code = text(row["language"] or None, "a language")

@@ -38,7 +38,6 @@ class Tmx(PairFiles):
 
     suffixes = (".tmx", ".zip")
     source: str = ""
-    """The corpus's name; empty: the file's name."""
     lang_a: LanguageTag
     """Language of `text_a`; "en" also takes en-US."""
     lang_b: Sequence[LanguageTag]
@@ -65,8 +64,7 @@ class Tmx(PairFiles):
         yield from each(zip(places, others, strict=True), partial(self._pair, source, firsts[0]), source)
 
     def _pair(self, source: str, text_a: str, _: str, other: tuple[str, str]) -> Iterator[LazyRecord]:
-        language, text = other
-        yield lazy_pair(text_a=text_a, lang_a=self.lang_a, text_b=text, lang_b=language, source=source)
+        yield lazy_pair((self.lang_a, text_a), other, source)
 
 
 def _units(path: Path) -> Iterator[Unit]:

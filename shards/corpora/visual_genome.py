@@ -42,7 +42,6 @@ class VisualGenome(NamedImages):
     language: LanguageTag = ENGLISH
     """Of the annotations."""
     source: str = "visual-genome"
-    """The corpus's name."""
     licence: str = "CC-BY-4.0"
     """Of the annotations; the images are from Flickr."""
 

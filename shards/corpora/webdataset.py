@@ -117,7 +117,6 @@ class Webdataset(ColumnImages):
     """Tars, folders of them, patterns (`*.tar`) or ranges (`shard-{000000..000099}.tar`). Not compressed: images are
     read by position."""
     source: str = "webdataset"
-    """The corpus's name."""
     image: Sequence[str] = ("jpg", "jpeg", "png", "webp")
     """Suffixes of image members; of several in a sample the first of these."""
 

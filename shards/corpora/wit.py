@@ -22,7 +22,7 @@ from typing import Any, Final
 from cclm.languages import language_tag
 from shards.corpora.cells import gathered, language, text
 from shards.corpora.entries import Keyed, each, joined, refuse
-from shards.corpora.files import named_files, part_of_each, plain_suffix
+from shards.corpora.files import named_files, part_of_each
 from shards.corpora.image_bytes import load_span
 from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
 from shards.corpora.languages import LanguageTag
@@ -36,12 +36,11 @@ _SUFFIXES: Final = (".tsv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Wit(Downloadable):
-    """The texts, and where the images are: `downloads` or `pixels`."""
+    """The texts, and where the images are: `downloads` or `pixels`. Licences differ; Wikimedia Commons says which."""
 
     path: Path | Sequence[Path]
     """Files (.tsv.gz, .jsonl), folders or patterns."""
     downloads: Path | None = None
-    """Folder of the images that `python -m shards download` fetches."""
     pixels: Path | Sequence[Path] = ()
     """Files of pixels, in place of downloads; not compressed, because images are read by position."""
     fields: Sequence[str] = ("caption_reference_description",)
@@ -49,9 +48,6 @@ class Wit(Downloadable):
     languages: Sequence[LanguageTag] = ()
     """Given: rows in other languages are skipped, and counted."""
     source: str = "wit"
-    """The corpus's name."""
-    licence: str = "unknown"
-    """The images' licences differ; Wikimedia Commons says which."""
 
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
@@ -76,7 +72,10 @@ class Wit(Downloadable):
 
     def entries(self) -> Iterator[UrlRow | LazyRecord | Skipped]:
         """Yield one entry an image, with the captions of all its rows."""
-        return joined(self._captions(), _url_row, self.source)
+        return joined(self._captions(), self._url_row, self.source)
+
+    def _url_row(self, url: str, items: Sequence[tuple[str, list[str]]]) -> Iterator[UrlRow]:
+        yield UrlRow(url=url, captions=gathered(items), identity=key_of(url))
 
     def rows(self) -> ImageRows:
         """Yield the images of the texts; those without pixels are refused (image_missing)."""
@@ -107,8 +106,7 @@ class Wit(Downloadable):
             yield from self._captions_in(name, path)
 
     def _captions_in(self, name: str, path: Path) -> Keyed:
-        quoted = plain_suffix(path) == ".tsv"
-        rows = read_rows(name, path, needed=("language", "image_url", *self.fields), quoted=quoted or None)
+        rows = read_rows(name, path, needed=("language", "image_url", *self.fields), quoted=True)
         return each(rows, self._texts, self.source)
 
     def _texts(self, _: str, row: Row) -> Keyed:
@@ -122,10 +120,6 @@ class Wit(Downloadable):
         if not texts:
             refuse("line_broken", f"a text in {', '.join(self.fields)}", "none")
         yield url, (language(name), texts)
-
-
-def _url_row(url: str, items: Sequence[tuple[str, list[str]]]) -> Iterator[UrlRow]:
-    yield UrlRow(url=url, captions=gathered(items), identity=key_of(url))
 
 
 def load_pixels(path: Path, offset: int, size_bytes: int, where: str) -> bytes:
