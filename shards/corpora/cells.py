@@ -12,6 +12,7 @@ import decimal
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from cclm.languages import language_tag
@@ -99,15 +100,10 @@ def gathered(found: Iterable[tuple[str, Sequence[str]]]) -> Captions:
 def number(cell: Any, what: str = "a number") -> float:
     """Return a finite number, also one that is written as text."""
     value = math.nan
-    if isinstance(cell, (int, float)) and not isinstance(cell, bool):
-        value = float(cell) if abs(cell) < _MAX_NUMBER else math.nan
-    elif isinstance(cell, decimal.Decimal):
-        value = float(cell)
-    elif isinstance(cell, str) and cell.isascii() and "_" not in cell:
-        try:
+    is_number = isinstance(cell, (int, float, decimal.Decimal)) and not isinstance(cell, bool)
+    if is_number or (isinstance(cell, str) and cell.isascii() and "_" not in cell):
+        with suppress(ValueError, OverflowError):
             value = float(cell)
-        except ValueError:
-            value = math.nan
     if not abs(value) < _MAX_NUMBER:
         refuse("line_broken", what, shown(cell))
     return value

@@ -11,7 +11,7 @@ The files are read as streams: instances_train2017.json alone is 450 MB of JSON.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from shards.corpora.flickr30k import numbered_captions
 from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages
 from shards.corpora.rows import json_items
 from shards.guard import mistaken
-from shards.parts import LazyRecord, Part
+from shards.parts import Part
 
 _SUFFIXES: Final = (".json", ".txt")
 
@@ -98,29 +98,27 @@ class Coco(NamedImages):
                 yield from each(numbered_captions(path), partial(_numbered, language), self.source)
                 continue
             licences: dict[str, str] = {}
-            yield from self._names(path, "licenses.item", licences)
-            if not language:
-                yield from self._names(path, "categories.item", categories)
-            images = json_items(f"{path.name} image", path, "images.item", told_elsewhere=True)
-            yield from each(images, partial(_listed, licences), self.source)
-            annotations = json_items(f"{path.name} annotation", path, "annotations.item")
-            yield from each(annotations, partial(_annotated, language), self.source)
-
-    def _names(self, path: Path, prefix: str, names: dict[str, str]) -> Iterator[LazyRecord]:
-        """Fill `names` by id; yield the refusals."""
-        for found in each(json_items(f"{path.name} {prefix}", path, prefix, told_elsewhere=True), _named, self.source):
-            if isinstance(found, LazyRecord):
-                yield found
-            else:
-                names.update([found])
+            arrays: list[tuple[str, str, Callable[[str, Any], Keyed]]] = [
+                ("licenses.item", "licenses.item", partial(_named, licences)),
+                ("categories.item", "categories.item", partial(_named, categories)),
+                ("images.item", "image", partial(_listed, licences)),
+                ("annotations.item", "annotation", partial(_annotated, language)),
+            ]
+            for prefix, what, make in arrays:
+                if not (language and what == "categories.item"):
+                    told_elsewhere = what != "annotation"
+                    items = json_items(f"{path.name} {what}", path, prefix, told_elsewhere=told_elsewhere)
+                    yield from each(items, make, self.source)
 
 
-def _named(_: str, entry: Any) -> Iterator[tuple[str, str]]:
+def _named(names: dict[str, str], _: str, entry: Any) -> Keyed:
+    """Note a name by its id; no record comes of it."""
     entry = mapping(entry, "an object with id and name")
-    yield identifier(entry.get("id")), text(entry.get("name"), "a name")
+    names[identifier(entry.get("id"))] = text(entry.get("name"), "a name")
+    return iter(())
 
 
-def _numbered(language: str, _: str, found: tuple[str, str]) -> Iterator[tuple[str, Any]]:
+def _numbered(language: str, _: str, found: tuple[str, str]) -> Keyed:
     name, caption = found
     identity = re.search(r"(\d+)(?:\.\w+)?$", name)
     if identity is None:
@@ -129,7 +127,7 @@ def _numbered(language: str, _: str, found: tuple[str, str]) -> Iterator[tuple[s
     yield str(int(identity[1])), ("caption", language, caption)
 
 
-def _listed(licences: Mapping[str, str], _: str, entry: Any) -> Iterator[tuple[str, Any]]:
+def _listed(licences: Mapping[str, str], _: str, entry: Any) -> Keyed:
     entry = mapping(entry, "an image with id and file_name")
     licence = licences.get(identifier(entry.get("license")))
     image: dict[str, Any] = {"file_name": text(entry.get("file_name"), "file_name"), "licence": licence}
@@ -138,7 +136,7 @@ def _listed(licences: Mapping[str, str], _: str, entry: Any) -> Iterator[tuple[s
     yield str(whole_number(entry.get("id"), "id")), ("image", image)
 
 
-def _annotated(language: str, _: str, entry: Any) -> Iterator[tuple[str, Any]]:
+def _annotated(language: str, _: str, entry: Any) -> Keyed:
     entry = mapping(entry, "an annotation")
     identity = str(whole_number(entry.get("image_id"), "image_id"))
     if language:

@@ -18,6 +18,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+
 from cclm.errors import DataError
 from shards.corpora.cells import identifier
 from shards.corpora.columns import ColumnImages
@@ -87,7 +89,7 @@ def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes
     """Read the image of a row, from 0 (reasons image_missing, unexpected)."""
     where = f"{path.name}:{index + 1}"
     with data_errors(where):
-        value = _cells(path, column).cell(index)
+        value = _column(path, column).cell(index)
     name: Any = value
     if isinstance(value, dict):
         name, value = value.get("path"), value.get("bytes")
@@ -98,22 +100,20 @@ def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes
     return refuse("image_missing", "bytes, or a path and `image_folder` in the recipe", shown(value or name), where)
 
 
-class _Batches:
-    """One column of an Arrow file, by row."""
+class _ArrowColumn:
+    """One column of an Arrow file, mapped, by row."""
 
     def __init__(self, path: Path, column: str) -> None:
-        batches = arrow_batches(path)[1]
-        self._columns = [batch.column(column) for batch in batches]
-        self._starts = list(itertools.accumulate((len(one) for one in self._columns), initial=0))
+        schema, batches = arrow_batches(path)
+        self._cells = pa.Table.from_batches(batches, schema).column(column)
 
     def cell(self, index: int) -> Any:
-        number = bisect_right(self._starts, index) - 1
-        cell = self._columns[number].slice(index - self._starts[number], 1)
+        cell = self._cells.slice(index, 1)
         cell.validate(full=True)  # a damaged offset would end the process, not raise
         return cell[0].as_py()
 
 
-class _RowGroups:
+class _ParquetColumn:
     """One column of a Parquet file, by row; quick where rows follow each other, memory holds _ROWS_AT_ONCE cells."""
 
     def __init__(self, path: Path, column: str) -> None:
@@ -121,7 +121,6 @@ class _RowGroups:
         sizes = (self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups))
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._group, self._start, self._cells = -1, 0, ()
-        self._batches: Iterator[Any] = iter(())
 
     def cell(self, index: int) -> Any:
         group = bisect_right(self._starts, index) - 1
@@ -137,5 +136,5 @@ class _RowGroups:
 
 
 @lru_cache(maxsize=2)
-def _cells(path: Path, column: str) -> _Batches | _RowGroups:
-    return (_Batches if path.suffix.lower() == ".arrow" else _RowGroups)(path, column)
+def _column(path: Path, column: str) -> _ArrowColumn | _ParquetColumn:
+    return (_ArrowColumn if path.suffix.lower() == ".arrow" else _ParquetColumn)(path, column)

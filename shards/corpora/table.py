@@ -17,10 +17,9 @@ from shards.corpora.moses import MosesPairs
 from shards.corpora.pair_file import MarginFile, PairFile
 from shards.corpora.parquet_images import ParquetImages
 from shards.corpora.published_lines import PublishedImages, PublishedPairs
-from shards.corpora.sbu import Sbu
 from shards.corpora.tatoeba import Tatoeba
 from shards.corpora.tmx import Tmx
-from shards.corpora.url_list import UrlList
+from shards.corpora.url_list import Sbu, UrlList
 from shards.corpora.visual_genome import VisualGenome
 from shards.corpora.webdataset import Webdataset
 from shards.corpora.wit import Wit
@@ -31,11 +30,7 @@ class Corpus(Protocol):
     """A frozen keyword-only dataclass: its fields are a recipe's `options`."""
 
     def parts(self) -> Sequence[Part]:
-        """Return the pieces that are read on their own, in a fixed order.
-
-        Raises:
-            ConfigError: the files are not what the options say.
-        """
+        """Return the pieces that are read on their own, in a fixed order (ConfigError: not what the options say)."""
         ...
 
 
@@ -63,8 +58,6 @@ CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
     "tmx": (View.TEXT_PAIR, Tmx),
 }
 """Name in a recipe -> (the view of its records, the class)."""
-
-
 DOWNLOADABLE: Final = (Sbu, UrlList, Wit)
 """Those whose images `python -m shards download` fetches."""
 

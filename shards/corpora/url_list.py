@@ -1,16 +1,19 @@
-"""Corpora that are lists of URLs: what they have in common before and after the download, and plain lists.
+"""Corpora that are lists of URLs: what they have in common before and after the download, and the lists themselves.
 
 list of URLs --url_rows--> `python -m shards download RECIPE` --> DOWNLOADS/00000.tar, 00000.parquet --parts--> records
 
 Train_GCC-training.tsv    caption <TAB> url          CC3M: `columns: [caption, url]`, without a header line
 cc12m.tsv                 url <TAB> caption
 part-00000.parquet        URL, TEXT, LANGUAGE, LICENSE, …       LAION
+SBU_captioned_photo_dataset_urls.txt, SBU_captioned_photo_dataset_captions.txt     line n belongs to line n
+sbu-captions-all.json     {"image_urls": ["…"], "captions": ["…"], "user_ids": ["…"]}
 
 A build never touches the network: it reads the folder of downloads, and gives the same bytes each time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +22,23 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.files.hashing import file_sha256
-from shards.corpora.cells import Captions, captions, identifiers, mapping, optional
+from shards.corpora.cells import Captions, captions, identifiers, mapping, optional, text
 from shards.corpora.columns import ColumnImages
-from shards.corpora.entries import each, refuse
-from shards.corpora.files import named_files, note_read
+from shards.corpora.entries import each, guarded, refuse
+from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.img2dataset import found_tables, image_of, table_rows
-from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
+from shards.corpora.languages import ENGLISH, LanguageTag
+from shards.corpora.lines import aligned_lines
+from shards.corpora.rows import TABLE_SUFFIXES, Row, json_values, read_rows
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 COMPLETE_NAME: Final = "complete.json"
 """Written when every URL of the list was tried."""
+_URLS: Final = "SBU_captioned_photo_dataset_urls.txt"
+_CAPTIONS: Final = "SBU_captioned_photo_dataset_captions.txt"
+_JSON: Final = "sbu-captions-all.json"
 TABLE_COLUMNS: Final = ("url", "message", "captions", "ids", "licence", "identity")
 
 
@@ -145,3 +153,44 @@ class UrlList(ColumnImages, Downloadable):
         if not url:
             refuse("line_broken", "a URL", f"none in {shown(row)}")
         yield UrlRow(url=url, **self.of_row(row, row=place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sbu(Downloadable):
+    """SBU captioned photos, a million URLs of Flickr, in the two forms that they are handed out in."""
+
+    folder: Path
+    """Holds the two text files, or the JSON file (also compressed)."""
+    language: LanguageTag = ENGLISH
+    """Of the captions."""
+    source: str = "sbu"
+
+    def list_files(self) -> list[Path]:
+        """Return the two text files, or the JSON file."""
+        there = named_files(self.folder, (".txt", ".json"))
+        here = [path for path in there.values() if path.parent == self.folder]
+        by_name = {f"{plain_stem(path)}{plain_suffix(path)}": path for path in here}
+        for names in ((_URLS, _CAPTIONS), (_JSON,)):
+            if by_name.keys() >= {*names}:
+                files = [by_name[name] for name in names]
+                for name, path in there.items():
+                    if path not in files:
+                        note_left_out(path, "another list", name)
+                return files
+        return mistaken(f"{_URLS} and {_CAPTIONS}, or {_JSON}", "neither", "Correct `folder`.", self.folder)
+
+    def entries(self) -> Iterator[UrlRow | LazyRecord]:
+        """Yield one entry an image; where one list is longer than the other, its further entries are refused."""
+        files = self.list_files()
+        if len(files) == 1:
+            both = [json_values(files[0], prefix) for prefix in ("image_urls.item", "captions.item")]
+            numbered: Iterator[tuple[int, Any]] = enumerate(itertools.zip_longest(*both), 1)
+        else:
+            numbered = aligned_lines([("the URLs", files[0], ""), ("the captions", files[1], "")])
+        return each(guarded("entry", numbered), self._row, self.source)
+
+    def _row(self, place: str, entry: Sequence[Any]) -> Iterator[UrlRow]:
+        url, caption = (text(cell, "a URL and a caption").strip() for cell in entry)
+        if not url:
+            refuse("line_broken", "a URL and a caption", "no URL")
+        yield UrlRow(url=url, captions={self.language: [caption]}, ids={"row": place.rpartition(":")[2]})
