@@ -1,5 +1,7 @@
 """Cells: the one way from what stands in a file to texts, languages, numbers, identifiers and boxes.
 
+Languages in recipes and in names of files, too; `cclm.languages` is the table.
+
 A cell is what JSON, Arrow or a line of text gives: text, number, truth value, None, list, map, bytes. What a record
 cannot use is refused with its entry (reasons line_broken, text_encoding, language_unknown): never cut into characters,
 never spelled out as Python would.
@@ -10,15 +12,18 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from cclm.languages import language_tag
+from cclm.types import LANGUAGE
 from shards.corpora.entries import refuse
-from shards.guard import shown
+from shards.guard import mistaken, shown
 
+Value = TypeVar("Value")
 Captions = dict[str, list[str]]
 """Texts by language."""
 
@@ -26,6 +31,8 @@ _SCALARS: Final = (decimal.Decimal, datetime.date, datetime.time, datetime.timed
 """Further values of Arrow that have one spelling and may be identifiers."""
 _MAX_NUMBER: Final = 3e38
 """Larger ones have no place among 32-bit floats, as scores are stored."""
+_ONE: Final = r"(?:[a-z]{2,3}|[a-z]{5,8})(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3})|[_@][A-Za-z]+)?"
+_PAIRS: Final = tuple(re.compile(rf"(?:.*-)?({one})-({one})") for one in (_ONE, "[A-Za-z]{2,3}"))
 
 
 def text(cell: Any, what: str = "a text") -> str:
@@ -157,3 +164,58 @@ def listed(cell: Any, what: str) -> Sequence[Any]:
     if cell is None:
         return ()
     return cell if isinstance(cell, (list, tuple)) else refuse("line_broken", what, shown(cell))
+
+
+class LanguageTag(str):
+    """The tag of a language that a recipe names. "": none is named.
+
+    Raises:
+        ValueError: it is no text, or no language.
+    """
+
+    reader_notes: ClassVar = (LANGUAGE,)
+
+    def __new__(cls, name: object) -> LanguageTag:
+        """Return the tag of a name."""
+        if not isinstance(name, str):
+            raise ValueError(f'expected a language, got {name!r} (YAML takes a bare no for false: write "no")')
+        tag = language_tag(name) if name else ""
+        if tag is None:
+            raise ValueError(f"expected a language, such as en, pt-BR or zh-Hant, got {name!r}")
+        return super().__new__(cls, tag)
+
+
+NO_LANGUAGE: Final = LanguageTag("")
+ENGLISH: Final = str.__new__(LanguageTag, "en")  # without the table, which takes a moment to load
+
+
+def by_tag(named: Mapping[str, Value], option: str) -> dict[str, Value]:
+    """Return a recipe's map with languages as keys, by their tags.
+
+    Raises:
+        ConfigError: a key is no language, or two are the same one.
+    """
+    tags: dict[str, Value] = {}
+    for name, value in named.items():
+        try:
+            tag = LanguageTag(name)
+            if tag in tags or not tag:
+                raise ValueError(f"expected each language once, got {name!r} again")
+        except ValueError as error:
+            got = str(error).partition("got ")[2]
+            mistaken("languages as keys, each once", got, f"Correct `{option}`.", option)
+        tags[tag] = value
+    return tags
+
+
+def pair_in(name: str) -> tuple[str, str] | None:
+    """Return the two languages, as written, that a file's name holds: the last pair of known ones.
+
+    "WikiMatrix.de-en.tsv.gz" -> ("de", "en"), "bible-uedin.en-zh_TW" -> ("en", "zh_TW"), "giga-fren-en-fr" -> (en, fr)
+    """
+    for segment in reversed(name.split(".")):
+        for pattern in _PAIRS:
+            found = pattern.fullmatch(segment)
+            if found and language_tag(found[1]) and language_tag(found[2]):
+                return found[1], found[2]
+    return None

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from shards.corpora.cells import Captions, captions, gathered, identifiers, optional, texts
+from shards.corpora.cells import (
+    NO_LANGUAGE,
+    Captions,
+    LanguageTag,
+    by_tag,
+    captions,
+    gathered,
+    identifiers,
+    optional,
+    texts,
+)
 from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag
 from shards.guard import mistaken
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.corpora.cells import language, text
+from shards.corpora.cells import ENGLISH, NO_LANGUAGE, LanguageTag, language, text
 from shards.corpora.entries import guarded, leave_out, refuse
-from shards.corpora.languages import ENGLISH, NO_LANGUAGE, LanguageTag
 from shards.corpora.pair_file import PairFiles, lazy_pair
 from shards.guard import optional_library, shown
 from shards.parts import LazyRecord, Skipped

@@ -18,11 +18,10 @@ from typing import Any
 
 from cclm.data.decoding import stored_orientation
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import Captions, captions, gathered, identifier
+from shards.corpora.cells import NO_LANGUAGE, Captions, LanguageTag, captions, gathered, identifier
 from shards.corpora.entries import Keyed, bad, each, joined, refuse, refused
 from shards.corpora.files import named_files, one_part, plain_suffix
 from shards.corpora.image_bytes import LoadImage, fit_regions, image_format_of, image_size, load_first
-from shards.corpora.languages import NO_LANGUAGE, LanguageTag
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from cclm.errors import DataError
 from cclm.languages import language_tag
+from shards.corpora.cells import NO_LANGUAGE, LanguageTag, by_tag, pair_in
 from shards.corpora.entries import each, guarded, refused
-from shards.corpora.files import is_hidden, named_files, note_left_out, note_read
-from shards.corpora.languages import NO_LANGUAGE, LanguageTag, by_tag, pair_in
-from shards.corpora.lines import COMPRESSIONS, aligned_lines, members_of
+from shards.corpora.files import is_hidden, named_files, note_left_out, note_read, unpacked
+from shards.corpora.lines import aligned_lines, members_of
 from shards.corpora.pair_file import lazy_pair
 from shards.guard import data_errors, mistaken
 from shards.parts import LazyRecord, Part, file_stamp
@@ -111,6 +111,6 @@ def _pair(lang_a: str, lang_b: str, source: str, _: str, lines: Sequence[str]) -
 
 def _side_of(path: Path) -> tuple[str, str] | None:
     """Return ("NAME.de-en", "de") of a file NAME.de-en.de or NAME.de-en.de.gz; None for README, ids and the like."""
-    plain = Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path
+    plain = unpacked(path)
     pair, language = pair_in(plain.stem), plain.suffix.lstrip(".")
     return (plain.stem, language) if pair and language in pair else None

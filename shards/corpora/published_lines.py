@@ -20,12 +20,11 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import Captions, box, captions, gathered, listed, mapping, text
+from shards.corpora.cells import Captions, LanguageTag, box, captions, gathered, listed, mapping, text
 from shards.corpora.entries import guarded, refuse
 from shards.corpora.files import named_files
 from shards.corpora.image_bytes import load_first, load_span
 from shards.corpora.image_corpus import ImageRow, key_of, make_record
-from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import COMPRESSIONS, lines_in, parsed_lines
 from shards.corpora.pair_file import PairFiles, lazy_pair
 from shards.corpora.rows import Row, parse_object

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from shards.corpora.cells import text
+from shards.corpora.cells import LanguageTag, text
 from shards.corpora.entries import Keyed, each, joined
 from shards.corpora.files import named_files, one_part
-from shards.corpora.languages import LanguageTag
 from shards.corpora.pair_file import lazy_pair
 from shards.corpora.rows import Row, read_rows
 from shards.guard import mistaken

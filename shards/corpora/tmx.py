@@ -15,9 +15,9 @@ from typing import Any, Final
 from xml.parsers import expat
 
 from cclm.languages import language_tag, same_language
+from shards.corpora.cells import LanguageTag
 from shards.corpora.entries import each, guarded, leave_out, refuse
 from shards.corpora.files import is_hidden
-from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import LINE_BYTES, members_of, open_plain
 from shards.corpora.pair_file import PairFiles, lazy_pair
 from shards.parts import LazyRecord, Skipped

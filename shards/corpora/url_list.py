@@ -22,13 +22,12 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.files.hashing import file_sha256
-from shards.corpora.cells import Captions, captions, identifiers, mapping, optional, text
+from shards.corpora.cells import ENGLISH, Captions, LanguageTag, captions, identifiers, mapping, optional, text
 from shards.corpora.columns import ColumnImages
 from shards.corpora.entries import each, guarded, refuse
 from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.img2dataset import found_tables, image_of, table_rows
-from shards.corpora.languages import ENGLISH, LanguageTag
 from shards.corpora.lines import aligned_lines
 from shards.corpora.rows import TABLE_SUFFIXES, Row, json_values, read_rows
 from shards.guard import mistaken, shown

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cclm.types import Region
-from shards.corpora.cells import box, gathered, identifier, listed, mapping, text, whole_number
+from shards.corpora.cells import ENGLISH, LanguageTag, box, gathered, identifier, listed, mapping, text, whole_number
 from shards.corpora.entries import Keyed, each, joined, refuse
 from shards.corpora.files import named_files, note_read
 from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, Translations, unmatched
-from shards.corpora.languages import ENGLISH, LanguageTag
 from shards.corpora.rows import json_items
 from shards.parts import Part
 

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.languages import language_tag
-from shards.corpora.cells import gathered, language, text
+from shards.corpora.cells import LanguageTag, gathered, language, text
 from shards.corpora.entries import Keyed, each, joined, refuse
 from shards.corpora.files import named_files, part_of_each
 from shards.corpora.image_bytes import load_span
 from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
-from shards.corpora.languages import LanguageTag
 from shards.corpora.lines import lines_in
 from shards.corpora.rows import Row, read_rows
 from shards.corpora.url_list import Downloadable, UrlRow
