@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from shards.corpora.entries import each, refuse
 from shards.corpora.files import HIDDEN, named_files, note_left_out
 from shards.corpora.image_bytes import load_first
 from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
-from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
+from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
 from shards.guard import data_errors, mistaken, shown
 from shards.parts import Part
 
@@ -89,7 +89,7 @@ def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes
     """Read the image of a row, from 0 (reasons image_missing, unexpected)."""
     where = f"{path.name}:{index + 1}"
     with data_errors(where):
-        value = _column(path, column).cell(index)
+        value = _column(path, column)(index)
     name: Any = value
     if isinstance(value, dict):
         name, value = value.get("path"), value.get("bytes")
@@ -100,17 +100,10 @@ def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes
     return refuse("image_missing", "bytes, or a path and `image_folder` in the recipe", shown(value or name), where)
 
 
-class _ArrowColumn:
-    """One column of an Arrow file, mapped, by row."""
-
-    def __init__(self, path: Path, column: str) -> None:
-        schema, batches = arrow_batches(path)
-        self._cells = pa.Table.from_batches(batches, schema).column(column)
-
-    def cell(self, index: int) -> Any:
-        cell = self._cells.slice(index, 1)
-        cell.validate(full=True)  # a damaged offset would end the process, not raise
-        return cell[0].as_py()
+def _arrow_cell(cells: pa.ChunkedArray, index: int) -> Any:
+    cell = cells.slice(index, 1)
+    cell.validate(full=True)  # a damaged offset would end the process, not raise
+    return cell[0].as_py()
 
 
 class _ParquetColumn:
@@ -136,5 +129,8 @@ class _ParquetColumn:
 
 
 @lru_cache(maxsize=2)
-def _column(path: Path, column: str) -> _ArrowColumn | _ParquetColumn:
-    return (_ArrowColumn if path.suffix.lower() == ".arrow" else _ParquetColumn)(path, column)
+def _column(path: Path, column: str) -> Callable[[int], Any]:
+    """Return what reads a column's cell by its row, from 0."""
+    if path.suffix.lower() == ".arrow":
+        return partial(_arrow_cell, arrow_table(path).column(column))
+    return _ParquetColumn(path, column).cell

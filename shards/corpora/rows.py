@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +29,6 @@ _STAND_IN: Final = "\udc0d"
 
 Row = dict[str, Any]
 """Cells by column."""
-Numbered = Iterator[tuple[int, Row | DataError]]
-"""A row's number (blank lines of quoted tables do not count) and its cells."""
 
 
 def read_rows(
@@ -85,8 +82,11 @@ def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> 
 
 def _table_rows(
     path: Path, rows: Iterable[list[str] | DataError], needed: Collection[str], columns: Sequence[str], least: int
-) -> Numbered:
-    """Yield the rows of a table whose first row names the columns, or has cells for all (or the `least`) of them."""
+) -> Iterator[tuple[int, Row | DataError]]:
+    """Yield the rows of a table whose first row names the columns, or has cells for all (or the `least`) of them.
+
+    Blank lines of quoted tables have no number.
+    """
     names = list(columns)
     for number, cells in enumerate(rows, 1):
         if isinstance(cells, DataError):
@@ -206,16 +206,14 @@ def json_values(path: Path, prefix: str) -> Iterator[Any]:
         yield from ijson.items(file, prefix, use_float=True)
 
 
-def arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """Return the batches of an Arrow stream or file, mapped: they cost address space, not memory."""
+def arrow_table(path: Path) -> pa.Table:
+    """Return an Arrow stream or file, mapped: it costs address space, not memory."""
     source = pa.memory_map(str(path))
     try:
-        reader = pa.ipc.open_stream(source)
-        return reader.schema, list(reader)
+        return pa.ipc.open_stream(source).read_all()
     except pa.ArrowInvalid:
         source.seek(0)
-        file = pa.ipc.open_file(source)
-        return file.schema, [file.get_batch(number) for number in range(file.num_record_batches)]
+        return pa.ipc.open_file(source).read_all()
 
 
 def open_parquet(path: Path) -> pa.parquet.ParquetFile:
@@ -231,7 +229,7 @@ def column_names(path: Path) -> list[str]:
     """
     with data_errors(path.name):
         if path.suffix.lower() == ".arrow":
-            return list(arrow_batches(path)[0].names)
+            return list(arrow_table(path).column_names)
         return list(pa.parquet.read_schema(path).names)
 
 
@@ -240,13 +238,11 @@ def _arrow_rows(path: Path, needed: Collection[str], optional: Collection[str]) 
     check_columns(needed, there, path)
     columns = [*needed, *(name for name in optional if name in there)]
     if path.suffix.lower() == ".arrow":
-        for batch in arrow_batches(path)[1]:
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
-                yield from _rows_in(batch.select(columns).slice(start, _BATCH_ROWS))
-        return
-    with closing(open_parquet(path)) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
-            yield from _rows_in(batch)
+        batches = iter(arrow_table(path).select(columns).to_batches(max_chunksize=_BATCH_ROWS))
+    else:
+        batches = open_parquet(path).iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
+    for batch in batches:
+        yield from _rows_in(batch)
 
 
 def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
