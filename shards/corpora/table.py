@@ -7,21 +7,18 @@ from typing import Any, Final, Protocol
 
 from cclm.files.reading import typed_values
 from cclm.types import View
-from shards.corpora.coco import Coco
+from shards.corpora.coco import Coco, VisualGenome
 from shards.corpora.emoji import EmojiImages, EmojiNames
 from shards.corpora.flickr30k import AlignedLines, Flickr30k
-from shards.corpora.gettext_catalogue import Gettext
 from shards.corpora.image_folder import ImageFolder
-from shards.corpora.img2dataset import Img2dataset
 from shards.corpora.moses import MosesPairs
 from shards.corpora.pair_file import MarginFile, PairFile
 from shards.corpora.parquet_images import ParquetImages
 from shards.corpora.published_lines import PublishedImages, PublishedPairs
 from shards.corpora.tatoeba import Tatoeba
-from shards.corpora.tmx import Tmx
+from shards.corpora.translation_memories import Gettext, Tmx
 from shards.corpora.url_list import Sbu, UrlList
-from shards.corpora.visual_genome import VisualGenome
-from shards.corpora.webdataset import Webdataset
+from shards.corpora.webdataset import Img2dataset, Webdataset
 from shards.corpora.wit import Wit
 from shards.parts import Part
 

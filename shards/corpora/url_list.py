@@ -27,9 +27,9 @@ from shards.corpora.columns import ColumnImages
 from shards.corpora.entries import each, guarded, refuse
 from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
-from shards.corpora.img2dataset import found_tables, image_of, table_rows
 from shards.corpora.lines import aligned_lines
 from shards.corpora.rows import TABLE_SUFFIXES, Row, json_values, read_rows
+from shards.corpora.webdataset import found_tables, image_of, table_rows
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
