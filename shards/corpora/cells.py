@@ -167,11 +167,7 @@ def listed(cell: Any, what: str) -> Sequence[Any]:
 
 
 class LanguageTag(str):
-    """The tag of a language that a recipe names. "": none is named.
-
-    Raises:
-        ValueError: it is no text, or no language.
-    """
+    """The tag of a language that a recipe names; "": none is named (ValueError: it is no text, or no language)."""
 
     reader_notes: ClassVar = (LANGUAGE,)
 
@@ -190,11 +186,7 @@ ENGLISH: Final = str.__new__(LanguageTag, "en")  # without the table, which take
 
 
 def by_tag(named: Mapping[str, Value], option: str) -> dict[str, Value]:
-    """Return a recipe's map with languages as keys, by their tags.
-
-    Raises:
-        ConfigError: a key is no language, or two are the same one.
-    """
+    """Return a recipe's map by languages (ConfigError: a key is no language, or two are the same one)."""
     tags: dict[str, Value] = {}
     for name, value in named.items():
         try:

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from cclm.errors import DataError
 from cclm.types import Region
 from shards.corpora.cells import ENGLISH, LanguageTag, box, gathered, identifier, listed, mapping, text, whole_number
 from shards.corpora.entries import Keyed, each, joined, refuse
@@ -113,9 +114,10 @@ class Coco(NamedImages):
                 ("annotations.item", "annotation", partial(_annotated, language)),
             ]
             for prefix, what, make in arrays:
+                items = json_items(f"{path.name} {what}", path, prefix)
+                if what != "annotation":  # a document that breaks off says so once: where its annotations are read
+                    items = ((place, item) for place, item in items if not isinstance(item, DataError))
                 if not (language and what == "categories.item"):
-                    told_elsewhere = what != "annotation"
-                    items = json_items(f"{path.name} {what}", path, prefix, told_elsewhere=told_elsewhere)
                     yield from each(items, make, self.source)
 
 
@@ -208,7 +210,7 @@ class VisualGenome(NamedImages):
 
     def _images_and_regions(self) -> Keyed:
         """Yield sizes and boxes by the image's id."""
-        yield from each(json_items(self.image_data.name, self.image_data, "item"), _sized, self.source)
+        yield from each(json_items(self.image_data.name, self.image_data), _sized, self.source)
         if self.region_translations:
             yield from joined(self._by_box(), self._with_texts, self.source)
         else:
@@ -218,7 +220,7 @@ class VisualGenome(NamedImages):
     def _by_box(self) -> Keyed:
         """Yield boxes by their own id, and the translations of them."""
         for path in self._boxed():
-            yield from each(json_items(path.name, path, "item"), self._boxes_of, self.source)
+            yield from each(json_items(path.name, path), self._boxes_of, self.source)
         for translations in self.region_translations:
             yield from translations.entries(self.source)
 

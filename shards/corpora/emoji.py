@@ -121,17 +121,15 @@ def _drawing(icons: dict[str, Any], name: str) -> str:
 
 
 def render(svg: str, size: int) -> bytes:
-    """Return a `size` × `size` PNG of an SVG document, on white.
+    """Return a `size` × `size` PNG of an SVG document, on white (reason render_failed).
 
     Raises:
-        DataError: reason render_failed.
         MissingDependencyError: without resvg-py.
     """
     resvg_py = optional_library("resvg_py", "it draws the SVG files", "resvg-py")
+    look = {"width": size, "height": size, "background": "#ffffff", "skip_system_fonts": True}
     try:
-        return bytes(
-            resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
-        )
+        return bytes(resvg_py.svg_to_bytes(svg_string=svg, **look))
     except ValueError as error:
         refuse("render_failed", "an SVG document", str(error), do="Leave this drawing out.")
 

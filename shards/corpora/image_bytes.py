@@ -21,33 +21,22 @@ LoadImage = Callable[[], bytes]
 
 
 def image_format_of(image: bytes, where: str) -> str:
-    """Return "jpg", "png" or "webp" by the first bytes; names lie, and URLs often have none.
-
-    Raises:
-        DataError: reasons image_empty, image_format, image_truncated.
-    """
-    image_format = format_of(image)
+    """Return "jpg", "png" or "webp" by the first bytes (reasons image_empty, image_format, image_truncated)."""
+    image_format = format_of(image)  # names lie, and URLs often have none
     check_image(image, image_format, where)
     return image_format
 
 
 def image_size(image: bytes, where: str) -> tuple[int, int]:
-    """Decode an image once here, rather than fail on it in every epoch; return width and height, turned upright.
-
-    Raises:
-        DataError: reasons image_broken, image_truncated.
-    """
-    return decode_image(image, where=where).size
+    """Return width and height, turned upright (reasons image_broken, image_truncated)."""
+    return decode_image(image, where=where).size  # decoded once here, rather than failing in every epoch
 
 
 def load_first(folders: Sequence[Path], name: str) -> bytes:
-    """Read the image of a name from the first folder that has it (reason image_missing).
-
-    Devices and pipes are no images: reading them might never end.
-    """
+    """Read the image of a name from the first folder that has it (reason image_missing)."""
     for folder in folders:
         path = folder / name
-        if path.is_file():
+        if path.is_file():  # devices and pipes are none: reading them might never end
             with _missing(str(path)):
                 return path.read_bytes()
     return refuse("image_missing", f"{name} in {', '.join(map(str, folders))}", "no such file", name)

@@ -38,11 +38,7 @@ _BEGINNINGS: Final = {
 
 
 def open_plain(path: Path, member: str = "") -> BinaryIO:
-    """Open a file, or a member of a zip, for reading, decompressed as it is read.
-
-    Raises:
-        DataError: reason file_broken, for a zip's compression that Python does not have (Deflate64), or a password.
-    """
+    """Open a file, or a member of a zip, for reading, decompressed as it is read (reason file_broken: it cannot be)."""
     if member:
         return _open_member(path, member)
     compression = COMPRESSIONS.get(path.suffix.lower())
@@ -54,6 +50,7 @@ def open_plain(path: Path, member: str = "") -> BinaryIO:
 
 
 def _open_member(path: Path, member: str) -> BinaryIO:
+    """Open a file in a zip, unless it has a password or a compression that Python has not (Deflate64)."""
     with zipfile.ZipFile(path) as archive:  # its file stays open until the member is closed
         try:
             return cast(BinaryIO, io.BufferedReader(archive.open(member)))
@@ -73,11 +70,7 @@ def members_of(path: Path) -> list[str]:
 
 
 def raw_lines(file: BinaryIO) -> Iterator[bytes | DataError]:
-    """Yield the lines of a text with their ends; without a byte-order mark.
-
-    Raises:
-        DataError: reason file_encoding, when the first bytes are those of another kind of file.
-    """
+    """Yield the lines of a text with their ends, without a byte-order mark (reason file_encoding: another kind)."""
     begun = cast(io.BufferedReader, file).peek(8)[:8]
     for beginning, kind in _BEGINNINGS.items():
         if begun.startswith(beginning):
@@ -149,11 +142,7 @@ def aligned_lines(files: Sequence[tuple[str, Path, str]]) -> Iterator[tuple[int,
 
 
 def sound_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file that a recipe needs whole: a list of words, a benchmark's sentences.
-
-    Raises:
-        ConfigError: a line is not UTF-8, or the file cannot be read.
-    """
+    """Yield the lines of a file that a recipe needs whole (ConfigError: one is not UTF-8, or it cannot be read)."""
     try:
         with data_errors(str(path)):
             for number, line in numbered_lines(path):

@@ -64,19 +64,14 @@ DEMO_PACKAGES: Final = (*ARTIST_PACKAGES.values(), *NAME_PACKAGES.values())
 
 
 def read_package(folder: Path, package: Package, names: Collection[str]) -> dict[str, bytes]:
-    """Return the files `names` (paths below the package's root) that an archive holds; missing ones are left out.
-
-    Raises:
-        DataError: reasons package_missing, package_broken.
-    """
+    """Return those of some files (paths in the package) that it holds (reasons package_missing, package_broken)."""
     path = folder / package.file_name
     wanted = {f"package/{name}": name for name in names}
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.name in wanted else None
-                if file is not None:
+                if member.name in wanted and (file := archive.extractfile(member)) is not None:
                     found[wanted[member.name]] = file.read()
                 if len(found) == len(wanted):
                     break

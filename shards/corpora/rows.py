@@ -83,10 +83,7 @@ def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> 
 def _table_rows(
     path: Path, rows: Iterable[list[str] | DataError], needed: Collection[str], columns: Sequence[str], least: int
 ) -> Iterator[tuple[int, Row | DataError]]:
-    """Yield the rows of a table whose first row names the columns, or has cells for all (or the `least`) of them.
-
-    Blank lines of quoted tables have no number.
-    """
+    """Yield the rows of a table whose first row names the columns, or has cells for all (or the `least`) of them."""
     names = list(columns)
     for number, cells in enumerate(rows, 1):
         if isinstance(cells, DataError):
@@ -151,11 +148,7 @@ def _whole(cells: list[str]) -> list[str] | DataError:
 
 
 def parse_json(data: str | bytes) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError, RecursionError: it is not UTF-8 or not JSON, or a key stands twice (Python would keep the last one).
-    """
+    """Return the value of a JSON text (ValueError, RecursionError: not UTF-8, not JSON, or a key stands twice)."""
     return _DECODER.decode(data if isinstance(data, str) else data.decode("utf-8-sig"))
 
 
@@ -181,24 +174,13 @@ def parse_object(line: str | bytes) -> Row | DataError:
     return row if isinstance(row, dict) else bad("line_broken", expected, f"a JSON {type(row).__name__}")
 
 
-def json_items(
-    name: str, path: Path, prefix: str, *, told_elsewhere: bool = False
-) -> Iterator[tuple[str, Any | DataError]]:
-    """Yield ("NAME:NUMBER", element) of an array: "annotations.item", or "item" where the document is one.
-
-    Args:
-        name: of the file, for places.
-        path: the file.
-        prefix: where the array is, in ijson's words.
-        told_elsewhere: a document that breaks off ends in silence: another array of it is read, too, and says so.
-    """
-    for place, item in guarded(name, enumerate(json_values(path, prefix), 1)):
-        if not (told_elsewhere and isinstance(item, DataError)):
-            yield place, item
+def json_items(name: str, path: Path, prefix: str = "item") -> Iterator[tuple[str, Any | DataError]]:
+    """Yield ("NAME:NUMBER", element) of an array in a JSON document; see `json_values`."""
+    return guarded(name, enumerate(json_values(path, prefix), 1))
 
 
 def json_values(path: Path, prefix: str) -> Iterator[Any]:
-    """Yield the elements of an array."""
+    """Yield the elements of an array, in ijson's words: "annotations.item", or "item" where the document is one."""
     ijson = optional_library("ijson", "it reads large JSON files")
     with open_plain(path) as file:
         if file.peek(3)[:3] == b"\xef\xbb\xbf":  # type: ignore[attr-defined]
@@ -222,11 +204,7 @@ def open_parquet(path: Path) -> pa.parquet.ParquetFile:
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the columns of a Parquet or Arrow file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Return the columns of a Parquet or Arrow file (DataError: it cannot be read)."""
     with data_errors(path.name):
         if path.suffix.lower() == ".arrow":
             return list(arrow_table(path).column_names)

@@ -7,15 +7,14 @@ from typing import Any, Final, Protocol
 
 from cclm.files.reading import typed_values
 from cclm.types import View
+from shards.corpora.bitexts import MosesPairs, Tatoeba
 from shards.corpora.coco import Coco, VisualGenome
 from shards.corpora.emoji import EmojiImages, EmojiNames
 from shards.corpora.flickr30k import AlignedLines, Flickr30k
 from shards.corpora.image_folder import ImageFolder
-from shards.corpora.moses import MosesPairs
+from shards.corpora.image_tables import ParquetImages
 from shards.corpora.pair_file import MarginFile, PairFile
-from shards.corpora.parquet_images import ParquetImages
 from shards.corpora.published_lines import PublishedImages, PublishedPairs
-from shards.corpora.tatoeba import Tatoeba
 from shards.corpora.translation_memories import Gettext, Tmx
 from shards.corpora.url_list import Sbu, UrlList
 from shards.corpora.webdataset import Img2dataset, Webdataset
@@ -60,11 +59,7 @@ DOWNLOADABLE: Final = (Sbu, UrlList, Wit)
 
 
 def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:
-    """Return a corpus with a recipe's options, checked and converted to the types of its fields.
-
-    Raises:
-        ConfigError: an option of another type, or one that is missing or unknown.
-    """
+    """Return a corpus with a recipe's options (ConfigError: one of another type, or one that is missing or unknown)."""
     kind: Any = CORPORA[name][1]
     expected = f"options of {kind.__name__} as its file in shards/corpora/ explains them"
     do = "Correct them; docs/corpora.md has an example of each corpus."

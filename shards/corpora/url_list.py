@@ -23,10 +23,10 @@ from typing import Any, Final
 from cclm.errors import DataError
 from cclm.files.hashing import file_sha256
 from shards.corpora.cells import ENGLISH, Captions, LanguageTag, captions, identifiers, mapping, optional, text
-from shards.corpora.columns import ColumnImages
 from shards.corpora.entries import each, guarded, refuse
 from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
+from shards.corpora.image_tables import ColumnImages
 from shards.corpora.lines import aligned_lines
 from shards.corpora.rows import TABLE_SUFFIXES, Row, json_values, read_rows
 from shards.corpora.webdataset import found_tables, image_of, table_rows
@@ -93,11 +93,7 @@ class Downloadable(ImageCorpus):
         return record["stamp"] == self.list_stamp() or record.get("sha256") == self.list_stamp(file_sha256)
 
     def parts(self) -> Sequence[Part]:
-        """Return one part per tar of the folder of downloads (with translations: one part).
-
-        Raises:
-            ConfigError: nothing was downloaded yet, not everything, or another list.
-        """
+        """Return one part per tar that was downloaded (ConfigError: none yet, not everything, or another list)."""
         folder, complete = self.downloads, self.downloads / COMPLETE_NAME if self.downloads else None
         if folder is None or complete is None or not complete.exists():
             do = "Run `python -m shards download RECIPE.yaml` first."

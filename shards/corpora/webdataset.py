@@ -22,16 +22,20 @@ from braceexpand import braceexpand
 
 from cclm.errors import DataError
 from shards.corpora.cells import identifier, optional, text
-from shards.corpora.columns import ColumnImages
 from shards.corpora.entries import each, guarded, refuse
 from shards.corpora.files import named_files, note_left_out, note_read
 from shards.corpora.image_bytes import LoadImage, load_span
 from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
+from shards.corpora.image_tables import ColumnImages
 from shards.corpora.lines import COMPRESSIONS
 from shards.corpora.rows import Row, parse_json, read_rows
 from shards.guard import data_errors, described, mistaken
 from shards.parts import Part
 
+SUCCESS: Final = "success"
+_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
+_IMAGE: Final = "\0image"
+"""Where `table_rows` puts what reads a row's image; no column has this name."""
 MAX_TEXT_BYTES: Final = 16 << 20
 """A larger member is no text of a sample."""
 _NAME: Final = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -204,12 +208,6 @@ def _cell_of(data: bytes, suffix: str, field: str) -> Any:
     for name in filter(None, field.split(".")):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-SUCCESS: Final = "success"
-_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
-_IMAGE: Final = "\0image"
-"""Where `table_rows` puts what reads a row's image; no column has this name."""
 
 
 def found_tables(paths: Path | Sequence[Path]) -> dict[str, Path]:

@@ -1,30 +1,39 @@
-"""OPUS in Moses format: two files whose lines belong together, bare or in the zip that OPUS hands out.
+"""Bitexts whose sides lie apart: OPUS in Moses format, and Tatoeba.
 
-TED2020.de-en.de, TED2020.de-en.en    line n of one is the translation of line n of the other
+Moses: two files whose lines n are translations of each other, bare or in the zip that OPUS hands out. The two sides of
+a pair lie in one folder; what is no side (README, ids) is left out, and counted.
+
+TED2020.de-en.de, TED2020.de-en.en    two sides
 de-en.txt.zip                         the same two files, with README and LICENSE
 
-The two sides of a pair lie in one folder; what is no side (README, ids) is left out, and counted.
+Tatoeba: sentences in hundreds of languages, and links that say which ones are translations, joined twice by id:
+
+sentences.csv   id <TAB> language (ISO 639-3) <TAB> text
+links.csv       id <TAB> id of a translation
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.languages import language_tag
-from shards.corpora.cells import NO_LANGUAGE, LanguageTag, by_tag, pair_in
-from shards.corpora.entries import each, guarded, refused
-from shards.corpora.files import is_hidden, named_files, note_left_out, note_read, unpacked
+from shards.corpora.cells import NO_LANGUAGE, LanguageTag, by_tag, pair_in, text
+from shards.corpora.entries import Keyed, each, guarded, joined, refused
+from shards.corpora.files import is_hidden, named_files, note_left_out, note_read, one_part, unpacked
 from shards.corpora.lines import aligned_lines, members_of
 from shards.corpora.pair_file import lazy_pair
+from shards.corpora.rows import Row, read_rows
 from shards.guard import data_errors, mistaken
-from shards.parts import LazyRecord, Part, file_stamp
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 Side = tuple[str, Path, str]
 """Language, file, and the name inside it if it is a zip."""
+_TABLES: Final = (".csv", ".tsv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +123,73 @@ def _side_of(path: Path) -> tuple[str, str] | None:
     plain = unpacked(path)
     pair, language = pair_in(plain.stem), plain.suffix.lstrip(".")
     return (plain.stem, language) if pair and language in pair else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tatoeba:
+    """The translations of one language's sentences: one part."""
+
+    sentences: Path | Sequence[Path]
+    """sentences.csv, or the exports of single languages; also .bz2."""
+    links: Path | Sequence[Path]
+    """links.csv, or the exports of single pairs; a link holds in both directions."""
+    languages: Mapping[str, LanguageTag]
+    """The site's code -> tag, for example {eng: en, deu: de}: sentences in others are skipped, and counted."""
+    anchor: LanguageTag
+    """Language of `text_a`, a tag."""
+    source: str = "tatoeba"
+    """The corpus's name."""
+
+    def parts(self) -> Sequence[Part]:
+        """Find the files."""
+        if self.anchor not in self.languages.values():
+            got = f"{self.anchor!r}, not one of {', '.join(self.languages.values())}"
+            mistaken("an anchor among the languages", got, "Correct `anchor` or `languages`.")
+        files = [*named_files(self.sentences, _TABLES).values(), *named_files(self.links, _TABLES).values()]
+        return one_part("pairs", self.read, files)
+
+    def read(self) -> Iterator[LazyRecord | Skipped]:
+        """Yield one record per sentence in the anchor's language and translation of it."""
+        anchored = joined(self._sentences_and_links(), self._anchored, self.source)
+        return joined(anchored, self._pairs, self.source)
+
+    def _pairs(self, identity: str, found: Sequence[Any]) -> Iterator[LazyRecord]:
+        anchors = dict.fromkeys(item for item in found if item[0] == "anchor")
+        others = [item for item in found if item[0] == "sentence"]
+        pairs = ((f"{id_a}-{identity}", (text_a, *other)) for _, text_a, id_a in anchors for _, *other in others)
+        return each(pairs, self._pair, self.source)
+
+    def _pair(self, _: str, texts: tuple[str, str, str]) -> Iterator[LazyRecord]:
+        text_a, lang_b, text_b = texts
+        yield lazy_pair((self.anchor, text_a), (lang_b, text_b), self.source)
+
+    def _anchored(self, identity: str, found: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+        """Yield the other languages' sentences by their id, and the anchor's sentences by the ids of translations."""
+        links = [item[1] for item in found if item[0] == "link"]
+        for _, tag, sentence in (item for item in found if item[0] == "sentence"):
+            if tag == self.anchor:
+                yield from ((other, ("anchor", sentence, identity)) for other in links)
+            else:
+                yield identity, ("sentence", tag, sentence)
+
+    def _sentences_and_links(self) -> Keyed:
+        yield from self._rows(self.sentences, ("id", "language", "text"), self._sentence)
+        yield from self._rows(self.links, ("id", "other"), _link)
+
+    def _rows(self, paths: Path | Sequence[Path], columns: Sequence[str], make: Callable[[str, Row], Keyed]) -> Keyed:
+        """Yield what `make(place, row)` yields; files are ".csv" by name, but cells stand between tabs, not quoted."""
+        for name, path in named_files(paths, _TABLES).items():
+            rows = read_rows(name, path, needed=columns, columns=columns, delimiter="\t", quoted=False)
+            yield from each(rows, make, self.source)
+
+    def _sentence(self, _: str, row: Row) -> Keyed:
+        code = text(row["language"] or None, "a language")
+        if code in self.languages:
+            yield row["id"], ("sentence", self.languages[code], text(row["text"]))
+        else:
+            yield Skipped(source=self.source, rows={code: 1})
+
+
+def _link(_: str, row: Row) -> Keyed:
+    yield row["id"], ("link", row["other"])
+    yield row["other"], ("link", row["id"])

@@ -1,38 +1,111 @@
-"""Parquet with the images inside (HF data sets, img2dataset's parquet output) and HF data sets saved to disk.
+"""Tables with a row an image: which columns hold its captions, ids and licence; Parquet and Arrow with images.
 
 train-00000-of-00002.parquet         image: struct<bytes, path> (or bytes); further columns hold captions and ids
 FOLDER/dataset_info.json, state.json, data-00000-of-00002.arrow       what Dataset.save_to_disk writes
 FOLDER/dataset_dict.json, train/…, test/…                             what DatasetDict.save_to_disk writes
 
-Read by pyarrow; the `datasets` package is not needed. An image is read when its record is made: from a mapped Arrow
-file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
+HF data sets are read by pyarrow; the `datasets` package is not needed. An image is read when its record is made: from a
+mapped Arrow file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
 """
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
 from cclm.errors import DataError
-from shards.corpora.cells import identifier
-from shards.corpora.columns import ColumnImages
+from shards.corpora.cells import (
+    NO_LANGUAGE,
+    Captions,
+    LanguageTag,
+    by_tag,
+    captions,
+    gathered,
+    identifier,
+    identifiers,
+    optional,
+    texts,
+)
 from shards.corpora.entries import each, refuse
 from shards.corpora.files import HIDDEN, named_files, note_left_out
 from shards.corpora.image_bytes import load_first
-from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
 from shards.guard import data_errors, mistaken, shown
 from shards.parts import Part
 
 _ROWS_AT_ONCE: Final = 16
 """Images that are decoded from Parquet at once: a few hundred MB at the very most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionColumns:
+    """One of three ways: a column by language; a text and a language column; a column with a map by language."""
+
+    by_language: Mapping[str, str] = field(default_factory=dict)
+    """Language -> column, for example {en: caption, de: caption_de}; a cell is a text or a list of texts."""
+    text: str = ""
+    """Column of a text (with `language` or `language_column`), or of a map from language to text."""
+    language: LanguageTag = NO_LANGUAGE
+    """Language of `text`."""
+    language_column: str = ""
+    """Column of the language of `text`."""
+
+    @cached_property
+    def _columns_by_tag(self) -> dict[str, str]:
+        return by_tag(self.by_language, "captions.by_language")
+
+    def columns(self) -> list[str]:
+        """Return the columns to read (ConfigError: none is named, or a language is none)."""
+        names = [*self._columns_by_tag.values(), self.text, self.language_column]
+        if not any(names[:-1]):
+            do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
+            mistaken("columns of captions", "none", do)
+        return names
+
+    def captions_of(self, row: Mapping[str, Any]) -> Captions:
+        """Return a row's captions, without languages that have none (DataError: a cell holds something else)."""
+        cells = ((tag, row.get(column)) for tag, column in self._columns_by_tag.items())
+        found = gathered((tag, texts(cell)) for tag, cell in cells if cell is not None)
+        if self.text:
+            found |= captions(row.get(self.text), self.language or row.get(self.language_column))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnImages(ImageCorpus):
+    """A corpus of images whose texts stand in columns."""
+
+    captions: CaptionColumns
+    """The columns of captions."""
+    ids: Sequence[str] = ()
+    """Columns to keep as ids, beside those that the corpus has by itself."""
+    licence_column: str = ""
+    """Column of the licence, where images differ."""
+
+    def check(self) -> None:
+        """Raise a ConfigError where the columns of captions are wrong."""
+        self.captions.columns()
+
+    def wanted(self, *more: str) -> list[str]:
+        """Return the columns to read, each once: some more, and those of the options (errors: see `CaptionColumns`)."""
+        names = dict.fromkeys((*more, *self.captions.columns(), *self.ids, self.licence_column))
+        return [name for name in names if name]
+
+    def of_row(self, row: Mapping[str, Any], /, **ids: str) -> dict[str, Any]:
+        """Return an image's captions, licence and ids: those of the options, and some more."""
+        return {
+            "captions": self.captions.captions_of(row),
+            "licence": optional(row.get(self.licence_column), "a licence"),
+            "ids": ids | identifiers(row, self.ids),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
