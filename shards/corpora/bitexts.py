@@ -111,11 +111,8 @@ class MosesPairs:
     def read(self, name: str, a: Side, b: Side) -> Iterator[LazyRecord]:
         """Yield one record a line; lines that one file has more are refused one by one (reason line_unmatched)."""
         source = self.source or name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        return each(guarded(name, aligned_lines([a, b])), partial(_pair, a[0], b[0], source), source)
-
-
-def _pair(lang_a: str, lang_b: str, source: str, _: str, lines: Sequence[str]) -> Iterator[LazyRecord]:
-    yield lazy_pair((lang_a, lines[0]), (lang_b, lines[1]), source)
+        lines = guarded(name, aligned_lines([a, b]))
+        return each(lines, lambda _, both: [lazy_pair((a[0], both[0]), (b[0], both[1]), source)], source)
 
 
 def _side_of(path: Path) -> tuple[str, str] | None:
@@ -157,11 +154,7 @@ class Tatoeba:
         anchors = dict.fromkeys(item for item in found if item[0] == "anchor")
         others = [item for item in found if item[0] == "sentence"]
         pairs = ((f"{id_a}-{identity}", (text_a, *other)) for _, text_a, id_a in anchors for _, *other in others)
-        return each(pairs, self._pair, self.source)
-
-    def _pair(self, _: str, texts: tuple[str, str, str]) -> Iterator[LazyRecord]:
-        text_a, lang_b, text_b = texts
-        yield lazy_pair((self.anchor, text_a), (lang_b, text_b), self.source)
+        return each(pairs, lambda _, pair: [lazy_pair((self.anchor, pair[0]), pair[1:], self.source)], self.source)
 
     def _anchored(self, identity: str, found: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         """Yield the other languages' sentences by their id, and the anchor's sentences by the ids of translations."""

@@ -116,8 +116,8 @@ def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[P
     """Return the files at a folder or pattern that are read, and those that are not, with the reason."""
     read: dict[Path, Path] = {}
     left: dict[Path, str] = {}
-    files = sorted(_files_at(path), key=lambda item: item[0].parts)
-    reasons = {file: why or _why_not(file, path, suffixes) for file, why in files}
+    files = sorted(_files_at(path), key=lambda file: file.parts)
+    reasons = {file: _why_not(file, path, suffixes) for file in files}
     held = {_inode(file) for file, why in reasons.items() if not why and not file.is_symlink()}
     for file, why in reasons.items():
         if not why and file.is_symlink():
@@ -140,6 +140,8 @@ def _inode(file: Path) -> tuple[int, int]:
 
 
 def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
+    if file.is_dir():
+        return LINK_AGAIN
     below = _name_below(file, root)
     if below.encode("utf-8", "replace").decode() != below:
         return BAD_NAME
@@ -168,22 +170,23 @@ def _fixed_parts(root: Path) -> int:
     return len(root.parts) if root.is_dir() else next(wild, len(root.parts) - 1)
 
 
-def _files_at(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield (file, "") below a folder or at a pattern; what cannot be looked at with the reason."""
+def _files_at(path: Path) -> Iterator[Path]:
+    """Yield the files below a folder or at a pattern, and folders that were there before, by another way."""
     fixed = _fixed_parts(path)
     seen: set[tuple[int, int]] = set()
     for match in [path] if path.exists() else sorted(Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:]))):
         if not match.is_dir():
-            yield match, ""
+            yield match
             continue
-        for folder, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
-            if _inode(Path(folder)) in seen:
+        for name, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
+            folder = Path(name)
+            if _inode(folder) in seen:
                 inner.clear()
-                yield Path(folder), LINK_AGAIN
+                yield folder
                 continue
-            seen.add(_inode(Path(folder)))
-            inner.sort(key=lambda name: ((Path(folder) / name).is_symlink(), name))
-            yield from ((Path(folder) / name, "") for name in names)
+            seen.add(_inode(folder))
+            inner.sort(key=lambda name, at=folder: ((at / name).is_symlink(), name))
+            yield from (folder / name for name in names)
 
 
 def _unreadable(error: OSError) -> None:

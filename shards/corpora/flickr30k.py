@@ -38,14 +38,14 @@ class _Captioned(NamedImages):
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> files (also compressed), folders or patterns."""
 
-    def _image(self, name: str, captions: Sequence[tuple[str, Sequence[str]]], where: str) -> ImageRow:
-        return self.image_row(
+    def _image(self, name: str, captions: Sequence[tuple[str, Sequence[str]]], where: str = "") -> Iterator[ImageRow]:
+        yield self.image_row(
             key=key_of(name),
             image=self.image_named(name),
             captions=gathered(captions),
             identity=Path(name).stem,
             ids={"image": name},
-            where=where,
+            where=where or f"{self.source} {name}",
         )
 
 
@@ -62,10 +62,7 @@ class Flickr30k(_Captioned):
 
     def rows(self) -> ImageRows:
         """Yield the images."""
-        return joined(self._captions(), self._row, self.source)
-
-    def _row(self, name: str, items: Sequence[Any]) -> Iterator[ImageRow]:
-        yield self._image(name, items, f"{self.source} {name}")
+        return joined(self._captions(), self._image, self.source)
 
     def _captions(self) -> Keyed:
         """Yield (the image's name, (language, texts))."""
@@ -118,18 +115,16 @@ class AlignedLines(_Captioned):
     def parts(self) -> Sequence[Part]:
         """Find the files."""
         note_read([self.names])
-        return self.part_of_all(self.names.name, self.rows, [self.names, *(path for _, path in self._files())])
-
-    def _files(self) -> list[tuple[str, Path]]:
-        return files_by_language(self.captions, ())
+        files = [path for _, path in files_by_language(self.captions, ())]
+        return self.part_of_all(self.names.name, self.rows, [self.names, *files])
 
     def rows(self) -> ImageRows:
         """Yield one image a line; lines that a file has more or less than the list are refused (line_unmatched)."""
-        files = [("the list of images", self.names, ""), *((path.name, path, "") for _, path in self._files())]
-        languages = [language for language, _ in self._files()]
-        lines = guarded(self.names.name, aligned_lines(files))
-        return each(lines, partial(self._row, languages), self.source)
+        captions = files_by_language(self.captions, ())
+        files = [("the list of images", self.names, ""), *((path.name, path, "") for _, path in captions)]
+        row = partial(self._row, [language for language, _ in captions])
+        return each(guarded(self.names.name, aligned_lines(files)), row, self.source)
 
     def _row(self, languages: Sequence[str], place: str, lines: Sequence[str]) -> Iterator[ImageRow]:
         captions = [(tag, [caption]) for tag, caption in zip(languages, lines[1:], strict=True)]
-        yield self._image(lines[0].strip(), captions, place)
+        return self._image(lines[0].strip(), captions, place)

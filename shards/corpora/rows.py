@@ -65,7 +65,8 @@ def read_rows(
         mistaken(f"a file that ends in {', '.join(TABLE_SUFFIXES)}", path.name, "Convert it, or rename it.", path)
     delimiter = delimiter or ("," if suffix == ".csv" else "\t")
     quoted = suffix == ".csv" if quoted is None else quoted
-    rows = _quoted_cells(path, delimiter) if quoted else _plain_cells(path, delimiter)
+    lines = (line if isinstance(line, DataError) else line.split(delimiter) for _, line in numbered_lines(path))
+    rows = _quoted_cells(path, delimiter) if quoted else lines
     least = len(needed) if columns and not quoted else 0
     return guarded(name, _table_rows(path, rows, needed, columns, least))
 
@@ -104,11 +105,6 @@ def _table_rows(
             yield number, dict(zip(names, cells, strict=False))
         else:
             yield number, bad("line_broken", "a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
-
-
-def _plain_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:
-    for _, line in numbered_lines(path):
-        yield line if isinstance(line, DataError) else line.split(delimiter)
 
 
 def _quoted_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:

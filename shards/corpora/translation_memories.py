@@ -15,7 +15,6 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from xml.parsers import expat
@@ -68,10 +67,8 @@ class Tmx(PairFiles):
         skipped.update(tag for tag, _ in tagged if not any(same_language(tag, wanted) for wanted in wanted_tags))
         yield Skipped(source=source, rows=skipped)
         places = (f"{place}.{number}" if number else place for number in range(len(others)))
-        yield from each(zip(places, others, strict=True), partial(self._pair, source, firsts[0]), source)
-
-    def _pair(self, source: str, text_a: str, _: str, other: tuple[str, str]) -> Iterator[LazyRecord]:
-        yield lazy_pair((self.lang_a, text_a), other, source)
+        first = (self.lang_a, firsts[0])
+        yield from each(zip(places, others, strict=True), lambda _, other: [lazy_pair(first, other, source)], source)
 
 
 def _units(path: Path) -> Iterator[Unit]:
