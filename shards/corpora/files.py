@@ -77,6 +77,11 @@ def note_left_out(path: Path, why: str, name: str = "") -> None:
         account.left_out[path] = (why, name or path.name)
 
 
+def listed(paths: Path | Sequence[Path]) -> list[Path]:
+    """Return the paths of an option that takes one or several."""
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+
+
 def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[str, Path]:
     """Return name -> file for files, folders (all files below with such a suffix) and patterns (`part-*.tsv.gz`).
 
@@ -88,7 +93,7 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
         ConfigError: a path holds no such file.
     """
     found: set[Path] = set()
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in listed(paths):
         if path.is_file():
             found.add(path)
             continue

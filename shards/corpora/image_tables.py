@@ -13,28 +13,17 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
 from cclm.errors import DataError
-from shards.corpora.cells import (
-    NO_LANGUAGE,
-    Captions,
-    LanguageTag,
-    by_tag,
-    captions,
-    gathered,
-    identifier,
-    identifiers,
-    optional,
-    texts,
-)
+from shards.corpora.cells import CaptionColumns, identifier, identifiers, optional
 from shards.corpora.entries import each, refuse
-from shards.corpora.files import HIDDEN, named_files, note_left_out
+from shards.corpora.files import HIDDEN, listed, named_files, note_left_out
 from shards.corpora.image_bytes import load_first
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
@@ -43,40 +32,6 @@ from shards.parts import Part
 
 _ROWS_AT_ONCE: Final = 16
 """Images that are decoded from Parquet at once: a few hundred MB at the very most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionColumns:
-    """One of three ways: a column by language; a text and a language column; a column with a map by language."""
-
-    by_language: Mapping[str, str] = field(default_factory=dict)
-    """Language -> column, for example {en: caption, de: caption_de}; a cell is a text or a list of texts."""
-    text: str = ""
-    """Column of a text (with `language` or `language_column`), or of a map from language to text."""
-    language: LanguageTag = NO_LANGUAGE
-    """Language of `text`."""
-    language_column: str = ""
-    """Column of the language of `text`."""
-
-    @cached_property
-    def _columns_by_tag(self) -> dict[str, str]:
-        return by_tag(self.by_language, "captions.by_language")
-
-    def columns(self) -> list[str]:
-        """Return the columns to read (ConfigError: none is named, or a language is none)."""
-        names = [*self._columns_by_tag.values(), self.text, self.language_column]
-        if not any(names[:-1]):
-            do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
-            mistaken("columns of captions", "none", do)
-        return names
-
-    def captions_of(self, row: Mapping[str, Any]) -> Captions:
-        """Return a row's captions, without languages that have none (DataError: a cell holds something else)."""
-        cells = ((tag, row.get(column)) for tag, column in self._columns_by_tag.items())
-        found = gathered((tag, texts(cell)) for tag, cell in cells if cell is not None)
-        if self.text:
-            found |= captions(row.get(self.text), self.language or row.get(self.language_column))
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +87,7 @@ class ParquetImages(ColumnImages):
         return self.parts_of_each(files, self.rows)
 
     def _files(self) -> dict[str, Path]:
-        for folder in [self.path] if isinstance(self.path, Path) else self.path:
+        for folder in listed(self.path):
             if (folder / "dataset_dict.json").exists():
                 splits = ", ".join(sorted(item.parent.name for item in folder.glob("*/state.json")))
                 got = f"all of them ({splits})"

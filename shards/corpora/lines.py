@@ -15,9 +15,9 @@ from typing import IO, BinaryIO, Final, TypeVar, cast
 
 import pyarrow as pa
 
-from cclm.errors import ConfigError, DataError
-from shards.corpora.entries import bad
-from shards.guard import data_error, data_errors
+from cclm.errors import DataError
+from shards.corpora.entries import bad, guarded
+from shards.guard import mistaken
 
 Entry = TypeVar("Entry")
 
@@ -143,15 +143,10 @@ def aligned_lines(files: Sequence[tuple[str, Path, str]]) -> Iterator[tuple[int,
 
 def sound_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file that a recipe needs whole (ConfigError: one is not UTF-8, or it cannot be read)."""
-    try:
-        with data_errors(str(path)):
-            for number, line in numbered_lines(path):
-                if isinstance(line, DataError):
-                    raise data_error(line, f"{path}:{number}")
-                yield line
-    except DataError as error:
-        do = "Correct the file, or leave it out of the recipe."
-        raise ConfigError(expected=error.expected, got=error.got, do=do, where=error.where) from error
+    for place, line in guarded(str(path), numbered_lines(path)):
+        if isinstance(line, DataError):
+            mistaken(line.expected, line.got, "Correct the file, or leave it out of the recipe.", line.where or place)
+        yield line
 
 
 def lines_in(path: Path, start: int = 0, stop: int = sys.maxsize) -> Iterator[tuple[int, bytes, int]]:

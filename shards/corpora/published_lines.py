@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ class PublishedImages:
 
     def _row(self, line: Row, place: str) -> ImageRow:
         image = self._image(line.get(self.image_key))
-        regions = [self._region(mapping(element, "an element")) for element in listed(line.get("elems"), "elems")]
+        regions = [self._region(element) for element in listed(line.get("elems"), "elems")]
         # The published code takes images without a caption for their regions' texts alone.
         of_regions = (item for region in regions for item in region.captions.items())
         return ImageRow(
@@ -118,12 +118,13 @@ class PublishedImages:
         found = captions(cell)
         return {tag: texts for tag, texts in found.items() if not self.languages or tag in self.languages}
 
-    def _region(self, element: Mapping[str, Any]) -> Region:
+    def _region(self, cell: Any) -> Region:
         """Return a region; its attributes stay apart, because training decides how they are said."""
+        element = mapping(cell, "an element")
         if element.get("caption") is None:
             refuse("line_broken", "an element with a caption", shown(element))
-        of_region = {name: self._chosen(element.get(name)) for name in ("caption", "attributes")}
-        return Region(box=box(element.get("bb")), captions=of_region["caption"], attributes=of_region["attributes"])
+        texts, attributes = (self._chosen(element.get(name)) for name in ("caption", "attributes"))
+        return Region(box=box(element.get("bb")), captions=texts, attributes=attributes)
 
 
 @dataclass(frozen=True, kw_only=True)
