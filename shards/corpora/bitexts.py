@@ -172,7 +172,7 @@ class Tatoeba:
     def _rows(self, paths: Path | Sequence[Path], columns: Sequence[str], make: Callable[[str, Row], Keyed]) -> Keyed:
         """Yield what `make(place, row)` yields; files are ".csv" by name, but cells stand between tabs, not quoted."""
         for name, path in named_files(paths, _TABLES).items():
-            rows = read_rows(name, path, needed=columns, columns=columns, delimiter="\t", quoted=False)
+            rows = read_rows(name, path, needed=columns, columns=columns, tabs=True)
             yield from each(rows, make, self.source)
 
     def _sentence(self, _: str, row: Row) -> Keyed:

@@ -31,6 +31,10 @@ from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped
 
+Pairs = Iterator[LazyRecord | Skipped]
+"""Records, refusals, and counts of what was skipped."""
+Make = Callable[[str, str, Any], Iterable[LazyRecord | Skipped]]
+"""(source, place, entry) -> its records."""
 _SCORED: Final = ("score", "text_a", "text_b")
 
 
@@ -76,16 +80,11 @@ class PairFiles:
     def check(self, path: Path) -> None:
         """Raise a ConfigError where the options do not fit a file."""
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield the records of a file."""
         raise NotImplementedError
 
-    def records(
-        self,
-        path: Path,
-        entries: Iterable[tuple[str, Any | DataError]],
-        make: Callable[[str, str, Any], Iterable[LazyRecord | Skipped]],
-    ) -> Iterator[LazyRecord | Skipped]:
+    def records(self, path: Path, entries: Iterable[tuple[str, Any | DataError]], make: Make) -> Pairs:
         """Yield what `make(source, place, entry)` yields of a file's entries; no source: the file's name is it."""
         source = self.source or plain_stem(path)
         return each(entries, partial(make, source), source)
@@ -119,7 +118,7 @@ class PairFile(PairFiles):
             do = "Add both to `options`, or name the columns in `optional`."
             mistaken(expected, f"no {' and no '.join(missing)}", do, path)
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record a row."""
         columns: Sequence[str] = ()
         needed = [self.text_a, self.text_b, *self.optional]
@@ -165,7 +164,7 @@ class MarginFile(PairFiles):
             mistaken(expected, got, "Name lang_a and lang_b in `options`, or correct `anchor`.", path)
         return tags[0], tags[1]
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record a line."""
         rows = read_rows(name, path, needed=_SCORED, columns=self.columns)
         return self.records(path, rows, partial(self._pair, self._languages(path)))

@@ -26,10 +26,10 @@ from shards.corpora.files import named_files
 from shards.corpora.image_bytes import load_first, load_span
 from shards.corpora.image_corpus import ImageRow, key_of, make_record
 from shards.corpora.lines import COMPRESSIONS, lines_in, parsed_lines
-from shards.corpora.pair_file import PairFiles, lazy_pair
+from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
 from shards.corpora.rows import Row, parse_object
 from shards.guard import data_errors, mistaken, shown
-from shards.parts import LazyRecord, Part, Skipped, file_stamp
+from shards.parts import LazyRecord, Part, file_stamp
 
 PART_BYTES: Final = 256 << 20
 """Larger files are read in pieces of this size."""
@@ -140,7 +140,7 @@ class PublishedPairs(PairFiles):
     key_b: str = "target_text"
     """Field of its translation."""
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record a line."""
         return self.records(path, guarded(name, parsed_lines(path, parse_object)), self._pair)
 

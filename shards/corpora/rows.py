@@ -38,8 +38,8 @@ def read_rows(
     needed: Collection[str],
     optional: Collection[str] = (),
     columns: Sequence[str] = (),
-    quoted: bool | None = None,
-    delimiter: str = "",
+    quoted: bool = False,
+    tabs: bool = False,
 ) -> Iterator[tuple[str, Row | DataError]]:
     """Yield ("NAME:NUMBER", row) of a table; a row that cannot be read, or the rest of a broken file, is an error.
 
@@ -50,25 +50,24 @@ def read_rows(
         optional: columns that may be there; of a Parquet or Arrow file, others are not read.
         columns: names of the columns of a TSV or CSV file without a header line. In a TSV file, those after the last
             needed one may be missing.
-        quoted: whether cells of a TSV or CSV file may stand in `"`; None: in CSV they may, in TSV not.
-        delimiter: between cells; empty: a comma in CSV, a tab in TSV.
+        quoted: whether cells of a TSV file may stand in `"`; in CSV they always may.
+        tabs: a CSV file is a TSV file by another name.
 
     Raises:
         ConfigError: another kind of file, or a needed column is missing.
     """
-    suffix = plain_suffix(path)
+    suffix = ".tsv" if tabs and plain_suffix(path) == ".csv" else plain_suffix(path)
     if suffix in ARROW_SUFFIXES:
         return guarded(name, enumerate(_arrow_rows(path, needed, optional), 1))
     if suffix == ".jsonl":
         return guarded(name, parsed_lines(path, parse_object))
     if suffix not in (".tsv", ".csv", ".txt"):
         mistaken(f"a file that ends in {', '.join(TABLE_SUFFIXES)}", path.name, "Convert it, or rename it.", path)
-    delimiter = delimiter or ("," if suffix == ".csv" else "\t")
-    quoted = suffix == ".csv" if quoted is None else quoted
-    lines = (line if isinstance(line, DataError) else line.split(delimiter) for _, line in numbered_lines(path))
-    rows = _quoted_cells(path, delimiter) if quoted else lines
-    least = len(needed) if columns and not quoted else 0
-    return guarded(name, _table_rows(path, rows, needed, columns, least))
+    if quoted or suffix == ".csv":
+        rows = _quoted_cells(path, "," if suffix == ".csv" else "\t")
+        return guarded(name, _table_rows(path, rows, needed, columns, least=0))
+    lines = (line if isinstance(line, DataError) else line.split("\t") for _, line in numbered_lines(path))
+    return guarded(name, _table_rows(path, lines, needed, columns, least=len(needed) if columns else 0))
 
 
 def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> None:

@@ -24,7 +24,7 @@ from shards.corpora.cells import ENGLISH, NO_LANGUAGE, LanguageTag, language, te
 from shards.corpora.entries import each, guarded, leave_out, refuse
 from shards.corpora.files import is_hidden
 from shards.corpora.lines import LINE_BYTES, members_of, open_plain
-from shards.corpora.pair_file import PairFiles, lazy_pair
+from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
 from shards.guard import optional_library, shown
 from shards.parts import LazyRecord, Skipped
 
@@ -49,11 +49,11 @@ class Tmx(PairFiles):
     lang_b: Sequence[LanguageTag]
     """Languages of `text_b`, each a pair of its own."""
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record per translation of each unit; count the further texts of a unit that gave one."""
         return self.records(path, guarded(name, enumerate(_units(path), 1)), self._pairs)
 
-    def _pairs(self, source: str, place: str, unit: Unit) -> Iterator[LazyRecord | Skipped]:
+    def _pairs(self, source: str, place: str, unit: Unit) -> Pairs:
         tagged = [(language_tag(language) or language or "no language", text) for language, text in unit]
         firsts = [text for tag, text in tagged if same_language(tag, self.lang_a)]
         others = [(wanted, text) for wanted in self.lang_b for tag, text in tagged if same_language(tag, wanted)]
@@ -158,7 +158,7 @@ class Gettext(PairFiles):
     lang_b: LanguageTag = NO_LANGUAGE
     """Language of the translations; empty: that of the folder above LC_MESSAGES, or the catalogue's own header."""
 
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record a message (two for one with a plural); what is fuzzy or not translated is refused."""
         return self.records(path, guarded(name, self._messages(path)), self._pair)
 
