@@ -14,6 +14,7 @@ links.csv       id <TAB> id of a translation
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -147,7 +148,9 @@ class Tatoeba:
 
     def read(self) -> Iterator[LazyRecord | Skipped]:
         """Yield one record per sentence in the anchor's language and translation of it."""
-        anchored = joined(self._sentences_and_links(), self._anchored, self.source)
+        sentences = self._rows(self.sentences, ("id", "language", "text"), self._sentence)
+        links = self._rows(self.links, ("id", "other"), _link)
+        anchored = joined(itertools.chain(sentences, links), self._anchored, self.source)
         return joined(anchored, self._pairs, self.source)
 
     def _pairs(self, identity: str, found: Sequence[Any]) -> Iterator[LazyRecord]:
@@ -164,10 +167,6 @@ class Tatoeba:
                 yield from ((other, ("anchor", sentence, identity)) for other in links)
             else:
                 yield identity, ("sentence", tag, sentence)
-
-    def _sentences_and_links(self) -> Keyed:
-        yield from self._rows(self.sentences, ("id", "language", "text"), self._sentence)
-        yield from self._rows(self.links, ("id", "other"), _link)
 
     def _rows(self, paths: Path | Sequence[Path], columns: Sequence[str], make: Callable[[str, Row], Keyed]) -> Keyed:
         """Yield what `make(place, row)` yields; files are ".csv" by name, but cells stand between tabs, not quoted."""

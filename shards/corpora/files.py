@@ -183,14 +183,14 @@ def _files_at(path: Path) -> Iterator[Path]:
         if not match.is_dir():
             yield match
             continue
-        for name, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
-            folder = Path(name)
+        for at, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
+            folder = Path(at)
             if _inode(folder) in seen:
                 inner.clear()
                 yield folder
                 continue
             seen.add(_inode(folder))
-            inner.sort(key=lambda name, at=folder: ((at / name).is_symlink(), name))
+            inner.sort(key=lambda name: ((folder / name).is_symlink(), name))
             yield from (folder / name for name in names)
 
 
