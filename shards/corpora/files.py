@@ -77,7 +77,7 @@ def note_left_out(path: Path, why: str, name: str = "") -> None:
         account.left_out[path] = (why, name or path.name)
 
 
-def listed(paths: Path | Sequence[Path]) -> list[Path]:
+def path_list(paths: Path | Sequence[Path]) -> list[Path]:
     """Return the paths of an option that takes one or several."""
     return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
@@ -93,7 +93,7 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
         ConfigError: a path holds no such file.
     """
     found: set[Path] = set()
-    for path in listed(paths):
+    for path in path_list(paths):
         if path.is_file():
             found.add(path)
             continue

@@ -20,7 +20,7 @@ from cclm.data.decoding import stored_orientation
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.cells import NO_LANGUAGE, Captions, LanguageTag, captions, gathered, identifier
 from shards.corpora.entries import Keyed, bad, each, joined, refuse, refused
-from shards.corpora.files import listed, named_files, one_part, plain_suffix
+from shards.corpora.files import named_files, one_part, path_list, plain_suffix
 from shards.corpora.image_bytes import LoadImage, fit_regions, image_format_of, image_size, load_first
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
 from shards.guard import mistaken, shown
@@ -230,10 +230,10 @@ class NamedImages(ImageCorpus):
 
     def check(self) -> None:
         """Raise a ConfigError where a folder is not there: at once, rather than once for each of its images."""
-        for folder in listed(self.images):
+        for folder in path_list(self.images):
             if not folder.is_dir():
                 mistaken("a folder of images", "no such folder", "Correct `images`.", folder)
 
     def image_named(self, name: str) -> LoadImage:
         """Return what reads the image of a name."""
-        return partial(load_first, listed(self.images), name)
+        return partial(load_first, path_list(self.images), name)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from cclm.errors import DataError
 from shards.corpora.cells import CaptionColumns, identifier, identifiers, optional
 from shards.corpora.entries import each, refuse
-from shards.corpora.files import HIDDEN, listed, named_files, note_left_out
+from shards.corpora.files import HIDDEN, named_files, note_left_out
 from shards.corpora.image_bytes import load_first
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
@@ -87,7 +87,7 @@ class ParquetImages(ColumnImages):
         return self.parts_of_each(files, self.rows)
 
     def _files(self) -> dict[str, Path]:
-        for folder in listed(self.path):
+        for folder in path_list(self.path):
             if (folder / "dataset_dict.json").exists():
                 splits = ", ".join(sorted(item.parent.name for item in folder.glob("*/state.json")))
                 got = f"all of them ({splits})"

@@ -23,7 +23,7 @@ from braceexpand import braceexpand
 from cclm.errors import DataError
 from shards.corpora.cells import identifier, optional, text
 from shards.corpora.entries import each, guarded, refuse
-from shards.corpora.files import listed, named_files, note_left_out, note_read
+from shards.corpora.files import named_files, note_left_out, note_read, path_list
 from shards.corpora.image_bytes import LoadImage, load_span
 from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
 from shards.corpora.image_tables import ColumnImages
@@ -178,7 +178,7 @@ class Webdataset(ColumnImages):
 def expanded(paths: Path | Sequence[Path]) -> list[Path]:
     """Return the paths with their braces written out, as `webdataset` does: "{0..2}.tar" -> 0.tar, 1.tar, 2.tar."""
     found: list[Path] = []
-    for path in listed(paths):
+    for path in path_list(paths):
         try:
             found += [path] if path.exists() else map(Path, braceexpand(str(path)))
         except ValueError as error:
