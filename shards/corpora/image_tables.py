@@ -23,7 +23,7 @@ import pyarrow as pa
 from cclm.errors import DataError
 from shards.corpora.cells import CaptionColumns, identifier, identifiers, optional
 from shards.corpora.entries import each, refuse
-from shards.corpora.files import HIDDEN, named_files, note_left_out
+from shards.corpora.files import HIDDEN, named_files, note_left_out, path_list
 from shards.corpora.image_bytes import load_first
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
