@@ -15,7 +15,6 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Final, TypeVar
@@ -111,8 +110,10 @@ def number(cell: Any, what: str = "a number") -> float:
     value = math.nan
     is_number = isinstance(cell, (int, float, decimal.Decimal)) and not isinstance(cell, bool)
     if is_number or (isinstance(cell, str) and cell.isascii() and "_" not in cell):
-        with suppress(ValueError, OverflowError):
+        try:
             value = float(cell)
+        except (ValueError, OverflowError):
+            value = math.nan
     if not abs(value) < _MAX_NUMBER:
         refuse("line_broken", what, shown(cell))
     return value
