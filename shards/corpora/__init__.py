@@ -1,1 +1,1 @@
-"""One file per source corpus."""
+"""One file for each kind of corpus."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair
+from shards.corpora.entries import refuse
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
 from shards.guard import mistaken, optional_library
 from shards.parts import LazyRecord, Part
@@ -33,26 +33,16 @@ LICENCES: Final = {
     "fluent-emoji-flat": "MIT",
 }
 """SPDX tag by artist: the packages carry no licence file, only this tag (info.json)."""
-
 NAMES_SOURCE: Final = "cldr"
 """Source of the names (Unicode-3.0)."""
-
 _NAMING_ARTISTS: Final = ("noto", "fluent-emoji-flat")
 """Whose lists of code points name the icons of packages without one: the second knows a few more old names."""
-
 _LEFT_OUT: Final = (
     range(0x100),  # keycaps (digits with U+20E3), copyright and registered signs: letters, not drawings
     range(0x1F1E6, 0x1F200),  # regional indicators: flags of countries
     range(0xE0020, 0xE0080),  # tags: flags of regions
     range(0x1F3FB, 0x1F400),  # skin tones
 )
-
-
-class Name(NamedTuple):
-    """What CLDR says about a concept in one language."""
-
-    name: str
-    keywords: tuple[str, ...]
 
 
 def _concept_of(code_points: Sequence[int]) -> str:
@@ -65,9 +55,9 @@ def _is_wanted(concept: str) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _read_names(packages: Path, languages: tuple[str, ...]) -> dict[str, dict[str, Name]]:
-    """Return language -> concept -> Name, from both name packages."""
-    names: dict[str, dict[str, Name]] = {language: {} for language in languages}
+def _read_names(packages: Path, languages: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
+    """Return language -> concept -> its name and keywords in CLDR, from both name packages."""
+    names: dict[str, dict[str, list[str]]] = {language: {} for language in languages}
     for folder, package in NAME_PACKAGES.items():
         paths = {f"{folder}/{language}/annotations.json": language for language in languages}
         for path, data in read_package(packages, package, paths).items():
@@ -75,7 +65,7 @@ def _read_names(packages: Path, languages: tuple[str, ...]) -> dict[str, dict[st
             for characters, entry in entries.items():
                 if entry.get("tts"):
                     concept = _concept_of([ord(character) for character in characters])
-                    names[paths[path]][concept] = Name(entry["tts"][0], tuple(entry.get("default", ())))
+                    names[paths[path]][concept] = list(dict.fromkeys((entry["tts"][0], *entry.get("default", ()))))
     missing = [language for language in languages if not names[language]]
     if missing:
         do = "Use BCP-47 tags as in CLDR's folder names, for example zh or zh-Hant."
@@ -99,22 +89,28 @@ def _read_artist(packages: Path, artist: str) -> tuple[dict[str, Any], dict[str,
         return icons, {_concept_of([int(c, 16) for c in codes.split("-")]): name for codes, name in listed.items()}
     own_names = {*icons["icons"], *icons.get("aliases", {})}
     by_concept: dict[str, str] = {}
-    for other in _NAMING_ARTISTS:
-        for concept, name in _read_artist(packages, other)[1].items():
-            if name in own_names:
-                by_concept.setdefault(concept, name)
+    for other in reversed(_NAMING_ARTISTS):
+        borrowed = _read_artist(packages, other)[1]
+        by_concept |= {concept: name for concept, name in borrowed.items() if name in own_names}
     return icons, by_concept
 
 
-def _drawing(icons: dict[str, Any], name: str) -> str | None:
-    """Return a square SVG document of an icon, following aliases; None if there is no such icon."""
+def _drawings(packages: Path, artist: str) -> dict[str, str]:
+    """Return concept -> square SVG document, for the wanted concepts that an artist drew."""
+    icons, by_concept = _read_artist(packages, artist)
+    drawings = {concept: _drawing(icons, name) for concept, name in by_concept.items() if _is_wanted(concept)}
+    return {concept: svg for concept, svg in drawings.items() if svg}
+
+
+def _drawing(icons: dict[str, Any], name: str) -> str:
+    """Return a square SVG document of an icon, following aliases; "" if there is no such icon."""
     for _ in range(5):
         if name in icons["icons"]:
             break
         name = icons.get("aliases", {}).get(name, {}).get("parent", "")
     icon = icons["icons"].get(name)
     if icon is None:
-        return None
+        return ""
     width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
     side = max(width, height)
     left, top = icon.get("left", 0) - (side - width) / 2, icon.get("top", 0) - (side - height) / 2
@@ -124,34 +120,18 @@ def _drawing(icons: dict[str, Any], name: str) -> str | None:
     )
 
 
-def _concepts(packages: Path, drawn_by: Sequence[str], named_in: Sequence[str]) -> list[str]:
-    """Return the concepts that at least one of the artists drew and that have a name in every language, sorted."""
-    names = _read_names(packages, tuple(named_in))
-    drawn: set[str] = set()
-    for artist in drawn_by:
-        icons, by_concept = _read_artist(packages, artist)
-        drawn.update(concept for concept, name in by_concept.items() if _drawing(icons, name) is not None)
-    return sorted(
-        concept for concept in drawn if _is_wanted(concept) and all(concept in names[language] for language in named_in)
-    )
-
-
 def render(svg: str, size: int) -> bytes:
-    """Return a `size` × `size` PNG of an SVG document, on white.
+    """Return a `size` × `size` PNG of an SVG document, on white (reason render_failed).
 
     Raises:
-        DataError: reason render_failed.
         MissingDependencyError: without resvg-py.
     """
     resvg_py = optional_library("resvg_py", "it draws the SVG files", "resvg-py")
+    look = {"width": size, "height": size, "background": "#ffffff", "skip_system_fonts": True}
     try:
-        return bytes(
-            resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
-        )
+        return bytes(resvg_py.svg_to_bytes(svg_string=svg, **look))
     except ValueError as error:
-        raise DataError(
-            reason="render_failed", expected="an SVG document", got=str(error), do="Leave this drawing out."
-        ) from error
+        refuse("render_failed", "an SVG document", str(error), do="Leave this drawing out.")
 
 
 def _image_record(artist: str, concept: str, svg: str, size: int, captions: dict[str, list[str]]) -> ImageTextRecord:
@@ -165,6 +145,15 @@ def _image_record(artist: str, concept: str, svg: str, size: int, captions: dict
         identity=concept,
         ids={"concept": concept},
     )
+
+
+def _part(name: str, read: Callable[[], Iterator[LazyRecord]]) -> Part:
+    """Return a part whose stamp is a hash of everything that its records are made of."""
+    digest = hashlib.sha256()
+    for lazy in read():
+        assert isinstance(lazy.make, partial)
+        digest.update(repr((lazy.key, lazy.make.args)).encode())
+    return Part(name=name, read=read, stamp=digest.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,39 +175,17 @@ class EmojiImages:
 
     def parts(self) -> Sequence[Part]:
         """Read the packages."""
-        parts = []
-        for artist in self.artists:
-            read = partial(_artist_records, artist, self)
-            parts.append(Part(name=artist, read=read, stamp=_stamp(read())))
-        return parts
+        return [_part(artist, partial(self.read, artist)) for artist in self.artists]
 
-
-def _artist_records(artist: str, options: EmojiImages) -> Iterator[LazyRecord]:
-    needed = sorted({*options.named_in, *options.languages})
-    names = _read_names(options.packages, tuple(needed))
-    icons, by_concept = _read_artist(options.packages, artist)
-    for concept in _concepts(options.packages, [artist], needed):
-        svg = _drawing(icons, by_concept[concept])
-        assert svg is not None
-        captions = {
-            language: _captions(names[language][concept], keywords=options.keywords) for language in options.languages
-        }
-        make = partial(_image_record, artist, concept, svg, options.size, captions)
-        yield LazyRecord(key=f"{artist}_{concept}", source=artist, make=make)
-
-
-def _stamp(records: Iterator[LazyRecord]) -> str:
-    """Return a hash of everything that the records are made of."""
-    digest = hashlib.sha256()
-    for lazy in records:
-        assert isinstance(lazy.make, partial)
-        digest.update(repr((lazy.key, lazy.make.args)).encode())
-    return digest.hexdigest()
-
-
-def _captions(name: Name, *, keywords: bool) -> list[str]:
-    """Return the name and, if wanted, the keywords that are not the name."""
-    return list(dict.fromkeys((name.name, *(name.keywords if keywords else ()))))
+    def read(self, artist: str) -> Iterator[LazyRecord]:
+        """Yield an artist's drawings, by concept."""
+        names = _read_names(self.packages, tuple(sorted({*self.named_in, *self.languages})))
+        for concept, svg in sorted(_drawings(self.packages, artist).items()):
+            if all(concept in of_one for of_one in names.values()):
+                number = None if self.keywords else 1
+                captions = {language: names[language][concept][:number] for language in self.languages}
+                make = partial(_image_record, artist, concept, svg, self.size, captions)
+                yield LazyRecord(key=f"{artist}_{concept}", source=artist, make=make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,23 +205,23 @@ class EmojiNames:
 
     def parts(self) -> Sequence[Part]:
         """Read the packages."""
-        read = partial(_name_records, self)
-        return [Part(name="names", read=read, stamp=_stamp(read()))]
+        return [_part("names", self.read)]
 
-
-def _name_records(options: EmojiNames) -> Iterator[LazyRecord]:
-    everything = sorted({options.language, *options.translations, *options.named_in})
-    names = _read_names(options.packages, tuple(everything))
-    for concept in _concepts(options.packages, options.drawn_by, everything):
-        pairs = [
-            TextPair(
-                text_a=names[options.language][concept].name,
-                lang_a=options.language,
-                text_b=names[other][concept].name,
-                lang_b=other,
-                source=NAMES_SOURCE,
-                group=concept,
-            )
-            for other in options.translations
-        ]
-        yield LazyRecord(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))
+    def read(self) -> Iterator[LazyRecord]:
+        """Yield a group per concept."""
+        names = _read_names(self.packages, tuple(sorted({self.language, *self.translations, *self.named_in})))
+        drawn = {concept for artist in self.drawn_by for concept in _drawings(self.packages, artist)}
+        for concept in sorted(drawn):
+            if all(concept in of_one for of_one in names.values()):
+                pairs = [
+                    TextPair(
+                        text_a=names[self.language][concept][0],
+                        lang_a=self.language,
+                        text_b=names[other][concept][0],
+                        lang_b=other,
+                        source=NAMES_SOURCE,
+                        group=concept,
+                    )
+                    for other in self.translations
+                ]
+                yield LazyRecord(key=concept, source=NAMES_SOURCE, make=partial(list, pairs))

@@ -7,7 +7,6 @@ path --named_files--> read, by a short name
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from shards.corpora.languages import by_tag
+from shards.corpora.cells import by_tag
 from shards.corpora.lines import COMPRESSIONS
 from shards.guard import mistaken
 from shards.parts import Part, file_stamp
@@ -78,6 +77,11 @@ def note_left_out(path: Path, why: str, name: str = "") -> None:
         account.left_out[path] = (why, name or path.name)
 
 
+def path_list(paths: Path | Sequence[Path]) -> list[Path]:
+    """Return the paths of an option that takes one or several."""
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+
+
 def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[str, Path]:
     """Return name -> file for files, folders (all files below with such a suffix) and patterns (`part-*.tsv.gz`).
 
@@ -88,9 +92,8 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
     Raises:
         ConfigError: a path holds no such file.
     """
-    listed = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     found: set[Path] = set()
-    for path in listed:
+    for path in path_list(paths):
         if path.is_file():
             found.add(path)
             continue
@@ -118,14 +121,14 @@ def _sorted_out(path: Path, suffixes: Sequence[str]) -> tuple[list[Path], dict[P
     """Return the files at a folder or pattern that are read, and those that are not, with the reason."""
     read: dict[Path, Path] = {}
     left: dict[Path, str] = {}
-    files = sorted(_files_at(path), key=lambda item: item[0].parts)
-    reasons = {file: why or _why_not(file, path, suffixes) for file, why in files}
+    files = sorted(_files_at(path), key=lambda file: file.parts)
+    reasons = {file: _why_not(file, path, suffixes) for file in files}
     held = {_inode(file) for file, why in reasons.items() if not why and not file.is_symlink()}
     for file, why in reasons.items():
         if not why and file.is_symlink():
             why = LINK_TO_FILE if _inode(file) in held else why
             held.add(_inode(file))
-        plain = file.with_name(file.stem) if file.suffix.lower() in COMPRESSIONS else file
+        plain = file.with_name(unpacked(file).name)
         if not why and plain in read:
             # The file that was unpacked is read, and not its package too. By name, ".gz" follows what it holds.
             why = TWICE
@@ -142,18 +145,19 @@ def _inode(file: Path) -> tuple[int, int]:
 
 
 def _why_not(file: Path, root: Path, suffixes: Sequence[str]) -> str:
+    if file.is_dir():
+        return LINK_AGAIN
     below = _name_below(file, root)
-    if not below.isascii() and below.encode("utf-8", "replace").decode() != below:
+    if below.encode("utf-8", "replace").decode() != below:
         return BAD_NAME
     if is_hidden(below) or (not suffixes and file.name.startswith("_")):
         return HIDDEN
-    status = file.stat() if file.exists() else None
-    if status is None or not stat.S_ISREG(status.st_mode):
+    if not file.is_file():
         return NO_FILE
     if suffixes and plain_suffix(file) not in suffixes:
         packed = file.suffix.lower() in COMPRESSIONS
         return f"{Path(file.stem).suffix}{file.suffix}" if packed else file.suffix or "no suffix"
-    return "" if status.st_size else EMPTY
+    return "" if file.stat().st_size else EMPTY
 
 
 def is_hidden(name: str) -> bool:
@@ -171,25 +175,23 @@ def _fixed_parts(root: Path) -> int:
     return len(root.parts) if root.is_dir() else next(wild, len(root.parts) - 1)
 
 
-def _files_at(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield (file, "") below a folder or at a pattern; what cannot be looked at with the reason."""
-    matches = [path]
-    if not path.exists():
-        fixed = _fixed_parts(path)
-        matches = sorted(Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:])))
+def _files_at(path: Path) -> Iterator[Path]:
+    """Yield the files below a folder or at a pattern, and folders that were there before, by another way."""
+    fixed = _fixed_parts(path)
     seen: set[tuple[int, int]] = set()
-    for match in matches:
+    for match in [path] if path.exists() else sorted(Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:]))):
         if not match.is_dir():
-            yield match, ""
+            yield match
             continue
-        for folder, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
-            if _inode(Path(folder)) in seen:
+        for at, inner, names in os.walk(match, followlinks=True, onerror=_unreadable):
+            folder = Path(at)
+            if _inode(folder) in seen:
                 inner.clear()
-                yield Path(folder), LINK_AGAIN
+                yield folder
                 continue
-            seen.add(_inode(Path(folder)))
-            inner.sort(key=lambda name: ((Path(folder) / name).is_symlink(), name))
-            yield from ((Path(folder) / name, "") for name in names)
+            seen.add(_inode(folder))
+            inner.sort(key=lambda name: ((folder / name).is_symlink(), name))
+            yield from (folder / name for name in names)
 
 
 def _unreadable(error: OSError) -> None:
@@ -208,14 +210,19 @@ def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
     return {names[path]: path for path in paths}
 
 
+def unpacked(path: Path) -> Path:
+    """Return a file's name without the suffix of its compression: "a.en-de.TSV" for "a.en-de.TSV.gz"."""
+    return Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name)
+
+
 def plain_suffix(path: Path) -> str:
-    """Return a file's suffix without that of its compression: ".tsv" for "a.TSV.gz"."""
-    return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
+    """Return a file's suffix without that of its compression: ".tsv" for "a.en-de.TSV.gz"."""
+    return unpacked(path).suffix.lower()
 
 
 def plain_stem(path: Path) -> str:
-    """Return a file's name without its suffixes of compression and format: "a.en-de" for "a.en-de.tsv.gz"."""
-    return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
+    """Return a file's name without its suffixes of compression and format: "a.en-de" for "a.en-de.TSV.gz"."""
+    return unpacked(path).stem
 
 
 def part_of_each(files: Mapping[str, Path], read: Any) -> list[Part]:

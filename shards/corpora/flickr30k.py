@@ -1,8 +1,13 @@
-"""Flickr30k in its three forms, and IGLUE's xFlickr&CO, which adds COCO images to it.
+"""Captions that name images: Flickr30k in its three forms, IGLUE's xFlickr&CO with COCO images, too; and Multi30K.
 
 results_20130124.token   1000092795.jpg#0 <TAB> Two young guys …
 results.csv              image_name| comment_number| comment         (a header, cells between "|")
 train_ann.jsonl          {"sentences": ["…"], "id": "1000092795", "img_path": "1000092795.jpg"}    (IGLUE)
+
+Multi30K, XTD10 and their like have a list of images, and files whose line n is a caption of image n:
+
+image_splits/train.txt   1000092795.jpg
+raw/train.de.gz          Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.
 """
 
 from __future__ import annotations
@@ -15,99 +20,111 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from shards.corpora.cells import gathered, listed, text
-from shards.corpora.files import files_by_language, plain_suffix
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, folders_of, image_in, key_of
-from shards.corpora.lines import numbered_lines
-from shards.corpora.refusal import each, guarded, joined
-from shards.corpora.rows import bad_row, read_rows
+from shards.corpora.entries import Keyed, bad, each, guarded, joined
+from shards.corpora.files import files_by_language, note_read, plain_suffix
+from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, key_of
+from shards.corpora.lines import aligned_lines, parsed_lines
+from shards.corpora.rows import read_rows
 from shards.guard import shown
-from shards.parts import LazyRecord, Part, Skipped
+from shards.parts import Part
 
 _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr30k(ImageCorpus):
+class _Captioned(NamedImages):
     """One part, with one record per image, all of its languages together."""
 
     captions: Mapping[str, Path | Sequence[Path]]
-    """Language -> annotation files (.token, .txt, .csv, .jsonl), folders or patterns."""
-    images: Path | Sequence[Path]
-    """Folders of images; for xFlickr&CO both Flickr30k's and COCO's val2014."""
+    """Language -> files (also compressed), folders or patterns."""
+
+    def _image(self, name: str, captions: Sequence[tuple[str, Sequence[str]]], where: str = "") -> Iterator[ImageRow]:
+        yield self.image_row(
+            key=key_of(name),
+            image=self.image_named(name),
+            captions=gathered(captions),
+            identity=Path(name).stem,
+            ids={"image": name},
+            where=where or f"{self.source} {name}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr30k(_Captioned):
+    """Files .token, .txt, .csv, .jsonl. For xFlickr&CO, `images` are both Flickr30k's and COCO's val2014."""
+
     source: str = "flickr30k"
-    """The corpus's name."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files."""
-        folders_of(self.images)
         files = [path for _, path in files_by_language(self.captions, _SUFFIXES)]
         return self.part_of_all("captions", self.rows, files)
 
-    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def rows(self) -> ImageRows:
         """Yield the images."""
-        return joined(self._captions(), partial(self._row, folders_of(self.images)), self.source)
+        return joined(self._captions(), self._image, self.source)
 
-    def _row(self, folders: Sequence[Path], name: str, items: Sequence[Any]) -> Iterator[ImageRow]:
-        yield self.image_row(
-            key=key_of(name),
-            image=image_in(folders, name),
-            captions=gathered(items),
-            identity=Path(name).stem,
-            ids={"image": name},
-            where=f"{self.source} {name}",
-        )
-
-    def _captions(self) -> Iterator[tuple[str, Any] | LazyRecord]:
+    def _captions(self) -> Keyed:
         """Yield (the image's name, (language, texts))."""
         for language, path in files_by_language(self.captions, _SUFFIXES):
-            read, of_form = _FORMS.get(plain_suffix(path), (read_numbered_captions, _of_pair))
-            yield from each(read(path.name, path), partial(of_form, language), self.source)
+            if plain_suffix(path) == ".jsonl":
+                yield from each(read_rows(path.name, path, needed=()), partial(_of_iglue, language), self.source)
+            else:
+                yield from each(numbered_captions(path), partial(_of_pair, language), self.source)
 
 
-def read_numbered_captions(name: str, path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
-    """Yield ("NAME:NUMBER", (the image's name, caption))."""
-    return guarded(name, _captions(path))
+def numbered_captions(path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
+    """Yield ("NAME:NUMBER", (the image's name, caption)) of lines `NAME#N <TAB> caption`, or of a CSV file."""
+    lines = parsed_lines(path, _with_bars, first=2) if plain_suffix(path) == ".csv" else parsed_lines(path, _with_tab)
+    return guarded(path.name, lines)
 
 
-def _captions(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
-    for number, line in numbered_lines(path):
-        if isinstance(line, DataError):
-            yield number, line
-            continue
-        name, tab, caption = line.partition("\t")
-        image, hash_sign, _ = name.rpartition("#")
-        if tab and hash_sign and image:
-            yield number, (image, caption)
-        elif line.strip():
-            yield number, bad_row("NAME#N, a tab, and a caption", "a line of another form")
+def _with_tab(line: str) -> tuple[str, str] | DataError:
+    name, tab, caption = line.partition("\t")
+    image, hash_sign, _ = name.rpartition("#")
+    if tab and hash_sign and image:
+        return image, caption
+    return bad("line_broken", "NAME#N, a tab, and a caption", "a line of another form")
 
 
-Named = Iterator[tuple[str, tuple[str, list[str]]]]
+def _with_bars(line: str) -> tuple[str, str] | DataError:
+    cells = line.split("|", 2)
+    if len(cells) == 3:
+        return cells[0].strip(), cells[2].strip()
+    # One line of the published file (an image's fourth comment) lacks its second bar.
+    return bad("line_broken", "image_name| comment_number| comment", shown(line))
 
 
-def _of_pair(language: str, _: str, pair: tuple[str, str]) -> Named:
+def _of_pair(language: str, _: str, pair: tuple[str, str]) -> Keyed:
     yield pair[0], (language, [pair[1]])
 
 
-def _of_iglue(language: str, _: str, row: Mapping[str, Any]) -> Named:
+def _of_iglue(language: str, _: str, row: Mapping[str, Any]) -> Keyed:
     sentences = listed(row.get("sentences", ""), "a list of sentences")
     yield text(row.get("img_path") or None, "img_path"), (language, [text(one, "a sentence") for one in sentences])
 
 
-def _with_bars(path: Path) -> Iterator[tuple[int, tuple[str, str] | DataError]]:
-    for number, line in numbered_lines(path):
-        if isinstance(line, DataError):
-            yield number, line
-        elif number > 1 and line.strip():
-            cells = line.split("|", 2)
-            # One line of the published file (an image's fourth comment) lacks its second bar.
-            broken = bad_row("image_name| comment_number| comment", shown(line))
-            yield number, (cells[0].strip(), cells[2].strip()) if len(cells) == 3 else broken
+@dataclass(frozen=True, kw_only=True)
+class AlignedLines(_Captioned):
+    """Files aligned with a list of images; several of a language give several captions (Multi30K's task 2)."""
 
+    names: Path
+    """The list of images, one name a line."""
+    source: str = "multi30k"
 
-_FORMS: Final[Mapping[str, tuple[Any, Any]]] = {
-    ".jsonl": (partial(read_rows, needed=()), _of_iglue),
-    ".csv": (lambda name, path: guarded(name, _with_bars(path)), _of_pair),
-}
-"""Suffix -> (how its entries are read, what each says); other files hold `NAME#N <TAB> caption`."""
+    def parts(self) -> Sequence[Part]:
+        """Find the files."""
+        note_read([self.names])
+        files = [path for _, path in files_by_language(self.captions, ())]
+        return self.part_of_all(self.names.name, self.rows, [self.names, *files])
+
+    def rows(self) -> ImageRows:
+        """Yield one image a line; lines that a file has more or less than the list are refused (line_unmatched)."""
+        captions = files_by_language(self.captions, ())
+        files = [("the list of images", self.names, ""), *((path.name, path, "") for _, path in captions)]
+        row = partial(self._row, [language for language, _ in captions])
+        return each(guarded(self.names.name, aligned_lines(files)), row, self.source)
+
+    def _row(self, languages: Sequence[str], place: str, lines: Sequence[str]) -> Iterator[ImageRow]:
+        captions = [(tag, [caption]) for tag, caption in zip(languages, lines[1:], strict=True)]
+        return self._image(lines[0].strip(), captions, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -14,36 +14,32 @@ from cclm.data.decoding import decode_image
 from cclm.model.image_rgb import SWAPS_SIDES
 from cclm.shardfile.codec import check_image, format_of
 from cclm.types import Region
-from shards.corpora.refusal import refuse
+from shards.corpora.entries import refuse
 
 LoadImage = Callable[[], bytes]
 """Reads an encoded image: a `functools.partial` of a plain function. DataError: there is none."""
 
 
 def image_format_of(image: bytes, where: str) -> str:
-    """Return "jpg", "png" or "webp" by the first bytes; names lie, and URLs often have none.
-
-    Raises:
-        DataError: reasons image_empty, image_format, image_truncated.
-    """
-    image_format = format_of(image)
+    """Return "jpg", "png" or "webp" by the first bytes (reasons image_empty, image_format, image_truncated)."""
+    image_format = format_of(image)  # names lie, and URLs often have none
     check_image(image, image_format, where)
     return image_format
 
 
 def image_size(image: bytes, where: str) -> tuple[int, int]:
-    """Decode an image once here, rather than fail on it in every epoch; return width and height, turned upright.
-
-    Raises:
-        DataError: reasons image_broken, image_truncated.
-    """
-    return decode_image(image, where=where).size
+    """Return width and height, turned upright (reasons image_broken, image_truncated)."""
+    return decode_image(image, where=where).size  # decoded once here, rather than failing in every epoch
 
 
-def load_file(path: Path) -> bytes:
-    """Read an image's file (reason image_missing)."""
-    with _missing(str(path)):
-        return path.read_bytes()
+def load_first(folders: Sequence[Path], name: str) -> bytes:
+    """Read the image of a name from the first folder that has it (reason image_missing)."""
+    for folder in folders:
+        path = folder / name
+        if path.is_file():  # devices and pipes are none: reading them might never end
+            with _missing(str(path)):
+                return path.read_bytes()
+    return refuse("image_missing", f"{name} in {', '.join(map(str, folders))}", "no such file", name)
 
 
 def load_span(path: Path, offset: int, size_bytes: int) -> bytes:
@@ -73,8 +69,8 @@ def _kept_open(path: Path, inode: int, changed_ns: int) -> BinaryIO:
 
 def fit_regions(
     regions: list[Region], size: tuple[int, int], annotated_size: tuple[int, int] | None, orientation: int = 1
-) -> tuple[list[Region], int]:
-    """Turn boxes upright, scale them to the stored image, clip them to it; return them and how many had no area left.
+) -> list[Region]:
+    """Turn boxes upright, scale them to the stored image, clip them to it; return those that have an area left.
 
     Boxes are pixels of the file before its EXIF orientation turns it, unless the annotated size is that of the image
     after turning.
@@ -100,7 +96,7 @@ def fit_regions(
         # Training crops to whole pixels (the published code casts to int): a box of less than one has nothing to show.
         if right - left >= 1 and bottom - top >= 1:
             kept.append(replace(region, box=(left, top, right - left, bottom - top)))
-    return kept, len(regions) - len(kept)
+    return kept
 
 
 def turn_corners(

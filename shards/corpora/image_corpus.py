@@ -1,31 +1,104 @@
-"""What corpora of images have in common, among it captions from a second file, joined by an id.
+"""What corpora of images have in common: an image by reference, its texts, and how both become a record.
+
+Captions may come from a second file, joined by an id; so the published 4M's captions in six languages are made.
 
 sbu-zh.tsv     id <TAB> text            a language for the whole file
 cc3m.jsonl     {"image_id": "…", "caption": {"de": "…", "fr": "…"}}
-
-So the published 4M's captions in six languages are made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import DataError
-from shards.corpora.cells import Captions, captions, gathered, identifier
-from shards.corpora.files import named_files, one_part, part_of_each, plain_suffix
-from shards.corpora.image_bytes import LoadImage
-from shards.corpora.image_row import ImageRow, lazy_images
-from shards.corpora.languages import NO_LANGUAGE, LanguageTag
-from shards.corpora.refusal import each, joined, refuse, refused
+from cclm.data.decoding import stored_orientation
+from cclm.types import ImageTextRecord, Region
+from shards.corpora.cells import NO_LANGUAGE, Captions, LanguageTag, captions, gathered, identifier
+from shards.corpora.entries import Keyed, bad, each, joined, refuse, refused
+from shards.corpora.files import named_files, one_part, path_list, plain_suffix
+from shards.corpora.image_bytes import LoadImage, fit_regions, image_format_of, image_size, load_first
 from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
-from shards.guard import MEND
+from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped
 
+IDS_REGIONS_LEFT_OUT = "regions_left_out"
+"""In a record's ids: how many of its boxes lie outside the image or have no text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """An image by reference, with its texts."""
+
+    key: str
+    """Unique in the corpus; `key_of` makes one of anything."""
+    image: LoadImage
+    captions: Captions
+    """As annotated; blank ones are dropped when the record is made."""
+    source: str
+    licence: str
+    identity: str = ""
+    """What the image shows; empty: the record's key, so that no other record shows the same."""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """Identifiers in the corpus; translations are joined on one of them."""
+    regions: Sequence[Region] = ()
+    """Boxes in pixels of the annotated image."""
+    annotated_size: tuple[int, int] | None = None
+    """Width and height of the annotated image, where the corpus says; the stored one may be a smaller copy."""
+    where: str = ""
+    """File and row, for messages."""
+
+
 ImageRows = Iterator[ImageRow | LazyRecord | Skipped]
+"""Images, refusals, and counts of what was skipped."""
+
+
+def key_of(name: str) -> str:
+    """Return a key made of a path or an identifier. The hash keeps "a/b" and "a_b" apart."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name))
+    return f"{readable[-100:]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def make_record(row: ImageRow) -> ImageTextRecord:
+    """Read the image and check everything.
+
+    Raises:
+        DataError: reasons captions_empty, image_missing, image_empty, image_format, image_truncated, image_broken.
+    """
+    of_image = _without_blanks(row.captions)
+    if not of_image:
+        refuse("captions_empty", "a caption that is not blank", shown(row.captions), row.where)
+    image = row.image()
+    image_format = image_format_of(image, row.where)
+    size = image_size(image, row.where)
+    worded = [
+        replace(region, captions=texts, attributes=_without_blanks(region.attributes))
+        for region in row.regions
+        if (texts := _without_blanks(region.captions))
+    ]
+    regions = fit_regions(worded, size, row.annotated_size, stored_orientation(image))
+    left_out = len(row.regions) - len(regions)
+    return ImageTextRecord(
+        key=row.key,
+        image=image,
+        image_format=image_format,
+        captions=of_image,
+        source=row.source,
+        licence=row.licence,
+        identity=row.identity,
+        ids={**row.ids, **({IDS_REGIONS_LEFT_OUT: str(left_out)} if left_out else {})},
+        regions=tuple(regions),
+    )
+
+
+def _without_blanks(texts: Mapping[str, Sequence[str]]) -> Captions:
+    """Return the texts that are not blank, unchanged; languages left without one are gone."""
+    kept = {language: [text for text in of_one if text.strip()] for language, of_one in texts.items()}
+    return {language: of_one for language, of_one in kept.items() if of_one}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +140,31 @@ class Translations:
             refuse("line_broken", f'an id in "{self.id}", a text in "{self.text}" and a language', got)
         yield identity, (place, found)
 
+    def by_id(self, images: ImageRows, source: str) -> Keyed:
+        """Yield images and the captions for them by the id that they are joined on."""
+        for number, row in enumerate(images):
+            if not isinstance(row, ImageRow):
+                yield row
+            else:
+                yield f"i{row.ids[self.join_on]}" if self.join_on in row.ids else f"r{number}", row
+        for entry in self.entries(source):
+            yield entry if isinstance(entry, LazyRecord) else (f"i{entry[0]}", entry[1])
+
+    def added(self, source: str, key: str, items: Sequence[ImageRow | tuple[str, Captions]]) -> ImageRows:
+        """Yield the images of one id with the captions for them; captions without an image are refused."""
+        images = [item for item in items if isinstance(item, ImageRow)]
+        entries = [item for item in items if not isinstance(item, ImageRow)]
+        for row in images:
+            found = gathered([*row.captions.items(), *(item for _, added in entries for item in added.items())])
+            yield replace(row, captions=found)
+        for place, _ in entries if not images else ():
+            yield unmatched(place, source, f"an image with {self.join_on} {key[1:]}")
+
+
+def unmatched(place: str, source: str, expected: str) -> LazyRecord:
+    """Return the refusal of a translation of nothing."""
+    return refused(bad("translation_unmatched", expected, "none", place), f"translation {place}", source)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorpus:
@@ -79,6 +177,9 @@ class ImageCorpus:
     translations: Sequence[Translations] = ()
     """Further captions, joined on one of the ids (docs/corpora.md names them); with them all files are one part."""
 
+    def check(self) -> None:
+        """Raise a ConfigError where options are wrong: asked before a build, and again in each process that reads."""
+
     def image_row(self, *, key: str, image: LoadImage, captions: Captions, where: str, **more: Any) -> ImageRow:
         """Return an image of this corpus (more: further fields of `ImageRow`)."""
         more |= {"source": more.get("source") or self.source, "licence": more.get("licence") or self.licence}
@@ -88,23 +189,31 @@ class ImageCorpus:
         """Return a part per file, whose images `images(name, path)` yields."""
         if self.translations:
             return self.part_of_all("joined", partial(_images_of_all, files, images), files.values())
-        return part_of_each(files, partial(_records, images))
+        return [
+            part for name, path in files.items() for part in self.part_of_all(name, partial(images, name, path), [path])
+        ]
 
     def part_of_all(self, name: str, images: Callable[[], ImageRows], files: Iterable[Path]) -> list[Part]:
         """Return one part for many files, whose images `images()` yields."""
+        self.check()
         further = [path for one in self.translations for path in one.files().values()]
-        return one_part(name, partial(self._translated, images), [*files, *further])
+        return one_part(name, partial(self._records, images), [*files, *further])
 
-    def _translated(self, images: Callable[[], ImageRows]) -> Iterator[LazyRecord | Skipped]:
+    def _records(self, images: Callable[[], ImageRows]) -> Iterator[LazyRecord | Skipped]:
         """Yield the images with the captions that the files of translations have for them.
 
-        Memory is bounded (`shards/corpora/spill.py`). Images without a translation keep the captions they have. An
-        entry that finds no image is refused (reason translation_unmatched): the counts show a wrong id at once.
+        Memory is bounded (`joined`). Images without a translation keep the captions they have. An entry that finds no
+        image is refused (reason translation_unmatched): the counts show a wrong id at once.
         """
+        self.check()
         found = images()
         for one in self.translations:
-            found = joined(_by_id(found, one, self.source), partial(_with_captions, one, self.source), self.source)
-        return lazy_images(found)
+            found = joined(one.by_id(found, self.source), partial(one.added, self.source), self.source)
+        for row in found:
+            if isinstance(row, ImageRow):
+                yield LazyRecord(key=row.key, source=row.source, make=partial(make_record, row))
+            else:
+                yield row
 
 
 def _images_of_all(files: Mapping[str, Path], images: Callable[[str, Path], ImageRows]) -> ImageRows:
@@ -112,35 +221,19 @@ def _images_of_all(files: Mapping[str, Path], images: Callable[[str, Path], Imag
         yield from images(name, path)
 
 
-def _records(images: Callable[[str, Path], ImageRows], name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
-    return lazy_images(images(name, path))
+@dataclass(frozen=True, kw_only=True)
+class NamedImages(ImageCorpus):
+    """A corpus whose annotations name images in folders."""
 
+    images: Path | Sequence[Path]
+    """Folders of images; of one that several have, the first is read."""
 
-def _by_id(found: ImageRows, one: Translations, source: str) -> Iterator[tuple[str, Any] | LazyRecord | Skipped]:
-    for number, row in enumerate(found):
-        if not isinstance(row, ImageRow):
-            yield row
-        elif one.join_on in row.ids:
-            yield f"i{row.ids[one.join_on]}", row
-        else:
-            yield f"r{number}", row
-    for entry in one.entries(source):
-        yield entry if isinstance(entry, LazyRecord) else (f"i{entry[0]}", entry[1])
+    def check(self) -> None:
+        """Raise a ConfigError where a folder is not there: at once, rather than once for each of its images."""
+        for folder in path_list(self.images):
+            if not folder.is_dir():
+                mistaken("a folder of images", "no such folder", "Correct `images`.", folder)
 
-
-def _with_captions(
-    one: Translations, source: str, key: str, items: Sequence[ImageRow | tuple[str, Captions]]
-) -> Iterator[ImageRow | LazyRecord]:
-    images = [item for item in items if isinstance(item, ImageRow)]
-    entries = [item for item in items if not isinstance(item, ImageRow)]
-    for row in images:
-        found = gathered([*row.captions.items(), *(item for _, added in entries for item in added.items())])
-        yield replace(row, captions=found)
-    for place, _ in entries if not images else ():
-        yield unmatched(place, source, f"an image with {one.join_on} {key[1:]}")
-
-
-def unmatched(place: str, source: str, expected: str) -> LazyRecord:
-    """Return the refusal of a translation of nothing."""
-    error = DataError(reason="translation_unmatched", expected=expected, got="none", do=MEND, where=place)
-    return refused(error, f"translation {place}", source)
+    def image_named(self, name: str) -> LoadImage:
+        """Return what reads the image of a name."""
+        return partial(load_first, path_list(self.images), name)

@@ -7,7 +7,7 @@ captions.parquet         the same columns
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from cclm.types import Region
 from shards.corpora.cells import box, captions, gathered, language, listed, mapping, optional, text
+from shards.corpora.entries import each, joined, refuse
 from shards.corpora.files import note_left_out, note_read, plain_suffix
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, image_in, key_of
+from shards.corpora.image_bytes import load_first
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
 from shards.corpora.lines import COMPRESSIONS
-from shards.corpora.refusal import each, joined, refuse
 from shards.corpora.rows import ARROW_SUFFIXES, Row, read_rows
 from shards.guard import mistaken, shown
-from shards.parts import LazyRecord, Part, Skipped
+from shards.parts import Part
 
 TABLES: Final = tuple(f"captions{suffix}" for suffix in (".jsonl", ".csv", ".tsv", *ARROW_SUFFIXES))
 _COLUMNS: Final = ("image", "language", "caption")
@@ -48,7 +48,7 @@ class ImageFolder(ImageCorpus):
     def _table(self) -> Path:
         # By their names: the folder itself may hold ten million images.
         names = [self.table] if self.table else [f"{name}{packed}" for name in TABLES for packed in ("", *COMPRESSIONS)]
-        tables = [self.folder / name for name in names if (self.folder / name).is_file()]
+        tables = [path for path in map(self.folder.joinpath, names) if path.is_file()]
         if not tables:
             expected = self.table or f"{', '.join(TABLES[:-1])} or {TABLES[-1]}"
             mistaken(expected, "no such file", "Write one; docs/corpora.md says how.", self.folder)
@@ -57,7 +57,7 @@ class ImageFolder(ImageCorpus):
             note_left_out(other, f"a second table beside {tables[0].name}")
         return tables[0]
 
-    def rows(self, path: Path) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def rows(self, path: Path) -> ImageRows:
         """Yield the images that a table names."""
         source = self.source or self.folder.resolve().name
         if plain_suffix(path) == ".jsonl":
@@ -77,22 +77,21 @@ class ImageFolder(ImageCorpus):
         image = _image(row)
         yield self.image_row(
             key=optional(row.get("key"), "key") or key_of(image),
-            image=image_in([self.folder], image),
+            image=partial(load_first, [self.folder], image),
             captions=captions(row.get("captions")),
             source=optional(row.get("source"), "source") or source,
             licence=optional(row.get("licence"), "licence"),
             identity=optional(row.get("identity"), "identity"),
             ids={"path": image},
-            regions=[_region(mapping(region, "a region")) for region in listed(row.get("regions"), "regions")],
+            regions=[_region(region) for region in listed(row.get("regions"), "regions")],
             where=place,
         )
 
 
 def _image(row: Row) -> str:
-    image = row.get("image")
-    if not isinstance(image, str) or not image:
-        refuse("image_missing", 'a path in the field "image"', shown(image))
-    return text(image)
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        refuse("image_missing", 'a path in the field "image"', shown(row.get("image")))
+    return text(row["image"])
 
 
 def _caption(place: str, row: Row) -> Iterator[tuple[str, tuple[str, str, list[str], Row]]]:
@@ -101,9 +100,9 @@ def _caption(place: str, row: Row) -> Iterator[tuple[str, tuple[str, str, list[s
     yield _image(row), (place, language(row["language"]), [text(row["caption"], "a caption")], more)
 
 
-def _region(region: Mapping[str, Any]) -> Region:
+def _region(cell: Any) -> Region:
+    region = mapping(cell, "a region")
     if region.get("captions") is None:
         refuse("line_broken", "a region with captions", shown(region))
-    return Region(
-        box=box(region.get("box")), captions=captions(region["captions"]), attributes=captions(region.get("attributes"))
-    )
+    corners = box(region.get("box"))
+    return Region(box=corners, captions=captions(region["captions"]), attributes=captions(region.get("attributes")))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import itertools
 import lzma
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, Final, cast
+from typing import IO, BinaryIO, Final, TypeVar, cast
 
 import pyarrow as pa
 
-from cclm.errors import ConfigError, DataError
-from shards.guard import MEND, data_error, data_errors
+from cclm.errors import DataError
+from shards.corpora.entries import bad, guarded
+from shards.guard import mistaken
+
+Entry = TypeVar("Entry")
 
 COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz"}
 """Suffix -> name of the compression; such files are read without being unpacked to disk."""
@@ -23,6 +28,8 @@ LINE_BYTES: Final = 16 << 20
 _LONGEST_SKIPPED: Final = 64
 """So many times LINE_BYTES are read in search of the end of a line that is too long."""
 
+_BEGINNING_BYTES: Final = 1 << 16
+"""Of a line that may hold an image."""
 _BEGINNINGS: Final = {
     b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"PAR1": "Parquet",
@@ -30,8 +37,10 @@ _BEGINNINGS: Final = {
 """First bytes of files that are no UTF-8 text, whatever their name says."""
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressed as it is read."""
+def open_plain(path: Path, member: str = "") -> BinaryIO:
+    """Open a file, or a member of a zip, for reading, decompressed as it is read (reason file_broken: it cannot be)."""
+    if member:
+        return _open_member(path, member)
     compression = COMPRESSIONS.get(path.suffix.lower())
     if compression is None:
         return path.open("rb")
@@ -40,16 +49,33 @@ def open_plain(path: Path) -> BinaryIO:
     return io.BufferedReader(pa.input_stream(str(path), compression=compression))
 
 
-def raw_lines(file: BinaryIO) -> Iterator[bytes | DataError]:
-    """Yield the lines of a text with their ends; without a byte-order mark.
+def _open_member(path: Path, member: str) -> BinaryIO:
+    """Open a file in a zip, unless it has a password or a compression that Python has not (Deflate64)."""
+    with zipfile.ZipFile(path) as archive:  # its file stays open until the member is closed
+        try:
+            return cast(BinaryIO, io.BufferedReader(archive.open(member)))
+        except (NotImplementedError, RuntimeError) as error:
+            names: Mapping[int, str] = zipfile.compressor_names  # type: ignore[attr-defined]
+            kind = names.get(archive.getinfo(member).compress_type, "an unknown compression")
+            got = "one with a password" if isinstance(error, RuntimeError) and "password" in str(error) else kind
+            raise bad("file_broken", "a zip by deflate, bzip2 or LZMA", got, do="Pack it again with `zip`.") from error
 
-    Raises:
-        DataError: reason file_encoding, when the first bytes are those of another kind of file.
-    """
+
+def members_of(path: Path) -> list[str]:
+    """Return the names of the files in a zip; [""] for another file."""
+    if path.suffix.lower() != ".zip":
+        return [""]
+    with zipfile.ZipFile(path) as archive:
+        return [info.filename for info in archive.infolist() if not info.is_dir()]
+
+
+def raw_lines(file: BinaryIO) -> Iterator[bytes | DataError]:
+    """Yield the lines of a text with their ends, without a byte-order mark (reason file_encoding: another kind)."""
     begun = cast(io.BufferedReader, file).peek(8)[:8]
     for beginning, kind in _BEGINNINGS.items():
         if begun.startswith(beginning):
-            raise _bad("file_encoding", "a text in UTF-8", f"{kind} by its first bytes", "Convert it, or rename it.")
+            got, do = f"{kind} by its first bytes", "Convert it, or rename it."
+            raise bad("file_encoding", "a text in UTF-8", got, do=do)
     if begun.startswith(b"\xef\xbb\xbf"):
         file.read(3)
     for line in iter(partial(file.readline, LINE_BYTES), b""):
@@ -61,25 +87,24 @@ def raw_lines(file: BinaryIO) -> Iterator[bytes | DataError]:
             if not rest or rest.endswith(b"\n"):
                 break
         else:
-            raise _bad("file_broken", f"lines of at most {LINE_BYTES >> 20} MiB", "one that does not end")
-        yield _bad("line_broken", f"a line of at most {LINE_BYTES >> 20} MiB", "a longer one")
-
-
-def decoded(line: bytes) -> str | DataError:
-    """Return a line without its end, or why it is none."""
-    if b"\0" in line:
-        return _bad("line_broken", "a line in UTF-8", f"a NUL at {line.index(0)}, as UTF-16 has them")
-    try:
-        return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        return _bad("line_broken", "a line in UTF-8", f"the byte 0x{byte:02x} at {error.start} ({error.reason})")
+            raise bad("file_broken", f"lines of at most {LINE_BYTES >> 20} MiB", "one that does not end")
+        yield bad("line_broken", f"a line of at most {LINE_BYTES >> 20} MiB", "a longer one")
 
 
 def read_lines(file: BinaryIO) -> Iterator[str | DataError]:
     """Yield the lines of a text without their ends."""
     for line in raw_lines(file):
-        yield decoded(line) if isinstance(line, bytes) else line
+        yield line if isinstance(line, DataError) else _decoded(line)
+
+
+def _decoded(line: bytes) -> str | DataError:
+    if b"\0" in line:
+        return bad("line_broken", "a line in UTF-8", f"a NUL at {line.index(0)}, as UTF-16 has them")
+    try:
+        return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        return bad("line_broken", "a line in UTF-8", f"the byte 0x{byte:02x} at {error.start} ({error.reason})")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
@@ -88,78 +113,54 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
         yield from enumerate(read_lines(file), 1)
 
 
-def aligned_lines(files: Sequence[BinaryIO], names: Sequence[str]) -> Iterator[tuple[int, list[str] | DataError]]:
-    """Yield (number from 1, line n of every file); lines that only some have are errors (reason line_unmatched)."""
-    for number, lines in enumerate(itertools.zip_longest(*map(read_lines, files)), 1):
-        if None in lines:
-            got = f"none in {names[lines.index(None)]}"
-            yield number, _bad("line_unmatched", f"as many lines in {' as in '.join(names)}", got)
-        else:
-            bad = next((line for line in lines if isinstance(line, DataError)), None)
-            yield number, bad or list(cast(Sequence[str], lines))
+def parsed_lines(
+    path: Path, parse: Callable[[str], Entry | DataError], first: int = 1
+) -> Iterator[tuple[int, Entry | DataError]]:
+    """Yield (number, `parse(line)`) of the lines from the `first` on that are not blank; broken ones are errors."""
+    for number, line in numbered_lines(path):
+        if isinstance(line, DataError):
+            yield number, line
+        elif number >= first and line.strip():
+            yield number, parse(line)
+
+
+def aligned_lines(files: Sequence[tuple[str, Path, str]]) -> Iterator[tuple[int, list[str] | DataError]]:
+    """Yield (number from 1, line n of every file); lines that only some have are errors (reason line_unmatched).
+
+    Args:
+        files: (name for messages, file, member if it is a zip).
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_plain(path, member)) for _, path, member in files]
+        for number, lines in enumerate(itertools.zip_longest(*map(read_lines, opened)), 1):
+            if None in lines:
+                expected = f"as many lines in {' as in '.join(name for name, *_ in files)}"
+                yield number, bad("line_unmatched", expected, f"none in {files[lines.index(None)][0]}")
+            else:
+                broken = next((line for line in lines if isinstance(line, DataError)), None)
+                yield number, broken or list(cast(Sequence[str], lines))
 
 
 def sound_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file that a recipe needs whole: a list of words, a benchmark's sentences.
-
-    Raises:
-        ConfigError: a line is not UTF-8, or the file cannot be read.
-    """
-    try:
-        with data_errors(str(path)):
-            for number, line in numbered_lines(path):
-                if isinstance(line, DataError):
-                    raise data_error(line, f"{path}:{number}")
-                yield line
-    except DataError as error:
-        do = "Correct the file, or leave it out of the recipe."
-        raise ConfigError(expected=error.expected, got=error.got, do=do, where=error.where) from error
+    """Yield the lines of a file that a recipe needs whole (ConfigError: one is not UTF-8, or it cannot be read)."""
+    for place, line in guarded(str(path), numbered_lines(path)):
+        if isinstance(line, DataError):
+            mistaken(line.expected, line.got, "Correct the file, or leave it out of the recipe.", line.where or place)
+        yield line
 
 
-def open_member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
-    """Open a file in a zip.
-
-    Raises:
-        DataError: reason file_broken, for a compression that Python does not have (Deflate64), or a password.
-    """
-    try:
-        return cast(BinaryIO, io.BufferedReader(archive.open(name)))
-    except (NotImplementedError, RuntimeError) as error:
-        kind = zipfile.compressor_names.get(archive.getinfo(name).compress_type, "an unknown compression")  # type: ignore[attr-defined]
-        got = "one with a password" if isinstance(error, RuntimeError) and "password" in str(error) else kind
-        raise _bad("file_broken", "a zip by deflate, bzip2 or LZMA", got, "Pack it again with `zip`.") from error
-
-
-def _bad(reason: str, expected: str, got: str, do: str = MEND) -> DataError:
-    return DataError(reason=reason, expected=expected, got=got, do=do)
-
-
-def line_ranges(path: Path, part_bytes: int) -> list[tuple[int, int]]:
-    """Return (start, stop) of pieces of a file that is not compressed; a piece holds the lines that begin in it."""
-    size = path.stat().st_size
-    return [(start, min(start + part_bytes, size)) for start in range(0, max(size, 1), part_bytes)]
-
-
-def lines_in(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes, int]]:
+def lines_in(path: Path, start: int = 0, stop: int = sys.maxsize) -> Iterator[tuple[int, bytes, int]]:
     """Yield (offset, beginning, bytes) of the lines that begin in a piece of a file; images in them are not held."""
     with path.open("rb") as file:
-        file.seek(max(start - 1, 0))
-        offset = start if start == 0 else start - 1 + _skip_line(file)
-        file.seek(offset)
-        while offset < stop and (beginning := file.readline(_BEGINNING_BYTES)):
-            size = len(beginning) + (0 if beginning.endswith(b"\n") else _skip_line(file))
-            yield offset, beginning, size
-            offset += size
+        if start:
+            file.seek(start - 1)
+            _skip_line(file)
+        while (offset := file.tell()) < stop and (beginning := file.readline(_BEGINNING_BYTES)):
+            if not beginning.endswith(b"\n"):
+                _skip_line(file)
+            yield offset, beginning, file.tell() - offset
 
 
-_BEGINNING_BYTES: Final = 1 << 16
-
-
-def _skip_line(file: IO[bytes]) -> int:
-    """Read to the end of a line; return how many bytes that were."""
-    size = 0
-    while piece := file.readline(LINE_BYTES):
-        size += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return size
+def _skip_line(file: IO[bytes]) -> None:
+    while (piece := file.readline(LINE_BYTES)) and not piece.endswith(b"\n"):
+        pass

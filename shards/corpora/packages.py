@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cclm.errors import DataError
+from shards.corpora.entries import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,32 +64,21 @@ DEMO_PACKAGES: Final = (*ARTIST_PACKAGES.values(), *NAME_PACKAGES.values())
 
 
 def read_package(folder: Path, package: Package, names: Collection[str]) -> dict[str, bytes]:
-    """Return the files `names` (paths below the package's root) that an archive holds; missing ones are left out.
-
-    Raises:
-        DataError: reasons package_missing, package_broken.
-    """
+    """Return those of some files (paths in the package) that it holds (reasons package_missing, package_broken)."""
     path = folder / package.file_name
     wanted = {f"package/{name}": name for name in names}
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.name in wanted else None
-                if file is not None:
+                if member.name in wanted and (file := archive.extractfile(member)) is not None:
                     found[wanted[member.name]] = file.read()
                 if len(found) == len(wanted):
                     break
-    except FileNotFoundError as error:
-        raise _package_error(
-            "package_missing", "no such file", path, "Run `python -m shards fetch-demo --to` that folder first."
-        ) from error
+    except FileNotFoundError:
+        do = "Run `python -m shards fetch-demo --to` that folder first."
+        refuse("package_missing", "a fetched package", "no such file", str(path), do)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise _package_error(
-            "package_broken", str(error), path, "Remove it and run `python -m shards fetch-demo` again."
-        ) from error
+        do = "Remove it and run `python -m shards fetch-demo` again."
+        refuse("package_broken", "a fetched package", str(error), str(path), do)
     return found
-
-
-def _package_error(reason: str, got: str, path: Path, do: str) -> DataError:
-    return DataError(reason=reason, expected="a fetched package", got=got, do=do, where=str(path))

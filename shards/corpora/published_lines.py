@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,13 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import Captions, box, captions, gathered, listed, mapping, text
-from shards.corpora.files import named_files, part_of_each
-from shards.corpora.image_bytes import load_span
-from shards.corpora.image_row import ImageRow, key_of, load_first, make_record
-from shards.corpora.languages import LanguageTag
-from shards.corpora.lines import COMPRESSIONS, line_ranges, lines_in, numbered_lines
-from shards.corpora.pair_record import lazy_pair
-from shards.corpora.refusal import each, guarded, refuse
+from shards.corpora.cells import Captions, LanguageTag, box, captions, gathered, listed, mapping, text
+from shards.corpora.entries import guarded, refuse
+from shards.corpora.files import named_files
+from shards.corpora.image_bytes import load_first, load_span
+from shards.corpora.image_corpus import ImageRow, key_of, make_record
+from shards.corpora.lines import COMPRESSIONS, lines_in, parsed_lines
+from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
 from shards.corpora.rows import Row, parse_object
 from shards.guard import data_errors, mistaken, shown
 from shards.parts import LazyRecord, Part, file_stamp
@@ -64,14 +63,14 @@ class PublishedImages:
             if path.suffix.lower() in COMPRESSIONS:
                 expected = "a file that is not compressed (images are read by position)"
                 mistaken(expected, path.name, "Unpack it first.", path)
-            for start, stop in line_ranges(path, PART_BYTES):
-                read = partial(self.read, name, path, start, stop)
+            for start in range(0, max(path.stat().st_size, 1), PART_BYTES):
+                read = partial(self.read, name, path, start)
                 parts.append(Part(name=f"{name}@{start}", read=read, stamp=file_stamp(path)))
         return parts
 
-    def read(self, name: str, path: Path, start: int, stop: int) -> Iterator[LazyRecord]:
-        """Yield one record a line, with its place only."""
-        for offset, beginning, size in lines_in(path, start, stop):
+    def read(self, name: str, path: Path, start: int) -> Iterator[LazyRecord]:
+        """Yield one record a line, with its place only; a piece of a file has the lines that begin in it."""
+        for offset, beginning, size in lines_in(path, start, start + PART_BYTES):
             if size > len(beginning) or beginning.strip():
                 place = f"{name}@{offset}"
                 make = partial(self.make, path, offset, size, place)
@@ -89,7 +88,7 @@ class PublishedImages:
 
     def _row(self, line: Row, place: str) -> ImageRow:
         image = self._image(line.get(self.image_key))
-        regions = [self._region(mapping(element, "an element")) for element in listed(line.get("elems"), "elems")]
+        regions = [self._region(element) for element in listed(line.get("elems"), "elems")]
         # The published code takes images without a caption for their regions' texts alone.
         of_regions = (item for region in regions for item in region.captions.items())
         return ImageRow(
@@ -119,50 +118,32 @@ class PublishedImages:
         found = captions(cell)
         return {tag: texts for tag, texts in found.items() if not self.languages or tag in self.languages}
 
-    def _region(self, element: Mapping[str, Any]) -> Region:
+    def _region(self, cell: Any) -> Region:
         """Return a region; its attributes stay apart, because training decides how they are said."""
+        element = mapping(cell, "an element")
         if element.get("caption") is None:
             refuse("line_broken", "an element with a caption", shown(element))
-        of_region = {name: self._chosen(element.get(name)) for name in ("caption", "attributes")}
-        return Region(box=box(element.get("bb")), captions=of_region["caption"], attributes=of_region["attributes"])
+        texts, attributes = (self._chosen(element.get(name)) for name in ("caption", "attributes"))
+        return Region(box=box(element.get("bb")), captions=texts, attributes=attributes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedPairs:
+class PublishedPairs(PairFiles):
     """Lines with a sentence and its translation. They name no languages, so the recipe does."""
 
-    path: Path | Sequence[Path]
-    """Files (of any name, also compressed), folders or patterns, all in one pair of languages."""
     lang_a: LanguageTag
     """Language of `source_text`; "und" where it is not known."""
     lang_b: LanguageTag
     """Language of `target_text`."""
-    source: str
-    """The corpus's name."""
     key_a: str = "source_text"
     """Field of the sentence."""
     key_b: str = "target_text"
     """Field of its translation."""
 
-    def parts(self) -> Sequence[Part]:
-        """Find the files."""
-        return part_of_each(named_files(self.path, ()), self.read)
-
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record a line."""
-        return each(guarded(name, _objects(path)), self._pair, self.source)
+        return self.records(path, guarded(name, parsed_lines(path, parse_object)), self._pair)
 
-    def _pair(self, _: str, row: Row) -> Iterator[LazyRecord]:
-        yield lazy_pair(
-            text_a=text(row.get(self.key_a), f'a text in the field "{self.key_a}"'),
-            lang_a=self.lang_a,
-            text_b=text(row.get(self.key_b), f'a text in the field "{self.key_b}"'),
-            lang_b=self.lang_b,
-            source=self.source,
-        )
-
-
-def _objects(path: Path) -> Iterator[tuple[int, Row | DataError]]:
-    for number, line in numbered_lines(path):
-        if line:
-            yield number, line if isinstance(line, DataError) else parse_object(line)
+    def _pair(self, source: str, _: str, row: Row) -> Iterator[LazyRecord]:
+        text_a, text_b = (text(row.get(key), f'a text in the field "{key}"') for key in (self.key_a, self.key_b))
+        yield lazy_pair((self.lang_a, text_a), (self.lang_b, text_b), source)

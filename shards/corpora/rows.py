@@ -1,4 +1,4 @@
-"""Rows of a table, whatever file it is: TSV, CSV, JSON lines, Parquet or Arrow, never whole in memory."""
+"""Rows of a table (TSV, CSV, JSON lines, Parquet, Arrow) and elements of a JSON document, never whole in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cclm.errors import DataError
+from shards.corpora.entries import bad, guarded
 from shards.corpora.files import plain_suffix
-from shards.corpora.lines import LINE_BYTES, numbered_lines, open_plain, raw_lines
-from shards.corpora.refusal import guarded
-from shards.guard import MEND, data_errors, described, mistaken
+from shards.corpora.lines import LINE_BYTES, numbered_lines, open_plain, parsed_lines, raw_lines
+from shards.guard import data_errors, described, mistaken, optional_library
 
 ARROW_SUFFIXES: Final = (".parquet", ".arrow")
 TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", *ARROW_SUFFIXES)
@@ -30,8 +29,6 @@ _STAND_IN: Final = "\udc0d"
 
 Row = dict[str, Any]
 """Cells by column."""
-Numbered = Iterator[tuple[int, Row | DataError]]
-"""A row's number (blank lines of quoted tables do not count) and its cells."""
 
 
 def read_rows(
@@ -41,8 +38,8 @@ def read_rows(
     needed: Collection[str],
     optional: Collection[str] = (),
     columns: Sequence[str] = (),
-    quoted: bool | None = None,
-    delimiter: str = "",
+    quoted: bool = False,
+    tabs: bool = False,
 ) -> Iterator[tuple[str, Row | DataError]]:
     """Yield ("NAME:NUMBER", row) of a table; a row that cannot be read, or the rest of a broken file, is an error.
 
@@ -53,29 +50,24 @@ def read_rows(
         optional: columns that may be there; of a Parquet or Arrow file, others are not read.
         columns: names of the columns of a TSV or CSV file without a header line. In a TSV file, those after the last
             needed one may be missing.
-        quoted: whether cells of a TSV or CSV file may stand in `"`; None: in CSV they may, in TSV not.
-        delimiter: between cells; empty: a comma in CSV, a tab in TSV.
+        quoted: whether cells of a TSV file may stand in `"`; in CSV they always may.
+        tabs: a CSV file is a TSV file by another name.
 
     Raises:
         ConfigError: another kind of file, or a needed column is missing.
     """
-    suffix = plain_suffix(path)
+    suffix = ".tsv" if tabs and plain_suffix(path) == ".csv" else plain_suffix(path)
     if suffix in ARROW_SUFFIXES:
         return guarded(name, enumerate(_arrow_rows(path, needed, optional), 1))
     if suffix == ".jsonl":
-        return guarded(name, _json_rows(path))
+        return guarded(name, parsed_lines(path, parse_object))
     if suffix not in (".tsv", ".csv", ".txt"):
         mistaken(f"a file that ends in {', '.join(TABLE_SUFFIXES)}", path.name, "Convert it, or rename it.", path)
-    delimiter = delimiter or ("," if suffix == ".csv" else "\t")
-    quoted = suffix == ".csv" if quoted is None else quoted
-    rows = _quoted_cells(path, delimiter) if quoted else _plain_cells(path, delimiter)
-    least = len(needed) if columns and not quoted else 0
-    return guarded(name, _table_rows(path, rows, needed, columns, least))
-
-
-def bad_row(expected: str, got: str, reason: str = "line_broken") -> DataError:
-    """Return the error of a row that cannot be read; `each` knows its place."""
-    return DataError(reason=reason, expected=expected, got=got, do=MEND)
+    if quoted or suffix == ".csv":
+        rows = _quoted_cells(path, "," if suffix == ".csv" else "\t")
+        return guarded(name, _table_rows(path, rows, needed, columns, least=0))
+    lines = (line if isinstance(line, DataError) else line.split("\t") for _, line in numbered_lines(path))
+    return guarded(name, _table_rows(path, lines, needed, columns, least=len(needed) if columns else 0))
 
 
 def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> None:
@@ -90,7 +82,7 @@ def check_columns(needed: Collection[str], there: Sequence[str], path: Path) -> 
 
 def _table_rows(
     path: Path, rows: Iterable[list[str] | DataError], needed: Collection[str], columns: Sequence[str], least: int
-) -> Numbered:
+) -> Iterator[tuple[int, Row | DataError]]:
     """Yield the rows of a table whose first row names the columns, or has cells for all (or the `least`) of them."""
     names = list(columns)
     for number, cells in enumerate(rows, 1):
@@ -111,12 +103,7 @@ def _table_rows(
         if least <= len(cells) <= len(names):
             yield number, dict(zip(names, cells, strict=False))
         else:
-            yield number, bad_row("a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
-
-
-def _plain_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:
-    for _, line in numbered_lines(path):
-        yield line if isinstance(line, DataError) else line.split(delimiter)
+            yield number, bad("line_broken", "a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
 
 
 def _quoted_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]:
@@ -133,8 +120,8 @@ def _quoted_cells(path: Path, delimiter: str) -> Iterator[list[str] | DataError]
             except csv.Error as error:
                 if "unexpected end" in str(error):
                     got = f"none for one in the row that begins in line {line}"
-                    raise bad_row("a quote that closes", got, "file_broken") from error
-                yield bad_row("cells as in RFC 4180", f"{error} (the row begins in line {line})")
+                    raise bad("file_broken", "a quote that closes", got) from error
+                yield bad("line_broken", "cells as in RFC 4180", f"{error} (the row begins in line {line})")
                 continue
             if cells is None:
                 return
@@ -151,24 +138,12 @@ def _whole(cells: list[str]) -> list[str] | DataError:
     try:
         joined.encode("utf-8")
     except UnicodeEncodeError as error:
-        return bad_row("a row in UTF-8", f"the byte 0x{ord(joined[error.start]) - 0xDC00:02x}")
+        return bad("line_broken", "a row in UTF-8", f"the byte 0x{ord(joined[error.start]) - 0xDC00:02x}")
     return cells
 
 
-def _json_rows(path: Path) -> Numbered:
-    for number, line in numbered_lines(path):
-        if isinstance(line, DataError):
-            yield number, line
-        elif line.strip():
-            yield number, parse_object(line)
-
-
 def parse_json(data: str | bytes) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError, RecursionError: it is not UTF-8 or not JSON, or a key stands twice (Python would keep the last one).
-    """
+    """Return the value of a JSON text (ValueError, RecursionError: not UTF-8, not JSON, or a key stands twice)."""
     return _DECODER.decode(data if isinstance(data, str) else data.decode("utf-8-sig"))
 
 
@@ -190,20 +165,32 @@ def parse_object(line: str | bytes) -> Row | DataError:
     try:
         row = parse_json(line)
     except (ValueError, RecursionError) as error:
-        return bad_row(expected, described(error))
-    return row if isinstance(row, dict) else bad_row(expected, f"a JSON {type(row).__name__}")
+        return bad("line_broken", expected, described(error))
+    return row if isinstance(row, dict) else bad("line_broken", expected, f"a JSON {type(row).__name__}")
 
 
-def arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """Return the batches of an Arrow stream or file, mapped: they cost address space, not memory."""
+def json_items(name: str, path: Path, prefix: str = "item") -> Iterator[tuple[str, Any | DataError]]:
+    """Yield ("NAME:NUMBER", element) of an array in a JSON document; see `json_values`."""
+    return guarded(name, enumerate(json_values(path, prefix), 1))
+
+
+def json_values(path: Path, prefix: str) -> Iterator[Any]:
+    """Yield the elements of an array, in ijson's words: "annotations.item", or "item" where the document is one."""
+    ijson = optional_library("ijson", "it reads large JSON files")
+    with open_plain(path) as file:
+        if file.peek(3)[:3] == b"\xef\xbb\xbf":  # type: ignore[attr-defined]
+            file.read(3)
+        yield from ijson.items(file, prefix, use_float=True)
+
+
+def arrow_table(path: Path) -> pa.Table:
+    """Return an Arrow stream or file, mapped: it costs address space, not memory."""
     source = pa.memory_map(str(path))
     try:
-        reader = pa.ipc.open_stream(source)
-        return reader.schema, list(reader)
+        return pa.ipc.open_stream(source).read_all()
     except pa.ArrowInvalid:
         source.seek(0)
-        file = pa.ipc.open_file(source)
-        return file.schema, [file.get_batch(number) for number in range(file.num_record_batches)]
+        return pa.ipc.open_file(source).read_all()
 
 
 def open_parquet(path: Path) -> pa.parquet.ParquetFile:
@@ -212,14 +199,10 @@ def open_parquet(path: Path) -> pa.parquet.ParquetFile:
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the columns of a Parquet or Arrow file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Return the columns of a Parquet or Arrow file (DataError: it cannot be read)."""
     with data_errors(path.name):
         if path.suffix.lower() == ".arrow":
-            return list(arrow_batches(path)[0].names)
+            return list(arrow_table(path).column_names)
         return list(pa.parquet.read_schema(path).names)
 
 
@@ -228,13 +211,11 @@ def _arrow_rows(path: Path, needed: Collection[str], optional: Collection[str]) 
     check_columns(needed, there, path)
     columns = [*needed, *(name for name in optional if name in there)]
     if path.suffix.lower() == ".arrow":
-        for batch in arrow_batches(path)[1]:
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
-                yield from _rows_in(batch.select(columns).slice(start, _BATCH_ROWS))
-        return
-    with closing(open_parquet(path)) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
-            yield from _rows_in(batch)
+        batches = iter(arrow_table(path).select(columns).to_batches(max_chunksize=_BATCH_ROWS))
+    else:
+        batches = open_parquet(path).iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
+    for batch in batches:
+        yield from _rows_in(batch)
 
 
 def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
@@ -244,7 +225,7 @@ def _rows_in(batch: pa.RecordBatch) -> Iterator[Row | DataError]:
         yield from batch.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            yield bad_row("cells that can be read", described(error))
+            yield bad("line_broken", "cells that can be read", described(error))
         else:
             for number in range(batch.num_rows):
                 yield from _rows_in(batch.slice(number, 1))

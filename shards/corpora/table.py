@@ -7,24 +7,17 @@ from typing import Any, Final, Protocol
 
 from cclm.files.reading import typed_values
 from cclm.types import View
-from shards.corpora.aligned_lines import AlignedLines
-from shards.corpora.coco import Coco
+from shards.corpora.bitexts import MosesPairs, Tatoeba
+from shards.corpora.coco import Coco, VisualGenome
 from shards.corpora.emoji import EmojiImages, EmojiNames
-from shards.corpora.flickr30k import Flickr30k
-from shards.corpora.gettext_catalogue import Gettext
+from shards.corpora.flickr30k import AlignedLines, Flickr30k
 from shards.corpora.image_folder import ImageFolder
-from shards.corpora.img2dataset import Img2dataset
-from shards.corpora.margin_file import MarginFile
-from shards.corpora.moses import MosesPairs
-from shards.corpora.pair_file import PairFile
-from shards.corpora.parquet_images import ParquetImages
+from shards.corpora.image_tables import ParquetImages
+from shards.corpora.pair_file import MarginFile, PairFile
 from shards.corpora.published_lines import PublishedImages, PublishedPairs
-from shards.corpora.sbu import Sbu
-from shards.corpora.tatoeba import Tatoeba
-from shards.corpora.tmx import Tmx
-from shards.corpora.url_list import UrlList
-from shards.corpora.visual_genome import VisualGenome
-from shards.corpora.webdataset import Webdataset
+from shards.corpora.translation_memories import Gettext, Tmx
+from shards.corpora.url_list import Sbu, UrlList
+from shards.corpora.webdataset import Img2dataset, Webdataset
 from shards.corpora.wit import Wit
 from shards.parts import Part
 
@@ -33,11 +26,7 @@ class Corpus(Protocol):
     """A frozen keyword-only dataclass: its fields are a recipe's `options`."""
 
     def parts(self) -> Sequence[Part]:
-        """Return the pieces that are read on their own, in a fixed order.
-
-        Raises:
-            ConfigError: the files are not what the options say.
-        """
+        """Return the pieces that are read on their own, in a fixed order (ConfigError: not what the options say)."""
         ...
 
 
@@ -65,18 +54,12 @@ CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
     "tmx": (View.TEXT_PAIR, Tmx),
 }
 """Name in a recipe -> (the view of its records, the class)."""
-
-
 DOWNLOADABLE: Final = (Sbu, UrlList, Wit)
 """Those whose images `python -m shards download` fetches."""
 
 
 def corpus_of(name: str, options: Mapping[str, Any]) -> Corpus:
-    """Return a corpus with a recipe's options, checked and converted to the types of its fields.
-
-    Raises:
-        ConfigError: an option of another type, or one that is missing or unknown.
-    """
+    """Return a corpus with a recipe's options (ConfigError: one of another type, or one that is missing or unknown)."""
     kind: Any = CORPORA[name][1]
     expected = f"options of {kind.__name__} as its file in shards/corpora/ explains them"
     do = "Correct them; docs/corpora.md has an example of each corpus."

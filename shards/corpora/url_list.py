@@ -1,62 +1,191 @@
-"""Plain lists of URLs with captions: CC3M and CC12M's TSV files, LAION's Parquet, any CSV.
+"""Corpora that are lists of URLs: what they have in common before and after the download, and the lists themselves.
 
-Train_GCC-training.tsv    caption <TAB> url          `columns: [caption, url]`, without a header line
+list of URLs --url_rows--> `python -m shards download RECIPE` --> DOWNLOADS/00000.tar, 00000.parquet --parts--> records
+
+Train_GCC-training.tsv    caption <TAB> url          CC3M: `columns: [caption, url]`, without a header line
 cc12m.tsv                 url <TAB> caption
-part-00000.parquet        URL, TEXT, LANGUAGE, LICENSE, …
+part-00000.parquet        URL, TEXT, LANGUAGE, LICENSE, …       LAION
+SBU_captioned_photo_dataset_urls.txt, SBU_captioned_photo_dataset_captions.txt     line n belongs to line n
+sbu-captions-all.json     {"image_urls": ["…"], "captions": ["…"], "user_ids": ["…"]}
+
+A build never touches the network: it reads the folder of downloads, and gives the same bytes each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
-from shards.corpora.caption_columns import CaptionColumns
-from shards.corpora.cells import identifiers, optional
-from shards.corpora.files import named_files
-from shards.corpora.refusal import each, refuse
-from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
-from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
-from shards.guard import shown
-from shards.parts import file_stamp
+from cclm.errors import DataError
+from cclm.files.hashing import file_sha256
+from shards.corpora.cells import ENGLISH, Captions, LanguageTag, captions, identifiers, mapping, optional, text
+from shards.corpora.entries import each, guarded, refuse
+from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
+from shards.corpora.image_tables import ColumnImages
+from shards.corpora.lines import aligned_lines
+from shards.corpora.rows import TABLE_SUFFIXES, Row, json_values, read_rows
+from shards.corpora.webdataset import found_tables, image_of, table_rows
+from shards.guard import mistaken, shown
+from shards.parts import LazyRecord, Part, Skipped, file_stamp
+
+COMPLETE_NAME: Final = "complete.json"
+"""Written when every URL of the list was tried."""
+_URLS: Final = "SBU_captioned_photo_dataset_urls.txt"
+_CAPTIONS: Final = "SBU_captioned_photo_dataset_captions.txt"
+_JSON: Final = "sbu-captions-all.json"
+TABLE_COLUMNS: Final = ("url", "message", "captions", "ids", "licence", "identity")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UrlList(Downloadable):
-    """Lists of URLs; `python -m shards download` fetches them, and the build reads what it fetched."""
+class UrlRow:
+    """An image that is not here yet."""
+
+    url: str
+    captions: Captions
+    ids: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+    identity: str = ""
+    bad: str = ""
+    """Given: this entry of the list cannot be read, and why; it is counted, not fetched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downloadable(ImageCorpus):
+    """A corpus whose images have to be fetched: `python -m shards download` reads its list, a build what came."""
+
+    downloads: Path | None
+    """Folder of the images that `python -m shards download` fetches."""
+
+    def entries(self) -> Iterator[UrlRow | LazyRecord | Skipped]:
+        """Yield the list's entries and refusals, always in the same order."""
+        raise NotImplementedError
+
+    def list_files(self) -> Iterable[Path]:
+        """Return the files of the list."""
+        raise NotImplementedError
+
+    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
+        """Return what changes when the list does: the stamps of its files, and what is taken from them."""
+        return "-".join(map(stamp_of, self.list_files()))
+
+    def url_rows(self) -> Iterator[UrlRow]:
+        """Yield the list's entries; refusals become bad ones, what was skipped is no entry."""
+        for item in self.entries():
+            if isinstance(item, UrlRow):
+                yield item
+            elif isinstance(item, LazyRecord):
+                try:
+                    item.make()
+                except DataError as error:
+                    yield UrlRow(url="", captions={}, bad=f"{error.where}: expected {error.expected}, got {error.got}")
+
+    def list_record(self) -> dict[str, str]:
+        """Return what tells later whether this is still the same list (see `is_list`)."""
+        return {"stamp": self.list_stamp(), "sha256": self.list_stamp(file_sha256)}
+
+    def is_list(self, record: Mapping[str, Any]) -> bool:
+        """Tell whether a record is of this list: by size and time of its files, else (touched, copied) by content."""
+        return record["stamp"] == self.list_stamp() or record.get("sha256") == self.list_stamp(file_sha256)
+
+    def parts(self) -> Sequence[Part]:
+        """Return one part per tar that was downloaded (ConfigError: none yet, not everything, or another list)."""
+        folder, complete = self.downloads, self.downloads / COMPLETE_NAME if self.downloads else None
+        if folder is None or complete is None or not complete.exists():
+            do = "Run `python -m shards download RECIPE.yaml` first."
+            mistaken("downloaded images", "none, or a download that has not seen the whole list yet", do, folder)
+        if not self.is_list(json.loads(complete.read_bytes())):
+            do = "Choose another `downloads`, or remove it and download again."
+            mistaken("the downloads of this list", "those of another list, or of one that has changed", do, folder)
+        note_read([complete, folder / "list.json"])
+        return self.parts_of_each(found_tables(folder), self._downloaded)
+
+    def _downloaded(self, name: str, table: Path) -> ImageRows:
+        return each(table_rows(name, table, TABLE_COLUMNS), self._image, self.source)
+
+    def _image(self, place: str, row: Row) -> Iterator[ImageRow]:
+        message = f"{row['message']} ({row['url']})"
+        image = image_of(row, message, "`python -m shards download` tries again what may pass; leave the others out.")
+        ids = mapping(json.loads(row["ids"]), "ids")
+        yield self.image_row(
+            key=key_of(f"{self.source}-{row['key']}"),
+            image=image,
+            captions=captions(json.loads(row["captions"])),
+            licence=optional(row["licence"]),
+            identity=optional(row["identity"]),
+            ids=identifiers(row, ("key", "url")) | identifiers(ids, ids),
+            where=place,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlList(ColumnImages, Downloadable):
+    """Tables of URLs with captions. Ids: `url`, `key` (of the download), `row` (file and number), and those named."""
 
     path: Path | Sequence[Path]
     """Files (.tsv, .csv, .jsonl, also compressed, .parquet, .arrow), folders or patterns."""
-    captions: CaptionColumns
-    """The columns of captions."""
     url: str = "url"
     """Column of the URL."""
     columns: Sequence[str] = ()
     """All columns of a TSV or CSV file without a header line."""
-    ids: Sequence[str] = ()
-    """Columns to keep as ids, beside `url`, `key` (of the download) and `row` (file and number)."""
-    licence_column: str = ""
-    """Column of the licence, where rows differ."""
 
-    def list_stamp(self, stamp_of: Callable[[Path], str] = file_stamp) -> str:
-        """Return the stamps of the files."""
-        return "-".join(map(stamp_of, named_files(self.path, TABLE_SUFFIXES).values()))
+    def list_files(self) -> Iterable[Path]:
+        """Return the tables."""
+        return named_files(self.path, TABLE_SUFFIXES).values()
 
-    def url_rows(self) -> Iterator[UrlRow]:
+    def entries(self) -> Iterator[UrlRow | LazyRecord]:
         """Yield one entry a row."""
-        wanted = [self.url, *self.captions.columns(), *self.ids, self.licence_column]
-        needed = [column for column in dict.fromkeys(wanted) if column]
         for name, path in named_files(self.path, TABLE_SUFFIXES).items():
-            rows = read_rows(name, path, needed=needed, columns=self.columns)
-            yield from url_rows_of(each(rows, self._row, self.source))
+            rows = read_rows(name, path, needed=self.wanted(self.url), columns=self.columns)
+            yield from each(rows, self._entry, self.source)
 
-    def _row(self, place: str, row: Row) -> Iterator[UrlRow]:
+    def _entry(self, place: str, row: Row) -> Iterator[UrlRow]:
         url = optional(row.get(self.url), "a URL")
         if not url:
             refuse("line_broken", "a URL", f"none in {shown(row)}")
-        yield UrlRow(
-            url=url,
-            captions=self.captions.captions_of(row),
-            ids={"row": place} | identifiers(row, self.ids),
-            licence=optional(row.get(self.licence_column), "a licence"),
-        )
+        yield UrlRow(url=url, **self.of_row(row, row=place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sbu(Downloadable):
+    """SBU captioned photos, a million URLs of Flickr, in the two forms that they are handed out in."""
+
+    folder: Path
+    """Holds the two text files, or the JSON file (also compressed)."""
+    language: LanguageTag = ENGLISH
+    """Of the captions."""
+    source: str = "sbu"
+
+    def list_files(self) -> list[Path]:
+        """Return the two text files, or the JSON file."""
+        there = named_files(self.folder, (".txt", ".json"))
+        here = [path for path in there.values() if path.parent == self.folder]
+        by_name = {f"{plain_stem(path)}{plain_suffix(path)}": path for path in here}
+        for names in ((_URLS, _CAPTIONS), (_JSON,)):
+            if by_name.keys() >= {*names}:
+                files = [by_name[name] for name in names]
+                for name, path in there.items():
+                    if path not in files:
+                        note_left_out(path, "another list", name)
+                return files
+        return mistaken(f"{_URLS} and {_CAPTIONS}, or {_JSON}", "neither", "Correct `folder`.", self.folder)
+
+    def entries(self) -> Iterator[UrlRow | LazyRecord]:
+        """Yield one entry an image; where one list is longer than the other, its further entries are refused."""
+        files = self.list_files()
+        if len(files) == 1:
+            both = [json_values(files[0], prefix) for prefix in ("image_urls.item", "captions.item")]
+            numbered: Iterator[tuple[int, Any]] = enumerate(itertools.zip_longest(*both), 1)
+        else:
+            numbered = aligned_lines([("the URLs", files[0], ""), ("the captions", files[1], "")])
+        return each(guarded("entry", numbered), self._row, self.source)
+
+    def _row(self, place: str, entry: Sequence[Any]) -> Iterator[UrlRow]:
+        url, caption = (text(cell, "a URL and a caption").strip() for cell in entry)
+        if not url:
+            refuse("line_broken", "a URL and a caption", "no URL")
+        yield UrlRow(url=url, captions={self.language: [caption]}, ids={"row": place.rpartition(":")[2]})

@@ -20,31 +20,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.languages import language_tag
-from shards.corpora.cells import gathered, language, text
-from shards.corpora.files import named_files, part_of_each, plain_suffix
+from shards.corpora.cells import LanguageTag, gathered, language, text
+from shards.corpora.entries import Keyed, each, joined, refuse
+from shards.corpora.files import named_files, part_of_each
 from shards.corpora.image_bytes import load_span
-from shards.corpora.image_row import ImageRow, key_of
-from shards.corpora.languages import LanguageTag
-from shards.corpora.lines import line_ranges, lines_in
-from shards.corpora.refusal import each, joined, refuse
+from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
+from shards.corpora.lines import lines_in
 from shards.corpora.rows import Row, read_rows
-from shards.corpora.url_rows import Downloadable, UrlRow, url_rows_of
+from shards.corpora.url_list import Downloadable, UrlRow
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 _SUFFIXES: Final = (".tsv", ".jsonl")
 
-Items = Iterator[tuple[str, Any] | LazyRecord | Skipped]
-"""By URL."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wit(Downloadable):
-    """The texts, and where the images are: `downloads` or `pixels`."""
+    """The texts, and where the images are: `downloads` or `pixels`. Licences differ; Wikimedia Commons says which."""
 
     path: Path | Sequence[Path]
     """Files (.tsv.gz, .jsonl), folders or patterns."""
     downloads: Path | None = None
-    """Folder of the images that `python -m shards download` fetches."""
     pixels: Path | Sequence[Path] = ()
     """Files of pixels, in place of downloads; not compressed, because images are read by position."""
     fields: Sequence[str] = ("caption_reference_description",)
@@ -52,9 +47,6 @@ class Wit(Downloadable):
     languages: Sequence[LanguageTag] = ()
     """Given: rows in other languages are skipped, and counted."""
     source: str = "wit"
-    """The corpus's name."""
-    licence: str = "unknown"
-    """The images' licences differ; Wikimedia Commons says which."""
 
     def parts(self) -> Sequence[Part]:
         """Find what was downloaded, or the files of pixels."""
@@ -77,11 +69,14 @@ class Wit(Downloadable):
         stamps = [stamp_of(path) for path in self._tables().values()]
         return json.dumps([stamps, list(self.fields), list(self.languages)])
 
-    def url_rows(self) -> Iterator[UrlRow]:
+    def entries(self) -> Iterator[UrlRow | LazyRecord | Skipped]:
         """Yield one entry an image, with the captions of all its rows."""
-        return url_rows_of(joined(self._captions(), _url_row, self.source))
+        return joined(self._captions(), self._url_row, self.source)
 
-    def rows(self) -> Iterator[ImageRow | LazyRecord | Skipped]:
+    def _url_row(self, url: str, items: Sequence[tuple[str, list[str]]]) -> Iterator[UrlRow]:
+        yield UrlRow(url=url, captions=gathered(items), identity=key_of(url))
+
+    def rows(self) -> ImageRows:
         """Yield the images of the texts; those without pixels are refused (image_missing)."""
         return joined(self._captions_and_pixels(), self._row, self.source)
 
@@ -98,24 +93,22 @@ class Wit(Downloadable):
                 where=url,
             )
 
-    def _captions_and_pixels(self) -> Items:
+    def _captions_and_pixels(self) -> Keyed:
         yield from self._captions()
         for name, path in named_files(self.pixels, ()).items():
-            for start, stop in line_ranges(path, path.stat().st_size or 1):
-                for offset, beginning, size in lines_in(path, start, stop):
-                    url = beginning.removeprefix(b"\xef\xbb\xbf").partition(b"\t")[0].decode("utf-8", "replace")
-                    yield url, partial(load_pixels, path, offset, size, f"{name}@{offset}")
+            for offset, beginning, size in lines_in(path):
+                url = beginning.removeprefix(b"\xef\xbb\xbf").partition(b"\t")[0].decode("utf-8", "replace")
+                yield url, partial(load_pixels, path, offset, size, f"{name}@{offset}")
 
-    def _captions(self) -> Items:
+    def _captions(self) -> Keyed:
         for name, path in self._tables().items():
             yield from self._captions_in(name, path)
 
-    def _captions_in(self, name: str, path: Path) -> Items:
-        quoted = plain_suffix(path) == ".tsv"
-        rows = read_rows(name, path, needed=("language", "image_url", *self.fields), quoted=quoted or None)
+    def _captions_in(self, name: str, path: Path) -> Keyed:
+        rows = read_rows(name, path, needed=("language", "image_url", *self.fields), quoted=True)
         return each(rows, self._texts, self.source)
 
-    def _texts(self, _: str, row: Row) -> Items:
+    def _texts(self, _: str, row: Row) -> Keyed:
         """Yield (URL, (language, texts)); rows in languages that are not wanted are skipped."""
         url, name = (text(row.get(field) or None, field) for field in ("image_url", "language"))
         if self.languages and language_tag(name) not in self.languages:
@@ -126,10 +119,6 @@ class Wit(Downloadable):
         if not texts:
             refuse("line_broken", f"a text in {', '.join(self.fields)}", "none")
         yield url, (language(name), texts)
-
-
-def _url_row(url: str, items: Sequence[tuple[str, list[str]]]) -> Iterator[UrlRow]:
-    yield UrlRow(url=url, captions=gathered(items), identity=key_of(url))
 
 
 def load_pixels(path: Path, offset: int, size_bytes: int, where: str) -> bytes:

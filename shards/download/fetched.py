@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from shards.corpora.tar_table import SUCCESS
+from shards.corpora.webdataset import SUCCESS
 
 NOT_TRIED: Final = "not_tried"
 """Status of an entry that a stopped download did not come to."""

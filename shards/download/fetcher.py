@@ -17,7 +17,7 @@ from yarl import URL
 
 from cclm.errors import DataError
 from shards.corpora.image_bytes import image_format_of, image_size
-from shards.corpora.tar_table import SUCCESS
+from shards.corpora.webdataset import SUCCESS
 from shards.download.fetched import BUSY, Fetched
 from shards.download.network import in_thread, open_session
 from shards.download.options import DownloadOptions

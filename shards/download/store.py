@@ -30,8 +30,8 @@ from cclm.errors import ConfigError, MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile.codec import canonical_json
 from shards.corpora.image_bytes import load_span
-from shards.corpora.tar_table import SUCCESS, tar_spans
-from shards.corpora.url_rows import COMPLETE_NAME, Downloadable, UrlRow
+from shards.corpora.url_list import COMPLETE_NAME, Downloadable, UrlRow
+from shards.corpora.webdataset import SUCCESS, tar_spans
 from shards.download.fetched import NOT_TRIED, TRANSIENT, Fetched
 from shards.download.options import DownloadOptions
 from shards.workers import only_builder

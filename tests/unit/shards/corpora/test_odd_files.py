@@ -15,8 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from cclm.errors import ConfigError, DataError
+from shards.corpora.image_tables import load_cell
 from shards.corpora.lines import numbered_lines, sound_lines
-from shards.corpora.parquet_images import load_cell
 from shards.corpora.table import corpus_of
 from tests.unit.shards.corpora.every_corpus import TMX
 from tests.unit.shards.corpora.tiny_files import (

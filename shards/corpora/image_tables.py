@@ -1,98 +1,115 @@
-"""Parquet with the images inside (HF data sets, img2dataset's parquet output) and HF data sets saved to disk.
+"""Tables with a row an image: which columns hold its captions, ids and licence; Parquet and Arrow with images.
 
 train-00000-of-00002.parquet         image: struct<bytes, path> (or bytes); further columns hold captions and ids
 FOLDER/dataset_info.json, state.json, data-00000-of-00002.arrow       what Dataset.save_to_disk writes
 FOLDER/dataset_dict.json, train/…, test/…                             what DatasetDict.save_to_disk writes
 
-Read by pyarrow; the `datasets` package is not needed. An image is read when its record is made: from a mapped Arrow
-file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
+HF data sets are read by pyarrow; the `datasets` package is not needed. An image is read when its record is made: from a
+mapped Arrow file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
 """
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+
 from cclm.errors import DataError
-from shards.corpora.caption_columns import CaptionColumns
-from shards.corpora.cells import identifier, identifiers, optional
-from shards.corpora.files import HIDDEN, named_files, note_left_out
-from shards.corpora.image_corpus import ImageCorpus
-from shards.corpora.image_row import ImageRow, key_of, load_first
-from shards.corpora.refusal import each, refuse
-from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_batches, check_columns, column_names, open_parquet, read_rows
+from shards.corpora.cells import CaptionColumns, identifier, identifiers, optional
+from shards.corpora.entries import each, refuse
+from shards.corpora.files import HIDDEN, named_files, note_left_out, path_list
+from shards.corpora.image_bytes import load_first
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
+from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
 from shards.guard import data_errors, mistaken, shown
-from shards.parts import LazyRecord, Part
+from shards.parts import Part
 
 _ROWS_AT_ONCE: Final = 16
 """Images that are decoded from Parquet at once: a few hundred MB at the very most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetImages(ImageCorpus):
-    """Files of images, one part each."""
+class ColumnImages(ImageCorpus):
+    """A corpus of images whose texts stand in columns."""
+
+    captions: CaptionColumns
+    """The columns of captions."""
+    ids: Sequence[str] = ()
+    """Columns to keep as ids, beside those that the corpus has by itself."""
+    licence_column: str = ""
+    """Column of the licence, where images differ."""
+
+    def check(self) -> None:
+        """Raise a ConfigError where the columns of captions are wrong."""
+        self.captions.columns()
+
+    def wanted(self, *more: str) -> list[str]:
+        """Return the columns to read, each once: some more, and those of the options (errors: see `CaptionColumns`)."""
+        names = dict.fromkeys((*more, *self.captions.columns(), *self.ids, self.licence_column))
+        return [name for name in names if name]
+
+    def of_row(self, row: Mapping[str, Any], /, **ids: str) -> dict[str, Any]:
+        """Return an image's captions, licence and ids: those of the options, and some more."""
+        return {
+            "captions": self.captions.captions_of(row),
+            "licence": optional(row.get(self.licence_column), "a licence"),
+            "ids": ids | identifiers(row, self.ids),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetImages(ColumnImages):
+    """Files of images, one part each. Ids: `row` (file and number), and those named."""
 
     path: Path | Sequence[Path]
     """Files (.parquet, .arrow), folders or patterns; a folder of `save_to_disk` may hold several splits: name one."""
-    captions: CaptionColumns
-    """The columns of captions."""
     image: str = "image"
     """Column of the image: bytes, a struct of bytes and path, or a path."""
     image_folder: Path | None = None
     """Where paths begin."""
-    ids: Sequence[str] = ()
-    """Columns to keep as ids."""
     identity: str = ""
     """Column that says what the image shows, where several rows show the same."""
-    licence_column: str = ""
-    """Column of the licence, where rows differ."""
 
     def parts(self) -> Sequence[Part]:
         """Find the files and check their columns."""
         files = self._files()
         for path in files.values():
             try:
-                check_columns([self.image, *self._columns()], column_names(path), path)
+                check_columns(self.wanted(self.image, self.identity), column_names(path), path)
             except DataError:
                 continue  # reading it says so, and the other files are read
         return self.parts_of_each(files, self.rows)
 
     def _files(self) -> dict[str, Path]:
-        for folder in [self.path] if isinstance(self.path, Path) else self.path:
+        for folder in path_list(self.path):
             if (folder / "dataset_dict.json").exists():
                 splits = ", ".join(sorted(item.parent.name for item in folder.glob("*/state.json")))
-                mistaken(
-                    "one split of a saved DatasetDict", f"all of them ({splits})", "Name its folder in `path`.", folder
-                )
+                got = f"all of them ({splits})"
+                mistaken("one split of a saved DatasetDict", got, "Name its folder in `path`.", folder)
         files = named_files(self.path, ARROW_SUFFIXES)
         cached = [name for name, path in files.items() if path.name.startswith("cache-")]
         for name in cached:  # beside the data, `datasets` keeps results of its map() and filter()
             note_left_out(files.pop(name), HIDDEN, name)
         return files
 
-    def _columns(self) -> list[str]:
-        wanted = [*self.captions.columns(), *self.ids, self.identity, self.licence_column]
-        return [name for name in dict.fromkeys(wanted) if name]
-
-    def rows(self, name: str, path: Path) -> Iterator[ImageRow | LazyRecord]:
+    def rows(self, name: str, path: Path) -> ImageRows:
         """Yield the images of a file."""
-        return each(read_rows(name, path, needed=self._columns()), partial(self._row, path), self.source)
+        return each(read_rows(name, path, needed=self.wanted(self.identity)), partial(self._row, path), self.source)
 
     def _row(self, path: Path, place: str, row: Row) -> Iterator[ImageRow]:
         index = int(place.rpartition(":")[2]) - 1
         yield self.image_row(
             key=key_of(place),
             image=partial(load_cell, path, index, self.image, self.image_folder),
-            captions=self.captions.captions_of(row),
-            licence=optional(row.get(self.licence_column), "a licence"),
             identity=identifier(row.get(self.identity)),
-            ids={"row": place} | identifiers(row, self.ids),
             where=place,
+            **self.of_row(row, row=place),
         )
 
 
@@ -100,7 +117,7 @@ def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes
     """Read the image of a row, from 0 (reasons image_missing, unexpected)."""
     where = f"{path.name}:{index + 1}"
     with data_errors(where):
-        value = _cells(path, column).cell(index)
+        value = _column(path, column)(index)
     name: Any = value
     if isinstance(value, dict):
         name, value = value.get("path"), value.get("bytes")
@@ -111,22 +128,13 @@ def load_cell(path: Path, index: int, column: str, folder: Path | None) -> bytes
     return refuse("image_missing", "bytes, or a path and `image_folder` in the recipe", shown(value or name), where)
 
 
-class _Batches:
-    """One column of an Arrow file, by row."""
-
-    def __init__(self, path: Path, column: str) -> None:
-        batches = arrow_batches(path)[1]
-        self._columns = [batch.column(column) for batch in batches]
-        self._starts = list(itertools.accumulate((len(one) for one in self._columns), initial=0))
-
-    def cell(self, index: int) -> Any:
-        number = bisect_right(self._starts, index) - 1
-        cell = self._columns[number].slice(index - self._starts[number], 1)
-        cell.validate(full=True)  # a damaged offset would end the process, not raise
-        return cell[0].as_py()
+def _arrow_cell(cells: pa.ChunkedArray, index: int) -> Any:
+    cell = cells.slice(index, 1)
+    cell.validate(full=True)  # a damaged offset would end the process, not raise
+    return cell[0].as_py()
 
 
-class _RowGroups:
+class _ParquetColumn:
     """One column of a Parquet file, by row; quick where rows follow each other, memory holds _ROWS_AT_ONCE cells."""
 
     def __init__(self, path: Path, column: str) -> None:
@@ -134,7 +142,6 @@ class _RowGroups:
         sizes = (self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups))
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._group, self._start, self._cells = -1, 0, ()
-        self._batches: Iterator[Any] = iter(())
 
     def cell(self, index: int) -> Any:
         group = bisect_right(self._starts, index) - 1
@@ -150,5 +157,8 @@ class _RowGroups:
 
 
 @lru_cache(maxsize=2)
-def _cells(path: Path, column: str) -> _Batches | _RowGroups:
-    return (_Batches if path.suffix.lower() == ".arrow" else _RowGroups)(path, column)
+def _column(path: Path, column: str) -> Callable[[int], Any]:
+    """Return what reads a column's cell by its row, from 0."""
+    if path.suffix.lower() == ".arrow":
+        return partial(_arrow_cell, arrow_table(path).column(column))
+    return _ParquetColumn(path, column).cell

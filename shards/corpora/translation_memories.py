@@ -1,28 +1,32 @@
-"""TMX, the exchange format of translation memories, read as a stream.
+"""Files by which translators and programs hand on texts: TMX and gettext catalogues.
+
+TMX, the exchange format of translation memories, is read as a stream:
 
 <tu><tuv xml:lang="en"><seg>A dog.</seg></tuv><tuv xml:lang="de"><seg>Ein Hund.</seg></tuv></tu>
+
+gettext catalogues (.po, .mo) hold the translated messages of programs, read by polib, one catalogue at a time:
+
+locale/de/LC_MESSAGES/django.po    msgid "Delete the dog?"    msgstr "Den Hund löschen?"
 """
 
 from __future__ import annotations
 
 import html
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from xml.parsers import expat
 
 from cclm.languages import language_tag, same_language
-from shards.corpora.files import is_hidden, named_files, part_of_each, plain_stem
-from shards.corpora.languages import LanguageTag
-from shards.corpora.lines import LINE_BYTES, open_member, open_plain
-from shards.corpora.pair_record import lazy_pair
-from shards.corpora.refusal import each, guarded, leave_out, refuse
-from shards.parts import LazyRecord, Part, Skipped
+from shards.corpora.cells import ENGLISH, NO_LANGUAGE, LanguageTag, language, text
+from shards.corpora.entries import each, guarded, leave_out, refuse
+from shards.corpora.files import is_hidden
+from shards.corpora.lines import LINE_BYTES, members_of, open_plain
+from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
+from shards.guard import optional_library, shown
+from shards.parts import LazyRecord, Skipped
 
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
 """Inline elements whose content is the markup of another program, not text."""
@@ -35,62 +39,48 @@ Unit = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tmx:
+class Tmx(PairFiles):
     """Translation memories, one part each."""
 
-    path: Path | Sequence[Path]
-    """Files (.tmx, also compressed, or .zip), folders or patterns."""
+    suffixes = (".tmx", ".zip")
+    source: str = ""
     lang_a: LanguageTag
     """Language of `text_a`; "en" also takes en-US."""
     lang_b: Sequence[LanguageTag]
     """Languages of `text_b`, each a pair of its own."""
-    source: str = ""
-    """The corpus's name; empty: the file's name."""
 
-    def parts(self) -> Sequence[Part]:
-        """Find the files."""
-        return part_of_each(named_files(self.path, (".tmx", ".zip")), self.read)
-
-    def read(self, name: str, path: Path) -> Iterator[LazyRecord | Skipped]:
+    def read(self, name: str, path: Path) -> Pairs:
         """Yield one record per translation of each unit; count the further texts of a unit that gave one."""
-        source = self.source or plain_stem(path)
-        return each(guarded(name, enumerate(_units(path), 1)), partial(self._records, source), source)
+        return self.records(path, guarded(name, enumerate(_units(path), 1)), self._pairs)
 
-    def _records(self, source: str, place: str, unit: Unit) -> Iterator[LazyRecord | Skipped]:
+    def _pairs(self, source: str, place: str, unit: Unit) -> Pairs:
         tagged = [(language_tag(language) or language or "no language", text) for language, text in unit]
         firsts = [text for tag, text in tagged if same_language(tag, self.lang_a)]
         others = [(wanted, text) for wanted in self.lang_b for tag, text in tagged if same_language(tag, wanted)]
         if not firsts or not others:
             expected = f"a unit in {self.lang_a} and in {' or '.join(self.lang_b)}"
             got, do = ", ".join(tag for tag, _ in tagged) or "no texts", "Name other languages, if these are wanted."
-            leave_out("language_missing", expected, got, do=do)
+            leave_out("language_missing", expected, got, do)
         # The first text in lang_a stands in every pair; further ones in none.
         skipped = Counter([tag for tag, _ in tagged if same_language(tag, self.lang_a)][1:])
         wanted_tags = (self.lang_a, *self.lang_b)
         skipped.update(tag for tag, _ in tagged if not any(same_language(tag, wanted) for wanted in wanted_tags))
         yield Skipped(source=source, rows=skipped)
         places = (f"{place}.{number}" if number else place for number in range(len(others)))
-        yield from each(zip(places, others, strict=True), partial(self._pair, source, firsts[0]), source)
-
-    def _pair(self, source: str, text_a: str, _: str, other: tuple[str, str]) -> Iterator[LazyRecord]:
-        language, text = other
-        yield lazy_pair(text_a=text_a, lang_a=self.lang_a, text_b=text, lang_b=language, source=source)
+        first = (self.lang_a, firsts[0])
+        yield from each(zip(places, others, strict=True), lambda _, other: [lazy_pair(first, other, source)], source)
 
 
 def _units(path: Path) -> Iterator[Unit]:
-    with ExitStack() as stack:
-        files: list[IO[bytes]] = []
-        if path.suffix.lower() == ".zip":
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            names = [name for name in archive.namelist() if name.lower().endswith(".tmx") and not is_hidden(name)]
-            files = [stack.enter_context(open_member(archive, name)) for name in names]
-            if not files:
-                refuse("file_broken", "a .tmx file in the zip", "none")
-        for file in files or [stack.enter_context(open_plain(path))]:
-            reader = _Reader()
+    names = [name for name in members_of(path) if not name or (name.lower().endswith(".tmx") and not is_hidden(name))]
+    if not names:
+        refuse("file_broken", "a .tmx file in the zip", "none")
+    for name in names:
+        reader = _Reader()
+        with open_plain(path, name) as file:
             while piece := file.read(_PIECE_BYTES):
                 yield from reader.units_in(piece)
-            yield from reader.units_in(b"", is_last=True)
+        yield from reader.units_in(b"", is_last=True)
 
 
 class _Reader:
@@ -155,3 +145,57 @@ class _Reader:
     def _declared(self, name: str, is_parameter: bool, value: str | None, *_: Any) -> None:
         if value is not None and (len(value) > _ENTITY_CHARACTERS or "&" in value or is_parameter):
             refuse("file_broken", "entities of a few characters", f"a declaration of {name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gettext(PairFiles):
+    """Catalogues, one part each."""
+
+    suffixes = (".po", ".mo")
+    source: str = ""
+    lang_a: LanguageTag = ENGLISH
+    """Language of the messages in the program's code (`msgid`)."""
+    lang_b: LanguageTag = NO_LANGUAGE
+    """Language of the translations; empty: that of the folder above LC_MESSAGES, or the catalogue's own header."""
+
+    def read(self, name: str, path: Path) -> Pairs:
+        """Yield one record a message (two for one with a plural); what is fuzzy or not translated is refused."""
+        return self.records(path, guarded(name, self._messages(path)), self._pair)
+
+    def _messages(self, path: Path) -> Iterator[tuple[Any, tuple[str, str, str, bool]]]:
+        """Yield (number, (message, translation, language, whether it is fuzzy))."""
+        catalogue = _open(path)
+        folder = path.parent.parent.name if path.parent.name == "LC_MESSAGES" else ""
+        named = self.lang_b or folder or catalogue.metadata.get("Language", "")
+        if not named:
+            got = "no folder LANGUAGE/LC_MESSAGES and no header `Language:`"
+            refuse("language_unknown", "a catalogue whose language is known", got, do="Name lang_b in `options`.")
+        for number, entry in enumerate(catalogue, 1):
+            if entry.msgid and not entry.obsolete:  # obsolete: commented out, no longer a message of the program
+                for form, (message, translation) in enumerate(_forms(entry)):
+                    fuzzy = "fuzzy" in getattr(entry, "flags", ())
+                    yield f"{number}.{form}" if form else number, (message, translation, language(named), fuzzy)
+
+    def _pair(self, source: str, _: str, message: tuple[str, str, str, bool]) -> Iterator[LazyRecord]:
+        text_a, text_b, lang_b, fuzzy = message
+        if fuzzy:
+            leave_out("fuzzy", f"a translation of {shown(text_a)}", "one that nobody has checked")
+        if not text_b.strip():
+            leave_out("untranslated", f"a translation of {shown(text_a)}", "none")
+        yield lazy_pair((self.lang_a, text(text_a)), (lang_b, text(text_b)), source)
+
+
+def _forms(entry: Any) -> Sequence[tuple[str, str]]:
+    if not entry.msgid_plural:
+        return [(entry.msgid, entry.msgstr)]
+    forms = [entry.msgstr_plural[key] for key in sorted(entry.msgstr_plural)] or [""]
+    return [(entry.msgid, forms[0]), (entry.msgid_plural, forms[-1])]
+
+
+def _open(path: Path) -> Any:
+    polib = optional_library("polib", "it reads gettext catalogues")
+    if path.suffix.lower() == ".mo":
+        return polib.mofile(str(path))
+    with path.open("rb") as file:
+        has_mark = file.read(3) == b"\xef\xbb\xbf"
+    return polib.pofile(str(path), encoding="utf-8-sig") if has_mark else polib.pofile(str(path))
