@@ -22,12 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from .memories import SeveralMemoriesEncoder
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float, Int
-except ImportError:
-    pass
+from .heads import BOXES, present
+from .shapes import Float, Int
 
 
 @dataclass
@@ -68,7 +64,6 @@ class InferenceMethods:
     project_images: Callable[..., Tensor]
     project_texts: Callable[..., Tensor]
     fuse: Callable[..., Tensor]
-    fuse_several: Callable[..., Tensor]
     match_logits: Callable[..., Tensor]
     locate_boxes: Callable[..., Tensor]
     class_logits: Callable[..., Tensor]
@@ -251,10 +246,7 @@ class InferenceMethods:
         Raises:
             ValueError: a model without box head.
         """
-        if self.box_head is None:
-            raise ValueError(
-                "locate: expected a model with a box head, got one without. Use CCLM-4M or an X2VLM model."
-            )
+        present(self.box_head, *BOXES)
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         return self.locate_boxes(_look(self, pixel_values, ids_BL, mask_BL), mask_BL)
 
@@ -314,11 +306,9 @@ def tidy_texts(
 
 def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
     """Fused states of texts that each read their image, or their several images."""
-    text_BLD = model.encode_texts(input_ids, mask_BL)
-    if not isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
-        return model.fuse(text_BLD, mask_BL, model.encode_images(pixel_values))
-    memories = _several_images(model, pixel_values, model.fusion_encoder.num_memories)
-    return model.fuse_several(text_BLD, mask_BL, memories)
+    number = model.fusion_encoder.num_memories
+    memory = model.encode_images(pixel_values) if number == 1 else _several_images(model, pixel_values, number)
+    return model.fuse(model.encode_texts(input_ids, mask_BL), mask_BL, memory)
 
 
 def _several_images(model: InferenceMethods, pixel_values: Tensor, number: int) -> Sequence[Tensor]:
@@ -349,7 +339,7 @@ def _encode(
     model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, method: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encoded images and texts, and the texts' mask; raises if a text is about several images."""
-    if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
+    if model.fusion_encoder.num_memories > 1:
         raise ValueError(
             f"{method}: expected a model that reads one image for a text, got one that reads "
             f"{model.fusion_encoder.num_memories}. Use `score` with as many images for each text."

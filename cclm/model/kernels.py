@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+from .shapes import Float
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(query (B, N, L, K), key (B, N, M, K), value (B, N, M, K), mask, dropout) → (B, N, L, K), the heads apart.

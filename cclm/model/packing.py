@@ -26,10 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Bool, Float, Int, Shaped
-except ImportError:
-    pass
+from .shapes import Bool, Float, Int, Shaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +39,6 @@ class PaddedLayout:
     """L: columns of the rectangle."""
     mask_BL: Tensor | None
     """True where a token is real; None: everywhere."""
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks `to_blocks` returns."""
-        return 1
 
     def to_rows(self, rectangle_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "t d"]:
         """Flatten the rectangle."""
@@ -137,11 +129,6 @@ class GroupedLayout(PackedLayout):
     group_lengths: tuple[int, ...]
     """Tokens per sequence of each block, ascending."""
 
-    @property
-    def num_blocks(self) -> int:
-        """As many as there are lengths."""
-        return len(self.group_sizes)
-
     def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
         """One view per length."""
         shapes = list(zip(self.group_sizes, self.group_lengths, strict=True))
@@ -154,7 +141,7 @@ class GroupedLayout(PackedLayout):
 
     def block_masks(self) -> list[Bool[Tensor, "_b 1 1 _l"] | None]:
         """Nothing to mask."""
-        return [None] * self.num_blocks
+        return [None] * len(self.group_sizes)
 
     def sort_sequences(self, memory_BND: Shaped[Tensor, " b *rest"]) -> Shaped[Tensor, " b *rest"]:
         """Sort by the length of the sequence that the rows belong to."""

@@ -1,6 +1,17 @@
-"""The text encoder: word and position embeddings, then transformer layers."""
+"""The encoders of texts: on their own (embeddings, then transformer layers), and reading a memory (the fusion encoder).
+
+A memory is an image or another text. A fusion encoder for several (two images and a sentence about both: NLVR2,
+MaRVL) has each pre-trained layer once per memory:
+
+    text ─ layer 0a (image 1) ─ layer 0b (image 2) ─ layer 1a (image 1) ─ …
+
+The copies learn on their own, but the keys and values of one layer are the same module for all memories.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +19,9 @@ from torch.nn import functional
 
 from .kernels import LayerNorm
 from .layers import LayerStack
-from .options import TextOptions
+from .options import FusionOptions, TextOptions
 from .packing import masked_mean, text_layout
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Bool, Float, Int
-except ImportError:
-    pass
+from .shapes import Bool, Float, Int
 
 
 class TextEmbeddings(nn.Module):
@@ -87,3 +94,55 @@ class TextEncoder(nn.Module):
 def pool_states(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"], pooling: str) -> Float[Tensor, "b d"]:
     """One vector per sequence: the mean of the real states ("mean"), or the first ("cls" and "mean_first")."""
     return masked_mean(states_BLD, mask_BL) if pooling == "mean" else states_BLD[:, 0]
+
+
+class FusionEncoder(nn.Module):
+    """Layers of self-attention → cross-attention → feed-forward, shared by all views."""
+
+    def __init__(self, width: int, options: FusionOptions, token_layout: str) -> None:
+        super().__init__()
+        self.token_layout = token_layout
+        self.num_memories = options.num_memories
+        options = replace(options, num_layers=options.num_layers * self.num_memories)
+        self.stack = LayerStack(width, options, cross=True, null_memory=options.null_memory)
+        attentions: list[Any] = [layer.cross_attention for layer in self.stack.layers]
+        for number, attention in enumerate(attentions):
+            attention.key_value = attentions[number - number % self.num_memories].key_value
+
+    def start_from(self, encoder: FusionEncoder) -> None:
+        """Copy the pre-trained layers of an encoder with one memory, each to all of its copies."""
+        for number, layer in enumerate(self.stack.layers):
+            layer.load_state_dict(encoder.stack.layers[number // self.num_memories].state_dict())
+        if self.stack.final_norm is not None and encoder.stack.final_norm is not None:
+            self.stack.final_norm.load_state_dict(encoder.stack.final_norm.state_dict())
+
+    def forward(
+        self,
+        text_BLD: Float[Tensor, "b l d"],
+        mask_BL: Bool[Tensor, "b l"],
+        *memories: Float[Tensor, "b _n d"],
+        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        has_memory_B: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Fused states, zero where `mask_BL` is False; without memories no cross-attention at all.
+
+        `memory_mask_BN` None: every memory token is real. `has_memory_B`: False for texts that skip the cross-attention
+        although others do not; what stands in their rows of the memory is not used, but at least one token of it must
+        count as real.
+        """
+        assert len(memories) in (0, self.num_memories), f"{len(memories)} memories for {self.num_memories}"
+        layout = text_layout(mask_BL, self.token_layout)
+        has_memory_T1 = None
+        if memories and has_memory_B is not None:
+            has_memory_T1 = layout.take_ids(has_memory_B[:, None].expand_as(mask_BL))[:, None]
+        memories = tuple(layout.sort_sequences(memory_BND) for memory_BND in memories)
+        if memory_mask_BN is not None:
+            memory_mask_BN = layout.sort_sequences(memory_mask_BN)
+        rows_TD = self.stack(
+            layout.to_rows(text_BLD),
+            *memories,
+            memory_mask_BN=memory_mask_BN,
+            layout=layout,
+            has_memory_T1=has_memory_T1,
+        )
+        return layout.to_rectangle(rows_TD)
