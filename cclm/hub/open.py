@@ -35,7 +35,7 @@ from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import newest_complete
 from cclm.run.identity import CheckpointFacts, identify
-from cclm.views.image_options import ImageViewConfig
+from cclm.views.image_text.options import ImageViewConfig
 
 ValueType = TypeVar("ValueType")
 

@@ -86,13 +86,10 @@ class CrossViewTraining(nn.Module):
         """All texts through the text encoder and all images through the vision encoder, in one call each."""
         texts = self._encode_texts(views)
         images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
-        encoded = {}
-        for name in views:
-            clean, (masked_FLD, masked_mask_FL) = texts[name]
-            encoded[name] = EncodedView(
-                texts=clean, masked_FLD=masked_FLD, masked_mask_FL=masked_mask_FL, images=images.get(name)
-            )
-        return encoded
+        return {
+            name: EncodedView(texts=clean, masked=masked, images=images.get(name))
+            for name, (clean, masked) in texts.items()
+        }
 
     def _encode_texts(
         self, views: Mapping[str, ViewBatch]
@@ -142,7 +139,7 @@ class CrossViewTraining(nn.Module):
         rows = [part.rows for part in matched.values()]
         rows += [part.masked for part in parts.values()]
         rows += [part.rows for part in located.values()]
-        mask_BL = torch.cat([part.query_mask_FL for part in rows])
+        mask_BL = torch.cat([part.query[1] for part in rows])
         fused_BLD = self._fuse(rows, mask_BL, reaches_encoders=reaches_encoders)
         num_matched, num_masked = len(matched), len(parts)
         sizes = [part.count for part in rows]
@@ -163,7 +160,7 @@ class CrossViewTraining(nn.Module):
 
     def _fuse(self, parts: Sequence[FusionRows], mask_BL: Tensor, *, reaches_encoders: bool) -> Tensor:
         """The fusion encoder on all rows, those with and those without memory."""
-        query_BLD = torch.cat([part.query_FLD for part in parts])
+        query_BLD = torch.cat([part.query[0] for part in parts])
         if not reaches_encoders:
             query_BLD = stop_gradient(query_BLD)
         found = memories_of(parts)
@@ -173,7 +170,7 @@ class CrossViewTraining(nn.Module):
         memory_BND, memory_mask_BN = concatenate_padded(memories)
         if not reaches_encoders:
             memory_BND = stop_gradient(memory_BND)
-        is_mixed = any(part.memory_FND is None for part in parts)
+        is_mixed = any(part.memory is None for part in parts)
         return self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory_B if is_mixed else None)
 
     def _masked_lm(self, fused_BLD: Tensor, views: Mapping[str, ViewBatch]) -> dict[str, Loss]:

@@ -33,7 +33,7 @@ from cclm.objectives.contrastive import contrastive
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term
 from cclm.shardfile.options import CacheConfig
-from cclm.views.rows import FusionRows
+from cclm.views.rows import FusionRows, States
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,11 @@ class ImageStates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedImages:
+class EncodedImages(ImageStates):
     """Images after the vision encoder and the projection."""
 
     whole_BND: Float[Tensor, "_b n d"]
     """The images themselves, where rows are parts of them."""
-    states_BND: Float[Tensor, "b n d"]
-    mask_BN: Bool[Tensor, "b n"]
     feature_BE: Float[Tensor, "b e"]
 
 
@@ -79,9 +77,8 @@ class EncodedView:
 
     texts: tuple[EncodedTexts, ...]
     """In the order of `ViewBatch.texts`."""
-    masked_FLD: Float[Tensor, "f l d"]
-    """States of `ViewBatch.masked`."""
-    masked_mask_FL: Bool[Tensor, "f l"]
+    masked: States
+    """`ViewBatch.masked`: (F, L, D), (F, L)."""
     images: EncodedImages | None
 
 

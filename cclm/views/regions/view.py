@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.data.batch import BadSample
+from cclm.data.batch import BadSample, PixelScale
 from cclm.data.collate import fusion_tensors, int64, pad
 from cclm.data.seeding import keyed_generator
 from cclm.data.source import Source
@@ -25,10 +25,10 @@ from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.shardfile.options import CacheConfig
-from cclm.views.images import ImageBatch, ImageBuffer, image_rows, pixel_scale
+from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.samples import RegionRow, RegionSample, draw_rows, region_sample
-from cclm.views.rows import select
+from cclm.views.rows import FusionRows, select
 from cclm.views.view import Contribution, EncodedView, ImageStates, LocatedRows, Loss, StepContext, View
 
 GROUP_PURPOSE = 6
@@ -62,33 +62,28 @@ class RegionSource(Source[RegionConfig, RegionSample]):
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> RegionBatch:
         """Build the batch of some negative groups of a step: the rows of each, in order, about its images."""
-        buffer = ImageBuffer(len(groups) * self.config.images_per_group)
+        size = self.config.images_per_group
+        buffer = ImageBuffer(len(groups) * size)
         samples: list[RegionSample] = []
-        rows: list[tuple[int, RegionRow]] = []
+        rows: list[RegionRow] = []
         for number in groups:
-            found, own = self.group(step, number, bad)
-            rows += [(len(samples) + row.image, row) for row in own]
+            found = list(self.samples(step, range(number * size, (number + 1) * size), bad))
+            generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
+            rows += draw_rows(found, self.config, self.tokenizer, generator, len(samples))
             samples += [replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in found]
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         return RegionBatch(
             images_BCHW=buffer.tensor(),
-            pixel_scale=pixel_scale(self.config.transform),
-            image_of_R=int64([image for image, _ in rows]),
-            mask_RN=torch.from_numpy(np.stack([row.text.mask_N for _, row in rows])),
-            box_R4=torch.tensor([row.text.box for _, row in rows], dtype=torch.float32),
-            whole_R=torch.tensor([row.text.is_whole for _, row in rows]),
-            text=pad([row.text.ids for _, row in rows], pad_id, multiple),
-            identity_R=int64([row.identity for _, row in rows]),
+            pixel_scale=PixelScale(mean=self.config.transform.mean, std=self.config.transform.std),
+            image_of_R=int64([row.image for row in rows]),
+            mask_RN=torch.from_numpy(np.stack([row.text.mask_N for row in rows])),
+            box_R4=torch.tensor([row.text.box for row in rows], dtype=torch.float32),
+            whole_R=torch.tensor([row.text.is_whole for row in rows]),
+            text=pad([row.text.ids for row in rows], pad_id, multiple),
+            identity_R=int64([row.identity for row in rows]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([row.fusion for _, row in rows], pad_id, multiple)),
+            **vars(fusion_tensors([row.fusion for row in rows], pad_id, multiple)),
         )
-
-    def group(self, step: int, number: int, bad: list[BadSample]) -> tuple[list[RegionSample], list[RegionRow]]:
-        """Return the images and the rows of a negative group; broken samples that were replaced are added to `bad`."""
-        size = self.config.images_per_group
-        samples = list(self.samples(step, range(number * size, (number + 1) * size), bad))
-        generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
-        return samples, draw_rows(samples, self.config, self.tokenizer, generator)
 
     def make(self, address: Address, fusion: bool) -> RegionSample:
         """Read a record and make a sample of it."""
@@ -121,8 +116,9 @@ class RegionView(View[RegionConfig, RegionBatch]):
         assert images is not None
         itc = step.contrast(images.feature_BE, texts.feature_BE, (batch.identity_R, batch.identity_R))
         all_tokens_BN = torch.ones(images.whole_BND.shape[:2], dtype=torch.bool, device=row_F.device)
-        rows = select(
-            (texts.states_BLD, texts.mask_BL), row_F, (images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]
+        rows = FusionRows(
+            query=select((texts.states_BLD, texts.mask_BL), row_F),
+            memory=select((images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]),
         )
 
         def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> Mapping[str, Loss]:
