@@ -129,17 +129,17 @@ class Shards:
         """An image and its captions, or every sentence of a group once."""
         if self._set.view is View.IMAGE_TEXT:
             record = self._set.image_text(*self._places[unit])
-            captions = record.captions.items() if self.with_captions else ()
+            captions = record.captions if self.with_captions else {}
             return [Row(key=record.key), *self._texts(record.key, captions)]
         pairs = self._set.text_group(*self._places[unit])
         sides = [(pair.lang_a, pair.text_a) for pair in pairs] + [(pair.lang_b, pair.text_b) for pair in pairs]
         by_language: dict[str, list[str]] = {}
         for language, text in dict.fromkeys(sides):
             by_language.setdefault(language, []).append(text)
-        return list(self._texts(pairs[0].group, by_language.items()))
+        return list(self._texts(pairs[0].group, by_language))
 
-    def _texts(self, key: str, texts: object) -> Iterator[Row]:
-        for language, listed in dict(texts).items():  # type: ignore[call-overload]
+    def _texts(self, key: str, texts: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+        for language, listed in texts.items():
             if not self.languages or language in self.languages:
                 for number, text in enumerate(listed):
                     yield Row(key=f"{key}/{language}/{number}", text=text, language=language)

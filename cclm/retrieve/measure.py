@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -210,16 +210,12 @@ def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dic
             {
                 "language": language,
                 "text": record.captions[language][0],
-                "meaning": _meaning(record.captions),
+                "meaning": record.captions.get("en", [""])[0],
                 "rank": int(result.rank_by_direction["t2i"][query]) + 1,
                 "images": [{"uri": data_uri(one), "right": (one.identity or one.key) == wanted} for one in best],
             }
         )
     return shown
-
-
-def _meaning(captions: Mapping[Language, Sequence[str]]) -> str:
-    return captions["en"][0] if "en" in captions else ""
 
 
 def data_uri(record: ImageTextRecord) -> str:

@@ -9,7 +9,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -154,14 +154,9 @@ def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Seque
     """Order images by the fusion encoder and the cosine together."""
     model = opened.model
     images_K3HW = torch.stack([opened.pixels(source.image(hit.unit)) for hit in hits]).to(model.device, model.dtype)
-    ids_1L = opened.tokens([query]).ids_BL.to(model.device)
-    logits_K2 = model.score_all(images_K3HW, ids_1L)[:, 0].float().cpu()
-    odds_K = logits_K2[:, 1] - logits_K2[:, 0]
-    score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / float(model.temperature())
-    return [
-        Hit(**{**vars(hits[place]), "match": float(odds_K[place].sigmoid())})
-        for place in score_K.argsort(descending=True, stable=True).tolist()
-    ]
+    found = model.rerank(images_K3HW, opened.tokens([query]).ids_BL.to(model.device), top_k=len(hits))
+    order = zip(found.image[0].tolist(), found.match_probability[0].tolist(), strict=True)
+    return [replace(hits[place], match=match) for place, match in order]
 
 
 def text_table(hits: Sequence[Hit]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,8 @@ class RegionText:
     is_whole: bool
     """Whether it is the image's own caption."""
     identity: int
-    """63-bit hash of what it is about: the image, or this region of it."""
+    """63-bit hash of what it is about: the image, or this region of it (with `reference`, each row is a thing of its
+    own)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +55,6 @@ class RegionSample:
     texts: Sequence[RegionText]
     ledger: int
     """64-bit hash of the sample: record, crop, flip and choices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionRow:
-    """A text of a group."""
-
-    image: int
-    """Which of the batch's images it is about."""
-    text: RegionText
-    identity: int
-    """The text's; with `reference`, one of its own for every row."""
-    fusion: FusionDraws | None
-    """None for rows outside the matching rows."""
 
 
 def region_sample(
@@ -169,8 +157,9 @@ def draw_rows(
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
     first_image: int = 0,
-) -> list[RegionRow]:
-    """G rows from the texts of a group's M images, and what the first of them need for the fusion encoder.
+) -> list[tuple[int, RegionText, FusionDraws | None]]:
+    """G rows from the texts of a group's M images: which of the batch's images, the text, and for those that also go
+    through the fusion encoder, what they need there.
 
     `first_image`: place of the group's first image in the batch.
     """
@@ -183,8 +172,9 @@ def draw_rows(
         draws = None
         if number < config.rows_per_group:
             draws = fusion_draws(text.ids, config.masking, config.negative_group, tokenizer, generator)
-        identity = int(generator.integers(1 << 63)) if config.reference else text.identity
-        rows.append(RegionRow(image=image, text=text, identity=identity, fusion=draws))
+        if config.reference:  # then no two rows are about the same
+            text = replace(text, identity=int(generator.integers(1 << 63)))
+        rows.append((image, text, draws))
     return rows
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cclm.data.batch import BadSample, PixelScale
-from cclm.data.collate import fusion_tensors, int64, pad
+from cclm.data.collate import FusionDraws, fusion_tensors, int64, pad
 from cclm.data.seeding import keyed_generator
 from cclm.data.source import Source
 from cclm.data.stream import Address
@@ -27,7 +27,7 @@ from cclm.objectives.boxes import box_losses
 from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
-from cclm.views.regions.samples import RegionRow, RegionSample, draw_rows, region_sample
+from cclm.views.regions.samples import RegionSample, RegionText, draw_rows, region_sample
 from cclm.views.rows import FusionRows, select
 from cclm.views.view import Contribution, EncodedView, ImageStates, LocatedRows, Loss, StepContext, View
 
@@ -65,24 +65,25 @@ class RegionSource(Source[RegionConfig, RegionSample]):
         size = self.config.images_per_group
         buffer = ImageBuffer(len(groups) * size)
         samples: list[RegionSample] = []
-        rows: list[RegionRow] = []
+        rows: list[tuple[int, RegionText, FusionDraws | None]] = []
         for number in groups:
             found = list(self.samples(step, range(number * size, (number + 1) * size), bad))
             generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
             rows += draw_rows(found, self.config, self.tokenizer, generator, len(samples))
             samples += [replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in found]
+        images, texts, draws = zip(*rows, strict=True)
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         return RegionBatch(
             images_BCHW=buffer.tensor(),
             pixel_scale=PixelScale(mean=self.config.transform.mean, std=self.config.transform.std),
-            image_of_R=int64([row.image for row in rows]),
-            mask_RN=torch.from_numpy(np.stack([row.text.mask_N for row in rows])),
-            box_R4=torch.tensor([row.text.box for row in rows], dtype=torch.float32),
-            whole_R=torch.tensor([row.text.is_whole for row in rows]),
-            text=pad([row.text.ids for row in rows], pad_id, multiple),
-            identity_R=int64([row.identity for row in rows]),
+            image_of_R=int64(images),
+            mask_RN=torch.from_numpy(np.stack([text.mask_N for text in texts])),
+            box_R4=torch.tensor([text.box for text in texts], dtype=torch.float32),
+            whole_R=torch.tensor([text.is_whole for text in texts]),
+            text=pad([text.ids for text in texts], pad_id, multiple),
+            identity_R=int64([text.identity for text in texts]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([row.fusion for row in rows], pad_id, multiple)),
+            **vars(fusion_tensors(draws, pad_id, multiple)),
         )
 
     def make(self, address: Address, fusion: bool) -> RegionSample:
