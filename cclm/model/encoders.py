@@ -48,11 +48,7 @@ class TextEmbeddings(nn.Module):
 
 
 def token_positions(ids_BL: Int[Tensor, "b l"], options: TextOptions) -> Int[Tensor, "b l"]:
-    """Row of the position table for each token.
-
-    Raises:
-        ValueError: a text longer than the position table.
-    """
+    """Row of the position table for each token. Raises ValueError: a text longer than the position table."""
     from_ids = options.position_rule == "ids"
     offset = options.pad_token_id + 1 if from_ids else options.position_offset
     if ids_BL.shape[1] + offset > options.max_positions:
@@ -77,11 +73,7 @@ class TextEncoder(nn.Module):
         self.stack = LayerStack(width, options)
 
     def forward(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """States, zero where the mask is False.
-
-        Raises:
-            ValueError: a text longer than the position table.
-        """
+        """States, zero where the mask is False. Raises ValueError: a text longer than the position table."""
         layout = text_layout(mask_BL, self.token_layout)
         position_BL = token_positions(ids_BL, self.options)
         rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))

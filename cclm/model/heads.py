@@ -20,11 +20,7 @@ BOXES = ("boxes", "box_head: true (CCLM-4M, X2VLM)")
 
 
 def present(head: HeadType | None, what: str, option: str = "pretraining_heads: true") -> HeadType:
-    """The head, if the model has it.
-
-    Raises:
-        ValueError: it was made without.
-    """
+    """The head, if the model has it. Raises ValueError: it was made without."""
     if head is None:
         raise ValueError(f"{what}: expected a model with {option}, got one without. Import another.")
     return head

@@ -188,11 +188,7 @@ def embed(
     *,
     on_unit: Callable[[int], None] = lambda unit: None,
 ) -> int:
-    """Make the missing parts; returns how many units were embedded now.
-
-    Raises:
-        ConfigError: see `prepare_folder`.
-    """
+    """Make the missing parts; returns how many units were embedded now. Raises ConfigError: see `prepare_folder`."""
     done = 0
     for part in prepare_folder(folder, facts):
         start = part * facts.units_per_part

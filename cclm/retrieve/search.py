@@ -37,11 +37,7 @@ class EmbeddedSet:
     feature_NE: Tensor
 
     def source(self) -> EmbedSource:
-        """Where the images lie.
-
-        Raises:
-            ConfigError: they are gone, or others now.
-        """
+        """Where the images lie. Raises ConfigError: they are gone, or others now."""
         found = find_source(
             Path(self.facts.root), with_captions=self.facts.with_captions, languages=self.facts.languages
         )
