@@ -23,6 +23,7 @@ from cclm.data.image import eval_image
 from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
+from cclm.model.answer_decoder import rank_answers
 from cclm.model.modeling_cclm import CCLMModel
 
 SHAPES: tuple[tuple[str, str, str, tuple[str, str]], ...] = (
@@ -220,7 +221,8 @@ def _finetuned_outputs(
     fused = [model.fuse(text_TLD, mask_TL, image) for image in images]
     if model.class_head is not None:
         return {"class_logits": model.class_logits(fused, mask_TL)}
-    return {"answers": model.rank_answers(fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
+    assert model.answer_decoder is not None, "a model without heads is fine-tuned for classes or answers"
+    return {"answers": rank_answers(model.answer_decoder, fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
 
 
 def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:

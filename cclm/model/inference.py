@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
+from .answer_decoder import rank_answers
 from .heads import BOXES, present
 from .shapes import Float, Int
 
@@ -57,6 +58,7 @@ class InferenceMethods:
 
     config: Any
     fusion_encoder: Any
+    answer_decoder: Any
     box_head: Any
     temperature: Any
     encode_images: Callable[..., Tensor]
@@ -67,7 +69,6 @@ class InferenceMethods:
     match_logits: Callable[..., Tensor]
     locate_boxes: Callable[..., Tensor]
     class_logits: Callable[..., Tensor]
-    rank_answers: Callable[..., tuple[Tensor, Tensor]]
     masked_lm_states: Callable[..., Tensor]
     decode_with: Callable[..., Any]
 
@@ -284,10 +285,11 @@ class InferenceMethods:
         Raises:
             ValueError: a model without answer decoder.
         """
+        decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
         question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
-        return self.rank_answers(question_BLD, mask_BL, answer_ids, answer_mask, top_k)
+        return rank_answers(decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
 
 def tidy_texts(

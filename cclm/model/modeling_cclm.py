@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .answer_decoder import AnswerDecoder, rank_answers
+from .answer_decoder import AnswerDecoder
 from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig
 from .encoders import FusionEncoder, TextEmbeddings, TextEncoder, pool_states
@@ -127,12 +127,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         """Tokens of R regions of encoded images (CCLM-4M's region branch).
 
         The patches are those of the whole image, unchanged (they have seen all of it); token 0 becomes the mean of the
-        patches inside the region. The region itself goes into `fuse` as the memory mask.
-
-        Args:
-            image_BND: encoded images, token 0 the whole image.
-            image_of_R: which image each region lies in.
-            region_mask_RN: True for the patches of the region (at least one), and for token 0.
+        patches inside the region. The region itself goes into `fuse` as the memory mask: `region_mask_RN` is True for
+        its patches (at least one), and for token 0.
 
         Raises:
             ValueError: an image tower whose tokens form no known grid.
@@ -198,22 +194,6 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         head = present(self.class_head, "classes", "num_classes > 0")
         logits_BC: Tensor = head(torch.cat([pool_states(one_BLD, mask_BL, self.pooling[1]) for one_BLD in fused], -1))
         return logits_BC
-
-    def rank_answers(
-        self,
-        question_BLD: Float[Tensor, "b l d"],
-        mask_BL: Bool[Tensor, "b l"],
-        answer_ids: Int[Tensor, "c n"],
-        answer_mask: Bool[Tensor, "c n"],
-        top_k: int,
-    ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-        """The likeliest of some answers to fused questions, see `answer_decoder.rank_answers`.
-
-        Raises:
-            ValueError: a model without answer decoder.
-        """
-        decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
-        return rank_answers(decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
     def locate_boxes(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 4"]:
         """Where in its image is what each text describes? Centre x, y, width, height, as shares of the image.
@@ -326,24 +306,22 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:
         """Standard deviation at the start of each linear and embedding that does not use PyTorch's own rule."""
-        embeddings = self.text_encoder.embeddings
-        std_of: dict[nn.Module, float] = dict.fromkeys(
-            (embeddings.words, embeddings.positions), options.text.embedding_range
-        )
-        vision = self.vision_encoder
+        vision, texts = self.vision_encoder, [self.text_encoder.embeddings]
         stacks: list[tuple[nn.Module, LayerOptions]] = [
             (vision.stack if isinstance(vision, ConvVisionEncoder) else vision, options.vision),
             (self.text_encoder.stack, options.text),
             (self.fusion_encoder.stack, options.fusion),
         ]
         if self.answer_decoder is not None:
+            texts.append(self.answer_decoder.embeddings)
             stacks.append((self.answer_decoder.stack, options.fusion))
-            answers = self.answer_decoder.embeddings
-            std_of.update(dict.fromkeys((answers.words, answers.positions), options.text.embedding_range))
+        std_of: dict[nn.Module, float] = {}
+        for embeddings in texts:
+            std_of |= dict.fromkeys((embeddings.words, embeddings.positions), options.text.embedding_range)
         for stack, stack_options in stacks:
             if stack_options.initializer_range is not None:
                 linears = (module for module in stack.modules() if isinstance(module, nn.Linear))
-                std_of.update(dict.fromkeys(linears, stack_options.initializer_range))
+                std_of |= dict.fromkeys(linears, stack_options.initializer_range)
         return std_of
 
 

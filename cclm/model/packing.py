@@ -208,12 +208,8 @@ def concatenate_padded(
 ) -> tuple[Shaped[Tensor, " b *rest"], Bool[Tensor, "b l"]]:
     """Join batches of different lengths along the batch axis, so that one module call serves them all.
 
-    Args:
-        parts: pairs of a rectangle (B_i, L_i, …) with the same trailing dimensions and its mask (B_i, L_i).
-        value: what the new padding holds (a token id, for ids).
-
-    Returns:
-        The rectangle (Σ B_i, max L_i, …) and its mask, False in the new padding.
+    The parts are pairs of a rectangle (B_i, L_i, …) with the same trailing dimensions and its mask (B_i, L_i); returned
+    are a rectangle (Σ B_i, max L_i, …) with `value` in the new padding, and its mask.
     """
     longest = max(mask.shape[1] for _, mask in parts)
     rectangles = [
@@ -229,12 +225,8 @@ def gather_rows(
 ) -> Shaped[Tensor, " k *rest"]:
     """rows[index], where index n (one past the end) gives zeros; differentiable.
 
-    Each row is taken at most once, and either every row is taken or no entry asks for zeros.
-
-    Args:
-        rows: n rows.
-        index: k row numbers in [0, n].
-        inverse: for each row, where in `index` it stands; k if it is not taken.
+    Each row is taken at most once, and either every row is taken or no entry asks for zeros. `inverse`: for each row,
+    where in `index` it stands; k if it is not taken.
     """
     taken: Tensor = _Gather.apply(rows, index, inverse)  # type: ignore[no-untyped-call]
     return taken

@@ -39,11 +39,7 @@ class Row:
 class Files:
     """Images (one unit a file) and texts (one unit a line that is not blank) of a folder, or one such file.
 
-    Args:
-        root: the folder or file.
-
-    Raises:
-        ConfigError: there is nothing, or a text that is not UTF-8.
+    Raises ConfigError: there is nothing, or a text that is not UTF-8.
     """
 
     def __init__(self, root: Path) -> None:
@@ -102,10 +98,7 @@ class Files:
 class Shards:
     """The samples of a shard set: images (and, if wanted, their captions), or the sentences of pairs.
 
-    Args:
-        root: the set.
-        with_captions: embed captions beside the images.
-        languages: of the texts to take; empty: all.
+    `languages`: of the texts to take; empty: all.
     """
 
     left_out: Mapping[str, int] = MappingProxyType({})

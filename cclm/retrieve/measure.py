@@ -113,7 +113,7 @@ def evaluate(
     Args:
         opened: the model.
         shards: the test set.
-        groups: group → languages.
+        groups: names → languages.
         dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity.
         rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
         top_k: candidates to re-rank; 0 does not re-rank.

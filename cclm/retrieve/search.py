@@ -106,15 +106,10 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
 def search(
     opened: OpenedModel, embedded: EmbeddedSet, queries: Sequence[str], *, top_k: int, rerank_top: int = 0
 ) -> list[list[Hit]]:
-    """The best rows for each query, best first.
+    """The best `top_k` rows for each query, best first.
 
-    Args:
-        opened: the model that embedded the set.
-        embedded: the set.
-        queries: texts in any language.
-        top_k: how many to return.
-        rerank_top: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
-            temperature, as published); 0: none.
+    `rerank_top`: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
+    temperature, as published); 0: none.
 
     Raises:
         ConfigError: another model, a query of which no token is left, or images that are gone.

@@ -81,13 +81,7 @@ def image_rows(
 ) -> Contribution:
     """Return the contribution of rows of images (or regions) with texts: image as memory, text as query.
 
-    Args:
-        step: what every view needs.
-        batch: the view's.
-        encoded: the batch after the encoders.
-        losses: contrastive ones.
-        located: rows for a head of the view's own.
-        matching: name of the matching loss.
+    `losses`: contrastive ones. `located`: rows for a head of the view's own. `matching`: name of the matching loss.
     """
     images, texts = encoded.images, encoded.texts[0]
     assert images is not None

@@ -152,9 +152,7 @@ BatchType = TypeVar("BatchType", bound=ViewBatch)
 class View(ABC, Generic[ConfigType, BatchType]):
     """One kind of pair that the model learns from: where its data come from, and what it adds to a step.
 
-    Args:
-        name: in the configuration, the log, the ledger and the counters.
-        config: its settings.
+    `name`: in the configuration, the log, the ledger and the counters.
     """
 
     def __init__(self, name: str, config: ConfigType) -> None:

@@ -79,14 +79,8 @@ def image_text_sample(
 ) -> ImageTextSample:
     """Draw, in this order: language and caption (and, if two are wanted, the second), augmentation, masks, noise.
 
-    Args:
-        record: the stored record (its image bytes are not looked at).
-        image: the record's image: encoded (for a crop), or after `image.prepare`.
-        config: the view's settings.
-        tokenizer: of the run.
-        generator: the sample's own.
-        fusion: whether it is one of the matching rows.
-        requested: which language to show; None: all alike.
+    `image`: the record's image, encoded (for a crop) or after `image.prepare`; the record's bytes are not looked at.
+    `fusion`: whether it is one of the matching rows. `requested`: which language to show; None: all alike.
 
     Raises:
         DataError: `caption_missing` (none in the wanted languages), `caption_single` (no second one), `text_empty`.

@@ -66,12 +66,7 @@ def region_sample(
 ) -> RegionSample:
     """Draw, in this order: the region that the crop must hold, crop, flip, order of regions, texts, augmentation.
 
-    Args:
-        record: the stored record (its image bytes are not looked at).
-        image: the record's whole image, encoded or RGB; boxes are in its pixels.
-        config: the view's settings.
-        tokenizer: of the run.
-        generator: the sample's own.
+    `image`: the record's whole image, encoded or RGB; boxes are in its pixels (the record's bytes are not looked at).
 
     Raises:
         DataError: `region_missing` (no region inside the image), `caption_missing` (no text in the wanted languages),
