@@ -93,12 +93,9 @@ class InferenceMethods:
     ) -> Float[Tensor, "b 2"]:
         """Matching logits of image b with text b, from the fusion encoder; class 1 means that they match.
 
-        Args:
-            pixel_values: an image for each text; of a model that reads several (`fusion.num_memories`, as for NLVR2),
-                that many for each text: (B, M, 3, H, W).
-            input_ids: the texts.
-            attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
-            batch_size: pairs at a time; None: all at once.
+        A model that reads several images (`fusion.num_memories`, as for NLVR2) takes that many for each text:
+        (B, M, 3, H, W). `attention_mask` None: every token but `<pad>` is real. `batch_size`: pairs at a time; None:
+        all at once.
 
         Raises:
             ValueError: another number of images than the model reads for a text.

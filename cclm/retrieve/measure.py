@@ -110,15 +110,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on `shards`; the re-ranking rule is chosen on `dev_shards`, and the test set is touched once.
 
-    Args:
-        opened: the model.
-        shards: the test set.
-        groups: names → languages.
-        dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity.
-        rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
-        top_k: candidates to re-rank; 0 does not re-rank.
-        batch_size: images, texts or pairs per call; larger is not faster on a CPU (caches).
-        on_language: told (set name, language) as each is done.
+    Without `dev_shards` the rule is match + similarity; with them it is chosen for `rerank_groups` (None: all), each
+    counting the same. `top_k`: candidates to re-rank; 0 does not re-rank. `batch_size`: images, texts or pairs per
+    call; larger is not faster on a CPU (caches). `on_language` is told (set name, language) as each is done.
 
     Raises:
         ConfigError: the dev set is the test set, or a group that is to decide does not exist.
