@@ -145,8 +145,9 @@ def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Seque
     """Order images by the fusion encoder and the cosine together."""
     model = opened.model
     images_K3HW = torch.stack([opened.pixels(source.image(hit.unit)) for hit in hits]).to(model.device, model.dtype)
-    found = model.rerank(images_K3HW, opened.tokens([query]).ids_BL.to(model.device), top_k=len(hits))
-    order = zip(found.image[0].tolist(), found.match_probability[0].tolist(), strict=True)
+    ids_1L = opened.tokens([query]).ids_BL.to(model.device)
+    place_1K, _, match_1K = model.rerank(images_K3HW, ids_1L, top_k=len(hits)).to_tuple()
+    order = zip(place_1K[0].tolist(), match_1K[0].tolist(), strict=True)
     return [replace(hits[place], match=match) for place, match in order]
 
 

@@ -30,8 +30,8 @@ from cclm.objectives.matching import matching, ramped_hardness
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term, shares
 from cclm.ops.choice import RunKernels
-from cclm.views.rows import FusionRows, memories_of, stop_gradient
-from cclm.views.view import Contribution, EncodedImages, EncodedTexts, EncodedView, Loss, StepContext, View
+from cclm.views.rows import FusionRows, States, memories_of, stop_gradient
+from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, Loss, StepContext, View
 
 
 class CrossViewTraining(nn.Module):
@@ -91,9 +91,7 @@ class CrossViewTraining(nn.Module):
             for name, (clean, masked) in texts.items()
         }
 
-    def _encode_texts(
-        self, views: Mapping[str, ViewBatch]
-    ) -> dict[str, tuple[tuple[EncodedTexts, ...], tuple[Tensor, Tensor]]]:
+    def _encode_texts(self, views: Mapping[str, ViewBatch]) -> dict[str, tuple[tuple[EncodedRows, ...], States]]:
         """Clean texts of all views, then masked texts of all views; only clean ones are projected."""
         clean = [text for view in views.values() for text in view.texts]
         parts = [*clean, *(view.masked.tokens for view in views.values())]
@@ -105,10 +103,9 @@ class CrossViewTraining(nn.Module):
         rows = iter(zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True))
         features = iter(torch.split(feature_BE, sizes[: len(clean)]))
 
-        def encoded_texts(count: int) -> Iterator[EncodedTexts]:
+        def encoded_texts(count: int) -> Iterator[EncodedRows]:
             for _ in range(count):
-                states, mask = next(rows)
-                yield EncodedTexts(states_BLD=states, mask_BL=mask, feature_BE=next(features))
+                yield EncodedRows(states=next(rows), feature_BE=next(features))
 
         found = {name: tuple(encoded_texts(len(view.texts))) for name, view in views.items()}
         return {name: (texts, next(rows)) for name, texts in found.items()}
@@ -123,10 +120,10 @@ class CrossViewTraining(nn.Module):
             self.views[name].image_states(self.model, view, whole)
             for (name, view), whole in zip(views.items(), whole_BND, strict=True)
         ]
-        feature_BE = self.model.project_images(torch.cat([state.states_BND[:, :1] for state in states]))
-        features = torch.split(feature_BE, [state.states_BND.shape[0] for state in states])
+        feature_BE = self.model.project_images(torch.cat([states_BND[:, :1] for states_BND, _ in states]))
+        features = torch.split(feature_BE, [states_BND.shape[0] for states_BND, _ in states])
         return {
-            name: EncodedImages(whole_BND=whole, states_BND=state.states_BND, mask_BN=state.mask_BN, feature_BE=feature)
+            name: EncodedImages(whole_BND=whole, states=state, feature_BE=feature)
             for name, whole, state, feature in zip(views, whole_BND, states, features, strict=True)
         }
 

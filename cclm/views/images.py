@@ -88,11 +88,10 @@ def image_rows(
     query_F3, memory_F3 = draw_matching(
         images.feature_BE, texts.feature_BE, batch.identity_R, batch, step.temperature, step.hardness
     )
-    memories = images.states_BND, images.mask_BN
-    matched = FusionRows(query=select((texts.states_BLD, texts.mask_BL), query_F3), memory=select(memories, memory_F3))
+    matched = FusionRows(query=select(texts.states, query_F3), memory=select(images.states, memory_F3))
     return Contribution(
         losses=losses,
         matched=MatchingRows(name=matching, weight=step.objectives.itm_weight, rows=matched),
-        masked=FusionRows(query=encoded.masked, memory=select(memories, batch.matching_row_F)),
+        masked=FusionRows(query=encoded.masked, memory=select(images.states, batch.matching_row_F)),
         located=located,
     )

@@ -28,8 +28,8 @@ from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.samples import RegionSample, RegionText, draw_rows, region_sample
-from cclm.views.rows import FusionRows, select
-from cclm.views.view import Contribution, EncodedView, ImageStates, LocatedRows, Loss, StepContext, View
+from cclm.views.rows import FusionRows, States, select
+from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, StepContext, View
 
 GROUP_PURPOSE = 6
 """Key of what is drawn about a group (`cclm.data.seeding`)."""
@@ -99,7 +99,7 @@ class RegionView(View[RegionConfig, RegionBatch]):
         """Open the view's shard sets."""
         return RegionSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
 
-    def image_states(self, model: CCLMModel, batch: RegionBatch, whole_BND: Tensor) -> ImageStates:
+    def image_states(self, model: CCLMModel, batch: RegionBatch, whole_BND: Tensor) -> States:
         """Return the states of the regions: their image's, the first one pooled over the region."""
         if batch.mask_RN.shape[1] != whole_BND.shape[1]:
             raise ConfigError(
@@ -109,7 +109,7 @@ class RegionView(View[RegionConfig, RegionBatch]):
                 do="Set patch_grid to the side of the image tower's grid (image_size over its stride).",
             )
         states_RND = model.pool_regions(whole_BND, batch.image_of_R, batch.mask_RN)
-        return ImageStates(states_BND=states_RND, mask_BN=batch.mask_RN)
+        return states_RND, batch.mask_RN
 
     def contribute(self, step: StepContext, batch: RegionBatch, encoded: EncodedView) -> Contribution:
         """Contrast regions and texts; rows for matching, masked-LM, and boxes to locate in the whole images."""
@@ -118,7 +118,7 @@ class RegionView(View[RegionConfig, RegionBatch]):
         itc = step.contrast(images.feature_BE, texts.feature_BE, (batch.identity_R, batch.identity_R))
         all_tokens_BN = torch.ones(images.whole_BND.shape[:2], dtype=torch.bool, device=row_F.device)
         rows = FusionRows(
-            query=select((texts.states_BLD, texts.mask_BL), row_F),
+            query=select(texts.states, row_F),
             memory=select((images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]),
         )
 

@@ -221,7 +221,7 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
         """Contrast sentences and translations; rows for matching and masked-LM, or for TLM."""
         texts = encoded.texts[0]
         temperature = step.temperature * step.objectives.text_temperature_factor
-        text_UE, states = texts.feature_BE, (texts.states_BLD, texts.mask_BL)
+        text_UE, states = texts.feature_BE, texts.states
         first_S = batch.first_P[:: batch.first_P.shape[0] // batch.identity_S.shape[0]]
         identities = batch.identity_S, batch.identity_P
         ttc = step.contrast(text_UE[first_S], text_UE[batch.second_P], identities, temperature)
