@@ -21,6 +21,8 @@ from cclm.types import ImageTextRecord, Language, View
 
 NUM_SHOWN = 5
 """Images per query in the gallery."""
+Gallery = list[dict[str, Any]]
+"""For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +89,6 @@ def _queries(
     return LanguageQueries(ids_TL=tokens.ids_BL, mask_TL=tokens.mask_BL, image_T=image_T)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What `evaluate` found."""
-
-    results: Results
-    """The contents of results.json."""
-    gallery: list[dict[str, Any]]
-    """For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
-
-
 def evaluate(
     opened: OpenedModel,
     shards: Path,
@@ -107,11 +99,11 @@ def evaluate(
     top_k: int = 0,
     batch_size: int = 256,
     on_language: Callable[[str, str], None] = lambda set_name, language: None,
-) -> Evaluation:
-    """Measure a model on `shards`; the re-ranking rule is chosen on `dev_shards`, and the test set is touched once.
+) -> tuple[Results, Gallery]:
+    """Measure a model on `shards`: what results.json holds, and a gallery.
 
-    Without `dev_shards` the rule is match + similarity; with them it is chosen for `rerank_groups` (None: all), each
-    counting the same. `top_k`: candidates to re-rank; 0 does not re-rank. `batch_size`: images, texts or pairs per
+    The re-ranking rule is chosen on `dev_shards` (without it: match + similarity) for `rerank_groups` (None: all), each
+    counting the same, so the test set is touched once. `top_k`: candidates to re-rank; 0 does not re-rank. `batch_size`: images, texts or pairs per
     call; larger is not faster on a CPU (caches). `on_language` is told (set name, language) as each is done.
 
     Raises:
@@ -143,7 +135,7 @@ def evaluate(
     if dev is not None:
         results["dev"] = dev
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
-    return Evaluation(results=results, gallery=gallery_of(loaded, found))
+    return results, gallery_of(loaded, found)
 
 
 def model_facts(opened: OpenedModel) -> dict[str, Any]:
@@ -190,7 +182,7 @@ def _results(loaded: LoadedSet, found: Measurement, groups: Groups, rule: Rerank
     }
 
 
-def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dict[str, Any]]:
+def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> Gallery:
     """Return one query per language with its best images by cosine, drawn by a seed and not by its result."""
     generator = torch.Generator().manual_seed(seed)
     shown = []
