@@ -103,8 +103,9 @@ def evaluate(
     """Measure a model on `shards`: what results.json holds, and a gallery.
 
     The re-ranking rule is chosen on `dev_shards` (without it: match + similarity) for `rerank_groups` (None: all), each
-    counting the same, so the test set is touched once. `top_k`: candidates to re-rank; 0 does not re-rank. `batch_size`: images, texts or pairs per
-    call; larger is not faster on a CPU (caches). `on_language` is told (set name, language) as each is done.
+    counting the same, so the test set is touched once. `top_k`: candidates to re-rank; 0 does not re-rank.
+    `batch_size`: images, texts or pairs per call; larger is not faster on a CPU (caches). `on_language` is told (set
+    name, language) as each is done.
 
     Raises:
         ConfigError: the dev set is the test set, or a group that is to decide does not exist.
