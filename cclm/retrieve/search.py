@@ -146,9 +146,11 @@ def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Seque
     model = opened.model
     images_K3HW = torch.stack([opened.pixels(source.image(hit.unit)) for hit in hits]).to(model.device, model.dtype)
     ids_1L = opened.tokens([query]).ids_BL.to(model.device)
-    place_1K, _, match_1K = model.rerank(images_K3HW, ids_1L, top_k=len(hits)).to_tuple()
-    order = zip(place_1K[0].tolist(), match_1K[0].tolist(), strict=True)
-    return [replace(hits[place], match=match) for place, match in order]
+    logits_K2 = model.score_all(images_K3HW, ids_1L)[:, 0].float().cpu()
+    odds_K = logits_K2[:, 1] - logits_K2[:, 0]
+    score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / float(model.temperature())
+    order = score_K.argsort(descending=True, stable=True).tolist()
+    return [replace(hits[place], match=float(odds_K[place].sigmoid())) for place in order]
 
 
 def text_table(hits: Sequence[Hit]) -> str:
