@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     seconds = read_seconds(options.out) if options.out else {}
     if options.threads:
         torch.set_num_threads(options.threads)
-    measured = evaluate(
+    results, shown = evaluate(
         open_model(options.model),
         options.shards,
         groups,
@@ -86,12 +86,12 @@ def run(options: argparse.Namespace) -> None:
     )
     if sys.stderr.isatty():
         sys.stderr.write("\n")
-    say(text_table(measured.results))
+    say(text_table(results))
     if options.out:
-        measured.results["seconds"] = {**seconds, **measured.results["seconds"]}
-        replace_text(options.out, json.dumps(measured.results, ensure_ascii=False, indent=1) + "\n")
+        results["seconds"] = {**seconds, **results["seconds"]}
+        replace_text(options.out, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     if gallery:
-        replace_text(gallery, json.dumps(measured.gallery, ensure_ascii=False, indent=1) + "\n")
+        replace_text(gallery, json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
 
 
 def show_progress(set_name: str, language: str) -> None:

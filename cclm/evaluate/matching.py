@@ -7,7 +7,7 @@ ln 3 − (2/3) ln 2 = 0.637; a head that learned nothing sits exactly there.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
 
 import torch
@@ -32,10 +32,6 @@ class MatchingScore:
     """Share of "match" answers that are right, in percent (0 if there is none)."""
     recall: float
     """Share of right pairs answered "match", in percent."""
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the fields by name."""
-        return asdict(self)
 
 
 PRIOR = MatchingScore(accuracy=200.0 / 3.0, loss=log(3.0) - 2.0 / 3.0 * log(2.0), precision=0.0, recall=0.0)
@@ -65,12 +61,6 @@ def draw_wrong(
     return (hardness * similarity_QC + gumbel_QC).masked_fill(same_QC, -torch.inf).argmax(dim=1)
 
 
-def _with_wrong_partners(text_G: Tensor, identity_T: Tensor) -> Tensor:
-    """Keep the texts of a group that have a wrong partner in it."""
-    same_GG = same_identity(identity_T[text_G], identity_T[text_G])
-    return text_G[~same_GG.all(dim=1)]
-
-
 @torch.inference_mode()
 def held_out_matching(
     model: CCLMModel,
@@ -92,8 +82,11 @@ def held_out_matching(
     generator = torch.Generator().manual_seed(seed)
     order_T = torch.randperm(len(image_of_text_T), generator=generator).to(image_of_text_T.device)
     identity_T = image_identity_C[image_of_text_T]
-    groups = [_with_wrong_partners(text_G, identity_T) for text_G in torch.split(order_T, group_size)]
-    groups = [text_G for text_G in groups if len(text_G)]
+    groups = []
+    for text_G in torch.split(order_T, group_size):
+        has_wrong_G = ~same_identity(identity_T[text_G], identity_T[text_G]).all(dim=1)
+        if has_wrong_G.any():
+            groups.append(text_G[has_wrong_G])
     assert groups, "a set in which everything shows the same thing has no wrong pairs"
     right = (torch.cat([image_of_text_T[text_G] for text_G in groups]), torch.cat(groups))
     right_P = match_log_odds(model, images, texts, *right, batch_size=batch_size)

@@ -10,7 +10,7 @@ Both directions share one pass: a pair that both want is scored once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,11 +150,3 @@ def rerank(
         gathered(image_TK, forward_TK, similarity_TC, right_TC),
         gathered(text_CK, backward_CK, similarity_TC.T, right_TC.T),
     )
-
-
-def choose_rule(
-    objective: Callable[[RerankRule], float], grid: Sequence[RerankRule] = RULE_GRID
-) -> tuple[RerankRule, list[tuple[RerankRule, float]]]:
-    """Return the rule of the grid with the highest objective (the earlier one on a tie) and every rule's value."""
-    values = [(rule, objective(rule)) for rule in grid]
-    return max(values, key=lambda pair: pair[1])[0], values

@@ -1,4 +1,4 @@
-"""Recall at k from a matrix of scores, ties counted against us.
+"""Recall at k from a matrix of scores, ties counted against us; and how sure it is.
 
 A query's rank is the number of wrong candidates that score at least as high as its best right one. So a model that
 gives every candidate the same score gets recall 0, not 100, and two captions that read the same (two images with
@@ -7,9 +7,8 @@ one name in some language) cost a point rather than giving one. Right means: sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
+from collections.abc import Mapping, Sequence
+from math import comb, sqrt
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,17 +18,9 @@ SIMILARITY_TOLERANCE = 1e-6
 """Cosines closer than this are ties: one text reaches the matrix product in different places with other roundings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recall:
-    """Recall at 1, 5 and 10, in percent."""
-
-    r1: float
-    r5: float
-    r10: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Return `{"r1": …, "r5": …, "r10": …}`."""
-        return {"r1": self.r1, "r5": self.r5, "r10": self.r10}
+Recall = Mapping[str, float]
+"""Recall at 1, 5 and 10, in percent: "r1", "r5", "r10"."""
+CUTS = (1, 5, 10)
 
 
 def same_identity(identity_Q: Int[Tensor, " q"], identity_C: Int[Tensor, " c"]) -> Bool[Tensor, "q c"]:
@@ -48,28 +39,24 @@ def ranks(
 
 def recall(rank_Q: Int[Tensor, " q"]) -> Recall:
     """Return the share of queries whose rank is below 1, 5 and 10, in percent."""
-    r1, r5, r10 = (100.0 * float((rank_Q < k).double().mean()) for k in (1, 5, 10))
-    return Recall(r1=r1, r5=r5, r10=r10)
+    return {f"r{k}": 100.0 * float((rank_Q < k).double().mean()) for k in CUTS}
 
 
 def mean_recall(recalls: Sequence[Recall]) -> Recall:
     """Return the mean over languages, each counting the same."""
-    number = len(recalls)
-    r1, r5, r10 = (sum(getattr(one, name) for one in recalls) / number for name in ("r1", "r5", "r10"))
-    return Recall(r1=r1, r5=r5, r10=r10)
+    return {name: sum(one[name] for one in recalls) / len(recalls) for name in recalls[0]}
 
 
 def chance(right_QC: Bool[Tensor, "q c"]) -> Recall:
     """Return the expected recall of a random order: 1 − C(n − p, k) / C(n, k) for p right ones among n."""
-    num_candidates = right_QC.shape[1]
-    values = []
-    for k in (1, 5, 10):
+    num_candidates, counts = right_QC.shape[1], right_QC.sum(dim=1).tolist()
+    found = {}
+    for k in CUTS:
         num_drawn = min(k, num_candidates)
         total = comb(num_candidates, num_drawn)
-        counts = right_QC.sum(dim=1).tolist()
         miss = {count: comb(num_candidates - count, num_drawn) / total for count in set(counts)}
-        values.append(100.0 * sum(1.0 - miss[count] for count in counts) / len(counts))
-    return Recall(r1=values[0], r5=values[1], r10=values[2])
+        found[f"r{k}"] = 100.0 * sum(1.0 - miss[count] for count in counts) / len(counts)
+    return found
 
 
 def top_candidates(
@@ -85,3 +72,25 @@ def top_candidates(
     """
     num_kept = min(num_kept, score_QC.shape[1])
     return (score_QC - 2 * tolerance * right_QC).topk(num_kept, dim=1).indices
+
+
+def recall_standard_error(recall: float, num_queries: int) -> float:
+    """Return the binomial standard error of a recall in percent, in points: what drawing other queries would change."""
+    share = recall / 100.0
+    return 100.0 * sqrt(share * (1.0 - share) / num_queries)
+
+
+def clustered_standard_error(values: Tensor, cluster: Tensor) -> float:
+    """Return the standard error, in points, of the mean of `values` (hits, 0 or 1) that hang together in clusters.
+
+    Languages share their images: an image that is hard in one is hard in all, so a mean over languages is less
+    sure than its number of queries suggests. `cluster`: int64, same shape as `values`, one number per image.
+    """
+    numbers, index = torch.unique(cluster, return_inverse=True)
+    num_clusters = len(numbers)
+    if num_clusters < 2:
+        return 0.0
+    residual = values.double() - values.double().mean()
+    sums = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, index.cpu(), residual.cpu())
+    variance = float((sums**2).sum()) * num_clusters / (num_clusters - 1) / len(values) ** 2
+    return 100.0 * sqrt(variance)

@@ -12,29 +12,15 @@ from typing import Any
 
 import torch
 
-from cclm.errors import ConfigError
 from cclm.evaluate.matching import PRIOR
 from cclm.evaluate.rerank import FIXED_RULES, RerankRule
-from cclm.evaluate.retrieval import Recall, mean_recall
-from cclm.evaluate.statistics import clustered_standard_error, recall_standard_error
+from cclm.evaluate.retrieval import CUTS, Recall, clustered_standard_error, mean_recall, recall_standard_error
 from cclm.evaluate.zero_shot import DIRECTIONS, Measurement
 
 NOT_CHOSEN_TITLES = {"match_plus_similarity": "match + sim", "match_alone": "match alone"}
 """Names of `FIXED_RULES` that fit into the table."""
 Groups = Mapping[str, Sequence[str]]
 Results = dict[str, Any]
-
-
-def check_groups(groups: Groups, languages: Sequence[str]) -> None:
-    """Raise `ConfigError` unless every group is non-empty and every language of a group was measured."""
-    for name, members in groups.items():
-        missing = [language for language in members if language not in languages]
-        if missing or not members:
-            raise ConfigError(
-                expected=f"languages of the set ({', '.join(sorted(languages))}) in group {name!r}",
-                got=", ".join(missing) or "an empty list",
-                do="Take them out of the groups file, or build a set that has captions in them.",
-            )
 
 
 def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None = None) -> Results:
@@ -46,7 +32,6 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
     rule of weight 0 says nothing about the fusion encoder. `matching` holds the matching head's accuracy and loss by
     language.
     """
-    check_groups(groups, list(measurement.languages))
     results: Results = {
         "chance": _chance(measurement),
         "members": {name: list(members) for name, members in groups.items()},
@@ -65,7 +50,7 @@ def results_of(measurement: Measurement, groups: Groups, rule: RerankRule | None
         results["matching"] = {
             "prior": {"accuracy": round(PRIOR.accuracy, 2), "loss": round(PRIOR.loss, 5)},
             "languages": {
-                language: {kind: _rounded(score.as_dict(), 4) for kind, score in scores.items()}
+                language: {kind: _rounded(vars(score), 4) for kind, score in scores.items()}
                 for language, scores in measurement.matching.items()
             },
         }
@@ -81,7 +66,7 @@ def _recalls(measurement: Measurement, groups: Groups, rule: RerankRule | None) 
     kinds: Mapping[str, Groups] = {"groups": groups, "languages": {name: [name] for name in measurement.languages}}
     return {
         kind: {
-            name: {way: _rounded(measurement.group_recall(members, way, rule).as_dict(), 2) for way in DIRECTIONS}
+            name: {way: _rounded(measurement.group_recall(members, way, rule), 2) for way in DIRECTIONS}
             for name, members in of_kind.items()
         }
         for kind, of_kind in kinds.items()
@@ -89,11 +74,8 @@ def _recalls(measurement: Measurement, groups: Groups, rule: RerankRule | None) 
 
 
 def _chance(measurement: Measurement) -> Results:
-    found = {
-        direction: mean_recall([result.chance_by_direction[direction] for result in measurement.languages.values()])
-        for direction in DIRECTIONS
-    }
-    return {direction: _rounded(value.as_dict(), 3) for direction, value in found.items()}
+    of_languages = [result.chance_by_direction for result in measurement.languages.values()]
+    return {way: _rounded(mean_recall([chance[way] for chance in of_languages]), 3) for way in DIRECTIONS}
 
 
 def _language_errors(measurement: Measurement) -> Results:
@@ -101,7 +83,7 @@ def _language_errors(measurement: Measurement) -> Results:
         language: {
             way: {
                 name: round(recall_standard_error(value, len(result.rank_by_direction[way])), 2)
-                for name, value in result.recall(way).as_dict().items()
+                for name, value in result.recall(way).items()
             }
             for way in DIRECTIONS
         }
@@ -114,7 +96,7 @@ def _group_errors(measurement: Measurement, members: Sequence[str]) -> Results:
     for way in DIRECTIONS:
         rank = torch.cat([measurement.languages[language].rank_by_direction[way] for language in members])
         image = torch.cat([measurement.languages[language].image_by_direction[way] for language in members])
-        errors[way] = {f"r{k}": round(clustered_standard_error(rank < k, image), 2) for k in (1, 5, 10)}
+        errors[way] = {f"r{k}": round(clustered_standard_error(rank < k, image), 2) for k in CUTS}
     return errors
 
 
@@ -124,7 +106,7 @@ def _rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
 
 def text_table(results: Results) -> str:
     """Return the results as lines for a terminal, chance in brackets beside each number."""
-    chance = {way: Recall(**results["chance"][way]) for way in DIRECTIONS}
+    chance = results["chance"]
     heading = f"{'':<26}{'text → image  R@1 / 5 / 10':<45}{'image → text  R@1 / 5 / 10':<45}"
     lines = [heading.rstrip(), "─" * 113]
     orders = _orders(results)
@@ -168,7 +150,7 @@ def _language_lines(title: str, order: Results) -> list[str]:
 def _cells(row: Mapping[str, Mapping[str, float]], chance: Mapping[str, Recall]) -> str:
     cells = []
     for way in DIRECTIONS:
-        numbers = (f"{row[way][name]:5.1f} {f'({getattr(chance[way], name):.2f})':<8}" for name in ("r1", "r5", "r10"))
+        numbers = (f"{row[way][name]:5.1f} {f'({chance[way][name]:.2f})':<8}" for name in row[way])
         cells.append(f"{''.join(numbers):<45}")
     return "".join(cells).rstrip()
 

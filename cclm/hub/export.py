@@ -35,7 +35,6 @@ from cclm.hub.open import Prepared, is_export, with_weights, without_prefix
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
 from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
-from cclm.model.tied_weights import tied_weights
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
@@ -90,7 +89,7 @@ def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: We
     recorded = read_reference(prepared.origin) if weights == "last" else None
     if recorded is not None:
         return recorded
-    tied = tied_weights(prepared.config.options())
+    tied = prepared.config.options().tied_weights
     names = [name for name in source() if name not in tied]
     # Through a file: what is mapped can leave memory again, which copies put together from the ranks' shares cannot.
     scratch.mkdir()

@@ -30,7 +30,6 @@ from cclm.hub.weight_files import parse_size
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
-from cclm.model.tied_weights import tied_weights
 from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, stored_tensors
 from cclm.pretrained.published_file import read_tensors
 from cclm.pretrained.published_sizes import family_of, options_of_state
@@ -121,7 +120,7 @@ def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMMode
     """A model whose parameters are the tensors of `state` (not copies), tied as the options say, ready to use."""
     model = meta_model(options)
     loaded = model.load_state_dict(dict(state), strict=False, assign=True)
-    assert set(loaded.missing_keys) <= set(tied_weights(options)), loaded.missing_keys
+    assert set(loaded.missing_keys) <= set(options.tied_weights), loaded.missing_keys
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     model.tie_weights()
     model.eval()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,12 +31,11 @@ from cclm.hub.weight_files import DTYPES
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
-from cclm.model.tied_weights import tied_weights
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import newest_complete
 from cclm.run.identity import CheckpointFacts, identify
-from cclm.views.image_options import ImageViewConfig
+from cclm.views.image_text.options import ImageViewConfig
 
 ValueType = TypeVar("ValueType")
 
@@ -154,7 +153,7 @@ def is_export(path: Path) -> bool:
 def model_config(options: ModelOptions, tokenizer: TextTokenizer) -> CCLMConfig:
     """Build the model's config from a recipe's `model:` block; vocabulary and padding come from the tokenizer."""
     text = replace(options.text, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-    return CCLMConfig.from_options(replace(options, text=text))
+    return CCLMConfig(**asdict(replace(options, text=text)))
 
 
 def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> CCLMModel:
@@ -171,7 +170,7 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
         loaded = model.load_state_dict(fp32, strict=False, assign=True)
     except RuntimeError as error:
         raise misfit(where, " ".join(str(error).split())) from error
-    missing = [name for name in loaded.missing_keys if name not in tied_weights(config.options())]
+    missing = [name for name in loaded.missing_keys if name not in config.options().tied_weights]
     if missing or loaded.unexpected_keys:
         raise misfit(where, f"missing {missing[:5]}, unexpected {loaded.unexpected_keys[:5]}")
     model.tie_weights()

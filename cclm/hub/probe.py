@@ -23,7 +23,7 @@ from cclm.data.image import eval_image
 from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
-from cclm.model.memories import SeveralMemoriesEncoder
+from cclm.model.answer_decoder import rank_answers
 from cclm.model.modeling_cclm import CCLMModel
 
 SHAPES: tuple[tuple[str, str, str, tuple[str, str]], ...] = (
@@ -161,7 +161,7 @@ def compute(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
         "text_features": model.project_texts(text_TLD, inputs.mask_TL),
         "temperature": model.temperature(),
     }
-    if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
+    if model.fusion_encoder.num_memories > 1:
         found["match_logits"] = _match_several(model, text_TLD, inputs.mask_TL, image_IND)
     else:
         found.update(_fused_outputs(model, text_BLD, mask_BL, image_IND, inputs.image_of_caption, num_masked))
@@ -200,7 +200,7 @@ def _fused_outputs(
 def _match_several(model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor) -> Tensor:
     """Text t reads images t, t + 1, … of the probe."""
     memories = _in_turn(image_IND, len(text_TLD), model.config.options().fusion.num_memories)
-    return model.match_logits(model.fuse_several(text_TLD, mask_TL, memories), mask_TL)
+    return model.match_logits(model.fuse(text_TLD, mask_TL, memories), mask_TL)
 
 
 def _in_turn(image_IND: Tensor, num_texts: int, number: int) -> list[Tensor]:
@@ -216,12 +216,13 @@ def _finetuned_outputs(
     number = model.config.options().fusion.num_memories
     if number > 1:
         memories = _in_turn(image_IND, len(text_TLD), number)
-        return {"class_logits": model.class_logits([model.fuse_several(text_TLD, mask_TL, memories)], mask_TL)}
+        return {"class_logits": model.class_logits([model.fuse(text_TLD, mask_TL, memories)], mask_TL)}
     images = _in_turn(image_IND, len(text_TLD), model.config.class_images)
     fused = [model.fuse(text_TLD, mask_TL, image) for image in images]
     if model.class_head is not None:
         return {"class_logits": model.class_logits(fused, mask_TL)}
-    return {"answers": model.rank_answers(fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
+    assert model.answer_decoder is not None, "a model without heads is fine-tuned for classes or answers"
+    return {"answers": rank_answers(model.answer_decoder, fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
 
 
 def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:

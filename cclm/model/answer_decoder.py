@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .encoders import TextEmbeddings, token_positions
 from .heads import MaskedLMDecoder, MaskedLMTransform
 from .layers import LayerStack
 from .options import ModelOptions
 from .packing import CausalLayout
-from .text import TextEmbeddings, token_positions
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Bool, Float, Int
-except ImportError:
-    pass
+from .shapes import Bool, Float, Int
 
 
 class AnswerDecoder(nn.Module):
@@ -31,10 +27,10 @@ class AnswerDecoder(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.text_options = options.text
-        width, eps = options.width, options.masked_lm_norm_eps
+        width = options.width
         self.embeddings = TextEmbeddings(width, options.text)
         self.stack = LayerStack(width, options.fusion, cross=True, null_memory=options.fusion.null_memory)
-        self.masked_lm_transform = MaskedLMTransform(width, options.fusion.norm_eps if eps is None else eps)
+        self.masked_lm_transform = MaskedLMTransform(width, options.masked_lm_eps)
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
         words = self.embeddings.words.weight
         if options.tie_decoder and isinstance(words, nn.Parameter):
@@ -63,7 +59,7 @@ class AnswerDecoder(nn.Module):
         layout = CausalLayout(batch=ids_BL.shape[0], length=ids_BL.shape[1], mask_BL=mask_BL)
         positions = layout.take_ids(token_positions(ids_BL, self.text_options))
         rows_TD = self.embeddings(layout.take_ids(ids_BL), positions)
-        rows_TD = self.stack(rows_TD, question_BND, question_mask_BN, layout=layout)
+        rows_TD = self.stack(rows_TD, question_BND, memory_mask_BN=question_mask_BN, layout=layout)
         logits_TV: Tensor = self.masked_lm_decoder(self.masked_lm_transform(rows_TD), functional.linear)
         return logits_TV.view(*ids_BL.shape, -1)
 

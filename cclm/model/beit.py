@@ -7,20 +7,32 @@ Positions come only from each block's bias table. Queries and values have biases
 
 from __future__ import annotations
 
-from types import ModuleType
+from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, merge_heads, split_heads, stochastic_depth
 from .options import VisionOptions
-from .relative_position import RelativePositionBias, grid_index_with_class, num_offsets
+from .shapes import Float, Int
+from .swin import RelativePositionBias, grid_index, num_offsets
 
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+
+@cache
+@torch.inference_mode(False)
+def grid_index_with_class(side: int, device: torch.device) -> Int[Tensor, "tokens tokens"]:
+    """`grid_index` with a class token in front, whose pairs take the last three rows of the table.
+
+    Those are, in order: class token looks at a cell, a cell looks at the class token, class token looks at itself.
+    """
+    index_LL = functional.pad(grid_index(side, device), (1, 0, 1, 0))
+    first = num_offsets(side)
+    index_LL[0, :] = first
+    index_LL[:, 0] = first + 1
+    index_LL[0, 0] = first + 2
+    return index_LL
 
 
 class BeitAttention(UsesKernels, nn.Module):
@@ -58,10 +70,6 @@ class BiasVector(nn.Module):
         """Same shape."""
         return tokens_BLD + self.bias
 
-    def start_parameters(self, init: ModuleType) -> None:
-        """Published start: zero."""
-        init.zeros_(self.bias)
-
 
 class BeitBlock(nn.Module):
     """Attention, then feed-forward, each with norm before, a learned scale per channel after, and a residual around."""
@@ -69,7 +77,6 @@ class BeitBlock(nn.Module):
     def __init__(self, width: int, options: VisionOptions, drop: float) -> None:
         super().__init__()
         self.drop = drop
-        self.start_scale = options.layer_scale
         self.attention_norm = LayerNorm(width, options.norm_eps)
         self.attention = BeitAttention(width, options.num_heads, options.image_size // options.patch_size)
         self.attention_scale = nn.Parameter(torch.full((width,), options.layer_scale))
@@ -83,11 +90,6 @@ class BeitBlock(nn.Module):
         tokens_BLD = tokens_BLD + drop_path(mixed, self.drop, self.training)
         changed = self.feedforward_scale * self.feedforward(self.feedforward_norm(tokens_BLD))
         return tokens_BLD + drop_path(changed, self.drop, self.training)
-
-    def start_parameters(self, init: ModuleType) -> None:
-        """Published start: the configured constant."""
-        init.constant_(self.attention_scale, self.start_scale)
-        init.constant_(self.feedforward_scale, self.start_scale)
 
 
 class BeitEncoder(nn.Module):
@@ -109,7 +111,3 @@ class BeitEncoder(nn.Module):
             tokens_BLD = block(tokens_BLD)
         tokens_BPD = self.final_norm(tokens_BLD[:, 1:])
         return torch.cat([tokens_BPD.mean(1, keepdim=True), tokens_BPD], 1)
-
-    def start_parameters(self, init: ModuleType) -> None:
-        """Published start: a small normal."""
-        init.normal_(self.class_token, std=0.02)

@@ -1,22 +1,29 @@
-"""What stands on the encoders: contrastive projections, matching head, box head, masked-LM head."""
+"""What stands on the encoders: contrastive projections and temperature, matching head, box head, masked-LM head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from math import log
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .kernels import LayerNorm
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+from .shapes import Float
 
 ResultType = TypeVar("ResultType")
+HeadType = TypeVar("HeadType", bound=nn.Module)
+BOXES = ("boxes", "box_head: true (CCLM-4M, X2VLM)")
+"""What a box head gives, and the option of a model that has one."""
+
+
+def present(head: HeadType | None, what: str, option: str = "pretraining_heads: true") -> HeadType:
+    """The head, if the model has it. Raises ValueError: it was made without."""
+    if head is None:
+        raise ValueError(f"{what}: expected a model with {option}, got one without. Import another.")
+    return head
 
 
 class ProjectionHead(nn.Module):
@@ -29,6 +36,64 @@ class ProjectionHead(nn.Module):
     def forward(self, pooled_BD: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
         """Unit vectors."""
         return functional.normalize(self.linear(pooled_BD), dim=-1)
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamp whose gradient passes unless it would push the value further outside.
+
+    The published code clamps the parameter in place before each forward, so a value at its bound can always come back;
+    autograd's own clamp would hold a value that overshot the bound there for ever.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, lowest: float, highest: float) -> Tensor:
+        """Clamp."""
+        ctx.save_for_backward(value)
+        ctx.bounds = (lowest, highest)
+        return value.clamp(lowest, highest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """A descent step moves against the gradient: below the bound only a negative one leads back in."""
+        (value,) = ctx.saved_tensors
+        lowest, highest = ctx.bounds
+        outwards = ((value < lowest) & (grad > 0)) | ((value > highest) & (grad < 0))
+        return grad.masked_fill(outwards, 0.0), None, None
+
+
+class Temperature(nn.Module):
+    """The number by which similarities are divided, clamped (as published).
+
+    A parameter of shape (1,), because DeepSpeed cannot broadcast 0-dim ones. `start_value` is what it starts from.
+    """
+
+    def __init__(self, start: float, lowest: float, highest: float) -> None:
+        super().__init__()
+        self.start_value, self.bounds = start, (lowest, highest)
+        self.value = nn.Parameter(torch.full((1,), start))
+
+    def forward(self) -> Float[Tensor, " 1"]:
+        """The temperature inside its bounds."""
+        clamped: Tensor = _Clamp.apply(self.value, *self.bounds)  # type: ignore[no-untyped-call]
+        return clamped
+
+
+class LogTemperature(Temperature):
+    """The same number, learned as the logarithm of the scale 1 / temperature (as in CLIP and SigLIP).
+
+    A step of the optimizer changes the plain scalar by an amount and the logarithm by a factor. Both keep their bounds.
+    """
+
+    def __init__(self, start: float, lowest: float, highest: float) -> None:
+        super().__init__(-log(start), -log(highest), -log(lowest))
+
+    def forward(self) -> Float[Tensor, " 1"]:
+        """The temperature inside its bounds."""
+        return (-super().forward()).exp()
+
+
+TEMPERATURES = {"clamped": Temperature, "log": LogTemperature}
+"""`temperature_form` → its module."""
 
 
 class MatchingHead(nn.Module):

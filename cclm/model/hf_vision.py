@@ -10,7 +10,6 @@ What a tower holds besides (poolers, mask tokens) takes no part: poolers are lef
 from __future__ import annotations
 
 import inspect
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,11 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .options import VisionOptions
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+from .shapes import Float
 
 FINAL_NORMS = {
     "clip_vision_model": "post_layernorm",
@@ -82,8 +77,8 @@ class HFVisionEncoder(nn.Module):
         accepts = inspect.signature(self.tower.forward).parameters
         stretches = trained_size != options.image_size and "interpolate_pos_encoding" in accepts
         self.arguments = {"interpolate_pos_encoding": True} if stretches else {}
-        norm = FINAL_NORMS.get(self.model_type)
-        self.final_norm_name = norm if norm and self._has(norm) else None
+        norm = FINAL_NORMS.get(self.model_type)  # a BEiT that is not mean-pooled has none in its pooler
+        self.final_norm_name = norm if norm in dict(self.tower.named_modules()) else None
         # ZeRO-3 gathers per module, but these tables are read by the module around them when they are stretched.
         self.zero3_leaf_modules = [module for name, module in self.tower.named_children() if name == "embeddings"]
 
@@ -101,7 +96,7 @@ class HFVisionEncoder(nn.Module):
         if states.ndim == 4:
             states = states.flatten(2).transpose(1, 2)
         if self.final_norm_name is not None:
-            states = attrgetter(self.final_norm_name)(self.tower)(states)
+            states = self.tower.get_submodule(self.final_norm_name)(states)
         if self.project is not None:
             states = self.project(states)
         num_patches = states.shape[1] if self.grid_side is None else self.grid_side**2
@@ -114,13 +109,6 @@ class HFVisionEncoder(nn.Module):
                 f'vision.summary: expected a tower with a class token, got {self.model_type}. Use summary "mean".'
             )
         return torch.cat([states[:, :1], patches_BPD], 1)
-
-    def _has(self, name: str) -> bool:
-        """Whether the tower has this submodule (a BEiT that is not mean-pooled has no norm in its pooler)."""
-        module: Any = self.tower
-        for part in name.split("."):
-            module = getattr(module, part, None)
-        return module is not None
 
     def _patches(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Square images as the patches that a tower for images of any shape wants, channels last in each."""

@@ -22,12 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from .memories import SeveralMemoriesEncoder
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float, Int
-except ImportError:
-    pass
+from .answer_decoder import rank_answers
+from .heads import BOXES, present
+from .shapes import Float, Int
 
 
 @dataclass
@@ -61,6 +58,7 @@ class InferenceMethods:
 
     config: Any
     fusion_encoder: Any
+    answer_decoder: Any
     box_head: Any
     temperature: Any
     encode_images: Callable[..., Tensor]
@@ -68,11 +66,9 @@ class InferenceMethods:
     project_images: Callable[..., Tensor]
     project_texts: Callable[..., Tensor]
     fuse: Callable[..., Tensor]
-    fuse_several: Callable[..., Tensor]
     match_logits: Callable[..., Tensor]
     locate_boxes: Callable[..., Tensor]
     class_logits: Callable[..., Tensor]
-    rank_answers: Callable[..., tuple[Tensor, Tensor]]
     masked_lm_states: Callable[..., Tensor]
     decode_with: Callable[..., Any]
 
@@ -97,12 +93,9 @@ class InferenceMethods:
     ) -> Float[Tensor, "b 2"]:
         """Matching logits of image b with text b, from the fusion encoder; class 1 means that they match.
 
-        Args:
-            pixel_values: an image for each text; of a model that reads several (`fusion.num_memories`, as for NLVR2),
-                that many for each text: (B, M, 3, H, W).
-            input_ids: the texts.
-            attention_mask: 1 where a token is real; None: everywhere but at `<pad>`.
-            batch_size: pairs at a time; None: all at once.
+        A model that reads several images (`fusion.num_memories`, as for NLVR2) takes that many for each text:
+        (B, M, 3, H, W). `attention_mask` None: every token but `<pad>` is real. `batch_size`: pairs at a time; None:
+        all at once.
 
         Raises:
             ValueError: another number of images than the model reads for a text.
@@ -251,10 +244,7 @@ class InferenceMethods:
         Raises:
             ValueError: a model without box head.
         """
-        if self.box_head is None:
-            raise ValueError(
-                "locate: expected a model with a box head, got one without. Use CCLM-4M or an X2VLM model."
-            )
+        present(self.box_head, *BOXES)
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         return self.locate_boxes(_look(self, pixel_values, ids_BL, mask_BL), mask_BL)
 
@@ -292,10 +282,11 @@ class InferenceMethods:
         Raises:
             ValueError: a model without answer decoder.
         """
+        decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
         question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
-        return self.rank_answers(question_BLD, mask_BL, answer_ids, answer_mask, top_k)
+        return rank_answers(decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
 
 def tidy_texts(
@@ -314,11 +305,9 @@ def tidy_texts(
 
 def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
     """Fused states of texts that each read their image, or their several images."""
-    text_BLD = model.encode_texts(input_ids, mask_BL)
-    if not isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
-        return model.fuse(text_BLD, mask_BL, model.encode_images(pixel_values))
-    memories = _several_images(model, pixel_values, model.fusion_encoder.num_memories)
-    return model.fuse_several(text_BLD, mask_BL, memories)
+    number = model.fusion_encoder.num_memories
+    memory = model.encode_images(pixel_values) if number == 1 else _several_images(model, pixel_values, number)
+    return model.fuse(model.encode_texts(input_ids, mask_BL), mask_BL, memory)
 
 
 def _several_images(model: InferenceMethods, pixel_values: Tensor, number: int) -> Sequence[Tensor]:
@@ -349,7 +338,7 @@ def _encode(
     model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, method: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encoded images and texts, and the texts' mask; raises if a text is about several images."""
-    if isinstance(model.fusion_encoder, SeveralMemoriesEncoder):
+    if model.fusion_encoder.num_memories > 1:
         raise ValueError(
             f"{method}: expected a model that reads one image for a text, got one that reads "
             f"{model.fusion_encoder.num_memories}. Use `score` with as many images for each text."

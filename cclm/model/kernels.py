@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+from .shapes import Float
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(query (B, N, L, K), key (B, N, M, K), value (B, N, M, K), mask, dropout) → (B, N, L, K), the heads apart.
@@ -25,22 +22,11 @@ LayerNormFunction = Callable[[Tensor, Sequence[int], Tensor, Tensor, float], Ten
 """(rows, normalized shape, weight, bias, epsilon) → rows, as `torch.nn.functional.layer_norm`."""
 
 
-def plain_attention(
-    query_BNLK: Float[Tensor, "b n l k"],
-    key_BNMK: Float[Tensor, "b n m k"],
-    value_BNMK: Float[Tensor, "b n m k"],
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Float[Tensor, "b n l k"]:
-    """Softmax attention of L queries to M keys in each of N heads; torch chooses the algorithm."""
-    return functional.scaled_dot_product_attention(query_BNLK, key_BNMK, value_BNMK, mask, dropout)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """The functions that a network is computed with."""
 
-    attention: Attention = plain_attention
+    attention: Attention = functional.scaled_dot_product_attention
     layer_norm: LayerNormFunction = functional.layer_norm
 
 

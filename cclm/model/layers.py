@@ -15,11 +15,7 @@ from torch.nn import functional
 from .kernels import LayerNorm, UsesKernels
 from .options import LayerOptions
 from .packing import PaddedLayout
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Bool, Float
-except ImportError:
-    pass
+from .shapes import Bool, Float
 
 
 def split_heads(states_BLD: Float[Tensor, "b l d"], num_heads: int) -> Float[Tensor, "b n l k"]:
@@ -94,10 +90,10 @@ class CrossAttention(UsesKernels, nn.Module):
             key_BND = torch.cat([key_BND, self.null_key.to(key_BND.dtype).expand(key_BND.shape[0], 1, -1)], 1)
             value_BND = functional.pad(value_BND, (0, 0, 0, 1))
             memory_mask_BN = None if memory_mask_BN is None else functional.pad(memory_mask_BN, (0, 1), value=True)
-        masks: Sequence[Tensor | None] = [None] * layout.num_blocks
+        queries = layout.to_blocks(self.query(rows_TD))
+        masks: Sequence[Tensor | None] = [None] * len(queries)
         if memory_mask_BN is not None:
             masks = layout.split_sequences(memory_mask_BN[:, None, None, :])
-        queries = layout.to_blocks(self.query(rows_TD))
         keys, values = layout.split_sequences(key_BND), layout.split_sequences(value_BND)
         attended, dropout = [], self.attention_dropout if self.training else 0.0
         for *parts, mask in zip(queries, keys, values, masks, strict=True):
@@ -179,13 +175,13 @@ class LayerStack(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        memory_BND: Float[Tensor, "b n d"] | None = None,
-        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
-        *,
+        *memories: Float[Tensor, "b _n d"],
         layout: PaddedLayout,
+        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
         has_memory_T1: Bool[Tensor, "t 1"] | None = None,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; `has_memory_T1` as in the layers."""
-        for layer in self.layers:
+        """Rows in, rows out; layer n reads memory n modulo their number; the masks as in the layers."""
+        for number, layer in enumerate(self.layers):
+            memory_BND = memories[number % len(memories)] if memories else None
             rows_TD = layer(rows_TD, memory_BND, memory_mask_BN, layout=layout, has_memory_T1=has_memory_T1)
         return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,33 +21,31 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .answer_decoder import AnswerDecoder, rank_answers
+from .answer_decoder import AnswerDecoder
 from .beit import BeitBlock, BeitEncoder, BiasVector
 from .configuration_cclm import CCLMConfig
-from .fusion import FusionEncoder  # noqa: F401  # the loader of transformers 5.0 copies what this file names, no more
-from .heads import BoxHead, MaskedLMDecoder, MaskedLMTransform, MatchingHead, ProjectionHead
+from .encoders import FusionEncoder, TextEmbeddings, TextEncoder, pool_states
+from .heads import (
+    BOXES,
+    TEMPERATURES,
+    BoxHead,
+    MaskedLMDecoder,
+    MaskedLMTransform,
+    MatchingHead,
+    ProjectionHead,
+    ResultType,
+    Temperature,
+    present,
+)
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
-from .kernels import use_kernels  # noqa: F401  # see FusionEncoder
+from .kernels import use_kernels  # noqa: F401  # the loader of transformers 5.0 copies what this file names, no more
 from .layers import CrossAttention
-from .memories import fusion_encoder
 from .options import LayerOptions, ModelOptions, VisionOptions
-from .packing import text_layout  # noqa: F401  # see FusionEncoder
-from .regions import region_tokens
-from .relative_position import RelativePositionBias
-from .swin import SwinEncoder
-from .temperature import TEMPERATURES, Temperature
-from .text import TextEmbeddings, TextEncoder, pool_states
-from .tied_weights import tied_weights
-from .vision import ChannelAffine, ChannelNorm, ConvVisionEncoder
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Bool, Float, Int
-except ImportError:
-    pass
-
-ResultType = TypeVar("ResultType")
-HeadType = TypeVar("HeadType", bound=nn.Module)
+from .packing import masked_mean
+from .shapes import Bool, Float, Int
+from .swin import RelativePositionBias, SwinEncoder
+from .vision import ChannelAffine, ConvVisionEncoder
 
 VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
     "conv_vit": ConvVisionEncoder,
@@ -93,32 +90,26 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         self.grid_side = options.vision.grid_side
         self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
-        self.fusion_encoder = fusion_encoder(options)
-        self._add_pretraining_heads(options)
+        self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
+        has_heads, has_words = options.pretraining_heads, options.masked_lm_head
+        own_projection = has_heads and not options.shared_projection
+        self.image_projection = ProjectionHead(width, options.projection_width) if own_projection else None
+        self.text_projection = ProjectionHead(width, options.projection_width) if has_heads else None
+        self.matching_head = MatchingHead(width, options.matching_width) if has_heads else None
         num_images = options.class_images
         self.class_head = None
         if options.num_classes:
             self.class_head = MatchingHead(num_images * width, num_images * options.matching_width, options.num_classes)
         self.answer_decoder = AnswerDecoder(options) if options.answer_decoder else None
         self.box_head = BoxHead(width, options.matching_width) if options.box_head else None
-        masked_lm_eps = options.fusion.norm_eps if options.masked_lm_norm_eps is None else options.masked_lm_norm_eps
-        has_head = options.masked_lm_head
-        self.masked_lm_transform = MaskedLMTransform(width, masked_lm_eps) if has_head else None
-        self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_head else None
-        self._tied_weights_keys = tied_weights(options)
+        self.masked_lm_transform = MaskedLMTransform(width, options.masked_lm_eps) if has_words else None
+        self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size) if has_words else None
+        self._tied_weights_keys = options.tied_weights
         bounds = (options.initial_temperature, options.temperature_min, options.temperature_max)
-        temperature = TEMPERATURES[options.temperature_form](*bounds) if options.pretraining_heads else None
+        temperature = TEMPERATURES[options.temperature_form](*bounds) if has_heads else None
         self.temperature: Temperature = temperature  # type: ignore[assignment]  # who trains has one
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
-
-    def _add_pretraining_heads(self, options: ModelOptions) -> None:
-        """Projections and matching head, if the model has them."""
-        width, has_heads = options.width, options.pretraining_heads
-        own_projection = has_heads and not options.shared_projection
-        self.image_projection = ProjectionHead(width, options.projection_width) if own_projection else None
-        self.text_projection = ProjectionHead(width, options.projection_width) if has_heads else None
-        self.matching_head = MatchingHead(width, options.matching_width) if has_heads else None
 
     # --- the pieces that a training step is made of ---
 
@@ -133,12 +124,11 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         image_of_R: Int[Tensor, " r"],
         region_mask_RN: Bool[Tensor, "r n"],
     ) -> Float[Tensor, "r n d"]:
-        """Tokens of R regions of encoded images: those of their image, token 0 the mean of the region's patches.
+        """Tokens of R regions of encoded images (CCLM-4M's region branch).
 
-        Args:
-            image_BND: encoded images.
-            image_of_R: which image each region lies in.
-            region_mask_RN: True where a patch belongs to the region; also the memory mask for `fuse`.
+        The patches are those of the whole image, unchanged (they have seen all of it); token 0 becomes the mean of the
+        patches inside the region. The region itself goes into `fuse` as the memory mask: `region_mask_RN` is True for
+        its patches (at least one), and for token 0.
 
         Raises:
             ValueError: an image tower whose tokens form no known grid.
@@ -148,7 +138,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
                 "regions: expected an image tower with a square grid of patches, got one whose configuration tells no "
                 "patch size. Train it without regions, or choose another tower."
             )
-        return region_tokens(image_BND, image_of_R, region_mask_RN)
+        patch_RPD = image_BND[image_of_R, 1:]
+        return torch.cat([masked_mean(patch_RPD, region_mask_RN[:, 1:])[:, None], patch_RPD], 1)
 
     def encode_texts(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Token states, zero in the padding; every text has at least one real token."""
@@ -159,44 +150,36 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         self,
         text_BLD: Float[Tensor, "b l d"],
         mask_BL: Bool[Tensor, "b l"],
-        memory_BND: Float[Tensor, "b n d"] | None,
+        memory: Float[Tensor, "b n d"] | Sequence[Float[Tensor, "b _n d"]] | None,
         memory_mask_BN: Bool[Tensor, "b n"] | None = None,
         has_memory_B: Bool[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Let each text read its memory (an image's tokens, or the other text's states); None: self-attention only.
 
+        A model for several memories (`fusion.num_memories`) takes a list of them, every token of which is real.
         `has_memory_B`: False for texts that read nothing although others of the call do (TLM beside image-text).
         """
+        memories = () if memory is None else (memory,) if isinstance(memory, Tensor) else memory
         fused_BLD: Tensor = self.fusion_encoder(
-            text_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory_B=has_memory_B
+            text_BLD, mask_BL, *memories, memory_mask_BN=memory_mask_BN, has_memory_B=has_memory_B
         )
         return fused_BLD
 
     def project_images(self, image_BND: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Contrastive features of encoded images: unit vectors."""
-        head = _present(self.text_projection if self.image_projection is None else self.image_projection, "features")
+        head = present(self.text_projection if self.image_projection is None else self.image_projection, "features")
         feature_BE: Tensor = head(image_BND[:, 0])
         return feature_BE
 
     def project_texts(self, text_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b e"]:
         """Contrastive features of encoded texts: unit vectors."""
-        head = _present(self.text_projection, "features")
+        head = present(self.text_projection, "features")
         feature_BE: Tensor = head(pool_states(text_BLD, mask_BL, self.pooling[0]))
         return feature_BE
 
-    def fuse_several(
-        self,
-        text_BLD: Float[Tensor, "b l d"],
-        mask_BL: Bool[Tensor, "b l"],
-        memories: Sequence[Float[Tensor, "b _n d"]],
-    ) -> Float[Tensor, "b l d"]:
-        """`fuse` of a model that reads several memories (`fusion.num_memories`), every token of which is real."""
-        fused_BLD: Tensor = self.fusion_encoder(text_BLD, mask_BL, memories)
-        return fused_BLD
-
     def match_logits(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 2"]:
         """Do text and memory belong together? Class 1 means yes."""
-        head = _present(self.matching_head, "matching logits")
+        head = present(self.matching_head, "matching logits")
         logits_B2: Tensor = head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
         return logits_B2
 
@@ -208,30 +191,9 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         Raises:
             ValueError: a model without classifier.
         """
-        if self.class_head is None:
-            raise ValueError(
-                "classes: expected a model with num_classes > 0, got one without. Import a fine-tuned one."
-            )
-        pooled = torch.cat([pool_states(fused_BLD, mask_BL, self.pooling[1]) for fused_BLD in fused], -1)
-        logits_BC: Tensor = self.class_head(pooled)
+        head = present(self.class_head, "classes", "num_classes > 0")
+        logits_BC: Tensor = head(torch.cat([pool_states(one_BLD, mask_BL, self.pooling[1]) for one_BLD in fused], -1))
         return logits_BC
-
-    def rank_answers(
-        self,
-        question_BLD: Float[Tensor, "b l d"],
-        mask_BL: Bool[Tensor, "b l"],
-        answer_ids: Int[Tensor, "c n"],
-        answer_mask: Bool[Tensor, "c n"],
-        top_k: int,
-    ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-        """The likeliest of some answers to fused questions, see `answer_decoder.rank_answers`.
-
-        Raises:
-            ValueError: a model without answer decoder.
-        """
-        if self.answer_decoder is None:
-            raise ValueError("answers: expected a model with answer_decoder: true, got one without. Import another.")
-        return rank_answers(self.answer_decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
 
     def locate_boxes(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 4"]:
         """Where in its image is what each text describes? Centre x, y, width, height, as shares of the image.
@@ -239,9 +201,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         Raises:
             ValueError: a model without box head.
         """
-        if self.box_head is None:
-            raise ValueError("boxes: expected a model with box_head: true, got one without. Set it, or import CCLM-4M.")
-        box_B4: Tensor = self.box_head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
+        head = present(self.box_head, *BOXES)
+        box_B4: Tensor = head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
         return box_B4
 
     def masked_lm_states(self, fused_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
@@ -250,11 +211,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         Raises:
             ValueError: a model without masked-LM head.
         """
-        if self.masked_lm_transform is None:
-            raise ValueError(
-                "masked tokens: expected a model with masked_lm_head: true, got one without. Import another."
-            )
-        hidden_TD: Tensor = self.masked_lm_transform(fused_TD)
+        hidden_TD: Tensor = present(self.masked_lm_transform, "masked tokens", "masked_lm_head: true")(fused_TD)
         return hidden_TD
 
     def decode_with(
@@ -294,11 +251,9 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             return CCLMOutput(logits=self.classify(pixel_values, input_ids, attention_mask))
         image_BE = None if pixel_values is None else self.get_image_features(pixel_values)
         text_CE = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
-        logits_BC = (
-            None
-            if image_BE is None or text_CE is None
-            else image_BE @ text_CE.T / _present(self.temperature, "similarities")()
-        )
+        logits_BC = None
+        if image_BE is not None and text_CE is not None:
+            logits_BC = image_BE @ text_CE.T / present(self.temperature, "similarities")()
         return CCLMOutput(
             image_embeds=image_BE,
             text_embeds=text_CE,
@@ -325,13 +280,20 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             init.normal_(module.weight, std=std)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | ChannelNorm | ChannelAffine):
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | ChannelAffine):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, TextEmbeddings) and module.token_type is not None:
             init.normal_(module.token_type, std=self.config.text["embedding_range"])
-        elif isinstance(module, RelativePositionBias | BeitEncoder | BeitBlock | BiasVector):
-            module.start_parameters(init)
+        elif isinstance(module, RelativePositionBias):
+            init.normal_(module.bias_table, std=0.02)
+        elif isinstance(module, BeitEncoder):
+            init.normal_(module.class_token, std=0.02)
+        elif isinstance(module, BeitBlock):
+            init.constant_(module.attention_scale, self.config.vision["layer_scale"])
+            init.constant_(module.feedforward_scale, self.config.vision["layer_scale"])
+        elif isinstance(module, BiasVector):
+            init.zeros_(module.bias)
         elif isinstance(module, MaskedLMDecoder):
             init.normal_(module.weight, std=self.config.text["embedding_range"])
             init.zeros_(module.bias)
@@ -344,24 +306,22 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:
         """Standard deviation at the start of each linear and embedding that does not use PyTorch's own rule."""
-        embeddings = self.text_encoder.embeddings
-        std_of: dict[nn.Module, float] = dict.fromkeys(
-            (embeddings.words, embeddings.positions), options.text.embedding_range
-        )
-        vision = self.vision_encoder
+        vision, texts = self.vision_encoder, [self.text_encoder.embeddings]
         stacks: list[tuple[nn.Module, LayerOptions]] = [
             (vision.stack if isinstance(vision, ConvVisionEncoder) else vision, options.vision),
             (self.text_encoder.stack, options.text),
             (self.fusion_encoder.stack, options.fusion),
         ]
         if self.answer_decoder is not None:
+            texts.append(self.answer_decoder.embeddings)
             stacks.append((self.answer_decoder.stack, options.fusion))
-            answers = self.answer_decoder.embeddings
-            std_of.update(dict.fromkeys((answers.words, answers.positions), options.text.embedding_range))
+        std_of: dict[nn.Module, float] = {}
+        for embeddings in texts:
+            std_of |= dict.fromkeys((embeddings.words, embeddings.positions), options.text.embedding_range)
         for stack, stack_options in stacks:
             if stack_options.initializer_range is not None:
                 linears = (module for module in stack.modules() if isinstance(module, nn.Linear))
-                std_of.update(dict.fromkeys(linears, stack_options.initializer_range))
+                std_of |= dict.fromkeys(linears, stack_options.initializer_range)
         return std_of
 
 
@@ -371,17 +331,6 @@ def _default_init(module: nn.Linear | nn.Conv2d) -> None:
     init.uniform_(module.weight, -bound, bound)
     if module.bias is not None:
         init.uniform_(module.bias, -bound, bound)
-
-
-def _present(head: HeadType | None, what: str) -> HeadType:
-    """The head, if the model has it.
-
-    Raises:
-        ValueError: it was fine-tuned without.
-    """
-    if head is None:
-        raise ValueError(f"{what}: expected a model with pretraining_heads: true, got one without. Import another.")
-    return head
 
 
 CCLMConfig.register_for_auto_class()

@@ -219,6 +219,27 @@ class ModelOptions:
             )
         _check_vision(self.width, self.vision)
 
+    @property
+    def masked_lm_eps(self) -> float:
+        """Epsilon of the masked-LM head's norm."""
+        return self.fusion.norm_eps if self.masked_lm_norm_eps is None else self.masked_lm_norm_eps
+
+    @property
+    def tied_weights(self) -> dict[str, str]:
+        """Which parameters are one tensor: second name → the name under which it is stored."""
+        tied = {}
+        if self.masked_lm_head and self.tie_decoder:
+            tied["masked_lm_decoder.weight"] = "text_encoder.embeddings.words.weight"
+        if self.answer_decoder and self.tie_decoder:
+            tied["answer_decoder.masked_lm_decoder.weight"] = "answer_decoder.embeddings.words.weight"
+        number = self.fusion.num_memories
+        for layer in range(self.fusion.num_layers * number):
+            if first := layer % number:
+                stack, part = "fusion_encoder.stack.layers", "cross_attention.key_value"
+                for kind in ("weight", "bias"):
+                    tied[f"{stack}.{layer}.{part}.{kind}"] = f"{stack}.{layer - first}.{part}.{kind}"
+        return tied
+
 
 def _check_vision(width: int, vision: VisionOptions) -> None:
     """The image tower's sizes fit each other."""
@@ -261,11 +282,8 @@ def options_from_dict(values: dict[str, Any]) -> ModelOptions:
     Raises:
         ValueError: a field of a block that does not exist.
     """
-    blocks: dict[str, Any] = {
-        "vision": _block("vision", VisionOptions, values.get("vision")),
-        "text": _block("text", TextOptions, values.get("text")),
-        "fusion": _block("fusion", FusionOptions, values.get("fusion")),
-    }
+    kinds = {"vision": VisionOptions, "text": TextOptions, "fusion": FusionOptions}
+    blocks: dict[str, Any] = {name: _block(name, kind, values.get(name)) for name, kind in kinds.items()}
     return ModelOptions(**{**values, **blocks})
 
 
@@ -283,16 +301,12 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
     return kind(**values)
 
 
-@cache
-def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
-    """The closed sets of words, by field."""
-    hints = get_type_hints(kind)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+_hints = cache(get_type_hints)
 
 
 def _check_choices(options: Any) -> None:
     """Every field with a closed set of words holds one of them."""
-    for name, choices in _choices(options.__class__).items():
-        value = getattr(options, name)
-        if value not in choices:
+    for name, hint in _hints(options.__class__).items():
+        choices, value = get_args(hint), getattr(options, name)
+        if get_origin(hint) is Literal and value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")

@@ -26,10 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Bool, Float, Int, Shaped
-except ImportError:
-    pass
+from .shapes import Bool, Float, Int, Shaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +39,6 @@ class PaddedLayout:
     """L: columns of the rectangle."""
     mask_BL: Tensor | None
     """True where a token is real; None: everywhere."""
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks `to_blocks` returns."""
-        return 1
 
     def to_rows(self, rectangle_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "t d"]:
         """Flatten the rectangle."""
@@ -137,11 +129,6 @@ class GroupedLayout(PackedLayout):
     group_lengths: tuple[int, ...]
     """Tokens per sequence of each block, ascending."""
 
-    @property
-    def num_blocks(self) -> int:
-        """As many as there are lengths."""
-        return len(self.group_sizes)
-
     def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
         """One view per length."""
         shapes = list(zip(self.group_sizes, self.group_lengths, strict=True))
@@ -154,7 +141,7 @@ class GroupedLayout(PackedLayout):
 
     def block_masks(self) -> list[Bool[Tensor, "_b 1 1 _l"] | None]:
         """Nothing to mask."""
-        return [None] * self.num_blocks
+        return [None] * len(self.group_sizes)
 
     def sort_sequences(self, memory_BND: Shaped[Tensor, " b *rest"]) -> Shaped[Tensor, " b *rest"]:
         """Sort by the length of the sequence that the rows belong to."""
@@ -221,12 +208,8 @@ def concatenate_padded(
 ) -> tuple[Shaped[Tensor, " b *rest"], Bool[Tensor, "b l"]]:
     """Join batches of different lengths along the batch axis, so that one module call serves them all.
 
-    Args:
-        parts: pairs of a rectangle (B_i, L_i, …) with the same trailing dimensions and its mask (B_i, L_i).
-        value: what the new padding holds (a token id, for ids).
-
-    Returns:
-        The rectangle (Σ B_i, max L_i, …) and its mask, False in the new padding.
+    The parts are pairs of a rectangle (B_i, L_i, …) with the same trailing dimensions and its mask (B_i, L_i); returned
+    are a rectangle (Σ B_i, max L_i, …) with `value` in the new padding, and its mask.
     """
     longest = max(mask.shape[1] for _, mask in parts)
     rectangles = [
@@ -242,12 +225,8 @@ def gather_rows(
 ) -> Shaped[Tensor, " k *rest"]:
     """rows[index], where index n (one past the end) gives zeros; differentiable.
 
-    Each row is taken at most once, and either every row is taken or no entry asks for zeros.
-
-    Args:
-        rows: n rows.
-        index: k row numbers in [0, n].
-        inverse: for each row, where in `index` it stands; k if it is not taken.
+    Each row is taken at most once, and either every row is taken or no entry asks for zeros. `inverse`: for each row,
+    where in `index` it stands; k if it is not taken.
     """
     taken: Tensor = _Gather.apply(rows, index, inverse)  # type: ignore[no-untyped-call]
     return taken

@@ -19,12 +19,7 @@ GROUPS = ("common_kwargs", "images_kwargs", "text_kwargs")
 
 
 class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is seen untyped
-    """An image processor and a tokenizer.
-
-    Args:
-        image_processor: a `CCLMImageProcessor` (`image_processing_cclm.py`).
-        tokenizer: of the folder.
-    """
+    """A `CCLMImageProcessor` and the folder's tokenizer."""
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
         super().__init__(image_processor, tokenizer)
@@ -94,9 +89,7 @@ class CCLMProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is se
     def post_process_boxes(self, boxes_B4: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Boxes of `CCLMModel.locate` in pixels: left, top, right, bottom, inside the image; (B, 4), float32.
 
-        Args:
-            boxes_B4: centre x, centre y, width, height as shares of the image.
-            sizes: width and height of each image (`image.size`).
+        `sizes`: width and height of each image (`image.size`).
         """
         boxes_B4 = boxes_B4.float()
         half_B2, centre_B2 = boxes_B4[:, 2:] / 2, boxes_B4[:, :2]

@@ -12,16 +12,12 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, stochastic_depth
 from .options import VisionOptions
-from .relative_position import RelativePositionBias, grid_index, num_offsets
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+from .shapes import Float, Int
 
 OTHER_SIDE = -100.0
 """Added to the score of two cells that only the shift has brought into one window; published value."""
@@ -52,6 +48,38 @@ def shift_mask(side: int, window: int, device: torch.device) -> Float[Tensor, "w
     area_HW = strip[:, None] * 3 + strip[None]
     area_WL = to_windows(area_HW[None, :, :, None].float(), window)[0, :, :, 0]
     return torch.where(area_WL[:, :, None] == area_WL[:, None, :], 0.0, OTHER_SIDE)
+
+
+class RelativePositionBias(nn.Module):
+    """Learned biases of attention scores by relative position, as Swin and BEiT have them.
+
+    The table has one row for each offset (Δrow, Δcolumn) that two cells of a square grid can have. Which row a pair of
+    cells takes is an index, computed and cached (no buffer: a checkpoint should not carry what the sizes say).
+    """
+
+    def __init__(self, num_rows: int, num_heads: int) -> None:
+        super().__init__()
+        self.bias_table = nn.Parameter(torch.zeros(num_rows, num_heads))
+
+    def forward(self, index_LL: Int[Tensor, "l l"]) -> Float[Tensor, "heads l l"]:
+        """What to add to the scores of each head."""
+        return functional.embedding(index_LL, self.bias_table).permute(2, 0, 1)
+
+
+def num_offsets(side: int) -> int:
+    """How many offsets two cells of a side × side grid can have."""
+    return (2 * side - 1) ** 2
+
+
+@cache
+@torch.inference_mode(False)
+def grid_index(side: int, device: torch.device) -> Int[Tensor, "cells cells"]:
+    """Table row of each pair of cells of a side × side grid in reading order."""
+    line = torch.arange(side, device=device)
+    row_P, column_P = line.repeat_interleave(side), line.repeat(side)
+    down_PP = row_P[:, None] - row_P[None] + side - 1
+    right_PP = column_P[:, None] - column_P[None] + side - 1
+    return down_PP * (2 * side - 1) + right_PP
 
 
 class WindowAttention(UsesKernels, nn.Module):

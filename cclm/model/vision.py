@@ -16,28 +16,15 @@ from torch.nn import functional
 from .layers import LayerStack
 from .options import VisionOptions
 from .packing import PaddedLayout
-
-try:  # noqa: SIM105  # annotations only: an exported checkpoint loads without it, and HF skips imports in a try
-    from jaxtyping import Float
-except ImportError:
-    pass
+from .shapes import Float
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each pixel."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, image_BCHW: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape; both permutes are free for channels-last memory."""
-        pixels_BHWC = image_BCHW.permute(0, 2, 3, 1)
-        return functional.layer_norm(pixels_BHWC, self.weight.shape, self.weight, self.bias, self.eps).permute(
-            0, 3, 1, 2
-        )
+        return super().forward(image_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ChannelAffine(nn.Module):

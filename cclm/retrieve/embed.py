@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +27,6 @@ from cclm.files import atomic
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
 from cclm.retrieve.embed_source import EmbedSource, Row
-
-GivenType = TypeVar("GivenType")
-PreparedType = TypeVar("PreparedType")
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""
@@ -112,8 +108,8 @@ class Embedder:
     def images(self, images: Sequence[Callable[[], bytes]]) -> tuple[Tensor, list[str | None]]:
         """Return features (N, E) on the CPU in fp32, zero where an image cannot be read or decoded, and the reasons."""
 
-        def encode(pixels: Sequence[Tensor]) -> Encoded:
-            stacked = torch.stack(list(pixels)).to(self.opened.model.device, self.opened.model.dtype)
+        def encode(pixels: list[Tensor]) -> Encoded:
+            stacked = torch.stack(pixels).to(self.opened.model.device, self.opened.model.dtype)
             return encode_images(self.opened.model, stacked, batch_size=self.batch_size)
 
         return self._features(images, lambda read: self.opened.pixels(read()), encode)
@@ -125,21 +121,17 @@ class Embedder:
             self.opened.tokens([text])
             return text
 
-        def encode(known: Sequence[str]) -> Encoded:
-            tokens, device = self.opened.tokens(known), self.opened.model.device
-            ids_BL, mask_BL = tokens.ids_BL.to(device), tokens.mask_BL.to(device)
-            return encode_texts(self.opened.model, ids_BL, mask_BL, batch_size=self.batch_size)
+        def encode(known: list[str]) -> Encoded:
+            tokens = self.opened.tokens(known).to(self.opened.model.device)
+            return encode_texts(self.opened.model, tokens.ids_BL, tokens.mask_BL, batch_size=self.batch_size)
 
         return self._features(texts, check, encode)
 
     def _features(
-        self,
-        given: Sequence[GivenType],
-        prepare: Callable[[GivenType], PreparedType],
-        encode: Callable[[Sequence[PreparedType]], Encoded],
+        self, given: Sequence[Any], prepare: Callable[[Any], Any], encode: Callable[[list[Any]], Encoded]
     ) -> tuple[Tensor, list[str | None]]:
         """Compute what can be prepared, and put each feature where its input was."""
-        prepared: list[PreparedType] = []
+        prepared: list[Any] = []
         errors: list[str | None] = []
         for one in given:
             try:
@@ -155,48 +147,36 @@ class Embedder:
 
 def embed_units(
     embedder: Embedder, source: EmbedSource, units: range, on_batch: Callable[[int], None] = lambda unit: None
-) -> dict[str, list[Any]]:
-    """Columns of the rows of some units, in their order; `on_batch` is told the last unit of each batch."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("unit", "key", "kind", "text", "language", "feature", "error")
-    }
+) -> list[dict[str, Any]]:
+    """Return the rows of some units, in their order; `on_batch` is told the last unit of each batch."""
+    made = []
     for start in range(units.start, units.stop, embedder.batch_size):
         batch = range(start, min(start + embedder.batch_size, units.stop))
         rows: list[tuple[int, Row]] = [(unit, row) for unit in batch for row in source.rows(unit)]
-        has_text = [row.text is not None for _, row in rows]
         images = embedder.images([partial(source.image, unit) for unit, row in rows if row.text is None])
         texts = embedder.texts([row.text for _, row in rows if row.text is not None])
-        found = {False: iter(zip(*images, strict=True)), True: iter(zip(*texts, strict=True))}
-        for (unit, row), is_text in zip(rows, has_text, strict=True):
-            feature, error = next(found[is_text])
-            values = (unit, row.key, "text" if is_text else "image", row.text, row.language)
-            kept = (None if error else feature.numpy(), error)
-            for column, value in zip(columns.values(), (*values, *kept), strict=True):
-                column.append(value)
+        found = {"image": iter(zip(*images, strict=True)), "text": iter(zip(*texts, strict=True))}
+        for unit, row in rows:
+            kind = "image" if row.text is None else "text"
+            feature, error = next(found[kind])
+            values = {"feature": None if error else feature.numpy(), "error": error}
+            made.append({"unit": unit, "kind": kind, **vars(row), **values})
         on_batch(batch.stop - 1)
-    return columns
+    return made
 
 
-def write_part(folder: Path, part: int, columns: dict[str, list[Any]], width: int) -> None:
+def write_part(folder: Path, part: int, rows: list[dict[str, Any]], width: int) -> None:
     """Write one Parquet file: whole, or not at all."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {
-        "unit": pa.int64(),
-        "key": pa.string(),
-        "kind": pa.string(),
-        "text": pa.string(),
-        "language": pa.string(),
-        "feature": pa.list_(pa.float32(), width),
-        "error": pa.string(),
-    }
-    table = pa.table({name: pa.array(columns[name], type=kind) for name, kind in kinds.items()})
+    text, feature = pa.string(), pa.list_(pa.float32(), width)
+    columns = {"key": text, "kind": text, "text": text, "language": text, "feature": feature, "error": text}
+    table = pa.Table.from_pylist(rows, pa.schema({"unit": pa.int64(), **columns}))
     path = part_path(folder, part)
     temporary = atomic.temporary_path(path)
     parquet.write_table(table, temporary, compression="zstd")
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    atomic.sync(temporary)
     atomic.publish(temporary, path)
 
 
@@ -208,11 +188,7 @@ def embed(
     *,
     on_unit: Callable[[int], None] = lambda unit: None,
 ) -> int:
-    """Make the missing parts; returns how many units were embedded now.
-
-    Raises:
-        ConfigError: see `prepare_folder`.
-    """
+    """Make the missing parts; returns how many units were embedded now. Raises ConfigError: see `prepare_folder`."""
     done = 0
     for part in prepare_folder(folder, facts):
         start = part * facts.units_per_part

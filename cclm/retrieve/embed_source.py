@@ -39,11 +39,7 @@ class Row:
 class Files:
     """Images (one unit a file) and texts (one unit a line that is not blank) of a folder, or one such file.
 
-    Args:
-        root: the folder or file.
-
-    Raises:
-        ConfigError: there is nothing, or a text that is not UTF-8.
+    Raises ConfigError: there is nothing, or a text that is not UTF-8.
     """
 
     def __init__(self, root: Path) -> None:
@@ -102,10 +98,7 @@ class Files:
 class Shards:
     """The samples of a shard set: images (and, if wanted, their captions), or the sentences of pairs.
 
-    Args:
-        root: the set.
-        with_captions: embed captions beside the images.
-        languages: of the texts to take; empty: all.
+    `languages`: of the texts to take; empty: all.
     """
 
     left_out: Mapping[str, int] = MappingProxyType({})
@@ -129,17 +122,17 @@ class Shards:
         """An image and its captions, or every sentence of a group once."""
         if self._set.view is View.IMAGE_TEXT:
             record = self._set.image_text(*self._places[unit])
-            captions = record.captions.items() if self.with_captions else ()
+            captions = record.captions if self.with_captions else {}
             return [Row(key=record.key), *self._texts(record.key, captions)]
         pairs = self._set.text_group(*self._places[unit])
         sides = [(pair.lang_a, pair.text_a) for pair in pairs] + [(pair.lang_b, pair.text_b) for pair in pairs]
         by_language: dict[str, list[str]] = {}
         for language, text in dict.fromkeys(sides):
             by_language.setdefault(language, []).append(text)
-        return list(self._texts(pairs[0].group, by_language.items()))
+        return list(self._texts(pairs[0].group, by_language))
 
-    def _texts(self, key: str, texts: object) -> Iterator[Row]:
-        for language, listed in dict(texts).items():  # type: ignore[call-overload]
+    def _texts(self, key: str, texts: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+        for language, listed in texts.items():
             if not self.languages or language in self.languages:
                 for number, text in enumerate(listed):
                     yield Row(key=f"{key}/{language}/{number}", text=text, language=language)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from cclm.types import ImageTextRecord, Language, View
 
 NUM_SHOWN = 5
 """Images per query in the gallery."""
+Gallery = list[dict[str, Any]]
+"""For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +89,6 @@ def _queries(
     return LanguageQueries(ids_TL=tokens.ids_BL, mask_TL=tokens.mask_BL, image_T=image_T)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What `evaluate` found."""
-
-    results: Results
-    """The contents of results.json."""
-    gallery: list[dict[str, Any]]
-    """For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
-
-
 def evaluate(
     opened: OpenedModel,
     shards: Path,
@@ -107,18 +99,13 @@ def evaluate(
     top_k: int = 0,
     batch_size: int = 256,
     on_language: Callable[[str, str], None] = lambda set_name, language: None,
-) -> Evaluation:
-    """Measure a model on `shards`; the re-ranking rule is chosen on `dev_shards`, and the test set is touched once.
+) -> tuple[Results, Gallery]:
+    """Measure a model on `shards`: what results.json holds, and a gallery.
 
-    Args:
-        opened: the model.
-        shards: the test set.
-        groups: group → languages.
-        dev_shards: where the re-ranking rule is chosen; without it the rule is match + similarity.
-        rerank_groups: the groups for which the rule is chosen, each counting the same; None: all.
-        top_k: candidates to re-rank; 0 does not re-rank.
-        batch_size: images, texts or pairs per call; larger is not faster on a CPU (caches).
-        on_language: told (set name, language) as each is done.
+    The re-ranking rule is chosen on `dev_shards` (without it: match + similarity) for `rerank_groups` (None: all), each
+    counting the same, so the test set is touched once. `top_k`: candidates to re-rank; 0 does not re-rank.
+    `batch_size`: images, texts or pairs per call; larger is not faster on a CPU (caches). `on_language` is told (set
+    name, language) as each is done.
 
     Raises:
         ConfigError: the dev set is the test set, or a group that is to decide does not exist.
@@ -149,7 +136,7 @@ def evaluate(
     if dev is not None:
         results["dev"] = dev
     results["seconds"] = {"evaluate": round(time.monotonic() - began, 1)}
-    return Evaluation(results=results, gallery=gallery_of(loaded, found))
+    return results, gallery_of(loaded, found)
 
 
 def model_facts(opened: OpenedModel) -> dict[str, Any]:
@@ -196,7 +183,7 @@ def _results(loaded: LoadedSet, found: Measurement, groups: Groups, rule: Rerank
     }
 
 
-def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dict[str, Any]]:
+def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> Gallery:
     """Return one query per language with its best images by cosine, drawn by a seed and not by its result."""
     generator = torch.Generator().manual_seed(seed)
     shown = []
@@ -210,16 +197,12 @@ def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> list[dic
             {
                 "language": language,
                 "text": record.captions[language][0],
-                "meaning": _meaning(record.captions),
+                "meaning": record.captions.get("en", [""])[0],
                 "rank": int(result.rank_by_direction["t2i"][query]) + 1,
                 "images": [{"uri": data_uri(one), "right": (one.identity or one.key) == wanted} for one in best],
             }
         )
     return shown
-
-
-def _meaning(captions: Mapping[Language, Sequence[str]]) -> str:
-    return captions["en"][0] if "en" in captions else ""
 
 
 def data_uri(record: ImageTextRecord) -> str:

@@ -9,7 +9,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,11 +37,7 @@ class EmbeddedSet:
     feature_NE: Tensor
 
     def source(self) -> EmbedSource:
-        """Where the images lie.
-
-        Raises:
-            ConfigError: they are gone, or others now.
-        """
+        """Where the images lie. Raises ConfigError: they are gone, or others now."""
         found = find_source(
             Path(self.facts.root), with_captions=self.facts.with_captions, languages=self.facts.languages
         )
@@ -110,15 +106,10 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
 def search(
     opened: OpenedModel, embedded: EmbeddedSet, queries: Sequence[str], *, top_k: int, rerank_top: int = 0
 ) -> list[list[Hit]]:
-    """The best rows for each query, best first.
+    """The best `top_k` rows for each query, best first.
 
-    Args:
-        opened: the model that embedded the set.
-        embedded: the set.
-        queries: texts in any language.
-        top_k: how many to return.
-        rerank_top: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
-            temperature, as published); 0: none.
+    `rerank_top`: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
+    temperature, as published); 0: none.
 
     Raises:
         ConfigError: another model, a query of which no token is left, or images that are gone.
@@ -158,10 +149,8 @@ def look_again(opened: OpenedModel, source: EmbedSource, query: str, hits: Seque
     logits_K2 = model.score_all(images_K3HW, ids_1L)[:, 0].float().cpu()
     odds_K = logits_K2[:, 1] - logits_K2[:, 0]
     score_K = odds_K + torch.tensor([hit.cosine for hit in hits]) / float(model.temperature())
-    return [
-        Hit(**{**vars(hits[place]), "match": float(odds_K[place].sigmoid())})
-        for place in score_K.argsort(descending=True, stable=True).tolist()
-    ]
+    order = score_K.argsort(descending=True, stable=True).tolist()
+    return [replace(hits[place], match=float(odds_K[place].sigmoid())) for place in order]
 
 
 def text_table(hits: Sequence[Hit]) -> str:

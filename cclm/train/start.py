@@ -13,7 +13,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.pixel_values import with_pixel_values
 from cclm.pretrained.towers import with_towers
-from cclm.views.image_options import ImageViewConfig
+from cclm.views.image_text.options import ImageViewConfig
 
 START_FILE = "start.json"
 """In the run folder: the fate of every key of every source, and the parameters that no source gave."""

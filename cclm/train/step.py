@@ -30,8 +30,8 @@ from cclm.objectives.matching import matching, ramped_hardness
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term, shares
 from cclm.ops.choice import RunKernels
-from cclm.views.rows import FusionRows, memories_of, stop_gradient
-from cclm.views.view import Contribution, EncodedImages, EncodedTexts, EncodedView, Loss, StepContext, View
+from cclm.views.rows import FusionRows, States, memories_of, stop_gradient
+from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, Loss, StepContext, View
 
 
 class CrossViewTraining(nn.Module):
@@ -86,17 +86,12 @@ class CrossViewTraining(nn.Module):
         """All texts through the text encoder and all images through the vision encoder, in one call each."""
         texts = self._encode_texts(views)
         images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
-        encoded = {}
-        for name in views:
-            clean, (masked_FLD, masked_mask_FL) = texts[name]
-            encoded[name] = EncodedView(
-                texts=clean, masked_FLD=masked_FLD, masked_mask_FL=masked_mask_FL, images=images.get(name)
-            )
-        return encoded
+        return {
+            name: EncodedView(texts=clean, masked=masked, images=images.get(name))
+            for name, (clean, masked) in texts.items()
+        }
 
-    def _encode_texts(
-        self, views: Mapping[str, ViewBatch]
-    ) -> dict[str, tuple[tuple[EncodedTexts, ...], tuple[Tensor, Tensor]]]:
+    def _encode_texts(self, views: Mapping[str, ViewBatch]) -> dict[str, tuple[tuple[EncodedRows, ...], States]]:
         """Clean texts of all views, then masked texts of all views; only clean ones are projected."""
         clean = [text for view in views.values() for text in view.texts]
         parts = [*clean, *(view.masked.tokens for view in views.values())]
@@ -108,10 +103,9 @@ class CrossViewTraining(nn.Module):
         rows = iter(zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True))
         features = iter(torch.split(feature_BE, sizes[: len(clean)]))
 
-        def encoded_texts(count: int) -> Iterator[EncodedTexts]:
+        def encoded_texts(count: int) -> Iterator[EncodedRows]:
             for _ in range(count):
-                states, mask = next(rows)
-                yield EncodedTexts(states_BLD=states, mask_BL=mask, feature_BE=next(features))
+                yield EncodedRows(states=next(rows), feature_BE=next(features))
 
         found = {name: tuple(encoded_texts(len(view.texts))) for name, view in views.items()}
         return {name: (texts, next(rows)) for name, texts in found.items()}
@@ -126,10 +120,10 @@ class CrossViewTraining(nn.Module):
             self.views[name].image_states(self.model, view, whole)
             for (name, view), whole in zip(views.items(), whole_BND, strict=True)
         ]
-        feature_BE = self.model.project_images(torch.cat([state.states_BND[:, :1] for state in states]))
-        features = torch.split(feature_BE, [state.states_BND.shape[0] for state in states])
+        feature_BE = self.model.project_images(torch.cat([states_BND[:, :1] for states_BND, _ in states]))
+        features = torch.split(feature_BE, [states_BND.shape[0] for states_BND, _ in states])
         return {
-            name: EncodedImages(whole_BND=whole, states_BND=state.states_BND, mask_BN=state.mask_BN, feature_BE=feature)
+            name: EncodedImages(whole_BND=whole, states=state, feature_BE=feature)
             for name, whole, state, feature in zip(views, whole_BND, states, features, strict=True)
         }
 
@@ -142,7 +136,7 @@ class CrossViewTraining(nn.Module):
         rows = [part.rows for part in matched.values()]
         rows += [part.masked for part in parts.values()]
         rows += [part.rows for part in located.values()]
-        mask_BL = torch.cat([part.query_mask_FL for part in rows])
+        mask_BL = torch.cat([part.query[1] for part in rows])
         fused_BLD = self._fuse(rows, mask_BL, reaches_encoders=reaches_encoders)
         num_matched, num_masked = len(matched), len(parts)
         sizes = [part.count for part in rows]
@@ -163,7 +157,7 @@ class CrossViewTraining(nn.Module):
 
     def _fuse(self, parts: Sequence[FusionRows], mask_BL: Tensor, *, reaches_encoders: bool) -> Tensor:
         """The fusion encoder on all rows, those with and those without memory."""
-        query_BLD = torch.cat([part.query_FLD for part in parts])
+        query_BLD = torch.cat([part.query[0] for part in parts])
         if not reaches_encoders:
             query_BLD = stop_gradient(query_BLD)
         found = memories_of(parts)
@@ -173,7 +167,7 @@ class CrossViewTraining(nn.Module):
         memory_BND, memory_mask_BN = concatenate_padded(memories)
         if not reaches_encoders:
             memory_BND = stop_gradient(memory_BND)
-        is_mixed = any(part.memory_FND is None for part in parts)
+        is_mixed = any(part.memory is None for part in parts)
         return self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory_B if is_mixed else None)
 
     def _masked_lm(self, fused_BLD: Tensor, views: Mapping[str, ViewBatch]) -> dict[str, Loss]:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import PixelScale, Tokens, ViewBatch
-from cclm.data.options import ImageTransformConfig
-from cclm.views.rows import FusionRows, negatives, select
+from cclm.views.rows import FusionRows, draw_matching, select
 from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, MatchingRows, StepContext
 
 BatchType = TypeVar("BatchType", bound="ImageBatch")
@@ -72,11 +71,6 @@ class ImageBuffer:
         return torch.from_numpy(self._pixels_BCHW)
 
 
-def pixel_scale(transform: ImageTransformConfig) -> PixelScale:
-    """Return how bytes become the network's input."""
-    return PixelScale(mean=transform.mean, std=transform.std)
-
-
 def image_rows(
     step: StepContext,
     batch: ImageBatch,
@@ -87,41 +81,17 @@ def image_rows(
 ) -> Contribution:
     """Return the contribution of rows of images (or regions) with texts: image as memory, text as query.
 
-    Args:
-        step: what every view needs.
-        batch: the view's.
-        encoded: the batch after the encoders.
-        losses: contrastive ones.
-        located: rows for a head of the view's own.
-        matching: name of the matching loss.
+    `losses`: contrastive ones. `located`: rows for a head of the view's own. `matching`: name of the matching loss.
     """
-    images, texts, row_F = encoded.images, encoded.texts[0], batch.matching_row_F
+    images, texts = encoded.images, encoded.texts[0]
     assert images is not None
-    other_text_F, other_image_F = negatives(
-        images.feature_BE,
-        texts.feature_BE,
-        batch.identity_R,
-        row_F,
-        (batch.noise_second_FG, batch.noise_first_FG),
-        step.temperature,
-        step.hardness,
+    query_F3, memory_F3 = draw_matching(
+        images.feature_BE, texts.feature_BE, batch.identity_R, batch, step.temperature, step.hardness
     )
-    memories = images.states_BND, images.mask_BN
-    matched = select(
-        (texts.states_BLD, texts.mask_BL),
-        torch.cat([row_F, row_F, other_text_F]),
-        memories,
-        torch.cat([row_F, other_image_F, row_F]),
-    )
-    masked = FusionRows(
-        query_FLD=encoded.masked_FLD,
-        query_mask_FL=encoded.masked_mask_FL,
-        memory_FND=memories[0][row_F],
-        memory_mask_FN=memories[1][row_F],
-    )
+    matched = FusionRows(query=select(texts.states, query_F3), memory=select(images.states, memory_F3))
     return Contribution(
         losses=losses,
         matched=MatchingRows(name=matching, weight=step.objectives.itm_weight, rows=matched),
-        masked=masked,
+        masked=FusionRows(query=encoded.masked, memory=select(images.states, batch.matching_row_F)),
         located=located,
     )

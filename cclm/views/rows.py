@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cclm.data.batch import ViewBatch
 from cclm.objectives.matching import draw_negatives
 
 States = tuple[Tensor, Tensor]
@@ -19,15 +20,15 @@ States = tuple[Tensor, Tensor]
 class FusionRows:
     """Rows for the fusion encoder: a text that asks, and a memory that answers (None: it asks itself only)."""
 
-    query_FLD: Float[Tensor, "f l d"]
-    query_mask_FL: Bool[Tensor, "f l"]
-    memory_FND: Float[Tensor, "f n d"] | None
-    memory_mask_FN: Bool[Tensor, "f n"] | None
+    query: States
+    """(F, L, D), (F, L)."""
+    memory: States | None = None
+    """(F, N, D), (F, N)."""
 
     @property
     def count(self) -> int:
         """F."""
-        return self.query_FLD.shape[0]
+        return self.query[0].shape[0]
 
 
 def stop_gradient(values: Tensor) -> Tensor:
@@ -36,16 +37,9 @@ def stop_gradient(values: Tensor) -> Tensor:
     return values * 0.0 + values.detach()
 
 
-def select(
-    queries: States, query_row_F: Int[Tensor, " f"], memories: States, memory_row_F: Int[Tensor, " f"]
-) -> FusionRows:
-    """Pick rows of (states, mask) for both sides."""
-    return FusionRows(
-        query_FLD=queries[0][query_row_F],
-        query_mask_FL=queries[1][query_row_F],
-        memory_FND=memories[0][memory_row_F],
-        memory_mask_FN=memories[1][memory_row_F],
-    )
+def select(states: States, row_F: Int[Tensor, " f"]) -> States:
+    """Pick rows of states and mask."""
+    return states[0][row_F], states[1][row_F]
 
 
 def memories_of(parts: Sequence[FusionRows]) -> tuple[list[States], Tensor] | None:
@@ -53,47 +47,42 @@ def memories_of(parts: Sequence[FusionRows]) -> tuple[list[States], Tensor] | No
 
     A row without memory gets one token of zeros, which the fusion encoder does not look at.
     """
-    if all(part.memory_FND is None for part in parts):
+    if all(part.memory is None for part in parts):
         return None
     memories, has_memory = [], []
     for part in parts:
-        query_FLD = part.query_FLD
-        has = part.memory_FND is not None
-        has_memory.append(torch.full((part.count,), has, device=query_FLD.device))
-        if part.memory_FND is not None and part.memory_mask_FN is not None:
-            memories.append((part.memory_FND, part.memory_mask_FN))
-        else:
-            zeros_F1D = torch.zeros_like(query_FLD[:, :1])
-            memories.append((zeros_F1D, torch.ones_like(part.query_mask_FL[:, :1])))
+        states_FLD, mask_FL = part.query
+        has_memory.append(torch.full((part.count,), part.memory is not None, device=states_FLD.device))
+        memories.append(part.memory or (torch.zeros_like(states_FLD[:, :1]), torch.ones_like(mask_FL[:, :1])))
     return memories, torch.cat(has_memory)
 
 
-def negatives(
+def draw_matching(
     first_BE: Float[Tensor, "b e"],
     second_BE: Float[Tensor, "b e"],
     identity_B: Int[Tensor, " b"],
-    row_F: Int[Tensor, " f"],
-    noise: tuple[Float[Tensor, "f g"], Float[Tensor, "f g"]],
+    batch: ViewBatch,
     temperature: Float[Tensor, " 1"],
     hardness: float,
-) -> tuple[Int[Tensor, " f"], Int[Tensor, " f"]]:
-    """Draw, for each row of `row_F`, a wrong second side and a wrong first side inside its negative group.
+) -> tuple[Int[Tensor, " f3"], Int[Tensor, " f3"]]:
+    """Draw, for each of the batch's F matching rows, a wrong second and a wrong first side inside its negative group.
 
-    Groups are blocks of G consecutive samples, so the draw does not depend on the ranks. `noise` is the Gumbel noise
-    for second sides and for first sides.
+    Groups are blocks of G consecutive samples, so the draw does not depend on the ranks.
 
     Returns:
-        Rows into B: the drawn second sides, the drawn first sides.
+        Rows into B of second sides, which ask, and of first sides, their memories: F right pairs, F with a wrong
+        memory, F with a wrong query.
     """
-    noise_second_FG, noise_first_FG = noise
-    size = noise_second_FG.shape[1]
+    row_F, size = batch.matching_row_F, batch.noise_second_FG.shape[1]
     start_F = row_F - row_F % size
     candidate_FG = start_F[:, None] + torch.arange(size, device=row_F.device)
     same_FG: Bool[Tensor, "f g"] = identity_B[row_F][:, None] == identity_B[candidate_FG]
+
+    def wrong(own_BE: Tensor, other_BE: Tensor, noise_FG: Tensor) -> Tensor:
+        similarity_FG = torch.einsum("fe,fge->fg", own_BE[row_F], other_BE[candidate_FG]) / temperature
+        return start_F + draw_negatives(similarity_FG, same_FG, noise_FG, hardness, row_F % size)
+
     with torch.no_grad():
-        second_FG = torch.einsum("fe,fge->fg", first_BE[row_F], second_BE[candidate_FG]) / temperature
-        first_FG = torch.einsum("fe,fge->fg", second_BE[row_F], first_BE[candidate_FG]) / temperature
-        own_F = row_F % size
-        other_second_F = start_F + draw_negatives(second_FG, same_FG, noise_second_FG, hardness, own_F)
-        other_first_F = start_F + draw_negatives(first_FG, same_FG, noise_first_FG, hardness, own_F)
-    return other_second_F, other_first_F
+        other_second_F = wrong(first_BE, second_BE, batch.noise_second_FG)
+        other_first_F = wrong(second_BE, first_BE, batch.noise_first_FG)
+    return torch.cat([row_F, row_F, other_second_F]), torch.cat([row_F, other_first_F, row_F])

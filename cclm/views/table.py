@@ -95,10 +95,7 @@ OWN: dict[str, ViewEntry] = {
 
 
 def installed_views(taken: Table = OWN) -> dict[str, ViewEntry]:
-    """Return the views of other installed packages.
-
-    Args:
-        taken: views whose names are not free.
+    """Return the views of other installed packages, whose names may be none of those `taken`.
 
     Raises:
         ConfigError: an entry point that cannot be loaded, is no `ViewEntry`, or has a name that is taken.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from cclm.data.batch import ViewBatch
@@ -33,7 +33,7 @@ from cclm.objectives.contrastive import contrastive
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term
 from cclm.shardfile.options import CacheConfig
-from cclm.views.rows import FusionRows
+from cclm.views.rows import FusionRows, States
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,42 +46,30 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedTexts:
-    """Texts after the text encoder and the projection."""
+class EncodedRows:
+    """Texts, or what stands for a view's images, after the encoder and the projection."""
 
-    states_BLD: Float[Tensor, "b l d"]
-    mask_BL: Bool[Tensor, "b l"]
+    states: States
+    """(B, L, D), (B, L): what the fusion encoder sees."""
     feature_BE: Float[Tensor, "b e"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageStates:
-    """What the fusion encoder and the projection see of a view's images; rows are images, or parts of them."""
-
-    states_BND: Float[Tensor, "b n d"]
-    mask_BN: Bool[Tensor, "b n"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedImages:
-    """Images after the vision encoder and the projection."""
+class EncodedImages(EncodedRows):
+    """Rows that are images, or parts of them."""
 
     whole_BND: Float[Tensor, "_b n d"]
-    """The images themselves, where rows are parts of them."""
-    states_BND: Float[Tensor, "b n d"]
-    mask_BN: Bool[Tensor, "b n"]
-    feature_BE: Float[Tensor, "b e"]
+    """The images themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedView:
     """A view's batch after the encoders."""
 
-    texts: tuple[EncodedTexts, ...]
+    texts: tuple[EncodedRows, ...]
     """In the order of `ViewBatch.texts`."""
-    masked_FLD: Float[Tensor, "f l d"]
-    """States of `ViewBatch.masked`."""
-    masked_mask_FL: Bool[Tensor, "f l"]
+    masked: States
+    """`ViewBatch.masked`: (F, L, D), (F, L)."""
     images: EncodedImages | None
 
 
@@ -155,9 +143,7 @@ BatchType = TypeVar("BatchType", bound=ViewBatch)
 class View(ABC, Generic[ConfigType, BatchType]):
     """One kind of pair that the model learns from: where its data come from, and what it adds to a step.
 
-    Args:
-        name: in the configuration, the log, the ledger and the counters.
-        config: its settings.
+    `name`: in the configuration, the log, the ledger and the counters.
     """
 
     def __init__(self, name: str, config: ConfigType) -> None:
@@ -174,10 +160,9 @@ class View(ABC, Generic[ConfigType, BatchType]):
             DataError: one of them is no shard set.
         """
 
-    def image_states(self, model: CCLMModel, batch: BatchType, whole_BND: Tensor) -> ImageStates:
+    def image_states(self, model: CCLMModel, batch: BatchType, whole_BND: Tensor) -> States:
         """Return what stands for each row, from the states of the batch's images: here the images themselves."""
-        mask_BN = torch.ones(whole_BND.shape[:2], dtype=torch.bool, device=whole_BND.device)
-        return ImageStates(states_BND=whole_BND, mask_BN=mask_BN)
+        return whole_BND, torch.ones(whole_BND.shape[:2], dtype=torch.bool, device=whole_BND.device)
 
     @abstractmethod
     def contribute(self, step: StepContext, batch: BatchType, encoded: EncodedView) -> Contribution:

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from cclm.hub.import_folder import filled_model
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
+from cclm.model.encoders import FusionEncoder
 from cclm.model.heads import MatchingHead
-from cclm.model.memories import SeveralMemoriesEncoder
 from cclm.objectives.answers import answer_log_likelihood, answer_loss
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching, negative_weights
@@ -212,12 +212,12 @@ def test_classification(golden: GoldenSet) -> None:
 def test_two_images(golden: GoldenSet) -> None:
     tuned = swin_only(golden, "nlvr")
     record, model, head = tuned.record, tuned.model(), fresh_head(tuned, "nlvr")
-    fusion = SeveralMemoriesEncoder(tuned.options.width, tuned.options.fusion, "auto").eval()
+    fusion = FusionEncoder(tuned.options.width, replace(tuned.options.fusion, num_memories=2), "auto").eval()
     fusion.start_from(model.fusion_encoder)
     num_texts = len(record["nlvr.in.targets"])
     ids_BL, mask_BL = record["text_ids"][:num_texts], record["text_atts"][:num_texts].bool()
     memories = model.encode_images(record["image"]).split(num_texts)
-    fused = fusion(model.encode_texts(ids_BL, mask_BL), mask_BL, memories)
+    fused = fusion(model.encode_texts(ids_BL, mask_BL), mask_BL, *memories)
     logits = head(fused[:, 0])
     expect_close(logits.detach(), record["nlvr.logits"], "nlvr.logits")
     loss = functional.cross_entropy(logits, record["nlvr.in.targets"])

@@ -8,23 +8,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data.batch import BadSample, Tokens
-from cclm.data.collate import fusion_tensors, int64, pad
+from cclm.data.batch import BadSample, PixelScale, Tokens
+from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
 from cclm.data.decoding import decode_image
 from cclm.data.image import prepare
+from cclm.data.languages import RequestedLanguage
+from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.photo import training_pixels
 from cclm.data.source import Memory, Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.term import Term
 from cclm.shardfile.options import CacheConfig
 from cclm.types import ImageTextRecord
+from cclm.views.captions import choose_caption, other_captions
 from cclm.views.image_text.options import ImageTextConfig
-from cclm.views.image_text.samples import ImageTextSample, image_text_sample
-from cclm.views.images import ImageBatch, ImageBuffer, image_rows, pixel_scale
+from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.view import Contribution, EncodedView, Loss, StepContext, View
 
 
@@ -41,23 +48,76 @@ class ImageTextBatch(ImageBatch):
         return (self.text,) if self.second_text is None else (self.text, self.second_text)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageTextSample:
+    """One image with one caption."""
+
+    pixels_CHW: NDArray[np.uint8] | NDArray[np.float32]
+    """Augmented; floats are normalised, bytes will be on the device."""
+    ids: Sequence[int]
+    """The caption."""
+    second_ids: Sequence[int] | None
+    """Another caption of it; None unless two are wanted."""
+    languages: Sequence[str]
+    """Of its captions."""
+    identity: int
+    """63-bit hash of what the image shows."""
+    ledger: int
+    """64-bit hash of the sample."""
+    fusion: FusionDraws | None
+    """None for samples outside the matching rows."""
+
+
+def image_text_sample(
+    record: ImageTextRecord,
+    image: Image.Image | bytes,
+    config: ImageTextConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+    fusion: bool,
+    requested: RequestedLanguage | None = None,
+) -> ImageTextSample:
+    """Draw, in this order: language and caption (and, if two are wanted, the second), augmentation, masks, noise.
+
+    `image`: the record's image, encoded (for a crop) or after `image.prepare`; the record's bytes are not looked at.
+    `fusion`: whether it is one of the matching rows. `requested`: which language to show; None: all alike.
+
+    Raises:
+        DataError: `caption_missing` (none in the wanted languages), `caption_single` (no second one), `text_empty`.
+    """
+    which, draw = generator.random(2).tolist()
+    language, choice = choose_caption(record.captions, config, which, draw, requested)
+    captions, told, languages = [record.captions[language][choice]], f"{language}:{choice}", [language]
+    if config.captions_per_image == 2:
+        rest = other_captions(record.captions, language, choice, config, requested)
+        another = None if requested is None else replace(requested, language=None)
+        which, draw = generator.random(2).tolist()
+        language, choice = choose_caption(rest, config, which, draw, another)
+        captions.append(rest[language][choice])
+        languages.append(language)
+        told += f",{language}:{choice}"
+    ids, *others = tokenizer.encode(captions, config.max_tokens, config.max_words)
+    pixels = training_pixels(image, config.transform, generator)
+    return ImageTextSample(
+        pixels_CHW=pixels,
+        ids=ids,
+        second_ids=others[0] if others else None,
+        languages=languages,
+        identity=identity_hash(record.identity or record.key),
+        ledger=sample_hash(record.source, record.key, told),
+        fusion=fusion_draws(ids, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
+    )
+
+
 class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
     """Shard sets of images with captions."""
 
     stream_bits = 0
     sample_purpose = 3
 
-    def __init__(
-        self,
-        name: str,
-        config: ImageTextConfig,
-        tokenizer: TextTokenizer,
-        seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-    ) -> None:
-        super().__init__(name, config, tokenizer, seed, cache, pad_multiple)
-        self._memory: Memory[tuple[ImageTextRecord, Image.Image]] = Memory(config.transform.cache_bytes)
+    @cached_property
+    def _memory(self) -> Memory[tuple[ImageTextRecord, Image.Image]]:
+        return Memory(self.config.transform.cache_bytes)
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> ImageTextBatch:
         """Build the batch of some negative groups of a step."""
@@ -70,7 +130,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
         seconds = [sample.second_ids for sample in samples if sample.second_ids is not None]
         return ImageTextBatch(
             images_BCHW=buffer.tensor(),
-            pixel_scale=pixel_scale(self.config.transform),
+            pixel_scale=PixelScale(mean=self.config.transform.mean, std=self.config.transform.std),
             text=pad([sample.ids for sample in samples], pad_id, multiple),
             second_text=pad(seconds, pad_id, multiple) if seconds else None,
             identity_R=int64([sample.identity for sample in samples]),

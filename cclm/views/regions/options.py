@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from cclm.model.options import ModelOptions
 from cclm.types import Bounds, Positive, Share
-from cclm.views.image_options import ImageViewConfig
+from cclm.views.image_text.options import ImageViewConfig
 
 Attributes = Literal["none", "same_language", "any_language"]
 

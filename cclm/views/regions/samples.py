@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,8 @@ from cclm.data.photo import cut, finish, photo_size
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Language, Region
-from cclm.views.captions import choose_caption
+from cclm.views.captions import choose_caption, names_a_side
 from cclm.views.regions.options import RegionConfig
-from cclm.views.regions.sides import names_a_side
 
 Corners = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
@@ -44,7 +43,8 @@ class RegionText:
     is_whole: bool
     """Whether it is the image's own caption."""
     identity: int
-    """63-bit hash of what it is about: the image, or this region of it."""
+    """63-bit hash of what it is about: the image, or this region of it (with `reference`, each row is a thing of its
+    own)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +57,6 @@ class RegionSample:
     """64-bit hash of the sample: record, crop, flip and choices."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegionRow:
-    """A text of a group."""
-
-    image: int
-    """Which of the group's images it is about."""
-    text: RegionText
-    identity: int
-    """The text's; with `reference`, one of its own for every row."""
-    fusion: FusionDraws | None
-    """None for rows outside the matching rows."""
-
-
 def region_sample(
     record: ImageTextRecord,
     image: Image.Image | bytes,
@@ -79,12 +66,7 @@ def region_sample(
 ) -> RegionSample:
     """Draw, in this order: the region that the crop must hold, crop, flip, order of regions, texts, augmentation.
 
-    Args:
-        record: the stored record (its image bytes are not looked at).
-        image: the record's whole image, encoded or RGB; boxes are in its pixels.
-        config: the view's settings.
-        tokenizer: of the run.
-        generator: the sample's own.
+    `image`: the record's whole image, encoded or RGB; boxes are in its pixels (the record's bytes are not looked at).
 
     Raises:
         DataError: `region_missing` (no region inside the image), `caption_missing` (no text in the wanted languages),
@@ -95,7 +77,8 @@ def region_sample(
     centre = regions[int(generator.integers(len(regions)))][1]
     crop = draw_crop(centre, size, generator)
     flip = bool(generator.random() < config.transform.flip_probability)
-    if flip and not config.reference and any(names_a_side(captions) for captions in all_captions(record)):
+    said = [record.captions, *(texts for one in record.regions for texts in (one.captions, one.attributes))]
+    if flip and not config.reference and any(map(names_a_side, said)):
         flip = False
     chosen = list(_choose_texts(record, regions, crop, config, generator))
     if not chosen:
@@ -138,21 +121,9 @@ def draw_crop(
     box: tuple[int, int, int, int], size: tuple[int, int], generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Corners of a crop that holds a box: each side uniform among the whole pixels between the box and the border."""
-    left, top, right, bottom = box
-    return (
-        int(generator.integers(left + 1)),
-        int(generator.integers(top + 1)),
-        int(generator.integers(right, size[0] + 1)),
-        int(generator.integers(bottom, size[1] + 1)),
-    )
-
-
-def all_captions(record: ImageTextRecord) -> Iterator[Mapping[Language, Sequence[str]]]:
-    """Everything that is said about the image."""
-    yield record.captions
-    for region in record.regions:
-        yield region.captions
-        yield region.attributes
+    left, top = (int(generator.integers(side + 1)) for side in box[:2])
+    right, bottom = (int(generator.integers(side, end + 1)) for side, end in zip(box[2:], size, strict=True))
+    return left, top, right, bottom
 
 
 def clip_to_crop(box: Corners, crop: Corners, min_overlap: float) -> Corners | None:
@@ -180,20 +151,25 @@ def draw_rows(
     config: RegionConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
-) -> list[RegionRow]:
-    """G rows from the texts of a group's M images, and what the first of them need for the fusion encoder."""
-    places = [(image, text) for image, sample in enumerate(samples) for text in sample.texts]
+    first_image: int = 0,
+) -> list[tuple[int, RegionText, FusionDraws | None]]:
+    """G rows from the texts of a group's M images: which of the batch's images, the text, and for those that also go
+    through the fusion encoder, what they need there.
+
+    `first_image`: place of the group's first image in the batch.
+    """
+    places = [(image, text) for image, sample in enumerate(samples, first_image) for text in sample.texts]
     order = generator.permutation(len(places))[: config.negative_group].tolist()
     order += generator.integers(len(places), size=config.negative_group - len(order)).tolist()
-    num_matching = config.rows_per_group
     rows = []
     for number, place in enumerate(order):
         image, text = places[place]
         draws = None
-        if number < num_matching:
+        if number < config.rows_per_group:
             draws = fusion_draws(text.ids, config.masking, config.negative_group, tokenizer, generator)
-        identity = int(generator.integers(1 << 63)) if config.reference else text.identity
-        rows.append(RegionRow(image=image, text=text, identity=identity, fusion=draws))
+        if config.reference:  # then no two rows are about the same
+            text = replace(text, identity=int(generator.integers(1 << 63)))
+        rows.append((image, text, draws))
     return rows
 
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cclm.data.batch import BadSample
-from cclm.data.collate import fusion_tensors, int64, pad
+from cclm.data.batch import BadSample, PixelScale
+from cclm.data.collate import FusionDraws, fusion_tensors, int64, pad
 from cclm.data.seeding import keyed_generator
 from cclm.data.source import Source
 from cclm.data.stream import Address
@@ -25,11 +25,11 @@ from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.shardfile.options import CacheConfig
-from cclm.views.images import ImageBatch, ImageBuffer, image_rows, pixel_scale
+from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
-from cclm.views.regions.samples import RegionRow, RegionSample, draw_rows, region_sample
-from cclm.views.rows import select
-from cclm.views.view import Contribution, EncodedView, ImageStates, LocatedRows, Loss, StepContext, View
+from cclm.views.regions.samples import RegionSample, RegionText, draw_rows, region_sample
+from cclm.views.rows import FusionRows, States, select
+from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, StepContext, View
 
 GROUP_PURPOSE = 6
 """Key of what is drawn about a group (`cclm.data.seeding`)."""
@@ -62,33 +62,29 @@ class RegionSource(Source[RegionConfig, RegionSample]):
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> RegionBatch:
         """Build the batch of some negative groups of a step: the rows of each, in order, about its images."""
-        buffer = ImageBuffer(len(groups) * self.config.images_per_group)
+        size = self.config.images_per_group
+        buffer = ImageBuffer(len(groups) * size)
         samples: list[RegionSample] = []
-        rows: list[tuple[int, RegionRow]] = []
+        rows: list[tuple[int, RegionText, FusionDraws | None]] = []
         for number in groups:
-            found, own = self.group(step, number, bad)
-            rows += [(len(samples) + row.image, row) for row in own]
+            found = list(self.samples(step, range(number * size, (number + 1) * size), bad))
+            generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
+            rows += draw_rows(found, self.config, self.tokenizer, generator, len(samples))
             samples += [replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in found]
+        images, texts, draws = zip(*rows, strict=True)
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         return RegionBatch(
             images_BCHW=buffer.tensor(),
-            pixel_scale=pixel_scale(self.config.transform),
-            image_of_R=int64([image for image, _ in rows]),
-            mask_RN=torch.from_numpy(np.stack([row.text.mask_N for _, row in rows])),
-            box_R4=torch.tensor([row.text.box for _, row in rows], dtype=torch.float32),
-            whole_R=torch.tensor([row.text.is_whole for _, row in rows]),
-            text=pad([row.text.ids for _, row in rows], pad_id, multiple),
-            identity_R=int64([row.identity for _, row in rows]),
+            pixel_scale=PixelScale(mean=self.config.transform.mean, std=self.config.transform.std),
+            image_of_R=int64(images),
+            mask_RN=torch.from_numpy(np.stack([text.mask_N for text in texts])),
+            box_R4=torch.tensor([text.box for text in texts], dtype=torch.float32),
+            whole_R=torch.tensor([text.is_whole for text in texts]),
+            text=pad([text.ids for text in texts], pad_id, multiple),
+            identity_R=int64([text.identity for text in texts]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([row.fusion for _, row in rows], pad_id, multiple)),
+            **vars(fusion_tensors(draws, pad_id, multiple)),
         )
-
-    def group(self, step: int, number: int, bad: list[BadSample]) -> tuple[list[RegionSample], list[RegionRow]]:
-        """Return the images and the rows of a negative group; broken samples that were replaced are added to `bad`."""
-        size = self.config.images_per_group
-        samples = list(self.samples(step, range(number * size, (number + 1) * size), bad))
-        generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
-        return samples, draw_rows(samples, self.config, self.tokenizer, generator)
 
     def make(self, address: Address, fusion: bool) -> RegionSample:
         """Read a record and make a sample of it."""
@@ -103,7 +99,7 @@ class RegionView(View[RegionConfig, RegionBatch]):
         """Open the view's shard sets."""
         return RegionSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
 
-    def image_states(self, model: CCLMModel, batch: RegionBatch, whole_BND: Tensor) -> ImageStates:
+    def image_states(self, model: CCLMModel, batch: RegionBatch, whole_BND: Tensor) -> States:
         """Return the states of the regions: their image's, the first one pooled over the region."""
         if batch.mask_RN.shape[1] != whole_BND.shape[1]:
             raise ConfigError(
@@ -113,7 +109,7 @@ class RegionView(View[RegionConfig, RegionBatch]):
                 do="Set patch_grid to the side of the image tower's grid (image_size over its stride).",
             )
         states_RND = model.pool_regions(whole_BND, batch.image_of_R, batch.mask_RN)
-        return ImageStates(states_BND=states_RND, mask_BN=batch.mask_RN)
+        return states_RND, batch.mask_RN
 
     def contribute(self, step: StepContext, batch: RegionBatch, encoded: EncodedView) -> Contribution:
         """Contrast regions and texts; rows for matching, masked-LM, and boxes to locate in the whole images."""
@@ -121,8 +117,9 @@ class RegionView(View[RegionConfig, RegionBatch]):
         assert images is not None
         itc = step.contrast(images.feature_BE, texts.feature_BE, (batch.identity_R, batch.identity_R))
         all_tokens_BN = torch.ones(images.whole_BND.shape[:2], dtype=torch.bool, device=row_F.device)
-        rows = select(
-            (texts.states_BLD, texts.mask_BL), row_F, (images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]
+        rows = FusionRows(
+            query=select(texts.states, row_F),
+            memory=select((images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]),
         )
 
         def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> Mapping[str, Loss]:

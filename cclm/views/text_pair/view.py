@@ -9,26 +9,32 @@ Which of a pair's two sentences is text 1 is drawn for each sample.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import BadSample, Tokens, ViewBatch
-from cclm.data.collate import fusion_tensors, int64, pad
+from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
+from cclm.data.languages import RequestedLanguage
+from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.source import Memory, Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.shardfile.options import CacheConfig
 from cclm.types import TextPair
-from cclm.views.rows import FusionRows, negatives, select
+from cclm.views.rows import FusionRows, draw_matching, select
 from cclm.views.text_pair.options import TextPairConfig
-from cclm.views.text_pair.samples import TextPairSample, text_pair_sample
 from cclm.views.view import Contribution, EncodedView, Loss, MatchingRows, StepContext, View
+
+SMALLEST = 5e-324
+"""Stands for a draw of exactly 0, which has no logarithm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +66,94 @@ class TextPairBatch(ViewBatch):
         return (self.text,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextPairSample:
+    """One sentence with K translations."""
+
+    anchor: Sequence[int]
+    """The shared sentence."""
+    others: Sequence[Sequence[int]]
+    """K translations."""
+    swapped: bool
+    """Whether the first translation plays the image's role, and the sentence asks."""
+    languages: Sequence[str]
+    """Of the sentence and its translations."""
+    identity: int
+    """63-bit hash of the group."""
+    ledger: int
+    """64-bit hash of the sample."""
+    fusion: FusionDraws | None
+    """None for samples outside the matching rows."""
+
+
+def text_pair_sample(
+    pairs: Sequence[TextPair],
+    config: TextPairConfig,
+    tokenizer: TextTokenizer,
+    generator: np.random.Generator,
+    fusion: bool,
+    requested: RequestedLanguage | None = None,
+) -> TextPairSample:
+    """Draw, in this order: which K pairs of the group, who plays the image's role, masks, noise.
+
+    Raises:
+        DataError: `text_empty`, `translation_missing` (none in the requested languages).
+    """
+    chosen = choose_pairs([pair.lang_b for pair in pairs], config.pairs_per_sample, generator, requested)
+    swapped = bool(generator.random() < config.swap_probability)
+    texts = [pairs[0].text_a, *(pairs[index].text_b for index in chosen)]
+    anchor, *others = tokenizer.encode(texts, config.max_tokens, config.max_words)
+    memory, query = (others[0], anchor) if swapped else (anchor, others[0])
+    masked = [*memory, *query[1:]] if config.tlm else memory
+    first = pairs[0]
+    return TextPairSample(
+        anchor=anchor,
+        others=others,
+        swapped=swapped,
+        languages=[first.lang_a, *(pairs[index].lang_b for index in chosen)],
+        identity=identity_hash(first.group or first.text_a),
+        ledger=sample_hash(first.source, first.group, ",".join(map(str, chosen))),
+        fusion=fusion_draws(masked, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
+    )
+
+
+def choose_pairs(
+    languages: Sequence[str], wanted: int, generator: np.random.Generator, requested: RequestedLanguage | None
+) -> list[int]:
+    """K translations of a group by the languages of all of them; with repetition only if it has fewer.
+
+    Without a request all are alike. With one the first is in that language, if there is any, and the others are
+    drawn by weight (Efraimidis and Spirakis 2006: the largest u^(1/weight) win; by logarithms, which do not underflow).
+    """
+    count = len(languages)
+    if requested is None:
+        if count >= wanted:
+            return [int(index) for index in generator.permutation(count)[:wanted]]
+        return [int(index) for index in generator.integers(count, size=wanted)]
+    draws = generator.random(count + wanted).tolist()
+    weights = [requested.weights.get(name, 0.0) for name in languages]
+    shown = [index for index in range(count) if weights[index] > 0]
+    order = sorted(shown, key=lambda index: -math.log(draws[index] or SMALLEST) / weights[index])
+    if not order:
+        raise DataError(
+            reason="translation_missing",
+            expected=f"a translation into a language with a weight ({', '.join(requested.weights)})",
+            got=", ".join(languages),
+            do="Give its language a weight in `mix.language_weights`, or leave the group out of the shards.",
+        )
+    order.sort(key=lambda index: languages[index] != requested.language)  # stable: the requested language goes first
+    return [*order[:wanted], *(order[int(draw * len(order))] for draw in draws[count + len(order) :])]
+
+
 class TextPairSource(Source[TextPairConfig, TextPairSample]):
     """Shard sets of sentences with translations."""
 
     stream_bits = 1 << 63
     sample_purpose = 4
 
-    def __init__(
-        self,
-        name: str,
-        config: TextPairConfig,
-        tokenizer: TextTokenizer,
-        seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-    ) -> None:
-        super().__init__(name, config, tokenizer, seed, cache, pad_multiple, config.length_buckets)
-        self._memory: Memory[list[TextPair]] = Memory(config.cache_groups)
+    @cached_property
+    def _memory(self) -> Memory[list[TextPair]]:
+        return Memory(self.config.cache_groups)
 
     def batch(self, step: int, groups: range, bad: list[BadSample]) -> TextPairBatch:
         """Build the batch of some negative groups of a step; equal token sequences become one row of `text`."""
@@ -137,46 +214,26 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
 
     def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> TextPairSource:
         """Open the view's shard sets."""
-        return TextPairSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+        buckets = self.config.length_buckets
+        return TextPairSource(self.name, self.config, tokenizer, seed, cache, pad_multiple, buckets)
 
     def contribute(self, step: StepContext, batch: TextPairBatch, encoded: EncodedView) -> Contribution:
         """Contrast sentences and translations; rows for matching and masked-LM, or for TLM."""
-        texts, row_F = encoded.texts[0], batch.matching_row_F
+        texts = encoded.texts[0]
         temperature = step.temperature * step.objectives.text_temperature_factor
-        text_UE, states = texts.feature_BE, (texts.states_BLD, texts.mask_BL)
-        pairs_per_sample = batch.first_P.shape[0] // batch.identity_S.shape[0]
-        ttc = step.contrast(
-            text_UE[batch.first_P[::pairs_per_sample]],
-            text_UE[batch.second_P],
-            (batch.identity_S, batch.identity_P),
-            temperature,
-        )
+        text_UE, states = texts.feature_BE, texts.states
+        first_S = batch.first_P[:: batch.first_P.shape[0] // batch.identity_S.shape[0]]
+        identities = batch.identity_S, batch.identity_P
+        ttc = step.contrast(text_UE[first_S], text_UE[batch.second_P], identities, temperature)
         losses = {"ttc": Loss(term=ttc, weight=step.objectives.ttc_weight)}
-        query_FLD, query_mask_FL = encoded.masked_FLD, encoded.masked_mask_FL
         if self.config.tlm:
-            alone = FusionRows(query_FLD=query_FLD, query_mask_FL=query_mask_FL, memory_FND=None, memory_mask_FN=None)
-            return Contribution(losses=losses, matched=None, masked=alone)
-        other_query_F, other_memory_F = negatives(
-            text_UE[batch.memory_S],
-            text_UE[batch.query_S],
-            batch.identity_S,
-            row_F,
-            (batch.noise_second_FG, batch.noise_first_FG),
-            temperature,
-            step.hardness,
+            return Contribution(losses=losses, matched=None, masked=FusionRows(query=encoded.masked))
+        query_F3, memory_F3 = draw_matching(
+            text_UE[batch.memory_S], text_UE[batch.query_S], batch.identity_S, batch, temperature, step.hardness
         )
-        matched = select(
-            states,
-            batch.query_S[torch.cat([row_F, row_F, other_query_F])],
-            states,
-            batch.memory_S[torch.cat([row_F, other_memory_F, row_F])],
+        matched = FusionRows(
+            query=select(states, batch.query_S[query_F3]), memory=select(states, batch.memory_S[memory_F3])
         )
-        answer_F = batch.query_S[row_F]
-        masked = FusionRows(
-            query_FLD=query_FLD,
-            query_mask_FL=query_mask_FL,
-            memory_FND=texts.states_BLD[answer_F],
-            memory_mask_FN=texts.mask_BL[answer_F],
-        )
+        masked = FusionRows(query=encoded.masked, memory=select(states, batch.query_S[batch.matching_row_F]))
         matching = MatchingRows(name="ttm", weight=step.objectives.ttm_weight, rows=matched)
         return Contribution(losses=losses, matched=matching, masked=masked)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.evaluate.retrieval import Recall, chance, mean_recall, ranks, recall, same_identity, top_candidates
+from cclm.evaluate.retrieval import chance, mean_recall, ranks, recall, same_identity, top_candidates
 
 
 def plain_rank(scores: list[float], right: list[bool]) -> int:
@@ -34,7 +34,7 @@ def test_ranks_equal_the_slow_twin(rows: list[list[tuple[int, bool]]]) -> None:
 def test_a_model_that_says_the_same_about_everything_gets_nothing() -> None:
     right_QC = torch.eye(20, dtype=torch.bool)
     found = recall(ranks(torch.ones(20, 20), right_QC))
-    assert found == Recall(r1=0.0, r5=0.0, r10=0.0)
+    assert found == {"r1": 0.0, "r5": 0.0, "r10": 0.0}
 
 
 def test_a_difference_within_rounding_is_a_tie() -> None:
@@ -54,18 +54,18 @@ def test_several_right_candidates_are_no_rivals_and_the_best_one_counts() -> Non
 
 def test_recall_counts_ranks_below_k() -> None:
     found = recall(torch.tensor([0, 1, 4, 5, 9, 10]))
-    assert found.as_dict() == pytest.approx({"r1": 100 / 6, "r5": 50.0, "r10": 500 / 6})
+    assert found == pytest.approx({"r1": 100 / 6, "r5": 50.0, "r10": 500 / 6})
 
 
 def test_mean_recall_weighs_languages_equally() -> None:
-    rows = [Recall(r1=10.0, r5=20.0, r10=30.0), Recall(r1=20.0, r5=40.0, r10=60.0)]
-    assert mean_recall(rows) == Recall(r1=15.0, r5=30.0, r10=45.0)
+    rows = [{"r1": 10.0, "r5": 20.0, "r10": 30.0}, {"r1": 20.0, "r5": 40.0, "r10": 60.0}]
+    assert mean_recall(rows) == {"r1": 15.0, "r5": 30.0, "r10": 45.0}
 
 
 def test_chance_of_one_right_among_1579() -> None:
     right_QC = torch.zeros(2, 1579, dtype=torch.bool)
     right_QC[:, 3] = True
-    assert chance(right_QC).r10 == pytest.approx(0.6333, abs=1e-4)
+    assert chance(right_QC)["r10"] == pytest.approx(0.6333, abs=1e-4)
 
 
 def test_chance_with_two_right_candidates_equals_what_shuffles_give() -> None:
@@ -73,11 +73,11 @@ def test_chance_with_two_right_candidates_equals_what_shuffles_give() -> None:
     shuffled = torch.rand(4000, 12, generator=torch.Generator().manual_seed(0))
     found, expected = recall(ranks(shuffled, right_QC)), chance(right_QC)
     for name in ("r1", "r5", "r10"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=2.5)
+        assert found[name] == pytest.approx(expected[name], abs=2.5)
 
 
 def test_chance_in_a_gallery_smaller_than_k_is_certain() -> None:
-    assert chance(torch.eye(4, dtype=torch.bool)) == Recall(r1=25.0, r5=100.0, r10=100.0)
+    assert chance(torch.eye(4, dtype=torch.bool)) == {"r1": 25.0, "r5": 100.0, "r10": 100.0}
 
 
 def test_top_candidates_prefers_wrong_ones_on_a_tie_and_takes_all_of_a_small_gallery() -> None:

@@ -5,7 +5,7 @@ from math import sqrt
 import pytest
 import torch
 
-from cclm.evaluate.statistics import clustered_standard_error, recall_standard_error
+from cclm.evaluate.retrieval import clustered_standard_error, recall_standard_error
 
 
 def test_recall_standard_error_of_a_half() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.model.beit import BeitAttention, BeitBlock, BeitEncoder
+from cclm.model.beit import BeitAttention, BeitBlock, BeitEncoder, grid_index_with_class
 from cclm.model.options import VisionOptions
-from cclm.model.relative_position import grid_index, grid_index_with_class
+from cclm.model.swin import grid_index
 from tests.unit.model.tiny import tiny_config, tiny_model
 
 CPU = torch.device("cpu")

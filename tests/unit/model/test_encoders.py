@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cclm.model.encoders import pool_states
 from cclm.model.options import VisionOptions
-from cclm.model.text import pool_states
 from cclm.model.vision import ChannelAffine, ChannelNorm, ConvVisionEncoder, StemStage
 from tests.unit.model.tiny import LENGTHS, tiny_images, tiny_model, tiny_texts
 

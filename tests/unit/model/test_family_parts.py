@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cclm.model.encoders import token_positions
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import TextOptions
-from cclm.model.text import token_positions
 from cclm.pretrained.families import FAMILIES
 from cclm.pretrained.import_cclm import meta_model
 from tests.tiny_families import TINY

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
+from cclm.model.encoders import FusionEncoder
 from cclm.model.heads import MatchingHead
-from cclm.model.memories import SeveralMemoriesEncoder
 from cclm.model.options import FusionOptions
 from cclm.model.packing import CausalLayout
 from tests.tiny_families import TINY, wavy_model
 from tests.unit.model.tiny import tiny_model, tiny_texts
 
-FUSION = FusionOptions(num_layers=2, num_heads=2, feedforward_width=24)
+FUSION = FusionOptions(num_layers=2, num_heads=2, feedforward_width=24, num_memories=2)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "grouped"])
 def test_the_copies_take_turns(layout: str) -> None:
     model = tiny_model(fusion={"num_layers": 2}, token_layout=layout)
-    fusion = SeveralMemoriesEncoder(16, FUSION, layout).eval()
+    fusion = FusionEncoder(16, FUSION, layout).eval()
     fusion.start_from(model.fusion_encoder)
     ids_BL, mask_BL = tiny_texts()
     text_BLD, memories = model.encode_texts(ids_BL, mask_BL), [torch.randn(5, 3, 16), torch.randn(5, 4, 16)]
@@ -29,22 +29,22 @@ def test_the_copies_take_turns(layout: str) -> None:
             single = model.fusion_encoder
             final, single.stack.final_norm = single.stack.final_norm, None
             layers, single.stack.layers = single.stack.layers, single.stack.layers[number : number + 1]
-            expected = single(expected, mask_BL, memory, None)
+            expected = single(expected, mask_BL, memory)
             single.stack.layers, single.stack.final_norm = layers, final
     expected = model.fusion_encoder.stack.final_norm(expected) * mask_BL[..., None]
-    torch.testing.assert_close(fusion(text_BLD, mask_BL, memories), expected)
-    assert not torch.allclose(fusion(text_BLD, mask_BL, memories[::-1]), expected)
+    torch.testing.assert_close(fusion(text_BLD, mask_BL, *memories), expected)
+    assert not torch.allclose(fusion(text_BLD, mask_BL, *memories[::-1]), expected)
 
 
 def test_a_pair_shares_keys_and_values_and_nothing_else() -> None:
-    fusion = SeveralMemoriesEncoder(16, FUSION, "padded")
+    fusion = FusionEncoder(16, FUSION, "padded")
     first, second, third, _ = fusion.stack.layers
     assert second.cross_attention.key_value is first.cross_attention.key_value
     assert third.cross_attention.key_value is not first.cross_attention.key_value
     assert second.cross_attention.query is not first.cross_attention.query
     assert second.feedforward is not first.feedforward
     with pytest.raises(AssertionError, match="1 memories for 2"):
-        fusion(torch.zeros(1, 2, 16), torch.ones(1, 2, dtype=torch.bool), [torch.zeros(1, 3, 16)])
+        fusion(torch.zeros(1, 2, 16), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 3, 16))
 
 
 def test_a_causal_layout_hides_what_comes_later() -> None:

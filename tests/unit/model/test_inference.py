@@ -159,7 +159,7 @@ def test_fill_mask_says_what_is_missing(models: dict[str, CCLMModel]) -> None:
 def test_boxes_lie_in_the_image_or_are_refused(models: dict[str, CCLMModel], kind: str) -> None:
     model, (ids_BL, mask_BL) = models[kind], texts()
     if not KINDS[kind].box_head:
-        with pytest.raises(ValueError, match=r"expected a model with a box head, got one without\. Use CCLM-4M"):
+        with pytest.raises(ValueError, match=r"boxes: expected a model with box_head: true"):
             model.locate(pictures(5), ids_BL, mask_BL)
         return
     boxes_B4 = model.locate(pictures(5), ids_BL, mask_BL)

@@ -43,7 +43,7 @@ def test_blocks_hold_whole_sequences_and_can_be_undone(name: str) -> None:
     layout = text_layout(mask_BL, name)
     rows_TD = layout.to_rows(torch.randn(*mask_BL.shape, 4) * mask_BL[..., None])
     blocks = layout.to_blocks(rows_TD)
-    assert layout.num_blocks == len(blocks) == len(layout.block_masks())
+    assert len(blocks) == len(layout.block_masks())
     assert torch.equal(layout.from_blocks(blocks), rows_TD)
     sequences = layout.split_sequences(layout.sort_sequences(torch.arange(len(LENGTHS))))
     for block, rows_B in zip(layout.to_blocks(layout.to_rows(ids_BL[..., None].double())), sequences, strict=True):

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cclm.model.options import VisionOptions
-from cclm.model.relative_position import grid_index
 from cclm.model.swin import (
     OTHER_SIDE,
     PatchMerging,
     SwinEncoder,
     WindowAttention,
     from_windows,
+    grid_index,
     shift_mask,
     to_windows,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.model.temperature import LogTemperature, Temperature
+from cclm.model.heads import LogTemperature, Temperature
 from tests.unit.model.tiny import tiny_images, tiny_model, tiny_texts
 
 

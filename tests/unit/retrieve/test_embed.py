@@ -102,8 +102,8 @@ def test_turned_gone_and_foreign_files_are_accounted_for(opened: OpenedModel, tm
     source = Files(tmp_path)
     (tmp_path / "gone.png").unlink()
     found = embed_units(Embedder(opened=opened), source, range(len(source)))
-    assert [str(error).split(":")[0] for error in found["error"]] == ["None", "None", "None", "image_missing"]
-    assert all((feature == found["feature"][0]).all() for feature in found["feature"][:3])
+    assert [str(row["error"]).split(":")[0] for row in found] == ["None", "None", "None", "image_missing"]
+    assert all((row["feature"] == found[0]["feature"]).all() for row in found[:3])
     assert source.left_out == {".pdf": 1, "link to a folder": 1, "no regular file": 1}
 
 

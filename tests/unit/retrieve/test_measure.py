@@ -107,7 +107,7 @@ def test_languages_of_groups_come_once_in_order() -> None:
 
 def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened: OpenedModel) -> None:
     seen: list[tuple[str, str]] = []
-    evaluation = evaluate(
+    results, _ = evaluate(
         opened,
         folder / "images",
         {"english": ["en"], "other": ["de"]},
@@ -115,7 +115,6 @@ def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened
         top_k=4,
         on_language=lambda set_name, language: seen.append((set_name, language)),
     )
-    results = evaluation.results
     assert seen == [(name, language) for name in ("dev", "images") for language in ("en", "de")]
     best = max(results["dev"]["tried_rules"], key=lambda tried: tried["objective"])
     assert results["reranked"]["rule"]["match_weight"] == best["match_weight"]
@@ -126,9 +125,9 @@ def test_the_rule_comes_from_the_dev_set_and_results_say_so(folder: Path, opened
 
 def test_named_groups_decide_and_no_others(folder: Path, opened: OpenedModel) -> None:
     groups = {"english": ["en"], "other": ["de"]}
-    dev = evaluate(
-        opened, folder / "images", groups, dev_shards=folder / "dev", rerank_groups=["other"], top_k=4
-    ).results["dev"]
+    dev = evaluate(opened, folder / "images", groups, dev_shards=folder / "dev", rerank_groups=["other"], top_k=4)[0][
+        "dev"
+    ]
     assert set(dev["languages"]) == {"de"} and set(dev["groups"]) == {"other"}
     with pytest.raises(ConfigError, match="some of the groups english, other, got far"):
         deciding_groups(groups, ["english", "far"])
@@ -143,8 +142,8 @@ def test_choosing_on_the_test_set_is_refused(folder: Path, opened: OpenedModel) 
 
 def test_without_a_dev_set_both_weights_are_one(folder: Path, opened: OpenedModel) -> None:
     groups = {"english": ["en"]}
-    assert "reranked" not in evaluate(opened, folder / "images", groups).results
-    rule = evaluate(opened, folder / "images", groups, top_k=3).results["reranked"]["rule"]
+    assert "reranked" not in evaluate(opened, folder / "images", groups)[0]
+    rule = evaluate(opened, folder / "images", groups, top_k=3)[0]["reranked"]["rule"]
     assert rule == {"match_weight": 1.0, "similarity_weight": 1.0}
 
 

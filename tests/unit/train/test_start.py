@@ -15,7 +15,7 @@ from cclm.data.tokens import load_tokenizer
 from cclm.errors import ConfigError
 from cclm.files.plain import to_plain
 from cclm.train.start import START_FILE, names_towers, with_named_towers
-from cclm.views.image_options import ImageViewConfig
+from cclm.views.image_text.options import ImageViewConfig
 from tests.tiny_run import recipe, write_corpus, write_recipe
 from tests.tiny_training import as_config, module_of, read
 from tests.unit.model.hf_towers import CONFIGS, VIT

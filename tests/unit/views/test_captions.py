@@ -11,8 +11,7 @@ import pytest
 from cclm.data.languages import RequestedLanguage
 from cclm.errors import DataError
 from cclm.views.captions import choose_caption, other_captions
-from cclm.views.image_options import ImageViewConfig
-from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.options import ImageTextConfig, ImageViewConfig
 
 CAPTIONS = {"en": ["aa", "ab", "ac"], "de": ["ad"], "fr": ["ae", "af"]}
 EVERY = ImageTextConfig(sources={})

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cclm.views.rows import FusionRows, memories_of, negatives, select, stop_gradient
+from cclm.data.batch import MaskedTokens, Tokens, ViewBatch
+from cclm.views.rows import FusionRows, draw_matching, memories_of, select, stop_gradient
+
+
+def batch_of(row_F: Tensor, noise_second_FG: Tensor, noise_first_FG: Tensor) -> ViewBatch:
+    none = torch.zeros(0)
+    return ViewBatch(
+        matching_row_F=row_F,
+        noise_second_FG=noise_second_FG,
+        noise_first_FG=noise_first_FG,
+        masked=MaskedTokens(tokens=Tokens(ids_BL=none, mask_BL=none), slot_T=none, label_T=none),
+        ledger_S=none,
+    )
 
 
 def test_negatives_stay_in_their_group_and_differ_in_identity() -> None:
@@ -14,7 +26,11 @@ def test_negatives_stay_in_their_group_and_differ_in_identity() -> None:
     identity_B = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9])
     row_F = torch.tensor([0, 1, 6, 7])
     noise: Tensor = torch.zeros(4, 6)
-    drawn_second, drawn_first = negatives(first, second, identity_B, row_F, (noise, noise), torch.ones(1), 1.0)
+    batch = batch_of(row_F, noise, noise)
+    (*right, drawn_second), (own, drawn_first, also_own) = (
+        side.split(4) for side in draw_matching(first, second, identity_B, batch, torch.ones(1), 1.0)
+    )
+    assert all(torch.equal(side, row_F) for side in (*right, own, also_own))
     for drawn, similarity in ((drawn_second, first[row_F] @ second.T), (drawn_first, second[row_F] @ first.T)):
         assert torch.equal(drawn // 6, row_F // 6)
         assert (identity_B[drawn] != identity_B[row_F]).all()
@@ -29,16 +45,14 @@ def test_the_noise_of_each_side_is_its_own() -> None:
     chosen = torch.full((2, 3), -torch.inf)
     second, first = chosen.clone(), chosen.clone()
     second[:, 1], first[:, 2] = 0.0, 0.0
-    drawn = negatives(same, same, torch.arange(6), row_F, (second, first), torch.ones(1), 1.0)
-    assert [side.tolist() for side in drawn] == [[1, 4], [2, 5]]
+    query, memory = draw_matching(same, same, torch.arange(6), batch_of(row_F, second, first), torch.ones(1), 1.0)
+    assert query.tolist() == [0, 3, 0, 3, 1, 4] and memory.tolist() == [0, 3, 2, 5, 0, 3]
 
 
 def rows(count: int, length: int, memory: int | None) -> FusionRows:
     return FusionRows(
-        query_FLD=torch.ones(count, length, 4),
-        query_mask_FL=torch.ones(count, length, dtype=torch.bool),
-        memory_FND=None if memory is None else torch.full((count, memory, 4), 2.0),
-        memory_mask_FN=None if memory is None else torch.ones(count, memory, dtype=torch.bool),
+        query=(torch.ones(count, length, 4), torch.ones(count, length, dtype=torch.bool)),
+        memory=None if memory is None else (torch.full((count, memory, 4), 2.0), torch.ones(count, memory).bool()),
     )
 
 
@@ -52,12 +66,10 @@ def test_rows_without_a_memory_are_marked() -> None:
     assert not memories[1][0].any()
 
 
-def test_rows_are_picked_on_both_sides() -> None:
-    queries = torch.arange(3.0)[:, None, None].expand(3, 2, 1), torch.ones(3, 2, dtype=torch.bool)
-    memories = torch.arange(10.0, 13)[:, None, None].expand(3, 4, 1), torch.ones(3, 4, dtype=torch.bool)
-    picked = select(queries, torch.tensor([2, 0]), memories, torch.tensor([1, 1]))
-    assert picked.count == 2 and picked.query_FLD[:, 0, 0].tolist() == [2, 0]
-    assert picked.memory_FND is not None and picked.memory_FND[:, 0, 0].tolist() == [11, 11]
+def test_rows_are_picked_with_their_masks() -> None:
+    states, mask = select((torch.arange(3.0)[:, None, None].expand(3, 2, 1), torch.eye(3, 2) > 0), torch.tensor([2, 0]))
+    assert states[:, 0, 0].tolist() == [2, 0] and mask.tolist() == [[False, False], [True, False]]
+    assert FusionRows(query=(states, mask)).count == 2
 
 
 def test_a_stopped_gradient_is_zero_and_not_absent() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cclm.data.options import ImageTransformConfig
 from cclm.model.options import ModelOptions, VisionOptions
-from cclm.views.image_options import ImageViewConfig
+from cclm.views.image_text.options import ImageViewConfig
 from tests.tiny_views import IMAGE_TEXT, REGIONS, reader_problems, sources
 
 GOOD = replace(IMAGE_TEXT, sources=sources("images"))

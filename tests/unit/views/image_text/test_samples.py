@@ -12,7 +12,7 @@ from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.tokens import TextTokenizer
 from cclm.types import ImageTextRecord
-from cclm.views.image_text.samples import image_text_sample
+from cclm.views.image_text.view import image_text_sample
 from tests.tiny_views import IMAGE_TEXT
 
 CAPTIONS = {"en": ["aa", "ab", "ac"], "de": ["ad"], "fr": ["ae", "af"]}

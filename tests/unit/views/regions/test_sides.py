@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclm.views.regions.sides import names_a_side
+from cclm.views.captions import names_a_side
 
 
 @pytest.mark.parametrize(

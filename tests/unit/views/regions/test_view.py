@@ -69,5 +69,5 @@ def test_masks_of_another_grid_are_refused(regions: Views) -> None:
     model = cast(CCLMModel, OneGrid())
     with pytest.raises(ConfigError, match=r"views\.regions\.patch_grid: expected masks of 1 \+ 4 .*, got 1 \+ 16"):
         view.image_states(model, batch, torch.zeros(10, 5, 3))
-    states = view.image_states(model, batch, torch.zeros(10, 17, 3))
-    assert states.states_BND.shape == (16, 17, 3) and torch.equal(states.mask_BN, batch.mask_RN)
+    states_RND, mask_RN = view.image_states(model, batch, torch.zeros(10, 17, 3))
+    assert states_RND.shape == (16, 17, 3) and torch.equal(mask_RN, batch.mask_RN)

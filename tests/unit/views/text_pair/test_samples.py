@@ -13,7 +13,7 @@ from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import TextPair
-from cclm.views.text_pair.samples import choose_pairs, text_pair_sample
+from cclm.views.text_pair.view import choose_pairs, text_pair_sample
 from tests.tiny_views import TEXT_PAIR
 
 

@@ -13,8 +13,7 @@ import torch
 from cclm.data.collate import FusionDraws
 from cclm.data.tokens import TextTokenizer
 from cclm.views.text_pair.options import TextPairConfig
-from cclm.views.text_pair.samples import TextPairSample
-from cclm.views.text_pair.view import TextPairBatch, TextPairSource, collate
+from cclm.views.text_pair.view import TextPairBatch, TextPairSample, TextPairSource, collate
 from tests.tiny_batches import hidden, masked_draws, texts
 from tests.tiny_views import Views, change, only, open_dataset
 

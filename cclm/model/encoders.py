@@ -1,0 +1,140 @@
+"""The encoders of texts: on their own (embeddings, then transformer layers), and reading a memory (the fusion encoder).
+
+A memory is an image or another text. A fusion encoder for several (two images and a sentence about both: NLVR2,
+MaRVL) has each pre-trained layer once per memory:
+
+    text ─ layer 0a (image 1) ─ layer 0b (image 2) ─ layer 1a (image 1) ─ …
+
+The copies learn on their own, but the keys and values of one layer are the same module for all memories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .kernels import LayerNorm
+from .layers import LayerStack
+from .options import FusionOptions, TextOptions
+from .packing import masked_mean, text_layout
+from .shapes import Bool, Float, Int
+
+
+class TextEmbeddings(nn.Module):
+    """Word plus position (plus the token type), normalised if the options say so."""
+
+    def __init__(self, width: int, options: TextOptions) -> None:
+        super().__init__()
+        self.dropout = options.dropout
+        self.words = nn.Embedding(options.vocab_size, width, padding_idx=options.pad_token_id)
+        padding = options.pad_token_id if options.position_rule == "ids" else None
+        self.positions = nn.Embedding(options.max_positions, width, padding_idx=padding)
+        self.token_type = nn.Parameter(torch.zeros(1, width)) if options.token_type else None
+        has_norm = options.embedding_norm or options.norm_position == "post"
+        self.norm = LayerNorm(width, options.norm_eps) if has_norm else None
+
+    def forward(self, ids_T: Int[Tensor, " t"], position_T: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
+        """Flat ids and their positions to flat rows."""
+        rows_TD: Tensor = self.words(ids_T) + self.positions(position_T)
+        if self.token_type is not None:
+            rows_TD = rows_TD + self.token_type
+        if self.norm is not None:
+            rows_TD = self.norm(rows_TD)
+        return functional.dropout(rows_TD, self.dropout, self.training) if self.dropout > 0 else rows_TD
+
+
+def token_positions(ids_BL: Int[Tensor, "b l"], options: TextOptions) -> Int[Tensor, "b l"]:
+    """Row of the position table for each token. Raises ValueError: a text longer than the position table."""
+    from_ids = options.position_rule == "ids"
+    offset = options.pad_token_id + 1 if from_ids else options.position_offset
+    if ids_BL.shape[1] + offset > options.max_positions:
+        raise ValueError(
+            f"texts: expected at most {options.max_positions - offset} tokens "
+            f"(text.max_positions), got {ids_BL.shape[1]}. Truncate them, or train with a longer table."
+        )
+    if from_ids:
+        counted_BL = (ids_BL != options.pad_token_id).long()
+        return counted_BL.cumsum(1) * counted_BL + options.pad_token_id
+    return (torch.arange(ids_BL.shape[1], device=ids_BL.device) + offset).expand_as(ids_BL)
+
+
+class TextEncoder(nn.Module):
+    """Token ids to token states; the same weights for captions and for both sides of a sentence pair."""
+
+    def __init__(self, width: int, options: TextOptions, token_layout: str) -> None:
+        super().__init__()
+        self.token_layout = token_layout
+        self.options = options
+        self.embeddings = TextEmbeddings(width, options)
+        self.stack = LayerStack(width, options)
+
+    def forward(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """States, zero where the mask is False. Raises ValueError: a text longer than the position table."""
+        layout = text_layout(mask_BL, self.token_layout)
+        position_BL = token_positions(ids_BL, self.options)
+        rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))
+        text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout))
+        if self.options.pooling == "mean_first":
+            text_BLD = torch.cat([masked_mean(text_BLD, mask_BL)[:, None], text_BLD[:, 1:]], 1)
+        return text_BLD
+
+
+def pool_states(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"], pooling: str) -> Float[Tensor, "b d"]:
+    """One vector per sequence: the mean of the real states ("mean"), or the first ("cls" and "mean_first")."""
+    return masked_mean(states_BLD, mask_BL) if pooling == "mean" else states_BLD[:, 0]
+
+
+class FusionEncoder(nn.Module):
+    """Layers of self-attention → cross-attention → feed-forward, shared by all views."""
+
+    def __init__(self, width: int, options: FusionOptions, token_layout: str) -> None:
+        super().__init__()
+        self.token_layout = token_layout
+        self.num_memories = options.num_memories
+        options = replace(options, num_layers=options.num_layers * self.num_memories)
+        self.stack = LayerStack(width, options, cross=True, null_memory=options.null_memory)
+        attentions: list[Any] = [layer.cross_attention for layer in self.stack.layers]
+        for number, attention in enumerate(attentions):
+            attention.key_value = attentions[number - number % self.num_memories].key_value
+
+    def start_from(self, encoder: FusionEncoder) -> None:
+        """Copy the pre-trained layers of an encoder with one memory, each to all of its copies."""
+        for number, layer in enumerate(self.stack.layers):
+            layer.load_state_dict(encoder.stack.layers[number // self.num_memories].state_dict())
+        if self.stack.final_norm is not None and encoder.stack.final_norm is not None:
+            self.stack.final_norm.load_state_dict(encoder.stack.final_norm.state_dict())
+
+    def forward(
+        self,
+        text_BLD: Float[Tensor, "b l d"],
+        mask_BL: Bool[Tensor, "b l"],
+        *memories: Float[Tensor, "b _n d"],
+        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        has_memory_B: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Fused states, zero where `mask_BL` is False; without memories no cross-attention at all.
+
+        `memory_mask_BN` None: every memory token is real. `has_memory_B`: False for texts that skip the cross-attention
+        although others do not; what stands in their rows of the memory is not used, but at least one token of it must
+        count as real.
+        """
+        assert len(memories) in (0, self.num_memories), f"{len(memories)} memories for {self.num_memories}"
+        layout = text_layout(mask_BL, self.token_layout)
+        has_memory_T1 = None
+        if memories and has_memory_B is not None:
+            has_memory_T1 = layout.take_ids(has_memory_B[:, None].expand_as(mask_BL))[:, None]
+        memories = tuple(layout.sort_sequences(memory_BND) for memory_BND in memories)
+        if memory_mask_BN is not None:
+            memory_mask_BN = layout.sort_sequences(memory_mask_BN)
+        rows_TD = self.stack(
+            layout.to_rows(text_BLD),
+            *memories,
+            memory_mask_BN=memory_mask_BN,
+            layout=layout,
+            has_memory_T1=has_memory_T1,
+        )
+        return layout.to_rectangle(rows_TD)
