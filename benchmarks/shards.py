@@ -35,10 +35,9 @@ from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer, photograph, sentence_pairs
 from cclm.data.config import DataConfig
 from cclm.data.decoding import decode_scaled
-from cclm.data.image import crop_box
+from cclm.data.image import crop_box, photo_size, resize_box, scale_for, scaled_box
 from cclm.data.loader import StepDataset
 from cclm.data.options import ImageTransformConfig, SourceConfig
-from cclm.data.photo import photo_size, resize_box, scale_for, scaled_box
 from cclm.data.seeding import keyed_generator
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet

@@ -11,8 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cclm.data.lane_assignment import LaneAssignment
-from cclm.data.mixture import Interleaving
+from cclm.data.mixture import Interleaving, LaneAssignment
 from cclm.data.options import MixConfig
 from cclm.errors import ConfigError
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.lane_assignment import LaneAssignment
-from cclm.data.mixture import Mixture
+from cclm.data.mixture import LaneAssignment, Mixture
 from cclm.data.options import MixConfig, SourceConfig
 
 FOREVER = 1 << 62

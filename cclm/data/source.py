@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -27,34 +27,8 @@ from cclm.shardfile.remote import open_set
 MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
 
-Value = TypeVar("Value")
 Settings = TypeVar("Settings", bound=ViewConfig)
 Sample = TypeVar("Sample")
-
-
-class Memory(Generic[Value]):
-    """The most recently used values, up to a total size."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.size = capacity, 0
-        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
-
-    def get(self, key: Hashable) -> Value | None:
-        """The value, if it is still here."""
-        found = self._values.get(key)
-        if found is None:
-            return None
-        self._values.move_to_end(key)
-        return found[0]
-
-    def put(self, key: Hashable, value: Value, size: int) -> None:
-        """Keep a value that was not there, and forget the oldest ones."""
-        if size > self.capacity:
-            return
-        self._values[key] = value, size
-        self.size += size
-        while self.size > self.capacity:
-            self.size -= self._values.popitem(last=False)[1][1]
 
 
 class Source(ABC, Generic[Settings, Sample]):
@@ -152,7 +126,7 @@ class Source(ABC, Generic[Settings, Sample]):
         return [*self._names, *(f"{name}/{language}" for name, languages in pairs for language in languages)]
 
     def take_seen(self) -> list[tuple[str, int]]:
-        """What the samples since the last call showed: `cclm.data.samples_seen`."""
+        """What the samples since the last call showed: `cclm.data.counts`."""
         seen = sorted(self._seen.items())
         self._seen.clear()
         return seen

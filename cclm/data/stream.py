@@ -20,8 +20,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.lane_assignment import LaneAssignment
 from cclm.data.mix_plan import FOREVER, base_weights, plan_mixture
+from cclm.data.mixture import LaneAssignment
 from cclm.data.options import MixConfig, SourceConfig
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.errors import ConfigError, DataError
@@ -108,20 +108,9 @@ class Stream:
         ]
         plan = plan_mixture(base_weights(self.totals, settings, mix), later, self._limits(settings), self.assignment)
         self.mixture, self.end_step = plan.mixture, plan.end_step
-        self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
+        # Lanes are at most one epoch apart: a few orders are enough.
+        self._shard_order = lru_cache(maxsize=4 * len(self.sizes))(self._draw_shard_order)
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Pickle without the memo (worker processes fill their own)."""
-        state = dict(self.__dict__)
-        del state["_window_order"]
-        state["_orders"] = {}
-        return state
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Undo `__getstate__`."""
-        self.__dict__.update(state)
-        self._window_order = lru_cache(maxsize=2 * self.num_lanes * len(self.sizes))(self._draw_window_order)
 
     def address(self, step: int, slot: int) -> Address:
         """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards).
@@ -181,16 +170,10 @@ class Stream:
                 limits[source] = [int(share * (stop - start)) for start, stop in bounds]
         return limits
 
-    def _shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    def _draw_shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Shards in this epoch's order, where each ends in the concatenation, and the rotation."""
-        known = self._orders.get((source, epoch))
-        if known is None:
-            order, rotation = draw_shard_order(self.seed, source, epoch, len(self.sizes[source]), self.totals[source])
-            known = order, np.cumsum(self.sizes[source][order]), rotation
-            while len(self._orders) >= 4 * len(self.sizes):  # lanes are at most one epoch apart: keep a few
-                del self._orders[next(iter(self._orders))]
-            self._orders[source, epoch] = known
-        return known
+        order, rotation = draw_shard_order(self.seed, source, epoch, len(self.sizes[source]), self.totals[source])
+        return order, np.cumsum(self.sizes[source][order]), rotation
 
     def _draw_window_order(self, source: int, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int64]:
         drawn = draw_window_order(self.seed, source, epoch, lane, window, size)

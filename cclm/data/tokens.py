@@ -87,15 +87,6 @@ class TextTokenizer:
         """The text of some ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def __getstate__(self) -> dict[str, object]:
-        """Pickle without the memo."""
-        return {**self.__dict__, "_known": {}}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Set again what `tokenizers` does not pickle."""
-        self.__dict__.update(state)
-        self._tokenizer.encode_special_tokens = True
-
     def _learn(self, keys: Sequence[_Key]) -> None:
         """Tokenise texts in one call and remember them."""
         texts = [self._clean(text, max_words) for text, _, max_words in keys]

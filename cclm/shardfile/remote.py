@@ -17,8 +17,9 @@ from cclm.shardfile.cache import FileCache, Wanted
 from cclm.shardfile.fetch import fetch
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.options import CacheConfig, is_remote
-from cclm.shardfile.reader import OpenShard, ShardSet
+from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.schema import MANIFEST_NAME
+from cclm.shardfile.shard import OpenShard
 
 _REOPENINGS = 3
 _INDEX_BYTES_PER_SAMPLE = 120
@@ -69,9 +70,6 @@ class RemoteShardSet(ShardSet):
         replace_bytes(self.cache.folder / name / MANIFEST_NAME, manifest)
         self._prefetched: set[int] = set()
         super().__init__(self.cache.folder / name)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "url": self.url, "cache": self.cache, "_prefetched": set()}
 
     def prefetch(self, shard: int) -> None:
         """Fetch a shard that will be read soon in the background, once."""

@@ -14,11 +14,10 @@ from cclm.errors import DataError
 from cclm.files.hashing import file_sha256
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, check_image, check_key
-from cclm.shardfile.index import ImageEntry, TextEntry
 from cclm.shardfile.manifest import Manifest, ShardInfo
-from cclm.shardfile.reader import OpenShard
+from cclm.shardfile.schema import member_header, padding, trailer
 from cclm.shardfile.seen import SeenKeys
-from cclm.shardfile.tar import member_header, padding, trailer
+from cclm.shardfile.shard import ImageEntry, OpenShard, TextEntry
 from cclm.types import TextPair, View
 
 _REBUILD = "Build this shard again from its corpus, or fetch an undamaged copy."

@@ -27,7 +27,7 @@ from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, encode_block, encode_image_text, table_of_pairs
 from cclm.shardfile.manifest import ShardInfo
-from cclm.shardfile.tar import member_header, padding, trailer
+from cclm.shardfile.schema import member_header, padding, trailer
 from cclm.types import ImageTextRecord, TextPair
 
 

@@ -16,11 +16,12 @@ from cclm.data.batch import BadSample, Tokens
 from cclm.data.collate import fusion_tensors, int64, pad
 from cclm.data.decoding import decode_image
 from cclm.data.image import prepare
-from cclm.data.source import Memory, Source
+from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.term import Term
 from cclm.shardfile.options import CacheConfig
+from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.samples import ImageTextSample, image_text_sample

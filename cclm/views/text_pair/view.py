@@ -19,11 +19,12 @@ from torch import Tensor
 
 from cclm.data.batch import BadSample, Tokens, ViewBatch
 from cclm.data.collate import fusion_tensors, int64, pad
-from cclm.data.source import Memory, Source
+from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.shardfile.options import CacheConfig
+from cclm.shardfile.reader import Memory
 from cclm.types import TextPair
 from cclm.views.rows import FusionRows, negatives, select
 from cclm.views.text_pair.options import TextPairConfig

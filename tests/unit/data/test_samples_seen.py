@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cclm.data.counts import SamplesSeen
 from cclm.data.options import MixConfig
-from cclm.data.samples_seen import SamplesSeen
 from tests.tiny_views import Views, change, open_dataset
 
 

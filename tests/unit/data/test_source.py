@@ -107,7 +107,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, number: int, times: int, name: str = "
             raise OSError(number, os.strerror(number))
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(f"cclm.shardfile.reader.os.{name}", failing)
+    monkeypatch.setattr(f"cclm.shardfile.shard.os.{name}", failing)
     monkeypatch.setattr("cclm.run.transient.WAITS_S", (0.0, 0.0, 0.0))
     return failures
 

@@ -17,8 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from cclm.data.sentencepiece import SENTENCEPIECE_NAME, SPECIAL, tokenizer_of_sentencepiece
-from cclm.data.tokenizer_file import tokenizer_bytes, tokenizer_file, tokenizer_folder
+from cclm.data.tokenizer_file import (
+    SENTENCEPIECE_NAME,
+    SPECIAL,
+    tokenizer_bytes,
+    tokenizer_file,
+    tokenizer_folder,
+    tokenizer_of_sentencepiece,
+)
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import ConfigError
 from tests.unit.data.data_sets import make_tokenizer
