@@ -1,7 +1,7 @@
 """Names, columns, versions and tar bytes of the shard format, whose prose is in docs/shard-format.md.
 
-Equal members give equal bytes: a header is ustar; only a name that ustar cannot hold (over 100 bytes, or not ASCII) gets
-a pax header before it, and every tar reader, `webdataset` included, understands both.
+Equal members give equal bytes: a header is ustar; only a name that ustar cannot hold (over 100 bytes, or not ASCII)
+gets a pax header before it, and every tar reader, `webdataset` included, understands both.
 """
 
 from __future__ import annotations

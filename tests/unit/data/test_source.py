@@ -12,10 +12,10 @@ from cclm.data.options import ImageTransformConfig
 from cclm.data.source import Memory
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, DataError
-from cclm.shardfile.writer import ImageTextShardWriter
 from cclm.types import ImageTextRecord, View
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextSource
+from tests.shard_writers import ImageShards
 from tests.tiny_views import Views, open_dataset, sources
 from tests.unit.data.data_sets import make_tokenizer, png, save_manifest, write_images
 
@@ -55,7 +55,7 @@ def open_images(folder: Path, tokenizer: TextTokenizer, **changes: object) -> Im
 
 def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path) -> None:
     # the writer lets "?!" through; the published normalisation leaves nothing of it
-    with ImageTextShardWriter(tmp_path, "images") as writer:
+    with ImageShards(tmp_path, "images") as writer:
         for number, text in enumerate(["?!", "aa", "ab", "ac"]):
             writer.add(
                 ImageTextRecord(
