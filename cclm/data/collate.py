@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,20 +133,10 @@ def int64(values: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FusionTensors:
-    """The part of a `ViewBatch` that belongs to the rows of the fusion encoder."""
-
-    matching_row_F: Tensor
-    noise_second_FG: Tensor
-    noise_first_FG: Tensor
-    masked: MaskedTokens
-
-
-def fusion_tensors(draws_by_row: Sequence[FusionDraws | None], pad_id: int, multiple: int) -> FusionTensors:
-    """Stack the draws of a batch's rows; those without any stay outside of the fusion encoder."""
+def fusion_tensors(draws_by_row: Sequence[FusionDraws | None], pad_id: int, multiple: int) -> dict[str, Any]:
+    """Return the fields of a `ViewBatch` that belong to the rows of the fusion encoder: those that have draws."""
     draws = [draw for draw in draws_by_row if draw is not None]
-    return FusionTensors(
+    return dict(
         matching_row_F=int64([row for row, draw in enumerate(draws_by_row) if draw is not None]),
         noise_second_FG=torch.from_numpy(np.stack([draw.noise_second_G for draw in draws])),
         noise_first_FG=torch.from_numpy(np.stack([draw.noise_first_G for draw in draws])),

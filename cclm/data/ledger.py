@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -97,7 +96,7 @@ def verify_ledger(path: Path | str) -> str:
     """
     value = START
     for number, line in enumerate(StepLines(path).read()):
-        value = chain(value, number, _sums(line))
+        value = chain(value, number, line.get("sums", {}))
         if line["step"] != number or line.get("hash") != value:
             raise CheckpointError(
                 expected=f"step {number} with hash {value}",
@@ -106,7 +105,3 @@ def verify_ledger(path: Path | str) -> str:
                 where=f"{path}:{number + 1}",
             )
     return value
-
-
-def _sums(line: Mapping[str, Any]) -> dict[str, int]:
-    return {str(view): int(total) for view, total in line.get("sums", {}).items()}

@@ -97,7 +97,7 @@ class Stream:
         self.totals = [int(sizes.sum()) for sizes in self.sizes]
         self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
         mix = mix or MixConfig()
-        _check(self.totals, sources, num_lanes, window)
+        _check(self.totals, sources)
         self.lane_totals = [total * passes(total, num_lanes) for total in self.totals]
         self.assignment = LaneAssignment(batch_size, num_lanes)
         settings = list(sources.values())
@@ -128,12 +128,6 @@ class Stream:
         lane, turn = self.assignment.lane_turn(step, slot)
         source, draw = self.mixture.pick(lane, turn)
         return self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
-
-    def drawn(self, step: int) -> list[int]:
-        """How many samples of each source the steps before `step` draw."""
-        lanes = range(self.num_lanes)
-        counts = [self.mixture.drawn(lane, self.assignment.turns_before(step, lane)).tolist() for lane in lanes]
-        return [sum(of_source) for of_source in zip(*counts, strict=True)]
 
     def replacement(self, address: Address, attempt: int) -> Address | None:
         """What to read instead of a broken sample: the attempt-th next one of its window, round it; None at the end.
@@ -214,11 +208,7 @@ def bucketed(
     return order
 
 
-def _check(totals: Sequence[int], sources: Mapping[str, SourceConfig], num_lanes: int, window: int) -> None:
-    if num_lanes < 1 or window < 1:
-        raise ConfigError(
-            expected="num_lanes and window of at least 1", got=f"{num_lanes} and {window}", do="Correct the config."
-        )
+def _check(totals: Sequence[int], sources: Mapping[str, SourceConfig]) -> None:
     empty = [name for name, total in zip(sources, totals, strict=True) if total < 1]
     if not totals or empty:
         raise ConfigError(

@@ -95,15 +95,9 @@ class RemoteShardSet(ShardSet):
         raise AssertionError("the last attempt returns or raises")
 
     def _files(self, info: ShardInfo) -> Iterator[Wanted]:
-        yield Wanted(
-            url=f"{self.url}/{info.index_name}",
-            path=self.folder / info.index_name,
-            size_bytes=info.samples * _INDEX_BYTES_PER_SAMPLE,
-            sha256=info.index_sha256,
-        )
-        yield Wanted(
-            url=f"{self.url}/{info.name}",
-            path=self.folder / info.name,
-            size_bytes=info.size_bytes,
-            sha256=info.sha256,
-        )
+        index_bytes = info.samples * _INDEX_BYTES_PER_SAMPLE
+        for name, size_bytes, sha256 in (
+            (info.index_name, index_bytes, info.index_sha256),
+            (info.name, info.size_bytes, info.sha256),
+        ):
+            yield Wanted(url=f"{self.url}/{name}", path=self.folder / name, size_bytes=size_bytes, sha256=sha256)

@@ -76,7 +76,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
             second_text=pad(seconds, pad_id, multiple) if seconds else None,
             identity_R=int64([sample.identity for sample in samples]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([sample.fusion for sample in samples], pad_id, multiple)),
+            **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> ImageTextSample:

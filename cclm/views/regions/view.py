@@ -80,7 +80,7 @@ class RegionSource(Source[RegionConfig, RegionSample]):
             text=pad([row.text.ids for _, row in rows], pad_id, multiple),
             identity_R=int64([row.identity for _, row in rows]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([row.fusion for _, row in rows], pad_id, multiple)),
+            **fusion_tensors([row.fusion for _, row in rows], pad_id, multiple),
         )
 
     def group(self, step: int, number: int, bad: list[BadSample]) -> tuple[list[RegionSample], list[RegionRow]]:

@@ -129,7 +129,7 @@ def collate(samples: list[TextPairSample], pad_id: int, multiple: int = 1) -> Te
         query_S=int64(query),
         identity_S=int64([sample.identity for sample in samples]),
         ledger_S=int64([sample.ledger for sample in samples]),
-        **vars(fusion_tensors([sample.fusion for sample in samples], pad_id, multiple)),
+        **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
     )
 
 

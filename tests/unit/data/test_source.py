@@ -9,9 +9,9 @@ import pytest
 
 from cclm.data.batch import BadSample
 from cclm.data.options import ImageTransformConfig
-from cclm.data.source import Memory
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, DataError
+from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord, View
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextSource
