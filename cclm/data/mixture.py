@@ -167,7 +167,8 @@ class Mixture:
         """How often each source was drawn by a lane before its draw number `turn`."""
         stage, since = self._stage(lane, turn)
         interleaving, before = self._interleavings[stage], self._drawn[stage][lane]
-        return before + [interleaving.drawn(source, lane, since) for source in range(len(before))]
+        since_then = [interleaving.drawn(source, lane, since) for source in range(len(before))]
+        return before + np.array(since_then, dtype=np.int64)
 
     def _stage(self, lane: int, turn: int) -> tuple[int, int]:
         stage = bisect_right(self._starts[lane], turn) - 1

@@ -110,26 +110,23 @@ def tokenizer_of_sentencepiece(path: Path) -> Tokenizer:
     Raises:
         ConfigError: the file is broken, or of another kind of tokenizer.
     """
-    from google.protobuf.message import DecodeError  # of tensorboard's requirements
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with tensorboard
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     try:
         model = ModelProto.FromString(path.read_bytes())
-    except DecodeError as error:
+        pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    except (DecodeError, UnicodeDecodeError) as error:
         raise _sentencepiece_error(path, "a whole SentencePiece file", str(error)) from error
     if not (model.HasField("trainer_spec") and model.HasField("normalizer_spec")):  # both stand behind the pieces
         raise _sentencepiece_error(path, "a whole SentencePiece file", "one that ends before its settings")
-    kind, first, kinds = (
-        model.trainer_spec.model_type,
-        [piece.piece for piece in model.pieces[:3]],
-        {piece.type for piece in model.pieces[3:]},
-    )
+    kind, first = model.trainer_spec.model_type, [text for text, _ in pieces[:3]]
+    kinds = {piece.type for piece in model.pieces[3:]}
     if kind != model.trainer_spec.UNIGRAM or first != FIRST_PIECES or kinds != {model.SentencePiece.NORMAL}:
         expected = f"a unigram model that begins with {FIRST_PIECES}, all other pieces normal ones"
         got = f"kind {kind}, first pieces {first}, kinds of the others {kinds}"
         raise _sentencepiece_error(path, expected, got)
-    pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
-    return _build(pieces, model.normalizer_spec.precompiled_charsmap)
+    return _build(pieces[3:], model.normalizer_spec.precompiled_charsmap)
 
 
 def _build(pieces: list[tuple[str, float]], table: bytes) -> Tokenizer:

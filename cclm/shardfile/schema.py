@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from typing import Final
+from typing import Final, NamedTuple, get_type_hints
 
 import pyarrow as pa
 
@@ -61,30 +61,46 @@ PAIR_SCHEMA: Final = _table(
 )
 """One row of a text block: a sentence and its translation."""
 
-IMAGE_INDEX_SCHEMA: Final = _table(
-    key=pa.string(),
-    offset=pa.int64(),
-    image_format=pa.string(),
-    image_offset=pa.int64(),
-    image_size=pa.int64(),
-    image_crc32=pa.uint32(),
-    json_offset=pa.int64(),
-    json_size=pa.int64(),
-    json_crc32=pa.uint32(),
-)
-"""One row a sample. `offset` is that of the first member's header, the others are those of the members' data."""
 
-TEXT_INDEX_SCHEMA: Final = _table(
-    key=pa.string(),
-    offset=pa.int64(),
-    block_offset=pa.int64(),
-    block_size=pa.int64(),
-    block_crc32=pa.uint32(),
-    row_start=pa.int64(),
-    num_rows=pa.int64(),
-    group=pa.string(),
-)
-"""One row a group (a text sample): the block that holds it, and its rows inside the block. `key` is the block's."""
+class ImageEntry(NamedTuple):
+    """One row of an image-text index, a sample: where it lies in the tar, and checksums."""
+
+    key: str
+    offset: int
+    """Of the first member's header; the other offsets are those of the members' data."""
+    image_format: str
+    image_offset: int
+    image_size: int
+    image_crc32: int
+    json_offset: int
+    json_size: int
+    json_crc32: int
+
+
+class TextEntry(NamedTuple):
+    """One row of a text index, a group: the block that holds it, and its rows inside the block."""
+
+    key: str
+    """The block's."""
+    offset: int
+    """Of the block's header; `block_offset` is that of its data."""
+    block_offset: int
+    block_size: int
+    block_crc32: int
+    row_start: int
+    num_rows: int
+    group: str
+
+
+def _index_schema(entry: type[tuple[str | int, ...]]) -> pa.Schema:
+    """Return the columns of an entry: checksums have 32 bits, other numbers 64."""
+    kinds = {str: pa.string(), int: pa.int64()}
+    hints = get_type_hints(entry).items()
+    return _table(**{name: pa.uint32() if name.endswith("crc32") else kinds[kind] for name, kind in hints})
+
+
+IMAGE_INDEX_SCHEMA: Final = _index_schema(ImageEntry)
+TEXT_INDEX_SCHEMA: Final = _index_schema(TextEntry)
 
 
 def member_header(name: str, size: int) -> bytes:

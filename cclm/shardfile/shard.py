@@ -9,45 +9,21 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 
 from cclm.errors import DataError
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_image, decode_block, decode_image_text, pairs_of
 from cclm.shardfile.manifest import ShardInfo
+from cclm.shardfile.schema import ImageEntry, TextEntry
 from cclm.types import ImageTextRecord, TextPair, View
 
 SCHEMAS = {View.IMAGE_TEXT: schema.IMAGE_INDEX_SCHEMA, View.TEXT_PAIR: schema.TEXT_INDEX_SCHEMA}
-
-
-class ImageEntry(NamedTuple):
-    """One row of an image-text index (columns: IMAGE_INDEX_SCHEMA)."""
-
-    key: str
-    offset: int
-    image_format: str
-    image_offset: int
-    image_size: int
-    image_crc32: int
-    json_offset: int
-    json_size: int
-    json_crc32: int
-
-
-class TextEntry(NamedTuple):
-    """One row of a text index (columns: TEXT_INDEX_SCHEMA)."""
-
-    key: str
-    offset: int
-    block_offset: int
-    block_size: int
-    block_crc32: int
-    row_start: int
-    num_rows: int
-    group: str
 
 
 def _refuse(reason: str, expected: str, got: str, where: Path | str) -> NoReturn:
@@ -59,8 +35,7 @@ class ShardIndex:
     """The rows of one index file, in the order of the tar.
 
     Raises (when made):
-        DataError: reasons index_missing, index_unreadable, index_hash, index_broken, index_schema, index_rows (another
-            number than `samples`).
+        DataError: reasons index_missing, index_unreadable, index_hash, index_broken, index_schema, index_rows.
     """
 
     def __init__(self, path: Path, view: View, samples: int, sha256: str) -> None:
@@ -106,17 +81,12 @@ class ShardIndex:
 
     def blocks(self) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         """Yield each block of a text index: its first sample, and (first row, number of rows) of its groups."""
-        names = TextEntry._fields
         offsets, starts, counts = (
-            self._columns[names.index(name)].tolist() for name in ("block_offset", "row_start", "num_rows")
+            self._columns[TextEntry._fields.index(name)] for name in ("block_offset", "row_start", "num_rows")
         )
-        first = 0
-        while first < self._length:
-            stop = first
-            while stop < self._length and offsets[stop] == offsets[first]:
-                stop += 1
-            yield first, list(zip(starts[first:stop], counts[first:stop], strict=True))
-            first = stop
+        edges = {0, *(np.flatnonzero(np.diff(offsets)) + 1).tolist(), self._length}
+        for first, stop in pairwise(sorted(edges)):
+            yield first, list(zip(starts[first:stop].tolist(), counts[first:stop].tolist(), strict=True))
 
     def text(self, sample: int) -> TextEntry:
         """Return the row of a group (IndexError when out of range)."""
@@ -130,7 +100,7 @@ class OpenShard:
         self.path, self.info = folder / info.name, info
         self.index = ShardIndex(folder / info.index_name, view, info.samples, info.index_sha256)
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
             _refuse("tar_missing", "a shard that the manifest names", "no such file", self.path)
         except OSError as error:

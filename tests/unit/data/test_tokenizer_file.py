@@ -98,8 +98,11 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"</s>", b"</x>", 1))
     with pytest.raises(ConfigError, match=r"a unigram model that begins with .*</x>"):
         tokenizer_of_sentencepiece(path)
+    path.write_bytes(content.replace("▁".encode(), b"\xff\xfe\xfd", 1))
+    with pytest.raises(ConfigError, match=r"a whole SentencePiece file"):
+        tokenizer_of_sentencepiece(path)
     path.write_bytes(b"\x0f" + content)
-    with pytest.raises(ConfigError, match=r"a whole SentencePiece file, got ValueError: wire type 7"):
+    with pytest.raises(ConfigError, match=r"a whole SentencePiece file, got Error parsing"):
         tokenizer_of_sentencepiece(path)
 
 
