@@ -118,8 +118,10 @@ def tokenizer_of_sentencepiece(path: Path) -> Tokenizer:
         pieces = [(piece.piece, piece.score) for piece in model.pieces]
     except (DecodeError, UnicodeDecodeError) as error:
         raise _sentencepiece_error(path, "a whole SentencePiece file", str(error)) from error
-    if not (model.HasField("trainer_spec") and model.HasField("normalizer_spec")):  # both stand behind the pieces
-        raise _sentencepiece_error(path, "a whole SentencePiece file", "one that ends before its settings")
+    is_text = all(isinstance(text, str) for text, _ in pieces)  # other bytes come as they are, or as an error
+    if not (is_text and model.HasField("trainer_spec") and model.HasField("normalizer_spec")):
+        got = "one that ends before its settings" if is_text else "pieces that are not UTF-8"
+        raise _sentencepiece_error(path, "a whole SentencePiece file", got)
     kind, first = model.trainer_spec.model_type, [text for text, _ in pieces[:3]]
     kinds = {piece.type for piece in model.pieces[3:]}
     if kind != model.trainer_spec.UNIGRAM or first != FIRST_PIECES or kinds != {model.SentencePiece.NORMAL}:
