@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # public, but not in typeshed
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -54,8 +55,8 @@ STACK_S = 2.0
 ALIGNMENT = 64
 _REQUEST = struct.Struct("=q")
 """Step."""
-_ANSWER = struct.Struct("=qqqd")
-"""Step, number of pieces, bytes, seconds that it took."""
+_ANSWER = struct.Struct("=qd")
+"""Step, seconds that it took."""
 STATES = {
     "R": "computing",
     "S": "sleeping",
@@ -77,6 +78,8 @@ class _Worker:
     """Steps go out, descriptors come in."""
     stack: int
     """Descriptor of a file in memory: where it stands, once it is asked."""
+    todo: Iterator[int]
+    """Steps that it will be asked for."""
     asked: list[int] = field(default_factory=list)
     """Steps that it has been asked for and has not delivered."""
 
@@ -113,11 +116,10 @@ class WorkerPool(Generic[Value]):
     ) -> None:
         self._steps, self._timeout_s, self._memory_bytes = steps, timeout_s, memory_bytes
         self._ahead, self._slowest_s = 1, 0.0
-        self._next_asked = [range(first, steps.stop, num_workers) for first in steps[:num_workers]]
         self._workers: list[_Worker] = []
         try:
             for number in range(min(num_workers, len(steps))):
-                self._start(number, make)
+                self._start(number, make, iter(steps[number::num_workers]))
                 self._ask(self._workers[-1])
         except BaseException:
             self.close()
@@ -126,8 +128,7 @@ class WorkerPool(Generic[Value]):
     def __iter__(self) -> Iterator[Value]:
         try:
             for index, step in enumerate(self._steps):
-                worker = self._workers[index % len(self._workers)]
-                yield self._receive(worker, step)
+                yield self._receive(self._workers[index % len(self._workers)], step)
         finally:
             self.close()
 
@@ -142,7 +143,7 @@ class WorkerPool(Generic[Value]):
             _reap(worker.pid)
         self._workers.clear()
 
-    def _start(self, number: int, make: Callable[[int], Value]) -> None:
+    def _start(self, number: int, make: Callable[[int], Value], todo: Iterator[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack, parent = os.memfd_create("stack"), os.getpid()
         sys.stdout.flush()
@@ -161,16 +162,13 @@ class WorkerPool(Generic[Value]):
                 os._exit(code)
         theirs.close()
         ours.settimeout(LOOK_S)
-        self._workers.append(_Worker(number=number, pid=pid, link=ours, stack=stack))
+        self._workers.append(_Worker(number=number, pid=pid, link=ours, stack=stack, todo=todo))
 
     def _ask(self, worker: _Worker) -> None:
         """Ask for further steps, until the worker has enough to do."""
-        while len(worker.asked) < self._ahead and self._next_asked[worker.number]:
-            step, self._next_asked[worker.number] = (steps := self._next_asked[worker.number])[0], steps[1:]
-            try:
+        for step in islice(worker.todo, max(0, self._ahead - len(worker.asked))):
+            with contextlib.suppress(OSError):  # it is dead: whoever waits for its batch finds out and says so
                 worker.link.send(_REQUEST.pack(step))
-            except OSError:  # it is dead: whoever waits for its batch finds out and says so
-                return
             worker.asked.append(step)
 
     def _receive(self, worker: _Worker, step: int) -> Value:
@@ -183,9 +181,8 @@ class WorkerPool(Generic[Value]):
                 if waited_s > max(self._timeout_s, SLOWER * self._slowest_s):
                     self._raise_hung(worker, step, waited_s)
                 if waited_s > say_at_s:
-                    sys.stderr.write(
-                        f"waits for step {step} of {worker.name}, {state_of(worker.pid)}: {waited_s:.0f} s\n"
-                    )
+                    doing = f"{worker.name}, {state_of(worker.pid)}"
+                    sys.stderr.write(f"waits for step {step} of {doing}: {waited_s:.0f} s\n")
                     say_at_s *= 2
                 continue
             except OSError:
@@ -200,9 +197,10 @@ class WorkerPool(Generic[Value]):
                 got="too many open files",
                 do="Raise the limit (`ulimit -n`), or lower data.num_workers.",
             )
-        number, num_pieces, size_bytes, seconds = _ANSWER.unpack(head)
+        number, seconds = _ANSWER.unpack(head)
         assert number == step == worker.asked.pop(0), f"{worker.name} delivered step {number}, not {step}"
-        value = _unpack(descriptors[0], num_pieces)
+        size_bytes = os.fstat(descriptors[0]).st_size
+        value = _unpack(descriptors[0])
         self._slowest_s = max(self._slowest_s, seconds)
         self._ahead = max(1, min(AHEAD, self._memory_bytes // (size_bytes * len(self._workers))))
         self._ask(worker)
@@ -289,13 +287,11 @@ def _work(make: Callable[[int], Any], link: socket.socket, stack: int, parent: i
         (step,) = _REQUEST.unpack(request)
         began = time.monotonic()
         try:
-            value = make(step)
-            descriptor, num_pieces, size_bytes = _pack(value)
+            descriptor = _pack(make(step))
         except Exception as error:  # noqa: BLE001 - it is raised again in the rank
-            descriptor, num_pieces, size_bytes = _pack(_carried(error))
+            descriptor = _pack(_carried(error))
         try:
-            answer = _ANSWER.pack(step, num_pieces, size_bytes, time.monotonic() - began)
-            socket.send_fds(link, [answer], [descriptor])
+            socket.send_fds(link, [_ANSWER.pack(step, time.monotonic() - began)], [descriptor])
         except (BrokenPipeError, ConnectionResetError):
             return
         finally:
@@ -331,41 +327,34 @@ def _tensor(array: Any, order: list[int]) -> Tensor:
     return torch.from_numpy(array).permute(order)
 
 
-def _pack(value: object) -> tuple[int, int, int]:
-    """Write a value into anonymous memory; return the descriptor, the number of pieces, and the size.
+def _pack(value: object) -> int:
+    """Write a value into anonymous memory; return its descriptor.
 
-    lengths of the pieces | pickle | memory of each tensor      every piece begins at a multiple of ALIGNMENT
+    number of pieces, their lengths | pickle | memory of each tensor      each part begins at a multiple of ALIGNMENT
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
     pieces = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
-    lengths = struct.pack(f"={len(pieces)}q", *map(len, pieces))
-    whole = [memoryview(lengths), *pieces]
-    size = sum(_aligned(len(piece)) for piece in whole)
+    lengths = struct.pack(f"={1 + len(pieces)}q", len(pieces), *map(len, pieces))
     descriptor = os.memfd_create("batch")
-    os.ftruncate(descriptor, size)
-    place = 0
-    with mmap.mmap(descriptor, size) as memory:
-        for piece in whole:
-            memory[place : place + len(piece)] = piece
-            place += _aligned(len(piece))
-    return descriptor, len(pieces), size
+    with open(descriptor, "wb", closefd=False) as file:
+        for part in (lengths, *pieces):
+            file.write(part)
+            file.write(bytes(-len(part) % ALIGNMENT))
+    return descriptor
 
 
-def _unpack(descriptor: int, num_pieces: int) -> Any:
+def _unpack(descriptor: int) -> Any:
     """Map what `_pack` wrote. The memory lives as long as the last tensor in it."""
     try:
         memory = memoryview(mmap.mmap(descriptor, 0))
     finally:
         os.close(descriptor)
-    lengths = struct.unpack_from(f"={num_pieces}q", memory)
-    pieces, place = [], _aligned(8 * num_pieces)
-    for length in lengths:
+    (num_pieces,) = struct.unpack_from("=q", memory)
+    pieces, place = [], 8 * (1 + num_pieces)
+    for length in struct.unpack_from(f"={num_pieces}q", memory, 8):
+        place += -place % ALIGNMENT
         pieces.append(memory[place : place + length])
-        place += _aligned(length)
+        place += length
     return pickle.loads(pieces[0], buffers=pieces[1:])
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
