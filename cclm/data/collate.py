@@ -43,14 +43,8 @@ def mask_text(
 
     Candidates are taken in random order until enough positions are chosen; a candidate may bring a span of two or
     three; a surplus is dropped at random. Of the chosen, 80 % become `<mask>`, 10 % any token of the vocabulary
-    (special ones included), 10 % stay.
-
-    Args:
-        ids: the text with `<s>` and `</s>`, at least two tokens.
-        config: amounts.
-        mask_id: id of `<mask>`.
-        vocab_size: random tokens are drawn below it.
-        generator: the sample's own; a fixed number of draws for a given length.
+    (special ones included), 10 % stay. `ids` begin with `<s>` and end with `</s>`; `generator`, the sample's own, gives
+    a fixed number of draws for a given length.
     """
     length = len(ids)
     # one draw for everything: a numpy call costs as much as all the arithmetic of a short text

@@ -39,10 +39,8 @@ mean to decode a whole PNG."""
 def decode_image(data: bytes, scale: int = 1, where: str = "") -> Image.Image:
     """Decode an image file to RGB: turned upright, transparent parts white, of an animation the first frame.
 
-    Args:
-        data: the encoded file; bytes behind its end do not matter.
-        scale: 1, 2, 4 or 8: a JPEG is decoded at 1/scale of its size, rounded up. Other formats come whole.
-        where: for the error's message.
+    Bytes behind the file's end do not matter. A JPEG is decoded at 1/`scale` (1, 2, 4 or 8) of its size, rounded up;
+    other formats come whole.
 
     Raises:
         DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
@@ -88,11 +86,7 @@ def stored_orientation(data: bytes) -> int:
 
 
 def decode_scaled(data: bytes, scale: int) -> NDArray[np.uint8]:
-    """Decode at 1/scale of the size: (height, width, 3). Only JPEGs can be reduced; the others come whole.
-
-    Raises:
-        DataError: as `decode_image`.
-    """
+    """Decode at 1/scale of the size: (height, width, 3), as `decode_image` does, errors included."""
     fast = _simplejpeg()
     if fast is None or not data.startswith(JPEG_START):
         return decode_scaled_plain(data, scale)

@@ -96,13 +96,7 @@ def crop_box(width: int, height: int, config: ImageTransformConfig, draws: list[
 def photo(source: bytes | Image.Image, config: ImageTransformConfig, generator: np.random.Generator) -> Pixels:
     """A random resized crop, flipped by a coin, augmented as the config says: (3, size, size), uint8.
 
-    Args:
-        source: the encoded image, or a decoded one.
-        config: `crop_area`, `crop_ratio`, `size`, `resample`, `flip_probability`, `randaugment`.
-        generator: the sample's own; 26 draws for crop and flip, then those of RandAugment.
-
-    Raises:
-        DataError: as `decode_image`.
+    `generator` gives 26 draws for crop and flip, then those of RandAugment. Errors: `decode_image`.
     """
     draws = generator.random(26).tolist()
     width, height = photo_size(source)

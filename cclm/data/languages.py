@@ -65,13 +65,9 @@ class LanguageMix:
         ]
 
     def requested(self, source: int, lane: int, turn: int, draw: int) -> RequestedLanguage | None:
-        """What a lane's draw should show; None: before the first weights.
+        """What a lane's draw from a source should show; None: before the first weights.
 
-        Args:
-            source: that the draw takes.
-            lane: that draws.
-            turn: how many draws the lane gave before.
-            draw: how many of them were from this source.
+        The lane gave `turn` draws before, `draw` of them from this source.
         """
         stage = bisect_right(self._starts[lane], turn) - 1
         if stage < 0:

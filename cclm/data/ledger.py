@@ -52,12 +52,7 @@ def chain(previous: str, step: int, sums: Mapping[str, int]) -> str:
 class LedgerFile:
     """`ledger.jsonl`: one line a step, {"step", "sums": {view: int}, "hash"}. Written by one process.
 
-    Args:
-        path: the file; made at the first step.
-        next_step: the step that will be written next; what an earlier, killed run wrote from there on is cut off.
-
-    Raises:
-        CheckpointError: if the file lacks a step before `next_step`.
+    What an earlier, killed run wrote from `next_step` on is cut off (CheckpointError: a step before it is missing).
     """
 
     def __init__(self, path: Path | str, next_step: int = 0) -> None:
@@ -89,11 +84,7 @@ class LedgerFile:
 
 
 def verify_ledger(path: Path | str) -> str:
-    """Recompute the chain of a ledger and return its last value.
-
-    Raises:
-        CheckpointError: at the first line that does not follow from the ones before.
-    """
+    """Recompute the chain of a ledger and return its last value (CheckpointError: a line that does not follow)."""
     value = START
     for number, line in enumerate(StepLines(path).read()):
         value = chain(value, number, line.get("sums", {}))

@@ -36,15 +36,8 @@ OTHER_FILES, FILES_PER_RANK = 128, 4
 class StepDataset:
     """`dataset[step]` is this rank's share of that step: a pure function of (config, tokenizer, seed, step, rank).
 
-    The ranks' shares, put together in rank order, are the same global batch for any number of ranks.
-
-    Args:
-        sources: the data of each view, by its name.
-        views: the views' settings.
-        config: what is the same for all of them.
-        seed: of the run.
-        rank: this process, 0 … world_size − 1.
-        world_size: number of ranks; at most each view's number of negative groups.
+    The ranks' shares, put together in rank order, are the same global batch for any number of ranks, up to each view's
+    number of negative groups.
     """
 
     def __init__(
@@ -101,10 +94,9 @@ class StepDataset:
                 )
 
     def groups(self, view: str, part: int = 0) -> range:
-        """The negative groups of a micro-batch of the global batch that this rank serves.
+        """The negative groups of a micro-batch that this rank serves.
 
-        The global batch is cut into equal micro-batches, and each of them into whole groups for the ranks, as evenly as
-        they go.
+        Micro-batches are equal parts of the global batch; ranks get whole groups of each, as evenly as they go.
         """
         count = self.views[view].num_groups // self.config.micro_batches
         first, stop = self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size
@@ -114,12 +106,9 @@ class StepDataset:
 def make_loader(
     dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, timeout_s: float = 900.0
 ) -> Iterator[Batch]:
-    """Yield the batches of steps start_step … stop_step − 1, in order.
+    """Yield the batches of steps start_step … stop_step − 1, in order; to begin late costs nothing.
 
     Args:
-        dataset: this rank's.
-        start_step: where to begin, for example the step of a checkpoint; costs the same as 0.
-        stop_step: one past the last.
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
         timeout_s: a worker that delivers nothing for so long ends the iteration with an error.
     """
@@ -194,11 +183,7 @@ def _used_by(batch: Batch, stream: torch.cuda.Stream) -> None:
 
 
 def make_room_for_open_files(needed: int) -> None:
-    """Raise this process's limit of open files, and its workers', to what is needed.
-
-    Raises:
-        ConfigError: the system does not allow it.
-    """
+    """Raise this process's limit of open files, and its workers', to what is needed (ConfigError: it may not be)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
         return

@@ -49,11 +49,8 @@ def plan_mixture(
 ) -> MixPlan:
     """Lay out every change of the weights.
 
-    Args:
-        weights: of step 0.
-        changes: planned ones: (first step, weights from there on), in order.
-        limits_SL: how many draws each source can give to each lane; `FOREVER` for no limit.
-        assignment: of slots to lanes.
+    `weights` are those of step 0, `changes` the planned ones: (first step, weights from there on), in order.
+    `limits_SL` says how many draws each source can give to each lane; `FOREVER` for no limit.
     """
     pending = [(step, list(later)) for step, later in changes]
     current, used_up = list(weights), np.zeros(len(weights), dtype=bool)

@@ -21,7 +21,7 @@ Handler = Callable[[Exception], bool]
 
 
 def plain_pipeline(folder: Path | str, shuffle: int = 0, seed: int = 0, handler: Handler | None = None) -> Any:
-    """A `webdataset` pipeline that yields `ImageTextRecord`s or `TextPair`s, by the view of the set.
+    """A `webdataset` pipeline that yields `ImageTextRecord`s or `TextPair`s; compose further with its methods.
 
     Args:
         folder: of the shard set.
@@ -29,9 +29,6 @@ def plain_pipeline(folder: Path | str, shuffle: int = 0, seed: int = 0, handler:
         seed: of the shuffling.
         handler: called with the error of a broken sample; returns whether to go on without it
             (`webdataset.warn_and_continue` and the like). None: the error ends the iteration.
-
-    Returns:
-        A pipeline; compose further with its methods (`.map`, `.batched`, …).
 
     Raises:
         ConfigError: for an empty set.

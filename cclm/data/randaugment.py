@@ -45,13 +45,8 @@ OPERATIONS: dict[str, Operation] = {**COLOURS, **WARPS}
 
 
 def randaugment(image: Image.Image, config: RandAugmentConfig, draws: Sequence[float]) -> Image.Image:
-    """Augment an RGB image.
-
-    Args:
-        image: of the final size.
-        config: how much.
-        draws: uniform numbers, `DRAWS_PER_OPERATION` for each operation: which one, whether, which side.
-    """
+    """Augment an RGB image of the final size; of each operation's uniform `draws` one says which, one whether, one
+    which side."""
     operations = list((COLOURS if config.colour_only else OPERATIONS).values())
     for start in range(0, DRAWS_PER_OPERATION * config.num_operations, DRAWS_PER_OPERATION):
         which, whether, side = draws[start : start + DRAWS_PER_OPERATION]

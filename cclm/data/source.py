@@ -37,8 +37,7 @@ class Source(ABC, Generic[Settings, Sample]):
     Args:
         name: of the view.
         config: the view's settings.
-        tokenizer: of the run.
-        seed: of the run.
+        tokenizer, seed: of the run.
         cache: where remote shards are kept; None: the default.
         pad_multiple: texts are padded to a multiple of this length.
         length_buckets: parts of similar text length in which a window is read; more than 1 needs `lengths`.
@@ -105,15 +104,7 @@ class Source(ABC, Generic[Settings, Sample]):
 
     @abstractmethod
     def make(self, address: Address, fusion: bool) -> Sample:
-        """Read a record and make a sample of it.
-
-        Args:
-            address: where the record is, and which draw of the stream it is.
-            fusion: whether the row goes through the fusion encoder.
-
-        Raises:
-            DataError: the record is broken.
-        """
+        """Make a sample of a record; `fusion`: the row goes through the fusion encoder (DataError: it is broken)."""
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return a number for each sample that grows with the length of its texts; 0 for broken ones."""

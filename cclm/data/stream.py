@@ -66,12 +66,9 @@ class Stream:
     Args:
         samples_per_shard_by_source: for each source, the number of samples of each of its shards.
         sources: their names and settings, in the same order.
-        seed: the seed of the order.
-        num_lanes: L, any number.
-        window: how many neighbouring samples of a lane are shuffled together. Larger mixes better, and reads more
-            shards at a time.
+        seed, mix, num_lanes: of the view.
+        window: neighbouring samples of a lane that are shuffled together; more mix better, and need more open shards.
         batch_size: slots of a global batch.
-        mix: how the proportions are chosen.
         length_buckets: windows are put into so many buckets of similar length, the same bucket in every lane.
         lengths: of samples; needed for more than one bucket.
 
@@ -113,11 +110,7 @@ class Stream:
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
 
     def address(self, step: int, slot: int) -> Address:
-        """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards).
-
-        Raises:
-            DataError: `sources_used_up`, from `end_step` on.
-        """
+        """The sample of a slot of a step; pure, O(log shards) (DataError `sources_used_up`, from `end_step` on)."""
         if self.end_step is not None and step >= self.end_step:
             raise DataError(
                 reason="sources_used_up",

@@ -28,21 +28,13 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def tokenizer_bytes(source: Path | str) -> bytes:
-    """The content of a source's tokenizer.json.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The content of a source's tokenizer.json (ConfigError: there is none)."""
     path = tokenizer_file(source)
     return path.read_bytes() if path.name == TOKENIZER_NAME else tokenizer_of_sentencepiece(path).to_str().encode()
 
 
 def tokenizer_file(source: Path | str) -> Path:
-    """The file that a source's tokenizer is read from.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The file that a source's tokenizer is read from (ConfigError: there is none)."""
     folder = tokenizer_folder(source)
     path, old = folder / TOKENIZER_NAME, folder / SENTENCEPIECE_NAME
     if path.is_file():
@@ -58,11 +50,7 @@ def tokenizer_file(source: Path | str) -> Path:
 
 
 def tokenizer_folder(source: Path | str) -> Path:
-    """The folder itself, or where the files of a model on the hub lie.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """The folder itself, or where the files of a model on the hub lie (ConfigError: neither)."""
     path, name = Path(source), str(source)
     if not is_hub_name(source):
         return path

@@ -96,8 +96,6 @@ class WorkerPool(Generic[Value]):
 
     Args:
         make: a pure function; tensors in its results are moved without a copy in this process.
-        steps: what to compute.
-        num_workers: at least 1.
         timeout_s: a worker that delivers nothing for so long has hung.
         memory_bytes: what the batches that are ready may take in all; each worker may always hold one.
 

@@ -46,12 +46,7 @@ def fetch(
 ) -> None:
     """Copy a remote file onto `target`, whose content is replaced in place.
 
-    Args:
-        url: of the file.
-        target: a local file; holds half a file while this runs and after an error.
-        sha256: what the content must hash to; None: not checked.
-        attempts: how often to try.
-        pause: how to wait.
+    `target` holds half a file while this runs and after an error. Without `sha256` its content is not checked.
 
     Raises:
         FetchError: it is not there, may not be read, or `attempts` were not enough.

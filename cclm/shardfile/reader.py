@@ -76,11 +76,7 @@ class Place(NamedTuple):
 
 
 class ShardSet:
-    """A folder of shards and its manifest.
-
-    Raises:
-        DataError: reasons of `Manifest.load`.
-    """
+    """A folder of shards and its manifest (DataError: reasons of `Manifest.load`)."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)

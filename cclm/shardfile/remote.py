@@ -26,11 +26,7 @@ _INDEX_BYTES_PER_SAMPLE = 120
 
 
 def open_set(where: Path | str, cache: CacheConfig | None = None) -> ShardSet:
-    """Return the shard set of a local folder or a URL.
-
-    Args:
-        where: folder, file:// URL, or a URL of another protocol.
-        cache: where remote shards are kept; None: the default.
+    """Return the shard set of a folder, a file:// URL, or a URL of another protocol, which is kept in `cache`.
 
     Raises:
         DataError: reasons of `Manifest.load`.

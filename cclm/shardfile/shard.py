@@ -129,8 +129,7 @@ class OpenShard:
         """Read and decode one image-text sample.
 
         Raises:
-            DataError: reasons of `decode_image_text`; image_format, image_truncated or checksum when bytes changed
-                after they were written.
+            DataError: as `decode_image_text`; image_format, image_truncated or checksum when bytes have changed.
         """
         where = self.where(entry.offset, entry.key)
         image = self.read(entry.image_offset, entry.image_size, where)
@@ -147,12 +146,11 @@ class OpenShard:
         """Read and decode the block of a group: all its rows.
 
         Raises:
-            DataError: reasons of `decode_block`; block_broken also when bytes changed after they were written
-                (they are not parsed then: a flipped length could make the parser ask for all memory).
+            DataError: as `decode_block`; block_broken also when bytes have changed.
         """
         where = self.where(entry.offset, entry.key)
         data = self.read(entry.block_offset, entry.block_size, where)
-        if zlib.crc32(data) != entry.block_crc32:
+        if zlib.crc32(data) != entry.block_crc32:  # not parsed: a flipped length may make the parser ask for all memory
             _refuse("block_broken", "the block that was written", "other bytes of the same length", where)
         return pairs_of(decode_block(data, where))
 

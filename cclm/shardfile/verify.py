@@ -32,11 +32,7 @@ def _fault(reason: str, expected: str, got: str, where: str) -> DataError:
 
 
 def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None = None) -> Iterator[DataError]:
-    """Yield every fault of a set, in the order of its shards; nothing if the set is sound.
-
-    Args:
-        folder: the set's folder.
-        on_shard: is called after each shard (for a progress bar).
+    """Yield every fault of a set, in the order of its shards; `on_shard` is called after each, for a progress bar.
 
     Reasons, beside those of the manifest, the index, the codec and the reader: index_hash, index_order, tar_size,
     tar_header, tar_padding, tar_hash, counts_wrong, key_twice, tar_unlisted, manifest_hash, quarantine_hash,

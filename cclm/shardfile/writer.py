@@ -158,12 +158,8 @@ class ImageTextShardWriter(_ShardWriter):
 class TextPairShardWriter(_ShardWriter):
     """Writes a text shard: blocks of about `pairs_per_block` pairs, a group never split; a context manager.
 
-    Args:
-        folder: is made if missing.
-        prefix: the shard is called `prefix`-NUMBER, its blocks `prefix`-NUMBER-BLOCK.
-        number: of the shard in its set.
-        pairs_per_block: a block is closed when it holds this many pairs.
-        licences: licence by source, for the statistics; a source that is not named counts as "unknown".
+    The shard is called `prefix`-NUMBER, its blocks `prefix`-NUMBER-BLOCK. `licences` are by source, for the
+    statistics; a source that is not named counts as "unknown".
     """
 
     _index_schema = schema.TEXT_INDEX_SCHEMA
@@ -182,11 +178,7 @@ class TextPairShardWriter(_ShardWriter):
         self._num_blocks = 0
 
     def add_groups(self, table: pa.Table) -> None:
-        """Append groups; the last block ends with the table.
-
-        Args:
-            table: whole groups, one behind the other, in the columns of PAIR_SCHEMA; nothing is checked.
-        """
+        """Append whole groups, one behind the other, in the columns of PAIR_SCHEMA; nothing is checked."""
         starts = np.append(starts_of_groups(table["group"]), table.num_rows)
         first = 0
         while first < len(starts) - 1:
