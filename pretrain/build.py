@@ -259,4 +259,4 @@ def make_batches(
         num_workers=config.data.num_workers,
         timeout_s=config.data.batch_timeout_s,
     )
-    return on_device(loader, topology.device)
+    yield from on_device(loader, topology.device)

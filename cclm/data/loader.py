@@ -106,7 +106,9 @@ class StepDataset:
 def make_loader(
     dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, timeout_s: float = 900.0
 ) -> Iterator[Batch]:
-    """Yield the batches of steps start_step … stop_step − 1, in order; to begin late costs nothing.
+    """Return the batches of steps start_step … stop_step − 1, in order; to begin late costs nothing.
+
+    Workers are forked here, so call it in a thread that lives as long as they are needed: they die with it.
 
     Args:
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
@@ -117,16 +119,12 @@ def make_loader(
     make_room_for_open_files(OTHER_FILES + FILES_PER_RANK * dataset.world_size + shards)
     steps = range(start_step, stop_step)
     if num_workers == 0:
-        yield from map(dataset.__getitem__, steps)
-        return
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    yield from WorkerPool(
-        dataset.__getitem__,
-        steps,
-        num_workers=num_workers,
-        timeout_s=timeout_s,
-        memory_bytes=available_memory_bytes() // MEMORY_SHARE // local_ranks,
+        return map(dataset.__getitem__, steps)
+    memory_bytes = available_memory_bytes() // MEMORY_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    pool = WorkerPool(
+        dataset.__getitem__, steps, num_workers=num_workers, timeout_s=timeout_s, memory_bytes=memory_bytes
     )
+    return iter(pool)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:

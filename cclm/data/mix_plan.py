@@ -7,7 +7,6 @@ every resumed run has the same plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +16,6 @@ from cclm.data.options import MixConfig, SourceConfig
 
 FOREVER = 1 << 62
 """A limit that no run reaches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixPlan:
-    """A mixture for all steps of a run."""
-
-    mixture: Mixture
-    """Which source each draw takes."""
-    end_step: int | None
-    """The first step for which every source is used up; None: there is none."""
 
 
 def base_weights(totals: Sequence[int], sources: Sequence[SourceConfig], mix: MixConfig) -> list[float]:
@@ -46,8 +35,8 @@ def plan_mixture(
     changes: Sequence[tuple[int, Sequence[float]]],
     limits_SL: NDArray[np.int64],
     assignment: LaneAssignment,
-) -> MixPlan:
-    """Lay out every change of the weights.
+) -> tuple[Mixture, int | None]:
+    """Lay out every change of the weights; return also the first step for which every source is used up, if any is.
 
     `weights` are those of step 0, `changes` the planned ones: (first step, weights from there on), in order.
     `limits_SL` says how many draws each source can give to each lane; `FOREVER` for no limit.
@@ -64,10 +53,10 @@ def plan_mixture(
         elif pending:
             step, current = pending.pop(0)
         else:
-            return MixPlan(mixture=mixture, end_step=None)
+            return mixture, None
         left = [0.0 if gone else weight for weight, gone in zip(current, used_up, strict=True)]
         if not any(left):
-            return MixPlan(mixture=mixture, end_step=step)
+            return mixture, step
         mixture.change(left, [assignment.turns_before(step, lane) for lane in range(assignment.num_lanes)])
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,13 +99,10 @@ class Stream:
         self.lane_totals = [total * passes(total, num_lanes) for total in self.totals]
         self.assignment = LaneAssignment(batch_size, num_lanes)
         settings = list(sources.values())
-        later = [
-            (stage.start_step, [stage.weights[name] for name in sources])
-            for stage in mix.schedule
-            if stage.weights is not None
-        ]
-        plan = plan_mixture(base_weights(self.totals, settings, mix), later, self._limits(settings), self.assignment)
-        self.mixture, self.end_step = plan.mixture, plan.end_step
+        weighted = [(stage.start_step, stage.weights) for stage in mix.schedule if stage.weights is not None]
+        later = [(start_step, [weights[name] for name in sources]) for start_step, weights in weighted]
+        weights = base_weights(self.totals, settings, mix)
+        self.mixture, self.end_step = plan_mixture(weights, later, self._limits(settings), self.assignment)
         # Lanes are at most one epoch apart: a few orders are enough.
         self._shard_order = lru_cache(maxsize=4 * len(self.sizes))(self._draw_shard_order)
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
@@ -120,32 +118,37 @@ class Stream:
             )
         lane, turn = self.assignment.lane_turn(step, slot)
         source, draw = self.mixture.pick(lane, turn)
-        return self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
+        found = self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
+        assert found is not None, "a window has a first sample"
+        return found
 
     def replacement(self, address: Address, attempt: int) -> Address | None:
         """What to read instead of a broken sample: the attempt-th next one of its window, round it; None at the end.
 
         Keeps the position, so the replacement is seeded as the sample it stands in for.
         """
-        start, stop = lane_bounds(self.lane_totals[address.source], self.num_lanes, address.lane)
-        offset = address.draw % (stop - start)
-        size = min(self.window, stop - start - offset // self.window * self.window)
-        if attempt >= size:
-            return None
         return self._locate(address.source, address.lane, address.draw, attempt, address.position)
 
-    def _locate(self, source: int, lane: int, draw: int, skip: int, position: int) -> Address:
+    def _locate(self, source: int, lane: int, draw: int, skip: int, position: int) -> Address | None:
+        """The sample of a lane's draw from a source, or the skip-th one after it; None: its window has not so many."""
         start, stop = lane_bounds(self.lane_totals[source], self.num_lanes, lane)
         epoch, offset = divmod(draw, stop - start)
         window, inside = divmod(offset, self.window)
         size = min(self.window, stop - start - window * self.window)
+        if skip >= size:
+            return None
         shuffled = int(self._window_order(source, epoch, lane, window, size)[(inside + skip) % size])
+        shard, sample = self._stored(source, epoch, start + window * self.window + shuffled)
+        return Address(
+            source=source, shard=int(shard), sample=int(sample), epoch=epoch, position=position, lane=lane, draw=draw
+        )
+
+    def _stored(self, source: int, epoch: int, places: Any) -> tuple[Any, Any]:
+        """Shard and sample at a place of what is cut into lanes; or arrays of them, at an array of places."""
         order, ends, rotation = self._shard_order(source, epoch)
-        place = (start + window * self.window + shuffled + rotation) % self.totals[source]  # of any pass
-        rank = int(np.searchsorted(ends, place, side="right"))
-        shard = int(order[rank])
-        sample = place - int(ends[rank]) + int(self.sizes[source][shard])
-        return Address(source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw)
+        places = (places + rotation) % self.totals[source]  # of any pass
+        ranks = np.searchsorted(ends, places, side="right")
+        return order[ranks], places - ends[ranks] + self.sizes[source][order[ranks]]
 
     def _limits(self, sources: Sequence[SourceConfig]) -> NDArray[np.int64]:
         """How many draws each source can give to each lane."""
@@ -167,11 +170,7 @@ class Stream:
         if self._lengths is None or self._length_buckets == 1:
             return drawn
         start, _ = lane_bounds(self.lane_totals[source], self.num_lanes, lane)
-        order, ends, rotation = self._shard_order(source, epoch)
-        places = (start + window * self.window + np.arange(size) + rotation) % self.totals[source]
-        ranks = np.searchsorted(ends, places, side="right")
-        shards = order[ranks]
-        lengths = self._lengths(source, shards, places - ends[ranks] + self.sizes[source][shards])
+        lengths = self._lengths(source, *self._stored(source, epoch, start + window * self.window + np.arange(size)))
         return bucketed(drawn, lengths, draw_bucket_order(self.seed, source, epoch, window, self._length_buckets))
 
 
