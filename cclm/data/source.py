@@ -92,9 +92,8 @@ class Source(ABC, Generic[Settings, Sample]):
         self.languages = [sorted(shard_set.manifest.totals.languages) for shard_set in self.sets]
         self._languages: LanguageMix | None = None
         if config.mix.has_language_weights:
-            self._languages = LanguageMix(
-                config.mix, dict(zip(sources, self.languages, strict=True)), self.stream.assignment
-            )
+            languages = dict(zip(sources, self.languages, strict=True))
+            self._languages = LanguageMix(config.mix, languages, self.stream.assignment)
         self._names = [f"{name}/{source}" for source in sources]
         self._seen: Counter[str] = Counter()
 
@@ -175,14 +174,6 @@ class Source(ABC, Generic[Settings, Sample]):
                 self._count(candidate, sample)
                 return sample, bad
             except DataError as error:
-                if is_fault(error):
-                    raise CclmError(
-                        where=error.where,
-                        expected=error.expected,
-                        got=error.got,
-                        do="Check the storage of the shards on this node, and `ulimit -n`; the same command goes on.",
-                        cause=cause_of(error),
-                    ) from error
                 bad.append(self._describe(candidate, error))
             candidate = self.stream.replacement(address, len(bad))
         raise DataError(
@@ -198,9 +189,16 @@ class Source(ABC, Generic[Settings, Sample]):
         try:
             return self.make(address, fusion)
         except DataError as error:
-            if is_fault(error):
-                self.sets[address.source].forget(address.shard)  # a file server that came back knows no old descriptor
-            raise
+            if not is_fault(error):
+                raise
+            self.sets[address.source].forget(address.shard)  # a file server that came back knows no old descriptor
+            raise CclmError(
+                where=error.where,
+                expected=error.expected,
+                got=error.got,
+                do="Check the storage of the shards on this node, and `ulimit -n`; the same command goes on.",
+                cause=cause_of(error),
+            ) from error
 
     def _count(self, address: Address, sample: Sample) -> None:
         """Count a sample that goes into a batch."""

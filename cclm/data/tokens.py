@@ -32,8 +32,7 @@ def pre_caption(text: str, max_words: int | None = None) -> str:
     """
     text = _DELETED.sub(" ", text.lower())
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return text if max_words is None else " ".join(text.split(" ")[:max_words])
+    return " ".join(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
 def read_special_as_text(tokenizer: Tokenizer) -> None:
@@ -104,8 +103,7 @@ class TextTokenizer:
     def _clean(self, text: str, max_words: int | None) -> str:
         if self.normalise == "cclm":
             return pre_caption(text, max_words)
-        text = text.strip()
-        return text if max_words is None else " ".join(text.split(" ")[:max_words])
+        return " ".join(text.strip().split(" ")[:max_words])
 
     def _special(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)

@@ -145,11 +145,8 @@ class ShardSet:
     def locate(self, shard: int, sample: int) -> Place:
         """Return the tar's name, the offset and the key of a sample: what an error message or a ledger names."""
         opened = self.open_shard(shard)
-        if self.view is View.IMAGE_TEXT:
-            image = opened.index.image(sample)
-            return Place(opened.info.name, image.offset, image.key)
-        text = opened.index.text(sample)
-        return Place(opened.info.name, text.offset, text.group)
+        entry = opened.index.image(sample) if self.view is View.IMAGE_TEXT else opened.index.text(sample)
+        return Place(opened.info.name, entry.offset, getattr(entry, "group", entry.key))
 
     def close(self) -> None:
         """Close all files; the set can be used again."""
