@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cclm.data.batch import BadSample, ViewBatch
 from cclm.data.config import ViewConfig
-from cclm.data.languages import LanguageMix, RequestedLanguage
+from cclm.data.mix_plan import LanguageMix, RequestedLanguage
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer

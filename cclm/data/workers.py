@@ -104,13 +104,7 @@ class WorkerPool(Generic[Value]):
     """
 
     def __init__(
-        self,
-        make: Callable[[int], Value],
-        steps: range,
-        *,
-        num_workers: int,
-        timeout_s: float,
-        memory_bytes: int,
+        self, make: Callable[[int], Value], steps: range, *, num_workers: int, timeout_s: float, memory_bytes: int
     ) -> None:
         self._steps, self._timeout_s, self._memory_bytes = steps, timeout_s, memory_bytes
         self._ahead, self._slowest_s = 1, 0.0
@@ -207,13 +201,9 @@ class WorkerPool(Generic[Value]):
         return value  # type: ignore[no-any-return]
 
     def _raise_dead(self, worker: _Worker, step: int) -> NoReturn:
-        status = _reap(worker.pid)
-        if status is None:
-            how = "it ended"
-        elif os.WIFSIGNALED(status):
-            how = f"it was killed by {signal.Signals(os.WTERMSIG(status)).name}"
-        else:
-            how = f"it ended with exit code {os.waitstatus_to_exitcode(status)}"
+        code, how = _reap(worker.pid), "it ended"
+        if code is not None:
+            how = f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
         raise CclmError(
             where=f"step {step}",
             expected=f"a batch from {worker.name}",
@@ -260,7 +250,7 @@ def _ask_for_stack(worker: _Worker) -> str:
 
 
 def _reap(pid: int, timeout_s: float = 5.0) -> int | None:
-    """Return how a dead child ended; None if that is lost, or if it stands in the kernel and does not die."""
+    """Return a dead child's exit code, or minus its signal; None if that is lost, or if it stands in the kernel."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -268,7 +258,7 @@ def _reap(pid: int, timeout_s: float = 5.0) -> int | None:
         except ChildProcessError:  # our parent ignores SIGCHLD, and so do we: the kernel keeps no record
             return None
         if found:
-            return status
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     return None
 

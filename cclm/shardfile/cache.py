@@ -22,7 +22,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from cclm.errors import CclmError, ConfigError
-from cclm.shardfile.fetch import NO_ROOM, FetchError, fetch
+from cclm.run.causes import DISK_FULL_ERRNOS
+from cclm.shardfile.fetch import FetchError, fetch
 from cclm.shardfile.options import CacheConfig
 
 PARTIAL, LOCK = ".partial", ".lock"
@@ -156,7 +157,7 @@ def _touch(path: Path) -> bool:
 
 
 def _no_room(url: str, error: OSError) -> FetchError:
-    full = error.errno in NO_ROOM
+    full = error.errno in DISK_FULL_ERRNOS
     return FetchError(
         where=url,
         expected="room on the cache's disk" if full else "a cache folder that can be written",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cclm.data.languages import RequestedLanguage
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.errors import DataError
 from cclm.views.image_options import ImageViewConfig
 

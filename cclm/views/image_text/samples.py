@@ -11,8 +11,8 @@ from PIL import Image
 
 from cclm.data.collate import FusionDraws, fusion_draws
 from cclm.data.image import training_pixels
-from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.tokens import TextTokenizer
 from cclm.types import ImageTextRecord
 from cclm.views.captions import choose_caption, other_captions

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cclm.data.collate import FusionDraws, fusion_draws
-from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import TextPair

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.languages import LanguageMix, RequestedLanguage
+from cclm.data.mix_plan import LanguageMix, RequestedLanguage
 from cclm.data.mixture import LaneAssignment
 from cclm.data.options import MixConfig, MixStage
 from cclm.errors import ConfigError

@@ -100,6 +100,10 @@ def test_what_will_not_pass_is_told_at_once(server: FolderServer, cache: CacheCo
     with pytest.raises(FetchError, match="expected a file that exists and may be read"):
         open_set(f"{server.url}/nothing", cache)
     assert server.requests["manifest.json"] == 1
+    server.faults = {"manifest.json": ["401"]}
+    with pytest.raises(FetchError, match="credentials"):
+        open_set(f"{server.url}/images", cache)
+    assert server.requests["manifest.json"] == 2
     with pytest.raises(FetchError, match="or a URL with http"):
         open_set("nonsense://corpus", cache)
 
