@@ -168,7 +168,8 @@ class Mixture:
         stage, since = self._stage(lane, turn)
         interleaving, before = self._interleavings[stage], self._drawn[stage][lane]
         since_then = [interleaving.drawn(source, lane, since) for source in range(len(before))]
-        return before + np.array(since_then, dtype=np.int64)
+        total: NDArray[np.int64] = before + np.array(since_then, dtype=np.int64)
+        return total
 
     def _stage(self, lane: int, turn: int) -> tuple[int, int]:
         stage = bisect_right(self._starts[lane], turn) - 1

@@ -327,7 +327,7 @@ def _pack(value: object) -> int:
     lengths = struct.pack(f"={1 + len(pieces)}q", len(pieces), *map(len, pieces))
     descriptor = os.memfd_create("batch")
     with open(descriptor, "wb", closefd=False) as file:
-        for part in (lengths, *pieces):
+        for part in (memoryview(lengths), *pieces):
             file.write(part)
             file.write(bytes(-len(part) % ALIGNMENT))
     return descriptor

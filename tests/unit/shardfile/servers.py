@@ -15,8 +15,8 @@ from typing import Any
 class FolderServer:
     """Serves a folder; `faults[name]` is a list of what to do with the next requests of a file.
 
-    "503" or another status: refuse; "cut": half of the bytes, then close; "other": other bytes of the same length; "slow": wait for
-    `release` after half of the bytes.
+    "503" or another status: refuse; "cut": half of the bytes, then close; "other": other bytes of the same length;
+    "slow": wait for `release` after half of the bytes.
     """
 
     def __init__(self, folder: Path) -> None:
