@@ -79,13 +79,15 @@ class Manifest:
     @property
     def totals(self) -> Totals:
         """The sums over the shards."""
-        sums = {name: sum(getattr(shard, name) for shard in self.shards) for name in ("samples", "rows", "size_bytes")}
-        tables: dict[str, Counter[str]] = {name: Counter() for name in ("languages", "sources", "licences")}
-        for name, table in tables.items():
+        sums: dict[str, Any] = {}
+        for name in ("samples", "rows", "size_bytes"):
+            sums[name] = sum(getattr(shard, name) for shard in self.shards)
+        for name in ("languages", "sources", "licences"):
+            table = Counter[str]()
             for shard in self.shards:
                 table.update(getattr(shard, name))
-        ordered: dict[str, Any] = {name: dict(sorted(table.items())) for name, table in tables.items()}
-        return Totals(shards=len(self.shards), **sums, **ordered)
+            sums[name] = dict(sorted(table.items()))
+        return Totals(shards=len(self.shards), **sums)
 
     def text(self) -> str:
         """Return the file's text: the same manifest, the same bytes."""

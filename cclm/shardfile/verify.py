@@ -139,12 +139,10 @@ class SeenKeys:
 
     def end_shard(self) -> None:
         """Pack the keys of a shard that is done. Arrays of like size are merged, so there are few."""
-        array = np.fromiter(self._open, dtype=np.uint64, count=len(self._open))
-        array.sort()
+        array = np.sort(np.fromiter(self._open, dtype=np.uint64, count=len(self._open)))
         self._open = set()
         while self._arrays and len(self._arrays[-1]) <= 2 * len(array):
-            array = np.concatenate((self._arrays.pop(), array))
-            array.sort()
+            array = np.sort(np.concatenate((self._arrays.pop(), array)))
         self._arrays.append(array)
 
 
@@ -158,11 +156,8 @@ class _Walk:
 
     def __init__(self, shard: OpenShard, view: View, keys: SeenKeys) -> None:
         self._shard, self._view, self._keys = shard, view, keys
-        self._position = 0
-        self._rows = 0
-        self._languages: Counter[str] = Counter()
-        self._sources: Counter[str] = Counter()
-        self._licences: Counter[str] = Counter()
+        self._position = self._rows = 0
+        self._languages, self._sources, self._licences = (Counter[str]() for _ in range(3))
 
     def faults(self) -> Iterator[DataError]:
         info, path, is_sound = self._shard.info, self._shard.path, True

@@ -44,9 +44,7 @@ class _ShardWriter:
         self.info: ShardInfo | None = None
         """The shard, after `close`; None: it would be empty, and there is none."""
         self.samples = self.rows = self.size_bytes = 0
-        self._languages: Counter[str] = Counter()
-        self._sources: Counter[str] = Counter()
-        self._licences: Counter[str] = Counter()
+        self._languages, self._sources, self._licences = (Counter[str]() for _ in range(3))
         self._index: dict[str, list[Any]] = {column: [] for column in self._index_schema.names}
         self._path = folder / f"{self.name}{schema.TAR_SUFFIX}"
         # Not over a left-over file: whoever still has that one open must not write into this shard.
