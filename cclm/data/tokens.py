@@ -69,11 +69,7 @@ class TextTokenizer:
         self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
-        """Ids of each text: `<s>`, at most `max_tokens` − 2 pieces, `</s>`. No padding. Do not change the lists.
-
-        Raises:
-            DataError: `text_empty`, for a text of which nothing is left.
-        """
+        """Ids of each text: `<s>`, at most `max_tokens` − 2 pieces, `</s>`; do not change them (DataError: text_empty)."""
         keys = [(text, max_tokens, max_words) for text in texts]
         if len(self._known) >= CACHED_TEXTS:
             self._known.clear()
@@ -117,11 +113,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(source: Path | str, normalise: Normalise = "none") -> TextTokenizer:
-    """The tokenizer of a folder or of a model on the Hugging Face hub (`cclm.data.tokenizer_file`).
-
-    Raises:
-        ConfigError: if there is none, it cannot be read, or it lacks a special token.
-    """
+    """The tokenizer of a folder or of a model on the hub (ConfigError: none, a broken one, no special tokens)."""
     content = tokenizer_bytes(source)
     try:
         tokenizer = Tokenizer.from_buffer(content)

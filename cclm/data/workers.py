@@ -99,8 +99,7 @@ class WorkerPool(Generic[Value]):
         timeout_s: a worker that delivers nothing for so long has hung.
         memory_bytes: what the batches that are ready may take in all; each worker may always hold one.
 
-    Raises (when iterated):
-        CclmError: cause TRANSIENT, when a worker died or hung.
+    To iterate raises CclmError with cause TRANSIENT, when a worker died or hung.
     """
 
     def __init__(

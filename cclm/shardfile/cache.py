@@ -52,11 +52,7 @@ class Wanted:
 
 
 class FileCache:
-    """The cache of a node. Any number of processes may use the same folder at once.
-
-    Raises (when made):
-        ConfigError: the folder cannot be written.
-    """
+    """The cache of a node. Any number of processes may use the same folder at once (ConfigError: it may not)."""
 
     def __init__(self, config: CacheConfig) -> None:
         self.config, self.folder = config, cache_folder(config)
@@ -74,11 +70,7 @@ class FileCache:
         self._pid = 0
 
     def get(self, wanted: Wanted) -> Path:
-        """Return the local file; fetch it first if it is not there, or wait for the process that is fetching it.
-
-        Raises:
-            FetchError: it cannot be had, or there is no room for it.
-        """
+        """Return the local file; fetch it, or wait for who does (FetchError: it cannot be had, or has no room)."""
         if _touch(wanted.path):
             return wanted.path
         wanted.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +83,13 @@ class FileCache:
                 fetch(wanted.url, partial, wanted.sha256, attempts=self.config.attempts)
                 partial.replace(wanted.path)
             except OSError as error:
-                raise _no_room(wanted.url, error) from error
+                full = error.errno in DISK_FULL_ERRNOS
+                raise FetchError(
+                    where=wanted.url,
+                    expected="room on the cache's disk" if full else "a cache folder that can be written",
+                    got=error.strerror or repr(error),
+                    do="Free some, lower data.cache.size_bytes, or set data.cache.folder to another disk.",
+                ) from error
             finally:
                 partial.unlink(missing_ok=True)
         return wanted.path
@@ -154,16 +152,6 @@ def _touch(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _no_room(url: str, error: OSError) -> FetchError:
-    full = error.errno in DISK_FULL_ERRNOS
-    return FetchError(
-        where=url,
-        expected="room on the cache's disk" if full else "a cache folder that can be written",
-        got=error.strerror or repr(error),
-        do="Free some, lower data.cache.size_bytes, or set data.cache.folder to another disk.",
-    )
 
 
 @contextmanager

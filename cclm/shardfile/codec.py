@@ -39,11 +39,7 @@ def check_key(key: str, where: str = "") -> None:
 
 
 def check_image(image: bytes, image_format: str, where: str = "") -> None:
-    """Refuse bytes that are not a whole file of a format, by first bytes and end marker; nothing is decoded.
-
-    Raises:
-        DataError: reasons image_empty, image_format, image_truncated.
-    """
+    """Refuse what does not begin and end as a file of a format (reasons image_empty, image_format, image_truncated)."""
     name = f"{image_format or ' or '.join(schema.IMAGE_FORMATS)} image"
     if not image:
         _refuse("image_empty", f"a {name}", "0 bytes", where)
@@ -197,11 +193,7 @@ def _parse_region(region: Any, where: str) -> Region:
 
 
 def check_group(pairs: Sequence[TextPair], where: str = "") -> None:
-    """Refuse pairs that are not one group: same `group`, `text_a`, `lang_a`, no empty text.
-
-    Raises:
-        DataError: reasons group_empty, group_mixed, text_empty, text_encoding.
-    """
+    """Refuse pairs that are not one group (reasons group_empty, group_mixed, text_empty, text_encoding)."""
     if not pairs:
         _refuse("group_empty", "at least one pair", "none", where)
     first = pairs[0]
@@ -237,11 +229,7 @@ def encode_block(table: Any) -> bytes:
 
 
 def decode_block(block: bytes, where: str = "") -> Any:
-    """Return the pyarrow Table of a block.
-
-    Raises:
-        DataError: reasons block_broken (not readable), block_schema (other columns).
-    """
+    """Return the pyarrow Table of a block (reasons block_broken: not readable, block_schema: other columns)."""
     try:
         table = pa.ipc.open_file(pa.BufferReader(block)).read_all()
         table.validate(full=True)

@@ -126,11 +126,7 @@ class OpenShard:
         return data
 
     def image_text(self, entry: ImageEntry) -> ImageTextRecord:
-        """Read and decode one image-text sample.
-
-        Raises:
-            DataError: as `decode_image_text`; image_format, image_truncated or checksum when bytes have changed.
-        """
+        """Read and decode a sample (reasons of `decode_image_text`; image_format, image_truncated, checksum)."""
         where = self.where(entry.offset, entry.key)
         image = self.read(entry.image_offset, entry.image_size, where)
         document = self.read(entry.json_offset, entry.json_size, where)
@@ -143,11 +139,7 @@ class OpenShard:
         return record
 
     def block(self, entry: TextEntry) -> list[TextPair]:
-        """Read and decode the block of a group: all its rows.
-
-        Raises:
-            DataError: as `decode_block`; block_broken also when bytes have changed.
-        """
+        """Read and decode all rows of a group's block (reasons of `decode_block`, also when bytes have changed)."""
         where = self.where(entry.offset, entry.key)
         data = self.read(entry.block_offset, entry.block_size, where)
         if zlib.crc32(data) != entry.block_crc32:  # not parsed: a flipped length may make the parser ask for all memory
