@@ -124,15 +124,9 @@ class RequestedLanguage:
 
 
 class LanguageMix:
-    """Deals languages to the draws of all sources.
+    """Deals languages to the draws of all sources (ConfigError: a source has no language with a weight).
 
-    Args:
-        mix: `language_weights`, and those of its schedule.
-        languages_by_source: what each source has by its manifest, by the sources' names and in their order.
-        assignment: of slots to lanes.
-
-    Raises:
-        ConfigError: a source has none of the languages that have a weight.
+    `languages_by_source` is what each source has by its manifest, in the order of the sources.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class TextTokenizer:
         self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
-        """Ids of each text: `<s>`, at most `max_tokens` − 2 pieces, `</s>`; do not change them (DataError: text_empty)."""
+        """Ids of each text, not to be changed: `<s>`, up to `max_tokens` − 2 pieces, `</s>` (DataError: text_empty)."""
         keys = [(text, max_tokens, max_words) for text in texts]
         if len(self._known) >= CACHED_TEXTS:
             self._known.clear()

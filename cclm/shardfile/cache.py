@@ -52,7 +52,7 @@ class Wanted:
 
 
 class FileCache:
-    """The cache of a node. Any number of processes may use the same folder at once (ConfigError: it may not)."""
+    """The cache of a node, in a folder that its processes may use at once (ConfigError: it cannot be written)."""
 
     def __init__(self, config: CacheConfig) -> None:
         self.config, self.folder = config, cache_folder(config)

@@ -72,12 +72,7 @@ def fetch(
 
 
 def open_system(url: str) -> tuple[Any, str]:
-    """Return the `fsspec` file system of a URL, and the file's path in it.
-
-    Raises:
-        MissingDependencyError: with the command that installs what is missing.
-        FetchError: a protocol that `fsspec` does not know.
-    """
+    """Return the `fsspec` file system of a URL, and the file's path in it (errors: `fetch`)."""
     protocol = url.split("://", 1)[0]
     package = PACKAGES.get(protocol, protocol)
     try:
