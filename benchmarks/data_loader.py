@@ -23,12 +23,12 @@ from cclm.data.config import DataConfig, Views
 from cclm.data.loader import StepDataset
 from cclm.data.options import ImageTransformConfig, SourceConfig
 from cclm.shardfile.manifest import Manifest
-from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, TextPair, View
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.table import make_views
 from cclm.views.text_pair.options import TextPairConfig
 from cclm.views.view import open_dataset
+from tests.shard_writers import ImageShards, write_groups
 
 NUM_IMAGES, NUM_GROUPS, NUM_LANGUAGES = 6000, 1800, 20
 
@@ -50,7 +50,7 @@ def phrase(generator: np.random.Generator, words: int) -> str:
 def write_sets(folder: Path) -> tuple[Path, Path]:
     """Write an image set and a text set."""
     generator = np.random.default_rng(0)
-    with ImageTextShardWriter(folder / "images", "images", max_samples=1000) as images:
+    with ImageShards(folder / "images", "images", max_samples=1000) as images:
         for number in range(NUM_IMAGES):
             names = [phrase(generator, 2) for _ in range(4)]
             images.add(
@@ -64,23 +64,24 @@ def write_sets(folder: Path) -> tuple[Path, Path]:
                 )
             )
         Manifest(view=View.IMAGE_TEXT, shards=images.close()).save(folder / "images")
-    with TextPairShardWriter(folder / "pairs", "pairs") as pairs:
-        for number in range(NUM_GROUPS):
-            name = phrase(generator, 2)
-            pairs.add_group(
-                [
-                    TextPair(
-                        text_a=name,
-                        lang_a="en",
-                        text_b=phrase(generator, 2),
-                        lang_b=f"l{language}",
-                        source="names",
-                        group=f"g{number}",
-                    )
-                    for language in range(NUM_LANGUAGES)
-                ]
-            )
-        Manifest(view=View.TEXT_PAIR, shards=pairs.close()).save(folder / "pairs")
+    groups = []
+    for number in range(NUM_GROUPS):
+        name = phrase(generator, 2)
+        groups.append(
+            [
+                TextPair(
+                    text_a=name,
+                    lang_a="en",
+                    text_b=phrase(generator, 2),
+                    lang_b=f"l{language}",
+                    source="names",
+                    group=f"g{number}",
+                )
+                for language in range(NUM_LANGUAGES)
+            ]
+        )
+    shards = write_groups(folder / "pairs", "pairs", groups)
+    Manifest(view=View.TEXT_PAIR, shards=shards).save(folder / "pairs")
     return folder / "images", folder / "pairs"
 
 

@@ -35,14 +35,12 @@ from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer, photograph, sentence_pairs
 from cclm.data.config import DataConfig
 from cclm.data.decoding import decode_scaled
-from cclm.data.image import crop_box
+from cclm.data.image import crop_box, photo_size, resize_box, scale_for, scaled_box
 from cclm.data.loader import StepDataset
 from cclm.data.options import ImageTransformConfig, SourceConfig
-from cclm.data.photo import photo_size, resize_box, scale_for, scaled_box
 from cclm.data.seeding import keyed_generator
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
-from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, View
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextSource
@@ -52,6 +50,7 @@ from shards.build import build_sets
 from shards.corpora.pair_file import PairFile
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
+from tests.shard_writers import ImageShards, write_groups
 
 SIZE, BATCH = 224, 64
 TRANSFORM = ImageTransformConfig(size=SIZE)
@@ -106,7 +105,7 @@ def records(jpegs: Sequence[bytes]) -> list[ImageTextRecord]:
 
 def write_ours(folder: Path, samples: Sequence[ImageTextRecord]) -> None:
     """Hash, index, sync, manifest: everything that a build does."""
-    with ImageTextShardWriter(folder, "images", max_samples=1024) as writer:
+    with ImageShards(folder, "images", max_samples=1024) as writer:
         for sample in samples:
             writer.add(sample)
         Manifest(view=View.IMAGE_TEXT, shards=writer.close()).save(folder)
@@ -232,10 +231,8 @@ def images(folder: Path, jpegs: Sequence[bytes], rounds: int) -> tuple[list[Line
 def text_pairs(folder: Path, count: int, rounds: int) -> tuple[list[Line], dict[str, float]]:
     """Pairs in blocks against one tar member per pair."""
     pairs = sentence_pairs(count)
-    with TextPairShardWriter(folder / "pairs", "pairs") as writer:
-        for pair in pairs:
-            writer.add_group([pair])
-        Manifest(view=View.TEXT_PAIR, shards=writer.close()).save(folder / "pairs")
+    shards = write_groups(folder / "pairs", "pairs", [[pair] for pair in pairs])
+    Manifest(view=View.TEXT_PAIR, shards=shards).save(folder / "pairs")
     plain = folder / "pairs.tar"
     with webdataset.TarWriter(str(plain)) as tar:
         for number, pair in enumerate(pairs):

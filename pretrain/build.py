@@ -13,11 +13,9 @@ from cclm.checkpoint.choose import newest_sound
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares
+from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile
-from cclm.data.loader import StepDataset, make_loader
-from cclm.data.prefetch import on_device
-from cclm.data.quarantine import Quarantine
-from cclm.data.samples_seen import SamplesSeen
+from cclm.data.loader import StepDataset, make_loader, on_device
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives, collectives
@@ -261,4 +259,4 @@ def make_batches(
         num_workers=config.data.num_workers,
         timeout_s=config.data.batch_timeout_s,
     )
-    return on_device(loader, topology.device)
+    yield from on_device(loader, topology.device)

@@ -20,7 +20,7 @@ from typing import Any, Final
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
-from cclm.shardfile.texts import texts_of_things
+from cclm.shardfile.reader import texts_of_things
 
 NUM_THREADS: Final = 1
 _LONGEST_WORD: Final = 500

@@ -134,16 +134,14 @@ def _in_range(job: ShardJob, rows: Any) -> Any:
 def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
     recipe = job.bucket.recipe
     if recipe.view is View.IMAGE_TEXT:
-        with ImageTextShardWriter(job.folder, job.name, None, None, first_shard=job.number) as images:
+        with ImageTextShardWriter(job.folder, job.name, job.number) as images:
             _write_images(job, rows, images)
-        return images.shards[0] if images.shards else None
+        return images.info
     block, licences = recipe.pairs_per_block, recipe.licences
-    with TextPairShardWriter(
-        job.folder, job.name, block, None, None, first_shard=job.number, licences=licences
-    ) as texts:
+    with TextPairShardWriter(job.folder, job.name, job.number, pairs_per_block=block, licences=licences) as texts:
         columns = ["key" if name == "group" else name for name in schema.PAIR_SCHEMA.names]
         texts.add_groups(rows.select(columns).rename_columns(schema.PAIR_SCHEMA.names))
-    return texts.shards[0] if texts.shards else None
+    return texts.info
 
 
 def _write_images(job: ShardJob, rows: Any, writer: ImageTextShardWriter) -> None:

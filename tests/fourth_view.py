@@ -86,7 +86,7 @@ class AudioTextSource(Source[AudioTextConfig, AudioTextSample]):
             text=pad([sample.ids for sample in samples], pad_id, multiple),
             identity_R=int64([sample.identity for sample in samples]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([sample.fusion for sample in samples], pad_id, multiple)),
+            **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> AudioTextSample:

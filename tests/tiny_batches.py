@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from cclm.data.batch import MaskedTokens, TensorRecord, Tokens
-from cclm.data.collate import FusionDraws
-from cclm.data.masking import MaskedText
+from cclm.data.collate import FusionDraws, MaskedText
 
 
 def same(first: object, second: object) -> bool:

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         )
     from cclm.files.lines import text_lines
     from cclm.hub.prune_vocabulary import REPORT_NAME, prune_vocabulary
-    from cclm.shardfile.texts import texts_of_sets
+    from cclm.shardfile.reader import texts_of_sets
 
     to = options.to
     texts = lambda: chain(texts_of_sets(options.shards), *map(text_lines, options.texts))  # noqa: E731

@@ -27,29 +27,25 @@ class TensorRecord:
 
     def to(self: SelfType, device: torch.device | str, non_blocking: bool = True) -> SelfType:
         """Return a copy with every tensor (nested ones too) on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: SelfType) -> SelfType:
-        """Return a copy in pinned memory (the hook that torch's DataLoader calls)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """Return a copy in pinned memory."""
+        return self.each(lambda tensor: tensor.pin_memory())
 
     def each(self: SelfType, function: Callable[[Tensor], Tensor]) -> SelfType:
         """Return a copy with every tensor (nested ones too) replaced by `function` of it."""
-        return self._map(function)
-
-    def _map(self: SelfType, function: object) -> SelfType:
-        assert callable(function)
         changes: dict[str, object] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 changes[item.name] = function(value)
             elif isinstance(value, TensorRecord):
-                changes[item.name] = value._map(function)
+                changes[item.name] = value.each(function)
             elif isinstance(value, tuple) and value and isinstance(value[0], TensorRecord):
-                changes[item.name] = tuple(part._map(function) for part in value)
+                changes[item.name] = tuple(part.each(function) for part in value)
             elif isinstance(value, Mapping):
-                changes[item.name] = {key: part._map(function) for key, part in value.items()}
+                changes[item.name] = {key: part.each(function) for key, part in value.items()}
         return replace(self, **changes)
 
 
@@ -152,7 +148,7 @@ class Batch(TensorRecord):
     rest: tuple[Batch, ...] = ()
     """The step's further micro-batches, each with its own share of every view (`DataConfig.micro_batches`)."""
     samples_seen: tuple[tuple[str, int], ...] = ()
-    """What this rank's share shows, by source and language (`cclm.data.samples_seen`)."""
+    """What this rank's share shows, by source and language (`cclm.data.counts`)."""
 
     @property
     def parts(self) -> tuple[Batch, ...]:

@@ -14,6 +14,7 @@ import math
 import re
 from contextlib import suppress
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
@@ -39,10 +40,8 @@ mean to decode a whole PNG."""
 def decode_image(data: bytes, scale: int = 1, where: str = "") -> Image.Image:
     """Decode an image file to RGB: turned upright, transparent parts white, of an animation the first frame.
 
-    Args:
-        data: the encoded file; bytes behind its end do not matter.
-        scale: 1, 2, 4 or 8: a JPEG is decoded at 1/scale of its size, rounded up. Other formats come whole.
-        where: for the error's message.
+    Bytes behind the file's end do not matter. A JPEG is decoded at 1/`scale` (1, 2, 4 or 8) of its size, rounded up;
+    other formats come whole.
 
     Raises:
         DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
@@ -88,24 +87,17 @@ def stored_orientation(data: bytes) -> int:
 
 
 def decode_scaled(data: bytes, scale: int) -> NDArray[np.uint8]:
-    """Decode at 1/scale of the size: (height, width, 3). Only JPEGs can be reduced; the others come whole.
-
-    Raises:
-        DataError: as `decode_image`.
-    """
+    """Decode at 1/scale of the size: (height, width, 3), as `decode_image` does, errors included."""
     fast = _simplejpeg()
-    if fast is None or not data.startswith(JPEG_START):
-        return decode_scaled_plain(data, scale)
-    try:
-        height, width, colours, _ = fast.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK") or height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-            return decode_scaled_plain(data, scale)
-        rows, columns = math.ceil(height / scale), math.ceil(width / scale)
-        pixels: NDArray[np.uint8] = fast.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, min_factor=1)
-    except ValueError:
-        return decode_scaled_plain(data, scale)
-    turn = TURNS.get(stored_orientation(data))
-    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+    if fast is not None and data.startswith(JPEG_START):
+        with suppress(ValueError):  # then Pillow names what is wrong, or is more patient
+            height, width, colours, _ = fast.decode_jpeg_header(data)
+            if colours not in ("CMYK", "YCCK") and height * width <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+                least = {"min_height": math.ceil(height / scale), "min_width": math.ceil(width / scale)}
+                pixels: NDArray[np.uint8] = fast.decode_jpeg(data, "RGB", **least, min_factor=1)
+                turn = TURNS.get(stored_orientation(data))
+                return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+    return decode_scaled_plain(data, scale)
 
 
 def decode_scaled_plain(data: bytes, scale: int) -> NDArray[np.uint8]:
@@ -118,9 +110,8 @@ def _words(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no known image format"
     words = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
-    return (
-        words if isinstance(error, OSError | ValueError | SyntaxError) and words else f"{type(error).__name__} {words}"
-    )
+    is_telling = isinstance(error, OSError | ValueError | SyntaxError) and words
+    return words if is_telling else f"{type(error).__name__} {words}"
 
 
 def _refusal(data: bytes, words: str, where: str) -> DataError:
@@ -135,9 +126,6 @@ def _refusal(data: bytes, words: str, where: str) -> DataError:
 
 @lru_cache(maxsize=1)
 def _simplejpeg() -> ModuleType | None:
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    module: ModuleType = simplejpeg
-    return module
+    with suppress(ImportError):
+        return import_module("simplejpeg")
+    return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -53,12 +52,7 @@ def chain(previous: str, step: int, sums: Mapping[str, int]) -> str:
 class LedgerFile:
     """`ledger.jsonl`: one line a step, {"step", "sums": {view: int}, "hash"}. Written by one process.
 
-    Args:
-        path: the file; made at the first step.
-        next_step: the step that will be written next; what an earlier, killed run wrote from there on is cut off.
-
-    Raises:
-        CheckpointError: if the file lacks a step before `next_step`.
+    What an earlier, killed run wrote from `next_step` on is cut off (CheckpointError: a step before it is missing).
     """
 
     def __init__(self, path: Path | str, next_step: int = 0) -> None:
@@ -90,14 +84,10 @@ class LedgerFile:
 
 
 def verify_ledger(path: Path | str) -> str:
-    """Recompute the chain of a ledger and return its last value.
-
-    Raises:
-        CheckpointError: at the first line that does not follow from the ones before.
-    """
+    """Recompute the chain of a ledger and return its last value (CheckpointError: a line that does not follow)."""
     value = START
     for number, line in enumerate(StepLines(path).read()):
-        value = chain(value, number, _sums(line))
+        value = chain(value, number, line.get("sums", {}))
         if line["step"] != number or line.get("hash") != value:
             raise CheckpointError(
                 expected=f"step {number} with hash {value}",
@@ -106,7 +96,3 @@ def verify_ledger(path: Path | str) -> str:
                 where=f"{path}:{number + 1}",
             )
     return value
-
-
-def _sums(line: Mapping[str, Any]) -> dict[str, int]:
-    return {str(view): int(total) for view, total in line.get("sums", {}).items()}

@@ -1,4 +1,4 @@
-"""Step → this rank's batch, in this process or ahead of time in worker processes.
+"""Step → this rank's batch, in this process or ahead of time in worker processes, on the device before it is used.
 
 step ──► slots of this rank ──► addresses ──► records ──► samples ──► Batch
          (loader)               (stream)      (source)    (samples)   (collate)
@@ -7,10 +7,15 @@ step ──► slots of this rank ──► addresses ──► records ──�
 from __future__ import annotations
 
 import os
+import queue
 import resource
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from cclm.data.batch import BadSample, Batch
 from cclm.data.config import DataConfig, Views
@@ -31,15 +36,8 @@ OTHER_FILES, FILES_PER_RANK = 128, 4
 class StepDataset:
     """`dataset[step]` is this rank's share of that step: a pure function of (config, tokenizer, seed, step, rank).
 
-    The ranks' shares, put together in rank order, are the same global batch for any number of ranks.
-
-    Args:
-        sources: the data of each view, by its name.
-        views: the views' settings.
-        config: what is the same for all of them.
-        seed: of the run.
-        rank: this process, 0 … world_size − 1.
-        world_size: number of ranks; at most each view's number of negative groups.
+    The ranks' shares, put together in rank order, are the same global batch for any number of ranks, up to each view's
+    number of negative groups.
     """
 
     def __init__(
@@ -96,65 +94,94 @@ class StepDataset:
                 )
 
     def groups(self, view: str, part: int = 0) -> range:
-        """The negative groups of a micro-batch of the global batch that this rank serves.
+        """The negative groups of a micro-batch that this rank serves.
 
-        The global batch is cut into equal micro-batches, and each of them into whole groups for the ranks, as evenly as
-        they go.
+        Micro-batches are equal parts of the global batch; ranks get whole groups of each, as evenly as they go.
         """
         count = self.views[view].num_groups // self.config.micro_batches
         first, stop = self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size
         return range(part * count + first, part * count + stop)
 
 
-class StepLoader:
-    """The batches of some steps, in order; made by `make_loader`. Iterating again starts again."""
-
-    def __init__(self, dataset: StepDataset, steps: range, num_workers: int, timeout_s: float) -> None:
-        self._dataset, self._steps = dataset, steps
-        self._num_workers, self._timeout_s = num_workers, timeout_s
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Start the workers, if there are to be any."""
-        sets = [one for source in self._dataset.sources.values() for one in source.sets]
-        shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)
-        make_room_for_open_files(OTHER_FILES + FILES_PER_RANK * self._dataset.world_size + shards)
-        if self._num_workers == 0:
-            return map(self._dataset.__getitem__, self._steps)
-        return iter(
-            WorkerPool(
-                self._dataset.__getitem__,
-                self._steps,
-                num_workers=self._num_workers,
-                timeout_s=self._timeout_s,
-                memory_bytes=available_memory_bytes() // MEMORY_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
-            )
-        )
-
-
 def make_loader(
     dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, timeout_s: float = 900.0
-) -> StepLoader:
-    """Iterate over the batches of steps start_step … stop_step − 1, in order.
+) -> Iterator[Batch]:
+    """Return the batches of steps start_step … stop_step − 1, in order; to begin late costs nothing.
+
+    Workers are forked here, so call it in a thread that lives as long as they are needed: they die with it.
 
     Args:
-        dataset: this rank's.
-        start_step: where to begin, for example the step of a checkpoint; costs the same as 0.
-        stop_step: one past the last.
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
         timeout_s: a worker that delivers nothing for so long ends the iteration with an error.
     """
-    return StepLoader(dataset, range(start_step, stop_step), num_workers, timeout_s)
+    sets = [one for source in dataset.sources.values() for one in source.sets]
+    shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)
+    make_room_for_open_files(OTHER_FILES + FILES_PER_RANK * dataset.world_size + shards)
+    steps = range(start_step, stop_step)
+    if num_workers == 0:
+        return map(dataset.__getitem__, steps)
+    memory_bytes = available_memory_bytes() // MEMORY_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    pool = WorkerPool(
+        dataset.__getitem__, steps, num_workers=num_workers, timeout_s=timeout_s, memory_bytes=memory_bytes
+    )
+    return iter(pool)
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+    """Yield each batch as it came and its copy on `device`, in order; one batch is copied ahead.
+
+    worker ─► pinned memory (a thread) ─► side stream: copy k + 1    (CUDA only; on a CPU the batch is there already)
+                                          main stream: step k, then waits for the copy
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch, batch.to(device)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[Batch, Batch] | None = None
+    for batch in in_background(batches, Batch.pin_memory):  # the copies of other memory are not asynchronous
+        with torch.cuda.stream(stream):
+            copied = batch.to(device)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(stream)
+        _used_by(copied, torch.cuda.current_stream(device))
+        ahead = batch, copied
+    if ahead is not None:
+        yield ahead
+
+
+def in_background(batches: Iterable[Batch], prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:
+    """Yield `prepare(batch)` of each batch, prepared in a thread while the one before is used."""
+    source, ready = iter(batches), queue.Queue[Batch | BaseException | None](maxsize=1)
+
+    def fill() -> None:
+        try:
+            for batch in source:
+                ready.put(prepare(batch))
+            ready.put(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the batch is waited for
+            ready.put(error)
+
+    threading.Thread(target=fill, name="batches", daemon=True).start()
+    while (item := ready.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+def _used_by(batch: Batch, stream: torch.cuda.Stream) -> None:
+    """Tell the allocator that memory of the side stream is read by another one, so that it is not reused too soon."""
+
+    def record(tensor: Tensor) -> Tensor:
+        tensor.record_stream(stream)
+        return tensor
+
+    batch.each(record)
 
 
 def make_room_for_open_files(needed: int) -> None:
-    """Raise this process's limit of open files, and its workers', to what is needed.
-
-    Raises:
-        ConfigError: the system does not allow it.
-    """
+    """Raise this process's limit of open files, and its workers', to what is needed (ConfigError: it may not be)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
         return

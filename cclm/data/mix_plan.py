@@ -1,33 +1,28 @@
-"""How the proportions of the sources change over the steps: planned weights, and sources that are used up.
+"""How the proportions of sources and languages change over the steps: planned weights, sources that are used up.
 
 The plan is made once, at the start, by arithmetic over the draws; nothing is counted while training, so every rank and
 every resumed run has the same plan.
+
+The languages of a source are interleaved over its draws as the sources are over a lane (`cclm.data.mixture`). A record
+that lacks the requested language shows another one that it has, by the same weights; where all records have all
+languages, the proportions are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.lane_assignment import LaneAssignment
-from cclm.data.mixture import Mixture
+from cclm.data.mixture import Interleaving, LaneAssignment, Mixture
 from cclm.data.options import MixConfig, SourceConfig
+from cclm.errors import ConfigError
 
 FOREVER = 1 << 62
 """A limit that no run reaches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixPlan:
-    """A mixture for all steps of a run."""
-
-    mixture: Mixture
-    """Which source each draw takes."""
-    end_step: int | None
-    """The first step for which every source is used up; None: there is none."""
 
 
 def base_weights(totals: Sequence[int], sources: Sequence[SourceConfig], mix: MixConfig) -> list[float]:
@@ -47,14 +42,11 @@ def plan_mixture(
     changes: Sequence[tuple[int, Sequence[float]]],
     limits_SL: NDArray[np.int64],
     assignment: LaneAssignment,
-) -> MixPlan:
-    """Lay out every change of the weights.
+) -> tuple[Mixture, int | None]:
+    """Lay out every change of the weights; return also the first step for which every source is used up, if any is.
 
-    Args:
-        weights: of step 0.
-        changes: planned ones: (first step, weights from there on), in order.
-        limits_SL: how many draws each source can give to each lane; `FOREVER` for no limit.
-        assignment: of slots to lanes.
+    `weights` are those of step 0, `changes` the planned ones: (first step, weights from there on), in order.
+    `limits_SL` says how many draws each source can give to each lane; `FOREVER` for no limit.
     """
     pending = [(step, list(later)) for step, later in changes]
     current, used_up = list(weights), np.zeros(len(weights), dtype=bool)
@@ -68,10 +60,10 @@ def plan_mixture(
         elif pending:
             step, current = pending.pop(0)
         else:
-            return MixPlan(mixture=mixture, end_step=None)
+            return mixture, None
         left = [0.0 if gone else weight for weight, gone in zip(current, used_up, strict=True)]
         if not any(left):
-            return MixPlan(mixture=mixture, end_step=step)
+            return mixture, step
         mixture.change(left, [assignment.turns_before(step, lane) for lane in range(assignment.num_lanes)])
 
 
@@ -107,3 +99,68 @@ def _next_end(
     if until is not None and low >= until:
         return None
     return low, overdrawn(low + 1)
+
+
+@dataclass(frozen=True)
+class RequestedLanguage:
+    """Which language a draw should show."""
+
+    weights: Mapping[str, float]
+    """Positive weights of the languages that may be shown."""
+    language: str | None
+    """The one whose turn it is; None: by the weights alone."""
+
+    def pick(self, available: Sequence[str], draw: float) -> str | None:
+        """Return an available language, by a uniform number if the requested one is not among them; None: none may."""
+        if self.language in available:
+            return self.language
+        names = [name for name in available if name in self.weights]
+        threshold = draw * sum(self.weights[name] for name in names)
+        for name in names:
+            threshold -= self.weights[name]
+            if threshold < 0:
+                return name
+        return names[-1] if names else None
+
+
+class LanguageMix:
+    """Deals languages to the draws of all sources (ConfigError: a source has no language with a weight).
+
+    `languages_by_source` is what each source has by its manifest, in the order of the sources.
+    """
+
+    def __init__(
+        self, mix: MixConfig, languages_by_source: Mapping[str, Sequence[str]], assignment: LaneAssignment
+    ) -> None:
+        stages = [(0, mix.language_weights)] + [(stage.start_step, stage.language_weights) for stage in mix.schedule]
+        given = [(step, table) for step, table in stages if table is not None]
+        self._num_lanes = assignment.num_lanes
+        lanes = range(self._num_lanes)
+        self._starts = [[assignment.turns_before(step, lane) for step, _ in given] for lane in lanes]
+        self._interleavings = [
+            [self._deal(table, languages, source) for source, languages in languages_by_source.items()]
+            for _, table in given
+        ]
+
+    def requested(self, source: int, lane: int, turn: int, draw: int) -> RequestedLanguage | None:
+        """What a lane's draw from a source should show; None: before the first weights.
+
+        The lane gave `turn` draws before, `draw` of them from this source.
+        """
+        stage = bisect_right(self._starts[lane], turn) - 1
+        if stage < 0:
+            return None
+        names, weights, interleaving = self._interleavings[stage][source]
+        return RequestedLanguage(weights, names[interleaving.source(lane, draw)])
+
+    def _deal(
+        self, table: Mapping[str, float], languages: Sequence[str], source: str
+    ) -> tuple[list[str], dict[str, float], Interleaving]:
+        weights = {name: table[name] for name in sorted(table) if table[name] > 0 and name in languages}
+        if not weights:
+            raise ConfigError(
+                expected=f"a language with a weight in every source ({', '.join(table)})",
+                got=f"{', '.join(languages) or 'no language'} in source {source}",
+                do="Give one of these a weight in `mix.language_weights`, or leave the source out.",
+            )
+        return list(weights), weights, Interleaving(list(weights.values()), self._num_lanes)

@@ -4,6 +4,17 @@ The weights become integer quotas over a period of D draws. One period is laid o
 each source's fair share to within one draw (Tijdeman's solution of the chairman assignment problem, 1980), and the
 period repeats. How often a source was drawn before is then a table look-up, so a stream can start anywhere. When the
 weights change (`cclm.data.mix_plan`), a new period begins in every lane, and the counts go on.
+
+How a batch is assigned to the lanes, for any two numbers:
+
+    g = gcd(batch size, lanes): g blocks of neighbouring slots, each served by its own block of neighbouring lanes
+
+    batch 6, lanes 4, g = 2      slots 0 1 2 | 3 4 5        lanes 0 1 | 2 3
+    step 0                       lane  0 1 0 | 2 3 2
+    step 1                       lane  1 0 1 | 3 2 3        the lanes of a block take turns, from step to step
+
+No number has to divide another. A common factor keeps a rank's slots on lanes of its own, so that a node reads few
+shards; without one every rank reads every lane, and the samples are the same.
 """
 
 from __future__ import annotations
@@ -11,6 +22,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +31,34 @@ from numpy.typing import NDArray
 from cclm.errors import ConfigError
 
 LONGEST_PERIOD = 4096
+
+
+@dataclass(frozen=True)
+class LaneAssignment:
+    """Slot of a step → lane and turn, for every step; pure arithmetic."""
+
+    batch_size: int
+    """Slots of a global batch."""
+    num_lanes: int
+    """Lanes of the stream."""
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        """Slots and lanes of a block: slots of different blocks share no lane."""
+        num_blocks = math.gcd(self.batch_size, self.num_lanes)
+        return self.batch_size // num_blocks, self.num_lanes // num_blocks
+
+    def lane_turn(self, step: int, slot: int) -> tuple[int, int]:
+        """The lane that serves a slot of a step, and how many draws that lane gave before."""
+        slots, lanes = self._block
+        block, inside = divmod(slot, slots)
+        turn, lane = divmod(step * slots + inside, lanes)
+        return block * lanes + lane, turn
+
+    def turns_before(self, step: int, lane: int) -> int:
+        """How many draws a lane gave in the steps before `step`."""
+        slots, lanes = self._block
+        return -((lane % lanes - step * slots) // lanes)
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
@@ -56,16 +96,12 @@ def balanced_period(counts: Sequence[int]) -> NDArray[np.int64]:
     drawn = [0] * num_sources
     order = np.empty(period, dtype=np.int64)
     for turn in range(1, period + 1):
-        best, best_deadline = -1, Fraction(0)
+        deadlines: dict[int, Fraction] = {}
         for source, count in enumerate(counts):
-            if not count:
-                continue
             behind = grain * (count * turn - period * drawn[source])
-            if behind < period:
-                continue
-            deadline = Fraction(period * (grain - 1) - behind, count)
-            if best < 0 or deadline < best_deadline:
-                best, best_deadline = source, deadline
+            if count and behind >= period:
+                deadlines[source] = Fraction(period * (grain - 1) - behind, count)
+        best = min(deadlines, key=deadlines.__getitem__)
         order[turn - 1] = best
         drawn[best] += 1
     return order
@@ -90,22 +126,11 @@ class Interleaving:
         """The source of a lane's draw number `turn`."""
         return int(self._order[(self._phase[lane] + turn) % self.period])
 
-    def drawn(self, lane: int, turn: int) -> NDArray[np.int64]:
-        """How often each source was drawn by a lane before its draw number `turn`."""
-        phase = self._phase[lane]
-        counts: NDArray[np.int64] = self._until(phase + turn) - self._before[phase]
-        return counts
-
-    def drawn_from(self, source: int, lane: int, turn: int) -> int:
-        """The same for one source."""
+    def drawn(self, source: int, lane: int, turn: int) -> int:
+        """How often a source was drawn by a lane before its draw number `turn`."""
         phase = self._phase[lane]
         periods, rest = divmod(phase + turn, self.period)
         return periods * self.counts[source] + int(self._before[rest, source]) - int(self._before[phase, source])
-
-    def _until(self, turn: int) -> NDArray[np.int64]:
-        periods, rest = divmod(turn, self.period)
-        counts: NDArray[np.int64] = periods * np.array(self.counts, dtype=np.int64) + self._before[rest]
-        return counts
 
 
 class Mixture:
@@ -136,12 +161,14 @@ class Mixture:
         stage, since = self._stage(lane, turn)
         interleaving = self._interleavings[stage]
         source = interleaving.source(lane, since)
-        return source, int(self._drawn[stage][lane, source]) + interleaving.drawn_from(source, lane, since)
+        return source, int(self._drawn[stage][lane, source]) + interleaving.drawn(source, lane, since)
 
     def drawn(self, lane: int, turn: int) -> NDArray[np.int64]:
         """How often each source was drawn by a lane before its draw number `turn`."""
         stage, since = self._stage(lane, turn)
-        total: NDArray[np.int64] = self._drawn[stage][lane] + self._interleavings[stage].drawn(lane, since)
+        interleaving, before = self._interleavings[stage], self._drawn[stage][lane]
+        since_then = [interleaving.drawn(source, lane, since) for source in range(len(before))]
+        total: NDArray[np.int64] = before + np.array(since_then, dtype=np.int64)
         return total
 
     def _stage(self, lane: int, turn: int) -> tuple[int, int]:

@@ -6,7 +6,8 @@ gives records one by one with the package's own shuffling and splitting among no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Handler = Callable[[Exception], bool]
 
 
 def plain_pipeline(folder: Path | str, shuffle: int = 0, seed: int = 0, handler: Handler | None = None) -> Any:
-    """A `webdataset` pipeline that yields `ImageTextRecord`s or `TextPair`s, by the view of the set.
+    """A `webdataset` pipeline that yields `ImageTextRecord`s or `TextPair`s; compose further with its methods.
 
     Args:
         folder: of the shard set.
@@ -28,9 +29,6 @@ def plain_pipeline(folder: Path | str, shuffle: int = 0, seed: int = 0, handler:
         seed: of the shuffling.
         handler: called with the error of a broken sample; returns whether to go on without it
             (`webdataset.warn_and_continue` and the like). None: the error ends the iteration.
-
-    Returns:
-        A pipeline; compose further with its methods (`.map`, `.batched`, …).
 
     Raises:
         ConfigError: for an empty set.
@@ -53,7 +51,7 @@ def plain_pipeline(folder: Path | str, shuffle: int = 0, seed: int = 0, handler:
     if manifest.view is View.IMAGE_TEXT:
         stages.append(webdataset.map(image_text_record, handler=policy))
     else:
-        stages += [webdataset.map(text_pairs, handler=policy), _one_by_one]
+        stages += [webdataset.map(text_pairs, handler=policy), chain.from_iterable]
     if shuffle:
         stages.append(webdataset.shuffle(shuffle, initial=shuffle, seed=seed))
     return webdataset.DataPipeline(*stages)
@@ -71,8 +69,3 @@ def text_pairs(sample: dict[str, Any]) -> list[TextPair]:
     """One undecoded `webdataset` sample, a block, as its pairs (errors: `decode_block`)."""
     where = f"{sample.get('__url__', '')}, key {sample['__key__']}"
     return pairs_of(decode_block(sample.get(BLOCK_EXTENSION, b""), where))
-
-
-def _one_by_one(blocks: Iterator[list[TextPair]]) -> Iterator[TextPair]:
-    for block in blocks:
-        yield from block

@@ -22,72 +22,32 @@ HIGHEST_LEVEL = 10
 DRAWS_PER_OPERATION = 3
 
 
-def identity(image: Image.Image, level: float, side: int) -> Image.Image:
-    """The image as it is."""
-    return image
-
-
-def autocontrast(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Stretch each channel to 0 … 255."""
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Make the histogram of each channel flat."""
-    return ImageOps.equalize(image)
-
-
-def brightness(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Multiply by 0.1 + 1.8 · level (1.36 at level 7), up to white."""
-    return ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * level)
-
-
-def sharpness(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Differences from a smoothed copy, times 0.1 + 1.8 · level."""
-    return ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * level)
-
-
-def shear_x(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Move each row by 0.3 · level · its distance from the top."""
-    return _warp(image, (1.0, -0.3 * level * side, 0.0, 0.0, 1.0, 0.0))
-
-
-def shear_y(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Move each column by 0.3 · level · its distance from the left."""
-    return _warp(image, (1.0, 0.0, 0.0, -0.3 * level * side, 1.0, 0.0))
-
-
-def translate_x(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Move by 10 · level pixels, across."""
-    return _warp(image, (1.0, 0.0, -10.0 * level * side, 0.0, 1.0, 0.0))
-
-
-def translate_y(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Move by 10 · level pixels, down."""
-    return _warp(image, (1.0, 0.0, 0.0, 0.0, 1.0, -10.0 * level * side))
-
-
-def rotate(image: Image.Image, level: float, side: int) -> Image.Image:
-    """Turn about the middle by 30 · level degrees."""
-    angle = math.radians(30.0 * level * side)
-    cosine, sine, x, y = math.cos(angle), math.sin(angle), image.width / 2, image.height / 2
-    return _warp(image, (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y))
-
-
 Operation = Callable[[Image.Image, float, int], Image.Image]
-COLOURS: tuple[Operation, ...] = (identity, autocontrast, equalize, brightness, sharpness)
-OPERATIONS: tuple[Operation, ...] = (*COLOURS, shear_x, shear_y, translate_x, translate_y, rotate)
+"""An image, the level in 0 … 1 and the side, 1 or -1 → the image after it."""
+COLOURS: dict[str, Operation] = {
+    "identity": lambda image, level, side: image,
+    "autocontrast": lambda image, level, side: ImageOps.autocontrast(image),
+    "equalize": lambda image, level, side: ImageOps.equalize(image),
+    # 1.36 at level 7, up to white
+    "brightness": lambda image, level, side: ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * level),
+    "sharpness": lambda image, level, side: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * level),
+}
+WARPS: dict[str, Operation] = {
+    # each row moves by 0.3 · level · its distance from the top, each column by that from the left
+    "shear_x": lambda image, level, side: _warp(image, (1.0, -0.3 * level * side, 0.0, 0.0, 1.0, 0.0)),
+    "shear_y": lambda image, level, side: _warp(image, (1.0, 0.0, 0.0, -0.3 * level * side, 1.0, 0.0)),
+    # across, and down, by 10 · level pixels
+    "translate_x": lambda image, level, side: _warp(image, (1.0, 0.0, -10.0 * level * side, 0.0, 1.0, 0.0)),
+    "translate_y": lambda image, level, side: _warp(image, (1.0, 0.0, 0.0, 0.0, 1.0, -10.0 * level * side)),
+    "rotate": lambda image, level, side: _turn(image, math.radians(30.0 * level * side)),
+}
+OPERATIONS: dict[str, Operation] = {**COLOURS, **WARPS}
 
 
 def randaugment(image: Image.Image, config: RandAugmentConfig, draws: Sequence[float]) -> Image.Image:
-    """Augment an RGB image.
-
-    Args:
-        image: of the final size.
-        config: how much.
-        draws: uniform numbers, `DRAWS_PER_OPERATION` for each operation: which one, whether, which side.
-    """
-    operations = COLOURS if config.colour_only else OPERATIONS
+    """Augment an RGB image of the final size; of each operation's uniform `draws` one says which, one whether, one
+    which side."""
+    operations = list((COLOURS if config.colour_only else OPERATIONS).values())
     for start in range(0, DRAWS_PER_OPERATION * config.num_operations, DRAWS_PER_OPERATION):
         which, whether, side = draws[start : start + DRAWS_PER_OPERATION]
         if whether < config.probability:
@@ -101,3 +61,9 @@ def _warp(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR, fillcolor=GREY
     )
+
+
+def _turn(image: Image.Image, angle: float) -> Image.Image:
+    """Turn about the middle."""
+    cosine, sine, x, y = math.cos(angle), math.sin(angle), image.width / 2, image.height / 2
+    return _warp(image, (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y))

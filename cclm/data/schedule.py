@@ -22,13 +22,7 @@ BLOCK = 4096
 
 
 class ViewSchedule:
-    """The order of the views.
-
-    Args:
-        views: the configured ones.
-        schedule: "joint" or "alternate".
-        seed: the seed of the run.
-    """
+    """The order of the views of a run."""
 
     def __init__(self, views: Views, schedule: Schedule, seed: int) -> None:
         self._all = tuple(reversed(list(views)))
@@ -42,25 +36,17 @@ class ViewSchedule:
         if self._coin is None or step == 0:
             return self._all
         own, other, _ = self._coin
-        unwanted = other if self._is_own(step) else own
+        coins, _ = self._block(step // BLOCK)
+        unwanted = other if coins[step % BLOCK] else own
         return tuple(view for view in self._all if view != unwanted)
 
     def index(self, view: str, step: int) -> int:
         """How many steps before this one held the view: the number of its batch in its stream."""
         if self._coin is None or view not in self._coin[:2] or step == 0:
             return step
-        own = self._own_before(step)
+        coins, before = self._block(step // BLOCK)
+        own = before + int(coins[: step % BLOCK].sum())  # of the steps before; step 0 holds both
         return own if view == self._coin[0] else step + 1 - own
-
-    def _is_own(self, step: int) -> bool:
-        block, place = divmod(step, BLOCK)
-        return bool(self._block(block)[0][place])
-
-    def _own_before(self, step: int) -> int:
-        """Steps 0 … step - 1 that hold the first of the two views; step 0 holds both."""
-        block, place = divmod(step, BLOCK)
-        coins, before = self._block(block)
-        return before + int(coins[:place].sum())
 
     def _block(self, number: int) -> tuple[NDArray[np.bool_], int]:
         """Coins of a block, and how many of the blocks before fell on the first view."""
@@ -70,7 +56,6 @@ class ViewSchedule:
             coins = keyed_generator(self._seed, Purpose.SCHEDULE, 0, place).random(BLOCK) < self._coin[2]
             if not self._blocks:
                 coins[0] = True
-            before = sum(int(block.sum()) for block, _ in self._blocks[-1:])
-            before += self._blocks[-1][1] if self._blocks else 0
+            before = self._blocks[-1][1] + int(self._blocks[-1][0].sum()) if self._blocks else 0
             self._blocks.append((coins, before))
         return self._blocks[number]

@@ -27,16 +27,10 @@ class Purpose(IntEnum):
 
 
 def keyed_generator(seed: int, purpose: int, source: int, place: tuple[int, int, int]) -> np.random.Generator:
-    """The generator of one place.
+    """A fresh generator of one place: three non-negative integers (epoch, lane, window and the like).
 
-    Args:
-        seed: the run's seed (taken modulo 2**64).
-        purpose: what the numbers are for.
-        source: index of the corpus, 0 where it does not matter.
-        place: three non-negative integers (epoch, lane, window and the like).
-
-    Returns:
-        A fresh generator; the lowest counter word is left for its own draws.
+    The seed is taken modulo 2**64; `source` is the index of the corpus, 0 where it does not matter. The lowest word of
+    the counter is left for the generator's own draws.
     """
     key = np.array([seed & _WORD, (int(purpose) << 32) | source], dtype=np.uint64)
     counter = np.array([0, *place], dtype=np.uint64)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cclm.data.batch import BadSample, ViewBatch
 from cclm.data.config import ViewConfig
-from cclm.data.languages import LanguageMix, RequestedLanguage
+from cclm.data.mix_plan import LanguageMix, RequestedLanguage
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
@@ -27,34 +27,8 @@ from cclm.shardfile.remote import open_set
 MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
 
-Value = TypeVar("Value")
 Settings = TypeVar("Settings", bound=ViewConfig)
 Sample = TypeVar("Sample")
-
-
-class Memory(Generic[Value]):
-    """The most recently used values, up to a total size."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.size = capacity, 0
-        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
-
-    def get(self, key: Hashable) -> Value | None:
-        """The value, if it is still here."""
-        found = self._values.get(key)
-        if found is None:
-            return None
-        self._values.move_to_end(key)
-        return found[0]
-
-    def put(self, key: Hashable, value: Value, size: int) -> None:
-        """Keep a value that was not there, and forget the oldest ones."""
-        if size > self.capacity:
-            return
-        self._values[key] = value, size
-        self.size += size
-        while self.size > self.capacity:
-            self.size -= self._values.popitem(last=False)[1][1]
 
 
 class Source(ABC, Generic[Settings, Sample]):
@@ -63,8 +37,7 @@ class Source(ABC, Generic[Settings, Sample]):
     Args:
         name: of the view.
         config: the view's settings.
-        tokenizer: of the run.
-        seed: of the run.
+        tokenizer, seed: of the run.
         cache: where remote shards are kept; None: the default.
         pad_multiple: texts are padded to a multiple of this length.
         length_buckets: parts of similar text length in which a window is read; more than 1 needs `lengths`.
@@ -119,9 +92,8 @@ class Source(ABC, Generic[Settings, Sample]):
         self.languages = [sorted(shard_set.manifest.totals.languages) for shard_set in self.sets]
         self._languages: LanguageMix | None = None
         if config.mix.has_language_weights:
-            self._languages = LanguageMix(
-                config.mix, dict(zip(sources, self.languages, strict=True)), self.stream.assignment
-            )
+            languages = dict(zip(sources, self.languages, strict=True))
+            self._languages = LanguageMix(config.mix, languages, self.stream.assignment)
         self._names = [f"{name}/{source}" for source in sources]
         self._seen: Counter[str] = Counter()
 
@@ -131,15 +103,7 @@ class Source(ABC, Generic[Settings, Sample]):
 
     @abstractmethod
     def make(self, address: Address, fusion: bool) -> Sample:
-        """Read a record and make a sample of it.
-
-        Args:
-            address: where the record is, and which draw of the stream it is.
-            fusion: whether the row goes through the fusion encoder.
-
-        Raises:
-            DataError: the record is broken.
-        """
+        """Make a sample of a record; `fusion`: the row goes through the fusion encoder (DataError: it is broken)."""
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return a number for each sample that grows with the length of its texts; 0 for broken ones."""
@@ -152,7 +116,7 @@ class Source(ABC, Generic[Settings, Sample]):
         return [*self._names, *(f"{name}/{language}" for name, languages in pairs for language in languages)]
 
     def take_seen(self) -> list[tuple[str, int]]:
-        """What the samples since the last call showed: `cclm.data.samples_seen`."""
+        """What the samples since the last call showed: `cclm.data.counts`."""
         seen = sorted(self._seen.items())
         self._seen.clear()
         return seen
@@ -210,14 +174,6 @@ class Source(ABC, Generic[Settings, Sample]):
                 self._count(candidate, sample)
                 return sample, bad
             except DataError as error:
-                if is_fault(error):
-                    raise CclmError(
-                        where=error.where,
-                        expected=error.expected,
-                        got=error.got,
-                        do="Check the storage of the shards on this node, and `ulimit -n`; the same command goes on.",
-                        cause=cause_of(error),
-                    ) from error
                 bad.append(self._describe(candidate, error))
             candidate = self.stream.replacement(address, len(bad))
         raise DataError(
@@ -233,9 +189,16 @@ class Source(ABC, Generic[Settings, Sample]):
         try:
             return self.make(address, fusion)
         except DataError as error:
-            if is_fault(error):
-                self.sets[address.source].forget(address.shard)  # a file server that came back knows no old descriptor
-            raise
+            if not is_fault(error):
+                raise
+            self.sets[address.source].forget(address.shard)  # a file server that came back knows no old descriptor
+            raise CclmError(
+                where=error.where,
+                expected=error.expected,
+                got=error.got,
+                do="Check the storage of the shards on this node, and `ulimit -n`; the same command goes on.",
+                cause=cause_of(error),
+            ) from error
 
     def _count(self, address: Address, sample: Sample) -> None:
         """Count a sample that goes into a batch."""

@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cclm.data.lane_assignment import LaneAssignment
 from cclm.data.mix_plan import FOREVER, base_weights, plan_mixture
+from cclm.data.mixture import LaneAssignment
 from cclm.data.options import MixConfig, SourceConfig
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.errors import ConfigError, DataError
@@ -66,12 +67,9 @@ class Stream:
     Args:
         samples_per_shard_by_source: for each source, the number of samples of each of its shards.
         sources: their names and settings, in the same order.
-        seed: the seed of the order.
-        num_lanes: L, any number.
-        window: how many neighbouring samples of a lane are shuffled together. Larger mixes better, and reads more
-            shards at a time.
+        seed, mix, num_lanes: of the view.
+        window: neighbouring samples of a lane that are shuffled together; more mix better, and need more open shards.
         batch_size: slots of a global batch.
-        mix: how the proportions are chosen.
         length_buckets: windows are put into so many buckets of similar length, the same bucket in every lane.
         lengths: of samples; needed for more than one bucket.
 
@@ -97,38 +95,20 @@ class Stream:
         self.totals = [int(sizes.sum()) for sizes in self.sizes]
         self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
         mix = mix or MixConfig()
-        _check(self.totals, sources, num_lanes, window)
+        _check(self.totals, sources)
         self.lane_totals = [total * passes(total, num_lanes) for total in self.totals]
         self.assignment = LaneAssignment(batch_size, num_lanes)
         settings = list(sources.values())
-        later = [
-            (stage.start_step, [stage.weights[name] for name in sources])
-            for stage in mix.schedule
-            if stage.weights is not None
-        ]
-        plan = plan_mixture(base_weights(self.totals, settings, mix), later, self._limits(settings), self.assignment)
-        self.mixture, self.end_step = plan.mixture, plan.end_step
-        self._orders: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64], int]] = {}
+        weighted = [(stage.start_step, stage.weights) for stage in mix.schedule if stage.weights is not None]
+        later = [(start_step, [weights[name] for name in sources]) for start_step, weights in weighted]
+        weights = base_weights(self.totals, settings, mix)
+        self.mixture, self.end_step = plan_mixture(weights, later, self._limits(settings), self.assignment)
+        # Lanes are at most one epoch apart: a few orders are enough.
+        self._shard_order = lru_cache(maxsize=4 * len(self.sizes))(self._draw_shard_order)
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
 
-    def __getstate__(self) -> dict[str, object]:
-        """Pickle without the memo (worker processes fill their own)."""
-        state = dict(self.__dict__)
-        del state["_window_order"]
-        state["_orders"] = {}
-        return state
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Undo `__getstate__`."""
-        self.__dict__.update(state)
-        self._window_order = lru_cache(maxsize=2 * self.num_lanes * len(self.sizes))(self._draw_window_order)
-
     def address(self, step: int, slot: int) -> Address:
-        """The sample at `slot` (0 … batch_size − 1) of the global batch of `step`; pure, O(log shards).
-
-        Raises:
-            DataError: `sources_used_up`, from `end_step` on.
-        """
+        """The sample of a slot of a step; pure, O(log shards) (DataError `sources_used_up`, from `end_step` on)."""
         if self.end_step is not None and step >= self.end_step:
             raise DataError(
                 reason="sources_used_up",
@@ -138,38 +118,37 @@ class Stream:
             )
         lane, turn = self.assignment.lane_turn(step, slot)
         source, draw = self.mixture.pick(lane, turn)
-        return self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
-
-    def drawn(self, step: int) -> list[int]:
-        """How many samples of each source the steps before `step` draw."""
-        lanes = range(self.num_lanes)
-        counts = [self.mixture.drawn(lane, self.assignment.turns_before(step, lane)).tolist() for lane in lanes]
-        return [sum(of_source) for of_source in zip(*counts, strict=True)]
+        found = self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
+        assert found is not None, "a window has a first sample"
+        return found
 
     def replacement(self, address: Address, attempt: int) -> Address | None:
         """What to read instead of a broken sample: the attempt-th next one of its window, round it; None at the end.
 
         Keeps the position, so the replacement is seeded as the sample it stands in for.
         """
-        start, stop = lane_bounds(self.lane_totals[address.source], self.num_lanes, address.lane)
-        offset = address.draw % (stop - start)
-        size = min(self.window, stop - start - offset // self.window * self.window)
-        if attempt >= size:
-            return None
         return self._locate(address.source, address.lane, address.draw, attempt, address.position)
 
-    def _locate(self, source: int, lane: int, draw: int, skip: int, position: int) -> Address:
+    def _locate(self, source: int, lane: int, draw: int, skip: int, position: int) -> Address | None:
+        """The sample of a lane's draw from a source, or the skip-th one after it; None: its window has not so many."""
         start, stop = lane_bounds(self.lane_totals[source], self.num_lanes, lane)
         epoch, offset = divmod(draw, stop - start)
         window, inside = divmod(offset, self.window)
         size = min(self.window, stop - start - window * self.window)
+        if skip >= size:
+            return None
         shuffled = int(self._window_order(source, epoch, lane, window, size)[(inside + skip) % size])
+        shard, sample = self._stored(source, epoch, start + window * self.window + shuffled)
+        return Address(
+            source=source, shard=int(shard), sample=int(sample), epoch=epoch, position=position, lane=lane, draw=draw
+        )
+
+    def _stored(self, source: int, epoch: int, places: Any) -> tuple[Any, Any]:
+        """Shard and sample at a place of what is cut into lanes; or arrays of them, at an array of places."""
         order, ends, rotation = self._shard_order(source, epoch)
-        place = (start + window * self.window + shuffled + rotation) % self.totals[source]  # of any pass
-        rank = int(np.searchsorted(ends, place, side="right"))
-        shard = int(order[rank])
-        sample = place - int(ends[rank]) + int(self.sizes[source][shard])
-        return Address(source=source, shard=shard, sample=sample, epoch=epoch, position=position, lane=lane, draw=draw)
+        places = (places + rotation) % self.totals[source]  # of any pass
+        ranks = np.searchsorted(ends, places, side="right")
+        return order[ranks], places - ends[ranks] + self.sizes[source][order[ranks]]
 
     def _limits(self, sources: Sequence[SourceConfig]) -> NDArray[np.int64]:
         """How many draws each source can give to each lane."""
@@ -181,27 +160,17 @@ class Stream:
                 limits[source] = [int(share * (stop - start)) for start, stop in bounds]
         return limits
 
-    def _shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    def _draw_shard_order(self, source: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Shards in this epoch's order, where each ends in the concatenation, and the rotation."""
-        known = self._orders.get((source, epoch))
-        if known is None:
-            order, rotation = draw_shard_order(self.seed, source, epoch, len(self.sizes[source]), self.totals[source])
-            known = order, np.cumsum(self.sizes[source][order]), rotation
-            while len(self._orders) >= 4 * len(self.sizes):  # lanes are at most one epoch apart: keep a few
-                del self._orders[next(iter(self._orders))]
-            self._orders[source, epoch] = known
-        return known
+        order, rotation = draw_shard_order(self.seed, source, epoch, len(self.sizes[source]), self.totals[source])
+        return order, np.cumsum(self.sizes[source][order]), rotation
 
     def _draw_window_order(self, source: int, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int64]:
         drawn = draw_window_order(self.seed, source, epoch, lane, window, size)
         if self._lengths is None or self._length_buckets == 1:
             return drawn
         start, _ = lane_bounds(self.lane_totals[source], self.num_lanes, lane)
-        order, ends, rotation = self._shard_order(source, epoch)
-        places = (start + window * self.window + np.arange(size) + rotation) % self.totals[source]
-        ranks = np.searchsorted(ends, places, side="right")
-        shards = order[ranks]
-        lengths = self._lengths(source, shards, places - ends[ranks] + self.sizes[source][shards])
+        lengths = self._lengths(source, *self._stored(source, epoch, start + window * self.window + np.arange(size)))
         return bucketed(drawn, lengths, draw_bucket_order(self.seed, source, epoch, window, self._length_buckets))
 
 
@@ -231,11 +200,7 @@ def bucketed(
     return order
 
 
-def _check(totals: Sequence[int], sources: Mapping[str, SourceConfig], num_lanes: int, window: int) -> None:
-    if num_lanes < 1 or window < 1:
-        raise ConfigError(
-            expected="num_lanes and window of at least 1", got=f"{num_lanes} and {window}", do="Correct the config."
-        )
+def _check(totals: Sequence[int], sources: Mapping[str, SourceConfig]) -> None:
     empty = [name for name, total in zip(sources, totals, strict=True) if total < 1]
     if not totals or empty:
         raise ConfigError(

@@ -32,8 +32,7 @@ def pre_caption(text: str, max_words: int | None = None) -> str:
     """
     text = _DELETED.sub(" ", text.lower())
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return text if max_words is None else " ".join(text.split(" ")[:max_words])
+    return " ".join(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
 def read_special_as_text(tokenizer: Tokenizer) -> None:
@@ -70,11 +69,7 @@ class TextTokenizer:
         self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
-        """Ids of each text: `<s>`, at most `max_tokens` − 2 pieces, `</s>`. No padding. Do not change the lists.
-
-        Raises:
-            DataError: `text_empty`, for a text of which nothing is left.
-        """
+        """Ids of each text, not to be changed: `<s>`, up to `max_tokens` − 2 pieces, `</s>` (DataError: text_empty)."""
         keys = [(text, max_tokens, max_words) for text in texts]
         if len(self._known) >= CACHED_TEXTS:
             self._known.clear()
@@ -86,15 +81,6 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def __getstate__(self) -> dict[str, object]:
-        """Pickle without the memo."""
-        return {**self.__dict__, "_known": {}}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Set again what `tokenizers` does not pickle."""
-        self.__dict__.update(state)
-        self._tokenizer.encode_special_tokens = True
 
     def _learn(self, keys: Sequence[_Key]) -> None:
         """Tokenise texts in one call and remember them."""
@@ -113,8 +99,7 @@ class TextTokenizer:
     def _clean(self, text: str, max_words: int | None) -> str:
         if self.normalise == "cclm":
             return pre_caption(text, max_words)
-        text = text.strip()
-        return text if max_words is None else " ".join(text.split(" ")[:max_words])
+        return " ".join(text.strip().split(" ")[:max_words])
 
     def _special(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
@@ -128,11 +113,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(source: Path | str, normalise: Normalise = "none") -> TextTokenizer:
-    """The tokenizer of a folder or of a model on the Hugging Face hub (`cclm.data.tokenizer_file`).
-
-    Raises:
-        ConfigError: if there is none, it cannot be read, or it lacks a special token.
-    """
+    """The tokenizer of a folder or of a model on the hub (ConfigError: none, a broken one, no special tokens)."""
     content = tokenizer_bytes(source)
     try:
         tokenizer = Tokenizer.from_buffer(content)

@@ -23,13 +23,7 @@ Content = dict[str, Any]
 
 
 def used_ids(tokenizer: Any, texts: Iterable[str], batch_size: int = 4096) -> dict[int, int]:
-    """How often each id occurs in the texts, special tokens around them not counted.
-
-    Args:
-        tokenizer: a `tokenizers.Tokenizer`.
-        texts: any number of them; they are read once.
-        batch_size: texts encoded at a time.
-    """
+    """How often each id occurs in the texts, special tokens around them not counted."""
     counts: Counter[int] = Counter()
     for batch in batches(texts, batch_size):
         for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
@@ -45,11 +39,7 @@ def batches(texts: Iterable[str], size: int = 4096) -> Iterator[list[str]]:
 
 
 def kept_ids(content: Content, used: Iterable[int]) -> list[int]:
-    """The ids that stay, ascending; a row of the new embeddings for each.
-
-    Raises:
-        ConfigError: a tokenizer of another kind.
-    """
+    """The ids that stay, ascending; a row of the new embeddings for each (ConfigError: a tokenizer of another kind)."""
     model, keep = content["model"], set(used)
     keep |= {token["id"] for token in content["added_tokens"]}
     vocabulary = _vocabulary(model)
@@ -100,11 +90,7 @@ def prune_settings(settings: Content, keep: Sequence[int]) -> Content:
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
-    """Piece → id.
-
-    Raises:
-        ConfigError: a kind of model whose pieces cannot be told apart.
-    """
+    """Piece → id (ConfigError: a kind of model whose pieces cannot be told apart)."""
     if model["type"] == "Unigram":
         return {piece: number for number, (piece, _) in enumerate(model["vocab"])}
     if model["type"] in ("BPE", "WordPiece"):

@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # public, but not in typeshed
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -54,8 +55,8 @@ STACK_S = 2.0
 ALIGNMENT = 64
 _REQUEST = struct.Struct("=q")
 """Step."""
-_ANSWER = struct.Struct("=qqqd")
-"""Step, number of pieces, bytes, seconds that it took."""
+_ANSWER = struct.Struct("=qd")
+"""Step, seconds that it took."""
 STATES = {
     "R": "computing",
     "S": "sleeping",
@@ -77,6 +78,8 @@ class _Worker:
     """Steps go out, descriptors come in."""
     stack: int
     """Descriptor of a file in memory: where it stands, once it is asked."""
+    todo: Iterator[int]
+    """Steps that it will be asked for."""
     asked: list[int] = field(default_factory=list)
     """Steps that it has been asked for and has not delivered."""
 
@@ -93,31 +96,21 @@ class WorkerPool(Generic[Value]):
 
     Args:
         make: a pure function; tensors in its results are moved without a copy in this process.
-        steps: what to compute.
-        num_workers: at least 1.
         timeout_s: a worker that delivers nothing for so long has hung.
         memory_bytes: what the batches that are ready may take in all; each worker may always hold one.
 
-    Raises (when iterated):
-        CclmError: cause TRANSIENT, when a worker died or hung.
+    To iterate raises CclmError with cause TRANSIENT, when a worker died or hung.
     """
 
     def __init__(
-        self,
-        make: Callable[[int], Value],
-        steps: range,
-        *,
-        num_workers: int,
-        timeout_s: float,
-        memory_bytes: int,
+        self, make: Callable[[int], Value], steps: range, *, num_workers: int, timeout_s: float, memory_bytes: int
     ) -> None:
         self._steps, self._timeout_s, self._memory_bytes = steps, timeout_s, memory_bytes
         self._ahead, self._slowest_s = 1, 0.0
-        self._next_asked = [range(first, steps.stop, num_workers) for first in steps[:num_workers]]
         self._workers: list[_Worker] = []
         try:
             for number in range(min(num_workers, len(steps))):
-                self._start(number, make)
+                self._start(number, make, iter(steps[number::num_workers]))
                 self._ask(self._workers[-1])
         except BaseException:
             self.close()
@@ -126,8 +119,7 @@ class WorkerPool(Generic[Value]):
     def __iter__(self) -> Iterator[Value]:
         try:
             for index, step in enumerate(self._steps):
-                worker = self._workers[index % len(self._workers)]
-                yield self._receive(worker, step)
+                yield self._receive(self._workers[index % len(self._workers)], step)
         finally:
             self.close()
 
@@ -142,7 +134,7 @@ class WorkerPool(Generic[Value]):
             _reap(worker.pid)
         self._workers.clear()
 
-    def _start(self, number: int, make: Callable[[int], Value]) -> None:
+    def _start(self, number: int, make: Callable[[int], Value], todo: Iterator[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack, parent = os.memfd_create("stack"), os.getpid()
         sys.stdout.flush()
@@ -161,16 +153,13 @@ class WorkerPool(Generic[Value]):
                 os._exit(code)
         theirs.close()
         ours.settimeout(LOOK_S)
-        self._workers.append(_Worker(number=number, pid=pid, link=ours, stack=stack))
+        self._workers.append(_Worker(number=number, pid=pid, link=ours, stack=stack, todo=todo))
 
     def _ask(self, worker: _Worker) -> None:
         """Ask for further steps, until the worker has enough to do."""
-        while len(worker.asked) < self._ahead and self._next_asked[worker.number]:
-            step, self._next_asked[worker.number] = (steps := self._next_asked[worker.number])[0], steps[1:]
-            try:
+        for step in islice(worker.todo, max(0, self._ahead - len(worker.asked))):
+            with contextlib.suppress(OSError):  # it is dead: whoever waits for its batch finds out and says so
                 worker.link.send(_REQUEST.pack(step))
-            except OSError:  # it is dead: whoever waits for its batch finds out and says so
-                return
             worker.asked.append(step)
 
     def _receive(self, worker: _Worker, step: int) -> Value:
@@ -183,9 +172,8 @@ class WorkerPool(Generic[Value]):
                 if waited_s > max(self._timeout_s, SLOWER * self._slowest_s):
                     self._raise_hung(worker, step, waited_s)
                 if waited_s > say_at_s:
-                    sys.stderr.write(
-                        f"waits for step {step} of {worker.name}, {state_of(worker.pid)}: {waited_s:.0f} s\n"
-                    )
+                    doing = f"{worker.name}, {state_of(worker.pid)}"
+                    sys.stderr.write(f"waits for step {step} of {doing}: {waited_s:.0f} s\n")
                     say_at_s *= 2
                 continue
             except OSError:
@@ -200,9 +188,10 @@ class WorkerPool(Generic[Value]):
                 got="too many open files",
                 do="Raise the limit (`ulimit -n`), or lower data.num_workers.",
             )
-        number, num_pieces, size_bytes, seconds = _ANSWER.unpack(head)
+        number, seconds = _ANSWER.unpack(head)
         assert number == step == worker.asked.pop(0), f"{worker.name} delivered step {number}, not {step}"
-        value = _unpack(descriptors[0], num_pieces)
+        size_bytes = os.fstat(descriptors[0]).st_size
+        value = _unpack(descriptors[0])
         self._slowest_s = max(self._slowest_s, seconds)
         self._ahead = max(1, min(AHEAD, self._memory_bytes // (size_bytes * len(self._workers))))
         self._ask(worker)
@@ -211,13 +200,9 @@ class WorkerPool(Generic[Value]):
         return value  # type: ignore[no-any-return]
 
     def _raise_dead(self, worker: _Worker, step: int) -> NoReturn:
-        status = _reap(worker.pid)
-        if status is None:
-            how = "it ended"
-        elif os.WIFSIGNALED(status):
-            how = f"it was killed by {signal.Signals(os.WTERMSIG(status)).name}"
-        else:
-            how = f"it ended with exit code {os.waitstatus_to_exitcode(status)}"
+        code, how = _reap(worker.pid), "it ended"
+        if code is not None:
+            how = f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
         raise CclmError(
             where=f"step {step}",
             expected=f"a batch from {worker.name}",
@@ -264,7 +249,7 @@ def _ask_for_stack(worker: _Worker) -> str:
 
 
 def _reap(pid: int, timeout_s: float = 5.0) -> int | None:
-    """Return how a dead child ended; None if that is lost, or if it stands in the kernel and does not die."""
+    """Return a dead child's exit code, or minus its signal; None if that is lost, or if it stands in the kernel."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -272,7 +257,7 @@ def _reap(pid: int, timeout_s: float = 5.0) -> int | None:
         except ChildProcessError:  # our parent ignores SIGCHLD, and so do we: the kernel keeps no record
             return None
         if found:
-            return status
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     return None
 
@@ -289,13 +274,11 @@ def _work(make: Callable[[int], Any], link: socket.socket, stack: int, parent: i
         (step,) = _REQUEST.unpack(request)
         began = time.monotonic()
         try:
-            value = make(step)
-            descriptor, num_pieces, size_bytes = _pack(value)
+            descriptor = _pack(make(step))
         except Exception as error:  # noqa: BLE001 - it is raised again in the rank
-            descriptor, num_pieces, size_bytes = _pack(_carried(error))
+            descriptor = _pack(_carried(error))
         try:
-            answer = _ANSWER.pack(step, num_pieces, size_bytes, time.monotonic() - began)
-            socket.send_fds(link, [answer], [descriptor])
+            socket.send_fds(link, [_ANSWER.pack(step, time.monotonic() - began)], [descriptor])
         except (BrokenPipeError, ConnectionResetError):
             return
         finally:
@@ -331,41 +314,34 @@ def _tensor(array: Any, order: list[int]) -> Tensor:
     return torch.from_numpy(array).permute(order)
 
 
-def _pack(value: object) -> tuple[int, int, int]:
-    """Write a value into anonymous memory; return the descriptor, the number of pieces, and the size.
+def _pack(value: object) -> int:
+    """Write a value into anonymous memory; return its descriptor.
 
-    lengths of the pieces | pickle | memory of each tensor      every piece begins at a multiple of ALIGNMENT
+    number of pieces, their lengths | pickle | memory of each tensor      each part begins at a multiple of ALIGNMENT
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
     pieces = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
-    lengths = struct.pack(f"={len(pieces)}q", *map(len, pieces))
-    whole = [memoryview(lengths), *pieces]
-    size = sum(_aligned(len(piece)) for piece in whole)
+    lengths = struct.pack(f"={1 + len(pieces)}q", len(pieces), *map(len, pieces))
     descriptor = os.memfd_create("batch")
-    os.ftruncate(descriptor, size)
-    place = 0
-    with mmap.mmap(descriptor, size) as memory:
-        for piece in whole:
-            memory[place : place + len(piece)] = piece
-            place += _aligned(len(piece))
-    return descriptor, len(pieces), size
+    with open(descriptor, "wb", closefd=False) as file:
+        for part in (memoryview(lengths), *pieces):
+            file.write(part)
+            file.write(bytes(-len(part) % ALIGNMENT))
+    return descriptor
 
 
-def _unpack(descriptor: int, num_pieces: int) -> Any:
+def _unpack(descriptor: int) -> Any:
     """Map what `_pack` wrote. The memory lives as long as the last tensor in it."""
     try:
         memory = memoryview(mmap.mmap(descriptor, 0))
     finally:
         os.close(descriptor)
-    lengths = struct.unpack_from(f"={num_pieces}q", memory)
-    pieces, place = [], _aligned(8 * num_pieces)
-    for length in lengths:
+    (num_pieces,) = struct.unpack_from("=q", memory)
+    pieces, place = [], 8 * (1 + num_pieces)
+    for length in struct.unpack_from(f"={num_pieces}q", memory, 8):
+        place += -place % ALIGNMENT
         pieces.append(memory[place : place + length])
-        place += _aligned(length)
+        place += length
     return pickle.loads(pieces[0], buffers=pieces[1:])
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

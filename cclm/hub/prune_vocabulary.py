@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cclm.data.sentencepiece import SENTENCEPIECE_NAME
-from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
+from cclm.data.tokenizer_file import SENTENCEPIECE_NAME, TOKENIZER_NAME, tokenizer_bytes
 from cclm.data.tokens import pre_caption, read_special_as_text
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError

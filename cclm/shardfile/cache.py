@@ -1,12 +1,12 @@
 """Whole files on the node's own disk, shared by all its processes, up to a size.
 
     get(url) ─► there? ─► yes: touch it
-                └─ no ─► lock NAME.partial ─► there by now? ─► make room ─► fetch, verify ─► rename to NAME
+                └─ no ─► lock NAME.lock ─► there by now? ─► make room ─► fetch NAME.partial, verify ─► rename to NAME
 
-The lock is an advisory lock (flock) on the growing file itself. The system lets go of it when its holder dies, however
-it dies, so there is no lock file that could be left behind; what a killed process had of a file is written over by
-the next one that wants it, and swept away by the next one that opens the cache. Eviction removes the files used
-longest ago. A process that has one of them open keeps its content, so nobody needs to be asked.
+The system lets go of a lock (flock) when its holder dies, however it dies; the empty lock file that stays means
+nothing. What a killed process had of a file is written over by the next one that wants it, and swept away by the next
+one that opens the cache. Eviction removes the files used longest ago. A process that has one of them open keeps its
+content, so nobody needs to be asked.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
 from cclm.errors import CclmError, ConfigError
-from cclm.shardfile.fetch import NO_ROOM, FetchError, fetch
+from cclm.run.causes import DISK_FULL_ERRNOS
+from cclm.shardfile.fetch import FetchError, fetch
 from cclm.shardfile.options import CacheConfig
 
-PARTIAL = ".partial"
+PARTIAL, LOCK = ".partial", ".lock"
 FOLDER_VARIABLE = "CCLM_SHARD_CACHE"
 NUM_THREADS = 2
 """Background downloads of one process."""
@@ -51,11 +52,7 @@ class Wanted:
 
 
 class FileCache:
-    """The cache of a node. Any number of processes may use the same folder at once.
-
-    Raises (when made):
-        ConfigError: the folder cannot be written.
-    """
+    """The cache of a node, in a folder that its processes may use at once (ConfigError: it cannot be written)."""
 
     def __init__(self, config: CacheConfig) -> None:
         self.config, self.folder = config, cache_folder(config)
@@ -72,26 +69,29 @@ class FileCache:
         self._queue: SimpleQueue[Wanted] | None = None
         self._pid = 0
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_queue": None, "_pid": 0}
-
     def get(self, wanted: Wanted) -> Path:
-        """Return the local file; fetch it first if it is not there, or wait for the process that is fetching it.
-
-        Raises:
-            FetchError: it cannot be had, or there is no room for it.
-        """
-        if self._touch(wanted.path):
+        """Return the local file; fetch it, or wait for who does (FetchError: it cannot be had, or has no room)."""
+        if _touch(wanted.path):
             return wanted.path
         wanted.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(wanted.path) as partial:
-            if partial is not None:
-                self._make_room(wanted)
-                try:
-                    fetch(wanted.url, partial, wanted.sha256, attempts=self.config.attempts)
-                except OSError as error:
-                    raise _no_room(wanted.url, error) from error
+        with _locked(wanted.path):
+            if _touch(wanted.path):  # somebody else has fetched it
+                return wanted.path
+            self._make_room(wanted)
+            partial = wanted.path.with_name(wanted.path.name + PARTIAL)
+            try:
+                fetch(wanted.url, partial, wanted.sha256, attempts=self.config.attempts)
                 partial.replace(wanted.path)
+            except OSError as error:
+                full = error.errno in DISK_FULL_ERRNOS
+                raise FetchError(
+                    where=wanted.url,
+                    expected="room on the cache's disk" if full else "a cache folder that can be written",
+                    got=error.strerror or repr(error),
+                    do="Free some, lower data.cache.size_bytes, or set data.cache.folder to another disk.",
+                ) from error
+            finally:
+                partial.unlink(missing_ok=True)
         return wanted.path
 
     def prefetch(self, wanted: Wanted) -> None:
@@ -109,13 +109,6 @@ class FileCache:
             except CclmError:
                 continue  # `get` will meet it again and tell it
 
-    def _touch(self, path: Path) -> bool:
-        try:
-            os.utime(path)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _make_room(self, wanted: Wanted) -> None:
         """Remove the files used longest ago until the wanted one fits."""
         limit = self.config.size_bytes
@@ -126,7 +119,7 @@ class FileCache:
                 got=f"{wanted.size_bytes:,} bytes",
                 do="Raise data.cache.size_bytes.",
             )
-        with _lock(self.folder):
+        with _locked(self.folder / "cache"):
             files = sorted(self._files(), key=lambda item: item[0])
             total = sum(size for _, size, _ in files) + wanted.size_bytes
             for _, size, path in files:
@@ -142,75 +135,32 @@ class FileCache:
                 status = path.stat()
             except FileNotFoundError:  # another process evicts too
                 continue
-            if not path.name.endswith((PARTIAL, ".json")):
+            if not path.name.endswith((PARTIAL, LOCK, ".json")):
                 yield status.st_mtime, status.st_size, path
 
     def _sweep(self) -> None:
         """Remove what killed processes left: growing files that nobody holds."""
-        for path in self.folder.glob(f"*/*{PARTIAL}"):
-            try:
-                descriptor = os.open(path, os.O_RDWR)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_still(descriptor, path):
-                    path.unlink()
-            except BlockingIOError:
-                pass  # it is growing
-            finally:
-                os.close(descriptor)
-
-
-def _no_room(url: str, error: OSError) -> FetchError:
-    full = error.errno in NO_ROOM
-    return FetchError(
-        where=url,
-        expected="room on the cache's disk" if full else "a cache folder that can be written",
-        got=error.strerror or repr(error),
-        do="Free some, lower data.cache.size_bytes, or set data.cache.folder to another disk.",
-    )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[Path | None]:
-    """Hold the right to make `path`, and yield the file to write; None if somebody else has made it."""
-    partial = path.with_name(path.name + PARTIAL)
-    while True:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if path.exists():
-                if _is_still(descriptor, partial):
-                    partial.unlink()
-                yield None
-                return
-            if not _is_still(descriptor, partial):  # swept, or renamed and evicted, while we waited
-                continue
-            try:
-                yield partial
-            except BaseException:
+        for partial in self.folder.glob(f"*/*{PARTIAL}"):
+            with suppress(BlockingIOError), _locked(partial.with_suffix(""), fcntl.LOCK_NB):
                 partial.unlink(missing_ok=True)
-                raise
-            return
-        finally:
-            os.close(descriptor)
 
 
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Return whether the open file is the one of that name."""
+def _touch(path: Path) -> bool:
+    """Note that a file is used; return whether it is there."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        os.utime(path)
     except FileNotFoundError:
         return False
+    return True
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold a lock of the folder, which can be locked like a file: one process at a time."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(path: Path, flags: int = 0) -> Iterator[None]:
+    """Hold the lock beside `path`: one process at a time (BlockingIOError with LOCK_NB, if another one has it)."""
+    descriptor = os.open(f"{path}{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child that was forked meanwhile, and has the descriptor
         os.close(descriptor)

@@ -7,6 +7,7 @@ list[TextPair]   <->  KEY.arrow (Arrow IPC file, zstd, one record batch)
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
@@ -38,11 +39,7 @@ def check_key(key: str, where: str = "") -> None:
 
 
 def check_image(image: bytes, image_format: str, where: str = "") -> None:
-    """Refuse bytes that are not a whole file of a format, by first bytes and end marker; nothing is decoded.
-
-    Raises:
-        DataError: reasons image_empty, image_format, image_truncated.
-    """
+    """Refuse what does not begin and end as a file of a format (reasons image_empty, image_format, image_truncated)."""
     name = f"{image_format or ' or '.join(schema.IMAGE_FORMATS)} image"
     if not image:
         _refuse("image_empty", f"a {name}", "0 bytes", where)
@@ -86,7 +83,7 @@ def _check_captions(captions: object, where: str) -> dict[str, list[str]]:
         _refuse("json_field", "captions: a non-empty map from language to texts", repr(captions)[:80], where)
     checked: dict[str, list[str]] = {}
     for language, texts in captions.items():
-        fine = isinstance(texts, Sequence) and not isinstance(texts, str) and len(texts) > 0
+        fine = isinstance(texts, Sequence) and not isinstance(texts, str) and texts
         if not fine or not all(isinstance(text, str) and text.strip() for text in texts):
             _refuse("json_field", f"captions of {language!r}: a list of non-empty texts", repr(texts)[:80], where)
         checked[str(language)] = list(texts)
@@ -182,13 +179,11 @@ def _check_ids(ids: object, where: str) -> dict[str, str]:
     return ids
 
 
-def _parse_region(region: object, where: str) -> Region:
+def _parse_region(region: Any, where: str) -> Region:
     box = region.get(schema.FIELD_BOX) if isinstance(region, dict) else None
-    if not isinstance(region, dict) or not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
         _refuse("json_field", "a region with a box of four numbers", repr(region)[:80], where)
-    if not all(isinstance(side, (int, float)) for side in box):
-        _refuse("json_field", "a region with a box of four numbers", repr(box)[:80], where)
-    x, y, width, height = (float(side) for side in box)
+    x, y, width, height = map(float, box)
     attributes = region.get(schema.FIELD_ATTRIBUTES)
     return Region(
         box=(x, y, width, height),
@@ -198,20 +193,15 @@ def _parse_region(region: object, where: str) -> Region:
 
 
 def check_group(pairs: Sequence[TextPair], where: str = "") -> None:
-    """Refuse pairs that are not one group: same `group`, `text_a`, `lang_a`, no empty text.
-
-    Raises:
-        DataError: reasons group_empty, group_mixed, text_empty, text_encoding.
-    """
+    """Refuse pairs that are not one group (reasons group_empty, group_mixed, text_empty, text_encoding)."""
     if not pairs:
         _refuse("group_empty", "at least one pair", "none", where)
     first = pairs[0]
     where = where or f"group {first.group!r}"
     for pair in pairs:
         if (pair.group, pair.text_a, pair.lang_a) != (first.group, first.text_a, first.lang_a):
-            _refuse(
-                "group_mixed", "pairs that share group, text_a and lang_a", f"{pair.group!r}: {pair.text_a!r}", where
-            )
+            got = f"{pair.group!r}: {pair.text_a!r}"
+            _refuse("group_mixed", "pairs that share group, text_a and lang_a", got, where)
         if not pair.text_a.strip() or not pair.text_b.strip():
             _refuse("text_empty", "two texts", f"{pair.text_a!r} and {pair.text_b!r} ({pair.lang_b})", where)
         try:
@@ -239,11 +229,7 @@ def encode_block(table: Any) -> bytes:
 
 
 def decode_block(block: bytes, where: str = "") -> Any:
-    """Return the pyarrow Table of a block.
-
-    Raises:
-        DataError: reasons block_broken (not readable), block_schema (other columns).
-    """
+    """Return the pyarrow Table of a block (reasons block_broken: not readable, block_schema: other columns)."""
     try:
         table = pa.ipc.open_file(pa.BufferReader(block)).read_all()
         table.validate(full=True)
@@ -260,31 +246,17 @@ def pairs_of(table: Any) -> list[TextPair]:
     Languages and sources are shared objects, and a record is filled without its `__init__`: on a frozen dataclass that
     takes five times as long as everything else here.
     """
-    columns = [_values(table[name], name in _REPEATED) for name in _PAIR_FIELDS]
+    columns: list[list[Any]] = [table[name].to_pylist() for name in _PAIR_FIELDS]
+    for index in _REPEATED:
+        columns[index] = list(map(sys.intern, columns[index]))
     pairs = []
     for row in zip(*columns, strict=True):
         pair = object.__new__(TextPair)
-        values = pair.__dict__
-        (
-            values["text_a"],
-            values["lang_a"],
-            values["text_b"],
-            values["lang_b"],
-            values["source"],
-            values["group"],
-            values["score"],
-        ) = row
+        own = pair.__dict__
+        own["text_a"], own["lang_a"], own["text_b"], own["lang_b"], own["source"], own["group"], own["score"] = row
         pairs.append(pair)
     return pairs
 
 
 _PAIR_FIELDS = tuple(field.name for field in fields(TextPair))
-_REPEATED = ("lang_a", "lang_b", "source")
-
-
-def _values(column: Any, repeated: bool = False) -> list[Any]:
-    values: list[Any] = column.to_pylist()
-    if not repeated:
-        return values
-    known: dict[Any, Any] = {}
-    return [known.setdefault(value, value) for value in values]
+_REPEATED = [_PAIR_FIELDS.index(name) for name in ("lang_a", "lang_b", "source")]

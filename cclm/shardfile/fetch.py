@@ -6,30 +6,22 @@ with a growing pause; one that will not (no such file, no permission, no room) i
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cclm.errors import CclmError, MissingDependencyError
+from cclm.errors import Cause, CclmError, MissingDependencyError
 from cclm.files.hashing import file_sha256
+from cclm.run.causes import cause_of
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 """What `fsspec` needs for a protocol."""
-_PASSING = (
-    ("aiohttp", "ClientError"),
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-)
-"""Errors of the network that are no OSError, by module; only loaded modules can have raised one."""
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""A full disk, a full quota, a file that may not grow."""
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError)
+"""Errors of a file system that no second try mends."""
 
 
 class FetchError(CclmError):
@@ -37,21 +29,11 @@ class FetchError(CclmError):
 
 
 def fetch(
-    url: str,
-    target: Path,
-    sha256: str | None = None,
-    *,
-    attempts: int = 5,
-    pause: Callable[[float], None] = time.sleep,
+    url: str, target: Path, sha256: str | None = None, *, attempts: int = 5, pause: Callable[[float], None] = time.sleep
 ) -> None:
     """Copy a remote file onto `target`, whose content is replaced in place.
 
-    Args:
-        url: of the file.
-        target: a local file; holds half a file while this runs and after an error.
-        sha256: what the content must hash to; None: not checked.
-        attempts: how often to try.
-        pause: how to wait.
+    `target` holds half a file while this runs and after an error. Without `sha256` its content is not checked.
 
     Raises:
         FetchError: it is not there, may not be read, or `attempts` were not enough.
@@ -65,18 +47,18 @@ def fetch(
             pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
         try:
             system.get_file(path, str(target))
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        except Exception as error:
+            cause, problem = cause_of(error), f"{type(error).__name__}: {error}"
+            if cause is Cause.DISK_FULL:
+                raise
+            if cause is Cause.TRANSIENT or (isinstance(error, OSError) and not isinstance(error, LASTING)):
+                continue
             raise FetchError(
                 where=url,
                 expected="a file that exists and may be read",
-                got=f"{type(error).__name__}: {error}",
+                got=problem,
                 do="Check the address and your credentials (see docs/data.md).",
             ) from error
-        except _passing_errors() as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                raise
-            problem = f"{type(error).__name__}: {error}"
-            continue
         found = file_sha256(target) if sha256 is not None else None
         if found == sha256:
             return
@@ -90,12 +72,7 @@ def fetch(
 
 
 def open_system(url: str) -> tuple[Any, str]:
-    """Return the `fsspec` file system of a URL, and the file's path in it.
-
-    Raises:
-        MissingDependencyError: with the command that installs what is missing.
-        FetchError: a protocol that `fsspec` does not know.
-    """
+    """Return the `fsspec` file system of a URL, and the file's path in it (errors: `fetch`)."""
     protocol = url.split("://", 1)[0]
     package = PACKAGES.get(protocol, protocol)
     try:
@@ -117,8 +94,3 @@ def open_system(url: str) -> tuple[Any, str]:
             do="Correct the address.",
         ) from error
     return system, str(path)
-
-
-def _passing_errors() -> tuple[type[Exception], ...]:
-    found = [getattr(sys.modules[module], name) for module, name in _PASSING if module in sys.modules]
-    return (OSError, TimeoutError, asyncio.TimeoutError, *found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -63,23 +64,6 @@ class Totals(Counts):
     shards: int
 
 
-def total_of(shards: Sequence[ShardInfo]) -> Totals:
-    """Return the sums over `shards`."""
-    numbers = {name: sum(getattr(shard, name) for shard in shards) for name in ("samples", "rows", "size_bytes")}
-    tables: dict[str, Any] = {
-        name: _add(getattr(shard, name) for shard in shards) for name in ("languages", "sources", "licences")
-    }
-    return Totals(shards=len(shards), **numbers, **tables)
-
-
-def _add(counts: Any) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for count in counts:
-        for name, number in count.items():
-            total[name] = total.get(name, 0) + number
-    return dict(sorted(total.items()))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contents of manifest.json. The list of shards is the truth: a tar it does not name is not in the set."""
@@ -95,7 +79,15 @@ class Manifest:
     @property
     def totals(self) -> Totals:
         """The sums over the shards."""
-        return total_of(self.shards)
+        sums: dict[str, Any] = {}
+        for name in ("samples", "rows", "size_bytes"):
+            sums[name] = sum(getattr(shard, name) for shard in self.shards)
+        for name in ("languages", "sources", "licences"):
+            table = Counter[str]()
+            for shard in self.shards:
+                table.update(getattr(shard, name))
+            sums[name] = dict(sorted(table.items()))
+        return Totals(shards=len(self.shards), **sums)
 
     def text(self) -> str:
         """Return the file's text: the same manifest, the same bytes."""

@@ -17,19 +17,16 @@ from cclm.shardfile.cache import FileCache, Wanted
 from cclm.shardfile.fetch import fetch
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.options import CacheConfig, is_remote
-from cclm.shardfile.reader import OpenShard, ShardSet
+from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.schema import MANIFEST_NAME
+from cclm.shardfile.shard import OpenShard
 
 _REOPENINGS = 3
 _INDEX_BYTES_PER_SAMPLE = 120
 
 
 def open_set(where: Path | str, cache: CacheConfig | None = None) -> ShardSet:
-    """Return the shard set of a local folder or a URL.
-
-    Args:
-        where: folder, file:// URL, or a URL of another protocol.
-        cache: where remote shards are kept; None: the default.
+    """Return the shard set of a folder, a file:// URL, or a URL of another protocol, which is kept in `cache`.
 
     Raises:
         DataError: reasons of `Manifest.load`.
@@ -70,9 +67,6 @@ class RemoteShardSet(ShardSet):
         self._prefetched: set[int] = set()
         super().__init__(self.cache.folder / name)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "url": self.url, "cache": self.cache, "_prefetched": set()}
-
     def prefetch(self, shard: int) -> None:
         """Fetch a shard that will be read soon in the background, once."""
         if shard in self._prefetched or shard in self._open:
@@ -97,15 +91,9 @@ class RemoteShardSet(ShardSet):
         raise AssertionError("the last attempt returns or raises")
 
     def _files(self, info: ShardInfo) -> Iterator[Wanted]:
-        yield Wanted(
-            url=f"{self.url}/{info.index_name}",
-            path=self.folder / info.index_name,
-            size_bytes=info.samples * _INDEX_BYTES_PER_SAMPLE,
-            sha256=info.index_sha256,
-        )
-        yield Wanted(
-            url=f"{self.url}/{info.name}",
-            path=self.folder / info.name,
-            size_bytes=info.size_bytes,
-            sha256=info.sha256,
-        )
+        index_bytes = info.samples * _INDEX_BYTES_PER_SAMPLE
+        for name, size_bytes, sha256 in (
+            (info.index_name, index_bytes, info.index_sha256),
+            (info.name, info.size_bytes, info.sha256),
+        ):
+            yield Wanted(url=f"{self.url}/{name}", path=self.folder / name, size_bytes=size_bytes, sha256=sha256)

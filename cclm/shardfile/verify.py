@@ -6,19 +6,22 @@ the counts against the manifest, and at last the tar against its hash, which cat
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cclm.errors import DataError
 from cclm.files.hashing import file_sha256
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, check_image, check_key
-from cclm.shardfile.index import ImageEntry, TextEntry
 from cclm.shardfile.manifest import Manifest, ShardInfo
-from cclm.shardfile.reader import OpenShard
-from cclm.shardfile.seen import SeenKeys
-from cclm.shardfile.tar import member_header, padding, trailer
+from cclm.shardfile.schema import ImageEntry, TextEntry, member_header, padding, trailer
+from cclm.shardfile.shard import OpenShard
 from cclm.types import TextPair, View
 
 _REBUILD = "Build this shard again from its corpus, or fetch an undamaged copy."
@@ -29,11 +32,7 @@ def _fault(reason: str, expected: str, got: str, where: str) -> DataError:
 
 
 def find_faults(folder: Path | str, on_shard: Callable[[ShardInfo], None] | None = None) -> Iterator[DataError]:
-    """Yield every fault of a set, in the order of its shards; nothing if the set is sound.
-
-    Args:
-        folder: the set's folder.
-        on_shard: is called after each shard (for a progress bar).
+    """Yield every fault of a set, in the order of its shards; `on_shard` is called after each, for a progress bar.
 
     Reasons, beside those of the manifest, the index, the codec and the reader: index_hash, index_order, tar_size,
     tar_header, tar_padding, tar_hash, counts_wrong, key_twice, tar_unlisted, manifest_hash, quarantine_hash,
@@ -95,31 +94,20 @@ def _account_faults(manifest: Manifest, quarantine: Path) -> Iterator[DataError]
 
 def _shard_faults(folder: Path, info: ShardInfo, view: View, keys: SeenKeys) -> Iterator[DataError]:
     tar, index = folder / info.name, folder / info.index_name
-    num_faults = 0
+    is_sound = True
     try:
         if index.exists() and _sha256(index, "index_unreadable") != info.index_sha256:
             # Its offsets cannot be trusted, so the members are not looked at: they would be blamed for it.
             yield _fault("index_hash", f"SHA-256 {info.index_sha256}", "another one", str(index))
-        else:
-            for fault in _member_faults(folder, info, view, keys):
-                num_faults += 1
+            return
+        with closing(OpenShard(folder, info, view)) as shard:
+            for fault in _Walk(shard, view, keys).faults():
+                is_sound = False
                 yield fault
-        if num_faults == 0 and tar.exists() and _sha256(tar, "tar_unreadable") != info.sha256:
+        if is_sound and _sha256(tar, "tar_unreadable") != info.sha256:
             yield _fault("tar_hash", f"SHA-256 {info.sha256}", "another one", str(tar))
     except DataError as error:
         yield error
-
-
-def _member_faults(folder: Path, info: ShardInfo, view: View, keys: SeenKeys) -> Iterator[DataError]:
-    try:
-        shard = OpenShard(folder, info, view)
-    except DataError as error:
-        yield error
-        return
-    try:
-        yield from _Walk(shard, view, keys).faults()
-    finally:
-        shard.close()
 
 
 def _sha256(path: Path, reason: str) -> str:
@@ -129,34 +117,60 @@ def _sha256(path: Path, reason: str) -> str:
         raise _fault(reason, "a file that can be read", str(error.strerror), str(path)) from error
 
 
+class SeenKeys:
+    """Which keys of a set have come before, at eight bytes a key: a hundred million fit into a gigabyte.
+
+    Kept are 64-bit hashes: those of the open shard in a set, the others in a few sorted arrays. Two different keys are
+    taken for one with probability n² / 2⁶⁵: three in ten thousand for a hundred million keys.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._arrays: list[Any] = []
+
+    def add(self, key: str) -> bool:
+        """Remember a key; return whether it is new."""
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        number = int.from_bytes(digest, "little")
+        if number in self._open or any(_holds(array, number) for array in self._arrays):
+            return False
+        self._open.add(number)
+        return True
+
+    def end_shard(self) -> None:
+        """Pack the keys of a shard that is done. Arrays of like size are merged, so there are few."""
+        array = np.sort(np.fromiter(self._open, dtype=np.uint64, count=len(self._open)))
+        self._open = set()
+        while self._arrays and len(self._arrays[-1]) <= 2 * len(array):
+            array = np.sort(np.concatenate((self._arrays.pop(), array)))
+        self._arrays.append(array)
+
+
+def _holds(array: Any, number: int) -> bool:
+    place = int(array.searchsorted(np.uint64(number)))
+    return place < len(array) and int(array[place]) == number
+
+
 class _Walk:
-    """One pass over a shard, member by member, in the order of its index."""
+    """One pass over a shard, member by member, in the order of its index; what ends it is raised."""
 
     def __init__(self, shard: OpenShard, view: View, keys: SeenKeys) -> None:
         self._shard, self._view, self._keys = shard, view, keys
-        self._position = 0
-        self._rows = 0
-        self._languages: Counter[str] = Counter()
-        self._sources: Counter[str] = Counter()
-        self._licences: Counter[str] = Counter()
+        self._position = self._rows = 0
+        self._languages, self._sources, self._licences = (Counter[str]() for _ in range(3))
 
     def faults(self) -> Iterator[DataError]:
-        info, faults = self._shard.info, 0
-        samples = self._images() if self._view is View.IMAGE_TEXT else self._blocks()
-        for fault in samples:
-            faults += 1
+        info, path, is_sound = self._shard.info, self._shard.path, True
+        for fault in self._images() if self._view is View.IMAGE_TEXT else self._blocks():
+            is_sound = False
             yield fault
             if fault.reason in ("tar_truncated", "tar_unreadable", "index_order"):
                 return  # what follows would only repeat it
-        try:
-            self._expect(self._position, trailer(self._position), "tar_padding", str(self._shard.path))
-        except DataError as error:
-            yield error
-            return
-        size = self._shard.path.stat().st_size
+        self._expect(self._position, trailer(self._position), "tar_padding", str(path))
+        size = path.stat().st_size
         if size != info.size_bytes:
-            yield _fault("tar_size", f"{info.size_bytes} bytes", f"{size}", str(self._shard.path))
-        elif faults == 0:
+            yield _fault("tar_size", f"{info.size_bytes} bytes", f"{size}", str(path))
+        elif is_sound:
             yield from self._count_faults()
 
     def _images(self) -> Iterator[DataError]:
@@ -171,11 +185,10 @@ class _Walk:
     def _check_image_sample(self, entry: ImageEntry) -> None:
         where = self._shard.where(entry.offset, entry.key)
         self._check_order(entry.offset, where)
-        self._check_key(entry.key, where)
-        self._check_member(
-            f"{entry.key}.{entry.image_format}", entry.offset, entry.image_offset, entry.image_size, where
-        )
-        second = _end_of(entry.image_offset, entry.image_size)
+        check_key(entry.key, where)
+        self._check_new("key", entry.key, where)
+        name, second = f"{entry.key}.{entry.image_format}", _end_of(entry.image_offset, entry.image_size)
+        self._check_member(name, entry.offset, entry.image_offset, entry.image_size, where)
         self._check_member(f"{entry.key}.{schema.JSON_EXTENSION}", second, entry.json_offset, entry.json_size, where)
         record = self._shard.image_text(entry)
         check_image(record.image, record.image_format, where)
@@ -207,8 +220,7 @@ class _Walk:
     def _check_group(self, block: Sequence[TextPair], entry: TextEntry, where: str) -> None:
         pairs = self._shard.group_of(block, entry)
         check_group(pairs, where)
-        if not self._keys.add(entry.group):
-            raise _fault("key_twice", "each group once in a set", f"{entry.group!r} again", where)
+        self._check_new("group", entry.group, where)
         self._rows += len(pairs)
         self._sources[pairs[0].source] += 1
         self._languages[pairs[0].lang_a] += 1
@@ -218,10 +230,9 @@ class _Walk:
         if offset != self._position:
             raise _fault("index_order", f"the next sample at {self._position}", f"offset {offset}", where)
 
-    def _check_key(self, key: str, where: str) -> None:
-        check_key(key, where)
+    def _check_new(self, what: str, key: str, where: str) -> None:
         if not self._keys.add(key):
-            raise _fault("key_twice", "each key once in a set", f"{key!r} again", where)
+            raise _fault("key_twice", f"each {what} once in a set", f"{key!r} again", where)
 
     def _check_member(self, name: str, header_offset: int, offset: int, size: int, where: str) -> None:
         header = member_header(name, size)

@@ -10,9 +10,8 @@ import torch
 
 from cclm.data.batch import Batch
 from cclm.data.config import Views
+from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile, step_sum
-from cclm.data.quarantine import Quarantine
-from cclm.data.samples_seen import SamplesSeen
 from cclm.data.schedule import ViewSchedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine

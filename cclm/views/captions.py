@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from cclm.data.languages import RequestedLanguage
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.errors import DataError
 from cclm.types import Language
 from cclm.views.image_text.options import ImageViewConfig

@@ -15,7 +15,7 @@ import numpy as np
 from cclm.data.mix_plan import base_weights
 from cclm.data.mixture import balanced_period, quotas
 from cclm.data.options import MixConfig, SourceConfig
-from cclm.data.stream import Address, Lengths, draw_bucket_order, draw_shard_order, draw_window_order
+from cclm.data.stream import Address, Lengths, Stream, draw_bucket_order, draw_shard_order, draw_window_order
 
 
 class _Dealt:
@@ -153,3 +153,10 @@ class PlainStream:
             shuffle = draw_window_order(self.seed, source, epoch, lane, window, len(members)).tolist()
             result += [members[index] for index in self._by_length(source, epoch, window, members, shuffle)]
         return result
+
+
+def drawn_before(stream: Stream, step: int) -> list[int]:
+    """How many samples of each source the steps before `step` draw."""
+    lanes = range(stream.num_lanes)
+    counts = [stream.mixture.drawn(lane, stream.assignment.turns_before(step, lane)) for lane in lanes]
+    return [int(of_source) for of_source in np.sum(counts, axis=0)]

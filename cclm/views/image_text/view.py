@@ -19,15 +19,15 @@ from PIL import Image
 from cclm.data.batch import BadSample, PixelScale, Tokens
 from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
 from cclm.data.decoding import decode_image
-from cclm.data.image import prepare
-from cclm.data.languages import RequestedLanguage
+from cclm.data.image import prepare, training_pixels
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.photo import training_pixels
-from cclm.data.source import Memory, Source
+from cclm.data.mix_plan import RequestedLanguage
+from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.term import Term
 from cclm.shardfile.options import CacheConfig
+from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord
 from cclm.views.captions import choose_caption, other_captions
 from cclm.views.image_text.options import ImageTextConfig
@@ -135,7 +135,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
             second_text=pad(seconds, pad_id, multiple) if seconds else None,
             identity_R=int64([sample.identity for sample in samples]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors([sample.fusion for sample in samples], pad_id, multiple)),
+            **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> ImageTextSample:

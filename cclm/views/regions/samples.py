@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cclm.data.collate import FusionDraws, fusion_draws
+from cclm.data.image import cut, finish, photo_size
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.photo import cut, finish, photo_size
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, Language, Region

@@ -83,7 +83,7 @@ class RegionSource(Source[RegionConfig, RegionSample]):
             text=pad([text.ids for text in texts], pad_id, multiple),
             identity_R=int64([text.identity for text in texts]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **vars(fusion_tensors(draws, pad_id, multiple)),
+            **fusion_tensors(draws, pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> RegionSample:

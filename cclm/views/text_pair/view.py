@@ -21,13 +21,14 @@ from torch import Tensor
 
 from cclm.data.batch import BadSample, Tokens, ViewBatch
 from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
-from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
-from cclm.data.source import Memory, Source
+from cclm.data.mix_plan import RequestedLanguage
+from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.shardfile.options import CacheConfig
+from cclm.shardfile.reader import Memory
 from cclm.types import TextPair
 from cclm.views.rows import FusionRows, draw_matching, select
 from cclm.views.text_pair.options import TextPairConfig
@@ -205,7 +206,7 @@ def collate(samples: list[TextPairSample], pad_id: int, multiple: int = 1) -> Te
         query_S=int64(query),
         identity_S=int64([sample.identity for sample in samples]),
         ledger_S=int64([sample.ledger for sample in samples]),
-        **vars(fusion_tensors([sample.fusion for sample in samples], pad_id, multiple)),
+        **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
     )
 
 

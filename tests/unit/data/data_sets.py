@@ -14,8 +14,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cclm.shardfile.manifest import Manifest, ShardInfo
-from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, Region, TextPair, View
+from tests.shard_writers import ImageShards, write_groups
 
 WORDS = [first + second for first in "abcdefgh" for second in string.ascii_lowercase]
 
@@ -46,7 +46,7 @@ def write_images(
     broken: set[int] | None = None,
     truncated: set[int] | None = None,
 ) -> Path:
-    with careless_writer(), ImageTextShardWriter(folder, "images", max_samples=per_shard) as writer:
+    with careless_writer(), ImageShards(folder, "images", max_samples=per_shard) as writer:
         for number in range(first, first + count):
             image = png(number)
             if number in (broken or set()):
@@ -73,7 +73,7 @@ def write_images(
 
 def write_region_images(folder: Path, count: int, per_shard: int = 10, size: int = 24, without: int = -1) -> Path:
     """Pictures with one to four regions each, some with an attribute; number `without` has none."""
-    with ImageTextShardWriter(folder, "regions", max_samples=per_shard) as writer:
+    with ImageShards(folder, "regions", max_samples=per_shard) as writer:
         for number in range(count):
             regions = [
                 Region(
@@ -100,19 +100,12 @@ def write_region_images(folder: Path, count: int, per_shard: int = 10, size: int
 
 
 def write_pairs(folder: Path, count: int, per_shard: int = 15) -> Path:
-    with TextPairShardWriter(folder, "pairs", pairs_per_block=12, max_samples=per_shard) as writer:
-        for number in range(count):
-            texts = [f"{WORDS[number]} {WORDS[(number * 7 + index) % 200]}" for index in range(1 + number % 5)]
-            writer.add_group(
-                [
-                    TextPair(
-                        text_a=WORDS[number], lang_a="en", text_b=text, lang_b="xx", source="corpus", group=f"g{number}"
-                    )
-                    for text in texts
-                ]
-            )
-        shards = writer.close()
-    save_manifest(folder, View.TEXT_PAIR, shards)
+    groups = []
+    for number in range(count):
+        texts = [f"{WORDS[number]} {WORDS[(number * 7 + index) % 200]}" for index in range(1 + number % 5)]
+        fields = {"text_a": WORDS[number], "lang_a": "en", "lang_b": "xx", "source": "corpus", "group": f"g{number}"}
+        groups.append([TextPair(text_b=text, **fields) for text in texts])
+    save_manifest(folder, View.TEXT_PAIR, write_groups(folder, "pairs", groups, 12, per_shard))
     return folder
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -23,7 +25,9 @@ def test_slots_point_at_the_hidden_tokens() -> None:
 
 
 def test_rows_without_draws_stay_outside_of_the_fusion_encoder() -> None:
-    part = fusion_tensors([None, masked_draws([0, 9, 2], [1], [5]), None, masked_draws([0, 9, 2], [1], [6])], 1, 4)
+    part = SimpleNamespace(
+        **fusion_tensors([None, masked_draws([0, 9, 2], [1], [5]), None, masked_draws([0, 9, 2], [1], [6])], 1, 4)
+    )
     assert part.matching_row_F.tolist() == [1, 3] and part.masked.label_T.tolist() == [5, 6]
     assert part.noise_second_FG.tolist() == [[0.0, 0.0]] * 2 and part.noise_first_FG.tolist() == [[1.0, 1.0]] * 2
     assert part.masked.tokens.ids_BL.shape == (2, 4)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.lane_assignment import LaneAssignment
-from cclm.data.languages import LanguageMix, RequestedLanguage
+from cclm.data.mix_plan import LanguageMix, RequestedLanguage
+from cclm.data.mixture import LaneAssignment
 from cclm.data.options import MixConfig, MixStage
 from cclm.errors import ConfigError
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cclm.data.masking import mask_text, num_masks
+from cclm.data.collate import mask_text, num_masks
 from cclm.data.options import MaskingConfig
 
 MASK_ID, VOCABULARY = 999, 1000

@@ -14,9 +14,8 @@ from PIL import Image
 from cclm.data import decoding
 from cclm.data.batch import PixelScale
 from cclm.data.decoding import decode_scaled, decode_scaled_plain
-from cclm.data.image import eval_image
-from cclm.data.options import ImageTransformConfig, RandAugmentConfig
-from cclm.data.photo import (
+from cclm.data.image import (
+    eval_image,
     photo,
     photo_size,
     resize_box,
@@ -24,6 +23,7 @@ from cclm.data.photo import (
     scaled_box,
     training_pixels,
 )
+from cclm.data.options import ImageTransformConfig, RandAugmentConfig
 from cclm.errors import DataError
 
 WHOLE = ImageTransformConfig(size=16, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_probability=0.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch
-from cclm.data.prefetch import in_background, on_device
+from cclm.data.loader import in_background, on_device
 from cclm.errors import DataError
 from cclm.views.images import ImageBatch
 from tests.tiny_views import Views, open_dataset

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from cclm.data.batch import BadSample
-from cclm.data.quarantine import Quarantine
+from cclm.data.counts import Quarantine
 
 
 def bad(key: str, reason: str = "image_broken") -> BadSample:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cclm.data.counts import SamplesSeen
 from cclm.data.options import MixConfig
-from cclm.data.samples_seen import SamplesSeen
+from tests.parity.plain_stream import drawn_before
 from tests.tiny_views import Views, change, open_dataset
 
 
@@ -21,7 +22,7 @@ def test_what_is_shown_is_counted_exactly(weighted: Views) -> None:
         samples_seen.add(dataset[step].samples_seen)
     seen = samples_seen.gather(lambda counts: counts)
     first, second, third = (key for key in dataset.counted if key.count("/") == 1)
-    assert [seen[first], seen[second]] == dataset.sources["image_text"].stream.drawn(12) == [128, 64]
+    assert [seen[first], seen[second]] == drawn_before(dataset.sources["image_text"].stream, 12) == [128, 64]
     assert seen[third] == 12 * 8
     for name in (first, second):  # exactly three to one, up to a draw at each end of each of the four lanes
         assert seen[f"{name}/en"] + seen[f"{name}/de"] == seen[name]

@@ -9,13 +9,13 @@ import pytest
 
 from cclm.data.batch import BadSample
 from cclm.data.options import ImageTransformConfig
-from cclm.data.source import Memory
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, DataError
-from cclm.shardfile.writer import ImageTextShardWriter
+from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord, View
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextSource
+from tests.shard_writers import ImageShards
 from tests.tiny_views import Views, open_dataset, sources
 from tests.unit.data.data_sets import make_tokenizer, png, save_manifest, write_images
 
@@ -55,7 +55,7 @@ def open_images(folder: Path, tokenizer: TextTokenizer, **changes: object) -> Im
 
 def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path) -> None:
     # the writer lets "?!" through; the published normalisation leaves nothing of it
-    with ImageTextShardWriter(tmp_path, "images") as writer:
+    with ImageShards(tmp_path, "images") as writer:
         for number, text in enumerate(["?!", "aa", "ab", "ac"]):
             writer.add(
                 ImageTextRecord(
@@ -107,7 +107,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, number: int, times: int, name: str = "
             raise OSError(number, os.strerror(number))
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(f"cclm.shardfile.reader.os.{name}", failing)
+    monkeypatch.setattr(f"cclm.shardfile.shard.os.{name}", failing)
     monkeypatch.setattr("cclm.run.transient.WAITS_S", (0.0, 0.0, 0.0))
     return failures
 

@@ -17,8 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from cclm.data.sentencepiece import SENTENCEPIECE_NAME, SPECIAL, tokenizer_of_sentencepiece
-from cclm.data.tokenizer_file import tokenizer_bytes, tokenizer_file, tokenizer_folder
+from cclm.data.tokenizer_file import (
+    SENTENCEPIECE_NAME,
+    SPECIAL,
+    tokenizer_bytes,
+    tokenizer_file,
+    tokenizer_folder,
+    tokenizer_of_sentencepiece,
+)
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import ConfigError
 from tests.unit.data.data_sets import make_tokenizer
@@ -92,8 +98,11 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"</s>", b"</x>", 1))
     with pytest.raises(ConfigError, match=r"a unigram model that begins with .*</x>"):
         tokenizer_of_sentencepiece(path)
+    path.write_bytes(content.replace("▁".encode(), b"\xff\xfe\xfd", 1))
+    with pytest.raises(ConfigError, match=r"a whole SentencePiece file"):
+        tokenizer_of_sentencepiece(path)
     path.write_bytes(b"\x0f" + content)
-    with pytest.raises(ConfigError, match=r"a whole SentencePiece file, got ValueError: wire type 7"):
+    with pytest.raises(ConfigError, match=r"a whole SentencePiece file, got Error parsing"):
         tokenizer_of_sentencepiece(path)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 import unicodedata
 from pathlib import Path
 
@@ -69,11 +68,11 @@ def test_an_empty_text_is_a_bad_sample(text: str) -> None:
     assert caught.value.reason == "text_empty"
 
 
-def test_a_folder_is_loaded_and_pickled(tmp_path: Path) -> None:
+def test_a_folder_is_loaded(tmp_path: Path) -> None:
     make_tokenizer().save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path, "cclm")
     expected = loaded.encode(["Aa, ab"], 8)
-    assert pickle.loads(pickle.dumps(loaded)).encode(["Aa, ab"], 8) == expected == [[0, 4, 5, 2]]
+    assert expected == [[0, 4, 5, 2]]
     assert loaded.decode([4, 5]) == "aa ab"
 
 
@@ -105,7 +104,6 @@ def test_a_special_token_that_a_text_spells_out_is_text(text: str) -> None:
     (ids,) = tokenizer.encode([text], 40)
     assert not special & {*ids[1:-1]} and (ids[0], ids[-1]) == (0, 2)
     assert tokenizer.decode(ids).replace(" ", "") == unicodedata.normalize("NFKC", text).lower().replace(" ", "")
-    assert pickle.loads(pickle.dumps(tokenizer)).encode([text], 40) == [ids], "in a data worker, too"
 
 
 @given(st.text(alphabet="<>/ab maskpdun", max_size=20))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cclm.data.counts import Quarantine
 from cclm.data.ledger import LedgerFile
-from cclm.data.quarantine import Quarantine
 from cclm.files import step_lines
 from cclm.files.step_lines import StepLines
 

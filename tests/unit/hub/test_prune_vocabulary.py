@@ -10,13 +10,13 @@ import torch
 import transformers
 
 from cclm.cli.__main__ import main
-from cclm.data.sentencepiece import SENTENCEPIECE_NAME
+from cclm.data.tokenizer_file import SENTENCEPIECE_NAME
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.hub.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
-from cclm.shardfile.texts import texts_of_sets
+from cclm.shardfile.reader import texts_of_sets
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images
 from tests.unit.data.test_tokenizer_file import sentencepiece_folder

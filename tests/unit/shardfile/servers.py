@@ -15,8 +15,8 @@ from typing import Any
 class FolderServer:
     """Serves a folder; `faults[name]` is a list of what to do with the next requests of a file.
 
-    "503": refuse; "cut": half of the bytes, then close; "other": other bytes of the same length; "slow": wait for
-    `release` after half of the bytes.
+    "503" or another status: refuse; "cut": half of the bytes, then close; "other": other bytes of the same length;
+    "slow": wait for `release` after half of the bytes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,8 +51,8 @@ class _Handler(SimpleHTTPRequestHandler):
         if not fault:
             super().do_GET()
             return
-        if fault == "503":
-            self.send_error(503)
+        if fault.isdigit():
+            self.send_error(int(fault))
             return
         data = Path(self.translate_path(self.path)).read_bytes()
         half = len(data) // 2

@@ -70,7 +70,7 @@ def test_a_picture_that_was_cut_before_it_came(tmp_path):
     object.__setattr__(record, "image", record.image[:-3])
     with ImageTextShardWriter(folder, "image") as writer:
         writer.add(record)
-    Manifest(view=View.IMAGE_TEXT, shards=writer.shards).save(folder)
+    Manifest(view=View.IMAGE_TEXT, shards=[writer.info]).save(folder)
     assert only_fault(folder).reason == "image_truncated"
 
 

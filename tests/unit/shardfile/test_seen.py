@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cclm.shardfile.seen import SeenKeys
+from cclm.shardfile.verify import SeenKeys
 
 keys = st.sampled_from([f"key-{number}" for number in range(12)] + ["ä", "\ud800"])
 

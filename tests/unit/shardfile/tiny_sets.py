@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cclm.shardfile.manifest import Manifest
-from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, TextPair, View
+from tests.shard_writers import ImageShards, write_groups
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -39,7 +39,7 @@ def group(number: int) -> list[TextPair]:
 
 
 def write_image_set(folder: Path, num_records: int = 5, max_samples: int = 3) -> Path:
-    with ImageTextShardWriter(folder, "image", max_samples=max_samples) as writer:
+    with ImageShards(folder, "image", max_samples=max_samples) as writer:
         for number in range(num_records):
             writer.add(image_record(number))
     Manifest(view=View.IMAGE_TEXT, shards=writer.shards, command="test").save(folder)
@@ -47,8 +47,7 @@ def write_image_set(folder: Path, num_records: int = 5, max_samples: int = 3) ->
 
 
 def write_text_set(folder: Path, num_groups: int = 8) -> Path:
-    with TextPairShardWriter(folder, "text", pairs_per_block=4, max_samples=5, licences={"names": "CC0-1.0"}) as writer:
-        for number in range(num_groups):
-            writer.add_group(group(number))
-    Manifest(view=View.TEXT_PAIR, shards=writer.shards, command="test").save(folder)
+    groups = [group(number) for number in range(num_groups)]
+    shards = write_groups(folder, "text", groups, pairs_per_block=4, max_samples=5, licences={"names": "CC0-1.0"})
+    Manifest(view=View.TEXT_PAIR, shards=shards, command="test").save(folder)
     return folder

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cclm.data.languages import RequestedLanguage
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.errors import DataError
 from cclm.views.captions import choose_caption, other_captions
 from cclm.views.image_text.options import ImageTextConfig, ImageViewConfig

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.tokens import TextTokenizer
 from cclm.types import ImageTextRecord
 from cclm.views.image_text.view import image_text_sample

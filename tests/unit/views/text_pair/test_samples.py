@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cclm.data.languages import RequestedLanguage
 from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.types import TextPair
