@@ -16,7 +16,7 @@ from rich.console import Console
 from cclm.errors import CclmError
 from cclm.files.command_line import Parser
 from shards.download.command import add_command as add_download
-from shards.share import read_share
+from shards.parts import read_share
 
 if TYPE_CHECKING:
     from cclm.shardfile.manifest import Manifest
@@ -42,26 +42,7 @@ def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.build import build_sets, scan_share
-
-    plans, settings = _plans(arguments, console)
-    if arguments.task is not None:
-        scan_share(plans, arguments.out, arguments.task, **settings)
-        console.print(f"task {arguments.task.number} of {arguments.task.of} has read its share", highlight=False)
-        return 0
-    return _tell_sets(build_sets(plans, arguments.out, command=_command(arguments), **settings), arguments.out, console)
-
-
-def _merge(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.build import merge_sets
-
-    plans, settings = _plans(arguments, console)
-    manifests = merge_sets(plans, arguments.out, share=arguments.task, command=_command(arguments), **settings)
-    return _tell_sets(manifests, arguments.out, console)
-
-
-def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPlan], dict[str, Any]]:
-    """Return the plan of every set, and the settings that all steps of a build have in common."""
+    from shards.build import build_sets
     from shards.plan import plan_corpus
     from shards.progress import WorkProgress
     from shards.recipe import load_recipe
@@ -70,46 +51,47 @@ def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPla
     recipe = load_recipe(arguments.recipe, arguments.packages or arguments.out / "cache")
     plans = []
     for name, entry in recipe.sets.items():
-        console.print(f"{name}: looking at {entry.corpus}", highlight=False)
-        plan = plan_corpus(name, entry)
-        if plan.left_out:
-            console.print(f"{name}: {left_out_in_words(plan.left_out)}", markup=False, highlight=False, soft_wrap=True)
-        plans.append(plan)
-    return plans, {
-        "workers": arguments.workers,
-        "executor": arguments.executor,
-        "report": lambda label, total, unit: WorkProgress(label, total, unit, console),
-    }
-
-
-def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
-    from shards.stats import by_name, left_out_in_words, skipped_in
-
+        console.out(f"{name}: looking at {entry.corpus}")
+        plans.append(plan_corpus(name, entry))
+        if left_out := plans[-1].left_out:
+            console.out(f"{name}: {left_out_in_words(left_out)}")
+    reads = arguments.command == "build"
+    manifests = build_sets(
+        plans,
+        arguments.out,
+        reads=reads,
+        share=arguments.task,
+        workers=arguments.workers,
+        command=_command(arguments),
+        executor=arguments.executor,
+        report=lambda label, total, unit: WorkProgress(label, total, unit, console),
+    )
+    if reads and arguments.task is not None:
+        console.out(f"task {arguments.task.number} of {arguments.task.of} has read its share")
     for name, manifest in manifests.items():
-        totals, refused = manifest.totals, sum(manifest.config["refused"].values())
-        skipped = sum(by_name(skipped_in(manifest) or {}).values())
-        left_out = manifest.config.get("left_out")
-        console.print(
-            f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
-            f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
-            f"{refused:,} refused"
-            + (f", {skipped:,} rows in other languages skipped" if skipped else "")
-            + (f"; {left_out_in_words(left_out)}" if left_out else ""),
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.out(f"{arguments.out / name}: {_built(manifest)}")
     return 0
 
 
+def _built(manifest: Manifest) -> str:
+    from shards.stats import by_name, left_out_in_words, skipped_in
+
+    totals, refused = manifest.totals, sum(manifest.config["refused"].values())
+    skipped = sum(by_name(skipped_in(manifest) or {}).values())
+    left_out = manifest.config.get("left_out")
+    return (
+        f"{manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
+        f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
+        f"{refused:,} refused"
+        + (f", {skipped:,} rows in other languages skipped" if skipped else "")
+        + (f"; {left_out_in_words(left_out)}" if left_out else "")
+    )
+
+
 def _command(arguments: argparse.Namespace) -> str:
-    return build_command(arguments.recipe, arguments.out, arguments.packages)
-
-
-def build_command(recipe: Path, out: Path, packages: Path | None) -> str:
     """Return the command that makes these sets again; workers and tasks change nothing in them."""
-    words = ["python", "-m", "shards", "build", str(recipe), "--out", str(out)]
-    return shlex.join(words if packages is None else [*words, "--packages", str(packages)])
+    words = ["python", "-m", "shards", "build", str(arguments.recipe), "--out", str(arguments.out)]
+    return shlex.join(words if arguments.packages is None else [*words, "--packages", str(arguments.packages)])
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
