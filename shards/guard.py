@@ -59,6 +59,11 @@ def without_addresses(message: str) -> str:
     return _ADDRESS.sub("", message)
 
 
+def whole(text: str) -> str:
+    """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def mistaken(expected: str, got: str, do: str, where: object = "") -> NoReturn:
     """Raise the ConfigError of a recipe that does not fit its files: that ends a run before it begins."""
     raise ConfigError(expected=expected, got=got, do=do, where=str(where))

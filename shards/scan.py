@@ -35,7 +35,7 @@ from shards.chunks import (
 )
 from shards.corpora.refusal import refused
 from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_of_text
-from shards.guard import data_error, data_errors, mistaken, without_addresses
+from shards.guard import data_error, data_errors, mistaken, whole, without_addresses
 from shards.parts import LazyRecord, Part, Share, UnwantedError
 from shards.recipe import SetRecipe
 from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
@@ -91,7 +91,7 @@ def _records_of(part: Part, skipped: dict[str, Counter[str]]) -> Iterator[LazyRe
                 if isinstance(item, LazyRecord):
                     yield item
                 elif item.rows:
-                    rows = {_whole(language): number for language, number in item.rows.items()}
+                    rows = {whole(language): number for language, number in item.rows.items()}
                     skipped.setdefault(item.source, Counter()).update(rows)
     except DataError as error:
         yield refused(error, f"{part.name}-end", part.name)
@@ -249,7 +249,7 @@ class _Chunk:
     def _add_row(self, key: str, row: dict[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
         self._facts["units"] += row["kind"] != TEXT
         place = {
-            "key": _whole(key),
+            "key": whole(key),
             "order": order_of(key, self._seed),
             "position": position_of(self._name.part, self._name.chunk, self._rows),
         }
@@ -259,12 +259,7 @@ class _Chunk:
 
 def quarantine_line(fields: Mapping[str, Any]) -> bytes:
     """Return a line of quarantine.jsonl."""
-    return canonical_json({name: _whole(value) if isinstance(value, str) else value for name, value in fields.items()})
-
-
-def _whole(text: str) -> str:
-    """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return canonical_json({name: whole(value) if isinstance(value, str) else value for name, value in fields.items()})
 
 
 def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:
@@ -280,8 +275,8 @@ def scan_jobs(
     With fewer parts than readers, several read the same part and each makes the records of its own chunks.
     """
     lanes = max(1, -(-share.of // max(len(parts), 1)))
-    whole = [(number, lane) for number in range(len(parts)) for lane in range(lanes)]
-    mine = whole[share.number :: share.of]
+    lanes_of_parts = [(number, lane) for number in range(len(parts)) for lane in range(lanes)]
+    mine = lanes_of_parts[share.number :: share.of]
     split = max(1, -(-workers // max(len(mine), 1)))
     for number, lane in mine:
         for piece in range(split):

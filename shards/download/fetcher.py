@@ -9,7 +9,6 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Final
 
 import aiohttp
@@ -18,9 +17,8 @@ from yarl import URL
 from cclm.errors import DataError
 from shards.corpora.image_bytes import image_format_of, image_size
 from shards.corpora.tar_table import SUCCESS
-from shards.download.fetched import BUSY, Fetched
 from shards.download.network import in_thread, open_session
-from shards.download.options import DownloadOptions
+from shards.download.options import BUSY, DownloadOptions, Fetched
 from shards.download.robots import MAX_ROBOTS_BYTES, RobotsPolicy, opted_out
 
 _MAX_REDIRECTS: Final = 5
@@ -42,9 +40,7 @@ class Fetcher:
         self._session = open_session(self._options)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def fetch(self, url: str) -> Fetched:
@@ -77,7 +73,7 @@ class Fetcher:
             answer = await self._ask(url)
             if isinstance(answer, Fetched):
                 return answer
-            url = parsed_url(str(url.join(URL(answer))))
+            url = answer
         return Fetched(status="too_many_redirects", message=str(url))
 
     async def _refusal(self, url: URL) -> Fetched | None:
@@ -91,13 +87,14 @@ class Fetcher:
         too_long = delay_s > self._options.max_wait_s
         return Fetched(status="robots_denied", message=f"Crawl-delay {delay_s:g} s") if too_long else None
 
-    async def _ask(self, url: URL) -> Fetched | str:
+    async def _ask(self, url: URL) -> Fetched | URL:
         """Return what a URL gives, or where it leads."""
         for tries_left in reversed(range(self._options.retries + 1)):
             try:
                 async with self._running, self._session.get(url, allow_redirects=False) as response:
-                    wait_s = self._wait_s(response) if response.status in BUSY and tries_left else None
-                    if wait_s is None:
+                    wait_s = retry_after_s(response.headers.get("Retry-After", ""))
+                    too_long = wait_s > self._options.max_wait_s
+                    if response.status not in BUSY or not tries_left or too_long:
                         return await self._answer(url, response)
             except _MAY_PASS:
                 if not tries_left:
@@ -107,14 +104,9 @@ class Fetcher:
             await asyncio.sleep(min(max(wait_s, backoff_s), self._options.max_wait_s))
         raise AssertionError("the last try returns or raises")
 
-    def _wait_s(self, response: aiohttp.ClientResponse) -> float | None:
-        """Return what a busy host's Retry-After asks for; None when it is more than the options allow."""
-        wait_s = retry_after_s(response.headers.get("Retry-After", ""))
-        return wait_s if wait_s <= self._options.max_wait_s else None
-
-    async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> Fetched | str:
-        if 300 <= response.status < 400 and response.headers.get("Location"):
-            return str(response.headers["Location"])
+    async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> Fetched | URL:
+        if target := _redirected(url, response):
+            return target
         if response.status != 200:
             return Fetched(status=f"http_{response.status}", message=response.reason or "")
         directive = opted_out(response.headers.items(), self._options.agent, self._options.opt_out)
@@ -130,9 +122,10 @@ class Fetcher:
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 async with self._running, self._session.get(url, allow_redirects=False) as response:
-                    if not (300 <= response.status < 400 and response.headers.get("Location")):
+                    target = _redirected(url, response)
+                    if target is None:
                         return response.status, await _read(response, MAX_ROBOTS_BYTES)
-                    url = parsed_url(str(url.join(URL(response.headers["Location"]))))
+                    url = target
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return 0, b""
         return 404, b""  # RFC 9309, 2.3.1.2: after five redirects it may be taken as not there
@@ -157,6 +150,12 @@ class _HostLimit:
         start_s = max(time.monotonic(), self._next_start_s)
         self._next_start_s = start_s + delay_s
         await asyncio.sleep(start_s - time.monotonic())
+
+
+def _redirected(url: URL, response: aiohttp.ClientResponse) -> URL | None:
+    """Return where an answer leads; None if it is the answer itself."""
+    location = response.headers.get("Location") if 300 <= response.status < 400 else None
+    return parsed_url(str(url.join(URL(location)))) if location else None
 
 
 def _checked(image: bytes, where: str) -> Fetched:
