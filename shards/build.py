@@ -165,11 +165,10 @@ class _SetBuild:
 
     def write(self, share: Share) -> None:
         """Decide what stands in the set, unless that was done, and write a share of the shards."""
-        written, plan = self._state / "written", self._plan
-        written.mkdir(exist_ok=True)
+        plan = self._plan
         whole = Bucket(chunks=self._chunks, drops=self._state / "drops", recipe=plan.recipe, seed=plan.seed)
         starts, rates = decide(self._state / "decision.json", whole, self._run)
-        self._jobs = shard_jobs(self._folder, plan.name, written, starts, replace(whole, rates=rates))
+        self._jobs = shard_jobs(self._folder, starts, replace(whole, rates=rates))
         mine = self._jobs[share.number :: share.of]
         todo = [job for job in mine if result_of(job) is None]
         with self._report(f"{plan.name}: writing", len(mine), "shards") as progress:

@@ -30,8 +30,7 @@ from cclm.shardfile.writer import starts_of_groups
 from cclm.types import View
 from shards.chunks import CODE_SCHEMA, LAST_ORDER, RECORD, ChunkName, chunk_facts, gather, list_chunks, mapped
 from shards.drops import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Bucket
-from shards.recipe import SetRecipe
-from shards.settings import SamplingSettings
+from shards.recipe import SamplingSettings, SetRecipe
 from shards.sketch import similar
 from shards.workers import RunJobs
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 from rich.console import Console
 
-from cclm.errors import ConfigError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
+from shards.guard import mistaken
 from shards.stats import COUNTS
 
 MAX_EXAMPLES: Final = 10
@@ -33,11 +33,8 @@ def difference(before: Path, after: Path) -> dict[str, Any]:
     """
     old, new = ShardSet(before), ShardSet(after)
     if old.view is not new.view:
-        raise ConfigError(
-            expected="two sets of one view",
-            got=f"{old.view.value} and {new.view.value}",
-            do="Compare image sets with image sets, text sets with text sets.",
-        )
+        do = "Compare image sets with image sets, text sets with text sets."
+        mistaken("two sets of one view", f"{old.view.value} and {new.view.value}", do)
     (old_keys, old_contents), (new_keys, new_contents) = _hashes(old), _hashes(new)
     common, in_old, in_new = np.intersect1d(old_keys, new_keys, assume_unique=True, return_indices=True)
     found = {

@@ -18,7 +18,7 @@ from cclm.types import TextPair
 from shards.benchmark import like_a_benchmark_image, normal_text, read_texts
 from shards.corpora.lines import sound_lines
 from shards.guard import optional_library
-from shards.settings import FilterSettings
+from shards.recipe import FilterSettings
 from shards.source_image import SourceImage
 
 Facts = TypeVar("Facts")

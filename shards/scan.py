@@ -38,7 +38,7 @@ from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_o
 from shards.guard import data_error, data_errors, mistaken, whole, without_addresses
 from shards.parts import LazyRecord, Part, Share, UnwantedError
 from shards.recipe import SetRecipe
-from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
+from shards.sketch import exact_sketch, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
 from shards.source_image import SourceImage, written_anew
 
 
@@ -201,7 +201,7 @@ class _Chunk:
         }
         codes: dict[str, Sequence[int]] = {}
         if self._recipe.duplicates.exact:
-            row["exact"], codes["exact"] = exact_sketch_of_image(record.image)
+            row["exact"], codes["exact"] = exact_sketch(record.image)
         if self._recipe.duplicates.near:
             row["near"], codes["near"] = near_sketch_of_image(source, self._recipe.duplicates)
         row["image_offset"] = self._writer.add_image(stored.image)

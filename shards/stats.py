@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
+from shards.guard import mistaken
 from shards.source_image import SourceImage
 
 COUNTS: Final = {
@@ -42,12 +43,8 @@ def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
         candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
         sets = [path for path in candidates if (path / schema.MANIFEST_NAME).is_file()]
         if not sets:
-            raise ConfigError(
-                expected="a shard set, or a folder of shard sets (a set has a manifest.json)",
-                got="none",
-                do="Check the path, or let `python -m shards build` finish.",
-                where=str(folder),
-            )
+            expected = "a shard set, or a folder of shard sets (a set has a manifest.json)"
+            mistaken(expected, "none", "Check the path, or let `python -m shards build` finish.", folder)
         for path in sets:
             found.setdefault(path.resolve(), path)
     names = Counter(path.name for path in found)

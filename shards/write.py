@@ -49,12 +49,8 @@ class ShardJob:
     """One shard to write, in any process."""
 
     folder: Path
-    """The set's."""
-    name: str
-    """The set's."""
+    """The set's; it has the set's name."""
     number: int
-    written: Path
-    """Folder of the state files."""
     start: tuple[int, str]
     """(order, key) of its first sample; (0, "") for the first shard, so that no refused unit is before it."""
     stop: tuple[int, str] | None
@@ -65,25 +61,26 @@ class ShardJob:
     @property
     def state(self) -> Path:
         """The state file, which is there when the shard is."""
-        return self.written / f"{self.number:06d}.json"
+        return written_folder(self.bucket) / f"{self.number:06d}.json"
 
     @property
     def quarantine(self) -> Path:
         """The shard's part of the quarantine."""
-        return self.written / f"{self.number:06d}.quarantine"
+        return written_folder(self.bucket) / f"{self.number:06d}.quarantine"
 
 
-def shard_jobs(
-    folder: Path, name: str, written: Path, starts: Sequence[tuple[int, str]], whole: Bucket
-) -> list[ShardJob]:
+def written_folder(bucket: Bucket) -> Path:
+    """Where the state files of written shards lie."""
+    return bucket.chunks.with_name("written")
+
+
+def shard_jobs(folder: Path, starts: Sequence[tuple[int, str]], whole: Bucket) -> list[ShardJob]:
     """Return the jobs of a set's shards; without any sample, one job still writes the quarantine."""
     begins = [(0, ""), *starts[1:]]
     return [
         ShardJob(
             folder=folder,
-            name=name,
             number=number,
-            written=written,
             start=start,
             stop=stop,
             bucket=replace(whole, first=start[0], last=stop[0] if stop else LAST_ORDER),
@@ -137,13 +134,12 @@ def _in_range(job: ShardJob, rows: Any) -> Any:
 def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
     recipe = job.bucket.recipe
     if recipe.view is View.IMAGE_TEXT:
-        with ImageTextShardWriter(job.folder, job.name, None, None, first_shard=job.number) as images:
+        with ImageTextShardWriter(job.folder, job.folder.name, None, None, first_shard=job.number) as images:
             _write_images(job, rows, images)
         return images.shards[0] if images.shards else None
     block, licences = recipe.pairs_per_block, recipe.licences
-    with TextPairShardWriter(
-        job.folder, job.name, block, None, None, first_shard=job.number, licences=licences
-    ) as texts:
+    name, number = job.folder.name, job.number
+    with TextPairShardWriter(job.folder, name, block, None, None, first_shard=number, licences=licences) as texts:
         columns = ["key" if name == "group" else name for name in schema.PAIR_SCHEMA.names]
         texts.add_groups(rows.select(columns).rename_columns(schema.PAIR_SCHEMA.names))
     return texts.shards[0] if texts.shards else None

@@ -23,7 +23,7 @@ from shards.filters import (
     refusal_of_pair,
     refusal_of_text,
 )
-from shards.settings import FilterSettings
+from shards.recipe import FilterSettings
 from shards.source_image import SourceImage
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
