@@ -29,21 +29,13 @@ def normal_text(text: str) -> str:
 
 @lru_cache(maxsize=4)
 def read_texts(paths: tuple[str, ...]) -> frozenset[str]:
-    """Return the normal form of every line of some files (also compressed).
-
-    Raises:
-        ConfigError: one cannot be read.
-    """
+    """Return the normal form of every line of some files (also compressed). ConfigError: one cannot be read."""
     return frozenset(normal_text(line) for path in paths for line in sound_lines(Path(path))) - {""}
 
 
 @lru_cache(maxsize=4)
 def _read_images(folder: str) -> tuple[list[str], Any]:
-    """Return the test images' names and their hashes, an array (number of images, 8) of uint8.
-
-    Raises:
-        ConfigError: one does not decode.
-    """
+    """Return the test images' names, and their hashes (number of images, 8) as uint8. ConfigError: one does not decode."""
     root = Path(folder)
     paths = named_files(root, IMAGE_SUFFIXES).values()
     try:
@@ -59,22 +51,14 @@ def _hash_of(image: SourceImage) -> bytes:
 
 
 def read_benchmarks(settings: FilterSettings) -> None:
-    """Read all that is to be kept out of a set: what is wrong with it ends the build before it begins.
-
-    Raises:
-        ConfigError: a file cannot be read, an image does not decode.
-    """
+    """Read all that is to be kept out of a set: a ConfigError ends the build before it begins."""
     read_texts(settings.benchmark_texts)
     if settings.benchmark_images:
         _read_images(settings.benchmark_images)
 
 
 def like_a_benchmark_image(image: SourceImage, settings: FilterSettings) -> str | None:
-    """Return the name of the nearest test image if it is near enough to be the same, or None.
-
-    Raises:
-        DataError: reason image_broken.
-    """
+    """Return the name of the nearest test image if it is near enough to be the same, or None (reason: image_broken)."""
     assert settings.benchmark_images is not None
     names, hashes = _read_images(settings.benchmark_images)
     distances = differing_bits(hashes, _hash_of(image))

@@ -103,11 +103,7 @@ class _SetBuild:
         self._quarantine = folder / schema.QUARANTINE_NAME
 
     def is_complete(self) -> bool:
-        """Tell whether the folder already holds this very set.
-
-        Raises:
-            ConfigError: it holds another one, whole or begun.
-        """
+        """Tell whether the folder already holds this very set. ConfigError: it holds another one, whole or begun."""
         manifest_path, plan_path = self._folder / schema.MANIFEST_NAME, self._state / "plan"
         if manifest_path.exists():
             digest = Manifest.load(self._folder).config.get("plan")
@@ -134,11 +130,7 @@ class _SetBuild:
         replace_bytes(self._state / "plan", self._plan.digest.encode(), durable=True)
 
     def scan(self, share: Share, workers: int) -> None:
-        """Read a share of the corpus.
-
-        Raises:
-            DataError: reason too_many_bad, as soon as it is sure.
-        """
+        """Read a share of the corpus. DataError: reason too_many_bad, as soon as it is sure."""
         plan = self._plan
         jobs = list(scan_jobs(plan.parts, self._chunks, plan.seed, plan.recipe, share, workers))
         with (
@@ -177,11 +169,7 @@ class _SetBuild:
                 progress.advance(1, note=f"{plan.name}-{job.number:06d}")
 
     def finish(self, command: str) -> None:
-        """Write quarantine.jsonl and, at last, the manifest.
-
-        Raises:
-            DataError: reason too_many_bad.
-        """
+        """Write quarantine.jsonl and, at last, the manifest. DataError: reason too_many_bad."""
         results = [result for job in self._jobs if (result := result_of(job))]
         refused, texts = _sum(each.refused for each in results), _sum(each.texts_refused for each in results)
         units = sum(result.units for result in results)

@@ -97,13 +97,7 @@ def list_chunks(folder: Path) -> list[ChunkName]:
 
 
 class ChunkWriter:
-    """Collects the rows of one chunk; images go to disk as they come, so memory holds one of them.
-
-    Args:
-        folder: of the chunks.
-        name: this one's.
-        schema: IMAGE_CHUNK_SCHEMA or TEXT_CHUNK_SCHEMA.
-    """
+    """Collects the rows of a chunk, in one of the two schemas; images go to disk as they come, so memory holds one."""
 
     def __init__(self, folder: Path, name: ChunkName, schema: Any) -> None:
         self._folder, self._name, self._schema = folder, name, schema
@@ -131,12 +125,7 @@ class ChunkWriter:
         self._rows.append(row)
 
     def finish(self, sketches: Sequence[str], facts: Mapping[str, int]) -> None:
-        """Make the chunk durable, then visible; its table last.
-
-        Args:
-            sketches: the sketches to write codes of.
-            facts: counts of the chunk, for `chunk_facts`.
-        """
+        """Make the chunk, its codes by sketch and its counts (`chunk_facts`) durable, then visible; its table last."""
         if self._images is not None:
             self._images.flush()
             os.fsync(self._images.fileno())

@@ -41,20 +41,14 @@ MAX_LEADERS: Final = 256
 
 
 def decide(path: Path, whole: Bucket, run: RunJobs) -> tuple[list[tuple[int, str]], dict[str, float]]:
-    """Decide about everything that was read; what was decided before a kill is not decided again.
+    """Decide about everything that was read, or return what `path` keeps from before a kill.
 
     Returns:
         (order, key) of the first record of each shard, nothing if no record is left; label -> share that is kept.
-
-    Args:
-        path: of the file that keeps the decision.
-        whole: all hashes.
-        run: runs the steps' jobs.
     """
     if path.exists():
         fields = json.loads(path.read_bytes())
         return [(order, key) for order, key in fields["starts"]], fields["rates"]
-    whole.drops.mkdir(exist_ok=True)
     recipe = whole.recipe
     num_rows = sum(chunk_facts(name.path(whole.chunks)).get("units", 0) for name in list_chunks(whole.chunks))
     by_key = _buckets(whole, "keys", num_rows)
@@ -168,11 +162,6 @@ def _followers(items: Sequence[dict[str, Any]], recipe: SetRecipe, sketch: str) 
             signatures = one if len(leaders) == 1 else np.concatenate((signatures, one))
 
 
-def count_labels(bucket: Bucket) -> Counter[str]:
-    """Return the records of a range by label, as far as they have not been dropped."""
-    return Counter(bucket.survivors()["label"].to_pylist())
-
-
 def sampling_rates(labels: Mapping[str, int], settings: SamplingSettings) -> dict[str, float]:
     """Return the share of each label's records that is kept: min(1, c · n ** (1 / temperature - 1)).
 
@@ -194,6 +183,11 @@ def sampling_rates(labels: Mapping[str, int], settings: SamplingSettings) -> dic
         kept = sum(labels[label] * rate for label, rate in rates(middle).items())
         low, high = (middle, high) if kept <= settings.records else (low, middle)
     return rates(high)
+
+
+def count_labels(bucket: Bucket) -> Counter[str]:
+    """Return the records of a range by label, as far as they have not been dropped."""
+    return Counter(bucket.survivors()["label"].to_pylist())
 
 
 def count_keys(bucket: Bucket) -> int:

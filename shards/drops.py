@@ -81,11 +81,8 @@ class Bucket:
         return sort_rows(gather(paths, self.first, self.last, columns or schema.names, schema))
 
     def judged(self, rows: Any) -> tuple[Any, dict[int, Drop]]:
-        """Return which of some rows of this range stand in the set, an array of bool, and why records go, by position.
-
-        Args:
-            rows: table with columns key, position, kind, label.
-        """
+        """Return which of some rows of this range (with key, position, kind, label) stand in the set, an array of bool,
+        and why records go, by position."""
         dropped: dict[int, Drop] = {}
         paths = sorted(self.drops.glob("*.arrow"))
         for row in gather(paths, self.first, self.last, DROP_SCHEMA.names, DROP_SCHEMA).to_pylist():
@@ -118,6 +115,6 @@ class Bucket:
         return self.drops / f"{self.name}.arrow"
 
     def save(self, drops: Sequence[Mapping[str, Any]]) -> None:
-        """Write the drops that were found."""
+        """Write them."""
         table = pa.Table.from_pylist(sorted(drops, key=lambda drop: (drop["order"], drop["position"])), DROP_SCHEMA)
         write_sorted(self.found, table)

@@ -142,11 +142,7 @@ def _language(text: Text, settings: FilterSettings) -> str | None:
 
 @lru_cache(maxsize=1)
 def _identifier() -> Any:
-    """Return the model of py3langid, a maintained package that carries it: 130 languages.
-
-    Raises:
-        MissingDependencyError: without py3langid.
-    """
+    """Return the model of py3langid, a maintained package that carries it: 130 languages."""
     do = 'pip install "cclm-pretraining[filters]", or leave min_language_probability out.'
     langid = optional_library("py3langid.langid", "it identifies languages", do=do)
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
@@ -191,11 +187,7 @@ PAIR_FILTERS: Final[Mapping[str, Filter[TextPair]]] = {
 
 
 def refusal_of_image(image: SourceImage, settings: FilterSettings) -> Refusal | None:
-    """Return why an image goes, with the first reason of the table, or None.
-
-    Raises:
-        DataError: reason image_broken.
-    """
+    """Return why an image goes, with the first reason of the table, or None. DataError: reason image_broken."""
     return _first(IMAGE_FILTERS, image, settings)
 
 

@@ -31,8 +31,7 @@ _MESSAGE_CHARACTERS: Final = 200
 def data_error(error: Exception, where: str, reason: str = "unexpected", expected: str = "sound data") -> DataError:
     """Return what an exception says about the data at a place, the same words in each run.
 
-    Raises:
-        Exception: `error` itself, where the data is not to blame.
+    Raise `error` itself where the data is not to blame.
     """
     if isinstance(error, DataError):
         if error.where:
@@ -70,11 +69,7 @@ def mistaken(expected: str, got: str, do: str, where: object = "") -> NoReturn:
 
 
 def optional_library(name: str, purpose: str, package: str = "", do: str = "") -> Any:
-    """Return a library that not every installation has.
-
-    Raises:
-        MissingDependencyError: with what to do; by itself the command that installs the package.
-    """
+    """Return a library that not every installation has, or raise a MissingDependencyError (`do`: how to install it)."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

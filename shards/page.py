@@ -54,11 +54,7 @@ def statistics_page(result: Mapping[str, Any]) -> str:
 
 
 def preview_page(folders: Mapping[str, Path], most: int) -> str:
-    """Return a page of at most `most` samples of each set: images with boxes and captions, pairs side by side.
-
-    Raises:
-        DataError: a sample that cannot be read.
-    """
+    """Return a page of at most `most` samples of each set: images with boxes and captions, pairs side by side."""
     sets = []
     for name, folder in folders.items():
         shards = ShardSet(folder)

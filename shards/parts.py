@@ -70,11 +70,7 @@ class Part:
 
 
 def file_stamp(path: Path) -> str:
-    """Return size and time of a file: a stamp that costs nothing.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return size and time of a file: a stamp that costs nothing. ConfigError: it cannot be read."""
     try:
         status = path.stat()
     except OSError as error:

@@ -38,8 +38,7 @@ class SetPlan:
 def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
     """Return the plan of a set, with an account of the files that its corpus does not read.
 
-    Raises:
-        ConfigError: the files are not what the recipe says.
+    ConfigError: the files are not what the recipe says.
     """
     with accounting() as account:
         plan = plan_set(name, recipe, corpus_of(recipe.corpus, recipe.options).parts())
@@ -48,11 +47,7 @@ def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
 
 
 def plan_set(name: str, recipe: SetRecipe, parts: Sequence[Part]) -> SetPlan:
-    """Return the plan of a set.
-
-    Raises:
-        ConfigError: two parts have one name, or a file of the filters is missing.
-    """
+    """Return the plan of a set. ConfigError: two parts have one name, or a file of the filters is missing."""
     names = [part.name for part in parts]
     if len(set(names)) != len(names):
         again, do = max(names, key=names.count), "Give the files of the corpus different names."

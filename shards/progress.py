@@ -78,12 +78,8 @@ class WorkProgress:
 
 
 class Followed:
-    """Chunks that appear in a folder, by whatever process or machine.
-
-    Args:
-        chunks: the folder.
-        on_records: is called with the number of records of new chunks, and whether they were there at the beginning.
-    """
+    """Chunks that appear in a folder, by whatever process or machine; `on_records` is called with the number of records
+    of new ones, and whether they were there at the beginning."""
 
     def __init__(self, chunks: Path, on_records: Callable[[int, bool], None] = lambda _records, _before: None) -> None:
         self.facts: Counter[str] = Counter()

@@ -85,8 +85,7 @@ class FilterSettings:
 def content_hash(settings: FilterSettings) -> str:
     """Return a hash of what the filters' files hold: it decides what is built, as the recipe does.
 
-    Raises:
-        ConfigError: one of them does not exist, or a folder holds no image.
+    ConfigError: one of them does not exist, or a folder holds no image.
     """
     folder = settings.benchmark_images
     files = [Path(name) for name in (settings.blocked_words, *settings.benchmark_texts) if name]

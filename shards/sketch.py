@@ -56,14 +56,8 @@ def _normal(text: str) -> str:
 
 
 def perceptual_hash(image: SourceImage) -> int:
-    """Return the 64-bit perceptual hash (DCT) of an image.
-
-    Raises:
-        DataError: reason image_broken.
-        MissingDependencyError: without imagehash.
-    """
-    imagehash = optional_library("imagehash", "it compares images")
-    bits = imagehash.phash(image.pixels).hash
+    """Return the 64-bit perceptual hash (DCT) of an image. DataError: reason image_broken."""
+    bits = optional_library("imagehash", "it compares images").phash(image.pixels).hash
     return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
 
 
@@ -83,9 +77,6 @@ def near_sketch_of_pair(pair: TextPair) -> Sketch:
     """Return the MinHash of a pair's character 4-grams, 64 numbers of 32 bits, and one code a band.
 
     The languages are part of every 4-gram: a sentence's translations into two languages are no duplicates.
-
-    Raises:
-        MissingDependencyError: without rensa.
     """
     rensa = optional_library("rensa", "MinHash")
     grams = []
@@ -97,8 +88,7 @@ def near_sketch_of_pair(pair: TextPair) -> Sketch:
     minhash.update(grams)
     signature = np.array(minhash.digest(), dtype=">u4").tobytes()
     width = len(signature) // _BANDS
-    codes = [_code(b"m", bytes([band]), signature[band * width : (band + 1) * width]) for band in range(_BANDS)]
-    return Sketch(signature, codes)
+    return Sketch(signature, [_code(b"m", bytes([band]), signature[band * width :][:width]) for band in range(_BANDS)])
 
 
 def similar(signatures: Any, one: bytes, settings: DuplicateSettings, *, exact: bool) -> Any:

@@ -35,8 +35,7 @@ SKIPPED: Final = "rows skipped by source and language"
 def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the shard sets at or directly below some folders, each once, by name: by path where two share a name.
 
-    Raises:
-        ConfigError: a folder without any.
+    ConfigError: a folder without any.
     """
     found: dict[Path, Path] = {}
     for folder in folders:

@@ -26,22 +26,14 @@ RunJobs = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, An
 
 @contextmanager
 def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock on a folder, so that two builds never write into it at once. A killed build's lock is gone with it.
+    """Hold a lock on a folder, made if missing, so that two builds never write into it at once; a killed build's lock
+    is gone with it. Shared, for one of many tasks of one build: others may be at work, a whole build may not.
 
-    Args:
-        folder: what to lock; is made if missing.
-        shared: for one of many tasks of one build: others may be at work, a whole build may not.
-
-    Raises:
-        ConfigError: another process builds there.
+    ConfigError: another process builds there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(
-        expected="no other build in this folder",
-        got="one that is running",
-        do="Wait for it, or choose another --out.",
-        where=str(folder),
-    )
+    got, do = "one that is running", "Wait for it, or choose another --out."
+    busy = ConfigError(expected="no other build in this folder", got=got, do=do, where=str(folder))
     with locked_folder(folder, busy, shared=shared):
         yield
 
@@ -64,11 +56,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
-        """Yield each job and its result as they finish.
-
-        Raises:
-            DataError: reason worker_died; and what the function raises.
-        """
+        """Yield each job and its result as they finish; raise what the function does, or DataError (worker_died)."""
         if self._number <= 1 or len(jobs) <= 1:
             yield from ((job, function(job)) for job in jobs)
             return
@@ -94,18 +82,12 @@ class Workers:
         # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody opens.
         context = multiprocessing.get_context("spawn")
         # A pool's workers would outlive a killed build, and finish shards under the hands of the one that goes on.
-        return ProcessPoolExecutor(
-            self._number, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)
-        )
+        return ProcessPoolExecutor(self._number, context, initializer=die_with_parent, initargs=(os.getpid(),))
 
 
 class RayWorkers(Workers):
     """Runs jobs as tasks of a Ray cluster whose nodes share the file system; the cluster is the one that RAY_ADDRESS
-    names, or a local one.
-
-    Raises:
-        MissingDependencyError: without ray.
-    """
+    names, or a local one. MissingDependencyError: without ray."""
 
     ahead = 1
 

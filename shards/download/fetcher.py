@@ -181,11 +181,7 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def parsed_url(text: str) -> URL:
-    """Return an http or https URL, percent-encoded, without the white space around it.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Return an http or https URL, percent-encoded, without the white space around it. ValueError: it is none."""
     url = URL(text.strip())
     if url.scheme not in ("http", "https") or not _is_host(url.raw_host or ""):
         raise ValueError("not an http or https URL with a host")
