@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from cclm.errors import CclmError
 from cclm.files.command_line import Parser
-from shards.download.command import add_command as add_download
+from shards.download.options import add_command as add_download
 from shards.parts import read_share
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> int:
         workers=arguments.workers,
         command=_command(arguments),
         executor=arguments.executor,
-        report=lambda label, total, unit: WorkProgress(label, total, unit, console),
+        report=partial(WorkProgress, console=console),
     )
     if reads and arguments.task is not None:
         console.out(f"task {arguments.task.number} of {arguments.task.of} has read its share")

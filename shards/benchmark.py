@@ -35,7 +35,7 @@ def read_texts(paths: tuple[str, ...]) -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def _read_images(folder: str) -> tuple[list[str], Any]:
-    """Return the test images' names, and their hashes (number of images, 8) as uint8. ConfigError: one does not decode."""
+    """Return the test images' names, and their hashes (number, 8) as uint8. ConfigError: one does not decode."""
     root = Path(folder)
     paths = named_files(root, IMAGE_SUFFIXES).values()
     try:

@@ -14,8 +14,9 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from rich.console import Console
 
@@ -39,10 +40,7 @@ _STATE_FOLDER = ".build"
 
 Report = Callable[[str, int | None, str], WorkProgress]
 """Opens a bar: (what is done, how much there is, its unit)."""
-
-
-def _silent(label: str, total: int | None, unit: str) -> WorkProgress:
-    return WorkProgress(label, total, unit, Console(quiet=True))
+_SILENT: Final = partial(WorkProgress, console=Console(quiet=True))
 
 
 def build_sets(
@@ -54,7 +52,7 @@ def build_sets(
     workers: int = 1,
     command: str = "",
     executor: str = "processes",
-    report: Report = _silent,
+    report: Report = _SILENT,
 ) -> dict[str, Manifest]:
     """Build every planned set into `out`/NAME; sets that are complete are left alone.
 
@@ -201,7 +199,7 @@ class _SetBuild:
         temporary = temporary_path(self._quarantine)
         with temporary.open("wb") as file:
             for job in self._jobs:
-                file.write(job.quarantine.read_bytes())
+                file.write(job.written("quarantine").read_bytes())
         sync(temporary)
         publish(temporary, self._quarantine)
 

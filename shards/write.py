@@ -58,20 +58,9 @@ class ShardJob:
     bucket: Bucket
     """Where the chunks and drops are, with the rates; its range encloses this shard's."""
 
-    @property
-    def state(self) -> Path:
-        """The state file, which is there when the shard is."""
-        return written_folder(self.bucket) / f"{self.number:06d}.json"
-
-    @property
-    def quarantine(self) -> Path:
-        """The shard's part of the quarantine."""
-        return written_folder(self.bucket) / f"{self.number:06d}.quarantine"
-
-
-def written_folder(bucket: Bucket) -> Path:
-    """Where the state files of written shards lie."""
-    return bucket.chunks.with_name("written")
+    def written(self, suffix: str) -> Path:
+        """Where it keeps "quarantine", its part of it, and "json", its result, which is there when the shard is."""
+        return self.bucket.chunks.with_name("written") / f"{self.number:06d}.{suffix}"
 
 
 def shard_jobs(folder: Path, starts: Sequence[tuple[int, str]], whole: Bucket) -> list[ShardJob]:
@@ -100,14 +89,14 @@ def write_shard(job: ShardJob) -> ShardResult:
     written = 0 if info is None else (info.rows if job.bucket.recipe.view is View.TEXT_PAIR else info.samples)
     expected = units - sum(refused.values())
     assert written == expected, f"{written} units written, {expected} expected"
-    replace_bytes(job.state, canonical_json(asdict(result)), durable=True)
+    replace_bytes(job.written("json"), canonical_json(asdict(result)), durable=True)
     return result
 
 
 def result_of(job: ShardJob) -> ShardResult | None:
     """Return what became of a shard, or None if it is not there, whole."""
     try:
-        fields = json.loads(job.state.read_bytes())
+        fields = json.loads(job.written("json").read_bytes())
     except FileNotFoundError:
         return None
     if fields["info"] is not None:
@@ -173,5 +162,5 @@ def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[di
             fields = json.loads(row["line"])
         (texts if row["kind"] == TEXT else refused)[fields["reason"]] += 1
         lines.append(quarantine_line({**fields, "shard": job.number}) + b"\n")
-    replace_bytes(job.quarantine, b"".join(lines), durable=True)
+    replace_bytes(job.written("quarantine"), b"".join(lines), durable=True)
     return dict(sorted(refused.items())), dict(sorted(texts.items()))

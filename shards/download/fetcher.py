@@ -109,7 +109,7 @@ class Fetcher:
             return target
         if response.status != 200:
             return Fetched(status=f"http_{response.status}", message=response.reason or "")
-        directive = opted_out(response.headers.items(), self._options.agent, self._options.opt_out)
+        directive = opted_out(response.headers.items(), self._options.agent)
         if directive:
             return Fetched(status="opted_out", message=directive)
         image = await _read(response, self._options.max_bytes + 1)

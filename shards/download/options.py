@@ -1,9 +1,14 @@
-"""How `python -m shards download` behaves towards the hosts that it asks, and what may become of a URL."""
+"""`python -m shards download RECIPE.yaml`: how it behaves towards hosts, and what may become of a URL."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import argparse
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final
+
+from rich.console import Console
 
 NOT_TRIED: Final = "not_tried"
 """Status of an entry that a stopped download did not come to."""
@@ -39,8 +44,6 @@ class DownloadOptions:
     user_agent: str = _option("cclm-shards (collects image-text data for research)", "who asks")
     robots: bool = True
     """Ask each host's robots.txt first."""
-    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    """Directives of the header X-Robots-Tag that keep an image out; a header `tdm-reservation: 1` always does."""
 
     @property
     def agent(self) -> str:
@@ -61,3 +64,44 @@ class Fetched:
     image_format: str = ""
     width: int = 0
     height: int = 0
+
+
+def add_command(commands: Any) -> None:
+    """Add `download` to the parser's commands."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "download", help="fetch the images of lists of URLs; the same command again fetches only what failed"
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("--again", action="store_true", help="also try again what failed for good (404, opt-outs, …)")
+    parser.add_argument("--no-robots", dest="robots", action="store_false", help="do not ask robots.txt")
+    for item in fields(DownloadOptions):
+        if "help" in item.metadata:
+            name, kind = f"--{item.name.replace('_', '-')}", type(item.default)
+            parser.add_argument(name, type=kind, default=item.default, help=item.metadata["help"])
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Download; say what became of every entry of the lists. Failures are no error: the build counts them."""
+    from shards.corpora.table import DOWNLOADABLE, corpus_of
+    from shards.download.store import download
+    from shards.recipe import load_recipe
+
+    given = vars(arguments)
+    options = DownloadOptions(**{item.name: given[item.name] for item in fields(DownloadOptions) if item.name in given})
+    num_lists = 0
+    for name, entry in load_recipe(arguments.recipe).sets.items():
+        corpus = corpus_of(entry.corpus, entry.options)
+        if not isinstance(corpus, DOWNLOADABLE) or corpus.downloads is None:
+            continue
+        num_lists += 1
+
+        def report(totals: Counter[str], name: str = name) -> None:
+            console.out(f"{name}: {totals.total():,} seen, {totals['success']:,} here")
+
+        totals = download(corpus, options, again=arguments.again, on_shard=report)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in totals.most_common())
+        console.out(f"{name}: {totals.total():,} entries in {corpus.downloads}: {reasons or 'none'}")
+    if not num_lists:
+        console.out("no set of this recipe is a list of URLs")
+    return 0

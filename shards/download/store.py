@@ -65,7 +65,7 @@ def download(
         options: limits of time and rate, robots policy.
         again: also try again what failed for good: 404, opt-outs, robots.txt, broken images.
         shard_rows: entries in a tar; a folder keeps the number it began with.
-        on_shard: called with the statuses of each finished tar.
+        on_shard: called with the statuses so far when a tar is finished.
 
     Raises:
         ConfigError: the folder holds another list's images, or another download is running there.
@@ -89,10 +89,9 @@ def download(
         async with Fetcher(options) as fetcher:
             url_rows = corpus.url_rows()
             for number, rows in enumerate(iter(lambda: list(itertools.islice(url_rows, size)), [])):
-                counts = await _shard(folder / f"{number:05d}.tar", rows, fetcher, again)
-                totals.update(counts)
+                totals.update(await _shard(folder / f"{number:05d}.tar", rows, fetcher, again))
                 if on_shard is not None:
-                    on_shard(counts)
+                    on_shard(totals)
 
     with only_builder(folder):
         size = _begin(folder, corpus, shard_rows)

@@ -333,7 +333,7 @@ def test_a_busy_host_is_waited_for_as_long_as_it_asks() -> None:
     ],
 )
 def test_headers_by_which_a_picture_opts_out(headers, directive):
-    assert opted_out(headers, "cclm", DownloadOptions().opt_out) == directive
+    assert opted_out(headers, "cclm") == directive
 
 
 def test_a_host_is_asked_for_its_rules_once_and_may_ask_for_patience() -> None:
