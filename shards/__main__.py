@@ -26,18 +26,14 @@ MAX_FAULTS_SHOWN: Final = 20
 
 
 def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.corpora.packages import DEMO_PACKAGES, Package
+    from shards.corpora.packages import Package
     from shards.fetch import fetch_packages
-    from shards.progress import WorkProgress
 
-    with WorkProgress("fetching", len(DEMO_PACKAGES), "packages", console) as progress:
+    def report(package: Package, fetched: bool) -> None:
+        word = "fetched" if fetched else "there already"
+        console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
 
-        def report(package: Package, fetched: bool) -> None:
-            word = "fetched" if fetched else "there already"
-            console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
-            progress.advance(1, done_before=not fetched)
-
-        fetch_packages(arguments.to, on_package=report)
+    fetch_packages(arguments.to, on_package=report)
     return 0
 
 

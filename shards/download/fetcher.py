@@ -105,8 +105,8 @@ class Fetcher:
         raise AssertionError("the last try returns or raises")
 
     async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> Fetched | URL:
-        if target := _redirected(url, response):
-            return target
+        if 300 <= response.status < 400 and (location := response.headers.get("Location")):
+            return parsed_url(str(url.join(URL(location))))
         if response.status != 200:
             return Fetched(status=f"http_{response.status}", message=response.reason or "")
         directive = opted_out(response.headers.items(), self._options.agent)
@@ -117,18 +117,14 @@ class Fetcher:
             return Fetched(status="too_large", message=f"more than {self._options.max_bytes} bytes")
         return await in_thread(partial(_checked, image, str(url)))
 
-    async def _robots_txt(self, text: str) -> tuple[int, bytes]:
-        url = URL(text)
+    async def _robots_txt(self, url: str) -> tuple[int, bytes]:
         try:
-            for _ in range(_MAX_REDIRECTS + 1):
-                async with self._running, self._session.get(url, allow_redirects=False) as response:
-                    target = _redirected(url, response)
-                    if target is None:
-                        return response.status, await _read(response, MAX_ROBOTS_BYTES)
-                    url = target
+            async with self._running, self._session.get(url, max_redirects=_MAX_REDIRECTS + 1) as response:
+                return response.status, await _read(response, MAX_ROBOTS_BYTES)
+        except aiohttp.TooManyRedirects:
+            return 404, b""  # RFC 9309, 2.3.1.2: after five redirects it may be taken as not there
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return 0, b""
-        return 404, b""  # RFC 9309, 2.3.1.2: after five redirects it may be taken as not there
 
 
 _MAY_PASS: Final = (
@@ -150,12 +146,6 @@ class _HostLimit:
         start_s = max(time.monotonic(), self._next_start_s)
         self._next_start_s = start_s + delay_s
         await asyncio.sleep(start_s - time.monotonic())
-
-
-def _redirected(url: URL, response: aiohttp.ClientResponse) -> URL | None:
-    """Return where an answer leads; None if it is the answer itself."""
-    location = response.headers.get("Location") if 300 <= response.status < 400 else None
-    return parsed_url(str(url.join(URL(location)))) if location else None
 
 
 def _checked(image: bytes, where: str) -> Fetched:

@@ -179,6 +179,12 @@ def test_robots_that_cannot_be_had_and_robots_that_do_not_exist(server: PictureS
     assert fetch(server.url("/ok/a.jpg"), replace(QUICK, user_agent="other/1.0")).status == "robots_denied"
 
 
+@pytest.mark.parametrize(("moves", "status"), [(5, "robots_denied"), (6, "success")])
+def test_robots_txt_is_followed_over_five_redirects(server: PictureServer, moves: int, status: str) -> None:
+    server.robots_moves = moves
+    assert fetch(server.url("/private/x.jpg")).status == status
+
+
 def test_other_failures_have_their_own_words(server: PictureServer) -> None:
     options = replace(QUICK, retries=0, max_bytes=100)
     assert fetch(server.url("/ok/a.jpg"), options).status == "too_large"
