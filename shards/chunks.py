@@ -30,36 +30,24 @@ UNIT_BITS: Final = 24
 CHUNK_BITS: Final = 20
 LAST_ORDER: Final = 2**64 - 1
 
+_U64, _TEXT, _BYTES = pa.uint64(), pa.large_string(), pa.large_binary()
 _COMMON: Final = [
-    ("order", pa.uint64()),
-    ("key", pa.large_string()),
-    ("position", pa.uint64()),
-    ("kind", pa.uint8()),
-    ("label", pa.string()),
-    ("line", pa.large_binary()),
-    ("exact", pa.binary()),
-    ("near", pa.binary()),
-]
+    ("order", _U64), ("key", _TEXT), ("position", _U64), ("kind", pa.uint8()), ("label", pa.string()),
+    ("line", _BYTES), ("exact", pa.binary()), ("near", pa.binary()),
+]  # fmt: skip
 _IMAGE: Final = [
-    ("image_format", pa.string()),
-    ("image_offset", pa.int64()),
-    ("image_size", pa.int64()),
-    ("document", pa.large_binary()),
-]
+    ("image_format", pa.string()), ("image_offset", pa.int64()), ("image_size", pa.int64()), ("document", _BYTES),
+]  # fmt: skip
 _PAIR: Final = [
-    ("text_a", pa.large_string()),
-    ("lang_a", pa.string()),
-    ("text_b", pa.large_string()),
-    ("lang_b", pa.string()),
-    ("score", pa.float32()),
-    ("source", pa.string()),
-]
+    ("text_a", _TEXT), ("lang_a", pa.string()), ("text_b", _TEXT), ("lang_b", pa.string()),
+    ("score", pa.float32()), ("source", pa.string()),
+]  # fmt: skip
 IMAGE_CHUNK_SCHEMA: Final = pa.schema([*_COMMON, *_IMAGE])
 """`label`: its languages, which sampling counts. `line`: what quarantine will say of a refused row. `exact`, `near`:
 sketches of its content. `document`: the JSON member."""
 TEXT_CHUNK_SCHEMA: Final = pa.schema([*_COMMON, *_PAIR])
 """The common columns, and the pair; `key` is its group."""
-CODE_SCHEMA: Final = pa.schema([("code", pa.uint64()), ("row", pa.uint32())])
+CODE_SCHEMA: Final = pa.schema([("code", _U64), ("row", pa.uint32())])
 
 
 def order_of(key: str, seed: bytes) -> int:
