@@ -80,7 +80,9 @@ def shard_jobs(folder: Path, starts: Sequence[tuple[int, str]], whole: Bucket) -
 
 def write_shard(job: ShardJob) -> ShardResult:
     """Write a shard, its quarantine and, last, its state file."""
-    rows = _in_range(job, job.bucket.rows())
+    rows = job.bucket.rows()
+    start, stop = _rows_before(job.start, rows), _rows_before(job.stop, rows) if job.stop else rows.num_rows
+    rows = rows.slice(start, stop - start)
     stays, drops = job.bucket.judged(rows)
     info = _write(job, rows.filter(pa.array(stays)))
     refused, texts = _quarantine(job, rows.filter(pa.array(~stays)), drops)
@@ -107,17 +109,11 @@ def result_of(job: ShardJob) -> ShardResult | None:
     return ShardResult(**fields)
 
 
-def _in_range(job: ShardJob, rows: Any) -> Any:
-    """Return the rows from `start` up to, but not with, `stop`: the bucket's range knows orders, not keys."""
-    inside = np.ones(rows.num_rows, dtype=bool)
+def _rows_before(edge: tuple[int, str], rows: Any) -> int:
+    """Return how many of the sorted rows stand before (order, key): the bucket's range knows orders, not keys."""
     orders = rows["order"].to_numpy()
-    for edge, sign in ((job.start, 1), (job.stop, -1)):
-        if edge is None:
-            continue
-        for place in np.flatnonzero(orders == np.uint64(edge[0])):
-            is_before = rows["key"][place].as_py() < edge[1]
-            inside[place] &= not is_before if sign == 1 else is_before
-    return rows.filter(pa.array(inside))
+    first, last = (int(np.searchsorted(orders, np.uint64(edge[0]), side)) for side in ("left", "right"))
+    return first + sum(key < edge[1] for key in rows["key"][first:last].to_pylist())
 
 
 def _write(job: ShardJob, rows: Any) -> ShardInfo | None:

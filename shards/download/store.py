@@ -127,8 +127,12 @@ async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: boo
         if fetched.image:
             images[position] = fetched
 
-    wanted = [position for position, entry in enumerate(entries) if _is_wanted(entry["status"], again)]
     before = [entry["status"] for entry in entries]
+    wanted = [
+        position
+        for position, status in enumerate(before)
+        if status in TRANSIENT or (again and status not in (SUCCESS, LINE_BROKEN))
+    ]
     try:
         await asyncio.gather(*map(fetch, wanted))
     except asyncio.CancelledError:
@@ -138,10 +142,6 @@ async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: boo
     if wanted or not known:
         _write(tar, table, entries, images)
     return Counter(entry["status"] for entry in entries)
-
-
-def _is_wanted(status: str, again: bool) -> bool:
-    return status in TRANSIENT or (again and status not in (SUCCESS, LINE_BROKEN))
 
 
 def _entry(tar: Path, position: int, row: UrlRow) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def is_running(pid):
 
 
 def until(condition):
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.02)
