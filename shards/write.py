@@ -113,7 +113,8 @@ def _rows_before(edge: tuple[int, str], rows: Any) -> int:
     """Return how many of the sorted rows stand before (order, key): the bucket's range knows orders, not keys."""
     orders = rows["order"].to_numpy()
     first, last = (int(np.searchsorted(orders, np.uint64(edge[0]), side)) for side in ("left", "right"))
-    return first + sum(key < edge[1] for key in rows["key"][first:last].to_pylist())
+    before = sum(key < edge[1] for key in rows["key"][first:last].to_pylist())
+    return first + int(before)
 
 
 def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
