@@ -7,7 +7,8 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,53 +16,29 @@ from rich.console import Console
 
 from cclm.errors import CclmError
 from cclm.files.command_line import Parser
-from shards.download.command import add_command as add_download
-from shards.share import read_share
+from shards.download.options import add_command as add_download
+from shards.parts import read_share
 
 if TYPE_CHECKING:
     from cclm.shardfile.manifest import Manifest
-    from shards.plan import SetPlan
 
 MAX_FAULTS_SHOWN: Final = 20
 
 
 def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.corpora.packages import DEMO_PACKAGES, Package
+    from shards.corpora.packages import Package
     from shards.fetch import fetch_packages
-    from shards.progress import WorkProgress
 
-    with WorkProgress("fetching", len(DEMO_PACKAGES), "packages", console) as progress:
+    def report(package: Package, fetched: bool) -> None:
+        word = "fetched" if fetched else "there already"
+        console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
 
-        def report(package: Package, fetched: bool) -> None:
-            word = "fetched" if fetched else "there already"
-            console.print(f"{package.name} {package.version}: {word}, SHA-256 right", highlight=False)
-            progress.advance(1, done_before=not fetched)
-
-        fetch_packages(arguments.to, on_package=report)
+    fetch_packages(arguments.to, on_package=report)
     return 0
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.build import build_sets, scan_share
-
-    plans, settings = _plans(arguments, console)
-    if arguments.task is not None:
-        scan_share(plans, arguments.out, arguments.task, **settings)
-        console.print(f"task {arguments.task.number} of {arguments.task.of} has read its share", highlight=False)
-        return 0
-    return _tell_sets(build_sets(plans, arguments.out, command=_command(arguments), **settings), arguments.out, console)
-
-
-def _merge(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.build import merge_sets
-
-    plans, settings = _plans(arguments, console)
-    manifests = merge_sets(plans, arguments.out, share=arguments.task, command=_command(arguments), **settings)
-    return _tell_sets(manifests, arguments.out, console)
-
-
-def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPlan], dict[str, Any]]:
-    """Return the plan of every set, and the settings that all steps of a build have in common."""
+    from shards.build import build_sets
     from shards.plan import plan_corpus
     from shards.progress import WorkProgress
     from shards.recipe import load_recipe
@@ -70,46 +47,47 @@ def _plans(arguments: argparse.Namespace, console: Console) -> tuple[list[SetPla
     recipe = load_recipe(arguments.recipe, arguments.packages or arguments.out / "cache")
     plans = []
     for name, entry in recipe.sets.items():
-        console.print(f"{name}: looking at {entry.corpus}", highlight=False)
-        plan = plan_corpus(name, entry)
-        if plan.left_out:
-            console.print(f"{name}: {left_out_in_words(plan.left_out)}", markup=False, highlight=False, soft_wrap=True)
-        plans.append(plan)
-    return plans, {
-        "workers": arguments.workers,
-        "executor": arguments.executor,
-        "report": lambda label, total, unit: WorkProgress(label, total, unit, console),
-    }
-
-
-def _tell_sets(manifests: Mapping[str, Manifest], out: Path, console: Console) -> int:
-    from shards.stats import by_name, left_out_in_words, skipped_in
-
+        console.out(f"{name}: looking at {entry.corpus}")
+        plans.append(plan_corpus(name, entry))
+        if left_out := plans[-1].left_out:
+            console.out(f"{name}: {left_out_in_words(left_out)}")
+    reads = arguments.command == "build"
+    manifests = build_sets(
+        plans,
+        arguments.out,
+        reads=reads,
+        share=arguments.task,
+        workers=arguments.workers,
+        command=_command(arguments),
+        executor=arguments.executor,
+        report=partial(WorkProgress, console=console),
+    )
+    if reads and arguments.task is not None:
+        console.out(f"task {arguments.task.number} of {arguments.task.of} has read its share")
     for name, manifest in manifests.items():
-        totals, refused = manifest.totals, sum(manifest.config["refused"].values())
-        skipped = sum(by_name(skipped_in(manifest) or {}).values())
-        left_out = manifest.config.get("left_out")
-        console.print(
-            f"{out / name}: {manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
-            f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
-            f"{refused:,} refused"
-            + (f", {skipped:,} rows in other languages skipped" if skipped else "")
-            + (f"; {left_out_in_words(left_out)}" if left_out else ""),
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.out(f"{arguments.out / name}: {_built(manifest)}")
     return 0
 
 
+def _built(manifest: Manifest) -> str:
+    from shards.stats import by_name, left_out_in_words, skipped_in
+
+    totals, refused = manifest.totals, sum(manifest.config["refused"].values())
+    skipped = sum(by_name(skipped_in(manifest) or {}).values())
+    left_out = manifest.config.get("left_out")
+    return (
+        f"{manifest.config['records_in']:,} records in, {totals.samples:,} samples written "
+        f"({totals.rows:,} captions or pairs) to {totals.shards} shards of {totals.size_bytes / 1e6:.1f} MB, "
+        f"{refused:,} refused"
+        + (f", {skipped:,} rows in other languages skipped" if skipped else "")
+        + (f"; {left_out_in_words(left_out)}" if left_out else "")
+    )
+
+
 def _command(arguments: argparse.Namespace) -> str:
-    return build_command(arguments.recipe, arguments.out, arguments.packages)
-
-
-def build_command(recipe: Path, out: Path, packages: Path | None) -> str:
     """Return the command that makes these sets again; workers and tasks change nothing in them."""
-    words = ["python", "-m", "shards", "build", str(recipe), "--out", str(out)]
-    return shlex.join(words if packages is None else [*words, "--packages", str(packages)])
+    words = ["python", "-m", "shards", "build", str(arguments.recipe), "--out", str(arguments.out)]
+    return shlex.join(words if arguments.packages is None else [*words, "--packages", str(arguments.packages)])
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
@@ -128,13 +106,12 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
         with WorkProgress(f"verifying {folder.name}", samples, "samples", console) as progress:
             faults = list(itertools.islice(find_faults(folder, lambda info: progress.advance(info.samples)), 1000))
         for fault in faults[:MAX_FAULTS_SHOWN]:
-            console.print(f"{fault.reason}: {fault}", markup=False, highlight=False, soft_wrap=True)
+            console.out(f"{fault.reason}: {fault}")
         if len(faults) > MAX_FAULTS_SHOWN:
-            console.print(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
+            console.out(f"… and {len(faults) - MAX_FAULTS_SHOWN} more")
         if told:
-            console.print(f"{folder}: {told}", markup=False, highlight=False, soft_wrap=True)
-        result = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"
-        console.print(f"{folder}: {result}", markup=False, highlight=False, soft_wrap=True)
+            console.out(f"{folder}: {told}")
+        console.out(f"{folder}: " + (f"{len(faults)} fault{'' if len(faults) == 1 else 's'}" if faults else "sound"))
         num_faults += len(faults)
     return 1 if num_faults else 0
 
@@ -144,8 +121,7 @@ def _stats(arguments: argparse.Namespace, console: Console) -> int:
 
     result = statistics(arguments.folders, arguments.samples)
     print_statistics(result, console)
-    if arguments.json is not None:
-        _write_json(arguments.json, result)
+    _write_json(arguments.json, result)
     if arguments.html is not None:
         from shards.page import statistics_page
 
@@ -157,7 +133,7 @@ def _write_page(path: Path, page: str, console: Console) -> None:
     from cclm.files.atomic import replace_text
 
     replace_text(path, page, durable=True)
-    console.print(f"{path}: {len(page) / 1e6:.1f} MB, needs no other file", highlight=False, soft_wrap=True)
+    console.out(f"{path}: {len(page) / 1e6:.1f} MB, needs no other file")
 
 
 def _preview(arguments: argparse.Namespace, console: Console) -> int:
@@ -173,16 +149,15 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
 
     result = difference(arguments.before, arguments.after)
     print_difference(result, console)
-    if arguments.json is not None:
-        _write_json(arguments.json, result)
+    _write_json(arguments.json, result)
     return 1 if result["added"] or result["removed"] or result["changed"] else 0
 
 
-def _write_json(path: Path, result: object) -> None:
-    from cclm.files.atomic import replace_bytes
+def _write_json(path: Path | None, result: object) -> None:
+    from cclm.files.atomic import replace_text
 
-    text = json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True)
-    replace_bytes(path, text.encode("utf-8") + b"\n", durable=True)
+    if path is not None:
+        replace_text(path, json.dumps(result, ensure_ascii=False, indent=1, sort_keys=True) + "\n", durable=True)
 
 
 def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
@@ -190,14 +165,14 @@ def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
 
     sample = sample_texts(arguments.sets, arguments.sample, arguments.seed)
     used, held = len(sample.texts), sample.num_texts
-    console.print(f"training on {used:,} texts, each of a thing once; the sets hold {held:,}", highlight=False)
+    console.out(f"training on {used:,} texts, each of a thing once; the sets hold {held:,}")
     if used == arguments.sample:
-        console.print("a sample: --sample N takes another number", highlight=False)
+        console.out("a sample: --sample N takes another number")
     tokenizer = train_tokenizer(sample.texts, arguments.vocab_size, arguments.character_coverage)
     names = ("vocab_size", "character_coverage", "sample", "seed")
     training = {name: getattr(arguments, name) for name in names} | {"texts": used, "texts_of_sets": held}
     write_tokenizer(tokenizer, arguments.out, arguments.max_tokens, training)
-    console.print(f"{arguments.out}: {tokenizer.get_vocab_size():,} tokens", highlight=False, soft_wrap=True)
+    console.out(f"{arguments.out}: {tokenizer.get_vocab_size():,} tokens")
     return 0
 
 
@@ -211,24 +186,9 @@ def _parser() -> Parser:
 
     build = commands.add_parser("build", help="build the shard sets of a recipe; the same command again goes on")
     _add_build_options(build, "do only share I of N (I from 0): reading; then `merge`")
-    build.set_defaults(run=_build)
-
     merge = commands.add_parser("merge", help="turn what the tasks of a build have read into shards and manifests")
     _add_build_options(merge, "write only share I of N of the shards; a merge without it must follow")
-    merge.set_defaults(run=_merge)
-
     add_download(commands)
-
-    verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
-    _add_folders(verify)
-    verify.set_defaults(run=_verify)
-
-    stats = commands.add_parser("stats", help="what there is, by language, source, licence, length and size")
-    _add_folders(stats)
-    stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
-    stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
-    stats.add_argument("--samples", type=int, default=10_000, metavar="N", help="measure so many of each set; 0: none")
-    stats.set_defaults(run=_stats)
     _add_looks(commands)
 
     tokenizer = commands.add_parser("tokenizer", help="train a Unigram tokenizer on the texts of shard sets")
@@ -238,27 +198,28 @@ def _parser() -> Parser:
     tokenizer.add_argument("--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length")
     tokenizer.add_argument("--sample", type=_positive, default=200_000, metavar="N", help="train on at most N texts")
     tokenizer.add_argument("--seed", type=int, default=0, help="of the sample")
-    tokenizer.add_argument(
-        "--character-coverage",
-        type=_share,
-        default=1.0,
-        metavar="SHARE",
-        help="of the texts' characters; the rarest others become <unk>",
-    )
+    share_help = "of the texts' characters; the rarest others become <unk>"
+    tokenizer.add_argument("--character-coverage", type=_share, default=1.0, metavar="SHARE", help=share_help)
     tokenizer.set_defaults(run=_tokenizer)
     return parser
 
 
-def _add_folders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="shard sets, or folders of them")
-
-
 def _add_looks(commands: Any) -> None:
+    verify = commands.add_parser("verify", help="re-read everything; exit status 1 if there is a fault")
+    verify.set_defaults(run=_verify)
+
+    stats = commands.add_parser("stats", help="what there is, by language, source, licence, length and size")
+    stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
+    stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
+    stats.add_argument("--samples", type=int, default=10_000, metavar="N", help="measure so many of each set; 0: none")
+    stats.set_defaults(run=_stats)
+
     preview = commands.add_parser("preview", help="a page of samples: images with captions and boxes, pairs")
-    _add_folders(preview)
     preview.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
     preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set")
     preview.set_defaults(run=_preview)
+    for command in (verify, stats, preview):
+        command.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="shard sets, or folders of them")
 
     diff = commands.add_parser("diff", help="what two sets differ in, by key; exit status 1 if they do")
     diff.add_argument("before", type=Path, metavar="SET_DIR")
@@ -274,6 +235,7 @@ def _add_build_options(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument("--task", type=read_share, metavar="I/N", help=task)
     parser.add_argument("--executor", choices=("processes", "ray"), default="processes", help="who runs the workers")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="where fetch-demo put them (default: OUT/cache)")
+    parser.set_defaults(run=_build)
 
 
 def _positive(text: str) -> int:

@@ -9,154 +9,99 @@ skips what is there: that is all that going on after a kill needs.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Final, NoReturn
 
 from rich.console import Console
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.files.atomic import publish, replace_bytes, sync, temporary_path
+from cclm.files.hashing import file_sha256
 from cclm.shardfile import schema
-from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest
 from shards.chunks import list_chunks, mapped
 from shards.decide import decide
-from shards.drops import GROUP_MIXED, KEY_TWICE
-from shards.follow import ChunkTotals, follow_chunks, guess_of_all, sum_of_chunks
+from shards.drops import GROUP_MIXED, KEY_TWICE, Bucket
+from shards.guard import mistaken
+from shards.parts import WHOLE, Share
 from shards.plan import SetPlan, recipe_json
-from shards.progress import WorkProgress
-from shards.scan import chunks_of, scan, scan_jobs, skipped_rows, unfinished_parts
-from shards.share import WHOLE, Share
-from shards.workers import EXECUTORS, only_builder
-from shards.write import ShardJob, ShardResult, quarantine_path, shard_job, state_path, write_shard
+from shards.progress import Followed, WorkProgress, follow_chunks
+from shards.scan import chunks_of, is_read, scan, scan_jobs, skipped_rows
+from shards.workers import EXECUTORS, RunJobs, only_builder
+from shards.write import result_of, shard_jobs, write_shard
 
 _STATE_FOLDER = ".build"
 
 Report = Callable[[str, int | None, str], WorkProgress]
 """Opens a bar: (what is done, how much there is, its unit)."""
-
-
-class _Runner(Protocol):
-    def run(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]: ...
+_SILENT: Final = partial(WorkProgress, console=Console(quiet=True))
 
 
 def build_sets(
     plans: Sequence[SetPlan],
     out: Path,
     *,
-    workers: int = 1,
-    command: str = "",
-    executor: str = "processes",
-    report: Report | None = None,
-) -> dict[str, Manifest]:
-    """Build every planned set into `out`/NAME; sets that are complete are left alone.
-
-    Args:
-        plans: what to build.
-        out: parent of the sets' folders.
-        workers: processes; the result is the same for any number.
-        command: goes into the manifests.
-        executor: a key of EXECUTORS.
-        report: opens the progress bars; None: nothing is shown.
-
-    Raises:
-        ConfigError: a folder holds another build, or one is running there.
-        DataError: reasons too_many_bad, worker_died.
-        MissingDependencyError: the executor or a filter needs an optional package.
-    """
-    with only_builder(out), EXECUTORS[executor](workers) as runner:
-        for plan in plans:
-            build = _SetBuild(plan, out / plan.name, runner, workers, report or _silent)
-            if not build.is_complete():
-                build.begin(alone=True)
-                build.scan(WHOLE)
-                build.decide()
-                build.write(WHOLE)
-                build.finish(command)
-    return {plan.name: Manifest.load(out / plan.name) for plan in plans}
-
-
-def scan_share(
-    plans: Sequence[SetPlan],
-    out: Path,
-    share: Share,
-    *,
-    workers: int = 1,
-    executor: str = "processes",
-    report: Report | None = None,
-) -> None:
-    """Do one task's share of reading the corpora; `merge_sets` does the rest once every task has (see `build_sets`)."""
-    with only_builder(out, shared=True), EXECUTORS[executor](workers) as runner:
-        for plan in plans:
-            build = _SetBuild(plan, out / plan.name, runner, workers, report or _silent)
-            if not build.is_complete():
-                build.begin(alone=False)
-                build.scan(share)
-
-
-def merge_sets(
-    plans: Sequence[SetPlan],
-    out: Path,
-    *,
+    reads: bool = True,
     share: Share | None = None,
     workers: int = 1,
     command: str = "",
     executor: str = "processes",
-    report: Report | None = None,
+    report: Report = _SILENT,
 ) -> dict[str, Manifest]:
-    """Turn what the tasks have read into shards and manifests (see `build_sets`).
+    """Build every planned set into `out`/NAME; sets that are complete are left alone.
+
+    Many tasks do it in two steps: each reads its share, then one writes, or several for sets so large that one machine
+    is too slow. At last comes a build without a share, which finds the others' shards and writes the manifests.
 
     Args:
-        plans: as the tasks had them.
-        out: as theirs.
-        share: writes only a share of the shards, and no manifest: for sets so large that one machine is too slow.
-            The merge without one that must follow finds those shards there.
-        workers: processes.
+        plans: what to build.
+        out: parent of the sets' folders.
+        reads: read the corpora; otherwise all tasks must have done it.
+        share: do only this share of reading, or, without `reads`, of writing; then no manifest is written.
+        workers: processes; the result is the same for any number.
         command: goes into the manifests.
         executor: a key of EXECUTORS.
         report: opens the progress bars.
 
     Raises:
-        ConfigError: a task has not finished.
+        ConfigError: a folder holds another build, or one is running there, or a task has not finished reading.
+        DataError: reasons too_many_bad, worker_died.
+        MissingDependencyError: the executor or a filter needs an optional package.
     """
-    with only_builder(out, shared=share is not None), EXECUTORS[executor](workers) as runner:
+    with only_builder(out, shared=share is not None), EXECUTORS[executor](workers) as pool:
         for plan in plans:
-            build = _SetBuild(plan, out / plan.name, runner, workers, report or _silent)
-            if not build.is_complete():
-                build.begin(alone=share is None)
+            build = _SetBuild(plan, out / plan.name, pool.run, report)
+            if build.is_complete():
+                continue
+            build.begin(alone=share is None)
+            if reads:
+                build.scan(share or WHOLE, workers)
+            else:
                 build.check_all_is_read()
-                build.decide()
+            if share is None or not reads:
                 build.write(share or WHOLE)
-                if share is None:
-                    build.finish(command)
+            if share is None:
+                build.finish(command)
     return {} if share else {plan.name: Manifest.load(out / plan.name) for plan in plans}
-
-
-def _silent(label: str, total: int | None, unit: str) -> WorkProgress:
-    return WorkProgress(label, total, unit, Console(quiet=True))
 
 
 class _SetBuild:
     """One set on its way from parts to a manifest."""
 
-    def __init__(self, plan: SetPlan, folder: Path, runner: _Runner, workers: int, report: Report) -> None:
-        self._plan, self._folder, self._runner, self._workers = plan, folder, runner, workers
-        self._report = report
+    def __init__(self, plan: SetPlan, folder: Path, run: RunJobs, report: Report) -> None:
+        self._plan, self._folder, self._run, self._report = plan, folder, run, report
         self._state = folder / _STATE_FOLDER
-        self._chunks, self._written = self._state / "chunks", self._state / "written"
+        self._chunks = self._state / "chunks"
+        self._quarantine = folder / schema.QUARANTINE_NAME
 
     def is_complete(self) -> bool:
-        """Tell whether the folder already holds this very set.
-
-        Raises:
-            ConfigError: it holds another one, whole or begun.
-        """
+        """Tell whether the folder already holds this very set. ConfigError: it holds another one, whole or begun."""
         manifest_path, plan_path = self._folder / schema.MANIFEST_NAME, self._state / "plan"
         if manifest_path.exists():
             digest = Manifest.load(self._folder).config.get("plan")
@@ -165,12 +110,11 @@ class _SetBuild:
         else:
             return False
         if digest != self._plan.digest:
-            raise ConfigError(
-                expected="an empty folder, or the same build to go on with",
-                got="a build of another recipe or of a corpus that has changed",
-                do="Remove the folder, or choose another --out.",
-                where=str(self._folder),
+            expected, got = (
+                "an empty folder, or the same build to go on with",
+                "a build of another recipe or of a corpus that has changed",
             )
+            mistaken(expected, got, "Remove the folder, or choose another --out.", self._folder)
         if manifest_path.exists() and self._state.exists():
             shutil.rmtree(self._state)  # killed between the manifest and the end
         return manifest_path.exists()
@@ -183,100 +127,58 @@ class _SetBuild:
                 path.unlink()
         replace_bytes(self._state / "plan", self._plan.digest.encode(), durable=True)
 
-    def scan(self, share: Share) -> None:
-        """Read a share of the corpus.
-
-        Raises:
-            DataError: reason too_many_bad, as soon as it is sure.
-        """
+    def scan(self, share: Share, workers: int) -> None:
+        """Read a share of the corpus. DataError: reason too_many_bad, as soon as it is sure."""
         plan = self._plan
-        jobs = list(
-            scan_jobs(
-                plan.parts, self._chunks, plan.seed, plan.recipe,
-                task=share.number, tasks=share.of, workers=self._workers,
-            )
-        )  # fmt: skip
+        jobs = list(scan_jobs(plan.parts, self._chunks, plan.seed, plan.recipe, share, workers))
         with (
             self._report(f"{plan.name}: reading", None, "records") as progress,
             follow_chunks(self._chunks, progress) as followed,
         ):
-            for _ in self._runner.run(scan, jobs):
-                read = followed.look()
-                self._check_bad_share(read, at_end=False)
+            for _ in self._run(scan, jobs):
+                self._check_bad_share(followed.look(), at_end=False)
                 ended = [part for part in range(len(plan.parts)) if chunks_of(self._chunks, part) is not None]
-                if guess := guess_of_all(read, ended, len(plan.parts)):
+                if guess := followed.guess_of_all(ended, len(plan.parts)):
                     progress.expect(guess)
         if share == WHOLE:
             self._check_bad_share(followed.look(), at_end=True)
 
     def check_all_is_read(self) -> None:
         """Raise a ConfigError that names what the tasks have left."""
-        left = unfinished_parts(self._chunks, [part.name for part in self._plan.parts])
+        parts = self._plan.parts
+        left = [part.name for number, part in enumerate(parts) if not is_read(self._chunks, number)]
         if left:
-            raise ConfigError(
-                expected="tasks that have read all of the corpus",
-                got=f"{len(left)} of {len(self._plan.parts)} parts that are not finished ({', '.join(left[:3])}…)",
-                do="Run the tasks that failed again (`shards build … --task I/N`), then merge.",
-                where=str(self._folder),
-            )
-        self._check_bad_share(sum_of_chunks(self._chunks), at_end=True)
-
-    def decide(self) -> None:
-        """Decide what stands in the set, unless that was done."""
-        self._written.mkdir(exist_ok=True)
-        self._decision = decide(self._state, self._plan.recipe, self._plan.seed, self._runner.run)
+            got = f"{len(left)} of {len(parts)} parts that are not finished ({', '.join(left[:3])}…)"
+            do = "Run the tasks that failed again (`shards build … --task I/N`), then merge."
+            mistaken("tasks that have read all of the corpus", got, do, self._folder)
+        self._check_bad_share(Followed(self._chunks).facts, at_end=True)
 
     def write(self, share: Share) -> None:
-        """Write a share of the shards."""
-        jobs = [self._job(number) for number in range(share.number, self._num_jobs, share.of)]
-        todo = [job for job in jobs if self._result(job.number) is None]
-        with self._report(f"{self._plan.name}: writing", len(jobs), "shards") as progress:
-            progress.advance(len(jobs) - len(todo), done_before=True)
-            for job, _ in self._runner.run(write_shard, todo):
-                progress.advance(1, note=f"{self._plan.name}-{job.number:06d}")
+        """Decide what stands in the set, unless that was done, and write a share of the shards."""
+        plan = self._plan
+        whole = Bucket(chunks=self._chunks, drops=self._state / "drops", recipe=plan.recipe, seed=plan.seed)
+        starts, rates = decide(self._state / "decision.json", whole, self._run)
+        self._jobs = shard_jobs(self._folder, starts, replace(whole, rates=rates))
+        mine = self._jobs[share.number :: share.of]
+        todo = [job for job in mine if result_of(job) is None]
+        with self._report(f"{plan.name}: writing", len(mine), "shards") as progress:
+            progress.advance(len(mine) - len(todo), done_before=True)
+            for job, _ in self._run(write_shard, todo):
+                progress.advance(1, note=f"{plan.name}-{job.number:06d}")
 
-    @property
-    def _num_jobs(self) -> int:
-        return max(1, len(self._decision.starts))  # without any sample, one job still writes the quarantine
-
-    def _job(self, number: int) -> ShardJob:
-        return shard_job(
-            folder=self._folder, name=self._plan.name, written=self._written, starts=self._decision.starts,
-            number=number, chunks=self._chunks, drops=self._state / "drops", recipe=self._plan.recipe,
-            seed=self._plan.seed, rates=self._decision.rates,
-        )  # fmt: skip
-
-    def _result(self, number: int) -> ShardResult | None:
-        """Return what became of a shard, or None if it is not there, whole."""
-        try:
-            result = ShardResult.from_json(state_path(self._written, number).read_bytes())
-        except FileNotFoundError:
-            return None
-        info = result.info
-        if info is None:
-            return result
-        tar = self._folder / info.name
-        is_there = (self._folder / info.index_name).exists() and tar.exists() and tar.stat().st_size == info.size_bytes
-        return result if is_there else None
-
-    def finish(self, command: str) -> Manifest:
-        """Write quarantine.jsonl and, at last, the manifest.
-
-        Raises:
-            DataError: reason too_many_bad.
-        """
-        results = [result for number in range(self._num_jobs) if (result := self._result(number))]
-        refused, texts = _add(each.refused for each in results), _add(each.texts_refused for each in results)
+    def finish(self, command: str) -> None:
+        """Write quarantine.jsonl and, at last, the manifest. DataError: reason too_many_bad."""
+        results = [result for job in self._jobs if (result := result_of(job))]
+        refused, texts = _sum(each.refused for each in results), _sum(each.texts_refused for each in results)
         units = sum(result.units for result in results)
-        read = sum_of_chunks(self._chunks)
-        assert len(results) == self._num_jobs and units == read.units, (
-            f"{read.units} units read, {units} written or refused"
+        read = Followed(self._chunks).facts
+        assert len(results) == len(self._jobs) and units == read["units"], (
+            f"{read['units']} units read, {units} written or refused"
         )
-        quarantine_sha256 = self._write_quarantine()
-        bad = read.bad + refused.get(KEY_TWICE, 0) + refused.get(GROUP_MIXED, 0)
+        self._write_quarantine()
+        bad = read["bad"] + refused.get(KEY_TWICE, 0) + refused.get(GROUP_MIXED, 0)
         if bad > self._plan.recipe.max_bad_fraction * units or sum(refused.values()) == units:
-            with (self._folder / schema.QUARANTINE_NAME).open("rb") as file:
-                raise self._too_many_bad(units, refused, [json.loads(line) for line in itertools.islice(file, 1)])
+            self._fail(units, refused)
         config = {
             "recipe": recipe_json(self._plan.recipe),
             "plan": self._plan.digest,
@@ -285,68 +187,56 @@ class _SetBuild:
             "captions_refused": texts,
             "skipped": skipped_rows(self._chunks, len(self._plan.parts)),
             "left_out": self._plan.left_out,
-            schema.QUARANTINE_HASH: quarantine_sha256,
+            schema.QUARANTINE_HASH: file_sha256(self._quarantine),
         }
         infos = [result.info for result in results if result.info is not None]
-        manifest = Manifest(view=self._plan.recipe.view, shards=infos, command=command, config=config)
-        manifest.save(self._folder)
+        Manifest(view=self._plan.recipe.view, shards=infos, command=command, config=config).save(self._folder)
         shutil.rmtree(self._state)
         sync(self._folder)
-        return manifest
 
-    def _write_quarantine(self) -> str:
-        """Write the lines of every shard's range; return the file's SHA-256."""
-        digest = hashlib.sha256()
-        path = self._folder / schema.QUARANTINE_NAME
-        with temporary_path(path).open("wb") as file:
-            for number in range(self._num_jobs):
-                lines = quarantine_path(self._written, number).read_bytes()
-                file.write(lines)
-                digest.update(lines)
-        sync(temporary_path(path))
-        publish(temporary_path(path), path)
-        return digest.hexdigest()
+    def _write_quarantine(self) -> None:
+        """Write the lines of every shard's range."""
+        temporary = temporary_path(self._quarantine)
+        with temporary.open("wb") as file:
+            for job in self._jobs:
+                file.write(job.written("quarantine").read_bytes())
+        sync(temporary)
+        publish(temporary, self._quarantine)
 
-    def _check_bad_share(self, read: ChunkTotals, *, at_end: bool) -> None:
+    def _check_bad_share(self, read: Mapping[str, int], *, at_end: bool) -> None:
         """Raise when more records are bad than the recipe allows: before the end only if it allows none."""
         most = self._plan.recipe.max_bad_fraction
-        if read.bad <= most * read.units or not (at_end or most == 0):
+        if read["bad"] <= most * read["units"] or not (at_end or most == 0):
             return
-        lines = [json.loads(line) for line in self._lines_so_far()]
-        data = b"".join(canonical_json(line) + b"\n" for line in lines)
-        replace_bytes(self._folder / schema.QUARANTINE_NAME, data, durable=True)
-        raise self._too_many_bad(read.units, Counter(line["reason"] for line in lines), lines)
-
-    def _lines_so_far(self) -> Iterator[bytes]:
+        lines: list[bytes] = []
         for name in list_chunks(self._chunks):
             with mapped(name.path(self._chunks)) as table:
-                lines = table["line"].drop_null().to_pylist()
-            yield from (line for line in lines if b'"stage":"make"' in line)
+                lines += (line for line in table["line"].drop_null().to_pylist() if b'"stage":"make"' in line)
+        replace_bytes(self._quarantine, b"".join(line + b"\n" for line in lines), durable=True)
+        self._fail(read["units"], Counter(json.loads(line)["reason"] for line in lines))
 
     def _nothing_read(self) -> str:
-        passed = Counter[str]()
-        for rows in skipped_rows(self._chunks, len(self._plan.parts)).values():
-            passed.update(rows)
-        languages = ", ".join(language for language, _ in passed.most_common(5))
-        others = f"; {passed.total():,} rows in other languages were skipped ({languages}, …)"
-        return "no records at all" + (others if passed else "")
+        skipped = Counter(_sum(skipped_rows(self._chunks, len(self._plan.parts)).values()))
+        languages = ", ".join(language for language, _ in skipped.most_common(5))
+        others = f"; {skipped.total():,} rows in other languages were skipped ({languages}, …)"
+        return "no records at all" + (others if skipped else "")
 
-    def _too_many_bad(self, units: int, refused: Mapping[str, int], lines: Sequence[Any] = ()) -> DataError:
-        counts = Counter(refused).most_common(5)
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
-        path = self._folder / schema.QUARANTINE_NAME
-        first = f"; the first: {lines[0]['message']}" if lines else ""
+    def _fail(self, units: int, refused: Mapping[str, int]) -> NoReturn:
+        """Raise a DataError of reason too_many_bad; quarantine has been written."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(refused).most_common(5))
+        with self._quarantine.open("rb") as file:
+            first = f"; the first: {json.loads(line)['message']}" if (line := file.readline()) else ""
         most = f"{self._plan.recipe.max_bad_fraction:.2%}"
-        return DataError(
+        raise DataError(
             reason="too_many_bad",
             expected=f"at most {most} of {units:,} records broken, and one that is kept",
             got=f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else self._nothing_read(),
-            do=f"Read {path}, mend the corpus, or raise max_bad_fraction in the recipe.",
+            do=f"Read {self._quarantine}, mend the corpus, or raise max_bad_fraction in the recipe.",
             where=self._plan.name,
         )
 
 
-def _add(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)

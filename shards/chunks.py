@@ -15,9 +15,8 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,40 +30,24 @@ UNIT_BITS: Final = 24
 CHUNK_BITS: Final = 20
 LAST_ORDER: Final = 2**64 - 1
 
+_U64, _TEXT, _BYTES = pa.uint64(), pa.large_string(), pa.large_binary()
 _COMMON: Final = [
-    pa.field("order", pa.uint64()),
-    pa.field("key", pa.large_string()),
-    pa.field("position", pa.uint64()),
-    pa.field("kind", pa.uint8()),
-    pa.field("label", pa.string()),
-    pa.field("line", pa.large_binary()),
-    pa.field("exact", pa.binary()),
-    pa.field("near", pa.binary()),
-]
-IMAGE_CHUNK_SCHEMA: Final = pa.schema(
-    [
-        *_COMMON,
-        pa.field("image_format", pa.string()),
-        pa.field("image_offset", pa.int64()),
-        pa.field("image_size", pa.int64()),
-        pa.field("document", pa.large_binary()),
-    ]
-)
+    ("order", _U64), ("key", _TEXT), ("position", _U64), ("kind", pa.uint8()), ("label", pa.string()),
+    ("line", _BYTES), ("exact", pa.binary()), ("near", pa.binary()),
+]  # fmt: skip
+_IMAGE: Final = [
+    ("image_format", pa.string()), ("image_offset", pa.int64()), ("image_size", pa.int64()), ("document", _BYTES),
+]  # fmt: skip
+_PAIR: Final = [
+    ("text_a", _TEXT), ("lang_a", pa.string()), ("text_b", _TEXT), ("lang_b", pa.string()),
+    ("score", pa.float32()), ("source", pa.string()),
+]  # fmt: skip
+IMAGE_CHUNK_SCHEMA: Final = pa.schema([*_COMMON, *_IMAGE])
 """`label`: its languages, which sampling counts. `line`: what quarantine will say of a refused row. `exact`, `near`:
 sketches of its content. `document`: the JSON member."""
-TEXT_CHUNK_SCHEMA: Final = pa.schema(
-    [
-        *_COMMON,
-        pa.field("text_a", pa.large_string()),
-        pa.field("lang_a", pa.string()),
-        pa.field("text_b", pa.large_string()),
-        pa.field("lang_b", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("source", pa.string()),
-    ]
-)
+TEXT_CHUNK_SCHEMA: Final = pa.schema([*_COMMON, *_PAIR])
 """The common columns, and the pair; `key` is its group."""
-CODE_SCHEMA: Final = pa.schema([pa.field("code", pa.uint64()), pa.field("row", pa.uint32())])
+CODE_SCHEMA: Final = pa.schema([("code", _U64), ("row", pa.uint32())])
 
 
 def order_of(key: str, seed: bytes) -> int:
@@ -79,30 +62,20 @@ def position_of(part: int, chunk: int, unit: int) -> int:
     return (part << (UNIT_BITS + CHUNK_BITS)) | (chunk << UNIT_BITS) | unit
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChunkName:
+class ChunkName(NamedTuple):
     """A chunk of a part."""
 
     part: int
     chunk: int
 
-    def path(self, folder: Path) -> Path:
-        """Where the chunk lies in the folder of chunks."""
-        return folder / f"{self.part:06d}-{self.chunk:06d}.arrow"
-
-    def images(self, folder: Path) -> Path:
-        """Where its images lie."""
-        return self.path(folder).with_suffix(".images")
-
-    def codes(self, folder: Path, sketch: str) -> Path:
-        """Where the codes of a sketch ("exact", "near") lie."""
-        return self.path(folder).with_suffix(f".{sketch}")
+    def path(self, folder: Path, kind: str = "arrow") -> Path:
+        """Where it lies in the folder of chunks; `kind`: "images", or a sketch ("exact", "near") for its codes."""
+        return folder / f"{self.part:06d}-{self.chunk:06d}.{kind}"
 
 
 def chunk_of(position: int) -> ChunkName:
     """Return the chunk that holds a position."""
-    chunks = position >> UNIT_BITS
-    return ChunkName(part=chunks >> CHUNK_BITS, chunk=chunks & (2**CHUNK_BITS - 1))
+    return ChunkName(*divmod(position >> UNIT_BITS, 2**CHUNK_BITS))
 
 
 def list_chunks(folder: Path) -> list[ChunkName]:
@@ -112,65 +85,53 @@ def list_chunks(folder: Path) -> list[ChunkName]:
 
 
 class ChunkWriter:
-    """Collects the rows of one chunk; images go to disk as they come, so memory holds one of them.
-
-    Args:
-        folder: of the chunks.
-        name: this one's.
-        schema: IMAGE_CHUNK_SCHEMA or TEXT_CHUNK_SCHEMA.
-    """
+    """Collects the rows of a chunk, in one of the two schemas; images go to disk as they come, so memory holds one."""
 
     def __init__(self, folder: Path, name: ChunkName, schema: Any) -> None:
         self._folder, self._name, self._schema = folder, name, schema
         self._rows: list[Mapping[str, Any]] = []
-        self._codes: dict[str, list[tuple[Sequence[int], int]]] = {}
-        self._size = 0
+        self._codes: dict[str, tuple[list[int], list[int]]] = {}  # with the number of each one's row
         self._images: Any = None
-        if "image_size" in schema.names:
+        if schema is IMAGE_CHUNK_SCHEMA:
             # The process in the name: a task that was started twice must not write into its own other file.
             process = f"{socket.gethostname()}.{os.getpid()}"
-            self._temporary = temporary_path(name.images(folder).with_suffix(f".{process}.images"))
+            self._temporary = temporary_path(name.path(folder, f"{process}.images"))
             self._images = self._temporary.open("wb")
 
     def add_image(self, image: bytes) -> int:
         """Append an image; return its offset."""
-        offset = self._size
+        offset: int = self._images.tell()
         self._images.write(image)
-        self._size += len(image)
         return offset
 
     def add_row(self, row: Mapping[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
         """Append a row (columns that are left out are null), and its codes by sketch."""
         for sketch, of_row in codes.items():
-            self._codes.setdefault(sketch, []).append((of_row, len(self._rows)))
+            all_codes, rows = self._codes.setdefault(sketch, ([], []))
+            all_codes += of_row
+            rows += [len(self._rows)] * len(of_row)
         self._rows.append(row)
 
     def finish(self, sketches: Sequence[str], facts: Mapping[str, int]) -> None:
-        """Make the chunk durable, then visible; its table last.
-
-        Args:
-            sketches: the sketches to write codes of.
-            facts: counts of the chunk, for `chunk_facts`.
-        """
+        """Make the chunk, its codes by sketch and its counts (`chunk_facts`) durable, then visible; its table last."""
         if self._images is not None:
             self._images.flush()
             os.fsync(self._images.fileno())
             self._images.close()
-            publish(self._temporary, self._name.images(self._folder))
+            publish(self._temporary, self._name.path(self._folder, "images"))
         columns: dict[str, list[Any]] = {name: [row.get(name) for row in self._rows] for name in self._schema.names}
         table = pa.table(columns, schema=self._schema)
         places = _sorted_places(table["order"].to_numpy(), columns["key"], columns["position"])
         rank = np.empty(len(places), dtype=np.uint32)
         rank[places] = np.arange(len(places), dtype=np.uint32)
         for sketch in sketches:
-            _write_table(self._name.codes(self._folder, sketch), self._code_table(sketch, rank))
+            write_sorted(self._name.path(self._folder, sketch), self._code_table(sketch, rank))
         described = table.take(pa.array(places)).replace_schema_metadata({k: str(v) for k, v in facts.items()})
-        _write_table(self._name.path(self._folder), described)
+        write_sorted(self._name.path(self._folder), described)
 
     def _code_table(self, sketch: str, rank: Any) -> Any:
-        of_rows = self._codes.get(sketch, [])
-        codes = np.array([code for of_row, _ in of_rows for code in of_row], dtype=np.uint64)
-        rows = rank[np.array([number for of_row, number in of_rows for _ in of_row], dtype=np.int64)]
+        codes, numbers = (np.array(column, dtype=np.uint64) for column in self._codes.get(sketch, ([], [])))
+        rows = rank[numbers]
         places = np.lexsort((rows, codes))
         return pa.table([pa.array(codes[places]), pa.array(rows[places])], schema=CODE_SCHEMA)
 
@@ -181,16 +142,12 @@ class ChunkWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def _write_table(path: Path, table: Any) -> None:
+def write_sorted(path: Path, table: Any) -> None:
+    """Write a table as a file that `gather` reads; it must be sorted by its first column."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) as writer:
-        writer.write_table(table)
+        writer.write_table(table.combine_chunks())
     replace_bytes(path, sink.getvalue(), durable=True)
-
-
-def write_sorted(path: Path, table: Any) -> None:
-    """Write a table as a file that `read_range` reads; it must be sorted by its first column."""
-    _write_table(path, table.combine_chunks())
 
 
 def _sorted_places(orders: Any, keys: Sequence[str], positions: Sequence[int]) -> Any:
@@ -223,26 +180,19 @@ def mapped(path: Path) -> Iterator[Any]:
 
 def chunk_facts(path: Path) -> dict[str, int]:
     """Return a chunk's counts."""
-    with pa.memory_map(str(path)) as file:
-        metadata = pa.ipc.open_file(file).schema.metadata or {}
-    return {name.decode(): int(value) for name, value in metadata.items()}
-
-
-def read_range(path: Path, first: int, last: int, columns: Sequence[str]) -> Any:
-    """Return the rows of a sorted file whose first column lies in [`first`, `last`], as a table of its own memory."""
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
-        if table.num_rows == 0:
-            return table.select(columns).slice(0, 0)
-        values = table.column(0).chunk(0).to_numpy()
-        start = int(np.searchsorted(values, np.uint64(first), side="left"))
-        stop = int(np.searchsorted(values, np.uint64(last), side="right"))
-        # take() copies: a slice would keep the whole file mapped.
-        return table.select(columns).take(pa.array(np.arange(start, stop)))
+    with mapped(path) as table:
+        return {name.decode(): int(value) for name, value in (table.schema.metadata or {}).items()}
 
 
 def gather(paths: Sequence[Path], first: int, last: int, columns: Sequence[str], schema: Any) -> Any:
     """Return the rows of many sorted files whose first column lies in [`first`, `last`], in one table."""
-    wanted = pa.schema([schema.field(column) for column in columns])
-    tables = [read_range(path, first, last, columns).replace_schema_metadata() for path in paths]
-    return pa.concat_tables([wanted.empty_table(), *tables]).combine_chunks()
+    tables = [pa.schema([schema.field(column) for column in columns]).empty_table()]
+    for path in paths:
+        with mapped(path) as table:
+            values = table.column(0).to_numpy()
+            start = int(np.searchsorted(values, np.uint64(first), side="left"))
+            stop = int(np.searchsorted(values, np.uint64(last), side="right"))
+            # take() copies: a slice would keep the whole file mapped.
+            rows = table.select(columns).take(pa.array(np.arange(start, stop)))
+            tables.append(rows.replace_schema_metadata())
+    return pa.concat_tables(tables).combine_chunks()

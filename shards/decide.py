@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,147 +26,62 @@ import pyarrow.compute as pc
 
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
+from cclm.shardfile.writer import starts_of_groups
 from cclm.types import View
-from shards.chunks import (
-    CODE_SCHEMA,
-    IMAGE_CHUNK_SCHEMA,
-    LAST_ORDER,
-    RECORD,
-    TEXT_CHUNK_SCHEMA,
-    chunk_facts,
-    gather,
-    list_chunks,
-    mapped,
-    sort_rows,
-    write_sorted,
-)
-from shards.drops import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Rules, starts_of_keys
-from shards.recipe import SetRecipe
-from shards.settings import SamplingSettings
+from shards.chunks import CODE_SCHEMA, LAST_ORDER, RECORD, ChunkName, chunk_facts, gather, list_chunks, mapped
+from shards.drops import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Bucket
+from shards.recipe import SamplingSettings, SetRecipe
 from shards.sketch import similar
+from shards.workers import RunJobs
 
 BUCKET_ROWS: Final = 1 << 20
 """Rows of one range of keys; a range of codes has a quarter, because what meets there is compared in Python."""
 MAX_LEADERS: Final = 256
 """Records of one code that later ones are compared with; more are unlike each other, and their code says little."""
 
-RunJobs = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
-"""Runs a function on many arguments, in any processes: `shards.workers.run_jobs` with its settings filled in."""
 
+def decide(path: Path, whole: Bucket, run: RunJobs) -> tuple[list[tuple[int, str]], dict[str, float]]:
+    """Decide about everything that was read, or return what `path` keeps from before a kill.
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What stands in a set and where its shards begin."""
-
-    starts: Sequence[tuple[int, str]]
-    """(order, key) of the first record of each shard; empty if nothing is left."""
-    rates: Mapping[str, float] = field(default_factory=dict)
-    """Share that is kept, by label."""
-
-    def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        replace_bytes(path, canonical_json({"starts": self.starts, "rates": self.rates}), durable=True)
-
-    @classmethod
-    def load(cls, path: Path) -> Decision:
-        """Read it."""
-        fields = json.loads(path.read_bytes())
-        return cls(starts=[(order, key) for order, key in fields["starts"]], rates=fields["rates"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bucket:
-    """A range of hashes to look at, and where to write what is found."""
-
-    chunks: Path
-    drops: Path
-    recipe: SetRecipe
-    seed: bytes
-    name: str
-    """Of the file of drops; "exact-…" and "near-…" say which sketch."""
-    first: int
-    last: int
-    rates: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def schema(self) -> Any:
-        """Of the chunks."""
-        return IMAGE_CHUNK_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_CHUNK_SCHEMA
-
-    def rows(self, columns: Sequence[str]) -> Any:
-        """Return the rows of every chunk in this range of orders, sorted."""
-        paths = [name.path(self.chunks) for name in list_chunks(self.chunks)]
-        return sort_rows(gather(paths, self.first, self.last, columns, self.schema))
-
-    def rules(self) -> Rules:
-        """Return what was decided so far."""
-        return Rules(drops=sorted(self.drops.glob("*.arrow")), rates=self.rates, seed=self.seed)
-
-    def survivors(self) -> Any:
-        """Return the sorted rows (order, key, position, kind, label) that stand in the set."""
-        rows = self.rows(["order", "key", "position", "kind", "label"])
-        return self.rules().survivors(rows, self.first, self.last)
-
-    def save(self, drops: Sequence[Mapping[str, Any]]) -> None:
-        """Write the drops that were found."""
-        table = pa.Table.from_pylist(sorted(drops, key=lambda drop: (drop["order"], drop["position"])), DROP_SCHEMA)
-        write_sorted(self.drops / f"{self.name}.arrow", table)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its drops are there."""
-        return (self.drops / f"{self.name}.arrow").exists()
-
-
-def decide(build: Path, recipe: SetRecipe, seed: bytes, run: RunJobs) -> Decision:
-    """Decide about everything that was read; what was decided before a kill is not decided again.
-
-    Args:
-        build: the folder with `chunks`; gets `drops` and `decision.json`.
-        recipe: of the set.
-        seed: of the order of the set's records.
-        run: runs the steps' jobs.
+    Returns:
+        (order, key) of the first record of each shard, nothing if no record is left; label -> share that is kept.
     """
-    path = build / "decision.json"
     if path.exists():
-        return Decision.load(path)
-    (build / "drops").mkdir(exist_ok=True)
-    names = list_chunks(build / "chunks")
-    num_rows = sum(chunk_facts(name.path(build / "chunks")).get("units", 0) for name in names)
-
-    def buckets(prefix: str, rows: int, **more: Any) -> list[Bucket]:
-        count = max(1, -(-rows // BUCKET_ROWS))
-        bounds = [(LAST_ORDER + 1) * number // count for number in range(count + 1)]
-        return [
-            Bucket(
-                chunks=build / "chunks", drops=build / "drops", recipe=recipe, seed=seed,
-                name=f"{prefix}-{number:05d}", first=start, last=stop - 1, **more,
-            )
-            for number, (start, stop) in enumerate(pairwise(bounds))
-        ]  # fmt: skip
-
-    by_key = buckets("keys", num_rows)
-    _run_all(run, find_keys_again, by_key)
+        fields = json.loads(path.read_bytes())
+        return [(order, key) for order, key in fields["starts"]], fields["rates"]
+    recipe = whole.recipe
+    num_rows = sum(chunk_facts(name.path(whole.chunks)).get("units", 0) for name in list_chunks(whole.chunks))
+    by_key = _buckets(whole, "keys", num_rows)
+    _find(run, find_keys_again, by_key)
     for sketch, is_wanted, codes_each in (
         ("exact", recipe.duplicates.exact, 1),
         ("near", recipe.duplicates.near, 16 if recipe.view is View.TEXT_PAIR else recipe.duplicates.distance + 1),
     ):
         if is_wanted:
-            _run_all(run, find_duplicates, buckets(sketch, 4 * num_rows * codes_each))
-    rates: Mapping[str, float] = {}
+            _find(run, find_duplicates, _buckets(whole, sketch, 4 * num_rows * codes_each))
+    rates: dict[str, float] = {}
     if recipe.sampling != SamplingSettings():
         labels: Counter[str] = Counter()
         for _, counts in run(count_labels, by_key):
             labels.update(counts)
         rates = sampling_rates(labels, recipe.sampling)
-    by_key = buckets("keys", num_rows, rates=rates)
-    decision = Decision(starts=_starts(run, by_key, recipe.num_shards), rates=rates)
-    decision.save(path)
-    return decision
+    starts = _starts(run, [replace(bucket, rates=rates) for bucket in by_key], recipe.num_shards)
+    replace_bytes(path, canonical_json({"starts": starts, "rates": rates}), durable=True)
+    return starts, rates
 
 
-def _run_all(run: RunJobs, function: Callable[[Bucket], None], buckets: Sequence[Bucket]) -> None:
-    for _ in run(function, [bucket for bucket in buckets if not bucket.is_done]):
+def _buckets(whole: Bucket, prefix: str, rows: int) -> list[Bucket]:
+    """Return ranges of about BUCKET_ROWS rows each."""
+    count = max(1, -(-rows // BUCKET_ROWS))
+    bounds = pairwise((LAST_ORDER + 1) * number // count for number in range(count + 1))
+    return [
+        replace(whole, name=f"{prefix}-{number:05d}", first=start, last=stop - 1)
+        for number, (start, stop) in enumerate(bounds)
+    ]
+
+
+def _find(run: RunJobs, function: Callable[[Bucket], None], buckets: Sequence[Bucket]) -> None:
+    for _ in run(function, [bucket for bucket in buckets if not bucket.found.exists()]):
         pass
 
 
@@ -175,7 +91,7 @@ def find_keys_again(bucket: Bucket) -> None:
     sentence = ["text_a", "lang_a"] if is_text else []
     rows = bucket.rows(["order", "key", "position", "kind", *sentence])
     rows = rows.filter(pc.equal(rows["kind"], RECORD))
-    starts = starts_of_keys(rows)
+    starts = starts_of_groups(rows["key"])
     first_of = np.repeat(starts, np.diff(np.r_[starts, rows.num_rows]))
     if is_text:
         fits = np.ones(rows.num_rows, dtype=bool)
@@ -185,56 +101,44 @@ def find_keys_again(bucket: Bucket) -> None:
         again, reason = np.flatnonzero(~fits), GROUP_MIXED
     else:
         again, reason = np.flatnonzero(first_of != np.arange(rows.num_rows)), KEY_TWICE
-    found = rows.take(pa.array(again)).select(["order", "position", "key"]).to_pylist()
-    bucket.save([{"order": r["order"], "position": r["position"], "reason": reason, "other": r["key"]} for r in found])
+    found = rows.take(pa.array(again)).select(["order", "position", "key"]).rename_columns({"key": "other"}).to_pylist()
+    bucket.save([row | {"reason": reason} for row in found])
 
 
 def find_duplicates(bucket: Bucket) -> None:
     """Write the drops of records of this range of codes that are like one that stands before them."""
     sketch = bucket.name.split("-")[0]
     names = list_chunks(bucket.chunks)
-    codes, chunks, rows = [], [], []
-    for number, name in enumerate(names):
-        table = gather([name.codes(bucket.chunks, sketch)], bucket.first, bucket.last, ["code", "row"], CODE_SCHEMA)
-        codes.append(table["code"].to_numpy())
-        rows.append(table["row"].to_numpy())
-        chunks.append(np.full(table.num_rows, number, dtype=np.uint32))
-    code, chunk, row = (np.concatenate(arrays or [np.zeros(0, np.uint64)]) for arrays in (codes, chunks, rows))
+    tables = [
+        gather([name.path(bucket.chunks, sketch)], bucket.first, bucket.last, CODE_SCHEMA.names, CODE_SCHEMA)
+        for name in names
+    ]
+    chunk = np.repeat(np.arange(len(tables)), np.array([table.num_rows for table in tables], dtype=int))
+    code, row = (column.to_numpy() for column in pa.concat_tables([CODE_SCHEMA.empty_table(), *tables]).columns)
     places = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.r_[True, code[places][1:] != code[places][:-1]]) if len(places) else places
     lengths = np.diff(np.r_[starts, len(places)])
     members = places[np.repeat(lengths > 1, lengths)]
-    known = _positions(bucket.drops.glob("keys-*.arrow"))
+    by_key = gather(sorted(bucket.drops.glob("keys-*.arrow")), 0, LAST_ORDER, ["position"], DROP_SCHEMA)
+    known = set(by_key["position"].to_pylist())
     table = _members(bucket, names, chunk[members], row[members], sketch)
     drops: list[dict[str, Any]] = []
     start = 0
     for length in lengths[lengths > 1]:
         alive = [item for item in table[start : start + length] if item["position"] not in known]
-        drops += _followers(sorted(alive, key=_place), bucket.recipe, sketch)
+        drops += _followers(sorted(alive, key=itemgetter("order", "key", "position")), bucket.recipe, sketch)
         start += length
     bucket.save(list({drop["position"]: drop for drop in reversed(drops)}.values()))
 
 
-def _place(item: Mapping[str, Any]) -> tuple[int, str, int]:
-    return item["order"], item["key"], item["position"]
-
-
-def _positions(paths: Iterator[Path]) -> set[int]:
-    found: set[int] = set()
-    for path in paths:
-        with mapped(path) as table:
-            found.update(table["position"].to_pylist())
-    return found
-
-
-def _members(bucket: Bucket, names: Sequence[Any], chunk: Any, row: Any, sketch: str) -> list[dict[str, Any]]:
+def _members(bucket: Bucket, names: Sequence[ChunkName], chunk: Any, row: Any, sketch: str) -> list[dict[str, Any]]:
     """Return order, key, position and signature of some rows of some chunks, in the order given."""
     found: list[dict[str, Any]] = [{}] * len(chunk)
     for number in np.unique(chunk):
         wanted = np.flatnonzero(chunk == number)
         with mapped(names[number].path(bucket.chunks)) as table:
             part = table.select(["order", "key", "position", sketch]).take(pa.array(row[wanted]))
-            items = part.rename_columns(["order", "key", "position", "signature"]).to_pylist()
+            items = part.rename_columns({sketch: "signature"}).to_pylist()
         for place, item in zip(wanted, items, strict=True):
             found[place] = item
     return found
@@ -256,11 +160,6 @@ def _followers(items: Sequence[dict[str, Any]], recipe: SetRecipe, sketch: str) 
             leaders.append(item)
             one = np.frombuffer(item["signature"], dtype=np.uint8)[None]
             signatures = one if len(leaders) == 1 else np.concatenate((signatures, one))
-
-
-def count_labels(bucket: Bucket) -> Counter[str]:
-    """Return the records of a range by label, as far as they have not been dropped."""
-    return Counter(bucket.survivors()["label"].to_pylist())
 
 
 def sampling_rates(labels: Mapping[str, int], settings: SamplingSettings) -> dict[str, float]:
@@ -286,9 +185,14 @@ def sampling_rates(labels: Mapping[str, int], settings: SamplingSettings) -> dic
     return rates(high)
 
 
+def count_labels(bucket: Bucket) -> Counter[str]:
+    """Return the records of a range by label, as far as they have not been dropped."""
+    return Counter(bucket.survivors()["label"].to_pylist())
+
+
 def count_keys(bucket: Bucket) -> int:
     """Return how many samples (images, groups) of a range stand in the set."""
-    return len(starts_of_keys(bucket.survivors()))
+    return len(starts_of_groups(bucket.survivors()["key"]))
 
 
 def _starts(run: RunJobs, buckets: Sequence[Bucket], num_shards: int) -> list[tuple[int, str]]:
@@ -303,6 +207,6 @@ def _starts(run: RunJobs, buckets: Sequence[Bucket], num_shards: int) -> list[tu
         before += counts[bucket.name]
         if inside:
             rows = bucket.survivors()
-            at = rows.take(pa.array(starts_of_keys(rows)[inside]))
+            at = rows.take(pa.array(starts_of_groups(rows["key"])[inside]))
             starts += list(zip(at["order"].to_pylist(), at["key"].to_pylist(), strict=True))
     return starts

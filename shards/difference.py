@@ -11,9 +11,10 @@ from typing import Any, Final
 import numpy as np
 from rich.console import Console
 
-from cclm.errors import ConfigError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
+from shards.guard import mistaken
+from shards.stats import COUNTS
 
 MAX_EXAMPLES: Final = 10
 
@@ -30,28 +31,22 @@ def difference(before: Path, after: Path) -> dict[str, Any]:
         ConfigError: the sets have different views.
         DataError: a set that cannot be read.
     """
-    sets = ShardSet(before), ShardSet(after)
-    if sets[0].view is not sets[1].view:
-        raise ConfigError(
-            expected="two sets of one view",
-            got=f"{sets[0].view.value} and {sets[1].view.value}",
-            do="Compare image sets with image sets, text sets with text sets.",
-        )
-    (old_keys, old_contents), (new_keys, new_contents) = (_hashes(shards) for shards in sets)
+    old, new = ShardSet(before), ShardSet(after)
+    if old.view is not new.view:
+        do = "Compare image sets with image sets, text sets with text sets."
+        mistaken("two sets of one view", f"{old.view.value} and {new.view.value}", do)
+    (old_keys, old_contents), (new_keys, new_contents) = _hashes(old), _hashes(new)
     common, in_old, in_new = np.intersect1d(old_keys, new_keys, assume_unique=True, return_indices=True)
-    changed = common[old_contents[in_old] != new_contents[in_new]]
-    removed, added = (np.setdiff1d(*keys, assume_unique=True) for keys in ((old_keys, new_keys), (new_keys, old_keys)))
+    found = {
+        "added": (new, np.setdiff1d(new_keys, old_keys, assume_unique=True)),
+        "removed": (old, np.setdiff1d(old_keys, new_keys, assume_unique=True)),
+        "changed": (new, common[old_contents[in_old] != new_contents[in_new]]),
+    }
     return {
-        "added": len(added),
-        "removed": len(removed),
-        "changed": len(changed),
-        "same": len(common) - len(changed),
-        "examples": {
-            "added": _examples(sets[1], added),
-            "removed": _examples(sets[0], removed),
-            "changed": _examples(sets[1], changed),
-        },
-        "counts": _counts(asdict(sets[0].manifest.totals), asdict(sets[1].manifest.totals)),
+        **{word: len(keys) for word, (_, keys) in found.items()},
+        "same": len(common) - len(found["changed"][1]),
+        "examples": {word: _examples(shards, keys) for word, (shards, keys) in found.items()},
+        "counts": _counts(asdict(old.manifest.totals), asdict(new.manifest.totals)),
     }
 
 
@@ -82,28 +77,23 @@ def _hashes(shards: ShardSet) -> tuple[Any, Any]:
 
 
 def _examples(shards: ShardSet, hashes: Any) -> list[str]:
-    """Return the keys of the first of some hashes."""
+    """Return the keys of the first of some hashes, in the order of the set."""
     wanted = np.sort(hashes)
     found: list[str] = []
-    for key in _keys(shards) if len(wanted) else ():
-        number = np.uint64(_hash(key.encode("utf-8")))
-        place = int(np.searchsorted(wanted, number))
-        if place < len(wanted) and wanted[place] == number:
-            found.append(key)
-            if len(found) == MAX_EXAMPLES:
-                break
-    return found
-
-
-def _keys(shards: ShardSet) -> Iterator[str]:
     for shard, samples in enumerate(shards.samples_per_shard):
         for sample in range(samples):
-            yield shards.locate(shard, sample).key
+            if len(found) == min(MAX_EXAMPLES, len(wanted)):
+                return found
+            key = shards.locate(shard, sample).key
+            number = np.uint64(_hash(key.encode("utf-8")))
+            if number in wanted[np.searchsorted(wanted, number) :][:1]:
+                found.append(key)
+    return found
 
 
 def _counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:
     counts: dict[str, dict[str, tuple[int, int]]] = {}
-    for field in ("languages", "sources", "licences"):
+    for field in COUNTS:
         names = sorted(before[field].keys() | after[field].keys())
         both = {name: (before[field].get(name, 0), after[field].get(name, 0)) for name in names}
         counts[field] = {name: pair for name, pair in both.items() if pair[0] != pair[1]}
@@ -115,9 +105,8 @@ def print_difference(result: Mapping[str, Any], console: Console) -> None:
     for word in ("added", "removed", "changed"):
         keys = ", ".join(result["examples"][word])
         more = ", …" if result[word] > len(result["examples"][word]) else ""
-        console.print(f"{word}: {result[word]:,}{f' ({keys}{more})' if keys else ''}", markup=False, highlight=False)
-    console.print(f"same: {result['same']:,}", highlight=False)
+        console.out(f"{word}: {result[word]:,}" + (f" ({keys}{more})" if keys else ""))
+    console.out(f"same: {result['same']:,}")
     for field, counts in result["counts"].items():
         for name, (before, after) in counts.items():
-            words = f"{field}: {name} {before:,} -> {after:,} ({after - before:+,})"
-            console.print(words, markup=False, highlight=False)
+            console.out(f"{field}: {name} {before:,} -> {after:,} ({after - before:+,})")

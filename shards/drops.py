@@ -1,8 +1,9 @@
-"""Whether a row stands in its set: a pure function of the row, of the list of drops, and of the sampling rates."""
+"""Whether a row stands in its set: a pure function of the row, of the drops that were found, and of the rates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -10,16 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cclm.shardfile.writer import starts_of_groups
-from shards.chunks import RECORD, gather, order_of
+from cclm.types import View
+from shards.chunks import (
+    IMAGE_CHUNK_SCHEMA,
+    LAST_ORDER,
+    RECORD,
+    TEXT_CHUNK_SCHEMA,
+    gather,
+    list_chunks,
+    order_of,
+    sort_rows,
+    write_sorted,
+)
+from shards.recipe import SetRecipe
 
 DROP_SCHEMA: Final = pa.schema(
-    [
-        pa.field("order", pa.uint64()),
-        pa.field("position", pa.uint64()),
-        pa.field("reason", pa.string()),
-        pa.field("other", pa.large_string()),
-    ]
+    [("order", pa.uint64()), ("position", pa.uint64()), ("reason", pa.string()), ("other", pa.large_string())]
 )
 """A unit that goes because of others; `other` is the key of the one that stays."""
 
@@ -51,26 +58,34 @@ class Drop(NamedTuple):
         return {"key": key, "source": source, "stage": stage, "reason": self.reason, "message": f"{key}: {message}."}
 
 
-class Rules(NamedTuple):
-    """What was decided about a set, as far as single units go."""
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A range of hashes of a set, what was read of it, and what was decided about it so far."""
 
-    drops: Sequence[Path]
-    """Files of DROP_SCHEMA, sorted by order."""
-    rates: Mapping[str, float]
-    """Share that is kept, by label; a label that is not named is kept whole."""
+    chunks: Path
+    drops: Path
+    """Folder of files of DROP_SCHEMA, sorted by order."""
+    recipe: SetRecipe
     seed: bytes
+    name: str = ""
+    """Of the file of drops that looking at this range gives; "exact-…" and "near-…" say which sketch."""
+    first: int = 0
+    last: int = LAST_ORDER
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Share that is kept, by label; a label that is not named is kept whole."""
 
-    def drops_of(self, rows: Any, first: int, last: int) -> dict[int, Drop]:
-        """Return, by position, the records among some rows that go.
+    def rows(self, columns: Sequence[str] = ()) -> Any:
+        """Return the rows of every chunk in this range of orders, sorted; no columns: all."""
+        schema = IMAGE_CHUNK_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_CHUNK_SCHEMA
+        paths = [name.path(self.chunks) for name in list_chunks(self.chunks)]
+        return sort_rows(gather(paths, self.first, self.last, columns or schema.names, schema))
 
-        Args:
-            rows: table with columns key, position, kind, label: all rows of a range of orders.
-            first: lowest order of the range.
-            last: highest one.
-        """
+    def judged(self, rows: Any) -> tuple[Any, dict[int, Drop]]:
+        """Return which of some rows of this range (with key, position, kind, label) stand in the set, an array of bool,
+        and why records go, by position."""
         dropped: dict[int, Drop] = {}
-        table = gather(self.drops, first, last, DROP_SCHEMA.names, DROP_SCHEMA)
-        for row in table.to_pylist():
+        paths = sorted(self.drops.glob("*.arrow"))
+        for row in gather(paths, self.first, self.last, DROP_SCHEMA.names, DROP_SCHEMA).to_pylist():
             drop = Drop(row["reason"], row["other"])
             known = dropped.get(row["position"])
             if known is None or (_BEFORE.index(drop.reason), drop.other) < (_BEFORE.index(known.reason), known.other):
@@ -79,7 +94,9 @@ class Rules(NamedTuple):
             for row in rows.select(["key", "position", "kind", "label"]).to_pylist():
                 if row["kind"] == RECORD and row["position"] not in dropped and not self._is_drawn(row):
                     dropped[row["position"]] = Drop(SAMPLED_OUT, "")
-        return dropped
+        is_record = pc.equal(rows["kind"], RECORD).to_numpy(zero_copy_only=False)
+        is_dropped = np.isin(rows["position"].to_numpy(), np.fromiter(dropped, dtype=np.uint64))
+        return is_record & ~is_dropped, dropped
 
     def _is_drawn(self, row: Mapping[str, Any]) -> bool:
         """Draw by the key alone: the same records whatever the order of the corpus; a group's pairs of one label
@@ -87,14 +104,17 @@ class Rules(NamedTuple):
         rate = self.rates.get(row["label"], 1.0)
         return rate >= 1 or order_of(f"{row['label']}\0{row['key']}", b"sampling:" + self.seed) < rate * 2.0**64
 
-    def survivors(self, rows: Any, first: int, last: int) -> Any:
-        """Return the rows that stand in the set (arguments: `drops_of`)."""
-        dropped = np.fromiter(self.drops_of(rows, first, last), dtype=np.uint64)
-        is_record = pc.equal(rows["kind"], RECORD).to_numpy(zero_copy_only=False)
-        stays = is_record & ~np.isin(rows["position"].to_numpy(), dropped)
-        return rows.filter(pa.array(stays))
+    def survivors(self) -> Any:
+        """Return the sorted rows (order, key, position, kind, label) that stand in the set."""
+        rows = self.rows(["order", "key", "position", "kind", "label"])
+        return rows.filter(pa.array(self.judged(rows)[0]))
 
+    @property
+    def found(self) -> Path:
+        """The file of the drops that looking at this range gives."""
+        return self.drops / f"{self.name}.arrow"
 
-def starts_of_keys(rows: Any) -> Any:
-    """Return at which of some sorted rows another key begins, as an array of row numbers."""
-    return starts_of_groups(rows["key"])
+    def save(self, drops: Sequence[Mapping[str, Any]]) -> None:
+        """Write them."""
+        table = pa.Table.from_pylist(sorted(drops, key=lambda drop: (drop["order"], drop["position"])), DROP_SCHEMA)
+        write_sorted(self.found, table)

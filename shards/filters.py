@@ -7,20 +7,31 @@ To add one: a field in `FilterSettings`, a function here, a line in its table.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from cclm.types import TextPair
 from shards.benchmark import like_a_benchmark_image, normal_text, read_texts
-from shards.blocked import find_blocked
-from shards.language import language_probability
-from shards.settings import FilterSettings
+from shards.corpora.lines import sound_lines
+from shards.guard import optional_library
+from shards.recipe import FilterSettings
 from shards.source_image import SourceImage
 
 Facts = TypeVar("Facts")
+
+_FAMILIES: Final = {
+    "nb": "no", "nn": "no", "wuu": "zh", "yue": "zh", "arz": "ar", "ary": "ar", "uzs": "uz", "fil": "tl",
+}  # fmt: skip
+"""Tags that count as another: short texts do not tell them apart, or corpora use either."""
+_WORD: Final = re.compile(r"\w+")
+# Scripts that are written without spaces between words: there a word is looked for anywhere in the text.
+_UNSPACED: Final = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
 
 
 class Refusal(NamedTuple):
@@ -30,9 +41,12 @@ class Refusal(NamedTuple):
     expected: str
     got: str
 
+    def message(self, key: str) -> str:
+        """Return what quarantine says of it."""
+        return f"{key}: expected {self.expected}, got {self.got}."
 
-@dataclass(frozen=True, kw_only=True)
-class Text:
+
+class Text(NamedTuple):
     """A caption, or one sentence of a pair."""
 
     text: str
@@ -82,17 +96,56 @@ def non_letters(text: str) -> float:
 
 
 def _blocked(text: Text, settings: FilterSettings) -> str | None:
-    return find_blocked(text.text, settings.blocked_words) if settings.blocked_words else None
+    """Return the first blocked word or phrase: whole words, whatever their case."""
+    if settings.blocked_words is None:
+        return None
+    phrases, longest, anywhere = _read_blocked(settings.blocked_words)
+    plain = _plain(text.text)
+    words = _WORD.findall(plain)
+    for start in range(len(words)):
+        for length in range(1, min(longest, len(words) - start) + 1):
+            if tuple(words[start : start + length]) in phrases:
+                return " ".join(words[start : start + length])
+    return next((word for word in anywhere if word in plain), None)
+
+
+@lru_cache(maxsize=4)
+def _read_blocked(path: str) -> tuple[frozenset[tuple[str, ...]], int, list[str]]:
+    """Return the phrases of a list, the number of words of the longest, and words of scripts without spaces.
+
+    A list is UTF-8, one word or phrase a line; lines that begin with # are comments.
+    """
+    wanted = [_plain(line.strip()) for line in sound_lines(Path(path)) if line.strip() and not line.startswith("#")]
+    phrases = frozenset(tuple(_WORD.findall(line)) for line in wanted if not _UNSPACED.search(line)) - {()}
+    return phrases, max(map(len, phrases), default=0), sorted(line for line in wanted if _UNSPACED.search(line))
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _language(text: Text, settings: FilterSettings) -> str | None:
     least = settings.min_language_probability
     if least is None or len(text.text.strip()) < settings.language_characters:
         return None
-    probability, likeliest = language_probability(text.text, text.language)
+    probabilities: dict[str, float] = {}
+    for label, share in _identifier().rank(text.text):
+        family = _FAMILIES.get(label, label)
+        probabilities[family] = probabilities.get(family, 0.0) + share
+    language = text.language.split("-")[0].lower()
+    probability = probabilities.get(_FAMILIES.get(language, language))  # None: the model does not know it
     if probability is None or probability >= least:
         return None
+    likeliest = max(probabilities, key=lambda name: probabilities[name])
     return f"{probability:.1%} for {text.language}, rather {likeliest}: {text.text[:60]!r}"
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    """Return the model of py3langid, a maintained package that carries it: 130 languages."""
+    do = 'pip install "cclm-pretraining[filters]", or leave min_language_probability out.'
+    langid = optional_library("py3langid.langid", "it identifies languages", do=do)
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def _test_text(text: Text, settings: FilterSettings) -> str | None:
@@ -134,17 +187,13 @@ PAIR_FILTERS: Final[Mapping[str, Filter[TextPair]]] = {
 
 
 def refusal_of_image(image: SourceImage, settings: FilterSettings) -> Refusal | None:
-    """Return why an image goes, with the first reason of the table, or None.
-
-    Raises:
-        DataError: reason image_broken.
-    """
+    """Return why an image goes, with the first reason of the table, or None. DataError: reason image_broken."""
     return _first(IMAGE_FILTERS, image, settings)
 
 
 def refusal_of_text(text: str, language: str, settings: FilterSettings) -> Refusal | None:
     """Return why a caption goes, or None."""
-    return _first(TEXT_FILTERS, Text(text=text, language=language), settings)
+    return _first(TEXT_FILTERS, Text(text, language), settings)
 
 
 def refusal_of_pair(pair: TextPair, settings: FilterSettings) -> Refusal | None:
@@ -164,10 +213,5 @@ def _first(table: Mapping[str, Filter[Facts]], facts: Facts, settings: FilterSet
     for reason, (expected, function) in table.items():
         got = function(facts, settings)
         if got is not None:
-            return Refusal(reason, expected.format(**_values(settings)), got)
+            return Refusal(reason, expected.format(**vars(settings)), got)
     return None
-
-
-@lru_cache(maxsize=16)
-def _values(settings: FilterSettings) -> dict[str, Any]:
-    return dict(vars(settings))

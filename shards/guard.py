@@ -31,8 +31,7 @@ _MESSAGE_CHARACTERS: Final = 200
 def data_error(error: Exception, where: str, reason: str = "unexpected", expected: str = "sound data") -> DataError:
     """Return what an exception says about the data at a place, the same words in each run.
 
-    Raises:
-        Exception: `error` itself, where the data is not to blame.
+    Raise `error` itself where the data is not to blame.
     """
     if isinstance(error, DataError):
         if error.where:
@@ -59,17 +58,18 @@ def without_addresses(message: str) -> str:
     return _ADDRESS.sub("", message)
 
 
+def whole(text: str) -> str:
+    """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def mistaken(expected: str, got: str, do: str, where: object = "") -> NoReturn:
     """Raise the ConfigError of a recipe that does not fit its files: that ends a run before it begins."""
     raise ConfigError(expected=expected, got=got, do=do, where=str(where))
 
 
 def optional_library(name: str, purpose: str, package: str = "", do: str = "") -> Any:
-    """Return a library that not every installation has.
-
-    Raises:
-        MissingDependencyError: with what to do; by itself the command that installs the package.
-    """
+    """Return a library that not every installation has, or raise a MissingDependencyError (`do`: how to install it)."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

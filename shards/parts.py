@@ -1,4 +1,4 @@
-"""What a corpus yields: parts, which yield records that are not made yet.
+"""What a corpus yields: parts, which yield records that are not made yet; and how tasks share them.
 
 corpus function(**options) -> Sequence[Part]  --read-->  LazyRecord       --make-->  record, or DataError
                                                          Skipped  --------->  a count in the manifest
@@ -6,9 +6,12 @@ corpus function(**options) -> Sequence[Part]  --read-->  LazyRecord       --make
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cclm.errors import ConfigError, DataError
 from cclm.types import ImageTextRecord, TextPair
@@ -67,14 +70,29 @@ class Part:
 
 
 def file_stamp(path: Path) -> str:
-    """Return size and time of a file: a stamp that costs nothing.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return size and time of a file: a stamp that costs nothing. ConfigError: it cannot be read."""
     try:
         status = path.stat()
     except OSError as error:
         got, do = str(error.strerror), "Correct the path."
         raise ConfigError(expected="a readable file", got=got, do=do, where=str(path)) from error
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Task `number` of `of`, counted from 0 as Slurm does with `--array=0-N`."""
+
+    number: int
+    of: int
+
+
+WHOLE: Final = Share(number=0, of=1)
+
+
+def read_share(text: str) -> Share:
+    """Return the share that a command line names as "I/N"."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return Share(number=int(match[1]), of=int(match[2]))

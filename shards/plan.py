@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cclm.errors import ConfigError
 from cclm.shardfile.codec import canonical_json
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
 from shards.corpora.table import corpus_of
+from shards.guard import mistaken
 from shards.parts import Part
-from shards.recipe import SetRecipe
-from shards.settings import content_hash
+from shards.recipe import SetRecipe, content_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,7 @@ class SetPlan:
 def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
     """Return the plan of a set, with an account of the files that its corpus does not read.
 
-    Raises:
-        ConfigError: the files are not what the recipe says.
+    ConfigError: the files are not what the recipe says.
     """
     with accounting() as account:
         plan = plan_set(name, recipe, corpus_of(recipe.corpus, recipe.options).parts())
@@ -49,19 +47,11 @@ def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
 
 
 def plan_set(name: str, recipe: SetRecipe, parts: Sequence[Part]) -> SetPlan:
-    """Return the plan of a set.
-
-    Raises:
-        ConfigError: two parts have one name, or a file of the filters is missing.
-    """
+    """Return the plan of a set. ConfigError: two parts have one name, or a file of the filters is missing."""
     names = [part.name for part in parts]
     if len(set(names)) != len(names):
-        raise ConfigError(
-            expected="parts with names of their own",
-            got=f"{max(names, key=names.count)!r} again",
-            do="Give the files of the corpus different names.",
-            where=name,
-        )
+        again, do = max(names, key=names.count), "Give the files of the corpus different names."
+        mistaken("parts with names of their own", f"{again!r} again", do, name)
     digest = hashlib.sha256(canonical_json([recipe_json(recipe), content_hash(recipe.filters)]))
     for part in parts:
         digest.update(f"{part.name}\0{part.stamp}\0".encode("utf-8", "surrogatepass"))
@@ -70,11 +60,9 @@ def plan_set(name: str, recipe: SetRecipe, parts: Sequence[Part]) -> SetPlan:
 
 def recipe_json(recipe: SetRecipe) -> dict[str, Any]:
     """Return a set's recipe as JSON values. Where packages lie is left out: it does not change what is built."""
-    document = asdict(recipe)
-    document["view"] = recipe.view.value
-    document["options"] = {
-        key: str(value) if not isinstance(value, (str, int, float, bool, list, dict, type(None))) else value
+    options = {
+        key: value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else str(value)
         for key, value in recipe.options.items()
         if key != "packages"
     }
-    return document
+    return asdict(recipe) | {"view": recipe.view.value, "options": options}

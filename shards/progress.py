@@ -1,17 +1,23 @@
-"""A bar with throughput and ETA on a terminal, plain lines in a log."""
+"""How far a build is: a bar with throughput and ETA on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
+import threading
 import time
-from types import TracebackType
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
 from cclm.track.progress import make_bar, spell_duration
+from shards.chunks import ChunkName, chunk_facts, list_chunks
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class WorkProgress:
@@ -27,8 +33,7 @@ class WorkProgress:
     def __init__(self, label: str, total: int | None, unit: str, console: Console) -> None:
         self._label, self._total, self._unit, self._console = label, total, unit, console
         self._done, self._skipped, self._started = 0, 0, time.monotonic()
-        self._last_line = self._started
-        self._facts, self._said = "done before", -1
+        self._last_line, self._said = self._started, -1
         self._bar: Progress | None = None
 
     def __enter__(self) -> WorkProgress:
@@ -48,29 +53,79 @@ class WorkProgress:
         """Add finished work; what an earlier run did (`done_before`) does not count for the throughput."""
         self._done += amount
         self._skipped += amount if done_before else 0
-        now = time.monotonic()
-        rate = (self._done - self._skipped) / max(now - self._started, 1e-3)
-        facts = "done before"
-        if rate > 0:
-            facts = f"{rate:,.0f} {self._unit}/s"
-            if self._total is not None:
-                facts += f"  ETA {spell_duration(max(self._total - self._done, 0) / rate)}"
         if self._bar is not None:
-            self._bar.update(self._task, advance=amount, facts=facts, description=escape(note or self._label))
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            self._say(facts)
-        self._facts = facts
+            self._bar.update(self._task, advance=amount, facts=self._facts(), description=escape(note or self._label))
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._say()
 
-    def _say(self, facts: str) -> None:
-        self._said = self._done
+    def _facts(self) -> str:
+        rate = (self._done - self._skipped) / max(time.monotonic() - self._started, 1e-3)
+        if rate <= 0:
+            return "done before"
+        left = "" if self._total is None else f"  ETA {spell_duration(max(self._total - self._done, 0) / rate)}"
+        return f"{rate:,.0f} {self._unit}/s{left}"
+
+    def _say(self) -> None:
+        self._last_line, self._said = time.monotonic(), self._done
         of = "" if self._total is None else f"/{self._total:,}"
-        self._console.print(f"{self._label}: {self._done:,}{of}  {facts}", highlight=False)
+        self._console.print(f"{self._label}: {self._done:,}{of}  {self._facts()}", highlight=False)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self._said != self._done:
-            self._say(self._facts)
+            self._say()
+
+
+class Followed:
+    """Chunks that appear in a folder, by whatever process or machine; `on_records` is called with the number of records
+    of new ones, and whether they were there at the beginning."""
+
+    def __init__(self, chunks: Path, on_records: Callable[[int, bool], None] = lambda _records, _before: None) -> None:
+        self.facts: Counter[str] = Counter()
+        """Sums over the chunks: `records` of the corpus, `units` that the counts add up in, and of them `bad` ones,
+        which the corpus has broken, as opposed to those that a filter refused."""
+        self.of_parts: Counter[int] = Counter()
+        """Records by part."""
+        self._chunks, self._on_records = chunks, on_records
+        self._seen: set[ChunkName] = set()
+        self._lock = threading.Lock()
+        self.look(at_begin=True)
+
+    def look(self, *, at_begin: bool = False) -> Counter[str]:
+        """Add the chunks that are new; return the sums."""
+        with self._lock:
+            for name in list_chunks(self._chunks):
+                if name not in self._seen:
+                    self._seen.add(name)
+                    facts = chunk_facts(name.path(self._chunks))
+                    self.facts.update(facts)
+                    self.of_parts[name.part] += facts["records"]
+                    self._on_records(facts["records"], at_begin)
+        return self.facts
+
+    def guess_of_all(self, ended: Collection[int], num_parts: int) -> int | None:
+        """Return about how many records a corpus has, from the parts that were read to their end; None without one."""
+        if not ended:
+            return None
+        return max(self.facts["records"], round(sum(self.of_parts[part] for part in ended) / len(ended) * num_parts))
+
+
+@contextmanager
+def follow_chunks(chunks: Path, progress: WorkProgress) -> Iterator[Followed]:
+    """Move a progress bar on while chunks appear in a folder."""
+    stop = threading.Event()
+    followed = Followed(chunks, lambda records, before: progress.advance(records, done_before=before))
+
+    def watch() -> None:
+        while not stop.wait(SECONDS_BETWEEN_LOOKS):
+            followed.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield followed
+    finally:
+        stop.set()
+        thread.join()
+        followed.look()

@@ -15,11 +15,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
@@ -34,11 +33,12 @@ from shards.chunks import (
     order_of,
     position_of,
 )
+from shards.corpora.entries import refused
 from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_of_text
-from shards.guard import data_error, data_errors, without_addresses
-from shards.parts import LazyRecord, Part, UnwantedError
+from shards.guard import data_error, data_errors, mistaken, whole, without_addresses
+from shards.parts import LazyRecord, Part, Share, UnwantedError
 from shards.recipe import SetRecipe
-from shards.sketch import exact_sketch_of_image, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
+from shards.sketch import exact_sketch, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
 from shards.source_image import SourceImage, written_anew
 
 
@@ -65,7 +65,7 @@ def scan(job: ScanJob) -> int:
         ConfigError: the part cannot be read at all.
         MissingDependencyError: a filter needs an optional package.
     """
-    if _is_done(job):
+    if is_read(job.chunks, job.number, job.lane, job.lanes):
         return 0
     skipped: dict[str, Counter[str]] = {}
     records, chunk, written = _records_of(job.part, skipped), 0, 0
@@ -76,7 +76,7 @@ def scan(job: ScanJob) -> int:
             written += 1
         chunk += 1
     end = canonical_json({"chunks": chunk, "skipped": skipped})
-    replace_bytes(end_path(job.chunks, job.number), end, durable=True)
+    replace_bytes(_end_path(job.chunks, job.number), end, durable=True)
     return written
 
 
@@ -91,17 +91,13 @@ def _records_of(part: Part, skipped: dict[str, Counter[str]]) -> Iterator[LazyRe
                 if isinstance(item, LazyRecord):
                     yield item
                 elif item.rows:
-                    rows = {_whole(language): number for language, number in item.rows.items()}
+                    rows = {whole(language): number for language, number in item.rows.items()}
                     skipped.setdefault(item.source, Counter()).update(rows)
     except DataError as error:
-        yield LazyRecord(key=f"{part.name}-end", source=part.name, make=partial(_raise, error))
+        yield refused(error, f"{part.name}-end", part.name)
 
 
-def _raise(error: DataError) -> NoReturn:
-    raise error
-
-
-def end_path(folder: Path, part: int) -> Path:
+def _end_path(folder: Path, part: int) -> Path:
     """Where the number of a part's chunks stands once it was read to its end."""
     return folder / f"{part:06d}.end"
 
@@ -109,7 +105,7 @@ def end_path(folder: Path, part: int) -> Path:
 def chunks_of(folder: Path, part: int) -> int | None:
     """Return the number of a part's chunks, or None if nobody has read it to its end."""
     try:
-        return int(json.loads(end_path(folder, part).read_bytes())["chunks"])
+        return int(json.loads(_end_path(folder, part).read_bytes())["chunks"])
     except FileNotFoundError:
         return None
 
@@ -118,26 +114,16 @@ def skipped_rows(folder: Path, num_parts: int) -> dict[str, dict[str, int]]:
     """Return the rows that parts, all of them read, have skipped: source -> language -> rows."""
     total: dict[str, Counter[str]] = {}
     for part in range(num_parts):
-        for source, rows in json.loads(end_path(folder, part).read_bytes())["skipped"].items():
+        for source, rows in json.loads(_end_path(folder, part).read_bytes())["skipped"].items():
             total.setdefault(source, Counter()).update(rows)
     return {source: dict(rows) for source, rows in total.items()}
 
 
-def unfinished_parts(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return the names of the parts of which a chunk, or the end, is missing."""
-    left = []
-    for number, name in enumerate(names):
-        chunks = chunks_of(folder, number)
-        if chunks is None or not all(ChunkName(part=number, chunk=c).path(folder).exists() for c in range(chunks)):
-            left.append(name)
-    return left
-
-
-def _is_done(job: ScanJob) -> bool:
-    chunks = chunks_of(job.chunks, job.number)
+def is_read(folder: Path, part: int, lane: int = 0, lanes: int = 1) -> bool:
+    """Tell whether the chunks of a lane of a part are there, and its end."""
+    chunks = chunks_of(folder, part)
     return chunks is not None and all(
-        ChunkName(part=job.number, chunk=chunk).path(job.chunks).exists()
-        for chunk in range(job.lane, chunks, job.lanes)
+        ChunkName(part=part, chunk=chunk).path(folder).exists() for chunk in range(lane, chunks, lanes)
     )
 
 
@@ -169,7 +155,8 @@ class _Chunk:
         try:
             made = lazy.make()
             if isinstance(made, ImageTextRecord) != self._is_image:
-                raise _wrong_view(self._recipe)
+                do = "Correct `view` and `corpus` in the recipe."
+                mistaken(f"a corpus of view {self._recipe.view.value}", "records of the other view", do)
             if isinstance(made, ImageTextRecord):
                 self._add_image(lazy, made)
                 return
@@ -191,13 +178,19 @@ class _Chunk:
         refusal = refusal_of_image(source, self._recipe.filters)
         stored = self._stored(source, record)
         _, (_, document) = encode_image_text(stored, where)
-        captions, refused = self._sifted(stored.captions)
+        captions: dict[str, list[str]] = {}
+        refused_texts: list[tuple[str, str, Refusal]] = []
+        for language, text in ((language, text) for language, texts in stored.captions.items() for text in texts):
+            if why := refusal_of_text(text, language, self._recipe.filters):
+                refused_texts.append((language, text, why))
+            else:
+                captions.setdefault(language, []).append(text)
         if not captions and refusal is None:
-            refusal = refused[0][2]
+            refusal = refused_texts[0][2]
         if refusal is not None:
-            self._refuse(lazy.key, lazy.source, "filter", refusal)
+            self._refuse(lazy.key, lazy.source, refusal)
             return
-        if refused:
+        if refused_texts:
             _, (_, document) = encode_image_text(replace(stored, captions=captions), where)
         row = {
             "kind": RECORD,
@@ -208,13 +201,15 @@ class _Chunk:
         }
         codes: dict[str, Sequence[int]] = {}
         if self._recipe.duplicates.exact:
-            row["exact"], codes["exact"] = exact_sketch_of_image(record.image)
+            row["exact"], codes["exact"] = exact_sketch(record.image)
         if self._recipe.duplicates.near:
             row["near"], codes["near"] = near_sketch_of_image(source, self._recipe.duplicates)
         row["image_offset"] = self._writer.add_image(stored.image)
         self._add_row(record.key, row, codes)
-        for language, text, reason in refused:
-            self._note_text(record.key, record.source, language, text, reason)
+        key, origin = record.key, record.source
+        for language, text, why in refused_texts:
+            line = {"message": why.message(key), "language": language, "caption": text}
+            self._add_line(TEXT, key=key, source=origin, stage="filter", reason=why.reason, **line)
 
     def _stored(self, source: SourceImage, record: ImageTextRecord) -> ImageTextRecord:
         image, image_format, factor = written_anew(source, record.image_format, self._recipe.images)
@@ -223,27 +218,12 @@ class _Chunk:
             regions = tuple(replace(region, box=_scaled(region, factor)) for region in regions)
         return replace(record, image=image, image_format=image_format, regions=regions)
 
-    def _sifted(
-        self, captions: Mapping[str, Sequence[str]]
-    ) -> tuple[dict[str, list[str]], list[tuple[str, str, Refusal]]]:
-        """Return the captions that stay, and those that go with their reasons."""
-        kept: dict[str, list[str]] = {}
-        refused: list[tuple[str, str, Refusal]] = []
-        for language, texts in captions.items():
-            for text in texts:
-                refusal = refusal_of_text(text, language, self._recipe.filters)
-                if refusal is None:
-                    kept.setdefault(language, []).append(text)
-                else:
-                    refused.append((language, text, refusal))
-        return kept, refused
-
     def _add_pair(self, pair: TextPair) -> None:
         check_group([pair])
         (pair.group + pair.source + pair.lang_a + pair.lang_b).encode("utf-8")
         refusal = refusal_of_pair(pair, self._recipe.filters)
         if refusal is not None:
-            self._refuse(pair.group, pair.source, "filter", refusal)
+            self._refuse(pair.group, pair.source, refusal)
             return
         row = vars(pair) | {"kind": RECORD, "label": "-".join(sorted((pair.lang_a, pair.lang_b)))}
         codes: dict[str, Sequence[int]] = {}
@@ -255,25 +235,21 @@ class _Chunk:
 
     def _refuse_broken(self, key: str, source: str, error: DataError) -> None:
         stage = "filter" if isinstance(error, UnwantedError) else "make"
-        self._refuse(key, source, stage, Refusal(error.reason, "", ""), str(error))
-
-    def _refuse(self, key: str, source: str, stage: str, refusal: Refusal, message: str = "") -> None:
         self._facts["bad"] += stage == "make"
-        message = message or f"{key}: expected {refusal.expected}, got {refusal.got}."
-        plain = without_addresses(message)
-        line = {"key": key, "source": source, "stage": stage, "reason": refusal.reason, "message": plain}
-        self._add_row(key, {"kind": REFUSED, "line": quarantine_line(line)}, {})
+        message = without_addresses(str(error))
+        self._add_line(REFUSED, key=key, source=source, stage=stage, reason=error.reason, message=message)
 
-    def _note_text(self, key: str, source: str, language: str, text: str, refusal: Refusal) -> None:
-        message = f"{key}: expected {refusal.expected}, got {refusal.got}."
-        line = {"key": key, "source": source, "stage": "filter", "reason": refusal.reason, "message": message}
-        line |= {"language": language, "caption": text}
-        self._add_row(key, {"kind": TEXT, "line": quarantine_line(line)}, {})
+    def _refuse(self, key: str, source: str, why: Refusal) -> None:
+        message = without_addresses(why.message(key))
+        self._add_line(REFUSED, key=key, source=source, stage="filter", reason=why.reason, message=message)
+
+    def _add_line(self, kind: int, **line: str) -> None:
+        self._add_row(line["key"], {"kind": kind, "line": quarantine_line(line)}, {})
 
     def _add_row(self, key: str, row: dict[str, Any], codes: Mapping[str, Sequence[int]]) -> None:
         self._facts["units"] += row["kind"] != TEXT
         place = {
-            "key": _whole(key),
+            "key": whole(key),
             "order": order_of(key, self._seed),
             "position": position_of(self._name.part, self._name.chunk, self._rows),
         }
@@ -283,12 +259,7 @@ class _Chunk:
 
 def quarantine_line(fields: Mapping[str, Any]) -> bytes:
     """Return a line of quarantine.jsonl."""
-    return canonical_json({name: _whole(value) if isinstance(value, str) else value for name, value in fields.items()})
-
-
-def _whole(text: str) -> str:
-    """Return a text in which a lone surrogate, as broken corpora have it, is a question mark: it cannot be stored."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return canonical_json({name: whole(value) if isinstance(value, str) else value for name, value in fields.items()})
 
 
 def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:
@@ -296,24 +267,16 @@ def _scaled(region: Region, factor: float) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def _wrong_view(recipe: SetRecipe) -> ConfigError:
-    return ConfigError(
-        expected=f"a corpus of view {recipe.view.value}",
-        got="records of the other view",
-        do="Correct `view` and `corpus` in the recipe.",
-    )
-
-
 def scan_jobs(
-    parts: Sequence[Part], chunks: Path, seed: bytes, recipe: SetRecipe, *, task: int, tasks: int, workers: int
+    parts: Sequence[Part], chunks: Path, seed: bytes, recipe: SetRecipe, share: Share, workers: int
 ) -> Iterator[ScanJob]:
-    """Yield the jobs of one task of `tasks`, cut fine enough for its workers; the tasks together read everything.
+    """Yield a task's jobs, cut fine enough for its workers; the tasks together read everything.
 
     With fewer parts than readers, several read the same part and each makes the records of its own chunks.
     """
-    lanes = max(1, -(-tasks // max(len(parts), 1)))
-    whole = [(number, lane) for number in range(len(parts)) for lane in range(lanes)]
-    mine = whole[task::tasks]
+    lanes = max(1, -(-share.of // max(len(parts), 1)))
+    lanes_of_parts = [(number, lane) for number in range(len(parts)) for lane in range(lanes)]
+    mine = lanes_of_parts[share.number :: share.of]
     split = max(1, -(-workers // max(len(mine), 1)))
     for number, lane in mine:
         for piece in range(split):

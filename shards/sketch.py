@@ -19,7 +19,7 @@ import numpy as np
 
 from cclm.types import TextPair
 from shards.guard import optional_library
-from shards.settings import DuplicateSettings
+from shards.recipe import DuplicateSettings
 from shards.source_image import SourceImage
 
 MINHASH_SIZE: Final = 64
@@ -39,19 +39,16 @@ def _code(*pieces: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(b"\0".join(pieces), digest_size=8).digest(), "big")
 
 
-def exact_sketch_of_image(image: bytes) -> Sketch:
-    """Return the hash of an image file."""
-    return _of_digest(hashlib.blake2b(image, digest_size=16).digest())
+def exact_sketch(content: bytes) -> Sketch:
+    """Return the hash of an image file, or of anything else."""
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return Sketch(digest, (int.from_bytes(digest[:8], "big"),))
 
 
 def exact_sketch_of_pair(pair: TextPair) -> Sketch:
     """Return the hash of two sentences and their languages, without case and spacing."""
     text = "\0".join((pair.lang_a, _normal(pair.text_a), pair.lang_b, _normal(pair.text_b)))
-    return _of_digest(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
-
-
-def _of_digest(digest: bytes) -> Sketch:
-    return Sketch(digest, (int.from_bytes(digest[:8], "big"),))
+    return exact_sketch(text.encode("utf-8", "surrogatepass"))
 
 
 def _normal(text: str) -> str:
@@ -59,14 +56,8 @@ def _normal(text: str) -> str:
 
 
 def perceptual_hash(image: SourceImage) -> int:
-    """Return the 64-bit perceptual hash (DCT) of an image.
-
-    Raises:
-        DataError: reason image_broken.
-        MissingDependencyError: without imagehash.
-    """
-    imagehash = optional_library("imagehash", "it compares images")
-    bits = imagehash.phash(image.pixels).hash
+    """Return the 64-bit perceptual hash (DCT) of an image. DataError: reason image_broken."""
+    bits = optional_library("imagehash", "it compares images").phash(image.pixels).hash
     return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
 
 
@@ -86,9 +77,6 @@ def near_sketch_of_pair(pair: TextPair) -> Sketch:
     """Return the MinHash of a pair's character 4-grams, 64 numbers of 32 bits, and one code a band.
 
     The languages are part of every 4-gram: a sentence's translations into two languages are no duplicates.
-
-    Raises:
-        MissingDependencyError: without rensa.
     """
     rensa = optional_library("rensa", "MinHash")
     grams = []
@@ -100,8 +88,7 @@ def near_sketch_of_pair(pair: TextPair) -> Sketch:
     minhash.update(grams)
     signature = np.array(minhash.digest(), dtype=">u4").tobytes()
     width = len(signature) // _BANDS
-    codes = [_code(b"m", bytes([band]), signature[band * width : (band + 1) * width]) for band in range(_BANDS)]
-    return Sketch(signature, codes)
+    return Sketch(signature, [_code(b"m", bytes([band]), signature[band * width :][:width]) for band in range(_BANDS)])
 
 
 def similar(signatures: Any, one: bytes, settings: DuplicateSettings, *, exact: bool) -> Any:
@@ -109,10 +96,14 @@ def similar(signatures: Any, one: bytes, settings: DuplicateSettings, *, exact: 
 
     Its length tells which sketch it is: 16 bytes exact, 8 a perceptual hash, 256 a MinHash.
     """
-    single = np.frombuffer(one, dtype=np.uint8)
+    if not exact and len(one) == 8:
+        return differing_bits(signatures, one) <= settings.distance
+    equal = signatures == np.frombuffer(one, dtype=np.uint8)
     if exact:
-        return (signatures == single).all(axis=1)
-    if len(one) == 8:
-        return np.unpackbits(signatures ^ single, axis=1).sum(axis=1) <= settings.distance
-    equal = (signatures == single).reshape(len(signatures), MINHASH_SIZE, 4).all(axis=2)
-    return equal.mean(axis=1) >= settings.similarity
+        return equal.all(axis=1)
+    return equal.reshape(len(signatures), MINHASH_SIZE, 4).all(axis=2).mean(axis=1) >= settings.similarity
+
+
+def differing_bits(signatures: Any, one: bytes) -> Any:
+    """Return in how many bits each of some signatures, an array (number, bytes) of uint8, differs from one."""
+    return np.unpackbits(signatures ^ np.frombuffer(one, dtype=np.uint8), axis=1).sum(axis=1)

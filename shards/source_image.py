@@ -9,7 +9,7 @@ from typing import Any, Final
 from PIL import Image
 
 from cclm.data.decoding import decode_image, image_size
-from shards.settings import ImageSettings
+from shards.recipe import ImageSettings
 
 _NAMES: Final = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -36,16 +36,14 @@ def written_anew(image: SourceImage, image_format: str, settings: ImageSettings)
 
     What needs no change is returned bit for bit. The same pixels give the same bytes with the same Pillow.
     """
-    if not settings.changes:
+    if not settings.short_side and not settings.format:
         return image.data, image_format, 1.0
-    wanted = settings.format or image_format
-    shorter = min(image.size)
-    shrinks = 0 < settings.short_side < shorter
-    if wanted == image_format and not shrinks:
+    wanted, shorter = settings.format or image_format, min(image.size)
+    factor = settings.short_side / shorter if 0 < settings.short_side < shorter else 1.0
+    if wanted == image_format and factor == 1.0:
         return image.data, image_format, 1.0
-    factor = settings.short_side / shorter if shrinks else 1.0
     pixels = image.pixels
-    if shrinks:
+    if factor != 1.0:
         width, height = (max(1, round(side * factor)) for side in image.size)
         pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import median_low
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cclm.errors import ConfigError
+from cclm.errors import DataError
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
+from cclm.shardfile.reader import ShardSet
 from cclm.types import View
-from shards.measure import class_name, measure_set, median_class
+from shards.guard import mistaken
+from shards.source_image import SourceImage
+
+COUNTS: Final = {
+    "languages": "texts by language",
+    "sources": "samples by source",
+    "licences": "samples by licence",
+}
+"""Counts of a set's totals, and what they are called."""
+SKIPPED: Final = "rows skipped by source and language"
 
 
 def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the shard sets at or directly below some folders, each once, by name: by path where two share a name.
 
-    Raises:
-        ConfigError: a folder without any.
+    ConfigError: a folder without any.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
         candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
         sets = [path for path in candidates if (path / schema.MANIFEST_NAME).is_file()]
         if not sets:
-            raise ConfigError(
-                expected="a shard set, or a folder of shard sets (a set has a manifest.json)",
-                got="none",
-                do="Check the path, or let `python -m shards build` finish.",
-                where=str(folder),
-            )
+            expected = "a shard set, or a folder of shard sets (a set has a manifest.json)"
+            mistaken(expected, "none", "Check the path, or let `python -m shards build` finish.", folder)
         for path in sets:
             found.setdefault(path.resolve(), path)
     names = Counter(path.name for path in found)
@@ -98,11 +106,80 @@ def by_name(skipped: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {f"{source} {tag}": number for source, rows in skipped.items() for tag, number in rows.items()}
 
 
+def spread(samples_per_shard: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield (shard, sample) of at most `most` samples, evenly spread over a set."""
+    ends = list(itertools.accumulate(samples_per_shard))
+    total = ends[-1] if ends else 0
+    wanted = min(most, total)
+    for position in (total * number // wanted for number in range(wanted)):
+        shard = bisect.bisect_right(ends, position)
+        yield shard, position - ends[shard] + samples_per_shard[shard]
+
+
+def class_of(value: int) -> int:
+    """Return the lower bound of the class that a number belongs to: 0, 1, 2, 4, 8, …"""
+    return 1 << (value.bit_length() - 1) if value > 0 else 0
+
+
+def class_name(lower: int) -> str:
+    """Return a class in words."""
+    return f"{lower}" if lower < 2 else f"{lower:,}-{2 * lower - 1:,}"
+
+
+def measure_set(folder: Path, most: int) -> dict[str, Any]:
+    """Measure at most `most` samples of a set.
+
+    Returns:
+        `measured`: how many; `broken`: how many of them could not be read, by reason; `characters`: language -> class
+        -> texts; for image sets `short_side`, `file_bytes`, `aspect_percent` (longer by shorter side) and `captions`,
+        for text sets `pairs`: class -> samples. Classes are named by their lower bound.
+    """
+    shards = ShardSet(folder)
+    counts: dict[str, Counter[int]] = {}
+    characters: dict[str, Counter[int]] = {}
+    broken: Counter[str] = Counter()
+    measured = 0
+    for shard, sample in spread(shards.samples_per_shard, most):
+        measured += 1
+        try:
+            numbers, texts = _look_at(shards, shard, sample)
+        except DataError as error:
+            broken[error.reason] += 1
+            continue
+        for name, number in numbers.items():
+            counts.setdefault(name, Counter())[class_of(number)] += 1
+        for language, text in texts:
+            characters.setdefault(language, Counter())[class_of(len(text))] += 1
+    shards.close()
+    return {
+        "measured": measured,
+        "broken": dict(sorted(broken.items())),
+        "characters": {language: dict(sorted(count.items())) for language, count in sorted(characters.items())},
+        **{name: dict(sorted(count.items())) for name, count in counts.items()},
+    }
+
+
+def _look_at(shards: ShardSet, shard: int, sample: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return a sample's numbers by name, and its texts with their languages."""
+    if shards.view is View.TEXT_PAIR:
+        pairs = shards.text_group(shard, sample)
+        texts = [(pairs[0].lang_a, pairs[0].text_a), *((pair.lang_b, pair.text_b) for pair in pairs)]
+        return {"pairs": len(pairs)}, texts
+    record = shards.image_text(shard, sample)
+    shorter, longer = sorted(SourceImage(record.image, f"record {record.key!r}").size)
+    texts = [(language, text) for language, of_one in record.captions.items() for text in of_one]
+    numbers = {
+        "short_side": shorter,
+        "aspect_percent": round(100 * longer / max(shorter, 1)),
+        "file_bytes": len(record.image),
+        "captions": len(texts),
+    }
+    return numbers, texts
+
+
 def print_statistics(result: Mapping[str, Any], console: Console) -> None:
     """Print one table of sizes, and one each by language, source and licence."""
-    sizes = Table(title="shard sets")
-    for column in ("set", "view", "shards", "samples", "texts or pairs", "MB", "refused"):
-        sizes.add_column(column, justify="left" if column in ("set", "view") else "right")
+    sizes = _table("shard sets", ["set", "view"], ["shards", "samples", "texts or pairs", "MB", "refused"])
     for name, entry in result.items():
         numbers = (entry["shards"], entry["samples"], entry["rows"])
         megabytes = f"{entry['size_bytes'] / 1e6:,.1f}"
@@ -111,26 +188,29 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
     console.print(sizes)
     for name, entry in result.items():
         if entry["account"]:
-            console.print(f"{name}: {entry['account']}", markup=False, highlight=False, soft_wrap=True)
-    for field, title in (
-        ("languages", "texts by language"),
-        ("sources", "samples by source"),
-        ("licences", "samples by licence"),
-    ):
+            console.out(f"{name}: {entry['account']}")
+    for field, title in COUNTS.items():
         _print_counts({name: entry[field] for name, entry in result.items()}, title, console)
     skipped = {name: by_name(entry["skipped"]) for name, entry in result.items()}
     if any(skipped.values()):
-        _print_counts(skipped, "rows skipped by source and language", console)
+        _print_counts(skipped, SKIPPED, console)
     for name, entry in result.items():
         if "measures" in entry:
             _print_measures(name, entry["measures"], console)
 
 
+def _table(title: str, names: Sequence[str], numbers: Iterable[str]) -> Table:
+    """Return an empty table with columns of names and, to their right, of numbers."""
+    table = Table(title=Text(title))
+    for column in names:
+        table.add_column(Text(column))
+    for column in numbers:
+        table.add_column(Text(column), justify="right")
+    return table
+
+
 def _print_counts(counts: Mapping[str, Mapping[str, int]], title: str, console: Console) -> None:
-    table = Table(title=title)
-    table.add_column(title.split()[-1])
-    for name in counts:
-        table.add_column(Text(name), justify="right")
+    table = _table(title, [title.split()[-1]], counts)
     for label in sorted({label for count in counts.values() for label in count}):
         table.add_row(Text(label), *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
     console.print(table)
@@ -140,19 +220,17 @@ def _print_measures(name: str, measures: Mapping[str, Any], console: Console) ->
     """Print each count in classes with a bar, and the middle class of the lengths by language."""
     counts = {field: count for field, count in measures.items() if field not in ("measured", "broken", "characters")}
     broken = "".join(f", {number:,} broken ({reason})" for reason, number in measures["broken"].items())
-    table = Table(title=Text(f"{name}: {measures['measured']:,} samples measured{broken}"))
-    for column in ("measure", "class", "samples", ""):
-        table.add_column(column, justify="right" if column in ("class", "samples") else "left")
+    title = f"{name}: {measures['measured']:,} samples measured{broken}"
+    table = _table(title, ["measure"], ["class", "samples"])
+    table.add_column()
     for field, count in counts.items():
         longest = max(count.values())
         for number, (lower, samples) in enumerate(count.items()):
             bar = "█" * max(1, round(30 * samples / longest))
             table.add_row(field if number == 0 else "", class_name(lower), f"{samples:,}", bar)
     console.print(table)
-    lengths = Table(title=Text(f"{name}: characters of a text"))
-    for column in ("language", "texts", "middle", "longest"):
-        lengths.add_column(column, justify="left" if column == "language" else "right")
+    lengths = _table(f"{name}: characters of a text", ["language"], ["texts", "middle", "longest"])
     for language, count in measures["characters"].items():
-        words = class_name(median_class(count)), class_name(max(count))
-        lengths.add_row(Text(language), f"{sum(count.values()):,}", *words)
+        middle = median_low(Counter(count).elements())
+        lengths.add_row(Text(language), f"{sum(count.values()):,}", class_name(middle), class_name(max(count)))
     console.print(lengths)

@@ -13,28 +13,25 @@ import heapq
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.reader import texts_of_things
+from shards.guard import mistaken
 
 NUM_THREADS: Final = 1
 _LONGEST_WORD: Final = 500
 """Characters; longer words (texts in scripts without spaces) are cut, because what is too long is left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Texts to train on."""
+class Sample(NamedTuple):
+    """Texts to train on, and how many the sets hold; a text of several things stands here several times."""
 
-    texts: Sequence[str]
-    """A text of several things stands here several times."""
+    texts: list[str]
     num_texts: int
-    """How many the sets hold, each as often as it stands there."""
 
 
 def sample_texts(folders: Sequence[Path], most: int, seed: int = 0) -> Sample:
@@ -57,7 +54,7 @@ def sample_texts(folders: Sequence[Path], most: int, seed: int = 0) -> Sample:
             heapq.heappush(drawn, (number, text))
         else:
             held.discard(heapq.heapreplace(drawn, (number, text))[0])
-    return Sample(texts=[text for _, text in sorted(drawn)], num_texts=num_texts)
+    return Sample([text for _, text in sorted(drawn)], num_texts)
 
 
 def _empty_tokenizer() -> Any:
@@ -65,13 +62,9 @@ def _empty_tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.Unigram())
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
+        [normalizers.NFKC(), normalizers.Lowercase(), spaces, normalizers.Strip()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -130,11 +123,10 @@ def _check_size(words: Mapping[str, int], vocab_size: int, num_special: int, cov
             break
         covered, needed = covered + count, needed + 1
     if not words or vocab_size < needed:
-        raise ConfigError(
-            expected=f"a vocabulary of at least {needed:,} (special tokens and characters)",
-            got=f"{vocab_size:,}" if words else "no text at all",
-            do="Raise --vocab-size, or lower --character-coverage." if words else "Name shard sets that hold texts.",
-        )
+        got, do = f"{vocab_size:,}", "Raise --vocab-size, or lower --character-coverage."
+        if not words:
+            got, do = "no text at all", "Name shard sets that hold texts."
+        mistaken(f"a vocabulary of at least {needed:,} (special tokens and characters)", got, do)
 
 
 def _lines(words: Mapping[str, int]) -> Iterator[str]:
@@ -194,7 +186,6 @@ def write_tokenizer(tokenizer: Any, folder: Path, max_tokens: int, training: Map
     """
     import sentencepiece
 
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_tokens,
@@ -209,6 +200,9 @@ def write_tokenizer(tokenizer: Any, folder: Path, max_tokens: int, training: Map
         "mask_token": "<mask>",
     }
     trainer = {"trainer": f"sentencepiece {sentencepiece.__version__}", "num_threads": NUM_THREADS}
-    replace_bytes(folder / "training.json", canonical_json({**training, **trainer}) + b"\n", durable=True)
-    replace_bytes(folder / "tokenizer_config.json", canonical_json(config) + b"\n", durable=True)
-    replace_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode("utf-8") + b"\n", durable=True)
+    for name, data in (
+        ("training.json", canonical_json({**training, **trainer})),
+        ("tokenizer_config.json", canonical_json(config)),
+        ("tokenizer.json", tokenizer.to_str(pretty=True).encode("utf-8")),
+    ):
+        replace_bytes(folder / name, data + b"\n", durable=True)

@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from cclm.errors import ConfigError, DataError
@@ -21,25 +20,20 @@ from shards.guard import optional_library
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+RunJobs = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
+"""Runs a function on many jobs, in any processes: `Workers.run`."""
+
 
 @contextmanager
 def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock on a folder, so that two builds never write into it at once. A killed build's lock is gone with it.
+    """Hold a lock on a folder, made if missing, so that two builds never write into it at once; a killed build's lock
+    is gone with it. Shared, for one of many tasks of one build: others may be at work, a whole build may not.
 
-    Args:
-        folder: what to lock; is made if missing.
-        shared: for one of many tasks of one build: others may be at work, a whole build may not.
-
-    Raises:
-        ConfigError: another process builds there.
+    ConfigError: another process builds there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(
-        expected="no other build in this folder",
-        got="one that is running",
-        do="Wait for it, or choose another --out.",
-        where=str(folder),
-    )
+    got, do = "one that is running", "Wait for it, or choose another --out."
+    busy = ConfigError(expected="no other build in this folder", got=got, do=do, where=str(folder))
     with locked_folder(folder, busy, shared=shared):
         yield
 
@@ -47,112 +41,93 @@ def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
 class Workers:
     """Runs jobs in this process (one worker: the slow twin), or in a pool that lives as long as the context."""
 
+    ahead = 2
+    """Jobs that a worker is given at a time: a stopped build should not go on for long."""
+
     def __init__(self, number: int) -> None:
         self._number = number
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Any = None
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            self._pool = None
 
     def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
-        """Yield each job and its result as they finish.
-
-        Raises:
-            DataError: reason worker_died.
-        """
+        """Yield each job and its result as they finish; raise what the function does, or DataError (worker_died)."""
         if self._number <= 1 or len(jobs) <= 1:
-            for job in jobs:
-                yield job, function(job)
+            yield from ((job, function(job)) for job in jobs)
             return
-        if self._pool is None:
-            # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody
-            # opens.
-            context = multiprocessing.get_context("spawn")
-            # A pool's workers would outlive a killed build, and finish shards under the hands of the one that goes on.
-            self._pool = ProcessPoolExecutor(
-                self._number, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)
-            )
-        yield from self._run_in(self._pool, function, jobs)
-
-    def _run_in(
-        self, pool: ProcessPoolExecutor, function: Callable[[Job], Result], jobs: Sequence[Job]
-    ) -> Iterator[tuple[Job, Result]]:
-        pending: dict[Future[Result], Job] = {}
-        waiting = iter(jobs)
         try:
-            while True:
-                # A few jobs ahead only: a stopped build should not go on for long.
-                for job in itertools.islice(waiting, 2 * self._number - len(pending)):
-                    pending[pool.submit(function, job)] = job
-                if not pending:
-                    return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    yield pending.pop(future), future.result()
+            yield from self._run_in_pool(function, jobs)
         except BrokenProcessPool as error:
             raise _worker_died("often: out of memory") from error
-        finally:
-            for future in pending:
-                future.cancel()
 
-
-class RayWorkers:
-    """Runs jobs as tasks of a Ray cluster whose nodes share the file system; the cluster is the one that RAY_ADDRESS
-    names, or a local one.
-
-    Raises:
-        MissingDependencyError: without ray.
-    """
-
-    def __init__(self, number: int) -> None:
-        do = 'pip install "cclm-pretraining[ray]", or leave --executor out.'
-        self._ray = optional_library("ray", "for --executor ray", do=do)
-        self._number, self._started = number, False
-
-    def __enter__(self) -> RayWorkers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._started:
-            self._ray.shutdown()
-
-    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
-        """Yield each job and its result as they finish.
-
-        Raises:
-            DataError: reason worker_died; and what the function raises.
-        """
-        ray = self._ray
-        if not self._started:
-            checkout = str(Path(__file__).resolve().parents[1])
-            ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": checkout}})
-            self._started = True
-        remote = ray.remote(max_retries=3)(function)
-        pending: dict[Any, Job] = {}
+    def _run_in_pool(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+        if self._pool is None:
+            self._pool = self._open()
+        pending: dict[Future[Result], Job] = {}
         waiting = iter(jobs)
         while True:
-            for job in itertools.islice(waiting, self._number - len(pending)):
-                pending[remote.remote(job)] = job
+            for job in itertools.islice(waiting, self.ahead * self._number - len(pending)):
+                pending[self._pool.submit(function, job)] = job
             if not pending:
                 return
-            done, _ = ray.wait(list(pending), num_returns=1)
-            for reference in done:
-                yield pending.pop(reference), _result_of(ray, reference)
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+
+    def _open(self) -> Any:
+        # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody opens.
+        context = multiprocessing.get_context("spawn")
+        # A pool's workers would outlive a killed build, and finish shards under the hands of the one that goes on.
+        return ProcessPoolExecutor(self._number, context, initializer=die_with_parent, initargs=(os.getpid(),))
 
 
-def _result_of(ray: Any, reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        raise _worker_died(type(error).__name__) from error
+class RayWorkers(Workers):
+    """Runs jobs as tasks of a Ray cluster whose nodes share the file system; the cluster is the one that RAY_ADDRESS
+    names, or a local one. MissingDependencyError: without ray."""
+
+    ahead = 1
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        do = 'pip install "cclm-pretraining[ray]", or leave --executor out.'
+        self._ray = optional_library("ray", "for --executor ray", do=do)
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+        """Yield each job and its result as they finish (see `Workers.run`)."""
+        errors = self._ray.exceptions
+        try:
+            yield from self._run_in_pool(function, jobs)
+        except errors.RayTaskError as error:
+            raise error.cause from error
+        except errors.RayError as error:
+            raise _worker_died(type(error).__name__) from error
+
+    def _open(self) -> Any:
+        checkout = str(Path(__file__).resolve().parents[1])
+        self._ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": checkout}})
+        return _RayPool(self._ray)
+
+
+class _RayPool:
+    """Ray as far as it is an executor."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray, self._call = ray, ray.remote(max_retries=3)(_call)
+
+    def submit(self, function: Callable[[Job], Result], job: Job) -> Future[Result]:
+        future: Future[Result] = self._call.remote(function, job).future()
+        return future
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        self._ray.shutdown()
+
+
+def _call(function: Callable[[Job], Result], job: Job) -> Result:
+    return function(job)
 
 
 def _worker_died(how: str) -> DataError:
@@ -164,5 +139,5 @@ def _worker_died(how: str) -> DataError:
     )
 
 
-EXECUTORS: Final[dict[str, type[Workers] | type[RayWorkers]]] = {"processes": Workers, "ray": RayWorkers}
+EXECUTORS: Final[dict[str, type[Workers]]] = {"processes": Workers, "ray": RayWorkers}
 """By the word of `--executor`."""

@@ -8,10 +8,9 @@ chunks, drops, rates --range of (order, key)--> records in order --> NAME-000007
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import View
 from shards.chunks import LAST_ORDER, RECORD, TEXT, chunk_of
-from shards.decide import Bucket
-from shards.drops import Drop
+from shards.drops import Bucket, Drop
 from shards.scan import quarantine_line
 
 
@@ -45,34 +43,14 @@ class ShardResult:
     texts_refused: Mapping[str, int]
     """Captions that were taken from images that stay, by reason."""
 
-    @property
-    def written(self) -> int:
-        """Units written."""
-        return self.units - sum(self.refused.values())
-
-    def to_json(self) -> bytes:
-        """Return the state file's bytes."""
-        return canonical_json({**asdict(self), "info": None if self.info is None else asdict(self.info)})
-
-    @classmethod
-    def from_json(cls, data: bytes) -> ShardResult:
-        """Read a state file's bytes."""
-        fields = json.loads(data)
-        info = None if fields["info"] is None else ShardInfo.from_json(fields["info"])
-        return cls(**{**fields, "info": info})
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
     """One shard to write, in any process."""
 
     folder: Path
-    """The set's."""
-    name: str
-    """The set's."""
+    """The set's; it has the set's name."""
     number: int
-    written: Path
-    """Folder of the state files."""
     start: tuple[int, str]
     """(order, key) of its first sample; (0, "") for the first shard, so that no refused unit is before it."""
     stop: tuple[int, str] | None
@@ -80,65 +58,74 @@ class ShardJob:
     bucket: Bucket
     """Where the chunks and drops are, with the rates; its range encloses this shard's."""
 
+    def written(self, suffix: str) -> Path:
+        """Where it keeps "quarantine", its part of it, and "json", its result, which is there when the shard is."""
+        return self.bucket.chunks.with_name("written") / f"{self.number:06d}.{suffix}"
 
-def shard_job(
-    *, folder: Path, name: str, written: Path, starts: Sequence[tuple[int, str]], number: int, **more: Any
-) -> ShardJob:
-    """Return the job of a set's shard (more: the fields of `Bucket` but its name and range)."""
-    start = starts[number] if number else (0, "")
-    stop = starts[number + 1] if number + 1 < len(starts) else None
-    bucket = Bucket(name=f"shard-{number:06d}", first=start[0], last=stop[0] if stop else LAST_ORDER, **more)
-    return ShardJob(folder=folder, name=name, written=written, number=number, start=start, stop=stop, bucket=bucket)
+
+def shard_jobs(folder: Path, starts: Sequence[tuple[int, str]], whole: Bucket) -> list[ShardJob]:
+    """Return the jobs of a set's shards; without any sample, one job still writes the quarantine."""
+    begins = [(0, ""), *starts[1:]]
+    return [
+        ShardJob(
+            folder=folder,
+            number=number,
+            start=start,
+            stop=stop,
+            bucket=replace(whole, first=start[0], last=stop[0] if stop else LAST_ORDER),
+        )
+        for number, (start, stop) in enumerate(zip(begins, [*begins[1:], None], strict=True))
+    ]
 
 
 def write_shard(job: ShardJob) -> ShardResult:
     """Write a shard, its quarantine and, last, its state file."""
-    rows = _in_range(job, job.bucket.rows(job.bucket.schema.names))
-    drops = job.bucket.rules().drops_of(rows, job.bucket.first, job.bucket.last)
-    is_record = pc.equal(rows["kind"], RECORD).to_numpy(zero_copy_only=False)
-    dropped = np.isin(rows["position"].to_numpy(), np.fromiter(drops, dtype=np.uint64))
-    stays = is_record & ~dropped
+    rows = job.bucket.rows()
+    start, stop = _rows_before(job.start, rows), _rows_before(job.stop, rows) if job.stop else rows.num_rows
+    rows = rows.slice(start, stop - start)
+    stays, drops = job.bucket.judged(rows)
     info = _write(job, rows.filter(pa.array(stays)))
     refused, texts = _quarantine(job, rows.filter(pa.array(~stays)), drops)
     units = int((~pc.equal(rows["kind"], TEXT).to_numpy(zero_copy_only=False)).sum())
-    result = ShardResult(number=job.number, info=info, units=units, refused=dict(refused), texts_refused=dict(texts))
+    result = ShardResult(number=job.number, info=info, units=units, refused=refused, texts_refused=texts)
     written = 0 if info is None else (info.rows if job.bucket.recipe.view is View.TEXT_PAIR else info.samples)
-    assert written == result.written, f"{written} units written, {result.written} expected"
-    replace_bytes(state_path(job.written, job.number), result.to_json(), durable=True)
+    expected = units - sum(refused.values())
+    assert written == expected, f"{written} units written, {expected} expected"
+    replace_bytes(job.written("json"), canonical_json(asdict(result)), durable=True)
     return result
 
 
-def state_path(written: Path, number: int) -> Path:
-    """Where a shard's state file lies."""
-    return written / f"{number:06d}.json"
+def result_of(job: ShardJob) -> ShardResult | None:
+    """Return what became of a shard, or None if it is not there, whole."""
+    try:
+        fields = json.loads(job.written("json").read_bytes())
+    except FileNotFoundError:
+        return None
+    if fields["info"] is not None:
+        info = fields["info"] = ShardInfo.from_json(fields["info"])
+        tar = job.folder / info.name
+        if not ((job.folder / info.index_name).exists() and tar.exists() and tar.stat().st_size == info.size_bytes):
+            return None
+    return ShardResult(**fields)
 
 
-def quarantine_path(written: Path, number: int) -> Path:
-    """Where a shard's part of the quarantine lies."""
-    return written / f"{number:06d}.quarantine"
-
-
-def _in_range(job: ShardJob, rows: Any) -> Any:
-    """Return the rows from `start` up to, but not with, `stop`: the bucket's range knows orders, not keys."""
-    inside = np.ones(rows.num_rows, dtype=bool)
+def _rows_before(edge: tuple[int, str], rows: Any) -> int:
+    """Return how many of the sorted rows stand before (order, key): the bucket's range knows orders, not keys."""
     orders = rows["order"].to_numpy()
-    for edge, sign in ((job.start, 1), (job.stop, -1)):
-        if edge is None:
-            continue
-        for place in np.flatnonzero(orders == np.uint64(edge[0])):
-            is_before = rows["key"][place].as_py() < edge[1]
-            inside[place] &= not is_before if sign == 1 else is_before
-    return rows.filter(pa.array(inside))
+    first, last = (int(np.searchsorted(orders, np.uint64(edge[0]), side)) for side in ("left", "right"))
+    before = sum(key < edge[1] for key in rows["key"][first:last].to_pylist())
+    return first + int(before)
 
 
 def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
     recipe = job.bucket.recipe
     if recipe.view is View.IMAGE_TEXT:
-        with ImageTextShardWriter(job.folder, job.name, job.number) as images:
+        with ImageTextShardWriter(job.folder, job.folder.name, job.number) as images:
             _write_images(job, rows, images)
         return images.info
     block, licences = recipe.pairs_per_block, recipe.licences
-    with TextPairShardWriter(job.folder, job.name, job.number, pairs_per_block=block, licences=licences) as texts:
+    name, number = job.folder.name, job.number
+    with TextPairShardWriter(job.folder, name, number, pairs_per_block=block, licences=licences) as texts:
         columns = ["key" if name == "group" else name for name in schema.PAIR_SCHEMA.names]
         texts.add_groups(rows.select(columns).rename_columns(schema.PAIR_SCHEMA.names))
     return texts.info
@@ -146,42 +133,17 @@ def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
 
 def _write_images(job: ShardJob, rows: Any, writer: ImageTextShardWriter) -> None:
     columns = ["key", "position", "image_format", "image_offset", "image_size", "document"]
-    with _Images(job.bucket.chunks) as images:
-        for batch in rows.select(columns).to_batches(max_chunksize=1024):
-            for row in batch.to_pylist():
-                image = images.read(row["position"], row["image_offset"], row["image_size"])
-                writer.add(decode_image_text(row["key"], row["image_format"], image, row["document"]))
+    for batch in rows.select(columns).to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            path = chunk_of(row["position"]).path(job.bucket.chunks, "images")
+            with path.open("rb", buffering=0) as file:
+                file.seek(row["image_offset"])
+                image = file.read(row["image_size"])
+            assert len(image) == row["image_size"], f"{path} is cut"
+            writer.add(decode_image_text(row["key"], row["image_format"], image, row["document"]))
 
 
-class _Images:
-    """The files of images beside the chunks, some of them open."""
-
-    _MOST_OPEN = 128
-
-    def __init__(self, chunks: Path) -> None:
-        self._chunks, self._open = chunks, OrderedDict[Path, int]()
-
-    def __enter__(self) -> _Images:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-    def read(self, position: int, offset: int, size: int) -> bytes:
-        """Return an image's bytes."""
-        path = chunk_of(position).images(self._chunks)
-        if path not in self._open:
-            if len(self._open) == self._MOST_OPEN:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, os.O_RDONLY)
-        self._open.move_to_end(path)
-        data = os.pread(self._open[path], size, offset)
-        assert len(data) == size, f"{path} is cut"
-        return data
-
-
-def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[Counter[str], Counter[str]]:
+def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[dict[str, int], dict[str, int]]:
     """Write the lines of the units that do not stand in the set; return their counts, and those of captions."""
     refused: Counter[str] = Counter()
     texts: Counter[str] = Counter()
@@ -197,5 +159,5 @@ def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[Co
             fields = json.loads(row["line"])
         (texts if row["kind"] == TEXT else refused)[fields["reason"]] += 1
         lines.append(quarantine_line({**fields, "shard": job.number}) + b"\n")
-    replace_bytes(quarantine_path(job.written, job.number), b"".join(lines), durable=True)
-    return Counter(dict(sorted(refused.items()))), Counter(dict(sorted(texts.items())))
+    replace_bytes(job.written("quarantine"), b"".join(lines), durable=True)
+    return dict(sorted(refused.items())), dict(sorted(texts.items()))

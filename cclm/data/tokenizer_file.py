@@ -99,7 +99,9 @@ def tokenizer_of_sentencepiece(path: Path) -> Tokenizer:
         ConfigError: the file is broken, or of another kind of tokenizer.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with tensorboard
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from transformers.utils.sentencepiece_model_pb2_new import (
+        ModelProto,  # sentencepiece's own wants the newest protobuf
+    )
 
     try:
         model = ModelProto.FromString(path.read_bytes())

@@ -9,7 +9,6 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Final
 
 import aiohttp
@@ -18,9 +17,8 @@ from yarl import URL
 from cclm.errors import DataError
 from shards.corpora.image_bytes import image_format_of, image_size
 from shards.corpora.webdataset import SUCCESS
-from shards.download.fetched import BUSY, Fetched
 from shards.download.network import in_thread, open_session
-from shards.download.options import DownloadOptions
+from shards.download.options import BUSY, DownloadOptions, Fetched
 from shards.download.robots import MAX_ROBOTS_BYTES, RobotsPolicy, opted_out
 
 _MAX_REDIRECTS: Final = 5
@@ -42,9 +40,7 @@ class Fetcher:
         self._session = open_session(self._options)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def fetch(self, url: str) -> Fetched:
@@ -77,7 +73,7 @@ class Fetcher:
             answer = await self._ask(url)
             if isinstance(answer, Fetched):
                 return answer
-            url = parsed_url(str(url.join(URL(answer))))
+            url = answer
         return Fetched(status="too_many_redirects", message=str(url))
 
     async def _refusal(self, url: URL) -> Fetched | None:
@@ -91,13 +87,14 @@ class Fetcher:
         too_long = delay_s > self._options.max_wait_s
         return Fetched(status="robots_denied", message=f"Crawl-delay {delay_s:g} s") if too_long else None
 
-    async def _ask(self, url: URL) -> Fetched | str:
+    async def _ask(self, url: URL) -> Fetched | URL:
         """Return what a URL gives, or where it leads."""
         for tries_left in reversed(range(self._options.retries + 1)):
             try:
                 async with self._running, self._session.get(url, allow_redirects=False) as response:
-                    wait_s = self._wait_s(response) if response.status in BUSY and tries_left else None
-                    if wait_s is None:
+                    wait_s = retry_after_s(response.headers.get("Retry-After", ""))
+                    too_long = wait_s > self._options.max_wait_s
+                    if response.status not in BUSY or not tries_left or too_long:
                         return await self._answer(url, response)
             except _MAY_PASS:
                 if not tries_left:
@@ -107,17 +104,12 @@ class Fetcher:
             await asyncio.sleep(min(max(wait_s, backoff_s), self._options.max_wait_s))
         raise AssertionError("the last try returns or raises")
 
-    def _wait_s(self, response: aiohttp.ClientResponse) -> float | None:
-        """Return what a busy host's Retry-After asks for; None when it is more than the options allow."""
-        wait_s = retry_after_s(response.headers.get("Retry-After", ""))
-        return wait_s if wait_s <= self._options.max_wait_s else None
-
-    async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> Fetched | str:
-        if 300 <= response.status < 400 and response.headers.get("Location"):
-            return str(response.headers["Location"])
+    async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> Fetched | URL:
+        if 300 <= response.status < 400 and (location := response.headers.get("Location")):
+            return parsed_url(str(url.join(URL(location))))
         if response.status != 200:
             return Fetched(status=f"http_{response.status}", message=response.reason or "")
-        directive = opted_out(response.headers.items(), self._options.agent, self._options.opt_out)
+        directive = opted_out(response.headers.items(), self._options.agent)
         if directive:
             return Fetched(status="opted_out", message=directive)
         image = await _read(response, self._options.max_bytes + 1)
@@ -125,17 +117,14 @@ class Fetcher:
             return Fetched(status="too_large", message=f"more than {self._options.max_bytes} bytes")
         return await in_thread(partial(_checked, image, str(url)))
 
-    async def _robots_txt(self, text: str) -> tuple[int, bytes]:
-        url = URL(text)
+    async def _robots_txt(self, url: str) -> tuple[int, bytes]:
         try:
-            for _ in range(_MAX_REDIRECTS + 1):
-                async with self._running, self._session.get(url, allow_redirects=False) as response:
-                    if not (300 <= response.status < 400 and response.headers.get("Location")):
-                        return response.status, await _read(response, MAX_ROBOTS_BYTES)
-                    url = parsed_url(str(url.join(URL(response.headers["Location"]))))
+            async with self._running, self._session.get(url, max_redirects=_MAX_REDIRECTS + 1) as response:
+                return response.status, await _read(response, MAX_ROBOTS_BYTES)
+        except aiohttp.TooManyRedirects:
+            return 404, b""  # RFC 9309, 2.3.1.2: after five redirects it may be taken as not there
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return 0, b""
-        return 404, b""  # RFC 9309, 2.3.1.2: after five redirects it may be taken as not there
 
 
 _MAY_PASS: Final = (
@@ -182,11 +171,7 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def parsed_url(text: str) -> URL:
-    """Return an http or https URL, percent-encoded, without the white space around it.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Return an http or https URL, percent-encoded, without the white space around it. ValueError: it is none."""
     url = URL(text.strip())
     if url.scheme not in ("http", "https") or not _is_host(url.raw_host or ""):
         raise ValueError("not an http or https URL with a host")

@@ -13,6 +13,10 @@ MAX_ROBOTS_BYTES: Final = 500 << 10
 """What a reader of robots.txt must read at least, and we at most (RFC 9309, 2.5)."""
 
 
+OPT_OUTS: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+"""Directives of the header X-Robots-Tag that keep an image out; a header `tdm-reservation: 1` always does."""
+
+
 class RobotsPolicy:
     """Each host's robots.txt, asked for once."""
 
@@ -47,12 +51,11 @@ def _parse(status: int, body: bytes) -> Protego | None:
     return Protego.parse("") if 400 <= status < 500 else None
 
 
-def opted_out(headers: Iterable[tuple[str, str]], agent: str, refused: Iterable[str]) -> str:
+def opted_out(headers: Iterable[tuple[str, str]], agent: str) -> str:
     """Return the directive by which an image opts out, or "".
 
     X-Robots-Tag may come several times, and each may begin with the name of the robot it is for ("otherbot: noindex").
     """
-    refused = {directive.lower() for directive in refused}
     for name, value in headers:
         if name.lower() == "tdm-reservation" and value.strip() == "1":
             return "tdm-reservation: 1"
@@ -63,6 +66,6 @@ def opted_out(headers: Iterable[tuple[str, str]], agent: str, refused: Iterable[
             first, colon, rest = directive.partition(":")
             if colon and first.strip() not in ("unavailable_after", "max-snippet", "max-image-preview"):
                 robot, directive = first.strip(), rest
-            if directive.strip() in refused and robot in ("", "*", agent.lower()):
+            if directive.strip() in OPT_OUTS and robot in ("", "*", agent.lower()):
                 return f"X-Robots-Tag: {directive.strip()}"
     return ""

@@ -19,21 +19,21 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from cclm.errors import ConfigError, MissingDependencyError
+from cclm.errors import MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
-from cclm.shardfile.codec import canonical_json
+from cclm.shardfile.codec import canonical_json, format_of
 from shards.corpora.image_bytes import load_span
 from shards.corpora.url_list import COMPLETE_NAME, Downloadable, UrlRow
 from shards.corpora.webdataset import SUCCESS, tar_spans
-from shards.download.fetched import NOT_TRIED, TRANSIENT, Fetched
-from shards.download.options import DownloadOptions
+from shards.download.options import NOT_TRIED, TRANSIENT, DownloadOptions, Fetched
+from shards.guard import mistaken, whole
 from shards.workers import only_builder
 
 if TYPE_CHECKING:
@@ -45,13 +45,8 @@ SHARD_ROWS: Final = 1000
 LINE_BROKEN: Final = "line_broken"
 """Status of entries of the list that cannot be read."""
 TABLE_SCHEMA: Final = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("key", "url", "status", "message", "captions", "ids", "licence")),
-        pa.field("identity", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("sha256", pa.string()),
-    ]
+    dict.fromkeys(("key", "url", "status", "message", "captions", "ids", "licence", "identity"), pa.string())
+    | {"width": pa.int32(), "height": pa.int32(), "sha256": pa.string()}
 )
 
 
@@ -70,7 +65,7 @@ def download(
         options: limits of time and rate, robots policy.
         again: also try again what failed for good: 404, opt-outs, robots.txt, broken images.
         shard_rows: entries in a tar; a folder keeps the number it began with.
-        on_shard: called with the statuses of each finished tar.
+        on_shard: called with the statuses so far when a tar is finished.
 
     Raises:
         ConfigError: the folder holds another list's images, or another download is running there.
@@ -87,23 +82,21 @@ def download(
         ) from error
     folder = corpus.downloads
     if folder is None:
-        raise ConfigError(expected="a folder for images", got="none", do="Set `downloads` in the recipe.")
+        mistaken("a folder for images", "none", "Set `downloads` in the recipe.")
     totals: Counter[str] = Counter()
-    num_shards = 0
 
     async def run() -> None:
-        nonlocal num_shards
         async with Fetcher(options) as fetcher:
-            for num_shards, rows in enumerate(_chunks(corpus.url_rows(), size), 1):
-                counts = await _shard(folder / f"{num_shards - 1:05d}.tar", rows, fetcher, again)
-                totals.update(counts)
+            url_rows = corpus.url_rows()
+            for number, rows in enumerate(iter(lambda: list(itertools.islice(url_rows, size)), [])):
+                totals.update(await _shard(folder / f"{number:05d}.tar", rows, fetcher, again))
                 if on_shard is not None:
-                    on_shard(counts)
+                    on_shard(totals)
 
     with only_builder(folder):
         size = _begin(folder, corpus, shard_rows)
         asyncio.run(run())
-        document = {**corpus.list_record(), "entries": sum(totals.values()), "shards": num_shards}
+        document = {**corpus.list_record(), "entries": totals.total(), "shards": -(-totals.total() // size)}
         replace_bytes(folder / COMPLETE_NAME, canonical_json(document), durable=True)
     return totals
 
@@ -114,20 +107,11 @@ def _begin(folder: Path, corpus: Downloadable, shard_rows: int) -> int:
     if path.exists():
         begun = json.loads(path.read_bytes())
         if not corpus.is_list(begun):
-            raise ConfigError(
-                expected="an empty folder, or the downloads of this list",
-                got="those of another list, or of one that has changed",
-                do="Choose another `downloads`.",
-                where=str(folder),
-            )
+            got = "those of another list, or of one that has changed"
+            mistaken("an empty folder, or the downloads of this list", got, "Choose another `downloads`.", folder)
         shard_rows = int(begun["shard_rows"])
     replace_bytes(path, canonical_json({**corpus.list_record(), "shard_rows": shard_rows}), durable=True)
     return shard_rows
-
-
-def _chunks(rows: Iterator[UrlRow], size: int) -> Iterator[list[UrlRow]]:
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
 
 
 async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: bool) -> Counter[str]:
@@ -140,11 +124,15 @@ async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: boo
     async def fetch(position: int) -> None:
         fetched = await fetcher.fetch(entries[position]["url"])
         entries[position] |= _facts_of(fetched)
-        if fetched.is_image:
+        if fetched.image:
             images[position] = fetched
 
-    wanted = [position for position, entry in enumerate(entries) if _is_wanted(entry["status"], again)]
     before = [entry["status"] for entry in entries]
+    wanted = [
+        position
+        for position, status in enumerate(before)
+        if status in TRANSIENT or (again and status not in (SUCCESS, LINE_BROKEN))
+    ]
     try:
         await asyncio.gather(*map(fetch, wanted))
     except asyncio.CancelledError:
@@ -156,45 +144,31 @@ async def _shard(tar: Path, rows: Sequence[UrlRow], fetcher: Fetcher, again: boo
     return Counter(entry["status"] for entry in entries)
 
 
-def _is_wanted(status: str, again: bool) -> bool:
-    return status in TRANSIENT or (again and status not in (SUCCESS, LINE_BROKEN))
-
-
 def _entry(tar: Path, position: int, row: UrlRow) -> dict[str, Any]:
     bad, captions, ids = row.bad, "{}", "{}"
     try:
         row.url.encode()
         captions, ids = canonical_json(row.captions).decode(), canonical_json(row.ids).decode()
     except ValueError as error:  # half a character, a number that is none
-        bad = bad or f"{_whole(row.url)}: {type(error).__name__} in its URL, captions or ids"
+        bad = bad or f"{whole(row.url)}: {type(error).__name__} in its URL, captions or ids"
     return {
         "key": f"{tar.stem}{position:06d}",
-        "url": _whole(row.url),
-        "status": LINE_BROKEN if bad else NOT_TRIED,
-        "message": _whole(bad),
+        "url": whole(row.url),
         "captions": captions,
         "ids": ids,
-        "licence": _whole(row.licence),
-        "identity": _whole(row.identity),
-        "width": 0,
-        "height": 0,
-        "sha256": "",
+        "licence": whole(row.licence),
+        "identity": whole(row.identity),
+        **_facts_of(Fetched(status=LINE_BROKEN if bad else NOT_TRIED, message=bad)),
     }
 
 
-def _whole(text: str) -> str:
-    """Return a text in which a lone surrogate is a question mark: a table cannot hold it."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _facts_of(fetched: Fetched) -> dict[str, Any]:
-    digest = hashlib.sha256(fetched.image).hexdigest() if fetched.image else ""
     return {
         "status": fetched.status,
-        "message": _whole(fetched.message),
+        "message": whole(fetched.message),
         "width": fetched.width,
         "height": fetched.height,
-        "sha256": digest,
+        "sha256": hashlib.sha256(fetched.image).hexdigest() if fetched.image else "",
     }
 
 
@@ -208,7 +182,7 @@ def _write(tar: Path, table: Path, entries: Sequence[dict[str, Any]], images: di
                     continue
                 fetched = images.get(position)
                 image = fetched.image if fetched else load_span(tar, *spans[entry["key"]])
-                image_format = fetched.image_format if fetched else _format_of(image)
+                image_format = fetched.image_format if fetched else format_of(image)
                 member = tarfile.TarInfo(f"{entry['key']}.{image_format}")
                 member.size = len(image)
                 archive.addfile(member, io.BytesIO(image))
@@ -218,7 +192,3 @@ def _write(tar: Path, table: Path, entries: Sequence[dict[str, Any]], images: di
     sink = io.BytesIO()
     pa.parquet.write_table(pa.Table.from_pylist(list(entries), TABLE_SCHEMA), sink, compression="zstd")
     replace_bytes(table, sink.getvalue(), durable=True)
-
-
-def _format_of(image: bytes) -> str:
-    return "png" if image.startswith(b"\x89PNG") else "webp" if image.startswith(b"RIFF") else "jpg"

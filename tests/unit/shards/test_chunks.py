@@ -23,10 +23,10 @@ from shards.chunks import (
     position_of,
     sort_rows,
 )
-from shards.follow import ChunkTotals, Followed, guess_of_all, sum_of_chunks
+from shards.parts import WHOLE, Share, read_share
+from shards.progress import Followed
 from shards.recipe import SetRecipe
-from shards.scan import chunks_of, scan, scan_jobs, unfinished_parts
-from shards.share import Share, read_share
+from shards.scan import chunks_of, is_read, scan, scan_jobs
 from tests.unit.shards.tiny_corpora import lazy_texts, one_part
 
 places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.integers(0, 2**24 - 1))
@@ -67,7 +67,7 @@ def test_a_range_of_many_chunks_against_a_sorted_list(tmp_path_factory, chunks, 
     for name, rows in zip(names, chunks, strict=True):
         with pa.memory_map(str(name.path(folder))) as file:
             keys = pa.ipc.open_file(file).read_all()["order"].to_pylist()
-        with pa.memory_map(str(name.codes(folder, "exact"))) as file:
+        with pa.memory_map(str(name.path(folder, "exact"))) as file:
             codes = pa.ipc.open_file(file).read_all()
         assert codes["code"].to_pylist() == sorted(order ^ 1 for order, _, _ in rows)
         assert [keys[place] ^ 1 for place in codes["row"].to_pylist()] == codes["code"].to_pylist()
@@ -89,7 +89,7 @@ def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers)
     jobs = [
         job
         for task in range(tasks)
-        for job in scan_jobs(listed, "chunks", b"", recipe, task=task, tasks=tasks, workers=workers)
+        for job in scan_jobs(listed, "chunks", b"", recipe, Share(number=task, of=tasks), workers)
     ]
     for part in range(parts):
         for chunk in range(60):
@@ -99,16 +99,15 @@ def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers)
 def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path):
     recipe = SetRecipe(view=View.TEXT_PAIR, corpus="c", records_per_chunk=5)
     parts = one_part(lazy_texts(12))
-    first, second = scan_jobs(parts, tmp_path, b"0:s", recipe, task=0, tasks=1, workers=2)
-    assert unfinished_parts(tmp_path, ["all"]) == ["all"] and chunks_of(tmp_path, 0) is None
-    assert (scan(first), chunks_of(tmp_path, 0), unfinished_parts(tmp_path, ["all"])) == (2, 3, ["all"])
+    first, second = scan_jobs(parts, tmp_path, b"0:s", recipe, WHOLE, 2)
+    assert not is_read(tmp_path, 0) and chunks_of(tmp_path, 0) is None
+    assert (scan(first), chunks_of(tmp_path, 0), is_read(tmp_path, 0)) == (2, 3, False)
     seen: list[tuple[int, bool]] = []
     followed = Followed(tmp_path, lambda records, before: seen.append((records, before)))
-    assert (scan(second), unfinished_parts(tmp_path, ["all"])) == (1, [])
-    assert (followed.look().units, seen) == (36, [(5, True), (2, True), (5, False)])
+    assert (scan(second), is_read(tmp_path, 0)) == (1, True)
+    assert (followed.look()["units"], seen) == (36, [(5, True), (2, True), (5, False)])
     assert (scan(first), scan(second)) == (0, 0)
-    totals = sum_of_chunks(tmp_path)
-    assert (totals.records, totals.units, totals.bad) == (12, 36, 0)
+    assert Followed(tmp_path).facts == {"records": 12, "units": 36, "bad": 0}
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "1/0", "0/2/3", ""])
@@ -118,8 +117,9 @@ def test_what_is_no_share(text):
     assert read_share("2/3") == Share(number=2, of=3)
 
 
-def test_the_parts_that_have_ended_tell_about_the_others():
-    totals = ChunkTotals(records=70, of_parts=Counter({0: 20, 1: 30, 4: 20}))
-    assert guess_of_all(totals, [], 10) is None
-    assert guess_of_all(totals, [0, 1], 10) == 250
-    assert guess_of_all(totals, [0], 2) == 70  # never less than what was seen
+def test_the_parts_that_have_ended_tell_about_the_others(tmp_path):
+    followed = Followed(tmp_path)
+    followed.facts["records"], followed.of_parts = 70, Counter({0: 20, 1: 30, 4: 20})
+    assert followed.guess_of_all([], 10) is None
+    assert followed.guess_of_all([0, 1], 10) == 250
+    assert followed.guess_of_all([0], 2) == 70  # never less than what was seen

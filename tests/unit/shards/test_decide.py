@@ -19,8 +19,7 @@ from shards.chunks import order_of
 from shards.decide import sampling_rates
 from shards.parts import LazyRecord
 from shards.plan import SetPlan, plan_set
-from shards.recipe import SetRecipe
-from shards.settings import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings
+from shards.recipe import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings, SetRecipe
 from tests.unit.shards.tiny_corpora import PNG_END, PNG_START, bytes_below, one_part, unlike_plan
 from tests.unit.shards.tiny_pictures import drawing, encoded
 

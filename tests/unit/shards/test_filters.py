@@ -11,7 +11,7 @@ import pytest
 
 from cclm.errors import ConfigError, MissingDependencyError
 from cclm.types import TextPair
-from shards import language
+from shards import filters
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
 from shards.filters import (
@@ -23,7 +23,7 @@ from shards.filters import (
     refusal_of_pair,
     refusal_of_text,
 )
-from shards.settings import FilterSettings
+from shards.recipe import FilterSettings
 from shards.source_image import SourceImage
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
@@ -133,7 +133,7 @@ def test_texts_by_language(text, declared, passes):
 
 def test_a_missing_package_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)  # as if it were not installed
-    language._identifier.cache_clear()
+    filters._identifier.cache_clear()
     with pytest.raises(MissingDependencyError) as caught:
         refusal_of_text("a text that is long enough", "en", FilterSettings(min_language_probability=0.1))
     assert str(caught.value) == (

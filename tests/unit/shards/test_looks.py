@@ -16,12 +16,11 @@ from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.__main__ import main
 from shards.build import build_sets
 from shards.difference import difference
-from shards.measure import class_name, class_of, measure_set, median_class, spread
 from shards.page import direction, preview_page
 from shards.parts import LazyRecord
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
-from shards.stats import statistics
+from shards.stats import class_name, class_of, measure_set, spread, statistics
 from tests.unit.shards.tiny_corpora import one_part, text_plan
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
@@ -62,7 +61,6 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_classes_double():
     assert [class_of(value) for value in (0, 1, 2, 3, 4, 7, 8, 1023, 1024)] == [0, 1, 2, 2, 4, 4, 8, 512, 1024]
     assert [class_name(lower) for lower in (0, 1, 2, 1024)] == ["0", "1", "2-3", "1,024-2,047"]
-    assert median_class({1: 3, 2: 1, 8: 3}) == 2
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 100])

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from shards.recipe import SetRecipe, load_recipe
-from shards.settings import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings
+from shards.recipe import (
+    DuplicateSettings,
+    FilterSettings,
+    ImageSettings,
+    SamplingSettings,
+    SetRecipe,
+    content_hash,
+    load_recipe,
+)
 
 RECIPE = """
 sets:
@@ -75,4 +82,4 @@ def test_true_is_no_number_and_null_is_what_may_be_left_out(tmp_path: Path) -> N
 
 def test_a_folder_of_test_pictures_without_any(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a file that ends in .jpg, .jpeg, .png, .webp, got a folder"):
-        list(FilterSettings(benchmark_images=str(tmp_path)).files)
+        content_hash(FilterSettings(benchmark_images=str(tmp_path)))

@@ -9,8 +9,7 @@ import pytest
 from cclm.errors import ConfigError
 from cclm.types import View
 from shards.plan import plan_set
-from shards.recipe import SetRecipe
-from shards.settings import FilterSettings
+from shards.recipe import FilterSettings, SetRecipe
 from tests.unit.shards.tiny_corpora import lazy_images, one_part
 
 RECIPE = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=4)

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import TextPair
-from shards.settings import DuplicateSettings
+from shards.recipe import DuplicateSettings
 from shards.sketch import (
-    exact_sketch_of_image,
+    exact_sketch,
     exact_sketch_of_pair,
     near_sketch_of_image,
     near_sketch_of_pair,
@@ -38,7 +38,7 @@ def test_exact_sketches_forget_case_and_spacing_but_not_the_language():
     assert alike(one, one, exact=True)
     for other in (pair(SENTENCE + "."), pair(SENTENCE, lang_b="nl"), pair(SENTENCE, text_b="x")):
         assert not alike(one, exact_sketch_of_pair(other), exact=True)
-    assert exact_sketch_of_image(b"a") == exact_sketch_of_image(b"a") != exact_sketch_of_image(b"b")
+    assert exact_sketch(b"a") == exact_sketch(b"a") != exact_sketch(b"b")
 
 
 def test_near_pairs_meet_and_others_do_not():

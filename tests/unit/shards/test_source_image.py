@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cclm.errors import DataError
-from shards.settings import ImageSettings
+from shards.recipe import ImageSettings
 from shards.source_image import SourceImage, written_anew
 from tests.unit.shards.tiny_pictures import drawing, encoded
 

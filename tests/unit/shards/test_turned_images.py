@@ -22,7 +22,7 @@ from cclm.views.regions.samples import region_sample
 from shards.__main__ import main
 from shards.corpora.image_bytes import fit_regions, image_size
 from shards.filters import refusal_of_image
-from shards.settings import FilterSettings, ImageSettings
+from shards.recipe import FilterSettings, ImageSettings
 from shards.sketch import perceptual_hash
 from shards.source_image import SourceImage, written_anew
 from tests.image_files import (

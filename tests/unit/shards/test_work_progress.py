@@ -13,12 +13,11 @@ from shards.progress import WorkProgress
 
 def test_a_log_gets_plain_lines(monkeypatch):
     out = io.StringIO()
-    clock = iter([0.0, 5.0, 20.0, 30.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with WorkProgress("building", 100, "records", Console(file=out, width=100)) as bar:
-        bar.advance(20, done_before=True)
-        bar.advance(40)
-        bar.advance(40)
+        for now, amount, done_before in ((5.0, 20, True), (20.0, 40, False), (30.0, 40, False)):  # noqa: B007
+            bar.advance(amount, done_before=done_before)
     assert out.getvalue().splitlines() == [
         "building: 60/100  2 records/s  ETA 0:20",
         "building: 100/100  3 records/s  ETA 0:00",

@@ -14,8 +14,7 @@ from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair, View
 from shards.parts import LazyRecord, Part, Skipped
 from shards.plan import SetPlan, plan_set
-from shards.recipe import SetRecipe
-from shards.settings import DuplicateSettings, FilterSettings, SamplingSettings
+from shards.recipe import DuplicateSettings, FilterSettings, SamplingSettings, SetRecipe
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 

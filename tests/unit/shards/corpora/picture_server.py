@@ -22,7 +22,7 @@ class PictureServer(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.times: list[tuple[str, float]] = []
         self.healthy = False
-        self.robots_status = 200
+        self.robots_status, self.robots_moves = 200, 0
         self.active = self.most_active = 0
         self.lock = threading.Lock()
         self.trickling, self.closing = threading.Event(), threading.Event()
@@ -48,8 +48,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.active -= 1
 
     def _reply(self, path: str, times: int) -> None:
-        if path == "/robots.txt":
-            self._send(self.server.robots_status, ROBOTS.encode())
+        if path.startswith("/robots.txt"):
+            moved = path.count("+")
+            if moved < self.server.robots_moves:
+                self._send(302, b"", {"Location": f"{path}+"})
+            else:
+                self._send(self.server.robots_status, ROBOTS.encode())
         elif path.startswith("/flaky"):
             self._send(200 if times > 1 else 503, picture())
         elif path.startswith("/down"):

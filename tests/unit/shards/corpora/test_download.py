@@ -28,9 +28,8 @@ from cclm.errors import ConfigError
 from shards.__main__ import main
 from shards.corpora.table import corpus_of
 from shards.download import fetcher as fetcher_module
-from shards.download.fetched import TRANSIENT, Fetched
 from shards.download.fetcher import Fetcher, parsed_url, retry_after_s
-from shards.download.options import DownloadOptions
+from shards.download.options import TRANSIENT, DownloadOptions, Fetched
 from shards.download.robots import RobotsPolicy, opted_out
 from shards.download.store import download
 from tests.unit.shards.corpora.picture_server import PictureServer, picture_server
@@ -178,6 +177,12 @@ def test_robots_that_cannot_be_had_and_robots_that_do_not_exist(server: PictureS
     server.robots_status = 200
     assert fetch(server.url("/moved/private")).status == "robots_denied"
     assert fetch(server.url("/ok/a.jpg"), replace(QUICK, user_agent="other/1.0")).status == "robots_denied"
+
+
+@pytest.mark.parametrize(("moves", "status"), [(5, "robots_denied"), (6, "success")])
+def test_robots_txt_is_followed_over_five_redirects(server: PictureServer, moves: int, status: str) -> None:
+    server.robots_moves = moves
+    assert fetch(server.url("/private/x.jpg")).status == status
 
 
 def test_other_failures_have_their_own_words(server: PictureServer) -> None:
@@ -334,7 +339,7 @@ def test_a_busy_host_is_waited_for_as_long_as_it_asks() -> None:
     ],
 )
 def test_headers_by_which_a_picture_opts_out(headers, directive):
-    assert opted_out(headers, "cclm", DownloadOptions().opt_out) == directive
+    assert opted_out(headers, "cclm") == directive
 
 
 def test_a_host_is_asked_for_its_rules_once_and_may_ask_for_patience() -> None:
