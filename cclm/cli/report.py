@@ -19,11 +19,10 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write the page about the newest checkpoint."""
     from cclm.files.atomic import replace_text
-    from cclm.report.page import render
-    from cclm.report.page_data import report_data
+    from cclm.report.page import report_page
     from cclm.run.identity import identify_newest
 
     folder = options.run_folder
     path = options.out or folder / "report.html"
-    replace_text(path, render(report_data(folder, identify_newest(folder))))
+    replace_text(path, report_page(folder, identify_newest(folder)))
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

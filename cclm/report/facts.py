@@ -28,16 +28,6 @@ STAGES_NAME = "stages.json"
 UNKNOWN_ENVIRONMENT = {"machine": "unknown", "versions": "unknown"}
 """Of a run that did not write environment.json: the machine that reads it may be another."""
 
-ATTRIBUTIONS = {
-    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
-    "MIT": "https://opensource.org/license/mit",
-    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
-    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
-    "Unicode-3.0": "https://www.unicode.org/license.txt",
-}
-"""Where the text of a licence stands, by SPDX tag."""
-
-
 TRAINED_ON, MEASURED_ON, CHOSEN_ON = "trained on", "measured on", "choices made on"
 """What a run did with a set."""
 
@@ -88,11 +78,6 @@ class RunFacts:
     """The checkpoint that all of this is about; None: nothing is known of one."""
     train_seconds: float | None = None
     """What the training took, from its stage or else from done.json."""
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.config.seed
 
     @property
     def steps(self) -> int | None:
