@@ -31,13 +31,12 @@ from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.ops.choice import RunKernels, choose_kernels
-from cclm.run.memory import MemoryGuard
+from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
-from cclm.track.metrics import MetricsLog
+from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.track.throughput import Throughput
 from cclm.train.checkpointer import Checkpointer, Resumed, resume
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
 from cclm.train.health import Health

@@ -11,9 +11,8 @@ from typing import Any
 
 from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
-from cclm.files.atomic import replace_text
+from cclm.files.atomic import make_folder, replace_text
 from cclm.files.command_line import Commands
-from cclm.files.folders import make_folder
 from cclm.files.reading import read_json, read_typed
 from cclm.types import Language
 
@@ -128,7 +127,7 @@ def read_seconds(out: Path) -> dict[str, float]:
 def report(options: argparse.Namespace) -> None:
     """Write one self-contained page about a run."""
     from cclm.report.page import report_page
-    from cclm.run.identity import identify_newest
+    from cclm.run.checkpoints import identify_newest
 
     folder = options.run_folder
     path = options.out or folder / "report.html"
@@ -139,7 +138,7 @@ def report(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Recompute the hash chain of a run's ledger: two runs with the same last hash saw the same samples."""
     from cclm.data.ledger import verify_ledger
-    from cclm.files.step_lines import StepLines
+    from cclm.files.lines import StepLines
 
     path = options.run_folder / "ledger.jsonl"
     if not path.is_file():

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cclm.data.batch import BadSample
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
 
 
 class Quarantine:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cclm.errors import Cause, CclmError
-from cclm.files.folders import make_folder
+from cclm.files.atomic import make_folder
 from cclm.files.lease import LeasedError, lease, lease_holder
 
 LOCK_NAME = ".lock"

@@ -3,19 +3,23 @@
     read_typed(Profile, path)      one file of a known form (typed_values: plain values of a known form)
     read_yaml(path)                one file of any form, checked for duplicate keys
     read_json(path, default)       what a program of ours wrote
+    to_yaml(values)                the way back
 
 A command line with files and overrides: `cclm.files.overrides`.
 """
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cclm.errors import ConfigError, Problem
 from cclm.files.document import read_document
+from cclm.files.hints import INLINE
 from cclm.files.node import node_of, plain
 from cclm.files.typed import Converter
 
@@ -99,3 +103,28 @@ def raise_problems(problems: Sequence[Problem], where: str, expected: str, do: s
         for text, problem in zip(told, problems, strict=True)
     ]
     raise ConfigError(where=where, expected=expected, problems=own, do=do)
+
+
+def to_plain(value: Any) -> Any:
+    """Return mappings, lists, texts, numbers, truths and None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found: dict[str, Any] = {}
+        for item in fields(value):
+            inner = to_plain(getattr(value, item.name))
+            found.update(inner if item.metadata.get(INLINE) else {item.name: inner})
+        return found
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [to_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(value: Any) -> str:
+    """Return YAML text that reads back as the same values."""
+    import yaml
+
+    text: str = yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+    return text

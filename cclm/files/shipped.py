@@ -1,9 +1,10 @@
-"""Files that lie in the checkout (recipes, DeepSpeed JSON, profiles): found by name or path from any working folder."""
+"""Files that come with the code: recipes, DeepSpeed JSON and profiles of the checkout, and templates."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.text import did_you_mean
@@ -38,3 +39,21 @@ def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -
         got=repr(name) + did_you_mean(Path(name).stem, names),
         do=do,
     )
+
+
+def open_template(path: Path, *, html: bool) -> Any:
+    """Return a Jinja template whose `render` refuses names that nobody gave.
+
+    `html`: every value is escaped, and lines that hold only a statement leave none behind. Else nothing is escaped.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # a login node often needs none
+
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        undefined=StrictUndefined,
+        autoescape=html,
+        trim_blocks=html,
+        lstrip_blocks=html,
+        keep_trailing_newline=not html,
+    )
+    return environment.get_template(path.name)

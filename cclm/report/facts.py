@@ -14,8 +14,8 @@ from typing import Any
 from cclm.config import RunConfig, named_sets
 from cclm.files.reading import read_json
 from cclm.recipe.read import read_run_config
-from cclm.run.environment import ENVIRONMENT_NAME
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts
+from cclm.run.machine import ENVIRONMENT_NAME
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.manifest import Counts
 from cclm.shardfile.schema import MANIFEST_NAME

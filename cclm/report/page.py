@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from cclm.config import RunConfig
-from cclm.files.plain import to_yaml
-from cclm.files.template import open_template
+from cclm.files.reading import to_yaml
+from cclm.files.shipped import open_template
 from cclm.report.claims import (
     group_title,
     learned_from,
@@ -24,7 +24,7 @@ from cclm.report.claims import (
 )
 from cclm.report.facts import RunFacts, read_facts
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts
 from cclm.track.metrics import MetricsLine, read_metrics
 from cclm.track.progress import spell_duration
 from cclm.views.table import VIEWS, ViewEntry

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cclm.errors import Cause, CclmError
 
@@ -73,6 +74,11 @@ LASTING_CLASSES = frozenset({"ssl.SSLCertVerificationError"})
 COMMUNICATION_FOLDERS = ("/torch/distributed/", "/deepspeed/comm/", "/cclm/distributed/")
 """gloo tells of a lost neighbour by a plain RuntimeError: it is known by the place where it was raised."""
 
+WAITS_S = (0.5, 2.0, 8.0)
+"""Before the second, third and fourth try: a restarted file server is back within seconds; a lost one takes the next
+attempt of the job, which costs less than ranks that wait here."""
+ResultType = TypeVar("ResultType")
+
 
 def cause_of(error: BaseException) -> Cause:
     """Return why a process that ends with this exception ends.
@@ -110,6 +116,18 @@ def consequence(cause: Cause) -> int:
     if cause in MENDED_BY_USER or cause is Cause.FOLDER_LOCKED:
         return 0
     return 2 + CONSEQUENCES.index(cause) if cause in CONSEQUENCES else 1
+
+
+def retried(action: Callable[[], ResultType], *, sleep: Callable[[float], None] = time.sleep) -> ResultType:
+    """Return `action()`, called again after errors whose cause is transient; the last try's error is raised."""
+    for wait_s in WAITS_S:
+        try:
+            return action()
+        except Exception as error:
+            if cause_of(error) is not Cause.TRANSIENT:
+                raise
+        sleep(wait_s)
+    return action()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

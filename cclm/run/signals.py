@@ -14,6 +14,7 @@ stands in C: in a rendezvous, say.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import select
@@ -43,6 +44,7 @@ LEAVE_S = 5.0
 """So long the note may take that it leaves: the run folder's disk may not answer."""
 LOOK_S = 1.0
 """How often `RUN/stop` is looked at while the run waits for a batch."""
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopAsked(BaseException):
@@ -158,10 +160,40 @@ class StopRequest:
         os._exit(EXIT_CODES[Cause.STOPPED])
 
 
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies, even by kill -9; end at once if it is dead already.
+
+    Call it in the child, first of all. The setting survives exec, but children do not inherit it. What counts is the
+    thread that started the child: it must live as long as the parent. Elsewhere than on Linux it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def expect_children() -> None:
+    """Have the kernel keep the exit codes of children, also where the parent ignored SIGCHLD: they would be lost."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def quiet_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback, for as long as it only imports. An ignored one stays ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, before)
+
+
 def _die_of(number: signal.Signals) -> None:
     """End as if nobody had caught the signal, so that the parent sees it. Python lets only the main thread do that."""
-    import ctypes
-
     ctypes.CDLL(None).signal(int(number), 0)
     os.kill(os.getpid(), number)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import CclmError, MissingDependencyError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cclm.errors import DataError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, check_image, check_key
 from cclm.shardfile.index import ImageEntry, TextEntry

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cclm.files.command_line import Commands
-from cclm.files.options import add_fields, read_fields
+from cclm.files.describe import add_fields, read_fields
 from launch.commands.parsers import RUN, add_command, say
 from launch.commands.submit import SIZE
 from launch.plan.request import SlurmRequest

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cclm.files.tail import last_lines
+from cclm.files.lines import last_lines
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
 from cclm.run.stop import read_stopped
 from launch.plan.job import JobPlan

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cclm.errors import Cause, CclmError
-from cclm.files.folders import make_folder
+from cclm.files.atomic import make_folder
 from cclm.files.lock import holder_of, run_lock
 from cclm.run import stop
 from launch.local.exit_status import JobExit, explain

@@ -1,5 +1,5 @@
 """What a user asks of the cluster, before anything is looked up. Most fields are options of `submit`, which shows their
-docstrings as help (`cclm/files/options.py`)."""
+docstrings as help (`cclm/files/describe.py`)."""
 
 from __future__ import annotations
 

@@ -24,10 +24,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from cclm.files.tail import read_since
+from cclm.files.lines import read_since
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
-from cclm.run.rank_ends import RankEnd
-from cclm.run.status import MOST_REASON, STATUS_FOLDER, cause_of_end, read_status
+from cclm.run.status import MOST_REASON, STATUS_FOLDER, RankEnd, cause_of_end, read_status
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.plan.slurm_job import read_plan
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.errors import DataError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from shards.corpora.cells import captions, identifiers, mapping, optional
 from shards.corpora.files import note_read
 from shards.corpora.image_corpus import ImageCorpus

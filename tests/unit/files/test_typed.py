@@ -13,8 +13,7 @@ import pytest
 from cclm.errors import ConfigError, Problem
 from cclm.files.document import parse_document
 from cclm.files.hints import INLINE
-from cclm.files.plain import to_plain, to_yaml
-from cclm.files.reading import read_typed, typed_values
+from cclm.files.reading import read_typed, to_plain, to_yaml, typed_values
 from cclm.files.typed import INVALID, Converter
 from cclm.types import Bounds, Language, PathText
 

@@ -12,7 +12,7 @@ import yaml
 from cclm.errors import ConfigError
 from cclm.report.facts import Stage, read_facts, read_stages
 from cclm.report.page import language_name, licence_link, report_page, temperature_note, trained_where
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts
 from cclm.types import View
 from tests.tiny_config import run_config, run_values
 

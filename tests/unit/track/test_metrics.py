@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import MissingDependencyError
-from cclm.files import step_lines
+from cclm.files import lines
 from cclm.track.metrics import LOG_NAME, MetricsLine, MetricsLog, read_metrics
 
 
@@ -74,7 +74,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
 
 def test_sync_forces_the_log_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(step_lines, "sync", synced.append)
+    monkeypatch.setattr(lines, "sync", synced.append)
     with log(tmp_path) as metrics:
         metrics.sync()
         assert synced == []  # nothing was written
