@@ -26,7 +26,7 @@ from cclm.files.typed import Converter
 Kind = TypeVar("Kind")
 
 
-def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str, expands: bool = True) -> Kind:
+def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str) -> Kind:
     """Read a YAML, JSON or TOML file.
 
     Args:
@@ -34,12 +34,11 @@ def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str, expands:
         path: the file; an empty one counts as a mapping without keys.
         expected: what it should be, for the error's sentence.
         do: what to do about it, for the error's sentence.
-        expands: whether `~` and `$VARIABLE` in paths are expanded.
 
     Raises:
         ConfigError: with every mistake, each with its line and key.
     """
-    converter = Converter(expands=expands)
+    converter = Converter()
     node = read_document(path, converter.problems)
     if node is not None:
         value = converter.convert(node, kind)

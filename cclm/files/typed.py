@@ -44,12 +44,12 @@ class Converter:
 
     Args:
         kinds: the classes of mappings whose values' class depends on the key.
-        expands: whether `~` and `$VARIABLE` in paths are expanded.
-        asks_rules: whether `validation_errors` are asked for; not of what another version has found right.
+        is_resolved: whether this or another version has found it right before, and has written it down: then no `~` and
+            `$VARIABLE` in paths is expanded, and no `validation_errors` are asked for.
     """
 
-    def __init__(self, kinds: Kinds | None = None, *, expands: bool = True, asks_rules: bool = True) -> None:
-        self.kinds, self._expands, self._asks_rules = kinds or {}, expands, asks_rules
+    def __init__(self, kinds: Kinds | None = None, *, is_resolved: bool = False) -> None:
+        self.kinds, self._is_resolved = kinds or {}, is_resolved
         self.problems: list[Problem] = []
         self.places: dict[str, str] = {}
         """Where each dotted key stands."""
@@ -87,7 +87,7 @@ class Converter:
         if len(fitting) == 1:
             return self._member(node, *fitting[0], hint, key)
         for kind, notes in fitting:
-            attempt = Converter(self.kinds, expands=self._expands, asks_rules=self._asks_rules)
+            attempt = Converter(self.kinds, is_resolved=self._is_resolved)
             value = attempt._member(node, kind, notes, hint, key)
             if not attempt.problems:
                 self.places.update(attempt.places)
@@ -102,7 +102,7 @@ class Converter:
         if isinstance(node.value, tuple):
             return self._sequence(node.value, kind, key)
         try:
-            return to_scalar(node, kind, notes, expands=self._expands)
+            return to_scalar(node, kind, notes, expands=not self._is_resolved)
         except UnfitError as error:
             return self._wrong(hint, key, str(error))
 
@@ -153,8 +153,8 @@ class Converter:
             return self._broken(kind, error.problems, key)
         except (ValueError, TypeError) as error:
             return self._broken(kind, [str(error)], key)
-        rules = getattr(instance, "validation_errors", None) if self._asks_rules else None
-        self._broken(kind, rules() if rules is not None else (), key)
+        if hasattr(instance, "validation_errors") and not self._is_resolved:
+            self._broken(kind, instance.validation_errors(), key)
         return instance
 
     def _broken(self, kind: type, rules: Iterable[str], key: str) -> Any:

@@ -49,7 +49,7 @@ def read_run_config(folder: Path, table: Table = VIEWS) -> RunConfig:
         ConfigError: there is no such file, or it is no run's configuration.
     """
     path = folder / CONFIG_FILE
-    converter = Converter(kinds_of(table), expands=False, asks_rules=False)  # both happened when the run began
+    converter = Converter(kinds_of(table), is_resolved=True)
     node = read_document(path, converter.problems)
     if node is not None:
         values = plain(node)

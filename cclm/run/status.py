@@ -120,12 +120,10 @@ def read_status(path: Path) -> StatusRecord | None:
 
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord:
-    """The end of a run."""
+    """The end of a run: steps and seconds of training, all attempts together."""
 
     step: int
-    """Number of steps done, all attempts together."""
     seconds: float
-    """Seconds of training, all attempts together."""
     time: float
     """Seconds since 1970 when it ended."""
 

@@ -174,7 +174,7 @@ def test_all_mistakes_come_at_once_and_rules_of_sound_parts_too() -> None:
         "wrod": "unknown_key",
     }
     assert problems["inner.size"] == "f.yaml:1: inner.size: 10 is above 9"
-    assert read("inner: {size: 10, name: x}", asks_rules=False).inner.size == 10
+    assert read("inner: {size: 10, name: x}", is_resolved=True).inner.size == 10
 
 
 def test_rules_of_construction_are_told_under_their_field() -> None:
@@ -206,7 +206,7 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         "/scratch/me/b",
     )
     assert read(text.format(path="a$$b")).inner.path == "a$b"
-    assert read(text.format(path="~/x"), expands=False).inner.path == "~/x"
+    assert read(text.format(path="~/x"), is_resolved=True).inner.path == "~/x"
     for path, words in (
         ("$NOWHERE/x", "the variable NOWHERE is not set"),
         ("a$-b", "write $$ for a dollar sign"),
