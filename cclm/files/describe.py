@@ -94,14 +94,8 @@ def add_fields(
         if hint is bool:
             parser.add_argument(option, action="store_true", help=help_text)
         else:
-            standard = None if standard is MISSING else standard
-            parser.add_argument(
-                option,
-                type=hint,
-                default=standard,
-                choices=(choices or {}).get(name),
-                help=help_text,
-            )
+            standard, known = None if standard is MISSING else standard, (choices or {}).get(name)
+            parser.add_argument(option, type=hint, default=standard, choices=known, help=help_text)
 
 
 def read_fields(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

@@ -24,11 +24,7 @@ NUM_TRIES = 3
 
 
 class LeasedError(Exception):
-    """Another process holds the lease."""
-
-    def __init__(self, holder: str) -> None:
-        self.holder = holder
-        super().__init__(holder)
+    """Another process holds the lease; as a text it says who."""
 
 
 @contextmanager

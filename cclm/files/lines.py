@@ -96,11 +96,7 @@ def _last_bytes(path: Path, count: int) -> tuple[bytes, int]:
 
 
 class StepLines:
-    """A JSONL file that a resumed run continues without repeating a line: the steps never decrease from line to line.
-
-    Args:
-        path: the file; made with the first line.
-    """
+    """A JSONL file that a resumed run continues without repeating a line: its steps never decrease."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

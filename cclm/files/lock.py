@@ -20,14 +20,10 @@ from cclm.files.atomic import make_folder
 from cclm.files.lease import LeasedError, lease, lease_holder
 
 LOCK_NAME = ".lock"
-LEASE_NAME = ".lease"
-"""Behind the lock's own name."""
 NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 """What a network file system says that is mounted without locks."""
-
 LOOK_S = 0.2
 """Much longer than `holder_of` keeps the lock to look at it."""
-
 _held: set[int] = set()
 """Open lock files of this process."""
 
@@ -45,9 +41,9 @@ def run_lock(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
         stack.callback(os.close, descriptor)
         try:
             if not _acquire(descriptor):
-                stack.enter_context(lease(folder / f"{name}{LEASE_NAME}"))
+                stack.enter_context(lease(folder / f"{name}.lease"))
         except (BlockingIOError, LeasedError) as error:
-            holder = error.holder if isinstance(error, LeasedError) else _name(descriptor)
+            holder = str(error) if isinstance(error, LeasedError) else _name(descriptor)
             raise CclmError(
                 expected="a run folder that no other run is using",
                 got=f"one that {holder} is using",
@@ -94,7 +90,7 @@ def holder_of(folder: Path, name: str = LOCK_NAME) -> str:
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
-        return lease_holder(folder / f"{name}{LEASE_NAME}")
+        return lease_holder(folder / f"{name}.lease")
     finally:
         os.close(descriptor)
     return ""
@@ -112,8 +108,6 @@ def _acquire(descriptor: int) -> bool:
         except BlockingIOError:  # a run, or somebody who only looks whether there is one
             time.sleep(LOOK_S)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise

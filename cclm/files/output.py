@@ -11,13 +11,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
-ERRORS = "backslashreplace"
-"""A character that the stream's encoding lacks is spelled, so that a path can still be told."""
+from typing import Any, TextIO
 
 
 class _Survivor(io.FileIO):
@@ -25,14 +19,16 @@ class _Survivor(io.FileIO):
 
     is_lost = False
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         """Write some of `data`; once the stream is lost, swallow it."""
         while True:
             try:
                 written = super().write(data)
             except OSError:  # no reader (EPIPE), no terminal (EIO), no room (ENOSPC): nobody is left to be told
                 self.is_lost = True
-                _point_at_nothing(self.fileno())
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, self.fileno())
+                os.close(nothing)
                 continue
             if written is not None:
                 return written
@@ -67,10 +63,5 @@ def _open(descriptor: int, before: TextIO | None) -> TextIO:
     buffer = io.BufferedWriter(_Survivor(descriptor, "wb", closefd=False))
     encoding = before.encoding if before is not None else "utf-8"
     is_immediate = descriptor == 2 or buffer.isatty()
-    return io.TextIOWrapper(buffer, encoding=encoding, errors=ERRORS, line_buffering=is_immediate)
-
-
-def _point_at_nothing(descriptor: int) -> None:
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, descriptor)
-    os.close(nothing)
+    # A character that the encoding lacks is spelled, so that a path can still be told.
+    return io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=is_immediate)

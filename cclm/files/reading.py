@@ -27,13 +27,9 @@ Kind = TypeVar("Kind")
 
 
 def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str) -> Kind:
-    """Read a YAML, JSON or TOML file.
+    """Read a YAML, JSON or TOML file into a dataclass of options, or a type such as `Mapping[str, tuple[str, ...]]`.
 
-    Args:
-        kind: what it becomes: a dataclass of options, or a type such as `Mapping[str, tuple[str, ...]]`.
-        path: the file; an empty one counts as a mapping without keys.
-        expected: what it should be, for the error's sentence.
-        do: what to do about it, for the error's sentence.
+    `expected` and `do`: what it should be, and what to do about it, for the error's sentence.
 
     Raises:
         ConfigError: with every mistake, each with its line and key.
@@ -96,11 +92,10 @@ def raise_problems(problems: Sequence[Problem], where: str, expected: str, do: s
     """Raise one ConfigError with all problems, if there are any; those of the file `where` name only their line."""
     if not problems:
         return
-    told = [problem.removeprefix(f"{where}: ").replace(f"{where}:", "line ", 1) for problem in problems]
-    own = [
-        Problem(text, kind=problem.kind, key=problem.key, place=problem.place)
-        for text, problem in zip(told, problems, strict=True)
-    ]
+    own = []
+    for problem in problems:
+        text = problem.removeprefix(f"{where}: ").replace(f"{where}:", "line ", 1)
+        own.append(Problem(text, kind=problem.kind, key=problem.key, place=problem.place))
     raise ConfigError(where=where, expected=expected, problems=own, do=do)
 
 

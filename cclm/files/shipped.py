@@ -16,14 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -> Path:
     """Return the path of a file that is named by its path, or by its name without suffix if it lies in `folder`.
 
-    A relative path that is not there is looked for in the checkout, too.
-
-    Args:
-        name: as the user wrote it.
-        folder: of the shipped files.
-        suffix: of their names, ".yaml" say.
-        where: the option or key that named it, for the error.
-        do: what to do about it, for the error.
+    A relative path that is not there is looked for in the checkout, too. `where`: the option or key that named it.
 
     Raises:
         ConfigError: there is no such file; it lists the shipped ones.

@@ -86,13 +86,12 @@ def cause_of(error: BaseException) -> Cause:
     An error's own `cause` field comes first. Otherwise what it was raised from decides, if that is a full disk or a
     passing fault: a shard that cannot be read because the disk answers EIO is no user's error.
     """
-    chain = list(_chain(error))
-    for item in chain:
+    for item in _chain(error):
         if isinstance(item, CclmError) and item.cause is not None:
             return item.cause
         if (found := _cause_of_fault(item)) is not None:
             return found
-    if any(isinstance(item, CclmError) for item in chain[:1]):
+    if isinstance(error, CclmError):
         return Cause.USER_ERROR
     if isinstance(error, SystemExit):
         return cause_of_code(error.code if isinstance(error.code, int) else int(error.code is not None))

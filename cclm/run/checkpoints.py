@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def _is_complete(checkpoint: Path) -> bool:
 def _size_flaws(checkpoint: Path, marker: Marker) -> list[str]:
     flaws = []
     for name, record in marker.files.items():
-        size_bytes = retried(lambda path=checkpoint / name: _size_of(path))  # type: ignore[misc]
+        size_bytes = retried(partial(_size_of, checkpoint / name))
         if size_bytes != record.size_bytes:
             flaws.append(f"{name}: {'missing' if size_bytes is None else f'{size_bytes} bytes'}")
     return flaws

@@ -52,7 +52,8 @@ def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause
     if isinstance(error, CclmError):
         return cause_of(error), str(error)
     cause, goes_on = cause_of(error), "" if run_folder is None else GOES_ON
-    got = f"{type(error).__name__}: {_first_line(error)}"
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    got = f"{type(error).__name__}: {first_line}"
     place = str(getattr(error, "filename", None) or run_folder or "")
     if is_out_of_memory(error):
         cause, expected = Cause.USER_ERROR, "enough memory"
@@ -63,10 +64,8 @@ def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause
             f"or ask for more memory; {goes_on}"
         )
     elif cause is Cause.DISK_FULL:
-        expected, do = (
-            "room for what is written",
-            f"Free space, or raise the quota or `ulimit -f`; {goes_on or 'then try again.'}",
-        )
+        expected = "room for what is written"
+        do = f"Free space, or raise the quota or `ulimit -f`; {goes_on or 'then try again.'}"
     elif cause is Cause.TRANSIENT:
         expected, do = "disks, networks and other ranks that answer", f"Such faults pass; {goes_on or 'try again.'}"
     elif isinstance(error, OSError) and _is_of_the_user(error, run_folder):
@@ -89,10 +88,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     is_torchs = "OutOfMemoryError" in names or (isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error))
     return is_torchs or isinstance(error, MemoryError)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class MemoryGuard:

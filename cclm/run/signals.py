@@ -56,7 +56,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_reason = ""
-        self.on_leave: Callable[[str], None] = _nothing_to_note
+        self.on_leave: Callable[[str], None] = lambda reason: None
         """Called with the reason when it ends before the first step."""
         self.folder: Path | None = None
         """The run folder, on the rank that looks at its `stop`."""
@@ -145,7 +145,9 @@ class StopRequest:
             return
         if self._first is not None and now - self._first >= AGAIN_S:
             os.write(2, f"{number.name}, the second request: ended without saving\n".encode())
-            _die_of(number)
+            # As if nobody had caught it, so that the parent sees it. Python lets only the main thread do that.
+            ctypes.CDLL(None).signal(int(number), 0)
+            os.kill(os.getpid(), number)
         self._first = now if self._first is None else self._first
 
     def _leave(self, name: str) -> NoReturn:
@@ -190,13 +192,3 @@ def quiet_interrupt() -> Iterator[None]:
     yield
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, before)
-
-
-def _die_of(number: signal.Signals) -> None:
-    """End as if nobody had caught the signal, so that the parent sees it. Python lets only the main thread do that."""
-    ctypes.CDLL(None).signal(int(number), 0)
-    os.kill(os.getpid(), number)
-
-
-def _nothing_to_note(reason: str) -> None:
-    return

@@ -52,7 +52,6 @@ class MetricsLog:
         tensorboard: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.enabled = enabled
         self._clock = clock
         self._lines: StepLines | None = None
         self._board: SummaryWriter | None = None
@@ -87,12 +86,6 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
             self._board = None
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Throughput:
