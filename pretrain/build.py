@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
                 schedule=dataset.schedule,
                 every_steps=config.track.every_steps,
                 bad_sample_limit=config.data.bad_sample_limit,
-                log=stack.enter_context(log),
+                log=stack.enter_context(closing(log)),
                 ledger=LedgerFile(folder / "ledger.jsonl", resumed.step) if is_first else None,
                 quarantine=open_quarantine(folder / QUARANTINE, topology, resumed.step),
                 samples_seen=SamplesSeen(dataset.counted, resumed.samples_seen),

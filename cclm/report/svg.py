@@ -119,8 +119,8 @@ def line_chart(
         labels.append((at, reference.label, FAINT))
     for one, colour in zip(lines, PALETTE, strict=False):
         drawn = smoothed(one.y, len(one.y) // 15) if calm else list(one.y)
-        for values, look in ((one.y, RAW), (drawn, CALM)):
-            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(one.x, values, strict=True))
+        for heights, look in ((one.y, RAW), (drawn, CALM)):
+            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(one.x, heights, strict=True))
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>')
         labels.append((down(drawn[-1]), f"{one.name} {number_text(float(f'{drawn[-1]:.3g}'))}", colour))
     for y, text, colour in spread_labels(labels, top, height):
