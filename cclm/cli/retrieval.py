@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands
+from cclm.files.command_line import Commands, add_command, say
 
 
 def add_to(commands: Commands) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
 from cclm.files.atomic import make_folder, replace_text
-from cclm.files.command_line import Commands
+from cclm.files.command_line import Commands, add_command, say
 from cclm.files.reading import read_json, read_typed
 from cclm.types import Language
 

@@ -6,9 +6,8 @@ import argparse
 from itertools import chain
 from pathlib import Path
 
-from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands
+from cclm.files.command_line import Commands, add_command, say
 
 
 def add_to(commands: Commands) -> None:

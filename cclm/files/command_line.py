@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from cclm.files.text import did_you_mean
@@ -43,3 +45,17 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_it = "default" in (action.help or "") or action.default in (None, False, "", ()) or action.default == []
         return action.help if says_it else super()._get_help_string(action)
+
+
+def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace], None]) -> Callable[..., Any]:
+    """Add a command, whose help is the docstring of what runs it; return what adds its options."""
+    text = inspect.getdoc(run) or ""
+    parser = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."), description=text)
+    parser.set_defaults(run=run)
+    return parser.add_argument
+
+
+def say(line: str) -> None:
+    """Write a line for the user."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

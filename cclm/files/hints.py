@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cclm.files.text import nearest_word
 from cclm.types import Bounds, PathText
 
-INLINE = "inline"
-"""`field(metadata={INLINE: True})` on a mapping of dataclasses: its keys stand beside the other fields' in the file."""
 READER_NOTES = "reader_notes"
 """Attribute of a class of texts: what every field of that type is annotated with."""
 Kinds = Mapping[type, Mapping[str, type]]
@@ -72,14 +70,12 @@ def inside_of(hint: Any, kinds: Kinds) -> tuple[dict[str, Any], Any]:
     for kind, _ in members_of(hint):
         if shape_of(kind) is not dict:
             continue
-        if not is_dataclass(kind):
-            free = (get_args(kind) or (str, Any))[1]
-            table = kinds.get(free, {})
-            named, free = {**named, **table}, None if table else free
+        if is_dataclass(kind):
+            named.update({name: hints_of(kind)[name] for name in options_of(kind)})  # type: ignore[arg-type]
             continue
-        for name, item in options_of(kind).items():  # type: ignore[arg-type]
-            inner = hints_of(kind)[name]  # type: ignore[arg-type]
-            named.update(inside_of(inner, kinds)[0] if item.metadata.get(INLINE) else {name: inner})
+        free = (get_args(kind) or (str, Any))[1]
+        if table := kinds.get(free):
+            named, free = {**named, **table}, None
     return named, free
 
 

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from cclm.errors import ConfigError, Problem
 from cclm.files.document import read_document
-from cclm.files.hints import INLINE
 from cclm.files.node import node_of, plain
 from cclm.files.typed import Converter
 
@@ -102,11 +101,7 @@ def raise_problems(problems: Sequence[Problem], where: str, expected: str, do: s
 def to_plain(value: Any) -> Any:
     """Return mappings, lists, texts, numbers, truths and None."""
     if is_dataclass(value) and not isinstance(value, type):
-        found: dict[str, Any] = {}
-        for item in fields(value):
-            inner = to_plain(getattr(value, item.name))
-            found.update(inner if item.metadata.get(INLINE) else {item.name: inner})
-        return found
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list | set | frozenset):

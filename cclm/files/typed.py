@@ -18,7 +18,6 @@ from typing import Any, Final, get_args, get_origin
 
 from cclm.errors import ConfigError, Problem
 from cclm.files.hints import (
-    INLINE,
     Kinds,
     hints_of,
     inside_of,
@@ -136,13 +135,8 @@ class Converter:
 
     def _instance(self, kind: Any, made: dict[str, Any], key: str) -> Any:
         """Build a dataclass of its converted options, if all of them are there and right, and ask for its rules."""
-        options = options_of(kind)
-        for name, item in options.items():
-            if item.metadata.get(INLINE):
-                table = inside_of(hints_of(kind)[name], self.kinds)[0]
-                made[name] = {word: made.pop(word) for word in list(made) if word in table}
-                made[name] = INVALID if INVALID in made[name].values() else made[name]
-            elif is_required(item) and name not in made:
+        for name, item in options_of(kind).items():
+            if is_required(item) and name not in made:
                 self.add(_joined(key, name), f"missing: expected {words_for(hints_of(kind)[name])}", "missing_key")
                 made[name] = INVALID
         if any(value is INVALID for value in made.values()):

@@ -25,7 +25,7 @@ from cclm.report.claims import (
 from cclm.report.facts import RunFacts, read_facts
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
 from cclm.run.checkpoints import CheckpointFacts
-from cclm.track.metrics import MetricsLine, read_metrics
+from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
 from cclm.views.table import VIEWS, ViewEntry
 
@@ -51,6 +51,8 @@ PRIOR_LOSS = Reference(value=0.6365, label="prior")
 PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
 """Two wrong pairs stand beside each right one: what a matching head reaches that ignores its input."""
 
+Lines = Sequence[tuple[int, Mapping[str, float]]]
+"""Steps with what was logged."""
 Panel = tuple[str, str, Markup]
 """Title, note and SVG of one chart over the steps."""
 
@@ -128,12 +130,12 @@ def trained_where(environment: Mapping[str, str]) -> str:
     return ", ".join([*known, *([machine] if machine and machine != "unknown" else [])])
 
 
-def sections(lines: Sequence[MetricsLine], config: RunConfig) -> list[tuple[str, list[Panel]]]:
+def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     """Return the charts by section; what was not logged has none."""
     matching = {f"{view}/{entry.matching}_accuracy": entry.title for view, entry in VIEWS.items()}
     masked = {f"{view}/mlm_accuracy": entry.title for view, entry in VIEWS.items()}
     speeds = {f"speed/{view}_samples_per_s": entry.unit for view, entry in VIEWS.items()}
-    rates = sorted({name for line in lines for name in line.values if name.startswith("learning_rate/")})
+    rates = sorted({name for _, values in lines for name in values if name.startswith("learning_rate/")})
     negatives = f"in training, {negatives_words(config)}"
     shared = (
         panel(lines, "Matching accuracy", matching, negatives, reference=PRIOR_ACCURACY, y_from_zero=False),
@@ -157,7 +159,7 @@ def sections(lines: Sequence[MetricsLine], config: RunConfig) -> list[tuple[str,
     return [(title, panels) for title, panels in filled if panels]
 
 
-def view_panels(lines: Sequence[MetricsLine], view: str, entry: ViewEntry) -> Iterable[Panel | None]:
+def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | None]:
     """Yield the losses of one view."""
     match, note = f"{view}/{entry.matching}", "matching, negatives 2 : 1"
     yield panel(lines, f"{entry.contrastive.upper()} loss", {f"{view}/{entry.contrastive}": ""}, "contrastive")
@@ -171,13 +173,11 @@ def temperature_note(config: RunConfig) -> str:
     return f"learned, kept within {config.model.temperature_min:g} … {config.model.temperature_max:g}"
 
 
-def panel(
-    lines: Sequence[MetricsLine], title: str, names: Mapping[str, str], note: str = "", **look: Any
-) -> Panel | None:
+def panel(lines: Lines, title: str, names: Mapping[str, str], note: str = "", **look: Any) -> Panel | None:
     """Return a chart of metrics, by name → label at the line's end; None if none of them was logged."""
     found = []
     for metric, label in names.items():
-        points = [(float(line.step), line.values[metric]) for line in lines if metric in line.values]
+        points = [(float(step), values[metric]) for step, values in lines if metric in values]
         if points:
             found.append(Series(name=label, x=[x for x, _ in points], y=[y for _, y in points]))
     return (title, note, Markup(line_chart(found, **look))) if found else None

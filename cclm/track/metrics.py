@@ -11,9 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cclm.errors import MissingDependencyError
 from cclm.files.lines import StepLines
@@ -23,18 +22,6 @@ if TYPE_CHECKING:
 
 LOG_NAME = "log.jsonl"
 TENSORBOARD_NAME = "tensorboard"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricsLine:
-    """One line of `log.jsonl`."""
-
-    step: int
-    """The step that the values belong to, counted from 0."""
-    time: float
-    """Seconds since 1970 when the line was written."""
-    values: Mapping[str, float]
-    """Numbers by name; NaN where a value was not finite."""
 
 
 class MetricsLog:
@@ -137,14 +124,12 @@ class Throughput:
         return numbers
 
 
-def read_metrics(folder: Path) -> list[MetricsLine]:
-    """Read the log of a run folder, oldest first; empty if there is none. A torn last line is left out."""
-    return [_parse(line) for line in StepLines(folder / LOG_NAME).read()]
-
-
-def _parse(content: Mapping[str, Any]) -> MetricsLine:
-    values = {name: math.nan if value is None else float(value) for name, value in content["values"].items()}
-    return MetricsLine(step=content["step"], time=content["time"], values=values)
+def read_metrics(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return each step with its numbers by name (NaN where one was not finite), oldest first; empty without a log."""
+    return [
+        (line["step"], {name: math.nan if value is None else float(value) for name, value in line["values"].items()})
+        for line in StepLines(folder / LOG_NAME).read()
+    ]
 
 
 def _finite(value: float) -> float | None:
