@@ -9,7 +9,7 @@ import json
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -58,22 +58,14 @@ def field_texts(kind: type) -> dict[str, str]:
     """Return the docstrings under the fields of a dataclass, those that it inherits too, by name."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
-        for node in _body_of(owner):
-            found.update(node)
+        if getattr(sys.modules.get(owner.__module__), "__file__", None) is None:
+            continue
+        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        for pair in pairwise(getattr(definition, "body", ())):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text)
     return found
-
-
-def _body_of(owner: type) -> Iterator[dict[str, str]]:
-    source = getattr(sys.modules.get(owner.__module__), "__file__", None)
-    if source is None or owner is object:
-        return
-    definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    body = definition.body if isinstance(definition, ast.ClassDef) else []
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            value = text.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield {field.target.id: inspect.cleandoc(value.value)}
 
 
 def add_fields(

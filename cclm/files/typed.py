@@ -41,10 +41,8 @@ _FIRST_NAME = re.compile(r"\w+(\.\w+|\[\w+\])*")
 class Converter:
     """Makes typed values of one tree, and remembers what was wrong and where everything stands.
 
-    Args:
-        kinds: the classes of mappings whose values' class depends on the key.
-        is_resolved: whether this or another version has found it right before, and has written it down: then no `~` and
-            `$VARIABLE` in paths is expanded, and no `validation_errors` are asked for.
+    `is_resolved`: this or another version has found it right before, and has written it down; then no `~` and
+    `$VARIABLE` in paths is expanded, and no `validation_errors` are asked for.
     """
 
     def __init__(self, kinds: Kinds | None = None, *, is_resolved: bool = False) -> None:

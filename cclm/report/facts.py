@@ -99,11 +99,7 @@ class RunFacts:
 
 
 def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFacts:
-    """Read what a run folder knows about itself.
-
-    Args:
-        folder: the run folder.
-        checkpoint: what to tell about; results and exports of another checkpoint count as none. None: take them all.
+    """Read what a run folder knows about itself; results and exports of another checkpoint (if given) count as none.
 
     Raises:
         ConfigError: there is no config.yaml, or a file cannot be read.

@@ -179,7 +179,7 @@ def panel(lines: Lines, title: str, names: Mapping[str, str], note: str = "", **
     for metric, label in names.items():
         points = [(float(step), values[metric]) for step, values in lines if metric in values]
         if points:
-            found.append(Series(name=label, x=[x for x, _ in points], y=[y for _, y in points]))
+            found.append(Series(name=label, points=points))
     return (title, note, Markup(line_chart(found, **look))) if found else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from math import floor, isfinite, log10
 
@@ -20,9 +20,8 @@ class Series:
     """One line."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    """Same length as x; values that are not finite are left out."""
+    points: Sequence[tuple[float, float]]
+    """(x, y); those whose y is not finite are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +88,17 @@ def line_chart(
 
     `y_from_zero`: the axis starts at 0; `calm`: draw the smoothed line (else the values themselves).
     """
-    lines = [one for one in map(_finite, series) if one.x]
+    finite = [replace(one, points=[(x, y) for x, y in one.points if isfinite(y)]) for one in series]
+    lines = [one for one in finite if one.points]
     if not lines:
         return f'<svg viewBox="0 0 {width} 40" role="img"><text x="8" y="24" fill="{FAINT}">nothing logged</text></svg>'
     left, right, top, bottom = 40, 52, 8, 24
     right += 48 * any(one.name for one in lines)
-    values = [value for one in lines for value in one.y] + ([reference.value] if reference else [])
+    values = [y for one in lines for _, y in one.points] + ([reference.value] if reference else [])
     low, high = (min(0.0, *values) if y_from_zero else min(values)), max(values)
     high = high if high > low else low + 1.0
     high += 0.04 * (high - low)
-    first, last = min(one.x[0] for one in lines), max(one.x[-1] for one in lines)
+    first, last = min(one.points[0][0] for one in lines), max(one.points[-1][0] for one in lines)
     plot_width, plot_height = width - left - right, height - top - bottom
 
     def across(x: float) -> float:
@@ -118,9 +118,10 @@ def line_chart(
         parts.append(_line(left, at, width - right, at, FAINT, ' stroke-dasharray="4 3"'))
         labels.append((at, reference.label, FAINT))
     for one, colour in zip(lines, PALETTE, strict=False):
-        drawn = smoothed(one.y, len(one.y) // 15) if calm else list(one.y)
-        for heights, look in ((one.y, RAW), (drawn, CALM)):
-            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(one.x, heights, strict=True))
+        raw = [y for _, y in one.points]
+        drawn = smoothed(raw, len(raw) // 15) if calm else raw
+        for heights, look in ((raw, RAW), (drawn, CALM)):
+            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for (x, _), y in zip(one.points, heights, strict=True))
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>')
         labels.append((down(drawn[-1]), f"{one.name} {number_text(float(f'{drawn[-1]:.3g}'))}", colour))
     for y, text, colour in spread_labels(labels, top, height):
@@ -173,11 +174,6 @@ def bar_chart(
         value = row.values["r10"]
         parts.append(_text(left + value * scale + 5, y + 12, f"{value:.1f}", 'class="value"', "start"))
     return "".join(parts) + "</svg>"
-
-
-def _finite(one: Series) -> Series:
-    kept = [(x, y) for x, y in zip(one.x, one.y, strict=True) if isfinite(y)]
-    return Series(name=one.name, x=[x for x, _ in kept], y=[y for _, y in kept])
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, look: str = "") -> str:

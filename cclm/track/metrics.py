@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.errors import MissingDependencyError
 from cclm.files.lines import StepLines
 
 if TYPE_CHECKING:
@@ -48,7 +47,11 @@ class MetricsLog:
         self._lines = StepLines(folder / LOG_NAME)
         self._lines.truncate(resume_step)
         if tensorboard:
-            self._board = _open_board(folder / TENSORBOARD_NAME, resume_step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step tells TensorBoard to hide what an earlier attempt wrote for steps that will be done again.
+            board = folder / TENSORBOARD_NAME
+            self._board = SummaryWriter(str(board), purge_step=resume_step if board.exists() else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step and hand them to the operating system, so that a kill loses none."""
@@ -136,17 +139,3 @@ def _finite(value: float) -> float | None:
     """JSON has no NaN: a value that is not finite is written as null."""
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _open_board(folder: Path, resume_step: int) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package `tensorboard`",
-            got=str(error),
-            do="Install it: python -m pip install tensorboard",
-        ) from error
-    # purge_step tells TensorBoard to hide what an earlier attempt wrote for steps that will be done again.
-    purge_step = resume_step if folder.exists() else None
-    return SummaryWriter(str(folder), purge_step=purge_step)
