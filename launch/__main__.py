@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cclm.files.output import open_output
+from cclm.files.command_line import open_output
 from cclm.run.signals import expect_children, quiet_interrupt
 
 

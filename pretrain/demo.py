@@ -23,8 +23,7 @@ from typing import Any
 
 from cclm.errors import CclmError
 from cclm.files.atomic import make_folder, replace_text
-from cclm.files.command_line import Parser
-from cclm.files.output import open_output
+from cclm.files.command_line import Parser, open_output
 from cclm.files.reading import read_json
 from cclm.report.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
 from cclm.run.checkpoints import identify_newest

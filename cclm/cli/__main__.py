@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cclm.cli import retrieval, runs, weights
-from cclm.files.command_line import Parser
-from cclm.files.output import open_output
+from cclm.files.command_line import Parser, open_output
 from cclm.run.ending import end_with
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cclm.errors import Problem
-from cclm.files.node import BrokenError, Node, node_of, plain_word, twice
+from cclm.files.node import BrokenError, Node, node_of, plain_word
 
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
@@ -107,7 +107,7 @@ class _Composer:
 
     def __init__(self, events: Iterator[Any], place: str, problems: list[Problem]) -> None:
         self._events, self._place, self._problems = events, place, problems
-        self._anchors: dict[str, tuple[Node, int] | None] = {}
+        self._anchors: dict[str | None, tuple[Node, int] | None] = {}
         """Nodes that may be repeated, with the number of their values; None: not complete yet."""
 
     def document(self) -> Node:
@@ -173,7 +173,9 @@ class _Composer:
                 merged = {**_brought(value), **merged}
                 continue
             if name in own:
-                self._problems.append(twice(name, key.place, own[name]))
+                told = f"this key stands twice in one mapping (before: {own[name].place}); keep one of them"
+                text = f"{key.place}: {name}: {told}"
+                self._problems.append(Problem(text, kind="duplicate_key", key=name, place=key.place))
             own[name] = replace(value, key=key)
         return Node(value={**merged, **own}, place=place), size
 

@@ -29,8 +29,7 @@ from cclm.files.hints import (
     shape_of,
     words_for,
 )
-from cclm.files.node import Node, plain
-from cclm.files.scalars import UnfitError, said, to_scalar
+from cclm.files.node import Node, UnfitError, plain, said, to_scalar
 
 INVALID: Final = object()
 """In place of a value that could not be made."""
@@ -170,7 +169,7 @@ class Converter:
             found.append(self._value(child, element, f"{key}[{number}]"))
         if any(item is INVALID for item in found):
             return INVALID
-        return origin(found) if origin in (list, set, frozenset) else tuple(found)
+        return found if origin is list else tuple(found)
 
 
 def _joined(key: str, name: str) -> str:

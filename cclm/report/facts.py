@@ -133,25 +133,23 @@ def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bo
 def read_sets(config: RunConfig, results: Mapping[str, Any]) -> list[SetFacts]:
     """Return the facts of the sets that the run read and of those it was measured on; missing ones are left out."""
     folders = [(TRAINED_ON, one.path, one.view) for one in named_sets(config.views)]
-    for role, found in ((MEASURED_ON, results), (CHOSEN_ON, results.get("dev") or {})):
-        if "set" in found:
-            folders.append((role, found["set"]["shards"], ""))
-    here = [(role, Path(folder), read_by) for role, folder, read_by in folders]
-    return [set_facts(*one) for one in here if (one[1] / MANIFEST_NAME).exists()]
-
-
-def set_facts(role: str, folder: Path, read_by: str = "") -> SetFacts:
-    """Return the facts of one set, from its manifest."""
-    manifest = read_json(folder / MANIFEST_NAME, {})
-    return SetFacts(
-        role=role,
-        folder=str(folder),
-        view=View(manifest["view"]),
-        **{item.name: manifest["totals"][item.name] for item in fields(Counts)},
-        command=manifest.get("command", ""),
-        read_by=read_by,
-        tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),
-    )
+    for role, measured in ((MEASURED_ON, results), (CHOSEN_ON, results.get("dev") or {})):
+        if "set" in measured:
+            folders.append((role, measured["set"]["shards"], ""))
+    found = []
+    for role, folder, read_by in folders:
+        if manifest := read_json(Path(folder) / MANIFEST_NAME, {}):
+            facts = SetFacts(
+                role=role,
+                folder=str(Path(folder)),
+                view=View(manifest["view"]),
+                **{item.name: manifest["totals"][item.name] for item in fields(Counts)},
+                command=manifest.get("command", ""),
+                read_by=read_by,
+                tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),
+            )
+            found.append(facts)
+    return found
 
 
 def read_stages(folder: Path, results: Mapping[str, Any]) -> list[Stage]:

@@ -58,7 +58,8 @@ class MetricsLog:
         if self._lines is None:
             return
         now = self._clock()
-        finite = {name: _finite(value) for name, value in values.items()}
+        # JSON has no NaN: a value that is not finite is written as null.
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         self._lines.append(step, {"time": round(now, 3), "values": finite})
         if self._board is not None:
             for name, value in values.items():
@@ -133,9 +134,3 @@ def read_metrics(folder: Path) -> list[tuple[int, dict[str, float]]]:
         (line["step"], {name: math.nan if value is None else float(value) for name, value in line["values"].items()})
         for line in StepLines(folder / LOG_NAME).read()
     ]
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN: a value that is not finite is written as null."""
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands
+from cclm.files.command_line import Commands, is_lost
 from cclm.files.describe import add_fields
 from cclm.files.lines import Tail
-from cclm.files.output import is_lost
 from launch.commands.parsers import RUN, add_command, say
 from launch.plan.request import SlurmRequest
 
