@@ -1,9 +1,9 @@
 """The command line of every program, in one style, and its standard streams: nothing about them can end it.
 
-Defaults stand in the help, nothing is abbreviated, the nearest option is named. What a program says is never worth more
-than what it does: a terminal that speaks ASCII, a stream that the parent closed (`>&-`), a reader that has gone
-(`| head`), a terminal that was closed, a full disk behind `> file`, a pipe that does not block: none of them changes how
-a job ends.
+Defaults stand in the help, nothing is abbreviated, the nearest option is named. What a program says is never worth
+more than what it does: a terminal that speaks ASCII, a stream that the parent closed (`>&-`), a reader that has gone
+(`| head`), a terminal that was closed, a full disk behind `> file`, a pipe that does not block: none of them changes
+how a job ends.
 """
 
 from __future__ import annotations

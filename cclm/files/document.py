@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cclm.errors import Problem
 from cclm.files.node import BrokenError, Node, node_of, plain_word
 
@@ -90,9 +88,11 @@ def parse_yaml(text: str, place: str, problems: list[Problem]) -> Node:
     Raises:
         BrokenError: it is no YAML, or goes further than plain values.
     """
+    import yaml  # `launch` starts without it
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
     try:
-        return _Composer(yaml.parse(text, Loader=loader), place, problems).document()
+        return _Composer(yaml, yaml.parse(text, Loader=loader), place, problems).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -105,8 +105,8 @@ def parse_yaml(text: str, place: str, problems: list[Problem]) -> Node:
 class _Composer:
     """Events → nodes."""
 
-    def __init__(self, events: Iterator[Any], place: str, problems: list[Problem]) -> None:
-        self._events, self._place, self._problems = events, place, problems
+    def __init__(self, yaml: Any, events: Iterator[Any], place: str, problems: list[Problem]) -> None:
+        self._yaml, self._events, self._place, self._problems = yaml, events, place, problems
         self._anchors: dict[str | None, tuple[Node, int] | None] = {}
         """Nodes that may be repeated, with the number of their values; None: not complete yet."""
 
@@ -114,7 +114,7 @@ class _Composer:
         """Return the one document."""
         found: Node | None = None
         for event in self._events:
-            if isinstance(event, yaml.NodeEvent):
+            if isinstance(event, self._yaml.NodeEvent):
                 if found is not None:
                     raise BrokenError(self._at(event), "a second YAML document; give each a file of its own")
                 found = self._node(event, 0)[0]
@@ -128,14 +128,14 @@ class _Composer:
         place = self._at(event)
         if depth > MAX_DEPTH:
             raise BrokenError(place, f"values that are nested more than {MAX_DEPTH} deep")
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, self._yaml.AliasEvent):
             known = self._anchors.get(event.anchor)
             if known is None:
                 text = f"the alias *{event.anchor} without an anchor &{event.anchor} that is complete before it"
                 raise BrokenError(place, text)
             return replace(known[0], place=place), known[1]
         self._anchors[event.anchor] = None
-        is_scalar = isinstance(event, yaml.ScalarEvent)
+        is_scalar = isinstance(event, self._yaml.ScalarEvent)
         if event.tag is not None and not (is_scalar and event.tag in _TEXT_TAGS):
             raise BrokenError(place, f"the YAML tag {event.tag}; write the value itself")
         if is_scalar:
@@ -143,7 +143,7 @@ class _Composer:
             value = plain_word(event.value) if is_plain else event.value
             node, size = Node(value=value, place=place, text=event.value if is_plain else None), 1
         else:
-            is_list = isinstance(event, yaml.SequenceStartEvent)
+            is_list = isinstance(event, self._yaml.SequenceStartEvent)
             node, size = (self._sequence if is_list else self._mapping)(place, depth + 1)
         if size > MAX_VALUES:
             raise BrokenError(place, f"more than {MAX_VALUES:,} values, with every alias written out")
@@ -152,7 +152,7 @@ class _Composer:
 
     def _sequence(self, place: str, depth: int) -> tuple[Node, int]:
         items, size = [], 1
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+        while not isinstance(event := next(self._events), self._yaml.SequenceEndEvent):
             item, more = self._node(event, depth)
             items.append(item)
             size += more
@@ -162,7 +162,7 @@ class _Composer:
         own: dict[str, Node] = {}
         merged: dict[str, Node] = {}
         size = 1
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+        while not isinstance(event := next(self._events), self._yaml.MappingEndEvent):
             key, _ = self._node(event, depth)
             value, more = self._node(next(self._events), depth)
             size += more

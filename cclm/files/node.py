@@ -1,6 +1,6 @@
-"""A value that knows where a person wrote it, what a word without quotes means, and the text, path, number or choice that
-it becomes; one that does not fit says what came and what to write.
+"""A value that knows where a person wrote it, what a word without quotes means, and the scalar that it becomes.
 
+One that does not fit says what came and what to write.
 Numbers are read as in YAML 1.2 (`1e-4` is a number, `12:30` and `2024-01-01` are texts, `010` is no number), and each
 word keeps its own letters, so that whoever wants a text can tell `no` from `"no"`: YAML 1.1 takes the first for false.
 """

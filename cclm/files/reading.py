@@ -17,8 +17,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from cclm.errors import ConfigError, Problem
 from cclm.files.document import read_document
 from cclm.files.node import node_of, plain
@@ -115,5 +113,7 @@ def to_plain(value: Any) -> Any:
 
 def to_yaml(value: Any) -> str:
     """Return YAML text that reads back as the same values."""
+    import yaml
+
     text: str = yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
     return text
