@@ -32,7 +32,7 @@ from cclm.data.options import ImageTransformConfig, SourceConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.fragments import WEIGHTS, Fragment, ShareFacts, share_path, write_share
 from cclm.engine.options import OptimizerConfig
-from cclm.files.plain import to_yaml
+from cclm.files.reading import to_yaml
 from cclm.hub.open import build_model
 from cclm.hub.probe import make_probe
 from cclm.hub.reference_outputs import reference_of, write_reference

@@ -7,9 +7,6 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-LINE_END = "\n"
-"""Several problems end with it: what to do then stands below them."""
-
 
 class Cause(str, Enum):
     """Why a process of ours ended. Programs decide by it, never by the words of a message (`cclm/run/causes.py`)."""
@@ -52,7 +49,7 @@ class CclmError(ValueError):
         self.cause = cause
         """None: what it was raised from decides (`cclm.run.causes.cause_of`); that, or a user's error."""
         place = f"{where}: " if where else ""
-        end = "" if got.endswith(LINE_END) else " " if got.endswith((".", "?")) else ". "
+        end = "" if got.endswith("\n") else " " if got.endswith((".", "?")) else ". "
         super().__init__(f"{place}expected {expected}, got {got}{end}{do}")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,7 +108,7 @@ def _listed(problems: Sequence[str]) -> str:
     """One problem goes on in the sentence, several stand below each other."""
     if len(problems) == 1:
         return problems[0]
-    return f"{len(problems)} problems:\n" + "".join(f"  - {problem}{LINE_END}" for problem in problems)
+    return f"{len(problems)} problems:\n" + "".join(f"  - {problem}\n" for problem in problems)
 
 
 class CheckpointError(CclmError):

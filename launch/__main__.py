@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from cclm.files.output import open_output
-from cclm.run.process import expect_children, quiet_interrupt
+from cclm.files.command_line import open_output
+from cclm.run.signals import expect_children, quiet_interrupt
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cclm.files.output import open_output
+from cclm.files.command_line import open_output
 from cclm.run.signals import StopRequest
 
 if TYPE_CHECKING:

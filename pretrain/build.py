@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,12 @@ from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.ops.choice import RunKernels, choose_kernels
-from cclm.run.memory import MemoryGuard
+from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
-from cclm.track.metrics import MetricsLog
+from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.track.throughput import Throughput
 from cclm.train.checkpointer import Checkpointer, Resumed, resume
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
 from cclm.train.health import Health
@@ -118,7 +117,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
                 schedule=dataset.schedule,
                 every_steps=config.track.every_steps,
                 bad_sample_limit=config.data.bad_sample_limit,
-                log=stack.enter_context(log),
+                log=stack.enter_context(closing(log)),
                 ledger=LedgerFile(folder / "ledger.jsonl", resumed.step) if is_first else None,
                 quarantine=open_quarantine(folder / QUARANTINE, topology, resumed.step),
                 samples_seen=SamplesSeen(dataset.counted, resumed.samples_seen),

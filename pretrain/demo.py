@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import CclmError
-from cclm.files.atomic import replace_text
-from cclm.files.command_line import Parser
-from cclm.files.folders import make_folder
-from cclm.files.output import open_output
+from cclm.files.atomic import make_folder, replace_text
+from cclm.files.command_line import Parser, open_output
 from cclm.files.reading import read_json
 from cclm.report.facts import PARITY_NAME, RESULTS_NAME, STAGES_NAME
-from cclm.run.identity import identify_newest
+from cclm.run.checkpoints import identify_newest
 from cclm.track.progress import spell_duration, stage
 
 DATA = Path("data/demo")

@@ -21,8 +21,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from cclm.errors import DataError
-from cclm.files.atomic import publish, replace_bytes, sync, temporary_path
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256, publish, replace_bytes, sync, temporary_path
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
 from shards.chunks import list_chunks, mapped

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cclm.errors import DataError, MissingDependencyError
-from cclm.files.atomic import publish, sync
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256, publish, sync
 from shards.corpora.packages import DEMO_PACKAGES, Package
 
 TIMEOUT_S = 600.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.data.decoding import image_size
-from cclm.files.template import open_template
+from cclm.files.shipped import open_template
 from cclm.languages import is_right_to_left
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, TextPair, View

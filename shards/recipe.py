@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cclm.files.atomic import file_sha256
 from cclm.files.document import read_document
-from cclm.files.hashing import file_sha256
 from cclm.files.hints import nearest, options_of
 from cclm.files.node import Node, plain
 from cclm.files.overrides import with_override

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from cclm.errors import ConfigError, DataError
 from cclm.files.lock import locked_folder
-from cclm.run.process import die_with_parent
+from cclm.run.signals import die_with_parent
 from shards.guard import optional_library
 
 Job = TypeVar("Job")

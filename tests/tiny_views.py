@@ -16,7 +16,7 @@ from cclm.data.loader import StepDataset
 from cclm.data.options import ImageTransformConfig, MaskingConfig, SourceConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.files.node import node_of
-from cclm.files.plain import to_plain
+from cclm.files.reading import to_plain
 from cclm.files.typed import Converter
 from cclm.recipe.read import kinds_of
 from cclm.views import view

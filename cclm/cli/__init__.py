@@ -1,1 +1,1 @@
-"""The console script `cclm`: one command a file. A command imports what is heavy when it runs."""
+"""The console script `cclm`. A command imports what is heavy when it runs."""

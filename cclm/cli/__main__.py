@@ -6,13 +6,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from cclm.cli import embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger
-from cclm.files.command_line import Parser
-from cclm.files.output import open_output
+from cclm.cli import retrieval, runs, weights
+from cclm.files.command_line import Parser, open_output
 from cclm.run.ending import end_with
-
-COMMANDS = (embed, evaluate, export, import_file, prune_vocabulary, report, search, verify_ledger)
-"""In the order of --help. Each has `add_to(commands)`, which adds a parser whose default `run` takes the options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +29,7 @@ def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(prog="cclm", description="Measure, export and report pre-trained cross-view models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
+    for module in (runs, weights, retrieval):
         module.add_to(commands)
     return parser
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cclm.data.batch import BadSample
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
 
 
 class SamplesSeen:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cclm.errors import CheckpointError
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
 
 START = "0" * 32
 """The chain's value before the first step."""

@@ -19,8 +19,7 @@ from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, ConfigError, DataError
-from cclm.run.causes import cause_of
-from cclm.run.transient import retried
+from cclm.run.causes import cause_of, retried
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.remote import open_set
 

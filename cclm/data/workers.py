@@ -37,8 +37,7 @@ from torch import Tensor
 
 from cclm.errors import Cause, CclmError
 from cclm.run.causes import cause_of
-from cclm.run.process import die_with_parent
-from cclm.run.signals import STOP_SIGNALS, TRACEBACK_SIGNAL
+from cclm.run.signals import STOP_SIGNALS, TRACEBACK_SIGNAL, die_with_parent
 
 Value = TypeVar("Value")
 

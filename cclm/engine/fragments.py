@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.engine.tensor_file import Planned, write_tensors
-from cclm.run.transient import retried
+from cclm.run.causes import retried
 
 FOLDER = "state"
 """Of the training state inside a checkpoint."""

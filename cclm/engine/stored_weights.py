@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cclm.engine.fragments import AVERAGE, BUFFERS, FOLDER, METADATA, WEIGHTS, Fragment, ShareFacts, share_path
 from cclm.errors import CheckpointError
-from cclm.run.transient import retried
+from cclm.run.causes import retried
 
 
 @dataclass(frozen=True, kw_only=True)

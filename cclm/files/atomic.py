@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a hidden name, then renamed. Standard library only.
+"""Files that are whole or not there: written under a hidden name, then renamed; folders to write in, and hashes.
 
 A rename survives the death of the process; what is durable is also synced, so that it survives the death of the machine
 (slow on network file systems: for shards, checkpoints and markers, not for what is written every few seconds).
@@ -6,9 +6,12 @@ A rename survives the death of the process; what is durable is also synced, so t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
+
+from cclm.errors import CclmError
 
 
 def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
@@ -58,3 +61,35 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder, with its parents, unless it is there; return it.
+
+    Raises:
+        CclmError: it cannot be made, or nothing can be written in it; raised from the OSError, if there is one.
+    """
+    expected, do = "a folder that can be made and written in", "Choose another folder, or mend its permissions."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = f"{error.strerror or error} ({error.filename})"
+        for place in (folder, *folder.parents):
+            if place.is_symlink() and not place.exists():
+                got = f"{place}, a link to {place.readlink()}, where there is nothing"
+                do = "Make or mount what it leads to, or remove the link."
+            elif place.exists() and not place.is_dir():
+                got, do = f"{place}, which is a file", "Choose another folder, or move that file away."
+        raise CclmError(where=str(folder), expected=expected, got=got, do=do) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CclmError(where=str(folder), expected=expected, got="one that this user may not write in", do=do)
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal; it is read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

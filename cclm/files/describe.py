@@ -1,20 +1,22 @@
-"""`--help` of a tree of options: every key with its type, its default and the docstring under the field."""
+"""Dataclasses explain themselves by the docstrings under their fields: in `--help` of a tree, in argparse's options."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, is_dataclass
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from cclm.files.hints import Kinds, inside_of, is_required, members_of, options_of, words_for
-from cclm.files.plain import to_plain
+from cclm.files.reading import to_plain
 
 _WIDTH = 110
 
@@ -56,19 +58,39 @@ def field_texts(kind: type) -> dict[str, str]:
     """Return the docstrings under the fields of a dataclass, those that it inherits too, by name."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
-        for node in _body_of(owner):
-            found.update(node)
+        if getattr(sys.modules.get(owner.__module__), "__file__", None) is None:
+            continue
+        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        for pair in pairwise(getattr(definition, "body", ())):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text)
     return found
 
 
-def _body_of(owner: type) -> Iterator[dict[str, str]]:
-    source = getattr(sys.modules.get(owner.__module__), "__file__", None)
-    if source is None or owner is object:
-        return
-    definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    body = definition.body if isinstance(definition, ast.ClassDef) else []
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            value = text.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield {field.target.id: inspect.cleandoc(value.value)}
+def add_fields(
+    parser: argparse._ActionsContainer,
+    kind: type,
+    names: Sequence[str],
+    *,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    default: Any = MISSING,
+) -> None:
+    """Add an option for each of these fields. `default`: one for all, instead of the fields' own."""
+    hints, docs = get_type_hints(kind), field_texts(kind)
+    defaults = {item.name: item.default for item in fields(kind)}
+    for name in names:
+        option, standard = f"--{name.replace('_', '-')}", defaults[name] if default is MISSING else default
+        help_text = " ".join(docs.get(name, "").split()).replace("%", "%%")
+        hint = next((arm for arm in get_args(hints[name]) if arm is not types.NoneType), hints[name])
+        if hint is bool:
+            parser.add_argument(option, action="store_true", help=help_text)
+        else:
+            standard, known = None if standard is MISSING else standard, (choices or {}).get(name)
+            parser.add_argument(option, type=hint, default=standard, choices=known, help=help_text)
+
+
+def read_fields(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return what was given for these fields, without those that are None."""
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}

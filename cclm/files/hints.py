@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cclm.files.text import nearest_word
 from cclm.types import Bounds, PathText
 
-INLINE = "inline"
-"""`field(metadata={INLINE: True})` on a mapping of dataclasses: its keys stand beside the other fields' in the file."""
 READER_NOTES = "reader_notes"
 """Attribute of a class of texts: what every field of that type is annotated with."""
 Kinds = Mapping[type, Mapping[str, type]]
@@ -72,14 +70,12 @@ def inside_of(hint: Any, kinds: Kinds) -> tuple[dict[str, Any], Any]:
     for kind, _ in members_of(hint):
         if shape_of(kind) is not dict:
             continue
-        if not is_dataclass(kind):
-            free = (get_args(kind) or (str, Any))[1]
-            table = kinds.get(free, {})
-            named, free = {**named, **table}, None if table else free
+        if is_dataclass(kind):
+            named.update({name: hints_of(kind)[name] for name in options_of(kind)})  # type: ignore[arg-type]
             continue
-        for name, item in options_of(kind).items():  # type: ignore[arg-type]
-            inner = hints_of(kind)[name]  # type: ignore[arg-type]
-            named.update(inside_of(inner, kinds)[0] if item.metadata.get(INLINE) else {name: inner})
+        free = (get_args(kind) or (str, Any))[1]
+        if table := kinds.get(free):
+            named, free = {**named, **table}, None
     return named, free
 
 
@@ -140,23 +136,3 @@ def _words(kind: Any, notes: Sequence[Any]) -> str:
         return "a list, each " + words_for(elements[0]) if elements else "a list"
     bounds = next((f" {note}" for note in notes if isinstance(note, Bounds)), "")
     return _WORDS.get(kind, "a text") + bounds
-
-
-def field_errors(instance: Any) -> Iterator[str]:
-    """Yield what is wrong with a dataclass that no file gave: words and numbers that its types do not allow."""
-    for name, hint in hints_of(instance.__class__).items():
-        yield from _value_errors(getattr(instance, name), hint, name)
-
-
-def _value_errors(value: Any, hint: Any, key: str) -> Iterator[str]:
-    for kind, notes in members_of(hint):
-        if isinstance(value, Mapping) and shape_of(kind) is dict:
-            for name, item in value.items():
-                yield from _value_errors(item, inside_of(kind, {})[1], f"{key}.{name}")
-        elif isinstance(value, tuple | list) and shape_of(kind) is tuple:
-            for number, item in enumerate(value):
-                yield from _value_errors(item, (get_args(kind) or (Any,))[0], f"{key}[{number}]")
-        is_other = get_origin(kind) is Literal and value not in get_args(kind)
-        is_beyond = isinstance(value, int | float) and not all(b.hold(value) for b in notes if isinstance(b, Bounds))
-        if value is not None and (is_other or is_beyond):
-            yield f"{key} must be {words_for(hint)}, is {value!r}"

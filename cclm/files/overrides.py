@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cclm.errors import Problem
+from cclm.files.document import parse_yaml
 from cclm.files.hints import Kinds, split_key
 from cclm.files.node import COMMAND_LINE, BrokenError, Node, plain
 from cclm.files.reading import raise_problems
-from cclm.files.yaml_nodes import parse_yaml
 
 HELP = frozenset({"--help", "-h"})
 PRINT = "--print_config"

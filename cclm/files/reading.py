@@ -3,14 +3,17 @@
     read_typed(Profile, path)      one file of a known form (typed_values: plain values of a known form)
     read_yaml(path)                one file of any form, checked for duplicate keys
     read_json(path, default)       what a program of ours wrote
+    to_yaml(values)                the way back
 
 A command line with files and overrides: `cclm.files.overrides`.
 """
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,20 +25,15 @@ from cclm.files.typed import Converter
 Kind = TypeVar("Kind")
 
 
-def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str, expands: bool = True) -> Kind:
-    """Read a YAML, JSON or TOML file.
+def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str) -> Kind:
+    """Read a YAML, JSON or TOML file into a dataclass of options, or a type such as `Mapping[str, tuple[str, ...]]`.
 
-    Args:
-        kind: what it becomes: a dataclass of options, or a type such as `Mapping[str, tuple[str, ...]]`.
-        path: the file; an empty one counts as a mapping without keys.
-        expected: what it should be, for the error's sentence.
-        do: what to do about it, for the error's sentence.
-        expands: whether `~` and `$VARIABLE` in paths are expanded.
+    `expected` and `do`: what it should be, and what to do about it, for the error's sentence.
 
     Raises:
         ConfigError: with every mistake, each with its line and key.
     """
-    converter = Converter(expands=expands)
+    converter = Converter()
     node = read_document(path, converter.problems)
     if node is not None:
         value = converter.convert(node, kind)
@@ -93,9 +91,29 @@ def raise_problems(problems: Sequence[Problem], where: str, expected: str, do: s
     """Raise one ConfigError with all problems, if there are any; those of the file `where` name only their line."""
     if not problems:
         return
-    told = [problem.removeprefix(f"{where}: ").replace(f"{where}:", "line ", 1) for problem in problems]
-    own = [
-        Problem(text, kind=problem.kind, key=problem.key, place=problem.place)
-        for text, problem in zip(told, problems, strict=True)
-    ]
+    own = []
+    for problem in problems:
+        text = problem.removeprefix(f"{where}: ").replace(f"{where}:", "line ", 1)
+        own.append(Problem(text, kind=problem.kind, key=problem.key, place=problem.place))
     raise ConfigError(where=where, expected=expected, problems=own, do=do)
+
+
+def to_plain(value: Any) -> Any:
+    """Return mappings, lists, texts, numbers, truths and None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [to_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(value: Any) -> str:
+    """Return YAML text that reads back as the same values."""
+    import yaml
+
+    text: str = yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+    return text

@@ -1,9 +1,10 @@
-"""Files that lie in the checkout (recipes, DeepSpeed JSON, profiles): found by name or path from any working folder."""
+"""Files that come with the code: recipes, DeepSpeed JSON and profiles of the checkout, and templates."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.text import did_you_mean
@@ -15,14 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -> Path:
     """Return the path of a file that is named by its path, or by its name without suffix if it lies in `folder`.
 
-    A relative path that is not there is looked for in the checkout, too.
-
-    Args:
-        name: as the user wrote it.
-        folder: of the shipped files.
-        suffix: of their names, ".yaml" say.
-        where: the option or key that named it, for the error.
-        do: what to do about it, for the error.
+    A relative path that is not there is looked for in the checkout, too. `where`: the option or key that named it.
 
     Raises:
         ConfigError: there is no such file; it lists the shipped ones.
@@ -38,3 +32,21 @@ def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -
         got=repr(name) + did_you_mean(Path(name).stem, names),
         do=do,
     )
+
+
+def open_template(path: Path, *, html: bool) -> Any:
+    """Return a Jinja template whose `render` refuses names that nobody gave.
+
+    `html`: every value is escaped, and lines that hold only a statement leave none behind. Else nothing is escaped.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # a login node often needs none
+
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        undefined=StrictUndefined,
+        autoescape=html,
+        trim_blocks=html,
+        lstrip_blocks=html,
+        keep_trailing_newline=not html,
+    )
+    return environment.get_template(path.name)

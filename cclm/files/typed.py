@@ -18,7 +18,6 @@ from typing import Any, Final, get_args, get_origin
 
 from cclm.errors import ConfigError, Problem
 from cclm.files.hints import (
-    INLINE,
     Kinds,
     hints_of,
     inside_of,
@@ -30,8 +29,7 @@ from cclm.files.hints import (
     shape_of,
     words_for,
 )
-from cclm.files.node import Node, plain
-from cclm.files.scalars import UnfitError, said, to_scalar
+from cclm.files.node import Node, UnfitError, plain, said, to_scalar
 
 INVALID: Final = object()
 """In place of a value that could not be made."""
@@ -42,14 +40,12 @@ _FIRST_NAME = re.compile(r"\w+(\.\w+|\[\w+\])*")
 class Converter:
     """Makes typed values of one tree, and remembers what was wrong and where everything stands.
 
-    Args:
-        kinds: the classes of mappings whose values' class depends on the key.
-        expands: whether `~` and `$VARIABLE` in paths are expanded.
-        asks_rules: whether `validation_errors` are asked for; not of what another version has found right.
+    `is_resolved`: this or another version has found it right before, and has written it down; then no `~` and
+    `$VARIABLE` in paths is expanded, and no `validation_errors` are asked for.
     """
 
-    def __init__(self, kinds: Kinds | None = None, *, expands: bool = True, asks_rules: bool = True) -> None:
-        self.kinds, self._expands, self._asks_rules = kinds or {}, expands, asks_rules
+    def __init__(self, kinds: Kinds | None = None, *, is_resolved: bool = False) -> None:
+        self.kinds, self._is_resolved = kinds or {}, is_resolved
         self.problems: list[Problem] = []
         self.places: dict[str, str] = {}
         """Where each dotted key stands."""
@@ -87,7 +83,7 @@ class Converter:
         if len(fitting) == 1:
             return self._member(node, *fitting[0], hint, key)
         for kind, notes in fitting:
-            attempt = Converter(self.kinds, expands=self._expands, asks_rules=self._asks_rules)
+            attempt = Converter(self.kinds, is_resolved=self._is_resolved)
             value = attempt._member(node, kind, notes, hint, key)
             if not attempt.problems:
                 self.places.update(attempt.places)
@@ -102,7 +98,7 @@ class Converter:
         if isinstance(node.value, tuple):
             return self._sequence(node.value, kind, key)
         try:
-            return to_scalar(node, kind, notes, expands=self._expands)
+            return to_scalar(node, kind, notes, expands=not self._is_resolved)
         except UnfitError as error:
             return self._wrong(hint, key, str(error))
 
@@ -136,13 +132,8 @@ class Converter:
 
     def _instance(self, kind: Any, made: dict[str, Any], key: str) -> Any:
         """Build a dataclass of its converted options, if all of them are there and right, and ask for its rules."""
-        options = options_of(kind)
-        for name, item in options.items():
-            if item.metadata.get(INLINE):
-                table = inside_of(hints_of(kind)[name], self.kinds)[0]
-                made[name] = {word: made.pop(word) for word in list(made) if word in table}
-                made[name] = INVALID if INVALID in made[name].values() else made[name]
-            elif is_required(item) and name not in made:
+        for name, item in options_of(kind).items():
+            if is_required(item) and name not in made:
                 self.add(_joined(key, name), f"missing: expected {words_for(hints_of(kind)[name])}", "missing_key")
                 made[name] = INVALID
         if any(value is INVALID for value in made.values()):
@@ -153,8 +144,8 @@ class Converter:
             return self._broken(kind, error.problems, key)
         except (ValueError, TypeError) as error:
             return self._broken(kind, [str(error)], key)
-        rules = getattr(instance, "validation_errors", None) if self._asks_rules else None
-        self._broken(kind, rules() if rules is not None else (), key)
+        if hasattr(instance, "validation_errors") and not self._is_resolved:
+            self._broken(kind, instance.validation_errors(), key)
         return instance
 
     def _broken(self, kind: type, rules: Iterable[str], key: str) -> Any:
@@ -178,7 +169,7 @@ class Converter:
             found.append(self._value(child, element, f"{key}[{number}]"))
         if any(item is INVALID for item in found):
             return INVALID
-        return origin(found) if origin in (list, set, frozenset) else tuple(found)
+        return found if origin is list else tuple(found)
 
 
 def _joined(key: str, name: str) -> str:

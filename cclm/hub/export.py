@@ -26,8 +26,7 @@ from safetensors.torch import load_file
 
 from cclm.engine.stored_weights import StoredTensor, stored_average, stored_weights
 from cclm.errors import CheckpointError
-from cclm.files.atomic import sync
-from cclm.files.folders import make_folder
+from cclm.files.atomic import make_folder, sync
 from cclm.files.lock import locked_folder
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.mapped_pages import drop_pages_after_use

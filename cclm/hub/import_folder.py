@@ -19,7 +19,7 @@ from cclm.data.options import ImageTransformConfig, Normalise
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from cclm.hub.export import SHARD_SIZE, check_target, give_memory_back, staging_directory
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
 from cclm.hub.mapped_pages import drop_pages_after_use

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.files.plain import to_yaml
-from cclm.files.template import open_template
+from cclm.files.reading import to_yaml
+from cclm.files.shipped import open_template
 from cclm.hub.parity import ParityReport
 from cclm.report.claims import group_title, learned_from, rerank_orders, rerank_words, retrieval_title, start_words
 from cclm.report.facts import RunFacts

@@ -33,8 +33,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
-from cclm.run.checkpoints import newest_complete
-from cclm.run.identity import CheckpointFacts, identify
+from cclm.run.checkpoints import CheckpointFacts, identify, newest_complete
 from cclm.views.image_text.options import ImageViewConfig
 
 ValueType = TypeVar("ValueType")

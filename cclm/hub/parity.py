@@ -102,7 +102,7 @@ class ParityReport:
     step: int | None = None
     """Updates that the exported checkpoint has seen."""
     checkpoint: str | None = None
-    """Its identity (`cclm.run.identity`)."""
+    """Its identity (`cclm.run.checkpoints.identify`)."""
 
     @property
     def max_abs(self) -> float:

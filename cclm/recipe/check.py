@@ -49,7 +49,9 @@ def check_recipe(
     unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
         config, converter = reading.found, reading.converter
-        _check_ranks(config, world_size, converter)
+        for text in validation_errors_for(config, world_size):
+            key, _, rest = text.partition(": ")
+            converter.add(key, rest)
         unseen = [
             f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path) or not files_exist
         ]
@@ -60,7 +62,9 @@ def check_recipe(
         else:
             with _noted(converter, "data.tokenizer"):
                 tokenizer_file(config.data.tokenizer)
-        _check_deepspeed(config, world_size, converter)
+        if config.engine == "deepspeed":
+            with _noted(converter, "deepspeed"):
+                resolve_ds_file(config.deepspeed, config.engine_facts(world_size))
     return CheckedRecipe(config=reading.finish(), notes=tuple(notes), unseen=tuple(unseen))
 
 
@@ -80,12 +84,6 @@ def _noted(converter: Converter, key: str) -> Iterator[None]:
         converter.add(key, f"expected {error.expected}, got {error.got} ({error.where})")
     except OSError as error:
         converter.add(key, f"cannot be looked at: {error.strerror or error}")
-
-
-def _check_ranks(config: RunConfig, world_size: int, converter: Converter) -> None:
-    for text in validation_errors_for(config, world_size):
-        key, _, rest = text.partition(": ")
-        converter.add(key, rest)
 
 
 def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
@@ -111,10 +109,3 @@ def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
                 f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
-
-
-def _check_deepspeed(config: RunConfig, world_size: int, converter: Converter) -> None:
-    if config.engine != "deepspeed":
-        return
-    with _noted(converter, "deepspeed"):
-        resolve_ds_file(config.deepspeed, config.engine_facts(world_size))

@@ -8,9 +8,11 @@ What a recipe names (shard sets, tokenizer, DeepSpeed JSON) and the number of ra
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cclm.config import RunConfig
 from cclm.data.config import ViewConfig
@@ -18,19 +20,18 @@ from cclm.errors import ConfigError
 from cclm.files.describe import describe
 from cclm.files.document import read_document
 from cclm.files.hints import Kinds
-from cclm.files.node import COMMAND_LINE, Node, node_of, plain
+from cclm.files.node import COMMAND_LINE, Node, node_of, plain, said
 from cclm.files.overrides import merged, parse_arguments, with_override
-from cclm.files.plain import to_yaml
-from cclm.files.reading import raise_problems
-from cclm.files.scalars import said
+from cclm.files.reading import raise_problems, to_yaml
 from cclm.files.shipped import CHECKOUT, find_shipped
 from cclm.files.typed import INVALID, Converter
-from cclm.recipe.old_config import upgraded
 from cclm.views.table import VIEWS, Table
 
 RECIPES = CHECKOUT / "pretrain" / "recipes"
 CONFIG_FILE = "config.yaml"
 """In a run folder: the resolved configuration."""
+OLD_VIEWS = ("image_text", "regions", "text_pair")
+"""What stood in `data` of older versions, with sources as lists; null where there was none."""
 _DO = "Correct them; `python -m pretrain --help` explains every option. Nothing was started."
 
 
@@ -50,7 +51,7 @@ def read_run_config(folder: Path, table: Table = VIEWS) -> RunConfig:
         ConfigError: there is no such file, or it is no run's configuration.
     """
     path = folder / CONFIG_FILE
-    converter = Converter(kinds_of(table), expands=False, asks_rules=False)  # both happened when the run began
+    converter = Converter(kinds_of(table), is_resolved=True)
     node = read_document(path, converter.problems)
     if node is not None:
         values = plain(node)
@@ -139,3 +140,54 @@ class Reading:
             node = None
         self._is_unread = self._is_unread or node is None
         return node or empty
+
+
+def upgraded(tree: Any) -> Any:
+    """Return the `config.yaml` of an older version with today's keys; one of today comes back as it is."""
+    if not isinstance(tree, dict):
+        return tree
+    tree = copy.deepcopy(tree)
+    model, data = tree.get("model"), tree.get("data")
+    if isinstance(model, dict):
+        model.pop("pack_tokens", None)  # it decided no value
+        if "temperature" in model:
+            model.setdefault("initial_temperature", model.pop("temperature"))
+    if isinstance(data, dict) and any(name in data for name in OLD_VIEWS):
+        tree["views"] = _views_of(data)
+    return tree
+
+
+def _views_of(data: dict[str, Any]) -> dict[str, Any]:
+    """Take the views out of `data`, with the share of the steps that held regions."""
+    share = data.pop("region_probability", None)
+    found = {name: view for name in OLD_VIEWS if (view := data.pop(name, None)) is not None}
+    for view in found.values():
+        _name_sources(view)
+    if share is not None and "regions" in found:
+        found["regions"]["step_share"] = share
+    return found
+
+
+def _name_sources(view: dict[str, Any]) -> None:
+    """Turn `shards` and the lists beside it into `sources` by name, in the order that they had."""
+    mix = view.get("mix") or {}
+    lists = {
+        "path": view.pop("shards"),
+        "weight": view.pop("weights", None),
+        "repeat": mix.pop("repeats", None),
+        "max_epochs": mix.pop("max_epochs", None),
+    }
+    names = _names_of(lists["path"])
+    view["sources"] = {
+        name: {field: values[number] for field, values in lists.items() if values is not None}
+        for number, name in enumerate(names)
+    }
+    for stage in mix.get("schedule") or ():
+        if stage.get("weights") is not None:
+            stage["weights"] = dict(zip(names, stage["weights"], strict=True))
+
+
+def _names_of(paths: Sequence[str]) -> list[str]:
+    names = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    is_ordered = names == sorted(set(names))  # sources are ordered by their names
+    return names if is_ordered else [f"{number:03}-{name}" for number, name in enumerate(names)]

@@ -14,8 +14,8 @@ from typing import Any
 from cclm.config import RunConfig, named_sets
 from cclm.files.reading import read_json
 from cclm.recipe.read import read_run_config
-from cclm.run.environment import ENVIRONMENT_NAME
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts
+from cclm.run.machine import ENVIRONMENT_NAME
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.manifest import Counts
 from cclm.shardfile.schema import MANIFEST_NAME
@@ -27,16 +27,6 @@ PARITY_NAME = "parity.json"
 STAGES_NAME = "stages.json"
 UNKNOWN_ENVIRONMENT = {"machine": "unknown", "versions": "unknown"}
 """Of a run that did not write environment.json: the machine that reads it may be another."""
-
-ATTRIBUTIONS = {
-    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
-    "MIT": "https://opensource.org/license/mit",
-    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
-    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
-    "Unicode-3.0": "https://www.unicode.org/license.txt",
-}
-"""Where the text of a licence stands, by SPDX tag."""
-
 
 TRAINED_ON, MEASURED_ON, CHOSEN_ON = "trained on", "measured on", "choices made on"
 """What a run did with a set."""
@@ -90,11 +80,6 @@ class RunFacts:
     """What the training took, from its stage or else from done.json."""
 
     @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.config.seed
-
-    @property
     def steps(self) -> int | None:
         """Optimizer updates that the checkpoint has seen; what the recipe asks for may be more."""
         return None if self.checkpoint is None else self.checkpoint.step
@@ -114,11 +99,7 @@ class RunFacts:
 
 
 def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFacts:
-    """Read what a run folder knows about itself.
-
-    Args:
-        folder: the run folder.
-        checkpoint: what to tell about; results and exports of another checkpoint count as none. None: take them all.
+    """Read what a run folder knows about itself; results and exports of another checkpoint (if given) count as none.
 
     Raises:
         ConfigError: there is no config.yaml, or a file cannot be read.
@@ -152,25 +133,23 @@ def belongs(record: Mapping[str, Any], checkpoint: CheckpointFacts | None) -> bo
 def read_sets(config: RunConfig, results: Mapping[str, Any]) -> list[SetFacts]:
     """Return the facts of the sets that the run read and of those it was measured on; missing ones are left out."""
     folders = [(TRAINED_ON, one.path, one.view) for one in named_sets(config.views)]
-    for role, found in ((MEASURED_ON, results), (CHOSEN_ON, results.get("dev") or {})):
-        if "set" in found:
-            folders.append((role, found["set"]["shards"], ""))
-    here = [(role, Path(folder), read_by) for role, folder, read_by in folders]
-    return [set_facts(*one) for one in here if (one[1] / MANIFEST_NAME).exists()]
-
-
-def set_facts(role: str, folder: Path, read_by: str = "") -> SetFacts:
-    """Return the facts of one set, from its manifest."""
-    manifest = read_json(folder / MANIFEST_NAME, {})
-    return SetFacts(
-        role=role,
-        folder=str(folder),
-        view=View(manifest["view"]),
-        **{item.name: manifest["totals"][item.name] for item in fields(Counts)},
-        command=manifest.get("command", ""),
-        read_by=read_by,
-        tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),
-    )
+    for role, measured in ((MEASURED_ON, results), (CHOSEN_ON, results.get("dev") or {})):
+        if "set" in measured:
+            folders.append((role, measured["set"]["shards"], ""))
+    found = []
+    for role, folder, read_by in folders:
+        if manifest := read_json(Path(folder) / MANIFEST_NAME, {}):
+            facts = SetFacts(
+                role=role,
+                folder=str(Path(folder)),
+                view=View(manifest["view"]),
+                **{item.name: manifest["totals"][item.name] for item in fields(Counts)},
+                command=manifest.get("command", ""),
+                read_by=read_by,
+                tar_hashes=frozenset(shard["sha256"] for shard in manifest.get("shards") or ()),
+            )
+            found.append(facts)
+    return found
 
 
 def read_stages(folder: Path, results: Mapping[str, Any]) -> list[Stage]:

@@ -1,20 +1,33 @@
-"""One self-contained HTML page about a run: no script, no outside resource, readable on screen and on paper.
-
-The page is made of a plain `ReportData`; `cclm.report.page_data` fills one from a run folder.
-"""
+"""One self-contained HTML page about a run: no script, no outside resource, readable on screen and on paper."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
-from cclm.files.template import open_template
-from cclm.report.facts import ATTRIBUTIONS, SetFacts, Stage
+from cclm.config import RunConfig
+from cclm.files.reading import to_yaml
+from cclm.files.shipped import open_template
+from cclm.report.claims import (
+    group_title,
+    learned_from,
+    measured_words,
+    negatives_words,
+    rerank_orders,
+    rerank_words,
+    retrieval_title,
+    start_words,
+)
+from cclm.report.facts import RunFacts, read_facts
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
+from cclm.run.checkpoints import CheckpointFacts
+from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
+from cclm.views.table import VIEWS, ViewEntry
 
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
@@ -25,162 +38,196 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 """Names for the page; another language shows its tag."""
 
+LICENCE_TEXTS = {
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "MIT": "https://opensource.org/license/mit",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "Unicode-3.0": "https://www.unicode.org/license.txt",
+}
+"""Where the text of a licence stands, by SPDX tag."""
 
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """One of the large numbers at the top."""
+PRIOR_LOSS = Reference(value=0.6365, label="prior")
+PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
+"""Two wrong pairs stand beside each right one: what a matching head reaches that ignores its input."""
 
-    value: str
-    label: str
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One chart over the steps."""
-
-    title: str
-    series: Sequence[Series]
-    note: str = ""
-    reference: Reference | None = None
-    y_from_zero: bool = True
-    calm: bool = True
-    """Draw a smoothed line over the values."""
+Lines = Sequence[tuple[int, Mapping[str, float]]]
+"""Steps with what was logged."""
+Panel = tuple[str, str, Markup]
+"""Title, note and SVG of one chart over the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecallRow:
-    """A language or a group: recall in percent, by "t2i" / "i2t" and "r1" / "r5" / "r10"."""
+    """A language, or a group with its languages: recall in percent, by "t2i" / "i2t" and "r1" / "r5" / "r10"."""
 
     name: str
     recall: Mapping[str, Mapping[str, float]]
     error: Mapping[str, Mapping[str, float]]
     """Standard errors, in points; the inner mappings may be empty."""
-    reranked: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]] = ()
+    reranked: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]]
     """(title, recall) by each re-ranking rule; the first is marked in the bars."""
+    languages: Sequence[RecallRow] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupBlock:
-    """A group of languages."""
+def report_page(folder: Path, checkpoint: CheckpointFacts | None = None) -> str:
+    """Return the page about a run folder; results and exports of another checkpoint (if given) count as none.
 
-    title: str
-    row: RecallRow
-    languages: Sequence[RecallRow]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GalleryImage:
-    """One image of an answer."""
-
-    uri: str
-    """A data URI."""
-    right: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class GalleryQuery:
-    """One query and its best images."""
-
-    language: str
-    text: str
-    meaning: str
-    """In English."""
-    rank: int
-    """Place of the right image, from 1."""
-    images: Sequence[GalleryImage]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchingRow:
-    """The matching head on held-out pairs."""
-
-    name: str
-    accuracy: float
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportData:
-    """Everything on the page."""
-
-    title: str
-    lead: str
-    """One or two sentences under the title."""
-    headlines: Sequence[Headline]
-    panels: Sequence[tuple[str, Sequence[Panel]]]
-    """(section title, charts)."""
-    groups: Sequence[GroupBlock]
-    """Empty: not measured."""
-    chance: Mapping[str, Mapping[str, float]]
-    num_images: int
-    """Images in the test gallery."""
-    rerank_note: str
-    """How re-ranked numbers came about; empty without them."""
-    rerank_mark: str
-    """Which re-ranking the marks in the bars show; empty without any."""
-    retrieval_title: str
-    """Heading of the recall table."""
-    matching: Sequence[MatchingRow]
-    matching_prior: MatchingRow | None
-    gallery: Sequence[GalleryQuery]
-    sets: Sequence[SetFacts]
-    stages: Sequence[Stage]
-    environment: Mapping[str, str]
-    seed: int | None
-    parity_note: str
-    """What the parity check of the export found; empty without one."""
-    config_text: str
-    """config.yaml."""
-
-
-def render(data: ReportData) -> str:
-    """Return the page."""
+    Raises:
+        ConfigError: there is no config.yaml, or a file cannot be read.
+    """
+    facts = read_facts(folder, checkpoint)
+    groups = recall_rows(facts)
     page: str = open_template(Path(__file__).with_name("page.html.j2"), html=True).render(
-        data=data,
-        chart=panel_chart,
-        bars=lambda direction: recall_bars(data, direction),
+        facts=facts,
+        results=facts.results,
+        lead=lead(facts, groups),
+        headlines=headlines(facts, groups),
+        sections=sections(read_metrics(folder), facts.config),
+        groups=groups,
+        rerank_note=rerank_words(facts.results),
+        rerank_mark=next((title for title, _ in rerank_orders(facts.results)), ""),
+        retrieval_title=retrieval_title(facts),
+        config_text=to_yaml(facts.config),
+        bars=lambda direction: recall_bars(groups, facts.results["chance"][direction], direction),
         language_name=language_name,
         licence_link=licence_link,
-        times_chance=lambda row, direction: times_chance(data, row, direction),
         spell_duration=spell_duration,
-        megabytes=lambda size: f"{size / 1e6:.1f} MB",
     )
     return page
 
 
-def panel_chart(panel: Panel) -> Markup:
-    """Return the SVG of a panel."""
-    return Markup(line_chart(panel.series, reference=panel.reference, y_from_zero=panel.y_from_zero, calm=panel.calm))
+def lead(facts: RunFacts, groups: Sequence[RecallRow]) -> str:
+    """Return the sentences under the title."""
+    steps = f"{facts.steps:,} steps" if facts.steps else "trained"
+    begin = f"A cross-view language model, {steps} {start_words(facts.config)}{learned_from(facts)}."
+    if not groups:
+        return f"{begin} This checkpoint was not measured yet."
+    return f"{begin} {measured_words(facts, sum(len(group.languages) for group in groups))}"
 
 
-def recall_bars(data: ReportData, direction: str) -> list[tuple[str, Markup]]:
-    """Return (group title, SVG) for each group, all on one scale."""
-    every = [row for block in data.groups for row in block.languages]
-    reach = max(10.0, *(row.recall[way]["r10"] for row in every for way in ("t2i", "i2t"))) * 1.02
-    return [
-        (
-            block.title,
-            Markup(
-                bar_chart([bar_row(row, direction) for row in block.languages], data.chance[direction], scale_max=reach)
-            ),
+def headlines(facts: RunFacts, groups: Sequence[RecallRow]) -> list[tuple[str, str, str]]:
+    """Return the large numbers with label and note: recall at 10 of each group, size, and time."""
+    found = []
+    for group in groups:
+        recall = group.recall["t2i"]["r10"]
+        times = recall / facts.results["chance"]["t2i"]["r10"]
+        found.append((f"{recall:.1f} %", group.name, f"text → image R@10, {times:.0f}\u00a0×\u00a0chance"))
+    if parameters := (facts.results.get("model") or {}).get("num_parameters"):
+        found.append((f"{parameters / 1e6:.1f} M", "parameters", f"trained {start_words(facts.config)}"))
+    if facts.train_seconds:
+        found.append((f"{facts.train_seconds / 60:.1f} min", "training", trained_where(facts.environment)))
+    return found
+
+
+def trained_where(environment: Mapping[str, str]) -> str:
+    """Return ranks, cores and machine of the training, as far as they are known."""
+    ranks, cores, machine = environment.get("ranks", "1"), environment.get("cores"), environment.get("machine")
+    spelled = f"{cores} core" if cores == "1" else f"{cores} cores"
+    known = [f"{ranks} ranks"] if ranks != "1" else []
+    if cores:  # those of one rank, which ranks may have to share
+        known.append(f"up to {spelled} each" if known else spelled)
+    return ", ".join([*known, *([machine] if machine and machine != "unknown" else [])])
+
+
+def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
+    """Return the charts by section; what was not logged has none."""
+    matching = {f"{view}/{entry.matching}_accuracy": entry.title for view, entry in VIEWS.items()}
+    masked = {f"{view}/mlm_accuracy": entry.title for view, entry in VIEWS.items()}
+    speeds = {f"speed/{view}_samples_per_s": entry.unit for view, entry in VIEWS.items()}
+    rates = sorted({name for _, values in lines for name in values if name.startswith("learning_rate/")})
+    negatives = f"in training, {negatives_words(config)}"
+    shared = (
+        panel(lines, "Matching accuracy", matching, negatives, reference=PRIOR_ACCURACY, y_from_zero=False),
+        panel(lines, "Masked-word accuracy", masked),
+        panel(lines, "Temperature", {"temperature": ""}, temperature_note(config)),
+    )
+    whole = (
+        panel(lines, "Total loss", {"loss": ""}),
+        panel(lines, "Learning rate", dict.fromkeys(rates[:1], ""), calm=False),
+        panel(lines, "Gradient norm", {"grad_norm": ""}, "before clipping"),
+        panel(lines, "Throughput", speeds, "samples per second"),
+        panel(lines, "Seconds per step", {"speed/step_s": ""}),
+        panel(lines, "Waiting for data", {"speed/data_wait": ""}, "share of the time"),
+    )
+    every: list[tuple[str, Iterable[Panel | None]]] = [
+        *((entry.title, view_panels(lines, view, entry)) for view, entry in VIEWS.items()),
+        ("All views", shared),
+        ("The run", whole),
+    ]
+    filled = [(title, [one for one in panels if one is not None]) for title, panels in every]
+    return [(title, panels) for title, panels in filled if panels]
+
+
+def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | None]:
+    """Yield the losses of one view."""
+    match, note = f"{view}/{entry.matching}", "matching, negatives 2 : 1"
+    yield panel(lines, f"{entry.contrastive.upper()} loss", {f"{view}/{entry.contrastive}": ""}, "contrastive")
+    yield panel(lines, f"{entry.matching.upper()} loss", {match: ""}, note, reference=PRIOR_LOSS, y_from_zero=False)
+    yield panel(lines, "MLM loss", {f"{view}/mlm": ""}, "masked words, given the other side")
+    yield panel(lines, "Box losses", {f"{view}/box": "L1", f"{view}/giou": "1 − GIoU"})
+
+
+def temperature_note(config: RunConfig) -> str:
+    """Return the bounds of the temperature: a line that lies on one of them is no fault of the chart."""
+    return f"learned, kept within {config.model.temperature_min:g} … {config.model.temperature_max:g}"
+
+
+def panel(lines: Lines, title: str, names: Mapping[str, str], note: str = "", **look: Any) -> Panel | None:
+    """Return a chart of metrics, by name → label at the line's end; None if none of them was logged."""
+    found = []
+    for metric, label in names.items():
+        points = [(float(step), values[metric]) for step, values in lines if metric in values]
+        if points:
+            found.append(Series(name=label, points=points))
+    return (title, note, Markup(line_chart(found, **look))) if found else None
+
+
+def recall_rows(facts: RunFacts) -> list[RecallRow]:
+    """Return the groups with their languages; a language stands in the first group that the results put it in."""
+    results = facts.results
+    if "groups" not in results:
+        return []
+    orders = rerank_orders(results)
+    errors = results.get("standard_error") or {}
+
+    def row(kind: str, name: str, title: str, languages: Sequence[RecallRow] = ()) -> RecallRow:
+        return RecallRow(
+            name=title,
+            recall=results[kind][name],
+            error=(errors.get(kind) or {}).get(name) or {"t2i": {}, "i2t": {}},
+            reranked=[(rule, order[kind][name]) for rule, order in orders if name in order[kind]],
+            languages=languages,
         )
-        for block in data.groups
+
+    members: Mapping[str, Sequence[str]] = results.get("members") or {"all languages": list(results["languages"])}
+    return [
+        row(
+            "groups",
+            name,
+            group_title(facts, name),
+            [row("languages", tag, language_name(tag)) for tag in members.get(name, ())],
+        )
+        for name in results["groups"]
     ]
 
 
-def bar_row(row: RecallRow, direction: str) -> BarRow:
-    """Return a language's bars."""
-    return BarRow(
-        label=language_name(row.name),
-        values=row.recall[direction],
-        mark=row.reranked[0][1][direction]["r1"] if row.reranked else None,
-    )
-
-
-def times_chance(data: ReportData, row: RecallRow, direction: str) -> str:
-    """Return how many times chance a row's recall at 10 is."""
-    return f"{row.recall[direction]['r10'] / data.chance[direction]['r10']:.0f} ×"
+def recall_bars(groups: Sequence[RecallRow], chance: Mapping[str, float], direction: str) -> list[tuple[str, Markup]]:
+    """Return (group title, SVG) for each group, all on one scale."""
+    every = [row.recall[way]["r10"] for group in groups for row in group.languages for way in ("t2i", "i2t")]
+    reach = max(10.0, *every) * 1.02
+    found = []
+    for group in groups:
+        bars = [
+            BarRow(
+                label=row.name,
+                values=row.recall[direction],
+                mark=row.reranked[0][1][direction]["r1"] if row.reranked else None,
+            )
+            for row in group.languages
+        ]
+        found.append((group.name, Markup(bar_chart(bars, chance, scale_max=reach))))
+    return found
 
 
 def language_name(tag: str) -> str:
@@ -190,5 +237,5 @@ def language_name(tag: str) -> str:
 
 def licence_link(tag: str) -> Markup:
     """Return a licence tag, linked to its text if we know where that stands."""
-    where = ATTRIBUTIONS.get(tag)
+    where = LICENCE_TEXTS.get(tag)
     return Markup('<a href="{}">{}</a>').format(where, tag) if where else Markup("{}").format(tag)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from math import floor, isfinite, log10
 
@@ -11,6 +11,8 @@ PALETTE = ("#2563a8", "#d4700f", "#12877a", "#7b52b9", "#b03060", "#6b6f76")
 """Line colours, told apart in print and by most colour-blind readers."""
 
 INK, FAINT, GRID = "#1d2733", "#6b7683", "#e4e8ec"
+TICK = 'class="tick"'
+RAW, CALM = 'stroke-width="1" opacity="0.28"', 'stroke-width="2" stroke-linejoin="round"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +20,8 @@ class Series:
     """One line."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    """Same length as x; values that are not finite are left out."""
+    points: Sequence[tuple[float, float]]
+    """(x, y); those whose y is not finite are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +88,17 @@ def line_chart(
 
     `y_from_zero`: the axis starts at 0; `calm`: draw the smoothed line (else the values themselves).
     """
-    lines = [one for one in map(_finite, series) if one.x]
+    finite = [replace(one, points=[(x, y) for x, y in one.points if isfinite(y)]) for one in series]
+    lines = [one for one in finite if one.points]
     if not lines:
         return f'<svg viewBox="0 0 {width} 40" role="img"><text x="8" y="24" fill="{FAINT}">nothing logged</text></svg>'
     left, right, top, bottom = 40, 52, 8, 24
     right += 48 * any(one.name for one in lines)
-    values = [value for one in lines for value in one.y] + ([reference.value] if reference else [])
+    values = [y for one in lines for _, y in one.points] + ([reference.value] if reference else [])
     low, high = (min(0.0, *values) if y_from_zero else min(values)), max(values)
     high = high if high > low else low + 1.0
     high += 0.04 * (high - low)
-    first, last = min(one.x[0] for one in lines), max(one.x[-1] for one in lines)
+    first, last = min(one.points[0][0] for one in lines), max(one.points[-1][0] for one in lines)
     plot_width, plot_height = width - left - right, height - top - bottom
 
     def across(x: float) -> float:
@@ -106,18 +108,24 @@ def line_chart(
         return top + plot_height * (high - y) / (high - low)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart">']
-    parts += [_grid_line(left, width - right, down(tick), number_text(tick)) for tick in ticks(low, high)]
-    parts += [_step_label(across(tick), height - 8, number_text(tick)) for tick in ticks(first, last, 4)]
+    for tick in ticks(low, high):
+        parts.append(_line(left, down(tick), width - right, down(tick), GRID))
+        parts.append(_text(left - 6, down(tick) + 3.5, number_text(tick), TICK, "end"))
+    parts += [_text(across(tick), height - 8, number_text(tick), TICK, "middle") for tick in ticks(first, last, 4)]
+    labels = []
     if reference:
-        parts.append(_dashed(left, width - right, down(reference.value)))
-    labels = [(down(reference.value), reference.label, FAINT)] if reference else []
+        at = down(reference.value)
+        parts.append(_line(left, at, width - right, at, FAINT, ' stroke-dasharray="4 3"'))
+        labels.append((at, reference.label, FAINT))
     for one, colour in zip(lines, PALETTE, strict=False):
-        points = [(across(x), down(y)) for x, y in zip(one.x, one.y, strict=True)]
-        drawn = smoothed(one.y, len(one.y) // 15) if calm else list(one.y)
-        parts.append(_polyline(points, colour, "raw"))
-        parts.append(_polyline([(across(x), down(y)) for x, y in zip(one.x, drawn, strict=True)], colour, "calm"))
-        labels.append((down(drawn[-1]), f"{one.name} {number_text(_three_digits(drawn[-1]))}", colour))
-    parts += [_end_label(width - right + 5, y, text, colour) for y, text, colour in spread_labels(labels, top, height)]
+        raw = [y for _, y in one.points]
+        drawn = smoothed(raw, len(raw) // 15) if calm else raw
+        for heights, look in ((raw, RAW), (drawn, CALM)):
+            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for (x, _), y in zip(one.points, heights, strict=True))
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>')
+        labels.append((down(drawn[-1]), f"{one.name} {number_text(float(f'{drawn[-1]:.3g}'))}", colour))
+    for y, text, colour in spread_labels(labels, top, height):
+        parts.append(_text(width - right + 5, y + 3.5, text, f'class="end" fill="{colour}"', "start"))
     return "".join(parts) + "</svg>"
 
 
@@ -128,13 +136,11 @@ def spread_labels(
     placed: list[tuple[float, str, str]] = []
     for y, text, colour in sorted(labels):
         placed.append((max(y, placed[-1][0] + gap) if placed else max(y, top), text, colour))
-    overshoot = (placed[-1][0] - (height - 24)) if placed else 0.0
-    if overshoot > 0:
-        limit = height - 24.0
-        for index in range(len(placed) - 1, -1, -1):
-            y = min(placed[index][0], limit)
-            placed[index] = (y, *placed[index][1:])
-            limit = y - gap
+    limit = height - 24.0
+    for index in reversed(range(len(placed))):
+        y, text, colour = placed[index]
+        placed[index] = (min(y, limit), text, colour)
+        limit = placed[index][0] - gap
     return placed
 
 
@@ -152,52 +158,27 @@ def bar_chart(
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart">']
     for tick in ticks(0.0, reach, 5):
         x = left + tick * scale
-        parts.append(f'<line x1="{x:.1f}" y1="{top - 4}" x2="{x:.1f}" y2="{height - 4}" stroke="{GRID}"/>')
-        parts.append(f'<text x="{x:.1f}" y="11" text-anchor="middle" class="tick">{number_text(tick)}</text>')
+        parts.append(_line(x, top - 4, x, height - 4, GRID))
+        parts.append(_text(x, 11, number_text(tick), TICK, "middle"))
     for index, row in enumerate(rows):
         y = top + index * row_height
-        parts.append(f'<text x="{left - 7}" y="{y + 12}" text-anchor="end" class="name">{escape(row.label)}</text>')
+        parts.append(_text(left - 7, y + 12, row.label, 'class="name"', "end"))
         for name, colour in (("r10", "#c3d7ee"), ("r5", "#7fabdb"), ("r1", "#2563a8")):
-            parts.append(
-                f'<rect x="{left}" y="{y + 2}" width="{row.values[name] * scale:.1f}" height="13" fill="{colour}"/>'
-            )
+            length = row.values[name] * scale
+            parts.append(f'<rect x="{left}" y="{y + 2}" width="{length:.1f}" height="13" fill="{colour}"/>')
         if row.mark is not None:
             x = left + row.mark * scale
             parts.append(f'<path d="M{x:.1f} {y + 3} l5 5.5 l-5 5.5 l-5 -5.5 z" fill="#d4700f" stroke="white"/>')
         x = left + chance["r10"] * scale
-        parts.append(f'<line x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{y + 17}" stroke="{INK}" stroke-width="1.5"/>')
-        x = left + row.values["r10"] * scale + 5
-        parts.append(f'<text x="{x:.1f}" y="{y + 12}" class="value">{row.values["r10"]:.1f}</text>')
+        parts.append(_line(x, y, x, y + 17, INK, ' stroke-width="1.5"'))
+        value = row.values["r10"]
+        parts.append(_text(left + value * scale + 5, y + 12, f"{value:.1f}", 'class="value"', "start"))
     return "".join(parts) + "</svg>"
 
 
-def _finite(one: Series) -> Series:
-    kept = [(x, y) for x, y in zip(one.x, one.y, strict=True) if isfinite(y)]
-    return Series(name=one.name, x=[x for x, _ in kept], y=[y for _, y in kept])
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, look: str = "") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{look}/>'
 
 
-def _three_digits(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _polyline(points: Sequence[tuple[float, float]], colour: str, kind: str) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    look = 'stroke-width="1" opacity="0.28"' if kind == "raw" else 'stroke-width="2" stroke-linejoin="round"'
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>'
-
-
-def _grid_line(left: float, right: float, y: float, text: str) -> str:
-    line = f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{GRID}"/>'
-    return f'{line}<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end" class="tick">{text}</text>'
-
-
-def _step_label(x: float, y: float, text: str) -> str:
-    return f'<text x="{x:.1f}" y="{y}" text-anchor="middle" class="tick">{text}</text>'
-
-
-def _dashed(left: float, right: float, y: float) -> str:
-    return f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{FAINT}" stroke-dasharray="4 3"/>'
-
-
-def _end_label(x: float, y: float, text: str, colour: str) -> str:
-    return f'<text x="{x}" y="{y + 3.5:.1f}" fill="{colour}" class="end">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, look: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {look}>{escape(text)}</text>'

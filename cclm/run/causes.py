@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cclm.errors import Cause, CclmError
 
@@ -73,6 +74,11 @@ LASTING_CLASSES = frozenset({"ssl.SSLCertVerificationError"})
 COMMUNICATION_FOLDERS = ("/torch/distributed/", "/deepspeed/comm/", "/cclm/distributed/")
 """gloo tells of a lost neighbour by a plain RuntimeError: it is known by the place where it was raised."""
 
+WAITS_S = (0.5, 2.0, 8.0)
+"""Before the second, third and fourth try: a restarted file server is back within seconds; a lost one takes the next
+attempt of the job, which costs less than ranks that wait here."""
+ResultType = TypeVar("ResultType")
+
 
 def cause_of(error: BaseException) -> Cause:
     """Return why a process that ends with this exception ends.
@@ -80,13 +86,12 @@ def cause_of(error: BaseException) -> Cause:
     An error's own `cause` field comes first. Otherwise what it was raised from decides, if that is a full disk or a
     passing fault: a shard that cannot be read because the disk answers EIO is no user's error.
     """
-    chain = list(_chain(error))
-    for item in chain:
+    for item in _chain(error):
         if isinstance(item, CclmError) and item.cause is not None:
             return item.cause
         if (found := _cause_of_fault(item)) is not None:
             return found
-    if any(isinstance(item, CclmError) for item in chain[:1]):
+    if isinstance(error, CclmError):
         return Cause.USER_ERROR
     if isinstance(error, SystemExit):
         return cause_of_code(error.code if isinstance(error.code, int) else int(error.code is not None))
@@ -110,6 +115,18 @@ def consequence(cause: Cause) -> int:
     if cause in MENDED_BY_USER or cause is Cause.FOLDER_LOCKED:
         return 0
     return 2 + CONSEQUENCES.index(cause) if cause in CONSEQUENCES else 1
+
+
+def retried(action: Callable[[], ResultType], *, sleep: Callable[[float], None] = time.sleep) -> ResultType:
+    """Return `action()`, called again after errors whose cause is transient; the last try's error is raised."""
+    for wait_s in WAITS_S:
+        try:
+            return action()
+        except Exception as error:
+            if cause_of(error) is not Cause.TRANSIENT:
+                raise
+        sleep(wait_s)
+    return action()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -17,12 +17,13 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from cclm.errors import CheckpointError
 from cclm.files import atomic
-from cclm.run.transient import retried
+from cclm.run.causes import retried
 
 FOLDER = "checkpoints"
 MARKER = "complete"
@@ -159,15 +160,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 def record_file(path: Path) -> FileRecord:
     """Return size and hash of a file."""
-
-    def read() -> FileRecord:
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-        return FileRecord(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
-
-    return retried(read)
+    return retried(lambda: FileRecord(size_bytes=path.stat().st_size, sha256=atomic.file_sha256(path)))
 
 
 def list_files(folder: Path) -> list[str]:
@@ -222,7 +215,7 @@ def _is_complete(checkpoint: Path) -> bool:
 def _size_flaws(checkpoint: Path, marker: Marker) -> list[str]:
     flaws = []
     for name, record in marker.files.items():
-        size_bytes = retried(lambda path=checkpoint / name: _size_of(path))  # type: ignore[misc]
+        size_bytes = retried(partial(_size_of, checkpoint / name))
         if size_bytes != record.size_bytes:
             flaws.append(f"{name}: {'missing' if size_bytes is None else f'{size_bytes} bytes'}")
     return flaws
@@ -233,3 +226,29 @@ def _size_of(path: Path) -> int | None:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts:
+    """One complete checkpoint of a run."""
+
+    step: int
+    """Updates done."""
+    identity: str
+    """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
+
+
+def identify(checkpoint: Path) -> CheckpointFacts:
+    """Return the step and the identity of a complete checkpoint.
+
+    Raises:
+        CheckpointError: it has no readable marker.
+    """
+    marker = read_marker(checkpoint)
+    return CheckpointFacts(step=marker.step, identity=hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest())
+
+
+def identify_newest(run_folder: Path) -> CheckpointFacts | None:
+    """Return the facts of the newest complete checkpoint of a run, or None if there is none."""
+    found = newest_complete(run_folder)
+    return None if found is None else identify(found)

@@ -1,14 +1,24 @@
-"""How a program ends when something went wrong: with a sentence, a note in the run folder (of a rank), and a code."""
+"""How a program ends when something went wrong: with a sentence, a note in the run folder (of a rank), and a code.
+
+Memory that runs out before the first step is done is looked for: the kernel would kill this rank, or one of its
+workers, or a process of somebody else, without a word. Until then nothing is lost by ending first; later the kernel
+decides, which knows more.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import threading
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cclm.errors import Cause, CclmError
 from cclm.run.causes import EXIT_CODES, cause_of
+from cclm.run.machine import available_memory_bytes
 from cclm.run.status import note_end
 
 GOES_ON = "the same command goes on from the newest complete checkpoint."
@@ -19,6 +29,11 @@ USERS_ERRNOS = frozenset(
 """What is wrong with a path, its permissions, or a limit (`ulimit`)."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """How torch tells that memory is out, where it has no class for it."""
+LOOK_S = 0.05
+"""Memory grows by gigabytes a second when a step is too large."""
+SHARE, LEAST, MOST = 0.03, 1 << 28, 1 << 32
+"""What must be left: a share of what there was, at least and at most so many bytes. With less the kernel is about to
+kill, and everything is slow."""
 
 
 def end_with(error: BaseException, run_folder: Path | None = None, rank: int = 0) -> int:
@@ -37,7 +52,8 @@ def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause
     if isinstance(error, CclmError):
         return cause_of(error), str(error)
     cause, goes_on = cause_of(error), "" if run_folder is None else GOES_ON
-    got = f"{type(error).__name__}: {_first_line(error)}"
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    got = f"{type(error).__name__}: {first_line}"
     place = str(getattr(error, "filename", None) or run_folder or "")
     if is_out_of_memory(error):
         cause, expected = Cause.USER_ERROR, "enough memory"
@@ -48,10 +64,8 @@ def explain(error: BaseException, run_folder: Path | None = None) -> tuple[Cause
             f"or ask for more memory; {goes_on}"
         )
     elif cause is Cause.DISK_FULL:
-        expected, do = (
-            "room for what is written",
-            f"Free space, or raise the quota or `ulimit -f`; {goes_on or 'then try again.'}",
-        )
+        expected = "room for what is written"
+        do = f"Free space, or raise the quota or `ulimit -f`; {goes_on or 'then try again.'}"
     elif cause is Cause.TRANSIENT:
         expected, do = "disks, networks and other ranks that answer", f"Such faults pass; {goes_on or 'try again.'}"
     elif isinstance(error, OSError) and _is_of_the_user(error, run_folder):
@@ -76,5 +90,58 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_torchs or isinstance(error, MemoryError)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+class MemoryGuard:
+    """Looks at the machine's memory until the first step is done."""
+
+    def __init__(self, run_folder: Path, rank: int, advice: str, *, look: Callable[[], int] = available_memory_bytes):
+        self._run_folder, self._rank, self._advice, self._look = run_folder, rank, advice, look
+        self._passed = threading.Event()
+
+    @contextmanager
+    def watching(self) -> Iterator[MemoryGuard]:
+        """Look until `passed`, or to the end of the `with` block."""
+        before = self._look()
+        least = min(MOST, max(LEAST, int(SHARE * before)))
+        if before > least:
+            threading.Thread(target=self._watch, args=(least,), name="memory", daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.passed()
+
+    def passed(self) -> None:
+        """Say that a step is done: memory sufficed."""
+        self._passed.set()
+
+    def _watch(self, least: int) -> None:
+        while not self._passed.wait(LOOK_S):
+            if (left := self._look()) < least:
+                os._exit(end_with(self._error(left), self._run_folder, self._rank))
+
+    def _error(self, left: int) -> CclmError:
+        own, workers = resident_bytes(os.getpid()), sum(map(resident_bytes, children_of(os.getpid())))
+        return CclmError(
+            where="before the first step was done",
+            expected="enough memory",
+            got=f"{left / 1e9:.1f} GB left; this rank holds {own / 1e9:.1f} GB, its workers {workers / 1e9:.1f} GB",
+            do=self._advice,
+            cause=Cause.USER_ERROR,
+        )
+
+
+def resident_bytes(pid: int) -> int:
+    """Return what a process holds in memory, pages that it shares included; 0 if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process of this machine has started and that live."""
+    try:
+        texts = [path.read_text(encoding="ascii") for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [int(child) for text in texts for child in text.split()]

@@ -19,6 +19,7 @@ ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 SRUN = "srun"
 NO_STEP = 0xFFFFFFF0
 """Step numbers from here on are no steps of srun: the batch script, an interactive shell."""
+EXPORT = "export MASTER_ADDR=HOST_OF_RANK_0 MASTER_PORT=29500"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,15 @@ class Launcher:
     size: str
     local_rank: tuple[str, ...] = ()
     local_size: tuple[str, ...] = ()
-    address: str = "export MASTER_ADDR=HOST_OF_RANK_0 MASTER_PORT=29500"
+    address: str = EXPORT
     """How to say where rank 0 is."""
+
+
+def _uniform(name: str, prefix: str, address: str = EXPORT) -> Launcher:
+    rank, size, local_rank, local_size = (f"{prefix}_{end}" for end in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+    return Launcher(
+        name=name, rank=rank, size=size, local_rank=(local_rank,), local_size=(local_size,), address=address
+    )
 
 
 SET_FOR_MPI = "MASTER_ADDR=HOST_OF_RANK_0 MASTER_PORT=29500, exported and passed on ({})"
@@ -50,14 +58,7 @@ KNOWN = (
         local_rank=("SLURM_LOCALID",),
         address='export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500',
     ),
-    Launcher(
-        name="mpirun (Open MPI)",
-        rank="OMPI_COMM_WORLD_RANK",
-        size="OMPI_COMM_WORLD_SIZE",
-        local_rank=("OMPI_COMM_WORLD_LOCAL_RANK",),
-        local_size=("OMPI_COMM_WORLD_LOCAL_SIZE",),
-        address=SET_FOR_MPI.format("-x MASTER_ADDR -x MASTER_PORT"),
-    ),
+    _uniform("mpirun (Open MPI)", "OMPI_COMM_WORLD", SET_FOR_MPI.format("-x MASTER_ADDR -x MASTER_PORT")),
     Launcher(
         name="mpiexec (MPICH, Intel MPI)",
         rank="PMI_RANK",
@@ -66,28 +67,10 @@ KNOWN = (
         local_size=("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
         address=SET_FOR_MPI.format("-genvlist MASTER_ADDR,MASTER_PORT"),
     ),
-    Launcher(
-        name="mpirun (MVAPICH)",
-        rank="MV2_COMM_WORLD_RANK",
-        size="MV2_COMM_WORLD_SIZE",
-        local_rank=("MV2_COMM_WORLD_LOCAL_RANK",),
-        local_size=("MV2_COMM_WORLD_LOCAL_SIZE",),
-    ),
-    Launcher(
-        name="jsrun",
-        rank="JSM_NAMESPACE_RANK",
-        size="JSM_NAMESPACE_SIZE",
-        local_rank=("JSM_NAMESPACE_LOCAL_RANK",),
-        local_size=("JSM_NAMESPACE_LOCAL_SIZE",),
-    ),
+    _uniform("mpirun (MVAPICH)", "MV2_COMM_WORLD"),
+    _uniform("jsrun", "JSM_NAMESPACE"),
     Launcher(name="flux run", rank="FLUX_TASK_RANK", size="FLUX_JOB_SIZE", local_rank=("FLUX_TASK_LOCAL_ID",)),
-    Launcher(
-        name="horovodrun",
-        rank="HOROVOD_RANK",
-        size="HOROVOD_SIZE",
-        local_rank=("HOROVOD_LOCAL_RANK",),
-        local_size=("HOROVOD_LOCAL_SIZE",),
-    ),
+    _uniform("horovodrun", "HOROVOD"),
     Launcher(name="a launcher that speaks PMIx", rank="PMIX_RANK", size=""),
 )
 
@@ -170,15 +153,13 @@ def _read(launcher: Launcher, environment: Mapping[str, str]) -> StartedBy | Non
         rank = 0  # of several, in any case; a shell inside an allocation of Slurm has a size, too
     if rank is None or (size is None and launcher.size):
         return None
-    local_size = _first(environment, launcher.local_size)
-    if launcher.name == SRUN:
-        local_size = _tasks_here(environment)
+    is_srun = launcher.name == SRUN
     return StartedBy(
         launcher=launcher.name,
         rank=rank,
         size=size or 0,
         local_rank=_first(environment, launcher.local_rank),
-        local_size=local_size,
+        local_size=_tasks_here(environment) if is_srun else _first(environment, launcher.local_size),
         address=launcher.address,
     )
 
@@ -278,8 +259,7 @@ def _is_int(text: str) -> bool:
 
 
 def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-    numbers = [number for name in names if (number := _number(environment, name)) is not None]
-    return numbers[0] if numbers else None
+    return next((number for name in names if (number := _number(environment, name)) is not None), None)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

@@ -1,21 +1,27 @@
-"""What this machine has for a job: cores, GPUs, a free port. Reads files only, so it answers at once."""
+"""What this machine has for a job: cores, memory, GPUs, ports, versions. Imports nothing of what it names."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-
-from cclm.run.process import free_port
 
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_QUOTA = CGROUPS / "cpu.max"
+LOOPBACK = "127.0.0.1"
+ENVIRONMENT_NAME = "environment.json"
+"""In a run folder: what it was trained on, said when the training started and read by its report."""
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "numpy", "pillow")
+"""Packages whose versions decide numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +144,52 @@ def file_system_of(path: Path, mounts: str | None = None) -> str:
         if place.is_relative_to(mount) and len(mount.parts) >= longest:
             longest, kind = len(mount.parts), found
     return kind
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def why_port_is_taken(port: int) -> str:
+    """Return why nobody can listen at a port, in words; "" if one can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who listens there does: recent use is no harm
+        try:
+            probe.bind(("", port))
+            probe.listen()
+        except (OSError, OverflowError) as error:
+            return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
+def describe_environment() -> dict[str, str]:
+    """Return hardware, versions and the time now (`started`), without importing what it names.
+
+    `ranks` is what the launcher said (1 without one). `cores` are those that this process may use, one rank's: its
+    affinity mask, or the container's limit if that is smaller.
+    A package that is not installed is left out.
+    """
+    found = {
+        "machine": f"{processor_name()}, {platform.system()} {platform.machine()}",
+        "ranks": os.environ.get("WORLD_SIZE") or "1",
+        "cores": f"{usable_cores():g}",
+        "python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    found["started"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return found
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

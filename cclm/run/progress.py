@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any, TypeVar
 
 from cclm.errors import CclmError
+from cclm.files.lines import read_since
 from cclm.files.reading import read_yaml
-from cclm.files.tail import read_since
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
 

@@ -14,6 +14,7 @@ stands in C: in a rendezvous, say.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import select
@@ -43,6 +44,7 @@ LEAVE_S = 5.0
 """So long the note may take that it leaves: the run folder's disk may not answer."""
 LOOK_S = 1.0
 """How often `RUN/stop` is looked at while the run waits for a batch."""
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopAsked(BaseException):
@@ -54,7 +56,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_reason = ""
-        self.on_leave: Callable[[str], None] = _nothing_to_note
+        self.on_leave: Callable[[str], None] = lambda reason: None
         """Called with the reason when it ends before the first step."""
         self.folder: Path | None = None
         """The run folder, on the rank that looks at its `stop`."""
@@ -143,7 +145,9 @@ class StopRequest:
             return
         if self._first is not None and now - self._first >= AGAIN_S:
             os.write(2, f"{number.name}, the second request: ended without saving\n".encode())
-            _die_of(number)
+            # As if nobody had caught it, so that the parent sees it. Python lets only the main thread do that.
+            ctypes.CDLL(None).signal(int(number), 0)
+            os.kill(os.getpid(), number)
         self._first = now if self._first is None else self._first
 
     def _leave(self, name: str) -> NoReturn:
@@ -158,13 +162,33 @@ class StopRequest:
         os._exit(EXIT_CODES[Cause.STOPPED])
 
 
-def _die_of(number: signal.Signals) -> None:
-    """End as if nobody had caught the signal, so that the parent sees it. Python lets only the main thread do that."""
-    import ctypes
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies, even by kill -9; end at once if it is dead already.
 
-    ctypes.CDLL(None).signal(int(number), 0)
-    os.kill(os.getpid(), number)
+    Call it in the child, first of all. The setting survives exec, but children do not inherit it. What counts is the
+    thread that started the child: it must live as long as the parent. Elsewhere than on Linux it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
 
 
-def _nothing_to_note(reason: str) -> None:
-    return
+def expect_children() -> None:
+    """Have the kernel keep the exit codes of children, also where the parent ignored SIGCHLD: they would be lost."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def quiet_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback, for as long as it only imports. An ignored one stays ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, before)

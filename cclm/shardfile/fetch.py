@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.errors import Cause, CclmError, MissingDependencyError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from cclm.run.causes import cause_of
 
 FIRST_PAUSE_S = 0.5

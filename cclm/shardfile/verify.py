@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cclm.errors import DataError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from cclm.shardfile import schema
 from cclm.shardfile.codec import check_group, check_image, check_key
 from cclm.shardfile.manifest import Manifest, ShardInfo

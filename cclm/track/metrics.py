@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cclm.errors import MissingDependencyError
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_NAME = "log.jsonl"
 TENSORBOARD_NAME = "tensorboard"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricsLine:
-    """One line of `log.jsonl`."""
-
-    step: int
-    """The step that the values belong to, counted from 0."""
-    time: float
-    """Seconds since 1970 when the line was written."""
-    values: Mapping[str, float]
-    """Numbers by name; NaN where a value was not finite."""
 
 
 class MetricsLog:
@@ -50,7 +38,6 @@ class MetricsLog:
         tensorboard: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.enabled = enabled
         self._clock = clock
         self._lines: StepLines | None = None
         self._board: SummaryWriter | None = None
@@ -60,14 +47,19 @@ class MetricsLog:
         self._lines = StepLines(folder / LOG_NAME)
         self._lines.truncate(resume_step)
         if tensorboard:
-            self._board = _open_board(folder / TENSORBOARD_NAME, resume_step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step tells TensorBoard to hide what an earlier attempt wrote for steps that will be done again.
+            board = folder / TENSORBOARD_NAME
+            self._board = SummaryWriter(str(board), purge_step=resume_step if board.exists() else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step and hand them to the operating system, so that a kill loses none."""
         if self._lines is None:
             return
         now = self._clock()
-        finite = {name: _finite(value) for name, value in values.items()}
+        # JSON has no NaN: a value that is not finite is written as null.
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         self._lines.append(step, {"time": round(now, 3), "values": finite})
         if self._board is not None:
             for name, value in values.items():
@@ -86,38 +78,59 @@ class MetricsLog:
             self._board.close()
             self._board = None
 
-    def __enter__(self) -> MetricsLog:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class Throughput:
+    """Counts steps, samples and seconds of waiting over a window; `summary` closes it and opens the next."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._steps = 0
+        self._waited_s = 0.0
+        self._samples: Counter[str] = Counter()
+        self._opened_at = clock()
+
+    @contextmanager
+    def data_wait(self) -> Iterator[None]:
+        """Time the fetching of a batch: `with throughput.data_wait(): batch = next(batches)`."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._waited_s += self._clock() - began
+
+    def step(self, samples_by_view: Mapping[str, int]) -> None:
+        """Count one step and its samples by view: of the global batch, if the rate is to be the whole job's."""
+        self._steps += 1
+        self._samples.update(samples_by_view)
+
+    def restart(self) -> None:
+        """Forget the window: what happened since it opened (a checkpoint, an evaluation) is not training."""
+        self._steps, self._waited_s, self._opened_at = 0, 0.0, self._clock()
+        self._samples.clear()
+
+    def summary(self) -> dict[str, float]:
+        """Return the window's numbers by metric name and open a new window; empty if no step was done.
+
+        "speed/step_s": seconds per step; "speed/data_wait": share of the time spent waiting for data, 0 … 1;
+        "speed/samples_per_s": all views together; "speed/VIEW_samples_per_s": each view.
+        """
+        elapsed_s = self._clock() - self._opened_at
+        if self._steps == 0 or elapsed_s <= 0:
+            return {}
+        numbers = {
+            "speed/step_s": elapsed_s / self._steps,
+            "speed/data_wait": self._waited_s / elapsed_s,
+            "speed/samples_per_s": self._samples.total() / elapsed_s,
+        }
+        for view, samples in sorted(self._samples.items()):
+            numbers[f"speed/{view}_samples_per_s"] = samples / elapsed_s
+        self.restart()
+        return numbers
 
 
-def read_metrics(folder: Path) -> list[MetricsLine]:
-    """Read the log of a run folder, oldest first; empty if there is none. A torn last line is left out."""
-    return [_parse(line) for line in StepLines(folder / LOG_NAME).read()]
-
-
-def _parse(content: Mapping[str, Any]) -> MetricsLine:
-    values = {name: math.nan if value is None else float(value) for name, value in content["values"].items()}
-    return MetricsLine(step=content["step"], time=content["time"], values=values)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN: a value that is not finite is written as null."""
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _open_board(folder: Path, resume_step: int) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="the package `tensorboard`",
-            got=str(error),
-            do="Install it: python -m pip install tensorboard",
-        ) from error
-    # purge_step tells TensorBoard to hide what an earlier attempt wrote for steps that will be done again.
-    purge_step = resume_step if folder.exists() else None
-    return SummaryWriter(str(folder), purge_step=purge_step)
+def read_metrics(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return each step with its numbers by name (NaN where one was not finite), oldest first; empty without a log."""
+    return [
+        (line["step"], {name: math.nan if value is None else float(value) for name, value in line["values"].items()})
+        for line in StepLines(folder / LOG_NAME).read()
+    ]

@@ -61,16 +61,15 @@ class Progress:
         now, done = self._clock(), step + 1
         if self._first is None:
             self._first = (done, now)
-        facts = _facts(loss, samples_per_s, self._seconds_left(done, now))
+        facts = f"ETA {spell_duration(self._seconds_left(done, now))}"
+        facts = facts if samples_per_s is None else f"{samples_per_s:.1f} samples/s  {facts}"
+        facts = facts if loss is None else f"loss {loss:.3f}  {facts}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts=facts)
-        elif self._is_due(done, now):
+        elif self._said_at is None or done >= self.total or now - self._said_at >= self.every_s:
             share = f"{100 * done / self.total:.0f} %"
             self._console.out(f"{self.description}  {done}/{self.total}  {share}  {facts}", highlight=False)
             self._said_at = now
-
-    def _is_due(self, done: int, now: float) -> bool:
-        return self._said_at is None or done >= self.total or now - self._said_at >= self.every_s
 
     def _seconds_left(self, done: int, now: float) -> float:
         """The first step is slow (files open, allocators grow), so speed is measured from its end on."""
@@ -92,13 +91,6 @@ def spell_duration(seconds: float) -> str:
     whole = max(round(seconds), 0)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _facts(loss: float | None, samples_per_s: float | None, seconds_left: float) -> str:
-    facts = [] if loss is None else [f"loss {loss:.3f}"]
-    if samples_per_s is not None:
-        facts.append(f"{samples_per_s:.1f} samples/s")
-    return "  ".join([*facts, f"ETA {spell_duration(seconds_left)}"])
 
 
 def make_bar(console: Console) -> RichProgress:

@@ -25,12 +25,11 @@ from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
-from cclm.files.plain import to_plain, to_yaml
-from cclm.files.reading import read_json
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
+from cclm.files.reading import read_json, to_plain, to_yaml
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.run.checkpoints import newest_complete, read_marker
-from cclm.run.environment import ENVIRONMENT_NAME, describe_environment
+from cclm.run.machine import ENVIRONMENT_NAME, describe_environment
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME

@@ -13,7 +13,7 @@ from cclm.data.options import Schedule
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause
-from cclm.run.memory import MemoryGuard
+from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_stopped

@@ -17,9 +17,8 @@ from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, DataError
 from cclm.run.status import RankStatus
-from cclm.track.metrics import MetricsLog
+from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.track.throughput import Throughput
 from cclm.train.health import Health
 from cclm.train.updates import StepResult, samples_read
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.run.launcher import started_by
-from cclm.run.machine import this_machine
-from cclm.run.process import why_port_is_taken
+from cclm.run.machine import this_machine, why_port_is_taken
 from launch.commands import submit
 from launch.commands.parsers import add_command, say
 from launch.plan.job import JobPlan, make_plan

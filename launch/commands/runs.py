@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands
-from cclm.files.options import add_fields, read_fields
-from cclm.files.output import is_lost
-from cclm.files.tail import Tail
+from cclm.files.command_line import Commands, is_lost
+from cclm.files.describe import add_fields, read_fields
+from cclm.files.lines import Tail
 from cclm.files.text import table
 from launch.commands.parsers import RUN, add_command, say
 from launch.commands.submit import SIZE

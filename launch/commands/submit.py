@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
-from cclm.files.options import add_fields, read_fields
+from cclm.files.describe import add_fields, read_fields
 from launch.commands.parsers import add_command, say
 from launch.plan.recipe import (
     RECIPE_NAME,

@@ -14,9 +14,8 @@ from io import FileIO
 from pathlib import Path
 
 from cclm.run.causes import GOOD_ENDS
-from cclm.run.rank_ends import RankEnd
 from cclm.run.signals import AGAIN_S
-from cclm.run.status import cause_of_end
+from cclm.run.status import RankEnd, cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.local import guard, shim
 from launch.plan.job import JobPlan, RankPlan

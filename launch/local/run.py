@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.errors import CclmError
-from cclm.files.folders import make_folder
+from cclm.files.atomic import make_folder
+from cclm.files.lines import last_lines
 from cclm.files.lock import holder_of, run_lock
-from cclm.files.tail import last_lines
 from cclm.run import stop
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
-from cclm.run.rank_ends import RankEnd
+from cclm.run.status import RankEnd
 from launch.local.ranks import Ranks, blocked, guarded, watched_signals
 from launch.plan.job import JobPlan
 

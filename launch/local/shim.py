@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
 
-from cclm.run.process import die_with_parent
+from cclm.run.signals import die_with_parent
 
 
 def main(arguments: list[str]) -> None:

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.run.machine import Machine
-from cclm.run.process import LOOPBACK
+from cclm.run.machine import LOOPBACK, Machine
 
 
 @dataclass(frozen=True, kw_only=True)

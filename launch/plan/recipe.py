@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.overrides import plain_value
-from cclm.files.plain import to_yaml
-from cclm.files.reading import read_yaml
+from cclm.files.reading import read_yaml, to_yaml
 from cclm.files.shipped import find_shipped
 
 RECIPE_NAME = "recipe.yaml"

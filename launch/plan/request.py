@@ -1,6 +1,6 @@
 """What a job is planned from: what a site is like (a profile), and what a user asks of the cluster, before anything is
 looked up. Most fields of a request are options of `submit`, which shows their docstrings as help
-(`cclm/files/options.py`).
+(`cclm/files/describe.py`).
 
 A profile is a small YAML file with the values that every job of a site needs. Shipped ones lie in `launch/profiles/`;
 an own one is named by its path, or by the variable CCLM_PROFILE.

@@ -253,7 +253,7 @@ def find_plan(run_folder: Path) -> SlurmPlan | None:
     values = read_json(path, None)
     if values is None:
         return None
-    converter = Converter(expands=False, asks_rules=False)
+    converter = Converter(is_resolved=True)
     plan: SlurmPlan = converter.convert(node_of(values, str(path)), SlurmPlan)
     wrong = [problem for problem in converter.problems if problem.kind != "unknown_key"]  # another version's
     raise_problems(wrong, str(path), "the plan of a job", "Give the command of the submission again.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.files.atomic import replace_bytes
 from cclm.run import stop
-from cclm.run.process import why_port_is_taken
+from cclm.run.machine import why_port_is_taken
 from cclm.run.status import DoneMarker
 from launch.plan.request import SlurmRequest
 from launch.plan.slurm_job import FIRST_PORT, NUM_PORTS, SlurmPlan, read_plan

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from cclm.run.causes import MENDED_BY_USER, Cause
 from cclm.run.checkpoints import newest_complete, read_marker
-from cclm.run.rank_ends import rank_to_blame, read_ends, task_codes
-from cclm.run.status import DoneMarker
+from cclm.run.status import DoneMarker, rank_to_blame, read_ends, task_codes
 from cclm.run.stop import StopKind, read_stopped
 from launch.plan.slurm_job import find_plan
 from launch.plan.sweep import is_sweep, points_not_done, read_sweep

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from cclm.files.template import open_template
+from cclm.files.shipped import open_template
 from launch.plan.slurm_job import SlurmPlan, SweepPlan, option
 
 JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"

@@ -25,11 +25,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cclm.files.atomic import temporary_path
-from cclm.files.tail import read_since
+from cclm.files.lines import read_since
 from cclm.run import launcher
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
-from cclm.run.rank_ends import RankEnd
-from cclm.run.status import MOST_REASON, STATUS_FOLDER, cause_of_end, read_status
+from cclm.run.status import MOST_REASON, STATUS_FOLDER, RankEnd, cause_of_end, read_status
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.plan.slurm_job import read_plan
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.files.tail import Tail
+from cclm.files.lines import Tail
 from cclm.files.text import spans
 from launch.slurm.history import HISTORY
 from launch.watch.status import RunNow, look_at_one

@@ -16,8 +16,7 @@ from cclm.files.lock import holder_of
 from cclm.files.text import duration, spans
 from cclm.run.causes import GOOD_ENDS
 from cclm.run.progress import Progress, read_progress
-from cclm.run.rank_ends import read_ends, task_codes
-from cclm.run.status import STATUS_FOLDER, read_status
+from cclm.run.status import STATUS_FOLDER, read_ends, read_status, task_codes
 from cclm.run.stop import StoppedRecord, read_stopped
 from launch.plan.slurm_job import PLAN_NAME, SLURM_FOLDER, SlurmPlan, find_plan
 from launch.slurm.history import HISTORY, Event, all_attempts, read_history

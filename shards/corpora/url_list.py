@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cclm.errors import DataError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from shards.corpora.cells import ENGLISH, Captions, LanguageTag, captions, identifiers, mapping, optional, text
 from shards.corpora.entries import each, guarded, refuse
 from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix

@@ -23,7 +23,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from cclm.run.process import LOOPBACK, die_with_parent, free_port
+from cclm.run.machine import LOOPBACK, free_port
+from cclm.run.signals import die_with_parent
 
 GRACE_S = 3.0
 """After the first rank has failed, the others (which probably wait for it) get this long to say something."""

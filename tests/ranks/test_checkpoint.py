@@ -23,7 +23,7 @@ from cclm.engine import fragments
 from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import WEIGHTS, share_path
 from cclm.errors import Cause, CheckpointError
-from cclm.run import transient
+from cclm.run import causes
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.spawn import RanksFailedError
@@ -149,7 +149,7 @@ def _spoil_second_write(case: Case, run: Path, error: OSError | None) -> tuple[C
             raise error
         os.kill(os.getpid(), signal.SIGKILL)
 
-    transient.WAITS_S = (0.0,)
+    causes.WAITS_S = (0.0,)
     if engine.rank == 1:
         fragments.write_tensors = write_half
     try:

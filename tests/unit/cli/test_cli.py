@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.cli.__main__ import main, make_parser
-from cclm.cli.evaluate import DEFAULT_TOP_K, read_groups, read_seconds
+from cclm.cli.runs import DEFAULT_TOP_K, read_groups, read_seconds
 from cclm.data.ledger import LedgerFile
 from cclm.errors import ConfigError
 

@@ -108,7 +108,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, number: int, times: int, name: str = "
         return whole(*arguments, **options)
 
     monkeypatch.setattr(f"cclm.shardfile.shard.os.{name}", failing)
-    monkeypatch.setattr("cclm.run.transient.WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("cclm.run.causes.WAITS_S", (0.0, 0.0, 0.0))
     return failures
 
 

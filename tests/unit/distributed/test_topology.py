@@ -9,7 +9,7 @@ import torch
 from cclm.distributed import topology as topology_module
 from cclm.distributed.topology import Topology
 from cclm.errors import Cause, CclmError, ConfigError
-from cclm.run.process import free_port
+from cclm.run.machine import free_port
 
 GOOD = {
     "RANK": "3",

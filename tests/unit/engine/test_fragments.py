@@ -14,7 +14,7 @@ from torch import nn
 from cclm.engine import fragments
 from cclm.engine.fragments import Fragment, ShareFacts, aliases_of, buffers_of, share_path, write_share
 from cclm.engine.stored_weights import StoredState
-from cclm.run import transient
+from cclm.run import causes
 from tests.unit.engine.state_files import write_state
 
 
@@ -57,7 +57,7 @@ def test_a_fault_that_passes_is_met_by_writing_again(tmp_path: Path, monkeypatch
         write(path, *arguments)
 
     monkeypatch.setattr(fragments, "write_tensors", write_or_fail)
-    monkeypatch.setattr(transient, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(causes, "WAITS_S", (0.0, 0.0))
     _one(share_path(tmp_path, 0))
     assert StoredState(tmp_path).tensors("weights")["w"].whole().tolist() == [1.0, 1.0]
 

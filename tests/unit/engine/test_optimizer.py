@@ -10,7 +10,8 @@ from torch import nn
 
 from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.options import OptimizerConfig
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, Problem
+from cclm.files.reading import typed_values
 
 CONFIG = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=10, weight_decay=0.1)
 
@@ -137,15 +138,16 @@ def test_fused_adamw_equals_the_textbook() -> None:
     torch.testing.assert_close(module.weight.detach().double(), weight, rtol=1e-5, atol=1e-6)
 
 
-def test_all_complaints_about_the_config_come_at_once() -> None:
+def refused(**values: object) -> set[str]:
     with pytest.raises(ConfigError) as caught:
-        OptimizerConfig(
-            total_steps=5,
-            learning_rate=0.0,
-            warmup_steps=6,
-            schedule="step",  # type: ignore[arg-type]
-            final_fraction=2.0,
-            module_multipliers={"x": -1.0},
+        typed_values(
+            OptimizerConfig, {"total_steps": 5, **values}, where="optimizer", expected="options", do="Correct."
         )
-    for part in ("learning_rate", "warmup_steps", "schedule", "final_fraction", "module_multipliers.x"):
-        assert part in {problem.split()[0] for problem in caught.value.problems}
+    return {problem.key for problem in caught.value.problems if isinstance(problem, Problem)}
+
+
+def test_all_complaints_about_the_config_come_at_once() -> None:
+    wrong = {"learning_rate": 0.0, "schedule": "step", "final_fraction": 2.0, "module_multipliers": {"x": -1.0}}
+    wrong |= {"ema_decay": 1.0, "update_rule": "adam", "decay_rule": "none"}
+    assert refused(**wrong) == {*wrong, "module_multipliers.x"} - {"module_multipliers"}
+    assert refused(warmup_steps=6) == {"warmup_steps"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError
-from cclm.files.folders import make_folder
+from cclm.files.atomic import make_folder
 from cclm.run.causes import Cause, cause_of
 
 

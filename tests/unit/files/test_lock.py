@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import Cause, CclmError
-from cclm.files import lease
+from cclm.files import lock
 from cclm.files.lock import holder_of, run_lock
 
 HOLD = """
@@ -139,13 +139,13 @@ def test_without_locks_a_run_elsewhere_counts_until_it_is_silent(no_locks: Path)
     assert holder_of(no_locks) == "process 3 on n7"
     with pytest.raises(CclmError), run_lock(no_locks):
         pass
-    os.utime(path, (time.time() - 2 * lease.LOST_S,) * 2)
+    os.utime(path, (time.time() - 2 * lock.LOST_S,) * 2)
     with run_lock(no_locks):
         assert holder_of(no_locks) == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_without_locks_the_holder_keeps_its_lease_fresh(no_locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
     with run_lock(no_locks):
         os.utime(no_locks / ".lock.lease", (1.0, 1.0))
         end = time.monotonic() + 20

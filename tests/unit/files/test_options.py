@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.files.options import add_fields, read_fields
+from cclm.files.describe import add_fields, read_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import os, sys
-from cclm.files.output import is_lost, open_output
+from cclm.files.command_line import is_lost, open_output
 open_output()
 for number in range(3000):
     sys.stdout.write(f"line {number} … 東京 \\udcff\\n")

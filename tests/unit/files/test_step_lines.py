@@ -6,8 +6,7 @@ import pytest
 
 from cclm.data.counts import Quarantine
 from cclm.data.ledger import LedgerFile
-from cclm.files import step_lines
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
 
 
 def steps(lines: StepLines) -> list[int]:
@@ -58,7 +57,7 @@ def test_sync_forces_file_and_name_to_disk(
     kind: type[StepLines | LedgerFile | Quarantine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(step_lines, "sync", synced.append)
+    monkeypatch.setattr(lines, "sync", synced.append)
     path = tmp_path / "a.jsonl"
     kind(path).sync()
     assert synced == []  # a run without bad samples has no quarantine

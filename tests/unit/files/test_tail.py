@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.files import tail
-from cclm.files.tail import Tail, last_lines, read_since
+from cclm.files import lines
+from cclm.files.lines import Tail, last_lines, read_since
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_last_lines(tmp_path: Path, count: int, lines: list[str], end: str) -> N
 
 
 def test_last_lines_of_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 7)
     path = tmp_path / "log"
     path.write_text("".join(f"line {number}\n" for number in range(100)))
     assert last_lines(path, 3) == ["line 97", "line 98", "line 99"]

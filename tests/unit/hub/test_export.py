@@ -30,8 +30,7 @@ from cclm.hub.parity import Difference, ParityReport
 from cclm.hub.reference_outputs import make_recorder, read_reference, reference_of
 from cclm.hub.weight_files import in_memory
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.run.checkpoints import Marker, list_files, record_file, write_marker
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts, Marker, list_files, record_file, write_marker
 
 
 def run_export(opened: OpenedModel, to: Path) -> ParityReport:

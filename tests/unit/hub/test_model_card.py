@@ -7,7 +7,7 @@ import yaml
 from cclm.hub.model_card import model_card, recall_cell, trained_languages
 from cclm.hub.parity import Difference, ParityReport
 from cclm.report.facts import MEASURED_ON, TRAINED_ON, RunFacts, SetFacts, Stage
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts
 from cclm.types import View
 from tests.tiny_config import VIEWS, run_config
 

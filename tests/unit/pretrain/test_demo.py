@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cclm.recipe.read import read_recipe
-from cclm.run.identity import identify
+from cclm.run.checkpoints import identify
 from pretrain import demo
 from pretrain.demo import Stage, is_exported, is_measured, plan, read_rows, run_command, run_stage
 from tests.tiny_checkpoint import write_checkpoint

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cclm.errors import ConfigError
-from cclm.files.plain import to_yaml
+from cclm.files.reading import to_yaml
 from cclm.recipe.read import CONFIG_FILE, read_recipe, read_run_config
 from tests.tiny_config import run_config, run_values
 

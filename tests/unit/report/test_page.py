@@ -11,9 +11,8 @@ import yaml
 
 from cclm.errors import ConfigError
 from cclm.report.facts import Stage, read_facts, read_stages
-from cclm.report.page import language_name, licence_link, render
-from cclm.report.page_data import report_data, temperature_note, trained_where
-from cclm.run.identity import CheckpointFacts
+from cclm.report.page import language_name, licence_link, report_page, temperature_note, trained_where
+from cclm.run.checkpoints import CheckpointFacts
 from cclm.types import View
 from tests.tiny_config import run_config, run_values
 
@@ -149,13 +148,13 @@ def text_of(page: str) -> str:
 
 
 def test_page_is_well_formed_and_loads_nothing_from_outside(run: Path) -> None:
-    page = render(report_data(run))
+    page = report_page(run)
     assert all(source.startswith("data:") for source in read(page).sources)
     assert "<link" not in page and "<script" not in page and "@import" not in page and "url(" not in page
 
 
 def test_headline_numbers_stand_at_the_top(run: Path) -> None:
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "60.0 % English" in words and "95 × chance" in words
     assert "44.0 % Parallel text only, non-Latin scripts" in words
     assert "3.0 M parameters" in words and "10.2 min training 2 cores, some processor" in words
@@ -163,25 +162,25 @@ def test_headline_numbers_stand_at_the_top(run: Path) -> None:
 
 
 def test_steps_are_the_checkpoints(run: Path) -> None:
-    words = text_of(render(report_data(run, CheckpointFacts(step=1500, identity="a1"))))
+    words = text_of(report_page(run, CheckpointFacts(step=1500, identity="a1")))
     assert "1,500 steps from scratch" in words and "60.0 % English" in words and "4.2e-07" in words
 
 
 def test_results_and_proof_of_another_checkpoint_count_as_none(run: Path) -> None:
-    words = text_of(render(report_data(run, CheckpointFacts(step=1725, identity="b2"))))
+    words = text_of(report_page(run, CheckpointFacts(step=1725, identity="b2")))
     assert "This checkpoint was not measured yet" in words and "60.0 %" not in words
     assert "Gallery" not in words and "4.2e-07" not in words
 
 
 def test_without_parallel_text_none_is_claimed(run: Path) -> None:
     write_config(run, {"image_text": reading(str(run.parent / "image-train")), "text_pair": None})
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "on images with captions alone (no parallel text)" in words and "sentences with translations" not in words
     assert "Non-Latin scripts (no parallel text in this run)" in words and "Parallel text only" not in words
 
 
 def test_recall_stands_beside_chance_and_reranked_below(run: Path) -> None:
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert re.search(r"English 15\.0 ±0\.5 45\.0 ±1\.5 60\.0 ±2\.0 95 ×", words)
     assert "re-ranked 12.3 37.0 49.4" in words
     assert "chance 0.06 0.32 0.63" in words
@@ -190,18 +189,18 @@ def test_recall_stands_beside_chance_and_reranked_below(run: Path) -> None:
 
 
 def test_the_marks_show_a_rule_that_changes_the_order(run: Path) -> None:
-    assert "R@1 re-ranked chance at" in text_of(render(report_data(run)))
+    assert "R@1 re-ranked chance at" in text_of(report_page(run))
     content = results()
     content["reranked"]["rule"]["match_weight"] = 0.0
     (run / "results.json").write_text(json.dumps(content))
-    page = render(report_data(run))
+    page = report_page(run)
     words = text_of(page)
     assert "R@1 not chosen: match alone, as published chance at" in words
     assert "12.3 37.0 49.4" not in words, "it would repeat the dual encoder"
     assert "gave its score the weight 0: the dual encoder's order stands." in words.replace("&#39;", "'")
     del content["reranked_not_chosen"]  # an older file
     (run / "results.json").write_text(json.dumps(content))
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "re-ranked" not in words and "weight 0" in words
 
 
@@ -211,11 +210,11 @@ def test_unknown_languages_and_groups_show_their_own_names(run: Path) -> None:
     for table in ("groups", "members"):
         content[table]["my_group"] = content[table].pop("control") if table == "groups" else ["xx"]
     (run / "results.json").write_text(json.dumps(content))
-    assert "my group" in text_of(render(report_data(run)))
+    assert "my group" in text_of(report_page(run))
 
 
 def test_gallery_marks_the_right_picture_and_escapes_texts(run: Path) -> None:
-    page = render(report_data(run))
+    page = report_page(run)
     assert page.count('<figure class="right">') == 1
     assert 'lang="ar" dir="auto">وجه كلب<' in page
     assert "&lt;script&gt;" in page and "<script>" not in page
@@ -223,13 +222,13 @@ def test_gallery_marks_the_right_picture_and_escapes_texts(run: Path) -> None:
 
 
 def test_matching_head_against_its_prior(run: Path) -> None:
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "66.7 % and a loss of 0.637" in words
     assert "English, hard wrong pairs 77.9 +11.2 0.480 +0.157" in words
 
 
 def test_curves_by_view_only_for_what_was_logged(run: Path) -> None:
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "ITC loss" in words and "Temperature" in words and "Seconds per step" in words
     assert "TTC loss" not in words and "Text–text view" not in words
     assert "nothing logged" in words, "ITM was logged, but never as a finite number"
@@ -246,13 +245,13 @@ def test_regions_have_curves_of_their_own(run: Path) -> None:
                 "regions/mlm_accuracy": 0.5,
             }
             log.write(json.dumps({"step": step, "time": 0.0, "values": values}) + "\n")
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "Regions" in words and "Box losses" in words and "1 − GIoU" in words
     assert words.count("ITC loss") == 2, "of images and of regions"
 
 
 def test_data_card_names_sources_licences_and_command(run: Path) -> None:
-    page = render(report_data(run))
+    page = report_page(run)
     words = text_of(page)
     assert "1,200 images, 3,400 captions, 5.6 MB" in words and "1,200 sentences, 3,400 sentence pairs" in words
     assert "https://www.apache.org/licenses/LICENSE-2.0" in page and "Odd-1.0" in words
@@ -260,14 +259,14 @@ def test_data_card_names_sources_licences_and_command(run: Path) -> None:
 
 
 def test_reproduction_facts(run: Path) -> None:
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "seed 42" in words and "torch 2.13.0" in words and "4.2e-07" in words and "10:11" in words
     assert "some processor" in words, "the machine of the training, not the one that renders"
 
 
 def test_a_run_that_was_not_measured_has_a_page_too(tmp_path: Path) -> None:
     write_config(tmp_path)
-    words = text_of(render(report_data(tmp_path)))
+    words = text_of(report_page(tmp_path))
     assert "not measured yet" in words and "Zero-shot retrieval" not in words and "Gallery" not in words
 
 
@@ -294,11 +293,11 @@ def test_sets_come_with_their_roles(run: Path) -> None:
     assert [one.read_by for one in facts.sets] == ["image_text", "text_pair"]
     assert [one.tar_hashes for one in facts.sets] == [{"hash of image-train"}, {"hash of text-train"}]
     assert facts.languages_of(View.IMAGE_TEXT) == facts.languages_of(View.TEXT_PAIR) == {"en"}
-    assert facts.steps is None and facts.seed == 42
+    assert facts.steps is None
 
 
 def test_what_the_page_says_depends_on_start_data_and_objectives(run: Path) -> None:
-    assert "not known here" in text_of(render(report_data(run))), "the test set is not at hand"
+    assert "not known here" in text_of(report_page(run)), "the test set is not at hand"
     measured = Path(write_manifest(run.parent / "image-test", "image_text", {}))
     content = results()
     content["set"]["shards"] = str(measured)
@@ -306,13 +305,13 @@ def test_what_the_page_says_depends_on_start_data_and_objectives(run: Path) -> N
     sets = {view: reading(str(run.parent / name)) for view, name in VIEWS.items()}
     objectives = {"hardness": 0.3, "hardness_start_step": 950, "hardness_full_step": 1900}
     write_config(run, sets, objectives=objectives, start={"sources": ["models/swin.pth"]})
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "trained from the weights of swin.pth:" in words and "scratch" not in words
     assert "zero-shot on another set of images than it was trained on" in words and "Zero-shot retrieval" in words
     assert "in training, negatives of hardness 0, from step 950 to 1,900 rising to 0.3" in words
     content["set"]["shards"] = str(run.parent / "image-train")
     (run / "results.json").write_text(json.dumps(content))
-    words = text_of(render(report_data(run)))
+    words = text_of(report_page(run))
     assert "on images that it was trained on" in words and "ero-shot" not in words
 
 
@@ -320,7 +319,7 @@ def test_a_run_that_did_not_write_its_environment_has_an_unknown_one(tmp_path: P
     write_config(tmp_path)
     assert set(read_facts(tmp_path).environment.values()) == {"unknown"}
     (tmp_path / "done.json").write_text('{"step": 1, "seconds": 90.0, "time": 1.0}')
-    words = text_of(render(report_data(tmp_path)))
+    words = text_of(report_page(tmp_path))
     assert "machine unknown versions unknown" in words and "1.5 min training" in words
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import pytest
@@ -51,6 +52,10 @@ def test_smoothing_keeps_a_constant_and_the_mean_of_a_zigzag() -> None:
     assert smoothed([1.0, 5.0], 0) == [1.0, 5.0]
 
 
+def series(name: str, x: Sequence[float], y: Sequence[float]) -> Series:
+    return Series(name=name, points=list(zip(x, y, strict=True)))
+
+
 def points(svg: str) -> list[list[tuple[float, float]]]:
     return [
         [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
@@ -59,7 +64,7 @@ def points(svg: str) -> list[list[tuple[float, float]]]:
 
 
 def test_a_falling_loss_falls_from_left_to_right_inside_the_picture() -> None:
-    svg = line_chart([Series(name="", x=[0, 10, 20], y=[4.0, 3.0, 1.0])])
+    svg = line_chart([series("", [0, 10, 20], [4.0, 3.0, 1.0])])
     ElementTree.fromstring(svg)
     raw, calm = points(svg)
     assert [x for x, _ in raw] == sorted(x for x, _ in raw)
@@ -68,22 +73,22 @@ def test_a_falling_loss_falls_from_left_to_right_inside_the_picture() -> None:
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
-    svg = line_chart([Series(name="a", x=[0, 1, 2, 3], y=[1.0, math.nan, math.inf, 2.0])])
+    svg = line_chart([series("a", [0, 1, 2, 3], [1.0, math.nan, math.inf, 2.0])])
     assert len(points(svg)[0]) == 2 and "nan" not in svg and "inf" not in svg
 
 
 def test_a_constant_and_a_single_point_can_be_drawn() -> None:
     for y in ([2.0, 2.0], [0.0, 0.0]):
-        ElementTree.fromstring(line_chart([Series(name="a", x=[0, 1], y=y)]))
-    ElementTree.fromstring(line_chart([Series(name="a", x=[5], y=[1.0])], y_from_zero=False))
+        ElementTree.fromstring(line_chart([series("a", [0, 1], y)]))
+    ElementTree.fromstring(line_chart([series("a", [5], [1.0])], y_from_zero=False))
 
 
 def test_nothing_logged_says_so() -> None:
-    assert "nothing logged" in line_chart([Series(name="a", x=[], y=[])])
+    assert "nothing logged" in line_chart([series("a", [], [])])
 
 
 def test_names_are_escaped_and_the_reference_is_named() -> None:
-    svg = line_chart([Series(name="<b>", x=[0, 1], y=[1, 2])], reference=Reference(value=1.5, label="prior & more"))
+    svg = line_chart([series("<b>", [0, 1], [1, 2])], reference=Reference(value=1.5, label="prior & more"))
     ElementTree.fromstring(svg)
     assert "&lt;b&gt;" in svg and "prior &amp; more" in svg
 

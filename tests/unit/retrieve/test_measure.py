@@ -15,7 +15,7 @@ from cclm.evaluate.zero_shot import measure
 from cclm.hub.open import OpenedModel
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.retrieve.measure import data_uri, deciding_groups, evaluate, gallery_of, languages_of, load_set
-from cclm.run.identity import CheckpointFacts
+from cclm.run.checkpoints import CheckpointFacts
 from cclm.shardfile.reader import ShardSet
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CheckpointError
-from cclm.run import transient
+from cclm.run import causes
 from cclm.run.checkpoints import (
     DamagedError,
     Marker,
@@ -117,7 +117,7 @@ def test_storage_that_does_not_answer_is_no_damage(
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_or_fail)
-    monkeypatch.setattr(transient, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(causes, "WAITS_S", (0.0, 0.0))
     assert damage_of(checkpoint) == [], "the third try succeeds"
     failures.extend([number] * 3)
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):

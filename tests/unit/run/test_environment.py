@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.run.environment import describe_environment
-from cclm.run.machine import usable_cores
+from cclm.run.machine import describe_environment, usable_cores
 
 
 def test_it_names_machine_cores_versions_and_time() -> None:
@@ -28,7 +27,7 @@ def test_the_launcher_says_how_many_ranks_there_are(monkeypatch: pytest.MonkeyPa
 
 def test_it_does_not_import_what_it_names() -> None:
     code = (
-        "import sys; from cclm.run.environment import describe_environment\n"
+        "import sys; from cclm.run.machine import describe_environment\n"
         "describe_environment(); sys.exit(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)) or 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CheckpointError
-from cclm.run.checkpoints import step_folder
-from cclm.run.identity import identify, identify_newest
+from cclm.run.checkpoints import identify, identify_newest, step_folder
 from tests.tiny_checkpoint import write_checkpoint
 
 

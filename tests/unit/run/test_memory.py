@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cclm.run.ending import children_of, resident_bytes
 from cclm.run.machine import available_memory_bytes
-from cclm.run.memory import children_of, resident_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -61,7 +61,7 @@ def test_where_nobody_says_it_is_not_the_limit(tmp_path: Path) -> None:
 GUARDED = """
 import os, sys, time
 from pathlib import Path
-from cclm.run.memory import MemoryGuard
+from cclm.run.ending import MemoryGuard
 
 left, falls = 10 << 30, sys.argv[2] == "before"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.run.process import LOOPBACK, free_port, why_port_is_taken
+from cclm.run.machine import LOOPBACK, free_port, why_port_is_taken
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,7 +24,7 @@ def run(code: str, before: str = "") -> subprocess.CompletedProcess[str]:
 
 CHILD = """
 import subprocess, sys
-from cclm.run.process import expect_children
+from cclm.run.signals import expect_children
 expect_children()
 print(subprocess.run([sys.executable, "-S", "-c", "import sys; sys.exit(7)"]).returncode)
 """
@@ -37,7 +37,7 @@ def test_exit_codes_of_children_survive_a_parent_that_ignored_them() -> None:
 def test_ctrl_c_while_importing_prints_no_traceback() -> None:
     code = """
 import os, signal
-from cclm.run.process import quiet_interrupt
+from cclm.run.signals import quiet_interrupt
 with quiet_interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 """
@@ -49,7 +49,7 @@ with quiet_interrupt():
 def test_the_old_handler_comes_back() -> None:
     code = """
 import signal
-from cclm.run.process import quiet_interrupt
+from cclm.run.signals import quiet_interrupt
 before = signal.getsignal(signal.SIGINT)
 with quiet_interrupt():
     pass
@@ -61,7 +61,7 @@ print(signal.getsignal(signal.SIGINT) is before)
 def test_a_child_dies_with_its_parent() -> None:
     code = """
 import os, time
-from cclm.run.process import die_with_parent
+from cclm.run.signals import die_with_parent
 parent = os.getpid()
 reader, writer = os.pipe()
 if os.fork() == 0:

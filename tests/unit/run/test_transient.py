@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cclm.run.transient import WAITS_S, retried
+from cclm.run.causes import WAITS_S, retried
 
 
 class Action:

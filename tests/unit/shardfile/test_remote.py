@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import CclmError, ConfigError, MissingDependencyError
-from cclm.files.hashing import file_sha256
+from cclm.files.atomic import file_sha256
 from cclm.shardfile import fetch as fetch_module
 from cclm.shardfile.cache import FileCache, Wanted, cache_folder
 from cclm.shardfile.fetch import FetchError, fetch

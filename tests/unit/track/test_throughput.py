@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclm.track.throughput import Throughput
+from cclm.track.metrics import Throughput
 
 
 class Clock:

@@ -15,7 +15,7 @@ from cclm.config import CheckpointConfig, RunConfig
 from cclm.data.options import SourceConfig
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.hints import known_keys
-from cclm.files.step_lines import StepLines
+from cclm.files.lines import StepLines
 from cclm.recipe.read import kinds_of, read_run_config
 from cclm.train.folder import (
     CHANGES_FILE,

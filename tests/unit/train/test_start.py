@@ -13,7 +13,7 @@ import transformers
 from cclm.config import RunConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import ConfigError
-from cclm.files.plain import to_plain
+from cclm.files.reading import to_plain
 from cclm.train.start import START_FILE, names_towers, with_named_towers
 from cclm.views.image_text.options import ImageViewConfig
 from tests.tiny_run import recipe, write_corpus, write_recipe

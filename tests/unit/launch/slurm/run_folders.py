@@ -9,8 +9,7 @@ from typing import Any
 
 from cclm.run.causes import Cause, cause_of_code
 from cclm.run.checkpoints import Marker, step_folder, write_marker
-from cclm.run.rank_ends import RankEnd
-from cclm.run.status import StatusRecord
+from cclm.run.status import RankEnd, StatusRecord
 from launch.plan.request import Profile, SlurmRequest
 from launch.plan.slurm_job import SlurmPlan, plan_job
 from launch.slurm.history import Event, add_event, next_attempt, read_history

@@ -11,8 +11,7 @@ import pytest
 
 from cclm.run import stop
 from cclm.run.causes import Cause
-from cclm.run.rank_ends import rank_to_blame, read_ends, task_codes
-from cclm.run.status import DoneMarker
+from cclm.run.status import DoneMarker, rank_to_blame, read_ends, task_codes
 from cclm.run.stop import StopKind, ask_to_stop, note_stopped
 from launch.slurm.history import (
     HISTORY,

@@ -11,8 +11,7 @@ import pytest
 
 from cclm.run import status
 from cclm.run.causes import EXIT_CODES, Cause
-from cclm.run.rank_ends import read_ends
-from cclm.run.status import note_end
+from cclm.run.status import note_end, read_ends
 from launch.slurm import task
 from tests.unit.launch.slurm.run_folders import make_run, write_plan
 

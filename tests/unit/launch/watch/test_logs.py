@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
-from cclm.files.tail import Tail
+from cclm.files.lines import Tail
 from launch.slurm.jobs import JobNow, JobsNow
 from launch.watch import logs
 from launch.watch.logs import EndOfRun, follow, log_of

@@ -1,4 +1,4 @@
-"""`cclm evaluate`: zero-shot retrieval on a shard set, in many languages."""
+"""`cclm evaluate`, `report` and `verify-ledger`: what is known of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cclm.cli.say import add_command, say
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands
+from cclm.files.atomic import make_folder, replace_text
+from cclm.files.command_line import Commands, add_command, say
+from cclm.files.reading import read_json, read_typed
 from cclm.types import Language
 
 DEFAULT_TOP_K = 8
@@ -19,13 +20,8 @@ DEFAULT_TOP_K = 8
 
 
 def add_to(commands: Commands) -> None:
-    """Add `evaluate`."""
-    add = add_command(
-        commands,
-        "evaluate",
-        run,
-        "measure zero-shot retrieval on an image-text shard set, by language",
-    )
+    """Add `evaluate`, `report` and `verify-ledger`."""
+    add = add_command(commands, "evaluate", evaluate)
     add("model", type=Path, help="a run folder, a checkpoint inside one, or an exported folder")
     add("--shards", type=Path, required=True, help="image-text shard set; an image's query is its first caption")
     add("--groups", type=Path, help="YAML file, group: [languages]; without it English alone is measured")
@@ -52,9 +48,16 @@ def add_to(commands: Commands) -> None:
     add("--batch-size", type=int, default=256, help="images, texts or pairs at a time")
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
 
+    add = add_command(commands, "report", report)
+    add("run_folder", metavar="run", type=Path, help="a run folder")
+    add("--out", type=Path, help="where to write; without it: report.html in the run folder")
 
-def run(options: argparse.Namespace) -> None:
-    """Measure, print the table, write the results."""
+    add = add_command(commands, "verify-ledger", verify)
+    add("run_folder", metavar="run", type=Path, help="a run folder")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure zero-shot retrieval on an image-text shard set, by language."""
     groups = read_groups(options.groups) if options.groups else {"english": ["en"]}
     top_k = options.rerank_top_k
     if top_k is None:
@@ -63,10 +66,8 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from cclm.evaluate.tables import text_table
-    from cclm.files.atomic import replace_text
-    from cclm.files.folders import make_folder
     from cclm.hub.open import open_model
-    from cclm.retrieve.measure import evaluate
+    from cclm.retrieve.measure import evaluate as measure
 
     for path in (options.out, gallery):  # what cannot be read or written is told before an hour of measuring
         if path:
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     seconds = read_seconds(options.out) if options.out else {}
     if options.threads:
         torch.set_num_threads(options.threads)
-    results, shown = evaluate(
+    results, shown = measure(
         open_model(options.model),
         options.shards,
         groups,
@@ -107,8 +108,6 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: it cannot be read, or is not a mapping of names to lists of languages.
     """
-    from cclm.files.reading import read_typed
-
     expected, do = "a mapping from names of groups to lists of languages", "Start from pretrain/demo_groups.yaml."
     kind: Any = Mapping[str, tuple[Language, ...]]
     groups: Mapping[str, tuple[str, ...]] = read_typed(kind, path, expected=expected, do=do)
@@ -121,6 +120,32 @@ def read_groups(path: Path) -> dict[str, list[str]]:
 
 def read_seconds(out: Path) -> dict[str, float]:
     """Return the seconds of other stages that an older results file holds."""
-    from cclm.files.reading import read_json
-
     return dict(read_json(out, {}).get("seconds", {}))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write one self-contained page about a run."""
+    from cclm.report.page import report_page
+    from cclm.run.checkpoints import identify_newest
+
+    folder = options.run_folder
+    path = options.out or folder / "report.html"
+    replace_text(path, report_page(folder, identify_newest(folder)))
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Recompute the hash chain of a run's ledger: two runs with the same last hash saw the same samples."""
+    from cclm.data.ledger import verify_ledger
+    from cclm.files.lines import StepLines
+
+    path = options.run_folder / "ledger.jsonl"
+    if not path.is_file():
+        raise ConfigError(
+            where=str(options.run_folder),
+            expected="a run folder with ledger.jsonl",
+            got="none",
+            do="Give the folder that `python -m pretrain` wrote.",
+        )
+    value, last = verify_ledger(path), StepLines(path).last()
+    say(f"{path}: sound, {0 if last is None else last['step'] + 1:,} steps, last hash {value}")

@@ -1,23 +1,17 @@
-"""`cclm embed`: features of images and texts as Parquet; goes on where it was stopped."""
+"""`cclm embed` and `search`: features of a user's own images and texts, and what a text finds among them."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from cclm.cli.say import add_command, say
-from cclm.files.command_line import Commands
+from cclm.errors import ConfigError
+from cclm.files.command_line import Commands, add_command, say
 
 
 def add_to(commands: Commands) -> None:
-    """Add `embed`."""
-    add = add_command(
-        commands,
-        "embed",
-        run,
-        "embed a folder of images and texts (.txt, one a line) or a shard set, as Parquet files; started again, it "
-        "goes on",
-    )
+    """Add `embed` and `search`."""
+    add = add_command(commands, "embed", embed_source)
     add("model", type=Path, help="a run folder, a checkpoint inside one, or an exported folder")
     add("source", type=Path, help="a folder or file, or a shard set")
     add("--to", type=Path, required=True, help="folder for the Parquet files")
@@ -29,9 +23,20 @@ def add_to(commands: Commands) -> None:
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
+    add = add_command(commands, "search", search_texts)
+    add("embedded", type=Path, help="what `cclm embed` wrote")
+    add("query", nargs="+", help="one text or several, each in quotes")
+    add("--model", type=Path, required=True, help="the model that embedded the set")
+    add("--top-k", type=int, default=10, help="results for each text")
+    add("--rerank", type=int, default=0, help="let the fusion encoder order the best so many anew; 0: not")
+    add("--kind", default="image", help="image or text: what to find")
+    add("--html", type=Path, help="also write a page with the images")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
-def run(options: argparse.Namespace) -> None:
-    """Embed, with a progress bar."""
+
+def embed_source(options: argparse.Namespace) -> None:
+    """Embed a folder of images and texts (.txt, one a line) or shards, as Parquet files; started again, it goes on."""
     import torch
 
     from cclm.hub.open import open_model, place
@@ -63,3 +68,30 @@ def run(options: argparse.Namespace) -> None:
     if source.left_out:
         told = ", ".join(f"{count} {ending}" for ending, count in sorted(source.left_out.items()))
         say(f"left out, neither images nor texts: {told}")
+
+
+def search_texts(options: argparse.Namespace) -> None:
+    """Find images (or texts) of an embedded set by texts in any language."""
+    from cclm.files.atomic import replace_text
+    from cclm.hub.open import open_model, place
+    from cclm.retrieve.search import load_embedded, page, search, text_table
+
+    kind, html = options.kind, options.html
+    if kind not in ("image", "text"):
+        raise ConfigError(where="--kind", expected="image or text", got=repr(kind), do="Choose one of these.")
+    if kind == "text" and (options.rerank or html):
+        raise ConfigError(
+            where="--kind text",
+            expected="neither --rerank nor --html (they look at images)",
+            got="--rerank" if options.rerank else "--html",
+            do="Leave it out.",
+        )
+    found_set = load_embedded(options.embedded, kind)
+    opened = place(open_model(options.model), options.device, options.dtype)
+    found = search(opened, found_set, options.query, top_k=options.top_k, rerank_top=options.rerank)
+    for text, hits in zip(options.query, found, strict=True):
+        say(text)
+        say(text_table(hits))
+    if html is not None:
+        replace_text(html, page(options.query, found, found_set.source()))
+        say(f"wrote {html}")

@@ -1,0 +1,157 @@
+"""`cclm export`, `import` and `prune-vocabulary`: weights become Hugging Face folders, and each is checked."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain
+from pathlib import Path
+
+from cclm.errors import ConfigError
+from cclm.files.command_line import Commands, add_command, say
+
+
+def add_to(commands: Commands) -> None:
+    """Add `export`, `import` and `prune-vocabulary`."""
+    add = add_command(commands, "export", export_run)
+    add("run_folder", metavar="run", type=Path, help="a run folder, or one checkpoint inside it")
+    add("--to", type=Path, required=True, help="the folder to make; replaces an older export only")
+    add("--dtype", default="fp32", help="fp32, bf16 or fp16")
+    add("--weights", default="last", help="last, or ema: their moving average, if the run kept one")
+    add("--shard-size", default="5GB", help="largest size of a file of weights, such as 500MB")
+    add("--tolerance", type=float, help="largest difference, as a share of the largest value; without it: by dtype")
+
+    add = add_command(commands, "import", import_weights)
+    add("path", type=Path, nargs="?", help="the file, or a folder that `cclm export` wrote")
+    add("--to", type=Path, help="the folder to make; replaces an older export or import only")
+    add("--tokenizer", type=Path, help="tokenizer folder, or a hub name; with it the folder is complete and is checked")
+    add("--image-size", type=int, help="pixels; other than the file's: position tables are interpolated")
+    add("--text-heads", type=int, help="attention heads of the text encoder; without it: of width 64")
+    add("--describe", help="only list the keys of a published family, without any file")
+
+    add = add_command(commands, "prune-vocabulary", prune)
+    add("folder", type=Path, help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
+    add("--to", type=Path, required=True, help="the folder to make")
+    add("--shards", type=Path, nargs="+", default=[], help="shard sets whose texts are counted")
+    add("--texts", type=Path, nargs="+", default=[], help="text files (UTF-8), one text a line, that are counted too")
+
+
+def export_run(options: argparse.Namespace) -> None:
+    """Write a Hugging Face folder with its own code, and check in a fresh process that it works alone."""
+    from cclm.files.atomic import replace_text
+    from cclm.hub.export import ExportOptions, Weights, check_target, checkpoint_source, export, reference_for
+    from cclm.hub.hub_folder import count_parameters
+    from cclm.hub.model_card import model_card
+    from cclm.hub.open import is_export, prepare_run
+    from cclm.hub.weight_files import DTYPES, parse_size
+    from cclm.report.facts import PARITY_NAME, read_facts
+
+    dtype, to = options.dtype, options.to
+    if dtype not in DTYPES:
+        raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
+    weights: Weights = options.weights
+    if weights not in ("last", "ema"):
+        raise ConfigError(where="--weights", expected="last or ema", got=repr(weights), do="Choose one of these.")
+    how = ExportOptions(dtype=DTYPES[dtype], shard_bytes=parse_size(options.shard_size), tolerance=options.tolerance)
+    if is_export(options.run_folder):
+        where = str(options.run_folder)
+        raise ConfigError(where=where, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
+    check_target(to)  # before anything long
+    prepared = prepare_run(options.run_folder)
+    assert prepared.run_folder is not None, "prepare_run finds runs only"
+    facts = read_facts(prepared.run_folder, prepared.checkpoint)
+    source = checkpoint_source(prepared.origin, weights)
+    report = export(
+        prepared,
+        to,
+        source=source,
+        reference=lambda scratch: reference_for(prepared, source, scratch, weights),
+        card=lambda parity: model_card(facts, parity, count_parameters(prepared.config)),
+        options=how,
+    )
+    say(f"exported {prepared.origin} to {to}")
+    try:
+        replace_text(prepared.run_folder / PARITY_NAME, report.as_json())
+    except OSError as error:  # a run that may only be read: `cclm report` will not know of this export
+        say(f"{prepared.run_folder} cannot be written ({error.strerror}): the report is in {to / PARITY_NAME} only")
+    say(f"a fresh process with transformers alone computes the same ({report.reference}):")
+    say(report.table())
+
+
+def import_weights(options: argparse.Namespace) -> None:
+    """Convert a published CCLM file (.th, .pth) to a Hugging Face folder; every key is accounted for."""
+    path, to = options.path, options.to
+    if options.describe is not None:
+        return say_keys(options.describe)
+    if path is None or to is None:
+        raise ConfigError(
+            where="cclm import",
+            expected="PATH --to DIR, or --describe FAMILY",
+            got="neither",
+            do="Name the published file and the folder to make.",
+        )
+    given = {"tokenizer": options.tokenizer, "image_size": options.image_size, "text_heads": options.text_heads}
+    if path.is_dir():
+        if names := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+            raise ConfigError(
+                where=str(path),
+                expected="a published file with these options",
+                got=f"a folder, with {', '.join(names)}",
+                do="Leave them out: a folder is written anew as it is.",
+            )
+        from cclm.hub.import_export import import_export
+
+        report = import_export(path, to)
+        say(f"wrote {to}: the weights of {path} bit for bit, with the code of this version")
+        return say(report.table())
+    from cclm.hub.import_folder import REPORT_NAME, import_file
+
+    imported = import_file(path, to, **given)
+    say(f"{path}: {imported.title}")
+    say(f"{imported.report.summary()}; one by one in {to}/{REPORT_NAME}")
+    if imported.parity is None:
+        say(f"wrote {to} without tokenizer; give --tokenizer for a complete folder and a check that it works alone")
+    else:
+        say(f"wrote {to}; a fresh process computes the same: max |Δ| {imported.parity.max_abs:.1e}")
+    return None
+
+
+def say_keys(family: str) -> None:
+    """List every key of a published family: name, shape, dtype, kind."""
+    from math import prod
+
+    from cclm.pretrained.families import FAMILIES
+    from cclm.pretrained.import_cclm import describe
+
+    if family not in FAMILIES:
+        raise ConfigError(where="--describe", expected=" or ".join(FAMILIES), got=repr(family), do="Choose one.")
+    rows = describe(FAMILIES[family])
+    for name, shape, dtype, kind in rows:
+        say(f"{name}\t{list(shape)}\t{dtype}\t{kind}")
+    num_parameters = sum(prod(shape) for _, shape, _, kind in rows if kind == "param")
+    say(f"# {family}: {len(rows)} keys, {num_parameters} parameters (tied counted once)")
+
+
+def prune(options: argparse.Namespace) -> None:
+    """Keep the pieces that a corpus uses, in tokenizer, word embeddings and masked-LM head, and check the result."""
+    if not options.shards and not options.texts:
+        raise ConfigError(
+            where="cclm prune-vocabulary",
+            expected="--shards or --texts",
+            got="neither",
+            do="Name the corpus that the model is meant for.",
+        )
+    from cclm.files.lines import text_lines
+    from cclm.hub.prune_vocabulary import REPORT_NAME, prune_vocabulary
+    from cclm.shardfile.reader import texts_of_sets
+
+    to = options.to
+    texts = lambda: chain(texts_of_sets(options.shards), *map(text_lines, options.texts))  # noqa: E731
+    pruned = prune_vocabulary(options.folder, texts, to)
+    say(f"{pruned.texts:,} texts use {pruned.pieces_after:,} of {pruned.pieces_before:,} pieces")
+    say(f"{pruned.parameters_before:,} parameters before, {pruned.parameters_after:,} after")
+    say(
+        f"wrote {to}: the same pieces for every text, states that differ by {pruned.max_abs_states:.1e}, logits of the "
+        f"kept pieces by {pruned.max_abs_logits:.1e}; more in {to}/{REPORT_NAME}"
+    )
+    if pruned.left_behind:
+        say(f"left behind, because it would be wrong now: {', '.join(pruned.left_behind)}")
