@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.choose import newest_sound
+from cclm.checkpoint.collective import newest_sound
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares
@@ -24,8 +24,7 @@ from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
-from cclm.engine.protocol import Engine
-from cclm.engine.seeding import seed_initialisation
+from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder

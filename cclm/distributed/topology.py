@@ -16,7 +16,7 @@ import torch.distributed as torch_dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
 
 from cclm.errors import Cause, CclmError, ConfigError
-from cclm.run.launcher import place_of
+from cclm.run.launcher import Place, place_of
 
 SAY_S = 60.0
 """After so long rank 0 says for whom it waits; then after twice as long, and so on."""
@@ -26,19 +26,11 @@ SHOWN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topology:
-    """This process's place in the run."""
+class Topology(Place):
+    """This process's place in the run, and where it computes."""
 
-    rank: int
-    """0 … world_size - 1, unique in the run."""
-    world_size: int
-    """Number of processes of the run."""
-    local_rank: int
-    """0 … local_world_size - 1, unique on this machine; the index of its GPU."""
-    local_world_size: int
-    """Number of processes of the run on this machine."""
     device: torch.device
-    """Where this process computes."""
+    """The GPU with the index `local_rank`, or the CPU."""
 
     @property
     def backend(self) -> str:
@@ -52,13 +44,7 @@ class Topology:
         `device` is "auto", "cpu" or "cuda". Raises ConfigError, with everything that is wrong at once.
         """
         place = place_of(os.environ if environment is None else environment)
-        return cls(
-            rank=place.rank,
-            world_size=place.world_size,
-            local_rank=place.local_rank,
-            local_world_size=place.local_world_size,
-            device=_choose_device(device, place.local_rank),
-        )
+        return cls(**vars(place), device=_choose_device(device, place.local_rank))
 
 
 @contextmanager
@@ -86,9 +72,8 @@ def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[Non
     try:
         yield
     except BaseException:
-        if topology.world_size > 1:  # to say goodbye would wait for ranks that may stand in a collective
-            raise
-        torch_dist.destroy_process_group()
+        if topology.world_size == 1:  # to say goodbye to others would wait for ranks that may stand in a collective
+            torch_dist.destroy_process_group()
         raise
     else:
         torch_dist.destroy_process_group()
@@ -119,7 +104,9 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Store:
         _come(met, rank, place)
         while not met.check(["all"]):
             waited_s = time.monotonic() - began
-            missing = _missing(met, world_size) if rank == 0 or waited_s > timeout_s else [rank]
+            missing = [rank]
+            if rank == 0 or waited_s > timeout_s:
+                missing = [other for other in range(world_size) if not met.check([str(other)])]
             if not missing:
                 met.set("all", "")
             elif waited_s > timeout_s:
@@ -145,10 +132,6 @@ def _come(store: Store, rank: int, place: str) -> None:
             got=f"this one and {found}: two jobs meet at the same port",
             do="Give each job a port of its own (`python -m launch run --port N`, torchrun --master-port N).",
         )
-
-
-def _missing(store: Store, world_size: int) -> list[int]:
-    return [rank for rank in range(world_size) if not store.check([str(rank)])]
 
 
 def _named(ranks: list[int], world_size: int) -> str:

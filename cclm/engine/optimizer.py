@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,70 +21,53 @@ NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._Norm
 """Modules whose weights are gains: never decayed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParameterGroup:
-    """Parameters that share a learning-rate multiplier and a weight decay."""
-
-    name: str
-    """For logs: "decay", "no_decay", or with the prefix of its multiplier in front ("model.vision/decay")."""
-    multiplier: float
-    """Of the learning rate."""
-    weight_decay: float
-    """After multipliers; 0 for parameters that are not decayed."""
-    parameters: tuple[nn.Parameter, ...]
-    """In the order of `module.named_parameters()`."""
-
-
-def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
+def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters of `module` (whole, before any sharding) into groups, in a fixed order.
 
-    Raises ConfigError for a prefix that no parameter has, naming the nearest one.
+    Returns:
+        Groups as torch's optimizers want them ("params", "weight_decay"), with a "multiplier" of the learning rate
+        and a "name" for logs: "decay", "no_decay", or with the prefix of its multiplier ("model.vision/decay").
+
+    Raises:
+        ConfigError: no parameter has a prefix (it names the nearest), or patterns overlap.
     """
-    prefixes = {*config.module_multipliers, *config.weight_decay_multipliers}
+    rates, decays = config.module_multipliers, config.weight_decay_multipliers
+    prefixes = {*rates, *decays}
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     _check_prefixes(prefixes, [name for name, _ in named])
     by_name = config.decay_rule == "published"
     undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
-    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    members: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
-        is_decayed = id(parameter) not in undecayed
-        members.setdefault((_longest_prefix(name, prefixes), is_decayed), []).append((name, parameter))
-    groups = []
-    for (prefix, is_decayed), own in sorted(members.items(), key=lambda item: (item[0][0], not item[0][1])):
-        names = [name for name, _ in own]
-        decay = config.weight_decay * _value(names, prefix, config.weight_decay_multipliers) if is_decayed else 0.0
-        groups.append(
-            ParameterGroup(
-                name=(prefix + "/" if prefix else "") + ("decay" if is_decayed else "no_decay"),
-                multiplier=_value(names, prefix, config.module_multipliers),
-                weight_decay=decay,
-                parameters=tuple(parameter for _, parameter in own),
-            )
-        )
-    return groups
-
-
-def adamw_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]]:
-    """The groups as torch optimizers want them; `name` and `multiplier` ride along."""
+        members.setdefault((_longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
     return [
         {
-            "params": list(group.parameters),
-            "weight_decay": group.weight_decay,
-            "name": group.name,
-            "multiplier": group.multiplier,
+            "params": list(own.values()),
+            "weight_decay": 0.0 if is_kept else config.weight_decay * _value(own, prefix, decays),
+            "name": (prefix + "/" if prefix else "") + ("no_decay" if is_kept else "decay"),
+            "multiplier": _value(own, prefix, rates),
         }
-        for group in groups
+        for (prefix, is_kept), own in sorted(members.items(), key=lambda item: item[0])
     ]
 
 
-def build_adamw(groups: Iterable[ParameterGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return what an update moves; a parameter that the step did not use gets a gradient of zeros."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return parameters
+
+
+def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW at the learning rate of step 0: torch's fused one (one kernel per group; on CPU too), or the published."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
     optimizer: torch.optim.Optimizer
     if config.update_rule == "published":
-        optimizer = PublishedAdamW(adamw_groups(groups), **settings)
+        optimizer = PublishedAdamW(groups, **settings)
     else:
-        optimizer = torch.optim.AdamW(adamw_groups(groups), fused=True, **settings)
+        optimizer = torch.optim.AdamW(groups, fused=True, **settings)
     set_learning_rates(optimizer, config, 0)
     return optimizer
 
@@ -137,7 +119,7 @@ def _has_prefix(name: str, prefix: str) -> bool:
     return len(wanted) <= len(found) and all(want in ("*", have) for want, have in zip(wanted, found, strict=False))
 
 
-def _value(names: Sequence[str], prefix: str, multipliers: Mapping[str, float]) -> float:
+def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) -> float:
     """The multiplier of a group's members, whose longest prefix of all is `prefix`.
 
     Raises ConfigError if they have several: two patterns with "*" that overlap.

@@ -1,20 +1,27 @@
 """One rank's share of a training state: what it holds, and how that goes into its file and comes back.
 
-The engines differ in where the values lie; what is saved, and how it is read on any number of ranks, is the same.
+The engines differ in where the values lie; what is saved, and how it is read on any number of ranks, is the same. An
+exponential moving average of the weights (EMA) is kept beside the optimizer's state:
+
+    average ← average + (1 - d) · (weights - average)      after every update,  d = min(ema_decay, (1 + n) / (10 + n))
+
+n is the number of updates before: the first weights, which are random, are forgotten quickly. Every rank averages the
+fp32 master values that it holds, whatever the ZeRO stage; nothing is gathered.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cclm.distributed.collectives import Collectives
 from cclm.engine.adamw import MOMENTS
-from cclm.engine.ema import WeightAverage
 from cclm.engine.fragments import (
     AVERAGE,
     WEIGHTS,
@@ -31,12 +38,34 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 """DeepSpeed's own, which its monitors and profilers read."""
 
 
+class WeightAverage:
+    """One rank's share of the averages.
+
+    Args:
+        decay: d, once the run is long enough.
+        fragments: the values at the start; the averages begin as a copy.
+        device: where to keep them.
+    """
+
+    def __init__(self, decay: float, fragments: Iterable[Fragment], device: torch.device) -> None:
+        self.decay, self.updates, self._device = decay, 0, device
+        self.averages = [
+            replace(one, values=one.values.detach().to(device, torch.float32, copy=True)) for one in fragments
+        ]
+
+    @torch.no_grad()
+    def update(self, fragments: Sequence[Fragment]) -> None:
+        """Move the averages towards the values of now (the same fragments in the same order)."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        if self.averages:
+            values = [fragment.values.detach().to(self._device, torch.float32) for fragment in fragments]
+            torch._foreach_lerp_([one.values for one in self.averages], values, 1.0 - decay)
+
+
 class RankState(ABC):
     """This rank's weights, moments and averages, by the training module's names."""
 
-    module: nn.Module
-    rank: int
-    world_size: int
     average: WeightAverage | None = None
     is_writer: bool = True
     """False: rank 0 holds the same of trainable parameters, and writes it."""
@@ -44,6 +73,9 @@ class RankState(ABC):
     """The same for those that no update moves."""
     engine: Any = None
     """DeepSpeed's engine, whose counters come along."""
+
+    def __init__(self, module: nn.Module, ranks: Collectives) -> None:
+        self.module, self.ranks = module, ranks
 
     @abstractmethod
     def fragments(self, kind: str) -> list[Fragment]:
@@ -69,20 +101,19 @@ class RankState(ABC):
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's file."""
         average = self.average
-        kinds = (WEIGHTS, *MOMENTS)
-        fragments = {kind: self.fragments(kind) if self.is_writer else [] for kind in kinds}
+        fragments = {kind: self.fragments(kind) if self.is_writer else [] for kind in (WEIGHTS, *MOMENTS)}
         fragments[WEIGHTS] += self.frozen() if self.writes_frozen else []
         fragments[AVERAGE] = average.averages if average is not None and self.is_writer else []
         facts = ShareFacts(
-            world_size=self.world_size,
+            world_size=self.ranks.world_size,
             aliases=aliases_of(self.module),
             updates=next((int(state["step"]) for state in self.optimizer_states()), 0),
             average_updates=0 if average is None else average.updates,
             counters={} if self.engine is None else {name: int(getattr(self.engine, name)) for name in COUNTERS},
             client_state=dict(client_state),
         )
-        buffers = buffers_of(self.module) if self.rank == 0 else {}
-        write_share(share_path(folder, self.rank), facts, fragments, buffers)
+        buffers = buffers_of(self.module) if self.ranks.rank == 0 else {}
+        write_share(share_path(folder, self.ranks.rank), facts, fragments, buffers)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Copy what any ranks and engine saved into what this rank holds, bit by bit; return the client state.
@@ -90,7 +121,7 @@ class RankState(ABC):
         Raises:
             CheckpointError: it does not fit the module, or cannot be read.
         """
-        stored = StoredState(folder, self.rank)
+        stored = StoredState(folder, self.ranks.rank)
         stored.fill(WEIGHTS, [*self.fragments(WEIGHTS), *self.frozen()])
         for key in MOMENTS:
             stored.fill(key, self.fragments(key))

@@ -1,7 +1,8 @@
 """Read the training state of a checkpoint tensor by tensor: nothing is read before it is asked for.
 
 Files are memory-mapped: what is mapped can be dropped again, so it is no second copy of the model. How they are
-written: `cclm.engine.fragments`. The slow twin is `Engine.full_parameters` (tests/ranks/test_checkpoint.py).
+written: `cclm.engine.fragments`. The slow twin gathers them from the engine
+(tests/ranks/test_checkpoint.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from cclm.engine.fragments import AVERAGE, BUFFERS, FOLDER, METADATA, WEIGHTS, Fragment, ShareFacts, share_path
 from cclm.errors import CheckpointError
+from cclm.run.checkpoints import verify
 from cclm.run.transient import retried
 
 
@@ -82,6 +84,20 @@ def stored_average(checkpoint: Path) -> dict[str, StoredTensor]:
             do="Train with optimizer.ema_decay, or use the weights themselves.",
         )
     return found
+
+
+def load_full_state(checkpoint: Path) -> dict[str, Tensor]:
+    """Return consolidated fp32 weights and buffers, read into memory, by the names of the module's `state_dict`.
+
+    Every byte is verified first. Tensors with several names are read once.
+
+    Raises:
+        CheckpointError: a file is damaged or missing.
+    """
+    verify(checkpoint)
+    stored = stored_weights(checkpoint)
+    read = {id(tensor): tensor.whole() for tensor in {id(tensor): tensor for tensor in stored.values()}.values()}
+    return {name: read[id(tensor)] for name, tensor in stored.items()}
 
 
 class StoredState:

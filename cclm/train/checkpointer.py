@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.load import load_checkpoint
-from cclm.checkpoint.save import save_checkpoint
+from cclm.checkpoint.collective import save_checkpoint
 from cclm.engine.protocol import Engine
 from cclm.train.recorder import Recorder
 
@@ -28,7 +27,7 @@ class Resumed:
 
 def resume(engine: Engine[Any], checkpoint: Path) -> Resumed:
     """Load a checkpoint into the engine. A collective."""
-    loaded = load_checkpoint(engine, checkpoint)
+    loaded = engine.load(checkpoint)
     state: dict[str, Any] = loaded["state"]
     seen = state.get("samples_seen", state.get("exposure", {}))  # "exposure": before this had a better name
     return Resumed(step=int(loaded["step"]), seconds=float(state["seconds"]), samples_seen=dict(seen))

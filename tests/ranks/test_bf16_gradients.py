@@ -67,7 +67,7 @@ def _gradient_seen(raw: dict[str, Any], across: str) -> Tensor:
     for value in (256.0, 1.0) if steps == 2 else ((256.0, 1.0)[topology.rank],):
         engine.backward(engine.forward(Factor(value)))
     engine.update(0)
-    return torch.cat([one.values.clone() for one in engine._state.fragments("exp_avg")]) * 2
+    return torch.cat([one.values.clone() for one in engine.state.fragments("exp_avg")]) * 2
 
 
 def _config(name: str, **changes: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cclm.distributed.topology import Topology
+from cclm.distributed.collectives import Collectives
 from cclm.engine.adamw import adamw_state
 from cclm.engine.fragments import WEIGHTS, Fragment
 from cclm.engine.rank_state import RankState
@@ -46,14 +46,14 @@ class ShardedState(RankState):
         engine: DeepSpeed's.
         module: the training module inside it, whose names count.
         stage: of ZeRO.
-        topology: this process's place.
+        ranks: this process's place.
     """
 
-    def __init__(self, engine: Any, module: nn.Module, stage: int, topology: Topology) -> None:
+    def __init__(self, engine: Any, module: nn.Module, stage: int, ranks: Collectives) -> None:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        self.module, self.rank, self.world_size = module, topology.rank, topology.world_size
-        self.is_writer, self.writes_frozen = stage > 0 or self.rank == 0, stage == 3 or self.rank == 0
+        super().__init__(module, ranks)
+        self.is_writer, self.writes_frozen = stage > 0 or ranks.rank == 0, stage == 3 or ranks.rank == 0
         self.engine, self._stage = engine, stage
         self._optimizer = engine.optimizer.optimizer if stage > 0 else engine.optimizer
         self._counts_in_ints = isinstance(self._optimizer, DeepSpeedCPUAdam)
@@ -81,7 +81,7 @@ class ShardedState(RankState):
                 continue
             shape, start, values = tuple(parameter.shape), 0, parameter.detach().view(-1)
             if self._stage == 3:
-                shape, start = tuple(parameter.ds_shape), self.rank * parameter.ds_tensor.ds_numel
+                shape, start = tuple(parameter.ds_shape), self.ranks.rank * parameter.ds_tensor.ds_numel
                 values = parameter.ds_tensor[: max(0, math.prod(shape) - start)]
             if values.numel():
                 found.append(Fragment(name=name, shape=shape, start=start, values=values))
@@ -96,7 +96,7 @@ class ShardedState(RankState):
         zero = self.engine.optimizer
         if self._stage == 3:
             zero.checkpoint_event_prologue()  # cuts the parameters that are kept whole, too
-            zero.load_state_dict({self.rank: zero.state_dict()}, load_optimizer_states=False)
+            zero.load_state_dict({self.ranks.rank: zero.state_dict()}, load_optimizer_states=False)
             zero.checkpoint_event_epilogue()
         elif self._stage > 0:
             zero.update_lp_params()
@@ -109,7 +109,7 @@ class ShardedState(RankState):
         zero, shape = self.engine.optimizer, tuple(getattr(parameter, "ds_shape", parameter.shape))
         if self._stage == 3:
             group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-            flat, start = zero.fp32_partitioned_groups_flat[group], self.rank * parameter.ds_tensor.ds_numel
+            flat, start = zero.fp32_partitioned_groups_flat[group], self.ranks.rank * parameter.ds_tensor.ds_numel
             size = max(0, min(size, math.prod(shape) - start))  # without padding
         elif self._stage > 0:
             place = parameter._hp_mapping

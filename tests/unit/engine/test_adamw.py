@@ -104,8 +104,8 @@ def test_the_published_rule_goes_by_names() -> None:
     decayed: dict[str, Tensor] = {
         name_of[id(parameter)]: parameter
         for group in parameter_groups(model, CONFIG)
-        if group.weight_decay > 0
-        for parameter in group.parameters
+        if group["weight_decay"] > 0
+        for parameter in group["params"]
     }
     assert {
         "temperature.value",
