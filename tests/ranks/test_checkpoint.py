@@ -185,7 +185,7 @@ def test_a_write_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path,
 
 def _save_again(case: Case, run: Path) -> int:
     engine = make_deepspeed(case)
-    path = newest_sound(engine, run, lambda line: None)
+    path = newest_sound(engine.collectives, run, lambda line: None)
     assert path is not None
     step = int(engine.load(path)["step"])
     save_checkpoint(engine, run, 2, {}, keep=3)
@@ -205,7 +205,7 @@ def _resume_with_damage(case: Case, run: Path) -> tuple[str, list[str], int]:
         os.truncate(share_path(step_folder(run, 2), 0), 10)
     collectives().barrier()
     lines: list[str] = []
-    path = newest_sound(engine, run, lines.append)
+    path = newest_sound(engine.collectives, run, lines.append)
     assert path is not None
     return path.name, lines, int(engine.load(path)["step"])
 
