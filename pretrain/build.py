@@ -22,6 +22,8 @@ from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
+from cclm.engine.deepspeed.construction import sharded_construction
+from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
@@ -29,7 +31,6 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.ops.choice import RunKernels, choose_kernels
 from cclm.run.memory import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
@@ -95,11 +96,8 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         checkpoint = newest_sound(ranks, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
         dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
-        module = build_module(
-            config, views, tokenizer, ranks,
-            is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
-            kernels=choose_kernels(topology.device),
-        )  # fmt: skip
+        construction = sharded_construction(ds_config, topology)
+        module = build_module(config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ranks, ds_config)
         resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
         log = MetricsLog(folder, is_first, resume_step=resumed.step, tensorboard=config.track.tensorboard)
@@ -168,7 +166,6 @@ def build_module(
     *,
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
-    kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
@@ -181,17 +178,18 @@ def build_module(
         tokenizer: of the run.
         ranks: how to reach the other ranks.
         is_fresh: whether no checkpoint will be loaded.
-        construction: what the network is made in (ZeRO-3 shards it there).
-        kernels: what it is computed with.
+        construction: what the network is made in: ZeRO-3 shards it there, but for one with an affine stem, which looks
+            at whole weights with the first images (such models are small).
     """
+    is_affine = config.model.vision.stem_norm == "affine"
     seed_initialisation(config.seed)
-    with construction or nullcontext():
+    with nullcontext() if construction is None or is_affine else construction:
         model = CCLMModel(model_config(config.model, tokenizer))
-    if is_fresh and config.model.vision.stem_norm == "affine":
+    if is_fresh and is_affine:
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=ranks.rank == 0)
-    return CrossViewTraining(model, views, config.objectives, ranks, kernels)
+    return CrossViewTraining(model, views, config.objectives, ranks)
 
 
 def calibrate_stem(
@@ -207,20 +205,6 @@ def calibrate_stem(
             return
 
 
-def construction_of(
-    config: RunConfig, ds_config: dict[str, Any] | None, topology: Topology
-) -> AbstractContextManager[None]:
-    """What the network is made in: sharded from the start under ZeRO-3.
-
-    But not with an affine stem, which looks at whole weights with the first images (such models are small).
-    """
-    if config.model.vision.stem_norm == "affine":
-        return nullcontext()
-    from cclm.engine.deepspeed.construction import sharded_construction
-
-    return sharded_construction(ds_config, topology)
-
-
 def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
@@ -229,35 +213,15 @@ def build_engine(
     ds_config: dict[str, Any] | None,
 ) -> Engine[Batch]:
     """Give the module to its engine."""
+    options, device, parts = config.optimizer, topology.device, config.data.micro_batches
     if ds_config is None:
-        return PlainEngine(
-            module,
-            config.optimizer,
-            seed=config.seed,
-            device=topology.device,
-            accumulation_steps=config.data.micro_batches,
-        )
-    from cclm.engine.deepspeed.engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(
-        module,
-        config.optimizer,
-        ds_config=ds_config,
-        topology=topology,
-        collectives=ranks,
-        seed=config.seed,
-    )
+        return PlainEngine(module, options, seed=config.seed, device=device, accumulation_steps=parts)
+    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, seed=config.seed)
 
 
 def make_batches(
     config: RunConfig, dataset: StepDataset, topology: Topology, from_step: int
 ) -> Iterator[tuple[Batch, Batch]]:
     """Yield this rank's batches from a step to the end, as read and on the device."""
-    loader = make_loader(
-        dataset,
-        start_step=from_step,
-        stop_step=config.steps,
-        num_workers=config.data.num_workers,
-        timeout_s=config.data.batch_timeout_s,
-    )
+    loader = make_loader(dataset, from_step, config.steps, config.data.num_workers, config.data.batch_timeout_s)
     return on_device(loader, topology.device)

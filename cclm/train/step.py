@@ -13,7 +13,8 @@ Modeling, arXiv 2206.00621, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ from torch import Tensor, nn
 from cclm.data.batch import Batch, ViewBatch
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
-from cclm.model.kernels import use_kernels
+from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
-from cclm.objectives.masked_lm import masked_lm
-from cclm.objectives.matching import matching, ramped_hardness
+from cclm.objectives.matching import matching
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term, shares
-from cclm.ops.choice import RunKernels
+from cclm.objectives.tokens import masked_lm
+from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from cclm.views.rows import FusionRows, memories_of, stop_gradient
 from cclm.views.view import Contribution, EncodedImages, EncodedTexts, EncodedView, Loss, StepContext, View
 
@@ -42,7 +43,8 @@ class CrossViewTraining(nn.Module):
         views: those of the run, by name.
         objectives: weights and options of the losses.
         collectives: how to reach the other ranks' features (`SINGLE` for one process).
-        kernels: what network and losses are computed with.
+        kernels: what the network computes attention and layer norm with.
+        cross_entropy: what the masked-LM head computes its loss with, over the whole vocabulary.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class CrossViewTraining(nn.Module):
         views: Mapping[str, View[Any, Any]],
         objectives: ObjectiveConfig,
         collectives: Collectives,
-        kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
+        kernels: Kernels = PLAIN,
+        cross_entropy: LinearCrossEntropy = linear_cross_entropy,
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
-        self.objectives, self.collectives, self.kernels = objectives, collectives, kernels
-        use_kernels(model, kernels.network)
+        self.objectives, self.collectives, self.cross_entropy = objectives, collectives, cross_entropy
+        use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
 
     def forward(self, batch: Batch) -> Losses:
@@ -73,9 +76,7 @@ class CrossViewTraining(nn.Module):
             objectives=options,
             gather=self.collectives.gather,
             temperature=temperature,
-            hardness=ramped_hardness(
-                batch.step, options.hardness_full_step, options.hardness, options.hardness_start_step
-            ),
+            hardness=options.hardness_at(batch.step),
         )
         parts = {name: self.views[name].contribute(context, view, encoded[name]) for name, view in views.items()}
         losses = {f"{name}/{loss}": value for name, part in parts.items() for loss, value in part.losses.items()}
@@ -83,21 +84,10 @@ class CrossViewTraining(nn.Module):
         return self._means(losses, temperature)
 
     def _encode(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedView]:
-        """All texts through the text encoder and all images through the vision encoder, in one call each."""
-        texts = self._encode_texts(views)
-        images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
-        encoded = {}
-        for name in views:
-            clean, (masked_FLD, masked_mask_FL) = texts[name]
-            encoded[name] = EncodedView(
-                texts=clean, masked_FLD=masked_FLD, masked_mask_FL=masked_mask_FL, images=images.get(name)
-            )
-        return encoded
+        """All texts through the text encoder and all images through the vision encoder, in one call each.
 
-    def _encode_texts(
-        self, views: Mapping[str, ViewBatch]
-    ) -> dict[str, tuple[tuple[EncodedTexts, ...], tuple[Tensor, Tensor]]]:
-        """Clean texts of all views, then masked texts of all views; only clean ones are projected."""
+        Clean texts of all views come first, then masked texts of all views; only clean ones are projected.
+        """
         clean = [text for view in views.values() for text in view.texts]
         parts = [*clean, *(view.masked.tokens for view in views.values())]
         ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
@@ -105,16 +95,20 @@ class CrossViewTraining(nn.Module):
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(clean)])
         feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])
-        rows = iter(zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True))
-        features = iter(torch.split(feature_BE, sizes[: len(clean)]))
-
-        def encoded_texts(count: int) -> Iterator[EncodedTexts]:
-            for _ in range(count):
-                states, mask = next(rows)
-                yield EncodedTexts(states_BLD=states, mask_BL=mask, feature_BE=next(features))
-
-        found = {name: tuple(encoded_texts(len(view.texts))) for name, view in views.items()}
-        return {name: (texts, next(rows)) for name, texts in found.items()}
+        states, masks = torch.split(states_BLD, sizes), torch.split(mask_BL, sizes)
+        features = torch.split(feature_BE, sizes[: len(clean)])
+        texts = (
+            EncodedTexts(states_BLD=states_BLD, mask_BL=mask_BL, feature_BE=feature_BE)
+            for states_BLD, mask_BL, feature_BE in zip(states, masks, features, strict=False)
+        )
+        images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
+        encoded = {}
+        for number, (name, view) in enumerate(views.items(), start=len(clean)):
+            own = tuple(islice(texts, len(view.texts)))
+            encoded[name] = EncodedView(
+                texts=own, masked_FLD=states[number], masked_mask_FL=masks[number], images=images.get(name)
+            )
+        return encoded
 
     def _encode_images(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedImages]:
         """Images of all views through the vision encoder, and what stands for each row through the projection."""
@@ -191,7 +185,7 @@ class CrossViewTraining(nn.Module):
             parts = torch.split(hidden_TD, [slot_T.shape[0] for slot_T in slots])
             labels = [view.masked.label_T for view in views.values()]
             return [
-                masked_lm(part, weight_VD, bias_V, label_T, self.kernels.linear_cross_entropy)
+                masked_lm(part, weight_VD, bias_V, label_T, self.cross_entropy)
                 for part, label_T in zip(parts, labels, strict=True)
             ]
 
