@@ -38,11 +38,9 @@ from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
-from cclm.train.checkpointer import Checkpointer, Resumed, resume
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
-from cclm.train.health import Health
-from cclm.train.loop import Run
-from cclm.train.recorder import Recorder
+from cclm.train.loop import Checkpointer, Resumed, Run, resume
+from cclm.train.recorder import Health, Recorder
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
 from cclm.views.table import VIEWS, Table, make_views

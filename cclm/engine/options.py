@@ -12,12 +12,10 @@ Learning rate of group g at step k:  learning_rate · factor(k) · multiplier(g)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from cclm.errors import ConfigError
-from cclm.files.hints import field_errors
 from cclm.types import Bounds, Count, NotNegative, Positive, Share
 
 Decay = Annotated[float, Bounds(least=0, below=1)]
@@ -67,17 +65,10 @@ class OptimizerConfig:
     """Keep an exponential moving average of the weights with this decay per update, 0.9999 say (`cclm.engine.ema`); it
     is saved with every checkpoint. 0: none."""
 
-    def __post_init__(self) -> None:
-        problems = list(field_errors(self))
+    def validation_errors(self) -> Iterator[str]:
+        """Yield what contradicts itself."""
         if self.warmup_steps > self.total_steps:
-            problems.append(f"warmup_steps must be at most total_steps ({self.total_steps}), is {self.warmup_steps}")
-        if problems:
-            raise ConfigError(
-                expected="an optimizer config that obeys its rules",
-                problems=problems,
-                do="Correct these values.",
-                where="optimizer",
-            )
+            yield f"warmup_steps must be at most total_steps ({self.total_steps}), is {self.warmup_steps}"
 
     def learning_rate_factor(self, step: int) -> float:
         """Fraction of the peak learning rate at `step` (counted from 0). Constant after `total_steps`."""

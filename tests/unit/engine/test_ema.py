@@ -16,6 +16,7 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.rank_state import WeightAverage
 from cclm.engine.stored_weights import stored_average
 from cclm.errors import CheckpointError, ConfigError
+from cclm.files.reading import typed_values
 from tests.engine_values import full_parameters
 from tests.ranks.toy import joint_batch, make_toy
 
@@ -42,8 +43,9 @@ def test_the_average_follows_the_rule() -> None:
 def test_no_decay_no_average() -> None:
     engine: PlainEngine[Batch] = PlainEngine(make_toy(SINGLE), OptimizerConfig(total_steps=1))
     assert engine.state.average is None
-    with pytest.raises(ConfigError, match="ema_decay must be a number of at least 0 and below 1"):
-        OptimizerConfig(total_steps=1, ema_decay=1.0)
+    with pytest.raises(ConfigError) as caught:
+        typed_values(OptimizerConfig, {"total_steps": 1, "ema_decay": 1.0}, where="x", expected="y", do="z")
+    assert [problem.key for problem in caught.value.problems] == ["ema_decay"]
 
 
 def test_the_plain_engine_averages_its_weights_and_resumes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
+from cclm.files.reading import typed_values
 
 CONFIG = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=10, weight_decay=0.1)
 
@@ -138,14 +139,13 @@ def test_fused_adamw_equals_the_textbook() -> None:
 
 
 def test_all_complaints_about_the_config_come_at_once() -> None:
+    values = {"total_steps": 5, "learning_rate": 0.0, "schedule": "step", "final_fraction": 2.0}
     with pytest.raises(ConfigError) as caught:
-        OptimizerConfig(
-            total_steps=5,
-            learning_rate=0.0,
-            warmup_steps=6,
-            schedule="step",  # type: ignore[arg-type]
-            final_fraction=2.0,
-            module_multipliers={"x": -1.0},
-        )
-    for part in ("learning_rate", "warmup_steps", "schedule", "final_fraction", "module_multipliers.x"):
-        assert part in {problem.split()[0] for problem in caught.value.problems}
+        typed_values(OptimizerConfig, {**values, "module_multipliers": {"x": -1.0}}, where="x", expected="y", do="z")
+    found = {problem.key for problem in caught.value.problems}
+    assert found == {"learning_rate", "schedule", "final_fraction", "module_multipliers.x"}
+
+
+def test_a_warm_up_ends_before_the_run() -> None:
+    with pytest.raises(ConfigError, match="warmup_steps"):
+        typed_values(OptimizerConfig, {"total_steps": 5, "warmup_steps": 6}, where="x", expected="y", do="z")
