@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.adamw import adamw_state
 from cclm.engine.fragments import WEIGHTS, Fragment
-from cclm.engine.optimizer import build_adamw, parameter_groups, trained_parameters
+from cclm.engine.optimizer import adamw_state, build_adamw, parameter_groups, trained_parameters
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import BatchType, Engine
 from cclm.engine.rank_state import RankState

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import Collectives
-from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import (
     AVERAGE,
     WEIGHTS,
@@ -32,6 +31,7 @@ from cclm.engine.fragments import (
     share_path,
     write_share,
 )
+from cclm.engine.optimizer import MOMENTS
 from cclm.engine.stored_weights import StoredState
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,9 @@ class StoredTensor:
     def whole(self) -> Tensor:
         """Return the tensor, read into memory."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        flat, done = tensor.view(-1), 0
-        for piece in self.pieces():
-            flat[done : done + piece.numel()] = piece
-            done += piece.numel()
-        assert done == flat.numel(), f"{done} of {flat.numel()} elements"
+        sizes = [part.numel() for part in self.parts]
+        for flat, part in zip(tensor.view(-1).split(sizes), self.parts, strict=True):
+            flat.copy_(part)
         return tensor
 
 
@@ -95,9 +93,8 @@ def load_full_state(checkpoint: Path) -> dict[str, Tensor]:
         CheckpointError: a file is damaged or missing.
     """
     verify(checkpoint)
-    stored = stored_weights(checkpoint)
-    read = {id(tensor): tensor.whole() for tensor in {id(tensor): tensor for tensor in stored.values()}.values()}
-    return {name: read[id(tensor)] for name, tensor in stored.items()}
+    whole = cache(StoredTensor.whole)
+    return {name: whole(tensor) for name, tensor in stored_weights(checkpoint).items()}
 
 
 class StoredState:
@@ -109,28 +106,31 @@ class StoredState:
 
     def __init__(self, checkpoint: Path, rank: int = 0) -> None:
         self.checkpoint = checkpoint
-        paths = sorted((checkpoint / FOLDER).glob("rank_*.safetensors"))
-        if not paths:
+        self._paths = sorted((checkpoint / FOLDER).glob("rank_*.safetensors"))
+        if not self._paths:
             raise _misfit(checkpoint, f"files of ranks (folder {FOLDER!r})", "none")
-        own, self._first = share_path(checkpoint, rank), _Share(paths[0])
-        self._own = _Share(own) if own in paths[1:] else self._first
-        if self.facts.world_size != len(paths):
-            raise _misfit(checkpoint, f"the shares of {self.facts.world_size} ranks", f"{len(paths)} files")
-        self._paths = paths
+        own = share_path(checkpoint, rank)
+        self._opened = cache(_Share)
+        self._first = self._opened(self._paths[0])
+        self._own = self._opened(own) if own in self._paths else self._first
+        self.facts = self._first.facts
+        """What the state holds besides tensors, as rank 0 wrote it, which always holds parameters."""
+        if self.facts.world_size != len(self._paths):
+            raise _misfit(checkpoint, f"the shares of {self.facts.world_size} ranks", f"{len(self._paths)} files")
 
     @property
-    def facts(self) -> ShareFacts:
-        """What the state holds besides tensors, as rank 0 wrote it, which always holds parameters."""
-        return self._first.facts
+    def _shares(self) -> list[_Share]:
+        return [self._opened(path) for path in self._paths]
 
     def buffers(self) -> dict[str, StoredTensor]:
         """Return the module's buffers."""
-        first, prefix = self._first, f"{BUFFERS}/"
-        values = {key.removeprefix(prefix): first.file.get_tensor(key) for key in first.keys if key.startswith(prefix)}
-        return {
-            name: StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.flatten(),))
-            for name, value in values.items()
-        }
+        found = {}
+        for key in self._first.keys:
+            if key.startswith(f"{BUFFERS}/"):
+                value = self._first.file.get_tensor(key)
+                stored = StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.flatten(),))
+                found[key.removeprefix(f"{BUFFERS}/")] = stored
+        return found
 
     def tensors(self, kind: str) -> dict[str, StoredTensor]:
         """Return the tensors of a kind ("weights", "average", …), put together from all ranks' fragments."""
@@ -140,7 +140,7 @@ class StoredState:
             shapes |= {name: tuple(shape) for name, (_, shape) in places if f"{kind}/{name}" in share.keys}
         found = {}
         for name, shape in shapes.items():
-            parts = _stretch(self._shares, f"{kind}/{name}", name, shape, 0, math.prod(shape))
+            parts = _stretch(self._shares, kind, name, shape, 0, math.prod(shape))
             if parts is None:
                 raise _misfit(self.checkpoint, f"all of {name}", f"gaps in its {kind}")
             found[name] = StoredTensor(shape=shape, dtype=torch.float32, parts=tuple(parts))
@@ -154,21 +154,21 @@ class StoredState:
             CheckpointError: there is no such parameter, or one of another shape.
         """
         for one in fragments:
-            wanted = (f"{kind}/{one.name}", one.name, one.shape, one.start, one.values.numel())
+            wanted = (kind, one.name, one.shape, one.start, one.values.numel())
             parts = _stretch([self._own], *wanted)
             parts = _stretch(self._shares, *wanted) if parts is None else parts
             if parts is None:
-                shapes = {tuple(share.facts.places[one.name][1]) for share in self._shares if wanted[0] in share.keys}
+                holding = [share for share in self._shares if f"{kind}/{one.name}" in share.keys]
+                shapes = {tuple(share.facts.places[one.name][1]) for share in holding}
                 raise CheckpointError(
                     expected=f"{kind} of {one.name}, of shape {one.shape}",
                     got=" and ".join(f"shape {shape}" for shape in shapes) or "nothing of that name",
                     do="Resume with the configuration that wrote the checkpoint.",
                     where=str(self.checkpoint),
                 )
-            place = 0
-            for part in parts:
-                one.values[place : place + part.numel()].copy_(part)
-                place += part.numel()
+            sizes = [part.numel() for part in parts]
+            for values, part in zip(one.values.split(sizes), parts, strict=True):
+                values.copy_(part)
 
     @torch.no_grad()
     def fill_buffers(self, module: nn.Module) -> None:
@@ -178,33 +178,24 @@ class StoredState:
             if name in stored:
                 buffer.copy_(stored[name].whole())
 
-    @cached_property
-    def _shares(self) -> list[_Share]:
-        opened = {share.path: share for share in (self._first, self._own)}
-        return [opened.get(path) or _Share(path) for path in self._paths]
-
 
 class _Share:
     """One rank's file, opened: its header is read, its tensors are not."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
-            self.file: Any = retried(lambda: _open(path))
+            self.file: Any = retried(lambda: safe_open(path, framework="pt"))
             self.keys = frozenset(self.file.keys())
             self.facts = ShareFacts(**json.loads(self.file.metadata()[METADATA]))
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise _misfit(path, "a readable file of a rank's state", " ".join(str(error).split())) from error
 
 
-def _open(path: Path) -> Any:
-    return safe_open(path, framework="pt")
-
-
 def _stretch(
-    shares: Sequence[_Share], key: str, name: str, shape: tuple[int, ...], start: int, size: int
+    shares: Sequence[_Share], kind: str, name: str, shape: tuple[int, ...], start: int, size: int
 ) -> list[Tensor] | None:
     """Return flat pieces that together are `size` elements from `start` on; None if these files do not hold them."""
+    key = f"{kind}/{name}"
     holding = [share for share in shares if key in share.keys and tuple(share.facts.places[name][1]) == shape]
     found, at, end = [], start, start + size
     for share in sorted(holding, key=lambda share: share.facts.places[name][0]):

@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import Collectives
-from cclm.engine.adamw import adamw_state
 from cclm.engine.fragments import WEIGHTS, Fragment
+from cclm.engine.optimizer import adamw_state
 from cclm.engine.rank_state import RankState
 
 
@@ -31,11 +31,9 @@ class Shard:
     name: str
     shape: tuple[int, ...]
     start: int
-    """First element of the flattened parameter that is here."""
     flat: Tensor
-    """One of the tensors that the optimizer updates."""
+    """One of the tensors that the optimizer updates; this part is a slice of it."""
     offset: int
-    """Of this part in `flat`, flattened."""
     size: int
 
 

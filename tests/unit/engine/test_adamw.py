@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.adamw import PublishedAdamW
-from cclm.engine.optimizer import build_adamw, parameter_groups
+from cclm.engine.optimizer import PublishedAdamW, build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
-from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.model.tiny import tiny_config
 
@@ -31,7 +29,7 @@ def by_hand(value: float, gradients: list[float], decay: float) -> float:
 
 
 def published(parameters: list[nn.Parameter], decay: float = DECAY) -> PublishedAdamW:
-    return PublishedAdamW([{"params": parameters}], lr=RATE, betas=BETAS, eps=EPS, weight_decay=decay)
+    return PublishedAdamW([{"params": parameters, "weight_decay": decay}], lr=RATE, betas=BETAS, eps=EPS)
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
@@ -91,10 +89,6 @@ def test_the_config_chooses_it() -> None:
     assert isinstance(build_adamw(parameter_groups(module, CONFIG), CONFIG), PublishedAdamW)
     plain = replace(CONFIG, update_rule="torch")
     assert isinstance(build_adamw(parameter_groups(module, plain), plain), torch.optim.AdamW)
-    with pytest.raises(ConfigError, match="update_rule must be one of torch, published"):
-        replace(CONFIG, update_rule="adam")
-    with pytest.raises(ConfigError, match="decay_rule must be one of module_type, published"):
-        replace(CONFIG, decay_rule="none")
 
 
 def test_the_published_rule_goes_by_names() -> None:
