@@ -107,17 +107,15 @@ class PublishedAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
 
 
-def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor, *, counts_in_ints: bool = False) -> dict[str, Any]:
-    """Return what an AdamW keeps of one of its tensors, made here as its first update would if it has nothing yet.
+def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor) -> dict[str, Any]:
+    """Return what an AdamW (torch's, the published one, or DeepSpeed's for the CPU) keeps of one of its tensors.
 
-    Args:
-        optimizer: torch's AdamW, the published one, or DeepSpeed's for the CPU.
-        values: one of its parameters.
-        counts_in_ints: DeepSpeed's counts its updates so, the others in tensors.
+    It is made here as its first update would if there is nothing yet.
     """
     state: dict[str, Any] = optimizer.state[values]
     if not state:
         beside = values.device if optimizer.defaults.get("fused") else None  # where torch's fused kernel wants it
+        counts_in_ints = type(optimizer).__name__ == "DeepSpeedCPUAdam"
         state["step"] = 0 if counts_in_ints else torch.zeros((), device=beside)
         for key in MOMENTS:
             state[key] = torch.zeros_like(values, memory_format=torch.preserve_format)

@@ -7,17 +7,16 @@ It runs the global batch in one forward call. Whatever the DeepSpeed engine comp
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.fragments import WEIGHTS, Fragment
-from cclm.engine.optimizer import adamw_state, build_adamw, parameter_groups, trained_parameters
+from cclm.engine.optimizer import build_adamw, parameter_groups, trained_parameters
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import BatchType, Engine
-from cclm.engine.rank_state import RankState
+from cclm.engine.rank_state import RankState, Shard
 
 
 class PlainEngine(Engine[BatchType]):
@@ -45,7 +44,12 @@ class PlainEngine(Engine[BatchType]):
         self.description = f"plain engine, one process, {precision}"
         self.runner = self.door
         self.optimizer = build_adamw(parameter_groups(module, optimizer), optimizer)
-        self.state = WholeState(self.module, self.optimizer)
+        shards = [
+            Shard(name=name, shape=tuple(value.shape), start=0, flat=value, offset=0, size=value.numel())
+            for name, value in module.named_parameters()
+            if value.requires_grad
+        ]
+        self.state = RankState(self.module, SINGLE, self.optimizer, shards)
         self.state.start_average(optimizer.ema_decay, self.device)
 
     def _backward(self, total: Tensor) -> None:
@@ -57,31 +61,3 @@ class PlainEngine(Engine[BatchType]):
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
-
-
-class WholeState(RankState):
-    """The training state of one process, whole."""
-
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(module, SINGLE)
-        self._optimizer = optimizer
-
-    def fragments(self, kind: str) -> list[Fragment]:
-        """Return the trainable parameters, or their moments."""
-        trained = [(name, value) for name, value in self.module.named_parameters() if value.requires_grad]
-        return [
-            _whole(name, value if kind == WEIGHTS else adamw_state(self._optimizer, value)[kind])
-            for name, value in trained
-        ]
-
-    def frozen(self) -> list[Fragment]:
-        """Return the parameters that no update moves."""
-        return [_whole(name, value) for name, value in self.module.named_parameters() if not value.requires_grad]
-
-    def optimizer_states(self) -> list[dict[str, Any]]:
-        """Return what AdamW keeps of each parameter."""
-        return list(self._optimizer.state.values())
-
-
-def _whole(name: str, value: Tensor) -> Fragment:
-    return Fragment(name=name, shape=tuple(value.shape), start=0, values=value.detach().view(-1))

@@ -11,9 +11,9 @@ fp32 master values that it holds, whatever the ZeRO stage; nothing is gathered.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from cclm.engine.fragments import (
     share_path,
     write_share,
 )
-from cclm.engine.optimizer import MOMENTS
+from cclm.engine.optimizer import MOMENTS, adamw_state
 from cclm.engine.stored_weights import StoredState
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -63,31 +63,76 @@ class WeightAverage:
             torch._foreach_lerp_([one.values for one in self.averages], values, 1.0 - decay)
 
 
-class RankState(ABC):
-    """This rank's weights, moments and averages, by the training module's names."""
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Where this rank's part of one trainable parameter lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    """First element of the flattened parameter that is here."""
+    flat: Tensor
+    """One of the tensors that the optimizer updates; this part is a slice of it, flattened."""
+    offset: int
+    size: int
+
+
+class RankState:
+    """This rank's weights, moments and averages, by the training module's names.
+
+    Args:
+        module: the training module.
+        ranks: this process's place.
+        optimizer: AdamW, whichever updates the shards' tensors.
+        shards: this rank's parts of the trainable parameters.
+        stage: of ZeRO. At stage 0 every rank holds all parameters, below 3 all frozen ones, and rank 0 saves them.
+        engine: DeepSpeed's, whose counters come along.
+    """
 
     average: WeightAverage | None = None
-    is_writer: bool = True
-    """False: rank 0 holds the same of trainable parameters, and writes it."""
-    writes_frozen: bool = True
-    """The same for those that no update moves."""
-    engine: Any = None
-    """DeepSpeed's engine, whose counters come along."""
 
-    def __init__(self, module: nn.Module, ranks: Collectives) -> None:
-        self.module, self.ranks = module, ranks
+    def __init__(
+        self,
+        module: nn.Module,
+        ranks: Collectives,
+        optimizer: torch.optim.Optimizer,
+        shards: Sequence[Shard],
+        *,
+        stage: int = 0,
+        engine: Any = None,
+    ) -> None:
+        self.module, self.ranks, self.stage, self.engine = module, ranks, stage, engine
+        self._optimizer, self._shards = optimizer, shards
 
-    @abstractmethod
     def fragments(self, kind: str) -> list[Fragment]:
         """Return this rank's parts of the trainable parameters: their fp32 values ("weights"), or a moment."""
+        found = []
+        for one in self._shards:
+            values = one.flat.detach() if kind == WEIGHTS else adamw_state(self._optimizer, one.flat)[kind]
+            values = values.view(-1)[one.offset : one.offset + one.size]
+            found.append(Fragment(name=one.name, shape=one.shape, start=one.start, values=values))
+        return found
 
-    @abstractmethod
     def frozen(self) -> list[Fragment]:
-        """Return this rank's parts of the parameters that no update moves."""
+        """Return this rank's parts of the parameters that no update moves, which have no fp32 master values."""
+        found = []
+        parameter: Any  # ZeRO-3 gives it attributes
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                continue
+            shape, start, values = tuple(parameter.shape), 0, parameter.detach().view(-1)
+            if self.stage == 3:
+                shape, start = tuple(parameter.ds_shape), self.ranks.rank * parameter.ds_tensor.ds_numel
+                values = parameter.ds_tensor[: max(0, math.prod(shape) - start)]
+            if values.numel():
+                found.append(Fragment(name=name, shape=shape, start=start, values=values))
+        return found
 
-    @abstractmethod
     def optimizer_states(self) -> list[dict[str, Any]]:
         """Return what AdamW keeps of each of its tensors; all of them have seen equally many updates."""
+        return [
+            adamw_state(self._optimizer, flat) for flat in {id(one.flat): one.flat for one in self._shards}.values()
+        ]
 
     def start_average(self, decay: float, device: torch.device) -> None:
         """Begin averages with the weights as they are now; none for a decay of 0."""
@@ -100,10 +145,11 @@ class RankState(ABC):
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's file."""
-        average = self.average
-        fragments = {kind: self.fragments(kind) if self.is_writer else [] for kind in (WEIGHTS, *MOMENTS)}
-        fragments[WEIGHTS] += self.frozen() if self.writes_frozen else []
-        fragments[AVERAGE] = average.averages if average is not None and self.is_writer else []
+        average, is_first = self.average, self.ranks.rank == 0
+        is_writer = self.stage > 0 or is_first
+        fragments = {kind: self.fragments(kind) if is_writer else [] for kind in (WEIGHTS, *MOMENTS)}
+        fragments[WEIGHTS] += self.frozen() if self.stage == 3 or is_first else []
+        fragments[AVERAGE] = average.averages if average is not None and is_writer else []
         facts = ShareFacts(
             world_size=self.ranks.world_size,
             aliases=aliases_of(self.module),
@@ -112,8 +158,8 @@ class RankState(ABC):
             counters={} if self.engine is None else {name: int(getattr(self.engine, name)) for name in COUNTERS},
             client_state=dict(client_state),
         )
-        buffers = buffers_of(self.module) if self.ranks.rank == 0 else {}
-        write_share(share_path(folder, self.ranks.rank), facts, fragments, buffers)
+        path, buffers = share_path(folder, self.ranks.rank), buffers_of(self.module) if is_first else {}
+        write_share(path, facts, fragments, buffers)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Copy what any ranks and engine saved into what this rank holds, bit by bit; return the client state.

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cclm.engine.fragments import Planned, write_tensors
 from cclm.engine.stored_weights import StoredTensor
-from cclm.engine.tensor_file import Planned, write_tensors
 from cclm.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]

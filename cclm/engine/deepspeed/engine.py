@@ -18,17 +18,16 @@ from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed import quirks
 from cclm.engine.deepspeed.construction import initialise
-from cclm.engine.deepspeed.state_shards import ShardedState
+from cclm.engine.deepspeed.state_shards import refresh, shards_of
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import trained_parameters
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import BatchType, Engine
+from cclm.engine.rank_state import RankState
 
 
 class DeepSpeedEngine(Engine[BatchType]):
     """This rank's share of the training state. Make it inside `cclm.distributed.topology.process_group`."""
-
-    state: ShardedState
 
     def __init__(
         self,
@@ -65,7 +64,9 @@ class DeepSpeedEngine(Engine[BatchType]):
         self.owns_boundary = quirks.owns_boundary(ds_config)
         self.runner: Any = initialise(self.door, optimizer, ds_config, topology)
         self.optimizer = self.runner.optimizer
-        self.state = ShardedState(self.runner, module, self.stage, collectives)
+        shards = shards_of(self.optimizer, module, self.stage, self.rank)
+        adamw = self.optimizer.optimizer if self.stage > 0 else self.optimizer
+        self.state = RankState(module, collectives, adamw, shards, stage=self.stage, engine=self.runner)
         beside = torch.device("cpu") if offloads_optimizer(ds_config) else self.device
         self.state.start_average(optimizer.ema_decay, beside)
 
@@ -90,5 +91,5 @@ class DeepSpeedEngine(Engine[BatchType]):
         """Restore bit by bit what any engine saved, on any number of ranks; see `Engine.load`."""
         # All must have found their shares before the first collective: one that fails later leaves the others in it.
         states = on_every_rank(self.collectives, lambda: self.state.load(folder), "load its share of a checkpoint")
-        self.state.refresh()
+        refresh(self.optimizer, self.stage, self.rank)
         return states[self.rank]
