@@ -39,7 +39,7 @@ from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.throughput import Throughput
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
-from cclm.train.loop import Checkpointer, Resumed, Run, resume
+from cclm.train.loop import Checkpointer, Run
 from cclm.train.recorder import Health, Recorder
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
@@ -97,28 +97,28 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         construction = sharded_construction(ds_config, topology)
         module = build_module(config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ranks, ds_config)
-        resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
-        log = MetricsLog(folder, is_first, resume_step=resumed.step, tensorboard=config.track.tensorboard)
-        progress = Progress(config.steps, resumed.step, "pre-training", enabled=is_first)
+        loaded = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
+        start, state = int(loaded["step"]), loaded["state"]
+        seen = state.get("samples_seen", state.get("exposure"))  # "exposure": before this had a better name
+        log = MetricsLog(folder, is_first, resume_step=start, tensorboard=config.track.tensorboard)
+        progress = Progress(config.steps, start, "pre-training", enabled=is_first)
         yield Run(
             folder=folder,
             engine=engine,
-            collectives=ranks,
             batches=partial(make_batches, config, dataset, topology),
             schedule=config.data.schedule,
-            start_step=resumed.step,
+            start_step=start,
             num_steps=config.steps,
             recorder=Recorder(
                 engine=engine,
-                collectives=ranks,
                 views=config.views,
                 schedule=dataset.schedule,
                 every_steps=config.track.every_steps,
                 bad_sample_limit=config.data.bad_sample_limit,
                 log=stack.enter_context(log),
-                ledger=LedgerFile(folder / "ledger.jsonl", resumed.step) if is_first else None,
-                quarantine=open_quarantine(folder / QUARANTINE, topology, resumed.step),
-                samples_seen=SamplesSeen(dataset.counted, resumed.samples_seen),
+                ledger=LedgerFile(folder / "ledger.jsonl", start) if is_first else None,
+                quarantine=open_quarantine(folder / QUARANTINE, topology, start),
+                samples_seen=SamplesSeen(dataset.counted, seen),
                 throughput=Throughput(),
                 progress=stack.enter_context(progress),
                 status=RankStatus(folder, topology.rank),
@@ -129,7 +129,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
                 run_folder=folder,
                 every_steps=config.checkpoint.every_steps,
                 keep=config.checkpoint.keep,
-                seconds_before=resumed.seconds,
+                seconds_before=state.get("seconds", 0.0),
                 reference_outputs=make_recorder(tokenizer, transform_of(config), longest_text(config)),
             ),
             done=done,

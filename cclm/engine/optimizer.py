@@ -44,8 +44,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     prefixes = {*rates, *decays}
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     _check_prefixes(prefixes, [name for name, _ in named])
-    by_name = config.decay_rule == "published"
-    undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
+    undecayed = _undecayed(module, config)
     members: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
         members.setdefault((_longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
@@ -143,14 +142,20 @@ def set_learning_rates(optimizer: Any, config: OptimizerConfig, step: int) -> di
     return rates
 
 
-def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
+def _undecayed(module: nn.Module, config: OptimizerConfig) -> set[int]:
     """Identities of the parameters without weight decay."""
-    undecayed = set()
+    if config.decay_rule == "published":
+        return {
+            id(parameter)
+            for name, parameter in module.named_parameters()
+            if any(word in name for word in PUBLISHED_NO_DECAY) and not name.endswith(PUBLISHED_DECAYED)
+        }
+    undecayed, decays = set(), config.decay_embeddings
     for owner in module.modules():
         is_gain = isinstance(owner, NORM_TYPES) or type(owner).__name__.endswith("Norm")
-        is_kept = is_gain or (isinstance(owner, nn.Embedding) and not decay_embeddings)
+        is_kept = is_gain or (isinstance(owner, nn.Embedding) and not decays)
         for name, parameter in owner.named_parameters(recurse=False):
-            is_position = "position" in name and not decay_embeddings
+            is_position = "position" in name and not decays
             if is_kept or is_position or num_dimensions(parameter) < 2 or "bias" in name:
                 undecayed.add(id(parameter))
     return undecayed
@@ -159,15 +164,6 @@ def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
 def num_dimensions(parameter: nn.Parameter) -> int:
     """Of the whole parameter, also if ZeRO-3 has left only a share of it here."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _undecayed_by_name(named: Iterable[tuple[str, nn.Parameter]]) -> set[int]:
-    """Identities of the parameters that the published rule exempts."""
-    return {
-        id(parameter)
-        for name, parameter in named
-        if any(word in name for word in PUBLISHED_NO_DECAY) and not name.endswith(PUBLISHED_DECAYED)
-    }
 
 
 def _longest_prefix(name: str, prefixes: Iterable[str]) -> str:

@@ -16,7 +16,6 @@ import torch
 from cclm.checkpoint.collective import save_checkpoint
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
-from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause
 from cclm.run.memory import MemoryGuard
@@ -25,26 +24,6 @@ from cclm.run.status import DoneMarker
 from cclm.run.stop import note_stopped
 from cclm.train.recorder import Recorder
 from cclm.train.updates import update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resumed:
-    """Where a run goes on."""
-
-    step: int = 0
-    """The first step to do."""
-    seconds: float = 0.0
-    """That the run took, up to the checkpoint."""
-    samples_seen: dict[str, int] = field(default_factory=dict)
-    """Counts, up to the checkpoint."""
-
-
-def resume(engine: Engine[Any], checkpoint: Path) -> Resumed:
-    """Load a checkpoint into the engine. A collective."""
-    loaded = engine.load(checkpoint)
-    state: dict[str, Any] = loaded["state"]
-    seen = state.get("samples_seen", state.get("exposure", {}))  # "exposure": before this had a better name
-    return Resumed(step=int(loaded["step"]), seconds=float(state["seconds"]), samples_seen=dict(seen))
 
 
 @dataclass(kw_only=True)
@@ -81,9 +60,7 @@ class Checkpointer:
         recorder.phase(step, "saving")
         recorder.sync()
         state = {"seconds": self.seconds, "samples_seen": dict(recorder.samples_seen.totals)}
-        save_checkpoint(
-            self.engine, self.run_folder, step, state, keep=self.keep, reference_outputs=self.reference_outputs
-        )
+        save_checkpoint(self.engine, self.run_folder, step, state, self.keep, self.reference_outputs)
         recorder.health.saved()
         recorder.throughput.restart()
 
@@ -94,7 +71,6 @@ class Run:
 
     folder: Path
     engine: Engine[Batch]
-    collectives: Collectives
     batches: Callable[[int], Iterator[tuple[Batch, Batch]]]
     """From a step on: each batch as it was read, and on the device."""
     schedule: Schedule
@@ -160,14 +136,14 @@ def save_and_stop(run: Run, step: int, reason: str) -> None:
     if run.recorder.health.has_changed:
         run.checkpointer.save(step, run.recorder)
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
-    if run.collectives.rank == 0:
+    if run.engine.rank == 0:
         note_stopped(run.folder, step, reason)
 
 
 def agree_to_stop(run: Run) -> str:
     """Return why the run stops before this step, or "". A collective: one rank's request is everybody's."""
-    folder = run.folder if run.collectives.rank == 0 else None
+    folder = run.folder if run.engine.rank == 0 else None
     reason = run.stop.reason(folder)
-    if int(run.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
+    if int(run.engine.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
         return ""
     return reason or run.stop.reason(folder) or "another rank was asked"

@@ -17,7 +17,6 @@ from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.quarantine import Quarantine
 from cclm.data.samples_seen import SamplesSeen
 from cclm.data.schedule import ViewSchedule
-from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, CclmError, DataError
 from cclm.run.checkpoints import newest_complete
@@ -94,7 +93,6 @@ class Recorder:
     """Collects what the steps did, and writes it when it is due. Its methods are called on every rank alike."""
 
     engine: Engine[Batch]
-    collectives: Collectives
     views: Views
     schedule: ViewSchedule
     every_steps: int
@@ -151,7 +149,7 @@ class Recorder:
         values = self.engine.reduce_mean({**result.metrics, "bad_share": bad_share})
         self._write_ledger(step + 1 - len(self._sums))
         speed = self.throughput.summary()
-        seen = self.samples_seen.gather(self.collectives.sum)
+        seen = self.samples_seen.gather(self.engine.collectives.sum)
         numbers = {
             **values,
             "grad_norm": result.statistics.grad_norm,
@@ -186,7 +184,7 @@ class Recorder:
         """Add up the ranks' sums of the last steps, in one collective, and write them on rank 0."""
         views = sorted({view for of_step in self._sums for view in of_step})  # alike on all ranks: the schedule is
         local = torch.tensor([[of_step.get(view, 0) for view in views] for of_step in self._sums])
-        total = self.collectives.sum(local)
+        total = self.engine.collectives.sum(local)
         if self.ledger is not None:
             for index, row in enumerate(total.tolist()):
                 found = {view: value for view, value in zip(views, row, strict=True) if view in self._sums[index]}
