@@ -51,12 +51,7 @@ from cclm.views.view import View, open_dataset
 def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iterator[Run | None]:
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 
-    Args:
-        config: of the run.
-        stop: tells the loop when it is to end early.
-        table: the views that there are.
-
-    Yields None when the run is already done.
+    Yields None when the run is already done. `table` are the views that there are.
 
     Raises:
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
@@ -167,17 +162,9 @@ def build_module(
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
-    A fresh one starts from the seed and, with an affine stem, from the images of the first global batch; then
-    from the sources that the configuration names.
-
-    Args:
-        config: of the run.
-        views: its views.
-        tokenizer: of the run.
-        ranks: how to reach the other ranks.
-        is_fresh: whether no checkpoint will be loaded.
-        construction: what the network is made in: ZeRO-3 shards it there, but for one with an affine stem, which looks
-            at whole weights with the first images (such models are small).
+    A fresh one, into which no checkpoint will be loaded, starts from the seed and, with an affine stem, from the images
+    of the first global batch; then from the sources that the configuration names. ZeRO-3 shards the network while it
+    is made inside of `construction`, but for one with an affine stem, which looks at whole weights (they are small).
     """
     is_affine = config.model.vision.stem_norm == "affine"
     seed_initialisation(config.seed)

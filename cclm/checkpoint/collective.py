@@ -45,11 +45,7 @@ def save_checkpoint(
     """Write the state after `step` updates; keep the `keep` newest checkpoints. A collective.
 
     Args:
-        engine: whose parameters and moments are saved.
-        run_folder: checkpoints go to its subfolder `checkpoints`.
-        step: number of updates done.
         state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
-        keep: at least 1.
         reference_outputs: puts what the engine computes on a fixed probe into the folder
             (`cclm.hub.reference_outputs`); called on every rank.
 
@@ -103,12 +99,8 @@ def _finish(run_folder: Path, hidden: Path, visible: Path, marker: Marker, keep:
 def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], object]) -> Path | None:
     """Return the newest sound checkpoint of a run, or None if there is no checkpoint at all. A collective.
 
-    Each rank hashes a share of the files. Damaged ones that are newer are renamed, never removed.
-
-    Args:
-        ranks: this process's place.
-        run_folder: on storage that all ranks share.
-        tell: gets a line for each checkpoint that is set aside, on rank 0.
+    Each rank hashes a share of the files. Damaged ones that are newer are renamed, never removed; `tell` gets a line
+    for each, on rank 0.
 
     Raises:
         CheckpointError: on every rank: there are checkpoints, and all of them are damaged (nothing is renamed then);

@@ -26,10 +26,7 @@ ROW_LETTERS = "BPFRS"
 """Letters of sample counts: a field `…_BCHW` or `…_FG` must have the same first dimension on every rank. Numbers of
 tokens (T), of distinct texts and padded lengths (…_BL) may differ."""
 GO_ON = "the same command goes on from the newest complete checkpoint"
-ADVICE = {
-    Cause.DISK_FULL: f"Free space; {GO_ON}.",
-    Cause.TRANSIENT: f"Once the storage answers, {GO_ON}.",
-}
+ADVICE = {Cause.DISK_FULL: f"Free space; {GO_ON}.", Cause.TRANSIENT: f"Once the storage answers, {GO_ON}."}
 
 
 def check_same_values(ranks: Collectives, values: Mapping[str, str]) -> None:

@@ -60,12 +60,9 @@ def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[Non
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
     store = HashStore() if topology.world_size == 1 else meet(topology.rank, topology.world_size, timeout_s)
+    timeout = timedelta(seconds=timeout_s)
     torch_dist.init_process_group(
-        topology.backend,
-        store=store,
-        rank=topology.rank,
-        world_size=topology.world_size,
-        timeout=timedelta(seconds=timeout_s),
+        topology.backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout
     )
     has_local_rank = "LOCAL_RANK" in os.environ
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))

@@ -101,11 +101,7 @@ def write_share(
 ) -> None:
     """Write one rank's file, durably; a fault that passes is met by writing it again from the start.
 
-    Args:
-        path: as `share_path` gives it.
-        facts: what to note; `places` are those of the fragments.
-        fragments: by kind; a parameter has the same place in each kind.
-        buffers: whole ones, on the rank that writes them.
+    Fragments come by kind; a parameter has the same place in each, which is noted among the `facts`.
 
     Raises:
         OSError: the storage refuses.
@@ -130,9 +126,8 @@ def write_tensors(
 
     Args:
         path: is overwritten.
-        layout: names, shapes and types of the tensors, in the order in which they are written.
-        values: for each tensor, pieces on any device that are the whole tensor one after the other; each is converted
-            to the planned type.
+        layout: the tensors, in the order in which they are written.
+        values: for each, pieces on any device and of any type that are the whole tensor one after the other.
         metadata: texts for the file's header.
 
     Raises:

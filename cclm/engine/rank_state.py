@@ -39,13 +39,7 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 class WeightAverage:
-    """One rank's share of the averages.
-
-    Args:
-        decay: d, once the run is long enough.
-        fragments: the values at the start; the averages begin as a copy.
-        device: where to keep them.
-    """
+    """One rank's share of the averages, which begin as a copy of the values at the start."""
 
     def __init__(self, decay: float, fragments: Iterable[Fragment], device: torch.device) -> None:
         self.decay, self.updates, self._device = decay, 0, device
@@ -80,13 +74,8 @@ class Shard:
 class RankState:
     """This rank's weights, moments and averages, by the training module's names.
 
-    Args:
-        module: the training module.
-        ranks: this process's place.
-        optimizer: AdamW, whichever updates the shards' tensors.
-        shards: this rank's parts of the trainable parameters.
-        stage: of ZeRO. At stage 0 every rank holds all parameters, below 3 all frozen ones, and rank 0 saves them.
-        engine: DeepSpeed's, whose counters come along.
+    `optimizer` is the AdamW that updates the shards' tensors. At ZeRO stage 0 every rank holds all parameters, below 3
+    all frozen ones, and rank 0 saves them. The counters of `engine`, DeepSpeed's, come along.
     """
 
     average: WeightAverage | None = None

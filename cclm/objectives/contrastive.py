@@ -32,10 +32,8 @@ def contrastive(
     The sets may differ in size (64 sentences against 384 translations); each row must have an equal on the other side.
 
     Args:
-        first_NE: this rank's features of one side, unit vectors.
-        second_ME: this rank's features of the other side.
-        identity_N: what each row of `first_NE` shows.
-        identity_M: the same for `second_ME`.
+        first_NE, second_ME: this rank's features of the two sides, unit vectors.
+        identity_N, identity_M: what each row of them shows.
         temperature: similarities are divided by it.
         gather: concatenation over the ranks in rank order with the true gradient; used on features and identities.
         label_smoothing: share of each target that is spread over all columns.

@@ -33,8 +33,7 @@ def linear_cross_entropy(
 
     Args:
         hidden_TD: T rows; T may be 0, then loss, count and gradients are zero. Types may differ (see `common_dtype`).
-        weight_VD: class vectors.
-        bias_V: class biases.
+        weight_VD, bias_V: of the classes.
         label_T: int64 in [0, V).
         max_logits: upper bound on the logits that exist at once (at least one row is always done).
 

@@ -48,16 +48,10 @@ MAY_CHANGE = {
         ("checkpoint track", "how often it saves and writes, and what"),
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
         ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
-        (
-            "data.micro_batches",
-            "parts in which a step is computed; contrastive losses see their part's negatives only",
-        ),
+        ("data.micro_batches", "parts in which a step is computed; contrastive losses see their part's negatives only"),
         ("deepspeed", "the path of the DeepSpeed JSON; its content is compared"),
         ("optimizer.total_steps", "the length of the run, and with it the end of the learning rate's schedule"),
-        (
-            "optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero",
-            "how fast it learns from here",
-        ),
+        ("optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero", "how fast it learns from here"),
         ("optimizer.schedule optimizer.final_fraction optimizer.max_grad_norm", "how fast it learns from here"),
     )
     for key in keys.split()
@@ -140,11 +134,7 @@ def is_begun(folder: Path) -> bool:
 
 
 def write_identity(
-    folder: Path,
-    config: RunConfig,
-    inputs: Mapping[str, str],
-    ds_config: dict[str, Any] | None,
-    table: Table = VIEWS,
+    folder: Path, config: RunConfig, inputs: Mapping[str, str], ds_config: dict[str, Any] | None, table: Table = VIEWS
 ) -> None:
     """Write the files, each whole or not at all, note what changed, and make the quarantine's folder."""
     (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)

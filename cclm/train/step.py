@@ -38,13 +38,7 @@ from cclm.views.view import Contribution, EncodedImages, EncodedTexts, EncodedVi
 class CrossViewTraining(nn.Module):
     """The module that an engine owns: `forward(batch) -> Losses` and nothing else.
 
-    Args:
-        model: the cross-view model.
-        views: those of the run, by name.
-        objectives: weights and options of the losses.
-        collectives: how to reach the other ranks' features (`SINGLE` for one process).
-        kernels: what the network computes attention and layer norm with.
-        cross_entropy: what the masked-LM head computes its loss with, over the whole vocabulary.
+    The network computes attention and layer norm with `kernels`, the masked-LM head its loss with `cross_entropy`.
     """
 
     def __init__(
@@ -63,11 +57,7 @@ class CrossViewTraining(nn.Module):
         self.pad_id = model.config.options().text.pad_token_id
 
     def forward(self, batch: Batch) -> Losses:
-        """Compute every loss of this rank's share of an update.
-
-        Returns:
-            Losses whose mean over the ranks is the value for the global batch.
-        """
+        """Return the losses of this rank's share of an update; their mean over the ranks is the global batch's."""
         views = batch.normalised().views  # bytes came over: a quarter of the traffic
         options = self.objectives
         encoded = self._encode(views)
@@ -144,9 +134,8 @@ class CrossViewTraining(nn.Module):
         losses: dict[str, Loss] = {}
         if matched:
             logits_B2 = self.model.match_logits(fused_BLD[:first], mask_BL[:first])
-            for (name, part), logits_F2 in zip(
-                matched.items(), torch.split(logits_B2, sizes[:num_matched]), strict=True
-            ):
+            logits = torch.split(logits_B2, sizes[:num_matched])
+            for (name, part), logits_F2 in zip(matched.items(), logits, strict=True):
                 losses |= matching_losses(f"{name}/{part.name}", logits_F2, part.weight)
         losses |= self._masked_lm(fused_BLD[first:second], views)
         fused = torch.split(fused_BLD[second:], sizes[num_matched + num_masked :])

@@ -39,15 +39,9 @@ class DeepSpeedEngine(Engine[BatchType]):
         collectives: Collectives,
         seed: int = 0,
     ) -> None:
-        """Shard `module` (built alike on every rank) and its AdamW state.
+        """Shard `module` (built alike on every rank, and touched only inside its forward) and its AdamW state.
 
-        Args:
-            module: maps a batch to Losses; a parameter may be touched only inside its forward.
-            optimizer: AdamW and its schedule.
-            ds_config: resolved by `ds_config.resolve_ds_config`.
-            topology: this process's place.
-            collectives: over the same ranks.
-            seed: for dropout.
+        `ds_config` is resolved (`resolve_ds_config`), `collectives` are over the same ranks, `seed` is for dropout.
         """
         quirks.check_parameters_have_dimensions(module)
         super().__init__(

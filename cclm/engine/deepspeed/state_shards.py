@@ -21,14 +21,7 @@ from cclm.engine.rank_state import Shard
 
 
 def shards_of(zero: Any, module: nn.Module, stage: int, rank: int) -> list[Shard]:
-    """Return this rank's parts of the trainable parameters of which it holds any.
-
-    Args:
-        zero: the optimizer of DeepSpeed's engine.
-        module: the training module inside it.
-        stage: of ZeRO.
-        rank: this process's.
-    """
+    """Return this rank's parts of the module's trainable parameters; `zero` is the optimizer of DeepSpeed's engine."""
     found = []
     parameter: Any  # DeepSpeed gives it attributes
     for name, parameter in module.named_parameters():
