@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.files.output import open_output
+from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.ending import end_with
 from cclm.run.launcher import Place, adopt_place
 from cclm.run.signals import StopRequest
 
@@ -26,11 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], stop: StopRequest) -> int:
-    from pathlib import Path
-
-    from cclm.run.causes import EXIT_CODES, Cause
-    from cclm.run.ending import end_with
-
     run_folder, place = None, Place()
     try:
         place = adopt_place(os.environ)  # a launcher that nobody reads is told before anything else is done

@@ -14,7 +14,7 @@ from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares
 from cclm.data.ledger import LedgerFile
-from cclm.data.loader import StepDataset, make_loader
+from cclm.data.loader import make_loader
 from cclm.data.prefetch import on_device
 from cclm.data.quarantine import Quarantine
 from cclm.data.samples_seen import SamplesSeen
@@ -92,7 +92,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         construction = sharded_construction(ds_config, topology)
         module = build_module(config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ranks, ds_config)
-        loaded = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
+        loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
         start, state = int(loaded["step"]), loaded["state"]
         seen = state.get("samples_seen", state.get("exposure"))  # "exposure": before this had a better name
         log = MetricsLog(folder, is_first, resume_step=start, tensorboard=config.track.tensorboard)
@@ -100,7 +100,10 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         yield Run(
             folder=folder,
             engine=engine,
-            batches=partial(make_batches, config, dataset, topology),
+            batches=lambda step: on_device(
+                make_loader(dataset, step, config.steps, config.data.num_workers, config.data.batch_timeout_s),
+                topology.device,
+            ),
             schedule=config.data.schedule,
             start_step=start,
             num_steps=config.steps,
@@ -202,11 +205,3 @@ def build_engine(
     if ds_config is None:
         return PlainEngine(module, options, seed=config.seed, device=device, accumulation_steps=parts)
     return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, seed=config.seed)
-
-
-def make_batches(
-    config: RunConfig, dataset: StepDataset, topology: Topology, from_step: int
-) -> Iterator[tuple[Batch, Batch]]:
-    """Yield this rank's batches from a step to the end, as read and on the device."""
-    loader = make_loader(dataset, from_step, config.steps, config.data.num_workers, config.data.batch_timeout_s)
-    return on_device(loader, topology.device)

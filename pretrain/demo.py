@@ -198,11 +198,10 @@ def run_stage(item: Stage, run: Path) -> int:
     """
     stage("Pre-train" if item.name == "train" else item.name.title(), item.explanation)
     before = read_rows(item.home).get(item.name, {})
-    is_other = before.get("command", item.command) != item.command
-    if is_other:
-        before = {}
+    is_same = before.get("command", item.command) == item.command
+    before = before if is_same else {}
     is_done = item.is_done()
-    if is_done and not is_other and not item.is_always_called:
+    if is_done and is_same and not item.is_always_called:
         sys.stdout.write("  done before\n")
         note_stage(run, item, seconds=before.get("seconds"), is_finished=True)
         return 0

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
 from cclm.run import checkpoints
-from cclm.run.checkpoints import FileRecord, Marker, damage_of, set_aside
+from cclm.run.checkpoints import FileRecord, Marker, damage_of, set_aside, visible_checkpoints
 
 LOOK_AGAIN_S = 3.0
 """Before a checkpoint with flaws is looked at once more."""
@@ -107,9 +106,7 @@ def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], obj
             another version of this library wrote one; or the storage does not answer.
     """
     is_first = ranks.rank == 0
-    found = on_every_rank(
-        ranks, lambda: checkpoints.visible_checkpoints(run_folder) if is_first else [], "list checkpoints"
-    )
+    found = on_every_rank(ranks, lambda: visible_checkpoints(run_folder) if is_first else [], "list checkpoints")
     damaged: dict[Path, str] = {}
     for checkpoint in reversed(found[0]):
         flaws = _look(ranks, checkpoint)
@@ -134,8 +131,8 @@ def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], obj
 
 def _look(ranks: Collectives, checkpoint: Path) -> list[str]:
     """What the ranks find wrong, each in its share of the files."""
-    look = partial(damage_of, checkpoint, ranks.rank, ranks.world_size)
-    return list(dict.fromkeys(flaw for share in on_every_rank(ranks, look, "read a checkpoint") for flaw in share))
+    shares = on_every_rank(ranks, lambda: damage_of(checkpoint, ranks.rank, ranks.world_size), "read a checkpoint")
+    return list(dict.fromkeys(flaw for share in shares for flaw in share))
 
 
 def _set_aside(damaged: dict[Path, str], tell: Callable[[str], object]) -> None:

@@ -119,7 +119,9 @@ def batch_structure(value: object, equal_rows: bool = True) -> str:
         for field in fields(value):
             item = getattr(value, field.name)
             if item is None or isinstance(item, Tensor | Mapping) or is_dataclass(item):
-                rows = _rows(field.name, item) if equal_rows else ""
+                letters = field.name.rpartition("_")[2]
+                is_counted = equal_rows and letters[:1] in tuple(ROW_LETTERS) and not letters.endswith("L")
+                rows = f":{item.shape[0]}rows" if is_counted and isinstance(item, Tensor) else ""
                 parts.append(f"{field.name}={batch_structure(item, equal_rows)}{rows}")
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, Mapping):
@@ -130,12 +132,6 @@ def batch_structure(value: object, equal_rows: bool = True) -> str:
 def hash63(text: str) -> int:
     """Return a number for a text that torch's int64 and its generators take."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def _rows(name: str, item: object) -> str:
-    letters = name.rpartition("_")[2]
-    is_counted = letters[:1] in tuple(ROW_LETTERS) and not letters.endswith("L")
-    return f":{item.shape[0]}rows" if is_counted and isinstance(item, Tensor) else ""
 
 
 def _differences(everyone: Sequence[Mapping[str, str]]) -> list[str]:

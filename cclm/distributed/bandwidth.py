@@ -58,10 +58,8 @@ def exchange_bytes_per_s(x: torch.Tensor, partner: int, is_first: bool, device: 
     for _ in range(NUM_REPEATS):
         began = time.perf_counter()
         for is_mine in (is_first, not is_first):
-            if is_mine:
-                torch_dist.send(x, partner)
-            else:
-                torch_dist.recv(x, partner)
+            pass_on = torch_dist.send if is_mine else torch_dist.recv
+            pass_on(x, partner)
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return 2 * x.nbytes / min(seconds)

@@ -42,7 +42,7 @@ class Collectives:
             counts = torch.zeros(self.world_size, dtype=torch.int64, device=x_BE.device)
             counts[self.rank] = x_BE.shape[0]
             rows = self.sum(counts).tolist()
-        gathered: Tensor = _Gather.apply(x_BE, tuple(rows))  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(x_BE, rows)  # type: ignore[no-untyped-call]
         return gathered
 
     def sum(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _Gather(torch.autograd.Function):
     """All-gather whose backward is a reduce-scatter with sum (written as all-reduce, which gloo has)."""
 
     @staticmethod
-    def forward(ctx: Any, x_BE: Tensor, rows: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x_BE: Tensor, rows: list[int]) -> Tensor:
         ctx.rows, longest = rows, max(rows)
         padding = x_BE.new_zeros(longest - x_BE.shape[0], *x_BE.shape[1:])  # gloo and NCCL want equal shapes
         pieces = [x_BE.new_empty(longest, *x_BE.shape[1:]) for _ in rows]
@@ -91,4 +91,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient_NE: Tensor) -> tuple[Tensor, None]:
         total_NE = gradient_NE.clone(memory_format=torch.contiguous_format)
         torch_dist.all_reduce(total_NE)
-        return total_NE.split(ctx.rows)[torch_dist.get_rank()], None
+        return torch.split(total_NE, ctx.rows)[torch_dist.get_rank()], None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as torch_dist
@@ -18,6 +19,7 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: i
 from cclm.errors import Cause, CclmError, ConfigError
 from cclm.run.launcher import Place, place_of
 
+Device = Literal["auto", "cpu", "cuda"]
 SAY_S = 60.0
 """After so long rank 0 says for whom it waits; then after twice as long, and so on."""
 MEET_POLL_S = 0.1
@@ -32,16 +34,11 @@ class Topology(Place):
     device: torch.device
     """The GPU with the index `local_rank`, or the CPU."""
 
-    @property
-    def backend(self) -> str:
-        """torch.distributed's name for the transport: gloo for CPU tensors, NCCL beside it for CUDA tensors."""
-        return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None, device: str = "auto") -> Topology:
+    def from_environment(cls, environment: Mapping[str, str] | None = None, device: Device = "auto") -> Topology:
         """Read the launcher's variables (`cclm.run.launcher`); without any it is one process.
 
-        `device` is "auto", "cpu" or "cuda". Raises ConfigError, with everything that is wrong at once.
+        Raises ConfigError, with everything that is wrong at once.
         """
         place = place_of(os.environ if environment is None else environment)
         return cls(**vars(place), device=_choose_device(device, place.local_rank))
@@ -57,12 +54,13 @@ def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[Non
     Raises:
         CclmError: cause TRANSIENT, when the ranks do not meet; it names those that have not come.
     """
+    backend, timeout = "gloo", timedelta(seconds=timeout_s)
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
+        backend = "cpu:gloo,cuda:nccl"  # tensors of the CPU are exchanged, too
     store = HashStore() if topology.world_size == 1 else meet(topology.rank, topology.world_size, timeout_s)
-    timeout = timedelta(seconds=timeout_s)
     torch_dist.init_process_group(
-        topology.backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout
+        backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout
     )
     has_local_rank = "LOCAL_RANK" in os.environ
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))
@@ -147,9 +145,7 @@ def _not_met(place: str, missing: str, waited_s: float) -> CclmError:
     )
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(expected='device "auto", "cpu" or "cuda"', got=repr(device), do="Correct the device.")
+def _choose_device(device: Device, local_rank: int) -> torch.device:
     num_gpus = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and num_gpus == 0):
         return torch.device("cpu")

@@ -10,6 +10,7 @@ second. It has no fused kernel, but updates all tensors of a group at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -82,8 +83,7 @@ class PublishedAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
                 self._update(group, parameters)
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
@@ -124,11 +124,9 @@ def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor) -> dict[str, A
 def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW at the learning rate of step 0: torch's fused one (one kernel per group; on CPU too), or the published."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
-    optimizer: torch.optim.Optimizer
-    if config.update_rule == "published":
-        optimizer = PublishedAdamW(groups, **settings)
-    else:
-        optimizer = torch.optim.AdamW(groups, fused=True, **settings)
+    is_published = config.update_rule == "published"
+    make = PublishedAdamW if is_published else partial(torch.optim.AdamW, fused=True)
+    optimizer: torch.optim.Optimizer = make(groups, **settings)
     set_learning_rates(optimizer, config, 0)
     return optimizer
 

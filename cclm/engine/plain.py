@@ -49,8 +49,9 @@ class PlainEngine(Engine[BatchType]):
             for name, value in module.named_parameters()
             if value.requires_grad
         ]
-        self.state = RankState(self.module, SINGLE, self.optimizer, shards)
-        self.state.start_average(optimizer.ema_decay, self.device)
+        self.state = RankState(
+            module, SINGLE, self.optimizer, shards, ema_decay=optimizer.ema_decay, device=self.device
+        )
 
     def _backward(self, total: Tensor) -> None:
         (total / self._accumulation_steps).backward()  # type: ignore[no-untyped-call]

@@ -37,10 +37,8 @@ class EngineBatch(Protocol):
 
 
 BatchType = TypeVar("BatchType", bound=EngineBatch, contravariant=True)
-Outputs: TypeAlias = dict[str, Tensor]
-"""What a probe computes, by name."""
-Probe: TypeAlias = Callable[[nn.Module], Outputs]
-"""Computes something with the training module, outside of training: `probe(module)`."""
+Probe: TypeAlias = Callable[[nn.Module], dict[str, Tensor]]
+"""Computes something with the training module, outside of training: `probe(module)`, by name."""
 
 
 class Losses(NamedTuple):
@@ -176,7 +174,7 @@ class Engine(ABC, Generic[BatchType]):
         by_name = dict(zip(names, (self.collectives.sum(stacked) / self.world_size).tolist(), strict=True))
         return {name: by_name[name] for name in values}
 
-    def evaluate(self, probe: Probe) -> Outputs:
+    def evaluate(self, probe: Probe) -> dict[str, Tensor]:
         """Return `probe(module)`, run where all parameters exist, in evaluation mode and without gradients.
 
         A collective. Training goes on as if nothing had happened.

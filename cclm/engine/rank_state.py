@@ -75,10 +75,9 @@ class RankState:
     """This rank's weights, moments and averages, by the training module's names.
 
     `optimizer` is the AdamW that updates the shards' tensors. At ZeRO stage 0 every rank holds all parameters, below 3
-    all frozen ones, and rank 0 saves them. The counters of `engine`, DeepSpeed's, come along.
+    all frozen ones, and rank 0 saves them. The counters of `engine`, DeepSpeed's, come along. Averages, if `ema_decay`
+    asks for them, are kept on `device`.
     """
-
-    average: WeightAverage | None = None
 
     def __init__(
         self,
@@ -87,11 +86,14 @@ class RankState:
         optimizer: torch.optim.Optimizer,
         shards: Sequence[Shard],
         *,
+        ema_decay: float,
+        device: torch.device,
         stage: int = 0,
         engine: Any = None,
     ) -> None:
         self.module, self.ranks, self.stage, self.engine = module, ranks, stage, engine
         self._optimizer, self._shards = optimizer, shards
+        self.average = WeightAverage(ema_decay, self.fragments(WEIGHTS), device) if ema_decay > 0 else None
 
     def fragments(self, kind: str) -> list[Fragment]:
         """Return this rank's parts of the trainable parameters: their fp32 values ("weights"), or a moment."""
@@ -122,10 +124,6 @@ class RankState:
         return [
             adamw_state(self._optimizer, flat) for flat in {id(one.flat): one.flat for one in self._shards}.values()
         ]
-
-    def start_average(self, decay: float, device: torch.device) -> None:
-        """Begin averages with the weights as they are now; none for a decay of 0."""
-        self.average = WeightAverage(decay, self.fragments(WEIGHTS), device) if decay > 0 else None
 
     def update_average(self) -> None:
         """Move the averages, if there are any, towards the weights of now."""

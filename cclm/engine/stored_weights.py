@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,16 +40,11 @@ class StoredTensor:
         """Of the whole tensor."""
         return math.prod(self.shape)
 
-    def pieces(self, max_elements: int = 1 << 24) -> Iterator[Tensor]:
-        """Flat pieces of at most `max_elements`, in order; together the whole tensor."""
-        for part in self.parts:
-            yield from torch.split(part, max_elements)
-
     def whole(self) -> Tensor:
         """Return the tensor, read into memory."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
         sizes = [part.numel() for part in self.parts]
-        for flat, part in zip(tensor.view(-1).split(sizes), self.parts, strict=True):
+        for flat, part in zip(torch.split(tensor.view(-1), sizes), self.parts, strict=True):
             flat.copy_(part)
         return tensor
 
@@ -155,8 +150,7 @@ class StoredState:
         """
         for one in fragments:
             wanted = (kind, one.name, one.shape, one.start, one.values.numel())
-            parts = _stretch([self._own], *wanted)
-            parts = _stretch(self._shares, *wanted) if parts is None else parts
+            parts = _stretch([self._own], *wanted) or _stretch(self._shares, *wanted)
             if parts is None:
                 holding = [share for share in self._shares if f"{kind}/{one.name}" in share.keys]
                 shapes = {tuple(share.facts.places[one.name][1]) for share in holding}
@@ -167,7 +161,7 @@ class StoredState:
                     where=str(self.checkpoint),
                 )
             sizes = [part.numel() for part in parts]
-            for values, part in zip(one.values.split(sizes), parts, strict=True):
+            for values, part in zip(torch.split(one.values, sizes), parts, strict=True):
                 values.copy_(part)
 
     @torch.no_grad()
@@ -184,7 +178,7 @@ class _Share:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.file: Any = retried(lambda: safe_open(path, framework="pt"))
+            self.file = cast(Any, retried(lambda: safe_open(path, framework="pt")))
             self.keys = frozenset(self.file.keys())
             self.facts = ShareFacts(**json.loads(self.file.metadata()[METADATA]))
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:

@@ -111,7 +111,7 @@ def visit(source: Source, names: Sequence[str]) -> Iterator[StoredTensor]:
 
 def write_shard(source: Source, path: Path, shard: Sequence[Planned]) -> None:
     """Write one file and force it to disk."""
-    pieces = (stored.pieces() for stored in visit(source, [tensor.name for tensor in shard]))
+    pieces = (stored.parts for stored in visit(source, [tensor.name for tensor in shard]))
     write_tensors(path, shard, pieces, {"format": "pt"})
 
 

@@ -63,7 +63,7 @@ def _prepare(features: Tensor, grad_scale: float) -> Tensor:
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     if grad_scale != 1.0 and wide.requires_grad:
         wide = wide.view_as(wide)  # the gradients of its other uses stay as they are
-        wide.register_hook(lambda gradient: gradient * grad_scale)
+        wide.register_hook(lambda gradient: gradient * grad_scale)  # type: ignore[no-untyped-call]
     return wide
 
 

@@ -40,7 +40,6 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
     if ds_config is None or zero_stage(ds_config) != 3:
         yield
         return
-    assert torch_dist.is_initialized(), "build inside cclm.distributed.topology.process_group"
     deepspeed = start_deepspeed(topology.device)
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
     with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():
@@ -53,7 +52,6 @@ def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, A
     Raises:
         ConfigError: the optimizer is offloaded, and its rule is one that DeepSpeed's AdamW for the CPU does not have.
     """
-    assert torch_dist.is_initialized(), "make the engine inside cclm.distributed.topology.process_group"
     groups = parameter_groups(door.training_module, optimizer)
     deepspeed = start_deepspeed(topology.device)
     from deepspeed.utils import set_z3_leaf_module

@@ -44,15 +44,11 @@ class DeepSpeedEngine(Engine[BatchType]):
         `ds_config` is resolved (`resolve_ds_config`), `collectives` are over the same ranks, `seed` is for dropout.
         """
         quirks.check_parameters_have_dimensions(module)
+        precision = "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"
         super().__init__(
-            module,
-            optimizer,
-            collectives=collectives,
-            device=topology.device,
-            precision="bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32",
-            accumulation_steps=int(ds_config["gradient_accumulation_steps"]),
-            seed=seed,
-        )
+            module, optimizer, collectives=collectives, device=topology.device, precision=precision,
+            accumulation_steps=int(ds_config["gradient_accumulation_steps"]), seed=seed,
+        )  # fmt: skip
         self.stage = zero_stage(ds_config)
         self.description = f"DeepSpeed, ZeRO stage {self.stage}, {self.world_size} ranks, {self.precision}"
         self.owns_boundary = quirks.owns_boundary(ds_config)
@@ -60,9 +56,11 @@ class DeepSpeedEngine(Engine[BatchType]):
         self.optimizer = self.runner.optimizer
         shards = shards_of(self.optimizer, module, self.stage, self.rank)
         adamw = self.optimizer.optimizer if self.stage > 0 else self.optimizer
-        self.state = RankState(module, collectives, adamw, shards, stage=self.stage, engine=self.runner)
         beside = torch.device("cpu") if offloads_optimizer(ds_config) else self.device
-        self.state.start_average(optimizer.ema_decay, beside)
+        self.state = RankState(
+            module, collectives, adamw, shards,
+            ema_decay=optimizer.ema_decay, device=beside, stage=self.stage, engine=self.runner,
+        )  # fmt: skip
 
     def _backward(self, total: Tensor) -> None:
         """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""

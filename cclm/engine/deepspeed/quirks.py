@@ -36,6 +36,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as torch_dist
 from torch import nn
 
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
@@ -48,6 +49,7 @@ def start_deepspeed(device: torch.device) -> Any:
 
     It is told the accelerator, which it would otherwise guess aloud, and muted where it calls torch by old names.
     """
+    assert torch_dist.is_initialized(), "build inside cclm.distributed.topology.process_group"
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
