@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.files.command_line import open_output
+from cclm.run.causes import EXIT_CODES, Cause
+from cclm.run.ending import end_with
+from cclm.run.launcher import Place, adopt_place
 from cclm.run.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -25,22 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], stop: StopRequest) -> int:
-    from pathlib import Path
-
-    from cclm.run.causes import EXIT_CODES, Cause
-    from cclm.run.ending import end_with
-    from cclm.run.launcher import adopt_place
-
-    run_folder, rank = None, 0
+    run_folder, place = None, Place()
     try:
-        rank = adopt_place(os.environ).rank  # a launcher that nobody reads is told before anything else is done
+        place = adopt_place(os.environ)  # a launcher that nobody reads is told before anything else is done
         from cclm.recipe.read import shown
 
         text = shown(arguments, "python -m pretrain", "Pre-train a cross-view language model.")
         if text is not None:
             sys.stdout.write(text)
             return 0
-        config = checked_config(arguments)
+        config = checked_config(arguments, place)
         run_folder = Path(config.run_folder)
         from cclm.train.loop import train
         from pretrain.build import open_run
@@ -52,19 +50,18 @@ def _run(arguments: Sequence[str], stop: StopRequest) -> int:
                 sys.stderr.write("asked to stop: saved; the same command goes on from there\n")
                 return EXIT_CODES[Cause.STOPPED]
     except Exception as error:  # noqa: BLE001 - every end has a cause and a code
-        return end_with(error, run_folder, rank)
+        return end_with(error, run_folder, place.rank)
     return EXIT_CODES[Cause.DONE]
 
 
-def checked_config(arguments: Sequence[str]) -> RunConfig:
+def checked_config(arguments: Sequence[str], place: Place) -> RunConfig:
     """Read the configuration; rank 0 also looks at what it names, and says what deserves a line."""
     from cclm.recipe.check import check_recipe
     from cclm.recipe.read import read_recipe
 
-    if os.environ.get("RANK", "0") != "0":
+    if place.rank != 0:
         return read_recipe(arguments)
-    ranks = os.environ.get("WORLD_SIZE", "")
-    checked = check_recipe(arguments, world_size=max(int(ranks), 1) if ranks.isdecimal() else 1)
+    checked = check_recipe(arguments, world_size=place.world_size)
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
     return checked.config

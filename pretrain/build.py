@@ -9,37 +9,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cclm.checkpoint.choose import newest_sound
+from cclm.checkpoint.collective import newest_sound
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.data.config import equal_shares
 from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile
-from cclm.data.loader import StepDataset, make_loader, on_device
+from cclm.data.loader import make_loader, on_device
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
+from cclm.engine.deepspeed.construction import sharded_construction
+from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
-from cclm.engine.protocol import Engine
-from cclm.engine.seeding import seed_initialisation
+from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.ops.choice import RunKernels, choose_kernels
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.train.checkpointer import Checkpointer, Resumed, resume
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
-from cclm.train.health import Health
-from cclm.train.loop import Run
-from cclm.train.recorder import Recorder
+from cclm.train.loop import Checkpointer, Run
+from cclm.train.recorder import Health, Recorder
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
 from cclm.views.table import VIEWS, Table, make_views
@@ -50,12 +48,7 @@ from cclm.views.view import View, open_dataset
 def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iterator[Run | None]:
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 
-    Args:
-        config: of the run.
-        stop: tells the loop when it is to end early.
-        table: the views that there are.
-
-    Yields None when the run is already done.
+    Yields None when the run is already done. `table` are the views that there are.
 
     Raises:
         ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
@@ -93,34 +86,34 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         checkpoint = newest_sound(ranks, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
         dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
-        module = build_module(
-            config, views, tokenizer, ranks,
-            is_fresh=checkpoint is None, construction=construction_of(config, ds_config, topology),
-            kernels=choose_kernels(topology.device),
-        )  # fmt: skip
+        construction = sharded_construction(ds_config, topology)
+        module = build_module(config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ranks, ds_config)
-        resumed = Resumed() if checkpoint is None else resume(engine, checkpoint)
-        log = MetricsLog(folder, is_first, resume_step=resumed.step, tensorboard=config.track.tensorboard)
-        progress = Progress(config.steps, resumed.step, "pre-training", enabled=is_first)
+        loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
+        start, state = int(loaded["step"]), loaded["state"]
+        seen = state.get("samples_seen", state.get("exposure"))  # "exposure": before this had a better name
+        log = MetricsLog(folder, is_first, resume_step=start, tensorboard=config.track.tensorboard)
+        progress = Progress(config.steps, start, "pre-training", enabled=is_first)
         yield Run(
             folder=folder,
             engine=engine,
-            collectives=ranks,
-            batches=partial(make_batches, config, dataset, topology),
+            batches=lambda step: on_device(
+                make_loader(dataset, step, config.steps, config.data.num_workers, config.data.batch_timeout_s),
+                topology.device,
+            ),
             schedule=config.data.schedule,
-            start_step=resumed.step,
+            start_step=start,
             num_steps=config.steps,
             recorder=Recorder(
                 engine=engine,
-                collectives=ranks,
                 views=config.views,
                 schedule=dataset.schedule,
                 every_steps=config.track.every_steps,
                 bad_sample_limit=config.data.bad_sample_limit,
                 log=stack.enter_context(closing(log)),
-                ledger=LedgerFile(folder / "ledger.jsonl", resumed.step) if is_first else None,
-                quarantine=open_quarantine(folder / QUARANTINE, topology, resumed.step),
-                samples_seen=SamplesSeen(dataset.counted, resumed.samples_seen),
+                ledger=LedgerFile(folder / "ledger.jsonl", start) if is_first else None,
+                quarantine=open_quarantine(folder / QUARANTINE, topology, start),
+                samples_seen=SamplesSeen(dataset.counted, seen),
                 throughput=Throughput(),
                 progress=stack.enter_context(progress),
                 status=RankStatus(folder, topology.rank),
@@ -131,7 +124,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
                 run_folder=folder,
                 every_steps=config.checkpoint.every_steps,
                 keep=config.checkpoint.keep,
-                seconds_before=resumed.seconds,
+                seconds_before=state.get("seconds", 0.0),
                 reference_outputs=make_recorder(tokenizer, transform_of(config), longest_text(config)),
             ),
             done=done,
@@ -166,30 +159,22 @@ def build_module(
     *,
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
-    kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
-    A fresh one starts from the seed and, with an affine stem, from the images of the first global batch; then
-    from the sources that the configuration names.
-
-    Args:
-        config: of the run.
-        views: its views.
-        tokenizer: of the run.
-        ranks: how to reach the other ranks.
-        is_fresh: whether no checkpoint will be loaded.
-        construction: what the network is made in (ZeRO-3 shards it there).
-        kernels: what it is computed with.
+    A fresh one, into which no checkpoint will be loaded, starts from the seed and, with an affine stem, from the images
+    of the first global batch; then from the sources that the configuration names. ZeRO-3 shards the network while it
+    is made inside of `construction`, but for one with an affine stem, which looks at whole weights (they are small).
     """
+    is_affine = config.model.vision.stem_norm == "affine"
     seed_initialisation(config.seed)
-    with construction or nullcontext():
+    with nullcontext() if construction is None or is_affine else construction:
         model = CCLMModel(model_config(config.model, tokenizer))
-    if is_fresh and config.model.vision.stem_norm == "affine":
+    if is_fresh and is_affine:
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=ranks.rank == 0)
-    return CrossViewTraining(model, views, config.objectives, ranks, kernels)
+    return CrossViewTraining(model, views, config.objectives, ranks)
 
 
 def calibrate_stem(
@@ -205,20 +190,6 @@ def calibrate_stem(
             return
 
 
-def construction_of(
-    config: RunConfig, ds_config: dict[str, Any] | None, topology: Topology
-) -> AbstractContextManager[None]:
-    """What the network is made in: sharded from the start under ZeRO-3.
-
-    But not with an affine stem, which looks at whole weights with the first images (such models are small).
-    """
-    if config.model.vision.stem_norm == "affine":
-        return nullcontext()
-    from cclm.engine.deepspeed.construction import sharded_construction
-
-    return sharded_construction(ds_config, topology)
-
-
 def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
@@ -227,35 +198,7 @@ def build_engine(
     ds_config: dict[str, Any] | None,
 ) -> Engine[Batch]:
     """Give the module to its engine."""
+    options, device, parts = config.optimizer, topology.device, config.data.micro_batches
     if ds_config is None:
-        return PlainEngine(
-            module,
-            config.optimizer,
-            seed=config.seed,
-            device=topology.device,
-            accumulation_steps=config.data.micro_batches,
-        )
-    from cclm.engine.deepspeed.engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(
-        module,
-        config.optimizer,
-        ds_config=ds_config,
-        topology=topology,
-        collectives=ranks,
-        seed=config.seed,
-    )
-
-
-def make_batches(
-    config: RunConfig, dataset: StepDataset, topology: Topology, from_step: int
-) -> Iterator[tuple[Batch, Batch]]:
-    """Yield this rank's batches from a step to the end, as read and on the device."""
-    loader = make_loader(
-        dataset,
-        start_step=from_step,
-        stop_step=config.steps,
-        num_workers=config.data.num_workers,
-        timeout_s=config.data.batch_timeout_s,
-    )
-    yield from on_device(loader, topology.device)
+        return PlainEngine(module, options, seed=config.seed, device=device, accumulation_steps=parts)
+    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, seed=config.seed)

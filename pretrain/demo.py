@@ -43,10 +43,9 @@ class Stage:
 
     name: str
     """Key of its seconds in stages.json and results.json."""
-    title: str
     explanation: str
-    commands: tuple[tuple[str, ...], ...]
-    """Arguments after `python -m`."""
+    commands: tuple[str, ...]
+    """As a person types them, after `python -m`."""
     home: Path
     """Folder whose stages.json remembers its time: the data's, or the run's."""
     is_done: Callable[[], bool] = lambda: False
@@ -58,81 +57,33 @@ class Stage:
 
     @property
     def command(self) -> str:
-        """Its commands as a person would type them, one a line."""
-        return "\n".join("python -m " + shlex.join(command) for command in self.commands)
+        """Its commands, one a line."""
+        return "\n".join(f"python -m {command}" for command in self.commands)
 
 
 def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ()) -> list[Stage]:
     """List the stages of a demo run in `run`."""
-    return [*data_stages(), *run_stages(run, ablation=ablation, seed=seed, overrides=overrides)]
-
-
-def data_stages() -> list[Stage]:
-    """List the stages that make the data, for all runs alike."""
-    tokenizer = DATA / "tokenizer" / "tokenizer.json"
+    folder, data = shlex.quote(str(run)), shlex.quote(str(DATA))
+    without = "--views.text_pair null " if ablation else ""
+    train = f"pretrain --recipe demo {without}--run_folder {folder} --seed {seed} {shlex.join(overrides)}".rstrip()
     return [
-        Stage(
-            name="fetch",
-            title="Fetch",
-            explanation="pinned npm packages with emoji of six artists and their CLDR names, verified by hash",
-            commands=(("shards", "fetch-demo", "--to", str(DATA / "cache")),),
-            home=DATA,
-            is_done=(DATA / "cache").exists,
-            is_always_called=True,
-        ),
-        Stage(
-            name="shards",
-            title="Shards",
-            explanation="render the images; write image-text and parallel-text WebDataset shards; count them",
-            commands=(
-                ("shards", "build", "shards/recipes/demo.yaml", "--out", str(DATA), "--workers", "2"),
-                ("shards", "stats", str(DATA)),
-            ),
-            home=DATA,
-            is_done=lambda: all((DATA / name / "manifest.json").exists() for name in SETS),
-            is_always_called=True,
-        ),
-        Stage(
-            name="tokenizer",
-            title="Tokenizer",
-            explanation="one Unigram vocabulary for all languages, from the training texts",
-            commands=(
-                (
-                    *("shards", "tokenizer", str(DATA / "text-train"), str(DATA / "image-train")),
-                    *("--out", str(tokenizer.parent), "--vocab-size", "14000"),
-                ),
-            ),
-            home=DATA,
-            is_done=tokenizer.exists,
-        ),
-    ]
-
-
-def run_stages(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str]) -> list[Stage]:
-    """List the stages that train a model and show it."""
-    without = ("--views.text_pair", "null") if ablation else ()
-    train = ("pretrain", "--recipe", "demo", *without, "--run_folder", str(run), "--seed", str(seed), *overrides)
-    return [
+        *data_stages(data),
         Stage(
             name="train",
-            title="Pre-train",
             explanation="from scratch on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
             + ("" if ablation else "; TTC, TTM and MLM on sentence pairs"),
-            commands=(("launch", "run", "--ranks", "2", "--run-folder", str(run), "--", "python", "-m", *train),),
+            commands=(f"launch run --ranks 2 --run-folder {folder} -- python -m {train}",),
             home=run,
             is_done=(run / "done.json").exists,
             is_always_called=True,
         ),
         Stage(
             name="measure",
-            title="Measure",
             explanation="zero-shot retrieval of images by an artist never seen, in 25 languages",
             commands=(
-                (
-                    *("cclm.cli", "evaluate", str(run), "--shards", str(DATA / "image-test"), "--groups", GROUPS),
-                    *("--choose-rerank-on", str(DATA / "image-dev")),
-                    *("--rerank-groups", "english", "parallel_non_latin", "--out", str(run / RESULTS_NAME)),
-                ),
+                f"cclm.cli evaluate {folder} --shards {data}/image-test --groups {GROUPS} "
+                f"--choose-rerank-on {data}/image-dev --rerank-groups english parallel_non_latin "
+                f"--out {shlex.quote(str(run / RESULTS_NAME))}",
             ),
             home=run,
             is_done=lambda: is_measured(run),
@@ -140,18 +91,47 @@ def run_stages(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str]
         ),
         Stage(
             name="export",
-            title="Export",
             explanation="a Hugging Face folder, loaded again by a fresh process that has no cclm",
-            commands=(("cclm.cli", "export", str(run), "--to", str(run / "export")),),
+            commands=(f"cclm.cli export {folder} --to {shlex.quote(str(run / 'export'))}",),
             home=run,
             is_done=lambda: is_exported(run),
         ),
         Stage(
             name="report",
-            title="Report",
             explanation="one self-contained page: curves, recall by language, a gallery, the data card",
-            commands=(("cclm.cli", "report", str(run)),),
+            commands=(f"cclm.cli report {folder}",),
             home=run,
+        ),
+    ]
+
+
+def data_stages(data: str) -> list[Stage]:
+    """List the stages that make the data, for all runs alike."""
+    return [
+        Stage(
+            name="fetch",
+            explanation="pinned npm packages with emoji of six artists and their CLDR names, verified by hash",
+            commands=(f"shards fetch-demo --to {data}/cache",),
+            home=DATA,
+            is_done=(DATA / "cache").exists,
+            is_always_called=True,
+        ),
+        Stage(
+            name="shards",
+            explanation="render the images; write image-text and parallel-text WebDataset shards; count them",
+            commands=(f"shards build shards/recipes/demo.yaml --out {data} --workers 2", f"shards stats {data}"),
+            home=DATA,
+            is_done=lambda: all((DATA / name / "manifest.json").exists() for name in SETS),
+            is_always_called=True,
+        ),
+        Stage(
+            name="tokenizer",
+            explanation="one Unigram vocabulary for all languages, from the training texts",
+            commands=(
+                f"shards tokenizer {data}/text-train {data}/image-train --out {data}/tokenizer --vocab-size 14000",
+            ),
+            home=DATA,
+            is_done=(DATA / "tokenizer" / "tokenizer.json").exists,
         ),
     ]
 
@@ -195,7 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if code:
                 sys.stderr.write(f"error: stage {item.name} ended with code {code}; see above\n")
                 return code
-        show_end(run, time.monotonic() - began)
+        from cclm.evaluate.tables import text_table
+
+        sys.stdout.write(f"\n{text_table(read_json(run / RESULTS_NAME, {}))}\n")
+        sys.stdout.write(f"\nDone in {spell_duration(time.monotonic() - began)}. Open {run / 'report.html'}\n")
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command goes on\n")
         return STOPPED_CODE
@@ -211,13 +194,12 @@ def run_stage(item: Stage, run: Path) -> int:
     Raises:
         KeyboardInterrupt: somebody stopped it; its child has ended.
     """
-    stage(item.title, item.explanation)
+    stage("Pre-train" if item.name == "train" else item.name.title(), item.explanation)
     before = read_rows(item.home).get(item.name, {})
-    is_other = before.get("command", item.command) != item.command
-    if is_other:
-        before = {}
+    is_same = before.get("command", item.command) == item.command
+    before = before if is_same else {}
     is_done = item.is_done()
-    if is_done and not is_other and not item.is_always_called:
+    if is_done and is_same and not item.is_always_called:
         sys.stdout.write("  done before\n")
         note_stage(run, item, seconds=before.get("seconds"), is_finished=True)
         return 0
@@ -228,41 +210,40 @@ def run_stage(item: Stage, run: Path) -> int:
     earlier = 0.0 if before.get("finished", True) else before.get("seconds") or 0.0
     began = time.monotonic()
 
-    def note(*, is_finished: bool) -> None:
+    def note(*, is_finished: bool = False) -> None:
         if is_repeated and not is_finished:
             return  # what is done stays so, even if this command line contradicts it and is refused
         spent = before.get("seconds") if is_repeated else earlier + time.monotonic() - began
         note_stage(run, item, seconds=spent, is_finished=is_finished)
 
-    note(is_finished=False)
+    note()
     for command in item.commands:
-        sys.stdout.write("  $ python -m " + shlex.join(command) + "\n")
+        sys.stdout.write(f"  $ python -m {command}\n")
         sys.stdout.flush()
-        code = run_command(command, lambda: note(is_finished=False))
+        code = run_command(command, note)
         if code:
-            note(is_finished=False)
+            note()
             return code
     note(is_finished=True)
     return 0
 
 
-def run_command(command: Sequence[str], on_wait: Callable[[], None]) -> int:
+def run_command(command: str, on_wait: Callable[[], None]) -> int:
     """Run `python -m command` with this interpreter to its end, whatever the keyboard says; return its exit code.
 
     Raises:
         KeyboardInterrupt: the keyboard interrupted it. The child, which got the same signal, has ended.
     """
-    # "python" after "--" is a program of its own: it means this interpreter too, and nothing that PATH knows.
-    words = [
-        sys.executable if (before, word) == ("--", "python") else word
-        for before, word in zip(("", *command), command, strict=False)
-    ]
-    process = subprocess.Popen([sys.executable, "-m", *words], env=environment())
+    words = shlex.split(command)
+    if "--" in words:  # the "python" behind it means this interpreter too, and nothing that PATH knows
+        program = words.index("--") + 1
+        words[program] = sys.executable if words[program] == "python" else words[program]
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen([sys.executable, "-m", *words], env={**os.environ, **quiet})
     is_stopped = False
-    while True:
+    while process.poll() is None:
         try:
-            code = process.wait(timeout=SECONDS_BETWEEN_NOTES)
-            break
+            process.wait(timeout=SECONDS_BETWEEN_NOTES)
         except subprocess.TimeoutExpired:
             on_wait()
         except KeyboardInterrupt:  # it may be saving: a second one hurries it, and it ends in any case
@@ -270,12 +251,7 @@ def run_command(command: Sequence[str], on_wait: Callable[[], None]) -> int:
     if is_stopped:
         on_wait()
         raise KeyboardInterrupt
-    return code
-
-
-def environment() -> dict[str, str]:
-    """Quiet the libraries' own chatter."""
-    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    return process.returncode
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -285,12 +261,8 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 def note_stage(run: Path, item: Stage, *, seconds: float | None, is_finished: bool) -> None:
     """Remember what a stage ran and how long it took: stages.json for the report, and `seconds` in results.json."""
-    row = {
-        "name": item.name,
-        "command": item.command,
-        "seconds": None if seconds is None else round(seconds, 1),
-        "finished": is_finished,
-    }
+    spent = None if seconds is None else round(seconds, 1)
+    row = {"name": item.name, "command": item.command, "seconds": spent, "finished": is_finished}
     for folder in {item.home, run}:  # the data's stages stand in the run's list as well
         rows = {**read_rows(folder), item.name: row}
         make_folder(folder)
@@ -301,15 +273,6 @@ def note_stage(run: Path, item: Stage, *, seconds: float | None, is_finished: bo
         known = {name: row["seconds"] for name, row in read_rows(run).items() if row["seconds"] is not None}
         results["seconds"] = {**results.get("seconds", {}), **known}
         replace_text(path, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
-
-
-def show_end(run: Path, seconds: float) -> None:
-    """Print the results table and where the report lies."""
-    from cclm.evaluate.tables import text_table
-
-    results = read_json(run / RESULTS_NAME, {})
-    sys.stdout.write(f"\n{text_table(results)}\n")
-    sys.stdout.write(f"\nDone in {spell_duration(seconds)}. Open {run / 'report.html'}\n")
 
 
 if __name__ == "__main__":

@@ -1,77 +1,110 @@
-"""Do all ranks do the same? Asked when they have met, and before each forward call: a disagreement would hang later.
+"""Do all ranks do the same, and do all succeed? A disagreement would hang in a later collective.
 
 Ranks that run different modules, or gather other numbers of rows than the others expect, wait for each other for
 ever. So each rank sends hashes of what must be equal (its configuration; the step and the structure of the batch); only
-when they differ are the full texts exchanged, and every rank raises the same sentence.
+when they differ are the full texts exchanged, and every rank raises the same sentence. In the same way all ranks fail
+when one of them does (`on_every_rank`): what saving and loading need.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TypeVar
 
 import torch
-import torch.distributed as torch_dist
 from torch import Tensor
 
 from cclm.distributed.collectives import Collectives
-from cclm.errors import CclmError, ConfigError
+from cclm.errors import Cause, CclmError, CheckpointError, ConfigError
+from cclm.run.causes import cause_of
 
 Value = TypeVar("Value")
 
 ROW_LETTERS = "BPFRS"
 """Letters of sample counts: a field `…_BCHW` or `…_FG` must have the same first dimension on every rank. Numbers of
 tokens (T), of distinct texts and padded lengths (…_BL) may differ."""
+GO_ON = "the same command goes on from the newest complete checkpoint"
+ADVICE = {Cause.DISK_FULL: f"Free space; {GO_ON}.", Cause.TRANSIENT: f"Once the storage answers, {GO_ON}."}
 
 
-def check_same_values(collectives: Collectives, values: Mapping[str, str]) -> None:
+def check_same_values(ranks: Collectives, values: Mapping[str, str]) -> None:
     """Raise ConfigError on every rank if a value differs; call it with the same names on every rank.
 
     One collective of as many integers as values (CPU tensors, so no GPU waits); nothing with one process.
     """
-    if collectives.world_size == 1:
-        return
-    numbers = torch.tensor([[_hash63(text) for text in values.values()]])
-    gathered = collectives.gather(numbers)
+    gathered = ranks.gather(torch.tensor([[hash63(text) for text in values.values()]]))
     if bool((gathered == gathered[:1]).all()):
         return
-    everyone: list[dict[str, str]] = [{} for _ in range(collectives.world_size)]
-    torch_dist.all_gather_object(everyone, dict(values))
     raise ConfigError(
         expected=f"the same {', '.join(values)} on every rank",
-        got="; ".join(_differences(everyone)),
+        got="; ".join(_differences(ranks.exchange(dict(values)))),
         do="Start all ranks with the same command, files and environment, and let all resume from the same checkpoint.",
         where="agreement of ranks",
     )
 
 
-def check_same_step(collectives: Collectives, step: int, batch: object) -> None:
+def check_same_step(ranks: Collectives, step: int, batch: object) -> None:
     """Raise ConfigError on every rank if the ranks differ in step or structure of the batch. One small collective."""
-    structure = batch_structure(batch, collectives.equal_rows)
-    check_same_values(collectives, {"step": str(step), "batch structure": structure})
+    if ranks.world_size > 1:
+        structure = batch_structure(batch, ranks.equal_rows)
+        check_same_values(ranks, {"step": str(step), "batch structure": structure})
 
 
-def made_by_first(collectives: Collectives, make: Callable[[], Value]) -> Value:
+def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:
     """Let rank 0 make a value for all ranks: only one of them asks the network, and all have the same answer.
 
     Raises:
         CclmError: what `make` raises, on every rank.
     """
-    told: list[Value | CclmError | None] = [None]
-    if collectives.rank == 0:
+    made: Value | CclmError | None = None
+    if ranks.rank == 0:
         try:
-            told = [make()]
+            made = make()
         except CclmError as error:
-            told = [error]
-    if collectives.world_size > 1:
-        torch_dist.broadcast_object_list(told)
-    (found,) = told
+            made = error
+    found = ranks.exchange(made)[0]
     if isinstance(found, CclmError):
         raise found
     assert found is not None, "rank 0 makes a value or an error"
     return found
+
+
+def on_every_rank(ranks: Collectives, action: Callable[[], Value], what: str) -> list[Value]:
+    """Run `action` on every rank and return all results by rank; if one rank fails, every rank raises.
+
+    Also a barrier: no rank returns before all have finished.
+
+    Raises:
+        CheckpointError: with the cause of the first rank that failed. A rank whose error is neither the storage's nor
+            one of ours, but a bug, raises that itself, so that its traceback is seen.
+    """
+    result: Value | None = None
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as caught:  # noqa: BLE001 - it is raised below, on every rank
+        error = caught
+    told = ranks.exchange((result, "" if error is None else f"{type(error).__name__}: {error}", _cause_of(error)))
+    failures = [(f"rank {rank}: {text}", cause) for rank, (_, text, cause) in enumerate(told) if text]
+    if not failures:
+        return [value for value, _, _ in told]  # type: ignore[misc]
+    if error is not None and not isinstance(error, OSError | CclmError):
+        raise error
+    cause = failures[0][1]
+    raise CheckpointError(
+        expected=f"every rank to {what}",
+        got="; ".join(text for text, _ in failures),
+        do=ADVICE.get(cause, f"Mend what the first rank named met; {GO_ON}."),
+        cause=cause,
+    ) from error
+
+
+def _cause_of(error: Exception | None) -> Cause:
+    """Why a rank that fails like this ends: what storage refuses for good, a missing permission say, users mend."""
+    found = Cause.DONE if error is None else cause_of(error)
+    return Cause.USER_ERROR if found is Cause.EXIT and isinstance(error, OSError) else found
 
 
 def batch_structure(value: object, equal_rows: bool = True) -> str:
@@ -86,7 +119,9 @@ def batch_structure(value: object, equal_rows: bool = True) -> str:
         for field in fields(value):
             item = getattr(value, field.name)
             if item is None or isinstance(item, Tensor | Mapping) or is_dataclass(item):
-                rows = _rows(field.name, item) if equal_rows else ""
+                letters = field.name.rpartition("_")[2]
+                is_counted = equal_rows and letters[:1] in tuple(ROW_LETTERS) and not letters.endswith("L")
+                rows = f":{item.shape[0]}rows" if is_counted and isinstance(item, Tensor) else ""
                 parts.append(f"{field.name}={batch_structure(item, equal_rows)}{rows}")
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, Mapping):
@@ -94,13 +129,12 @@ def batch_structure(value: object, equal_rows: bool = True) -> str:
     return type(value).__name__
 
 
-def _rows(name: str, item: object) -> str:
-    letters = name.rpartition("_")[2]
-    is_counted = isinstance(item, Tensor) and letters[:1] in tuple(ROW_LETTERS) and not letters.endswith("L")
-    return f":{item.shape[0]}rows" if is_counted and isinstance(item, Tensor) else ""
+def hash63(text: str) -> int:
+    """Return a number for a text that torch's int64 and its generators take."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _differences(everyone: list[dict[str, str]]) -> list[str]:
+def _differences(everyone: Sequence[Mapping[str, str]]) -> list[str]:
     lines = []
     for what in everyone[0]:
         ranks_by_value: dict[str, list[int]] = {}
@@ -112,10 +146,6 @@ def _differences(everyone: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def _name_ranks(ranks: list[int]) -> str:
+def _name_ranks(ranks: Sequence[int]) -> str:
     shown = ", ".join(map(str, ranks[:8])) + (f", … ({len(ranks)} ranks)" if len(ranks) > 8 else "")
     return ("rank " if len(ranks) == 1 else "ranks ") + shown
-
-
-def _hash63(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -15,11 +15,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
 
+from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology, process_group
 from cclm.files.atomic import replace_text
 
@@ -56,10 +58,8 @@ def exchange_bytes_per_s(x: torch.Tensor, partner: int, is_first: bool, device: 
     for _ in range(NUM_REPEATS):
         began = time.perf_counter()
         for is_mine in (is_first, not is_first):
-            if is_mine:
-                torch_dist.send(x, partner)
-            else:
-                torch_dist.recv(x, partner)
+            pass_on = torch_dist.send if is_mine else torch_dist.recv
+            pass_on(x, partner)
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return 2 * x.nbytes / min(seconds)
@@ -67,31 +67,21 @@ def exchange_bytes_per_s(x: torch.Tensor, partner: int, is_first: bool, device: 
 
 def measure(topology: Topology, node: str) -> dict[str, object]:
     """Measure; every rank returns the same."""
-    is_gpu = topology.device.type == "cuda"
-    x = torch.zeros((64 if is_gpu else 4) * 2**18, device=topology.device)
-    total = all_reduce_bytes_per_s(x, topology.device)
-    names: list[str] = [""] * topology.world_size
-    torch_dist.all_gather_object(names, node)
+    ranks, device = collectives(), topology.device
+    x = torch.zeros((64 if device.type == "cuda" else 4) * 2**18, device=device)
+    total = all_reduce_bytes_per_s(x, device)
+    names = ranks.exchange(node)
     leaders = leaders_of(names)
     mine: list[tuple[str, str, float]] = []
-    for number, pairs in enumerate(pairs_of(len(leaders))):
-        if number == MAX_ROUNDS:
-            break
-        torch_dist.barrier()
+    for pairs in islice(pairs_of(len(leaders)), MAX_ROUNDS):
+        ranks.barrier()
         for first, second in ((leaders[a], leaders[b]) for a, b in pairs):
-            if topology.rank in (first, second):
-                is_first = topology.rank == first
-                speed = exchange_bytes_per_s(x, second if is_first else first, is_first, topology.device)
-                mine += [(names[first], names[second], speed)] if is_first else []
-    everyone: list[list[tuple[str, str, float]]] = [[] for _ in names]
-    torch_dist.all_gather_object(everyone, mine)
-    pairs_found = [pair for part in everyone for pair in part]
-    return {
-        "world_size": topology.world_size,
-        "bytes_per_s": total,
-        "pairs": pairs_found,
-        "device": topology.device.type,
-    }
+            if topology.rank == first:
+                mine.append((names[first], names[second], exchange_bytes_per_s(x, second, True, device)))
+            elif topology.rank == second:
+                exchange_bytes_per_s(x, first, False, device)
+    found = [pair for part in ranks.exchange(mine) for pair in part]
+    return {"world_size": topology.world_size, "bytes_per_s": total, "pairs": found, "device": device.type}
 
 
 def leaders_of(names: Sequence[str]) -> list[int]:
@@ -106,14 +96,12 @@ def _wait(device: torch.device) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, and write the file on rank 0."""
-    folder, timeout_s = Path(arguments[0]), float(arguments[1])
-    attempt = os.environ["CCLM_ATTEMPT"]
     topology = Topology.from_environment()
-    node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-    with process_group(topology, timeout_s):
-        found = measure(topology, node)
+    with process_group(topology, timeout_s=float(arguments[1])):
+        found = measure(topology, os.environ.get("SLURMD_NODENAME", os.uname().nodename))
     if topology.rank == 0:
-        replace_text(folder / "preflight" / attempt / "bandwidth.json", json.dumps(found) + "\n")
+        path = Path(arguments[0]) / "preflight" / os.environ["CCLM_ATTEMPT"] / "bandwidth.json"
+        replace_text(path, json.dumps(found) + "\n")
     return 0
 
 

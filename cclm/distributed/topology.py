@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as torch_dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
 
 from cclm.errors import Cause, CclmError, ConfigError
-from cclm.run.launcher import place_of
+from cclm.run.launcher import Place, place_of
 
+Device = Literal["auto", "cpu", "cuda"]
 SAY_S = 60.0
 """After so long rank 0 says for whom it waits; then after twice as long, and so on."""
 MEET_POLL_S = 0.1
@@ -26,39 +28,20 @@ SHOWN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topology:
-    """This process's place in the run."""
+class Topology(Place):
+    """This process's place in the run, and where it computes."""
 
-    rank: int
-    """0 … world_size - 1, unique in the run."""
-    world_size: int
-    """Number of processes of the run."""
-    local_rank: int
-    """0 … local_world_size - 1, unique on this machine; the index of its GPU."""
-    local_world_size: int
-    """Number of processes of the run on this machine."""
     device: torch.device
-    """Where this process computes."""
-
-    @property
-    def backend(self) -> str:
-        """torch.distributed's name for the transport: gloo for CPU tensors, NCCL beside it for CUDA tensors."""
-        return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+    """The GPU with the index `local_rank`, or the CPU."""
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None, device: str = "auto") -> Topology:
+    def from_environment(cls, environment: Mapping[str, str] | None = None, device: Device = "auto") -> Topology:
         """Read the launcher's variables (`cclm.run.launcher`); without any it is one process.
 
-        `device` is "auto", "cpu" or "cuda". Raises ConfigError, with everything that is wrong at once.
+        Raises ConfigError, with everything that is wrong at once.
         """
         place = place_of(os.environ if environment is None else environment)
-        return cls(
-            rank=place.rank,
-            world_size=place.world_size,
-            local_rank=place.local_rank,
-            local_world_size=place.local_world_size,
-            device=_choose_device(device, place.local_rank),
-        )
+        return cls(**vars(place), device=_choose_device(device, place.local_rank))
 
 
 @contextmanager
@@ -71,24 +54,21 @@ def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[Non
     Raises:
         CclmError: cause TRANSIENT, when the ranks do not meet; it names those that have not come.
     """
+    backend, timeout = "gloo", timedelta(seconds=timeout_s)
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
+        backend = "cpu:gloo,cuda:nccl"  # tensors of the CPU are exchanged, too
     store = HashStore() if topology.world_size == 1 else meet(topology.rank, topology.world_size, timeout_s)
     torch_dist.init_process_group(
-        topology.backend,
-        store=store,
-        rank=topology.rank,
-        world_size=topology.world_size,
-        timeout=timedelta(seconds=timeout_s),
+        backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout
     )
     has_local_rank = "LOCAL_RANK" in os.environ
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))
     try:
         yield
     except BaseException:
-        if topology.world_size > 1:  # to say goodbye would wait for ranks that may stand in a collective
-            raise
-        torch_dist.destroy_process_group()
+        if topology.world_size == 1:  # to say goodbye to others would wait for ranks that may stand in a collective
+            torch_dist.destroy_process_group()
         raise
     else:
         torch_dist.destroy_process_group()
@@ -119,7 +99,9 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Store:
         _come(met, rank, place)
         while not met.check(["all"]):
             waited_s = time.monotonic() - began
-            missing = _missing(met, world_size) if rank == 0 or waited_s > timeout_s else [rank]
+            missing = [rank]
+            if rank == 0 or waited_s > timeout_s:
+                missing = [other for other in range(world_size) if not met.check([str(other)])]
             if not missing:
                 met.set("all", "")
             elif waited_s > timeout_s:
@@ -147,10 +129,6 @@ def _come(store: Store, rank: int, place: str) -> None:
         )
 
 
-def _missing(store: Store, world_size: int) -> list[int]:
-    return [rank for rank in range(world_size) if not store.check([str(rank)])]
-
-
 def _named(ranks: list[int], world_size: int) -> str:
     shown = ", ".join(map(str, ranks[:SHOWN])) + (" …" if len(ranks) > SHOWN else "")
     return f"{len(ranks)} of {world_size} ranks ({shown})"
@@ -167,9 +145,7 @@ def _not_met(place: str, missing: str, waited_s: float) -> CclmError:
     )
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(expected='device "auto", "cpu" or "cuda"', got=repr(device), do="Correct the device.")
+def _choose_device(device: Device, local_rank: int) -> torch.device:
     num_gpus = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and num_gpus == 0):
         return torch.device("cpu")

@@ -1,19 +1,28 @@
-"""AdamW: which parameters form a group, with which weight decay and multiplier of the learning rate."""
+"""AdamW: which parameters form a group, with which weight decay and multiplier of the learning rate; and two rules.
+
+    torch      p ← p - lr · wd · p, then  p ← p - lr / (1 - β1ᵗ) · m / (√(v / (1 - β2ᵗ)) + eps)
+    published  p ← p - lr · √(1 - β2ᵗ) / (1 - β1ᵗ) · m / (√v + eps), then  p ← p - lr · wd · p
+
+The published runs had transformers' own AdamW of 2021. Both are close; a comparison with published numbers needs the
+second. It has no fused kernel, but updates all tensors of a group at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from functools import partial
+from math import sqrt
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cclm.engine.adamw import PublishedAdamW
 from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 from cclm.files.text import nearest_word
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW, torch's, DeepSpeed's and the published one, keeps of every value."""
 PUBLISHED_NO_DECAY = ("bias", "norm.weight")
 """Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
 PUBLISHED_DECAYED = ("matching_head.norm.weight", "box_head.norm.weight")
@@ -22,70 +31,102 @@ NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._Norm
 """Modules whose weights are gains: never decayed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParameterGroup:
-    """Parameters that share a learning-rate multiplier and a weight decay."""
-
-    name: str
-    """For logs: "decay", "no_decay", or with the prefix of its multiplier in front ("model.vision/decay")."""
-    multiplier: float
-    """Of the learning rate."""
-    weight_decay: float
-    """After multipliers; 0 for parameters that are not decayed."""
-    parameters: tuple[nn.Parameter, ...]
-    """In the order of `module.named_parameters()`."""
-
-
-def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
+def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters of `module` (whole, before any sharding) into groups, in a fixed order.
 
-    Raises ConfigError for a prefix that no parameter has, naming the nearest one.
+    Returns:
+        Groups as torch's optimizers want them ("params", "weight_decay"), with a "multiplier" of the learning rate
+        and a "name" for logs: "decay", "no_decay", or with the prefix of its multiplier ("model.vision/decay").
+
+    Raises:
+        ConfigError: no parameter has a prefix (it names the nearest), or patterns overlap.
     """
-    prefixes = {*config.module_multipliers, *config.weight_decay_multipliers}
+    rates, decays = config.module_multipliers, config.weight_decay_multipliers
+    prefixes = {*rates, *decays}
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     _check_prefixes(prefixes, [name for name, _ in named])
-    by_name = config.decay_rule == "published"
-    undecayed = _undecayed_by_name(named) if by_name else _undecayed(module, config.decay_embeddings)
-    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    undecayed = _undecayed(module, config)
+    members: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
-        is_decayed = id(parameter) not in undecayed
-        members.setdefault((_longest_prefix(name, prefixes), is_decayed), []).append((name, parameter))
-    groups = []
-    for (prefix, is_decayed), own in sorted(members.items(), key=lambda item: (item[0][0], not item[0][1])):
-        names = [name for name, _ in own]
-        decay = config.weight_decay * _value(names, prefix, config.weight_decay_multipliers) if is_decayed else 0.0
-        groups.append(
-            ParameterGroup(
-                name=(prefix + "/" if prefix else "") + ("decay" if is_decayed else "no_decay"),
-                multiplier=_value(names, prefix, config.module_multipliers),
-                weight_decay=decay,
-                parameters=tuple(parameter for _, parameter in own),
-            )
-        )
-    return groups
-
-
-def adamw_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]]:
-    """The groups as torch optimizers want them; `name` and `multiplier` ride along."""
+        members.setdefault((_longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
     return [
         {
-            "params": list(group.parameters),
-            "weight_decay": group.weight_decay,
-            "name": group.name,
-            "multiplier": group.multiplier,
+            "params": list(own.values()),
+            "weight_decay": 0.0 if is_kept else config.weight_decay * _value(own, prefix, decays),
+            "name": (prefix + "/" if prefix else "") + ("no_decay" if is_kept else "decay"),
+            "multiplier": _value(own, prefix, rates),
         }
-        for group in groups
+        for (prefix, is_kept), own in sorted(members.items(), key=lambda item: item[0])
     ]
 
 
-def build_adamw(groups: Iterable[ParameterGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return what an update moves; a parameter that the step did not use gets a gradient of zeros."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return parameters
+
+
+class PublishedAdamW(torch.optim.Optimizer):
+    """Adam with decay after the update and eps before the bias correction.
+
+    A parameter without gradient (None) is left alone; one with a gradient of zeros is moved by its momentum and
+    decayed.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        states = [adamw_state(self, parameter) for parameter in parameters]
+        means, squares = ([state[key] for state in states] for key in MOMENTS)
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        torch._foreach_lerp_(means, gradients, 1.0 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
+        divisors = torch._foreach_sqrt(squares)
+        torch._foreach_add_(divisors, group["eps"])
+        sizes = []
+        for state in states:
+            state["step"] += 1
+            count = int(state["step"])
+            sizes.append(-rate * sqrt(1.0 - beta2**count) / (1.0 - beta1**count))
+        torch._foreach_addcdiv_(parameters, means, divisors, sizes)
+        if group["weight_decay"] > 0:
+            torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
+
+
+def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor) -> dict[str, Any]:
+    """Return what an AdamW (torch's, the published one, or DeepSpeed's for the CPU) keeps of one of its tensors.
+
+    It is made here as its first update would if there is nothing yet.
+    """
+    state: dict[str, Any] = optimizer.state[values]
+    if not state:
+        beside = values.device if optimizer.defaults.get("fused") else None  # where torch's fused kernel wants it
+        counts_in_ints = type(optimizer).__name__ == "DeepSpeedCPUAdam"
+        state["step"] = 0 if counts_in_ints else torch.zeros((), device=beside)
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(values, memory_format=torch.preserve_format)
+    return state
+
+
+def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW at the learning rate of step 0: torch's fused one (one kernel per group; on CPU too), or the published."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
-    optimizer: torch.optim.Optimizer
-    if config.update_rule == "published":
-        optimizer = PublishedAdamW(adamw_groups(groups), **settings)
-    else:
-        optimizer = torch.optim.AdamW(adamw_groups(groups), fused=True, **settings)
+    is_published = config.update_rule == "published"
+    make = PublishedAdamW if is_published else partial(torch.optim.AdamW, fused=True)
+    optimizer: torch.optim.Optimizer = make(groups, **settings)
     set_learning_rates(optimizer, config, 0)
     return optimizer
 
@@ -99,14 +140,20 @@ def set_learning_rates(optimizer: Any, config: OptimizerConfig, step: int) -> di
     return rates
 
 
-def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
+def _undecayed(module: nn.Module, config: OptimizerConfig) -> set[int]:
     """Identities of the parameters without weight decay."""
-    undecayed = set()
+    if config.decay_rule == "published":
+        return {
+            id(parameter)
+            for name, parameter in module.named_parameters()
+            if any(word in name for word in PUBLISHED_NO_DECAY) and not name.endswith(PUBLISHED_DECAYED)
+        }
+    undecayed, decays = set(), config.decay_embeddings
     for owner in module.modules():
         is_gain = isinstance(owner, NORM_TYPES) or type(owner).__name__.endswith("Norm")
-        is_kept = is_gain or (isinstance(owner, nn.Embedding) and not decay_embeddings)
+        is_kept = is_gain or (isinstance(owner, nn.Embedding) and not decays)
         for name, parameter in owner.named_parameters(recurse=False):
-            is_position = "position" in name and not decay_embeddings
+            is_position = "position" in name and not decays
             if is_kept or is_position or num_dimensions(parameter) < 2 or "bias" in name:
                 undecayed.add(id(parameter))
     return undecayed
@@ -115,15 +162,6 @@ def _undecayed(module: nn.Module, decay_embeddings: bool) -> set[int]:
 def num_dimensions(parameter: nn.Parameter) -> int:
     """Of the whole parameter, also if ZeRO-3 has left only a share of it here."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _undecayed_by_name(named: Iterable[tuple[str, nn.Parameter]]) -> set[int]:
-    """Identities of the parameters that the published rule exempts."""
-    return {
-        id(parameter)
-        for name, parameter in named
-        if any(word in name for word in PUBLISHED_NO_DECAY) and not name.endswith(PUBLISHED_DECAYED)
-    }
 
 
 def _longest_prefix(name: str, prefixes: Iterable[str]) -> str:
@@ -137,7 +175,7 @@ def _has_prefix(name: str, prefix: str) -> bool:
     return len(wanted) <= len(found) and all(want in ("*", have) for want, have in zip(wanted, found, strict=False))
 
 
-def _value(names: Sequence[str], prefix: str, multipliers: Mapping[str, float]) -> float:
+def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) -> float:
     """The multiplier of a group's members, whose longest prefix of all is `prefix`.
 
     Raises ConfigError if they have several: two patterns with "*" that overlap.

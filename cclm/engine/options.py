@@ -60,10 +60,10 @@ class OptimizerConfig:
     matching and box heads."""
     update_rule: Literal["torch", "published"] = "torch"
     """"torch": torch's fused AdamW. "published": that of the published runs, decay after the update and eps before the
-    bias correction (`cclm.engine.adamw`)."""
+    bias correction (`cclm.engine.optimizer`)."""
     ema_decay: Decay = 0.0
-    """Keep an exponential moving average of the weights with this decay per update, 0.9999 say (`cclm.engine.ema`); it
-    is saved with every checkpoint. 0: none."""
+    """Keep an exponential moving average of the weights with this decay per update, 0.9999 say
+    (`cclm.engine.rank_state`); it is saved with every checkpoint. 0: none."""
 
     def validation_errors(self) -> Iterator[str]:
         """Yield what contradicts itself."""

@@ -1,4 +1,4 @@
-"""What a training loop may ask of an engine, whatever the batches are.
+"""What a training loop may ask of an engine, whatever the batches are; and what the plain engine and DeepSpeed's share.
 
 An engine owns the training module, its optimizer and its place among the ranks. The module maps a batch to `Losses` in
 one forward call; nothing else of it is ever called while training: under ZeRO-3 parameters exist only inside that call.
@@ -6,13 +6,22 @@ one forward call; nothing else of it is ever called while training: under ZeRO-3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from cclm.distributed.agreement import check_same_step, hash63
+from cclm.distributed.collectives import Collectives
+from cclm.engine.optimizer import set_learning_rates
+from cclm.engine.options import OptimizerConfig
+from cclm.engine.rank_state import RankState
 
 
 class EngineBatch(Protocol):
@@ -21,19 +30,15 @@ class EngineBatch(Protocol):
     @property
     def step(self) -> int:
         """The step it belongs to, counted from 0."""
-        ...
 
     @property
     def update(self) -> int:
         """Which of the step's updates it belongs to, counted from 0."""
-        ...
 
 
 BatchType = TypeVar("BatchType", bound=EngineBatch, contravariant=True)
-Outputs: TypeAlias = dict[str, Tensor]
-"""What a probe computes, by name."""
-Probe: TypeAlias = Callable[[nn.Module], Outputs]
-"""Computes something with the training module, outside of training: `probe(module)`."""
+Probe: TypeAlias = Callable[[nn.Module], dict[str, Tensor]]
+"""Computes something with the training module, outside of training: `probe(module)`, by name."""
 
 
 class Losses(NamedTuple):
@@ -51,73 +56,163 @@ class StepStatistics:
     """What one optimizer update did."""
 
     grad_norm: float
-    """Global L2 norm of the gradient before clipping."""
+    """Global L2 norm of the gradient before clipping; infinite if it is not finite."""
     learning_rates: Mapping[str, float]
     """Learning rate by parameter group name, as used by this update."""
 
 
-class Engine(Protocol[BatchType]):
-    """One process's handle on the (possibly distributed) training state."""
+class Door(nn.Module):
+    """The one door to the training module, through which every forward pass goes, under autocast in bf16.
 
-    rank: int
-    world_size: int
-    device: torch.device
-    precision: str
-    """"fp32" or "bf16": of the forward pass."""
+    DeepSpeed hangs its hooks (gathering of parameters, begin of the backward pass) on this module and on those inside.
+    They look for tensors in what a module returns; so what a probe computes goes out as `Losses` do.
+    """
 
-    @property
-    def description(self) -> str:
-        """The engine for people: its kind, ZeRO stage, number of ranks and precision."""
-        ...
+    def __init__(self, training_module: nn.Module, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.training_module = training_module
+        self._device_type, self._precision = device.type, precision
+
+    def forward(self, request: EngineBatch | Probe) -> Losses:
+        """Return a batch's losses; for a probe, its outputs as the metrics."""
+        with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+            if callable(request):
+                return Losses(total=torch.zeros(()), metrics=request(self.training_module))
+            losses = self.training_module(request)
+        assert isinstance(losses, Losses)
+        return losses
+
+
+class Engine(ABC, Generic[BatchType]):
+    """One process's handle on the (possibly distributed) training state.
+
+    With `accumulation_steps` G, G pairs of `forward` and `backward` come before each `update`; gradients are averaged
+    over them.
+    """
+
+    description: str
+    """The engine for people: its kind, ZeRO stage, number of ranks and precision."""
+    runner: nn.Module
+    """What forward calls go to: the door, or what DeepSpeed has put around it."""
+    optimizer: Any
+    """What holds the parameter groups."""
+    state: RankState
+    """This rank's share of weights, moments and averages."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        *,
+        collectives: Collectives,
+        device: torch.device,
+        precision: str,
+        accumulation_steps: int,
+        seed: int,
+    ) -> None:
+        self.module, self.collectives, self.device = module, collectives, device
+        self.rank, self.world_size = collectives.rank, collectives.world_size
+        self.precision = precision
+        self.door = Door(module, device, precision)
+        self._config, self._seed = config, seed
+        self._accumulation_steps, self._num_backwards = accumulation_steps, 0
 
     def forward(self, batch: BatchType) -> Losses:
-        """Run the training module on this rank's batch."""
-        ...
+        """Run the training module on this rank's batch.
+
+        Dropout is the only randomness of a forward call (masks, crops and negatives come with the batch). It is seeded
+        by step and rank before each: no generator's state needs saving, a resumed run draws what the other had drawn.
+
+        Raises:
+            ConfigError: the ranks do not see the same step.
+        """
+        check_same_step(self.collectives, batch.step, batch)
+        number = batch.update * self._accumulation_steps + self._num_backwards
+        torch.manual_seed(hash63(f"step:{self._seed}:{batch.step}:{self.rank}:{number}"))
+        losses: Losses = self.runner(batch)
+        return losses
 
     def backward(self, losses: Losses) -> None:
         """Back-propagate `losses.total`."""
-        ...
+        assert self._num_backwards < self._accumulation_steps, "more backward calls than accumulation_steps"
+        self._backward(losses.total)
+        self._num_backwards += 1
 
     def update(self, step: int) -> StepStatistics:
         """Clip, set the learning rates of `step`, update every parameter, clear gradients."""
-        ...
+        assert self._num_backwards == self._accumulation_steps, "update before accumulation_steps backward calls"
+        self._num_backwards = 0
+        rates = set_learning_rates(self.optimizer, self._config, step)
+        norm = self._update()
+        self.state.update_average()
+        return StepStatistics(grad_norm=norm if math.isfinite(norm) and norm >= 0 else math.inf, learning_rates=rates)
+
+    @abstractmethod
+    def _backward(self, total: Tensor) -> None: ...
+
+    @abstractmethod
+    def _update(self) -> float:
+        """Clip and update; return the norm before clipping, which need not be finite."""
 
     def abandon_step(self) -> None:
         """Forget the backward calls since the last update: the state that is saved next is the one after it.
 
         For a run that ends in the middle of a step; training cannot go on from here.
         """
-        ...
+        self._num_backwards = 0
 
     def reduce_mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean over the ranks of each scalar, of any type and device; the same keys on every rank.
 
-        One collective.
+        One all-reduce of float32 (float64 on CPU).
         """
-        ...
+        if not values:
+            return {}
+        dtype = torch.float64 if self.device.type == "cpu" else torch.float32
+        names = sorted(values)
+        stacked = torch.stack([values[name].detach().to(self.device, dtype).reshape(()) for name in names])
+        by_name = dict(zip(names, (self.collectives.sum(stacked) / self.world_size).tolist(), strict=True))
+        return {name: by_name[name] for name in values}
 
-    def full_gradients(self) -> dict[str, Tensor]:
-        """Return every parameter's full gradient on the CPU, between `backward` and `update` (for tests)."""
-        ...
-
-    def full_parameters(self) -> dict[str, Tensor]:
-        """Return every parameter's full fp32 value on the CPU; on rank 0 only, empty elsewhere."""
-        ...
-
-    def evaluate(self, probe: Probe) -> Outputs:
+    def evaluate(self, probe: Probe) -> dict[str, Tensor]:
         """Return `probe(module)`, run where all parameters exist, in evaluation mode and without gradients.
 
         A collective. Training goes on as if nothing had happened.
         """
-        ...
+        with _evaluation_mode(self.runner), torch.no_grad():
+            losses: Losses = self.runner(probe)
+        return losses.metrics
 
     def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
         """Write this rank's share of the training state into `folder` (which `cclm.checkpoint` makes atomic).
 
         No collective: a rank that cannot write raises, and the others return.
         """
-        ...
+        self.state.save(folder, client_state)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what `save` wrote, on any number of ranks; return its client state."""
-        ...
+        """Restore bit by bit what any engine saved, on any number of ranks; return its client state. A collective.
+
+        The bytes are not verified again: take a checkpoint that `cclm.checkpoint` has found sound.
+
+        Raises:
+            CheckpointError: on every rank, if it does not fit the module or cannot be read.
+        """
+        return self.state.load(folder)
+
+
+def seed_initialisation(seed: int) -> None:
+    """Seed torch before the module is built: the same weights on every rank and in both engines."""
+    torch.manual_seed(hash63(f"initialisation:{seed}"))
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every submodule in evaluation mode; afterwards each is in the mode that it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

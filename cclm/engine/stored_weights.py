@@ -1,18 +1,19 @@
 """Read the training state of a checkpoint tensor by tensor: nothing is read before it is asked for.
 
 Files are memory-mapped: what is mapped can be dropped again, so it is no second copy of the model. How they are
-written: `cclm.engine.fragments`. The slow twin is `Engine.full_parameters` (tests/ranks/test_checkpoint.py).
+written: `cclm.engine.fragments`. The slow twin gathers them from the engine
+(tests/ranks/test_checkpoint.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from cclm.engine.fragments import AVERAGE, BUFFERS, FOLDER, METADATA, WEIGHTS, Fragment, ShareFacts, share_path
 from cclm.errors import CheckpointError
 from cclm.run.causes import retried
+from cclm.run.checkpoints import verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +40,12 @@ class StoredTensor:
         """Of the whole tensor."""
         return math.prod(self.shape)
 
-    def pieces(self, max_elements: int = 1 << 24) -> Iterator[Tensor]:
-        """Flat pieces of at most `max_elements`, in order; together the whole tensor."""
-        for part in self.parts:
-            yield from torch.split(part, max_elements)
-
     def whole(self) -> Tensor:
         """Return the tensor, read into memory."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        flat, done = tensor.view(-1), 0
-        for piece in self.pieces():
-            flat[done : done + piece.numel()] = piece
-            done += piece.numel()
-        assert done == flat.numel(), f"{done} of {flat.numel()} elements"
+        sizes = [part.numel() for part in self.parts]
+        for flat, part in zip(torch.split(tensor.view(-1), sizes), self.parts, strict=True):
+            flat.copy_(part)
         return tensor
 
 
@@ -84,6 +79,19 @@ def stored_average(checkpoint: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def load_full_state(checkpoint: Path) -> dict[str, Tensor]:
+    """Return consolidated fp32 weights and buffers, read into memory, by the names of the module's `state_dict`.
+
+    Every byte is verified first. Tensors with several names are read once.
+
+    Raises:
+        CheckpointError: a file is damaged or missing.
+    """
+    verify(checkpoint)
+    whole = cache(StoredTensor.whole)
+    return {name: whole(tensor) for name, tensor in stored_weights(checkpoint).items()}
+
+
 class StoredState:
     """The files of all ranks. A rank that finds what it needs in its own opens no other.
 
@@ -93,28 +101,31 @@ class StoredState:
 
     def __init__(self, checkpoint: Path, rank: int = 0) -> None:
         self.checkpoint = checkpoint
-        paths = sorted((checkpoint / FOLDER).glob("rank_*.safetensors"))
-        if not paths:
+        self._paths = sorted((checkpoint / FOLDER).glob("rank_*.safetensors"))
+        if not self._paths:
             raise _misfit(checkpoint, f"files of ranks (folder {FOLDER!r})", "none")
-        own, self._first = share_path(checkpoint, rank), _Share(paths[0])
-        self._own = _Share(own) if own in paths[1:] else self._first
-        if self.facts.world_size != len(paths):
-            raise _misfit(checkpoint, f"the shares of {self.facts.world_size} ranks", f"{len(paths)} files")
-        self._paths = paths
+        own = share_path(checkpoint, rank)
+        self._opened = cache(_Share)
+        self._first = self._opened(self._paths[0])
+        self._own = self._opened(own) if own in self._paths else self._first
+        self.facts = self._first.facts
+        """What the state holds besides tensors, as rank 0 wrote it, which always holds parameters."""
+        if self.facts.world_size != len(self._paths):
+            raise _misfit(checkpoint, f"the shares of {self.facts.world_size} ranks", f"{len(self._paths)} files")
 
     @property
-    def facts(self) -> ShareFacts:
-        """What the state holds besides tensors, as rank 0 wrote it, which always holds parameters."""
-        return self._first.facts
+    def _shares(self) -> list[_Share]:
+        return [self._opened(path) for path in self._paths]
 
     def buffers(self) -> dict[str, StoredTensor]:
         """Return the module's buffers."""
-        first, prefix = self._first, f"{BUFFERS}/"
-        values = {key.removeprefix(prefix): first.file.get_tensor(key) for key in first.keys if key.startswith(prefix)}
-        return {
-            name: StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.flatten(),))
-            for name, value in values.items()
-        }
+        found = {}
+        for key in self._first.keys:
+            if key.startswith(f"{BUFFERS}/"):
+                value = self._first.file.get_tensor(key)
+                stored = StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.flatten(),))
+                found[key.removeprefix(f"{BUFFERS}/")] = stored
+        return found
 
     def tensors(self, kind: str) -> dict[str, StoredTensor]:
         """Return the tensors of a kind ("weights", "average", …), put together from all ranks' fragments."""
@@ -124,7 +135,7 @@ class StoredState:
             shapes |= {name: tuple(shape) for name, (_, shape) in places if f"{kind}/{name}" in share.keys}
         found = {}
         for name, shape in shapes.items():
-            parts = _stretch(self._shares, f"{kind}/{name}", name, shape, 0, math.prod(shape))
+            parts = _stretch(self._shares, kind, name, shape, 0, math.prod(shape))
             if parts is None:
                 raise _misfit(self.checkpoint, f"all of {name}", f"gaps in its {kind}")
             found[name] = StoredTensor(shape=shape, dtype=torch.float32, parts=tuple(parts))
@@ -138,21 +149,20 @@ class StoredState:
             CheckpointError: there is no such parameter, or one of another shape.
         """
         for one in fragments:
-            wanted = (f"{kind}/{one.name}", one.name, one.shape, one.start, one.values.numel())
-            parts = _stretch([self._own], *wanted)
-            parts = _stretch(self._shares, *wanted) if parts is None else parts
+            wanted = (kind, one.name, one.shape, one.start, one.values.numel())
+            parts = _stretch([self._own], *wanted) or _stretch(self._shares, *wanted)
             if parts is None:
-                shapes = {tuple(share.facts.places[one.name][1]) for share in self._shares if wanted[0] in share.keys}
+                holding = [share for share in self._shares if f"{kind}/{one.name}" in share.keys]
+                shapes = {tuple(share.facts.places[one.name][1]) for share in holding}
                 raise CheckpointError(
                     expected=f"{kind} of {one.name}, of shape {one.shape}",
                     got=" and ".join(f"shape {shape}" for shape in shapes) or "nothing of that name",
                     do="Resume with the configuration that wrote the checkpoint.",
                     where=str(self.checkpoint),
                 )
-            place = 0
-            for part in parts:
-                one.values[place : place + part.numel()].copy_(part)
-                place += part.numel()
+            sizes = [part.numel() for part in parts]
+            for values, part in zip(torch.split(one.values, sizes), parts, strict=True):
+                values.copy_(part)
 
     @torch.no_grad()
     def fill_buffers(self, module: nn.Module) -> None:
@@ -162,33 +172,24 @@ class StoredState:
             if name in stored:
                 buffer.copy_(stored[name].whole())
 
-    @cached_property
-    def _shares(self) -> list[_Share]:
-        opened = {share.path: share for share in (self._first, self._own)}
-        return [opened.get(path) or _Share(path) for path in self._paths]
-
 
 class _Share:
     """One rank's file, opened: its header is read, its tensors are not."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
-            self.file: Any = retried(lambda: _open(path))
+            self.file = cast(Any, retried(lambda: safe_open(path, framework="pt")))
             self.keys = frozenset(self.file.keys())
             self.facts = ShareFacts(**json.loads(self.file.metadata()[METADATA]))
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise _misfit(path, "a readable file of a rank's state", " ".join(str(error).split())) from error
 
 
-def _open(path: Path) -> Any:
-    return safe_open(path, framework="pt")
-
-
 def _stretch(
-    shares: Sequence[_Share], key: str, name: str, shape: tuple[int, ...], start: int, size: int
+    shares: Sequence[_Share], kind: str, name: str, shape: tuple[int, ...], start: int, size: int
 ) -> list[Tensor] | None:
     """Return flat pieces that together are `size` elements from `start` on; None if these files do not hold them."""
+    key = f"{kind}/{name}"
     holding = [share for share in shares if key in share.keys and tuple(share.facts.places[name][1]) == shape]
     found, at, end = [], start, start + size
     for share in sorted(holding, key=lambda share: share.facts.places[name][0]):

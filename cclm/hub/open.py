@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from cclm.checkpoint.load import load_full_state
 from cclm.config import RunConfig
 from cclm.data.batch import Tokens
 from cclm.data.collate import pad
@@ -25,6 +24,7 @@ from cclm.data.decoding import decode_image
 from cclm.data.image import RESAMPLE_FILTER, eval_image
 from cclm.data.options import ImageTransformConfig, Resample
 from cclm.data.tokens import TextTokenizer, load_tokenizer
+from cclm.engine.stored_weights import load_full_state
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.weight_files import DTYPES

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
-from cclm.distributed.together import on_every_rank
+from cclm.distributed.agreement import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
 from cclm.hub.probe import NUM_MASKED, Probe, known_part, make_probe, probe_inputs, probe_outputs
@@ -60,7 +60,9 @@ def make_recorder(
         outputs = engine.evaluate(lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device)))
         origin = f"training engine: {engine.description}"
         found = ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision=engine.precision)
-        on_every_rank(engine, lambda: write_reference(found, folder) if engine.rank == 0 else None, f"write {FILE}")
+        on_every_rank(
+            engine.collectives, lambda: write_reference(found, folder) if engine.rank == 0 else None, f"write {FILE}"
+        )
 
     return record
 

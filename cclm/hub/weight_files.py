@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cclm.engine.fragments import Planned, write_tensors
 from cclm.engine.stored_weights import StoredTensor
-from cclm.engine.tensor_file import Planned, write_tensors
 from cclm.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -111,7 +111,7 @@ def visit(source: Source, names: Sequence[str]) -> Iterator[StoredTensor]:
 
 def write_shard(source: Source, path: Path, shard: Sequence[Planned]) -> None:
     """Write one file and force it to disk."""
-    pieces = (stored.pieces() for stored in visit(source, [tensor.name for tensor in shard]))
+    pieces = (stored.parts for stored in visit(source, [tensor.name for tensor in shard]))
     write_tensors(path, shard, pieces, {"format": "pt"})
 
 

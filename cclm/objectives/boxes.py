@@ -16,15 +16,12 @@ SMALLEST_AREA = 1e-12
 
 
 def box_losses(
-    box_R4: Float[Tensor, "r 4"],
-    target_R4: Float[Tensor, "r 4"],
-    whole_image_R: Bool[Tensor, " r"] | None = None,
+    box_R4: Float[Tensor, "r 4"], target_R4: Float[Tensor, "r 4"], whole_image_R: Bool[Tensor, " r"] | None = None
 ) -> tuple[Term, Term]:
     """L1 distance and 1 - GIoU (spec §2.6), each summed over the rows that are counted.
 
     Args:
-        box_R4: predicted boxes.
-        target_R4: true boxes.
+        box_R4, target_R4: predicted and true boxes.
         whole_image_R: True for texts about the whole image, whose box says nothing; they add to neither sum nor count.
             None: every row counts.
 

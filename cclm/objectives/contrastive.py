@@ -7,18 +7,12 @@ of the global batch, and the cost per rank is N²/W instead of the N² of the pu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cclm.objectives.term import Term, make_term
-
-
-def identity_gather(local: Tensor) -> Tensor:
-    """The gather of a single process."""
-    return local
 
 
 def contrastive(
@@ -28,7 +22,7 @@ def contrastive(
     identity_M: Int[Tensor, " m"],
     temperature: Float[Tensor, " 1"] | float,
     *,
-    gather: Callable[[Tensor], Tensor] = identity_gather,
+    gather: Callable[[Tensor], Tensor] = lambda local: local,
     label_smoothing: float = 0.0,
     grad_scale: float = 1.0,
 ) -> Term:
@@ -38,10 +32,8 @@ def contrastive(
     The sets may differ in size (64 sentences against 384 translations); each row must have an equal on the other side.
 
     Args:
-        first_NE: this rank's features of one side, unit vectors.
-        second_ME: this rank's features of the other side.
-        identity_N: what each row of `first_NE` shows.
-        identity_M: the same for `second_ME`.
+        first_NE, second_ME: this rank's features of the two sides, unit vectors.
+        identity_N, identity_M: what each row of them shows.
         temperature: similarities are divided by it.
         gather: concatenation over the ranks in rank order with the true gradient; used on features and identities.
         label_smoothing: share of each target that is spread over all columns.
@@ -51,22 +43,28 @@ def contrastive(
     Returns:
         Count: this rank's first rows. The sum weighs second rows so that the ratio of global sums is the loss.
     """
-    first_NE = _ScaleGradient.apply(_widen(first_NE), grad_scale)  # type: ignore[no-untyped-call]
-    second_ME = _ScaleGradient.apply(_widen(second_ME), grad_scale)  # type: ignore[no-untyped-call]
+    first_NE, second_ME = _prepare(first_NE, grad_scale), _prepare(second_ME, grad_scale)
     all_first, all_second = gather(first_NE), gather(second_ME)
     all_identity_first, all_identity_second = gather(identity_N), gather(identity_M)
     same_NM = identity_N[:, None] == all_identity_second[None]
     same_MN = identity_M[:, None] == all_identity_first[None]
-    with torch.autocast(first_NE.device.type, enabled=False):  # it would round what _widen has widened
+    with torch.autocast(first_NE.device.type, enabled=False):  # it would round what was widened
         forth = _soft_cross_entropy(first_NE @ all_second.T / temperature, same_NM, label_smoothing)
         back = _soft_cross_entropy(second_ME @ all_first.T / temperature, same_MN, label_smoothing)
     ratio = all_first.shape[0] / max(1, all_second.shape[0])
     return make_term(0.5 * (forth + ratio * back), first_NE.shape[0])
 
 
-def _widen(features: Tensor) -> Tensor:
-    """At least float32: a similarity with an error of 2^-9, divided by a temperature of 0.02, is off by 0.1."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))
+def _prepare(features: Tensor, grad_scale: float) -> Tensor:
+    """Scale the gradient, and widen to at least float32.
+
+    A similarity with an error of 2^-9, divided by a temperature of 0.02, is off by 0.1.
+    """
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    if grad_scale != 1.0 and wide.requires_grad:
+        wide = wide.view_as(wide)  # the gradients of its other uses stay as they are
+        wide.register_hook(lambda gradient: gradient * grad_scale)  # type: ignore[no-untyped-call]
+    return wide
 
 
 def _soft_cross_entropy(logits_NM: Tensor, same_NM: Tensor, label_smoothing: float) -> Tensor:
@@ -76,18 +74,3 @@ def _soft_cross_entropy(logits_NM: Tensor, same_NM: Tensor, label_smoothing: flo
     if label_smoothing > 0:
         target_NM = target_NM + label_smoothing / torch.full_like(same_NM[:1, :1], same_NM.shape[1], dtype=torch.int64)
     return (logits_NM.logsumexp(1) - (target_NM * logits_NM).sum(1)).sum()
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The value unchanged, its gradient times a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        """Identity."""
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Scale."""
-        return (grad if ctx.factor == 1.0 else grad * ctx.factor), None

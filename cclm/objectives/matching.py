@@ -13,16 +13,6 @@ WEIGHT_FLOOR = 1e-5
 """Added to every softmax weight, as published: no candidate is out of reach."""
 
 
-def ramped_hardness(step: int, ramp_steps: int, highest: float = 1.0, start_step: int = 0) -> float:
-    """How hard negatives are at a step: 0 (uniform) until `start_step`, rising linearly to `highest` at `ramp_steps`.
-
-    Matching does not learn from hard negatives before the encoders have learned anything.
-    """
-    if step >= ramp_steps:
-        return highest
-    return highest * max(0.0, step - start_step) / max(1, ramp_steps - start_step)
-
-
 def negative_weights(
     similarity_FG: Float[Tensor, "f g"], same_FG: Bool[Tensor, "f g"], hardness: float = 1.0
 ) -> Float[Tensor, "f g"]:

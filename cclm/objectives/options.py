@@ -53,3 +53,8 @@ class ObjectiveConfig:
         start, full = self.hardness_start_step, self.hardness_full_step
         if full and start > full:
             yield f"hardness_start_step {start} is after hardness_full_step {full}"
+
+    def hardness_at(self, step: int) -> float:
+        """How hard negatives are at a step; see `hardness_start_step` and `hardness_full_step`."""
+        start, full = self.hardness_start_step, self.hardness_full_step
+        return self.hardness if step >= full else self.hardness * max(0.0, step - start) / max(1, full - start)

@@ -33,8 +33,7 @@ def linear_cross_entropy(
 
     Args:
         hidden_TD: T rows; T may be 0, then loss, count and gradients are zero. Types may differ (see `common_dtype`).
-        weight_VD: class vectors.
-        bias_V: class biases.
+        weight_VD, bias_V: of the classes.
         label_T: int64 in [0, V).
         max_logits: upper bound on the logits that exist at once (at least one row is always done).
 
@@ -43,10 +42,8 @@ def linear_cross_entropy(
     """
     rows = max(1, max_logits // weight_VD.shape[0])
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_TD, weight_VD, bias_V))
-    loss, correct = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, weight_VD, bias_V, label_T, rows, needs_grad
-    )
-    return loss, correct
+    found: tuple[Tensor, Tensor] = _ChunkedLoss.apply(hidden_TD, weight_VD, bias_V, label_T, rows, needs_grad)  # type: ignore[no-untyped-call]
+    return found
 
 
 def linear_cross_entropy_reference(
@@ -82,16 +79,13 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor, rows: int, needs_grad: bool
     ) -> tuple[Tensor, Tensor]:
         """Sums; with `needs_grad` also the gradients, in the types of the arguments."""
-        dtype = common_dtype(hidden_TD, weight_VD, bias_V)
+        given = hidden_TD, weight_VD, bias_V
+        dtype = common_dtype(*given)
         with torch.autocast(hidden_TD.device.type, enabled=False):
-            loss, correct, grads = _walk(
-                hidden_TD.to(dtype), weight_VD.to(dtype), bias_V.to(dtype), label_T, rows, needs_grad
-            )
+            hidden_TD, weight_VD, bias_V = (value.to(dtype) for value in given)
+            loss, correct, grads = _walk(hidden_TD, weight_VD, bias_V, label_T, rows, needs_grad)
         ctx.mark_non_differentiable(correct)
-        if needs_grad:
-            ctx.save_for_backward(
-                *(grad.to(value.dtype) for grad, value in zip(grads, (hidden_TD, weight_VD, bias_V), strict=True))
-            )
+        ctx.save_for_backward(*(grad.to(value.dtype) for grad, value in zip(grads, given, strict=False)))
         return loss, correct
 
     @staticmethod
@@ -111,42 +105,26 @@ def _walk(
     correct = torch.zeros((), dtype=torch.int64, device=hidden_TD.device)
     grads: tuple[Tensor, ...] = ()
     if needs_grad:
-        grads = (
-            torch.empty_like(hidden_TD),
-            torch.zeros_like(weight_VD, dtype=torch.float32),
-            torch.zeros_like(bias_V, dtype=torch.float32),
-        )
+        sums = (torch.zeros_like(value, dtype=torch.float32) for value in (weight_VD, bias_V))
+        grads = (torch.empty_like(hidden_TD), *sums)
     for start in range(0, hidden_TD.shape[0], rows):
-        block = slice(start, start + rows)
-        residual_TV, block_loss, block_correct = _block(hidden_TD[block], weight_VD, bias_V, label_T[block])
-        loss += block_loss
-        correct += block_correct
+        block_TD, label_T1 = hidden_TD[start : start + rows], label_T[start : start + rows, None]
+        logits_TV = functional.linear(block_TD, weight_VD, bias_V).float()
+        highest_T1, guess_T1 = logits_TV.max(1, keepdim=True)
+        correct += (guess_T1 == label_T1).sum()
+        logits_TV -= highest_T1
+        label_logit_T1 = logits_TV.gather(1, label_T1)
+        residual_TV = logits_TV.exp_()
+        total_T1 = residual_TV.sum(1, keepdim=True)
+        loss += (total_T1.log() - label_logit_T1).sum()
         if grads:
+            residual_TV /= total_T1  # probabilities, minus the label's 1
+            residual_TV.scatter_add_(1, label_T1, torch.full_like(label_logit_T1, -1.0))
             low_TV = residual_TV.to(hidden_TD.dtype)
-            torch.mm(low_TV, weight_VD, out=grads[0][block])
-            _add_product(grads[1], low_TV.T, hidden_TD[block])
+            torch.mm(low_TV, weight_VD, out=grads[0][start : start + rows])
+            if low_TV.dtype == torch.float32:  # in place where the types allow: it is as large as the vocabulary
+                grads[1].addmm_(low_TV.T, block_TD)
+            else:
+                grads[1].add_(low_TV.T @ block_TD)
             grads[2].add_(residual_TV.sum(0))
     return loss, correct, grads
-
-
-def _block(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities minus one-hot labels, summed loss, correct count of one block of rows."""
-    logits_TV = functional.linear(hidden_TD, weight_VD, bias_V).float()
-    highest_T, guess_T = logits_TV.max(1)
-    label_T1 = label_T[:, None]
-    logits_TV -= highest_T[:, None]
-    label_logit_T1 = logits_TV.gather(1, label_T1)
-    residual_TV = logits_TV.exp_()
-    total_T1 = residual_TV.sum(1, keepdim=True)
-    loss = (total_T1.log() - label_logit_T1).sum()
-    residual_TV /= total_T1
-    residual_TV.scatter_add_(1, label_T1, torch.full_like(label_logit_T1, -1.0))
-    return residual_TV, loss, (guess_T == label_T).sum()
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right; in place where the types allow, since `total` is as large as the vocabulary."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)

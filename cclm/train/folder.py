@@ -18,11 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cclm.config import RunConfig, named_sets
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
-from cclm.engine.ds_config import write_ds_config
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.lines import StepLines
@@ -35,31 +34,26 @@ from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
 from cclm.views.table import VIEWS, Table
 
+Value = TypeVar("Value")
 INPUTS_FILE = "inputs.json"
 CHANGES_FILE = "changes.jsonl"
+DS_CONFIG_FILE = "ds_config.json"
 QUARANTINE = "quarantine"
 
 MAY_CHANGE = {
-    **dict.fromkeys(("run_folder", "device"), "where the run lives and computes"),
-    **dict.fromkeys(("checkpoint", "track"), "how often it saves and writes, and what"),
-    **dict.fromkeys(
-        ("data.num_workers", "data.batch_timeout_s", "data.cache", "data.bad_sample_limit"),
-        "how samples are brought here",
-    ),
-    **dict.fromkeys(
-        ("views.*.cache_groups", "views.*.transform.cache_bytes"),
-        "what is kept in memory",
-    ),
-    "data.micro_batches": "in how many parts a step is computed; contrastive losses see their part's negatives only",
-    "deepspeed": "the path of the DeepSpeed JSON; its content is compared",
-    "optimizer.total_steps": "the length of the run, and with it the end of the learning rate's schedule",
-    **dict.fromkeys(
-        (
-            *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.warmup_from_zero"),
-            *("optimizer.schedule", "optimizer.final_fraction", "optimizer.max_grad_norm"),
-        ),
-        "how fast the run learns from here on",
-    ),
+    key: meaning
+    for keys, meaning in (
+        ("run_folder device", "where the run lives and computes"),
+        ("checkpoint track", "how often it saves and writes, and what"),
+        ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
+        ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
+        ("data.micro_batches", "parts in which a step is computed; contrastive losses see their part's negatives only"),
+        ("deepspeed", "the path of the DeepSpeed JSON; its content is compared"),
+        ("optimizer.total_steps", "the length of the run, and with it the end of the learning rate's schedule"),
+        ("optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero", "how fast it learns from here"),
+        ("optimizer.schedule optimizer.final_fraction optimizer.max_grad_norm", "how fast it learns from here"),
+    )
+    for key in keys.split()
 }
 """Key, or the mapping that it stands in → what a change means; * is any one name. docs/recipes.md has this table."""
 FROM_OURS = frozenset(
@@ -78,24 +72,21 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     Raises:
         ConfigError: one of them does not exist.
     """
-    where = f"{config.data.tokenizer}/{TOKENIZER_NAME}"
-    tokenizer = _read_input(where, tokenizer_file(config.data.tokenizer).read_bytes)
+    data = config.data
+    tokenizer = _read_input(f"{data.tokenizer}/{TOKENIZER_NAME}", tokenizer_file(data.tokenizer).read_bytes)
     hashes = {"data.tokenizer": hashlib.sha256(tokenizer).hexdigest()}
     for one in named_sets(config.views):
-        manifest = _read_input(
-            f"{one.path.rstrip('/')}/{MANIFEST_NAME}", partial(manifest_bytes, one.path, config.data.cache)
-        )
-        hashes[one.key] = _shards_hash(manifest)
+        read = partial(manifest_bytes, one.path, data.cache)
+        hashes[one.key] = _shards_hash(_read_input(f"{one.path.rstrip('/')}/{MANIFEST_NAME}", read))
     rules = {key: value for key, value in (ds_config or {}).items() if key not in FROM_OURS}
-    hashes["deepspeed"] = _text_hash(json.dumps(rules, sort_keys=True))
-    return hashes
+    return hashes | {"deepspeed": _json_hash(rules)}
 
 
 def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
     """Return hashes of all that decides a step, by block of the configuration; the ranks compare them at the start."""
     parts: dict[str, Any] = {**to_plain(config), "files that the configuration names": sorted(inputs.items())}
     versions = {name: text for name, text in describe_environment().items() if name in ("torch", "deepspeed")}
-    return {name: _text_hash(json.dumps(part, sort_keys=True))[:16] for name, part in parts.items()} | versions
+    return {name: _json_hash(part)[:16] for name, part in parts.items()} | versions
 
 
 def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], table: Table = VIEWS) -> None:
@@ -142,22 +133,18 @@ def is_begun(folder: Path) -> bool:
 
 
 def write_identity(
-    folder: Path,
-    config: RunConfig,
-    inputs: Mapping[str, str],
-    ds_config: dict[str, Any] | None,
-    table: Table = VIEWS,
+    folder: Path, config: RunConfig, inputs: Mapping[str, str], ds_config: dict[str, Any] | None, table: Table = VIEWS
 ) -> None:
     """Write the files, each whole or not at all, note what changed, and make the quarantine's folder."""
     (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
     newest = newest_complete(folder)
-    before = _earlier_start(folder, table) if newest is not None else None
+    before = None if newest is None else _earlier_start(folder, table)
     if newest is not None and before is not None and (changed := differences(before, config)):
         note = {"time": round(time.time(), 3), "changed": changed}
         StepLines(folder / CHANGES_FILE).append(read_marker(newest).step, note)
     replace_text(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
     if ds_config is not None:
-        write_ds_config(ds_config, folder)
+        replace_text(folder / DS_CONFIG_FILE, json.dumps(ds_config, indent=2, sort_keys=True) + "\n")
     if not ((folder / ENVIRONMENT_NAME).exists() and is_begun(folder)):
         replace_text(folder / ENVIRONMENT_NAME, json.dumps(describe_environment(), indent=1) + "\n")
     replace_text(folder / CONFIG_FILE, to_yaml(config))
@@ -183,19 +170,18 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _earlier_start(folder: Path, table: Table) -> RunConfig | None:
     """What the folder's run was last started with; None if it does not say."""
-    found: RunConfig | None = _read(folder / CONFIG_FILE, partial(read_run_config, folder, table))
-    return found
+    return _read(folder / CONFIG_FILE, partial(read_run_config, folder, table))
 
 
 def _earlier_inputs(folder: Path, before: RunConfig) -> dict[str, str]:
     """The hashes that the folder's run was last started with, by key; those of older versions stand under paths."""
-    found: dict[str, str] = _read(folder / INPUTS_FILE, partial(read_json, folder / INPUTS_FILE, {})) or {}
+    found: dict[str, str] = _read(folder / INPUTS_FILE, lambda: read_json(folder / INPUTS_FILE, {})) or {}
     paths = {one.key: f"{one.path.rstrip('/')}/{MANIFEST_NAME}" for one in named_sets(before.views)}
     paths |= {"data.tokenizer": str(Path(before.data.tokenizer) / TOKENIZER_NAME), "deepspeed": "DeepSpeed JSON"}
     return found | {key: found[path] for key, path in paths.items() if path in found}
 
 
-def _read(path: Path, read: Callable[[], Any]) -> Any:
+def _read(path: Path, read: Callable[[], Value]) -> Value | None:
     """What stands in a file of the run folder; None if there is no such file."""
     if not path.exists():
         return None
@@ -217,7 +203,7 @@ def _shards_hash(manifest: bytes) -> str:
         shards = [document[name] for name in ("format_version", "view", "shards")]
     except (ValueError, KeyError, TypeError):
         return hashlib.sha256(manifest).hexdigest()  # whoever reads the set says what is wrong with it
-    return _text_hash(json.dumps(shards, sort_keys=True))
+    return _json_hash(shards)
 
 
 def _read_input(name: str, read: Callable[[], bytes]) -> bytes:
@@ -232,5 +218,5 @@ def _read_input(name: str, read: Callable[[], bytes]) -> bytes:
         ) from error
 
 
-def _text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _json_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,25 +1,68 @@
-"""The training loop, in the order in which things happen. It knows no precision, no view and no parallelism."""
+"""The training loop, in the order in which things happen, and when it saves.
+
+It knows no precision, no view and no parallelism.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from cclm.checkpoint.collective import save_checkpoint
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
-from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_stopped
-from cclm.train.checkpointer import Checkpointer
 from cclm.train.recorder import Recorder
 from cclm.train.updates import update
+
+
+@dataclass(kw_only=True)
+class Checkpointer:
+    """Saves every so many steps, and when it is told to."""
+
+    engine: Engine[Any]
+    run_folder: Path
+    every_steps: int
+    keep: int
+    """How many complete checkpoints stay."""
+    seconds_before: float
+    """That earlier attempts of the run took, up to the checkpoint."""
+    reference_outputs: Callable[[Engine[Any], Path], None]
+    """Puts what the engine computes on a fixed probe into a checkpoint: exports are compared with it."""
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken so far."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after `step` steps."""
+        return step % self.every_steps == 0
+
+    def save(self, step: int, recorder: Recorder) -> None:
+        """Save the state after `step` steps. A collective.
+
+        Raises:
+            CclmError: the run has diverged: what is there stays.
+        """
+        recorder.health.check_updates(step)
+        recorder.phase(step, "saving")
+        recorder.sync()
+        state = {"seconds": self.seconds, "samples_seen": dict(recorder.samples_seen.totals)}
+        save_checkpoint(self.engine, self.run_folder, step, state, self.keep, self.reference_outputs)
+        recorder.health.saved()
+        recorder.throughput.restart()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +71,6 @@ class Run:
 
     folder: Path
     engine: Engine[Batch]
-    collectives: Collectives
     batches: Callable[[int], Iterator[tuple[Batch, Batch]]]
     """From a step on: each batch as it was read, and on the device."""
     schedule: Schedule
@@ -82,7 +124,7 @@ def train(run: Run) -> bool:
 def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch] | None:
     """Return the next batch; None if there is a request to stop, or one comes while this rank waits."""
     try:
-        with run.recorder.data_wait(), run.stop.interrupting():
+        with run.recorder.throughput.data_wait(), run.stop.interrupting():
             return next(batches)
     except StopAsked:
         return None
@@ -94,14 +136,14 @@ def save_and_stop(run: Run, step: int, reason: str) -> None:
     if run.recorder.health.has_changed:
         run.checkpointer.save(step, run.recorder)
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
-    if run.collectives.rank == 0:
+    if run.engine.rank == 0:
         note_stopped(run.folder, step, reason)
 
 
 def agree_to_stop(run: Run) -> str:
     """Return why the run stops before this step, or "". A collective: one rank's request is everybody's."""
-    folder = run.folder if run.collectives.rank == 0 else None
+    folder = run.folder if run.engine.rank == 0 else None
     reason = run.stop.reason(folder)
-    if int(run.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
+    if int(run.engine.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
         return ""
     return reason or run.stop.reason(folder) or "another rank was asked"

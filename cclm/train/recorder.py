@@ -1,10 +1,13 @@
-"""What a run writes down about its steps: metrics, ledger, quarantine, samples seen, status, progress."""
+"""What a run writes down about its steps: metrics, ledger, quarantine, samples seen, status, progress.
+
+And whether it still learns: what must not be saved over a healthy checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -13,14 +16,74 @@ from cclm.data.config import Views
 from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.schedule import ViewSchedule
-from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
-from cclm.errors import Cause, DataError
+from cclm.errors import Cause, CclmError, DataError
+from cclm.run.checkpoints import newest_complete
 from cclm.run.status import RankStatus
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.train.health import Health
 from cclm.train.updates import StepResult, samples_read
+
+LOSS_LIMIT = 1e5
+"""A cross-entropy over logits that make any sense is thousands of times smaller."""
+MOST_SKIPPED = 10
+"""So many updates in a row without finite gradients: the weights are lost, not the batches odd."""
+FEW_SKIPPED = 3
+"""So many, or all since the last checkpoint, and it is not saved."""
+
+
+@dataclass(kw_only=True)
+class Health:
+    """Follows the updates. The numbers are alike on every rank, so all ranks raise together."""
+
+    run_folder: Path
+    _skipped_in_a_row: int = 0
+    """The last updates, up to now."""
+    _num_updates: int = 0
+    """Since the last checkpoint."""
+
+    def add(self, skipped: Iterable[bool]) -> None:
+        """Add a step's updates."""
+        for is_skipped in skipped:
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
+            self._num_updates += 1
+
+    @property
+    def is_lost(self) -> bool:
+        """Return whether it makes no sense to go on."""
+        return self._skipped_in_a_row >= MOST_SKIPPED
+
+    @property
+    def has_changed(self) -> bool:
+        """Return whether there was an update since the last checkpoint, or since the start."""
+        return self._num_updates > 0
+
+    def saved(self) -> None:
+        """Begin to count anew: there is a checkpoint."""
+        self._num_updates = 0
+
+    def check_updates(self, step: int) -> None:
+        """Raise CclmError, cause DIVERGED, when no update has been made lately; before a checkpoint is written."""
+        if self._skipped_in_a_row >= min(FEW_SKIPPED, max(1, self._num_updates)):
+            raise self._diverged(
+                step, "gradients that are finite", f"none in the last {self._skipped_in_a_row} updates, all skipped"
+            )
+
+    def check_values(self, step: int, values: Mapping[str, float]) -> None:
+        """Raise CclmError, cause DIVERGED, when the loss has exploded."""
+        if not values["loss"] < LOSS_LIMIT:
+            found = [f"{name} {value:.3g}" for name, value in sorted(values.items()) if not abs(value) < LOSS_LIMIT]
+            raise self._diverged(step, f"a loss below {LOSS_LIMIT:.0e}", ", ".join(found))
+
+    def _diverged(self, step: int, expected: str, got: str) -> CclmError:
+        checkpoint = newest_complete(self.run_folder)
+        do = "Give the same command with a lower --optimizer.learning_rate"
+        if checkpoint is None:
+            do += ", or look at the batches since the last log line. There is no checkpoint: it starts anew."
+        else:
+            do += f": it goes on from {checkpoint}. If that diverges at once, the damage is older: remove this "
+            do += "checkpoint first, and it goes on from the one before."
+        return CclmError(where=f"step {step}", expected=expected, got=got, do=do, cause=Cause.DIVERGED)
 
 
 @dataclass(kw_only=True)
@@ -28,7 +91,6 @@ class Recorder:
     """Collects what the steps did, and writes it when it is due. Its methods are called on every rank alike."""
 
     engine: Engine[Batch]
-    collectives: Collectives
     views: Views
     schedule: ViewSchedule
     every_steps: int
@@ -50,12 +112,6 @@ class Recorder:
     """Of the steps since the last line: sums of this rank's sample hashes, by view."""
     _num_skipped: int = 0
     """Updates left out since the last line: their gradients were not finite."""
-
-    @contextmanager
-    def data_wait(self) -> Iterator[None]:
-        """Time the fetching of a batch."""
-        with self.throughput.data_wait():
-            yield
 
     def phase(self, step: int, name: str, cause: Cause | None = None, reason: str = "") -> None:
         """Say in this rank's status file what it does: "training", "saving", "stopped" or "done"; and why it ends."""
@@ -91,7 +147,7 @@ class Recorder:
         values = self.engine.reduce_mean({**result.metrics, "bad_share": bad_share})
         self._write_ledger(step + 1 - len(self._sums))
         speed = self.throughput.summary()
-        seen = self.samples_seen.gather(self.collectives.sum)
+        seen = self.samples_seen.gather(self.engine.collectives.sum)
         numbers = {
             **values,
             "grad_norm": result.statistics.grad_norm,
@@ -102,7 +158,16 @@ class Recorder:
         }
         self.log.write(step, numbers)
         self._num_skipped = 0
-        self._check_values(step, values)
+        self.health.check_values(step, values)
+        if values["bad_share"] > self.bad_sample_limit:
+            raise DataError(
+                reason="too_many_bad_samples",
+                where=f"step {step}",
+                expected=f"at most {self.bad_sample_limit:.2%} bad samples",
+                got=f"{values['bad_share']:.2%} ({self.quarantine.summary()} on this rank)",
+                do="Read quarantine/rank_*.jsonl in the run folder; repair the shards (`python -m shards verify SET`), "
+                "or give the same command with a higher --data.bad_sample_limit.",
+            )
         self.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
         self.phase(step + 1, "training")
 
@@ -117,25 +182,12 @@ class Recorder:
         """Add up the ranks' sums of the last steps, in one collective, and write them on rank 0."""
         views = sorted({view for of_step in self._sums for view in of_step})  # alike on all ranks: the schedule is
         local = torch.tensor([[of_step.get(view, 0) for view in views] for of_step in self._sums])
-        total = self.collectives.sum(local)
+        total = self.engine.collectives.sum(local)
         if self.ledger is not None:
             for index, row in enumerate(total.tolist()):
                 found = {view: value for view, value in zip(views, row, strict=True) if view in self._sums[index]}
                 self.ledger.append(first_step + index, found)
         self._sums.clear()
-
-    def _check_values(self, step: int, values: Mapping[str, float]) -> None:
-        """Stop the run, on every rank alike, when it has diverged or too many samples are bad."""
-        self.health.check_values(step, values)
-        if values["bad_share"] > self.bad_sample_limit:
-            raise DataError(
-                reason="too_many_bad_samples",
-                where=f"step {step}",
-                expected=f"at most {self.bad_sample_limit:.2%} bad samples",
-                got=f"{values['bad_share']:.2%} ({self.quarantine.summary()} on this rank)",
-                do="Read quarantine/rank_*.jsonl in the run folder; repair the shards (`python -m shards verify SET`), "
-                "or give the same command with a higher --data.bad_sample_limit.",
-            )
 
 
 def ledger_sums(batch: Batch) -> dict[str, int]:

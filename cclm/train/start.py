@@ -55,5 +55,4 @@ def start_from_sources(config: RunConfig, model: CCLMModel, *, is_first: bool) -
     fresh = start_model(model, state)
     if is_first:
         note = {"sources": list(config.start.sources), "fresh": fresh, "keys": json.loads(report.as_json())}
-        Path(config.run_folder).mkdir(parents=True, exist_ok=True)
         replace_text(Path(config.run_folder) / START_FILE, json.dumps(note, indent=1) + "\n")

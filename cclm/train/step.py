@@ -13,7 +13,8 @@ Modeling, arXiv 2206.00621, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,27 +23,22 @@ from torch import Tensor, nn
 from cclm.data.batch import Batch, ViewBatch
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
-from cclm.model.kernels import use_kernels
+from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
-from cclm.objectives.masked_lm import masked_lm
-from cclm.objectives.matching import matching, ramped_hardness
+from cclm.objectives.matching import matching
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term, shares
-from cclm.ops.choice import RunKernels
-from cclm.views.rows import FusionRows, States, memories_of, stop_gradient
+from cclm.objectives.tokens import masked_lm
+from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from cclm.views.rows import FusionRows, memories_of, stop_gradient
 from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, Loss, StepContext, View
 
 
 class CrossViewTraining(nn.Module):
     """The module that an engine owns: `forward(batch) -> Losses` and nothing else.
 
-    Args:
-        model: the cross-view model.
-        views: those of the run, by name.
-        objectives: weights and options of the losses.
-        collectives: how to reach the other ranks' features (`SINGLE` for one process).
-        kernels: what network and losses are computed with.
+    The network computes attention and layer norm with `kernels`, the masked-LM head its loss with `cross_entropy`.
     """
 
     def __init__(
@@ -51,20 +47,17 @@ class CrossViewTraining(nn.Module):
         views: Mapping[str, View[Any, Any]],
         objectives: ObjectiveConfig,
         collectives: Collectives,
-        kernels: RunKernels = RunKernels(),  # noqa: B008  # a value that cannot change
+        kernels: Kernels = PLAIN,
+        cross_entropy: LinearCrossEntropy = linear_cross_entropy,
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
-        self.objectives, self.collectives, self.kernels = objectives, collectives, kernels
-        use_kernels(model, kernels.network)
+        self.objectives, self.collectives, self.cross_entropy = objectives, collectives, cross_entropy
+        use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
 
     def forward(self, batch: Batch) -> Losses:
-        """Compute every loss of this rank's share of an update.
-
-        Returns:
-            Losses whose mean over the ranks is the value for the global batch.
-        """
+        """Return the losses of this rank's share of an update; their mean over the ranks is the global batch's."""
         views = batch.normalised().views  # bytes came over: a quarter of the traffic
         options = self.objectives
         encoded = self._encode(views)
@@ -73,9 +66,7 @@ class CrossViewTraining(nn.Module):
             objectives=options,
             gather=self.collectives.gather,
             temperature=temperature,
-            hardness=ramped_hardness(
-                batch.step, options.hardness_full_step, options.hardness, options.hardness_start_step
-            ),
+            hardness=options.hardness_at(batch.step),
         )
         parts = {name: self.views[name].contribute(context, view, encoded[name]) for name, view in views.items()}
         losses = {f"{name}/{loss}": value for name, part in parts.items() for loss, value in part.losses.items()}
@@ -83,16 +74,10 @@ class CrossViewTraining(nn.Module):
         return self._means(losses, temperature)
 
     def _encode(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedView]:
-        """All texts through the text encoder and all images through the vision encoder, in one call each."""
-        texts = self._encode_texts(views)
-        images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
-        return {
-            name: EncodedView(texts=clean, masked=masked, images=images.get(name))
-            for name, (clean, masked) in texts.items()
-        }
+        """All texts through the text encoder and all images through the vision encoder, in one call each.
 
-    def _encode_texts(self, views: Mapping[str, ViewBatch]) -> dict[str, tuple[tuple[EncodedRows, ...], States]]:
-        """Clean texts of all views, then masked texts of all views; only clean ones are projected."""
+        Clean texts of all views come first, then masked texts of all views; only clean ones are projected.
+        """
         clean = [text for view in views.values() for text in view.texts]
         parts = [*clean, *(view.masked.tokens for view in views.values())]
         ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
@@ -100,15 +85,15 @@ class CrossViewTraining(nn.Module):
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(clean)])
         feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])
-        rows = iter(zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True))
-        features = iter(torch.split(feature_BE, sizes[: len(clean)]))
-
-        def encoded_texts(count: int) -> Iterator[EncodedRows]:
-            for _ in range(count):
-                yield EncodedRows(states=next(rows), feature_BE=next(features))
-
-        found = {name: tuple(encoded_texts(len(view.texts))) for name, view in views.items()}
-        return {name: (texts, next(rows)) for name, texts in found.items()}
+        states = [*zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True)]
+        features = torch.split(feature_BE, sizes[: len(clean)])
+        texts = (EncodedRows(states=rows, feature_BE=own) for rows, own in zip(states, features, strict=False))
+        images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
+        encoded = {}
+        for number, (name, view) in enumerate(views.items(), start=len(clean)):
+            own = tuple(islice(texts, len(view.texts)))
+            encoded[name] = EncodedView(texts=own, masked=states[number], images=images.get(name))
+        return encoded
 
     def _encode_images(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedImages]:
         """Images of all views through the vision encoder, and what stands for each row through the projection."""
@@ -144,9 +129,8 @@ class CrossViewTraining(nn.Module):
         losses: dict[str, Loss] = {}
         if matched:
             logits_B2 = self.model.match_logits(fused_BLD[:first], mask_BL[:first])
-            for (name, part), logits_F2 in zip(
-                matched.items(), torch.split(logits_B2, sizes[:num_matched]), strict=True
-            ):
+            logits = torch.split(logits_B2, sizes[:num_matched])
+            for (name, part), logits_F2 in zip(matched.items(), logits, strict=True):
                 losses |= matching_losses(f"{name}/{part.name}", logits_F2, part.weight)
         losses |= self._masked_lm(fused_BLD[first:second], views)
         fused = torch.split(fused_BLD[second:], sizes[num_matched + num_masked :])
@@ -185,7 +169,7 @@ class CrossViewTraining(nn.Module):
             parts = torch.split(hidden_TD, [slot_T.shape[0] for slot_T in slots])
             labels = [view.masked.label_T for view in views.values()]
             return [
-                masked_lm(part, weight_VD, bias_V, label_T, self.kernels.linear_cross_entropy)
+                masked_lm(part, weight_VD, bias_V, label_T, self.cross_entropy)
                 for part, label_T in zip(parts, labels, strict=True)
             ]
 

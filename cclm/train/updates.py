@@ -10,7 +10,7 @@ is decayed. So it was in the published runs (3M: the image tower gets two update
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,7 +54,7 @@ def update(
             engine.backward(losses)
             found.append(losses.metrics)
         statistics = engine.update(batch.step)
-        metrics.append(mean_metrics(found))
+        metrics.append({name: torch.stack([part[name] for part in found]).mean(0) for name in found[0]})
         norms.append(statistics.grad_norm)
     return StepResult(
         metrics=merge_metrics(metrics),
@@ -69,13 +69,6 @@ def updates_of(batch: Batch, schedule: Schedule) -> list[Batch]:
         return [batch]
     names = reversed(list(batch.views))
     return [replace(batch, update=number, views={name: batch.views[name]}) for number, name in enumerate(names)]
-
-
-def mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Metrics of an update from those of its micro-batches, which all have the same names: the means."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
 
 
 def merge_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cclm.checkpoint.save import save_checkpoint
+from cclm.checkpoint.collective import save_checkpoint
 from cclm.data.tokens import load_tokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
@@ -30,6 +30,7 @@ from cclm.hub.weight_files import INDEX_NAME, Dtype
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.recipe.read import read_run_config
 from tests.clean_environment import make_clean_environment
+from tests.engine_values import full_parameters
 from tests.kinds import KINDS as EVERY_KIND
 from tests.kinds import lively_model, with_vocabulary
 from tests.ranks.harness import Case, make_deepspeed, on_ranks
@@ -97,7 +98,7 @@ def train_all(runs: list[Path]) -> dict[str, dict[str, Tensor]]:
         prepared = prepared_for(run)
         record = make_recorder(prepared.tokenizer, prepared.transform, prepared.max_tokens)
         save_checkpoint(engine, run, 1, {}, keep=1, reference_outputs=record)
-        weights[run.name] = engine.full_parameters()
+        weights[run.name] = full_parameters(engine)
     return weights
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.load import load_full_state
 from cclm.data.ledger import step_sum
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
+from cclm.engine.stored_weights import load_full_state
 from cclm.run.stop import STOPPED_CODE
 from cclm.views.table import make_views
 from cclm.views.view import open_dataset

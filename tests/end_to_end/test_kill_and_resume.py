@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.load import load_full_state
-from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import share_path
-from cclm.engine.stored_weights import StoredState
+from cclm.engine.optimizer import MOMENTS
+from cclm.engine.stored_weights import StoredState, load_full_state
 from cclm.run.checkpoints import newest_complete
 from cclm.run.stop import STOPPED_CODE
 from tests.tiny_run import recipe, write_corpus, write_recipe

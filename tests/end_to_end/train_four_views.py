@@ -52,7 +52,7 @@ def stopping(run: Run, steps: int) -> Run:
 
     def batches(from_step: int) -> Iterator[tuple[Batch, Batch]]:
         for batch, on_device in run.batches(from_step):
-            if batch.step == steps and run.collectives.rank == 0:
+            if batch.step == steps and run.engine.rank == 0:
                 ask_to_stop(run.folder, "the test asked", StopKind.SCHEDULER)
             yield batch, on_device
 

@@ -17,9 +17,9 @@ from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.contrastive import contrastive
-from cclm.objectives.masked_lm import masked_lm
 from cclm.objectives.matching import matching
 from cclm.objectives.term import Term, shares
+from cclm.objectives.tokens import masked_lm
 
 Inputs = dict[str, Tensor]
 Draws = tuple[Tensor, Tensor]

@@ -13,10 +13,10 @@ from cclm.hub.import_folder import filled_model
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.encoders import FusionEncoder
 from cclm.model.heads import MatchingHead
-from cclm.objectives.answers import answer_log_likelihood, answer_loss
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching, negative_weights
 from cclm.objectives.term import shares
+from cclm.objectives.tokens import answer_log_likelihood, answer_loss
 from cclm.pretrained.families import Task
 from cclm.pretrained.import_cclm import convert
 from cclm.pretrained.published_names import answer_decoder_weights, published_weights, to_published

@@ -57,9 +57,9 @@ def test_groups_hold_the_same_parameters(golden: GoldenSet) -> None:
     theirs_of = {weight.ours: weight.theirs for weight in golden.weights}
     ours: dict[str, tuple[float, float]] = {}
     for group in parameter_groups(model, config):
-        for parameter in group.parameters:
+        for parameter in group["params"]:
             for name in theirs_of[name_of[id(parameter)]]:
-                ours[name] = (group.weight_decay, round(group.multiplier * config.learning_rate, 9))
+                ours[name] = (group["weight_decay"], round(group["multiplier"] * config.learning_rate, 9))
     expected = {
         name: (group["weight_decay"], round(group["lr"], 9))
         for group in golden.meta["optimizer"]["groups"]

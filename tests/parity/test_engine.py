@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from cclm.engine.ds_config import load_ds_config
 from cclm.engine.options import OptimizerConfig
 from tests.ranks.harness import Case, gradient_errors, replace, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch
 
 MIXED = Case(make_module=make_toy, make_batch=mixed_batch, num_steps=5, keeps_gradients=True)
-SHIPPED_FOR_CPU = load_ds_config("ds_configs/zero3_cpu.json")["zero_optimization"]
+SHIPPED_FOR_CPU = json.loads(Path("ds_configs/zero3_cpu.json").read_text())["zero_optimization"]
 """Among others, whole layers as leaf modules (the toy's layers have the real ones' class name)."""
 GRADIENT_TOLERANCE = 1e-5
 """fp32 sums in another order, relative to the largest gradient entry; a stale gradient is off by more than 1e-3."""

@@ -18,6 +18,7 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.train.updates import merge_metrics, updates_of
 from pretrain.build import build_engine
+from tests.engine_values import full_parameters
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import shrink, write_corpus, write_recipe
 from tests.tiny_training import dataset_of, module_of, read
@@ -62,8 +63,8 @@ def train_rank(paths: dict[str, str], folder: Path) -> dict[str, History]:
         log += train(config, engine, range(STOP, STEPS))
         again = make(config)
         again.load(folder / name)
-        found[name] = {"log": log, "resumed": train(config, again, range(STOP, STEPS)), "end": engine.full_parameters()}
-        found[name]["end_resumed"] = again.full_parameters()
+        found[name] = {"log": log, "resumed": train(config, again, range(STOP, STEPS)), "end": full_parameters(engine)}
+        found[name]["end_resumed"] = full_parameters(again)
     return found
 
 

@@ -20,8 +20,8 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
-from cclm.engine.protocol import Engine
-from cclm.engine.seeding import seed_initialisation
+from cclm.engine.protocol import Engine, seed_initialisation
+from tests.engine_values import full_gradients, full_parameters
 from tests.ranks.spawn import run_on_ranks
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -142,11 +142,11 @@ def drive(engine: Engine[Any], case: Case, steps: range) -> History:
             history.metrics.append(means)
             engine.backward(losses)
         if case.keeps_gradients:
-            history.gradients.append(engine.full_gradients())
+            history.gradients.append(full_gradients(engine))
         statistics = engine.update(step)
         history.grad_norms.append(statistics.grad_norm)
         history.learning_rates.append(dict(statistics.learning_rates))
-    history.parameters = engine.full_parameters()
+    history.parameters = full_parameters(engine)
     return history
 
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.checkpoint.choose import newest_sound
-from cclm.checkpoint.load import load_checkpoint, load_full_state
-from cclm.checkpoint.save import save_checkpoint
+from cclm.checkpoint.collective import newest_sound, save_checkpoint
 from cclm.distributed.collectives import collectives
 from cclm.engine import fragments
-from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import WEIGHTS, share_path
+from cclm.engine.optimizer import MOMENTS
+from cclm.engine.stored_weights import load_full_state
 from cclm.errors import Cause, CheckpointError
 from cclm.run import causes
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
+from tests.engine_values import full_parameters
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.spawn import RanksFailedError
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
@@ -44,7 +44,7 @@ STOP, END = 2, 5
 
 def _snapshot(engine: Any) -> list[Tensor]:
     """This rank's fp32 weights, moments with their count, and averages."""
-    state = engine._state
+    state = engine.state
     values = [one.values for kind in (WEIGHTS, *MOMENTS) for one in state.fragments(kind)]
     averages = [one.values for one in state.average.averages]
     counts = torch.tensor([float(one["step"]) for one in state.optimizer_states()])
@@ -61,14 +61,14 @@ def _look(engine: Any, folder: Path) -> None:
     first, second = engine.evaluate(probe), engine.evaluate(probe)
     assert first and first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items()), "no dropout"
-    assert engine._engine.module.training
+    assert engine.runner.module.training
 
 
 def _train_and_save(case: Case, run: Path) -> tuple[Any, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     engine = make_deepspeed(case)
     drive(engine, case, range(STOP))
     save_checkpoint(engine, run, STOP, {"seen": [1, 2]}, keep=2, reference_outputs=_look)
-    saved = engine.full_parameters()
+    saved = full_parameters(engine)
     history = drive(engine, case, range(STOP, END))
     return history.losses, _snapshot(engine), saved, history.parameters
 
@@ -78,7 +78,7 @@ def _resume(case: Case, run: Path) -> tuple[Any, list[Tensor], Any, Any]:
     drive(engine, case, range(1))  # whatever it did before must not matter
     path = newest_complete(run)
     assert path is not None
-    loaded = load_checkpoint(engine, path)
+    loaded = engine.load(path)
     history = drive(engine, case, range(loaded["step"], END))
     return history.losses, _snapshot(engine), loaded, history.parameters
 
@@ -124,7 +124,7 @@ def _resume_offloaded(case: Case, run: Path) -> bool:
     save_checkpoint(engine, run, STOP, {}, keep=2)
     expected = (drive(engine, case, range(STOP, END)).losses, _snapshot(engine))
     again = make_deepspeed(case)
-    load_checkpoint(again, step_folder(run, STOP))
+    again.load(step_folder(run, STOP))
     losses, snapshot = drive(again, case, range(STOP, END)).losses, _snapshot(again)
     return losses == expected[0] and all(map(torch.equal, snapshot, expected[1]))
 
@@ -185,9 +185,9 @@ def test_a_write_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path,
 
 def _save_again(case: Case, run: Path) -> int:
     engine = make_deepspeed(case)
-    path = newest_sound(engine, run, lambda line: None)
+    path = newest_sound(engine.collectives, run, lambda line: None)
     assert path is not None
-    step = int(load_checkpoint(engine, path)["step"])
+    step = int(engine.load(path)["step"])
     save_checkpoint(engine, run, 2, {}, keep=3)
     return step
 
@@ -205,9 +205,9 @@ def _resume_with_damage(case: Case, run: Path) -> tuple[str, list[str], int]:
         os.truncate(share_path(step_folder(run, 2), 0), 10)
     collectives().barrier()
     lines: list[str] = []
-    path = newest_sound(engine, run, lines.append)
+    path = newest_sound(engine.collectives, run, lines.append)
     assert path is not None
-    return path.name, lines, int(load_checkpoint(engine, path)["step"])
+    return path.name, lines, int(engine.load(path)["step"])
 
 
 def test_damaged_checkpoints_are_set_aside_and_all_ranks_take_the_older_one(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ class Harmful:
 def _load_prepared(case: Case, checkpoint: Path) -> str:
     engine = make_deepspeed(case)
     try:
-        load_checkpoint(engine, checkpoint)
+        engine.load(checkpoint)
     except CheckpointError as error:
         return str(error)
     return "loaded"
@@ -274,7 +274,7 @@ def _abandon_and_save(case: Case, run: Path) -> tuple[list[float], dict[str, Ten
     engine = make_deepspeed(case)
     path = newest_complete(run)
     assert path is not None
-    history = drive(engine, case, range(load_checkpoint(engine, path)["step"], END))
+    history = drive(engine, case, range(engine.load(path)["step"], END))
     assert history.losses == whole.losses[STOP * case.accumulation_steps :]
     same = [name for name, value in whole.parameters.items() if torch.equal(value, history.parameters[name])]
     assert len(same) == len(whole.parameters)

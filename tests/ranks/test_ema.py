@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cclm.distributed.collectives import collectives
 from cclm.engine.stored_weights import stored_average
+from tests.engine_values import full_parameters
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy, mixed_batch
 
@@ -50,7 +51,7 @@ def test_every_stage_averages_like_the_plain_engine(tmp_path: Path) -> None:
     drive(plain, CASE, range(3))
     (tmp_path / "plain").mkdir()
     plain.save(tmp_path / "plain", {})
-    expected, weights = values_of(tmp_path / "plain"), plain.full_parameters()
+    expected, weights = values_of(tmp_path / "plain"), full_parameters(plain)
     assert max(float((expected[name] - weights[name]).abs().max()) for name in expected) > 1e-4, "averages lag behind"
     for stage in STAGES:
         found = values_of(tmp_path / str(stage) / "three")

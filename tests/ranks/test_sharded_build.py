@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
-from cclm.engine.seeding import seed_initialisation
+from cclm.engine.protocol import seed_initialisation
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import start_model

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cclm.distributed.agreement import on_every_rank
 from cclm.distributed.collectives import SINGLE, collectives
-from cclm.distributed.together import on_every_rank
 from cclm.errors import Cause, CheckpointError, ConfigError
 from tests.ranks.harness import on_ranks
 

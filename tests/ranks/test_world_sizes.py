@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cclm.checkpoint.load import load_checkpoint
-from cclm.checkpoint.save import save_checkpoint
+from cclm.checkpoint.collective import save_checkpoint
 from cclm.distributed.collectives import Collectives
-from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, share_path
+from cclm.engine.optimizer import MOMENTS
 from cclm.engine.stored_weights import StoredState
 from cclm.run.checkpoints import newest_complete, step_folder
 from tests.parity import test_training_step as training_step
@@ -42,7 +41,7 @@ def _go_on(case: Case, run: Path, into: Path, steps: int) -> list[float]:
     engine = make_deepspeed(case)
     path = newest_complete(run)
     assert path is not None
-    assert load_checkpoint(engine, path) == {"step": STOP, "state": {"seen": [1, 2]}}
+    assert engine.load(path) == {"step": STOP, "state": {"seen": [1, 2]}}
     save_checkpoint(engine, into, STOP, {"seen": [1, 2]}, keep=2)
     return drive(engine, case, range(STOP, STOP + steps)).losses
 

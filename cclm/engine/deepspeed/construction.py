@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed.quirks import owns_boundary, start_deepspeed
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
-from cclm.engine.optimizer import ParameterGroup, adamw_groups, build_adamw
+from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.protocol import Door
 from cclm.errors import ConfigError
 
 
@@ -39,41 +40,44 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
     if ds_config is None or zero_stage(ds_config) != 3:
         yield
         return
-    assert torch_dist.is_initialized(), "build inside cclm.distributed.topology.process_group"
     deepspeed = start_deepspeed(topology.device)
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
     with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():
         yield
 
 
-def initialise(
-    module: nn.Module,
-    groups: Sequence[ParameterGroup],
-    optimizer: OptimizerConfig,
-    ds_config: Mapping[str, Any],
-    topology: Topology,
-) -> Any:
-    """Return DeepSpeed's engine around `module`, with an AdamW of these groups.
+def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
+    """Return DeepSpeed's engine around the training module behind `door`, with an AdamW of its parameter groups.
 
     Raises:
         ConfigError: the optimizer is offloaded, and its rule is one that DeepSpeed's AdamW for the CPU does not have.
     """
-    assert torch_dist.is_initialized(), "make the engine inside cclm.distributed.topology.process_group"
+    groups = parameter_groups(door.training_module, optimizer)
     deepspeed = start_deepspeed(topology.device)
-    _set_leaf_modules(module)
-    config = dict(ds_config)
+    from deepspeed.utils import set_z3_leaf_module
+
+    # Gather at once what modules name as `zero3_leaf_modules`: its parts are read from outside of them.
+    for owner in door.modules():
+        for part in getattr(owner, "zero3_leaf_modules", ()):
+            set_z3_leaf_module(part, True)
+    config, is_offloaded = dict(ds_config), offloads_optimizer(ds_config)
     if owns_boundary(ds_config):
         config["managed_gradient_accumulation"] = False
     if optimizer.update_rule == "published":
-        _check_update_rule(ds_config)
         config["zero_allow_untested_optimizer"] = True
-    if offloads_optimizer(ds_config) and ds_config.get("zero_force_ds_cpu_optimizer", True):
-        client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(
-            adamw_groups(groups), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps, adamw_mode=True
-        )
+        if is_offloaded:
+            raise ConfigError(
+                expected="update_rule: torch when the optimizer is offloaded (DeepSpeed's CPU Adam knows no other)",
+                got="update_rule: published together with offload_optimizer",
+                do="Switch offload_optimizer off, or use update_rule: torch.",
+                where="optimizer",
+            )
+    if is_offloaded and ds_config.get("zero_force_ds_cpu_optimizer", True):
+        settings: dict[str, Any] = {"lr": optimizer.learning_rate, "betas": optimizer.betas, "eps": optimizer.eps}
+        client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:
         client = build_adamw(groups, optimizer)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=client, config=config)
+    engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
     return engine
 
 
@@ -94,16 +98,6 @@ def whole_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
         yield torch_dist.get_rank() == 0
 
 
-def whole_value(parameter: nn.Parameter) -> Tensor:
-    """Return a copy of a parameter, made whole if this rank holds only its share. A collective, then."""
-    if not hasattr(parameter, "ds_id"):
-        return parameter.detach().clone()
-    from deepspeed.runtime.zero import GatheredParameters
-
-    with GatheredParameters([parameter]):
-        return parameter.detach().clone()
-
-
 @contextmanager
 def _drawn_whole() -> Iterator[None]:
     """Let transformers draw the weights of modules whose parameters are already shared out."""
@@ -121,22 +115,3 @@ def _drawn_whole() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel._initialize_weights = draw
-
-
-def _set_leaf_modules(module: nn.Module) -> None:
-    """Let ZeRO-3 gather at once what modules name as `zero3_leaf_modules`: its parts are read from outside of them."""
-    from deepspeed.utils import set_z3_leaf_module
-
-    for owner in module.modules():
-        for part in getattr(owner, "zero3_leaf_modules", ()):
-            set_z3_leaf_module(part, True)
-
-
-def _check_update_rule(ds_config: Mapping[str, Any]) -> None:
-    if offloads_optimizer(ds_config):
-        raise ConfigError(
-            expected="update_rule: torch when the optimizer is offloaded (DeepSpeed's CPU Adam knows no other)",
-            got="update_rule: published together with offload_optimizer",
-            do="Switch offload_optimizer off, or use update_rule: torch.",
-            where="optimizer",
-        )

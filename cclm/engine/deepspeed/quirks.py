@@ -13,7 +13,7 @@
 4.  Its hooks find tensors in what a module returns if that is a tuple, list or dict, not in dataclasses: the backward
     pass of a module that returns one finds its parameters gone. → `Losses` is a tuple
     (tests/ranks/test_deepspeed_engine.py::test_a_training_module_may_have_parameters_of_its_own)
-5.  Stage 0 tells no gradient norm, and leaves a parameter without a gradient as it is. → `prepare_stage_0`
+5.  Stage 0 tells no gradient norm, and leaves a parameter without a gradient as it is. → `DeepSpeedEngine._update`
     (tests/parity/test_engine.py::test_every_stage_agrees_with_plain)
 6.  At its start it compiles an extension for collectives in shared memory (a minute; for ever, if a killed process left
     its lock), and loads torch's compiler to ask whether an optimizer is Muon. → `start_deepspeed`
@@ -36,6 +36,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as torch_dist
 from torch import nn
 
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
@@ -48,6 +49,7 @@ def start_deepspeed(device: torch.device) -> Any:
 
     It is told the accelerator, which it would otherwise guess aloud, and muted where it calls torch by old names.
     """
+    assert torch_dist.is_initialized(), "build inside cclm.distributed.topology.process_group"
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -77,14 +79,6 @@ def clear_stale_gradients(zero: Any, stage: int) -> None:
             flat.grad.zero_()
         for gradient in getattr(zero, "accumulated_grads_in_cpu", {}).values():
             gradient.zero_()
-
-
-def prepare_stage_0(parameters: list[nn.Parameter]) -> float:
-    """Fill missing gradients, so that all stages update alike; return the norm of all."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return float(nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None]))
 
 
 def check_parameters_have_dimensions(module: nn.Module) -> None:

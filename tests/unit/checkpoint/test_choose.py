@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.checkpoint import choose
-from cclm.checkpoint.choose import newest_sound
+from cclm.checkpoint import collective
+from cclm.checkpoint.collective import newest_sound
 from cclm.distributed.collectives import SINGLE
 from cclm.errors import Cause, CheckpointError
 from cclm.run.checkpoints import step_folder
@@ -19,7 +19,7 @@ from tests.tiny_checkpoint import write_checkpoint
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(collective, "LOOK_AGAIN_S", 0.0)
 
 
 def spoil(checkpoint: Path, how: str) -> None:
@@ -56,7 +56,7 @@ def test_files_that_a_network_file_system_shows_late_are_no_damage(
 ) -> None:
     newest = write_checkpoint(tmp_path, 10, "content")
     (newest / "weights").rename(tmp_path / "not yet")
-    monkeypatch.setattr(choose.time, "sleep", lambda _: (tmp_path / "not yet").rename(newest / "weights"))
+    monkeypatch.setattr(collective.time, "sleep", lambda _: (tmp_path / "not yet").rename(newest / "weights"))
     assert newest_sound(SINGLE, tmp_path, pytest.fail) == newest
 
 
@@ -93,7 +93,7 @@ def test_storage_that_does_not_answer_ends_the_attempt_as_transient(
     def fail(*_: object) -> list[str]:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(choose, "damage_of", fail)
+    monkeypatch.setattr(collective, "damage_of", fail)
     with pytest.raises(CheckpointError, match=r"rank 0: OSError: \[Errno 5\]") as caught:
         newest_sound(SINGLE, tmp_path, pytest.fail)
     assert caught.value.cause is Cause.TRANSIENT

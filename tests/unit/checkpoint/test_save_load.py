@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.checkpoint import save as save_module
-from cclm.checkpoint.choose import newest_sound
-from cclm.checkpoint.load import load_checkpoint, load_full_state
-from cclm.checkpoint.save import save_checkpoint
+from cclm.checkpoint.collective import newest_sound, save_checkpoint
 from cclm.data.batch import Batch
 from cclm.engine.fragments import share_path
 from cclm.engine.plain import PlainEngine
+from cclm.engine.stored_weights import load_full_state
 from cclm.errors import Cause, CheckpointError
+from cclm.run import checkpoints
 from cclm.run.checkpoints import newest_complete, partial_folder, step_folder
+from tests.engine_values import full_parameters
 from tests.ranks.harness import Case, drive, make_plain
 from tests.ranks.toy import make_toy, make_toy_with_dropout, mixed_batch
 
@@ -36,8 +36,8 @@ def _one_thread() -> None:
 
 
 def _snapshot(engine: PlainEngine[Batch]) -> list[torch.Tensor]:
-    states = engine._optimizer.state.values()
-    return [*engine.full_parameters().values(), *(value for state in states for value in state.values())]
+    states = engine.optimizer.state.values()
+    return [*full_parameters(engine).values(), *(value for state in states for value in state.values())]
 
 
 def test_resume_is_bitwise_with_dropout(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_resume_is_bitwise_with_dropout(tmp_path: Path) -> None:
     expected = drive(straight, CASE, range(2, 4))
     resumed = make_plain(CASE)
     drive(resumed, CASE, range(1))  # whatever it did before must not matter
-    assert load_checkpoint(resumed, path) == {"step": 2, "state": {"text_position": 7, "names": ["a"]}}
+    assert resumed.load(path) == {"step": 2, "state": {"text_position": 7, "names": ["a"]}}
     actual = drive(resumed, CASE, range(2, 4))
     assert (actual.losses, actual.grad_norms) == (expected.losses, expected.grad_norms)
     assert all(map(torch.equal, _snapshot(resumed), _snapshot(straight)))
@@ -89,7 +89,7 @@ def test_a_flipped_byte_is_found_before_anything_is_loaded(tmp_path: Path) -> No
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    for load in (lambda: newest_sound(engine, tmp_path, pytest.fail), lambda: load_full_state(path)):
+    for load in (lambda: newest_sound(engine.collectives, tmp_path, pytest.fail), lambda: load_full_state(path)):
         with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors has another sha256"):
             load()
 
@@ -97,7 +97,7 @@ def test_a_flipped_byte_is_found_before_anything_is_loaded(tmp_path: Path) -> No
 def test_another_module_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     path = save_checkpoint(make_plain(replace(CASE, make_module=make_toy)), tmp_path, 1, {}, keep=1)
     with pytest.raises(CheckpointError, match=r"weights of model\.text_projection\.1\.weight, .*got nothing"):
-        load_checkpoint(make_plain(CASE), path)
+        make_plain(CASE).load(path)
 
 
 def test_a_failing_write_leaves_no_checkpoint_and_the_next_save_cleans_up(
@@ -120,10 +120,10 @@ def test_a_failing_write_leaves_no_checkpoint_and_the_next_save_cleans_up(
 
 
 def _save_and_die(run: Path, where: str) -> None:
-    """Second save; killed at the named function of cclm.checkpoint.save, before it does its work."""
+    """Second save; killed at the named function of cclm.run.checkpoints, before it does its work."""
     torch.set_num_threads(1)
     engine = make_plain(CASE)
-    setattr(save_module, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    setattr(checkpoints, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     save_checkpoint(engine, run, 20, {}, keep=1)
 
 
@@ -139,7 +139,7 @@ def test_killed_at_any_stage_there_is_a_whole_checkpoint(tmp_path: Path, where: 
     assert process.exitcode == -signal.SIGKILL
     step = 20 if where == "prune" else 10  # after publish the new one counts
     assert newest_complete(tmp_path) == step_folder(tmp_path, step)
-    assert load_checkpoint(engine, step_folder(tmp_path, step))["step"] == step
+    assert engine.load(step_folder(tmp_path, step))["step"] == step
 
 
 @contextmanager

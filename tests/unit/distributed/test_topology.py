@@ -25,7 +25,6 @@ def test_nothing_set_is_one_process() -> None:
     topology = Topology.from_environment({"PATH": "/bin", "RANK": ""}, device="cpu")
     assert (topology.rank, topology.world_size, topology.local_rank, topology.local_world_size) == (0, 1, 0, 1)
     assert topology.device == torch.device("cpu")
-    assert topology.backend == "gloo"
 
 
 def test_a_launchers_variables_are_read() -> None:
@@ -61,8 +60,6 @@ def test_contradictions_are_told(change: dict[str, str], message: str) -> None:
 
 
 def test_devices() -> None:
-    with pytest.raises(ConfigError, match='"auto", "cpu" or "cuda"'):
-        Topology.from_environment({}, device="tpu")
     if not torch.cuda.is_available():
         assert Topology.from_environment({}).device.type == "cpu"
         with pytest.raises(ConfigError, match="a GPU with index 0"):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.adamw import PublishedAdamW
-from cclm.engine.optimizer import build_adamw, parameter_groups
+from cclm.engine.optimizer import PublishedAdamW, build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.model.tiny import tiny_config
@@ -30,7 +29,7 @@ def by_hand(value: float, gradients: list[float], decay: float) -> float:
 
 
 def published(parameters: list[nn.Parameter], decay: float = DECAY) -> PublishedAdamW:
-    return PublishedAdamW([{"params": parameters}], lr=RATE, betas=BETAS, eps=EPS, weight_decay=decay)
+    return PublishedAdamW([{"params": parameters, "weight_decay": decay}], lr=RATE, betas=BETAS, eps=EPS)
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
@@ -99,8 +98,8 @@ def test_the_published_rule_goes_by_names() -> None:
     decayed: dict[str, Tensor] = {
         name_of[id(parameter)]: parameter
         for group in parameter_groups(model, CONFIG)
-        if group.weight_decay > 0
-        for parameter in group.parameters
+        if group["weight_decay"] > 0
+        for parameter in group["params"]
     }
     assert {
         "temperature.value",

@@ -7,15 +7,11 @@ from typing import Any, ClassVar
 import pytest
 
 from cclm.engine.ds_config import (
-    KNOWN_KEYS,
-    KNOWN_KEYS_OF,
-    REFUSED_KEYS,
-    REFUSED_KEYS_OF,
+    KEYS,
     EngineFacts,
-    load_ds_config,
     offloads_optimizer,
     resolve_ds_config,
-    write_ds_config,
+    resolve_ds_file,
     zero_stage,
 )
 from cclm.errors import ConfigError
@@ -32,7 +28,7 @@ def _zero(**zero: Any) -> dict[str, Any]:
 def test_every_shipped_config_resolves(path: Path) -> None:
     precision = "fp32" if "fp32" in path.stem or "cpu" in path.stem else "bf16"
     facts = EngineFacts(micro_batch_size=8, world_size=2, precision=precision)  # type: ignore[arg-type]
-    raw = load_ds_config(path)
+    raw = json.loads(path.read_text())
     resolved = resolve_ds_config(raw, facts, where=str(path))
     assert '"auto"' not in json.dumps(resolved)
     assert zero_stage(resolved) == int(path.stem[4])
@@ -53,14 +49,14 @@ def test_deepspeed_accepts_every_shipped_config() -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     for path in SHIPPED:
-        raw = load_ds_config(path)
+        raw = json.loads(path.read_text())
         facts = EngineFacts(micro_batch_size=8, world_size=1, precision="bf16" if raw["bf16"]["enabled"] else "fp32")
         assert DeepSpeedConfig(resolve_ds_config(raw, facts)).zero_optimization_stage == int(path.stem[4])
 
 
 def test_shipped_bf16_configs_reduce_and_accumulate_gradients_in_fp32() -> None:
     for path in SHIPPED:
-        raw = load_ds_config(path)
+        raw = json.loads(path.read_text())
         types = (raw.get("communication_data_type"), raw.get("data_types", {}).get("grad_accum_dtype"))
         assert types == (("fp32", "fp32") if raw["bf16"]["enabled"] else (None, None)), path
 
@@ -92,8 +88,7 @@ def test_top_level_keys_are_those_that_deepspeed_reads() -> None:
 
     Asked.keys_asked.clear()
     DeepSpeedConfig(Asked(train_batch_size=1))
-    assert KNOWN_KEYS | REFUSED_KEYS.keys() == Asked.keys_asked
-    assert not KNOWN_KEYS & REFUSED_KEYS.keys()
+    assert KEYS[""].keys() == Asked.keys_asked
 
 
 def test_keys_of_blocks_are_those_of_deepspeeds_own_models() -> None:
@@ -112,16 +107,14 @@ def test_keys_of_blocks_are_those_of_deepspeeds_own_models() -> None:
     }
     for place, model in models.items():
         theirs = {field.alias or name for name, field in model.model_fields.items()}
-        refused = REFUSED_KEYS_OF.get(place, {}).keys()
-        assert KNOWN_KEYS_OF[place] | refused == theirs, place
-        assert not KNOWN_KEYS_OF[place] & refused
+        assert KEYS[place].keys() == theirs, place
 
 
 def test_keys_of_data_types_are_those_that_deepspeed_reads() -> None:
     from deepspeed.runtime import constants
 
     names = ("GRAD_ACCUM_DTYPE", "PARAM_DTYPE", "BUFFER_DTYPE", "KEEP_IN_FP32_MODULES")
-    assert KNOWN_KEYS_OF["data_types"] == {getattr(constants, name) for name in names}
+    assert KEYS["data_types"].keys() == {getattr(constants, name) for name in names}
 
 
 def test_autos_and_missing_keys_are_filled_and_the_input_is_left_alone() -> None:
@@ -219,16 +212,9 @@ def test_unreadable_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        load_ds_config(path)
+        resolve_ds_file(str(path), FACTS)
     with pytest.raises(ConfigError, match="one of zero1_bf16"):
-        load_ds_config(tmp_path / "missing.json")
-
-
-def test_written_config_reads_back_and_leaves_no_partial(tmp_path: Path) -> None:
-    resolved = resolve_ds_config(_zero(), FACTS)
-    path = write_ds_config(resolved, tmp_path)
-    assert load_ds_config(path) == resolved
-    assert [item.name for item in tmp_path.iterdir()] == ["ds_config.json"]
+        resolve_ds_file(str(tmp_path / "missing.json"), FACTS)
 
 
 def test_offload_to_none_is_no_offload() -> None:

@@ -10,12 +10,14 @@ from torch import nn
 
 from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.ema import WeightAverage
 from cclm.engine.fragments import Fragment
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
+from cclm.engine.rank_state import WeightAverage
 from cclm.engine.stored_weights import stored_average
-from cclm.errors import CheckpointError
+from cclm.errors import CheckpointError, ConfigError
+from cclm.files.reading import typed_values
+from tests.engine_values import full_parameters
 from tests.ranks.toy import joint_batch, make_toy
 
 CPU = torch.device("cpu")
@@ -40,7 +42,10 @@ def test_the_average_follows_the_rule() -> None:
 
 def test_no_decay_no_average() -> None:
     engine: PlainEngine[Batch] = PlainEngine(make_toy(SINGLE), OptimizerConfig(total_steps=1))
-    assert engine._state.average is None
+    assert engine.state.average is None
+    with pytest.raises(ConfigError) as caught:
+        typed_values(OptimizerConfig, {"total_steps": 1, "ema_decay": 1.0}, where="x", expected="y", do="z")
+    assert [problem.key for problem in caught.value.problems] == ["ema_decay"]
 
 
 def test_the_plain_engine_averages_its_weights_and_resumes(tmp_path: Path) -> None:
@@ -52,11 +57,11 @@ def test_the_plain_engine_averages_its_weights_and_resumes(tmp_path: Path) -> No
 
     torch.manual_seed(0)
     engine: PlainEngine[Batch] = PlainEngine(make_toy(SINGLE), config)
-    expected = engine.full_parameters()
+    expected = full_parameters(engine)
     for number in range(3):
         step(engine, number)
         decay = min(0.7, (1 + number) / (10 + number))
-        now = engine.full_parameters()
+        now = full_parameters(engine)
         expected = {name: value.lerp(now[name], 1 - decay) for name, value in expected.items()}
     engine.save(tmp_path, {})
     stored = stored_average(tmp_path)

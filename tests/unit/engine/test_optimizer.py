@@ -29,7 +29,7 @@ class Small(nn.Module):
 
 def _names(module: nn.Module, config: OptimizerConfig) -> dict[str, set[str]]:
     by_id = {id(parameter): name for name, parameter in module.named_parameters()}
-    return {group.name: {by_id[id(item)] for item in group.parameters} for group in parameter_groups(module, config)}
+    return {group["name"]: {by_id[id(item)] for item in group["params"]} for group in parameter_groups(module, config)}
 
 
 def test_decay_is_for_matrices_and_embeddings() -> None:
@@ -44,7 +44,7 @@ def test_decay_is_for_matrices_and_embeddings() -> None:
         "relative_position_bias_table",
     }
     assert "words.weight" in _names(Small(), replace(CONFIG, decay_embeddings=False))["no_decay"]
-    assert [group.weight_decay for group in parameter_groups(Small(), CONFIG)] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in parameter_groups(Small(), CONFIG)] == [0.1, 0.0]
 
 
 def test_longest_prefix_wins_and_whole_components_only() -> None:
@@ -55,8 +55,8 @@ def test_longest_prefix_wins_and_whole_components_only() -> None:
     )
     module = Small()
     module.layers_extra = nn.Linear(4, 4)
-    groups = {group.name: group for group in parameter_groups(module, config)}
-    assert {name: group.multiplier for name, group in groups.items()} == {
+    groups = {group["name"]: group for group in parameter_groups(module, config)}
+    assert {name: group["multiplier"] for name, group in groups.items()} == {
         "decay": 1.0,
         "no_decay": 1.0,
         "layers/decay": 0.5,
@@ -64,14 +64,14 @@ def test_longest_prefix_wins_and_whole_components_only() -> None:
         "layers.1/decay": 0.1,
         "layers.1/no_decay": 0.1,
     }
-    assert groups["layers.1/decay"].weight_decay == pytest.approx(0.3)
-    assert groups["layers.1/no_decay"].weight_decay == 0.0
+    assert groups["layers.1/decay"]["weight_decay"] == pytest.approx(0.3)
+    assert groups["layers.1/no_decay"]["weight_decay"] == 0.0
     assert "layers_extra.weight" in _names(module, config)["decay"]
 
 
 def test_a_star_is_any_one_component() -> None:
     config = replace(CONFIG, module_multipliers={"layers.*.weight": 2.0, "layers": 0.5})
-    groups = {group.name: group.multiplier for group in parameter_groups(Small(), config)}
+    groups = {group["name"]: group["multiplier"] for group in parameter_groups(Small(), config)}
     assert groups == {"decay": 1.0, "no_decay": 1.0, "layers.*.weight/decay": 2.0, "layers/no_decay": 0.5}
     assert _names(Small(), config)["layers.*.weight/decay"] == {"layers.0.weight", "layers.1.weight"}
     overlapping = replace(config, weight_decay_multipliers={"layers.0": 3.0})

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cclm.engine.options import OptimizerConfig
-from cclm.engine.plain import PlainEngine, stack_scalars
+from cclm.engine.plain import PlainEngine
+from tests.engine_values import full_gradients, full_parameters
 from tests.ranks.harness import Case, make_plain
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch
 
@@ -22,7 +23,7 @@ def _one_thread() -> None:
 def _gradients(engine: PlainEngine, step: int) -> dict[str, torch.Tensor]:
     losses = engine.forward(CASE.make_batch(step, 0, 1))
     engine.backward(losses)
-    return engine.full_gradients()
+    return full_gradients(engine)
 
 
 def test_the_reported_norm_is_before_clipping_and_the_update_after() -> None:
@@ -31,8 +32,8 @@ def test_the_reported_norm_is_before_clipping_and_the_update_after() -> None:
     gradients = _gradients(engine, 0)
     norm = math.sqrt(sum(float(value.square().sum()) for value in gradients.values()))
     assert engine.update(0).grad_norm == pytest.approx(norm, rel=1e-5)
-    state = next(iter(engine._optimizer.state.values()))
-    first = next(iter(engine._optimizer.param_groups[0]["params"]))
+    state = next(iter(engine.optimizer.state.values()))
+    first = next(iter(engine.optimizer.param_groups[0]["params"]))
     name = next(name for name, value in engine.module.named_parameters() if value is first)
     expected = gradients[name] * 1e-3 / norm * (1 - still.betas[0])
     torch.testing.assert_close(state["exp_avg"], expected, rtol=1e-4, atol=1e-12)
@@ -42,7 +43,7 @@ def test_zero_switches_clipping_off() -> None:
     engine = make_plain(replace(CASE, optimizer=OptimizerConfig(total_steps=10, max_grad_norm=0.0)))
     gradients = _gradients(engine, 0)
     engine.update(0)
-    moments = [value["exp_avg"].abs().max() for value in engine._optimizer.state.values()]
+    moments = [value["exp_avg"].abs().max() for value in engine.optimizer.state.values()]
     largest = max(value.abs().max() for value in gradients.values())
     assert float(max(moments)) == pytest.approx(float(largest) * 0.1, rel=1e-5)
 
@@ -52,11 +53,11 @@ def test_gradients_are_cleared_by_update_and_zero_where_unused() -> None:
     text_only = mixed_batch(2, 0, 1)
     for _ in range(2):
         engine.backward(engine.forward(text_only))
-        gradients = engine.full_gradients()
+        gradients = full_gradients(engine)
         assert not gradients["model.patches.weight"].any()
         assert gradients["model.words.weight"].any()
         engine.update(0)
-        assert not any(value.any() for value in engine.full_gradients().values())
+        assert not any(value.any() for value in full_gradients(engine).values())
 
 
 def test_accumulated_gradients_are_the_mean() -> None:
@@ -80,11 +81,11 @@ def test_update_before_all_micro_batches_is_our_bug() -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     engine = make_plain(CASE)
-    before = engine.full_parameters()
+    before = full_parameters(engine)
     _gradients(engine, 0)
     next(engine.module.parameters()).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
     assert engine.update(0).grad_norm == math.inf
-    assert all(torch.equal(value, before[name]) for name, value in engine.full_parameters().items())
+    assert all(torch.equal(value, before[name]) for name, value in full_parameters(engine).items())
     assert math.isfinite(float(engine.forward(joint_batch(1, 0, 1)).total.detach()))
 
 
@@ -105,6 +106,7 @@ def test_reduce_mean_takes_every_type_and_none() -> None:
 
 def test_scalars_are_moved_to_the_engine_before_they_are_stacked() -> None:
     """`meta` stands for a GPU: a stack of host and device tensors would raise."""
-    values = [torch.tensor(2.0), torch.empty((), device="meta"), torch.tensor([7])]
-    stacked = stack_scalars(values, torch.device("meta"), torch.float32)
-    assert (stacked.device.type, stacked.dtype, stacked.shape) == ("meta", torch.float32, (3,))
+    engine = make_plain(CASE)
+    engine.device = torch.device("meta")
+    with pytest.raises(NotImplementedError, match="meta"):  # only the way back to the host, which it has not
+        engine.reduce_mean({"a": torch.tensor(2.0), "b": torch.empty((), device="meta"), "c": torch.tensor([7])})

@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cclm.engine import tensor_file
-from cclm.engine.tensor_file import Planned, write_tensors
+from cclm.engine import fragments
+from cclm.engine.fragments import Planned, write_tensors
 
 
 def test_the_library_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_file, "PIECE_ELEMENTS", 4)  # tensors are cut, within rows, too
+    monkeypatch.setattr(fragments, "PIECE_ELEMENTS", 4)  # tensors are cut, within rows, too
     values = {
         "matrix": torch.randn(3, 5),
         "transposed": torch.randn(5, 3).T,

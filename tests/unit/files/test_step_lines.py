@@ -6,6 +6,7 @@ import pytest
 
 from cclm.data.counts import Quarantine
 from cclm.data.ledger import LedgerFile
+from cclm.files import lines
 from cclm.files.lines import StepLines
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.save import save_checkpoint
+from cclm.checkpoint.collective import save_checkpoint
 from cclm.engine.fragments import share_path
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
@@ -31,6 +31,7 @@ from cclm.hub.reference_outputs import make_recorder, read_reference, reference_
 from cclm.hub.weight_files import in_memory
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.checkpoints import CheckpointFacts, Marker, list_files, record_file, write_marker
+from tests.engine_values import full_parameters
 
 
 def run_export(opened: OpenedModel, to: Path) -> ParityReport:
@@ -183,13 +184,13 @@ def test_averaged_weights_can_be_exported_and_are_their_own_reference(
     optimizer = OptimizerConfig(total_steps=10, learning_rate=0.1, ema_decay=0.9)
     engine = PlainEngine(Training(build_model(opened.config, opened.model.state_dict(), "here").train()), optimizer)
     engine.module.requires_grad_(True)
-    begin = engine.full_parameters()
+    begin = full_parameters(engine)
     engine.backward(engine.forward(SimpleNamespace(step=0, update=0)))
     engine.update(0)
     record = make_recorder(opened.tokenizer, opened.transform, opened.max_tokens)
     path = save_checkpoint(engine, tmp_path, 1, {}, keep=1, reference_outputs=record)
     prepared, source = replace(opened, origin=path), checkpoint_source(path, weights)
-    after, decay = engine.full_parameters(), 0.0 if weights == "last" else 0.1  # (1 + 0) / (10 + 0): young averages
+    after, decay = full_parameters(engine), 0.0 if weights == "last" else 0.1  # (1 + 0) / (10 + 0): young averages
     for name, value in after.items():
         stored = source()[name.removeprefix("model.")].whole()
         torch.testing.assert_close(stored, decay * begin[name] + (1 - decay) * value, msg=name)

@@ -92,7 +92,10 @@ def test_two_halves_with_a_gather_equal_the_whole(num_first: int, num_second: in
     for half in range(2):
         local = [tensor.chunk(2)[half] for tensor in (first, second, identity_first, identity_second)]
         term = contrastive(
-            *local, TEMPERATURE, gather=fake_gather(first, second, identity_first, identity_second), **options
+            *local,
+            TEMPERATURE,
+            gather=fake_gather(first, second, identity_first, identity_second, factor=scale),
+            **options,
         )
         total, count = total + term.sum, count + term.count.item()
     assert count == num_first
@@ -101,26 +104,21 @@ def test_two_halves_with_a_gather_equal_the_whole(num_first: int, num_second: in
         torch.testing.assert_close(found, want)
 
 
-def fake_gather(*wholes: Tensor) -> Callable[[Tensor], Tensor]:
+def fake_gather(*wholes: Tensor, factor: float) -> Callable[[Tensor], Tensor]:
     """Find the whole of which a half is given; autograd's path through the whole is what a true gather has.
 
-    A half that has passed a gradient scale is scaled once more on its way back, so the whole passes one as well.
+    A half has passed a gradient scale of `factor`, which scales once more on the way back, so the whole passes one too.
     """
 
     def gather(local: Tensor) -> Tensor:
         for whole in wholes:
             for half in whole.chunk(2):
                 if half.shape == local.shape and torch.equal(half, local):
-                    return with_gradient_like(whole, local)
+                    is_scaled = whole.is_floating_point() and factor != 1.0
+                    return whole * factor + (whole * (1 - factor)).detach() if is_scaled else whole
         raise AssertionError("not a half of anything")
 
     return gather
-
-
-def with_gradient_like(whole: Tensor, local: Tensor) -> Tensor:
-    """Pass the whole through the same gradient scale as `local`."""
-    factor = getattr(local.grad_fn, "factor", 1.0)
-    return whole if factor == 1.0 else whole * factor + (whole * (1 - factor)).detach()
 
 
 @pytest.mark.parametrize("is_autocast", [False, True])

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.objectives.matching import draw_negatives, matching, ramped_hardness
+from cclm.objectives.matching import draw_negatives, matching
+from cclm.objectives.options import ObjectiveConfig
 
 
 def gumbel(*shape: int) -> Tensor:
@@ -74,13 +75,14 @@ def test_matching_counts_and_sums() -> None:
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (50, 0.4), (100, 0.8), (1000, 0.8)])
 def test_hardness_rises_linearly(step: int, expected: float) -> None:
-    assert ramped_hardness(step, 100, 0.8) == pytest.approx(expected)
+    assert ObjectiveConfig(hardness_full_step=100, hardness=0.8).hardness_at(step) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (40, 0.0), (60, 0.25), (80, 0.5), (90, 0.5)])
 def test_hardness_can_wait(step: int, expected: float) -> None:
-    assert ramped_hardness(step, 80, 0.5, start_step=40) == pytest.approx(expected)
+    config = ObjectiveConfig(hardness_start_step=40, hardness_full_step=80, hardness=0.5)
+    assert config.hardness_at(step) == pytest.approx(expected)
 
 
 def test_no_ramp_is_full_hardness() -> None:
-    assert ramped_hardness(0, 0) == 1.0
+    assert ObjectiveConfig().hardness_at(0) == 1.0

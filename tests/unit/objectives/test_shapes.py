@@ -10,8 +10,8 @@ from tests.unit.model.typed import typed_modules
 
 
 def test_annotations_of_the_objectives() -> None:
-    names = ("contrastive", "matching", "masked_lm", "term")
-    with typed_modules([f"cclm.objectives.{name}" for name in names]) as (contrastive, matching, masked_lm, term):
+    names = ("contrastive", "matching", "tokens", "term")
+    with typed_modules([f"cclm.objectives.{name}" for name in names]) as (contrastive, matching, tokens, term):
         first, second = torch.randn(4, 6), torch.randn(8, 6)
         identity = torch.arange(8) % 4
         for temperature in (0.1, torch.tensor([0.1])):
@@ -26,9 +26,9 @@ def test_annotations_of_the_objectives() -> None:
         with pytest.raises(TypeCheckError):
             matching.matching(torch.randn(5, 3), torch.ones(5, dtype=torch.int64))
         hidden, weight, label = torch.randn(3, 6), torch.randn(9, 6), torch.tensor([0, 1, 8])
-        mlm, _ = masked_lm.masked_lm(hidden, weight, torch.zeros(9), label)
+        mlm, _ = tokens.masked_lm(hidden, weight, torch.zeros(9), label)
         with pytest.raises(TypeCheckError):
-            masked_lm.masked_lm(hidden, weight, torch.zeros(8), label)
+            tokens.masked_lm(hidden, weight, torch.zeros(8), label)
         assert set(term.shares({"itc": itc, "itm": itm, "mlm": mlm})) == {"itc", "itm", "mlm"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,16 +22,16 @@ from tests.tiny_checkpoint import write_checkpoint
 
 
 def stage_of(run: Path, **changes: Any) -> Stage:
-    values: dict[str, Any] = {"name": "train", "title": "T", "explanation": "E", "commands": (("this",),), "home": run}
+    values: dict[str, Any] = {"name": "train", "explanation": "E", "commands": ("this",), "home": run}
     return Stage(**{**values, **changes})
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Commands that were called; each ends well."""
-    found: list[tuple[str, ...]] = []
+    found: list[str] = []
 
-    def call(command: tuple[str, ...], on_wait: object) -> int:
+    def call(command: str, on_wait: object) -> int:
         found.append(command)
         return 0
 
@@ -50,7 +51,7 @@ def write_results(run: Path, identity: str, shards: str = "data/demo/image-test"
 def test_every_training_command_is_a_valid_configuration() -> None:
     for ablation in (False, True):
         stages = {stage.name: stage for stage in plan(Path("runs/x"), ablation=ablation, seed=7)}
-        command = stages["train"].commands[0]
+        command = shlex.split(stages["train"].commands[0])
         config = read_recipe(command[command.index("pretrain") + 1 :])
         assert (config.seed, config.run_folder) == (7, "runs/x")
         assert list(config.views) == ["image_text", "text_pair"][: 1 if ablation else 2]
@@ -94,7 +95,7 @@ def test_an_export_needs_both_proofs_of_the_newest_checkpoint(tmp_path: Path, mi
     assert not is_exported(tmp_path)
 
 
-def test_measuring_anew_makes_the_export_old(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_measuring_anew_makes_the_export_old(tmp_path: Path, called: list[str]) -> None:
     (tmp_path / "parity.json").write_text("{}")
     measure = next(one for one in plan(tmp_path, ablation=False, seed=1) if one.name == "measure")
     assert run_stage(measure, tmp_path) == 0
@@ -104,7 +105,7 @@ def test_measuring_anew_makes_the_export_old(tmp_path: Path, called: list[tuple[
 # --- rows and seconds ---
 
 
-def test_a_skipped_stage_keeps_its_row(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_a_skipped_stage_keeps_its_row(tmp_path: Path, called: list[str]) -> None:
     item = stage_of(tmp_path, is_done=lambda: True)
     row = {"name": "train", "command": item.command, "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
@@ -112,14 +113,14 @@ def test_a_skipped_stage_keeps_its_row(tmp_path: Path, called: list[tuple[str, .
     assert called == [] and read_rows(tmp_path) == {"train": row}
 
 
-def test_a_product_of_another_command_is_made_anew(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_a_product_of_another_command_is_made_anew(tmp_path: Path, called: list[str]) -> None:
     row = {"name": "train", "command": "python -m other", "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
     assert run_stage(stage_of(tmp_path, is_done=lambda: True), tmp_path) == 0
-    assert called == [("this",)] and read_rows(tmp_path)["train"]["seconds"] < 10.0
+    assert called == ["this"] and read_rows(tmp_path)["train"]["seconds"] < 10.0
 
 
-def test_a_half_done_stage_is_not_taken_for_a_repeated_one(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_a_half_done_stage_is_not_taken_for_a_repeated_one(tmp_path: Path, called: list[str]) -> None:
     item = stage_of(tmp_path, is_done=lambda: True, is_always_called=True)
     row = {"name": "train", "command": item.command, "seconds": 30.0, "finished": False}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
@@ -128,15 +129,15 @@ def test_a_half_done_stage_is_not_taken_for_a_repeated_one(tmp_path: Path, calle
     assert row["finished"] and 30.0 <= row["seconds"] < 40.0
 
 
-def test_another_look_at_what_is_done_keeps_the_seconds(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_another_look_at_what_is_done_keeps_the_seconds(tmp_path: Path, called: list[str]) -> None:
     item = stage_of(tmp_path, is_done=lambda: True, is_always_called=True)
     row = {"name": "train", "command": item.command, "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
     assert run_stage(item, tmp_path) == 0
-    assert called == [("this",)] and read_rows(tmp_path)["train"]["seconds"] == 611.0
+    assert called == ["this"] and read_rows(tmp_path)["train"]["seconds"] == 611.0
 
 
-def test_seconds_add_up_over_the_lives_of_a_stage(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_seconds_add_up_over_the_lives_of_a_stage(tmp_path: Path, called: list[str]) -> None:
     item = stage_of(tmp_path)
     row = {"name": "train", "command": item.command, "seconds": 400.0, "finished": False}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
@@ -149,7 +150,7 @@ def test_seconds_add_up_over_the_lives_of_a_stage(tmp_path: Path, called: list[t
     assert read_rows(tmp_path)["train"]["seconds"] < 10.0, "a finished stage that is done anew starts from zero"
 
 
-def test_data_done_by_another_run_bring_their_seconds(tmp_path: Path, called: list[tuple[str, ...]]) -> None:
+def test_data_done_by_another_run_bring_their_seconds(tmp_path: Path, called: list[str]) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     item = stage_of(data, name="shards", is_done=lambda: True, is_always_called=True)
     data.mkdir()
@@ -180,7 +181,7 @@ def test_a_failing_stage_ends_the_demo_with_its_code(
 
 
 def test_a_second_demo_ends_with_the_table_and_the_report_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recall = {way: {"r1": 12.34, "r5": 20.0, "r10": 30.0} for way in ("t2i", "i2t")}
     results = {"chance": recall, "groups": {"english": recall}, "languages": {"en": recall}}
@@ -203,7 +204,7 @@ def test_python_after_two_hyphens_is_this_interpreter(tmp_path: Path, monkeypatc
     module = tmp_path / "echoing.py"
     module.write_text(f"import sys; sys.exit(sys.argv[1:] != ['--', {sys.executable!r}, '-m', 'python'])")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert run_command(("echoing", "--", "python", "-m", "python"), lambda: None) == 0
+    assert run_command("echoing -- python -m python", lambda: None) == 0
 
 
 @pytest.mark.slow
@@ -223,7 +224,7 @@ def test_ctrl_c_waits_for_the_child_and_says_how_to_go_on(tmp_path: Path) -> Non
         "import signal, sys; from pathlib import Path; from pretrain import demo\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us deaf to it
         f"run = Path({str(tmp_path / 'run')!r})\n"
-        "item = demo.Stage(name='train', title='T', explanation='E', commands=(('slow_child',),), home=run)\n"
+        "item = demo.Stage(name='train', explanation='E', commands=('slow_child',), home=run)\n"
         "demo.plan = lambda run, **_: [item]\n"
         "sys.exit(demo.main(['--run', str(run)]))\n"
     )
@@ -248,7 +249,7 @@ def test_ctrl_c_waits_for_the_child_and_says_how_to_go_on(tmp_path: Path) -> Non
 
 
 def test_a_broken_results_file_is_one_sentence(
-    tmp_path: Path, called: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, called: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path, 5, "x")
     (tmp_path / "results.json").write_text("{")

@@ -74,9 +74,9 @@ def rates(name: str) -> dict[str, float]:
     theirs = {weight.ours: weight.theirs for weight in published_weights(FAMILIES[RECIPES[name][0]])}
     found = {}
     for group in parameter_groups(module, config.optimizer):
-        for value in group.parameters:
+        for value in group["params"]:
             for published in theirs[names[id(value)]]:
-                found[published] = group.multiplier * config.optimizer.learning_rate
+                found[published] = group["multiplier"] * config.optimizer.learning_rate
     return found
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.load import load_full_state
 from cclm.engine.plain import PlainEngine
+from cclm.engine.stored_weights import load_full_state
 from cclm.run.checkpoints import newest_complete
 from pretrain.__main__ import main
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cclm.engine.ds_config import load_ds_config
+from cclm.engine.ds_config import EngineFacts, resolve_ds_file
 from cclm.errors import ConfigError
 from cclm.recipe.check import check_recipe
 from cclm.recipe.read import RECIPES, read_recipe
@@ -121,7 +121,8 @@ def test_values_on_a_command_line(word: str, key: str) -> None:
 @FEW
 @given(content=mutated(Path("ds_configs/zero3_bf16.json").read_text(encoding="utf-8")))
 def test_deepspeed_json(tmp_path: Path, content: bytes) -> None:
-    tried(load_ds_config, written(tmp_path, "a.json", content))
+    facts = EngineFacts(micro_batch_size=1, world_size=1, precision="bf16")
+    tried(resolve_ds_file, str(written(tmp_path, "a.json", content)), facts)
 
 
 @FEW

@@ -59,6 +59,7 @@ def test_same_run_is_welcome_and_another_is_named(config: RunConfig, tmp_path: P
     folder = tmp_path / "run"
     check_same_run(folder, config, input_hashes(config, {"stage": 3}))
     inputs = start(folder, config, {"stage": 3})
+    assert json.loads((folder / "ds_config.json").read_text()) == {"stage": 3}
     check_same_run(folder, config, inputs)
     other = replace(config, seed=8, objectives=replace(config.objectives, mlm_weight=0.5))
     assert refusal(folder, other, inputs) == ["objectives.mlm_weight", "seed"]

@@ -7,7 +7,7 @@ import pytest
 
 from cclm.errors import Cause, CclmError
 from cclm.run.checkpoints import FileRecord, Marker, step_folder, write_marker
-from cclm.train.health import FEW_SKIPPED, LOSS_LIMIT, MOST_SKIPPED, Health
+from cclm.train.recorder import FEW_SKIPPED, LOSS_LIMIT, MOST_SKIPPED, Health
 
 
 def after(*skipped: bool, folder: Path = Path("nowhere")) -> Health:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.checkpoint.load import load_full_state
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
+from cclm.engine.stored_weights import load_full_state
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.checkpoints import newest_complete
 from cclm.run.signals import StopRequest

@@ -15,7 +15,6 @@ from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
 from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.objectives.options import ObjectiveConfig
-from cclm.ops.choice import RunKernels
 from cclm.ops.linear_cross_entropy import linear_cross_entropy
 from cclm.train.step import CrossViewTraining
 from cclm.views.images import ImageBatch
@@ -111,9 +110,11 @@ def test_a_run_computes_with_its_kernels(training: Training) -> None:
 
     expected = module(batch).metrics
     network = Kernels(attention=counted("attention", PLAIN.attention), layer_norm=counted("norm", PLAIN.layer_norm))
-    kernels = RunKernels(network=network, linear_cross_entropy=counted("loss", linear_cross_entropy))
+    cross_entropy = counted("loss", linear_cross_entropy)
     try:
-        found = CrossViewTraining(module.model, module.views, module.objectives, SINGLE, kernels)(batch).metrics
+        found = CrossViewTraining(module.model, module.views, module.objectives, SINGLE, network, cross_entropy)(
+            batch
+        ).metrics
     finally:
         use_kernels(module.model, PLAIN)
     assert calls["attention"] > 1 and calls["norm"] > 1 and calls["loss"] == len(batch.views)

@@ -10,6 +10,7 @@ from cclm.data.loader import StepDataset
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.train.updates import merge_metrics, samples_read, updates_of
+from tests.engine_values import full_gradients
 from tests.tiny_run import recipe, with_regions, write_corpus
 from tests.tiny_training import as_config, dataset_of, module_of
 
@@ -70,14 +71,14 @@ def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunC
         engine.update(0)
     name = next(name for name, value in module.named_parameters() if "vision_encoder" in name and value.ndim == 2)
     parameter = dict(module.named_parameters())[name]
-    state = engine._optimizer.state[parameter]
+    state = engine.optimizer.state[parameter]
     value, mean, square = (tensor.clone() for tensor in (parameter.detach(), state["exp_avg"], state["exp_avg_sq"]))
     count = int(state["step"])
     assert count == 3 and mean.any()
     text = updates_of(dataset[1], "alternate")[0]
     assert list(text.views) == ["text_pair"]
     engine.backward(engine.forward(text))
-    assert not engine.full_gradients()[name].any()
+    assert not full_gradients(engine)[name].any()
     engine.update(1)
     mean, square, count = mean * 0.9, square * 0.98, count + 1
     size = 1e-2 * (1 - 0.98**count) ** 0.5 / (1 - 0.9**count)

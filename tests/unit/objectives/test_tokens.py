@@ -4,8 +4,25 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
-from cclm.objectives.answers import answer_log_likelihood, answer_loss
+from cclm.objectives.tokens import answer_log_likelihood, answer_loss, masked_lm
+
+
+def test_it_is_the_cross_entropy_of_the_slots() -> None:
+    hidden, weight, bias, label = torch.randn(7, 4), torch.randn(9, 4), torch.randn(9), torch.randint(0, 9, (7,))
+    term, correct = masked_lm(hidden, weight, bias, label)
+    logits = hidden @ weight.T + bias
+    torch.testing.assert_close(term.sum / term.count, functional.cross_entropy(logits, label))
+    assert correct == (logits.argmax(1) == label).sum()
+
+
+def test_no_slot_is_a_term_of_zero() -> None:
+    hidden = torch.randn(0, 4, requires_grad=True)
+    term, correct = masked_lm(hidden, torch.randn(9, 4), torch.randn(9), torch.randint(0, 9, (0,)))
+    term.sum.backward()
+    assert (term.sum.item(), term.count.item(), correct.item()) == (0.0, 0.0, 0)
+
 
 IDS = torch.tensor([[0, 3, 4, 2], [0, 5, 2, 1]])
 

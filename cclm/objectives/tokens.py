@@ -1,4 +1,4 @@
-"""Generative question answering: how likely a decoder finds an answer, and the loss over weighted answers."""
+"""Losses over tokens: masked language modelling given the other view, and answers that a decoder generates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from cclm.objectives.term import Term, make_term
+from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+
+
+def masked_lm(
+    hidden_TD: Float[Tensor, "t d"],
+    weight_VD: Float[Tensor, "v d"],
+    bias_V: Float[Tensor, " v"],
+    label_T: Int[Tensor, " t"],
+    cross_entropy: LinearCrossEntropy = linear_cross_entropy,
+) -> tuple[Term, Int[Tensor, ""]]:
+    """Cross-entropy over the T masked slots (spec §2.3) and how many are predicted right; T may be 0.
+
+    Pass it to the decoder module (`model.decode_with`), which holds `weight_VD` and `bias_V`.
+    """
+    loss, correct = cross_entropy(hidden_TD, weight_VD, bias_V, label_T)
+    return make_term(loss, label_T.shape[0]), correct
 
 
 def answer_log_likelihood(
@@ -19,9 +35,7 @@ def answer_log_likelihood(
         ids_BL: the answers, from `<s>` to `</s>`; `<s>` is given, not predicted.
         mask_BL: True where a token is real.
     """
-    losses_BT = functional.cross_entropy(
-        logits_BLV[:, :-1].float().flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="none"
-    ).view(ids_BL.shape[0], -1)
+    losses_BT = functional.cross_entropy(logits_BLV[:, :-1].float().mT, ids_BL[:, 1:], reduction="none")
     return -(losses_BT * mask_BL[:, 1:]).sum(1)
 
 

@@ -1,0 +1,140 @@
+"""Checkpoints that all ranks write and choose together: complete or absent.
+
+    all ranks   engine.save into .step_N.partial; reference outputs beside it
+    all ranks   sync, measure and hash a share of the files each
+    rank 0      marker → rename to step_N → sync the parent folder → prune
+
+A run goes on from the newest one whose every byte is as it was written, the same on every rank:
+
+    step_300   a bit flipped       ──► step_300.damaged
+    step_200   a file missing      ──► step_200.damaged
+    step_100   sound               ──► taken
+
+The run folder must lie on storage that all ranks share.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cclm.distributed.agreement import on_every_rank
+from cclm.distributed.collectives import Collectives
+from cclm.engine.protocol import Engine
+from cclm.errors import CheckpointError
+from cclm.files.atomic import sync
+from cclm.run import checkpoints
+from cclm.run.checkpoints import FileRecord, Marker, damage_of, set_aside, visible_checkpoints
+
+LOOK_AGAIN_S = 3.0
+"""Before a checkpoint with flaws is looked at once more."""
+
+
+def save_checkpoint(
+    engine: Engine[Any],
+    run_folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    keep: int,
+    reference_outputs: Callable[[Engine[Any], Path], None] | None = None,
+) -> Path:
+    """Write the state after `step` updates; keep the `keep` newest checkpoints. A collective.
+
+    Args:
+        state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
+        reference_outputs: puts what the engine computes on a fixed probe into the folder
+            (`cclm.hub.reference_outputs`); called on every rank.
+
+    Returns the checkpoint's folder; if a complete one of this step exists, writes nothing.
+
+    Raises:
+        CheckpointError: on every rank, if one fails to make room, to write or sync its share, or to finish; its cause
+            is that rank's. The older checkpoint stays the newest.
+    """
+    ranks, is_first = engine.collectives, engine.rank == 0
+    visible, hidden = checkpoints.step_folder(run_folder, step), checkpoints.partial_folder(run_folder, step)
+    if on_every_rank(ranks, lambda: is_first and _is_there(run_folder, visible, hidden), "prepare a checkpoint")[0]:
+        return visible
+    share = {"step": step, "state": dict(state)}
+    on_every_rank(ranks, lambda: engine.save(hidden, share), f"write its share of {hidden}")
+    if reference_outputs is not None:
+        reference_outputs(engine, hidden)
+    records = on_every_rank(ranks, lambda: _seal_share(hidden, ranks), "sync its share")
+    files = {name: record for share in records for name, record in share.items()}
+    marker = Marker(step=step, world_size=ranks.world_size, files=files)
+    on_every_rank(ranks, lambda: _finish(run_folder, hidden, visible, marker, keep) if is_first else None, "finish")
+    return visible
+
+
+def _is_there(run_folder: Path, visible: Path, hidden: Path) -> bool:
+    """Make room; return whether the checkpoint is there already."""
+    checkpoints.remove_leftovers(run_folder)
+    if visible in checkpoints.complete_checkpoints(run_folder):
+        return True
+    hidden.mkdir(parents=True)
+    return False
+
+
+def _seal_share(hidden: Path, ranks: Collectives) -> dict[str, FileRecord]:
+    """Force every world_size-th file to disk and describe it."""
+    records = {}
+    for name in checkpoints.list_files(hidden)[ranks.rank :: ranks.world_size]:
+        sync(hidden / name)
+        records[name] = checkpoints.record_file(hidden / name)
+    return records
+
+
+def _finish(run_folder: Path, hidden: Path, visible: Path, marker: Marker, keep: int) -> None:
+    for folder, _, _ in os.walk(hidden):
+        sync(Path(folder))
+    checkpoints.write_marker(hidden, marker)
+    checkpoints.publish(hidden, visible)
+    checkpoints.prune(run_folder, keep)
+
+
+def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], object]) -> Path | None:
+    """Return the newest sound checkpoint of a run, or None if there is no checkpoint at all. A collective.
+
+    Each rank hashes a share of the files. Damaged ones that are newer are renamed, never removed; `tell` gets a line
+    for each, on rank 0.
+
+    Raises:
+        CheckpointError: on every rank: there are checkpoints, and all of them are damaged (nothing is renamed then);
+            another version of this library wrote one; or the storage does not answer.
+    """
+    is_first = ranks.rank == 0
+    found = on_every_rank(ranks, lambda: visible_checkpoints(run_folder) if is_first else [], "list checkpoints")
+    damaged: dict[Path, str] = {}
+    for checkpoint in reversed(found[0]):
+        flaws = _look(ranks, checkpoint)
+        if flaws:  # a network file system may show another machine's files late, and a network may garble them
+            time.sleep(LOOK_AGAIN_S)
+            flaws = _look(ranks, checkpoint)
+        if not flaws:
+            on_every_rank(ranks, lambda: _set_aside(damaged, tell) if is_first else None, "set checkpoints aside")
+            if damaged and is_first:
+                tell(f"going on from {checkpoint.name}\n")
+            return checkpoint
+        damaged[checkpoint] = "; ".join(flaws)
+    if damaged:
+        raise CheckpointError(
+            where=str(run_folder / checkpoints.FOLDER),
+            expected="a checkpoint whose files are as they were written",
+            got="; ".join(f"{path.name}: {flaws}" for path, flaws in damaged.items()),
+            do="Put the files back from a copy, or rename these folders to start from the beginning; check the disk.",
+        )
+    return None
+
+
+def _look(ranks: Collectives, checkpoint: Path) -> list[str]:
+    """What the ranks find wrong, each in its share of the files."""
+    shares = on_every_rank(ranks, lambda: damage_of(checkpoint, ranks.rank, ranks.world_size), "read a checkpoint")
+    return list(dict.fromkeys(flaw for share in shares for flaw in share))
+
+
+def _set_aside(damaged: dict[Path, str], tell: Callable[[str], object]) -> None:
+    for checkpoint, flaws in damaged.items():
+        tell(f"damaged checkpoint {checkpoint} set aside as {set_aside(checkpoint).name}: {flaws}\n")
