@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         to,
         source=source,
         reference=lambda scratch: reference_for(prepared, source, scratch, weights),
-        card=lambda parity: model_card(facts, parity, count_parameters(prepared.config)),
+        papers=lambda parity: {"README.md": model_card(facts, parity, count_parameters(prepared.config))},
         options=how,
     )
     say(f"exported {prepared.origin} to {to}")

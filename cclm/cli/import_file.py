@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 def import_again(folder: Path, to: Path) -> None:
     """Write an exported folder anew."""
-    from cclm.hub.import_export import import_export
+    from cclm.hub.import_folder import import_export
 
     report = import_export(folder, to)
     say(f"wrote {to}: the weights of {folder} bit for bit, with the code of this version")

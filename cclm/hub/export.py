@@ -31,11 +31,12 @@ from cclm.files.folders import make_folder
 from cclm.files.lock import locked_folder
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.mapped_pages import drop_pages_after_use
-from cclm.hub.open import Prepared, is_export, with_weights, without_prefix
+from cclm.hub.open import TRAINING_PREFIX, Prepared, is_export, with_weights
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
 from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
 from cclm.model.tied_weights import tied_weights
+from cclm.pretrained.source_files import without_prefix
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
@@ -51,8 +52,8 @@ SCRATCH = ".reference"
 class ExportOptions:
     """How to write."""
 
-    dtype: Dtype = "float32"
-    """Of the weights on disk."""
+    dtype: Dtype | None = "float32"
+    """Of the weights on disk; None: as they are."""
     shard_bytes: int = parse_size(SHARD_SIZE)
     """Largest size of a file of weights."""
     tolerance: float | None = None
@@ -77,7 +78,7 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
         stored = stored_weights(checkpoint)
         if weights == "ema":  # buffers and frozen parameters have no average
             stored.update(stored_average(checkpoint))
-        return without_prefix(stored)
+        return without_prefix(stored, TRAINING_PREFIX)
 
     return source
 
@@ -97,7 +98,7 @@ def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: We
     (file,) = write_weights(source, scratch, names=names, dtype=None, shard_bytes=sys.maxsize)
     opened = with_weights(prepared, load_file(scratch / file))
     drop_pages_after_use(opened.model)
-    found = reference_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
+    found = reference_of(opened)
     del opened
     shutil.rmtree(scratch)
     give_memory_back()
@@ -118,7 +119,7 @@ def export(
     *,
     source: Source,
     reference: Callable[[Path], ReferenceOutputs],
-    card: Callable[[ParityReport], str],
+    papers: Callable[[ParityReport], Mapping[str, str]],
     options: ExportOptions | None = None,
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
@@ -128,7 +129,7 @@ def export(
         to: the folder to make; an export that is already there is replaced, anything else is refused.
         source: the weights.
         reference: tells what the export must compute; gets a folder that it may make and must remove.
-        card: makes the text of README.md.
+        papers: makes the texts of README.md and of other files, by name.
         options: dtype, size of shards, tolerance.
 
     Raises:
@@ -140,9 +141,10 @@ def export(
     with staging_directory(to) as folder:
         expected = reference(folder.with_name(SCRATCH))
         write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
-        report = check_parity(prepared, folder, reference=expected, dtype=options.dtype, tolerance=options.tolerance)
-        (folder / PARITY_NAME).write_text(report.as_json(), encoding="utf-8")
-        (folder / "README.md").write_text(card(report), encoding="utf-8")
+        dtype = options.dtype or "float32"
+        report = check_parity(prepared, folder, reference=expected, dtype=dtype, tolerance=options.tolerance)
+        for name, text in {PARITY_NAME: report.as_json(), **papers(report)}.items():
+            (folder / name).write_text(text, encoding="utf-8")
     return report
 
 

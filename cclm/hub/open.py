@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,13 +31,15 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.model.tied_weights import tied_weights
+from cclm.pretrained.source_files import without_prefix
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import newest_complete
 from cclm.run.identity import CheckpointFacts, identify
 from cclm.views.image_options import ImageViewConfig
 
-ValueType = TypeVar("ValueType")
+TRAINING_PREFIX = "model."
+"""What stands before the network's names in the training module's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
     Raises:
         CheckpointError: names or shapes do not fit the config.
     """
-    state = without_prefix(state)
+    state = without_prefix(state, TRAINING_PREFIX)
     with no_init_weights():  # not on the meta device: buffers that no checkpoint holds get their values here
         model = CCLMModel(config)
     try:
@@ -177,14 +178,6 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
     model.tie_weights()
     model.eval()
     return model
-
-
-def without_prefix(state: Mapping[str, ValueType]) -> Mapping[str, ValueType]:
-    """The network's names: the training module's begin with `model.`"""
-    prefix = "model."
-    if state and all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
 
 
 def misfit(where: str, got: str) -> CheckpointError:

@@ -24,6 +24,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.together import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
+from cclm.hub.open import OpenedModel
 from cclm.hub.probe import NUM_MASKED, Probe, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.model.modeling_cclm import CCLMModel
 
@@ -65,15 +66,13 @@ def make_recorder(
     return record
 
 
-def reference_of(
-    model: CCLMModel, tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
-) -> ReferenceOutputs:
+def reference_of(opened: OpenedModel) -> ReferenceOutputs:
     """Compute the same with a model in this process: for imports, and for checkpoints that hold none.
 
     Raises:
         CheckpointError: the tokenizer knows fewer than `NUM_MASKED` of the probe's captions.
     """
-    probe = known_part(make_probe(), tokenizer)
+    probe = known_part(make_probe(), opened.tokenizer)
     if probe.num_captions < NUM_MASKED:
         raise CheckpointError(
             where="tokenizer",
@@ -81,7 +80,8 @@ def reference_of(
             got=str(probe.num_captions),
             do="Give the tokenizer an <unk> piece, or train it on texts in more scripts.",
         )
-    outputs = probe_outputs(model, probe_inputs(probe, tokenizer, transform, max_tokens))
+    inputs = probe_inputs(probe, opened.tokenizer, opened.transform, opened.max_tokens)
+    outputs = probe_outputs(opened.model, inputs)
     origin = "the model in the exporting process, fp32"
     return ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision="fp32")
 

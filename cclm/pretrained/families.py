@@ -11,7 +11,7 @@ Sizes come from the research code's configuration (arXiv 2206.00621, 2211.12402)
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 
@@ -19,99 +19,67 @@ DROPOUT = 0.1
 """Of hidden states, attention weights and (highest) paths in every published model."""
 
 
-def swin_family(
-    *,
-    width: int,
-    projection_width: int,
-    vision: VisionOptions,
-    text: TextOptions,
-    fusion_layers: int,
+def published_options(
+    *, width: int, projection_width: int, vision: VisionOptions, text: TextOptions, fusion_layers: int
 ) -> ModelOptions:
-    """CCLM-3M/4M with these sizes: one BERT stack, cut into text and fusion encoder, positions from 0.
+    """A model of a published layout with these sizes.
 
     Args:
         width: of all encoders.
         projection_width: of the contrastive features.
-        vision: sizes of the Swin tower.
+        vision: sizes of the image tower. "swin" is CCLM-3M/4M: one BERT stack, cut into text and fusion encoder,
+            positions from 0. "beit" is CCLM-X2VLM: text and fusion encoder of different origins, so of different
+            epsilons.
         text: sizes of the text layers; the fusion layers have the same.
         fusion_layers: layers with cross-attention.
     """
-    text = _published_text(replace(text, position_rule="column", position_offset=0))
+    is_swin = vision.architecture == "swin"
+    shared: dict[str, Any] = {
+        "norm_position": "post",
+        "dropout": DROPOUT,
+        "attention_dropout": DROPOUT,
+        "initializer_range": 0.02,
+        "pooling": "cls",
+    }
     return ModelOptions(
         width=width,
         projection_width=projection_width,
         matching_width=2 * width,
         box_head=True,
-        tie_decoder=True,
-        vision=replace(vision, architecture="swin", feedforward_width=4 * width, norm_eps=1e-5),
-        text=text,
-        fusion=_published_fusion(text, fusion_layers, norm_eps=1e-5),
-    )
-
-
-def beit_family(
-    *,
-    width: int,
-    projection_width: int,
-    vision: VisionOptions,
-    text: TextOptions,
-    fusion_layers: int,
-) -> ModelOptions:
-    """CCLM-X2VLM with these sizes: text and fusion encoder of different origins, so of different epsilons."""
-    text = _published_text(replace(text, position_rule="ids", position_offset=text.pad_token_id + 1))
-    return ModelOptions(
-        width=width,
-        projection_width=projection_width,
-        matching_width=2 * width,
-        box_head=True,
-        tie_decoder=False,
-        masked_lm_norm_eps=1e-5,
-        vision=replace(vision, architecture="beit", feedforward_width=4 * width, norm_eps=1e-6),
-        text=text,
-        fusion=_published_fusion(text, fusion_layers, norm_eps=1e-12),
-    )
-
-
-def _published_text(text: TextOptions) -> TextOptions:
-    """The choices that all published text encoders share."""
-    return replace(
-        text,
-        norm_position="post",
-        norm_eps=1e-5,
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-        initializer_range=0.02,
-        token_type=True,
-        pooling="cls",
-    )
-
-
-def _published_fusion(text: TextOptions, num_layers: int, norm_eps: float) -> FusionOptions:
-    """BERT layers of the text encoder's sizes."""
-    return FusionOptions(
-        num_layers=num_layers,
-        num_heads=text.num_heads,
-        feedforward_width=text.feedforward_width,
-        norm_position="post",
-        norm_eps=norm_eps,
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-        initializer_range=0.02,
-        pooling="cls",
+        tie_decoder=is_swin,
+        masked_lm_norm_eps=None if is_swin else 1e-5,
+        vision=replace(vision, norm_eps=1e-5 if is_swin else 1e-6),
+        text=replace(
+            text,
+            norm_eps=1e-5,
+            token_type=True,
+            position_rule="column" if is_swin else "ids",
+            position_offset=0 if is_swin else text.pad_token_id + 1,
+            **shared,
+        ),
+        fusion=FusionOptions(
+            num_layers=fusion_layers,
+            num_heads=text.num_heads,
+            feedforward_width=text.feedforward_width,
+            norm_eps=1e-5 if is_swin else 1e-12,
+            **shared,
+        ),
     )
 
 
 def _x2vlm(width: int, num_layers: int, num_heads: int) -> ModelOptions:
     """The X2VLM models, whose image and text towers are equally deep and wide."""
-    return beit_family(
-        width=width,
-        projection_width=256,
-        vision=VisionOptions(
-            image_size=224, patch_size=16, num_layers=num_layers, num_heads=num_heads, drop_path=DROPOUT
-        ),
-        text=_xlm_roberta(width, num_layers, num_heads),
-        fusion_layers=6,
+    vision = VisionOptions(
+        architecture="beit",
+        image_size=224,
+        patch_size=16,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feedforward_width=4 * width,
+        drop_path=DROPOUT,
     )
+    text = _xlm_roberta(width, num_layers, num_heads)
+    return published_options(width=width, projection_width=256, vision=vision, text=text, fusion_layers=6)
 
 
 def _xlm_roberta(width: int, num_layers: int, num_heads: int) -> TextOptions:
@@ -125,16 +93,18 @@ def _xlm_roberta(width: int, num_layers: int, num_heads: int) -> TextOptions:
     )
 
 
-_CCLM = swin_family(
+_CCLM = published_options(
     width=1024,
     projection_width=256,
     vision=VisionOptions(
+        architecture="swin",
         image_size=224,
         patch_size=4,
         window=7,
         stage_layers=(2, 2, 18, 2),
         stage_heads=(4, 8, 16, 32),
         num_heads=32,
+        feedforward_width=4096,
         drop_path=DROPOUT,
     ),
     text=_xlm_roberta(1024, num_layers=6, num_heads=16),

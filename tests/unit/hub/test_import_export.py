@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cclm.errors import CheckpointError
-from cclm.hub import import_export as module
-from cclm.hub.import_export import folder_source, import_export, stored_dtype
+from cclm.hub import import_folder as module
+from cclm.hub.import_folder import folder_source, import_export, stored_dtype
 from cclm.hub.open import OpenedModel, Prepared, prepare_export
 from cclm.hub.reference_outputs import ReferenceOutputs
 from cclm.hub.weight_files import INDEX_NAME, Dtype, Source

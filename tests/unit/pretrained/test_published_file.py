@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from cclm.errors import CheckpointError
-from cclm.pretrained.published_file import read_tensors, unwrap
+from cclm.pretrained.source_files import read_tensors, unwrap
 
 STATE = {"temp": torch.tensor(0.07), "text_proj.weight": torch.arange(6.0).view(2, 3)}
 
