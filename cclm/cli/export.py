@@ -38,7 +38,7 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Export, print the parity report."""
     from cclm.files.atomic import replace_text
-    from cclm.hub.export import ExportOptions, Weights, check_target, checkpoint_source, export, reference_for
+    from cclm.hub.export import Weights, check_target, checkpoint_source, export
     from cclm.hub.hub_folder import count_parameters
     from cclm.hub.model_card import model_card
     from cclm.hub.open import is_export, prepare_run
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     weights: Weights = options.weights
     if weights not in ("last", "ema"):
         raise ConfigError(where="--weights", expected="last or ema", got=repr(weights), do="Choose one of these.")
-    how = ExportOptions(dtype=DTYPES[dtype], shard_bytes=parse_size(options.shard_size), tolerance=options.tolerance)
+    shard_bytes = parse_size(options.shard_size)
     if is_export(options.run_folder):
         where = str(options.run_folder)
         raise ConfigError(where=where, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
@@ -64,9 +64,11 @@ def run(options: argparse.Namespace) -> None:
         prepared,
         to,
         source=source,
-        reference=lambda scratch: reference_for(prepared, source, scratch, weights),
         papers=lambda parity: {"README.md": model_card(facts, parity, count_parameters(prepared.config))},
-        options=how,
+        weights=weights,
+        dtype=DTYPES[dtype],
+        shard_bytes=shard_bytes,
+        tolerance=options.tolerance,
     )
     say(f"exported {prepared.origin} to {to}")
     try:

@@ -11,8 +11,8 @@ the training step calls.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def write_outputs(export: Path, probe: Path, out: Path) -> None:
 
     torch.set_num_threads(1)
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
-    neighbour("mapped_pages").drop_pages_after_use(model)  # it may be a large one, beside the exporting process
+    beside = runpy.run_path(str(Path(__file__).with_name("mapped_pages.py")))
+    beside["drop_pages_after_use"](model)  # it may be a large one, beside the exporting process
     processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
     told = json.loads((probe / "probe.json").read_text(encoding="utf-8"))
     images = [Image.open(path) for path in sorted(probe.glob("*.png"))]
@@ -56,15 +57,6 @@ def write_outputs(export: Path, probe: Path, out: Path) -> None:
     with torch.inference_mode():
         found = compute(model, processor, inputs, told["image_of_caption"], told["num_masked"])
     save_file({name: tensor.float().contiguous() for name, tensor in found.items()}, out)
-
-
-def neighbour(name: str) -> Any:
-    """Return the module of a file that lies beside this one."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,18 +46,6 @@ REPLACED = "replaced"
 """Name of an older export inside the staging directory, between two renames."""
 SCRATCH = ".reference"
 """Name of the folder that the reference may use, inside the staging directory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How to write."""
-
-    dtype: Dtype | None = "float32"
-    """Of the weights on disk; None: as they are."""
-    shard_bytes: int = parse_size(SHARD_SIZE)
-    """Largest size of a file of weights."""
-    tolerance: float | None = None
-    """Largest difference, as a share of the largest value; None: by dtype."""
 
 
 Weights = Literal["last", "ema"]
@@ -118,9 +106,11 @@ def export(
     to: Path,
     *,
     source: Source,
-    reference: Callable[[Path], ReferenceOutputs],
     papers: Callable[[ParityReport], Mapping[str, str]],
-    options: ExportOptions | None = None,
+    weights: Weights = "last",
+    dtype: Dtype | None = "float32",
+    shard_bytes: int = parse_size(SHARD_SIZE),
+    tolerance: float | None = None,
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
 
@@ -128,21 +118,21 @@ def export(
         prepared: sizes, and what prepares the inputs.
         to: the folder to make; an export that is already there is replaced, anything else is refused.
         source: the weights.
-        reference: tells what the export must compute; gets a folder that it may make and must remove.
         papers: makes the texts of README.md and of other files, by name.
-        options: dtype, size of shards, tolerance.
+        weights: which ones of the checkpoint `source` gives.
+        dtype: of the weights on disk; None: as they are.
+        shard_bytes: largest size of a file of weights.
+        tolerance: largest difference, as a share of the largest value; None: by dtype.
 
     Raises:
         CheckpointError: `to` is something else, or another export to it is running, or weights are missing, or a fresh
             process computes something else. `to` is then untouched.
     """
-    options = ExportOptions() if options is None else options
     check_target(to)
     with staging_directory(to) as folder:
-        expected = reference(folder.with_name(SCRATCH))
-        write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
-        dtype = options.dtype or "float32"
-        report = check_parity(prepared, folder, reference=expected, dtype=dtype, tolerance=options.tolerance)
+        reference = reference_for(prepared, source, folder.with_name(SCRATCH), weights)
+        write_folder(prepared, folder, source, dtype=dtype, shard_bytes=shard_bytes)
+        report = check_parity(prepared, folder, reference=reference, dtype=dtype or "float32", tolerance=tolerance)
         for name, text in {PARITY_NAME: report.as_json(), **papers(report)}.items():
             (folder / name).write_text(text, encoding="utf-8")
     return report

@@ -19,7 +19,7 @@ from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.files.hashing import file_sha256
-from cclm.hub.export import SHARD_SIZE, ExportOptions, check_target, export, reference_for, staging_directory
+from cclm.hub.export import SHARD_SIZE, check_target, export, staging_directory
 from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_model
 from cclm.hub.open import Prepared, prepare_export
 from cclm.hub.parity import ParityReport
@@ -96,9 +96,8 @@ def import_file(
             prepared,
             to,
             source=source,
-            reference=lambda scratch: reference_for(prepared, source, scratch),
             papers=lambda parity: _papers(replace(done, parity=parity), path),
-            options=ExportOptions(dtype=None),
+            dtype=None,
         )
         return replace(done, parity=parity)
     with staging_directory(to) as folder:
@@ -129,9 +128,8 @@ def import_export(folder: Path, to: Path) -> ParityReport:
         prepared,
         to,
         source=source,
-        reference=lambda scratch: reference_for(prepared, source, scratch),
         papers=lambda _: {"README.md": text.rstrip("\n").removesuffix(note.strip()).rstrip("\n") + note},
-        options=ExportOptions(dtype=stored_dtype(source())),
+        dtype=stored_dtype(source()),
     )
 
 

@@ -87,16 +87,35 @@ def prepare_run(path: Path) -> Prepared:
         ConfigError: config.yaml cannot be read.
         CheckpointError: it is neither, or the run has no complete checkpoint.
     """
-    if (path / CONFIG_FILE).exists():
-        return _prepare_checkpoint(path, _newest_checkpoint(path))
-    run_folder = path.parent.parent
-    if path.is_dir() and (run_folder / CONFIG_FILE).exists():
-        return _prepare_checkpoint(run_folder, path)
-    raise CheckpointError(
-        where=str(path),
-        expected="an export folder (config.json), a run folder (config.yaml) or a checkpoint inside a run folder",
-        got="something else" if path.exists() else "nothing at this path",
-        do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
+    is_run = (path / CONFIG_FILE).exists()
+    run_folder = path if is_run else path.parent.parent
+    if not path.is_dir() or not (run_folder / CONFIG_FILE).exists():
+        raise CheckpointError(
+            where=str(path),
+            expected="an export folder (config.json), a run folder (config.yaml) or a checkpoint inside a run folder",
+            got="something else" if path.exists() else "nothing at this path",
+            do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
+        )
+    checkpoint = newest_complete(path) if is_run else path
+    if checkpoint is None:
+        raise CheckpointError(
+            where=str(run_folder),
+            expected="a complete checkpoint",
+            got="none",
+            do="Let the run reach its first checkpoint.",
+        )
+    config = read_run_config(run_folder)
+    tokenizer_folder = Path(config.data.tokenizer)
+    tokenizer = load_tokenizer(tokenizer_folder, config.data.normalise)
+    return Prepared(
+        config=model_config(config.model, tokenizer),
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        transform=transform_of(config),
+        max_tokens=longest_text(config),
+        origin=checkpoint,
+        run_folder=run_folder,
+        checkpoint=identify(checkpoint),
     )
 
 
@@ -198,37 +217,9 @@ def transform_of(config: RunConfig) -> ImageTransformConfig:
     return ImageTransformConfig(size=config.model.vision.image_size)
 
 
-def _newest_checkpoint(run_folder: Path) -> Path:
-    found = newest_complete(run_folder)
-    if found is None:
-        raise CheckpointError(
-            where=str(run_folder),
-            expected="a complete checkpoint",
-            got="none",
-            do="Let the run reach its first checkpoint.",
-        )
-    return found
-
-
 def longest_text(config: RunConfig) -> int:
     """Return the tokens of the longest text that a run was trained with."""
     return max(view.max_tokens for view in config.views.values())
-
-
-def _prepare_checkpoint(run_folder: Path, checkpoint: Path) -> Prepared:
-    config = read_run_config(run_folder)
-    tokenizer_folder = Path(config.data.tokenizer)
-    tokenizer = load_tokenizer(tokenizer_folder, config.data.normalise)
-    return Prepared(
-        config=model_config(config.model, tokenizer),
-        tokenizer=tokenizer,
-        tokenizer_folder=tokenizer_folder,
-        transform=transform_of(config),
-        max_tokens=longest_text(config),
-        origin=checkpoint,
-        run_folder=run_folder,
-        checkpoint=identify(checkpoint),
-    )
 
 
 def prepare_export(folder: Path) -> Prepared:

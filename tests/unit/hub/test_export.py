@@ -39,7 +39,6 @@ def run_export(opened: OpenedModel, to: Path) -> ParityReport:
         opened,
         to,
         source=in_memory(opened.model.state_dict()),
-        reference=lambda _: reference_of(opened),
         papers=lambda report: {"README.md": f"max {report.max_abs}"},
     )
 
