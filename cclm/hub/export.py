@@ -13,9 +13,9 @@ fresh one.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,10 +44,6 @@ SHARD_SIZE = "5GB"
 """Of a file of weights."""
 REPLACED = "replaced"
 """Name of an older export inside the staging directory, between two renames."""
-SCRATCH = ".reference"
-"""Name of the folder that the reference may use, inside the staging directory."""
-
-
 Weights = Literal["last", "ema"]
 """The weights after the last update, or their moving average (`optimizer.ema_decay`)."""
 
@@ -71,10 +67,10 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
     return source
 
 
-def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: Weights = "last") -> ReferenceOutputs:
+def reference_for(prepared: Prepared, source: Source, room: Path, weights: Weights = "last") -> ReferenceOutputs:
     """Return what the training engine computed; without it, and for averages, what the model computes in this process.
 
-    `scratch`: a folder that can be made, where there is room for the weights; it goes again.
+    `room`: a folder where there is room for the weights; they go again.
     """
     recorded = read_reference(prepared.origin) if weights == "last" else None
     if recorded is not None:
@@ -82,23 +78,15 @@ def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: We
     tied = tied_weights(prepared.config.options())
     names = [name for name in source() if name not in tied]
     # Through a file: what is mapped can leave memory again, which copies put together from the ranks' shares cannot.
-    scratch.mkdir()
-    (file,) = write_weights(source, scratch, names=names, dtype=None, shard_bytes=sys.maxsize)
-    opened = with_weights(prepared, load_file(scratch / file))
-    drop_pages_after_use(opened.model)
-    found = reference_of(opened)
-    del opened
-    shutil.rmtree(scratch)
-    give_memory_back()
+    with tempfile.TemporaryDirectory(dir=room) as scratch:
+        (file,) = write_weights(source, Path(scratch), names=names, dtype=None, shard_bytes=sys.maxsize)
+        opened = with_weights(prepared, load_file(Path(scratch, file)))
+        drop_pages_after_use(opened.model)
+        found = reference_of(opened)
+        del opened
+    # glibc keeps freed memory; given back to the system, it does not stand beside the fresh process.
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system, so that the fresh process does not stand beside it (glibc keeps it)."""
-    libc = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(libc), "malloc_trim", None) if libc else None
-    if trim is not None:
-        trim(0)
 
 
 def export(
@@ -130,7 +118,7 @@ def export(
     """
     check_target(to)
     with staging_directory(to) as folder:
-        reference = reference_for(prepared, source, folder.with_name(SCRATCH), weights)
+        reference = reference_for(prepared, source, folder.parent, weights)
         write_folder(prepared, folder, source, dtype=dtype, shard_bytes=shard_bytes)
         report = check_parity(prepared, folder, reference=reference, dtype=dtype or "float32", tolerance=tolerance)
         for name, text in {PARITY_NAME: report.as_json(), **papers(report)}.items():

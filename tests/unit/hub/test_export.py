@@ -193,8 +193,9 @@ def test_averaged_weights_can_be_exported_and_are_their_own_reference(
     for name, value in after.items():
         stored = source()[name.removeprefix("model.")].whole()
         torch.testing.assert_close(stored, decay * begin[name] + (1 - decay) * value, msg=name)
-    reference = reference_for(prepared, source, tmp_path / "scratch", weights)
-    assert not (tmp_path / "scratch").exists()
+    before = set(tmp_path.iterdir())
+    reference = reference_for(prepared, source, tmp_path, weights)
+    assert set(tmp_path.iterdir()) == before
     assert reference.origin.startswith("training engine" if weights == "last" else "averaged weights (EMA)")
     recorded = read_reference(path)
     assert recorded is not None
