@@ -40,29 +40,21 @@ class Imported:
 
     options: ModelOptions
     """Sizes of the model."""
-    family: str | None
-    """The published family of these sizes."""
-    num_parameters: int
-    """Tied ones counted once."""
     report: ImportReport
     """The fate of every key."""
-    parity: ParityReport | None
+    parity: ParityReport | None = None
     """None without tokenizer."""
 
     @property
     def title(self) -> str:
-        """The family in words."""
+        """The published family of these sizes in words; tied parameters count once."""
+        count = count_parameters(CCLMConfig.from_options(self.options))
         layout = "CCLM-3M/4M" if self.options.vision.architecture == "swin" else "CCLM-X2VLM"
-        return f"{self.family or 'unpublished sizes'} ({layout} layout, {self.num_parameters:,} parameters)"
+        return f"{family_of(self.options) or 'unpublished sizes'} ({layout} layout, {count:,} parameters)"
 
 
 def import_file(
-    path: Path,
-    to: Path,
-    *,
-    tokenizer: Path | None = None,
-    image_size: int | None = None,
-    text_heads: int | None = None,
+    path: Path, to: Path, *, tokenizer: Path | None = None, image_size: int | None = None, text_heads: int | None = None
 ) -> Imported:
     """Convert `path` and write the folder `to`.
 
@@ -77,15 +69,10 @@ def import_file(
         CheckpointError: see `convert` and `export`; `to` is then untouched.
     """
     check_target(to)
-    options, report = _sizes_and_fates(path, text_heads, image_size)
-    config = CCLMConfig.from_options(options)
-    done = Imported(
-        options=options,
-        family=family_of(options),
-        num_parameters=count_parameters(config),
-        report=report,
-        parity=None,
-    )
+    published = read_tensors(path)
+    options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
+    done = Imported(options=options, report=convert(published, options, str(path))[1])
+    del published  # the pages of the file that were read go with it
 
     def source() -> Mapping[str, StoredTensor]:
         return stored_tensors(read_tensors(path), options)
@@ -93,14 +80,11 @@ def import_file(
     if tokenizer is not None:
         prepared = _prepare(options, path, tokenizer)
         parity = export(
-            prepared,
-            to,
-            source=source,
-            papers=lambda parity: _papers(replace(done, parity=parity), path),
-            dtype=None,
+            prepared, to, source=source, papers=lambda parity: _papers(replace(done, parity=parity), path), dtype=None
         )
         return replace(done, parity=parity)
     with staging_directory(to) as folder:
+        config = CCLMConfig.from_options(options)
         write_model(config, folder, source, dtype=None, shard_bytes=parse_size(SHARD_SIZE), origin=str(path))
         hub_image_processor(_transform(options)).save_pretrained(folder)
         for name, text in _papers(done, path).items():
@@ -156,13 +140,6 @@ def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:
             do="Export it again.",
         )  # fmt: skip
     return DTYPES[found.pop()]
-
-
-def _sizes_and_fates(path: Path, text_heads: int | None, image_size: int | None) -> tuple[ModelOptions, ImportReport]:
-    """Read the file once; the pages of it that were read leave memory with it."""
-    published = read_tensors(path)
-    options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
-    return options, convert(published, options, str(path))[1]
 
 
 def _prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:

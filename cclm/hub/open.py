@@ -32,6 +32,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.model.tied_weights import tied_weights
 from cclm.pretrained.source_files import without_prefix
+from cclm.pretrained.towers import triple
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import newest_complete
@@ -126,10 +127,15 @@ def open_model(path: Path) -> OpenedModel:
         ConfigError: config.yaml cannot be read.
         CheckpointError: it is none of these, or the run has no complete checkpoint, or the weights do not fit.
     """
-    if is_export(path):
-        return _open_export(path)
-    prepared = prepare_run(path)
-    return with_weights(prepared, load_full_state(prepared.origin))
+    if not is_export(path):
+        prepared = prepare_run(path)
+        return with_weights(prepared, load_full_state(prepared.origin))
+    prepared = prepare_export(path)
+    try:
+        model = CCLMModel.from_pretrained(path, dtype=torch.float32).eval()
+    except (ValueError, RuntimeError) as error:
+        raise _other_version(path, error) from error
+    return OpenedModel(**{**vars(prepared), "config": model.config, "model": model})
 
 
 def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel:
@@ -161,12 +167,9 @@ def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:
 
 def is_export(path: Path) -> bool:
     """Return whether a folder is an export of ours."""
-    config = path / "config.json"
-    if not config.is_file():
-        return False
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(path / "config.json", None)
+    except ConfigError:
         return False
     return isinstance(content, dict) and content.get("model_type") == CCLMConfig.model_type
 
@@ -236,7 +239,8 @@ def prepare_export(folder: Path) -> Prepared:
     except (OSError, ValueError) as error:
         raise _other_version(folder, error) from error
     names: dict[int, Resample] = {int(number): name for name, number in RESAMPLE_FILTER.items()}
-    mean, std = processor["image_mean"], processor["image_std"]
+    parity = read_json(folder / PARITY_NAME, {})
+    is_known = parity.get("checkpoint") is not None
     return Prepared(
         config=config,
         tokenizer=load_tokenizer(folder),
@@ -245,23 +249,14 @@ def prepare_export(folder: Path) -> Prepared:
             size=processor["size"]["height"],
             method="none",
             resample=names[processor["resample"]],
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
+            mean=triple(processor["image_mean"]),
+            std=triple(processor["image_std"]),
         ),
         max_tokens=int(settings["model_max_length"]),
         origin=folder,
         run_folder=None,
-        checkpoint=_exported_checkpoint(folder),
+        checkpoint=CheckpointFacts(step=parity["step"], identity=parity["checkpoint"]) if is_known else None,
     )
-
-
-def _open_export(folder: Path) -> OpenedModel:
-    prepared = prepare_export(folder)
-    try:
-        model = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()
-    except (ValueError, RuntimeError) as error:
-        raise _other_version(folder, error) from error
-    return OpenedModel(**{**vars(prepared), "config": model.config, "model": model})
 
 
 def _other_version(folder: Path, error: Exception) -> CheckpointError:
@@ -271,10 +266,3 @@ def _other_version(folder: Path, error: Exception) -> CheckpointError:
         got=" ".join(str(error).split()),
         do="Open it with the code that it carries: AutoModel.from_pretrained(…, trust_remote_code=True).",
     )
-
-
-def _exported_checkpoint(folder: Path) -> CheckpointFacts | None:
-    parity = read_json(folder / PARITY_NAME, {})
-    if parity.get("checkpoint") is None:
-        return None
-    return CheckpointFacts(step=parity["step"], identity=parity["checkpoint"])

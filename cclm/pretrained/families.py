@@ -67,29 +67,18 @@ def published_options(
     )
 
 
+_XLM_ROBERTA = TextOptions(vocab_size=250_002, max_positions=514)
+
+
 def _x2vlm(width: int, num_layers: int, num_heads: int) -> ModelOptions:
     """The X2VLM models, whose image and text towers are equally deep and wide."""
-    vision = VisionOptions(
-        architecture="beit",
-        image_size=224,
-        patch_size=16,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        feedforward_width=4 * width,
-        drop_path=DROPOUT,
-    )
-    text = _xlm_roberta(width, num_layers, num_heads)
-    return published_options(width=width, projection_width=256, vision=vision, text=text, fusion_layers=6)
-
-
-def _xlm_roberta(width: int, num_layers: int, num_heads: int) -> TextOptions:
-    """Layers of XLM-RoBERTa."""
-    return TextOptions(
-        vocab_size=250_002,
-        max_positions=514,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        feedforward_width=4 * width,
+    sizes: dict[str, Any] = {"num_layers": num_layers, "num_heads": num_heads, "feedforward_width": 4 * width}
+    return published_options(
+        width=width,
+        projection_width=256,
+        vision=VisionOptions(architecture="beit", image_size=224, patch_size=16, drop_path=DROPOUT, **sizes),
+        text=replace(_XLM_ROBERTA, **sizes),
+        fusion_layers=6,
     )
 
 
@@ -107,7 +96,7 @@ _CCLM = published_options(
         feedforward_width=4096,
         drop_path=DROPOUT,
     ),
-    text=_xlm_roberta(1024, num_layers=6, num_heads=16),
+    text=replace(_XLM_ROBERTA, num_layers=6, num_heads=16, feedforward_width=4096),
     fusion_layers=6,
 )
 _PRETRAINED: dict[str, ModelOptions] = {
@@ -118,7 +107,6 @@ _PRETRAINED: dict[str, ModelOptions] = {
 }
 
 Task = Literal["retrieval", "xvnli", "nlvr", "vqa"]
-TASKS: tuple[Task, ...] = get_args(Task)
 FINETUNED_SIZE = 384
 """Pixels of every published fine-tuning."""
 
@@ -132,30 +120,27 @@ def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZ
             "vqa" writes answers (Swin layout only).
         image_size: pixels; windows of a Swin tower grow with it.
     """
-    vision = options.vision
-    window = image_size // vision.stride if vision.architecture == "swin" else vision.window
-    options = replace(
+    vision, default, is_swin = options.vision, ModelOptions(), options.vision.architecture == "swin"
+    window = image_size // vision.stride if is_swin else vision.window
+    return replace(
         options,
         vision=replace(vision, image_size=image_size, window=window),
+        fusion=replace(options.fusion, num_memories=2 if task == "nlvr" and is_swin else 1),
+        projection_width=options.projection_width if task == "retrieval" else default.projection_width,
+        matching_width=default.matching_width if task == "vqa" else options.matching_width,
         box_head=False,
         masked_lm_head=False,
         tie_decoder=options.tie_decoder and task == "vqa",
         pretraining_heads=task == "retrieval",
         num_classes={"xvnli": 3, "nlvr": 2}.get(task, 0),
+        class_images=2 if task == "nlvr" and not is_swin else 1,
         answer_decoder=task == "vqa",
     )
-    if task != "retrieval":
-        options = replace(options, projection_width=ModelOptions().projection_width)
-    if task == "vqa":
-        return replace(options, matching_width=ModelOptions().matching_width)
-    if task == "nlvr" and vision.architecture == "swin":
-        return replace(options, fusion=replace(options.fusion, num_memories=2))
-    return replace(options, class_images=2) if task == "nlvr" else options
 
 
 FAMILIES: dict[str, ModelOptions] = {
     **_PRETRAINED,
-    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in TASKS},
+    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in get_args(Task)},
     **{
         f"{name}-retrieval": finetuned(_PRETRAINED[name], "retrieval")
         for name in ("cclm-x2vlm-base", "cclm-x2vlm-large")

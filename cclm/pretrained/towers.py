@@ -183,7 +183,7 @@ def pixel_values(source: str) -> tuple[Triple, Triple] | None:
             if not content.get("do_normalize", True):
                 return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
             if "image_mean" in content and "image_std" in content:
-                return _triple(content["image_mean"]), _triple(content["image_std"])
+                return triple(content["image_mean"]), triple(content["image_std"])
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 where=str(path),
@@ -194,7 +194,8 @@ def pixel_values(source: str) -> tuple[Triple, Triple] | None:
     return None
 
 
-def _triple(value: Any) -> Triple:
+def triple(value: Any) -> Triple:
+    """Return a value for each channel; a number counts for all three."""
     red, green, blue = [float(value)] * 3 if isinstance(value, int | float) else map(float, value)
     return red, green, blue
 
