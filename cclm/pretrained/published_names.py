@@ -100,6 +100,12 @@ def _weights(table: Mapping[str, str], ours: str = "", theirs: str = "") -> list
     ]
 
 
+def _layers(table: Mapping[str, str], ours: str, theirs: str, num_layers: int, first: int = 0) -> list[Weight]:
+    """The same table for each layer; theirs count from `first`."""
+    numbers = range(num_layers)
+    return [row for number in numbers for row in _weights(table, f"{ours}{number}.", f"{theirs}{first + number}.")]
+
+
 def pretrained_name(name: str, published: Mapping[str, Tensor]) -> str:
     """What a key of a fine-tuned CCLM-3M/4M file is called in a pre-trained one; other files' keys stay."""
     is_finetuned = "vision_encoder.norm.weight" in published and name.startswith("text_encoder.")
@@ -111,9 +117,10 @@ def pretrained_name(name: str, published: Mapping[str, Tensor]) -> str:
 def published_weights(options: ModelOptions) -> list[Weight]:
     """Every parameter of the model that these options describe, but for an image tower that no published model has."""
     if options.vision.architecture == "swin":
-        return [*_swin(options.vision), *_one_stack(options), *_heads(options)]
-    tower = _beit(options.vision) if options.vision.architecture == "beit" else []
-    return [*tower, *_two_stacks(options), *_heads(options)]
+        tower = _swin(options.vision)
+    else:
+        tower = _beit(options.vision) if options.vision.architecture == "beit" else []
+    return [*tower, *_texts(options), *_heads(options)]
 
 
 def published_ties(options: ModelOptions) -> dict[str, str]:
@@ -183,36 +190,28 @@ def follows_from_sizes(name: str) -> bool:
 def answer_decoder_weights(options: ModelOptions) -> list[Weight]:
     """The decoder of a file fine-tuned for question answering: one more stack like the fusion layers."""
     ours, theirs = "answer_decoder.", "text_decoder.bert."
-    weights = _weights(EMBEDDINGS, f"{ours}embeddings.", f"{theirs}embeddings.")
-    for number in range(options.fusion.num_layers):
-        weights += _weights(FUSION_LAYER, f"{ours}stack.layers.{number}.", f"{theirs}encoder.layer.{number}.")
-    return weights + _weights(MASKED_LM, ours, "text_decoder.cls.predictions.")
+    return [
+        *_weights(EMBEDDINGS, f"{ours}embeddings.", f"{theirs}embeddings."),
+        *_layers(FUSION_LAYER, f"{ours}stack.layers.", f"{theirs}encoder.layer.", options.fusion.num_layers),
+        *_weights(MASKED_LM, ours, "text_decoder.cls.predictions."),
+    ]
 
 
-def _one_stack(options: ModelOptions) -> list[Weight]:
-    """CCLM-3M/4M: text and fusion layers stand in one BERT."""
-    layer, num_text, memories = f"{ONE_STACK}encoder.layer.", options.text.num_layers, options.fusion.num_memories
-    weights = _weights(EMBEDDINGS, "text_encoder.embeddings.", f"{ONE_STACK}embeddings.")
-    for number in range(num_text):
-        weights += _weights(TEXT_LAYER, f"text_encoder.stack.layers.{number}.", f"{layer}{number}.")
-    for number in range(options.fusion.num_layers * memories):
-        parts = _weights(FUSION_LAYER, f"fusion_encoder.stack.layers.{number}.", f"{layer}{num_text + number}.")
-        weights += [part for part in parts if number % memories == 0 or ".key_value." not in part.ours]
-    return weights + (_weights(MASKED_LM, "", "text_encoder.cls.predictions.") if options.masked_lm_head else [])
-
-
-def _two_stacks(options: ModelOptions) -> list[Weight]:
-    """X2VLM: text encoder, cross encoder and masked-LM head stand by themselves."""
-    weights = _weights(EMBEDDINGS, "text_encoder.embeddings.", "text_encoder.embeddings.")
-    for number in range(options.text.num_layers):
-        layers = f"text_encoder.stack.layers.{number}.", f"text_encoder.encoder.layer.{number}."
-        weights += _weights(TEXT_LAYER, *layers)
-    for number in range(options.fusion.num_layers):
-        layers = f"fusion_encoder.stack.layers.{number}.", f"cross_encoder.encoder.layer.{number}."
-        weights += _weights(FUSION_LAYER, *layers)
+def _texts(options: ModelOptions) -> list[Weight]:
+    """Text and fusion layers, masked-LM head: in CCLM-3M/4M they stand in one BERT, in X2VLM each by itself."""
+    one_stack, num_text = options.vision.architecture == "swin", options.text.num_layers
+    num_fusion = options.fusion.num_layers * options.fusion.num_memories
+    text, head = (ONE_STACK, "text_encoder.cls.") if one_stack else ("text_encoder.", "mlm_head.")
+    fusion, first = (ONE_STACK, num_text) if one_stack else ("cross_encoder.", 0)
+    weights = _weights(EMBEDDINGS, "text_encoder.embeddings.", f"{text}embeddings.")
+    weights += _layers(TEXT_LAYER, "text_encoder.stack.layers.", f"{text}encoder.layer.", num_text)
+    weights += _layers(FUSION_LAYER, "fusion_encoder.stack.layers.", f"{fusion}encoder.layer.", num_fusion, first)
     if options.masked_lm_head:
-        weights += _weights({**MASKED_LM, "masked_lm_decoder.weight": "decoder.weight"}, "", "mlm_head.predictions.")
-    return weights
+        weights += _weights(MASKED_LM, "", f"{head}predictions.")
+        own_decoder = Weight("masked_lm_decoder.weight", ("mlm_head.predictions.decoder.weight",))
+        weights += [] if one_stack else [own_decoder]
+    ties = published_ties(options)
+    return [weight for weight in weights if weight.theirs[0] not in ties]
 
 
 def _heads(options: ModelOptions) -> list[Weight]:
@@ -234,8 +233,7 @@ def _swin(vision: VisionOptions) -> list[Weight]:
     weights = _weights(stem, TOWER, TOWER)
     for stage, num_layers in enumerate(vision.stage_layers):
         ours, theirs = f"{TOWER}stages.{stage}.", f"{TOWER}layers.{stage}."
-        for number in range(num_layers):
-            weights += _weights(SWIN_BLOCK, f"{ours}blocks.{number}.", f"{theirs}blocks.{number}.")
+        weights += _layers(SWIN_BLOCK, f"{ours}blocks.", f"{theirs}blocks.", num_layers)
         if stage + 1 < len(vision.stage_layers):
             weights += _weights(merge, f"{ours}merge.", f"{theirs}downsample.")
     return weights
@@ -244,7 +242,5 @@ def _swin(vision: VisionOptions) -> list[Weight]:
 def _beit(vision: VisionOptions) -> list[Weight]:
     """The BEiT-v2 tower."""
     stem = {"class_token": "cls_token", "patches.*": "patch_embed.proj.*", "final_norm.*": "fc_norm.*"}
-    weights = _weights(stem, TOWER, TOWER)
-    for number in range(vision.num_layers):
-        weights += _weights(BEIT_BLOCK, f"{TOWER}blocks.{number}.", f"{TOWER}blocks.{number}.")
-    return weights
+    blocks = f"{TOWER}blocks."
+    return _weights(stem, TOWER, TOWER) + _layers(BEIT_BLOCK, blocks, blocks, vision.num_layers)
