@@ -39,10 +39,10 @@ def run(options: argparse.Namespace) -> None:
     """Export, print the parity report."""
     from cclm.files.atomic import replace_text
     from cclm.hub.export import Weights, check_target, checkpoint_source, export
-    from cclm.hub.hub_folder import count_parameters
     from cclm.hub.model_card import model_card
     from cclm.hub.open import is_export, prepare_run
     from cclm.hub.weight_files import DTYPES, parse_size
+    from cclm.pretrained.import_cclm import meta_model
     from cclm.report.facts import PARITY_NAME, read_facts
 
     dtype, to = options.dtype, options.to
@@ -59,12 +59,13 @@ def run(options: argparse.Namespace) -> None:
     prepared = prepare_run(options.run_folder)
     assert prepared.run_folder is not None, "prepare_run finds runs only"
     facts = read_facts(prepared.run_folder, prepared.checkpoint)
+    num_parameters = int(meta_model(prepared.config.options()).num_parameters())
     source = checkpoint_source(prepared.origin, weights)
     report = export(
         prepared,
         to,
         source=source,
-        papers=lambda parity: {"README.md": model_card(facts, parity, count_parameters(prepared.config))},
+        papers=lambda parity: {"README.md": model_card(facts, parity, num_parameters)},
         weights=weights,
         dtype=DTYPES[dtype],
         shard_bytes=shard_bytes,

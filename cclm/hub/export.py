@@ -34,13 +34,13 @@ from cclm.hub.mapped_pages import drop_pages_after_use
 from cclm.hub.open import TRAINING_PREFIX, Prepared, is_export, with_weights
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
-from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
+from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.model.tied_weights import tied_weights
 from cclm.pretrained.source_files import without_prefix
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
-SHARD_SIZE = "5GB"
+SHARD_BYTES = 5 * 10**9
 """Of a file of weights."""
 REPLACED = "replaced"
 """Name of an older export inside the staging directory, between two renames."""
@@ -97,7 +97,7 @@ def export(
     papers: Callable[[ParityReport], Mapping[str, str]],
     weights: Weights = "last",
     dtype: Dtype | None = "float32",
-    shard_bytes: int = parse_size(SHARD_SIZE),
+    shard_bytes: int = SHARD_BYTES,
     tolerance: float | None = None,
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.

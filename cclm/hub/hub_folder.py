@@ -58,11 +58,6 @@ def write_model(
     saved.save_pretrained(folder)
 
 
-def count_parameters(config: CCLMConfig) -> int:
-    """Parameters of the network, tied ones once; builds nothing."""
-    return int(meta_model(config.options()).num_parameters())
-
-
 def stored_names(model: CCLMModel, source: Source, origin: str) -> list[str]:
     """What is to be written, in the network's order, second names of tied weights left out.
 

@@ -19,14 +19,14 @@ from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.files.hashing import file_sha256
-from cclm.hub.export import SHARD_SIZE, check_target, export, staging_directory
-from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_model
+from cclm.hub.export import SHARD_BYTES, check_target, export, staging_directory
+from cclm.hub.hub_folder import hub_image_processor, write_model
 from cclm.hub.open import Prepared, prepare_export
 from cclm.hub.parity import ParityReport
-from cclm.hub.weight_files import DTYPES, Dtype, Source, in_memory, parse_size
+from cclm.hub.weight_files import DTYPES, Dtype, Source, in_memory
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.options import ModelOptions
-from cclm.pretrained.import_cclm import ImportReport, convert, stored_tensors
+from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, stored_tensors
 from cclm.pretrained.published_sizes import family_of, options_of_state
 from cclm.pretrained.source_files import read_folder, read_tensors
 from cclm.report.facts import PARITY_NAME
@@ -48,7 +48,7 @@ class Imported:
     @property
     def title(self) -> str:
         """The published family of these sizes in words; tied parameters count once."""
-        count = count_parameters(CCLMConfig.from_options(self.options))
+        count = meta_model(self.options).num_parameters()
         layout = "CCLM-3M/4M" if self.options.vision.architecture == "swin" else "CCLM-X2VLM"
         return f"{family_of(self.options) or 'unpublished sizes'} ({layout} layout, {count:,} parameters)"
 
@@ -85,7 +85,7 @@ def import_file(
         return replace(done, parity=parity)
     with staging_directory(to) as folder:
         config = CCLMConfig.from_options(options)
-        write_model(config, folder, source, dtype=None, shard_bytes=parse_size(SHARD_SIZE), origin=str(path))
+        write_model(config, folder, source, dtype=None, shard_bytes=SHARD_BYTES, origin=str(path))
         hub_image_processor(_transform(options)).save_pretrained(folder)
         for name, text in _papers(done, path).items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -164,7 +164,6 @@ def _prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
         transform=_transform(options),
         max_tokens=options.text.max_positions - first_row,
         origin=path,
-        run_folder=None,
     )
 
 

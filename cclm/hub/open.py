@@ -59,7 +59,7 @@ class Prepared:
     """Longest text, with `<s>` and `</s>`."""
     origin: Path
     """The checkpoint or export that the weights came from."""
-    run_folder: Path | None
+    run_folder: Path | None = None
     """The run, if it was not an export."""
     checkpoint: CheckpointFacts | None = None
     """Which checkpoint the weights are; None: an export that does not say."""
@@ -254,7 +254,6 @@ def prepare_export(folder: Path) -> Prepared:
         ),
         max_tokens=int(settings["model_max_length"]),
         origin=folder,
-        run_folder=None,
         checkpoint=CheckpointFacts(step=parity["step"], identity=parity["checkpoint"]) if is_known else None,
     )
 

@@ -52,12 +52,11 @@ def make_recorder(
 ) -> Callable[[Engine[Any], Path], None]:
     """Return what `save_checkpoint` calls to put reference outputs into a checkpoint."""
     probe = known_part(make_probe(), tokenizer)
-    knows_enough = probe.num_captions >= NUM_MASKED
-    inputs = probe_inputs(probe, tokenizer, transform, max_tokens) if knows_enough else None
+    if probe.num_captions < NUM_MASKED:  # a tokenizer that knows (nearly) no word of the captions
+        return lambda engine, folder: None
+    inputs = probe_inputs(probe, tokenizer, transform, max_tokens)
 
     def record(engine: Engine[Any], folder: Path) -> None:
-        if inputs is None:  # a tokenizer that knows (nearly) no word of the captions
-            return
         outputs = engine.evaluate(lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device)))
         origin = f"training engine: {engine.description}"
         found = ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision=engine.precision)
@@ -81,8 +80,7 @@ def reference_of(opened: OpenedModel) -> ReferenceOutputs:
             do="Give the tokenizer an <unk> piece, or train it on texts in more scripts.",
         )
     inputs = probe_inputs(probe, opened.tokenizer, opened.transform, opened.max_tokens)
-    outputs = probe_outputs(opened.model, inputs)
-    origin = "the model in the exporting process, fp32"
+    outputs, origin = probe_outputs(opened.model, inputs), "the model in the exporting process, fp32"
     return ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision="fp32")
 
 
@@ -92,9 +90,7 @@ def read_reference(checkpoint: Path) -> ReferenceOutputs | None:
     if path is None:
         return None
     with safe_open(path, "pt") as file:  # the old file says "picture" where this one says "image"
-        told: dict[str, Any] = {
-            name.replace("picture", "image"): json.loads(text) for name, text in file.metadata().items()
-        }
+        told = {name.replace("picture", "image"): json.loads(text) for name, text in file.metadata().items()}
         tensors = {name.replace("pictures", "images"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     images = torch.split(tensors.pop("images"), told["image_bytes"])
     probe = Probe(
@@ -111,7 +107,7 @@ def write_reference(reference: ReferenceOutputs, folder: Path) -> None:
     told = {
         "texts": probe.texts,
         "image_of_caption": probe.image_of_caption,
-        "image_bytes": [len(image) for image in probe.images],
+        "image_bytes": list(map(len, probe.images)),
         "origin": reference.origin,
         "precision": reference.precision,
     }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,10 +136,10 @@ def _with_text(options: ModelOptions, source: str) -> ModelOptions:
 
 def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source: str) -> OptionsType:
     """Fields at their default take the wanted values; others must have them."""
-    defaults = {item.name: getattr(type(options)(), item.name) for item in fields(options)}
+    default = type(options)()
     for name, value in wanted.items():
         given = getattr(options, name)
-        if given not in (defaults[name], value):
+        if given not in (getattr(default, name), value):
             raise ConfigError(
                 where=f"{where}.{name}",
                 expected=f"{value!r}, as {source} has it",
