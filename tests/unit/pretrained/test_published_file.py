@@ -56,3 +56,6 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "noise.th").write_bytes(b"not a pickle at all")
     with pytest.raises(CheckpointError, match="Download it again"):
         read_tensors(tmp_path / "noise.th")
+    (tmp_path / "noise.safetensors").write_bytes(b"no header at all")
+    with pytest.raises(CheckpointError, match="Download it again"):
+        read_tensors(tmp_path / "noise.safetensors")
