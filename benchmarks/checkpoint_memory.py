@@ -33,7 +33,7 @@ from cclm.data.tokens import load_tokenizer
 from cclm.engine.fragments import WEIGHTS, Fragment, ShareFacts, share_path, write_share
 from cclm.engine.options import OptimizerConfig
 from cclm.files.reading import to_yaml
-from cclm.hub.open import build_model
+from cclm.hub.open import Prepared, with_weights
 from cclm.hub.probe import make_probe
 from cclm.hub.reference_outputs import reference_of, write_reference
 from cclm.model.configuration_cclm import CCLMConfig
@@ -124,8 +124,16 @@ def write_run(folder: Path, options: ModelOptions, *, with_reference: bool) -> i
         share = {WEIGHTS: [piece_of(name, value, rank) for name, value in state.items()]}
         write_share(share_path(checkpoint, rank), ShareFacts(world_size=RANKS), share, {})
     if with_reference:
-        model = build_model(CCLMConfig(**asdict(options)), state, "benchmark")
-        write_reference(reference_of(model, load_tokenizer(folder / "tokenizer"), transform, 40), checkpoint)
+        prepared = Prepared(
+            config=CCLMConfig.from_options(options),
+            tokenizer=load_tokenizer(folder / "tokenizer"),
+            tokenizer_folder=folder / "tokenizer",
+            transform=transform,
+            max_tokens=40,
+            origin=checkpoint,
+            run_folder=folder,
+        )
+        write_reference(reference_of(with_weights(prepared, state)), checkpoint)
     files = {name: record_file(checkpoint / name) for name in list_files(checkpoint)}
     write_marker(checkpoint, Marker(step=1, world_size=RANKS, files=files))
     return 4 * sum(shape.numel() for shape in shapes.values())

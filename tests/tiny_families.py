@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
+from cclm.hub.open import build_model
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions, TextOptions, VisionOptions
-from cclm.pretrained.families import beit_family, swin_family
+from cclm.pretrained.families import published_options
 from cclm.pretrained.published_names import published_buffers, published_ties, published_weights, to_published
 
 TEXT = TextOptions(vocab_size=30, max_positions=20, num_layers=2, num_heads=2, feedforward_width=24)
-TINY_SWIN = swin_family(
+TINY_SWIN = published_options(
     width=16,
     projection_width=8,
     vision=VisionOptions(
-        image_size=32, patch_size=4, window=4, stage_layers=(2, 2), stage_heads=(1, 2), num_heads=2, drop_path=0.1
+        architecture="swin",
+        image_size=32,
+        patch_size=4,
+        window=4,
+        stage_layers=(2, 2),
+        stage_heads=(1, 2),
+        num_heads=2,
+        feedforward_width=64,
+        drop_path=0.1,
     ),
     text=TEXT,
     fusion_layers=2,
 )
-TINY_BEIT = beit_family(
+TINY_BEIT = published_options(
     width=16,
     projection_width=8,
-    vision=VisionOptions(image_size=32, patch_size=8, num_layers=2, num_heads=2, drop_path=0.1),
+    vision=VisionOptions(
+        architecture="beit",
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        feedforward_width=64,
+        drop_path=0.1,
+    ),
     text=TEXT,
     fusion_layers=1,
 )
@@ -44,6 +62,11 @@ def wavy_model(options: ModelOptions) -> CCLMModel:
         if model.temperature is not None:
             model.temperature.value.fill_(0.07)
     return model.eval()
+
+
+def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMModel:
+    """The model whose parameters are these tensors."""
+    return build_model(CCLMConfig.from_options(options), state, "test")
 
 
 def published_state(model: CCLMModel) -> dict[str, Tensor]:

@@ -38,11 +38,11 @@ def add_to(commands: Commands) -> None:
 def export_run(options: argparse.Namespace) -> None:
     """Write a Hugging Face folder with its own code, and check in a fresh process that it works alone."""
     from cclm.files.atomic import replace_text
-    from cclm.hub.export import ExportOptions, Weights, check_target, checkpoint_source, export, reference_for
-    from cclm.hub.hub_folder import count_parameters
+    from cclm.hub.export import Weights, check_target, checkpoint_source, export
     from cclm.hub.model_card import model_card
     from cclm.hub.open import is_export, prepare_run
     from cclm.hub.weight_files import DTYPES, parse_size
+    from cclm.pretrained.import_cclm import meta_model
     from cclm.report.facts import PARITY_NAME, read_facts
 
     dtype, to = options.dtype, options.to
@@ -51,7 +51,7 @@ def export_run(options: argparse.Namespace) -> None:
     weights: Weights = options.weights
     if weights not in ("last", "ema"):
         raise ConfigError(where="--weights", expected="last or ema", got=repr(weights), do="Choose one of these.")
-    how = ExportOptions(dtype=DTYPES[dtype], shard_bytes=parse_size(options.shard_size), tolerance=options.tolerance)
+    shard_bytes = parse_size(options.shard_size)
     if is_export(options.run_folder):
         where = str(options.run_folder)
         raise ConfigError(where=where, expected="a run or a checkpoint", got="an export", do="Copy the folder.")
@@ -59,14 +59,17 @@ def export_run(options: argparse.Namespace) -> None:
     prepared = prepare_run(options.run_folder)
     assert prepared.run_folder is not None, "prepare_run finds runs only"
     facts = read_facts(prepared.run_folder, prepared.checkpoint)
+    num_parameters = int(meta_model(prepared.config.options()).num_parameters())
     source = checkpoint_source(prepared.origin, weights)
     report = export(
         prepared,
         to,
         source=source,
-        reference=lambda scratch: reference_for(prepared, source, scratch, weights),
-        card=lambda parity: model_card(facts, parity, count_parameters(prepared.config)),
-        options=how,
+        papers=lambda parity: {"README.md": model_card(facts, parity, num_parameters)},
+        weights=weights,
+        dtype=DTYPES[dtype],
+        shard_bytes=shard_bytes,
+        tolerance=options.tolerance,
     )
     say(f"exported {prepared.origin} to {to}")
     try:
@@ -98,7 +101,7 @@ def import_weights(options: argparse.Namespace) -> None:
                 got=f"a folder, with {', '.join(names)}",
                 do="Leave them out: a folder is written anew as it is.",
             )
-        from cclm.hub.import_export import import_export
+        from cclm.hub.import_folder import import_export
 
         report = import_export(path, to)
         say(f"wrote {to}: the weights of {path} bit for bit, with the code of this version")

@@ -11,17 +11,23 @@ the training step calls.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
 HIDDEN = ("cclm", "pretrain", "shards", "launch", "jaxtyping")
+"""Our own packages, wherever they are installed; jaxtyping too, which is for our tests."""
 
 
 class _Hidden(importlib.abc.MetaPathFinder):
-    """Makes our own packages unimportable, wherever they are installed; jaxtyping too, which is for our tests."""
+    """Makes `HIDDEN` unimportable."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Refuse our names; leave others to the next finder."""
@@ -34,21 +40,14 @@ def main(*paths: Path) -> None:
     sys.meta_path.insert(0, _Hidden())
     for place in range(0, len(paths), 3):
         write_outputs(*paths[place : place + 3])
-    leaked = sorted(name for name in sys.modules if name.split(".")[0] in HIDDEN)
-    if leaked:
-        raise SystemExit(f"the export imported {leaked}")
 
 
 def write_outputs(export: Path, probe: Path, out: Path) -> None:
     """Load, compute, write."""
-    import torch
-    from PIL import Image
-    from safetensors.torch import save_file
-    from transformers import AutoModel, AutoProcessor
-
     torch.set_num_threads(1)
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype="auto").eval()
-    neighbour("mapped_pages").drop_pages_after_use(model)  # it may be a large one, beside the exporting process
+    beside = runpy.run_path(str(Path(__file__).with_name("mapped_pages.py")))
+    beside["drop_pages_after_use"](model)  # it may be a large one, beside the exporting process
     processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
     told = json.loads((probe / "probe.json").read_text(encoding="utf-8"))
     images = [Image.open(path) for path in sorted(probe.glob("*.png"))]
@@ -58,33 +57,25 @@ def write_outputs(export: Path, probe: Path, out: Path) -> None:
     save_file({name: tensor.float().contiguous() for name, tensor in found.items()}, out)
 
 
-def neighbour(name: str) -> Any:
-    """Return the module of a file that lies beside this one."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked: int) -> dict[str, Any]:
     """Return what reference outputs hold (`cclm.hub.probe.probe_outputs`), by the methods that people call."""
-    import torch
-
     pixels, ids, mask = inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]
+    row, number = torch.arange(len(ids)), max(model.config.fusion["num_memories"], model.config.class_images)
+    several = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
+    images = several if number > 1 else several[:, 0]
     if not model.config.pretraining_heads:
-        return {"input_ids": ids, **compute_finetuned(model, pixels, ids, mask)}
+        if model.config.num_classes:
+            return {"input_ids": ids, "class_logits": model.classify(images, ids, mask)}
+        probability, _ = model.answer(images, ids, mask, answer_ids=ids, answer_attention_mask=mask, top_k=len(ids))
+        return {"input_ids": ids, "answers": probability}
     found = {
         "image_features": model.get_image_features(pixels),
         "text_features": model.get_text_features(ids, mask),
         "temperature": model.temperature(),
         "input_ids": ids,
     }
-    number = model.config.fusion["num_memories"]
-    if number > 1:
-        row = torch.arange(len(ids))
-        several = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
-        return found | {"match_logits": model.score(several, ids, mask, batch_size=16)}
+    if model.config.fusion["num_memories"] > 1:
+        return found | {"match_logits": model.score(images, ids, mask, batch_size=16)}
     captions, caption_mask = ids[: len(own)], mask[: len(own)]
     found["match_logits"] = model.score_all(pixels, captions, caption_mask, batch_size=32).flatten(0, 1)
     if model.config.box_head:
@@ -97,20 +88,6 @@ def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked:
         image = pixels[own[:num_masked]]
         found["masked_lm_logits"] = model.masked_lm_logits(hidden, mask[:num_masked], slot_BL=slots, pixel_values=image)
     return found
-
-
-def compute_finetuned(model: Any, pixels: Any, ids: Any, mask: Any) -> dict[str, Any]:
-    """Return what a model without features was fine-tuned for: classes or answers."""
-    import torch
-
-    row = torch.arange(len(ids))
-    number = max(model.config.fusion["num_memories"], model.config.class_images)
-    images = torch.stack([pixels[(row + place) % len(pixels)] for place in range(number)], 1)
-    images = images if number > 1 else images[:, 0]
-    if model.config.num_classes:
-        return {"class_logits": model.classify(images, ids, mask)}
-    probability, _ = model.answer(images, ids, mask, answer_ids=ids, answer_attention_mask=mask, top_k=len(ids))
-    return {"answers": probability}
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ fresh one.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,33 +30,18 @@ from cclm.files.atomic import make_folder, sync
 from cclm.files.lock import locked_folder
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.mapped_pages import drop_pages_after_use
-from cclm.hub.open import Prepared, is_export, with_weights, without_prefix
+from cclm.hub.open import TRAINING_PREFIX, Prepared, is_export, with_weights
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
-from cclm.hub.weight_files import Dtype, Source, parse_size, write_weights
+from cclm.hub.weight_files import Dtype, Source, write_weights
+from cclm.pretrained.source_files import without_prefix
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
-SHARD_SIZE = "5GB"
+SHARD_BYTES = 5 * 10**9
 """Of a file of weights."""
 REPLACED = "replaced"
 """Name of an older export inside the staging directory, between two renames."""
-SCRATCH = ".reference"
-"""Name of the folder that the reference may use, inside the staging directory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How to write."""
-
-    dtype: Dtype = "float32"
-    """Of the weights on disk."""
-    shard_bytes: int = parse_size(SHARD_SIZE)
-    """Largest size of a file of weights."""
-    tolerance: float | None = None
-    """Largest difference, as a share of the largest value; None: by dtype."""
-
-
 Weights = Literal["last", "ema"]
 """The weights after the last update, or their moving average (`optimizer.ema_decay`)."""
 
@@ -75,15 +60,15 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
         stored = stored_weights(checkpoint)
         if weights == "ema":  # buffers and frozen parameters have no average
             stored.update(stored_average(checkpoint))
-        return without_prefix(stored)
+        return without_prefix(stored, TRAINING_PREFIX)
 
     return source
 
 
-def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: Weights = "last") -> ReferenceOutputs:
+def reference_for(prepared: Prepared, source: Source, room: Path, weights: Weights = "last") -> ReferenceOutputs:
     """Return what the training engine computed; without it, and for averages, what the model computes in this process.
 
-    `scratch`: a folder that can be made, where there is room for the weights; it goes again.
+    `room`: a folder where there is room for the weights; they go again.
     """
     recorded = read_reference(prepared.origin) if weights == "last" else None
     if recorded is not None:
@@ -91,23 +76,15 @@ def reference_for(prepared: Prepared, source: Source, scratch: Path, weights: We
     tied = prepared.config.options().tied_weights
     names = [name for name in source() if name not in tied]
     # Through a file: what is mapped can leave memory again, which copies put together from the ranks' shares cannot.
-    scratch.mkdir()
-    (file,) = write_weights(source, scratch, names=names, dtype=None, shard_bytes=sys.maxsize)
-    opened = with_weights(prepared, load_file(scratch / file))
-    drop_pages_after_use(opened.model)
-    found = reference_of(opened.model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
-    del opened
-    shutil.rmtree(scratch)
-    give_memory_back()
+    with tempfile.TemporaryDirectory(dir=room) as scratch:
+        (file,) = write_weights(source, Path(scratch), names=names, dtype=None, shard_bytes=sys.maxsize)
+        opened = with_weights(prepared, load_file(Path(scratch, file)))
+        drop_pages_after_use(opened.model)
+        found = reference_of(opened)
+        del opened
+    # glibc keeps freed memory; given back to the system, it does not stand beside the fresh process.
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system, so that the fresh process does not stand beside it (glibc keeps it)."""
-    libc = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(libc), "malloc_trim", None) if libc else None
-    if trim is not None:
-        trim(0)
 
 
 def export(
@@ -115,9 +92,11 @@ def export(
     to: Path,
     *,
     source: Source,
-    reference: Callable[[Path], ReferenceOutputs],
-    card: Callable[[ParityReport], str],
-    options: ExportOptions | None = None,
+    papers: Callable[[ParityReport], Mapping[str, str]],
+    weights: Weights = "last",
+    dtype: Dtype | None = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    tolerance: float | None = None,
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
 
@@ -125,22 +104,23 @@ def export(
         prepared: sizes, and what prepares the inputs.
         to: the folder to make; an export that is already there is replaced, anything else is refused.
         source: the weights.
-        reference: tells what the export must compute; gets a folder that it may make and must remove.
-        card: makes the text of README.md.
-        options: dtype, size of shards, tolerance.
+        papers: makes the texts of README.md and of other files, by name.
+        weights: which ones of the checkpoint `source` gives.
+        dtype: of the weights on disk; None: as they are.
+        shard_bytes: largest size of a file of weights.
+        tolerance: largest difference, as a share of the largest value; None: by dtype.
 
     Raises:
         CheckpointError: `to` is something else, or another export to it is running, or weights are missing, or a fresh
             process computes something else. `to` is then untouched.
     """
-    options = ExportOptions() if options is None else options
     check_target(to)
     with staging_directory(to) as folder:
-        expected = reference(folder.with_name(SCRATCH))
-        write_folder(prepared, folder, source, dtype=options.dtype, shard_bytes=options.shard_bytes)
-        report = check_parity(prepared, folder, reference=expected, dtype=options.dtype, tolerance=options.tolerance)
-        (folder / PARITY_NAME).write_text(report.as_json(), encoding="utf-8")
-        (folder / "README.md").write_text(card(report), encoding="utf-8")
+        reference = reference_for(prepared, source, folder.parent, weights)
+        write_folder(prepared, folder, source, dtype=dtype, shard_bytes=shard_bytes)
+        report = check_parity(prepared, folder, reference=reference, dtype=dtype or "float32", tolerance=tolerance)
+        for name, text in {PARITY_NAME: report.as_json(), **papers(report)}.items():
+            (folder / name).write_text(text, encoding="utf-8")
     return report
 
 

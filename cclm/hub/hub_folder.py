@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tokenizers import Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
@@ -19,6 +18,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_processing_cclm import CCLMImageProcessor
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.processing_cclm import CCLMProcessor
+from cclm.pretrained.import_cclm import meta_model
 
 
 def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype | None, shard_bytes: int) -> None:
@@ -44,8 +44,7 @@ def write_model(
         CheckpointError: names or shapes of the weights do not fit the config.
     """
     folder.mkdir(parents=True)
-    with torch.device("meta"):
-        model = CCLMModel(config)
+    model = meta_model(config.options())
     names = stored_names(model, source, origin)
     write_weights(source, folder, names=names, dtype=dtype, shard_bytes=shard_bytes)
     saved = CCLMConfig(**config.to_dict())
@@ -57,12 +56,6 @@ def write_model(
     }
     custom_object_save(model, folder, config=saved)
     saved.save_pretrained(folder)
-
-
-def count_parameters(config: CCLMConfig) -> int:
-    """Parameters of the network, tied ones once; builds nothing."""
-    with torch.device("meta"):
-        return int(CCLMModel(config).num_parameters())
 
 
 def stored_names(model: CCLMModel, source: Source, origin: str) -> list[str]:

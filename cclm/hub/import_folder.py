@@ -1,43 +1,37 @@
-"""`cclm import`: a published file becomes a Hugging Face folder like those that `cclm export` writes.
+"""`cclm import`: what others published, or an older version exported, becomes a folder like those of `cclm export`.
 
     PATH.th ─▶ convert ─▶ weights, config, modelling code, image processor, import.json (every key), README.md
                           with `--tokenizer`: the tokenizer too, and the same check in a fresh process as an export
+    FOLDER  ─▶ the same weights bit for bit, checked again, with this version's code and form of config.json
 
-Weights stay in the file, which is mapped into memory, and are written piece by piece; stacked ones are copied for the
-check alone. So memory stays near the size of the weights, and without a check far below it.
+Weights stay in their files, which are mapped into memory, and are written piece by piece. A folder whose config or
+weights this version does not know is refused: it stays usable with its own code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from cclm.data.options import ImageTransformConfig, Normalise
+from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import load_tokenizer
 from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.files.atomic import file_sha256
-from cclm.hub.export import SHARD_SIZE, check_target, give_memory_back, staging_directory
-from cclm.hub.hub_folder import count_parameters, hub_image_processor, write_folder, write_model
-from cclm.hub.mapped_pages import drop_pages_after_use
-from cclm.hub.open import Prepared
-from cclm.hub.parity import ParityReport, check_parity
-from cclm.hub.reference_outputs import reference_of
-from cclm.hub.weight_files import parse_size
+from cclm.hub.export import SHARD_BYTES, check_target, export, staging_directory
+from cclm.hub.hub_folder import hub_image_processor, write_model
+from cclm.hub.open import Prepared, prepare_export
+from cclm.hub.parity import ParityReport
+from cclm.hub.weight_files import DTYPES, Dtype, Source, in_memory
 from cclm.model.configuration_cclm import CCLMConfig
-from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.pretrained.import_cclm import ImportReport, convert, meta_model, stored_tensors
-from cclm.pretrained.published_file import read_tensors
 from cclm.pretrained.published_sizes import family_of, options_of_state
+from cclm.pretrained.source_files import read_folder, read_tensors
 from cclm.report.facts import PARITY_NAME
 
 REPORT_NAME = "import.json"
-NORMALISE: Normalise = "cclm"
-"""Published models were trained on texts that `cclm.data.tokens` prepares in this way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +40,21 @@ class Imported:
 
     options: ModelOptions
     """Sizes of the model."""
-    family: str | None
-    """The published family of these sizes."""
-    num_parameters: int
-    """Tied ones counted once."""
     report: ImportReport
     """The fate of every key."""
-    parity: ParityReport | None
+    parity: ParityReport | None = None
     """None without tokenizer."""
 
     @property
     def title(self) -> str:
-        """The family in words."""
+        """The published family of these sizes in words; tied parameters count once."""
+        count = meta_model(self.options).num_parameters()
         layout = "CCLM-3M/4M" if self.options.vision.architecture == "swin" else "CCLM-X2VLM"
-        return f"{self.family or 'unpublished sizes'} ({layout} layout, {self.num_parameters:,} parameters)"
+        return f"{family_of(self.options) or 'unpublished sizes'} ({layout} layout, {count:,} parameters)"
 
 
 def import_file(
-    path: Path,
-    to: Path,
-    *,
-    tokenizer: Path | None = None,
-    image_size: int | None = None,
-    text_heads: int | None = None,
+    path: Path, to: Path, *, tokenizer: Path | None = None, image_size: int | None = None, text_heads: int | None = None
 ) -> Imported:
     """Convert `path` and write the folder `to`.
 
@@ -80,60 +66,89 @@ def import_file(
         text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
 
     Raises:
-        CheckpointError: see `convert` and `check_parity`, or another import to `to` is running; `to` is then untouched.
+        CheckpointError: see `convert` and `export`; `to` is then untouched.
     """
     check_target(to)
     published = read_tensors(path)
     options = options_of_state(published, text_heads=text_heads, image_size=image_size, where=str(path))
-    state, report = convert(published, options, str(path))
-    prepared = None if tokenizer is None else prepare(options, path, tokenizer)
-    reference = None
-    if prepared is not None:
-        model = filled_model(options, state)
-        drop_pages_after_use(model)
-        reference = reference_of(model, prepared.tokenizer, prepared.transform, prepared.max_tokens)
-        del model
-    del published, state  # the pages of the file that were read go with them
-    give_memory_back()
-    with staging_directory(to) as folder:
-        write_everything(options, path, folder, prepared)
-        parity = None
-        if prepared is not None and reference is not None:
-            parity = check_parity(prepared, folder, reference=reference, dtype="float32")
-        imported = Imported(
-            options=options,
-            family=family_of(options),
-            num_parameters=count_parameters(config_of(options)),
-            report=report,
-            parity=parity,
+    done = Imported(options=options, report=convert(published, options, str(path))[1])
+    del published  # the pages of the file that were read go with it
+
+    def source() -> Mapping[str, StoredTensor]:
+        return stored_tensors(read_tensors(path), options)
+
+    if tokenizer is not None:
+        prepared = _prepare(options, path, tokenizer)
+        parity = export(
+            prepared, to, source=source, papers=lambda parity: _papers(replace(done, parity=parity), path), dtype=None
         )
-        write_papers(imported, folder, path)
-    return imported
+        return replace(done, parity=parity)
+    with staging_directory(to) as folder:
+        config = CCLMConfig.from_options(options)
+        write_model(config, folder, source, dtype=None, shard_bytes=SHARD_BYTES, origin=str(path))
+        hub_image_processor(_transform(options)).save_pretrained(folder)
+        for name, text in _papers(done, path).items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return done
 
 
-def config_of(options: ModelOptions) -> CCLMConfig:
-    """The configuration that goes into the folder."""
-    return CCLMConfig(**asdict(options))
+def import_export(folder: Path, to: Path) -> ParityReport:
+    """Write an exported folder anew.
+
+    Args:
+        folder: an export or import of ours, with its tokenizer.
+        to: the folder to make; an older export or import there is replaced, anything else is refused.
+
+    Raises:
+        CheckpointError: `folder` is of another version or incomplete, or a fresh process computes something else than
+            its weights do.
+    """
+    check_target(to)  # before anything long
+    prepared, source = prepare_export(folder), folder_source(folder)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    note = "\n\nWritten anew by `cclm import` with the same weights; the newest check is in `parity.json`.\n"
+    return export(
+        prepared,
+        to,
+        source=source,
+        papers=lambda _: {"README.md": text.rstrip("\n").removesuffix(note.strip()).rstrip("\n") + note},
+        dtype=stored_dtype(source()),
+    )
 
 
-def filled_model(options: ModelOptions, state: Mapping[str, Tensor]) -> CCLMModel:
-    """A model whose parameters are the tensors of `state` (not copies), tied as the options say, ready to use."""
-    model = meta_model(options)
-    loaded = model.load_state_dict(dict(state), strict=False, assign=True)
-    assert set(loaded.missing_keys) <= set(options.tied_weights), loaded.missing_keys
-    assert not loaded.unexpected_keys, loaded.unexpected_keys
-    model.tie_weights()
-    model.eval()
-    return model
+def folder_source(folder: Path) -> Source:
+    """Return the weights of a folder, opened anew at each call.
+
+    Raises:
+        CheckpointError: there are none, or a file that the index names is missing.
+    """
+    read_folder(folder)  # tells at once
+    return lambda: in_memory(read_folder(folder))()
 
 
-def prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
+def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:
+    """The one dtype of the floating-point weights.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    found = {str(value.dtype).removeprefix("torch.") for value in stored.values() if value.dtype.is_floating_point}
+    if len(found) != 1 or not found <= set(DTYPES):
+        raise CheckpointError(
+            where="weights", expected="one of float32, bfloat16 and float16", got=", ".join(sorted(found)),
+            do="Export it again.",
+        )  # fmt: skip
+    return DTYPES[found.pop()]
+
+
+def _prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
     """What the folder holds beside the weights.
 
     Raises:
         CheckpointError: a tokenizer of another vocabulary.
     """
-    words = load_tokenizer(tokenizer, NORMALISE)
+    words = load_tokenizer(tokenizer, "cclm")  # published models were trained on texts that were prepared in this way
     if words.vocab_size > options.text.vocab_size or words.pad_id != options.text.pad_token_id:
         raise CheckpointError(
             where=str(tokenizer),
@@ -143,41 +158,24 @@ def prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
         )
     first_row = options.text.pad_token_id + 1 if options.text.position_rule == "ids" else options.text.position_offset
     return Prepared(
-        config=config_of(options),
+        config=CCLMConfig.from_options(options),
         tokenizer=words,
         tokenizer_folder=tokenizer,
-        transform=transform_of(options),
+        transform=_transform(options),
         max_tokens=options.text.max_positions - first_row,
         origin=path,
-        run_folder=None,
     )
 
 
-def transform_of(options: ModelOptions) -> ImageTransformConfig:
+def _transform(options: ModelOptions) -> ImageTransformConfig:
     """How published models see images."""
     return ImageTransformConfig(size=options.vision.image_size, method="none")
 
 
-def write_everything(options: ModelOptions, path: Path, folder: Path, prepared: Prepared | None) -> None:
-    """Write weights, config, code and image processor, and the tokenizer if there is one."""
-
-    def source() -> Mapping[str, StoredTensor]:
-        return stored_tensors(read_tensors(path), options)
-
-    shard_bytes = parse_size(SHARD_SIZE)
-    if prepared is not None:
-        write_folder(prepared, folder, source, dtype=None, shard_bytes=shard_bytes)
-        return
-    write_model(config_of(options), folder, source, dtype=None, shard_bytes=shard_bytes, origin=str(path))
-    hub_image_processor(transform_of(options)).save_pretrained(folder)
-
-
-def write_papers(imported: Imported, folder: Path, path: Path) -> None:
-    """Write the fate of every key, the parity report, and a README."""
-    (folder / REPORT_NAME).write_text(imported.report.as_json(), encoding="utf-8")
+def _papers(imported: Imported, path: Path) -> dict[str, str]:
+    """The fate of every key, and a README."""
     checked = "Not checked in a fresh process: the import had no tokenizer."
     if imported.parity is not None:
-        (folder / PARITY_NAME).write_text(imported.parity.as_json(), encoding="utf-8")
         checked = (
             "A fresh process with `transformers` alone computes what the importer computes: largest difference "
             f"{imported.parity.max_abs:.1e} (`{PARITY_NAME}`)."
@@ -200,6 +198,4 @@ model = AutoModel.from_pretrained("THIS FOLDER", trust_remote_code=True)
 
 The weights keep the licence of the file that they came from.
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes with the mode of a temporary file
+    return {REPORT_NAME: imported.report.as_json(), "README.md": text}

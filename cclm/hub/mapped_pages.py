@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def drop_pages_after_use(model: nn.Module) -> int:
 
     Call it when the weights are in place: a tensor that is not mapped from a file now is left alone for ever.
     """
-    files, total = list(mapped_files()), 0
+    files, total = mapped_files(), 0
     for module in model.modules():
         spans = [found for parameter in module.parameters(recurse=False) if (found := pages_of(parameter, files))]
         if spans:
@@ -37,25 +36,20 @@ def drop_pages_after_use(model: nn.Module) -> int:
     return total
 
 
-def mapped_files() -> Iterator[Span]:
+def mapped_files() -> list[Span]:
     """Address ranges of this process behind which there is a file, neighbours joined."""
-    if not MAPS.exists():
-        return
-    joined: Span | None = None
-    for line in MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+    spans: list[Span] = []
+    lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines() if MAPS.exists() else []
+    for line in lines:
         addresses, permissions, _, _, inode, *_ = line.split()
         # A shared mapping may be written to by others, and nobody's weights are: those are left alone.
         if inode == "0" or not permissions.endswith("p"):
             continue
         start, end = (int(text, 16) for text in addresses.split("-"))
-        if joined is not None and joined[1] == start:
-            joined = (joined[0], end)
-            continue
-        if joined is not None:
-            yield joined
-        joined = (start, end)
-    if joined is not None:
-        yield joined
+        if spans and spans[-1][1] == start:
+            start, _ = spans.pop()
+        spans.append((start, end))
+    return spans
 
 
 def pages_of(tensor: Tensor, files: list[Span]) -> Span | None:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,12 +30,15 @@ from cclm.hub.weight_files import DTYPES
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
+from cclm.pretrained.source_files import without_prefix
+from cclm.pretrained.towers import triple
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import CheckpointFacts, identify, newest_complete
 from cclm.views.image_text.options import ImageViewConfig
 
-ValueType = TypeVar("ValueType")
+TRAINING_PREFIX = "model."
+"""What stands before the network's names in the training module's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Prepared:
     """Longest text, with `<s>` and `</s>`."""
     origin: Path
     """The checkpoint or export that the weights came from."""
-    run_folder: Path | None
+    run_folder: Path | None = None
     """The run, if it was not an export."""
     checkpoint: CheckpointFacts | None = None
     """Which checkpoint the weights are; None: an export that does not say."""
@@ -84,16 +86,35 @@ def prepare_run(path: Path) -> Prepared:
         ConfigError: config.yaml cannot be read.
         CheckpointError: it is neither, or the run has no complete checkpoint.
     """
-    if (path / CONFIG_FILE).exists():
-        return _prepare_checkpoint(path, _newest_checkpoint(path))
-    run_folder = path.parent.parent
-    if path.is_dir() and (run_folder / CONFIG_FILE).exists():
-        return _prepare_checkpoint(run_folder, path)
-    raise CheckpointError(
-        where=str(path),
-        expected="an export folder (config.json), a run folder (config.yaml) or a checkpoint inside a run folder",
-        got="something else" if path.exists() else "nothing at this path",
-        do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
+    is_run = (path / CONFIG_FILE).exists()
+    run_folder = path if is_run else path.parent.parent
+    if not path.is_dir() or not (run_folder / CONFIG_FILE).exists():
+        raise CheckpointError(
+            where=str(path),
+            expected="an export folder (config.json), a run folder (config.yaml) or a checkpoint inside a run folder",
+            got="something else" if path.exists() else "nothing at this path",
+            do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
+        )
+    checkpoint = newest_complete(path) if is_run else path
+    if checkpoint is None:
+        raise CheckpointError(
+            where=str(run_folder),
+            expected="a complete checkpoint",
+            got="none",
+            do="Let the run reach its first checkpoint.",
+        )
+    config = read_run_config(run_folder)
+    tokenizer_folder = Path(config.data.tokenizer)
+    tokenizer = load_tokenizer(tokenizer_folder, config.data.normalise)
+    return Prepared(
+        config=model_config(config.model, tokenizer),
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        transform=transform_of(config),
+        max_tokens=longest_text(config),
+        origin=checkpoint,
+        run_folder=run_folder,
+        checkpoint=identify(checkpoint),
     )
 
 
@@ -104,10 +125,15 @@ def open_model(path: Path) -> OpenedModel:
         ConfigError: config.yaml cannot be read.
         CheckpointError: it is none of these, or the run has no complete checkpoint, or the weights do not fit.
     """
-    if is_export(path):
-        return _open_export(path)
-    prepared = prepare_run(path)
-    return with_weights(prepared, load_full_state(prepared.origin))
+    if not is_export(path):
+        prepared = prepare_run(path)
+        return with_weights(prepared, load_full_state(prepared.origin))
+    prepared = prepare_export(path)
+    try:
+        model = CCLMModel.from_pretrained(path, dtype=torch.float32).eval()
+    except (ValueError, RuntimeError) as error:
+        raise _other_version(path, error) from error
+    return OpenedModel(**{**vars(prepared), "config": model.config, "model": model})
 
 
 def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel:
@@ -139,12 +165,9 @@ def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:
 
 def is_export(path: Path) -> bool:
     """Return whether a folder is an export of ours."""
-    config = path / "config.json"
-    if not config.is_file():
-        return False
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(path / "config.json", None)
+    except ConfigError:
         return False
     return isinstance(content, dict) and content.get("model_type") == CCLMConfig.model_type
 
@@ -161,7 +184,7 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
     Raises:
         CheckpointError: names or shapes do not fit the config.
     """
-    state = without_prefix(state)
+    state = without_prefix(state, TRAINING_PREFIX)
     with no_init_weights():  # not on the meta device: buffers that no checkpoint holds get their values here
         model = CCLMModel(config)
     try:
@@ -175,14 +198,6 @@ def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> 
     model.tie_weights()
     model.eval()
     return model
-
-
-def without_prefix(state: Mapping[str, ValueType]) -> Mapping[str, ValueType]:
-    """The network's names: the training module's begin with `model.`"""
-    prefix = "model."
-    if state and all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
 
 
 def misfit(where: str, got: str) -> CheckpointError:
@@ -203,37 +218,9 @@ def transform_of(config: RunConfig) -> ImageTransformConfig:
     return ImageTransformConfig(size=config.model.vision.image_size)
 
 
-def _newest_checkpoint(run_folder: Path) -> Path:
-    found = newest_complete(run_folder)
-    if found is None:
-        raise CheckpointError(
-            where=str(run_folder),
-            expected="a complete checkpoint",
-            got="none",
-            do="Let the run reach its first checkpoint.",
-        )
-    return found
-
-
 def longest_text(config: RunConfig) -> int:
     """Return the tokens of the longest text that a run was trained with."""
     return max(view.max_tokens for view in config.views.values())
-
-
-def _prepare_checkpoint(run_folder: Path, checkpoint: Path) -> Prepared:
-    config = read_run_config(run_folder)
-    tokenizer_folder = Path(config.data.tokenizer)
-    tokenizer = load_tokenizer(tokenizer_folder, config.data.normalise)
-    return Prepared(
-        config=model_config(config.model, tokenizer),
-        tokenizer=tokenizer,
-        tokenizer_folder=tokenizer_folder,
-        transform=transform_of(config),
-        max_tokens=longest_text(config),
-        origin=checkpoint,
-        run_folder=run_folder,
-        checkpoint=identify(checkpoint),
-    )
 
 
 def prepare_export(folder: Path) -> Prepared:
@@ -250,7 +237,8 @@ def prepare_export(folder: Path) -> Prepared:
     except (OSError, ValueError) as error:
         raise _other_version(folder, error) from error
     names: dict[int, Resample] = {int(number): name for name, number in RESAMPLE_FILTER.items()}
-    mean, std = processor["image_mean"], processor["image_std"]
+    parity = read_json(folder / PARITY_NAME, {})
+    is_known = parity.get("checkpoint") is not None
     return Prepared(
         config=config,
         tokenizer=load_tokenizer(folder),
@@ -259,23 +247,13 @@ def prepare_export(folder: Path) -> Prepared:
             size=processor["size"]["height"],
             method="none",
             resample=names[processor["resample"]],
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
+            mean=triple(processor["image_mean"]),
+            std=triple(processor["image_std"]),
         ),
         max_tokens=int(settings["model_max_length"]),
         origin=folder,
-        run_folder=None,
-        checkpoint=_exported_checkpoint(folder),
+        checkpoint=CheckpointFacts(step=parity["step"], identity=parity["checkpoint"]) if is_known else None,
     )
-
-
-def _open_export(folder: Path) -> OpenedModel:
-    prepared = prepare_export(folder)
-    try:
-        model = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()
-    except (ValueError, RuntimeError) as error:
-        raise _other_version(folder, error) from error
-    return OpenedModel(**{**vars(prepared), "config": model.config, "model": model})
 
 
 def _other_version(folder: Path, error: Exception) -> CheckpointError:
@@ -285,10 +263,3 @@ def _other_version(folder: Path, error: Exception) -> CheckpointError:
         got=" ".join(str(error).split()),
         do="Open it with the code that it carries: AutoModel.from_pretrained(…, trust_remote_code=True).",
     )
-
-
-def _exported_checkpoint(folder: Path) -> CheckpointFacts | None:
-    parity = read_json(folder / PARITY_NAME, {})
-    if parity.get("checkpoint") is None:
-        return None
-    return CheckpointFacts(step=parity["step"], identity=parity["checkpoint"])

@@ -112,13 +112,12 @@ class ParityReport:
     @property
     def failures(self) -> list[str]:
         """What does not hold, in words."""
-        found = [
+        return [
             f"{name}: max |Δ| {part.max_abs:.3g} (allowed {part.allowed_abs:.3g}), cosine {part.min_cosine:.6f} "
             f"(allowed {part.allowed_cosine:.6f})"
             for name, part in self.parts.items()
             if not part.holds
-        ]
-        return found + [
+        ] + [
             f"recall@1 by {name}: {pair.export:.1f} % instead of {pair.reference:.1f} %"
             for name, pair in self.recall.items()
             if not pair.holds
@@ -160,11 +159,14 @@ def outputs_of_clean_process(
         arguments, outs = [], []
         for number, (export, probe) in enumerate(exports):
             given, out = folder / f"probe-{number}", folder / f"out-{number}.safetensors"
-            _write_probe(probe, given)
-            arguments += [str(export.resolve()), str(given), str(out)]
+            given.mkdir()
+            told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
+            (given / "probe.json").write_text(json.dumps(told), encoding="utf-8")
+            for place, image in enumerate(probe.images):
+                (given / f"{place:03d}.png").write_bytes(image)
+            arguments += [export.resolve(), given, out]
             outs.append(out)
-        program = str(Path(clean_process.__file__).resolve())
-        command = [str(python or sys.executable), "-I", program, *arguments]
+        command = [python or sys.executable, "-I", Path(clean_process.__file__).resolve(), *arguments]
         done = subprocess.run(
             command, cwd=folder, env=clean_environment(folder), capture_output=True, text=True, check=False
         )
@@ -185,31 +187,10 @@ def clean_environment(folder: Path) -> dict[str, str]:
     return {**kept, **caches, "HF_HUB_OFFLINE": "1"}
 
 
-def _write_probe(probe: Probe, folder: Path) -> None:
-    """Write a probe as `clean_process.py` reads it."""
-    folder.mkdir()
-    told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
-    (folder / "probe.json").write_text(json.dumps(told), encoding="utf-8")
-    for number, image in enumerate(probe.images):
-        (folder / f"{number:03d}.png").write_bytes(image)
-
-
 def check_parity(
-    prepared: Prepared,
-    export: Path,
-    *,
-    reference: ReferenceOutputs,
-    dtype: Dtype,
-    tolerance: float | None = None,
+    prepared: Prepared, export: Path, *, reference: ReferenceOutputs, dtype: Dtype, tolerance: float | None = None
 ) -> ParityReport:
-    """Compare `export`, loaded by a fresh process, with what the training engine computed.
-
-    Args:
-        prepared: says which checkpoint it is.
-        export: the folder.
-        reference: what the export is compared with.
-        dtype: of the exported weights.
-        tolerance: another `Tolerance.difference` than the dtype's.
+    """Compare `export`, loaded by a fresh process, with `reference`; the arguments are those of `compare`.
 
     Raises:
         CheckpointError: token ids differ, or something lies outside the tolerance.
@@ -237,14 +218,22 @@ def compare(
 ) -> ParityReport:
     """Put two sets of outputs side by side.
 
+    Args:
+        reference: what the training engine computed.
+        found: what the export computed.
+        dtype: of the exported weights.
+        tolerance: another `Tolerance.difference` than the dtype's.
+        where: what to call the export in errors.
+        prepared: says which checkpoint it is.
+
     Raises:
         CheckpointError: token ids differ.
     """
-    expected, texts = reference.outputs, reference.probe.texts
+    expected, texts, checkpoint = reference.outputs, reference.probe.texts, prepared.checkpoint
     check_same_tokens(expected["input_ids"], found["input_ids"], texts, where)
     rule = TOLERANCE["bfloat16" if reference.precision == "bf16" else dtype]
     share = rule.difference if tolerance is None else tolerance
-    cosine = rule.cosine if tolerance is None else max(rule.cosine, tolerance)
+    cosine = max(rule.cosine, tolerance or 0.0)
     names = [name for name in expected if name not in ("input_ids", "temperature")]
     parts = {name: difference(expected[name], found.get(name), name, share, cosine) for name in names}
     return ParityReport(
@@ -256,28 +245,23 @@ def compare(
         dtype=dtype,
         tolerance=share,
         reason=rule.reason,
-        step=None if prepared.checkpoint is None else prepared.checkpoint.step,
-        checkpoint=None if prepared.checkpoint is None else prepared.checkpoint.identity,
+        step=checkpoint.step if checkpoint else None,
+        checkpoint=checkpoint.identity if checkpoint else None,
     )
 
 
 def difference(expected: Tensor, found: Tensor | None, name: str, share: float, cosine: float) -> Difference:
     """Compare two tensors of rows; a missing one, another shape, or a NaN is infinitely far."""
+    max_abs, min_cosine = float("inf"), -1.0
+    if found is not None and expected.shape == found.shape:
+        shape = (1, -1) if name.endswith("_logits") else expected.shape
+        rows, others = expected.double().reshape(shape), found.double().reshape(shape)
+        closeness = torch.nn.functional.cosine_similarity(rows, others, dim=-1)
+        closeness[(rows == others).all(-1)] = 1.0  # also of zeros, which have no direction
+        distance = (expected - found).abs().nan_to_num(nan=float("inf"))  # a NaN is larger than any tolerance
+        max_abs, min_cosine = float(distance.max()), float(closeness.min())
     allowed = share * max(1.0, float(expected.abs().max()))
-    if found is None or expected.shape != found.shape:
-        return Difference(max_abs=float("inf"), min_cosine=-1.0, allowed_abs=allowed, allowed_cosine=1 - cosine)
-    rows = (expected.double(), found.double())
-    if name.endswith("_logits"):
-        rows = (rows[0].flatten()[None], rows[1].flatten()[None])
-    closeness = torch.nn.functional.cosine_similarity(*rows, dim=-1)
-    closeness[(rows[0] == rows[1]).all(-1)] = 1.0  # also of zeros, which have no direction
-    distance = (expected - found).abs().nan_to_num(nan=float("inf"))  # a NaN is larger than any tolerance
-    return Difference(
-        max_abs=float(distance.max()),
-        min_cosine=float(closeness.min()),
-        allowed_abs=allowed,
-        allowed_cosine=1 - cosine,
-    )
+    return Difference(max_abs=max_abs, min_cosine=min_cosine, allowed_abs=allowed, allowed_cosine=1 - cosine)
 
 
 def recalls(
@@ -285,13 +269,10 @@ def recalls(
 ) -> dict[str, RecallPair]:
     """Return recall@1 from captions to images: by cosine and, where every image met every caption, by matching."""
     right_C = torch.tensor(reference.probe.image_of_caption)
-    if (
-        len(right_C) == 0
-        or "text_features" not in parts
-        or any(part.max_abs == float("inf") for part in parts.values())
-    ):
-        return {}
     num_images, num_captions = len(reference.probe.images), len(right_C)
+    comparable = all(part.max_abs < float("inf") for part in parts.values())
+    if not (comparable and num_captions and "text_features" in parts):
+        return {}
 
     def scores(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         table = {"features": outputs["text_features"][:num_captions] @ outputs["image_features"].T}
@@ -318,10 +299,9 @@ def recall_pair(ours_CI: Tensor, theirs_CI: Tensor, right_C: Tensor, slack: floa
     def percent(flags: Tensor) -> float:
         return 100.0 * float(flags.float().mean())
 
-    best_C = theirs_CI.argmax(1)
     return RecallPair(
         reference=percent(ours_CI.argmax(1) == right_C),
-        export=percent(best_C == right_C),
+        export=percent(theirs_CI.argmax(1) == right_C),
         lowest=percent(right > others_CI + slack),
         highest=percent(right >= others_CI - slack),
     )
@@ -331,9 +311,8 @@ def check_same_tokens(expected_TL: Tensor, found_TL: Tensor, texts: tuple[str, .
     """Raise `CheckpointError` if the exported tokenizer gives other ids than training saw."""
     if torch.equal(expected_TL, found_TL):
         return
-    if expected_TL.shape != found_TL.shape:
-        other = f"shape {tuple(found_TL.shape)}, not {tuple(expected_TL.shape)}"
-    else:
+    other = f"shape {tuple(found_TL.shape)}, not {tuple(expected_TL.shape)}"
+    if expected_TL.shape == found_TL.shape:
         other = repr(texts[int((expected_TL != found_TL).any(dim=1).nonzero()[0, 0])])
     raise CheckpointError(
         where=where,

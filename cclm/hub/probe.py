@@ -8,8 +8,7 @@ with a word hidden.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,22 +80,16 @@ class ProbeInputs:
 
     def to(self, device: torch.device | str) -> ProbeInputs:
         """On a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return ProbeInputs(**{**vars(self), **tensors})
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name[-1].isupper()})
 
 
 def make_probe() -> Probe:
     """The fixed set, drawn anew; the same every time (with one version of Pillow)."""
     images = [_drawing(number, *shape[:3]) for number, shape in enumerate(SHAPES)]
     images += [_noise(number, mode) for number, mode in enumerate(NOISE_MODES)]
-    captions = [
-        (number, caption) for place in (0, 1) for number, shape in enumerate(SHAPES) for caption in [shape[3][place]]
-    ]
-    return Probe(
-        images=tuple(images),
-        texts=(*(caption for _, caption in captions), *ODD_TEXTS),
-        image_of_caption=tuple(number for number, _ in captions),
-    )
+    captions = [shape[3][place] for place in (0, 1) for shape in SHAPES]
+    numbers = tuple(range(len(SHAPES)))
+    return Probe(images=tuple(images), texts=(*captions, *ODD_TEXTS), image_of_caption=numbers + numbers)
 
 
 def known_part(probe: Probe, tokenizer: TextTokenizer) -> Probe:
@@ -110,11 +103,8 @@ def known_part(probe: Probe, tokenizer: TextTokenizer) -> Probe:
         return True
 
     kept = [number for number, text in enumerate(probe.texts) if is_known(text)]
-    return Probe(
-        images=probe.images,
-        texts=tuple(probe.texts[number] for number in kept),
-        image_of_caption=tuple(probe.image_of_caption[number] for number in kept if number < probe.num_captions),
-    )
+    own = tuple(probe.image_of_caption[number] for number in kept if number < probe.num_captions)
+    return replace(probe, texts=tuple(probe.texts[number] for number in kept), image_of_caption=own)
 
 
 def probe_inputs(
@@ -149,47 +139,44 @@ def compute(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
     heads `masked_lm_logits` (M, V) and `boxes` of the captions (C, 4). Of a model fine-tuned for classes or answers
     `class_logits` (T, classes), or the probabilities `answers` (T, K) of the texts themselves as answers.
     """
-    num_masked = len(inputs.masked_ids_ML)
-    mask_BL = torch.cat([inputs.mask_TL, inputs.mask_TL[:num_masked]])
-    text_BLD = model.encode_texts(torch.cat([inputs.ids_TL, inputs.masked_ids_ML]), mask_BL)
-    image_IND = model.encode_images(inputs.images_ICHW)
-    text_TLD = text_BLD[: len(inputs.ids_TL)]
+    ids_BL = torch.cat([inputs.ids_TL, inputs.masked_ids_ML])
+    mask_BL = torch.cat([inputs.mask_TL, inputs.mask_TL[: len(inputs.masked_ids_ML)]])
+    text_BLD, image_IND = model.encode_texts(ids_BL, mask_BL), model.encode_images(inputs.images_ICHW)
+    text_TLD, mask_TL = text_BLD[: len(inputs.ids_TL)], inputs.mask_TL
     if not model.config.pretraining_heads:
-        return _finetuned_outputs(model, text_TLD, inputs.mask_TL, image_IND, inputs.ids_TL)
+        fused = _fused_in_turn(model, text_TLD, mask_TL, image_IND)
+        if model.class_head is not None:
+            return {"class_logits": model.class_logits(fused, mask_TL)}
+        assert model.answer_decoder is not None, "a model without heads is fine-tuned for classes or answers"
+        ids_TL = inputs.ids_TL
+        return {"answers": rank_answers(model.answer_decoder, fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
     found = {
         "image_features": model.project_images(image_IND),
-        "text_features": model.project_texts(text_TLD, inputs.mask_TL),
+        "text_features": model.project_texts(text_TLD, mask_TL),
         "temperature": model.temperature(),
     }
     if model.fusion_encoder.num_memories > 1:
-        found["match_logits"] = _match_several(model, text_TLD, inputs.mask_TL, image_IND)
-    else:
-        found.update(_fused_outputs(model, text_BLD, mask_BL, image_IND, inputs.image_of_caption, num_masked))
-    return found
+        (fused_TLD,) = _fused_in_turn(model, text_TLD, mask_TL, image_IND)
+        return found | {"match_logits": model.match_logits(fused_TLD, mask_TL)}
+    return found | _fused_outputs(model, inputs, text_BLD, mask_BL, image_IND)
 
 
 def _fused_outputs(
-    model: CCLMModel,
-    text_BLD: Tensor,
-    mask_BL: Tensor,
-    image_IND: Tensor,
-    image_of_caption: Sequence[int],
-    num_masked: int,
+    model: CCLMModel, inputs: ProbeInputs, text_BLD: Tensor, mask_BL: Tensor, image_IND: Tensor
 ) -> dict[str, Tensor]:
     """Matching logits, boxes and masked-LM logits, from one call of the fusion encoder."""
-    num_images, num_captions = len(image_IND), len(image_of_caption)
-    device, num_texts = text_BLD.device, len(text_BLD) - num_masked
-    own = torch.tensor(image_of_caption, device=device)
+    device, num_texts = text_BLD.device, len(inputs.ids_TL)
+    own = torch.tensor(inputs.image_of_caption, device=device)
     has_words = model.masked_lm_transform is not None
-    text_row = torch.arange(num_captions, device=device).repeat(num_images)
-    image_row = torch.arange(num_images, device=device).repeat_interleave(num_captions)
-    masked_row = torch.arange(num_texts, num_texts + num_masked, device=device) if has_words else text_row[:0]
+    text_row = torch.arange(len(own), device=device).repeat(len(image_IND))
+    image_row = torch.arange(len(image_IND), device=device).repeat_interleave(len(own))
+    masked_row = torch.arange(num_texts, len(text_BLD), device=device) if has_words else text_row[:0]
     rows, images = torch.cat([text_row, masked_row]), torch.cat([image_row, own[: len(masked_row)]])
     fused_BLD = model.fuse(text_BLD[rows], mask_BL[rows], image_IND[images])
     pairs = slice(0, len(text_row))
     found = {"match_logits": model.match_logits(fused_BLD[pairs], mask_BL[rows][pairs])}
     if model.box_head is not None:
-        right = own * num_captions + torch.arange(num_captions, device=device)
+        right = own * len(own) + torch.arange(len(own), device=device)
         found["boxes"] = model.locate_boxes(fused_BLD[right], mask_BL[rows][right])
     if has_words:
         hidden_MD = model.masked_lm_states(fused_BLD[len(text_row) :, 1])
@@ -197,32 +184,15 @@ def _fused_outputs(
     return found
 
 
-def _match_several(model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor) -> Tensor:
-    """Text t reads images t, t + 1, … of the probe."""
-    memories = _in_turn(image_IND, len(text_TLD), model.config.options().fusion.num_memories)
-    return model.match_logits(model.fuse(text_TLD, mask_TL, memories), mask_TL)
-
-
-def _in_turn(image_IND: Tensor, num_texts: int, number: int) -> list[Tensor]:
-    """For text t the images t, t + 1, …"""
-    row_T = torch.arange(num_texts, device=image_IND.device)
-    return [image_IND[(row_T + place) % len(image_IND)] for place in range(number)]
-
-
-def _finetuned_outputs(
-    model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor, ids_TL: Tensor
-) -> dict[str, Tensor]:
-    """Classes of text t with images t, t + 1, …; or the texts themselves, ranked as answers to it."""
-    number = model.config.options().fusion.num_memories
-    if number > 1:
-        memories = _in_turn(image_IND, len(text_TLD), number)
-        return {"class_logits": model.class_logits([model.fuse(text_TLD, mask_TL, memories)], mask_TL)}
-    images = _in_turn(image_IND, len(text_TLD), model.config.class_images)
-    fused = [model.fuse(text_TLD, mask_TL, image) for image in images]
-    if model.class_head is not None:
-        return {"class_logits": model.class_logits(fused, mask_TL)}
-    assert model.answer_decoder is not None, "a model without heads is fine-tuned for classes or answers"
-    return {"answers": rank_answers(model.answer_decoder, fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
+def _fused_in_turn(model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IND: Tensor) -> list[Tensor]:
+    """Text t fused with images t, t + 1, … of the probe: with all in one pass, or with each in one of its own."""
+    several = model.config.options().fusion.num_memories
+    row_T = torch.arange(len(text_TLD), device=image_IND.device)
+    places = range(max(several, model.config.class_images))
+    images = [image_IND[(row_T + place) % len(image_IND)] for place in places]
+    if several > 1:
+        return [model.fuse(text_TLD, mask_TL, images)]
+    return [model.fuse(text_TLD, mask_TL, image) for image in images]
 
 
 def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:

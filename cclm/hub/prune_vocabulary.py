@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import AutoModel, AutoModelForMaskedLM
 
-from cclm.data.tokenizer_file import SENTENCEPIECE_NAME, TOKENIZER_NAME, tokenizer_bytes
+from cclm.data.sentencepiece import SENTENCEPIECE_NAME
+from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
 from cclm.data.tokens import pre_caption, read_special_as_text
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
 from cclm.hub.export import check_target, staging_directory
 from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.source_files import read_folder
 
 REPORT_NAME = "pruning.json"
@@ -97,17 +100,13 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path)
     num_texts = _check_pieces(before, after, keep, both_forms(texts()), str(folder))
     with staging_directory(to) as new:
         new.mkdir()
-        sizes = _write_weights(folder, new, keep)
-        left = _write_papers(folder, new, content, keep)
-        states, logits = _check_model(folder, new, keep)
         pruned = Pruned(
             texts=num_texts // 2,
             pieces_before=before.get_vocab_size(),
             pieces_after=len(keep),
-            left_behind=left,
-            max_abs_states=states,
-            max_abs_logits=logits,
-            **sizes,
+            **_write_weights(folder, new, keep),
+            left_behind=_write_papers(folder, new, content, keep),
+            **_check_model(folder, new, keep),
         )
         (new / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
     return pruned
@@ -120,7 +119,7 @@ def both_forms(texts: Iterable[str]) -> Iterable[str]:
         yield pre_caption(text)
 
 
-def _check_pieces(before: Any, after: Any, keep: Sequence[int], texts: Iterable[str], where: str) -> int:
+def _check_pieces(before: Any, after: Any, keep: list[int], texts: Iterable[str], where: str) -> int:
     """Check that every text has the same pieces; return how many there were."""
     number = 0
     for batch in batches(texts):
@@ -133,7 +132,7 @@ def _check_pieces(before: Any, after: Any, keep: Sequence[int], texts: Iterable[
     return number
 
 
-def _write_weights(folder: Path, hidden: Path, keep: Sequence[int]) -> dict[str, Any]:
+def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
     """Write the new model.safetensors; return the numbers for the report."""
     state = read_folder(folder)
     tables = [name for name in state if any(re.fullmatch(pattern, name) for pattern in TABLES)]
@@ -147,11 +146,9 @@ def _write_weights(folder: Path, hidden: Path, keep: Sequence[int]) -> dict[str,
             ", ".join(f"{name} with {state[name].shape[0]}" for name in tables),
             "Give a folder whose tokenizer belongs to its weights.",
         )
-    index = torch.tensor(list(keep))
-    pruned = {name: value[index] if name in tables else value for name, value in state.items()}
-    save_file(
-        {name: value.contiguous() for name, value in pruned.items()}, hidden / "model.safetensors", {"format": "pt"}
-    )
+    index = torch.tensor(keep)
+    pruned = {name: (value[index] if name in tables else value).contiguous() for name, value in state.items()}
+    save_file(pruned, hidden / "model.safetensors", {"format": "pt"})
     return {
         "parameters_before": sum(value.numel() for value in state.values()),
         "parameters_after": sum(value.numel() for value in pruned.values()),
@@ -159,14 +156,15 @@ def _write_weights(folder: Path, hidden: Path, keep: Sequence[int]) -> dict[str,
     }
 
 
-def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: Sequence[int]) -> list[str]:
+def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: list[int]) -> list[str]:
     """Write configuration, tokenizer and code; return what was left behind."""
     new_id = {old: new for new, old in enumerate(keep)}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sized = config["text"] if config.get("model_type") == CCLMConfig.model_type else config
     sized["vocab_size"] = len(keep)
     for place in [config] if sized is config else [config, sized]:  # each once: an id is renumbered once
-        place.update({key: new_id[value] for key, value in place.items() if _is_id(key, value) and value in new_id})
+        ids = {key: value for key, value in place.items() if key.endswith("_token_id") and isinstance(value, int)}
+        place.update({key: new_id[value] for key, value in ids.items() if value in new_id})
     written = {"config.json": config, "tokenizer.json": prune_content(content, keep)}
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
@@ -182,19 +180,13 @@ def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: Seq
     return left
 
 
-def _is_id(key: str, value: Any) -> bool:
-    """Whether a field of a config is a token's id."""
-    return key.endswith("_token_id") and isinstance(value, int)
-
-
-def _check_model(folder: Path, hidden: Path, keep: Sequence[int]) -> tuple[float, float]:
-    """Check that both folders give the same states and logits; return the largest differences."""
+def _check_model(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
+    """Check that both folders give the same states and logits; return the numbers for the report."""
     new_B = torch.linspace(0, len(keep) - 1, PROBE_PIECES).long().view(1, -1)
-    old_B = torch.tensor(list(keep))[new_B]
-    before = _states_and_logits(folder, old_B)
-    after = _states_and_logits(hidden, new_B)
-    states = (before[0] - after[0]).abs().max().item()
-    logits = 0.0 if after[1] is None else (before[1][..., list(keep)] - after[1]).abs().max().item()
+    states_before, logits_before = _states_and_logits(folder, torch.tensor(keep)[new_B])
+    states_after, logits_after = _states_and_logits(hidden, new_B)
+    states = (states_before - states_after).abs().max().item()
+    logits = 0.0 if logits_after is None else (logits_before[..., keep] - logits_after).abs().max().item()
     if states > STATES or logits > LOGITS:
         raise _error(
             str(folder),
@@ -202,16 +194,12 @@ def _check_model(folder: Path, hidden: Path, keep: Sequence[int]) -> tuple[float
             f"differences of {states:.1e} and {logits:.1e}",
             "Please report this model.",
         )
-    return states, logits
+    return {"max_abs_states": states, "max_abs_logits": logits}
 
 
 @torch.inference_mode()
 def _states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
     """Text states and masked-LM logits (None without such a head) of a folder's model, in fp32."""
-    from transformers import AutoModel, AutoModelForMaskedLM
-
-    from cclm.model.modeling_cclm import CCLMModel
-
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind == CCLMConfig.model_type:
         ours = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval()

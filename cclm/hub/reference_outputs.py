@@ -24,6 +24,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.agreement import on_every_rank
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
+from cclm.hub.open import OpenedModel
 from cclm.hub.probe import NUM_MASKED, Probe, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.model.modeling_cclm import CCLMModel
 
@@ -51,12 +52,11 @@ def make_recorder(
 ) -> Callable[[Engine[Any], Path], None]:
     """Return what `save_checkpoint` calls to put reference outputs into a checkpoint."""
     probe = known_part(make_probe(), tokenizer)
-    knows_enough = probe.num_captions >= NUM_MASKED
-    inputs = probe_inputs(probe, tokenizer, transform, max_tokens) if knows_enough else None
+    if probe.num_captions < NUM_MASKED:  # a tokenizer that knows (nearly) no word of the captions
+        return lambda engine, folder: None
+    inputs = probe_inputs(probe, tokenizer, transform, max_tokens)
 
     def record(engine: Engine[Any], folder: Path) -> None:
-        if inputs is None:  # a tokenizer that knows (nearly) no word of the captions
-            return
         outputs = engine.evaluate(lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device)))
         origin = f"training engine: {engine.description}"
         found = ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision=engine.precision)
@@ -67,15 +67,13 @@ def make_recorder(
     return record
 
 
-def reference_of(
-    model: CCLMModel, tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
-) -> ReferenceOutputs:
+def reference_of(opened: OpenedModel) -> ReferenceOutputs:
     """Compute the same with a model in this process: for imports, and for checkpoints that hold none.
 
     Raises:
         CheckpointError: the tokenizer knows fewer than `NUM_MASKED` of the probe's captions.
     """
-    probe = known_part(make_probe(), tokenizer)
+    probe = known_part(make_probe(), opened.tokenizer)
     if probe.num_captions < NUM_MASKED:
         raise CheckpointError(
             where="tokenizer",
@@ -83,8 +81,8 @@ def reference_of(
             got=str(probe.num_captions),
             do="Give the tokenizer an <unk> piece, or train it on texts in more scripts.",
         )
-    outputs = probe_outputs(model, probe_inputs(probe, tokenizer, transform, max_tokens))
-    origin = "the model in the exporting process, fp32"
+    inputs = probe_inputs(probe, opened.tokenizer, opened.transform, opened.max_tokens)
+    outputs, origin = probe_outputs(opened.model, inputs), "the model in the exporting process, fp32"
     return ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision="fp32")
 
 
@@ -94,9 +92,7 @@ def read_reference(checkpoint: Path) -> ReferenceOutputs | None:
     if path is None:
         return None
     with safe_open(path, "pt") as file:  # the old file says "picture" where this one says "image"
-        told: dict[str, Any] = {
-            name.replace("picture", "image"): json.loads(text) for name, text in file.metadata().items()
-        }
+        told = {name.replace("picture", "image"): json.loads(text) for name, text in file.metadata().items()}
         tensors = {name.replace("pictures", "images"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     images = torch.split(tensors.pop("images"), told["image_bytes"])
     probe = Probe(
@@ -113,7 +109,7 @@ def write_reference(reference: ReferenceOutputs, folder: Path) -> None:
     told = {
         "texts": probe.texts,
         "image_of_caption": probe.image_of_caption,
-        "image_bytes": [len(image) for image in probe.images],
+        "image_bytes": list(map(len, probe.images)),
         "origin": reference.origin,
         "precision": reference.precision,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from cclm.engine.fragments import Planned, write_tensors
@@ -62,40 +63,26 @@ def write_weights(
         dtype: of floating-point tensors on disk; None: as stored.
         shard_bytes: largest size of a file.
     """
-    stored = source()
-    tensors = [
-        Planned(name=name, shape=stored[name].shape, dtype=_on_disk(stored[name].dtype, dtype)) for name in names
-    ]
+    stored, wanted = source(), None if dtype is None else getattr(torch, dtype)
+    layout = {}
+    for name in names:
+        kept = stored[name].dtype
+        layout[name] = Planned(
+            name=name, shape=stored[name].shape, dtype=wanted if wanted and kept.is_floating_point else kept
+        )
     del stored
-    shards = plan_shards(tensors, shard_bytes)
-    width = len(shards)
-    files = [f"model-{number:05d}-of-{width:05d}.safetensors" for number in range(1, width + 1)]
-    files = ["model.safetensors"] if width == 1 else files
-    for name, shard in zip(files, shards, strict=True):
-        write_shard(source, folder / name, shard)
-    if width > 1:
-        places = {tensor.name: name for name, shard in zip(files, shards, strict=True) for tensor in shard}
-        facts = {
-            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
-            "total_size": sum(tensor.size_bytes for tensor in tensors),
-        }
-        text = json.dumps({"metadata": facts, "weight_map": places}, indent=2) + "\n"
+    shapes = {name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in layout.items()}
+    shards = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
+    for file, inside in shards.filename_to_tensors.items():
+        pieces = (one.parts for one in visit(source, inside))
+        write_tensors(folder / file, [layout[name] for name in inside], pieces, {"format": "pt"})
+    files = list(shards.filename_to_tensors)
+    if shards.is_sharded:
+        facts = {"total_parameters": sum(math.prod(one.shape) for one in layout.values()), **shards.metadata}
+        text = json.dumps({"metadata": facts, "weight_map": shards.tensor_to_filename}, indent=2) + "\n"
         (folder / INDEX_NAME).write_text(text, encoding="utf-8")
         files.append(INDEX_NAME)
     return files
-
-
-def plan_shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
-    """Cut a list of tensors into shards, in order; each holds at least one."""
-    shards: list[list[Planned]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + tensor.size_bytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.size_bytes
-    return shards
 
 
 def visit(source: Source, names: Sequence[str]) -> Iterator[StoredTensor]:
@@ -109,12 +96,6 @@ def visit(source: Source, names: Sequence[str]) -> Iterator[StoredTensor]:
         touched += stored[name].num_elements * stored[name].dtype.itemsize
 
 
-def write_shard(source: Source, path: Path, shard: Sequence[Planned]) -> None:
-    """Write one file and force it to disk."""
-    pieces = (stored.parts for stored in visit(source, [tensor.name for tensor in shard]))
-    write_tensors(path, shard, pieces, {"format": "pt"})
-
-
 def in_memory(state: Mapping[str, Tensor]) -> Source:
     """Tensors that are in memory already (or mapped), as a source."""
     stored = {
@@ -122,10 +103,3 @@ def in_memory(state: Mapping[str, Tensor]) -> Source:
         for name, value in state.items()
     }
     return lambda: stored
-
-
-def _on_disk(stored: torch.dtype, wanted: Dtype | None) -> torch.dtype:
-    if wanted is None or not stored.is_floating_point:
-        return stored
-    found: torch.dtype = getattr(torch, wanted)
-    return found

@@ -4,7 +4,7 @@ A table is a square grid of offsets. Those of the source are spread at 0, ±1, �
 target's grid, fine in the middle and coarse outside, with q chosen so that the last one reaches the border; a bicubic
 spline through them is then read at the target's offsets 0, ±1, ±2, … It is the interpolating spline without smoothing
 ("not-a-knot"), what scipy's RectBivariateSpline(kx=3, ky=3, s=0) computes; being separable, it is one small matrix
-applied to rows and columns. Written here because scipy would be a dependency for these forty lines.
+applied to rows and columns. Written here because scipy would be a dependency for these thirty lines.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def resize_bias_table(table_RN: Tensor, num_rows: int, num_extra: int = 0) -> Te
 def resizing_matrix(source: int, target: int) -> NDArray[np.float64]:
     """Weights (target, source) of the spline along one axis; both are odd numbers of offsets."""
     positions = source_positions(source, target)
-    wanted = np.arange(target, dtype=np.float64) - target // 2
-    wanted = wanted.clip(positions[0], positions[-1])
-    return _basis(positions, wanted) @ np.linalg.inv(_basis(positions, positions))
+    wanted = (np.arange(target, dtype=np.float64) - target // 2).clip(positions[0], positions[-1])
+    matrix: NDArray[np.float64] = np.linalg.solve(_basis(positions, positions).T, _basis(positions, wanted).T).T
+    return matrix
 
 
 def source_positions(source: int, target: int) -> NDArray[np.float64]:
@@ -63,21 +63,11 @@ def source_positions(source: int, target: int) -> NDArray[np.float64]:
 
 
 def _basis(positions: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cubic B-splines with not-a-knot ends on `positions` at `wanted`: (len(wanted), len(positions)), by de Boor."""
-    order = min(ORDER, len(positions))
-    inner = positions[order // 2 : len(positions) - order // 2]
-    knots = np.concatenate([[positions[0]] * order, inner, [positions[-1]] * order])
-    last = len(knots) - order - 1
-    piece = np.clip(np.searchsorted(knots, wanted, side="right") - 1, order - 1, last)
-    values: NDArray[np.float64] = (np.arange(len(knots) - 1) == piece[:, None]).astype(np.float64)
-    for degree in range(1, order):
-        count = len(knots) - 1 - degree
-        left, right = knots[:count], knots[degree + 1 : degree + 1 + count]
-        rise, fall = knots[degree : degree + count] - left, right - knots[1 : 1 + count]
-        up = np.divide(wanted[:, None] - left, rise, out=np.zeros((len(wanted), count)), where=rise > 0)
-        down = np.divide(right - wanted[:, None], fall, out=np.zeros((len(wanted), count)), where=fall > 0)
-        values = up * values[:, :count] + down * values[:, 1 : 1 + count]
-    return values
+    """Not-a-knot splines on `positions` at `wanted`, (len(wanted), len(positions)): powers, and cubes from knots on."""
+    scale = max(1.0, positions[-1])  # powers of large numbers would cost digits
+    at, knots = wanted[:, None] / scale, positions[2:-2] / scale
+    powers = at ** np.arange(min(ORDER, len(positions)))
+    return np.concatenate([powers, (at - knots).clip(0) ** (ORDER - 1)], axis=1)
 
 
 def _side(num_offsets: int) -> int:

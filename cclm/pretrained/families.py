@@ -11,7 +11,7 @@ Sizes come from the research code's configuration (arXiv 2206.00621, 2211.12402)
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 
@@ -19,125 +19,84 @@ DROPOUT = 0.1
 """Of hidden states, attention weights and (highest) paths in every published model."""
 
 
-def swin_family(
-    *,
-    width: int,
-    projection_width: int,
-    vision: VisionOptions,
-    text: TextOptions,
-    fusion_layers: int,
+def published_options(
+    *, width: int, projection_width: int, vision: VisionOptions, text: TextOptions, fusion_layers: int
 ) -> ModelOptions:
-    """CCLM-3M/4M with these sizes: one BERT stack, cut into text and fusion encoder, positions from 0.
+    """A model of a published layout with these sizes.
 
     Args:
         width: of all encoders.
         projection_width: of the contrastive features.
-        vision: sizes of the Swin tower.
+        vision: sizes of the image tower. "swin" is CCLM-3M/4M: one BERT stack, cut into text and fusion encoder,
+            positions from 0. "beit" is CCLM-X2VLM: text and fusion encoder of different origins, so of different
+            epsilons.
         text: sizes of the text layers; the fusion layers have the same.
         fusion_layers: layers with cross-attention.
     """
-    text = _published_text(replace(text, position_rule="column", position_offset=0))
+    is_swin = vision.architecture == "swin"
+    shared: dict[str, Any] = {
+        "norm_position": "post",
+        "dropout": DROPOUT,
+        "attention_dropout": DROPOUT,
+        "initializer_range": 0.02,
+        "pooling": "cls",
+    }
     return ModelOptions(
         width=width,
         projection_width=projection_width,
         matching_width=2 * width,
         box_head=True,
-        tie_decoder=True,
-        vision=replace(vision, architecture="swin", feedforward_width=4 * width, norm_eps=1e-5),
-        text=text,
-        fusion=_published_fusion(text, fusion_layers, norm_eps=1e-5),
+        tie_decoder=is_swin,
+        masked_lm_norm_eps=None if is_swin else 1e-5,
+        vision=replace(vision, norm_eps=1e-5 if is_swin else 1e-6),
+        text=replace(
+            text,
+            norm_eps=1e-5,
+            token_type=True,
+            position_rule="column" if is_swin else "ids",
+            position_offset=0 if is_swin else text.pad_token_id + 1,
+            **shared,
+        ),
+        fusion=FusionOptions(
+            num_layers=fusion_layers,
+            num_heads=text.num_heads,
+            feedforward_width=text.feedforward_width,
+            norm_eps=1e-5 if is_swin else 1e-12,
+            **shared,
+        ),
     )
 
 
-def beit_family(
-    *,
-    width: int,
-    projection_width: int,
-    vision: VisionOptions,
-    text: TextOptions,
-    fusion_layers: int,
-) -> ModelOptions:
-    """CCLM-X2VLM with these sizes: text and fusion encoder of different origins, so of different epsilons."""
-    text = _published_text(replace(text, position_rule="ids", position_offset=text.pad_token_id + 1))
-    return ModelOptions(
-        width=width,
-        projection_width=projection_width,
-        matching_width=2 * width,
-        box_head=True,
-        tie_decoder=False,
-        masked_lm_norm_eps=1e-5,
-        vision=replace(vision, architecture="beit", feedforward_width=4 * width, norm_eps=1e-6),
-        text=text,
-        fusion=_published_fusion(text, fusion_layers, norm_eps=1e-12),
-    )
-
-
-def _published_text(text: TextOptions) -> TextOptions:
-    """The choices that all published text encoders share."""
-    return replace(
-        text,
-        norm_position="post",
-        norm_eps=1e-5,
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-        initializer_range=0.02,
-        token_type=True,
-        pooling="cls",
-    )
-
-
-def _published_fusion(text: TextOptions, num_layers: int, norm_eps: float) -> FusionOptions:
-    """BERT layers of the text encoder's sizes."""
-    return FusionOptions(
-        num_layers=num_layers,
-        num_heads=text.num_heads,
-        feedforward_width=text.feedforward_width,
-        norm_position="post",
-        norm_eps=norm_eps,
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-        initializer_range=0.02,
-        pooling="cls",
-    )
+_XLM_ROBERTA = TextOptions(vocab_size=250_002, max_positions=514)
 
 
 def _x2vlm(width: int, num_layers: int, num_heads: int) -> ModelOptions:
     """The X2VLM models, whose image and text towers are equally deep and wide."""
-    return beit_family(
+    sizes: dict[str, Any] = {"num_layers": num_layers, "num_heads": num_heads, "feedforward_width": 4 * width}
+    return published_options(
         width=width,
         projection_width=256,
-        vision=VisionOptions(
-            image_size=224, patch_size=16, num_layers=num_layers, num_heads=num_heads, drop_path=DROPOUT
-        ),
-        text=_xlm_roberta(width, num_layers, num_heads),
+        vision=VisionOptions(architecture="beit", image_size=224, patch_size=16, drop_path=DROPOUT, **sizes),
+        text=replace(_XLM_ROBERTA, **sizes),
         fusion_layers=6,
     )
 
 
-def _xlm_roberta(width: int, num_layers: int, num_heads: int) -> TextOptions:
-    """Layers of XLM-RoBERTa."""
-    return TextOptions(
-        vocab_size=250_002,
-        max_positions=514,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        feedforward_width=4 * width,
-    )
-
-
-_CCLM = swin_family(
+_CCLM = published_options(
     width=1024,
     projection_width=256,
     vision=VisionOptions(
+        architecture="swin",
         image_size=224,
         patch_size=4,
         window=7,
         stage_layers=(2, 2, 18, 2),
         stage_heads=(4, 8, 16, 32),
         num_heads=32,
+        feedforward_width=4096,
         drop_path=DROPOUT,
     ),
-    text=_xlm_roberta(1024, num_layers=6, num_heads=16),
+    text=replace(_XLM_ROBERTA, num_layers=6, num_heads=16, feedforward_width=4096),
     fusion_layers=6,
 )
 _PRETRAINED: dict[str, ModelOptions] = {
@@ -148,7 +107,6 @@ _PRETRAINED: dict[str, ModelOptions] = {
 }
 
 Task = Literal["retrieval", "xvnli", "nlvr", "vqa"]
-TASKS: tuple[Task, ...] = get_args(Task)
 FINETUNED_SIZE = 384
 """Pixels of every published fine-tuning."""
 
@@ -162,30 +120,27 @@ def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZ
             "vqa" writes answers (Swin layout only).
         image_size: pixels; windows of a Swin tower grow with it.
     """
-    vision = options.vision
-    window = image_size // vision.stride if vision.architecture == "swin" else vision.window
-    options = replace(
+    vision, default, is_swin = options.vision, ModelOptions(), options.vision.architecture == "swin"
+    window = image_size // vision.stride if is_swin else vision.window
+    return replace(
         options,
         vision=replace(vision, image_size=image_size, window=window),
+        fusion=replace(options.fusion, num_memories=2 if task == "nlvr" and is_swin else 1),
+        projection_width=options.projection_width if task == "retrieval" else default.projection_width,
+        matching_width=default.matching_width if task == "vqa" else options.matching_width,
         box_head=False,
         masked_lm_head=False,
         tie_decoder=options.tie_decoder and task == "vqa",
         pretraining_heads=task == "retrieval",
         num_classes={"xvnli": 3, "nlvr": 2}.get(task, 0),
+        class_images=2 if task == "nlvr" and not is_swin else 1,
         answer_decoder=task == "vqa",
     )
-    if task != "retrieval":
-        options = replace(options, projection_width=ModelOptions().projection_width)
-    if task == "vqa":
-        return replace(options, matching_width=ModelOptions().matching_width)
-    if task == "nlvr" and vision.architecture == "swin":
-        return replace(options, fusion=replace(options.fusion, num_memories=2))
-    return replace(options, class_images=2) if task == "nlvr" else options
 
 
 FAMILIES: dict[str, ModelOptions] = {
     **_PRETRAINED,
-    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in TASKS},
+    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in get_args(Task)},
     **{
         f"{name}-retrieval": finetuned(_PRETRAINED[name], "retrieval")
         for name in ("cclm-x2vlm-base", "cclm-x2vlm-large")

@@ -10,9 +10,9 @@ missing, is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -24,16 +24,14 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.pretrained.bias_tables import resize_bias_table
-from cclm.pretrained.lazy_tensors import LazyTensors
 from cclm.pretrained.published_names import (
     ONE_STACK,
     Weight,
-    finetuned_name,
+    follows_from_sizes,
     pretrained_name,
     published_buffers,
     published_ties,
     published_weights,
-    to_ours,
     to_published,
 )
 from cclm.pretrained.published_sizes import ADVICE
@@ -63,10 +61,7 @@ class ImportReport:
 
     def summary(self) -> str:
         """One line."""
-        reasons: dict[str, int] = {}
-        for entry in self.keys:
-            if entry.fate == "dropped":
-                reasons[entry.how] = reasons.get(entry.how, 0) + 1
+        reasons = Counter(entry.how for entry in self.keys if entry.fate == "dropped")
         dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         return (
             f"{len(self.keys)} keys: {self.count('used')} used, {self.count('converted')} converted, "
@@ -76,6 +71,24 @@ class ImportReport:
     def as_json(self) -> str:
         """All of it."""
         return json.dumps([asdict(entry) for entry in self.keys], indent=1) + "\n"
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """A state dict whose stacked tensors are put together each time they are read; the others stay in their file."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a view of a tensor in one part, a copy of several."""
+        parts = self.stored[name].parts
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(self.stored[name].shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 def convert(
@@ -90,8 +103,8 @@ def convert(
         where: what to call the file in errors.
 
     Returns:
-        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted,
-        made anew at each access where something was; and the fate of every key.
+        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted;
+        and the fate of every key.
 
     Raises:
         CheckpointError: a key that the model has no place for, one that is missing, a shape that does not fit, or two
@@ -100,104 +113,84 @@ def convert(
     name_of = {pretrained_name(name, published): name for name in published}
     published = {name: published[given] for name, given in name_of.items()}
     weights = published_weights(options)
-    shapes = published_shapes(options, weights)
     ties = {alias: name for alias, name in published_ties(options).items() if alias in published}
-    _check_shapes(published, [*shapes, *ties], options, where)
-    fates = dict(_drop(published, ties, where))
-    parts, used = fit_weights(published, weights, shapes, options, where)
-    fates.update(used)
-    keys = [replace(fates[name], key=given) for name, given in name_of.items()]
-    return to_ours(parts, weights), ImportReport(keys=keys)
+    wanted = [name for weight in weights for name in weight.theirs]
+    _check_names(published, [*wanted, *ties], options, where)
+    state, used = fit_weights({name: (value,) for name, value in published.items()}, weights, options, where)
+    fates = {**dict(_drop(published, ties, where)), **used}
+    return state, ImportReport(keys=[replace(fates[name], key=given) for name, given in name_of.items()])
 
 
-def stored_tensors(published: Mapping[str, Tensor], options: ModelOptions) -> dict[str, StoredTensor]:
-    """What `convert` gives, ready to be written piece by piece: stacked tensors stay in their parts, in the file.
-
-    Args:
-        published: as for `convert`, which has accepted it.
-        options: of the model.
-    """
-    published = {pretrained_name(name, published): value for name, value in published.items()}
-    weights = published_weights(options)
-    shapes = published_shapes(options, weights)
-    ours = {name: tuple(value.shape) for name, value in meta_model(options).named_parameters()}
-    parts, _ = fit_weights(published, weights, shapes, options, "file")
-    return {
-        weight.ours: StoredTensor(
-            shape=ours[weight.ours],
-            dtype=published[weight.theirs[0]].dtype,
-            parts=tuple(parts[name].reshape(-1) for name in weight.theirs),
-        )
-        for weight in weights
-    }
+def stored_tensors(published: Mapping[str, Tensor], options: ModelOptions) -> Mapping[str, StoredTensor]:
+    """What `convert`, which has accepted `published`, gives, ready to be written piece by piece."""
+    parts = {pretrained_name(name, published): (value,) for name, value in published.items()}
+    return fit_weights(parts, published_weights(options), options, "file")[0].stored
 
 
 def fit_weights(
-    published: Mapping[str, Tensor],
-    weights: Iterable[Weight],
-    shapes: Mapping[str, tuple[int, ...]],
-    options: ModelOptions,
-    where: str,
+    published: Mapping[str, Sequence[Tensor]], weights: Iterable[Weight], options: ModelOptions, where: str
 ) -> tuple[LazyTensors, dict[str, KeyFate]]:
-    """Bring published tensors to the wanted shapes when they are read; say what `to_ours` will then do with each.
+    """Stack published tensors, each in one part or several, to ours, interpolate tables; say what became of each name.
 
     Raises:
         CheckpointError: a shape that does not fit.
     """
+    ours = dict(meta_model(options).named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in to_published(ours, weights).items()}
     fates: dict[str, KeyFate] = {}
-    fitters: dict[str, Callable[[], Tensor]] = {}
+    stored = {}
     for weight in weights:
+        flat: list[Tensor] = []
         for name in weight.theirs:
-            before = published[name].shape
-            _check_shape(name, tuple(before), shapes[name], where)
+            parts, wanted = published[name], shapes[name]
+            found = tuple(parts[0].shape) if len(parts) == 1 else (sum(map(len, parts)), *parts[0].shape[1:])
+            _check_shape(name, found, wanted, where)
             changes = [f"stacked {len(weight.theirs)} to 1"] if len(weight.theirs) > 1 else []
             changes += ["reshaped to one dimension"] if weight.scalar else []
-            changes += [f"interpolated, {before[0]} to {shapes[name][0]} rows"] if before != shapes[name] else []
+            if found != wanted:
+                num_extra = 3 if options.vision.architecture == "beit" else 0
+                parts = [resize_bias_table(parts[0], wanted[0], num_extra)]
+                changes.append(f"interpolated, {found[0]} to {wanted[0]} rows")
             fate: Fate = "converted" if changes else "used"
             fates[name] = KeyFate(key=name, fate=fate, how=", ".join([weight.ours, *changes]))
-            fitters[name] = partial(_fit, published, name, shapes[name], options)
-            if before != shapes[name]:
-                fitters[name]()  # a table that cannot be interpolated is refused here, not when it is read
-    return LazyTensors(fitters), fates
+            flat += [part.reshape(-1) for part in parts]
+        shape = tuple(ours[weight.ours].shape)
+        stored[weight.ours] = StoredTensor(shape=shape, dtype=flat[0].dtype, parts=tuple(flat))
+    return LazyTensors(stored), fates
 
 
 def meta_model(options: ModelOptions) -> CCLMModel:
     """The network without memory: names and shapes only."""
     with torch.device("meta"):
-        return CCLMModel(CCLMConfig(**asdict(options)))
-
-
-def published_shapes(options: ModelOptions, weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:
-    """Shape of each parameter in a published file of these sizes."""
-    ours = dict(meta_model(options).named_parameters())
-    return {name: tuple(value.shape) for name, value in to_published(ours, list(weights)).items()}
+        return CCLMModel(CCLMConfig.from_options(options))
 
 
 def describe(options: ModelOptions) -> list[tuple[str, tuple[int, ...], str, str]]:
     """Every key of a published file of these sizes: name, shape, dtype and "param", "buffer" or "tied:NAME"."""
-    shapes = published_shapes(options, published_weights(options))
+    parameters = to_published(dict(meta_model(options).named_parameters()), published_weights(options))
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     rows = [(name, shape, "float32", "param") for name, shape in shapes.items()]
     rows += [(name, shape, dtype, "buffer") for name, (shape, dtype) in published_buffers(options).items()]
-    ties = published_ties(options)
-    rows += [(alias, shapes[name], "float32", f"tied:{name}") for alias, name in ties.items()]
+    rows += [(alias, shapes[name], "float32", f"tied:{name}") for alias, name in published_ties(options).items()]
     if options.vision.architecture != "swin" or options.masked_lm_head:
         return rows
+    # A fine-tuned file: the encoder has lost its masked-LM shell.
     return [
-        (finetuned_name(name), shape, dtype, kind.replace(ONE_STACK, "text_encoder."))
+        (name.replace(ONE_STACK, "text_encoder."), shape, dtype, kind.replace(ONE_STACK, "text_encoder."))
         for name, shape, dtype, kind in rows
     ]
 
 
-def _check_shapes(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
+def _check_names(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
     """Nothing may be missing and nothing may be left over."""
     known = {*wanted, *published_buffers(options)}
     missing = [name for name in wanted if name not in published]
-    left_over = [name for name in published if name not in known and not _follows_from_sizes(name)]
+    left_over = [name for name in published if name not in known and not follows_from_sizes(name)]
     if missing or left_over:
         raise CheckpointError(
             where=where,
             expected=f"the {len(known)} keys of a model with these sizes",
-            got=f"{_some('missing', missing)}{' and ' if missing and left_over else ''}{_some('left over', left_over)}",
+            got=" and ".join(filter(None, (_some("missing", missing), _some("left over", left_over)))),
             do=ADVICE,
         )
 
@@ -208,15 +201,10 @@ def _some(word: str, names: list[str]) -> str:
     return f"{len(names)} {word} ({', '.join(names[:3])}{more})" if names else ""
 
 
-def _follows_from_sizes(name: str) -> bool:
-    """Whether a key is one of the buffers, whatever the resolution."""
-    return name.endswith((".relative_position_index", ".attn_mask", ".position_ids"))
-
-
 def _drop(published: Mapping[str, Tensor], ties: Mapping[str, str], where: str) -> Iterable[tuple[str, KeyFate]]:
     """Keys that carry nothing new."""
     for name, value in published.items():
-        if _follows_from_sizes(name):
+        if follows_from_sizes(name):
             yield name, KeyFate(key=name, fate="dropped", how="follow from the sizes")
         elif name in ties:
             if not torch.equal(value, published[ties[name]]):
@@ -227,14 +215,6 @@ def _drop(published: Mapping[str, Tensor], ties: Mapping[str, str], where: str) 
                     do="The file is not of this family, or was damaged: get it again.",
                 )
             yield name, KeyFate(key=name, fate="dropped", how="second names of a tensor")
-
-
-def _fit(published: Mapping[str, Tensor], name: str, shape: tuple[int, ...], options: ModelOptions) -> Tensor:
-    """The tensor in the wanted shape; a bias table may have to be interpolated."""
-    value = published[name]
-    if tuple(value.shape) == shape:
-        return value
-    return resize_bias_table(value, shape[0], 3 if options.vision.architecture == "beit" else 0)
 
 
 def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:

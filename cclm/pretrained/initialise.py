@@ -11,23 +11,22 @@ and under ZeRO-3 one rank reads one tensor at a time: no rank ever holds a secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cclm.engine.deepspeed.construction import whole_parameters
+from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.model.options import ModelOptions
-from cclm.pretrained.import_cclm import ImportReport, KeyFate, fit_weights, meta_model
-from cclm.pretrained.lazy_tensors import LazyTensors
+from cclm.pretrained.import_cclm import ImportReport, KeyFate, LazyTensors, fit_weights, meta_model
 from cclm.pretrained.options import Reach
-from cclm.pretrained.published_names import Weight, published_weights, text_weights, to_ours, to_published
+from cclm.pretrained.published_names import Weight, published_weights
 from cclm.pretrained.source_files import open_source
 from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
-from cclm.pretrained.tower_source import TOWER
+from cclm.pretrained.towers import TOWER
 
 
 def source_weights(
@@ -46,7 +45,7 @@ def source_weights(
     Raises:
         CheckpointError: a source of another kind, or sizes that do not fit.
     """
-    makers: dict[str, Callable[[], Tensor]] = {}
+    found: dict[str, StoredTensor] = {}
     fates: list[KeyFate] = []
     for source in sources:
         state = open_source(source)
@@ -56,15 +55,10 @@ def source_weights(
             KeyFate(key=key, fate="used" if key in used else "dropped", how=used.get(key, "not of this model"))
             for key in state
         ]
-        weights = _weights(options, placed)
-        _check_fit(placed, weights, str(source))
-        given = [weight for weight in weights if all(name in placed for name in weight.theirs)]
-        published = LazyTensors({name: partial(_joined, state, keys) for name, keys in placed.items()})
-        shapes = _shapes(options, given)
-        fitted, _ = fit_weights(published, given, shapes, options, str(source))
-        ours = to_ours(fitted, given)
-        makers.update({name: partial(ours.__getitem__, name) for name in ours})
-    return LazyTensors(makers), ImportReport(keys=fates)
+        parts = {name: [state[key] for key in keys] for name, keys in placed.items()}
+        given = _given_weights(options, placed, str(source))
+        found.update(fit_weights(parts, given, options, str(source))[0].stored)
+    return LazyTensors(found), ImportReport(keys=fates)
 
 
 def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -85,37 +79,22 @@ def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return fresh
 
 
-def _joined(state: Mapping[str, Tensor], keys: tuple[str, ...]) -> Tensor:
-    """A published tensor from the keys that it is made of."""
-    return state[keys[0]] if len(keys) == 1 else torch.cat([state[key] for key in keys])
+def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list[Weight]:
+    """The parameters that were placed whole.
 
-
-def _weights(options: ModelOptions, placed: Placement) -> list[Weight]:
-    """The table of names for what was placed, without what this model has not."""
-    if OUR_MARK in placed:
-        table = [Weight(name, (name,)) for name in placed]
-    elif options.vision.architecture in ("swin", "beit"):
-        return published_weights(options)
-    else:
-        tower = [Weight(name, (name,)) for name in placed if name.startswith(TOWER)]
-        table = [*tower, *text_weights(options)]
+    Raises:
+        CheckpointError: something was placed that this model has not, or has in part.
+    """
+    names = placed if OUR_MARK in placed else [name for name in placed if name.startswith(TOWER)]
+    table = [Weight(name, (name,)) for name in names]
+    table += [] if OUR_MARK in placed else published_weights(options)
     ours = {name for name, _ in meta_model(options).named_parameters()}
-    return [weight for weight in table if weight.ours in ours]
-
-
-def _shapes(options: ModelOptions, weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:
-    """Shape of each part by the names of the table."""
-    ours = dict(meta_model(options).named_parameters())
-    return {name: tuple(value.shape) for name, value in to_published(ours, list(weights)).items()}
-
-
-def _check_fit(placed: Placement, weights: Iterable[Weight], where: str) -> None:
-    """Everything that was placed has a place, and no parameter of ours is filled in part."""
-    complete = {name for weight in weights if all(part in placed for part in weight.theirs) for name in weight.theirs}
-    if unfit := sorted(set(placed) - complete):
+    given = [weight for weight in table if weight.ours in ours and all(name in placed for name in weight.theirs)]
+    if unfit := sorted(set(placed).difference(*(weight.theirs for weight in given))):
         raise CheckpointError(
             where=where,
             expected="weights for places that this model has",
             got=f"others, such as {unfit[0]}",
             do="Give sources of the family's sizes.",
         )
+    return given

@@ -10,18 +10,74 @@ table works in both directions, so gradients and exported weights can be compare
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from cclm.model.options import ModelOptions, VisionOptions
-from cclm.pretrained.lazy_tensors import LazyTensors
 
 ONE_STACK = "text_encoder.bert."
 """What stands before the text layers of a pre-trained CCLM-3M/4M file; fine-tuned ones leave out the `bert.`"""
+TOWER = "vision_encoder."
+TEXT_LAYER = {
+    "self_attention.query_key_value.*": "attention.self.query.* attention.self.key.* attention.self.value.*",
+    "self_attention.output.*": "attention.output.dense.*",
+    "self_norm.*": "attention.output.LayerNorm.*",
+    "feedforward.widen.*": "intermediate.dense.*",
+    "feedforward.narrow.*": "output.dense.*",
+    "feedforward_norm.*": "output.LayerNorm.*",
+}
+FUSION_LAYER = {
+    **TEXT_LAYER,
+    "cross_attention.query.*": "crossattention.self.query.*",
+    "cross_attention.key_value.*": "crossattention.self.key.* crossattention.self.value.*",
+    "cross_attention.output.*": "crossattention.output.dense.*",
+    "cross_norm.*": "crossattention.output.LayerNorm.*",
+}
+EMBEDDINGS = {
+    "words.weight": "word_embeddings.weight",
+    "positions.weight": "position_embeddings.weight",
+    "token_type": "token_type_embeddings.weight",
+    "norm.*": "LayerNorm.*",
+}
+MASKED_LM = {
+    "masked_lm_transform.linear.*": "transform.dense.*",
+    "masked_lm_transform.norm.*": "transform.LayerNorm.*",
+    "masked_lm_decoder.bias": "bias",
+}
+"""What the masked-LM head does before its decoder, and the decoder's bias."""
+MATCHING = {
+    "image_projection.linear.*": "vision_proj.*",
+    "text_projection.linear.*": "text_proj.*",
+    "matching_head.widen.*": "itm_head.0.*",
+    "matching_head.norm.*": "itm_head.1.*",
+    "matching_head.classify.*": "itm_head.3.*",
+}
+BOXES = {"box_head.widen.*": "bbox_head.0.*", "box_head.norm.*": "bbox_head.1.*", "box_head.locate.*": "bbox_head.3.*"}
+CLASSES = {
+    "class_head.widen.*": "cls_head.0.*",
+    "class_head.norm.*": "cls_head.1.*",
+    "class_head.classify.*": "cls_head.3.*",
+}
+BLOCK = {
+    "attention_norm.*": "norm1.*",
+    "attention.output.*": "attn.proj.*",
+    "attention.position.bias_table": "attn.relative_position_bias_table",
+    "feedforward_norm.*": "norm2.*",
+    "feedforward.widen.*": "mlp.fc1.*",
+    "feedforward.narrow.*": "mlp.fc2.*",
+}
+"""What the blocks of both image towers share."""
+SWIN_BLOCK = {"attention.query_key_value.*": "attn.qkv.*", **BLOCK}
+BEIT_BLOCK = {
+    "attention.query_key_value.weight": "attn.qkv.weight",
+    "attention.query_bias.bias": "attn.q_bias",
+    "attention.value_bias.bias": "attn.v_bias",
+    "attention_scale": "gamma_1",
+    "feedforward_scale": "gamma_2",
+    **BLOCK,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +91,21 @@ class Weight:
     """Theirs has no dimensions, ours has one (DeepSpeed cannot broadcast a parameter without)."""
 
 
+def _weights(table: Mapping[str, str], ours: str = "", theirs: str = "") -> list[Weight]:
+    """The rows of a table with what stands before both names; `*` is weight and bias."""
+    return [
+        Weight(ours + left.replace("*", part), tuple(theirs + name.replace("*", part) for name in right.split()))
+        for left, right in table.items()
+        for part in (("weight", "bias") if "*" in left else ("",))
+    ]
+
+
+def _layers(table: Mapping[str, str], ours: str, theirs: str, num_layers: int, first: int = 0) -> list[Weight]:
+    """The same table for each layer; theirs count from `first`."""
+    numbers = range(num_layers)
+    return [row for number in numbers for row in _weights(table, f"{ours}{number}.", f"{theirs}{first + number}.")]
+
+
 def pretrained_name(name: str, published: Mapping[str, Tensor]) -> str:
     """What a key of a fine-tuned CCLM-3M/4M file is called in a pre-trained one; other files' keys stay."""
     is_finetuned = "vision_encoder.norm.weight" in published and name.startswith("text_encoder.")
@@ -44,49 +115,32 @@ def pretrained_name(name: str, published: Mapping[str, Tensor]) -> str:
 
 
 def published_weights(options: ModelOptions) -> list[Weight]:
-    """Every parameter of the model that these options describe."""
+    """Every parameter of the model that these options describe, but for an image tower that no published model has."""
     if options.vision.architecture == "swin":
-        return [*_swin(options.vision), *_one_stack(options), *_heads(options), *_finetuned_heads(options)]
-    if options.vision.architecture == "beit":
-        return [*_beit(options.vision), *_two_stacks(options), *_heads(options), *_finetuned_heads(options)]
-    raise ValueError(
-        f"vision.architecture: expected swin or beit, got {options.vision.architecture}. "
-        "No published CCLM model has another image tower."
-    )
-
-
-def text_weights(options: ModelOptions) -> list[Weight]:
-    """What a source of texts can start in a model whose image tower no published model has."""
-    return [*_two_stacks(options), *_heads(options)]
+        tower = _swin(options.vision)
+    else:
+        tower = _beit(options.vision) if options.vision.architecture == "beit" else []
+    return [*tower, *_texts(options), *_heads(options)]
 
 
 def published_ties(options: ModelOptions) -> dict[str, str]:
     """Names under which a parameter stands in the file once more → the name that is read."""
-    ties = _ties_of_memories(options)
-    if options.answer_decoder:
-        ties |= _ties_of_head("text_decoder.cls.predictions", "text_decoder.bert", options.tie_decoder)
-    if not options.masked_lm_head:
-        return ties
-    if options.vision.architecture == "swin":
-        return ties | _ties_of_head("text_encoder.cls.predictions", "text_encoder.bert", tied=True)
-    return ties | _ties_of_head("mlm_head.predictions", "", tied=False)
-
-
-def _ties_of_head(head: str, encoder: str, tied: bool) -> dict[str, str]:
-    """A masked-LM head holds its bias twice, and maybe the words of its encoder."""
-    words = {f"{head}.decoder.weight": f"{encoder}.embeddings.word_embeddings.weight"} if tied else {}
-    return {**words, f"{head}.decoder.bias": f"{head}.bias"}
-
-
-def _ties_of_memories(options: ModelOptions) -> dict[str, str]:
-    """NLVR: each fusion layer stands there once for each image, with the same keys and values."""
-    first_fusion, number = options.text.num_layers, options.fusion.num_memories
-    ties = {}
-    for layer in range(options.fusion.num_layers * number):
-        for part in ("key.weight", "key.bias", "value.weight", "value.bias"):
-            name = f"{ONE_STACK}encoder.layer.%d.crossattention.self.{part}"
-            if layer % number:
-                ties[name % (first_fusion + layer)] = name % (first_fusion + layer - layer % number)
+    ties, number = {}, options.fusion.num_memories
+    for layer in range(options.fusion.num_layers * number):  # NLVR: once for each image, with the same keys and values
+        if copy := layer % number:
+            place, stack = options.text.num_layers + layer, f"{ONE_STACK}encoder.layer."
+            for part in ("key.weight", "key.bias", "value.weight", "value.bias"):
+                name = f"crossattention.self.{part}"
+                ties[f"{stack}{place}.{name}"] = f"{stack}{place - copy}.{name}"
+    decoders = {"text_decoder.cls.predictions": "text_decoder.bert"} if options.answer_decoder else {}
+    if options.masked_lm_head and options.vision.architecture == "swin":
+        decoders["text_encoder.cls.predictions"] = "text_encoder.bert"
+    elif options.masked_lm_head:
+        ties["mlm_head.predictions.decoder.bias"] = "mlm_head.predictions.bias"
+    for head, encoder in decoders.items():
+        if options.tie_decoder:
+            ties[f"{head}.decoder.weight"] = f"{encoder}.embeddings.word_embeddings.weight"
+        ties[f"{head}.decoder.bias"] = f"{head}.bias"
     return ties
 
 
@@ -116,30 +170,8 @@ def published_buffers(options: ModelOptions) -> dict[str, tuple[tuple[int, ...],
     return buffers
 
 
-def answer_decoder_weights(options: ModelOptions) -> list[Weight]:
-    """The decoder of a file fine-tuned for question answering: one more stack like the fusion layers."""
-    ours, theirs = "answer_decoder", "text_decoder.bert"
-    weights = _embeddings(f"{theirs}.embeddings", f"{ours}.embeddings")
-    for number in range(options.fusion.num_layers):
-        weights += _bert_layer(f"{ours}.stack.layers.{number}", f"{theirs}.encoder.layer.{number}", cross=True)
-    transform = _masked_lm_transform("text_decoder.cls.predictions")
-    return weights + [Weight(f"{ours}.{weight.ours}", weight.theirs) for weight in transform]
-
-
-def to_ours(published: Mapping[str, Tensor], weights: list[Weight]) -> LazyTensors:
-    """Rename, and stack when a tensor is read; every published name of `weights` must be there."""
-    return LazyTensors({weight.ours: partial(_stack, published, weight) for weight in weights})
-
-
-def _stack(published: Mapping[str, Tensor], weight: Weight) -> Tensor:
-    """One of our parameters."""
-    parts = [published[name] for name in weight.theirs]
-    value = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return value.reshape(1) if weight.scalar else value
-
-
-def to_published(state: Mapping[str, Tensor], weights: list[Weight]) -> dict[str, Tensor]:
-    """The inverse of `to_ours`, for any tensors with our names (parameters, gradients); absent ones are left out."""
+def to_published(state: Mapping[str, Tensor], weights: Iterable[Weight]) -> dict[str, Tensor]:
+    """Tensors with our names (parameters, gradients) by the published ones; absent ones are left out."""
     published: dict[str, Tensor] = {}
     for weight in weights:
         if weight.ours in state:
@@ -150,158 +182,65 @@ def to_published(state: Mapping[str, Tensor], weights: list[Weight]) -> dict[str
     return published
 
 
-def _linear(ours: str, *theirs: str) -> list[Weight]:
-    """Weight and bias of a linear or norm, or of several stacked."""
-    return [Weight(f"{ours}.{part}", tuple(f"{name}.{part}" for name in theirs)) for part in ("weight", "bias")]
+def follows_from_sizes(name: str) -> bool:
+    """Whether a key of any file is one of the buffers, whatever the resolution."""
+    return name.endswith((".relative_position_index", ".attn_mask", ".position_ids"))
 
 
-def _bert_layer(ours: str, theirs: str, *, cross: bool) -> list[Weight]:
-    """A layer of the text or fusion encoder."""
-    attention = f"{theirs}.attention"
-    query, key, value = (f"{attention}.self.{part}" for part in ("query", "key", "value"))
-    weights = [
-        *_linear(f"{ours}.self_attention.query_key_value", query, key, value),
-        *_linear(f"{ours}.self_attention.output", f"{attention}.output.dense"),
-        *_linear(f"{ours}.self_norm", f"{attention}.output.LayerNorm"),
-    ]
-    if cross:
-        memory = f"{theirs}.crossattention"
-        weights += [
-            *_linear(f"{ours}.cross_attention.query", f"{memory}.self.query"),
-            *_linear(f"{ours}.cross_attention.key_value", f"{memory}.self.key", f"{memory}.self.value"),
-            *_linear(f"{ours}.cross_attention.output", f"{memory}.output.dense"),
-            *_linear(f"{ours}.cross_norm", f"{memory}.output.LayerNorm"),
-        ]
+def answer_decoder_weights(options: ModelOptions) -> list[Weight]:
+    """The decoder of a file fine-tuned for question answering: one more stack like the fusion layers."""
+    ours, theirs = "answer_decoder.", "text_decoder.bert."
     return [
-        *weights,
-        *_linear(f"{ours}.feedforward.widen", f"{theirs}.intermediate.dense"),
-        *_linear(f"{ours}.feedforward.narrow", f"{theirs}.output.dense"),
-        *_linear(f"{ours}.feedforward_norm", f"{theirs}.output.LayerNorm"),
+        *_weights(EMBEDDINGS, f"{ours}embeddings.", f"{theirs}embeddings."),
+        *_layers(FUSION_LAYER, f"{ours}stack.layers.", f"{theirs}encoder.layer.", options.fusion.num_layers),
+        *_weights(MASKED_LM, ours, "text_decoder.cls.predictions."),
     ]
 
 
-def _embeddings(theirs: str, ours: str = "text_encoder.embeddings") -> list[Weight]:
-    """Words, positions, the token type and their norm."""
-    return [
-        Weight(f"{ours}.words.weight", (f"{theirs}.word_embeddings.weight",)),
-        Weight(f"{ours}.positions.weight", (f"{theirs}.position_embeddings.weight",)),
-        Weight(f"{ours}.token_type", (f"{theirs}.token_type_embeddings.weight",)),
-        *_linear(f"{ours}.norm", f"{theirs}.LayerNorm"),
-    ]
-
-
-def _masked_lm_transform(theirs: str) -> list[Weight]:
-    """What the masked-LM head does before its decoder, and the decoder's bias."""
-    return [
-        *_linear("masked_lm_transform.linear", f"{theirs}.transform.dense"),
-        *_linear("masked_lm_transform.norm", f"{theirs}.transform.LayerNorm"),
-        Weight("masked_lm_decoder.bias", (f"{theirs}.bias",)),
-    ]
-
-
-def _one_stack(options: ModelOptions) -> list[Weight]:
-    """CCLM-3M/4M: text and fusion layers stand in one BERT."""
-    layer, num_text = "text_encoder.bert.encoder.layer", options.text.num_layers
-    weights = _embeddings(f"{ONE_STACK}embeddings")
-    for number in range(num_text):
-        weights += _bert_layer(f"text_encoder.stack.layers.{number}", f"{layer}.{number}", cross=False)
-    memories = options.fusion.num_memories
-    for number in range(options.fusion.num_layers * memories):
-        parts = _bert_layer(f"fusion_encoder.stack.layers.{number}", f"{layer}.{num_text + number}", cross=True)
-        weights += [part for part in parts if number % memories == 0 or ".key_value." not in part.ours]
-    return weights + (_masked_lm_transform("text_encoder.cls.predictions") if options.masked_lm_head else [])
-
-
-def _two_stacks(options: ModelOptions) -> list[Weight]:
-    """X2VLM: text encoder, cross encoder and masked-LM head stand by themselves."""
-    weights = _embeddings("text_encoder.embeddings")
-    for number in range(options.text.num_layers):
-        theirs = f"text_encoder.encoder.layer.{number}"
-        weights += _bert_layer(f"text_encoder.stack.layers.{number}", theirs, cross=False)
-    for number in range(options.fusion.num_layers):
-        theirs = f"cross_encoder.encoder.layer.{number}"
-        weights += _bert_layer(f"fusion_encoder.stack.layers.{number}", theirs, cross=True)
-    if not options.masked_lm_head:
-        return weights
-    weights += _masked_lm_transform("mlm_head.predictions")
-    return [*weights, Weight("masked_lm_decoder.weight", ("mlm_head.predictions.decoder.weight",))]
+def _texts(options: ModelOptions) -> list[Weight]:
+    """Text and fusion layers, masked-LM head: in CCLM-3M/4M they stand in one BERT, in X2VLM each by itself."""
+    one_stack, num_text = options.vision.architecture == "swin", options.text.num_layers
+    num_fusion = options.fusion.num_layers * options.fusion.num_memories
+    text, head = (ONE_STACK, "text_encoder.cls.") if one_stack else ("text_encoder.", "mlm_head.")
+    fusion, first = (ONE_STACK, num_text) if one_stack else ("cross_encoder.", 0)
+    weights = _weights(EMBEDDINGS, "text_encoder.embeddings.", f"{text}embeddings.")
+    weights += _layers(TEXT_LAYER, "text_encoder.stack.layers.", f"{text}encoder.layer.", num_text)
+    weights += _layers(FUSION_LAYER, "fusion_encoder.stack.layers.", f"{fusion}encoder.layer.", num_fusion, first)
+    if options.masked_lm_head:
+        weights += _weights(MASKED_LM, "", f"{head}predictions.")
+        own_decoder = Weight("masked_lm_decoder.weight", ("mlm_head.predictions.decoder.weight",))
+        weights += [] if one_stack else [own_decoder]
+    ties = published_ties(options)
+    return [weight for weight in weights if weight.theirs[0] not in ties]
 
 
 def _heads(options: ModelOptions) -> list[Weight]:
-    """Projections, temperature, matching head and box head, as far as the model has them."""
+    """Projections, temperature, matching head, box head, classifier and decoder of answers, as far as there are any."""
     weights = []
     if options.pretraining_heads:
-        weights += [
-            Weight("temperature.value", ("temp",), scalar=True),
-            *_linear("image_projection.linear", "vision_proj"),
-            *_linear("text_projection.linear", "text_proj"),
-            *_linear("matching_head.widen", "itm_head.0"),
-            *_linear("matching_head.norm", "itm_head.1"),
-            *_linear("matching_head.classify", "itm_head.3"),
-        ]
+        weights += [Weight("temperature.value", ("temp",), scalar=True), *_weights(MATCHING)]
     if options.box_head:
-        weights += _linear("box_head.widen", "bbox_head.0") + _linear("box_head.norm", "bbox_head.1")
-        weights += _linear("box_head.locate", "bbox_head.3")
-    return weights
-
-
-def _finetuned_heads(options: ModelOptions) -> list[Weight]:
-    """A classifier, or a decoder of answers."""
-    weights = answer_decoder_weights(options) if options.answer_decoder else []
-    if options.num_classes:
-        weights += _linear("class_head.widen", "cls_head.0") + _linear("class_head.norm", "cls_head.1")
-        weights += _linear("class_head.classify", "cls_head.3")
-    return weights
-
-
-def finetuned_name(name: str) -> str:
-    """What a parameter of the Swin layout is called in a fine-tuned file: the encoder has lost its masked-LM shell."""
-    return "text_encoder." + name.removeprefix(ONE_STACK) if name.startswith(ONE_STACK) else name
+        weights += _weights(BOXES)
+    if options.answer_decoder:
+        weights += answer_decoder_weights(options)
+    return weights + (_weights(CLASSES) if options.num_classes else [])
 
 
 def _swin(vision: VisionOptions) -> list[Weight]:
     """The Swin tower."""
-    tower = "vision_encoder"
-    weights = _linear(f"{tower}.patches.project", f"{tower}.patch_embed.proj")
-    weights += _linear(f"{tower}.patches.norm", f"{tower}.patch_embed.norm")
+    stem = {"patches.project.*": "patch_embed.proj.*", "patches.norm.*": "patch_embed.norm.*", "final_norm.*": "norm.*"}
+    merge = {"norm.*": "norm.*", "reduce.weight": "reduction.weight"}
+    weights = _weights(stem, TOWER, TOWER)
     for stage, num_layers in enumerate(vision.stage_layers):
-        theirs_stage, ours_stage = f"{tower}.layers.{stage}", f"{tower}.stages.{stage}"
-        for number in range(num_layers):
-            ours, theirs = f"{ours_stage}.blocks.{number}", f"{theirs_stage}.blocks.{number}"
-            weights += [*_linear(f"{ours}.attention.query_key_value", f"{theirs}.attn.qkv"), *_block(ours, theirs)]
+        ours, theirs = f"{TOWER}stages.{stage}.", f"{TOWER}layers.{stage}."
+        weights += _layers(SWIN_BLOCK, f"{ours}blocks.", f"{theirs}blocks.", num_layers)
         if stage + 1 < len(vision.stage_layers):
-            weights += _linear(f"{ours_stage}.merge.norm", f"{theirs_stage}.downsample.norm")
-            weights.append(
-                Weight(f"{ours_stage}.merge.reduce.weight", (f"{theirs_stage}.downsample.reduction.weight",))
-            )
-    return [*weights, *_linear(f"{tower}.final_norm", f"{tower}.norm")]
+            weights += _weights(merge, f"{ours}merge.", f"{theirs}downsample.")
+    return weights
 
 
 def _beit(vision: VisionOptions) -> list[Weight]:
     """The BEiT-v2 tower."""
-    tower = "vision_encoder"
-    weights = [Weight(f"{tower}.class_token", (f"{tower}.cls_token",))]
-    weights += _linear(f"{tower}.patches", f"{tower}.patch_embed.proj")
-    for number in range(vision.num_layers):
-        ours = theirs = f"{tower}.blocks.{number}"
-        weights += [
-            Weight(f"{ours}.attention.query_key_value.weight", (f"{theirs}.attn.qkv.weight",)),
-            Weight(f"{ours}.attention.query_bias.bias", (f"{theirs}.attn.q_bias",)),
-            Weight(f"{ours}.attention.value_bias.bias", (f"{theirs}.attn.v_bias",)),
-            Weight(f"{ours}.attention_scale", (f"{theirs}.gamma_1",)),
-            Weight(f"{ours}.feedforward_scale", (f"{theirs}.gamma_2",)),
-            *_block(ours, theirs),
-        ]
-    return [*weights, *_linear(f"{tower}.final_norm", f"{tower}.fc_norm")]
-
-
-def _block(ours: str, theirs: str) -> list[Weight]:
-    """What the blocks of both image towers share."""
-    return [
-        *_linear(f"{ours}.attention_norm", f"{theirs}.norm1"),
-        *_linear(f"{ours}.attention.output", f"{theirs}.attn.proj"),
-        Weight(f"{ours}.attention.position.bias_table", (f"{theirs}.attn.relative_position_bias_table",)),
-        *_linear(f"{ours}.feedforward_norm", f"{theirs}.norm2"),
-        *_linear(f"{ours}.feedforward.widen", f"{theirs}.mlp.fc1"),
-        *_linear(f"{ours}.feedforward.narrow", f"{theirs}.mlp.fc2"),
-    ]
+    stem = {"class_token": "cls_token", "patches.*": "patch_embed.proj.*", "final_norm.*": "fc_norm.*"}
+    blocks = f"{TOWER}blocks."
+    return _weights(stem, TOWER, TOWER) + _layers(BEIT_BLOCK, blocks, blocks, vision.num_layers)

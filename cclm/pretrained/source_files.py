@@ -1,19 +1,30 @@
 """Weights of a source, wherever they lie: one file, a Hugging Face folder, or a model by name. Nothing is read yet.
 
-Files are mapped into memory: a tensor's bytes are read when it is used, and the system may drop them again.
+Files are mapped into memory: a tensor's bytes are read when it is used, and the system may drop them again. Nothing
+that stands in a file is run.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.pretrained.published_file import read_tensors
 
+ValueType = TypeVar("ValueType")
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
+"""Keys under which a saved dict may hold the weights."""
+WRAPPER = "module."
+"""What data-parallel training puts before every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a Hugging Face folder's weights are called; `NAME.index.json` lists several files."""
 INDEX = ".index.json"
@@ -55,6 +66,54 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         got="a folder without them",
         do="Give a weights file, or the folder of a Hugging Face model.",
     )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a `.th`, `.pth`, `.pt`, `.bin` or `.safetensors` file, on the CPU.
+
+    The file may hold the state dict itself or a dict with the state dict under one of `CONTAINERS`; a `module.` before
+    every name is taken off. Tensors of torch's zip format are memory-mapped, so that what is not used is not read.
+
+    Raises:
+        CheckpointError: no such file, no weights in it, or something that only arbitrary code could load.
+    """
+    if not path.is_file():
+        raise _error(path, "nothing at this path", "Give the path of the file.")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise _error(
+            path,
+            " ".join(str(error).split())[:200],
+            "Download it again; if it needs other classes to load, save its state dict alone with torch.save.",
+        ) from error
+    if state := unwrap(content):
+        return state
+    raise _error(path, f"a {type(content).__name__} without tensors", "Is it a training state? Give the model file.")
+
+
+def unwrap(content: Any) -> dict[str, Tensor]:
+    """The state dict inside what a file holds; empty if there is none."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in CONTAINERS:
+        if isinstance(content.get(key), Mapping):
+            return unwrap(content[key])
+    return without_prefix({name: value for name, value in content.items() if isinstance(value, Tensor)}, WRAPPER)
+
+
+def without_prefix(state: Mapping[str, ValueType], prefix: str) -> dict[str, ValueType]:
+    """The same values by names without `prefix`, if all names begin with it."""
+    if all(name.startswith(prefix) for name in state):
+        return {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
+
+
+def _error(path: Path, got: str, do: str) -> CheckpointError:
+    return CheckpointError(where=str(path), expected="a file of weights (torch.save or safetensors)", got=got, do=do)
 
 
 def _fetch(name: str) -> Path:

@@ -9,18 +9,22 @@ of transformers' Swin and BEiT are stacked to one; BEiT's shared position table 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from cclm.errors import CheckpointError
 from cclm.model.options import ModelOptions
 from cclm.pretrained.options import Reach
-from cclm.pretrained.tower_source import place_tower
+from cclm.pretrained.published_names import follows_from_sizes
+from cclm.pretrained.towers import place_tower
 
 Placement = dict[str, tuple[str, ...]]
 """Published name → keys of the source, stacked in this order."""
 State = Mapping[str, Tensor]
+OUR_MARK = "text_encoder.embeddings.words.weight"
+X2VLM_MARK = "text_encoder.bert.embeddings.word_embeddings.weight"
+"""Keys that only an export or import of ours, and only X2-VLM has."""
 
 
 def place_source(state: State, options: ModelOptions, where: str, reach: Reach = "auto") -> Placement:
@@ -36,13 +40,15 @@ def place_source(state: State, options: ModelOptions, where: str, reach: Reach =
     Raises:
         CheckpointError: none of the kinds above, or too few layers.
     """
+    as_it_is: Placement = {name: (name,) for name in state}
     if OUR_MARK in state:
-        return {name: (name,) for name in state}
+        return as_it_is
     if options.vision.architecture == "hf" and (tower := place_tower(state, options)):
         return tower
-    for mark, place in _IMAGE_SOURCES.items():
-        if mark in state:
-            return place(state)
+    for names in (as_it_is, _authors_names(state)):
+        for marks, left in IMAGE_KINDS:
+            if marks <= names.keys():
+                return _image_tower(names, left)
     if X2VLM_MARK in state:
         return _x2vlm(state)
     for prefix in ("roberta.", ""):
@@ -56,89 +62,66 @@ def place_source(state: State, options: ModelOptions, where: str, reach: Reach =
     )
 
 
-def _swin(state: State) -> Placement:
-    """The original files; the classifier is left."""
-    kept = (name for name in state if not name.startswith("head.") and not is_index(name))
-    return {f"vision_encoder.{name}": (name,) for name in kept}
+def _image_tower(names: Placement, left: tuple[str, ...]) -> Placement:
+    """A tower under its authors' names, but for those that begin with one of `left`.
 
-
-def _beit(state: State) -> Placement:
-    """The original files, fine-tuned on classes: a table in each block or one for all, a norm behind the mean."""
-    left = ("head.", "lm_head.", "mask_token", "norm.", "rel_pos_bias.")
-    kept = (name for name in state if not name.startswith(left) and not is_index(name))
-    return {f"vision_encoder.{name}": (name,) for name in kept} | _shared_table(state, "rel_pos_bias", "blocks")
-
-
-def _shared_table(state: State, owner: str, blocks: str) -> Placement:
-    """BEiT's one table for all blocks, given to each of them, as its authors do."""
-    table = f"{owner}.relative_position_bias_table"
-    if table not in state:
-        return {}
-    numbers = {match[1] for name in state if (match := re.match(rf"{blocks}\.(\d+)\.", name))}
-    return {f"vision_encoder.blocks.{number}.attn.relative_position_bias_table": (table,) for number in numbers}
-
-
-def _renamed(state: State, prefix: str, block: str, rules: Mapping[str, str]) -> Placement:
-    """transformers' image towers: `rules` turn the end of a name into the published one; q, k and v are stacked."""
-    placed: Placement = {}
-    for name in state:
-        body = name.removeprefix(prefix)
-        for pattern, target in rules.items():
-            if name.startswith(prefix) and (match := re.fullmatch(pattern, body)):
-                placed["vision_encoder." + match.expand(target)] = (name,)
-    stacked = re.compile(rf"({block})\.attention\.(?:self|attention)\.query\.(weight|bias)")
-    for name in list(state):
-        match = stacked.fullmatch(name.removeprefix(prefix))
-        keys = tuple(name.replace(".query.", f".{part}.") for part in ("query", "key", "value"))
-        if match and all(key in state for key in keys):
-            owner = match[1].replace("encoder.layer.", "blocks.").replace("encoder.layers.", "layers.")
-            placed[f"vision_encoder.{owner}.attn.qkv.{match[2]}"] = keys
+    BEiT's one table for all blocks is given to each of them, as its authors do.
+    """
+    placed = {
+        f"vision_encoder.{name}": keys
+        for name, keys in names.items()
+        if not name.startswith(left) and not follows_from_sizes(name)
+    }
+    if SHARED_TABLE in names:
+        blocks = {match[0] for match in map(re.compile(r"blocks\.\d+").match, names) if match}
+        placed |= {f"vision_encoder.{block}.attn.relative_position_bias_table": names[SHARED_TABLE] for block in blocks}
     return placed
 
 
-BLOCK = r"encoder\.layer\.(\d+)"
+def _authors_names(state: State) -> Placement:
+    """transformers' Swin and BEiT as their authors call them; queries, keys and values are stacked."""
+    placed: Placement = {}
+    stacked = re.compile(rf"{_START}{_BLOCK}\.attention\.(?:self|attention)\.query\.{_PART}")
+    for name in state:
+        for pattern, target in HF_IMAGE.items():
+            if match := re.fullmatch(_START + pattern, name):
+                placed[match.expand(target).replace("layer.", "blocks.")] = (name,)
+        keys = tuple(name.replace(".query.", f".{part}.") for part in ("query", "key", "value"))
+        if (match := stacked.fullmatch(name)) and all(key in state for key in keys):
+            placed[match.expand(r"\1.attn.qkv.\2").replace("layer.", "blocks.")] = keys
+    return placed
+
+
+_START = r"(?:swin\.|beit\.)?"
+_BLOCK = r"encoder\.(layers\.\d+\.blocks\.\d+|layer\.\d+)"
 _PART = r"(weight|bias)"
-HF_SWIN = {
-    rf"embeddings\.patch_embeddings\.projection\.{_PART}": r"patch_embed.proj.\1",
-    rf"embeddings\.norm\.{_PART}": r"patch_embed.norm.\1",
-    rf"encoder\.(layers\.\d+\.blocks\.\d+)\.layernorm_before\.{_PART}": r"\1.norm1.\2",
-    rf"encoder\.(layers\.\d+\.blocks\.\d+)\.layernorm_after\.{_PART}": r"\1.norm2.\2",
-    rf"encoder\.(layers\.\d+\.blocks\.\d+)\.attention\.output\.dense\.{_PART}": r"\1.attn.proj.\2",
-    r"encoder\.(layers\.\d+\.blocks\.\d+)\.attention\.self\.(relative_position_bias_table)": r"\1.attn.\2",
-    rf"encoder\.(layers\.\d+\.blocks\.\d+)\.intermediate\.dense\.{_PART}": r"\1.mlp.fc1.\2",
-    rf"encoder\.(layers\.\d+\.blocks\.\d+)\.output\.dense\.{_PART}": r"\1.mlp.fc2.\2",
-    rf"encoder\.(layers\.\d+\.downsample\.(?:norm|reduction))\.{_PART}": r"\1.\2",
-    rf"layernorm\.{_PART}": r"norm.\1",
-}
-HF_BEIT = {
+SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+HF_IMAGE = {
     r"embeddings\.(cls_token)": r"\1",
     rf"embeddings\.patch_embeddings\.projection\.{_PART}": r"patch_embed.proj.\1",
-    rf"{BLOCK}\.layernorm_before\.{_PART}": r"blocks.\1.norm1.\2",
-    rf"{BLOCK}\.layernorm_after\.{_PART}": r"blocks.\1.norm2.\2",
-    rf"{BLOCK}\.attention\.output\.dense\.{_PART}": r"blocks.\1.attn.proj.\2",
-    rf"{BLOCK}\.attention\.attention\.query\.bias": r"blocks.\1.attn.q_bias",
-    rf"{BLOCK}\.attention\.attention\.value\.bias": r"blocks.\1.attn.v_bias",
-    rf"{BLOCK}\.attention\.attention\.relative_position_bias\.(relative_position_bias_table)": r"blocks.\1.attn.\2",
-    rf"{BLOCK}\.intermediate\.dense\.{_PART}": r"blocks.\1.mlp.fc1.\2",
-    rf"{BLOCK}\.output\.dense\.{_PART}": r"blocks.\1.mlp.fc2.\2",
-    rf"{BLOCK}\.lambda_([12])": r"blocks.\1.gamma_\2",
+    rf"embeddings\.norm\.{_PART}": r"patch_embed.norm.\1",
+    rf"{_BLOCK}\.layernorm_before\.{_PART}": r"\1.norm1.\2",
+    rf"{_BLOCK}\.layernorm_after\.{_PART}": r"\1.norm2.\2",
+    rf"{_BLOCK}\.attention\.output\.dense\.{_PART}": r"\1.attn.proj.\2",
+    rf"{_BLOCK}\.attention\.attention\.query\.bias": r"\1.attn.q_bias",
+    rf"{_BLOCK}\.attention\.attention\.value\.bias": r"\1.attn.v_bias",
+    rf"{_BLOCK}\.attention\.self\.(relative_position_bias_table)": r"\1.attn.\2",
+    rf"{_BLOCK}\.attention\.attention\.relative_position_bias\.(relative_position_bias_table)": r"\1.attn.\2",
+    r"encoder\.relative_position_bias\.relative_position_bias_table": SHARED_TABLE,
+    rf"{_BLOCK}\.intermediate\.dense\.{_PART}": r"\1.mlp.fc1.\2",
+    rf"{_BLOCK}\.output\.dense\.{_PART}": r"\1.mlp.fc2.\2",
+    rf"{_BLOCK}\.lambda_([12])": r"\1.gamma_\2",
+    rf"encoder\.(layers\.\d+\.downsample\.(?:norm|reduction))\.{_PART}": r"\1.\2",
+    rf"layernorm\.{_PART}": r"norm.\1",
     rf"pooler\.layernorm\.{_PART}": r"fc_norm.\1",
 }
-"""Names as transformers saves them, behind `swin.` or `beit.` → published names."""
-
-
-def _hf_swin(prefix: str) -> Callable[[State], Placement]:
-    return lambda state: _renamed(state, prefix, r"encoder\.layers\.\d+\.blocks\.\d+", HF_SWIN)
-
-
-def _hf_beit(prefix: str) -> Callable[[State], Placement]:
-    def place(state: State) -> Placement:
-        owner = f"{prefix}encoder.relative_position_bias"
-        return _renamed(state, prefix, r"encoder\.layer\.\d+", HF_BEIT) | _shared_table(
-            state, owner, re.escape(prefix) + r"encoder\.layer"
-        )
-
-    return place
+"""Swin and BEiT as transformers saves them, behind `_START` → as their authors do (BEiT's `blocks` as `layer`)."""
+IMAGE_KINDS = (
+    ({"layers.0.blocks.0.attn.qkv.weight"}, ("head.",)),
+    ({"blocks.0.attn.q_bias", "blocks.0.gamma_1"}, ("head.", "lm_head.", "mask_token", "norm.", "rel_pos_bias.")),
+)
+"""Keys that only Swin and only BEiT have, by their authors' names; beginnings of names that are left. (A BEiT that was
+fine-tuned on classes has its norm behind the mean.)"""
 
 
 def _xlm_roberta(state: State, prefix: str, options: ModelOptions, where: str, reach: Reach) -> Placement:
@@ -158,7 +141,7 @@ def _xlm_roberta(state: State, prefix: str, options: ModelOptions, where: str, r
                 placed[f"{encoder}.encoder.layer.{number}.{match[2]}"] = (name,)
             elif number is not None:
                 placed[f"cross_encoder.encoder.layer.{number - num_text}.{match[2]}"] = (name,)
-        elif name.startswith(f"{prefix}embeddings.") and not is_index(name):
+        elif name.startswith(f"{prefix}embeddings.") and not follows_from_sizes(name):
             placed[f"{encoder}.{name.removeprefix(prefix)}"] = (name,)
     if options.masked_lm_head and options.vision.architecture != "beit":  # X2VLM's own head comes from X2-VLM
         head = "text_encoder.cls.predictions" if one_stack else "mlm_head.predictions"
@@ -190,27 +173,9 @@ def _x2vlm(state: State) -> Placement:
                 placed[f"cross_encoder.encoder.layer.{int(match[1]) - first_cross}.{match[2]}"] = (name,)
         elif name.startswith("text_encoder.cls.predictions.transform."):
             placed[name.replace("text_encoder.cls", "mlm_head")] = (name,)
-        elif not name.startswith("text_encoder.") and not is_index(name):
+        elif not name.startswith("text_encoder.") and not follows_from_sizes(name):
             placed[name] = (name,)
     return placed
-
-
-OUR_MARK = "text_encoder.embeddings.words.weight"
-X2VLM_MARK = "text_encoder.bert.embeddings.word_embeddings.weight"
-_IMAGE_SOURCES: dict[str, Callable[[State], Placement]] = {
-    "layers.0.blocks.0.attn.qkv.weight": _swin,
-    "blocks.0.attn.q_bias": _beit,
-    "swin.encoder.layers.0.blocks.0.attention.self.query.weight": _hf_swin("swin."),
-    "encoder.layers.0.blocks.0.attention.self.query.weight": _hf_swin(""),
-    "beit.encoder.layer.0.lambda_1": _hf_beit("beit."),
-    "encoder.layer.0.lambda_1": _hf_beit(""),
-}
-"""A key that only this kind of file has → how its keys are placed."""
-
-
-def is_index(name: str) -> bool:
-    """Whether a key follows from the sizes."""
-    return name.endswith(("relative_position_index", "attn_mask", "position_ids"))
 
 
 def spread_layers(available: int, wanted: int, where: str) -> dict[int, int]:

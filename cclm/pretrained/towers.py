@@ -1,28 +1,41 @@
-"""Sizes of towers that are named by a Hugging Face model: `vision.source` and `text.source` become plain numbers.
+"""Towers that are named by a Hugging Face model: `vision.source` and `text.source` become plain numbers.
 
     model.vision.source: google/siglip2-base-patch16-256 ─ config.json ─▶ vision.tower, image_size
+                                                         └ preprocessor_config.json ─▶ transform.mean, transform.std
     model.text.source: FacebookAI/xlm-roberta-large ────── config.json ─▶ width, heads, feed-forward, positions, epsilon
 
-What comes out names no source any more: a run folder and an exported model carry the numbers.
+What comes out names no source any more: a run folder and an exported model carry the numbers. And where an "hf" image
+tower's tensors stand in the file of such a model, alone or with a text tower:
+
+    vision_model.encoder.layers.0.… ┐ renamed as transformers does on loading
+    dinov2.encoder.layer.0.…        ┴─ the one prefix under which the whole tower is found ─▶ vision_encoder.tower.…
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from cclm.data.options import ImageTransformConfig, Triple
 from cclm.errors import ConfigError
-from cclm.model.hf_vision import tower_width
+from cclm.model.hf_vision import build_tower, tower_width
 from cclm.model.options import LayerOptions, ModelOptions
 
 OptionsType = TypeVar("OptionsType", bound="LayerOptions | ModelOptions")
 
 TEXT_TYPES = ("xlm-roberta", "roberta", "camembert", "data2vec-text")
 """`model_type`s with XLM-R's layers: BERT's, positions counted from the padding id."""
+PIXEL_VALUES = ("preprocessor_config.json", "processor_config.json")
+"""Where mean and deviation stand: alone, or since transformers 5 inside the processor's file."""
+TOWER = "vision_encoder.tower."
+"""What stands before an "hf" tower's own names in our model."""
 LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "id2label", "label2id")
 """Entries of an image model's config.json that say nothing about the tower."""
 
@@ -55,13 +68,6 @@ def read_config(source: str) -> PreTrainedConfig:
         ) from error
 
 
-def tower_values(config: PreTrainedConfig) -> dict[str, Any]:
-    """An image model's configuration as JSON has it; of a two-tower model only the image half."""
-    config = getattr(config, "vision_config", config)
-    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return {name: value for name, value in values.items() if name not in LEFT_OUT}
-
-
 def _with_vision(options: ModelOptions, source: str) -> ModelOptions:
     if options.vision.architecture != "hf":
         raise ConfigError(
@@ -71,8 +77,9 @@ def _with_vision(options: ModelOptions, source: str) -> ModelOptions:
             do='Set model.vision.architecture to "hf", or leave the source out and start from its weights only.',
         )
     config = read_config(source)
-    values = tower_values(config)
-    config = getattr(config, "vision_config", config)
+    config = getattr(config, "vision_config", config)  # of a two-tower model only the image half
+    plain = json.loads(config.to_json_string(use_diff=False))
+    values: dict[str, Any] = {name: value for name, value in plain.items() if name not in LEFT_OUT}
     try:
         tower_width(config)
     except AttributeError as error:
@@ -129,10 +136,10 @@ def _with_text(options: ModelOptions, source: str) -> ModelOptions:
 
 def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source: str) -> OptionsType:
     """Fields at their default take the wanted values; others must have them."""
-    defaults = {item.name: getattr(type(options)(), item.name) for item in fields(options)}
+    default = type(options)()
     for name, value in wanted.items():
         given = getattr(options, name)
-        if given not in (defaults[name], value):
+        if given not in (getattr(default, name), value):
             raise ConfigError(
                 where=f"{where}.{name}",
                 expected=f"{value!r}, as {source} has it",
@@ -140,3 +147,89 @@ def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source:
                 do="Leave it out, or name another source.",
             )
     return replace(options, **wanted)
+
+
+def with_pixel_values(transform: ImageTransformConfig, source: str) -> ImageTransformConfig:
+    """Fields that are still at their default take the source's values; a source that says nothing changes nothing.
+
+    Raises:
+        ConfigError: the source's file cannot be read.
+    """
+    found = pixel_values(source)
+    if found is None:
+        return transform
+    default, (mean, std) = ImageTransformConfig(), found
+    if transform.mean == default.mean:
+        transform = replace(transform, mean=mean)
+    return replace(transform, std=std) if transform.std == default.std else transform
+
+
+def pixel_values(source: str) -> tuple[Triple, Triple] | None:
+    """Mean and deviation that a Hugging Face model's images are normalised with; None where no file says so.
+
+    Raises:
+        ConfigError: its file is not what `transformers` writes.
+    """
+    from transformers.utils.hub import cached_file
+
+    for name in PIXEL_VALUES:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        path = Path(found)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content = content.get("image_processor", content)
+            if not content.get("do_normalize", True):
+                return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+            if "image_mean" in content and "image_std" in content:
+                return triple(content["image_mean"]), triple(content["image_std"])
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                where=str(path),
+                expected="image_mean and image_std with a number for each of three channels",
+                got=f"{type(error).__name__}: {error}",
+                do="Correct the file, or remove it and set transform.mean and transform.std in the recipe.",
+            ) from error
+    return None
+
+
+def triple(value: Any) -> Triple:
+    """Return a value for each channel; a number counts for all three."""
+    red, green, blue = [float(value)] * 3 if isinstance(value, int | float) else map(float, value)
+    return red, green, blue
+
+
+def place_tower(state: Mapping[str, Tensor], options: ModelOptions) -> dict[str, tuple[str, ...]]:
+    """Our name of each of the tower's parameters → its key in the file; empty if the file does not hold the tower.
+
+    A mask token may be missing: it is never used.
+    """
+    assert options.vision.tower is not None, "an hf tower has its configuration"
+    with torch.device("meta"):
+        tower = build_tower(options.vision.tower)
+    wanted = [name for name, _ in tower.named_parameters()]
+    renamed = _as_loaded(state, tower)
+    heads = {tuple(name.split(".")[:parts]) for name in renamed for parts in (0, 1, 2)}
+    for prefix in sorted(("".join(f"{part}." for part in head) for head in heads), key=len):
+        placed: dict[str, tuple[str, ...]] = {
+            TOWER + name: (renamed[prefix + name],) for name in wanted if prefix + name in renamed
+        }
+        if all(TOWER + name in placed or name.endswith("mask_token") for name in wanted):
+            return placed
+    return {}
+
+
+def _as_loaded(state: Mapping[str, Tensor], tower: nn.Module) -> dict[str, str]:
+    """Names as this version of transformers has them in memory → keys of the file, and the keys as they are."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    rules = [rule for rule in get_model_conversion_mapping(tower) if isinstance(rule, WeightRenaming)]
+    names = {key: key for key in state}
+    for key in state:
+        name = key
+        for rule in rules:
+            name, _ = rule.rename_source_key(name)
+        names[name] = key
+    return names

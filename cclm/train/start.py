@@ -11,8 +11,7 @@ from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import source_weights, start_model
-from cclm.pretrained.pixel_values import with_pixel_values
-from cclm.pretrained.towers import with_towers
+from cclm.pretrained.towers import with_pixel_values, with_towers
 from cclm.views.image_text.options import ImageViewConfig
 
 START_FILE = "start.json"

@@ -88,7 +88,7 @@ def test_an_exported_folder_loads_computes_and_is_saved_again(
     export = tmp_path / "first" / "export"
     export.parent.mkdir()
     write_folder(opened, export, in_memory(opened.model.state_dict()), dtype="float32", shard_bytes=10**9)
-    reference = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    reference = reference_of(opened)
     (found,) = outputs_of_clean_process([(export, reference.probe)], python)
     report = compare(reference, found, dtype="float32", tolerance=None, where=str(export), prepared=opened)
     assert report.failures == []

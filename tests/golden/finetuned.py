@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.hub.import_folder import filled_model
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.pretrained.families import Task, finetuned
@@ -17,6 +16,7 @@ from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_names import to_published
 from tests.golden.sets import GoldenSet
 from tests.golden.test_cases import GRADIENT, TEMPERATURE_GRADIENT
+from tests.tiny_families import filled_model
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions, TextOptions, VisionOptions
-from cclm.pretrained.families import beit_family, swin_family
+from cclm.pretrained.families import published_options
 from cclm.pretrained.import_cclm import convert
 from cclm.pretrained.published_names import Weight, published_weights
 from tests.architecture.sources import ROOT
@@ -150,10 +150,11 @@ def _swin_options(meta: dict[str, Any], state: dict[str, Tensor]) -> ModelOption
     vision, text = meta["vision_config"], meta["text_config"]
     layers = meta["pretrain_config"]["text_num_hidden_layers"]
     fused = {name.split(".")[4] for name in state if ".crossattention." in name}
-    return swin_family(
+    return published_options(
         width=text["hidden_size"],
         projection_width=meta["pretrain_config"]["embed_dim"],
         vision=VisionOptions(
+            architecture="swin",
             image_size=vision["image_res"],
             patch_size=meta["pretrain_config"]["patch_size"] // 2 ** (len(vision["depths"]) - 1),
             window=vision["window_size"],
@@ -168,10 +169,11 @@ def _swin_options(meta: dict[str, Any], state: dict[str, Tensor]) -> ModelOption
 
 def _x2vlm_options(meta: dict[str, Any]) -> ModelOptions:
     vision, text = meta["vision_config"], meta["text_config"]
-    return beit_family(
+    return published_options(
         width=text["hidden_size"],
         projection_width=meta["pretrain_config"]["embed_dim"],
         vision=VisionOptions(
+            architecture="beit",
             image_size=meta["pretrain_config"]["image_res"],
             patch_size=vision["patch_size"],
             num_layers=vision["depth"],

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.hub.import_folder import filled_model
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.encoders import FusionEncoder
 from cclm.model.heads import MatchingHead
@@ -25,6 +24,7 @@ from tests.golden.finetuned import Finetuned
 from tests.golden.sets import GoldenSet
 from tests.golden.test_cases import expect_close
 from tests.golden.test_files import digest
+from tests.tiny_families import filled_model
 
 TABLE = 1e-6
 """Absolute and relative, of interpolated tables."""

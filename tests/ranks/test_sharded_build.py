@@ -23,7 +23,7 @@ from cclm.engine.protocol import seed_initialisation
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import start_model
-from cclm.pretrained.published_file import read_tensors
+from cclm.pretrained.source_files import read_tensors
 from tests.ranks.harness import on_ranks
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS

@@ -39,8 +39,7 @@ def run_export(opened: OpenedModel, to: Path) -> ParityReport:
         opened,
         to,
         source=in_memory(opened.model.state_dict()),
-        reference=lambda _: reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens),
-        card=lambda report: f"max {report.max_abs}",
+        papers=lambda report: {"README.md": f"max {report.max_abs}"},
     )
 
 
@@ -147,7 +146,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_export_says_which_checkpoint_it_is(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     trained = replace(opened, checkpoint=CheckpointFacts(step=12, identity="a1"))
-    reference = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    reference = reference_of(opened)
     monkeypatch.setattr("cclm.hub.parity.outputs_of_clean_process", lambda *_: [reference.outputs])
     report = run_export(trained, tmp_path / "model")
     assert (report.step, report.checkpoint) == (12, "a1")
@@ -194,8 +193,9 @@ def test_averaged_weights_can_be_exported_and_are_their_own_reference(
     for name, value in after.items():
         stored = source()[name.removeprefix("model.")].whole()
         torch.testing.assert_close(stored, decay * begin[name] + (1 - decay) * value, msg=name)
-    reference = reference_for(prepared, source, tmp_path / "scratch", weights)
-    assert not (tmp_path / "scratch").exists()
+    before = set(tmp_path.iterdir())
+    reference = reference_for(prepared, source, tmp_path, weights)
+    assert set(tmp_path.iterdir()) == before
     assert reference.origin.startswith("training engine" if weights == "last" else "averaged weights (EMA)")
     recorded = read_reference(path)
     assert recorded is not None

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from cclm.errors import CheckpointError
-from cclm.hub.import_folder import filled_model
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.pretrained.families import FAMILIES, finetuned
 from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_sizes import options_of_state
-from tests.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
+from tests.tiny_families import TINY_BEIT, TINY_SWIN, filled_model, published_state, wavy_model
 
 TASKS: dict[str, ModelOptions] = {
     "retrieval": finetuned(TINY_SWIN, "retrieval", image_size=32),

@@ -15,7 +15,7 @@ from cclm.data.image import eval_image
 from cclm.data.options import Normalise
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
-from cclm.hub.hub_folder import count_parameters, hub_image_processor, hub_tokenizer, stored_names, write_folder
+from cclm.hub.hub_folder import hub_image_processor, hub_tokenizer, stored_names, write_folder
 from cclm.hub.open import OpenedModel, open_model
 from cclm.hub.parity import difference
 from cclm.hub.probe import make_probe, probe_inputs, probe_outputs
@@ -136,7 +136,6 @@ def test_our_folder_equals_what_transformers_saves(opened: OpenedModel, tmp_path
     assert [{k: v for k, v in one.items() if k not in ignored} for one in configs[:1]] == [
         {k: v for k, v in one.items() if k not in ignored} for one in configs[1:]
     ]
-    assert count_parameters(model.config) == model.num_parameters()
     stored = sum(
         (tmp_path / name / "model.safetensors").stat().st_size * sign for name, sign in (("ours", 1), ("theirs", -1))
     )

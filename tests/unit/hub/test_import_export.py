@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cclm.errors import CheckpointError
-from cclm.hub import import_export as module
-from cclm.hub.import_export import folder_source, import_export, stored_dtype
+from cclm.hub import export as module
+from cclm.hub.export import Weights
+from cclm.hub.import_folder import folder_source, import_export, stored_dtype
 from cclm.hub.open import OpenedModel, Prepared, prepare_export
 from cclm.hub.reference_outputs import ReferenceOutputs
 from cclm.hub.weight_files import INDEX_NAME, Dtype, Source
@@ -28,8 +29,8 @@ def test_the_same_weights_bit_by_bit(
     references: list[ReferenceOutputs] = []
     real = module.reference_for
 
-    def remember(prepared: Prepared, source: Source, scratch: Path) -> ReferenceOutputs:
-        references.append(real(prepared, source, scratch))
+    def remember(prepared: Prepared, source: Source, scratch: Path, weights: Weights) -> ReferenceOutputs:
+        references.append(real(prepared, source, scratch, weights))
         return references[-1]
 
     monkeypatch.setattr(module, "reference_for", remember)

@@ -61,7 +61,7 @@ def test_what_lies_in_memory_alone_is_left_alone() -> None:
 
 def test_a_part_of_a_mapped_tensor_is_found(tmp_path: Path) -> None:
     weight = mapped_model(tmp_path / "weights.pt")[0].weight.detach()
-    files = list(mapped_files())
+    files = mapped_files()
     whole, part = pages_of(weight, files), pages_of(weight[512:], files)
     assert whole is not None and part is not None
     assert whole[0] < part[0] and part[1] == whole[1]

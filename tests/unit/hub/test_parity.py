@@ -19,7 +19,7 @@ PARTS = ("image_features", "text_features", "match_logits", "masked_lm_logits")
 
 @pytest.fixture(scope="module")
 def reference(opened: OpenedModel) -> ReferenceOutputs:
-    return reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    return reference_of(opened)
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, outputs: dict[str, Tensor]) -> None:
@@ -101,7 +101,7 @@ def test_another_process_with_another_transform_is_caught(
     opened: OpenedModel, reference: ReferenceOutputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lighter = replace(TRANSFORM, mean=(0.79, 0.8, 0.8))
-    answer_with(monkeypatch, reference_of(opened.model, opened.tokenizer, lighter, opened.max_tokens).outputs)
+    answer_with(monkeypatch, reference_of(replace(opened, transform=lighter)).outputs)
     with pytest.raises(CheckpointError, match=r"within 0\.0001 of it, got image_features"):
         check_parity(opened, tmp_path, reference=reference, dtype="float32")
 

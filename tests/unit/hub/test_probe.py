@@ -98,7 +98,7 @@ def test_reference_outputs_of_an_engine_are_read_back_as_they_were(opened: Opene
     found = read_reference(tmp_path)
     assert found is not None
     assert found.origin == "training engine: plain engine, one process, fp32" and found.precision == "fp32"
-    expected = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    expected = reference_of(opened)
     assert found.probe == expected.probe == make_probe()
     assert found.outputs.keys() == expected.outputs.keys()
     assert all(torch.equal(value, expected.outputs[name]) for name, value in found.outputs.items())
@@ -106,7 +106,7 @@ def test_reference_outputs_of_an_engine_are_read_back_as_they_were(opened: Opene
 
 
 def test_the_file_of_an_older_checkpoint_is_read(opened: OpenedModel, tmp_path: Path) -> None:
-    reference = reference_of(opened.model, opened.tokenizer, opened.transform, opened.max_tokens)
+    reference = reference_of(opened)
     write_reference(reference, tmp_path)
     with safe_open(tmp_path / FILE, "pt") as file:
         told = {name.replace("image_", "picture_"): text for name, text in file.metadata().items()}
@@ -129,4 +129,4 @@ def test_a_tokenizer_that_knows_nothing_gives_no_reference_and_is_told(opened: O
     make_recorder(deaf, opened.transform, opened.max_tokens)(engine, tmp_path)
     assert read_reference(tmp_path) is None
     with pytest.raises(CheckpointError, match="at least 4 of the probe's captions to have tokens"):
-        reference_of(opened.model, deaf, opened.transform, opened.max_tokens)
+        reference_of(replace(opened, tokenizer=deaf))

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from cclm.cli.__main__ import main
-from cclm.data.tokenizer_file import SENTENCEPIECE_NAME
+from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokens import load_tokenizer
 from cclm.errors import CheckpointError
 from cclm.hub.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabulary

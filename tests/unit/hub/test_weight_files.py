@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -14,10 +12,8 @@ from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import ConfigError
 from cclm.hub.weight_files import (
     INDEX_NAME,
-    Planned,
     in_memory,
     parse_size,
-    plan_shards,
     write_weights,
 )
 
@@ -86,16 +82,6 @@ def test_the_source_is_opened_anew_for_each_shard_and_after_many_bytes(
     write_weights(source, tmp_path, names=list(STATE), dtype=None, shard_bytes=10**9)
     assert len(opened) == 3, "the words alone are 1120 bytes"
     assert load_file(tmp_path / "model.safetensors").keys() == STATE.keys()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 120))
-def test_shards_hold_everything_in_order_and_are_small_enough(sizes: list[int], limit: int) -> None:
-    tensors = [Planned(name=str(n), shape=(size,), dtype=torch.uint8) for n, size in enumerate(sizes)]
-    shards = plan_shards(tensors, limit)
-    assert [tensor for shard in shards for tensor in shard] == tensors
-    assert all(len(shard) == 1 or sum(t.size_bytes for t in shard) <= limit for shard in shards)
-    assert all(shards)
 
 
 @pytest.mark.parametrize(

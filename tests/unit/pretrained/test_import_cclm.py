@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from cclm.errors import CheckpointError
-from cclm.hub.import_folder import filled_model
 from cclm.model.options import ModelOptions
 from cclm.pretrained.bias_tables import resize_bias_table
 from cclm.pretrained.families import FAMILIES
-from cclm.pretrained.import_cclm import convert, describe
-from cclm.pretrained.published_names import published_weights, to_ours, to_published
+from cclm.pretrained.import_cclm import convert, describe, fit_weights
+from cclm.pretrained.published_names import published_weights, to_published
 from cclm.pretrained.published_sizes import family_of, options_of_state
-from tests.tiny_families import TINY, TINY_BEIT, TINY_SWIN, published_state, wavy_model
+from tests.tiny_families import TINY, TINY_BEIT, TINY_SWIN, filled_model, published_state, wavy_model
 
 LAYOUTS = list(TINY)
 
@@ -31,7 +30,8 @@ def test_every_parameter_has_one_published_place(layout: str) -> None:
 def test_names_work_in_both_directions(layout: str) -> None:
     model, weights = wavy_model(TINY[layout]), published_weights(TINY[layout])
     state = dict(model.named_parameters())
-    back = to_ours(to_published(state, weights), weights)
+    parts = {name: (value,) for name, value in to_published(state, weights).items()}
+    back, _ = fit_weights(parts, weights, TINY[layout], "state")
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     assert to_published(state, weights)["temp"].shape == ()

@@ -9,7 +9,7 @@ import transformers
 
 from cclm.data.options import ImageTransformConfig
 from cclm.errors import ConfigError
-from cclm.pretrained.pixel_values import pixel_values, with_pixel_values
+from cclm.pretrained.towers import pixel_values, with_pixel_values
 
 HALF = (0.5, 0.5, 0.5)
 PLAIN = ImageTransformConfig()

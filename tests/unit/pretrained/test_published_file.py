@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from cclm.errors import CheckpointError
-from cclm.pretrained.published_file import read_tensors, unwrap
+from cclm.pretrained.source_files import read_tensors, unwrap
 
 STATE = {"temp": torch.tensor(0.07), "text_proj.weight": torch.arange(6.0).view(2, 3)}
 
@@ -56,3 +56,6 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "noise.th").write_bytes(b"not a pickle at all")
     with pytest.raises(CheckpointError, match="Download it again"):
         read_tensors(tmp_path / "noise.th")
+    (tmp_path / "noise.safetensors").write_bytes(b"no header at all")
+    with pytest.raises(CheckpointError, match="Download it again"):
+        read_tensors(tmp_path / "noise.safetensors")
