@@ -110,7 +110,7 @@ def test_folder_carries_code_and_auto_map_and_no_absolute_path(opened: OpenedMod
     both = json.loads((tmp_path / "out" / "processor_config.json").read_text())
     assert both["auto_map"] == {"AutoProcessor": "processing_cclm.CCLMProcessor"}
     files = {path.name for path in (tmp_path / "out").glob("*.py")}
-    assert files >= {"modeling_cclm.py", "inference.py", "memories.py", "processing_cclm.py", "layers.py", "text.py"}
+    assert files >= {"modeling_cclm.py", "inference.py", "encoders.py", "processing_cclm.py", "layers.py", "heads.py"}
     for path in (tmp_path / "out").glob("*.json"):
         assert str(tmp_path) not in path.read_text(), f"{path.name} names a folder of this machine"
 
