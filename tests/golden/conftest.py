@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.golden.sets import GoldenSet, golden_set, set_parameters
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Many small tests, half a minute together: slow as a whole; our own recorded values stay quick."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name != "test_own.py":
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=set_parameters())
