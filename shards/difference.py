@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from rich.console import Console
 
+from cclm.files.text import visible
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
 from shards.guard import mistaken
@@ -103,10 +104,10 @@ def _counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, di
 def print_difference(result: Mapping[str, Any], console: Console) -> None:
     """Print what `difference` found."""
     for word in ("added", "removed", "changed"):
-        keys = ", ".join(result["examples"][word])
+        keys = ", ".join(map(visible, result["examples"][word]))
         more = ", …" if result[word] > len(result["examples"][word]) else ""
         console.out(f"{word}: {result[word]:,}" + (f" ({keys}{more})" if keys else ""))
     console.out(f"same: {result['same']:,}")
     for field, counts in result["counts"].items():
         for name, (before, after) in counts.items():
-            console.out(f"{field}: {name} {before:,} -> {after:,} ({after - before:+,})")
+            console.out(f"{field}: {visible(name)} {before:,} -> {after:,} ({after - before:+,})")

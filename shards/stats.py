@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cclm.errors import DataError
+from cclm.files.text import visible
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
@@ -188,7 +189,7 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
     console.print(sizes)
     for name, entry in result.items():
         if entry["account"]:
-            console.out(f"{name}: {entry['account']}")
+            console.out(f"{name}: {visible(entry['account'])}")
     for field, title in COUNTS.items():
         _print_counts({name: entry[field] for name, entry in result.items()}, title, console)
     skipped = {name: by_name(entry["skipped"]) for name, entry in result.items()}
@@ -212,7 +213,7 @@ def _table(title: str, names: Sequence[str], numbers: Iterable[str]) -> Table:
 def _print_counts(counts: Mapping[str, Mapping[str, int]], title: str, console: Console) -> None:
     table = _table(title, [title.split()[-1]], counts)
     for label in sorted({label for count in counts.values() for label in count}):
-        table.add_row(Text(label), *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
+        table.add_row(Text(visible(label)), *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
     console.print(table)
 
 
@@ -232,5 +233,5 @@ def _print_measures(name: str, measures: Mapping[str, Any], console: Console) ->
     lengths = _table(f"{name}: characters of a text", ["language"], ["texts", "middle", "longest"])
     for language, count in measures["characters"].items():
         middle = median_low(Counter(count).elements())
-        lengths.add_row(Text(language), f"{sum(count.values()):,}", class_name(middle), class_name(max(count)))
+        lengths.add_row(Text(visible(language)), f"{sum(count.values()):,}", class_name(middle), class_name(max(count)))
     console.print(lengths)

@@ -24,6 +24,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
     )
 
 
+def visible(text: str) -> str:
+    """Return a text that a terminal only shows: control characters, which could end a line or colour the rest, as escapes."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def duration(seconds: float) -> str:
     """Say a duration with its two largest units at most: "41 s", "12 min", "3 h 20 min", "2 d 4 h"."""
     whole = round(seconds)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclm.files.text import duration, spans, table
+from cclm.files.text import duration, spans, table, visible
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,8 @@ def test_table() -> None:
     assert table(["name", "n", "said"], rows, right=["n"]) == (
         "name        n  said\na           1  some words\nlong name  12"
     )
+
+
+@pytest.mark.parametrize(("text", "shown"), [("größe 大 a", "größe 大 a"), ("\x1b[2J\n\u202e", r"\x1b[2J\n\u202e")])
+def test_visible(text: str, shown: str) -> None:
+    assert visible(text) == shown

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -188,3 +189,12 @@ def test_more_examples_than_shown(tmp_path):
 
 def test_a_preview_of_one_set(folder):
     assert "texts-00000" in preview_page({"texts": folder / "texts"}, 2)
+
+
+def test_a_terminal_only_shows_what_a_corpus_has_written(tmp_path: Path) -> None:
+    """An escape sequence in a source's name neither colours nor moves anything; a line's end ends no line."""
+    odd = [replace(record(number), source="\x1b[31mred\nnext") for number in range(2)]
+    before, after = build(tmp_path / "a", odd), build(tmp_path / "b", [record(0), record(1)])
+    for words in (("stats", before), ("diff", before, after)):
+        text = run(*words)[1]
+        assert "\x1b[31m" not in text and r"\x1b[31mred\nnext" in text
