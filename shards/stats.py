@@ -213,7 +213,9 @@ def _table(title: str, names: Sequence[str], numbers: Iterable[str]) -> Table:
 def _print_counts(counts: Mapping[str, Mapping[str, int]], title: str, console: Console) -> None:
     table = _table(title, [title.split()[-1]], counts)
     for label in sorted({label for count in counts.values() for label in count}):
-        table.add_row(Text(visible(label)), *(f"{count[label]:,}" if label in count else "–" for count in counts.values()))
+        table.add_row(
+            Text(visible(label)), *(f"{count[label]:,}" if label in count else "–" for count in counts.values())
+        )
     console.print(table)
 
 

@@ -25,7 +25,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
 
 
 def visible(text: str) -> str:
-    """Return a text that a terminal only shows: control characters, which could end a line or colour the rest, as escapes."""
+    """Return a text whose control characters, which could end a line or colour a terminal, are written as escapes."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 

@@ -111,7 +111,9 @@ def test_the_model_card_has_the_numbers_and_the_licences(measured: Path, exporte
     assert "total_steps: 12" in card
 
 
-def test_a_broken_export_is_caught_by_the_clean_process(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_export_is_caught_by_the_clean_process(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
     from cclm.hub import export as module
 
     def writes_code_that_needs_us(*arguments: object, **options: object) -> None:

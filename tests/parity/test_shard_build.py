@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,26 +28,26 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk():
+def no_waiting_for_the_disk() -> Iterator[Any]:
     """These tests kill processes, not machines: what a process wrote is there without a sync."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
         yield
 
 
-def plans():
+def plans() -> Any:
     return [image_plan(bad=(3, 11)), text_plan(), unlike_plan()]
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("one")
     build_sets(plans(), out, workers=1, command="test")
     return bytes_below(out)
 
 
 @pytest.mark.slow
-def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
+def test_three_processes_write_the_bytes_of_one(tmp_path: Path, one_process: Path) -> None:
     build_sets(plans(), tmp_path, workers=3, command="test")
     assert bytes_below(tmp_path) == one_process
     assert [name for name in one_process if name.endswith(".tar")] == [
@@ -63,7 +65,9 @@ def test_three_processes_write_the_bytes_of_one(tmp_path, one_process):
 @pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(st.integers(1, 9), st.randoms(use_true_random=False), st.integers(0, 3), st.sampled_from([0, 1, 2, 3]))
-def test_tasks_in_any_order_and_again_write_the_bytes_of_one(tmp_path_factory, one_process, tasks, draw, again, shares):
+def test_tasks_in_any_order_and_again_write_the_bytes_of_one(
+    tmp_path_factory: pytest.TempPathFactory, one_process: Path, tasks: Any, draw: Any, again: Any, shares: Any
+) -> None:
     out = tmp_path_factory.mktemp("tasks")
     numbers = [*range(tasks), *(draw.randrange(tasks) for _ in range(again))]
     draw.shuffle(numbers)
@@ -76,7 +80,7 @@ def test_tasks_in_any_order_and_again_write_the_bytes_of_one(tmp_path_factory, o
 
 
 @pytest.mark.slow
-def test_tasks_of_two_processes_and_another_number_of_tasks_midway(tmp_path, one_process):
+def test_tasks_of_two_processes_and_another_number_of_tasks_midway(tmp_path: Path, one_process: Path) -> None:
     build_sets(plans(), tmp_path, share=Share(number=1, of=2), workers=2)
     for number in range(3):
         build_sets(plans(), tmp_path, share=Share(number=number, of=3))
@@ -84,7 +88,7 @@ def test_tasks_of_two_processes_and_another_number_of_tasks_midway(tmp_path, one
     assert bytes_below(tmp_path) == one_process
 
 
-def test_a_merge_names_what_the_tasks_have_left(tmp_path):
+def test_a_merge_names_what_the_tasks_have_left(tmp_path: Path) -> None:
     build_sets([text_plan()], tmp_path, share=Share(number=0, of=2))
     with pytest.raises(ConfigError) as caught:
         build_sets([text_plan()], tmp_path, reads=False)
@@ -95,7 +99,7 @@ def test_a_merge_names_what_the_tasks_have_left(tmp_path):
     assert not (tmp_path / "texts" / "manifest.json").exists()
 
 
-def test_a_worker_that_dies_is_named_and_what_is_finished_is_kept(tmp_path, one_process):
+def test_a_worker_that_dies_is_named_and_what_is_finished_is_kept(tmp_path: Path, one_process: Path) -> None:
     plan = image_plan(bad=(3, 11))
     records = list(plan.parts[0].read())
     fatal = [*records[:-1], replace(records[-1], make=partial(os._exit, 1))]
@@ -110,11 +114,11 @@ class Stopped(BaseException):
     """What Control-C does, at a place of our choice."""
 
 
-def stop_after(monkeypatch, number):
+def stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> Any:
     """Let the build stop when it has made `number` files durable (every step of it ends in that)."""
     left = [number]
 
-    def fsync(_descriptor):
+    def fsync(_descriptor: Any) -> None:
         if left[0] == 0:
             raise Stopped
         left[0] -= 1
@@ -124,7 +128,9 @@ def stop_after(monkeypatch, number):
 
 
 @pytest.mark.slow
-def test_a_build_stopped_at_any_durable_write_goes_on_with_the_same_bytes(tmp_path, one_process, monkeypatch):
+def test_a_build_stopped_at_any_durable_write_goes_on_with_the_same_bytes(
+    tmp_path: Path, one_process: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         left = stop_after(patch, 10**6)
         build_sets(plans(), tmp_path / "whole", command="test")
@@ -140,7 +146,7 @@ def test_a_build_stopped_at_any_durable_write_goes_on_with_the_same_bytes(tmp_pa
         assert bytes_below(out) == one_process, number
 
 
-def test_what_a_build_has_finished_is_not_made_again(tmp_path, monkeypatch):
+def test_what_a_build_has_finished_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     plan = image_plan()
     counted = [replace(lazy, make=partial(count_and_make, made, lazy)) for lazy in plan.parts[0].read()]
@@ -153,7 +159,7 @@ def test_what_a_build_has_finished_is_not_made_again(tmp_path, monkeypatch):
     assert len(made) <= 20 + plan.recipe.chunk_records
 
 
-def count_and_make(made, lazy):
+def count_and_make(made: Any, lazy: Any) -> Any:
     made.append(lazy.key)
     return lazy.make()
 
@@ -185,7 +191,7 @@ else:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["whole", "tasks"])
-def test_a_build_killed_again_and_again_ends_with_the_same_bytes(tmp_path, one_process, how):
+def test_a_build_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, one_process: Path, how: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     deaths = 0
     for life in range(20):
@@ -200,7 +206,7 @@ def test_a_build_killed_again_and_again_ends_with_the_same_bytes(tmp_path, one_p
 
 
 @pytest.mark.slow
-def test_workers_die_with_their_build_and_two_builds_never_meet(tmp_path):
+def test_workers_die_with_their_build_and_two_builds_never_meet(tmp_path: Path) -> None:
     program = (
         "import sys; from dataclasses import replace; from functools import partial; from pathlib import Path\n"
         "from shards.build import build_sets\n"
@@ -227,19 +233,19 @@ def test_workers_die_with_their_build_and_two_builds_never_meet(tmp_path):
     until(lambda: not any(is_running(worker) for worker in workers))
 
 
-def say_and_sleep(folder):
+def say_and_sleep(folder: Path) -> None:
     (folder / f"worker-{os.getpid()}").touch()
     time.sleep(60)
 
 
-def is_running(pid):
+def is_running(pid: int) -> Any:
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:
         return False
 
 
-def until(condition):
+def until(condition: Callable[[], Any]) -> None:
     give_up = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < give_up
@@ -247,7 +253,7 @@ def until(condition):
 
 
 @pytest.mark.parametrize("left", [".images-000001.index.arrow.12345.partial", ".build/chunks/.000000-000000.9.images"])
-def test_temporary_files_of_a_killed_build_go(tmp_path, one_process, left):
+def test_temporary_files_of_a_killed_build_go(tmp_path: Path, one_process: Path, left: str) -> None:
     path = tmp_path / "images" / left
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half")
@@ -255,8 +261,10 @@ def test_temporary_files_of_a_killed_build_go(tmp_path, one_process, left):
     assert bytes_below(tmp_path) == one_process
 
 
-def test_a_kill_between_the_manifest_and_the_end_leaves_nothing(tmp_path, one_process, monkeypatch):
-    def stop(_path):
+def test_a_kill_between_the_manifest_and_the_end_leaves_nothing(
+    tmp_path: Path, one_process: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_path: Any) -> None:
         raise Stopped
 
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from tests.unit.shards.tiny_corpora import bytes_below, image_plan, text_plan
 
 
 @pytest.mark.slow
-def test_ray_writes_the_bytes_of_one_process(tmp_path, monkeypatch):
+def test_ray_writes_the_bytes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
@@ -23,7 +23,7 @@ def test_ray_writes_the_bytes_of_one_process(tmp_path, monkeypatch):
     assert bytes_below(tmp_path / "ray") == bytes_below(tmp_path / "one")
 
 
-def test_without_ray_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_ray_a_sentence_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(MissingDependencyError) as caught:
         build_sets([image_plan()], tmp_path, executor="ray")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ from tests.samples.sets import (
 from tests.unit.shards.corpora.tiny_files import build, picture
 
 
-def by_name(sample):
+def by_name(sample: Any) -> Any:
     return str(sample.path.relative_to(folder()))
 
 
@@ -43,32 +44,32 @@ def stand_ins(where: Path, names: set[str]) -> str:
     return str(where)
 
 
-def texts_of(records, language=None):
+def texts_of(records: Any, language: str | None = None) -> Any:
     return [
         text for record in records for of, texts in record.captions.items() if language in (None, of) for text in texts
     ]
 
 
-def rows_of(path):
+def rows_of(path: Path) -> Any:
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
 @pytest.mark.parametrize("sample", parameters(samples(*READ), by_name))
-def test_the_files_are_those_that_were_counted(sample):
+def test_the_files_are_those_that_were_counted(sample: Any) -> None:
     assert hashlib.sha256(sample.path.read_bytes()).hexdigest() == sample.entry["sha256"]
 
 
 @pytest.mark.parametrize(
     "name", parameters(sorted({entry["set"] for entry in document().get("files", {}).values()}), str)
 )
-def test_every_set_is_read_or_known_to_be_out_of_scope(name):
+def test_every_set_is_read_or_known_to_be_out_of_scope(name: Any) -> None:
     if name in OUT_OF_SCOPE:
         pytest.skip(f"{name}: questions and reasoning are out of scope here, they come with fine-tuning")
     assert name in READ or name in NO_DATA, f"no source reads the set {name}"
 
 
 @pytest.mark.parametrize("sample", parameters(captioned("xFlickr&CO", "Flickr30k"), by_name))
-def test_flickr30k_and_xflickrco(sample, tmp_path):
+def test_flickr30k_and_xflickrco(sample: Any, tmp_path: Path) -> None:
     names = {row["img_path"] for row in rows_of(sample.path)}
     coco = {name for name in names if "COCO" in name}
     images = [stand_ins(tmp_path / "flickr", names - coco), stand_ins(tmp_path / "coco", coco)]
@@ -84,7 +85,7 @@ def test_flickr30k_and_xflickrco(sample, tmp_path):
 
 
 @pytest.mark.parametrize("sample", parameters(captioned("WIT"), by_name))
-def test_wit(sample, tmp_path):
+def test_wit(sample: Any, tmp_path: Path) -> None:
     urls = {row["image_url"] for row in rows_of(sample.path)}
     encoded = base64.b64encode(picture(4, 4)).decode()
     (tmp_path / "pixels").write_text("".join(f"{url}\t{encoded}\n" for url in sorted(urls)), encoding="utf-8")
@@ -101,7 +102,7 @@ def test_wit(sample, tmp_path):
 
 
 @pytest.mark.parametrize("sample", parameters(captioned("MSCOCO-it"), by_name))
-def test_mscoco_it_by_id_and_by_its_list(sample, tmp_path):
+def test_mscoco_it_by_id_and_by_its_list(sample: Any, tmp_path: Path) -> None:
     """counts.json compares ids as JSON has them, where 169356 is not "169356"; the source compares them as numbers.
 
     So a file that writes one id in both ways has fewer pictures than counted, and more captions find their picture.
@@ -134,7 +135,7 @@ def test_mscoco_it_by_id_and_by_its_list(sample, tmp_path):
 
 
 @pytest.mark.parametrize("sample", parameters(captioned("COCO-CN ext"), by_name))
-def test_coco_cn(sample, tmp_path):
+def test_coco_cn(sample: Any, tmp_path: Path) -> None:
     lines = sample.path.read_text(encoding="utf-8").split("\n")
     names = {line.split("#")[0] for line in lines if line}
     images = stand_ins(tmp_path, {name if name.endswith(".jpg") else f"{name}.jpg" for name in names})
@@ -143,7 +144,7 @@ def test_coco_cn(sample, tmp_path):
     assert not refused
 
 
-def aligned(set_name, split):
+def aligned(set_name: str, split: str) -> Any:
     """Return the list of pictures of a split and its caption files by language."""
     (names,) = [one for one in samples(set_name) if not one.entry["languages"] and one.entry["split"] == split]
     files = {}
@@ -154,7 +155,7 @@ def aligned(set_name, split):
 
 
 @pytest.mark.parametrize("split", parameters(splits(*ALIGNED), " ".join))
-def test_lines_beside_a_list_of_pictures(split, tmp_path):
+def test_lines_beside_a_list_of_pictures(split: Any, tmp_path: Path) -> None:
     names, files = aligned(*split)
     images = stand_ins(tmp_path, {name for name in names.path.read_text(encoding="utf-8").split("\n") if name})
     captions = {language: [str(one.path) for one in of_one] for language, of_one in files.items()}
@@ -170,7 +171,7 @@ def test_lines_beside_a_list_of_pictures(split, tmp_path):
 
 
 @pytest.mark.parametrize("split", parameters(splits("Multi30K task 1"), " ".join))
-def test_translated_captions_as_parallel_text(split):
+def test_translated_captions_as_parallel_text(split: Any) -> None:
     _, files = aligned(*split)
     anchor = "en" if "en" in files else min(files)
     made, refused = build("moses", files={lang: str(of[0].path) for lang, of in files.items()}, anchor=anchor)
@@ -185,7 +186,7 @@ def test_translated_captions_as_parallel_text(split):
 @pytest.mark.parametrize(
     "split", parameters(sorted(document().get("expected_by_protocol", {}).get("Multi30K", {})), str)
 )
-def test_multi30k_as_the_protocol_counts_it(split, tmp_path):
+def test_multi30k_as_the_protocol_counts_it(split: Any, tmp_path: Path) -> None:
     expected = document()["expected_by_protocol"]["Multi30K"][split]
     if "captions" not in expected:
         pytest.skip(f"{split}: counted file by file above")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
@@ -41,13 +42,15 @@ def test_draws_follow_the_softmax_and_never_take_a_right_one() -> None:
         assert float((drawn == 1).double().mean()) == pytest.approx(expected, abs=0.015)
 
 
-def scores(model, pictures, words, names, **options):  # type: ignore[no-untyped-def]
+def scores(model: Any, pictures: Any, words: Any, names: Any, **options: Any) -> Any:  # type: ignore[no-untyped-def]
     images = encode_images(model, pictures(names))
     texts = encode_texts(model, *words(names, [1] * len(names)))
     return held_out_matching(model, images, texts, torch.tensor(names), torch.arange(len(names)), **options)
 
 
-def test_a_knowing_head_is_right_and_a_dumb_one_sits_at_the_prior_accuracy(naming_model, pictures, words) -> None:
+def test_a_knowing_head_is_right_and_a_dumb_one_sits_at_the_prior_accuracy(
+    naming_model: Any, pictures: Any, words: Any
+) -> None:
     names = list(range(30))
     knowing = scores(naming_model(30), pictures, words, names, group_size=8)
     assert set(knowing) == {"random", "hard"}
@@ -57,7 +60,9 @@ def test_a_knowing_head_is_right_and_a_dumb_one_sits_at_the_prior_accuracy(namin
     assert all(score.loss == pytest.approx(log(2.0)) for score in dumb.values())
 
 
-def test_positives_stand_one_to_two_and_samples_without_a_stranger_are_left_out(naming_model, pictures, words) -> None:
+def test_positives_stand_one_to_two_and_samples_without_a_stranger_are_left_out(
+    naming_model: Any, pictures: Any, words: Any
+) -> None:
     model = naming_model(8)
     scores(model, pictures, words, [1, 1, 1, 2], group_size=4)
     assert model.pairs_fused == 4 + 2 * 8
@@ -66,9 +71,9 @@ def test_positives_stand_one_to_two_and_samples_without_a_stranger_are_left_out(
     assert lonely.pairs_fused == 2 + 2 * 4, "the last group of one has no wrong partner"
 
 
-def test_the_same_seed_draws_the_same_pairs(naming_model, pictures, words) -> None:
+def test_the_same_seed_draws_the_same_pairs(naming_model: Any, pictures: Any, words: Any) -> None:
     class Guessing(naming_model):
-        def match_logits(self, fused_BLD, mask_BL):  # type: ignore[no-untyped-def]
+        def match_logits(self, fused_BLD: Any, mask_BL: Any) -> Any:  # type: ignore[no-untyped-def]
             return torch.stack([torch.zeros(len(fused_BLD)), fused_BLD[:, 0, 0].sin()], dim=-1)
 
     runs = [scores(Guessing(40), pictures, words, list(range(40)), group_size=10, seed=seed) for seed in (3, 3, 4)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ GROUPS = {"english": ["en"], "control": ["uk", "pt"]}
 
 
 @pytest.fixture
-def data(pictures, words) -> RetrievalSet:  # type: ignore[no-untyped-def]
+def data(pictures: Any, words: Any) -> RetrievalSet:  # type: ignore[no-untyped-def]
     names = list(range(NUM))
     ids, mask = words(names, [1 + name % 4 for name in names])
     part = torch.arange(0, NUM, 2)
@@ -27,11 +29,11 @@ def data(pictures, words) -> RetrievalSet:  # type: ignore[no-untyped-def]
     )
 
 
-def measured(data, model, **options) -> Measurement:  # type: ignore[no-untyped-def]
+def measured(data: Any, model: Any, **options: Any) -> Measurement:  # type: ignore[no-untyped-def]
     return measure(model, data, **options)
 
 
-def test_right_names_are_found_and_shifted_names_are_not(naming_model, data) -> None:
+def test_right_names_are_found_and_shifted_names_are_not(naming_model: Any, data: Any) -> None:
     found = measured(data, naming_model(NUM))
     assert found.languages["en"].recall("t2i")["r1"] == 100.0
     assert found.languages["uk"].recall("t2i")["r1"] == 0.0
@@ -40,7 +42,7 @@ def test_right_names_are_found_and_shifted_names_are_not(naming_model, data) -> 
     assert found.group_recall(["en", "uk"], "t2i")["r1"] == 50.0
 
 
-def test_a_language_with_texts_for_some_pictures_only_asks_only_about_those(naming_model, data) -> None:
+def test_a_language_with_texts_for_some_pictures_only_asks_only_about_those(naming_model: Any, data: Any) -> None:
     found = measured(data, naming_model(NUM), top_k=3).languages["pt"]
     assert len(found.rank_by_direction["t2i"]) == len(found.rank_by_direction["i2t"]) == NUM // 2
     assert found.image_by_direction["i2t"].tolist() == list(range(0, NUM, 2))
@@ -49,13 +51,13 @@ def test_a_language_with_texts_for_some_pictures_only_asks_only_about_those(nami
     assert found.chance_by_direction["i2t"]["r1"] == pytest.approx(100 / (NUM // 2))
 
 
-def test_languages_are_reported_as_they_are_done(naming_model, data) -> None:
+def test_languages_are_reported_as_they_are_done(naming_model: Any, data: Any) -> None:
     seen: list[str] = []
     measured(data, naming_model(NUM), on_language=seen.append)
     assert seen == ["en", "uk", "pt"]
 
 
-def test_the_rule_is_chosen_where_it_helps(naming_model, data) -> None:
+def test_the_rule_is_chosen_where_it_helps(naming_model: Any, data: Any) -> None:
     turn = 0.7 * 2 * torch.pi / NUM  # the neighbour is nearer than the right one
     knowing = measured(data, naming_model(NUM, dual_error=turn), top_k=4)
     rule, values = choose_rerank_rule(knowing, [["en"]])
@@ -66,7 +68,7 @@ def test_the_rule_is_chosen_where_it_helps(naming_model, data) -> None:
     assert choose_rerank_rule(dumb, [["en"]])[0].match_weight == 0.0
 
 
-def test_results_have_the_layout_that_the_report_reads(naming_model, data) -> None:
+def test_results_have_the_layout_that_the_report_reads(naming_model: Any, data: Any) -> None:
     found = measured(data, naming_model(NUM, dual_error=0.18), top_k=4, matching_languages=["en"])
     results = results_of(found, GROUPS, RerankRule())
     for table in (results, results["reranked"]):
@@ -84,14 +86,14 @@ def test_results_have_the_layout_that_the_report_reads(naming_model, data) -> No
     assert results["standard_error"]["groups"]["english"]["t2i"]["r1"] >= 0.0
 
 
-def test_a_group_is_the_mean_of_its_languages(naming_model, data) -> None:
+def test_a_group_is_the_mean_of_its_languages(naming_model: Any, data: Any) -> None:
     results = results_of(measured(data, naming_model(NUM)), GROUPS)
     uk, pt = (results["languages"][language]["t2i"]["r1"] for language in ("uk", "pt"))
     assert results["groups"]["control"]["t2i"]["r1"] == (uk + pt) / 2 == 50.0
     assert "reranked" not in results and "matching" not in results
 
 
-def test_what_fixed_rules_give_stands_beside_the_chosen_one(naming_model, data) -> None:
+def test_what_fixed_rules_give_stands_beside_the_chosen_one(naming_model: Any, data: Any) -> None:
     turn = 0.7 * 2 * torch.pi / NUM  # the dual encoder takes the neighbour, the matching head knows
     found = measured(data, naming_model(NUM, dual_error=turn), top_k=4)
     results = results_of(found, GROUPS, RerankRule(match_weight=0.0))
@@ -114,13 +116,13 @@ def test_what_fixed_rules_give_stands_beside_the_chosen_one(naming_model, data) 
     assert "by language, re-ranked" not in table, "a rule of weight 0 would only repeat"
 
 
-def test_a_fixed_rule_that_was_chosen_is_not_told_twice(naming_model, data) -> None:
+def test_a_fixed_rule_that_was_chosen_is_not_told_twice(naming_model: Any, data: Any) -> None:
     results = results_of(measured(data, naming_model(NUM), top_k=4), GROUPS, RerankRule(similarity_weight=0.0))
     assert list(results["reranked_not_chosen"]) == ["match_plus_similarity"]
     assert "re-ranked (match alone)" in text_table(results)
 
 
-def test_the_table_prints_chance_beside_every_number(naming_model, data) -> None:
+def test_the_table_prints_chance_beside_every_number(naming_model: Any, data: Any) -> None:
     found = measured(data, naming_model(NUM), top_k=4, matching_languages=["en"])
     table = text_table(results_of(found, GROUPS, RerankRule()))
     rows = {line.split()[0]: line for line in table.splitlines() if line and "(" in line}

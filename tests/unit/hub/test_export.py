@@ -95,7 +95,9 @@ def test_a_relative_place_is_that_of_the_working_folder(tmp_path: Path, monkeypa
         check_target(tmp_path / "file" / "out")
 
 
-def test_a_failed_check_leaves_the_old_export_and_no_rubbish(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_check_leaves_the_old_export_and_no_rubbish(
+    opened: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     old = tmp_path / "model"
     old.mkdir()
     (old / "config.json").write_text('{"model_type": "cclm", "mine": 1}')
@@ -110,7 +112,9 @@ def test_a_failed_check_leaves_the_old_export_and_no_rubbish(opened: OpenedModel
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_old_export_is_replaced_as_a_whole(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_an_old_export_is_replaced_as_a_whole(
+    opened: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     old = tmp_path / "model"
     old.mkdir()
     (old / "config.json").write_text('{"model_type": "cclm"}')
@@ -144,7 +148,9 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_says_which_checkpoint_it_is(opened: OpenedModel, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_an_export_says_which_checkpoint_it_is(
+    opened: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     trained = replace(opened, checkpoint=CheckpointFacts(step=12, identity="a1"))
     reference = reference_of(opened)
     monkeypatch.setattr("cclm.hub.parity.outputs_of_clean_process", lambda *_: [reference.outputs])

@@ -34,7 +34,7 @@ def write(opened: OpenedModel, folder: Path, dtype: Dtype = "float32", shard_byt
 
 
 @pytest.mark.parametrize("normalise", ["none", "cclm"])
-def test_hub_tokens_are_our_tokens(tokenizer_folder: Path, normalise) -> None:  # type: ignore[no-untyped-def]
+def test_hub_tokens_are_our_tokens(tokenizer_folder: Path, normalise: str) -> None:  # type: ignore[no-untyped-def]
     ours = load_tokenizer(tokenizer_folder, normalise)
     theirs = hub_tokenizer(tokenizer_folder, normalise, 20)
     texts = [*make_probe().texts, "well-known/unknown", "A <person> (there)!", "  many   spaces  "]
@@ -44,7 +44,7 @@ def test_hub_tokens_are_our_tokens(tokenizer_folder: Path, normalise) -> None:  
 
 
 @pytest.mark.parametrize("normalise", ["none", "cclm"])
-def test_hub_tokens_of_a_sentencepiece_file(tmp_path: Path, normalise) -> None:  # type: ignore[no-untyped-def]
+def test_hub_tokens_of_a_sentencepiece_file(tmp_path: Path, normalise: str) -> None:  # type: ignore[no-untyped-def]
     source = sentencepiece_folder(tmp_path / "source")
     ours = load_tokenizer(source, normalise)
     hub_tokenizer(source, normalise, 20).save_pretrained(tmp_path / "exported")

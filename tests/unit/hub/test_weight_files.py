@@ -28,7 +28,7 @@ STATE = {
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shard_bytes", [1, 700, 10**9])
-def test_safetensors_reads_what_was_written(tmp_path: Path, dtype, shard_bytes: int) -> None:  # type: ignore[no-untyped-def]
+def test_safetensors_reads_what_was_written(tmp_path: Path, dtype: str | None, shard_bytes: int) -> None:  # type: ignore[no-untyped-def]
     files = write_weights(in_memory(STATE), tmp_path, names=list(STATE), dtype=dtype, shard_bytes=shard_bytes)
     assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
     found = {}

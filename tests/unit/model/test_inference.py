@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -168,7 +170,7 @@ def test_boxes_lie_in_the_image_or_are_refused(models: dict[str, CCLMModel], kin
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_saved_folder_loads_in_any_dtype(models: dict[str, CCLMModel], kind: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_saved_folder_loads_in_any_dtype(models: dict[str, CCLMModel], kind: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     models[kind].save_pretrained(tmp_path)
     again = CCLMModel.from_pretrained(tmp_path)
     assert all(torch.equal(value, models[kind].state_dict()[name]) for name, value in again.state_dict().items())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def test_search_finds_by_cosine_and_looks_again(opened: OpenedModel, folder: Pat
     assert texts[0].key == "b.TXT:1" and texts[0].cosine == pytest.approx(1.0, abs=1e-5)
 
 
-def _pixels(opened: OpenedModel, source: Files, unit: int):  # type: ignore[no-untyped-def]
+def _pixels(opened: OpenedModel, source: Files, unit: int) -> Any:  # type: ignore[no-untyped-def]
     from cclm.data.decoding import decode_image
     from cclm.data.image import eval_image
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -46,7 +47,9 @@ def decode(record: ImageTextRecord) -> ImageTextRecord:
     boxes=st.lists(st.tuples(SIDES, SIDES, SIDES, SIDES), max_size=2),
     attributes=st.just({}) | CAPTIONS,
 )
-def test_a_record_comes_back_as_it_was(image, image_format, captions, identity, ids, boxes, attributes):
+def test_a_record_comes_back_as_it_was(
+    image: Any, image_format: str, captions: Any, identity: Any, ids: Any, boxes: Any, attributes: Any
+) -> None:
     record = ImageTextRecord(
         key="key",
         image=image,
@@ -63,18 +66,18 @@ def test_a_record_comes_back_as_it_was(image, image_format, captions, identity, 
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS, st.none() | st.floats(width=32, allow_nan=False)), min_size=1, max_size=6))
-def test_a_block_comes_back_as_it_was(rows):
+def test_a_block_comes_back_as_it_was(rows: Any) -> None:
     pairs = [replace(PAIR, text_a=a, text_b=b, score=score) for a, b, score in rows]
     assert codec.pairs_of(codec.decode_block(codec.encode_block(codec.table_of_pairs(pairs)))) == pairs
 
 
-def test_equal_records_give_equal_bytes_whatever_the_order_of_languages():
+def test_equal_records_give_equal_bytes_whatever_the_order_of_languages() -> None:
     one = replace(RECORD, captions={"en": ["a"], "de": ["b"]})
     two = replace(RECORD, captions={"de": ["b"], "en": ["a"]})
     assert codec.encode_image_text(one) == codec.encode_image_text(two)
 
 
-def test_a_region_without_attributes_has_no_field_for_them():
+def test_a_region_without_attributes_has_no_field_for_them() -> None:
     region = Region(box=(0, 0, 1, 1), captions={"en": ["x"]})
     plain, told = (
         codec.encode_image_text(replace(RECORD, regions=(each,)))[1][1]
@@ -83,7 +86,7 @@ def test_a_region_without_attributes_has_no_field_for_them():
     assert b"attributes" not in plain and b'"attributes":{"en":["red"]}' in told
 
 
-def test_json_is_readable_by_eye():
+def test_json_is_readable_by_eye() -> None:
     document = codec.encode_image_text(replace(RECORD, captions={"zh": ["狗"]}))[1][1]
     assert "狗".encode() in document and b" " not in document
 
@@ -105,7 +108,7 @@ def test_json_is_readable_by_eye():
         ({"ids": {"a": object()}}, "json_field"),
     ],
 )
-def test_a_record_that_cannot_be_stored_is_refused_with_its_reason(change, reason):
+def test_a_record_that_cannot_be_stored_is_refused_with_its_reason(change: Any, reason: str) -> None:
     with pytest.raises(DataError) as caught:
         codec.encode_image_text(replace(RECORD, **change))
     assert caught.value.reason == reason
@@ -130,14 +133,14 @@ def document_with(**changes: object) -> bytes:
         (document_with(regions=[{"box": ["1", 2, 3, 4], "captions": {"en": ["x"]}}]), "json_field"),
     ],
 )
-def test_broken_json_is_refused_with_its_reason(document, reason):
+def test_broken_json_is_refused_with_its_reason(document: Any, reason: str) -> None:
     with pytest.raises(DataError) as caught:
         codec.decode_image_text("k", "png", PNG, document, "shard s, offset 7, key k")
     assert caught.value.reason == reason
     assert str(caught.value).startswith("shard s, offset 7, key k: expected ")
 
 
-def test_a_missing_or_empty_image_is_named():
+def test_a_missing_or_empty_image_is_named() -> None:
     document = document_with()
     with pytest.raises(DataError, match="expected an image member") as caught:
         codec.decode_image_text("k", "", b"", document)
@@ -147,7 +150,7 @@ def test_a_missing_or_empty_image_is_named():
     assert caught.value.reason == "image_empty"
 
 
-def test_unknown_json_fields_are_ignored():
+def test_unknown_json_fields_are_ignored() -> None:
     assert codec.decode_image_text("k-1_a", "png", PNG, document_with(later=1)) == RECORD
 
 
@@ -168,7 +171,7 @@ def test_unknown_json_fields_are_ignored():
         (PNG, "bmp", "image_format"),
     ],
 )
-def test_whole_images_are_told_from_cut_ones(image, image_format, reason):
+def test_whole_images_are_told_from_cut_ones(image: Any, image_format: str, reason: str | None) -> None:
     if reason is None:
         codec.check_image(image, image_format)
     else:
@@ -187,13 +190,13 @@ def test_whole_images_are_told_from_cut_ones(image, image_format, reason):
         ([replace(PAIR, text_b="\ud83d")], "text_encoding"),
     ],
 )
-def test_a_bad_group_is_refused_with_its_reason(pairs, reason):
+def test_a_bad_group_is_refused_with_its_reason(pairs: Any, reason: str) -> None:
     with pytest.raises(DataError) as caught:
         codec.check_group(pairs)
     assert caught.value.reason == reason
 
 
-def test_a_broken_block_and_a_strange_block_differ():
+def test_a_broken_block_and_a_strange_block_differ() -> None:
     block = codec.encode_block(codec.table_of_pairs([PAIR]))
     with pytest.raises(DataError) as caught:
         codec.decode_block(block[: len(block) // 2])

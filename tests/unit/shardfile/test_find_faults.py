@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,14 +34,14 @@ def only_fault(folder: Path) -> DataError:
     return faults[0]
 
 
-def test_sound_sets_have_no_faults(image_set, text_set):
+def test_sound_sets_have_no_faults(image_set: Path, text_set: Path) -> None:
     seen: list[str] = []
     assert not list(find_faults(image_set, lambda info: seen.append(info.name)))
     assert not list(find_faults(text_set))
     assert seen == ["image-000000.tar", "image-000001.tar"]
 
 
-def test_a_half_tar(image_set):
+def test_a_half_tar(image_set: Path) -> None:
     path = image_set / "image-000001.tar"
     offset = ShardSet(image_set).locate(1, 1).offset
     path.write_bytes(path.read_bytes()[: offset + 600])
@@ -52,7 +53,7 @@ def test_a_half_tar(image_set):
     assert (caught.value.reason, caught.value.where) == (fault.reason, fault.where)
 
 
-def test_a_picture_cut_inside(image_set):
+def test_a_picture_cut_inside(image_set: Path) -> None:
     path = image_set / "image-000000.tar"
     picture = b"picture 0" + PNG_END
     replace_bytes(path, picture, picture[:-4] + bytes(4))
@@ -64,7 +65,7 @@ def test_a_picture_cut_inside(image_set):
     assert caught.value.reason == "image_truncated"
 
 
-def test_a_picture_that_was_cut_before_it_came(tmp_path):
+def test_a_picture_that_was_cut_before_it_came(tmp_path: Path) -> None:
     folder = write_image_set(tmp_path / "set", num_records=0)
     record = image_record(0)
     object.__setattr__(record, "image", record.image[:-3])
@@ -74,14 +75,14 @@ def test_a_picture_that_was_cut_before_it_came(tmp_path):
     assert only_fault(folder).reason == "image_truncated"
 
 
-def test_broken_json(image_set):
+def test_broken_json(image_set: Path) -> None:
     replace_bytes(image_set / "image-000000.tar", b'"name 1"', b'"name 1 ')
     fault = only_fault(image_set)
     assert fault.reason == "json_broken"
     assert "key key-1: expected JSON in UTF-8" in str(fault)
 
 
-def test_changed_bytes_that_still_parse(image_set):
+def test_changed_bytes_that_still_parse(image_set: Path) -> None:
     replace_bytes(image_set / "image-000000.tar", b'"name 1"', b'"name 7"')
     fault = only_fault(image_set)
     assert fault.reason == "checksum"
@@ -90,7 +91,7 @@ def test_changed_bytes_that_still_parse(image_set):
     assert caught.value.reason == "checksum"
 
 
-def test_a_broken_block(text_set):
+def test_a_broken_block(text_set: Path) -> None:
     shards = ShardSet(text_set)
     entry = shards.open_shard(0).index.text(0)
     data = bytearray((text_set / "text-000000.tar").read_bytes())
@@ -107,7 +108,7 @@ def test_a_broken_block(text_set):
 @pytest.mark.parametrize(
     ("name", "reason"), [("image-000001.tar", "tar_missing"), ("image-000000.index.arrow", "index_missing")]
 )
-def test_missing_files(image_set, name, reason):
+def test_missing_files(image_set: Path, name: str, reason: str) -> None:
     (image_set / name).unlink()
     fault = only_fault(image_set)
     assert (fault.reason, fault.where) == (reason, str(image_set / name))
@@ -132,7 +133,7 @@ def folder_instead(path: Path) -> None:
         ("manifest.json", "manifest_unreadable"),
     ],
 )
-def test_files_that_cannot_be_read(image_set, name, reason, spoil):
+def test_files_that_cannot_be_read(image_set: Path, name: str, reason: str, spoil: Any) -> None:
     spoil(image_set / name)
     fault = only_fault(image_set)
     assert fault.reason == reason
@@ -140,12 +141,12 @@ def test_files_that_cannot_be_read(image_set, name, reason, spoil):
     assert "symbolic links" in str(fault) or "directory" in str(fault)
 
 
-def test_a_tar_that_nobody_lists(image_set):
+def test_a_tar_that_nobody_lists(image_set: Path) -> None:
     shutil.copy(image_set / "image-000000.tar", image_set / "image-000009.tar")
     assert only_fault(image_set).reason == "tar_unlisted"
 
 
-def test_bytes_after_the_end(image_set):
+def test_bytes_after_the_end(image_set: Path) -> None:
     with (image_set / "image-000000.tar").open("ab") as tar:
         tar.write(b"more")
     assert only_fault(image_set).reason == "tar_size"
@@ -167,12 +168,12 @@ def change_manifest(folder: Path, **changes: object) -> None:
         ({"totals": {}}, "totals_wrong"),
     ],
 )
-def test_a_wrong_manifest(image_set, changes, reason):
+def test_a_wrong_manifest(image_set: Path, changes: Any, reason: str) -> None:
     change_manifest(image_set, **changes)
     assert only_fault(image_set).reason == reason
 
 
-def test_a_manifest_that_was_changed_by_hand(image_set):
+def test_a_manifest_that_was_changed_by_hand(image_set: Path) -> None:
     change_manifest(image_set, command="another")
     assert only_fault(image_set).reason == "manifest_hash"
     with pytest.raises(DataError) as caught:
@@ -185,7 +186,7 @@ def test_a_manifest_that_was_changed_by_hand(image_set):
     assert "expected a manifest as it was written, got other bytes" in str(next(iter(find_faults(image_set))))
 
 
-def test_a_manifest_without_checksum_is_read_but_not_sound(image_set):
+def test_a_manifest_without_checksum_is_read_but_not_sound(image_set: Path) -> None:
     path = image_set / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     del document["checksum"]
@@ -194,7 +195,7 @@ def test_a_manifest_without_checksum_is_read_but_not_sound(image_set):
     assert only_fault(image_set).reason == "manifest_hash"
 
 
-def test_no_manifest_and_no_json(image_set):
+def test_no_manifest_and_no_json(image_set: Path) -> None:
     (image_set / "manifest.json").write_bytes(b"{")
     assert only_fault(image_set).reason == "manifest_broken"
     (image_set / "manifest.json").unlink()
@@ -202,7 +203,7 @@ def test_no_manifest_and_no_json(image_set):
     assert only_fault(image_set / "nowhere").reason == "manifest_missing"
 
 
-def test_wrong_counts(image_set):
+def test_wrong_counts(image_set: Path) -> None:
     manifest = Manifest.load(image_set)
     first = manifest.shards[0]
     object.__setattr__(first, "languages", {"en": 6, "ko": 3})
@@ -212,7 +213,7 @@ def test_wrong_counts(image_set):
     assert "expected languages {'en': 6, 'ko': 3}" in str(fault)
 
 
-def test_a_set_whose_key_comes_twice(tmp_path):
+def test_a_set_whose_key_comes_twice(tmp_path: Path) -> None:
     folder = write_image_set(tmp_path / "set", num_records=2, max_samples=1)
     for suffix in (".tar", ".index.arrow"):
         shutil.copy(folder / f"image-000000{suffix}", folder / f"image-000001{suffix}")
@@ -236,13 +237,13 @@ def broken_copy(folder: Path, name: str, data: bytes) -> list[DataError]:
 
 
 @pytest.fixture(params=["images", "texts"])
-def any_set(request, tmp_path):
+def any_set(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return (write_image_set if request.param == "images" else write_text_set)(tmp_path / request.param)
 
 
 @same_folder
 @given(data=st.data())
-def test_any_changed_byte_is_found_and_its_file_named(any_set, data):
+def test_any_changed_byte_is_found_and_its_file_named(any_set: Path, data: Any) -> None:
     name = data.draw(st.sampled_from(sorted(path.name for path in any_set.iterdir())))
     broken = bytearray((any_set / name).read_bytes())
     position = data.draw(st.integers(0, len(broken) - 1))
@@ -254,7 +255,7 @@ def test_any_changed_byte_is_found_and_its_file_named(any_set, data):
 
 @same_folder
 @given(data=st.data())
-def test_any_truncation_is_found_and_its_file_named(any_set, data):
+def test_any_truncation_is_found_and_its_file_named(any_set: Path, data: Any) -> None:
     name = data.draw(st.sampled_from(sorted(path.name for path in any_set.iterdir())))
     whole = (any_set / name).read_bytes()
     faults = broken_copy(any_set, name, whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -264,7 +265,7 @@ def test_any_truncation_is_found_and_its_file_named(any_set, data):
 
 @same_folder
 @given(data=st.data())
-def test_a_changed_byte_inside_a_member_names_its_key(image_set, data):
+def test_a_changed_byte_inside_a_member_names_its_key(image_set: Path, data: Any) -> None:
     shards = ShardSet(image_set)
     entry = shards.open_shard(0).index.image(data.draw(st.integers(0, 2)))
     broken = bytearray((image_set / "image-000000.tar").read_bytes())

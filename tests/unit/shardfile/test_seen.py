@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ keys = st.sampled_from([f"key-{number}" for number in range(12)] + ["ä", "\ud80
 
 
 @given(st.lists(st.lists(keys, max_size=8), max_size=8))
-def test_against_a_plain_set(shards):
+def test_against_a_plain_set(shards: Any) -> None:
     seen, twin = SeenKeys(), set()
     for shard in shards:
         for key in shard:
@@ -20,7 +22,7 @@ def test_against_a_plain_set(shards):
         seen.end_shard()
 
 
-def test_many_shards_leave_few_arrays():
+def test_many_shards_leave_few_arrays() -> None:
     seen = SeenKeys()
     for shard in range(100):
         assert all(seen.add(f"{shard}-{number}") for number in range(10))

@@ -26,7 +26,7 @@ from tests.unit.shardfile.tiny_sets import group, image_record, write_image_set,
 REPOSITORY = Path(__file__).parents[3]
 
 
-def test_image_samples_are_addressed(image_set):
+def test_image_samples_are_addressed(image_set: Path) -> None:
     shards = ShardSet(image_set)
     assert (shards.view, shards.samples_per_shard) == (View.IMAGE_TEXT, [3, 2])
     for number in (4, 0, 2, 3, 1):
@@ -38,7 +38,7 @@ def test_image_samples_are_addressed(image_set):
             assert tar.read(100).rstrip(b"\0") == f"key-{number}.png".encode()
 
 
-def test_text_samples_are_groups(text_set):
+def test_text_samples_are_groups(text_set: Path) -> None:
     shards = ShardSet(text_set)
     assert (shards.view, shards.samples_per_shard) == (View.TEXT_PAIR, [5, 3])
     for number in (7, 0, 4, 5, 3):
@@ -46,14 +46,14 @@ def test_text_samples_are_groups(text_set):
     assert shards.locate(0, 4).key == "g4"
 
 
-def test_groups_are_never_split_between_blocks(text_set):
+def test_groups_are_never_split_between_blocks(text_set: Path) -> None:
     with pa.memory_map(str(text_set / "text-000000.index.arrow")) as source:
         rows = pa.ipc.open_file(source).read_all().to_pylist()
     assert [(row["row_start"], row["num_rows"]) for row in rows] == [(0, 1), (1, 2), (3, 3), (0, 1), (1, 2)]
     assert [row["key"] for row in rows] == ["text-000000-00000"] * 3 + ["text-000000-00001"] * 2
 
 
-def test_counts_of_the_manifest(image_set, text_set):
+def test_counts_of_the_manifest(image_set: Path, text_set: Path) -> None:
     images, texts = ShardSet(image_set).manifest.totals, ShardSet(text_set).manifest.totals
     assert (images.samples, images.rows, images.languages) == (5, 15, {"en": 10, "ja": 5})
     assert (images.sources, images.licences) == ({"noto": 3, "twemoji": 2}, {"MIT": 5})
@@ -61,7 +61,7 @@ def test_counts_of_the_manifest(image_set, text_set):
     assert (texts.sources, texts.licences) == ({"names": 8}, {"CC0-1.0": 8})
 
 
-def test_a_manifest_comes_back_as_it_was(tmp_path):
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     manifest = ShardSet(write_image_set(tmp_path / "set")).manifest
     changed = replace(manifest, config={"recipe": {"α": [1, 2.5, None]}}, command="the command")
     (tmp_path / "copy").mkdir()
@@ -70,7 +70,7 @@ def test_a_manifest_comes_back_as_it_was(tmp_path):
     assert [shard.index_name for shard in changed.shards] == ["image-000000.index.arrow", "image-000001.index.arrow"]
 
 
-def test_out_of_range_is_an_index_error(image_set):
+def test_out_of_range_is_an_index_error(image_set: Path) -> None:
     shards = ShardSet(image_set)
     with pytest.raises(IndexError):
         shards.image_text(0, 3)
@@ -78,7 +78,7 @@ def test_out_of_range_is_an_index_error(image_set):
         shards.locate(0, -1)
 
 
-def test_opening_a_set_reads_the_manifest_only(image_set):
+def test_opening_a_set_reads_the_manifest_only(image_set: Path) -> None:
     for path in [*image_set.glob("*.tar"), *image_set.glob("*.arrow")]:
         path.unlink()
     shards = ShardSet(image_set)
@@ -88,7 +88,7 @@ def test_opening_a_set_reads_the_manifest_only(image_set):
     assert caught.value.reason == "index_missing"
 
 
-def test_a_set_can_be_read_again_after_close(image_set):
+def test_a_set_can_be_read_again_after_close(image_set: Path) -> None:
     shards = ShardSet(image_set)
     shards.image_text(0, 0)
     shards.close()
@@ -104,7 +104,7 @@ def opened_by_us() -> list[str]:
     return found
 
 
-def test_few_files_and_blocks_stay_open(tmp_path, monkeypatch):
+def test_few_files_and_blocks_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
     monkeypatch.setattr(reader, "MAX_CACHED_BLOCKS", 1)
     images = ShardSet(write_image_set(tmp_path / "i", num_records=5, max_samples=1))
@@ -114,7 +114,7 @@ def test_few_files_and_blocks_stay_open(tmp_path, monkeypatch):
     assert [texts.text_group(0, sample)[0].group for sample in (0, 4, 0, 1)] == ["g0", "g4", "g0", "g1"]
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path):
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for write in (write_image_set, write_text_set):
         one, two = write(tmp_path / "one"), write(tmp_path / "two")
         names = sorted(path.name for path in one.iterdir())
@@ -151,7 +151,7 @@ def test_without_a_sample_there_is_no_shard(tmp_path: Path) -> None:
     assert writer.info is None and list(tmp_path.iterdir()) == []
 
 
-def test_a_refused_record_leaves_no_trace(tmp_path):
+def test_a_refused_record_leaves_no_trace(tmp_path: Path) -> None:
     with ImageTextShardWriter(tmp_path, "a") as writer:
         writer.add(image_record(1))
         with pytest.raises(DataError):
@@ -160,14 +160,14 @@ def test_a_refused_record_leaves_no_trace(tmp_path):
     assert writer.info.samples == 2
 
 
-def test_an_exception_leaves_nothing(tmp_path):
+def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ImageTextShardWriter(tmp_path, "a") as writer:
         writer.add(image_record(1))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writer_leaves_no_visible_half_shard(tmp_path):
+def test_a_killed_writer_leaves_no_visible_half_shard(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from tests.unit.shardfile.tiny_sets import image_record\n"
@@ -184,7 +184,7 @@ def test_a_killed_writer_leaves_no_visible_half_shard(tmp_path):
     assert (tmp_path / "a-000000.tar").read_bytes() == (tmp_path / "whole" / "image-000000.tar").read_bytes()
 
 
-def test_a_tar_is_visible_only_after_its_index(tmp_path, monkeypatch):
+def test_a_tar_is_visible_only_after_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_self: Path, _target: Path) -> Path:
         raise OSError("no space left")
 

@@ -21,7 +21,7 @@ from shards.plan import SetPlan
 from tests.unit.shards.tiny_corpora import bytes_below, image_plan, lazy_images, one_part, rows_of, text_plan
 
 
-def test_records_in_are_records_written_plus_records_refused(tmp_path):
+def test_records_in_are_records_written_plus_records_refused(tmp_path: Path) -> None:
     manifest = build_sets([image_plan(count=20, bad=(3, 11))], tmp_path, command="the command")["images"]
     lines = [json.loads(line) for line in (tmp_path / "images" / "quarantine.jsonl").read_text("utf-8").splitlines()]
     assert manifest.config["records_in"] == 20 == manifest.totals.samples + len(lines)
@@ -33,7 +33,7 @@ def test_records_in_are_records_written_plus_records_refused(tmp_path):
     assert manifest.totals.sources == {"brush": 8, "pen": 10}
 
 
-def test_text_sets_count_their_licences_by_source(tmp_path):
+def test_text_sets_count_their_licences_by_source(tmp_path: Path) -> None:
     manifest = build_sets([text_plan()], tmp_path)["texts"]
     assert (manifest.totals.samples, manifest.totals.rows, manifest.config["records_in"]) == (12, 36, 36)
     assert manifest.totals.licences == {"Unicode-3.0": 12}
@@ -41,7 +41,7 @@ def test_text_sets_count_their_licences_by_source(tmp_path):
     assert [pair.lang_b for pair in group] == ["de", "he", "th"]
 
 
-def test_too_many_refused_records_fail_the_build_with_a_sentence(tmp_path):
+def test_too_many_refused_records_fail_the_build_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         build_sets([image_plan(count=20, bad=(3, 4, 5), max_bad=0.1)], tmp_path)
     assert caught.value.reason == "too_many_bad"
@@ -55,11 +55,11 @@ def test_too_many_refused_records_fail_the_build_with_a_sentence(tmp_path):
     assert len((tmp_path / "images" / "quarantine.jsonl").read_text("utf-8").splitlines()) == 3
 
 
-def test_two_of_twenty_are_not_more_than_a_tenth(tmp_path):
+def test_two_of_twenty_are_not_more_than_a_tenth(tmp_path: Path) -> None:
     assert build_sets([image_plan(count=20, bad=(3, 4), max_bad=0.1)], tmp_path)["images"].totals.samples == 18
 
 
-def test_a_set_without_any_record_fails(tmp_path):
+def test_a_set_without_any_record_fails(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         build_sets([image_plan(count=0)], tmp_path)
     assert caught.value.reason == "too_many_bad"
@@ -67,15 +67,15 @@ def test_a_set_without_any_record_fails(tmp_path):
         build_sets([image_plan(count=2, bad=(0, 1), max_bad=1.0)], tmp_path / "all-bad")
 
 
-def test_shards_differ_by_one_sample_at_most_whatever_was_refused(tmp_path):
+def test_shards_differ_by_one_sample_at_most_whatever_was_refused(tmp_path: Path) -> None:
     manifest = build_sets([image_plan(count=23, bad=(1, 2, 3, 4, 5))], tmp_path)["images"]
     assert [shard.samples for shard in manifest.shards] == [4, 5, 4, 5]
     few = build_sets([image_plan(count=4, bad=(1, 2))], tmp_path / "few")["images"]
     assert [shard.samples for shard in few.shards] == [1, 1]
 
 
-def test_the_order_does_not_depend_on_the_corpus_but_on_seed_and_set(tmp_path):
-    def order(folder, **changes):
+def test_the_order_does_not_depend_on_the_corpus_but_on_seed_and_set(tmp_path: Path) -> None:
+    def order(folder: Path, **changes: Any) -> Any:
         plan = image_plan(count=30)
         plan = replace(plan, recipe=replace(plan.recipe, **changes.pop("recipe", {})), **changes)
         build_sets([plan], tmp_path / folder)
@@ -92,7 +92,7 @@ def test_the_order_does_not_depend_on_the_corpus_but_on_seed_and_set(tmp_path):
     assert order("seed", recipe={"seed": 1}) != plain != order("other", name="others")
 
 
-def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_sentence(tmp_path):
+def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_sentence(tmp_path: Path) -> None:
     plan = image_plan()
     parts = [*one_part(lazy_images(20)), *one_part(lazy_images(3), name="again")]
     manifest = build_sets([replace(plan, parts=parts)], tmp_path)["images"]
@@ -108,7 +108,7 @@ def test_a_key_that_comes_again_is_refused_and_a_group_takes_only_its_own_senten
     assert (manifest.totals.rows, manifest.config["refused"]) == (36, {"group_mixed": 1})
 
 
-def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path):
+def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path: Path) -> None:
     plan = text_plan()
     singles = [
         LazyRecord(key=pair.group, source="names", make=partial(list, [pair]))
@@ -124,20 +124,20 @@ def test_pairs_of_one_group_meet_wherever_they_lie(tmp_path):
     assert all({pair.lang_b for pair in pairs} == {"de", "he", "th"} for pairs in groups)
 
 
-def test_records_of_the_other_view_are_a_mistake_of_the_recipe(tmp_path):
+def test_records_of_the_other_view_are_a_mistake_of_the_recipe(tmp_path: Path) -> None:
     plan = replace(text_plan(), parts=one_part(lazy_images(2)))
     with pytest.raises(ConfigError, match="expected a corpus of view text_pair, got records of the other view"):
         build_sets([plan], tmp_path)
 
 
-def test_a_corpus_of_other_languages_alone_names_them(tmp_path):
+def test_a_corpus_of_other_languages_alone_names_them(tmp_path: Path) -> None:
     plan = replace(text_plan(), parts=one_part([], skipped=[rows_of("names", de=2, he=3)]))
     words = r"got no records at all; 5 rows in other languages were skipped \(he, de, …\)"
     with pytest.raises(DataError, match=words):
         build_sets([plan], tmp_path)
 
 
-def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path):
+def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path: Path) -> None:
     plan = image_plan(count=60, bad=(0,), max_bad=0)
     made = []
     records = [replace(lazy, make=partial(count_and_make, made, lazy)) for lazy in plan.parts[0].read()]
@@ -148,19 +148,19 @@ def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path):
     assert len(made) == 6
 
 
-def count_and_make(made, lazy):
+def count_and_make(made: Any, lazy: Any) -> Any:
     made.append(lazy.key)
     return lazy.make()
 
 
-def test_a_complete_set_is_left_alone(tmp_path):
+def test_a_complete_set_is_left_alone(tmp_path: Path) -> None:
     build_sets([image_plan()], tmp_path)
     before, times = bytes_below(tmp_path), [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]
     build_sets([image_plan()], tmp_path)
     assert (bytes_below(tmp_path), [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]) == (before, times)
 
 
-def test_another_build_in_the_same_folder_is_refused(tmp_path):
+def test_another_build_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     build_sets([image_plan()], tmp_path)
     with pytest.raises(ConfigError, match=r"expected an empty folder, or the same build to go on with"):
         build_sets([image_plan(count=21)], tmp_path)
@@ -170,7 +170,7 @@ def test_another_build_in_the_same_folder_is_refused(tmp_path):
         build_sets([image_plan(count=21)], tmp_path / "begun")
 
 
-def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path, monkeypatch):
+def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_sets([image_plan()], tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr("shards.build.Manifest.save", stop)
@@ -181,7 +181,7 @@ def test_a_finished_shard_whose_file_is_gone_is_built_again(tmp_path, monkeypatc
     assert bytes_below(tmp_path / "cut") == bytes_below(tmp_path / "whole")
 
 
-def stop(*_arguments):
+def stop(*_arguments: Any) -> None:
     raise KeyboardInterrupt
 
 

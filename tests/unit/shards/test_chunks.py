@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -33,13 +35,13 @@ places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.inte
 
 
 @given(places, places)
-def test_positions_are_in_the_order_of_the_corpus_and_name_their_run(one, other):
+def test_positions_are_in_the_order_of_the_corpus_and_name_their_run(one: Any, other: Any) -> None:
     assert (position_of(*one) < position_of(*other)) == (one < other)
     assert chunk_of(position_of(*one)) == ChunkName(part=one[0], chunk=one[1])
     assert position_of(*one) < 2**64
 
 
-def write(folder, rows, chunk=0):
+def write(folder: Path, rows: Any, chunk: Any = 0) -> None:
     """Write a run of (order, key, position) rows, each with its own order as its code."""
     writer = ChunkWriter(folder, ChunkName(part=0, chunk=chunk), TEXT_CHUNK_SCHEMA)
     for order, key, position in rows:
@@ -53,7 +55,9 @@ row = st.tuples(st.sampled_from([0, 1, 5, 2**63, LAST_ORDER]), st.sampled_from([
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(row, max_size=8, unique=True), min_size=1, max_size=3), st.data())
-def test_a_range_of_many_chunks_against_a_sorted_list(tmp_path_factory, chunks, data):
+def test_a_range_of_many_chunks_against_a_sorted_list(
+    tmp_path_factory: pytest.TempPathFactory, chunks: Any, data: Any
+) -> None:
     folder = tmp_path_factory.mktemp("chunks")
     for chunk, rows in enumerate(chunks):
         write(folder, rows, chunk)
@@ -73,7 +77,7 @@ def test_a_range_of_many_chunks_against_a_sorted_list(tmp_path_factory, chunks, 
         assert [keys[place] ^ 1 for place in codes["row"].to_pylist()] == codes["code"].to_pylist()
 
 
-def test_an_order_does_not_change_between_versions():
+def test_an_order_does_not_change_between_versions() -> None:
     """Another value would shuffle every set anew."""
     assert order_of("key-0", b"0:images") == int.from_bytes(bytes.fromhex(EXPECTED_ORDER), "big")
     assert order_of("key-0", b"1:images") != order_of("key-0", b"0:images") != order_of("key-1", b"0:images")
@@ -83,7 +87,7 @@ EXPECTED_ORDER = "a80efc55269c7399"
 
 
 @given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 5))
-def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers):
+def test_tasks_and_workers_share_every_chunk_exactly_once(parts: Any, tasks: Any, workers: int) -> None:
     recipe = SetRecipe(view=View.TEXT_PAIR, corpus="c")
     listed = [part for number in range(parts) for part in one_part([], name=f"{number}")]
     jobs = [
@@ -96,7 +100,7 @@ def test_tasks_and_workers_share_every_chunk_exactly_once(parts, tasks, workers)
             assert len([j for j in jobs if j.number == part and chunk % j.lanes == j.lane]) == 1
 
 
-def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path):
+def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path: Path) -> None:
     recipe = SetRecipe(view=View.TEXT_PAIR, corpus="c", records_per_chunk=5)
     parts = one_part(lazy_texts(12))
     first, second = scan_jobs(parts, tmp_path, b"0:s", recipe, WHOLE, 2)
@@ -111,13 +115,13 @@ def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "1/0", "0/2/3", ""])
-def test_what_is_no_share(text):
+def test_what_is_no_share(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not I/N with I from 0 to N - 1"):
         read_share(text)
     assert read_share("2/3") == Share(number=2, of=3)
 
 
-def test_the_parts_that_have_ended_tell_about_the_others(tmp_path):
+def test_the_parts_that_have_ended_tell_about_the_others(tmp_path: Path) -> None:
     followed = Followed(tmp_path)
     followed.facts["records"], followed.of_parts = 70, Counter({0: 20, 1: 30, 4: 20})
     assert followed.guess_of_all([], 10) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from shards.corpora.pair_file import PairFile
 from tests.unit.shards.tiny_corpora import read_all, write_picture_folder
 
 
-def made_and_refused(parts):
+def made_and_refused(parts: Any) -> Any:
     made, refused = [], {}
     for lazy in read_all(parts):
         try:
@@ -24,7 +25,7 @@ def made_and_refused(parts):
     return made, refused
 
 
-def test_a_folder_of_pictures(tmp_path):
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
     folder = write_picture_folder(tmp_path / "my corpus")
     records, refused = made_and_refused(ImageFolder(folder=folder, licence="CC0-1.0").parts())
     assert [(record.image_format, record.captions) for record in records[:3]] == [
@@ -45,7 +46,7 @@ def test_a_folder_of_pictures(tmp_path):
     assert "captions.jsonl:7: expected one JSON object a line, in UTF-8" in str(broken)
 
 
-def test_a_picture_that_ends_well_but_does_not_decode(tmp_path):
+def test_a_picture_that_ends_well_but_does_not_decode(tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     Image.new("RGB", (30, 30)).save(path)
     data = path.read_bytes()
@@ -55,7 +56,7 @@ def test_a_picture_that_ends_well_but_does_not_decode(tmp_path):
     assert [error.reason for error in refused.values()] == ["image_broken"]
 
 
-def test_captions_as_csv(tmp_path):
+def test_captions_as_csv(tmp_path: Path) -> None:
     Image.new("RGB", (3, 3)).save(tmp_path / "p.png")
     (tmp_path / "captions.csv").write_text(
         "\ufeffimage,language,caption,licence\np.png,en,a dog,MIT\np.png,en,one dog,MIT\np.png,he,כלב,MIT\n",
@@ -66,7 +67,7 @@ def test_captions_as_csv(tmp_path):
     assert (records[0].captions, records[0].licence) == ({"en": ["a dog", "one dog"], "he": ["כלב"]}, "MIT")
 
 
-def test_a_folder_without_a_table_and_a_table_without_a_header(tmp_path):
+def test_a_folder_without_a_table_and_a_table_without_a_header(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected captions.jsonl, captions.csv, .* got no such file"):
         read_all(ImageFolder(folder=tmp_path).parts())
     (tmp_path / "captions.csv").write_text("p.png,en,a dog\n")
@@ -74,7 +75,7 @@ def test_a_folder_without_a_table_and_a_table_without_a_header(tmp_path):
         read_all(ImageFolder(folder=tmp_path).parts())
 
 
-def test_keys_of_like_paths_differ(tmp_path):
+def test_keys_of_like_paths_differ(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("a/b.png", "a_b.png"):
         Image.new("RGB", (3, 3)).save(tmp_path / name)
@@ -83,7 +84,9 @@ def test_keys_of_like_paths_differ(tmp_path):
     assert len({lazy.key for lazy in read_all(ImageFolder(folder=tmp_path).parts())}) == 2
 
 
-def test_a_folder_of_pictures_is_not_looked_at_before_it_is_read(tmp_path, monkeypatch):
+def test_a_folder_of_pictures_is_not_looked_at_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten million pictures on a network file system take a quarter of an hour to look at."""
     folder = write_picture_folder(tmp_path / "corpus")
     looked_at = []
@@ -94,7 +97,7 @@ def test_a_folder_of_pictures_is_not_looked_at_before_it_is_read(tmp_path, monke
     assert not {".jpg", ".png", ".webp"} & set(looked_at)
 
 
-def test_tab_separated_pairs_are_grouped_by_their_first_text(tmp_path):
+def test_tab_separated_pairs_are_grouped_by_their_first_text(tmp_path: Path) -> None:
     path = tmp_path / "news.tsv"
     path.write_bytes(b"a dog\tein Hund\t1.5\na cat\teine Katze\na dog\tder Hund\n" + b"\xff\tx\none\n\ty\n")
     groups, refused = made_and_refused(PairFile(path=path, lang_a="en", lang_b="de").parts())
@@ -109,7 +112,7 @@ def test_tab_separated_pairs_are_grouped_by_their_first_text(tmp_path):
     }
 
 
-def test_json_pairs_may_name_languages_and_group(tmp_path):
+def test_json_pairs_may_name_languages_and_group(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     rows = [
         {"text_a": "dog", "lang_a": "en", "text_b": "犬", "lang_b": "ja", "group": "d"},
@@ -126,7 +129,7 @@ def test_json_pairs_may_name_languages_and_group(tmp_path):
     assert sorted(refused) == ["p.jsonl:3", "p.jsonl:4"]
 
 
-def test_pair_files_that_cannot_be_read_as_such(tmp_path):
+def test_pair_files_that_cannot_be_read_as_such(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"expected a file that ends in .tsv, .csv, .jsonl, .parquet, .arrow, got no such file"
     ):

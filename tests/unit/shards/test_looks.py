@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -38,7 +39,7 @@ def record(number: int) -> ImageTextRecord:
     )
 
 
-def build(folder, records):
+def build(folder: Path, records: Any) -> Any:
     recipe = SetRecipe(view=View.IMAGE_TEXT, corpus="drawn", num_shards=2)
     lazy_records = [LazyRecord(key=each.key, source="pen", make=partial(replace, each)) for each in records]
     build_sets([plan_set("pictures", recipe, one_part(lazy_records))], folder)
@@ -46,7 +47,7 @@ def build(folder, records):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("sets")
     build(folder, [record(number) for number in range(5)])
     build_sets([text_plan()], folder)
@@ -59,13 +60,13 @@ def run(*arguments: object) -> tuple[int, str]:
     return status, out.getvalue()
 
 
-def test_classes_double():
+def test_classes_double() -> None:
     assert [class_of(value) for value in (0, 1, 2, 3, 4, 7, 8, 1023, 1024)] == [0, 1, 2, 2, 4, 4, 8, 512, 1024]
     assert [class_name(lower) for lower in (0, 1, 2, 1024)] == ["0", "1", "2-3", "1,024-2,047"]
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 100])
-def test_samples_are_evenly_spread(most):
+def test_samples_are_evenly_spread(most: int) -> None:
     sizes = [3, 0, 1, 6]
     places = list(spread(sizes, most))
     flat = [sum(sizes[:shard]) + sample for shard, sample in places]
@@ -75,7 +76,7 @@ def test_samples_are_evenly_spread(most):
     assert list(spread([], 5)) == []
 
 
-def test_measures_of_pictures_and_pairs(folder):
+def test_measures_of_pictures_and_pairs(folder: Path) -> None:
     measures = measure_set(folder / "pictures", 100)
     assert measures["measured"] == 5
     assert measures["short_side"] == {64: 5} and measures["aspect_percent"] == {64: 1, 128: 4}
@@ -85,7 +86,7 @@ def test_measures_of_pictures_and_pairs(folder):
     assert (texts["measured"], texts["pairs"], texts["characters"]["he"]) == (4, {2: 4}, {4: 4})
 
 
-def test_a_broken_sample_is_counted(tmp_path):
+def test_a_broken_sample_is_counted(tmp_path: Path) -> None:
     pictures = build(tmp_path, [record(number) for number in range(3)])
     tar = pictures / "pictures-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"thing", b"thong"))
@@ -93,7 +94,7 @@ def test_a_broken_sample_is_counted(tmp_path):
     assert "3 samples measured, 1 broken (checksum)" in run("stats", pictures)[1]
 
 
-def test_statistics_with_tables_json_and_a_page(folder, tmp_path):
+def test_statistics_with_tables_json_and_a_page(folder: Path, tmp_path: Path) -> None:
     status, text = run("stats", folder, "--json", tmp_path / "s.json", "--html", tmp_path / "s.html", "--samples", 4)
     assert status == 0
     for words in (
@@ -120,11 +121,11 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
         self.tags.append((tag, dict(attributes)))
 
 
-def test_a_preview_stands_alone_draws_boxes_and_writes_from_the_right(folder, tmp_path):
+def test_a_preview_stands_alone_draws_boxes_and_writes_from_the_right(folder: Path, tmp_path: Path) -> None:
     status, text = run("preview", folder, "--out", tmp_path / "p.html", "--samples", 10)
     assert status == 0 and "needs no other file" in text
     page = (tmp_path / "p.html").read_text("utf-8")
@@ -142,12 +143,12 @@ def test_a_preview_stands_alone_draws_boxes_and_writes_from_the_right(folder, tm
     assert "สิ่งของ 3" in page
 
 
-def test_directions():
+def test_directions() -> None:
     tags = ("ar", "ar-EG", "fa", "ur", "yi", "en", "ku", "ku-Arab", "ja")
     assert [direction(tag) == "rtl" for tag in tags] == [True] * 5 + [False, False, True, False]
 
 
-def test_what_two_sets_differ_in(tmp_path):
+def test_what_two_sets_differ_in(tmp_path: Path) -> None:
     old = [record(number) for number in range(5)]
     changed = replace(old[3], captions={"en": ["another"], "he": ["כלב על ספה"]})
     before, after = build(tmp_path / "a", old), build(tmp_path / "b", [*old[1:3], changed, old[4], record(7)])
@@ -163,7 +164,7 @@ def test_what_two_sets_differ_in(tmp_path):
     assert run("diff", before, before) == (0, "added: 0\nremoved: 0\nchanged: 0\nsame: 5\n")
 
 
-def test_what_two_text_sets_differ_in(folder, tmp_path):
+def test_what_two_text_sets_differ_in(folder: Path, tmp_path: Path) -> None:
     extra = TextPair(text_a="thing 3", lang_a="en", text_b="chose 3", lang_b="fr", source="names", group="g3")
     plan = text_plan()
     parts = [*plan.parts, *one_part([LazyRecord(key="g3", source="names", make=partial(list, [extra]))], name="more")]
@@ -174,12 +175,12 @@ def test_what_two_text_sets_differ_in(folder, tmp_path):
     assert "languages: fr 0 -> 1 (+1)" in run("diff", folder / "texts", tmp_path / "texts")[1]
 
 
-def test_sets_of_two_views_are_not_compared(folder):
+def test_sets_of_two_views_are_not_compared(folder: Path) -> None:
     with pytest.raises(ConfigError, match="expected two sets of one view, got image_text and text_pair"):
         difference(folder / "pictures", folder / "texts")
 
 
-def test_more_examples_than_shown(tmp_path):
+def test_more_examples_than_shown(tmp_path: Path) -> None:
     many = build(tmp_path / "many", [record(number) for number in range(14)])
     few = build(tmp_path / "few", [record(20)])
     status, text = run("diff", few, many)
@@ -187,7 +188,7 @@ def test_more_examples_than_shown(tmp_path):
     assert len(difference(few, many)["examples"]["added"]) == 10
 
 
-def test_a_preview_of_one_set(folder):
+def test_a_preview_of_one_set(folder: Path) -> None:
     assert "texts-00000" in preview_page({"texts": folder / "texts"}, 2)
 
 

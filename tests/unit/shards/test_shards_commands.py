@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -28,7 +29,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path: Path) -> Any:
     write_picture_folder(tmp_path / "pictures")
     pairs = [{"text_a": f"word {n}", "lang_a": "en", "text_b": f"Wort {n}", "lang_b": "de"} for n in range(6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
@@ -45,7 +46,7 @@ def recipe(tmp_path):
     return path
 
 
-def test_build_verify_stats_tokenizer(recipe, tmp_path):
+def test_build_verify_stats_tokenizer(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     status, text = run("build", recipe, "--out", out)
     assert status == 0
@@ -107,7 +108,7 @@ def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFix
     assert name in text and f"{folder}/pairs: sound" in text
 
 
-def test_tasks_and_merge_give_what_build_gives(recipe, tmp_path):
+def test_tasks_and_merge_give_what_build_gives(recipe: Path, tmp_path: Path) -> None:
     run("build", recipe, "--out", tmp_path / "one" / "out")
     out = tmp_path / "two" / "out"
     for task in ("1/2", "0/2"):
@@ -125,7 +126,7 @@ def test_tasks_and_merge_give_what_build_gives(recipe, tmp_path):
             assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
-def test_sentences_in_other_languages_are_counted_wherever_a_set_is_told_of(tmp_path):
+def test_sentences_in_other_languages_are_counted_wherever_a_set_is_told_of(tmp_path: Path) -> None:
     sentences = ["1\teng\tA dog.", "2\tdeu\tEin Hund.", "3\tfra\tUn chien.", "4\tfra\tLe chien.", "5\tjpn\t犬"]
     (tmp_path / "sentences.csv").write_text("\n".join(sentences) + "\n", encoding="utf-8")
     (tmp_path / "links.csv").write_text("1\t2\n1\t3\n", encoding="utf-8")
@@ -156,7 +157,7 @@ def test_sentences_in_other_languages_are_counted_wherever_a_set_is_told_of(tmp_
         ({"captions_refused": {"text_short": 1}}, "expected 5 lines of what was refused, got 4"),
     ],
 )
-def test_counts_that_do_not_add_up_are_a_fault(recipe, tmp_path, change, words):
+def test_counts_that_do_not_add_up_are_a_fault(recipe: Path, tmp_path: Path, change: Any, words: str) -> None:
     run("build", recipe, "--out", tmp_path / "out")
     folder = tmp_path / "out" / "pictures"
     manifest = Manifest.load(folder)
@@ -165,7 +166,7 @@ def test_counts_that_do_not_add_up_are_a_fault(recipe, tmp_path, change, words):
     assert status == 1 and "counts_wrong: " in text and words in text
 
 
-def test_faults_are_shown_and_change_the_exit_status(recipe, tmp_path):
+def test_faults_are_shown_and_change_the_exit_status(recipe: Path, tmp_path: Path) -> None:
     run("build", recipe, "--out", tmp_path / "out")
     tar = tmp_path / "out" / "pairs" / "pairs-000000.tar"
     tar.write_bytes(tar.read_bytes()[:700])
@@ -175,7 +176,7 @@ def test_faults_are_shown_and_change_the_exit_status(recipe, tmp_path):
     assert f"{tmp_path}/out/pairs: 1 fault\n" in text and f"{tmp_path}/out/pictures: sound" in text
 
 
-def test_a_mistake_is_one_sentence_and_status_two(tmp_path, capsys):
+def test_a_mistake_is_one_sentence_and_status_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("build", tmp_path / "none.yaml", "--out", tmp_path)[0] == 2
     assert "build: " in (message := capsys.readouterr().err) and "expected a recipe file" in message
     assert "Traceback" not in message
@@ -190,8 +191,16 @@ def test_a_mistake_is_one_sentence_and_status_two(tmp_path, capsys):
         (KeyboardInterrupt(), 130, "the same command again"),
     ],
 )
-def test_a_full_disk_and_control_c_end_without_a_traceback(recipe, tmp_path, monkeypatch, capsys, error, status, words):
-    def fail(*_arguments, **_options):
+def test_a_full_disk_and_control_c_end_without_a_traceback(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Any,
+    status: int,
+    words: str,
+) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
         raise error
 
     monkeypatch.setattr("shards.build.build_sets", fail)
@@ -203,14 +212,14 @@ def test_a_full_disk_and_control_c_end_without_a_traceback(recipe, tmp_path, mon
     "arguments",
     [["build", "x", "--out", "y", "--workers", "0"], ["build", "x", "--out", "y", "--task", "2/2"], ["merge", "x"], []],
 )
-def test_wrong_usage(arguments, capsys):
+def test_wrong_usage(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "usage: python -m shards" in capsys.readouterr().err
 
 
-def test_it_starts_without_torch():
+def test_it_starts_without_torch() -> None:
     program = (
         "import sys; import shards.__main__, shards.build, shards.recipe, shards.stats, shards.fetch\n"
         "import shards.tokenizer, cclm.shardfile.verify\n"
@@ -221,7 +230,7 @@ def test_it_starts_without_torch():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_help_names_every_command(capsys):
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0

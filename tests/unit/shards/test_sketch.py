@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,16 +25,20 @@ SETTINGS = DuplicateSettings(near=True)
 SENTENCE = "a man in an orange hat is looking at something that nobody else in the picture can see"
 
 
-def pair(text_a, text_b="ein Mann mit einem orangefarbenen Hut sieht etwas an, das sonst keiner sieht", lang_b="de"):
+def pair(
+    text_a: str,
+    text_b: str = "ein Mann mit einem orangefarbenen Hut sieht etwas an, das sonst keiner sieht",
+    lang_b: str = "de",
+) -> Any:
     return TextPair(text_a=text_a, lang_a="en", text_b=text_b, lang_b=lang_b, source="s", group="g")
 
 
-def alike(one, other, *, exact=False):
+def alike(one: Any, other: Any, *, exact: Any = False) -> Any:
     signatures = np.frombuffer(one.signature, dtype=np.uint8)[None]
     return bool(similar(signatures, other.signature, SETTINGS, exact=exact)[0])
 
 
-def test_exact_sketches_forget_case_and_spacing_but_not_the_language():
+def test_exact_sketches_forget_case_and_spacing_but_not_the_language() -> None:
     one = exact_sketch_of_pair(pair(SENTENCE))
     assert one == exact_sketch_of_pair(pair(SENTENCE.upper().replace(" ", "  ")))
     assert alike(one, one, exact=True)
@@ -41,7 +47,7 @@ def test_exact_sketches_forget_case_and_spacing_but_not_the_language():
     assert exact_sketch(b"a") == exact_sketch(b"a") != exact_sketch(b"b")
 
 
-def test_near_pairs_meet_and_others_do_not():
+def test_near_pairs_meet_and_others_do_not() -> None:
     pytest.importorskip("rensa")
     one = near_sketch_of_pair(pair(SENTENCE))
     assert (len(one.signature), len(one.codes)) == (256, 16)
@@ -51,13 +57,13 @@ def test_near_pairs_meet_and_others_do_not():
     assert not alike(one, other) and not set(one.codes) & set(other.codes)
 
 
-def test_translations_of_one_sentence_into_two_languages_are_no_duplicates():
+def test_translations_of_one_sentence_into_two_languages_are_no_duplicates() -> None:
     pytest.importorskip("rensa")
     short = [near_sketch_of_pair(pair(SENTENCE, text_b="ja", lang_b=language)) for language in ("de", "nl")]
     assert not alike(*short)
 
 
-def test_the_minhash_is_the_same_in_every_process_and_version():
+def test_the_minhash_is_the_same_in_every_process_and_version() -> None:
     """Another value would give other duplicates: builds that are going on must not change their mind."""
     pytest.importorskip("rensa")
     assert near_sketch_of_pair(pair("dog", "Hund")).signature[:12].hex() == EXPECTED_START
@@ -68,7 +74,9 @@ EXPECTED_START = "cfbd9fa8c83c22e45f7c86d6"
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=7), st.integers(0, 7))
-def test_hashes_within_the_distance_always_share_a_code(monkeypatch_hash, value, flipped, distance):
+def test_hashes_within_the_distance_always_share_a_code(
+    monkeypatch_hash: Any, value: Any, flipped: Any, distance: Any
+) -> None:
     wanted = DuplicateSettings(near=True, distance=distance)
     other = value
     for bit in flipped:
@@ -81,13 +89,13 @@ def test_hashes_within_the_distance_always_share_a_code(monkeypatch_hash, value,
 
 
 @pytest.fixture
-def monkeypatch_hash(monkeypatch):
+def monkeypatch_hash(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pictures that are their own hashes."""
     monkeypatch.setattr("shards.sketch.perceptual_hash", lambda value: value)
     return lambda value: value
 
 
-def test_a_picture_that_was_scaled_and_compressed_is_a_near_duplicate():
+def test_a_picture_that_was_scaled_and_compressed_is_a_near_duplicate() -> None:
     pytest.importorskip("imagehash")
     one = near_sketch_of_image(SourceImage(encoded(drawing(1, (300, 200)))), SETTINGS)
     smaller = near_sketch_of_image(SourceImage(encoded(drawing(1, (300, 200)).resize((150, 100)), "JPEG")), SETTINGS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -23,18 +25,18 @@ RECIPES = re.findall(r"^```yaml\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTA
 
 
 @pytest.mark.parametrize("number", range(len(RECIPES)))
-def test_a_recipe_of_the_page_has_no_mistake(number, tmp_path):
+def test_a_recipe_of_the_page_has_no_mistake(number: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPES[number], encoding="utf-8")
     assert load_recipe(tmp_path / "recipe.yaml").sets
 
 
-def test_every_corpus_has_an_example():
+def test_every_corpus_has_an_example() -> None:
     shown = set(re.findall(r"corpus: (\w+)", PAGE))
     assert shown | {"emoji_images", "emoji_names"} == set(CORPORA)
     assert all(f"`{name}`" in PAGE for name in ("emoji_images", "emoji_names"))
 
 
-def test_a_recipe_is_not_changed_by_the_check_of_its_types():
+def test_a_recipe_is_not_changed_by_the_check_of_its_types() -> None:
     options = {"captions": {"en": "a.json"}, "images": ["b"], "translations": [{"path": "c.tsv"}]}
     before = json.dumps(options)
     corpus_of("coco", options)
@@ -43,7 +45,7 @@ def test_a_recipe_is_not_changed_by_the_check_of_its_types():
         corpus_of("coco", options | {"captions": ["a.json"]})
 
 
-def test_corpora_go_all_the_way_and_every_entry_is_accounted_for(tmp_path):
+def test_corpora_go_all_the_way_and_every_entry_is_accounted_for(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures", ["COCO_val2014_000000391895.jpg"])
     (tmp_path / "captions.json").write_text(json.dumps(COCO))
     (tmp_path / "lines").write_text(json.dumps(published(caption={"en": "a dog"})) + "\n{\n")

@@ -78,7 +78,7 @@ def write_list(folder: Path, urls: list[str]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def listed(server, tmp_path):
+def listed(server: Any, tmp_path: Path) -> Any:
     """A list in CC3M's form: caption, tab, URL, no header."""
     lines = [f"caption {number}\t{server.url(path)}\n" for number, path in enumerate(PATHS)]
     (tmp_path / "cc3m.tsv").write_text("".join(lines) + "no url\nx\tftp://host/x.jpg\n", encoding="utf-8")
@@ -103,7 +103,7 @@ EXPECTED = {
 }
 
 
-def test_a_list_is_downloaded_politely_and_only_failures_again(server, listed):
+def test_a_list_is_downloaded_politely_and_only_failures_again(server: Any, listed: Any) -> None:
     corpus = corpus_of("url_list", listed)
     assert dict(download(corpus, QUICK, shard_rows=4)) == EXPECTED
     assert server.asked["/robots.txt"] == 1 and server.asked["/private/x.jpg"] == 0
@@ -130,13 +130,13 @@ def test_a_list_is_downloaded_politely_and_only_failures_again(server, listed):
     assert set(server.asked) == {"/robots.txt", "/gone.jpg", "/optout.jpg", "/page"}
 
 
-def test_a_killed_download_goes_on_and_gives_the_same_bytes(server, listed, tmp_path):
+def test_a_killed_download_goes_on_and_gives_the_same_bytes(server: Any, listed: Any, tmp_path: Path) -> None:
     corpus = corpus_of("url_list", listed)
 
     class KilledError(Exception):
         pass
 
-    def kill(_counts):
+    def kill(_counts: Any) -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
@@ -157,7 +157,7 @@ def test_a_killed_download_goes_on_and_gives_the_same_bytes(server, listed, tmp_
         assert (tmp_path / "pictures" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
-def test_another_list_in_the_same_folder_is_refused(server, listed, tmp_path):
+def test_another_list_in_the_same_folder_is_refused(server: Any, listed: Any, tmp_path: Path) -> None:
     corpus = corpus_of("url_list", listed)
     download(corpus, QUICK)
     with (tmp_path / "cc3m.tsv").open("a") as file:
@@ -338,7 +338,7 @@ def test_a_busy_host_is_waited_for_as_long_as_it_asks() -> None:
         ([("tdm-reservation", "0"), ("Content-Type", "image/jpeg")], ""),
     ],
 )
-def test_headers_by_which_a_picture_opts_out(headers, directive):
+def test_headers_by_which_a_picture_opts_out(headers: Any, directive: str) -> None:
     assert opted_out(headers, "cclm") == directive
 
 
@@ -390,7 +390,7 @@ def test_a_delay_is_kept_between_the_starts_of_requests(server: PictureServer) -
     assert all(later - earlier >= 0.08 for earlier, later in itertools.pairwise(starts)) and len(starts) == 4
 
 
-def test_sbu_in_both_of_its_forms(server, tmp_path):
+def test_sbu_in_both_of_its_forms(server: Any, tmp_path: Path) -> None:
     urls = [server.url(f"/ok/{n}.jpg") for n in range(3)]
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "SBU_captioned_photo_dataset_urls.txt").write_text("\n".join(urls) + "\n")
@@ -411,7 +411,7 @@ def test_sbu_in_both_of_its_forms(server, tmp_path):
 WIT_HEADER = "language\tpage_url\timage_url\tpage_title\tcaption_reference_description\tcaption_alt_text_description\n"
 
 
-def test_wit_joins_rows_of_one_picture_and_takes_pixels_or_downloads(server, tmp_path):
+def test_wit_joins_rows_of_one_picture_and_takes_pixels_or_downloads(server: Any, tmp_path: Path) -> None:
     first, second = server.url("/ok/Karvin%C3%A1.svg"), server.url("/ok/b.png")
     rows = [
         ("bg", "p", first, "t", '"Деление на ""окръга"",\nтук"', ""),
@@ -442,7 +442,7 @@ def test_wit_joins_rows_of_one_picture_and_takes_pixels_or_downloads(server, tmp
         assert rows_skipped("wit", **(places | other)) == {("w", "en"): 2, ("w", "de"): 1}
 
 
-def test_the_command_tells_what_became_of_every_entry(server, listed, tmp_path):
+def test_the_command_tells_what_became_of_every_entry(server: Any, listed: Any, tmp_path: Path) -> None:
     sets = {"sets": {"cc3m": {"view": "image_text", "corpus": "url_list", "options": listed, "max_bad_fraction": 0.9}}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(sets))
     buffer = io.StringIO()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +41,7 @@ INSTANCES = {
 
 
 @pytest.fixture
-def coco(tmp_path):
+def coco(tmp_path: Path) -> Any:
     names = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000522418.jpg", "COCO_train2014_000000000009.jpg"]
     write_pictures(tmp_path / "pictures", names)
     (tmp_path / "captions.json.gz").write_bytes(gzip.compress(json.dumps(COCO).encode()))
@@ -51,7 +53,7 @@ def coco(tmp_path):
     }
 
 
-def test_coco_with_a_translation_and_objects(coco, tmp_path):
+def test_coco_with_a_translation_and_objects(coco: Path, tmp_path: Path) -> None:
     made, refused = build("coco", **coco, instances=str(tmp_path / "instances.json"))
     records = {record.key: record for record in made}
     assert sorted(records) == ["coco-391895", "coco-522418", "coco-9"]
@@ -69,25 +71,25 @@ def test_coco_with_a_translation_and_objects(coco, tmp_path):
     assert refused == {"image_unlisted": 1, "captions_missing": 1, "line_broken": 2}
 
 
-def test_coco_by_id_when_its_list_is_of_other_pictures(coco):
+def test_coco_by_id_when_its_list_is_of_other_pictures(coco: Path) -> None:
     made, refused = build("coco", **coco, image_name="COCO_val2014_{id:012d}.jpg")
     assert {record.key for record in made} == {"coco-391895", "coco-522418"}
     assert refused == {"image_missing": 2, "captions_missing": 1, "line_broken": 2}
 
 
-def test_coco_that_breaks_off(coco, tmp_path):
+def test_coco_that_breaks_off(coco: Path, tmp_path: Path) -> None:
     text = json.dumps(COCO)
     (tmp_path / "captions.json.gz").write_bytes(gzip.compress(text[: text.index("A man on")].encode()))
     made, refused = build("coco", **coco, image_name="COCO_val2014_{id:012d}.jpg")
     assert len(made) == 2 and refused == {"file_broken": 1, "line_broken": 1, "image_missing": 1}
 
 
-def test_a_folder_of_pictures_that_is_not_there_is_told_at_once(coco):
+def test_a_folder_of_pictures_that_is_not_there_is_told_at_once(coco: Path) -> None:
     with pytest.raises(ConfigError, match="expected a folder of images, got no such folder"):
         corpus_of("coco", coco | {"images": "/nowhere"}).parts()
 
 
-def test_flickr30k_in_its_three_forms(tmp_path):
+def test_flickr30k_in_its_three_forms(tmp_path: Path) -> None:
     names = ["1000092795.jpg", "10002456.jpg", "COCO_val2014_000000414071.jpg"]
     write_pictures(tmp_path / "flickr", names[:2])
     write_pictures(tmp_path / "coco", names[2:])
@@ -116,7 +118,7 @@ def test_flickr30k_in_its_three_forms(tmp_path):
     assert len(made) == 2 and refused == {"captions_empty": 1, "line_broken": 1}
 
 
-def test_multi30k_lines(tmp_path):
+def test_multi30k_lines(tmp_path: Path) -> None:
     names = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
     write_pictures(tmp_path / "pictures", names)
     (tmp_path / "names.txt").write_text("\n".join(names))
@@ -164,7 +166,7 @@ IMAGE_DATA = [
 ]
 
 
-def test_visual_genome_regions_in_pixels_of_the_stored_picture(tmp_path):
+def test_visual_genome_regions_in_pixels_of_the_stored_picture(tmp_path: Path) -> None:
     write_pictures(tmp_path / "VG_100K", ["1.jpg"])
     write_pictures(tmp_path / "VG_100K_2", ["2.jpg"])
     for name, document in (("regions", REGIONS), ("attributes", OBJECTS), ("image_data", IMAGE_DATA)):
@@ -190,11 +192,11 @@ def test_visual_genome_regions_in_pixels_of_the_stored_picture(tmp_path):
     assert refused == {"captions_missing": 1, "line_broken": 1, "translation_unmatched": 1}
 
 
-def published(colour=0, **fields):
+def published(colour: Any = 0, **fields: Any) -> Any:
     return {"binary": base64.b64encode(picture(20, 10, colour)).decode()} | fields
 
 
-def test_published_lines_with_captions_and_regions(tmp_path):
+def test_published_lines_with_captions_and_regions(tmp_path: Path) -> None:
     elements = [
         {"caption": {"en": "dog", "zh": "狗"}, "bb": [1, 2, 10, 5], "attributes": {"en": "brown"}},
         {"caption": [{"en": "tail"}], "bb": [30, 30, 5, 5]},
@@ -228,7 +230,9 @@ def test_published_lines_with_captions_and_regions(tmp_path):
     assert [record.captions for record in chosen] == [{"zh": ["一只狗"]}, {"zh": ["狗"]}]
 
 
-def test_published_lines_may_hold_paths_and_are_cut_into_pieces(tmp_path, monkeypatch):
+def test_published_lines_may_hold_paths_and_are_cut_into_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_pictures(tmp_path / "pictures", ["a/1.jpg", "a/2.jpg"])
     lines = [{"binary": f"a/{n}.jpg", "caption": {"en": f"{n}" * 40}} for n in (1, 2, 3)]
     (tmp_path / "lines").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -244,7 +248,9 @@ def test_published_lines_may_hold_paths_and_are_cut_into_pieces(tmp_path, monkey
         corpus_of("published_images", options | {"path": str(tmp_path / "lines.gz")}).parts()
 
 
-def test_translations_are_joined_by_id_and_unmatched_ones_are_counted(coco, tmp_path, monkeypatch):
+def test_translations_are_joined_by_id_and_unmatched_ones_are_counted(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "de.tsv").write_text("id\ttext\n391895\tEin Mann.\n391895\tMann mit Helm.\n5\tniemand\nkaputt\n")
     rows = [
         {"image_id": 522418, "caption": {"fr": "Une femme.", "cs": ["Žena."]}},
@@ -266,7 +272,7 @@ def test_translations_are_joined_by_id_and_unmatched_ones_are_counted(coco, tmp_
     assert ({record.key: record.captions for record in spilled[0]}, spilled[1]) == (captions, refused)
 
 
-def test_a_translation_file_without_its_columns(coco, tmp_path):
+def test_a_translation_file_without_its_columns(coco: Path, tmp_path: Path) -> None:
     (tmp_path / "de.tsv").write_text("image\ttext\n1\tx\n")
     with pytest.raises(ConfigError, match=r"expected the columns id, text, got image, text \(missing: id\)"):
         build("coco", **coco, translations=[{"path": str(tmp_path / "de.tsv"), "language": "de"}])

@@ -20,7 +20,7 @@ from shards.corpora.table import corpus_of
 from tests.unit.shards.corpora.tiny_files import build, made_and_refused, picture, write_pictures
 
 
-def hf_table():
+def hf_table() -> Any:
     rows = [
         {"image": {"bytes": picture(colour=1), "path": "1.jpg"}, "caption": ["a dog", ""], "de": "ein Hund", "id": 7},
         {"image": {"bytes": None, "path": "2.jpg"}, "caption": ["a cat"], "de": None, "id": 8},
@@ -34,11 +34,11 @@ def hf_table():
 OPTIONS = {"captions": {"by_language": {"en": "caption", "de": "de"}}, "source": "hf", "ids": ["id"]}
 
 
-def write_parquet(folder):
+def write_parquet(folder: Path) -> None:
     pa.parquet.write_table(hf_table(), folder / "train-00000-of-00001.parquet", row_group_size=2)
 
 
-def write_saved(folder):
+def write_saved(folder: Path) -> None:
     """What `Dataset.save_to_disk` leaves: an Arrow stream, and results of map() beside it."""
     for name in ("data-00000-of-00001.arrow", "cache-0123.arrow"):
         with pa.ipc.new_stream(folder / name, hf_table().schema) as writer:
@@ -46,13 +46,13 @@ def write_saved(folder):
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
 
 
-def write_arrow_file(folder):
+def write_arrow_file(folder: Path) -> None:
     with pa.ipc.new_file(folder / "x.arrow", hf_table().schema) as writer:
         writer.write_table(hf_table())
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_saved, write_arrow_file])
-def test_tables_with_pictures_inside(tmp_path, write):
+def test_tables_with_pictures_inside(tmp_path: Path, write: Any) -> None:
     (tmp_path / "data").mkdir()
     write(tmp_path / "data")
     write_pictures(tmp_path, ["2.jpg"])
@@ -64,7 +64,7 @@ def test_tables_with_pictures_inside(tmp_path, write):
     assert len(made) == 2 and refused == {"image_missing": 1, "image_format": 1, "captions_empty": 1}
 
 
-def test_splits_columns_and_translations_of_a_data_set(tmp_path):
+def test_splits_columns_and_translations_of_a_data_set(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         write_saved(tmp_path / split)
@@ -83,14 +83,14 @@ def test_splits_columns_and_translations_of_a_data_set(tmp_path):
     assert made[0].captions["fr"] == ["un chien"] and refused["translation_unmatched"] == 1
 
 
-def test_a_map_of_captions_by_language_in_parquet(tmp_path):
+def test_a_map_of_captions_by_language_in_parquet(tmp_path: Path) -> None:
     rows = [{"image": picture(), "t": {"en": "x", "ja": "犬"}}, {"image": picture(), "t": {"en": "y", "ja": None}}]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     made, refused = build("parquet_images", path=str(tmp_path), captions={"text": "t"}, source="x")
     assert [record.captions for record in made] == [{"en": ["x"], "ja": ["犬"]}, {"en": ["y"]}] and not refused
 
 
-def write_img2dataset(folder):
+def write_img2dataset(folder: Path) -> None:
     """Two tars as img2dataset writes them."""
     rows = [
         ("000000000", "success", None, "a dog"),
@@ -113,7 +113,7 @@ def write_img2dataset(folder):
 IMG2DATASET = {"captions": {"text": "caption", "language": "en"}, "source": "cc3m", "licence_column": "LICENSE"}
 
 
-def test_img2dataset_counts_its_failures(tmp_path):
+def test_img2dataset_counts_its_failures(tmp_path: Path) -> None:
     write_img2dataset(tmp_path / "cc3m")
     made, refused = build("img2dataset", folder=str(tmp_path / "cc3m"), **IMG2DATASET)
     assert [(record.captions, record.licence) for record in made] == [
@@ -124,7 +124,7 @@ def test_img2dataset_counts_its_failures(tmp_path):
     assert refused == {"failed_to_download": 1, "image_missing": 1}
 
 
-def test_img2dataset_with_a_tar_that_breaks_off_and_translations(tmp_path):
+def test_img2dataset_with_a_tar_that_breaks_off_and_translations(tmp_path: Path) -> None:
     write_img2dataset(tmp_path / "cc3m")
     tar = tmp_path / "cc3m" / "00000.tar"
     tar.write_bytes(tar.read_bytes()[:1_000])

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -28,7 +29,7 @@ WIKI = (
 )
 
 
-def test_wikimatrix_with_its_threshold(tmp_path):
+def test_wikimatrix_with_its_threshold(tmp_path: Path) -> None:
     path = tmp_path / "WikiMatrix.de-en.tsv.gz"
     path.write_bytes(gzip.compress(WIKI.encode()))
     made, refused = build("margin_file", path=str(path), threshold=1.04, anchor="en")
@@ -40,7 +41,7 @@ def test_wikimatrix_with_its_threshold(tmp_path):
     assert refused == {"score_low": 1, "line_broken": 3, "text_empty": 1}
 
 
-def test_a_low_score_is_left_out_and_a_broken_line_is_bad(tmp_path):
+def test_a_low_score_is_left_out_and_a_broken_line_is_bad(tmp_path: Path) -> None:
     """So that a threshold does not make a build fail at max_bad_fraction."""
     path = tmp_path / "WikiMatrix.de-en.tsv"
     path.write_text(WIKI)
@@ -54,7 +55,7 @@ def test_a_low_score_is_left_out_and_a_broken_line_is_bad(tmp_path):
     assert ("score_low", UnwantedError) in kinds and ("line_broken", DataError) in kinds
 
 
-def test_margin_files_of_other_columns_and_languages(tmp_path):
+def test_margin_files_of_other_columns_and_languages(tmp_path: Path) -> None:
     path = tmp_path / "mined.tsv"
     path.write_text("1.1\ta\tb\thttp://x\n")
     with pytest.raises(ConfigError, match="expected two languages, got no pair such as de-en in the file's name"):
@@ -66,7 +67,7 @@ def test_margin_files_of_other_columns_and_languages(tmp_path):
     assert build("margin_file", path=str(path), lang_a="en", lang_b="de", columns=columns)[1] == {}
 
 
-def test_moses_files_and_a_zip_of_them(tmp_path):
+def test_moses_files_and_a_zip_of_them(tmp_path: Path) -> None:
     english, german = b"a dog\ntwo\r\n\nfour\nfive\n", "ein Hund\nzwei\x85\nleer\n".encode() + b"\xff\n"
     (tmp_path / "TED.v1.de-en.en").write_bytes(english)
     (tmp_path / "TED.v1.de-en.de").write_bytes(german)
@@ -95,7 +96,7 @@ def test_moses_files_and_a_zip_of_them(tmp_path):
         corpus_of("moses", {"path": str(tmp_path)}).parts()
 
 
-def test_a_zip_that_was_damaged(tmp_path):
+def test_a_zip_that_was_damaged(tmp_path: Path) -> None:
     archive = tmp_path / "de-en.txt.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("X.de-en.en", "".join(f"line {n}\n" for n in range(3_000)))
@@ -120,7 +121,7 @@ TMX = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zip"])
-def test_tmx_as_a_stream_with_a_broken_tail(tmp_path, packed):
+def test_tmx_as_a_stream_with_a_broken_tail(tmp_path: Path, packed: str) -> None:
     path = tmp_path / f"memory.tmx{packed}"
     if packed == ".zip":
         with zipfile.ZipFile(path, "w") as zipped:
@@ -136,7 +137,7 @@ def test_tmx_as_a_stream_with_a_broken_tail(tmp_path, packed):
     assert refused == {"language_missing": 1, "text_empty": 1, "file_broken": 1}
 
 
-def test_a_whole_tmx_file_has_no_broken_tail(tmp_path):
+def test_a_whole_tmx_file_has_no_broken_tail(tmp_path: Path) -> None:
     path = tmp_path / "memory.tmx"
     path.write_text(TMX + "</body></tmx>")
     assert build("tmx", path=str(path), lang_a="en", lang_b=["fr"])[1] == {"language_missing": 2}
@@ -148,7 +149,7 @@ def test_a_whole_tmx_file_has_no_broken_tail(tmp_path):
 
 
 @pytest.mark.slow
-def test_tatoeba_is_joined_in_both_directions(tmp_path, monkeypatch):
+def test_tatoeba_is_joined_in_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = (
         '1\teng\tA dog.\n2\tdeu\tEin Hund.\n3\tfra\tUn chien.\n4\teng\tDogs.\n5\tjpn\t犬\n6\tdeu\tAlle "Hunde".\nbad\n'
     )
@@ -203,7 +204,7 @@ msgstr[1] "%d cachorros"
 """
 
 
-def test_gettext_catalogues(tmp_path):
+def test_gettext_catalogues(tmp_path: Path) -> None:
     polib = pytest.importorskip("polib")
     path = tmp_path / "locale" / "pt_BR" / "LC_MESSAGES" / "django.po"
     path.parent.mkdir(parents=True)
@@ -224,7 +225,7 @@ def test_gettext_catalogues(tmp_path):
     assert build("gettext", path=str(path))[1] == {"file_broken": 1}
 
 
-def test_a_catalogue_whose_language_is_not_known(tmp_path):
+def test_a_catalogue_whose_language_is_not_known(tmp_path: Path) -> None:
     pytest.importorskip("polib")
     path = tmp_path / "x.po"
     path.write_text('msgid "a"\nmsgstr "b"\n')
@@ -232,7 +233,7 @@ def test_a_catalogue_whose_language_is_not_known(tmp_path):
     assert pairs_of(build("gettext", path=str(path), lang_b="sr@latin")[0]) == [("en", "a", "sr-Latn", "b")]
 
 
-def test_published_pairs(tmp_path):
+def test_published_pairs(tmp_path: Path) -> None:
     lines = [
         {"source_text": "A dog.", "target_text": "Ein Hund."},
         {"source_text": "x"},
@@ -247,7 +248,7 @@ def test_published_pairs(tmp_path):
     assert refused == {"line_broken": 2, "text_empty": 1}
 
 
-def test_pairs_in_parquet_and_csv(tmp_path):
+def test_pairs_in_parquet_and_csv(tmp_path: Path) -> None:
     table = pa.table({"src": ["a", None], "tgt": ["b", "c"], "lang_b": ["de", "fr"], "score": [1.5, None]})
     pa.parquet.write_table(table, tmp_path / "p.parquet")
     options = {"text_a": "src", "text_b": "tgt", "lang_a": "en", "optional": ["lang_b", "score"]}

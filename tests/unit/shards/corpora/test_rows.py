@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -15,13 +17,13 @@ from shards.corpora.files import named_files, plain_stem, plain_suffix
 from shards.corpora.rows import read_rows
 
 
-def rows_of(path, **options):
+def rows_of(path: Path, **options: Any) -> Any:
     rows = list(read_rows(path.name, path, **options))
     bad = {place.partition(":")[2]: row for place, row in rows if isinstance(row, DataError)}
     return [row for _, row in rows if not isinstance(row, DataError)], bad
 
 
-def test_a_tsv_file_splits_at_newlines_and_tabs_only(tmp_path):
+def test_a_tsv_file_splits_at_newlines_and_tabs_only(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv.gz"
     path.write_bytes(gzip.compress('a\tb\nx "y\t\u2028z\r\n1\n\xe4\t\r2'.encode() + b"\n\xff\tb\n"))
     rows, bad = rows_of(path, needed=["a", "b"])
@@ -32,7 +34,7 @@ def test_a_tsv_file_splits_at_newlines_and_tabs_only(tmp_path):
     }
 
 
-def test_quoted_cells_hold_commas_newlines_and_quotes(tmp_path):
+def test_quoted_cells_hold_commas_newlines_and_quotes(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes('\ufeffa,b\n"x,\ny","q""q"\nonly\n1,2,3\nlast,\n'.encode() + b"\xff,1\n")
     rows, bad = rows_of(path, needed=["b", "a"])
@@ -42,7 +44,7 @@ def test_quoted_cells_hold_commas_newlines_and_quotes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.bz2", "t.csv.xz", "t.CSV.GZ"])
-def test_every_row_of_a_long_quoted_table_is_counted(tmp_path, name):
+def test_every_row_of_a_long_quoted_table_is_counted(tmp_path: Path, name: str) -> None:
     text = "a,b\n" + "".join(f"{n}\n" if n % 7 == 0 else f'{n},"w\n{n}"\n' for n in range(1_000))
     pack = {"bz2": bz2.compress, "xz": lzma.compress, "GZ": gzip.compress}.get(name.rsplit(".")[-1], bytes)
     (tmp_path / name).write_bytes(pack(text.encode()))
@@ -51,7 +53,7 @@ def test_every_row_of_a_long_quoted_table_is_counted(tmp_path, name):
     assert [n for n, (_, row) in enumerate(numbered) if isinstance(row, DataError)] == list(range(0, 1_000, 7))
 
 
-def test_json_lines(tmp_path):
+def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"a": 1}\n\n[1]\n{"a"\n\xff\n' + b'{"b": "\\u00e9"}\n{"c": {"en": "x", "en": "y"}}')
     rows, bad = rows_of(path, needed=[])
@@ -59,7 +61,7 @@ def test_json_lines(tmp_path):
     assert "the key 'en' twice" in bad["7"].got
 
 
-def test_parquet_reads_the_needed_columns(tmp_path):
+def test_parquet_reads_the_needed_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pa.parquet.write_table(pa.table({"a": [1, 2], "b": ["x", None], "c": [0, 0]}), path, row_group_size=1)
     assert rows_of(path, needed=["a", "b"])[0] == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
@@ -68,7 +70,7 @@ def test_parquet_reads_the_needed_columns(tmp_path):
     assert rows == [] and bad["1-end"].reason == "file_broken"
 
 
-def test_a_stream_that_breaks_off_ends_with_one_entry(tmp_path):
+def test_a_stream_that_breaks_off_ends_with_one_entry(tmp_path: Path) -> None:
     data = gzip.compress(b"".join(b"row %d\tx\n" % number for number in range(40_000)))
     for suffix in ("tsv", "csv"):
         path = tmp_path / f"t.{suffix}.gz"
@@ -79,7 +81,7 @@ def test_a_stream_that_breaks_off_ends_with_one_entry(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet"])
-def test_missing_columns_are_one_clear_error(tmp_path, name):
+def test_missing_columns_are_one_clear_error(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name.endswith("parquet"):
         pa.parquet.write_table(pa.table({"a": [1], "b": [2]}), path)
@@ -89,7 +91,7 @@ def test_missing_columns_are_one_clear_error(tmp_path, name):
         list(read_rows("t", path, needed=["a", "url"]))
 
 
-def test_a_first_line_of_other_columns_and_other_kinds_of_file(tmp_path):
+def test_a_first_line_of_other_columns_and_other_kinds_of_file(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text("1\t2\t3\n")
     with pytest.raises(ConfigError, match="expected the columns a, b, got a first line of 3"):
@@ -100,7 +102,7 @@ def test_a_first_line_of_other_columns_and_other_kinds_of_file(tmp_path):
     assert rows_of(path, needed=["a"])[1]["1-end"].got == "the byte 0xff at 0 (invalid start byte)"
 
 
-def test_names_of_files_are_short_and_differ(tmp_path):
+def test_names_of_files_are_short_and_differ(tmp_path: Path) -> None:
     for name in ("x/a.tsv", "y/a.tsv", "y/b.tsv.gz", "y/.hidden.tsv", "y/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -39,7 +40,7 @@ def write_pictures(folder: Path, names: list[str], width: int = 8, height: int =
     return folder
 
 
-def made_and_refused(corpus):
+def made_and_refused(corpus: Any) -> Any:
     """Make every lazy of a corpus, in parts that went through pickle as they do on their way to a worker."""
     made, refused, keys = [], [], Counter()
     for part in corpus.parts():
@@ -54,13 +55,13 @@ def made_and_refused(corpus):
     return made, refused
 
 
-def build(name, **options):
+def build(name: str, **options: Any) -> Any:
     """Make a corpus as a recipe does: from plain YAML values."""
     made, refused = made_and_refused(corpus_of(name, options))
     return made, dict(Counter(error.reason for error in refused))
 
 
-def rows_skipped(name, **options):
+def rows_skipped(name: str, **options: Any) -> Any:
     """Return the rows that a corpus skips, by source and language."""
     skipped = Counter()
     for part in corpus_of(name, options).parts():
@@ -70,5 +71,5 @@ def rows_skipped(name, **options):
     return dict(skipped)
 
 
-def pairs_of(made):
+def pairs_of(made: Any) -> Any:
     return [(p.lang_a, p.text_a, p.lang_b, p.text_b) for group in made for p in group]
