@@ -108,6 +108,7 @@ def percent(flags: Sequence[bool]) -> float:
 def measure(code: Sequence[Source], tests: Sequence[Source]) -> list[Figure]:
     """Compute every figure that has a floor."""
     every = [function for source in code for function in functions(source)]
+    of_tests = [function for source in tests for function in functions(source)]
     documented = [ast.get_docstring(node) is not None for source in code for node in public_nodes(source.tree)]
     test_lines = sum(source.num_filled_lines for source in tests)
     code_lines = max(sum(source.num_filled_lines for source in code), 1)
@@ -115,6 +116,7 @@ def measure(code: Sequence[Source], tests: Sequence[Source]) -> list[Figure]:
     typed_excepts = [not list(no_bare_except(source)) for source in code]
     return [
         Figure("functions with full annotations", percent([is_annotated(function) for function in every]), 95),
+        Figure("functions of tests with full annotations", percent([is_annotated(one) for one in of_tests]), 99),
         Figure("public names with a docstring", percent(documented), 90),
         Figure("test lines per code line", test_lines / code_lines, 0.6, ""),
         Figure(f"functions of at most {SHORT_FUNCTION_LINES} lines", percent(short), 90),
