@@ -241,9 +241,10 @@ def run_command(command: str, on_wait: Callable[[], None]) -> int:
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen([sys.executable, "-m", *words], env={**os.environ, **quiet})
     is_stopped = False
-    while process.poll() is None:
+    while True:
         try:
             process.wait(timeout=SECONDS_BETWEEN_NOTES)
+            break
         except subprocess.TimeoutExpired:
             on_wait()
         except KeyboardInterrupt:  # it may be saving: a second one hurries it, and it ends in any case

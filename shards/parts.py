@@ -63,7 +63,7 @@ class Part:
     """Unique in its corpus, the same wherever the corpus lies: a file's name, not its folder."""
     read: Callable[[], Iterator[LazyRecord | Skipped]]
     """Yields the lazy records and, anywhere between them, what it skips, always in the same order, holding few of them
-    in memory. It crosses process borders, so it is a `functools.partial` of a plain function. ConfigError: the corpus
+    in memory. It crosses process borders, so it can be pickled. ConfigError: the corpus
     is not what the recipe says."""
     stamp: str = ""
     """Changes when the content does (a hash, or size and time of the file): tells an old build from this one."""

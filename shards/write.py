@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from cclm.types import View
 from shards.chunks import LAST_ORDER, RECORD, TEXT, chunk_of
 from shards.drops import Bucket, Drop
 from shards.scan import quarantine_line
+
+MOST_OPEN: Final = 128
+"""Files of images that a shard keeps open: to open one for each image is slow on a network file system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +136,22 @@ def _write(job: ShardJob, rows: Any) -> ShardInfo | None:
 
 def _write_images(job: ShardJob, rows: Any, writer: ImageTextShardWriter) -> None:
     columns = ["key", "position", "image_format", "image_offset", "image_size", "document"]
-    for batch in rows.select(columns).to_batches(max_chunksize=1024):
-        for row in batch.to_pylist():
-            path = chunk_of(row["position"]).path(job.bucket.chunks, "images")
-            with path.open("rb", buffering=0) as file:
-                file.seek(row["image_offset"])
-                image = file.read(row["image_size"])
-            assert len(image) == row["image_size"], f"{path} is cut"
-            writer.add(decode_image_text(row["key"], row["image_format"], image, row["document"]))
+    files: dict[Path, BinaryIO] = {}
+    try:
+        for batch in rows.select(columns).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                path = chunk_of(row["position"]).path(job.bucket.chunks, "images")
+                if path not in files:
+                    if len(files) == MOST_OPEN:
+                        files.pop(next(iter(files))).close()
+                    files[path] = path.open("rb", buffering=0)
+                files[path].seek(row["image_offset"])
+                image = files[path].read(row["image_size"])
+                assert len(image) == row["image_size"], f"{path} is cut"
+                writer.add(decode_image_text(row["key"], row["image_format"], image, row["document"]))
+    finally:
+        for file in files.values():
+            file.close()
 
 
 def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[dict[str, int], dict[str, int]]:

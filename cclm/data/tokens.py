@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
@@ -81,6 +82,10 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: `tokenizers` would forget in a pickle or copy that special tokens in a text are text."""
+        raise TypeError("a TextTokenizer cannot be pickled or copied: load it anew (load_tokenizer)")
 
     def _learn(self, keys: Sequence[_Key]) -> None:
         """Tokenise texts in one call and remember them."""

@@ -324,10 +324,14 @@ def _pack(value: object) -> int:
     pieces = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     lengths = struct.pack(f"={1 + len(pieces)}q", len(pieces), *map(len, pieces))
     descriptor = os.memfd_create("batch")
-    with open(descriptor, "wb", closefd=False) as file:
-        for part in (memoryview(lengths), *pieces):
-            file.write(part)
-            file.write(bytes(-len(part) % ALIGNMENT))
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            for part in (memoryview(lengths), *pieces):
+                file.write(part)
+                file.write(bytes(-len(part) % ALIGNMENT))
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -210,7 +210,9 @@ def _fill(resolved: dict[str, Any], facts: EngineFacts) -> Iterator[Error]:
         *parents, key = path.split(".")
         place: Any = resolved
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:  # null: as if it were left out
+                place[parent] = {}
+            place = place[parent]
         if not isinstance(place, dict):  # told already
             continue
         theirs = place.get(key, AUTO)

@@ -59,7 +59,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace], None]) -> Callable[..., Any]:
     """Add a command, whose help is the docstring of what runs it; return what adds its options."""
     text = inspect.getdoc(run) or ""
-    parser = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."), description=text)
+    parser = commands.add_parser(name, help=text[:1].lower() + text[1:].rstrip("."), description=text)
     parser.set_defaults(run=run)
     return parser.add_argument
 

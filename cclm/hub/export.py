@@ -94,7 +94,7 @@ def export(
     source: Source,
     papers: Callable[[ParityReport], Mapping[str, str]],
     weights: Weights = "last",
-    dtype: Dtype | None = "float32",
+    dtype: Dtype = "float32",
     shard_bytes: int = SHARD_BYTES,
     tolerance: float | None = None,
 ) -> ParityReport:
@@ -106,7 +106,7 @@ def export(
         source: the weights.
         papers: makes the texts of README.md and of other files, by name.
         weights: which ones of the checkpoint `source` gives.
-        dtype: of the weights on disk; None: as they are.
+        dtype: of the weights on disk.
         shard_bytes: largest size of a file of weights.
         tolerance: largest difference, as a share of the largest value; None: by dtype.
 
@@ -118,7 +118,7 @@ def export(
     with staging_directory(to) as folder:
         reference = reference_for(prepared, source, folder.parent, weights)
         write_folder(prepared, folder, source, dtype=dtype, shard_bytes=shard_bytes)
-        report = check_parity(prepared, folder, reference=reference, dtype=dtype or "float32", tolerance=tolerance)
+        report = check_parity(prepared, folder, reference=reference, dtype=dtype, tolerance=tolerance)
         for name, text in {PARITY_NAME: report.as_json(), **papers(report)}.items():
             (folder / name).write_text(text, encoding="utf-8")
     return report

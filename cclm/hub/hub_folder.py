@@ -21,7 +21,7 @@ from cclm.model.processing_cclm import CCLMProcessor
 from cclm.pretrained.import_cclm import meta_model
 
 
-def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype | None, shard_bytes: int) -> None:
+def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype, shard_bytes: int) -> None:
     """Make `folder` and write everything into it but README.md and the parity report.
 
     Raises:

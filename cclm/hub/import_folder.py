@@ -80,7 +80,11 @@ def import_file(
     if tokenizer is not None:
         prepared = _prepare(options, path, tokenizer)
         parity = export(
-            prepared, to, source=source, papers=lambda parity: _papers(replace(done, parity=parity), path), dtype=None
+            prepared,
+            to,
+            source=source,
+            papers=lambda parity: _papers(replace(done, parity=parity), path),
+            dtype=stored_dtype(source()),
         )
         return replace(done, parity=parity)
     with staging_directory(to) as folder:

@@ -89,6 +89,8 @@ def _authors_names(state: State) -> Placement:
         keys = tuple(name.replace(".query.", f".{part}.") for part in ("query", "key", "value"))
         if (match := stacked.fullmatch(name)) and all(key in state for key in keys):
             placed[match.expand(r"\1.attn.qkv.\2").replace("layer.", "blocks.")] = keys
+            if match[2] == "bias":  # also of the keys: a ViT's, not a BEiT's
+                placed.pop(match.expand(r"\1.attn.q_bias").replace("layer.", "blocks."), None)
     return placed
 
 
@@ -118,7 +120,7 @@ HF_IMAGE = {
 """Swin and BEiT as transformers saves them, behind `_START` → as their authors do (BEiT's `blocks` as `layer`)."""
 IMAGE_KINDS = (
     ({"layers.0.blocks.0.attn.qkv.weight"}, ("head.",)),
-    ({"blocks.0.attn.q_bias", "blocks.0.gamma_1"}, ("head.", "lm_head.", "mask_token", "norm.", "rel_pos_bias.")),
+    ({"blocks.0.attn.q_bias"}, ("head.", "lm_head.", "mask_token", "norm.", "rel_pos_bias.")),
 )
 """Keys that only Swin and only BEiT have, by their authors' names; beginnings of names that are left. (A BEiT that was
 fine-tuned on classes has its norm behind the mean.)"""

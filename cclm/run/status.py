@@ -174,7 +174,8 @@ class RankEnd:
     """A sentence, for people."""
 
     def __str__(self) -> str:
-        how = f"killed by signal {self.code - 128}" if self.code > 128 else f"exit code {self.code}"
+        is_signal = 128 < self.code < 128 + signal.NSIG
+        how = f"killed by signal {self.code - 128}" if is_signal else f"exit code {self.code}"
         how = how if self.cause in (Cause.EXIT, Cause.SIGNAL, Cause.ENDED, Cause.DONE) else self.cause.value
         return f"rank {self.rank} on {self.host}: {how.replace('_', ' ')}" + (f": {self.reason}" if self.reason else "")
 

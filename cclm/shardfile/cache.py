@@ -26,7 +26,8 @@ from cclm.run.causes import DISK_FULL_ERRNOS
 from cclm.shardfile.fetch import FetchError, fetch
 from cclm.shardfile.options import CacheConfig
 
-PARTIAL, LOCK = ".partial", ".lock"
+PARTIAL, LOCK = ".growing", ".lock"
+"""Not ".partial": the version before locks such files themselves, and may share the folder."""
 FOLDER_VARIABLE = "CCLM_SHARD_CACHE"
 NUM_THREADS = 2
 """Background downloads of one process."""

@@ -34,7 +34,7 @@ class SlurmPlan:
     """Everything that the batch script will do."""
 
     request: SlurmRequest
-    """What the plan was made from, so that it can be made again with changes (`launch/control/resume.py`)."""
+    """What the plan was made from, so that it can be made again with changes (`launch/slurm/submit.py`)."""
     profile: Profile
     """The same."""
     log: Path

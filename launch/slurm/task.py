@@ -53,7 +53,9 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Translate Slurm's variables for one task per rank; what a user set already stays."""
     if "RANK" in environment:
         return {}
-    place = launcher.place_of(environment)
+    # What the submitter's shell had left from another launcher came along with sbatch: here only Slurm counts.
+    told = {name: value for name, value in environment.items() if name.startswith("SLURM_") or name in launcher.ADDRESS}
+    place = launcher.place_of(told)
     return {name: str(getattr(place, name.lower())) for name in launcher.NUMBERS}
 
 

@@ -78,7 +78,8 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
 
 def _numbers(path: Path) -> dict[str, float]:
     """Every number of a file with nested mappings, by its dotted path."""
-    values = dotted(read_json(path, {}))
+    found = read_json(path, {})
+    values = dotted(found) if isinstance(found, dict) else {}
     return {name: float(value) for name, value in values.items() if type(value) in (int, float)}
 
 

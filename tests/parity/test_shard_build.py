@@ -46,6 +46,14 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return bytes_below(out)
 
 
+def test_few_open_files_write_the_bytes_of_many(
+    tmp_path: Path, one_process: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.write.MOST_OPEN", 1)
+    build_sets(plans(), tmp_path, workers=1, command="test")
+    assert bytes_below(tmp_path) == one_process
+
+
 @pytest.mark.slow
 def test_three_processes_write_the_bytes_of_one(tmp_path: Path, one_process: Path) -> None:
     build_sets(plans(), tmp_path, workers=3, command="test")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import unicodedata
 from pathlib import Path
 
@@ -134,3 +135,8 @@ def test_folders_and_tokenizers_that_will_not_do_are_refused(tmp_path: Path) -> 
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="one without <mask>"):
         TextTokenizer(Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2}, unk_token="<s>")))
+
+
+def test_a_copy_would_forget_that_special_tokens_are_text() -> None:
+    with pytest.raises(TypeError, match="load it anew"):
+        pickle.dumps(TextTokenizer(make_tokenizer()))

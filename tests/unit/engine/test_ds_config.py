@@ -129,6 +129,10 @@ def test_autos_and_missing_keys_are_filled_and_the_input_is_left_alone() -> None
     assert json.dumps(raw) == before
 
 
+def test_null_is_as_if_it_were_left_out() -> None:
+    assert resolve_ds_config({"bf16": None, **_zero()}, FACTS)["bf16"] == {"enabled": True}
+
+
 def test_equal_values_are_no_contradiction() -> None:
     resolved = resolve_ds_config({"gradient_clipping": 0.5, "train_batch_size": 128, **_zero()}, FACTS)
     assert resolved["gradient_clipping"] == 0.5

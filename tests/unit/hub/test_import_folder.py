@@ -152,6 +152,19 @@ def test_fine_tuned_files_are_checked_too(tmp_path: Path, tokenizer_folder: Path
     assert torch.equal(outputs(loaded), outputs(model))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_file_in_half_precision_stays_so_and_is_checked(
+    tmp_path: Path, tokenizer_folder: Path, dtype: torch.dtype
+) -> None:
+    model = wavy_model(with_vocabulary(TINY["swin"], load_tokenizer(tokenizer_folder).vocab_size))
+    state = {name: value.to(dtype) for name, value in published_state(model).items() if value.is_floating_point()}
+    torch.save({"model": {**published_state(model), **state}}, tmp_path / "a.th")
+    imported = import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2, tokenizer=tokenizer_folder)
+    assert imported.parity is not None and imported.parity.max_abs > 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
 def test_stacked_tensors_are_written_from_their_parts(tmp_path: Path) -> None:
     model = wavy_model(TINY["swin"])
     stored = stored_tensors(published_state(model), TINY["swin"])

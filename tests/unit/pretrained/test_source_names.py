@@ -104,6 +104,16 @@ def test_an_original_beit_with_one_table_for_all_blocks(tmp_path: Path) -> None:
         assert torch.equal(block.attention.position.bias_table, shared)
 
 
+def test_an_original_beit_without_layer_scale(tmp_path: Path) -> None:
+    from tests.unit.pretrained.test_initialise import tower_file
+
+    state = {name: value for name, value in tower_file("beit").items() if ".gamma_" not in name}
+    torch.save(state, tmp_path / "beit.pth")
+    model, fresh = started(TINY_BEIT, tmp_path / "beit.pth")
+    assert torch.equal(model.vision_encoder.class_token.flatten(), state["cls_token"].flatten())
+    assert any("gamma" in name or "scale" in name for name in fresh)
+
+
 def text_options(**changes: Any) -> ModelOptions:
     vision = VisionOptions(stem_channels=(4, 8), num_heads=2, feedforward_width=24)
     text = TextOptions(vocab_size=300, num_layers=4, source=changes.pop("source"))

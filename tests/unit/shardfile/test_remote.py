@@ -67,7 +67,7 @@ def test_a_remote_set_reads_like_the_local_one(images: Path, server: FolderServe
     assert manifest_bytes(f"{server.url}/images", cache) == (images / "manifest.json").read_bytes()
     assert all_keys(open_set(f"{server.url}/images", cache)) == all_keys(remote)
     assert max(server.requests[name] for name in server.requests if name != "manifest.json") == 1  # kept
-    assert not any(name.endswith(".partial") for name in names(cache))
+    assert not any(name.endswith(".growing") for name in names(cache))
 
 
 def test_local_paths_are_local(images: Path) -> None:
@@ -212,13 +212,13 @@ def test_a_killed_process_leaves_no_lock_and_no_half_file(server: FolderServer, 
     server.faults = {"images-000001.tar": ["slow"]}
     reader = start_reader(f"{server.url}/images", cache.folder)
     assert server.is_waiting.wait(30)
-    assert any(name.endswith(".tar.partial") for name in names(cache))
+    assert any(name.endswith(".tar.growing") for name in names(cache))
     FileCache(cache)  # does not sweep away what is growing
-    assert any(name.endswith(".tar.partial") for name in names(cache))
+    assert any(name.endswith(".tar.growing") for name in names(cache))
     reader.send_signal(signal.SIGKILL)
     reader.wait(10)
     FileCache(cache)
-    assert not any(name.endswith(".partial") for name in names(cache))
+    assert not any(name.endswith(".growing") for name in names(cache))
     assert len(all_keys(open_set(f"{server.url}/images", cache))) == 24
 
 

@@ -33,6 +33,8 @@ def run_task(run: Path, code: str, **environment: str) -> subprocess.Popen[bytes
 def test_a_rank_gets_its_place() -> None:
     assert task.place_of(SLURM) == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"}
     assert task.place_of({**SLURM, "RANK": "0"}) == {}
+    left_in_the_shell = {"WORLD_SIZE": "8", "LOCAL_RANK": "0", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}
+    assert task.place_of(SLURM | left_in_the_shell) == task.place_of(SLURM)
 
 
 def test_torchrun_is_told_what_only_the_task_knows() -> None:
@@ -156,6 +158,12 @@ def test_a_killed_rank(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert run_task(run, "import os; os.kill(os.getpid(), 9)").wait(30) == 137
     assert str(read_ends(run, 0)[0]).endswith("killed by signal 9")
+
+
+def test_a_code_above_all_signals_is_a_code(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert run_task(run, "import os; os._exit(255)").wait(30) == 255
+    assert "exit code 255" in str(read_ends(run, 0)[0])
 
 
 def test_usr1_does_not_end_a_rank_that_has_not_asked_for_it(tmp_path: Path) -> None:

@@ -108,3 +108,9 @@ def test_a_broken_point_does_not_hide_the_others(folder: Path, capsys: pytest.Ca
 def test_a_folder_without_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep-results", str(tmp_path)]) == 2
     assert "expected the folder of a sweep, with sweep.json, got none" in capsys.readouterr().err
+
+
+def test_results_that_are_no_object_have_no_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "points/0/results.json").write_text("[1, 2]")
+    assert main(["sweep-results", str(folder)]) == 0
+    assert "1.25" in capsys.readouterr().out
