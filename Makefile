@@ -53,10 +53,11 @@ quick: $(INSTALLED)
 figures: $(INSTALLED) ## The house style in numbers; size by folder against its budget
 	@$(BIN)/python -m tests.architecture.figures
 
-test: $(INSTALLED) ## The whole test suite: what is quick on two processes, then what starts ranks and programs itself
+test: $(INSTALLED) ## The whole test suite: quick and slow unit tests on two processes, then what starts ranks and programs itself
 	@status=0; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" < /dev/null || status=1; \
-	$(BIN)/python -m pytest -m slow < /dev/null || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/unit < /dev/null || status=1; \
+	$(BIN)/python -m pytest -m slow --ignore=tests/unit < /dev/null || status=1; \
 	exit $$status
 
 test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; 4 to 8 minutes), and on Ray
