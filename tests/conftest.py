@@ -9,9 +9,12 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Programs that tests start hear Ctrl-C, even where the tests run in a script's background, which ignores it."""
+    """Programs that tests start hear Ctrl-C and a lost terminal, even where the tests run in a script's background or
+    under `nohup`, which ignore them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -163,6 +163,7 @@ def test_waiting_until_it_has_stopped(tmp_path: Path, said: list[str], monkeypat
         timer = threading.Timer(0.1, lambda: request.note_stopped(tmp_path, 4, "a person asked"))
         timer.start()
         assert not wait_until_stopped([tmp_path], 0.3, say=say(said)), "it has saved, and still ends"
+        timer.join()
     assert wait_until_stopped([tmp_path], 5.0, say=say(said))
     assert said[-1].startswith("saved at step 4: a person asked; ")
 
