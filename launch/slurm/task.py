@@ -144,6 +144,8 @@ class Task:
                 f"=== {when} {self.kind} {self.number} on {socket.gethostname()}, attempt {self.attempt}\n".encode()
             )
             start = output.tell()
+            statuses = [self.run_folder / STATUS_FOLDER / f"rank_{rank}.json" for rank in self.ranks]
+            watch = Watch(statuses, self.hang_s)  # before the ranks begin: their first words count
             try:
                 process = subprocess.Popen(
                     self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -153,16 +155,15 @@ class Task:
                 output.write(f"{reason}\n".encode())
                 self.write_end(EXIT_CODES[Cause.NOT_STARTED], Cause.NOT_STARTED, reason)
                 return EXIT_CODES[Cause.NOT_STARTED]
-            hung = self.watch(process)
+            hung = self.end_of(process, watch)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         cause, reason = hung or self.why(code)
         is_good = cause in GOOD_ENDS
         self.write_end(code, cause, reason or ("" if is_good else last_words(read_since(self.log, start))))
         return 0 if is_good else code
 
-    def watch(self, process: subprocess.Popen[bytes]) -> tuple[Cause, str] | None:
+    def end_of(self, process: subprocess.Popen[bytes], watch: Watch) -> tuple[Cause, str] | None:
         """Wait for the end; a rank that hangs is killed: then return why, and where it stood."""
-        watch = Watch([self.run_folder / STATUS_FOLDER / f"rank_{rank}.json" for rank in self.ranks], self.hang_s)
         hung = None
         while process.poll() is None:
             if hung is None and watch.is_over:
