@@ -101,9 +101,14 @@ class Ranks:
 @pytest.mark.parametrize(("sizes_first", "sizes_second"), [((3, 3), (3, 3)), ((1, 3), (9, 3))])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_ranks_with_a_gather_equal_the_whole(
-    sizes_first: tuple[int, ...], sizes_second: tuple[int, ...], scale: float, loss: ContrastiveLoss
+    sizes_first: tuple[int, ...],
+    sizes_second: tuple[int, ...],
+    scale: float,
+    loss: ContrastiveLoss,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where ranks hold different numbers of rows. The temperature's gradient is that of all ranks together."""
+    monkeypatch.setattr("cclm.ops.contrastive.ROWS_PER_BLOCK", 2)
     first, second = features(sum(sizes_first), 0), features(sum(sizes_second), 1)
     identities = torch.arange(len(first)) % 3, torch.arange(len(second)) % 3
     temperature = torch.tensor([TEMPERATURE], dtype=torch.float64, requires_grad=True)
