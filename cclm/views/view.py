@@ -130,7 +130,7 @@ class Contribution:
     """What a view gives to a step. Names of losses stand without the view's name."""
 
     losses: Mapping[str, Loss]
-    """Contrastive ones."""
+    """Contrastive ones, or others that come straight from the encoders: means over the global batch, always."""
     matched: MatchingRows | None
     """None: no matching (TLM)."""
     masked: FusionRows
