@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-ray test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
+.PHONY: help venv check fix format lint types borders quick figures test test-ray test-kernels test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -77,6 +77,14 @@ $(VENV)/.ray: $(INSTALLED)
 
 test-ray: $(VENV)/.ray ## Shards built by Ray's workers, byte for byte (installs Ray, once; part of test-slurm)
 	@$(BIN)/python -m pytest tests/parity/test_shard_build_ray.py -rs < /dev/null
+
+# What torch's CUDA builds of the pinned torch bring along; 200 MB to load, 690 MB on disk.
+$(VENV)/.triton: $(INSTALLED)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt -e '.[kernels-dev]' < /dev/null
+	@touch $@
+
+test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80 and sm_90; no GPU (installs Triton, once)
+	@$(BIN)/python -m pytest tests/kernels -rs < /dev/null
 
 test-golden: $(INSTALLED) ## Compare with the published code's numbers: make test-golden GOLDEN=DIR
 	@$(if $(GOLDEN),CCLM_GOLDEN='$(abspath $(GOLDEN))') $(BIN)/python -m pytest tests/golden -rs < /dev/null

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cclm.objectives.term import Term, make_term
+from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
 
 
 def contrastive(
@@ -25,6 +26,7 @@ def contrastive(
     gather: Callable[[Tensor], Tensor] = lambda local: local,
     label_smoothing: float = 0.0,
     grad_scale: float = 1.0,
+    loss: ContrastiveLoss = contrastive_loss,
 ) -> Term:
     """½ (mean over first rows + mean over second rows) of cross-entropy with soft targets (spec §2.1).
 
@@ -35,24 +37,30 @@ def contrastive(
         first_NE, second_ME: this rank's features of the two sides, unit vectors.
         identity_N, identity_M: what each row of them shows.
         temperature: similarities are divided by it.
-        gather: concatenation over the ranks in rank order with the true gradient; used on features and identities.
+        gather: concatenation over the ranks in rank order with the true gradient; used on features, identities and what
+            `loss` needs.
         label_smoothing: share of each target that is spread over all columns.
         grad_scale: factor on the gradient of the features, not of the temperature: 1/8 reproduces the published runs,
             whose gather dropped it on 8 GPUs.
+        loss: computes the sum; every rank must multiply it by the same factor (`contrastive_loss`).
 
     Returns:
         Count: this rank's first rows. The sum weighs second rows so that the ratio of global sums is the loss.
     """
     first_NE, second_ME = _prepare(first_NE, grad_scale), _prepare(second_ME, grad_scale)
-    all_first, all_second = gather(first_NE), gather(second_ME)
-    all_identity_first, all_identity_second = gather(identity_N), gather(identity_M)
-    same_NM = identity_N[:, None] == all_identity_second[None]
-    same_MN = identity_M[:, None] == all_identity_first[None]
+    if not isinstance(temperature, Tensor):
+        temperature = first_NE.new_tensor([temperature])
     with torch.autocast(first_NE.device.type, enabled=False):  # it would round what was widened
-        forth = _soft_cross_entropy(first_NE @ all_second.T / temperature, same_NM, label_smoothing)
-        back = _soft_cross_entropy(second_ME @ all_first.T / temperature, same_MN, label_smoothing)
-    ratio = all_first.shape[0] / max(1, all_second.shape[0])
-    return make_term(0.5 * (forth + ratio * back), first_NE.shape[0])
+        total = loss(
+            first_NE,
+            second_ME,
+            identity_N,
+            identity_M,
+            temperature,
+            gather=gather,
+            label_smoothing=label_smoothing,
+        )
+    return make_term(total.float(), first_NE.shape[0])
 
 
 def _prepare(features: Tensor, grad_scale: float) -> Tensor:
@@ -65,12 +73,3 @@ def _prepare(features: Tensor, grad_scale: float) -> Tensor:
         wide = wide.view_as(wide)  # the gradients of its other uses stay as they are
         wide.register_hook(lambda gradient: gradient * grad_scale)  # type: ignore[no-untyped-call]
     return wide
-
-
-def _soft_cross_entropy(logits_NM: Tensor, same_NM: Tensor, label_smoothing: float) -> Tensor:
-    """Sum over rows of the cross-entropy against even weights on `same_NM`."""
-    logits_NM = logits_NM.float()
-    target_NM = same_NM.float() * ((1.0 - label_smoothing) / same_NM.sum(1, keepdim=True))
-    if label_smoothing > 0:
-        target_NM = target_NM + label_smoothing / torch.full_like(same_NM[:1, :1], same_NM.shape[1], dtype=torch.int64)
-    return (logits_NM.logsumexp(1) - (target_NM * logits_NM).sum(1)).sum()

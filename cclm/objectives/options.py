@@ -29,7 +29,8 @@ class ObjectiveConfig:
     """1 - GIoU of boxes."""
     means: Literal["global", "per_rank"] = "global"
     """What a loss is a mean over. "global": the samples (or masked tokens, or boxes) of the global batch, so that the
-    number of ranks changes nothing; "per_rank": those of each rank, then averaged over the ranks, as published."""
+    number of ranks changes nothing; "per_rank": those of each rank, then averaged over the ranks, as published.
+    Contrastive losses are means over the global batch in both."""
     text_temperature_factor: Annotated[float, Bounds(above=0)] = 1.0
     """The text view divides its similarities by temperature x this. The temperature itself is shared by the views;
     above 1, TTC keeps pulling translations together after they already rank first (docs/log.md)."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cclm.objectives.term import Term, make_term
-from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from cclm.ops.linear_cross_entropy import LinearCrossEntropy, RowLosses, linear_cross_entropy
 
 
 def masked_lm(
@@ -15,14 +15,15 @@ def masked_lm(
     weight_VD: Float[Tensor, "v d"],
     bias_V: Float[Tensor, " v"],
     label_T: Int[Tensor, " t"],
+    factor_T: Float[Tensor, " t"] | None = None,
     cross_entropy: LinearCrossEntropy = linear_cross_entropy,
-) -> tuple[Term, Int[Tensor, ""]]:
-    """Cross-entropy over the T masked slots (spec §2.3) and how many are predicted right; T may be 0.
+) -> RowLosses:
+    """Cross-entropy over the T masked slots (spec §2.3), each times its factor in the total; T may be 0.
 
-    Pass it to the decoder module (`model.decode_with`), which holds `weight_VD` and `bias_V`.
+    Pass it to the decoder module (`model.decode_with`), which holds `weight_VD` and `bias_V`. The factor of a slot is
+    its view's weight over the number of that view's slots in the global batch: so one call serves all views.
     """
-    loss, correct = cross_entropy(hidden_TD, weight_VD, bias_V, label_T)
-    return make_term(loss, label_T.shape[0]), correct
+    return cross_entropy(hidden_TD, weight_VD, bias_V, label_T, factor_T)
 
 
 def answer_log_likelihood(

@@ -14,6 +14,7 @@ Modeling, arXiv 2206.00621, section 3).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,8 +29,9 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
 from cclm.objectives.matching import matching
 from cclm.objectives.options import ObjectiveConfig
-from cclm.objectives.term import Term, shares
+from cclm.objectives.term import Term, make_term, shares
 from cclm.objectives.tokens import masked_lm
+from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from cclm.views.rows import FusionRows, memories_of, stop_gradient
 from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, Loss, StepContext, View
@@ -38,7 +40,8 @@ from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedVie
 class CrossViewTraining(nn.Module):
     """The module that an engine owns: `forward(batch) -> Losses` and nothing else.
 
-    The network computes attention and layer norm with `kernels`, the masked-LM head its loss with `cross_entropy`.
+    The network computes attention and layer norm with `kernels`, the masked-LM head its loss with `cross_entropy`, and
+    the views theirs between features with `contrastive`.
     """
 
     def __init__(
@@ -49,10 +52,12 @@ class CrossViewTraining(nn.Module):
         collectives: Collectives,
         kernels: Kernels = PLAIN,
         cross_entropy: LinearCrossEntropy = linear_cross_entropy,
+        contrastive: ContrastiveLoss = contrastive_loss,
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
-        self.objectives, self.collectives, self.cross_entropy = objectives, collectives, cross_entropy
+        self.objectives, self.collectives = objectives, collectives
+        self.cross_entropy, self.contrastive = cross_entropy, contrastive
         use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
 
@@ -67,11 +72,18 @@ class CrossViewTraining(nn.Module):
             gather=self.collectives.gather,
             temperature=temperature,
             hardness=options.hardness_at(batch.step),
+            contrastive=self.contrastive,
         )
         parts = {name: self.views[name].contribute(context, view, encoded[name]) for name, view in views.items()}
-        losses = {f"{name}/{loss}": value for name, part in parts.items() for loss, value in part.losses.items()}
-        losses |= self._fused_losses(views, parts, reaches_encoders=batch.step >= options.fusion_warmup_steps)
-        return self._means(losses, temperature)
+        contrasts = {f"{name}/{loss}": value for name, part in parts.items() for loss, value in part.losses.items()}
+        reaches_encoders = batch.step >= options.fusion_warmup_steps
+        losses, masked_BLD = self._fused_losses(parts, reaches_encoders=reaches_encoders)
+        means, factors = self._means(contrasts, losses, views)
+        masked, more_means = self._masked_lm(masked_BLD, views, factors)
+        weighted = [means[name] * loss.weight for name, loss in (contrasts | losses).items() if loss.weight is not None]
+        total = torch.stack([*weighted, masked]).sum()
+        metrics = {name: value.detach() for name, value in {"loss": total, **means, **more_means}.items()}
+        return Losses(total=total, metrics={**metrics, "temperature": temperature.detach()[0]})
 
     def _encode(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedView]:
         """All texts through the text encoder and all images through the vision encoder, in one call each.
@@ -113,9 +125,9 @@ class CrossViewTraining(nn.Module):
         }
 
     def _fused_losses(
-        self, views: Mapping[str, ViewBatch], parts: Mapping[str, Contribution], *, reaches_encoders: bool
-    ) -> dict[str, Loss]:
-        """One fusion call for the rows of all views; then matching, masked-LM and the views' own heads."""
+        self, parts: Mapping[str, Contribution], *, reaches_encoders: bool
+    ) -> tuple[dict[str, Loss], Tensor]:
+        """One fusion call for the rows of all views, matching and the views' own heads; and the fused masked texts."""
         matched = {name: part.matched for name, part in parts.items() if part.matched is not None}
         located = {name: part.located for name, part in parts.items() if part.located is not None}
         rows = [part.rows for part in matched.values()]
@@ -132,12 +144,11 @@ class CrossViewTraining(nn.Module):
             logits = torch.split(logits_B2, sizes[:num_matched])
             for (name, part), logits_F2 in zip(matched.items(), logits, strict=True):
                 losses |= matching_losses(f"{name}/{part.name}", logits_F2, part.weight)
-        losses |= self._masked_lm(fused_BLD[first:second], views)
         fused = torch.split(fused_BLD[second:], sizes[num_matched + num_masked :])
         masks = torch.split(mask_BL[second:], sizes[num_matched + num_masked :])
         for (name, own), fused_FLD, mask_FL in zip(located.items(), fused, masks, strict=True):
             losses |= {f"{name}/{loss}": value for loss, value in own.losses(self.model, fused_FLD, mask_FL).items()}
-        return losses
+        return losses, fused_BLD[first:second]
 
     def _fuse(self, parts: Sequence[FusionRows], mask_BL: Tensor, *, reaches_encoders: bool) -> Tensor:
         """The fusion encoder on all rows, those with and those without memory."""
@@ -154,8 +165,35 @@ class CrossViewTraining(nn.Module):
         is_mixed = any(part.memory is None for part in parts)
         return self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory_B if is_mixed else None)
 
-    def _masked_lm(self, fused_BLD: Tensor, views: Mapping[str, ViewBatch]) -> dict[str, Loss]:
-        """Predict the hidden tokens of all views: one call of the head, on real slots only."""
+    def _means(
+        self, contrasts: Mapping[str, Loss], losses: Mapping[str, Loss], views: Mapping[str, ViewBatch]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Turn local sums into shares of global means: sum · ranks / global count (or into means of each rank).
+
+        Contrastive losses always are means over the global batch, of which each published rank computed the whole.
+
+        Returns:
+            The shares by loss, and for each view the factor that makes a share of its masked-LM losses.
+        """
+        own = {name: loss.term for name, loss in losses.items()}
+        for name, view in views.items():  # the losses themselves come later, times these shares of one
+            slot_T = view.masked.slot_T
+            own[f"{name}/mlm"] = make_term(torch.ones((), device=slot_T.device), slot_T.shape[0])
+        together = {name: loss.term for name, loss in contrasts.items()}
+        is_global, talk = self.objectives.means == "global", self.collectives
+        means = shares(together | own if is_global else together, talk.sum, talk.world_size)
+        if not is_global:
+            means |= shares(own, per_rank=True)
+        return means, {name: means.pop(f"{name}/mlm") for name in views}
+
+    def _masked_lm(
+        self, fused_BLD: Tensor, views: Mapping[str, ViewBatch], factors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict the hidden tokens of all views: one call of the head and of the loss, on real slots only.
+
+        Returns:
+            The weighted sum of all views' losses, and what is written down of each view.
+        """
         length = fused_BLD.shape[1]
         slots, first_row = [], 0
         for view in views.values():
@@ -164,30 +202,23 @@ class CrossViewTraining(nn.Module):
             slots.append(row_T * length + view.masked.slot_T % own_length)
             first_row += num_rows
         hidden_TD = self.model.masked_lm_states(fused_BLD.flatten(0, 1)[torch.cat(slots)])
-
-        def decode(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> list[tuple[Term, Tensor]]:
-            parts = torch.split(hidden_TD, [slot_T.shape[0] for slot_T in slots])
-            labels = [view.masked.label_T for view in views.values()]
-            return [
-                masked_lm(part, weight_VD, bias_V, label_T, self.cross_entropy)
-                for part, label_T in zip(parts, labels, strict=True)
-            ]
-
-        losses = {}
-        for name, (term, correct) in zip(views, self.model.decode_with(hidden_TD, decode), strict=True):
-            losses[f"{name}/mlm"] = Loss(term=term, weight=self.objectives.mlm_weight)
-            losses[f"{name}/mlm_accuracy"] = accuracy(correct, term)
-        return losses
-
-    def _means(self, losses: Mapping[str, Loss], temperature: Tensor) -> Losses:
-        """Turn local sums into shares of global means: sum · ranks / global count (or into means of each rank)."""
-        per_rank = self.objectives.means == "per_rank"
-        terms = {name: loss.term for name, loss in losses.items()}
-        means = shares(terms, self.collectives.sum, self.collectives.world_size, per_rank=per_rank)
-        weighted = [means[name] * loss.weight for name, loss in losses.items() if loss.weight is not None]
-        total = torch.stack(weighted).sum()
-        metrics = {"loss": total.detach(), **{name: value.detach() for name, value in means.items()}}
-        return Losses(total=total, metrics={**metrics, "temperature": temperature.detach()[0]})
+        label_T = torch.cat([view.masked.label_T for view in views.values()])
+        sizes = [slot_T.shape[0] for slot_T in slots]
+        factor_T = torch.cat([factors[name].expand(size) for name, size in zip(views, sizes, strict=True)])
+        found = self.model.decode_with(
+            hidden_TD,
+            partial(
+                masked_lm,
+                label_T=label_T,
+                factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
+                cross_entropy=self.cross_entropy,
+            ),
+        )
+        means: dict[str, Tensor] = {}
+        parts = (torch.split(values_T * factor_T, sizes) for values_T in (found.loss_T, found.correct_T))
+        for name, loss_T, correct_T in zip(views, *parts, strict=True):
+            means |= {f"{name}/mlm": loss_T.sum(), f"{name}/mlm_accuracy": correct_T.sum()}
+        return found.total, means
 
 
 def matching_losses(name: str, logits_F2: Tensor, weight: float) -> dict[str, Loss]:

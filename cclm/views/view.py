@@ -32,6 +32,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.term import Term
+from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
 from cclm.shardfile.options import CacheConfig
 from cclm.views.rows import FusionRows, States
 
@@ -82,6 +83,7 @@ class StepContext:
     """Rows of all ranks, with gradient."""
     temperature: Float[Tensor, " 1"]
     hardness: float
+    contrastive: ContrastiveLoss = contrastive_loss
 
     def contrast(
         self,
@@ -99,6 +101,7 @@ class StepContext:
             gather=self.gather,
             label_smoothing=self.objectives.label_smoothing,
             grad_scale=self.objectives.contrastive_grad_scale,
+            loss=self.contrastive,
         )
 
 
@@ -127,7 +130,7 @@ class Contribution:
     """What a view gives to a step. Names of losses stand without the view's name."""
 
     losses: Mapping[str, Loss]
-    """Contrastive ones."""
+    """Contrastive ones, or others that come straight from the encoders: means over the global batch, always."""
     matched: MatchingRows | None
     """None: no matching (TLM)."""
     masked: FusionRows

@@ -33,7 +33,7 @@ BUDGETS = {
     "cclm/hub": 2000,
     "cclm/model": 3000,
     "cclm/objectives": 400,
-    "cclm/ops": 150,
+    "cclm/ops": 700,
     "cclm/pretrained": 1600,
     "cclm/recipe": 350,
     "cclm/report": 750,

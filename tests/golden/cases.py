@@ -6,8 +6,8 @@ wrong second side. "First" is the image (or text 1), "second" the text that asks
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching
-from cclm.objectives.term import Term, shares
+from cclm.objectives.term import Term, make_term, shares
 from cclm.objectives.tokens import masked_lm
 
 Inputs = dict[str, Tensor]
@@ -164,10 +164,8 @@ class Runner:
             logits = self.model.decode_with(hidden, functional.linear)
             outcome.values["mlm_logits"] = logits.view(*slot_BS.shape, -1)
         hidden_TD = self.model.masked_lm_states(gathered[real])
-        loss: Callable[[Tensor, Tensor, Tensor], Term] = lambda h, weight, bias: masked_lm(  # noqa: E731
-            h, weight, bias, label_BS[real]
-        )[0]
-        outcome.terms["loss_mlm"] = self.model.decode_with(hidden_TD, loss)
+        losses = self.model.decode_with(hidden_TD, partial(masked_lm, label_T=label_BS[real]))
+        outcome.terms["loss_mlm"] = make_term(losses.total, hidden_TD.shape[0])
 
     def _translation_lm(self, inputs: Inputs, outcome: Outcome) -> None:
         """TLM: both sentences in one text, no memory."""

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.nn import functional
 
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.term import Term
+from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss, contrastive_reference
 
 TEMPERATURE = 0.2
 
@@ -79,46 +83,54 @@ def test_grad_scale_touches_features_only() -> None:
         torch.testing.assert_close(part, full * 0.125)
 
 
-@pytest.mark.parametrize(("num_first", "num_second"), [(6, 6), (4, 12)])
+class Ranks:
+    """Threads that meet at each gather, which has autograd's own gradient."""
+
+    def __init__(self, world_size: int) -> None:
+        self.barrier, self.given = threading.Barrier(world_size, timeout=60), [torch.empty(0)] * world_size
+
+    def gather(self, rank: int, local: Tensor) -> Tensor:
+        self.given[rank] = local
+        self.barrier.wait()
+        whole = torch.cat(self.given)
+        self.barrier.wait()
+        return whole
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, contrastive_reference])
+@pytest.mark.parametrize(("sizes_first", "sizes_second"), [((3, 3), (3, 3)), ((1, 3), (9, 3))])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_two_halves_with_a_gather_equal_the_whole(num_first: int, num_second: int, scale: float) -> None:
-    identity_first, identity_second = torch.arange(num_first) % 3, torch.arange(num_second) % 3
-    first, second = features(num_first, 0), features(num_second, 1)
-    options = {"label_smoothing": 0.1, "grad_scale": scale}
-    whole = contrastive(first, second, identity_first, identity_second, TEMPERATURE, **options)
-    expected = torch.autograd.grad(mean(whole), (first, second))
+def test_ranks_with_a_gather_equal_the_whole(
+    sizes_first: tuple[int, ...],
+    sizes_second: tuple[int, ...],
+    scale: float,
+    loss: ContrastiveLoss,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where ranks hold different numbers of rows. The temperature's gradient is that of all ranks together."""
+    monkeypatch.setattr("cclm.ops.contrastive.ROWS_PER_BLOCK", 2)
+    first, second = features(sum(sizes_first), 0), features(sum(sizes_second), 1)
+    identities = torch.arange(len(first)) % 3, torch.arange(len(second)) % 3
+    temperature = torch.tensor([TEMPERATURE], dtype=torch.float64, requires_grad=True)
+    options: dict[str, Any] = {"label_smoothing": 0.1, "grad_scale": scale, "loss": loss}
+    whole = contrastive(first, second, *identities, temperature, **options)
+    expected = torch.autograd.grad(mean(whole), (first, second, temperature))
+    ranks = Ranks(2)
+    parts = [torch.split(each, sizes_first) for each in (first, identities[0])]
+    parts += [torch.split(each, sizes_second) for each in (second, identities[1])]
+    firsts, first_identities, seconds, second_identities = parts
 
-    total, count = torch.zeros(()), 0.0
-    for half in range(2):
-        local = [tensor.chunk(2)[half] for tensor in (first, second, identity_first, identity_second)]
-        term = contrastive(
-            *local,
-            TEMPERATURE,
-            gather=fake_gather(first, second, identity_first, identity_second, factor=scale),
-            **options,
-        )
-        total, count = total + term.sum, count + term.count.item()
-    assert count == num_first
+    def on_rank(rank: int) -> Term:
+        own = firsts[rank], seconds[rank], first_identities[rank], second_identities[rank]
+        return contrastive(*own, temperature, gather=partial(ranks.gather, rank), **options)
+
+    with ThreadPoolExecutor(2) as pool:
+        terms = list(pool.map(on_rank, range(2)))
+    total, count = sum(term.sum for term in terms), sum(term.count for term in terms)
+    assert count == len(first)
     torch.testing.assert_close(total / count, mean(whole))
-    for found, want in zip(torch.autograd.grad(total / count, (first, second)), expected, strict=True):
+    for found, want in zip(torch.autograd.grad(total / count, (first, second, temperature)), expected, strict=True):
         torch.testing.assert_close(found, want)
-
-
-def fake_gather(*wholes: Tensor, factor: float) -> Callable[[Tensor], Tensor]:
-    """Find the whole of which a half is given; autograd's path through the whole is what a true gather has.
-
-    A half has passed a gradient scale of `factor`, which scales once more on the way back, so the whole passes one too.
-    """
-
-    def gather(local: Tensor) -> Tensor:
-        for whole in wholes:
-            for half in whole.chunk(2):
-                if half.shape == local.shape and torch.equal(half, local):
-                    is_scaled = whole.is_floating_point() and factor != 1.0
-                    return whole * factor + (whole * (1 - factor)).detach() if is_scaled else whole
-        raise AssertionError("not a half of anything")
-
-    return gather
 
 
 @pytest.mark.parametrize("is_autocast", [False, True])

@@ -26,7 +26,7 @@ def test_annotations_of_the_objectives() -> None:
         with pytest.raises(TypeCheckError):
             matching.matching(torch.randn(5, 3), torch.ones(5, dtype=torch.int64))
         hidden, weight, label = torch.randn(3, 6), torch.randn(9, 6), torch.tensor([0, 1, 8])
-        mlm, _ = tokens.masked_lm(hidden, weight, torch.zeros(9), label)
+        mlm = term.make_term(tokens.masked_lm(hidden, weight, torch.zeros(9), label).total, 3)
         with pytest.raises(TypeCheckError):
             tokens.masked_lm(hidden, weight, torch.zeros(8), label)
         assert set(term.shares({"itc": itc, "itm": itm, "mlm": mlm})) == {"itc", "itm", "mlm"}
@@ -45,7 +45,16 @@ def test_annotations_of_the_ops() -> None:
     with typed_modules(["cclm.ops.linear_cross_entropy"]) as (module,):
         inputs = torch.randn(3, 6), torch.randn(9, 6), torch.zeros(9), torch.tensor([0, 1, 8])
         for function in (module.linear_cross_entropy, module.linear_cross_entropy_reference):
-            loss, correct = function(*inputs)
-            assert loss.shape == correct.shape == ()
+            losses = function(*inputs, torch.ones(3))
+            assert losses.total.shape == ()
+            assert losses.loss_T.shape == losses.correct_T.shape == (3,)
             with pytest.raises(TypeCheckError):
                 function(inputs[0][:2], *inputs[1:])
+            with pytest.raises(TypeCheckError):
+                function(*inputs, torch.ones(4))
+    with typed_modules(["cclm.ops.contrastive"]) as (module,):
+        first, second, identity = torch.randn(4, 6), torch.randn(8, 6), torch.arange(8) % 4
+        for function in (module.contrastive_loss, module.contrastive_reference):
+            assert function(first, second, identity[:4], identity, torch.tensor([0.1])).shape == ()
+            with pytest.raises(TypeCheckError):
+                function(first, second, identity, identity, torch.tensor([0.1]))

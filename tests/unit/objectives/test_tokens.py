@@ -11,17 +11,19 @@ from cclm.objectives.tokens import answer_log_likelihood, answer_loss, masked_lm
 
 def test_it_is_the_cross_entropy_of_the_slots() -> None:
     hidden, weight, bias, label = torch.randn(7, 4), torch.randn(9, 4), torch.randn(9), torch.randint(0, 9, (7,))
-    term, correct = masked_lm(hidden, weight, bias, label)
+    losses = masked_lm(hidden, weight, bias, label, torch.full((7,), 1 / 7))
     logits = hidden @ weight.T + bias
-    torch.testing.assert_close(term.sum / term.count, functional.cross_entropy(logits, label))
-    assert correct == (logits.argmax(1) == label).sum()
+    torch.testing.assert_close(losses.total, functional.cross_entropy(logits, label))
+    torch.testing.assert_close(losses.loss_T, functional.cross_entropy(logits, label, reduction="none"))
+    assert torch.equal(losses.correct_T, logits.argmax(1) == label)
 
 
-def test_no_slot_is_a_term_of_zero() -> None:
+def test_no_slot_is_a_loss_of_zero() -> None:
     hidden = torch.randn(0, 4, requires_grad=True)
-    term, correct = masked_lm(hidden, torch.randn(9, 4), torch.randn(9), torch.randint(0, 9, (0,)))
-    term.sum.backward()
-    assert (term.sum.item(), term.count.item(), correct.item()) == (0.0, 0.0, 0)
+    losses = masked_lm(hidden, torch.randn(9, 4), torch.randn(9), torch.randint(0, 9, (0,)))
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    assert losses.total.item() == 0.0
+    assert losses.loss_T.shape == losses.correct_T.shape == (0,)
 
 
 IDS = torch.tensor([[0, 3, 4, 2], [0, 5, 2, 1]])

@@ -15,6 +15,7 @@ from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
 from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.objectives.options import ObjectiveConfig
+from cclm.ops.contrastive import contrastive_loss
 from cclm.ops.linear_cross_entropy import linear_cross_entropy
 from cclm.train.step import CrossViewTraining
 from cclm.views.images import ImageBatch
@@ -102,22 +103,22 @@ def test_a_run_computes_with_its_kernels(training: Training) -> None:
     calls = Counter[str]()
 
     def counted(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             calls[name] += 1
-            return kernel(*arguments)
+            return kernel(*arguments, **options)
 
         return call
 
     expected = module(batch).metrics
     network = Kernels(attention=counted("attention", PLAIN.attention), layer_norm=counted("norm", PLAIN.layer_norm))
-    cross_entropy = counted("loss", linear_cross_entropy)
+    fused = counted("masked lm", linear_cross_entropy), counted("contrastive", contrastive_loss)
     try:
-        found = CrossViewTraining(module.model, module.views, module.objectives, SINGLE, network, cross_entropy)(
-            batch
-        ).metrics
+        found = CrossViewTraining(module.model, module.views, module.objectives, SINGLE, network, *fused)(batch).metrics
     finally:
         use_kernels(module.model, PLAIN)
-    assert calls["attention"] > 1 and calls["norm"] > 1 and calls["loss"] == len(batch.views)
+    assert calls["attention"] > 1 and calls["norm"] > 1
+    assert calls["masked lm"] == 1, "one gradient as large as the vocabulary"
+    assert calls["contrastive"] == len(batch.views)
     assert {*found} == {*expected}
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 

@@ -208,6 +208,8 @@ def test_published_means_are_those_of_each_rank(make: Make) -> None:
     }
     torch.testing.assert_close(halves["per_rank"]["image_text/mlm"], alone["image_text/mlm"])
     torch.testing.assert_close(halves["global"]["image_text/mlm"], 2 * alone["image_text/mlm"])
+    for means in halves.values():  # as published, where every rank computed the contrastive loss of all ranks
+        torch.testing.assert_close(means["image_text/itc"], 2 * alone["image_text/itc"])
 
 
 def test_a_text_without_memory_reads_nothing(make: Make) -> None:
