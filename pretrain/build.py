@@ -12,7 +12,7 @@ from typing import Any
 from cclm.checkpoint.collective import newest_sound
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
-from cclm.data.config import equal_shares
+from cclm.data.config import rank_blocks
 from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import make_loader, on_device
@@ -63,7 +63,10 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
         stack.enter_context(guard.watching())
         stack.enter_context(process_group(topology))
-        ranks = collectives(equal_shares(config.views, config.data, topology.world_size))
+        ranks = collectives()
+        for view in config.views.values():
+            rows = view.batch_size // config.data.micro_batches
+            ranks.prepare(rank_blocks(rows, view.negative_group, topology.world_size))
         if names_towers(config):
             config = made_by_first(ranks, partial(with_named_towers, config))
         views = make_views(config.views, table)
@@ -137,7 +140,7 @@ def memory_advice(config: RunConfig, world_size: int) -> str:
     """Return what to do when memory does not suffice."""
     parts = config.data.micro_batches
     rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
-    most = min(view.num_groups for view in config.views.values()) // world_size
+    most = min(view.batch_size // max(world_size, view.negative_group) for view in config.views.values())
     return (
         f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), start "
         f"more ranks, lower data.num_workers (now {config.data.num_workers}), or use a machine with more memory."
@@ -184,7 +187,7 @@ def calibrate_stem(
     for name, view in views.items():
         if "vision" in view.config.trains:
             source = view.open(tokenizer, config.seed, config.data.cache, config.data.pad_multiple)
-            images_BCHW = source.batch(0, range(view.config.num_groups), []).normalised().images
+            images_BCHW = source.batch(0, range(view.config.batch_size), []).normalised().images
             assert images_BCHW is not None, f"{name} trains the vision encoder without images"
             model.calibrate_stem(images_BCHW)
             return

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from cclm.data.batch import BadSample, PixelScale
-from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
+from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.config import ViewConfig
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.source import Source
@@ -26,12 +26,13 @@ from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.model.options import ModelOptions
+from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.options import CacheConfig
 from cclm.types import Positive
 from cclm.types import View as RecordView
 from cclm.views.images import ImageBatch, image_rows
 from cclm.views.table import OWN, Table, ViewEntry
-from cclm.views.view import Contribution, EncodedView, Loss, StepContext, View
+from cclm.views.view import Contrast, Contribution, EncodedView, Side, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,10 @@ class AudioTextSource(Source[AudioTextConfig, AudioTextSample]):
     stream_bits = 1 << 61
     sample_purpose = 16
 
-    def batch(self, step: int, groups: range, bad: list[BadSample]) -> AudioTextBatch:
-        """Build the batch of some negative groups of a step."""
-        samples = list(self.samples(step, self.slots(groups), bad))
+    def batch(self, step: int, rows: range, bad: list[BadSample]) -> AudioTextBatch:
+        """Build the batch of some rows of a step."""
+        matching, is_counted = self.matching_rows(rows)
+        samples = list(self.samples(step, rows, bad, matching=matching))
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         spectrograms_BHW = torch.from_numpy(np.stack([sample.spectrogram_HW for sample in samples]))
         return AudioTextBatch(
@@ -86,7 +88,7 @@ class AudioTextSource(Source[AudioTextConfig, AudioTextSample]):
             text=pad([sample.ids for sample in samples], pad_id, multiple),
             identity_R=int64([sample.identity for sample in samples]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
+            **row_tensors(rows, [sample.fusion for sample in samples], is_counted, pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> AudioTextSample:
@@ -138,14 +140,13 @@ class AudioTextView(View[AudioTextConfig, AudioTextBatch]):
         """Open the view's shard sets."""
         return AudioTextSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
 
-    def contribute(self, step: StepContext, batch: AudioTextBatch, encoded: EncodedView) -> Contribution:
+    def contribute(self, objectives: ObjectiveConfig, batch: AudioTextBatch, encoded: EncodedView) -> Contribution:
         """Contrast spectrograms and texts; rows for matching and masked-LM."""
         assert encoded.images is not None
-        term = step.contrast(
-            encoded.images.feature_BE, encoded.texts[0].feature_BE, (batch.identity_R, batch.identity_R)
-        )
-        losses = {"atc": Loss(term=term, weight=step.objectives.itc_weight)}
-        return image_rows(step, batch, encoded, losses, matching="atm")
+        features = encoded.images.feature_BE, encoded.texts[0].feature_BE
+        sound, text = (Side(feature_NE=feature, identity_N=batch.identity_R) for feature in features)
+        contrast = Contrast(name="atc", weight=objectives.itc_weight, pairs=[(sound, text)])
+        return image_rows(objectives, batch, encoded, [contrast], matching="atm")
 
 
 ENTRY = ViewEntry(

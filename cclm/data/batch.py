@@ -4,8 +4,8 @@ All randomness of a step is drawn here, seeded by (seed, epoch, position), so th
 are deterministic functions of a batch: masks, crops, the choice of caption, and the Gumbel noise that turns
 hard-negative weights into draws (argmax of log-weight + noise is a draw from the weights).
 
-Order of samples: a rank's samples are consecutive samples of the global batch. Hard negatives are drawn inside
-*negative groups*: blocks of G consecutive samples; a rank always holds whole groups.
+Order of samples: a rank's samples are consecutive samples of the global batch (of a micro-batch of it), as evenly as
+they go. Hard negatives are drawn inside *negative groups*: blocks of G consecutive rows, which may span ranks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class TensorRecord:
             elif isinstance(value, tuple) and value and isinstance(value[0], TensorRecord):
                 changes[item.name] = tuple(part.each(function) for part in value)
             elif isinstance(value, Mapping):
-                changes[item.name] = {key: part.each(function) for key, part in value.items()}
+                changes[item.name] = {
+                    key: part.each(function) if isinstance(part, TensorRecord) else function(part)
+                    for key, part in value.items()
+                }
         return replace(self, **changes)
 
 
@@ -107,8 +110,12 @@ class PixelScale:
 class ViewBatch(TensorRecord):
     """One rank's share of one view in a step: what every view has. The rest is the view's own (`cclm/views`)."""
 
+    row_R: Int[Tensor, " r"]
+    """Number of each row in the view's global batch."""
     matching_row_F: Int[Tensor, " f"]
-    """The rows whose pairs also go through the fusion encoder as positives; each negative group has equally many."""
+    """The rows (indices into R) whose pairs also go through the fusion encoder as positives: at least one."""
+    counted_F: Float[Tensor, " f"]
+    """1; 0 for a row that only stands in, on a rank that holds none: every rank must run every module."""
     noise_second_FG: Float[Tensor, "f g"]
     """Gumbel noise to draw, for each F row's first side, one negative second side of its negative group (G rows)."""
     noise_first_FG: Float[Tensor, "f g"]
@@ -143,6 +150,12 @@ class Batch(TensorRecord):
     """The views of this step (or update), in the order of the configuration's table."""
     update: int = 0
     """Which of the step's updates this is the share of, counted from 0 (schedule "alternate" has several)."""
+    part: int = 0
+    """Which of the step's micro-batches this is, counted from 0."""
+    num_parts: int = 1
+    """How many micro-batches the step has."""
+    shared: Mapping[str, Tensor] | None = None
+    """What all ranks and micro-batches of the update know of each other (`cclm.train.sharing`); None: not asked yet."""
     bad_samples: tuple[BadSample, ...] = ()
     """Samples of this rank's share that could not be used and were replaced."""
     rest: tuple[Batch, ...] = ()

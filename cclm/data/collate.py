@@ -127,10 +127,17 @@ def int64(values: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-def fusion_tensors(draws_by_row: Sequence[FusionDraws | None], pad_id: int, multiple: int) -> dict[str, Any]:
-    """Return the fields of a `ViewBatch` that belong to the rows of the fusion encoder: those that have draws."""
+def row_tensors(
+    rows: range, draws_by_row: Sequence[FusionDraws | None], is_counted: bool, pad_id: int, multiple: int
+) -> dict[str, Any]:
+    """Return the fields of a `ViewBatch` about its rows, and about those of the fusion encoder: those that have draws.
+
+    `rows`: their numbers in the global batch. `is_counted`: False where a row with draws only stands in.
+    """
     draws = [draw for draw in draws_by_row if draw is not None]
     return dict(
+        row_R=int64(rows),
+        counted_F=torch.full((len(draws),), float(is_counted)),
         matching_row_F=int64([row for row, draw in enumerate(draws_by_row) if draw is not None]),
         noise_second_FG=torch.from_numpy(np.stack([draw.noise_second_G for draw in draws])),
         noise_first_FG=torch.from_numpy(np.stack([draw.noise_first_G for draw in draws])),

@@ -22,12 +22,11 @@ class ViewConfig:
     """How the proportions of sources and languages are chosen."""
     batch_size: Positive = 128
     """Rows per step, over all ranks."""
-    negative_group: Positive = 64
-    """G: hard negatives are drawn inside blocks of G consecutive rows; a rank holds whole blocks, as evenly as they
-    go, and so at least one."""
+    negative_group: Annotated[int, Bounds(least=2)] = 64
+    """G: hard negatives are drawn inside blocks of G consecutive rows, whatever the ranks: a block may span several."""
     matching_rows: Positive = 32
     """Rows per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
-    negative group, equally many of each."""
+    negative group, equally many of each. If they are not all, a rank that holds none of them waits for the others."""
     num_lanes: Positive = 8
     """Lanes of the stream, any number; with a large common factor with the batch size each rank reads lanes (and so
     shards) of its own. Part of the order of samples, so it stays when the number of ranks changes."""
@@ -59,6 +58,10 @@ class ViewConfig:
     def rows_per_group(self) -> int:
         """Rows of each negative group that go through the fusion encoder."""
         return self.matching_rows // self.num_groups
+
+    def is_matching_row(self, row: int) -> bool:
+        """Return whether a row of the global batch goes through the fusion encoder."""
+        return row % self.negative_group < self.rows_per_group
 
     @property
     def samples_per_step(self) -> int:
@@ -133,8 +136,9 @@ class DataConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards (http, s3, gs, hf) are kept on each node. Changes no result."""
     micro_batches: Positive = 1
-    """Parts in which a step is computed, one after another, to need less memory (gradient accumulation). Changes no
-    sample; but contrastive losses see only their part's negatives, and means are means of the parts' means."""
+    """Parts in which a step is computed, one after another, to need less memory (gradient accumulation); each is made
+    of whole negative groups. Changes no loss: features of all parts are computed first, without gradient, and again
+    part by part with it (GradCache, arXiv 2101.06983), which costs the encoders' forward pass."""
     pad_multiple: Positive = 8
     """Texts are padded to the longest of the rank's batch, rounded up to a multiple of this."""
 
@@ -143,21 +147,27 @@ Views = Mapping[str, ViewConfig]
 """The views of a run by name, in the order of the table (`cclm/views/table.py`)."""
 
 
-def equal_shares(views: Views, config: DataConfig, world_size: int) -> bool:
-    """Return whether every rank gets equally many rows of each view."""
-    return all(view.num_groups // config.micro_batches % world_size == 0 for view in views.values())
+def rows_of_rank(num_rows: int, rank: int, world_size: int) -> range:
+    """Return the rows of a micro-batch of n rows that a rank holds: consecutive ones, as evenly as they go."""
+    return range(rank * num_rows // world_size, (rank + 1) * num_rows // world_size)
+
+
+def rank_blocks(num_rows: int, negative_group: int, world_size: int) -> list[range]:
+    """Return the ranks that share negative groups of a micro-batch of n rows: neighbours, cut where a group ends with a
+    rank's rows."""
+    ends = [rows_of_rank(num_rows, rank, world_size).stop for rank in range(world_size)]
+    cuts = [rank + 1 for rank, end in enumerate(ends) if end % negative_group == 0]
+    return [range(first, stop) for first, stop in zip([0, *cuts], cuts, strict=False)]
 
 
 def rank_errors(views: Views, config: DataConfig, world_size: int) -> Iterator[str]:
     """Yield why so many ranks and micro-batches cannot share the batches, a sentence for each view."""
     for name, view in views.items():
-        if view.num_groups % config.micro_batches:
+        parts, rows = config.micro_batches, view.batch_size // config.micro_batches
+        if view.num_groups % parts:
             yield (
                 f"views.{name}.batch_size: {view.num_groups} negative groups do not divide evenly into "
-                f"{config.micro_batches} micro-batches"
+                f"{parts} micro-batches"
             )
-        elif view.num_groups // config.micro_batches < world_size:
-            yield (
-                f"views.{name}.batch_size: each of {world_size} ranks needs a negative group, "
-                f"the batch has only {view.num_groups}"
-            )
+        elif rows < world_size:
+            yield f"views.{name}.batch_size: each of {world_size} ranks needs a row of a micro-batch, which has {rows}"

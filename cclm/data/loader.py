@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cclm.data.batch import BadSample, Batch
-from cclm.data.config import DataConfig, Views
+from cclm.data.config import DataConfig, Views, rows_of_rank
 from cclm.data.schedule import ViewSchedule
 from cclm.data.source import Source
 from cclm.data.workers import WorkerPool
@@ -37,7 +37,7 @@ class StepDataset:
     """`dataset[step]` is this rank's share of that step: a pure function of (config, tokenizer, seed, step, rank).
 
     The ranks' shares, put together in rank order, are the same global batch for any number of ranks, up to each view's
-    number of negative groups.
+    number of rows in a micro-batch.
     """
 
     def __init__(
@@ -69,8 +69,10 @@ class StepDataset:
         held = self.schedule.views(step)
         return Batch(
             step=step,
+            part=part,
+            num_parts=self.config.micro_batches,
             views={
-                name: source.batch(self.schedule.index(name, step), self.groups(name, part), bad)
+                name: source.batch(self.schedule.index(name, step), self.rows(name, part), bad)
                 for name, source in self.sources.items()
                 if name in held
             },
@@ -93,14 +95,11 @@ class StepDataset:
                     do="Shorten the run (optimizer.total_steps), or raise or leave out a max_epochs.",
                 )
 
-    def groups(self, view: str, part: int = 0) -> range:
-        """The negative groups of a micro-batch that this rank serves.
-
-        Micro-batches are equal parts of the global batch; ranks get whole groups of each, as evenly as they go.
-        """
-        count = self.views[view].num_groups // self.config.micro_batches
-        first, stop = self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size
-        return range(part * count + first, part * count + stop)
+    def rows(self, view: str, part: int = 0) -> range:
+        """The rows of the global batch that this rank holds in a micro-batch."""
+        count = self.views[view].batch_size // self.config.micro_batches
+        own = rows_of_rank(count, self.rank, self.world_size)
+        return range(part * count + own.start, part * count + own.stop)
 
 
 def make_loader(

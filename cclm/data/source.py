@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -76,7 +76,6 @@ class Source(ABC, Generic[Settings, Sample]):
                     do=f"Move it to another view's `sources` (views.{name}.sources names it).",
                     where=str(shard_set.folder),
                 )
-        self._group, self._rows_per_group = config.negative_group, config.rows_per_group
         self.stream = Stream(
             [shard_set.samples_per_shard for shard_set in self.sets],
             sources,
@@ -97,8 +96,8 @@ class Source(ABC, Generic[Settings, Sample]):
         self._seen: Counter[str] = Counter()
 
     @abstractmethod
-    def batch(self, step: int, groups: range, bad: list[BadSample]) -> ViewBatch:
-        """Build the batch of some negative groups of the stream's `step`; broken samples are added to `bad`."""
+    def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
+        """Build the batch of some rows of the stream's `step`; broken samples are added to `bad`."""
 
     @abstractmethod
     def make(self, address: Address, fusion: bool) -> Sample:
@@ -131,9 +130,11 @@ class Source(ABC, Generic[Settings, Sample]):
         turn = address.position // self.stream.num_lanes
         return self._languages.requested(address.source, address.lane, turn, address.draw)
 
-    def slots(self, groups: range) -> range:
-        """The slots of some negative groups."""
-        return range(groups.start * self._group, groups.stop * self._group)
+    def matching_rows(self, rows: range) -> tuple[frozenset[int], bool]:
+        """Which of some rows go through the fusion encoder, and whether they count: a rank that holds none lets its
+        first one go, as every rank must run every module."""
+        found = frozenset(filter(self.config.is_matching_row, rows))
+        return (found, True) if found else (frozenset(rows[:1]), False)
 
     def prefetch(self, step: int, slots: range) -> None:
         """Let the remote shards of these slots be fetched that will be read some steps after `step`."""
@@ -148,30 +149,40 @@ class Source(ABC, Generic[Settings, Sample]):
                 self.sets[address.source].prefetch(address.shard)
         self._prefetched[slots.start] = stop
 
-    def samples(self, step: int, slots: range, bad: list[BadSample]) -> Iterator[Sample]:
-        """Yield the samples of some slots of a step; broken ones that they stand in for are added to `bad`."""
+    def samples(
+        self,
+        step: int,
+        slots: range,
+        bad: list[BadSample],
+        *,
+        matching: Container[int] = (),
+        counted: Container[int] | None = None,
+    ) -> Iterator[Sample]:
+        """Yield the samples of some slots of a step; broken ones that they stand in for are added to `bad`.
+
+        `matching`: those whose rows go through the fusion encoder. `counted`: those that this rank counts; None: all.
+        """
         self.prefetch(step, slots)
         for slot in slots:
-            sample, broken = self.sample(step, slot)
-            bad += broken
+            address, sample, broken = self.sample(step, slot, slot in matching)
+            if counted is None or slot in counted:
+                self._count(address, sample)
+                bad += broken
             yield sample
 
-    def sample(self, step: int, slot: int) -> tuple[Sample, list[BadSample]]:
-        """The sample of a slot, and the broken ones that it stands in for.
+    def sample(self, step: int, slot: int, fusion: bool = False) -> tuple[Address, Sample, list[BadSample]]:
+        """The sample of a slot, where it stands, and the broken ones that it stands in for.
 
         Raises:
             DataError: `neighbourhood_broken`, if no replacement can be found near by.
             CclmError: the disk failed, or the process has reached a limit: that says nothing about the sample.
         """
         address = self.stream.address(step, slot)
-        fusion = slot % self._group < self._rows_per_group
         bad: list[BadSample] = []
         candidate: Address | None = address
         while candidate is not None and len(bad) <= MAX_REPLACEMENTS:
             try:
-                sample = retried(partial(self._make, candidate, fusion))
-                self._count(candidate, sample)
-                return sample, bad
+                return candidate, retried(partial(self._make, candidate, fusion)), bad
             except DataError as error:
                 bad.append(self._describe(candidate, error))
             candidate = self.stream.replacement(address, len(bad))

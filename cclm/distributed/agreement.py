@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from cclm.distributed.collectives import Collectives
@@ -22,9 +21,6 @@ from cclm.run.causes import cause_of
 
 Value = TypeVar("Value")
 
-ROW_LETTERS = "BPFRS"
-"""Letters of sample counts: a field `…_BCHW` or `…_FG` must have the same first dimension on every rank. Numbers of
-tokens (T), of distinct texts and padded lengths (…_BL) may differ."""
 GO_ON = "the same command goes on from the newest complete checkpoint"
 ADVICE = {Cause.DISK_FULL: f"Free space; {GO_ON}.", Cause.TRANSIENT: f"Once the storage answers, {GO_ON}."}
 
@@ -34,10 +30,14 @@ def check_same_values(ranks: Collectives, values: Mapping[str, str]) -> None:
 
     One collective of as many integers as values (CPU tensors, so no GPU waits); nothing with one process.
     """
-    gathered = ranks.gather(torch.tensor([[hash63(text) for text in values.values()]]))
-    if bool((gathered == gathered[:1]).all()):
-        return
-    raise ConfigError(
+    found = ranks.numbers([hash63(text) for text in values.values()])
+    if any(numbers != found[0] for numbers in found):
+        raise _disagreement(ranks, values)
+
+
+def _disagreement(ranks: Collectives, values: Mapping[str, str]) -> ConfigError:
+    """What differs, on every rank. A collective."""
+    return ConfigError(
         expected=f"the same {', '.join(values)} on every rank",
         got="; ".join(_differences(ranks.exchange(dict(values)))),
         do="Start all ranks with the same command, files and environment, and let all resume from the same checkpoint.",
@@ -45,11 +45,23 @@ def check_same_values(ranks: Collectives, values: Mapping[str, str]) -> None:
     )
 
 
-def check_same_step(ranks: Collectives, step: int, batch: object) -> None:
-    """Raise ConfigError on every rank if the ranks differ in step or structure of the batch. One small collective."""
-    if ranks.world_size > 1:
-        structure = batch_structure(batch, ranks.equal_rows)
-        check_same_values(ranks, {"step": str(step), "batch structure": structure})
+def agree_on_step(ranks: Collectives, step: int, batch: object, *, is_asked: bool) -> bool:
+    """Return whether a rank is asked to stop before this step; if none is, check that all do the same.
+
+    One small collective.
+
+    Raises:
+        ConfigError: on every rank, if they differ in step or structure of the batch.
+    """
+    if ranks.world_size == 1:
+        return is_asked
+    values = {"step": str(step), "batch structure": batch_structure(batch)}
+    found = ranks.numbers([int(is_asked), *map(hash63, values.values())])
+    if any(asked for asked, *_ in found):  # a rank that is asked while it waits for its batch has none
+        return True
+    if any(numbers != found[0] for numbers in found):
+        raise _disagreement(ranks, values)
+    return False
 
 
 def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:
@@ -107,26 +119,21 @@ def _cause_of(error: Exception | None) -> Cause:
     return Cause.USER_ERROR if found is Cause.EXIT and isinstance(error, OSError) else found
 
 
-def batch_structure(value: object, equal_rows: bool = True) -> str:
-    """A text that is equal for two batches exactly if ranks may run them side by side.
-
-    Without `equal_rows` ranks may have different numbers of samples (their gathers ask for the numbers).
-    """
+def batch_structure(value: object) -> str:
+    """A text that is equal for two batches exactly if ranks may run them side by side; numbers of rows may differ."""
     if isinstance(value, Tensor):
         return f"{value.dtype}:{value.ndim}d".removeprefix("torch.")
     if is_dataclass(value) and not isinstance(value, type):
-        parts = []
-        for field in fields(value):
-            item = getattr(value, field.name)
-            if item is None or isinstance(item, Tensor | Mapping) or is_dataclass(item):
-                letters = field.name.rpartition("_")[2]
-                is_counted = equal_rows and letters[:1] in tuple(ROW_LETTERS) and not letters.endswith("L")
-                rows = f":{item.shape[0]}rows" if is_counted and isinstance(item, Tensor) else ""
-                parts.append(f"{field.name}={batch_structure(item, equal_rows)}{rows}")
+        items = ((item.name, getattr(value, item.name)) for item in fields(value))
+        parts = [f"{name}={batch_structure(item)}" for name, item in items if _is_structure(item)]
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}={batch_structure(item, equal_rows)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}={batch_structure(item)}" for key, item in value.items()) + "}"
     return type(value).__name__
+
+
+def _is_structure(value: object) -> bool:
+    return value is None or isinstance(value, Tensor | Mapping) or is_dataclass(value)
 
 
 def hash63(text: str) -> int:

@@ -1,20 +1,24 @@
 """The few collectives that a run needs.
 
-    rank 0: x_BE ─┐
-    rank 1: x_BE ─┼─ gather → x_NE on every rank (N = world size · B, rank order)
-    rank 2: x_BE ─┘            backward: sum of every rank's gradient, own slice of it
+    numbers     small integers of the host                                       → of every rank
+    everything  features and identities of all rows of all views, packed         → contrastive losses, hard negatives
+    block       rows of neighbouring ranks that share negative groups, with their gradient
 
-One process holds all N rows already: there each of them is the identity (`SINGLE`), the slow twin.
+How many rows each rank holds is known before, so that ranks may hold different numbers of them and no device is waited
+for. One process holds all rows already: there each of them is the identity (`SINGLE`), the slow twin.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+from torch.nn import functional
 
 Value = TypeVar("Value")
 
@@ -25,25 +29,66 @@ class Collectives:
 
     rank: int = 0
     world_size: int = 1
-    equal_rows: bool = True
-    """Whether every rank always gathers as many rows as the others; if not, each gather first asks for the numbers,
-    which is one more (small) collective."""
+    _blocks: dict[range, Any] = field(default_factory=dict)
+    """Process groups of blocks of ranks; all ranks are a block from the start."""
 
-    def gather(self, x_BE: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, [N, ...]; ranks may have different numbers of rows. Differentiable.
+    def numbers(self, own: Sequence[int]) -> list[list[int]]:
+        """Integers of every rank, by rank; as many on each. On the CPU, so that no GPU waits."""
+        if self.world_size == 1:
+            return [list(own)]
+        mine = torch.tensor(own, dtype=torch.int64)
+        everyone = mine.new_empty(self.world_size * len(own))
+        torch_dist.all_gather_into_tensor(everyone, mine)
+        found: list[list[int]] = everyone.view(self.world_size, -1).tolist()
+        return found
+
+    def gather_packed(self, tensors: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Rows of all ranks in rank order, of several tensors of any types, in one collective; without gradient.
+
+        Args:
+            tensors: of this rank, each [n, …].
+            rows: for each tensor how many rows every rank holds.
+        """
+        if self.world_size == 1:
+            return [tensor.detach() for tensor in tensors]
+        strides = [math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors]
+        sizes = [
+            [stride * of[rank] for stride, of in zip(strides, rows, strict=True)] for rank in range(self.world_size)
+        ]
+        packed = torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+        longest = max(map(sum, sizes))
+        everyone = packed.new_empty(self.world_size * longest)
+        torch_dist.all_gather_into_tensor(everyone, functional.pad(packed, (0, longest - packed.shape[0])))
+        pieces = [
+            torch.split(own[: sum(size)], size)
+            for own, size in zip(everyone.view(self.world_size, -1), sizes, strict=True)
+        ]
+        return [
+            torch.cat([of_rank[index] for of_rank in pieces]).view(tensor.dtype).view(-1, *tensor.shape[1:])
+            for index, tensor in enumerate(tensors)
+        ]
+
+    def gather_block(self, x: Tensor, ranks: range, rows: Sequence[int]) -> Tensor:
+        """Rows of neighbouring ranks in rank order, [Σ rows, …]. Differentiable.
 
         The gradient is the true one: when the loss is the *sum* over ranks of what each rank computes from the
         gathered rows, each rank receives the derivative of that sum with respect to its own rows.
+
+        Args:
+            x: this rank's rows.
+            ranks: who takes part; this rank among them, the same for all of them, and made known by `prepare`.
+            rows: how many each of these ranks holds.
         """
-        if self.world_size == 1:
-            return x_BE
-        rows = [x_BE.shape[0]] * self.world_size
-        if not self.equal_rows:
-            counts = torch.zeros(self.world_size, dtype=torch.int64, device=x_BE.device)
-            counts[self.rank] = x_BE.shape[0]
-            rows = self.sum(counts).tolist()
-        gathered: Tensor = _Gather.apply(x_BE, rows)  # type: ignore[no-untyped-call]
+        if len(ranks) == 1:
+            return x
+        gathered: Tensor = _GatherBlock.apply(x, self._blocks.get(ranks), ranks.index(self.rank), tuple(rows))  # type: ignore[no-untyped-call]
         return gathered
+
+    def prepare(self, blocks: Sequence[range]) -> None:
+        """Make a process group of each block of several ranks; every rank calls it with the same blocks."""
+        for ranks in blocks:
+            if 1 < len(ranks) < self.world_size and ranks not in self._blocks:
+                self._blocks[ranks] = torch_dist.new_group(list(ranks))
 
     def sum(self, x: Tensor) -> Tensor:
         """Elementwise sum over the ranks, as a new tensor without gradient."""
@@ -69,26 +114,34 @@ SINGLE = Collectives()
 """The collectives of one process."""
 
 
-def collectives(equal_rows: bool = True) -> Collectives:
+def collectives() -> Collectives:
     """The collectives that fit this process: over torch's process group if it spans several ranks, else `SINGLE`."""
     if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
         return SINGLE
-    return Collectives(rank=torch_dist.get_rank(), world_size=torch_dist.get_world_size(), equal_rows=equal_rows)
+    return Collectives(rank=torch_dist.get_rank(), world_size=torch_dist.get_world_size())
 
 
-class _Gather(torch.autograd.Function):
-    """All-gather whose backward is a reduce-scatter with sum (written as all-reduce, which gloo has)."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BE: Tensor, rows: list[int]) -> Tensor:
-        ctx.rows, longest = rows, max(rows)
-        padding = x_BE.new_zeros(longest - x_BE.shape[0], *x_BE.shape[1:])  # gloo and NCCL want equal shapes
-        pieces = [x_BE.new_empty(longest, *x_BE.shape[1:]) for _ in rows]
-        torch_dist.all_gather(pieces, torch.cat([x_BE, padding]))
-        return torch.cat([piece[:own] for piece, own in zip(pieces, rows, strict=True)])
+class _GatherBlock(torch.autograd.Function):
+    """All-gather whose backward is a reduce-scatter with sum. Ranks with fewer rows send padding."""
 
     @staticmethod
-    def backward(ctx: Any, gradient_NE: Tensor) -> tuple[Tensor, None]:
-        total_NE = gradient_NE.clone(memory_format=torch.contiguous_format)
-        torch_dist.all_reduce(total_NE)
-        return torch.split(total_NE, ctx.rows)[torch_dist.get_rank()], None
+    def forward(ctx: Any, x: Tensor, group: Any, place: int, rows: tuple[int, ...]) -> Tensor:
+        ctx.group, ctx.place, ctx.rows = group, place, rows
+        own = _padded(x, max(rows))
+        everyone = own.new_empty(len(rows) * max(rows), *x.shape[1:])
+        torch_dist.all_gather_into_tensor(everyone, own, group=group)
+        if min(rows) == max(rows):
+            return everyone
+        return torch.cat([part[:count] for part, count in zip(everyone.chunk(len(rows)), rows, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        parts = [_padded(part, max(ctx.rows)) for part in torch.split(gradient, ctx.rows)]
+        own = torch.empty_like(parts[0])
+        torch_dist.reduce_scatter(own, parts, group=ctx.group)
+        return own[: ctx.rows[ctx.place]], None, None, None
+
+
+def _padded(x: Tensor, length: int) -> Tensor:
+    """Rows of zeros behind it, up to a length; contiguous."""
+    return torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])]) if x.shape[0] < length else x.contiguous()

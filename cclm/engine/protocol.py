@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cclm.distributed.agreement import check_same_step, hash63
+from cclm.distributed.agreement import hash63
 from cclm.distributed.collectives import Collectives
 from cclm.engine.optimizer import set_learning_rates
 from cclm.engine.options import OptimizerConfig
@@ -34,6 +34,10 @@ class EngineBatch(Protocol):
     @property
     def update(self) -> int:
         """Which of the step's updates it belongs to, counted from 0."""
+
+    @property
+    def part(self) -> int:
+        """Which of the step's micro-batches it is, counted from 0."""
 
 
 BatchType = TypeVar("BatchType", bound=EngineBatch, contravariant=True)
@@ -122,15 +126,21 @@ class Engine(ABC, Generic[BatchType]):
 
         Dropout is the only randomness of a forward call (masks, crops and negatives come with the batch). It is seeded
         by step and rank before each: no generator's state needs saving, a resumed run draws what the other had drawn.
-
-        Raises:
-            ConfigError: the ranks do not see the same step.
         """
-        check_same_step(self.collectives, batch.step, batch)
-        number = batch.update * self._accumulation_steps + self._num_backwards
-        torch.manual_seed(hash63(f"step:{self._seed}:{batch.step}:{self.rank}:{number}"))
+        self._seed_dropout(batch)
         losses: Losses = self.runner(batch)
         return losses
+
+    def survey(self, batch: BatchType, probe: Probe) -> dict[str, Tensor]:
+        """Return `probe(module)` without gradients, with the dropout that `forward(batch)` will have. A collective."""
+        self._seed_dropout(batch)
+        with torch.no_grad():
+            losses: Losses = self.runner(probe)
+        return losses.metrics
+
+    def _seed_dropout(self, batch: BatchType) -> None:
+        number = batch.update * self._accumulation_steps + batch.part
+        torch.manual_seed(hash63(f"step:{self._seed}:{batch.step}:{self.rank}:{number}"))
 
     def backward(self, losses: Losses) -> None:
         """Back-propagate `losses.total`."""

@@ -6,37 +6,19 @@ Boxes are (centre x, centre y, width, height) as shares of the image's sides, as
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-
-from cclm.objectives.term import Term
 
 SMALLEST_AREA = 1e-12
 """Union and hull are divided by; boxes of no size must not give NaN."""
 
 
 def box_losses(
-    box_R4: Float[Tensor, "r 4"], target_R4: Float[Tensor, "r 4"], whole_image_R: Bool[Tensor, " r"] | None = None
-) -> tuple[Term, Term]:
-    """L1 distance and 1 - GIoU (spec §2.6), each summed over the rows that are counted.
-
-    Args:
-        box_R4, target_R4: predicted and true boxes.
-        whole_image_R: True for texts about the whole image, whose box says nothing; they add to neither sum nor count.
-            None: every row counts.
-
-    Returns:
-        The L1 term (the sum of its four coordinates per row) and the GIoU term. With no counted row both are zero; the
-        published code divided by zero there.
-    """
+    box_R4: Float[Tensor, "r 4"], target_R4: Float[Tensor, "r 4"]
+) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
+    """Return each row's L1 distance (the sum of its four coordinates) and 1 - GIoU (spec §2.6), float32."""
     box_R4, target_R4 = box_R4.float(), target_R4.float()
-    counted_R = torch.ones(box_R4.shape[0], device=box_R4.device)
-    if whole_image_R is not None:
-        counted_R = (~whole_image_R).float()
-    distance_R = (box_R4 - target_R4).abs().sum(1)
-    overlap_R = generalised_iou(box_R4, target_R4)
-    count = counted_R.sum()
-    return Term((distance_R * counted_R).sum(), count), Term(((1.0 - overlap_R) * counted_R).sum(), count)
+    return (box_R4 - target_R4).abs().sum(1), 1.0 - generalised_iou(box_R4, target_R4)
 
 
 def generalised_iou(first_R4: Float[Tensor, "r 4"], second_R4: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:

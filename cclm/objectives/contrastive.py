@@ -6,14 +6,11 @@ of the global batch, and the cost per rank is N²/W instead of the N² of the pu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cclm.objectives.term import Term, make_term
-from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
+from cclm.ops.contrastive import AllRows, ContrastiveLoss, contrastive_loss
 
 
 def contrastive(
@@ -23,12 +20,14 @@ def contrastive(
     identity_M: Int[Tensor, " m"],
     temperature: Float[Tensor, " 1"] | float,
     *,
-    gather: Callable[[Tensor], Tensor] = lambda local: local,
+    everything: AllRows | None = None,
     label_smoothing: float = 0.0,
     grad_scale: float = 1.0,
     loss: ContrastiveLoss = contrastive_loss,
-) -> Term:
-    """½ (mean over first rows + mean over second rows) of cross-entropy with soft targets (spec §2.1).
+) -> Float[Tensor, ""]:
+    """½ (Σ over first rows + N/M · Σ over second rows) of cross-entropy with soft targets (spec §2.1), float32.
+
+    Summed over the ranks and divided by the number N of all first rows it is the loss.
 
     Row i's target is spread evenly over the columns of equal identity, so duplicates are never each other's negatives.
     The sets may differ in size (64 sentences against 384 translations); each row must have an equal on the other side.
@@ -37,17 +36,15 @@ def contrastive(
         first_NE, second_ME: this rank's features of the two sides, unit vectors.
         identity_N, identity_M: what each row of them shows.
         temperature: similarities are divided by it.
-        gather: concatenation over the ranks in rank order with the true gradient; used on features, identities and what
-            `loss` needs.
+        everything: the rows of all ranks; None: these are all.
         label_smoothing: share of each target that is spread over all columns.
         grad_scale: factor on the gradient of the features, not of the temperature: 1/8 reproduces the published runs,
             whose gather dropped it on 8 GPUs.
         loss: computes the sum; every rank must multiply it by the same factor (`contrastive_loss`).
-
-    Returns:
-        Count: this rank's first rows. The sum weighs second rows so that the ratio of global sums is the loss.
     """
     first_NE, second_ME = _prepare(first_NE, grad_scale), _prepare(second_ME, grad_scale)
+    if everything is not None:
+        everything = everything._replace(first_NE=widen(everything.first_NE), second_ME=widen(everything.second_ME))
     if not isinstance(temperature, Tensor):
         temperature = first_NE.new_tensor([temperature])
     with torch.autocast(first_NE.device.type, enabled=False):  # it would round what was widened
@@ -57,18 +54,20 @@ def contrastive(
             identity_N,
             identity_M,
             temperature,
-            gather=gather,
+            everything=everything,
             label_smoothing=label_smoothing,
         )
-    return make_term(total.float(), first_NE.shape[0])
+    return total.float()
+
+
+def widen(features: Tensor) -> Tensor:
+    """At least float32: a similarity with an error of 2^-9, divided by a temperature of 0.02, is off by 0.1."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _prepare(features: Tensor, grad_scale: float) -> Tensor:
-    """Scale the gradient, and widen to at least float32.
-
-    A similarity with an error of 2^-9, divided by a temperature of 0.02, is off by 0.1.
-    """
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    """Widen, and scale the gradient."""
+    wide = widen(features)
     if grad_scale != 1.0 and wide.requires_grad:
         wide = wide.view_as(wide)  # the gradients of its other uses stay as they are
         wide.register_hook(lambda gradient: gradient * grad_scale)  # type: ignore[no-untyped-call]

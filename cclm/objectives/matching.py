@@ -7,8 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.objectives.term import Term, make_term
-
 WEIGHT_FLOOR = 1e-5
 """Added to every softmax weight, as published: no candidate is out of reach."""
 
@@ -22,11 +20,7 @@ def negative_weights(
 
 @torch.no_grad()
 def draw_negatives(
-    similarity_FG: Float[Tensor, "f g"],
-    same_FG: Bool[Tensor, "f g"],
-    noise_FG: Float[Tensor, "f g"],
-    hardness: float,
-    own_F: Int[Tensor, " f"] | None = None,
+    similarity_FG: Float[Tensor, "f g"], same_FG: Bool[Tensor, "f g"], noise_FG: Float[Tensor, "f g"], hardness: float
 ) -> Int[Tensor, " f"]:
     """Draw one negative per row, with probability ∝ softmax(hardness · similarity) + 1e-5 (spec §2.2).
 
@@ -34,25 +28,25 @@ def draw_negatives(
 
     Args:
         similarity_FG: similarities of F rows to the G candidates of their group, already divided by the temperature.
-        same_FG: True where the candidate shows the same thing; never drawn while the row has another candidate.
+        same_FG: True where the candidate shows the same thing: never drawn. A row without another candidate gets any
+            column, and must not count (`has_negative`).
         noise_FG: standard Gumbel noise.
         hardness: 0 draws evenly, 1 as published.
-        own_F: column of each row's own partner. Only used by rows where every candidate is `same`: they fall back to an
-            even draw among all columns but their own (all columns, if not given or G is 1). Such a row's label is
-            wrong, so groups should hold more than one identity.
 
     Returns:
         Column of each row's negative.
     """
-    score_FG = negative_weights(similarity_FG, same_FG, hardness).log() + noise_FG
-    fallback_FG = noise_FG
-    if own_F is not None and noise_FG.shape[1] > 1:
-        fallback_FG = noise_FG.scatter(1, own_F[:, None], -torch.inf)
-    return torch.where(same_FG.all(1, keepdim=True), fallback_FG, score_FG).argmax(1)
+    return (negative_weights(similarity_FG, same_FG, hardness).log() + noise_FG).argmax(1)
 
 
-def matching(logits_B2: Float[Tensor, "b 2"], labels_B: Int[Tensor, " b"]) -> tuple[Term, Int[Tensor, ""]]:
-    """Cross-entropy of the matching head and how many rows it gets right; label 1 means that they match."""
+def has_negative(same_FG: Bool[Tensor, "f g"]) -> Bool[Tensor, " f"]:
+    """Return whether a row's group holds something that shows another thing; without, there is nothing to match."""
+    return ~same_FG.all(1)
+
+
+def matching(
+    logits_B2: Float[Tensor, "b 2"], labels_B: Int[Tensor, " b"]
+) -> tuple[Float[Tensor, " b"], Bool[Tensor, " b"]]:
+    """Cross-entropy of the matching head for each row (label 1: they match), float32, and whether it is right."""
     logits_B2 = logits_B2.float()
-    loss = functional.cross_entropy(logits_B2, labels_B, reduction="sum")
-    return make_term(loss, labels_B.shape[0]), (logits_B2.argmax(1) == labels_B).sum()
+    return functional.cross_entropy(logits_B2, labels_B, reduction="none"), logits_B2.argmax(1) == labels_B

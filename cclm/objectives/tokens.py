@@ -6,7 +6,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.objectives.term import Term, make_term
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, RowLosses, linear_cross_entropy
 
 
@@ -40,6 +39,6 @@ def answer_log_likelihood(
     return -(losses_BT * mask_BL[:, 1:]).sum(1)
 
 
-def answer_loss(log_likelihood_B: Float[Tensor, " b"], weight_B: Float[Tensor, " b"], num_questions: int) -> Term:
-    """Weighted negative log-likelihood; counts questions, each of which may have several answers."""
-    return make_term(-(log_likelihood_B * weight_B).sum(), num_questions)
+def answer_loss(log_likelihood_B: Float[Tensor, " b"], weight_B: Float[Tensor, " b"], num_questions: int) -> Tensor:
+    """Weighted negative log-likelihood: a mean over questions, each of which may have several answers."""
+    return -(log_likelihood_B * weight_B).sum() / max(1, num_questions)

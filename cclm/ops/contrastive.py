@@ -31,12 +31,21 @@ ROWS_PER_BLOCK = 512
 FIXED_SHIFT_LIMIT = 30.0
 """Up to this bound on |s|, exp(s − bound) cannot underflow: one exponential then serves both directions."""
 
-Gather = Callable[[Tensor], Tensor]
+
+class AllRows(NamedTuple):
+    """The rows of all ranks (and micro-batches), this one's among them; without gradient."""
+
+    first_NE: Tensor
+    second_ME: Tensor
+    identity_N: Tensor
+    identity_M: Tensor
+    exchange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Log-sum-exps of this rank's first and second rows → of all rows, in their order."""
 
 
 ContrastiveLoss: TypeAlias = Callable[..., Tensor]
-"""(first (N, E), second (M, E), identity (N,), identity (M,), temperature (1,), gather=, label_smoothing=) → scalar: ½
-(Σ over this rank's first rows + ρ · Σ over its second rows). Summed over the ranks it is the loss."""
+"""(first (N, E), second (M, E), identity (N,), identity (M,), temperature (1,), everything=, label_smoothing=) → a
+scalar, ½ (Σ over this rank's first rows + ρ · Σ over its second rows). Summed over the ranks it is the loss."""
 
 
 def contrastive_loss(
@@ -46,7 +55,7 @@ def contrastive_loss(
     identity_M: Int[Tensor, " m"],
     temperature: Float[Tensor, " 1"],
     *,
-    gather: Gather = lambda local: local,
+    everything: AllRows | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """½ (Σ over first rows + ρ · Σ over second rows) of cross-entropy with soft targets, in the features' type.
@@ -56,12 +65,12 @@ def contrastive_loss(
         identity_N, identity_M: what each row of them shows; each has an equal on the other side, on some rank (the loss
             of a row without one is NaN).
         temperature: one number; similarities are divided by it.
-        gather: concatenation over the ranks in rank order. Its gradient is not used: the gradient is the true one where
-            every rank multiplies its result by the same factor, as means over the global batch do.
+        everything: the rows of all ranks; None: these are all. The gradient is the true one where every rank multiplies
+            its result by the same factor, as means over the global batch do.
         label_smoothing: share of each target that is spread over all columns.
     """
     loss: Tensor = _Contrastive.apply(  # type: ignore[no-untyped-call]
-        first_NE, second_ME, identity_N, identity_M, temperature, gather, label_smoothing
+        first_NE, second_ME, identity_N, identity_M, temperature, everything, label_smoothing
     )
     return loss
 
@@ -73,16 +82,18 @@ def contrastive_reference(
     identity_M: Int[Tensor, " m"],
     temperature: Float[Tensor, " 1"],
     *,
-    gather: Gather = lambda local: local,
+    everything: AllRows | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """The slow twin of `contrastive_loss`; `gather` has the true gradient here."""
-    all_first, all_second = gather(first_NE), gather(second_ME)
+    """The slow twin of `contrastive_loss`; the rows of `everything` may need gradients here."""
+    all_first, all_second, all_identity_N, all_identity_M = (
+        (first_NE, second_ME, identity_N, identity_M) if everything is None else everything[:4]
+    )
     forth = _soft_cross_entropy(
-        first_NE @ all_second.T / temperature, identity_N[:, None] == gather(identity_M), label_smoothing
+        first_NE @ all_second.T / temperature, identity_N[:, None] == all_identity_M, label_smoothing
     )
     back = _soft_cross_entropy(
-        second_ME @ all_first.T / temperature, identity_M[:, None] == gather(identity_N), label_smoothing
+        second_ME @ all_first.T / temperature, identity_M[:, None] == all_identity_N, label_smoothing
     )
     return 0.5 * (forth + all_first.shape[0] / max(1, all_second.shape[0]) * back)
 
@@ -118,22 +129,23 @@ class _Contrastive(torch.autograd.Function):
         identity_N: Tensor,
         identity_M: Tensor,
         temperature: Tensor,
-        gather: Gather,
+        everything: AllRows | None,
         label_smoothing: float,
     ) -> Tensor:
         """The local sum."""
-        all_first, all_second = gather(first_NE), gather(second_ME)
-        targets = _Targets(all_first, all_second, gather(identity_N), gather(identity_M), label_smoothing)
+        rows = everything or AllRows(first_NE, second_ME, identity_N, identity_M, lambda *own: own)
+        all_first, all_second = rows.first_NE, rows.second_ME
+        targets = _Targets(*rows[:4], label_smoothing)
         scale = temperature.to(first_NE.dtype).reciprocal()[0]
         ratio = all_first.shape[0] / max(1, all_second.shape[0])
         # one process without a kernel: one product serves both directions
-        is_alone = all_first is first_NE and all_second is second_ME and _kernels_for(first_NE) is None
+        is_alone = everything is None and _kernels_for(first_NE) is None
         if is_alone:
             row_N, column_M = _both_log_sums(first_NE, second_ME, scale)
             all_row, all_column = row_N, column_M
         else:
             row_N, column_M = log_sums(first_NE, all_second, scale), log_sums(second_ME, all_first, scale)
-            all_row, all_column = gather(row_N), gather(column_M)
+            all_row, all_column = rows.exchange(row_N, column_M)
         class_N, class_M = targets.class_of(identity_N), targets.class_of(identity_M)
         forth = (row_N - scale * (first_NE * targets.of_first(class_N, 1.0, 0.0)).sum(1)).sum()
         back = (column_M - scale * (second_ME * targets.of_second(class_M, 0.0, 1.0)).sum(1)).sum()

@@ -120,8 +120,10 @@ class StopRequest:
             raise StopAsked
 
     def _watch(self, reader: int) -> None:
+        poll = select.poll()  # select() knows no descriptor above 1,023, and a process with many shards has those
+        poll.register(reader, select.POLLIN)
         while True:
-            if not select.select([reader], [], [], LOOK_S)[0]:
+            if not poll.poll(1000 * LOOK_S):
                 self._look_at_file()
                 continue
             received = os.read(reader, 64)

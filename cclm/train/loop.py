@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cclm.checkpoint.collective import save_checkpoint
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
+from cclm.distributed.agreement import agree_on_step
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause
 from cclm.run.ending import MemoryGuard
@@ -99,14 +99,15 @@ def train(run: Run) -> bool:
     for step in range(run.start_step, run.num_steps):
         taken = next_batch(run, batches)
         # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
-        if (stop_reason := agree_to_stop(run)) or taken is None:
-            save_and_stop(run, step, stop_reason)
+        if is_asked_before(run, step, taken):
+            save_and_stop(run, step)
             return False
+        assert taken is not None
         batch, on_device = taken
         assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
-        result = update(run.engine, on_device, run.schedule, lambda: bool(agree_to_stop(run)))
+        result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run))
         if result is None:
-            save_and_stop(run, step, agree_to_stop(run))
+            save_and_stop(run, step)
             return False
         recorder.add(batch, result)
         run.memory.passed()
@@ -130,20 +131,28 @@ def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch,
         return None
 
 
-def save_and_stop(run: Run, step: int, reason: str) -> None:
+def is_asked_before(run: Run, step: int, taken: tuple[Batch, Batch] | None) -> bool:
+    """Return whether a rank is asked to stop before a step. One collective; ConfigError where ranks disagree on it."""
+    parts = {} if taken is None else dict(enumerate(taken[1].parts))
+    return agree_on_step(run.engine.collectives, step, parts, is_asked=bool(own_reason(run)) or taken is None)
+
+
+def is_anybody_asked(run: Run) -> bool:
+    """Return whether a rank is asked to stop, between micro-batches. A collective."""
+    return any(asked for (asked,) in run.engine.collectives.numbers([bool(own_reason(run))]))
+
+
+def own_reason(run: Run) -> str:
+    """Return why this rank is asked to stop, or ""."""
+    return run.stop.reason(run.folder if run.engine.rank == 0 else None)
+
+
+def save_and_stop(run: Run, step: int) -> None:
     """Save after `step` steps, if any was done since the last checkpoint, and note why the run ends. A collective."""
+    reason = own_reason(run) or run.stop.reason(run.folder) or "another rank was asked"
     run.recorder.write(step - 1)
     if run.recorder.health.has_changed:
         run.checkpointer.save(step, run.recorder)
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
     if run.engine.rank == 0:
         note_stopped(run.folder, step, reason)
-
-
-def agree_to_stop(run: Run) -> str:
-    """Return why the run stops before this step, or "". A collective: one rank's request is everybody's."""
-    folder = run.folder if run.engine.rank == 0 else None
-    reason = run.stop.reason(folder)
-    if int(run.engine.collectives.sum(torch.tensor([bool(reason)]).int())) == 0:
-        return ""
-    return reason or run.stop.reason(folder) or "another rank was asked"

@@ -7,14 +7,13 @@
 
 Under ZeRO-3 a module's parameters are gathered each time it runs, and ranks that run different modules wait for
 each other for ever; so whatever must pass through a module is concatenated into one call, the same on every rank.
-What stands in the calls is the views' business (`cclm/views`). Losses are the published ones (Cross-View Language
-Modeling, arXiv 2206.00621, section 3).
+What stands in the calls is the views' business (`cclm/views`), what ranks tell each other that of `sharing.py`. Losses
+are the published ones (Cross-View Language Modeling, arXiv 2206.00621, section 3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -27,14 +26,12 @@ from cclm.engine.protocol import Losses
 from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
-from cclm.objectives.matching import matching
 from cclm.objectives.options import ObjectiveConfig
-from cclm.objectives.term import Term, make_term, shares
-from cclm.objectives.tokens import masked_lm
 from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
-from cclm.views.rows import FusionRows, memories_of, stop_gradient
-from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, Loss, StepContext, View
+from cclm.train.losses import StepLosses
+from cclm.train.sharing import Sharing, told
+from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, View
 
 
 class CrossViewTraining(nn.Module):
@@ -62,28 +59,51 @@ class CrossViewTraining(nn.Module):
         self.pad_id = model.config.options().text.pad_token_id
 
     def forward(self, batch: Batch) -> Losses:
-        """Return the losses of this rank's share of an update; their mean over the ranks is the global batch's."""
-        views = batch.normalised().views  # bytes came over: a quarter of the traffic
-        options = self.objectives
-        encoded = self._encode(views)
-        temperature = self.model.temperature()
-        context = StepContext(
-            objectives=options,
-            gather=self.collectives.gather,
-            temperature=temperature,
-            hardness=options.hardness_at(batch.step),
+        """Return the losses of this rank's share of an update (of a micro-batch of it).
+
+        Their mean over the ranks and micro-batches is the global batch's. Micro-batches need `batch.shared`.
+        """
+        views, parts, temperature, known = self._contributions(batch)
+        sharing = self.sharing(batch)
+        assert batch.shared is not None or batch.num_parts == 1, "a micro-batch without what the others know"
+        losses = StepLosses(
+            model=self.model,
+            objectives=self.objectives,
+            cross_entropy=self.cross_entropy,
             contrastive=self.contrastive,
+            sharing=sharing,
+            shared=sharing.share([known]) if batch.shared is None else batch.shared,
+            batch=batch,
+            views=views,
+            parts=parts,
+            temperature=temperature,
         )
-        parts = {name: self.views[name].contribute(context, view, encoded[name]) for name, view in views.items()}
-        contrasts = {f"{name}/{loss}": value for name, part in parts.items() for loss, value in part.losses.items()}
-        reaches_encoders = batch.step >= options.fusion_warmup_steps
-        losses, masked_BLD = self._fused_losses(parts, reaches_encoders=reaches_encoders)
-        means, factors = self._means(contrasts, losses, views)
-        masked, more_means = self._masked_lm(masked_BLD, views, factors)
-        weighted = [means[name] * loss.weight for name, loss in (contrasts | losses).items() if loss.weight is not None]
-        total = torch.stack([*weighted, masked]).sum()
-        metrics = {name: value.detach() for name, value in {"loss": total, **means, **more_means}.items()}
-        return Losses(total=total, metrics={**metrics, "temperature": temperature.detach()[0]})
+        losses.contrast()
+        losses.fuse()
+        metrics = {"loss": losses.total.detach(), **losses.metrics, "temperature": temperature.detach()[0]}
+        return Losses(total=losses.total, metrics=metrics)
+
+    def survey(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what a micro-batch tells the others: the encoders only. `Sharing.share` puts all of them together."""
+        return self._contributions(batch)[-1]
+
+    def sharing(self, batch: Batch) -> Sharing:
+        """Return how an update's rows are dealt."""
+        configs = {name: self.views[name].config for name in batch.views}
+        return Sharing(collectives=self.collectives, configs=configs, num_parts=batch.num_parts)
+
+    def _contributions(
+        self, batch: Batch
+    ) -> tuple[Mapping[str, ViewBatch], dict[str, Contribution], Tensor, dict[str, Tensor]]:
+        """The views' batches, normalised; what they contribute; the temperature; what others need of it."""
+        views = batch.normalised().views  # bytes came over: a quarter of the traffic
+        encoded, temperature, known = self._encode(views), self.model.temperature(), dict[str, Tensor]()
+        parts = {
+            name: self.views[name].contribute(self.objectives, view, encoded[name]) for name, view in views.items()
+        }
+        for name, part in parts.items():
+            known |= told(name, views[name], part, temperature)
+        return views, parts, temperature, known
 
     def _encode(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedView]:
         """All texts through the text encoder and all images through the vision encoder, in one call each.
@@ -123,112 +143,3 @@ class CrossViewTraining(nn.Module):
             name: EncodedImages(whole_BND=whole, states=state, feature_BE=feature)
             for name, whole, state, feature in zip(views, whole_BND, states, features, strict=True)
         }
-
-    def _fused_losses(
-        self, parts: Mapping[str, Contribution], *, reaches_encoders: bool
-    ) -> tuple[dict[str, Loss], Tensor]:
-        """One fusion call for the rows of all views, matching and the views' own heads; and the fused masked texts."""
-        matched = {name: part.matched for name, part in parts.items() if part.matched is not None}
-        located = {name: part.located for name, part in parts.items() if part.located is not None}
-        rows = [part.rows for part in matched.values()]
-        rows += [part.masked for part in parts.values()]
-        rows += [part.rows for part in located.values()]
-        mask_BL = torch.cat([part.query[1] for part in rows])
-        fused_BLD = self._fuse(rows, mask_BL, reaches_encoders=reaches_encoders)
-        num_matched, num_masked = len(matched), len(parts)
-        sizes = [part.count for part in rows]
-        first, second = sum(sizes[:num_matched]), sum(sizes[: num_matched + num_masked])
-        losses: dict[str, Loss] = {}
-        if matched:
-            logits_B2 = self.model.match_logits(fused_BLD[:first], mask_BL[:first])
-            logits = torch.split(logits_B2, sizes[:num_matched])
-            for (name, part), logits_F2 in zip(matched.items(), logits, strict=True):
-                losses |= matching_losses(f"{name}/{part.name}", logits_F2, part.weight)
-        fused = torch.split(fused_BLD[second:], sizes[num_matched + num_masked :])
-        masks = torch.split(mask_BL[second:], sizes[num_matched + num_masked :])
-        for (name, own), fused_FLD, mask_FL in zip(located.items(), fused, masks, strict=True):
-            losses |= {f"{name}/{loss}": value for loss, value in own.losses(self.model, fused_FLD, mask_FL).items()}
-        return losses, fused_BLD[first:second]
-
-    def _fuse(self, parts: Sequence[FusionRows], mask_BL: Tensor, *, reaches_encoders: bool) -> Tensor:
-        """The fusion encoder on all rows, those with and those without memory."""
-        query_BLD = torch.cat([part.query[0] for part in parts])
-        if not reaches_encoders:
-            query_BLD = stop_gradient(query_BLD)
-        found = memories_of(parts)
-        if found is None:
-            return self.model.fuse(query_BLD, mask_BL, None)
-        memories, has_memory_B = found
-        memory_BND, memory_mask_BN = concatenate_padded(memories)
-        if not reaches_encoders:
-            memory_BND = stop_gradient(memory_BND)
-        is_mixed = any(part.memory is None for part in parts)
-        return self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory_B if is_mixed else None)
-
-    def _means(
-        self, contrasts: Mapping[str, Loss], losses: Mapping[str, Loss], views: Mapping[str, ViewBatch]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Turn local sums into shares of global means: sum · ranks / global count (or into means of each rank).
-
-        Contrastive losses always are means over the global batch, of which each published rank computed the whole.
-
-        Returns:
-            The shares by loss, and for each view the factor that makes a share of its masked-LM losses.
-        """
-        own = {name: loss.term for name, loss in losses.items()}
-        for name, view in views.items():  # the losses themselves come later, times these shares of one
-            slot_T = view.masked.slot_T
-            own[f"{name}/mlm"] = make_term(torch.ones((), device=slot_T.device), slot_T.shape[0])
-        together = {name: loss.term for name, loss in contrasts.items()}
-        is_global, talk = self.objectives.means == "global", self.collectives
-        means = shares(together | own if is_global else together, talk.sum, talk.world_size)
-        if not is_global:
-            means |= shares(own, per_rank=True)
-        return means, {name: means.pop(f"{name}/mlm") for name in views}
-
-    def _masked_lm(
-        self, fused_BLD: Tensor, views: Mapping[str, ViewBatch], factors: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predict the hidden tokens of all views: one call of the head and of the loss, on real slots only.
-
-        Returns:
-            The weighted sum of all views' losses, and what is written down of each view.
-        """
-        length = fused_BLD.shape[1]
-        slots, first_row = [], 0
-        for view in views.values():
-            num_rows, own_length = view.masked.tokens.ids_BL.shape
-            row_T = first_row + view.masked.slot_T // own_length
-            slots.append(row_T * length + view.masked.slot_T % own_length)
-            first_row += num_rows
-        hidden_TD = self.model.masked_lm_states(fused_BLD.flatten(0, 1)[torch.cat(slots)])
-        label_T = torch.cat([view.masked.label_T for view in views.values()])
-        sizes = [slot_T.shape[0] for slot_T in slots]
-        factor_T = torch.cat([factors[name].expand(size) for name, size in zip(views, sizes, strict=True)])
-        found = self.model.decode_with(
-            hidden_TD,
-            partial(
-                masked_lm,
-                label_T=label_T,
-                factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
-                cross_entropy=self.cross_entropy,
-            ),
-        )
-        means: dict[str, Tensor] = {}
-        parts = (torch.split(values_T * factor_T, sizes) for values_T in (found.loss_T, found.correct_T))
-        for name, loss_T, correct_T in zip(views, *parts, strict=True):
-            means |= {f"{name}/mlm": loss_T.sum(), f"{name}/mlm_accuracy": correct_T.sum()}
-        return found.total, means
-
-
-def matching_losses(name: str, logits_F2: Tensor, weight: float) -> dict[str, Loss]:
-    """Do query and memory belong together? The first third of the rows does (`MatchingRows.rows`)."""
-    size = logits_F2.shape[0]
-    labels_F = (torch.arange(size, device=logits_F2.device) < size // 3).long()
-    term, correct = matching(logits_F2, labels_F)
-    return {name: Loss(term=term, weight=weight), f"{name}_accuracy": accuracy(correct, term)}
-
-
-def accuracy(correct: Tensor, term: Term) -> Loss:
-    """Return the share of right answers among what a loss counts."""
-    return Loss(term=Term(correct.float(), term.count), weight=None)

@@ -10,17 +10,19 @@ is decayed. So it was in the published runs (3M: the image tower gets two update
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cclm.data.batch import Batch
 from cclm.data.config import Views
 from cclm.data.options import Schedule
 from cclm.data.schedule import ViewSchedule
 from cclm.engine.protocol import Engine, StepStatistics
+from cclm.train.step import CrossViewTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ def update(
     metrics, norms = list[Mapping[str, Tensor]](), list[float]()
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
         found = list[Mapping[str, Tensor]]()
-        for part in parts:
+        for part in with_features_of_all(engine, parts):
             if found and not norms and is_asked():
                 engine.abandon_step()
                 return None
@@ -61,6 +63,26 @@ def update(
         statistics=replace(statistics, grad_norm=max(norms)),
         skipped=tuple(not math.isfinite(norm) for norm in norms),
     )
+
+
+def with_features_of_all(engine: Engine[Batch], parts: Sequence[Batch]) -> Sequence[Batch]:
+    """Let the micro-batches of an update know each other's features: a pass of the encoders without gradient.
+
+    Each then computes its own rows of the loss of the whole batch (GradCache, arXiv 2101.06983).
+    """
+    if len(parts) == 1:
+        return parts
+    module = engine.module
+    assert isinstance(module, CrossViewTraining), "only this module can be asked what others need"
+    known = [engine.survey(part, partial(survey, batch=part)) for part in parts]
+    shared = module.sharing(parts[0]).share(known)
+    return [replace(part, shared=shared) for part in parts]
+
+
+def survey(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The probe of a micro-batch."""
+    assert isinstance(module, CrossViewTraining)
+    return module.survey(batch)
 
 
 def updates_of(batch: Batch, schedule: Schedule) -> list[Batch]:

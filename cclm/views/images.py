@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import PixelScale, Tokens, ViewBatch
-from cclm.views.rows import FusionRows, draw_matching, select
-from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, MatchingRows, StepContext
+from cclm.objectives.options import ObjectiveConfig
+from cclm.views.rows import FusionRows, select
+from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, Pairing
 
 BatchType = TypeVar("BatchType", bound="ImageBatch")
 
@@ -72,26 +74,25 @@ class ImageBuffer:
 
 
 def image_rows(
-    step: StepContext,
+    objectives: ObjectiveConfig,
     batch: ImageBatch,
     encoded: EncodedView,
-    losses: dict[str, Loss],
+    contrasts: Sequence[Contrast],
     located: LocatedRows | None = None,
     matching: str = "itm",
 ) -> Contribution:
     """Return the contribution of rows of images (or regions) with texts: image as memory, text as query.
 
-    `losses`: contrastive ones. `located`: rows for a head of the view's own. `matching`: name of the matching loss.
+    `located`: rows for a head of the view's own. `matching`: name of the matching loss.
     """
     images, texts = encoded.images, encoded.texts[0]
     assert images is not None
-    query_F3, memory_F3 = draw_matching(
-        images.feature_BE, texts.feature_BE, batch.identity_R, batch, step.temperature, step.hardness
+    pairing = Pairing(
+        name=matching,
+        weight=objectives.itm_weight,
+        memory=images,
+        query=texts,
+        identity_R=batch.identity_R,
     )
-    matched = FusionRows(query=select(texts.states, query_F3), memory=select(images.states, memory_F3))
-    return Contribution(
-        losses=losses,
-        matched=MatchingRows(name=matching, weight=step.objectives.itm_weight, rows=matched),
-        masked=FusionRows(query=encoded.masked, memory=select(images.states, batch.matching_row_F)),
-        located=located,
-    )
+    masked = FusionRows(query=encoded.masked, memory=select(images.states, batch.matching_row_F))
+    return Contribution(contrasts=contrasts, pairing=pairing, masked=masked, located=located)

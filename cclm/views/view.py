@@ -3,24 +3,24 @@
     shard sets ─► source ─► ViewBatch ─► texts, masked texts, images ─► encoders (one call each, all views together)
                                                                             │
     Contribution ◄── view.contribute ◄── EncodedView ◄──────────────────────┘
-        ├─ losses      contrastive terms
-        ├─ matched     rows for the fusion encoder and the matching head
+        ├─ contrasts   pairs of sides for the contrastive losses
+        ├─ pairing     which text belongs to which memory: positives, for which the step draws hard negatives
         ├─ masked      rows for the fusion encoder and the masked-LM head
         └─ located     rows for the fusion encoder and a head of the view's own
 
-A view never runs a module that another view runs, too: under ZeRO-3 each module runs once per step, so the step does
-that for all views at once (`cclm/train/step.py`).
+A view never runs a module that another view runs, too, and talks to no rank: under ZeRO-3 each module runs once per
+step, so the step does both for all views at once (`cclm/train/step.py`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cclm.data.batch import ViewBatch
@@ -29,21 +29,9 @@ from cclm.data.loader import StepDataset
 from cclm.data.source import Source
 from cclm.data.tokens import TextTokenizer
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.objectives.contrastive import contrastive
 from cclm.objectives.options import ObjectiveConfig
-from cclm.objectives.term import Term
-from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
 from cclm.shardfile.options import CacheConfig
 from cclm.views.rows import FusionRows, States
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """One term of the total, or only a measure."""
-
-    term: Term
-    weight: float | None
-    """Factor in the total; None: it is only written down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,45 +63,46 @@ class EncodedView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepContext:
-    """What every view needs in a step."""
+class Side:
+    """One side of a contrastive loss."""
 
-    objectives: ObjectiveConfig
-    gather: Callable[[Tensor], Tensor]
-    """Rows of all ranks, with gradient."""
-    temperature: Float[Tensor, " 1"]
-    hardness: float
-    contrastive: ContrastiveLoss = contrastive_loss
-
-    def contrast(
-        self,
-        first_NE: Tensor,
-        second_ME: Tensor,
-        identities: tuple[Tensor, Tensor],
-        temperature: Tensor | None = None,
-    ) -> Term:
-        """Return the contrastive loss with this run's options."""
-        return contrastive(
-            first_NE,
-            second_ME,
-            *identities,
-            self.temperature if temperature is None else temperature,
-            gather=self.gather,
-            label_smoothing=self.objectives.label_smoothing,
-            grad_scale=self.objectives.contrastive_grad_scale,
-            loss=self.contrastive,
-        )
+    feature_NE: Float[Tensor, "n e"]
+    identity_N: Int[Tensor, " n"]
+    """Equal values are positives of each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingRows:
-    """Rows for the matching head."""
+class Contrast:
+    """A contrastive loss: pull two sides together where they show the same, and apart elsewhere."""
+
+    name: str
+    """Of the loss: "itc" or "ttc"."""
+    weight: float
+    pairs: Sequence[tuple[Side, Side]]
+    """The loss is the mean over these; the first side of each has a row for each row of the view."""
+    temperature_factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What can be matched with what: for each of the view's R rows a memory and a query that belong together."""
 
     name: str
     """Of the loss: "itm" or "ttm"."""
     weight: float
-    rows: FusionRows
-    """Positives, then as many wrong memories, then as many wrong queries."""
+    memory: EncodedRows
+    query: EncodedRows
+    identity_R: Int[Tensor, " r"]
+    """Rows with equal values are never each other's negatives."""
+    temperature_factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLoss:
+    """A loss of each of some rows, float32."""
+
+    loss_F: Float[Tensor, " f"]
+    weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +110,9 @@ class LocatedRows:
     """Rows for a head of the view's own."""
 
     rows: FusionRows
-    losses: Callable[[CCLMModel, Tensor, Tensor], Mapping[str, Loss]]
+    counted_F: Float[Tensor, " f"]
+    """1 or 0: whether a row counts in the means."""
+    losses: Callable[[CCLMModel, Tensor, Tensor], Mapping[str, RowLoss]]
     """(model, fused states, their mask) → losses by name; runs the head once."""
 
 
@@ -129,9 +120,9 @@ class LocatedRows:
 class Contribution:
     """What a view gives to a step. Names of losses stand without the view's name."""
 
-    losses: Mapping[str, Loss]
-    """Contrastive ones, or others that come straight from the encoders: means over the global batch, always."""
-    matched: MatchingRows | None
+    contrasts: Sequence[Contrast]
+    """Means over the global batch, always."""
+    pairing: Pairing | None
     """None: no matching (TLM)."""
     masked: FusionRows
     """The batch's masked texts with their true memories."""
@@ -168,8 +159,8 @@ class View(ABC, Generic[ConfigType, BatchType]):
         return whole_BND, torch.ones(whole_BND.shape[:2], dtype=torch.bool, device=whole_BND.device)
 
     @abstractmethod
-    def contribute(self, step: StepContext, batch: BatchType, encoded: EncodedView) -> Contribution:
-        """Contrast the two sides, and say which rows go through the fusion encoder and its heads."""
+    def contribute(self, objectives: ObjectiveConfig, batch: BatchType, encoded: EncodedView) -> Contribution:
+        """Say what is contrasted, and what goes through the fusion encoder and its heads."""
 
 
 def open_dataset(

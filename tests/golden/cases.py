@@ -18,8 +18,8 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching
-from cclm.objectives.term import Term, make_term, shares
 from cclm.objectives.tokens import masked_lm
+from tests.gathering import all_rows, gather_of
 
 Inputs = dict[str, Tensor]
 Draws = tuple[Tensor, Tensor]
@@ -30,15 +30,12 @@ class Outcome:
     """What a case computed: values by the names of the golden files, and loss terms."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
-    terms: dict[str, Term] = field(default_factory=dict)
-
-    def losses(self) -> dict[str, Tensor]:
-        """This rank's means, as the published code takes them."""
-        return shares(self.terms, per_rank=True)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's means, as the published code takes them."""
 
     def total(self) -> Tensor:
         """Their sum."""
-        return torch.stack(list(self.losses().values())).sum()
+        return torch.stack(list(self.losses.values())).sum()
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,9 @@ class Runner:
             second_BLD, second_mask = self._text(inputs, outcome, "text_ids_2", "text_atts_2", "#1")
             second_BE = outcome.values["text_feat#1"] = self.model.project_texts(second_BLD, second_mask)
             other = self._contrast(outcome, "contrastive_logits#1", image_BE, second_BE)
-            itc = Term(0.5 * (itc.sum + other.sum), itc.count)
-            outcome.terms["loss_ttc"] = self._contrast(outcome, "contrastive_logits#2", text_BE, second_BE)
-        outcome.terms["loss_itc"] = itc
+            itc = 0.5 * (itc + other)
+            outcome.losses["loss_ttc"] = self._contrast(outcome, "contrastive_logits#2", text_BE, second_BE)
+        outcome.losses["loss_itc"] = itc
         self._match(outcome, "loss_itm", (image_BND, image_mask), (text_BLD, mask_BL), draws)
         self._masked_lm(inputs, outcome, image_BND, image_mask)
         if with_boxes:
@@ -87,9 +84,9 @@ class Runner:
             outcome.values["bbox_head_input"] = fused[:, 0]
             boxes = self.model.locate_boxes(fused, mask_BL)
             outcome.values["bbox_head_logits"] = boxes.logit()
-            whole = inputs["is_image"].bool() if "is_image" in inputs else None
-            losses = box_losses(boxes, inputs["target_bbox"], whole)
-            outcome.terms.update(zip(("loss_bbox", "loss_giou"), losses, strict=True))
+            counted = ~inputs["is_image"].bool() if "is_image" in inputs else torch.ones(len(boxes), dtype=torch.bool)
+            for name, losses in zip(("loss_bbox", "loss_giou"), box_losses(boxes, inputs["target_bbox"]), strict=True):
+                outcome.losses[name] = losses[counted].mean()
 
     def _encode_image(self, inputs: Inputs, outcome: Outcome, with_boxes: bool) -> tuple[Tensor, Tensor]:
         """Memory and its mask."""
@@ -115,23 +112,18 @@ class Runner:
         second_BLD, second_mask = self._text(inputs, outcome, "text_ids_2", "text_atts_2", "#1")
         first_BE = outcome.values["text_feat"] = self.model.project_texts(first_BLD, first_mask)
         second_BE = outcome.values["text_feat#1"] = self.model.project_texts(second_BLD, second_mask)
-        outcome.terms["loss_ttc"] = self._contrast(outcome, "contrastive_logits", first_BE, second_BE)
+        outcome.losses["loss_ttc"] = self._contrast(outcome, "contrastive_logits", first_BE, second_BE)
         return first_BLD, second_BLD, (first_mask, second_mask)
 
-    def _contrast(self, outcome: Outcome, name: str, first_BE: Tensor, second_BE: Tensor) -> Term:
+    def _contrast(self, outcome: Outcome, name: str, first_BE: Tensor, second_BE: Tensor) -> Tensor:
         """Each row is its own identity, also over the ranks: the published pre-training knows no duplicates."""
         identity_B = torch.arange(first_BE.shape[0]) + self.talk.rank * first_BE.shape[0]
         temperature = self.model.temperature()
         outcome.values[name] = first_BE @ second_BE.T / temperature
-        return contrastive(
-            first_BE,
-            second_BE,
-            identity_B,
-            identity_B,
-            temperature,
-            gather=self.talk.gather,
-            grad_scale=self.grad_scale,
-        )
+        own = first_BE, second_BE, identity_B, identity_B
+        everything = all_rows(gather_of(self.talk), *own)
+        total = contrastive(*own, temperature, everything=everything, grad_scale=self.grad_scale)
+        return total / first_BE.shape[0]
 
     def _match(
         self, outcome: Outcome, name: str, memory: tuple[Tensor, Tensor], query: tuple[Tensor, Tensor], draws: Draws
@@ -146,7 +138,7 @@ class Runner:
         outcome.values["itm_head_input"] = fused[:, 0]
         logits = outcome.values["itm_head_logits"] = self.model.match_logits(fused, mask)
         labels = (torch.arange(len(query_rows)) < len(rows)).long()
-        outcome.terms[name] = matching(logits, labels)[0]
+        outcome.losses[name] = matching(logits, labels)[0].mean()
 
     def _masked_lm(
         self, inputs: Inputs, outcome: Outcome, memory_BND: Tensor | None, memory_mask_BN: Tensor | None
@@ -165,7 +157,7 @@ class Runner:
             outcome.values["mlm_logits"] = logits.view(*slot_BS.shape, -1)
         hidden_TD = self.model.masked_lm_states(gathered[real])
         losses = self.model.decode_with(hidden_TD, partial(masked_lm, label_T=label_BS[real]))
-        outcome.terms["loss_mlm"] = make_term(losses.total, hidden_TD.shape[0])
+        outcome.losses["loss_mlm"] = losses.total / max(1, hidden_TD.shape[0])
 
     def _translation_lm(self, inputs: Inputs, outcome: Outcome) -> None:
         """TLM: both sentences in one text, no memory."""

@@ -69,7 +69,7 @@ def run_own(layout: str, case: str) -> tuple[Outcome, dict[str, float]]:
     model = wavy_model(TINY[layout])
     draws: Draws = (torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
     outcome = Runner(model).run(case, own_inputs(case), draws)
-    losses = {name: value.item() for name, value in outcome.losses().items()}
+    losses = {name: value.item() for name, value in outcome.losses.items()}
     outcome.total().backward()
     for encoder in ("vision_encoder", "text_encoder", "fusion_encoder"):
         gradients = [value.grad for value in getattr(model, encoder).parameters() if value.grad is not None]

@@ -64,7 +64,7 @@ def test_every_recorded_case_is_compared(golden: GoldenSet) -> None:
 def test_values_losses_and_gradients(golden: GoldenSet, case: str) -> None:
     outcome, gradients = run(golden, case)
     meta = golden.meta["cases"][case]
-    losses = outcome.losses()
+    losses = outcome.losses
     assert set(losses) == set(meta["loss"])
     for name, expected in meta["loss"].items():
         assert losses[name].item() == pytest.approx(expected, abs=ABSOLUTE, rel=RELATIVE), name

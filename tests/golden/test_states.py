@@ -96,4 +96,4 @@ def test_the_token_layout_does_not_matter(golden: GoldenSet, layout: str) -> Non
     with torch.no_grad():
         outcome = Runner(golden.model(layout)).run("para", golden.inputs("para"), golden.negatives("para"))
     for name, expected in golden.meta["cases"]["para"]["loss"].items():
-        assert outcome.losses()[name].item() == pytest.approx(expected, abs=1e-5, rel=1e-4)
+        assert outcome.losses[name].item() == pytest.approx(expected, abs=1e-5, rel=1e-4)

@@ -37,7 +37,7 @@ def train_half(folder: str) -> Result:
         model = golden.model()
         given = {key: value for key, value in inputs.items() if not (only_itc and key.endswith("_2"))}
         outcome = Runner(model, talk, grad_scale=scale).run("itc2", given, (first, second))
-        losses = outcome.losses()
+        losses = outcome.losses
         (losses["loss_itc"] if only_itc else outcome.total()).backward()
         ours = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
         result[name] = {

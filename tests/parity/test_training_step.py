@@ -90,7 +90,6 @@ def test_uneven_shares_agree(joint_case: Case, tmp_path: Path) -> None:
         make_batch=partial(joint, path),
         num_steps=4,
         keeps_gradients=True,
-        equal_rows=False,
     )
     plain, ranks = train_plain(case), train_ranks(case, world_size=3)
     assert max(abs(a - b) for a, b in zip(plain.losses, ranks[0].losses, strict=True)) < 1e-5

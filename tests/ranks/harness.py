@@ -53,8 +53,6 @@ class Case:
     """More keys for `zero_optimization`."""
     ds_options: dict[str, Any] = field(default_factory=dict)
     """More keys for the top of DeepSpeed's JSON."""
-    equal_rows: bool = True
-    """Whether all ranks have equally many samples."""
     timeout_s: float = 120.0
 
 
@@ -103,7 +101,7 @@ def make_deepspeed(case: Case) -> Any:
 
     if not case.clears_stale_gradients:
         quirks.clear_stale_gradients = lambda zero, stage: None  # in this rank's process, for good
-    topology, ours = Topology.from_environment(device="cpu"), collectives(case.equal_rows)
+    topology, ours = Topology.from_environment(device="cpu"), collectives()
     seed_initialisation(case.seed)
     return DeepSpeedEngine(
         case.make_module(ours),

@@ -6,8 +6,7 @@ from typing import cast
 import pytest
 import torch
 
-from cclm.data.batch import Batch, Tokens
-from cclm.distributed.agreement import batch_structure, check_same_step, check_same_values
+from cclm.distributed.agreement import agree_on_step, batch_structure, check_same_values
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
 from cclm.views.text_pair.view import TextPairBatch
@@ -22,13 +21,11 @@ def _check(what: str) -> str:
         step += what == "step"
         if what == "view":
             batch = replace(batch, views={"image_text": batch.views["image_text"]})
-        if what == "rows":
-            batch = joint_batch(4, 0, 1)
+    is_asked = what == "asked" and talk.rank == 1
     try:
-        check_same_step(talk, step, batch)
+        return "stop" if agree_on_step(talk, step, None if is_asked else batch, is_asked=is_asked) else ""
     except ConfigError as error:
         return str(error)
-    return ""
 
 
 @pytest.mark.slow
@@ -38,7 +35,7 @@ def _check(what: str) -> str:
         ("nothing", ""),
         ("step", "got step 4 on rank 0, 5 on rank 1."),
         ("view", "batch structure Batch(views={image_text=ImageTextBatch("),
-        ("rows", "images_BCHW=float32:4d:8rows"),
+        ("asked", "stop"),
     ],
 )
 def test_disagreement_is_a_sentence_on_every_rank(what: str, message: str) -> None:
@@ -46,7 +43,7 @@ def test_disagreement_is_a_sentence_on_every_rank(what: str, message: str) -> No
     assert texts[0] == texts[1]
     assert message in texts[0]
     assert bool(texts[0]) == (what != "nothing")
-    assert ("text_pair=" in texts[0]) == (what in ("view", "rows"))
+    assert ("text_pair=" in texts[0]) == (what == "view")
 
 
 def _compare(odd_rank: int) -> tuple[str, str]:
@@ -67,23 +64,15 @@ def test_ranks_that_were_started_otherwise_are_named_with_the_block_that_differs
     assert on_ranks(_compare, 2, 7, timeout_s=60.0) == [("", "")] * 2
 
 
-def test_structure_counts_samples_but_not_tokens() -> None:
+def test_structure_is_types_and_dimensions_but_not_numbers_of_rows() -> None:
     batch = joint_batch(0, 0, 2)
     pairs = cast(TextPairBatch, batch.views["text_pair"])
-
-    def with_pairs(**changes: torch.Tensor | Tokens) -> Batch:
-        return replace(batch, views={**batch.views, "text_pair": replace(pairs, **changes)})  # type: ignore[arg-type]
-
-    assert batch_structure(batch) == batch_structure(joint_batch(1, 1, 2))  # another number of masked slots
-    assert batch_structure(batch) != batch_structure(joint_batch(0, 0, 1))  # another number of samples
-    assert batch_structure(batch, equal_rows=False) == batch_structure(joint_batch(0, 0, 1), equal_rows=False)
-    longer = with_pairs(text=replace(pairs.text, ids_BL=torch.zeros(9, 20, dtype=torch.long)))
-    assert batch_structure(longer) == batch_structure(batch)
-    assert batch_structure(with_pairs(first_P=pairs.first_P[:-1])) != batch_structure(batch)
-    assert batch_structure(with_pairs(noise_first_FG=pairs.noise_first_FG.half())) != batch_structure(batch)
+    other = replace(pairs, noise_first_FG=pairs.noise_first_FG.half())
+    assert batch_structure(batch) == batch_structure(joint_batch(1, 1, 2)) == batch_structure(joint_batch(0, 0, 1))
+    assert batch_structure(batch) != batch_structure(replace(batch, views={**batch.views, "text_pair": other}))
     assert batch_structure({"a": torch.zeros(2), "b": 3}) == "{a=float32:1d, b=int}"
 
 
 def test_one_process_always_agrees() -> None:
-    check_same_step(SINGLE, 0, object())
+    assert not agree_on_step(SINGLE, 0, object(), is_asked=False) and agree_on_step(SINGLE, 0, None, is_asked=True)
     check_same_values(SINGLE, {"data": ""})

@@ -12,6 +12,7 @@ from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
 from cclm.views.image_text.view import ImageTextBatch
 from cclm.views.text_pair.view import TextPairBatch
+from tests.gathering import gather_of
 
 WIDTH = 32
 VOCAB = 50
@@ -119,7 +120,7 @@ class ToyTraining(nn.Module):
 
     def _contrast(self, first_BE: Tensor, second_BE: Tensor, temperature: Tensor) -> Tensor:
         first_BE, second_BE = functional.normalize(first_BE, dim=-1), functional.normalize(second_BE, dim=-1)
-        gather, rank = self.collectives.gather, self.collectives.rank
+        gather, rank = gather_of(self.collectives), self.collectives.rank
         target = torch.arange(len(first_BE)) + rank * len(first_BE)
         return 0.5 * (
             functional.cross_entropy(first_BE @ gather(second_BE).T / temperature, target)
@@ -192,7 +193,9 @@ def _image_text(generator: torch.Generator, rank: int, world_size: int) -> Image
         pixel_scale=PixelScale(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         text=_tokens(ids),
         identity_R=samples,
+        row_R=samples,
         matching_row_F=torch.arange(len(ids)),
+        counted_F=torch.ones(len(ids)),
         noise_second_FG=torch.zeros(len(ids), 2),
         noise_first_FG=torch.zeros(len(ids), 2),
         masked=_masked(ids, samples),
@@ -210,7 +213,9 @@ def _text_pair(generator: torch.Generator, rank: int, world_size: int) -> TextPa
         first_P=local,
         second_P=local + len(local),
         identity_P=samples,
+        row_R=samples,
         matching_row_F=local,
+        counted_F=torch.ones(len(local)),
         memory_S=local,
         query_S=local + len(local),
         identity_S=samples,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cclm.data.batch import BadSample, PixelScale, Tokens
-from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
+from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.decoding import decode_image
 from cclm.data.image import prepare, training_pixels
 from cclm.data.ledger import identity_hash, sample_hash
@@ -25,14 +25,14 @@ from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
-from cclm.objectives.term import Term
+from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord
 from cclm.views.captions import choose_caption, other_captions
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
-from cclm.views.view import Contribution, EncodedView, Loss, StepContext, View
+from cclm.views.view import Contrast, Contribution, EncodedView, Side, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +119,13 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
     def _memory(self) -> Memory[tuple[ImageTextRecord, Image.Image]]:
         return Memory(self.config.transform.cache_bytes)
 
-    def batch(self, step: int, groups: range, bad: list[BadSample]) -> ImageTextBatch:
-        """Build the batch of some negative groups of a step."""
-        slots = self.slots(groups)
-        buffer = ImageBuffer(len(slots))
+    def batch(self, step: int, rows: range, bad: list[BadSample]) -> ImageTextBatch:
+        """Build the batch of some rows of a step."""
+        matching, is_counted = self.matching_rows(rows)
+        buffer = ImageBuffer(len(rows))
         samples = [
-            replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in self.samples(step, slots, bad)
+            replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW))
+            for sample in self.samples(step, rows, bad, matching=matching)
         ]
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         seconds = [sample.second_ids for sample in samples if sample.second_ids is not None]
@@ -135,7 +136,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
             second_text=pad(seconds, pad_id, multiple) if seconds else None,
             identity_R=int64([sample.identity for sample in samples]),
             ledger_S=int64([sample.ledger for sample in samples]),
-            **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
+            **row_tensors(rows, [sample.fusion for sample in samples], is_counted, pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> ImageTextSample:
@@ -169,20 +170,16 @@ class ImageTextView(View[ImageTextConfig, ImageTextBatch]):
         """Open the view's shard sets."""
         return ImageTextSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
 
-    def contribute(self, step: StepContext, batch: ImageTextBatch, encoded: EncodedView) -> Contribution:
+    def contribute(self, objectives: ObjectiveConfig, batch: ImageTextBatch, encoded: EncodedView) -> Contribution:
         """Contrast images and captions; rows for matching and masked-LM.
 
         With two captions the image-text loss is the mean of both captions', and captions are contrasted with each other
         (spec §2.5); everything else is about the first.
         """
         assert encoded.images is not None
-        same, image_BE = (batch.identity_R, batch.identity_R), encoded.images.feature_BE
-        text_BE, *others = (texts.feature_BE for texts in encoded.texts)
-        itc, losses = step.contrast(image_BE, text_BE, same), {}
-        for other_BE in others:
-            second = step.contrast(image_BE, other_BE, same)
-            itc = Term(0.5 * (itc.sum + second.sum), itc.count)
-            ttc = step.contrast(text_BE, other_BE, same)
-            losses["ttc"] = Loss(term=ttc, weight=step.objectives.ttc_weight)
-        losses["itc"] = Loss(term=itc, weight=step.objectives.itc_weight)
-        return image_rows(step, batch, encoded, losses)
+        features = encoded.images.feature_BE, *(texts.feature_BE for texts in encoded.texts)
+        image, *texts = (Side(feature_NE=feature, identity_N=batch.identity_R) for feature in features)
+        contrasts = [Contrast(name="itc", weight=objectives.itc_weight, pairs=[(image, text) for text in texts])]
+        if len(texts) > 1:
+            contrasts.append(Contrast(name="ttc", weight=objectives.ttc_weight, pairs=[(texts[0], texts[1])]))
+        return image_rows(objectives, batch, encoded, contrasts)

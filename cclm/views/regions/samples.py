@@ -151,22 +151,17 @@ def draw_rows(
     config: RegionConfig,
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
-    first_image: int = 0,
-) -> list[tuple[int, RegionText, FusionDraws | None]]:
-    """G rows from the texts of a group's M images: which of the batch's images, the text, and for those that also go
-    through the fusion encoder, what they need there.
-
-    `first_image`: place of the group's first image in the batch.
-    """
-    places = [(image, text) for image, sample in enumerate(samples, first_image) for text in sample.texts]
+) -> list[tuple[int, RegionText, FusionDraws]]:
+    """G rows from the texts of a group's M images: which of the images, the text, and what it needs in the fusion
+    encoder. Those of one image stand together, so that ranks which share a group encode few images twice."""
+    places = [(image, text) for image, sample in enumerate(samples) for text in sample.texts]
     order = generator.permutation(len(places))[: config.negative_group].tolist()
     order += generator.integers(len(places), size=config.negative_group - len(order)).tolist()
+    matching = config.rows_per_group
     rows = []
-    for number, place in enumerate(order):
+    for place in [*sorted(order[:matching]), *sorted(order[matching:])]:
         image, text = places[place]
-        draws = None
-        if number < config.rows_per_group:
-            draws = fusion_draws(text.ids, config.masking, config.negative_group, tokenizer, generator)
+        draws = fusion_draws(text.ids, config.masking, config.negative_group, tokenizer, generator)
         if config.reference:  # then no two rows are about the same
             text = replace(text, identity=int(generator.integers(1 << 63)))
         rows.append((image, text, draws))

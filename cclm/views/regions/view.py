@@ -8,15 +8,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import BadSample, PixelScale
-from cclm.data.collate import FusionDraws, fusion_tensors, int64, pad
+from cclm.data.collate import FusionDraws, int64, pad, row_tensors
 from cclm.data.seeding import keyed_generator
 from cclm.data.source import Source
 from cclm.data.stream import Address
@@ -24,12 +26,13 @@ from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
+from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.samples import RegionSample, RegionText, draw_rows, region_sample
 from cclm.views.rows import FusionRows, States, select
-from cclm.views.view import Contribution, EncodedView, LocatedRows, Loss, StepContext, View
+from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, RowLoss, Side, View
 
 GROUP_PURPOSE = 6
 """Key of what is drawn about a group (`cclm.data.seeding`)."""
@@ -60,30 +63,44 @@ class RegionSource(Source[RegionConfig, RegionSample]):
         """By source only: which texts a group takes, and in which languages, is drawn later."""
         return list(self._names)
 
-    def batch(self, step: int, groups: range, bad: list[BadSample]) -> RegionBatch:
-        """Build the batch of some negative groups of a step: the rows of each, in order, about its images."""
-        size = self.config.images_per_group
-        buffer = ImageBuffer(len(groups) * size)
-        samples: list[RegionSample] = []
-        rows: list[tuple[int, RegionText, FusionDraws | None]] = []
-        for number in groups:
-            found = list(self.samples(step, range(number * size, (number + 1) * size), bad))
+    def batch(self, step: int, rows: range, bad: list[BadSample]) -> RegionBatch:
+        """Build the batch of some rows of a step, and the images that they are about.
+
+        Which texts a group takes is drawn from all of its images: a rank that shares a group with others reads all of
+        them, keeps those that its rows are about, and counts its share. An image between two ranks is encoded by both.
+        """
+        size, per_group = self.config.negative_group, self.config.images_per_group
+        counted = range(rows.start * per_group // size, rows.stop * per_group // size)
+        matching, is_counted = self.matching_rows(rows)
+        kept: list[tuple[int, RegionText, FusionDraws | None]] = []
+        pixels: dict[int, NDArray[Any]] = {}
+        ledger: list[int] = []
+        for number in range(rows.start // size, -(-rows.stop // size)):
+            first = number * per_group
+            found = list(self.samples(step, range(first, first + per_group), bad, counted=counted))
+            ledger += [sample.ledger for image, sample in enumerate(found, first) if image in counted]
             generator = keyed_generator(self.seed, GROUP_PURPOSE, 0, (number, 0, step))
-            rows += draw_rows(found, self.config, self.tokenizer, generator, len(samples))
-            samples += [replace(sample, pixels_CHW=buffer.put(sample.pixels_CHW)) for sample in found]
-        images, texts, draws = zip(*rows, strict=True)
+            drawn = draw_rows(found, self.config, self.tokenizer, generator)
+            for row, (image, text, draws) in enumerate(drawn, number * size):
+                if row in rows:
+                    pixels.setdefault(first + image, found[image].pixels_CHW)
+                    kept.append((first + image, text, draws if row in matching else None))
+        buffer, place = ImageBuffer(len(pixels)), {image: number for number, image in enumerate(pixels)}
+        for image in place:
+            buffer.put(pixels.pop(image))
+        images, texts, fusion = zip(*kept, strict=True)
         pad_id, multiple = self.tokenizer.pad_id, self.pad_multiple
         return RegionBatch(
             images_BCHW=buffer.tensor(),
             pixel_scale=PixelScale(mean=self.config.transform.mean, std=self.config.transform.std),
-            image_of_R=int64(images),
+            image_of_R=int64([place[image] for image in images]),
             mask_RN=torch.from_numpy(np.stack([text.mask_N for text in texts])),
             box_R4=torch.tensor([text.box for text in texts], dtype=torch.float32),
             whole_R=torch.tensor([text.is_whole for text in texts]),
             text=pad([text.ids for text in texts], pad_id, multiple),
             identity_R=int64([text.identity for text in texts]),
-            ledger_S=int64([sample.ledger for sample in samples]),
-            **fusion_tensors(draws, pad_id, multiple),
+            ledger_S=int64(ledger),
+            **row_tensors(rows, fusion, is_counted, pad_id, multiple),
         )
 
     def make(self, address: Address, fusion: bool) -> RegionSample:
@@ -111,25 +128,26 @@ class RegionView(View[RegionConfig, RegionBatch]):
         states_RND = model.pool_regions(whole_BND, batch.image_of_R, batch.mask_RN)
         return states_RND, batch.mask_RN
 
-    def contribute(self, step: StepContext, batch: RegionBatch, encoded: EncodedView) -> Contribution:
+    def contribute(self, objectives: ObjectiveConfig, batch: RegionBatch, encoded: EncodedView) -> Contribution:
         """Contrast regions and texts; rows for matching, masked-LM, and boxes to locate in the whole images."""
         images, texts, row_F = encoded.images, encoded.texts[0], batch.matching_row_F
         assert images is not None
-        itc = step.contrast(images.feature_BE, texts.feature_BE, (batch.identity_R, batch.identity_R))
+        features = images.feature_BE, texts.feature_BE
+        region, text = (Side(feature_NE=feature, identity_N=batch.identity_R) for feature in features)
         all_tokens_BN = torch.ones(images.whole_BND.shape[:2], dtype=torch.bool, device=row_F.device)
         rows = FusionRows(
             query=select(texts.states, row_F),
             memory=select((images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]),
         )
 
-        def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> Mapping[str, Loss]:
-            boxes_F4 = model.locate_boxes(fused_FLD, mask_FL)
-            distance, overlap = box_losses(boxes_F4, batch.box_R4[row_F], batch.whole_R[row_F])
-            objectives = step.objectives
+        def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> Mapping[str, RowLoss]:
+            distance_F, overlap_F = box_losses(model.locate_boxes(fused_FLD, mask_FL), batch.box_R4[row_F])
             return {
-                "box": Loss(term=distance, weight=objectives.box_weight),
-                "giou": Loss(term=overlap, weight=objectives.giou_weight),
+                "box": RowLoss(loss_F=distance_F, weight=objectives.box_weight),
+                "giou": RowLoss(loss_F=overlap_F, weight=objectives.giou_weight),
             }
 
-        contrastive = {"itc": Loss(term=itc, weight=step.objectives.itc_weight)}
-        return image_rows(step, batch, encoded, contrastive, LocatedRows(rows=rows, losses=losses))
+        counted_F = batch.counted_F * ~batch.whole_R[row_F]
+        located = LocatedRows(rows=rows, counted_F=counted_F, losses=losses)
+        contrast = Contrast(name="itc", weight=objectives.itc_weight, pairs=[(region, text)])
+        return image_rows(objectives, batch, encoded, [contrast], located)

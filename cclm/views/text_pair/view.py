@@ -20,19 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import BadSample, Tokens, ViewBatch
-from cclm.data.collate import FusionDraws, fusion_draws, fusion_tensors, int64, pad
+from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.source import Source
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
+from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import TextPair
-from cclm.views.rows import FusionRows, draw_matching, select
+from cclm.views.rows import FusionRows, select
 from cclm.views.text_pair.options import TextPairConfig
-from cclm.views.view import Contribution, EncodedView, Loss, MatchingRows, StepContext, View
+from cclm.views.view import Contrast, Contribution, EncodedRows, EncodedView, Pairing, Side, View
 
 SMALLEST = 5e-324
 """Stands for a draw of exactly 0, which has no logarithm."""
@@ -156,10 +157,11 @@ class TextPairSource(Source[TextPairConfig, TextPairSample]):
     def _memory(self) -> Memory[list[TextPair]]:
         return Memory(self.config.cache_groups)
 
-    def batch(self, step: int, groups: range, bad: list[BadSample]) -> TextPairBatch:
-        """Build the batch of some negative groups of a step; equal token sequences become one row of `text`."""
-        samples = list(self.samples(step, self.slots(groups), bad))
-        return collate(samples, self.tokenizer.pad_id, self.pad_multiple)
+    def batch(self, step: int, rows: range, bad: list[BadSample]) -> TextPairBatch:
+        """Build the batch of some rows of a step; equal token sequences become one row of `text`."""
+        matching, is_counted = self.matching_rows(rows)
+        samples = list(self.samples(step, rows, bad, matching=matching))
+        return collate(samples, rows, is_counted, self.tokenizer.pad_id, self.pad_multiple)
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Characters of a group's sentence and of its mean translation, rounded down."""
@@ -183,8 +185,13 @@ class TextPairSource(Source[TextPairConfig, TextPairSample]):
         return text_pair_sample(pairs, self.config, self.tokenizer, generator, fusion, requested)
 
 
-def collate(samples: list[TextPairSample], pad_id: int, multiple: int = 1) -> TextPairBatch:
-    """Stack samples. Rows of `text` stand in the order of their first use: a sample's sentence, its translations."""
+def collate(
+    samples: list[TextPairSample], rows: range, is_counted: bool, pad_id: int, multiple: int = 1
+) -> TextPairBatch:
+    """Stack samples, which are these rows of the global batch.
+
+    Rows of `text` stand in the order of their first use: a sample's sentence, its translations.
+    """
     row_of: dict[tuple[int, ...], int] = {}
     first: list[int] = []
     second: list[int] = []
@@ -206,7 +213,7 @@ def collate(samples: list[TextPairSample], pad_id: int, multiple: int = 1) -> Te
         query_S=int64(query),
         identity_S=int64([sample.identity for sample in samples]),
         ledger_S=int64([sample.ledger for sample in samples]),
-        **fusion_tensors([sample.fusion for sample in samples], pad_id, multiple),
+        **row_tensors(rows, [sample.fusion for sample in samples], is_counted, pad_id, multiple),
     )
 
 
@@ -218,23 +225,27 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
         buckets = self.config.length_buckets
         return TextPairSource(self.name, self.config, tokenizer, seed, cache, pad_multiple, buckets)
 
-    def contribute(self, step: StepContext, batch: TextPairBatch, encoded: EncodedView) -> Contribution:
+    def contribute(self, objectives: ObjectiveConfig, batch: TextPairBatch, encoded: EncodedView) -> Contribution:
         """Contrast sentences and translations; rows for matching and masked-LM, or for TLM."""
-        texts = encoded.texts[0]
-        temperature = step.temperature * step.objectives.text_temperature_factor
-        text_UE, states = texts.feature_BE, texts.states
+        texts, factor = encoded.texts[0], objectives.text_temperature_factor
         first_S = batch.first_P[:: batch.first_P.shape[0] // batch.identity_S.shape[0]]
-        identities = batch.identity_S, batch.identity_P
-        ttc = step.contrast(text_UE[first_S], text_UE[batch.second_P], identities, temperature)
-        losses = {"ttc": Loss(term=ttc, weight=step.objectives.ttc_weight)}
+        first = Side(feature_NE=texts.feature_BE[first_S], identity_N=batch.identity_S)
+        second = Side(feature_NE=texts.feature_BE[batch.second_P], identity_N=batch.identity_P)
+        weight = objectives.ttc_weight
+        contrasts = [Contrast(name="ttc", weight=weight, pairs=[(first, second)], temperature_factor=factor)]
         if self.config.tlm:
-            return Contribution(losses=losses, matched=None, masked=FusionRows(query=encoded.masked))
-        query_F3, memory_F3 = draw_matching(
-            text_UE[batch.memory_S], text_UE[batch.query_S], batch.identity_S, batch, temperature, step.hardness
+            return Contribution(contrasts=contrasts, pairing=None, masked=FusionRows(query=encoded.masked))
+        memory, query = (
+            EncodedRows(states=select(texts.states, row_S), feature_BE=texts.feature_BE[row_S])
+            for row_S in (batch.memory_S, batch.query_S)
         )
-        matched = FusionRows(
-            query=select(states, batch.query_S[query_F3]), memory=select(states, batch.memory_S[memory_F3])
+        pairing = Pairing(
+            name="ttm",
+            weight=objectives.ttm_weight,
+            memory=memory,
+            query=query,
+            identity_R=batch.identity_S,
+            temperature_factor=factor,
         )
-        masked = FusionRows(query=encoded.masked, memory=select(states, batch.query_S[batch.matching_row_F]))
-        matching = MatchingRows(name="ttm", weight=step.objectives.ttm_weight, rows=matched)
-        return Contribution(losses=losses, matched=matching, masked=masked)
+        masked = FusionRows(query=encoded.masked, memory=select(query.states, batch.matching_row_F))
+        return Contribution(contrasts=contrasts, pairing=pairing, masked=masked)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cclm.data.collate import fusion_tensors, masked_tokens, pad
+from cclm.data.collate import masked_tokens, pad, row_tensors
 from tests.tiny_batches import masked_draws
 
 
@@ -25,9 +25,10 @@ def test_slots_point_at_the_hidden_tokens() -> None:
 
 
 def test_rows_without_draws_stay_outside_of_the_fusion_encoder() -> None:
-    part = SimpleNamespace(
-        **fusion_tensors([None, masked_draws([0, 9, 2], [1], [5]), None, masked_draws([0, 9, 2], [1], [6])], 1, 4)
-    )
+    draws = [None, masked_draws([0, 9, 2], [1], [5]), None, masked_draws([0, 9, 2], [1], [6])]
+    part = SimpleNamespace(**row_tensors(range(8, 12), draws, True, 1, 4))
+    assert part.row_R.tolist() == [8, 9, 10, 11] and part.counted_F.tolist() == [1, 1]
     assert part.matching_row_F.tolist() == [1, 3] and part.masked.label_T.tolist() == [5, 6]
     assert part.noise_second_FG.tolist() == [[0.0, 0.0]] * 2 and part.noise_first_FG.tolist() == [[1.0, 1.0]] * 2
     assert part.masked.tokens.ids_BL.shape == (2, 4)
+    assert row_tensors(range(1), draws[1:2], False, 1, 4)["counted_F"].tolist() == [0], "it only stands in"

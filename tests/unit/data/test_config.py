@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cclm.data.config import equal_shares, rank_errors
+from cclm.data.config import rank_blocks, rank_errors, rows_of_rank
 from cclm.data.options import MaskingConfig, MixConfig, MixStage, SourceConfig
 from cclm.model.options import ModelOptions, TextOptions
 from cclm.shardfile.options import CacheConfig
-from tests.tiny_views import DATA, IMAGE_TEXT, TEXT_PAIR, Views, change, only, reader_problems, sources
+from tests.tiny_views import DATA, IMAGE_TEXT, TEXT_PAIR, Views, only, reader_problems, sources
 
 TWO = sources("a", "b")
 STAGE = "mix.schedule[0]"
@@ -66,8 +66,9 @@ def test_good_settings_have_no_problems(three_views: Views, world_size: int) -> 
         ({"matching_rows": 20}, "matching_rows: 20 is no multiple of the 4 negative groups, or above 16"),
         *(
             ({name: 0}, f"{name}: expected a whole number of at least 1, got 0")
-            for name in ("batch_size", "negative_group", "matching_rows", "num_lanes", "window")
+            for name in ("batch_size", "matching_rows", "num_lanes", "window")
         ),
+        ({"negative_group": 1}, "negative_group: expected a whole number of at least 2, got 1"),
         ({"max_tokens": 2}, "max_tokens: expected a whole number of at least 3, got 2"),
         ({"max_words": 0}, "max_words: expected a whole number of at least 1 or null, got 0"),
         ({"masking": MaskingConfig(max_masks=0)}, "masking.max_masks: expected a whole number of at least 1, got 0"),
@@ -111,18 +112,30 @@ def test_micro_batches_share_the_negative_groups(views: Views) -> None:
     ]
 
 
-def test_every_rank_needs_a_negative_group_of_each_micro_batch(views: Views) -> None:
+def test_every_rank_needs_a_row_of_each_micro_batch(views: Views) -> None:
     two = replace(DATA, micro_batches=2)
-    assert list(rank_errors(views, two, world_size=2)) == []
-    found = list(rank_errors(views, two, world_size=3))
-    told = "each of 3 ranks needs a negative group, the batch has only 4"
-    assert found == [f"views.{name}.batch_size: {told}" for name in views]
+    assert list(rank_errors(views, two, world_size=4)) == []
+    assert list(rank_errors(views, two, world_size=5)) == [
+        "views.text_pair.batch_size: each of 5 ranks needs a row of a micro-batch, which has 4"
+    ]
 
 
-def test_shares_are_equal_if_the_groups_of_every_view_divide(views: Views) -> None:
-    assert [equal_shares(views, DATA, world_size) for world_size in (1, 2, 3, 4)] == [True, True, False, True]
-    assert not equal_shares(views, replace(DATA, micro_batches=2), 4)
-    assert not equal_shares(change(views, "text_pair", batch_size=6), DATA, 2), "one view is enough"
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 64, 1000, 1024])
+def test_rows_are_dealt_evenly(world_size: int) -> None:
+    dealt = [rows_of_rank(1024, rank, world_size) for rank in range(world_size)]
+    assert [row for rows in dealt for row in rows] == list(range(1024))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("world_size", "blocks"),
+    [(1, [1]), (2, [1, 1]), (4, [1] * 4), (8, [2] * 4), (3, [3]), (6, [3, 3]), (64, [16] * 4)],
+)
+def test_ranks_share_the_groups_that_are_cut(world_size: int, blocks: list[int]) -> None:
+    """64 rows in four groups: neighbours that hold parts of a group, and no others."""
+    found = rank_blocks(64, 16, world_size)
+    assert [rank for block in found for rank in block] == list(range(world_size))
+    assert list(map(len, found)) == blocks
 
 
 def model(max_positions: int, position_offset: int = 0) -> ModelOptions:

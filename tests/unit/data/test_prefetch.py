@@ -47,7 +47,7 @@ def test_every_tensor_of_a_batch_is_reached(batches: list[Batch]) -> None:
     moved.each(lambda tensor: reached.append(tensor) or tensor)  # type: ignore[func-returns-value]
     assert {tensor.device.type for tensor in reached} == {"meta"}
     assert len(moved.parts) == 2 and moved.rest[0].step == 1
-    assert len(reached) == 2 * (12 + 16), "of image_text and of text_pair, in both micro-batches"
+    assert len(reached) == 2 * (14 + 18), "of image_text and of text_pair, in both micro-batches"
     assert not list(on_device([], torch.device("cpu")))
 
 

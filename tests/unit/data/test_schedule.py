@@ -118,5 +118,5 @@ def test_batches_hold_the_views_of_their_step_in_the_order_of_the_table(three_vi
         batch = dataset[step]
         assert tuple(reversed(list(batch.views))) == dataset.schedule.views(step)
         for name, view in batch.views.items():
-            alone = dataset.sources[name].batch(dataset.schedule.index(name, step), dataset.groups(name), [])
+            alone = dataset.sources[name].batch(dataset.schedule.index(name, step), dataset.rows(name), [])
             assert view.ledger_S.equal(alone.ledger_S), "the next batch of its stream, and none skipped"

@@ -10,32 +10,31 @@ from tests.unit.model.typed import typed_modules
 
 
 def test_annotations_of_the_objectives() -> None:
-    names = ("contrastive", "matching", "tokens", "term")
-    with typed_modules([f"cclm.objectives.{name}" for name in names]) as (contrastive, matching, tokens, term):
+    names = ("contrastive", "matching", "tokens")
+    with typed_modules([f"cclm.objectives.{name}" for name in names]) as (contrastive, matching, tokens):
         first, second = torch.randn(4, 6), torch.randn(8, 6)
         identity = torch.arange(8) % 4
         for temperature in (0.1, torch.tensor([0.1])):
-            itc = contrastive.contrastive(first, second, identity[:4], identity, temperature)
+            assert contrastive.contrastive(first, second, identity[:4], identity, temperature).shape == ()
         with pytest.raises(TypeCheckError):
             contrastive.contrastive(first, second, identity, identity, 0.1)
         same, noise = identity[:4, None] == identity, torch.randn(4, 8)
-        assert matching.draw_negatives(torch.randn(4, 8), same, noise, 0.5, torch.arange(4)).shape == (4,)
+        assert matching.draw_negatives(torch.randn(4, 8), same, noise, 0.5).shape == (4,)
         with pytest.raises(TypeCheckError):
             matching.draw_negatives(torch.randn(4, 8), same, noise[:, :7], 0.5)
-        itm, _ = matching.matching(torch.randn(5, 2), torch.ones(5, dtype=torch.int64))
+        assert matching.matching(torch.randn(5, 2), torch.ones(5, dtype=torch.int64))[0].shape == (5,)
         with pytest.raises(TypeCheckError):
             matching.matching(torch.randn(5, 3), torch.ones(5, dtype=torch.int64))
         hidden, weight, label = torch.randn(3, 6), torch.randn(9, 6), torch.tensor([0, 1, 8])
-        mlm = term.make_term(tokens.masked_lm(hidden, weight, torch.zeros(9), label).total, 3)
+        assert tokens.masked_lm(hidden, weight, torch.zeros(9), label).total.shape == ()
         with pytest.raises(TypeCheckError):
             tokens.masked_lm(hidden, weight, torch.zeros(8), label)
-        assert set(term.shares({"itc": itc, "itm": itm, "mlm": mlm})) == {"itc", "itm", "mlm"}
 
 
 def test_annotations_of_the_box_losses() -> None:
     with typed_modules(["cclm.objectives.boxes", "cclm.objectives.matching"]) as (boxes, matching):
-        distance, _ = boxes.box_losses(torch.rand(3, 4), torch.rand(3, 4), torch.tensor([True, False, False]))
-        assert distance.count.item() == 2
+        distance, _ = boxes.box_losses(torch.rand(3, 4), torch.rand(3, 4))
+        assert distance.shape == (3,)
         with pytest.raises(TypeCheckError):
             boxes.box_losses(torch.rand(3, 4), torch.rand(3, 5))
         assert matching.negative_weights(torch.randn(2, 3), torch.zeros(2, 3, dtype=torch.bool)).shape == (2, 3)

@@ -51,9 +51,9 @@ def test_what_another_job_makes_first_is_left_to_the_start(tmp_path: Path, corpu
 
 def test_ranks_against_negative_groups_and_engine(tmp_path: Path, corpus: Path) -> None:
     settings = recipe(corpus, tmp_path / "run")
-    found = refusal(tmp_path, settings, world_size=3)
+    found = refusal(tmp_path, settings, world_size=17)
     assert set(found) == {"views.image_text.batch_size", "views.text_pair.batch_size"}
-    assert "each of 3 ranks needs a negative group" in found["views.text_pair.batch_size"]
+    assert "each of 17 ranks needs a row" in found["views.text_pair.batch_size"]
     assert set(refusal(tmp_path, settings, "--engine", "plain", world_size=2)) == {"engine"}
 
 

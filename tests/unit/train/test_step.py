@@ -92,7 +92,7 @@ def test_every_weight_moves_its_losses_in_the_total(training: Training) -> None:
     counted = {loss for own in LOSSES.values() for loss in own}
     assert set(metrics) == counted | {"loss", "temperature"} | {
         *(f"{view}/mlm_accuracy" for view in batch.views),
-        *("image_text/itm_accuracy", "regions/itm_accuracy", "text_pair/ttm_accuracy"),
+        *(f"{loss}_{what}" for loss in (*LOSSES["itm"], *LOSSES["ttm"]) for what in ("accuracy", "rows")),
     }
     assert all(0 <= value <= 1 for name, value in metrics.items() if name.endswith("_accuracy"))
 

@@ -101,7 +101,7 @@ def test_remembered_groups_change_no_sample(views: Views, tokenizer: TextTokeniz
         TextPairSource("text_pair", replace(config, cache_groups=groups), tokenizer, 1) for groups in (0, 100)
     )
     for step in range(12):
-        first, second = plain.sample(step, 3)[0], keeping.sample(step, 3)[0]
+        first, second = plain.sample(step, 3)[1], keeping.sample(step, 3)[1]
         assert (first.ledger, first.others, first.swapped) == (second.ledger, second.others, second.swapped)
 
 
@@ -124,8 +124,11 @@ def test_equal_texts_share_a_row() -> None:
             sample([0, 5, 2], [[0, 6, 2], [0, 7, 2]], False, fusion),
             sample([0, 6, 2], [[0, 8, 8, 2], [0, 5, 2]], True, None),
         ],
+        range(6, 8),
+        is_counted=True,
         pad_id=1,
     )
+    assert batch.row_R.tolist() == [6, 7]
     assert batch.text.ids_BL.tolist() == [[0, 5, 2, 1], [0, 6, 2, 1], [0, 7, 2, 1], [0, 8, 8, 2]]
     assert batch.first_P.tolist() == [0, 0, 1, 1]
     assert batch.second_P.tolist() == [1, 2, 3, 0]

@@ -1,0 +1,181 @@
+"""The losses of one forward call, after the encoders: contrastive, matching, masked-LM, and the views' own heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cclm.data.batch import Batch, ViewBatch
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.packing import concatenate_padded
+from cclm.objectives.contrastive import contrastive
+from cclm.objectives.matching import matching
+from cclm.objectives.options import ObjectiveConfig
+from cclm.objectives.tokens import masked_lm
+from cclm.ops.contrastive import ContrastiveLoss
+from cclm.ops.linear_cross_entropy import LinearCrossEntropy
+from cclm.train.sharing import Named, Negatives, Sharing
+from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
+from cclm.views.view import Contribution, Pairing
+
+
+@dataclass(kw_only=True)
+class StepLosses:
+    """Computes the losses of this rank's share of an update, and adds them up.
+
+    Each is a sum over the share's rows, scaled so that the mean over ranks and micro-batches is the mean over the rows
+    of the global batch (or the mean of the shares' means, as published): nothing in it depends on how rows are dealt.
+    """
+
+    model: CCLMModel
+    objectives: ObjectiveConfig
+    cross_entropy: LinearCrossEntropy
+    contrastive: ContrastiveLoss
+    sharing: Sharing
+    shared: Named
+    batch: Batch
+    views: Mapping[str, ViewBatch]
+    """The batch's, normalised."""
+    parts: Mapping[str, Contribution]
+    temperature: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Every loss and accuracy, detached."""
+    _terms: list[Tensor] = field(default_factory=list)
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum of the losses so far."""
+        return torch.stack(self._terms).sum()
+
+    def _add(self, name: str, value: Tensor, weight: float | None = None) -> None:
+        """Write a value down; with a weight it is a term of the total."""
+        self.metrics[name] = value.detach()
+        if weight is not None:
+            self._terms.append(value * weight)
+
+    def _factor(self, own: Tensor, count: Tensor) -> Tensor:
+        """What a sum over this share's rows is multiplied with, by how many of them count, here and everywhere."""
+        if self.objectives.means == "per_rank":
+            return own.clamp_min(1).float().reciprocal()
+        return self.sharing.collectives.world_size * self.sharing.num_parts / count.clamp_min(1)
+
+    def contrast(self) -> None:
+        """This share's rows against all rows: means over the global batch, which each published rank computed whole."""
+        for name, part in self.parts.items():
+            for contrast in part.contrasts:
+                sums, num_rows = [], 0
+                for number, (first, second) in enumerate(contrast.pairs):
+                    key = f"{name}/{contrast.name}/{number}"
+                    num_rows = self.shared[f"{key}/first"].shape[0]
+                    total = contrastive(
+                        first.feature_NE,
+                        second.feature_NE,
+                        first.identity_N,
+                        second.identity_N,
+                        self.temperature * contrast.temperature_factor,
+                        everything=self.sharing.all_rows(key, self.shared),
+                        label_smoothing=self.objectives.label_smoothing,
+                        grad_scale=self.objectives.contrastive_grad_scale,
+                        loss=self.contrastive,
+                    )
+                    sums.append(total)
+                scale = self.sharing.collectives.world_size * self.sharing.num_parts / (len(sums) * max(1, num_rows))
+                self._add(f"{name}/{contrast.name}", torch.stack(sums).sum() * scale, contrast.weight)
+
+    def fuse(self) -> None:
+        """One fusion call for the rows of all views; then matching, masked-LM and the views' own heads."""
+        pairings = {name: part.pairing for name, part in self.parts.items() if part.pairing is not None}
+        located = {name: part.located for name, part in self.parts.items() if part.located is not None}
+        negatives = {name: self._negatives(name, pairing) for name, pairing in pairings.items()}
+        rows = [self._matching_rows(name, pairing, negatives[name]) for name, pairing in pairings.items()]
+        rows += [part.masked for part in self.parts.values()]
+        rows += [part.rows for part in located.values()]
+        sizes = [part.count for part in rows]
+        fused_BLD, mask_BL = self._fuse(rows)
+        first, second = sum(sizes[: len(pairings)]), sum(sizes[: len(pairings) + len(self.parts)])
+        if pairings:
+            logits = torch.split(self.model.match_logits(fused_BLD[:first], mask_BL[:first]), sizes[: len(pairings)])
+            for (name, pairing), logits_F2 in zip(pairings.items(), logits, strict=True):
+                self._matching(name, pairing, negatives[name], logits_F2)
+        self._masked_lm(fused_BLD[first:second])
+        own = (
+            torch.split(values[second:], sizes[len(pairings) + len(self.parts) :]) for values in (fused_BLD, mask_BL)
+        )
+        for (name, head), fused_FLD, mask_FL in zip(located.items(), *own, strict=True):
+            factor = self._factor(head.counted_F.sum(), self.shared[f"{name}/counts"].sum(0)[1])
+            for loss_name, loss in head.losses(self.model, fused_FLD, mask_FL).items():
+                self._add(f"{name}/{loss_name}", (loss.loss_F * head.counted_F).sum() * factor, loss.weight)
+
+    def _negatives(self, name: str, pairing: Pairing) -> Negatives:
+        hardness = self.objectives.hardness_at(self.batch.step)
+        return self.sharing.negatives(name, self.views[name], pairing, self.shared, self.temperature, hardness)
+
+    def _matching_rows(self, name: str, pairing: Pairing, drawn: Negatives) -> FusionRows:
+        """Right pairs, as many with a wrong memory, as many with a wrong query."""
+        view, part, longest = self.views[name], self.batch.part, self.sharing.configs[name].max_tokens
+        queries, memories = (select(side.states, view.matching_row_F) for side in (pairing.query, pairing.memory))
+        fetch = partial(self.sharing.states_of_rows, name, part)
+        query = fetch(pairing.query.states, drawn.query_F, longest)
+        memory = fetch(pairing.memory.states, drawn.memory_F, longest if view.images is None else None)
+        return FusionRows(
+            query=concatenate_padded([queries, queries, query]), memory=concatenate_padded([memories, memory, memories])
+        )
+
+    def _fuse(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor]:
+        """The fusion encoder on all rows, those with and those without memory."""
+        query_BLD, mask_BL = concatenate_padded([part.query for part in parts])
+        reaches_encoders = self.batch.step >= self.objectives.fusion_warmup_steps
+        if not reaches_encoders:
+            query_BLD = stop_gradient(query_BLD)
+        found = memories_of(parts)
+        if found is None:
+            return self.model.fuse(query_BLD, mask_BL, None), mask_BL
+        memories, has_memory_B = found
+        memory_BND, memory_mask_BN = concatenate_padded(memories)
+        if not reaches_encoders:
+            memory_BND = stop_gradient(memory_BND)
+        has_memory = has_memory_B if any(part.memory is None for part in parts) else None
+        return self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory), mask_BL
+
+    def _matching(self, name: str, pairing: Pairing, drawn: Negatives, logits_F2: Tensor) -> None:
+        """Do query and memory belong together? The first third of the rows does."""
+        size = logits_F2.shape[0]
+        labels_F = (torch.arange(size, device=logits_F2.device) < size // 3).long()
+        loss_F, is_right_F = matching(logits_F2, labels_F)
+        counted_F = (self.views[name].counted_F * drawn.is_valid_F).repeat(3)
+        factor = self._factor(counted_F.sum(), 3 * drawn.num_valid)
+        self._add(f"{name}/{pairing.name}", (loss_F * counted_F).sum() * factor, pairing.weight)
+        self._add(f"{name}/{pairing.name}_accuracy", (is_right_F * counted_F).sum() * factor)
+        self._add(f"{name}/{pairing.name}_rows", drawn.num_valid / drawn.num_rows)
+
+    def _masked_lm(self, fused_BLD: Tensor) -> None:
+        """Predict the hidden tokens of all views: one call of the head and of the loss, on real slots only."""
+        length, slots, factors, first_row = fused_BLD.shape[1], [], [], 0
+        for name, view in self.views.items():
+            num_rows, own_length = view.masked.tokens.ids_BL.shape
+            row_T = view.masked.slot_T // own_length
+            slots.append((first_row + row_T) * length + view.masked.slot_T % own_length)
+            counted_T = view.counted_F[row_T]
+            factors.append(counted_T * self._factor(counted_T.sum(), self.shared[f"{name}/counts"].sum(0)[0]))
+            first_row += num_rows
+        hidden_TD = self.model.masked_lm_states(fused_BLD.flatten(0, 1)[torch.cat(slots)])
+        factor_T = torch.cat(factors)
+        found = self.model.decode_with(
+            hidden_TD,
+            partial(
+                masked_lm,
+                label_T=torch.cat([view.masked.label_T for view in self.views.values()]),
+                factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
+                cross_entropy=self.cross_entropy,
+            ),
+        )
+        self._terms.append(found.total)
+        sizes = [factor.shape[0] for factor in factors]
+        values = (torch.split(values_T * factor_T, sizes) for values_T in (found.loss_T, found.correct_T))
+        for name, loss_T, correct_T in zip(self.views, *values, strict=True):
+            self._add(f"{name}/mlm", loss_T.sum())
+            self._add(f"{name}/mlm_accuracy", correct_T.sum())

@@ -1,0 +1,202 @@
+"""What ranks know of each other in an update: features and identities of all rows, from which hard negatives follow.
+
+    told      by name, the tensors of each view that others need       (rows of this rank and micro-batch)
+    shared    the same for the rows of all ranks and micro-batches     (one collective, without gradient)
+    block     states of the rows of the ranks that share a negative group, with their gradient
+
+Rows are dealt to the ranks evenly, whatever the negative groups. Negatives are drawn from what is shared, inside fixed
+groups of the global batch, so that a draw is the same wherever it is made. Names are `view/…`: `rows`, `counts`;
+`memory`, `query`, `identity` of a pairing; `loss/number/first`, `second`, … of a contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional
+
+from cclm.data.batch import ViewBatch
+from cclm.data.config import Views, rank_blocks, rows_of_rank
+from cclm.distributed.collectives import Collectives
+from cclm.objectives.contrastive import widen
+from cclm.objectives.matching import draw_negatives, has_negative
+from cclm.ops.contrastive import AllRows, log_sums
+from cclm.views.rows import States
+from cclm.views.view import Contribution, Pairing
+
+Named = Mapping[str, Tensor]
+
+
+def told(name: str, batch: ViewBatch, part: Contribution, temperature: Tensor) -> dict[str, Tensor]:
+    """Return what others need of this rank's share of a view."""
+    slot_row_T = batch.masked.slot_T // batch.masked.tokens.ids_BL.shape[1]
+    counts = [batch.counted_F[slot_row_T].sum()]
+    if part.located is not None:
+        counts.append(part.located.counted_F.sum())
+    found = {f"{name}/rows": batch.row_R, f"{name}/counts": torch.stack(counts)[None]}
+    for contrast in part.contrasts:
+        for number, (first, second) in enumerate(contrast.pairs):
+            key = f"{name}/{contrast.name}/{number}"
+            found[f"{key}/first"], found[f"{key}/first_identity"] = first.feature_NE, first.identity_N
+            found[f"{key}/second"], found[f"{key}/second_identity"] = second.feature_NE, second.identity_N
+            found[f"{key}/scale"] = (temperature * contrast.temperature_factor).reciprocal()  # the same everywhere
+    if (pairing := part.pairing) is not None:
+        found[f"{name}/memory"], found[f"{name}/query"] = pairing.memory.feature_BE, pairing.query.feature_BE
+        found[f"{name}/identity"] = pairing.identity_R
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """Wrong partners of a view's fusion rows, by their numbers in the global batch."""
+
+    query_F: Int[Tensor, " f"]
+    memory_F: Int[Tensor, " f"]
+    is_valid_F: Bool[Tensor, " f"]
+    """False where the group holds nothing that shows another thing."""
+    num_rows: int
+    """Fusion rows of the global batch."""
+    num_valid: Int[Tensor, ""]
+    """Those of them that have a negative."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How an update's rows are dealt to ranks and micro-batches, and what these exchange."""
+
+    collectives: Collectives
+    configs: Views
+    num_parts: int
+    """Micro-batches."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether one process holds all rows in one micro-batch."""
+        return self.num_parts == self.collectives.world_size == 1
+
+    def share(self, parts: Sequence[Named]) -> dict[str, Tensor]:
+        """Exchange what the micro-batches of this rank tell, one after another, with the other ranks.
+
+        One collective; with several micro-batches two, the second of log-sum-exps of the contrasts, which a micro-batch
+        could not ask the others for.
+        """
+        joined: dict[int, Tensor] = {}  # what has two names travels once
+        own, common = {}, {}
+        for name, tensor in parts[0].items():
+            if name.endswith("/scale"):
+                common[name] = tensor.detach()
+                continue
+            if id(tensor) not in joined:
+                joined[id(tensor)] = torch.cat([part[name].detach() for part in parts]) if parts[1:] else tensor
+            own[name] = joined[id(tensor)]
+        shared = self._gather(own)
+        if parts[1:]:
+            logs = {}
+            for key, scale in ((name.removesuffix("/scale"), scale) for name, scale in common.items()):
+                for side, other in (("first", "second"), ("second", "first")):
+                    rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
+                    logs[f"{key}/{side}_logs"] = log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0])
+            shared |= self._gather(logs)
+        return {**shared, **common}
+
+    def _gather(self, own: Named) -> dict[str, Tensor]:
+        unique = {id(tensor): (name, tensor) for name, tensor in own.items()}
+        tensors = [tensor for _, tensor in unique.values()]
+        found = self.collectives.gather_packed(tensors, [self._rows_by_rank(*pair) for pair in unique.values()])
+        by_id = dict(zip(unique, found, strict=True))
+        return {name: by_id[id(tensor)] for name, tensor in own.items()}
+
+    def _rows_by_rank(self, name: str, tensor: Tensor) -> list[int]:
+        """Rows of a tensor on every rank: a multiple of the view's rows there, the same everywhere."""
+        if name.endswith("/counts"):
+            return [self.num_parts] * self.collectives.world_size
+        rows = [self.num_parts * count for count in self.rows_of_part(name.partition("/")[0])]
+        multiple, rest = divmod(tensor.shape[0], rows[self.collectives.rank])
+        assert rest == 0, f"{name}: {tensor.shape[0]} rows of {rows[self.collectives.rank]}"
+        return [count * multiple for count in rows]
+
+    def rows_of_part(self, view: str) -> list[int]:
+        """Return the rows of a view in a micro-batch on every rank."""
+        count, size = self.configs[view].batch_size // self.num_parts, self.collectives.world_size
+        return [len(rows_of_rank(count, rank, size)) for rank in range(size)]
+
+    def all_rows(self, key: str, shared: Named) -> AllRows | None:
+        """Return all rows of a contrast; None if this process holds them."""
+        if self.is_alone:
+            return None
+        logs = f"{key}/first_logs", f"{key}/second_logs"
+
+        def exchange(row_N: Tensor, column_M: Tensor) -> tuple[Tensor, Tensor]:
+            found = shared if logs[0] in shared else self._gather(dict(zip(logs, (row_N, column_M), strict=True)))
+            return found[logs[0]], found[logs[1]]
+
+        return AllRows(
+            first_NE=shared[f"{key}/first"],
+            second_ME=shared[f"{key}/second"],
+            identity_N=shared[f"{key}/first_identity"],
+            identity_M=shared[f"{key}/second_identity"],
+            exchange=exchange,
+        )
+
+    def negatives(
+        self, name: str, batch: ViewBatch, pairing: Pairing, shared: Named, temperature: Tensor, hardness: float
+    ) -> Negatives:
+        """Draw, for each fusion row, a wrong query and a wrong memory inside its negative group. No collective."""
+        config = self.configs[name]
+        order = shared[f"{name}/rows"].argsort()
+        memory_NE, query_NE, identity_N = (shared[f"{name}/{of}"][order] for of in ("memory", "query", "identity"))
+        own_F, group_G = batch.matching_row_F, torch.arange(config.negative_group, device=order.device)
+        row_F = batch.row_R[own_F]
+        start_F = row_F - row_F % config.negative_group
+        candidate_FG = start_F[:, None] + group_G
+        same_FG = identity_N[row_F][:, None] == identity_N[candidate_FG]
+        group_KG = identity_N.view(-1, config.negative_group)
+        same_KMG = group_KG[:, : config.rows_per_group, None] == group_KG[:, None]
+        with torch.no_grad():
+            scale = temperature * pairing.temperature_factor
+
+            def draw(own_RE: Tensor, all_NE: Tensor, noise_FG: Tensor) -> Tensor:
+                own_FE, other_FGE = widen(own_RE[own_F]), widen(all_NE)[candidate_FG]
+                similarity_FG = torch.einsum("fe,fge->fg", own_FE, other_FGE) / scale
+                return start_F + draw_negatives(similarity_FG, same_FG, noise_FG, hardness)
+
+            query_F = draw(pairing.memory.feature_BE, query_NE, batch.noise_second_FG)
+            memory_F = draw(pairing.query.feature_BE, memory_NE, batch.noise_first_FG)
+        return Negatives(
+            query_F=query_F,
+            memory_F=memory_F,
+            is_valid_F=has_negative(same_FG),
+            num_rows=config.matching_rows,
+            num_valid=has_negative(same_KMG.flatten(0, 1)).sum(),
+        )
+
+    def states_of_rows(
+        self, view: str, part: int, states: States, row_F: Int[Tensor, " f"], length: int | None
+    ) -> States:
+        """Return (states, mask) of rows by their numbers in the global batch, from the ranks that share their groups.
+
+        With gradient. Two collectives, none if this rank holds whole groups.
+
+        Args:
+            view, part: whose rows.
+            states: of this rank's rows.
+            row_F: of the negative groups of this rank's rows.
+            length: texts travel with so many tokens; None: all ranks have the same number.
+        """
+        rows, own = self.rows_of_part(view), self.collectives.rank
+        blocks = rank_blocks(sum(rows), self.configs[view].negative_group, self.collectives.world_size)
+        block = next(ranks for ranks in blocks if own in ranks)
+        first_row = part * sum(rows) + sum(rows[: block.start])  # a block's rows are neighbours
+        states_RLD, mask_RL = states
+        if len(block) > 1:
+            counts = [rows[rank] for rank in block]
+            if length is not None:  # behind it is padding only
+                more = length - mask_RL.shape[1]
+                states_RLD, mask_RL = functional.pad(states_RLD, (0, 0, 0, more)), functional.pad(mask_RL, (0, more))
+            states_RLD = self.collectives.gather_block(states_RLD, block, counts)
+            mask_RL = self.collectives.gather_block(mask_RL.to(torch.uint8), block, counts).bool()
+        return states_RLD[row_F - first_row], mask_RL[row_F - first_row]
