@@ -1,0 +1,156 @@
+"""Nothing that a step computes depends on how its rows are dealt: 1 to 16 ranks, one micro-batch or several.
+
+Without dropout. Negative groups of 6 and 3 rows span ranks in most of these cases; some ranks hold no row that goes
+through the fusion encoder, and one of the groups of texts shows one thing only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from cclm.data.batch import Batch
+from cclm.data.config import rank_blocks
+from cclm.data.counts import SamplesSeen
+from cclm.distributed.collectives import collectives
+from cclm.engine.protocol import Probe
+from cclm.train.recorder import ledger_sums
+from cclm.train.step import CrossViewTraining
+from cclm.train.updates import merge_metrics, updates_of, with_features_of_all
+from tests.ranks.harness import gradient_errors, on_ranks
+from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+from tests.tiny_training import dataset_of, module_of, read
+
+pytestmark = pytest.mark.slow
+STEP = 5
+"""Hard negatives, and fusion losses that reach the encoders."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one rank has after a step; the same on all."""
+
+    metrics: dict[str, float]
+    gradients: dict[str, Tensor]
+    ledger: list[int]
+    seen: dict[str, int]
+
+
+class Bare:
+    """As much of an engine as micro-batches need."""
+
+    def __init__(self, module: CrossViewTraining) -> None:
+        self.module = module
+
+    def survey(self, batch: Batch, probe: Probe) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return probe(self.module)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("corpus")
+    settings = with_regions(recipe(write_corpus(folder), folder / "run"), folder)
+    for name, group, matching in (("image_text", 6, 8), ("regions", 6, 24), ("text_pair", 3, 16)):
+        sizes = {"batch_size": 24, "negative_group": group, "matching_rows": matching, "num_lanes": 6}
+        settings["views"][name] |= sizes
+    return str(write_recipe(folder / "recipe.yaml", settings))
+
+
+def one_identity(batch: Batch) -> Batch:
+    """Let the first group of sentences be about one thing: none of them is another's negative."""
+    pairs = batch.views["text_pair"]
+    changes = {}
+    for name in ("identity_S", "identity_P"):
+        identity = getattr(pairs, name)
+        row_S = pairs.row_R.repeat_interleave(len(identity) // len(pairs.row_R))
+        changes[name] = torch.where(row_S < 3, 77, identity)
+    return replace(batch, views={**batch.views, "text_pair": replace(pairs, **changes)})
+
+
+def step(path: str, parts: int, schedule: str, dtype: torch.dtype) -> Found:
+    """Do a step with `parts` micro-batches on this rank."""
+    torch.set_num_threads(1)
+    ranks, config = collectives(), read(path)
+    config = replace(config, data=replace(config.data, micro_batches=parts, schedule=schedule))
+    for view in config.views.values():
+        ranks.prepare(rank_blocks(view.batch_size // parts, view.negative_group, ranks.world_size))
+    module = module_of(config, ranks).eval().to(dtype)
+    dataset = dataset_of(config, ranks.rank, ranks.world_size)
+    batch = dataset[STEP]
+    metrics = []
+    batches = [one_identity(part.normalised().each(as_type(dtype))) for part in batch.parts]
+    for update in zip(*(updates_of(part, config.data.schedule) for part in batches), strict=True):
+        found = []
+        for part in with_features_of_all(Bare(module), update):  # type: ignore[arg-type]
+            losses = module(part)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            found.append(losses.metrics)
+        metrics.append({name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]})
+    share = ranks.world_size * parts
+    gradients = {
+        name: ranks.sum(torch.zeros_like(value) if value.grad is None else value.grad) / share
+        for name, value in module.named_parameters()
+    }
+    seen = SamplesSeen(dataset.counted)
+    seen.add(batch.samples_seen)
+    return Found(
+        metrics={name: float(ranks.sum(value)) / ranks.world_size for name, value in merge_metrics(metrics).items()},
+        gradients=gradients,
+        ledger=[int(ranks.sum(torch.tensor(number))) for number in ledger_sums(batch).values()],
+        seen=seen.gather(ranks.sum),
+    )
+
+
+def as_type(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda values: values.to(dtype) if values.is_floating_point() else values
+
+
+@cache
+def expected(path: str, schedule: str, dtype: torch.dtype = torch.float64) -> Found:
+    """One process that holds everything."""
+    return step(path, 1, schedule, dtype)
+
+
+def expect_same(found: Found, reference: Found, tolerance: float) -> None:
+    assert found.metrics.keys() == reference.metrics.keys()
+    for name, value in reference.metrics.items():
+        assert found.metrics[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+    errors = gradient_errors(found.gradients, reference.gradients)
+    assert max(errors.values()) < 10 * tolerance, max(errors, key=lambda name: errors[name])
+    assert found.ledger == reference.ledger and found.seen == reference.seen
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_on_one_process(path: str, parts: int, schedule: str) -> None:
+    expect_same(step(path, parts, schedule, torch.float64), expected(path, schedule), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "parts", "schedule"),
+    [
+        *((2, 1, "joint"), (3, 1, "joint"), (4, 1, "alternate"), (8, 1, "joint"), (16, 1, "joint")),
+        *((2, 2, "joint"), (3, 2, "alternate"), (5, 2, "joint"), (4, 4, "joint")),
+    ],
+)
+def test_ranks_and_micro_batches(path: str, world_size: int, parts: int, schedule: str) -> None:
+    for found in on_ranks(step, world_size, path, parts, schedule, torch.float64, timeout_s=300.0):
+        expect_same(found, expected(path, schedule), 1e-6)
+
+
+def test_float32(path: str) -> None:
+    """As it trains: losses differ by rounding only."""
+    for found in on_ranks(step, 3, path, 2, "joint", torch.float32, timeout_s=300.0):
+        expect_same(found, expected(path, "joint"), 2e-6)
+
+
+def test_rows_without_a_negative_do_not_count(path: str) -> None:
+    """One group of sentences is about one thing, and two of its rows are matched."""
+    metrics = expected(path, "joint").metrics
+    assert metrics["text_pair/ttm_rows"] == pytest.approx(14 / 16) and metrics["image_text/itm_rows"] == 1
