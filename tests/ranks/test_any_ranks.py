@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from cclm.data.batch import Batch
 from cclm.data.config import rank_blocks
 from cclm.data.counts import SamplesSeen
+from cclm.data.options import Schedule
 from cclm.distributed.collectives import collectives
 from cclm.engine.protocol import Probe
 from cclm.train.recorder import ledger_sums
@@ -65,7 +67,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def one_identity(batch: Batch) -> Batch:
     """Let the first group of sentences be about one thing: none of them is another's negative."""
     pairs = batch.views["text_pair"]
-    changes = {}
+    changes = dict[str, Any]()
     for name in ("identity_S", "identity_P"):
         identity = getattr(pairs, name)
         row_S = pairs.row_R.repeat_interleave(len(identity) // len(pairs.row_R))
@@ -73,7 +75,7 @@ def one_identity(batch: Batch) -> Batch:
     return replace(batch, views={**batch.views, "text_pair": replace(pairs, **changes)})
 
 
-def step(path: str, parts: int, schedule: str, dtype: torch.dtype) -> Found:
+def step(path: str, parts: int, schedule: Schedule, dtype: torch.dtype) -> Found:
     """Do a step with `parts` micro-batches on this rank."""
     torch.set_num_threads(1)
     ranks, config = collectives(), read(path)
@@ -89,7 +91,7 @@ def step(path: str, parts: int, schedule: str, dtype: torch.dtype) -> Found:
         found = []
         for part in with_features_of_all(Bare(module), update):  # type: ignore[arg-type]
             losses = module(part)
-            losses.total.backward()  # type: ignore[no-untyped-call]
+            losses.total.backward()
             found.append(losses.metrics)
         metrics.append({name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]})
     share = ranks.world_size * parts
@@ -112,7 +114,7 @@ def as_type(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 @cache
-def expected(path: str, schedule: str, dtype: torch.dtype = torch.float64) -> Found:
+def expected(path: str, schedule: Schedule, dtype: torch.dtype = torch.float64) -> Found:
     """One process that holds everything."""
     return step(path, 1, schedule, dtype)
 
@@ -128,7 +130,7 @@ def expect_same(found: Found, reference: Found, tolerance: float) -> None:
 
 @pytest.mark.parametrize("schedule", ["joint", "alternate"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_on_one_process(path: str, parts: int, schedule: str) -> None:
+def test_micro_batches_on_one_process(path: str, parts: int, schedule: Schedule) -> None:
     expect_same(step(path, parts, schedule, torch.float64), expected(path, schedule), 1e-6)
 
 
@@ -139,7 +141,7 @@ def test_micro_batches_on_one_process(path: str, parts: int, schedule: str) -> N
         *((2, 2, "joint"), (3, 2, "alternate"), (5, 2, "joint"), (4, 4, "joint")),
     ],
 )
-def test_ranks_and_micro_batches(path: str, world_size: int, parts: int, schedule: str) -> None:
+def test_ranks_and_micro_batches(path: str, world_size: int, parts: int, schedule: Schedule) -> None:
     for found in on_ranks(step, world_size, path, parts, schedule, torch.float64, timeout_s=300.0):
         expect_same(found, expected(path, schedule), 1e-6)
 

@@ -35,14 +35,14 @@ def test_two_nodes_with_two_ranks_train_like_one_process(corpus: Path, alone: Pa
 
 
 def test_the_quick_start_of_the_docs_trains_the_demo_on_two_nodes(corpus: Path, tmp_path: Path) -> None:
-    """docs/slurm.md's own command, on a corpus that is there; 16 ranks are refused before anything is queued."""
+    """docs/slurm.md's own command, on a corpus that is there; 66 ranks are refused before anything is queued."""
     run = tmp_path / "demo"
     shards = {"image_text.sources.image-train": corpus / "images", "text_pair.sources.text-train": corpus / "pairs"}
     overrides = [f"--views.{source}.path={path}" for source, path in shards.items()]
     overrides += [f"--data.tokenizer={corpus / 'tokenizer'}", "--track.every_steps=1"]
     overrides += ["--optimizer.total_steps=3", "--optimizer.warmup_steps=1"]
     words = ["submit", "demo", "--run-folder", str(run), "--time", "20", "--save-s", "60"]
-    told = launch(*words, "--nodes", "2", "--tasks-per-node", "8", "--", *overrides)
+    told = launch(*words, "--nodes", "2", "--tasks-per-node", "33", "--", *overrides)
     assert told.returncode == 2, told.stdout
     assert not run.exists()
     told = launch(*words, "--nodes", "2", "--", *overrides)
