@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cclm.distributed.collectives import Collectives
-from cclm.ops.contrastive import AllRows
+from cclm.objectives.contrastive import widen
+from cclm.ops.contrastive import AllRows, log_sums
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -17,7 +18,13 @@ def gather_of(ranks: Collectives) -> Gather:
     return lambda own: ranks.gather_block(own, range(ranks.world_size), [len(own)] * ranks.world_size)
 
 
-def all_rows(gather: Gather, first: Tensor, second: Tensor, identity_first: Tensor, identity_second: Tensor) -> AllRows:
+def all_rows(
+    gather: Gather, first: Tensor, second: Tensor, identity_first: Tensor, identity_second: Tensor, temperature: Tensor
+) -> AllRows:
     """What a contrastive loss needs of the other ranks."""
-    tensors = first, second, identity_first, identity_second
-    return AllRows(*map(gather, tensors), exchange=lambda row, column: (gather(row), gather(column)))
+    rows = [gather(own) for own in (first, second, identity_first, identity_second)]
+    own = [
+        log_sums(*(widen(side.detach()) for side in sides), 1 / temperature.detach()[0])
+        for sides in ((first, rows[1]), (second, rows[0]))
+    ]
+    return AllRows(*rows, *((logs, gather(logs)) for logs in own))  # type: ignore[arg-type]

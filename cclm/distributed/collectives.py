@@ -37,10 +37,9 @@ class Collectives:
         if self.world_size == 1:
             return [list(own)]
         mine = torch.tensor(own, dtype=torch.int64)
-        everyone = mine.new_empty(self.world_size * len(own))
-        torch_dist.all_gather_into_tensor(everyone, mine)
-        found: list[list[int]] = everyone.view(self.world_size, -1).tolist()
-        return found
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch_dist.all_gather(everyone, mine)
+        return [numbers.tolist() for numbers in everyone]
 
     def gather_packed(self, tensors: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> list[Tensor]:
         """Rows of all ranks in rank order, of several tensors of any types, in one collective; without gradient.
@@ -57,12 +56,9 @@ class Collectives:
         ]
         packed = torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
         longest = max(map(sum, sizes))
-        everyone = packed.new_empty(self.world_size * longest)
-        torch_dist.all_gather_into_tensor(everyone, functional.pad(packed, (0, longest - packed.shape[0])))
-        pieces = [
-            torch.split(own[: sum(size)], size)
-            for own, size in zip(everyone.view(self.world_size, -1), sizes, strict=True)
-        ]
+        everyone = [packed.new_empty(longest) for _ in sizes]  # gloo and NCCL want equal shapes
+        torch_dist.all_gather(everyone, functional.pad(packed, (0, longest - packed.shape[0])))
+        pieces = [torch.split(own[: sum(size)], size) for own, size in zip(everyone, sizes, strict=True)]
         return [
             torch.cat([of_rank[index] for of_rank in pieces]).view(tensor.dtype).view(-1, *tensor.shape[1:])
             for index, tensor in enumerate(tensors)
@@ -128,11 +124,9 @@ class _GatherBlock(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: Any, place: int, rows: tuple[int, ...]) -> Tensor:
         ctx.group, ctx.place, ctx.rows = group, place, rows
         own = _padded(x, max(rows))
-        everyone = own.new_empty(len(rows) * max(rows), *x.shape[1:])
-        torch_dist.all_gather_into_tensor(everyone, own, group=group)
-        if min(rows) == max(rows):
-            return everyone
-        return torch.cat([part[:count] for part, count in zip(everyone.chunk(len(rows)), rows, strict=True)])
+        everyone = [torch.empty_like(own) for _ in rows]
+        torch_dist.all_gather(everyone, own, group=group)
+        return torch.cat([part[:count] for part, count in zip(everyone, rows, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:

@@ -39,8 +39,10 @@ class AllRows(NamedTuple):
     second_ME: Tensor
     identity_N: Tensor
     identity_M: Tensor
-    exchange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """Log-sum-exps of this rank's first and second rows → of all rows, in their order."""
+    first_logs: tuple[Tensor, Tensor]
+    """Log-sum-exps over all second rows, of this rank's first rows and of all of them."""
+    second_logs: tuple[Tensor, Tensor]
+    """Log-sum-exps over all first rows, of this rank's second rows and of all of them."""
 
 
 ContrastiveLoss: TypeAlias = Callable[..., Tensor]
@@ -133,19 +135,20 @@ class _Contrastive(torch.autograd.Function):
         label_smoothing: float,
     ) -> Tensor:
         """The local sum."""
-        rows = everything or AllRows(first_NE, second_ME, identity_N, identity_M, lambda *own: own)
-        all_first, all_second = rows.first_NE, rows.second_ME
-        targets = _Targets(*rows[:4], label_smoothing)
+        all_rows = (first_NE, second_ME, identity_N, identity_M) if everything is None else everything[:4]
+        all_first, all_second = all_rows[:2]
+        targets = _Targets(*all_rows, label_smoothing)
         scale = temperature.to(first_NE.dtype).reciprocal()[0]
         ratio = all_first.shape[0] / max(1, all_second.shape[0])
         # one process without a kernel: one product serves both directions
         is_alone = everything is None and _kernels_for(first_NE) is None
-        if is_alone:
-            row_N, column_M = _both_log_sums(first_NE, second_ME, scale)
-            all_row, all_column = row_N, column_M
+        if everything is not None:
+            (row_N, all_row), (column_M, all_column) = everything.first_logs, everything.second_logs
+        elif is_alone:
+            row_N, column_M = all_row, all_column = _both_log_sums(first_NE, second_ME, scale)
         else:
             row_N, column_M = log_sums(first_NE, all_second, scale), log_sums(second_ME, all_first, scale)
-            all_row, all_column = rows.exchange(row_N, column_M)
+            all_row, all_column = row_N, column_M
         class_N, class_M = targets.class_of(identity_N), targets.class_of(identity_M)
         forth = (row_N - scale * (first_NE * targets.of_first(class_N, 1.0, 0.0)).sum(1)).sum()
         back = (column_M - scale * (second_ME * targets.of_second(class_M, 0.0, 1.0)).sum(1)).sum()

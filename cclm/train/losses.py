@@ -77,7 +77,7 @@ class StepLosses:
                         first.identity_N,
                         second.identity_N,
                         self.temperature * contrast.temperature_factor,
-                        everything=self.sharing.all_rows(key, self.shared),
+                        everything=self.sharing.all_rows(key, self.batch.part, self.shared),
                         label_smoothing=self.objectives.label_smoothing,
                         grad_scale=self.objectives.contrastive_grad_scale,
                         loss=self.contrastive,

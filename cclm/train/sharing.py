@@ -1,7 +1,7 @@
 """What ranks know of each other in an update: features and identities of all rows, from which hard negatives follow.
 
     told      by name, the tensors of each view that others need       (rows of this rank and micro-batch)
-    shared    the same for the rows of all ranks and micro-batches     (one collective, without gradient)
+    shared    the same for the rows of all ranks and micro-batches     (two collectives, without gradient)
     block     states of the rows of the ranks that share a negative group, with their gradient
 
 Rows are dealt to the ranks evenly, whatever the negative groups. Negatives are drawn from what is shared, inside fixed
@@ -81,27 +81,27 @@ class Sharing:
     def share(self, parts: Sequence[Named]) -> dict[str, Tensor]:
         """Exchange what the micro-batches of this rank tell, one after another, with the other ranks.
 
-        One collective; with several micro-batches two, the second of log-sum-exps of the contrasts, which a micro-batch
-        could not ask the others for.
+        Two collectives: what they tell; then the log-sum-exps of the contrasts, which need all of it.
         """
         joined: dict[int, Tensor] = {}  # what has two names travels once
-        own, common = {}, {}
+        own, scales = dict[str, Tensor](), dict[str, Tensor]()
         for name, tensor in parts[0].items():
             if name.endswith("/scale"):
-                common[name] = tensor.detach()
+                scales[name.removesuffix("/scale")] = tensor.detach()
                 continue
             if id(tensor) not in joined:
-                joined[id(tensor)] = torch.cat([part[name].detach() for part in parts]) if parts[1:] else tensor
+                joined[id(tensor)] = torch.cat([part[name].detach() for part in parts])
             own[name] = joined[id(tensor)]
         shared = self._gather(own)
-        if parts[1:]:
-            logs = {}
-            for key, scale in ((name.removesuffix("/scale"), scale) for name, scale in common.items()):
-                for side, other in (("first", "second"), ("second", "first")):
-                    rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
-                    logs[f"{key}/{side}_logs"] = log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0])
-            shared |= self._gather(logs)
-        return {**shared, **common}
+        if self.is_alone:
+            return shared
+        logs = {}
+        for key, scale in scales.items():
+            for side, other in (("first", "second"), ("second", "first")):
+                rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
+                logs[f"{key}/{side}_logs"] = log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0])
+        shared |= self._gather(logs)
+        return {**shared, **{f"{name}_own": value for name, value in logs.items()}}
 
     def _gather(self, own: Named) -> dict[str, Tensor]:
         unique = {id(tensor): (name, tensor) for name, tensor in own.items()}
@@ -124,22 +124,21 @@ class Sharing:
         count, size = self.configs[view].batch_size // self.num_parts, self.collectives.world_size
         return [len(rows_of_rank(count, rank, size)) for rank in range(size)]
 
-    def all_rows(self, key: str, shared: Named) -> AllRows | None:
-        """Return all rows of a contrast; None if this process holds them."""
+    def all_rows(self, key: str, part: int, shared: Named) -> AllRows | None:
+        """Return all rows of a contrast, for a micro-batch; None if it holds them all."""
         if self.is_alone:
             return None
-        logs = f"{key}/first_logs", f"{key}/second_logs"
-
-        def exchange(row_N: Tensor, column_M: Tensor) -> tuple[Tensor, Tensor]:
-            found = shared if logs[0] in shared else self._gather(dict(zip(logs, (row_N, column_M), strict=True)))
-            return found[logs[0]], found[logs[1]]
-
+        first_logs, second_logs = (
+            (shared[f"{key}/{side}_logs_own"].chunk(self.num_parts)[part], shared[f"{key}/{side}_logs"])
+            for side in ("first", "second")
+        )
         return AllRows(
             first_NE=shared[f"{key}/first"],
             second_ME=shared[f"{key}/second"],
             identity_N=shared[f"{key}/first_identity"],
             identity_M=shared[f"{key}/second_identity"],
-            exchange=exchange,
+            first_logs=first_logs,
+            second_logs=second_logs,
         )
 
     def negatives(

@@ -121,7 +121,7 @@ class Runner:
         temperature = self.model.temperature()
         outcome.values[name] = first_BE @ second_BE.T / temperature
         own = first_BE, second_BE, identity_B, identity_B
-        everything = all_rows(gather_of(self.talk), *own)
+        everything = all_rows(gather_of(self.talk), *own, temperature)
         total = contrastive(*own, temperature, everything=everything, grad_scale=self.grad_scale)
         return total / first_BE.shape[0]
 

@@ -118,7 +118,7 @@ def test_ranks_with_a_gather_equal_the_whole(
 
     def on_rank(rank: int) -> Tensor:
         own = firsts[rank], seconds[rank], first_identities[rank], second_identities[rank]
-        everything = all_rows(partial(ranks.gather, rank), *own)
+        everything = all_rows(partial(ranks.gather, rank), *own, temperature)
         return contrastive(*own, temperature, everything=everything, **options)
 
     with ThreadPoolExecutor(2) as pool:
