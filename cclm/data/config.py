@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, ClassVar
 
 from cclm.data.options import MaskingConfig, MixConfig, Normalise, Schedule, SourceConfig
@@ -152,12 +153,13 @@ def rows_of_rank(num_rows: int, rank: int, world_size: int) -> range:
     return range(rank * num_rows // world_size, (rank + 1) * num_rows // world_size)
 
 
-def rank_blocks(num_rows: int, negative_group: int, world_size: int) -> list[range]:
+@cache
+def rank_blocks(num_rows: int, negative_group: int, world_size: int) -> tuple[range, ...]:
     """Return the ranks that share negative groups of a micro-batch of n rows: neighbours, cut where a group ends with a
     rank's rows."""
     ends = [rows_of_rank(num_rows, rank, world_size).stop for rank in range(world_size)]
     cuts = [rank + 1 for rank, end in enumerate(ends) if end % negative_group == 0]
-    return [range(first, stop) for first, stop in zip([0, *cuts], cuts, strict=False)]
+    return tuple(range(first, stop) for first, stop in zip([0, *cuts], cuts, strict=False))
 
 
 def rank_errors(views: Views, config: DataConfig, world_size: int) -> Iterator[str]:

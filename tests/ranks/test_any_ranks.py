@@ -6,6 +6,7 @@ through the fusion encoder, and one of the groups of texts shows one thing only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -150,6 +151,36 @@ def test_float32(path: str) -> None:
     """As it trains: losses differ by rounding only."""
     for found in on_ranks(step, 3, path, 2, "joint", torch.float32, timeout_s=300.0):
         expect_same(found, expected(path, "joint"), 2e-6)
+
+
+def calls(path: str) -> tuple[Counter[str], Counter[str]]:
+    """Collectives of a joint step, forward and backward."""
+    torch.set_num_threads(1)
+    ranks, config, counts = collectives(), read(path), (Counter[str](), Counter[str]())
+    for view in config.views.values():
+        ranks.prepare(rank_blocks(view.batch_size, view.negative_group, ranks.world_size))
+    module, batch = module_of(config, ranks), dataset_of(config, ranks.rank, ranks.world_size)[STEP]
+    now = counts[0]
+    for name in ("all_gather", "all_reduce", "reduce_scatter", "all_gather_object", "broadcast"):
+        original = getattr(torch.distributed, name)
+
+        def counted(*arguments: Any, name: str = name, original: Any = original, **options: Any) -> Any:
+            now[name] += 1
+            return original(*arguments, **options)
+
+        setattr(torch.distributed, name, counted)
+    losses = module(batch)
+    now = counts[1]
+    losses.total.backward()
+    return counts
+
+
+def test_a_step_needs_few_collectives(path: str) -> None:
+    """Two, where ranks hold whole groups; besides, states and masks of both sides where they share them, and back."""
+    for forward, backward in on_ranks(calls, 2, path, timeout_s=300.0):
+        assert forward == {"all_gather": 2} and not backward
+    for forward, backward in on_ranks(calls, 3, path, timeout_s=300.0):
+        assert forward == {"all_gather": 2 + 3 * 4} and backward == {"reduce_scatter": 3 * 2}
 
 
 def test_rows_without_a_negative_do_not_count(path: str) -> None:
