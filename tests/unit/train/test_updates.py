@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from cclm.config import RunConfig
+from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
-from cclm.train.updates import merge_metrics, samples_read, updates_of
+from cclm.train.updates import merge_metrics, samples_read, updates_of, with_features_of_all
 from tests.engine_values import full_gradients
 from tests.tiny_run import recipe, with_regions, write_corpus
 from tests.tiny_training import as_config, dataset_of, module_of
@@ -42,6 +46,32 @@ def test_an_alternating_step_has_an_update_for_each_view(dataset: StepDataset) -
         assert [part.update for part in parts] == list(range(len(parts)))
         assert {part.step for part in parts} == {step}
     assert [len(updates_of(dataset[step], "alternate")) for step in range(3)] == [3, 2, 2]
+
+
+def test_both_passes_of_a_micro_batch_drop_the_same(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the features that the others contrast theirs with were not those that are trained."""
+    model = config.model
+    text = replace(model.text, dropout=0.3, attention_dropout=0.2)
+    vision = replace(model.vision, dropout=0.3)
+    parts = replace(config, data=replace(config.data, micro_batches=2), model=replace(model, text=text, vision=vision))
+    module = module_of(parts).train()
+    engine = PlainEngine(module, OptimizerConfig(total_steps=1), accumulation_steps=2)
+    told = list[dict[str, torch.Tensor]]()
+    whole = module._contributions
+
+    def contributions(batch: Batch) -> Any:
+        found = whole(batch)
+        told.append({name: value.detach() for name, value in found[-1].items()})
+        return found
+
+    monkeypatch.setattr(module, "_contributions", contributions)
+    batches = [replace(part, views={"text_pair": part.views["text_pair"]}) for part in dataset_of(parts)[0].parts]
+    for batch in with_features_of_all(engine, batches):
+        engine.backward(engine.forward(batch))
+    first, second, first_again, second_again = told
+    for before, after in ((first, first_again), (second, second_again)):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(first["text_pair/memory"], second["text_pair/memory"])
 
 
 def test_losses_of_a_step_add_up() -> None:
