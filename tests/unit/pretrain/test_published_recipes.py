@@ -11,7 +11,6 @@ from torch import nn
 
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.config import rank_blocks, rows_of_rank
-from cclm.data.config import rank_blocks, rows_of_rank
 from cclm.engine.optimizer import parameter_groups
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
@@ -67,26 +66,6 @@ def test_sizes_are_the_published_ones(name: str) -> None:
     assert config.objectives.contrastive_grad_scale == 1 / ranks
     factor = config.optimizer.learning_rate_factor
     assert (factor(0), factor(warmup), factor(steps)) == (0.0, 1.0, 0.0)
-
-
-@pytest.mark.parametrize("name", [*RECIPES, "template", "demo"])
-def test_a_recipe_starts_on_1_to_64_ranks_at_its_batch_and_on_1024_at_a_larger_one(name: str) -> None:
-    config = read(name)
-    for world_size in range(1, 65):
-        validate_ranks(config, world_size)
-    few = min(view.batch_size for view in config.views.values())
-    factor = -(-1024 // few)
-    views = {
-        key: replace(view, batch_size=factor * view.batch_size, matching_rows=factor * view.matching_rows)
-        for key, view in config.views.items()
-    }
-    large = replace(config, views=views)
-    assert list(large.validation_errors()) == []
-    validate_ranks(large, 1024)
-    for view in large.views.values():
-        rows = [len(rows_of_rank(view.batch_size, rank, 1024)) for rank in range(1024)]
-        assert sum(rows) == view.batch_size and max(rows) - min(rows) <= 1
-        assert max(map(len, rank_blocks(view.batch_size, view.negative_group, 1024))) <= 128
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "template", "demo"])
