@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cclm.data.batch import Batch, MaskedTokens, PixelScale, Tokens
+from cclm.data.config import ViewConfig
 from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
 from cclm.objectives.options import ObjectiveConfig
 from cclm.train.step import CrossViewTraining
-from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextBatch
-from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.view import RegionBatch
-from cclm.views.table import make_views
-from cclm.views.text_pair.options import TextPairConfig
+from cclm.views.table import VIEWS, make_views
 from cclm.views.text_pair.view import TextPairBatch
 from tests.golden.cases import Draws, Inputs
 
@@ -40,20 +40,21 @@ def view_of(inputs: Inputs) -> str:
 
 def training_of(
     model: CCLMModel,
+    batch: Batch,
     objectives: ObjectiveConfig | None = None,
     collectives: Collectives = SINGLE,
     *,
     tlm: bool = False,
 ) -> CrossViewTraining:
-    """The training module with all views."""
-    views = make_views(
-        {
-            "image_text": ImageTextConfig(sources={}),
-            "regions": RegionConfig(sources={}),
-            "text_pair": TextPairConfig(sources={}, tlm=tlm),
-        }
-    )
-    return CrossViewTraining(model, views, objectives or ObjectiveConfig(), collectives)
+    """The training module with the views of a batch, in sizes of which each rank holds so much."""
+    configs: dict[str, ViewConfig] = {}
+    for name, view in batch.views.items():
+        group = len(view.row_R)
+        size = group * collectives.world_size
+        sizes: dict[str, Any] = {"batch_size": size, "matching_rows": size, "negative_group": group}
+        options = {"tlm": tlm} if name == "text_pair" else {}
+        configs[name] = VIEWS[name].config(sources={}, **sizes, **options)
+    return CrossViewTraining(model, make_views(configs), objectives or ObjectiveConfig(), collectives)
 
 
 def batch_of(inputs: Inputs, draws: Draws | None, *, first_row: int = 0) -> Batch:
@@ -76,7 +77,9 @@ def _image_text(inputs: Inputs, draws: Draws | None, first_row: int) -> ImageTex
         pixel_scale=FLOATS,
         text=_tokens(inputs, "text_ids", "text_atts"),
         identity_R=rows + first_row,
+        row_R=rows + first_row,
         matching_row_F=rows,
+        counted_F=torch.ones(len(rows)),
         noise_second_FG=second,
         noise_first_FG=first,
         masked=_masked(inputs),
@@ -97,7 +100,9 @@ def _regions(inputs: Inputs, draws: Draws | None, first_row: int) -> RegionBatch
         whole_R=inputs["is_image"].bool() if "is_image" in inputs else torch.zeros(len(rows), dtype=torch.bool),
         text=_tokens(inputs, "text_ids", "text_atts"),
         identity_R=rows + first_row,
+        row_R=rows + first_row,
         matching_row_F=rows,
+        counted_F=torch.ones(len(rows)),
         noise_second_FG=second,
         noise_first_FG=first,
         masked=_masked(inputs),
@@ -117,7 +122,9 @@ def _text_pair(inputs: Inputs, draws: Draws | None, first_row: int) -> TextPairB
         first_P=rows,
         second_P=rows + size,
         identity_P=rows,
+        row_R=rows + first_row,
         matching_row_F=rows,
+        counted_F=torch.ones(len(rows)),
         memory_S=rows,
         query_S=rows + size,
         identity_S=rows,

@@ -34,14 +34,15 @@ def test_losses_and_gradients_of_a_step(golden: GoldenSet, case: str) -> None:
     if case not in golden.cases:
         pytest.skip(f"{golden.folder.name} has no case {case}")
     meta, inputs = golden.meta["cases"][case], golden.inputs(case)
-    module = training_of(golden.model(), tlm=case == "tlm")
-    losses = module(batch_of(inputs, golden.negatives(case)))
+    batch = batch_of(inputs, golden.negatives(case))
+    module = training_of(golden.model(), batch, tlm=case == "tlm")
+    losses = module(batch)
     view = view_of(inputs)
     found = {name: value for name, value in losses.metrics.items() if name.startswith(view)}
     for name, expected in meta["loss"].items():
         value = found.pop(f"{view}/{NAMES[view][name]}").item()
         assert value == pytest.approx(expected, abs=ABSOLUTE, rel=RELATIVE), name
-    assert all(name.endswith("_accuracy") for name in found), "no loss that the published step has not"
+    assert all(name.endswith(("_accuracy", "_rows")) for name in found), "no loss that the published step has not"
     assert losses.total.item() == pytest.approx(meta["total"], abs=ABSOLUTE, rel=RELATIVE)
     losses.total.backward()
     compare_gradients(golden, case, gradients_of(module, golden))
@@ -56,12 +57,15 @@ def test_two_updates_of_the_engine(golden: GoldenSet) -> None:
     record, config = golden.tensors("optim_steps"), optimizer_config(golden)
     model = golden.model()
     multipliers = {f"model.{name}": value for name, value in config.module_multipliers.items()}
-    module: nn.Module = training_of(model).eval()
-    engine = PlainEngine(module, replace(config, module_multipliers=multipliers))
     cases = ("img1", "region", "para") if golden.is_x2vlm else ("itc2",)
-    for step in (0, 1):
-        parts = [batch_of(golden.inputs(case), draws_of(golden, record, step, case)) for case in cases]
-        losses = engine.forward(together(*parts))
+    batches = [
+        together(*(batch_of(golden.inputs(case), draws_of(golden, record, step, case)) for case in cases))
+        for step in (0, 1)
+    ]
+    module: nn.Module = training_of(model, batches[0]).eval()
+    engine = PlainEngine(module, replace(config, module_multipliers=multipliers))
+    for step, batch in enumerate(batches):
+        losses = engine.forward(batch)
         assert losses.total.item() == pytest.approx(record[f"step{step}.loss"].item(), abs=1e-5, rel=1e-4)
         engine.backward(losses)
         norm = engine.update(step).grad_norm
@@ -76,8 +80,9 @@ def step_on_half(folder: str) -> dict[str, Any]:
     inputs = {name: value[half_of(value, talk.rank)] for name, value in golden.inputs("itc2").items()}
     first, second = record[f"rank{talk.rank}.neg_idx"].chunk(2)
     options = ObjectiveConfig(contrastive_grad_scale=1 / WORLD, means="per_rank")
-    module = training_of(golden.model(), options, talk)
-    losses = module(batch_of(inputs, (first, second), first_row=talk.rank * first.shape[0]))
+    batch = batch_of(inputs, (first, second), first_row=talk.rank * first.shape[0])
+    module = training_of(golden.model(), batch, options, talk)
+    losses = module(batch)
     losses.total.backward()
     return {
         "metrics": {name: value.item() for name, value in losses.metrics.items()},
