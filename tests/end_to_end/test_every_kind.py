@@ -50,6 +50,7 @@ class Step:
 
     step: int = 0
     update: int = 0
+    part: int = 0
 
 
 class Training(nn.Module):

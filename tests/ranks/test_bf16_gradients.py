@@ -33,6 +33,7 @@ class Factor:
     value: float
     step: int = 0
     update: int = 0
+    part: int = 0
 
 
 class Times(nn.Module):

@@ -190,7 +190,7 @@ def test_averaged_weights_can_be_exported_and_are_their_own_reference(
     engine = PlainEngine(Training(build_model(opened.config, opened.model.state_dict(), "here").train()), optimizer)
     engine.module.requires_grad_(True)
     begin = full_parameters(engine)
-    engine.backward(engine.forward(SimpleNamespace(step=0, update=0)))
+    engine.backward(engine.forward(SimpleNamespace(step=0, update=0, part=0)))
     engine.update(0)
     record = make_recorder(opened.tokenizer, opened.transform, opened.max_tokens)
     path = save_checkpoint(engine, tmp_path, 1, {}, keep=1, reference_outputs=record)
