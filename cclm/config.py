@@ -39,6 +39,22 @@ class TrackConfig:
     """Also write TensorBoard events."""
 
 
+Checkpointing = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCheckpointing:
+    """What each encoder keeps for the backward pass; no number changes. "none": everything; "selective": of every
+    second block its input only, "full": of every block, which is then computed twice."""
+
+    vision: Checkpointing = "none"
+    """The image encoder."""
+    text: Checkpointing = "none"
+    """The text encoder."""
+    fusion: Checkpointing = "none"
+    """The fusion encoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run. Everything that decides step k is in here."""
@@ -61,6 +77,8 @@ class RunConfig:
     """Saving."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Metrics."""
+    activation_checkpointing: ActivationCheckpointing = field(default_factory=ActivationCheckpointing)
+    """Less memory for more time."""
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     """"plain" is the one-process twin, for debugging."""
     deepspeed: LocalPath = "ds_configs/zero3_cpu.json"

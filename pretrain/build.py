@@ -28,6 +28,7 @@ from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
+from cclm.model.checkpointing import checkpoint_activations
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
@@ -174,6 +175,13 @@ def build_module(
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=ranks.rank == 0)
+    keep = config.activation_checkpointing
+    for encoder, mode in (
+        (model.vision_encoder, keep.vision),
+        (model.text_encoder, keep.text),
+        (model.fusion_encoder, keep.fusion),
+    ):
+        checkpoint_activations(encoder, mode)
     return CrossViewTraining(model, views, config.objectives, ranks)
 
 
