@@ -108,6 +108,9 @@ class RunConfig:
         ]
         if self.data.schedule == "alternate" and len(turns) > 1:
             yield f"data.schedule: one view can take turns with another, not {len(turns)} ({', '.join(turns)})"
+        placed = [name for name, view in self.views.items() if "boxes" in view.trains]
+        if self.model.vision.keep_patches < 1 and placed:
+            yield f"model.vision.keep_patches: must be 1 with views whose texts are about places ({', '.join(placed)})"
         for name, view in self.views.items():
             for error in view.model_errors(self.model, self.data.pad_multiple):
                 yield f"views.{name}.{error}"

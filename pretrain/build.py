@@ -182,7 +182,7 @@ def build_module(
         (model.fusion_encoder, keep.fusion),
     ):
         checkpoint_activations(encoder, mode)
-    return CrossViewTraining(model, views, config.objectives, ranks)
+    return CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed)
 
 
 def calibrate_stem(
