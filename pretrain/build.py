@@ -140,8 +140,9 @@ def memory_advice(config: RunConfig, world_size: int) -> str:
     rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
     most = min(view.num_groups for view in config.views.values()) // world_size
     return (
-        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), start "
-        f"more ranks, lower data.num_workers (now {config.data.num_workers}), or use a machine with more memory."
+        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), set "
+        f"activation_checkpointing, start more ranks, lower data.num_workers (now {config.data.num_workers}), or use a "
+        "machine with more memory."
     )
 
 
