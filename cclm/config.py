@@ -39,6 +39,22 @@ class TrackConfig:
     """Also write TensorBoard events."""
 
 
+Checkpointing = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCheckpointing:
+    """What each encoder keeps for the backward pass; no number changes. "none": everything; "selective": of every
+    second block its input only, "full": of every block, which is then computed twice."""
+
+    vision: Checkpointing = "none"
+    """The image encoder."""
+    text: Checkpointing = "none"
+    """The text encoder."""
+    fusion: Checkpointing = "none"
+    """The fusion encoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run. Everything that decides step k is in here."""
@@ -61,6 +77,8 @@ class RunConfig:
     """Saving."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Metrics."""
+    activation_checkpointing: ActivationCheckpointing = field(default_factory=ActivationCheckpointing)
+    """Less memory for more time."""
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     """"plain" is the one-process twin, for debugging."""
     deepspeed: LocalPath = "ds_configs/zero3_cpu.json"
@@ -90,6 +108,9 @@ class RunConfig:
         ]
         if self.data.schedule == "alternate" and len(turns) > 1:
             yield f"data.schedule: one view can take turns with another, not {len(turns)} ({', '.join(turns)})"
+        placed = [name for name, view in self.views.items() if "boxes" in view.trains]
+        if self.model.vision.keep_patches < 1 and placed:
+            yield f"model.vision.keep_patches: must be 1 with views whose texts are about places ({', '.join(placed)})"
         for name, view in self.views.items():
             for error in view.model_errors(self.model, self.data.pad_multiple):
                 yield f"views.{name}.{error}"

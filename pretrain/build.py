@@ -28,6 +28,7 @@ from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
+from cclm.model.checkpointing import checkpoint_activations
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
@@ -142,8 +143,9 @@ def memory_advice(config: RunConfig, world_size: int) -> str:
     rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
     most = min(view.batch_size // max(world_size, view.negative_group) for view in config.views.values())
     return (
-        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), start "
-        f"more ranks, lower data.num_workers (now {config.data.num_workers}), or use a machine with more memory."
+        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), set "
+        f"activation_checkpointing, start more ranks, lower data.num_workers (now {config.data.num_workers}), or use a "
+        "machine with more memory."
     )
 
 
@@ -177,7 +179,14 @@ def build_module(
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=ranks.rank == 0)
-    return CrossViewTraining(model, views, config.objectives, ranks)
+    keep = config.activation_checkpointing
+    for encoder, mode in (
+        (model.vision_encoder, keep.vision),
+        (model.text_encoder, keep.text),
+        (model.fusion_encoder, keep.fusion),
+    ):
+        checkpoint_activations(encoder, mode)
+    return CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed)
 
 
 def calibrate_stem(

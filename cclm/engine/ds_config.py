@@ -43,7 +43,7 @@ KEYS: dict[str, dict[str, str]] = {
         ("The learning rate is a function of the step: set it under `optimizer` in the recipe.", "scheduler"),
         ("Set precision in the recipe: bf16 switches autocast on.", "torch_autocast"),
         ("It is an old name: use bf16.", "bfloat16"),
-        ("It would do nothing: it configures functions that the model does not call.", "activation_checkpointing"),
+        ("It would do nothing: set activation_checkpointing in the recipe.", "activation_checkpointing"),
         ("It would do nothing: only DeepSpeed's engine.compile() reads it, which is not called.", "compile"),
         (_FOR_FP16, "prescale_gradients gradient_predivide_factor"),
         ("It is for NVMe, where nothing is offloaded here: remove the key.", "aio"),

@@ -10,6 +10,8 @@ What a tower holds besides (poolers, mask tokens) takes no part: poolers are lef
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .options import VisionOptions
-from .shapes import Float
+from .patch_dropping import take_patches, with_tokens_before
+from .shapes import Float, Int
 
 FINAL_NORMS = {
     "clip_vision_model": "post_layernorm",
@@ -82,8 +85,10 @@ class HFVisionEncoder(nn.Module):
         # ZeRO-3 gathers per module, but these tables are read by the module around them when they are stretched.
         self.zero3_leaf_modules = [module for name, module in self.tower.named_children() if name == "embeddings"]
 
-    def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Normalised pixels to 1 + P tokens; the first is the summary of the image.
+    def forward(
+        self, images_BCHW: Float[Tensor, "b 3 h w"], *, kept_BK: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Normalised pixels to 1 + P tokens; the first is the summary of the image. P are the kept patches, or all.
 
         Raises:
             ValueError: a class token is wanted of a tower that has none.
@@ -92,7 +97,10 @@ class HFVisionEncoder(nn.Module):
             # ZeRO-3 lets go of a module's parameters too early in the backward pass if no input of it has a gradient
             images_BCHW = images_BCHW.detach().requires_grad_()
         given = self._patches(images_BCHW) if self.model_type == VARIABLE_SIZE else {"pixel_values": images_BCHW}
-        states: Tensor = self.tower(**given, **self.arguments).last_hidden_state
+        if kept_BK is not None and "pixel_attention_mask" in given:
+            given["pixel_attention_mask"] = torch.ones_like(kept_BK)
+        with self._dropping(kept_BK):
+            states: Tensor = self.tower(**given, **self.arguments).last_hidden_state
         if states.ndim == 4:
             states = states.flatten(2).transpose(1, 2)
         if self.final_norm_name is not None:
@@ -100,6 +108,7 @@ class HFVisionEncoder(nn.Module):
         if self.project is not None:
             states = self.project(states)
         num_patches = states.shape[1] if self.grid_side is None else self.grid_side**2
+        num_patches = num_patches if kept_BK is None else kept_BK.shape[1]
         num_extra = states.shape[1] - num_patches
         patches_BPD = states[:, num_extra:]
         if self.summary == "mean":
@@ -109,6 +118,24 @@ class HFVisionEncoder(nn.Module):
                 f'vision.summary: expected a tower with a class token, got {self.model_type}. Use summary "mean".'
             )
         return torch.cat([states[:, :1], patches_BPD], 1)
+
+    @contextmanager
+    def _dropping(self, kept_BK: Tensor | None) -> Iterator[None]:
+        """Let the tower's layers see these patches only, and all that its embeddings put before the patches."""
+        if kept_BK is None or self.grid_side is None:
+            yield
+            return
+        num_patches = self.grid_side**2
+
+        def drop(_module: nn.Module, _inputs: Any, embedded_BLD: Tensor) -> Tensor:
+            return take_patches(embedded_BLD, with_tokens_before(kept_BK, embedded_BLD.shape[1] - num_patches))
+
+        names = (name for name, _ in self.tower.named_modules() if name.split(".")[-1] == "embeddings")
+        hook = self.tower.get_submodule(next(names)).register_forward_hook(drop)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _patches(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Square images as the patches that a tower for images of any shape wants, channels last in each."""

@@ -43,6 +43,7 @@ from .kernels import use_kernels  # noqa: F401  # the loader of transformers 5.0
 from .layers import CrossAttention
 from .options import LayerOptions, ModelOptions, VisionOptions
 from .packing import masked_mean
+from .patch_dropping import kept_patches
 from .shapes import Bool, Float, Int
 from .swin import RelativePositionBias, SwinEncoder
 from .vision import ChannelAffine, ConvVisionEncoder
@@ -87,7 +88,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         options = config.options()
         width = options.width
         self.pooling = (options.text.pooling, options.fusion.pooling)
-        self.grid_side = options.vision.grid_side
+        self.grid_side, self.keep_patches = options.vision.grid_side, options.vision.keep_patches
         self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
         self.text_encoder = TextEncoder(width, options.text, options.token_layout)
         self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
@@ -113,8 +114,18 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     # --- the pieces that a training step is made of ---
 
-    def encode_images(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Normalised pixels to 1 + P tokens; index 0 stands for the whole image."""
+    def encode_images(
+        self, images_BCHW: Float[Tensor, "b 3 h w"], key_B: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Normalised pixels to 1 + P tokens; index 0 stands for the whole image.
+
+        `key_B`: in training with `vision.keep_patches` below 1, what the draw of each image's patches depends on; P is
+        then their number. Without it all patches are computed.
+        """
+        if self.training and self.keep_patches < 1 and key_B is not None and self.grid_side is not None:
+            kept_BK = kept_patches(key_B, self.grid_side**2, self.keep_patches)
+            dropped_BND: Tensor = self.vision_encoder(images_BCHW, kept_BK=kept_BK)
+            return dropped_BND
         image_BND: Tensor = self.vision_encoder(images_BCHW)
         return image_BND
 

@@ -70,6 +70,9 @@ class VisionOptions(LayerOptions):
     """Swin and BEiT: side in pixels of the patches that become the first tokens (Swin: 4, BEiT: 16)."""
     drop_path: float = 0.0
     """Swin and BEiT: probability to drop the last block's sub-layers for an image; earlier blocks rise to it from 0."""
+    keep_patches: float = 1.0
+    """Share of an image's patches that a training step computes, drawn anew for each image and step (FLIP): 0.5 halves
+    the work of the tower. Evaluation sees all. Not for Swin, whose windows need whole grids."""
     window: int = 7
     """Swin: side of an attention window in tokens."""
     stage_layers: tuple[int, ...] = (2, 2, 18, 2)
@@ -95,6 +98,15 @@ class VisionOptions(LayerOptions):
         return int(self.patch_size * (2 ** (len(self.stage_layers) - 1) if self.architecture == "swin" else 1))
 
 
+DROPS_PATCHES = (
+    "clip_vision_model",
+    "dinov2",
+    "dinov2_with_registers",
+    "siglip_vision_model",
+    "siglip2_vision_model",
+    "vit",
+)
+"""`model_type`s of the transformers library whose patches get their place before the first layer, and nowhere else."""
 STRIDES = {"dinov3_convnext": 32, "resnet": 32, "regnet": 32}
 """`model_type` → stride of the image models whose configuration has no patch size."""
 
@@ -259,6 +271,7 @@ def _check_vision(width: int, vision: VisionOptions) -> None:
             f"vision.image_size: expected a multiple of {vision.stride} ({reason}), got {vision.image_size}. "
             "Change one of the two."
         )
+    _check_keep_patches(vision)
     if vision.architecture != "swin":
         return
     if len(vision.stage_heads) != len(vision.stage_layers):
@@ -274,6 +287,25 @@ def _check_vision(width: int, vision: VisionOptions) -> None:
                 f"vision: expected stage {stage} to cut its {channels:g} channels into stage_heads and its grid of "
                 f"side {side} into windows of side {vision.window}, got {heads} heads. Change the sizes of the tower."
             )
+
+
+def _check_keep_patches(vision: VisionOptions) -> None:
+    """A share, and a tower that can leave patches out."""
+    if not 0 < vision.keep_patches <= 1:
+        raise ValueError(
+            f"vision.keep_patches: expected a share above 0 and of at most 1, got {vision.keep_patches}. "
+            "Give a share, 0.5 say."
+        )
+    if vision.keep_patches == 1 or (vision.architecture == "hf" and vision.tower is None):
+        return  # what a source's tower is turns out when it is read
+    is_ours, tower = vision.architecture != "hf", vision.tower or {}
+    kind = vision.architecture if is_ours else str(tower.get("model_type"))
+    if kind not in (("conv_vit", "beit") if is_ours else DROPS_PATCHES):
+        raise ValueError(
+            f"vision.keep_patches: expected 1 for {kind}, which computes with the whole grid of patches, got "
+            f"{vision.keep_patches}. Remove it, or choose conv_vit, beit, or a transformers tower of one of these "
+            f"types: {', '.join(DROPS_PATCHES)}."
+        )
 
 
 def options_from_dict(values: dict[str, Any]) -> ModelOptions:

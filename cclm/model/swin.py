@@ -61,9 +61,9 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.bias_table = nn.Parameter(torch.zeros(num_rows, num_heads))
 
-    def forward(self, index_LL: Int[Tensor, "l l"]) -> Float[Tensor, "heads l l"]:
+    def forward(self, index_LL: Int[Tensor, " *b l l"]) -> Float[Tensor, " *b heads l l"]:
         """What to add to the scores of each head."""
-        return functional.embedding(index_LL, self.bias_table).permute(2, 0, 1)
+        return functional.embedding(index_LL, self.bias_table).movedim(-1, -3)
 
 
 def num_offsets(side: int) -> int:

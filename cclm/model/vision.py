@@ -16,7 +16,8 @@ from torch.nn import functional
 from .layers import LayerStack
 from .options import VisionOptions
 from .packing import PaddedLayout
-from .shapes import Float
+from .patch_dropping import take_patches
+from .shapes import Float, Int
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -115,9 +116,13 @@ class ConvVisionEncoder(nn.Module):
         self.positions = nn.Parameter(torch.randn(side * side, width) * 0.02)
         self.stack = LayerStack(width, options)
 
-    def forward(self, images_BCHW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Normalised pixels to 1 + P tokens."""
+    def forward(
+        self, images_BCHW: Float[Tensor, "b 3 h w"], *, kept_BK: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Normalised pixels to 1 + P tokens; P are those that are kept, or all."""
         tokens_BPD = self.stem(images_BCHW) + self.positions
+        if kept_BK is not None:
+            tokens_BPD = take_patches(tokens_BPD, kept_BK)
         batch, num_tokens, width = tokens_BPD.shape
         layout = PaddedLayout(batch=batch, length=num_tokens, mask_BL=None)
         rows_TD = self.stack(layout.to_rows(tokens_BPD), layout=layout)

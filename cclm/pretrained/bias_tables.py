@@ -1,8 +1,8 @@
-"""Relative position tables for another window or resolution, interpolated as the published fine-tuning does.
+"""Tables of positions for another window or resolution, relative ones interpolated as the published fine-tuning does.
 
-A table is a square grid of offsets. Those of the source are spread at 0, ±1, ±(1 + q), ±(1 + q + q²), … over the
-target's grid, fine in the middle and coarse outside, with q chosen so that the last one reaches the border; a bicubic
-spline through them is then read at the target's offsets 0, ±1, ±2, … It is the interpolating spline without smoothing
+A relative table is a square grid of offsets. Those of the source are spread at 0, ±1, ±(1 + q), ±(1 + q + q²), …
+over the target's grid, fine in the middle and coarse outside, with q chosen so that the last one reaches the border; a
+bicubic spline through them is then read at the target's offsets 0, ±1, ±2, … It is the spline without smoothing
 ("not-a-knot"), what scipy's RectBivariateSpline(kx=3, ky=3, s=0) computes; being separable, it is one small matrix
 applied to rows and columns. Written here because scipy would be a dependency for these thirty lines.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 LOWEST_RATIO, HIGHEST_RATIO, TOLERANCE = 1.01, 1.5, 1e-6
 """Where the published bisection looks for q, and when it stops."""
@@ -41,6 +42,14 @@ def resize_bias_table(table_RN: Tensor, num_rows: int, num_extra: int = 0) -> Te
     grid = table_RN[: rows - num_extra].reshape(source, source, -1).double().numpy()
     resized = np.einsum("is,jt,sth->ijh", matrix, matrix, grid).reshape(target * target, -1)
     return torch.cat([torch.from_numpy(resized).to(table_RN.dtype), table_RN[rows - num_extra :]])
+
+
+def resize_positions(table_PD: Tensor, num_patches: int) -> Tensor:
+    """Interpolate the positions of a square grid of patches, row by row, to another grid: bicubic, as ViTs do."""
+    source, target = isqrt(table_PD.shape[0]), isqrt(num_patches)
+    grid = table_PD.float().view(1, source, source, -1).permute(0, 3, 1, 2)
+    resized = functional.interpolate(grid, size=(target, target), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.contiguous().to(table_PD.dtype)
 
 
 def resizing_matrix(source: int, target: int) -> NDArray[np.float64]:

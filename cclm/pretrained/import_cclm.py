@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
-from cclm.pretrained.bias_tables import resize_bias_table
+from cclm.pretrained.bias_tables import resize_bias_table, resize_positions
 from cclm.pretrained.published_names import (
     ONE_STACK,
     Weight,
@@ -37,6 +38,10 @@ from cclm.pretrained.published_names import (
 from cclm.pretrained.published_sizes import ADVICE
 
 Fate = Literal["used", "converted", "dropped"]
+BIAS_TABLES = (".relative_position_bias_table", ".position.bias_table")
+"""How the published and our own names of Swin's and BEiT's tables end."""
+GRID_POSITIONS = "vision_encoder.positions"
+"""Ours, of the "conv_vit" tower: a row for each cell of the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +154,9 @@ def fit_weights(
             changes += ["reshaped to one dimension"] if weight.scalar else []
             if found != wanted:
                 num_extra = 3 if options.vision.architecture == "beit" else 0
-                parts = [resize_bias_table(parts[0], wanted[0], num_extra)]
+                is_grid = name == GRID_POSITIONS
+                resized = resize_positions if is_grid else partial(resize_bias_table, num_extra=num_extra)
+                parts = [resized(parts[0], wanted[0])]
                 changes.append(f"interpolated, {found[0]} to {wanted[0]} rows")
             fate: Fate = "converted" if changes else "used"
             fates[name] = KeyFate(key=name, fate=fate, how=", ".join([weight.ours, *changes]))
@@ -218,9 +225,9 @@ def _drop(published: Mapping[str, Tensor], ties: Mapping[str, str], where: str) 
 
 
 def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
-    """Only bias tables may differ, and only in their rows."""
-    is_table = name.endswith(".relative_position_bias_table") and len(found) == 2 and found[1] == wanted[1]
-    if found != wanted and not is_table:
+    """Only tables of positions may differ, and only in their rows."""
+    is_table = name.endswith(BIAS_TABLES) or name == GRID_POSITIONS
+    if found != wanted and not (is_table and len(found) == 2 and found[1] == wanted[1]):
         raise CheckpointError(
             where=where,
             expected=f"{name} of shape {list(wanted)}",

@@ -48,6 +48,7 @@ MAY_CHANGE = {
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
         ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
         ("data.micro_batches", "parts in which a step is computed; no loss depends on it"),
+        ("activation_checkpointing", "what is kept for the backward pass, and what is computed again"),
         ("deepspeed", "the path of the DeepSpeed JSON; its content is compared"),
         ("optimizer.total_steps", "the length of the run, and with it the end of the learning rate's schedule"),
         ("optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero", "how fast it learns from here"),

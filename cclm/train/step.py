@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch, ViewBatch
+from cclm.data.ledger import hash64
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Losses
 from cclm.model.kernels import PLAIN, Kernels, use_kernels
@@ -50,11 +51,12 @@ class CrossViewTraining(nn.Module):
         kernels: Kernels = PLAIN,
         cross_entropy: LinearCrossEntropy = linear_cross_entropy,
         contrastive: ContrastiveLoss = contrastive_loss,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
         self.objectives, self.collectives = objectives, collectives
-        self.cross_entropy, self.contrastive = cross_entropy, contrastive
+        self.cross_entropy, self.contrastive, self.seed = cross_entropy, contrastive, seed
         use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
 
@@ -97,7 +99,8 @@ class CrossViewTraining(nn.Module):
     ) -> tuple[Mapping[str, ViewBatch], dict[str, Contribution], Tensor, dict[str, Tensor]]:
         """The views' batches, normalised; what they contribute; the temperature; what others need of it."""
         views = batch.normalised().views  # bytes came over: a quarter of the traffic
-        encoded, temperature, known = self._encode(views), self.model.temperature(), dict[str, Tensor]()
+        encoded = self._encode(views, hash64("patches", str(self.seed), str(batch.step)))
+        temperature, known = self.model.temperature(), dict[str, Tensor]()
         parts = {
             name: self.views[name].contribute(self.objectives, view, encoded[name]) for name, view in views.items()
         }
@@ -105,7 +108,7 @@ class CrossViewTraining(nn.Module):
             known |= told(name, views[name], part, temperature)
         return views, parts, temperature, known
 
-    def _encode(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedView]:
+    def _encode(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedView]:
         """All texts through the text encoder and all images through the vision encoder, in one call each.
 
         Clean texts of all views come first, then masked texts of all views; only clean ones are projected.
@@ -120,19 +123,22 @@ class CrossViewTraining(nn.Module):
         states = [*zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True)]
         features = torch.split(feature_BE, sizes[: len(clean)])
         texts = (EncodedRows(states=rows, feature_BE=own) for rows, own in zip(states, features, strict=False))
-        images = self._encode_images({name: view for name, view in views.items() if view.images is not None})
+        images = self._encode_images({name: view for name, view in views.items() if view.images is not None}, step_key)
         encoded = {}
         for number, (name, view) in enumerate(views.items(), start=len(clean)):
             own = tuple(islice(texts, len(view.texts)))
             encoded[name] = EncodedView(texts=own, masked=states[number], images=images.get(name))
         return encoded
 
-    def _encode_images(self, views: Mapping[str, ViewBatch]) -> dict[str, EncodedImages]:
+    def _encode_images(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedImages]:
         """Images of all views through the vision encoder, and what stands for each row through the projection."""
         if not views:
             return {}
         images = [view.images for view in views.values() if view.images is not None]
-        whole_BND = torch.split(self.model.encode_images(torch.cat(images)), [image.shape[0] for image in images])
+        drops = self.model.keep_patches < 1  # then a sample is an image, in all views that have any
+        key_B = torch.cat([view.ledger_S for view in views.values()]) ^ step_key if drops else None
+        sizes = [image.shape[0] for image in images]
+        whole_BND = torch.split(self.model.encode_images(torch.cat(images), key_B), sizes)
         states = [
             self.views[name].image_states(self.model, view, whole)
             for (name, view), whole in zip(views.items(), whole_BND, strict=True)

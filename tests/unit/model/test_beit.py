@@ -45,22 +45,22 @@ def test_attention_by_hand() -> None:
     tokens = torch.randn(3, 5, 8)
     query, key, value = attention.query_key_value(tokens[1]).chunk(3, -1)
     query, value = query + attention.query_bias.bias, value + attention.value_bias.bias
-    heads = []
+    heads, index = [], grid_index_with_class(2, CPU)
     for head in range(2):
         part = slice(4 * head, 4 * head + 4)
-        bias = attention.position.bias_table[grid_index_with_class(2, CPU), head]
+        bias = attention.position.bias_table[index, head]
         heads.append((query[:, part] @ key[:, part].T / 2 + bias).softmax(-1) @ value[:, part])
-    torch.testing.assert_close(attention(tokens)[1], attention.output(torch.cat(heads, -1)))
+    torch.testing.assert_close(attention(tokens, index[None])[1], attention.output(torch.cat(heads, -1)))
 
 
 def test_a_block_scales_its_sub_layers() -> None:
     block = BeitBlock(16, VisionOptions(**OPTIONS), 0.0).eval()
-    tokens = torch.randn(2, 5, 16)
+    tokens, index = torch.randn(2, 5, 16), grid_index_with_class(2, CPU)[None]
     torch.nn.init.zeros_(block.feedforward_scale)
-    expected = tokens + 0.1 * block.attention(block.attention_norm(tokens))
-    torch.testing.assert_close(block(tokens), expected)
+    expected = tokens + 0.1 * block.attention(block.attention_norm(tokens), index)
+    torch.testing.assert_close(block(tokens, index), expected)
     torch.nn.init.zeros_(block.attention_scale)
-    assert torch.equal(block(tokens), tokens)
+    assert torch.equal(block(tokens, index), tokens)
 
 
 def test_the_class_token_is_dropped_and_the_mean_stands_in_front() -> None:

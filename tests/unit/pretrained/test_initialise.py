@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,16 @@ import torch
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.pretrained.initialise import source_weights
+from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions, VisionOptions
+from cclm.pretrained.bias_tables import resize_positions
+from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import place_source
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
+from tests.unit.model.hf_towers import CONFIGS
 
+SIGLIP = json.loads(CONFIGS["siglip"].to_json_string(use_diff=False))
 State = dict[str, Tensor]
 
 
@@ -133,3 +141,43 @@ def test_other_sources_are_refused(make: Callable[[], State], sentence: str) -> 
 def test_a_source_for_another_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected weights for places that this model has"):
         source_weights(save(tmp_path, swin=tower_file("swin")), TINY_BEIT)
+
+
+LARGER: dict[str, tuple[ModelOptions, dict[str, int]]] = {
+    "swin": (TINY_SWIN, {"image_size": 64, "window": 8}),
+    "beit": (TINY_BEIT, {"image_size": 64}),
+    "conv_vit": (replace(TINY_BEIT, vision=VisionOptions()), {"image_size": 64}),
+    "siglip": (replace(TINY_BEIT, vision=VisionOptions(architecture="hf", tower=SIGLIP)), {"image_size": 64}),
+}
+
+
+@pytest.mark.parametrize("kind", LARGER)
+def test_a_run_goes_on_at_twice_the_resolution(kind: str, tmp_path: Path) -> None:
+    """From an export of ours: tables of positions are interpolated, all else is taken as it is."""
+    small, changes = LARGER[kind]
+    large = replace(small, vision=replace(small.vision, **changes))
+    low = wavy_model(small)
+    low.save_pretrained(tmp_path)
+    high = CCLMModel(CCLMConfig(**asdict(large))).eval()
+    assert start_model(high, source_weights([tmp_path], large)[0]) == []
+    tables = {name for name, value in low.named_parameters() if value.shape != high.get_parameter(name).shape}
+    assert all(name.endswith(("bias_table", "positions")) for name in tables)
+    assert bool(tables) == (kind != "siglip"), "this one stretches its positions each time"
+    others = [(name, value) for name, value in low.named_parameters() if name not in tables]
+    assert all(torch.equal(high.get_parameter(name), value) for name, value in others)
+    assert high.encode_images(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+def test_positions_of_a_grid_are_stretched_over_the_same_picture() -> None:
+    """A ramp stays a ramp over the same range, row by row."""
+    ramp_PD = torch.stack([torch.arange(16.0) // 4, torch.arange(16.0) % 4], 1)
+    row, column = resize_positions(ramp_PD, 64).view(8, 8, 2).unbind(-1)
+    torch.testing.assert_close(row, column.T)
+    assert (column.diff(dim=1) > 0).all() and torch.equal(column, column[:1].expand(8, -1))
+    torch.testing.assert_close(column[0, 3:5], torch.tensor([1.25, 1.75]), atol=0.05, rtol=0)
+
+
+def test_an_export_of_another_width_is_refused(tmp_path: Path) -> None:
+    wavy_model(replace(TINY_BEIT, vision=VisionOptions())).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="shape"):
+        source_weights([tmp_path], replace(TINY_BEIT, width=32, vision=VisionOptions()))

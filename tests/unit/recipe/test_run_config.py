@@ -14,6 +14,8 @@ from cclm.errors import ConfigError
 from cclm.files.reading import to_yaml
 from cclm.recipe.read import CONFIG_FILE, read_recipe, read_run_config
 from tests.tiny_config import run_config, run_values
+from tests.tiny_run import recipe, with_regions
+from tests.tiny_training import as_config
 
 OF_0_1 = Path(__file__).with_name("run_of_version_0_1.yaml")
 """What version 0.1 wrote for `--recipe cclm_4m` with a mix."""
@@ -61,3 +63,12 @@ def test_a_folder_that_is_no_run(tmp_path: Path, content: Any, words: str) -> No
     with pytest.raises(ConfigError, match="expected a run folder") as caught:
         read_run_config(tmp_path)
     assert words in str(caught.value)
+
+
+def test_patches_are_not_dropped_under_views_about_places(tmp_path: Path) -> None:
+    config = as_config(with_regions(recipe(tmp_path, tmp_path), tmp_path))
+    model = replace(config.model, vision=replace(config.model.vision, keep_patches=0.5))
+    (error,) = replace(config, model=model).validation_errors()
+    assert error.startswith("model.vision.keep_patches: ") and "(regions)" in error
+    views = {name: view for name, view in config.views.items() if name != "regions"}
+    assert list(replace(config, model=model, views=views).validation_errors()) == []

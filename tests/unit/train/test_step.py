@@ -163,3 +163,19 @@ def test_an_affine_stem_is_calibrated_alike_on_every_rank(tmp_path: Path) -> Non
     scales = [value for name, value in first.items() if "stem" in name and value.ndim == 1 and name.endswith("weight")]
     assert scales
     assert all((scale != 1).any() for scale in scales)
+
+
+def test_patches_are_drawn_by_step_sample_and_seed_and_by_nothing_else(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = training
+    seen: list[torch.Tensor] = []
+    encode = module.model.encode_images
+    monkeypatch.setattr(module.model, "encode_images", lambda images, key_B: seen.append(key_B) or encode(images))
+    for seed, one in ((0, batch), (0, batch), (1, batch), (0, replace(batch, step=batch.step + 1))):
+        CrossViewTraining(module.model, module.views, module.objectives, SINGLE, seed=seed)(one)
+    first, again, other_seed, later = seen
+    assert torch.equal(first, again)
+    assert not (first == other_seed).any() and not (first == later).any()
+    ledger_S = torch.cat([view.ledger_S for view in batch.views.values() if view.images is not None])
+    assert torch.equal(first ^ first[0], ledger_S ^ ledger_S[0]), "the rest is the sample's"
