@@ -13,7 +13,7 @@ import argparse
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -78,22 +78,27 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(CASES))
     add_json_option(parser)
     arguments = parser.parse_args()
+    write_figures(arguments.json, run(arguments.only or CASES, arguments.repeats, arguments.threads))
+
+
+def run(names: Iterable[str], repeats: int, threads: int) -> dict[str, float]:
+    """Measure some cases; print the table and return its figures."""
     print(f"{'loss':20} {'side':8} {'CPU s':>8} {'peak MB':>9}")
     figures: dict[str, float] = {}
-    for name in arguments.only or CASES:
+    for name in names:
         found = {}
         for side in ("plain", "fused"):
             if side == "plain" and name in ONLY_FUSED:
                 continue
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[side] = pool.apply(measure, (name, side == "fused", arguments.repeats, arguments.threads))
+                found[side] = pool.apply(measure, (name, side == "fused", repeats, threads))
             print(f"{name:20} {side:8} {found[side][0]:8.2f} {found[side][1]:9.1f}", flush=True)
             figures |= {f"{name}_{side}_cpu_s": found[side][0], f"{name}_{side}_mb": found[side][1]}
         if len(found) == 2:
             speedup, memory = found["plain"][0] / found["fused"][0], found["fused"][1] / found["plain"][1]
             print(f"{name:20} {'ratio':8} {speedup:7.2f}x {memory:8.3f}x", flush=True)
             figures |= {f"{name}_speedup": speedup, f"{name}_memory_ratio": memory}
-    write_figures(arguments.json, figures)
+    return figures
 
 
 if __name__ == "__main__":
