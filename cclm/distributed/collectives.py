@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 Value = TypeVar("Value")
+
+TIMEOUT_S = 1800.0
+"""How long a collective may wait for the other ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +81,17 @@ class Collectives:
         """
         if len(ranks) == 1:
             return x
-        gathered: Tensor = _GatherBlock.apply(x, self._blocks.get(ranks), ranks.index(self.rank), tuple(rows))  # type: ignore[no-untyped-call]
+        group = None if len(ranks) == self.world_size else self._blocks[ranks]
+        gathered: Tensor = _GatherBlock.apply(x, group, ranks.index(self.rank), tuple(rows))  # type: ignore[no-untyped-call]
         return gathered
 
     def prepare(self, blocks: Sequence[range]) -> None:
-        """Make a process group of each block of several ranks; every rank calls it with the same blocks."""
+        """Make a process group of the block that this rank is in; every rank calls it with the same blocks."""
         for ranks in blocks:
-            if 1 < len(ranks) < self.world_size and ranks not in self._blocks:
-                self._blocks[ranks] = torch_dist.new_group(list(ranks))
+            if self.rank in ranks and 1 < len(ranks) < self.world_size and ranks not in self._blocks:
+                self._blocks[ranks] = torch_dist.new_group(
+                    list(ranks), timeout=timedelta(seconds=TIMEOUT_S), use_local_synchronization=True
+                )
 
     def sum(self, x: Tensor) -> Tensor:
         """Elementwise sum over the ranks, as a new tensor without gradient."""

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as torch_dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
 
+from cclm.distributed.collectives import TIMEOUT_S
 from cclm.errors import Cause, CclmError, ConfigError
 from cclm.run.launcher import Place, place_of
 
@@ -45,7 +46,7 @@ class Topology(Place):
 
 
 @contextmanager
-def process_group(topology: Topology, timeout_s: float = 1800.0) -> Iterator[None]:
+def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
     """Join the other ranks for the length of the `with` block (one process: a group of one, without network).
 
     Neither the meeting nor a collective waits longer than `timeout_s`: then they raise. DeepSpeed reads LOCAL_RANK at

@@ -18,6 +18,7 @@ from .heads import MaskedLMDecoder, MaskedLMTransform
 from .layers import LayerStack
 from .options import ModelOptions
 from .packing import CausalLayout
+from .reading import plan_reading
 from .shapes import Bool, Float, Int
 
 
@@ -59,7 +60,7 @@ class AnswerDecoder(nn.Module):
         layout = CausalLayout(batch=ids_BL.shape[0], length=ids_BL.shape[1], mask_BL=mask_BL)
         positions = layout.take_ids(token_positions(ids_BL, self.text_options))
         rows_TD = self.embeddings(layout.take_ids(ids_BL), positions)
-        rows_TD = self.stack(rows_TD, question_BND, memory_mask_BN=question_mask_BN, layout=layout)
+        rows_TD = self.stack(rows_TD, question_BND, reading=plan_reading(layout, question_mask_BN, None), layout=layout)
         logits_TV: Tensor = self.masked_lm_decoder(self.masked_lm_transform(rows_TD), functional.linear)
         return logits_TV.view(*ids_BL.shape, -1)
 

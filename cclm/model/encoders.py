@@ -21,6 +21,7 @@ from .kernels import LayerNorm
 from .layers import LayerStack
 from .options import FusionOptions, TextOptions
 from .packing import masked_mean, text_layout
+from .reading import plan_reading
 from .shapes import Bool, Float, Int
 
 
@@ -112,28 +113,26 @@ class FusionEncoder(nn.Module):
         self,
         text_BLD: Float[Tensor, "b l d"],
         mask_BL: Bool[Tensor, "b l"],
-        *memories: Float[Tensor, "b _n d"],
-        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        *memories: Float[Tensor, "m _n d"],
+        memory_mask_MN: Bool[Tensor, "m n"] | None = None,
         has_memory_B: Bool[Tensor, " b"] | None = None,
+        memory_of_B: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Fused states, zero where `mask_BL` is False; without memories no cross-attention at all.
 
-        `memory_mask_BN` None: every memory token is real. `has_memory_B`: False for texts that skip the cross-attention
-        although others do not; what stands in their rows of the memory is not used, but at least one token of it must
-        count as real.
+        `memory_mask_MN` None: every memory token is real. `memory_of_B`: which memory each text reads; None: there are
+        B, each text has its own. `has_memory_B`: False for texts that skip the cross-attention although others do not;
+        the memory that they seem to read is not used, but at least one token of it must count as real.
         """
         assert len(memories) in (0, self.num_memories), f"{len(memories)} memories for {self.num_memories}"
         layout = text_layout(mask_BL, self.token_layout)
         has_memory_T1 = None
         if memories and has_memory_B is not None:
             has_memory_T1 = layout.take_ids(has_memory_B[:, None].expand_as(mask_BL))[:, None]
-        memories = tuple(layout.sort_sequences(memory_BND) for memory_BND in memories)
-        if memory_mask_BN is not None:
-            memory_mask_BN = layout.sort_sequences(memory_mask_BN)
         rows_TD = self.stack(
             layout.to_rows(text_BLD),
             *memories,
-            memory_mask_BN=memory_mask_BN,
+            reading=plan_reading(layout, memory_mask_MN, memory_of_B) if memories else None,
             layout=layout,
             has_memory_T1=has_memory_T1,
         )

@@ -6,7 +6,7 @@ DeepSpeed's hooks look into positional arguments and warn about objects they do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 from .kernels import LayerNorm, UsesKernels
 from .options import LayerOptions
 from .packing import PaddedLayout
+from .reading import Reading
 from .shapes import Bool, Float
 
 
@@ -77,29 +78,22 @@ class CrossAttention(UsesKernels, nn.Module):
         self.null_key = nn.Parameter(torch.zeros(width)) if null_memory else None
 
     def forward(
-        self,
-        rows_TD: Float[Tensor, "t d"],
-        memory_BND: Float[Tensor, "b n d"],
-        memory_mask_BN: Bool[Tensor, "b n"] | None,
-        *,
-        layout: PaddedLayout,
+        self, rows_TD: Float[Tensor, "t d"], memory: Float[Tensor, " *rows d"], *, reading: Reading
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; memory in the layout's order. A null key lets a query attend to a slot of value zero."""
-        key_BND, value_BND = self.key_value(memory_BND).chunk(2, -1)
-        if self.null_key is not None:
-            key_BND = torch.cat([key_BND, self.null_key.to(key_BND.dtype).expand(key_BND.shape[0], 1, -1)], 1)
-            value_BND = functional.pad(value_BND, (0, 0, 0, 1))
-            memory_mask_BN = None if memory_mask_BN is None else functional.pad(memory_mask_BN, (0, 1), value=True)
-        queries = layout.to_blocks(self.query(rows_TD))
-        masks: Sequence[Tensor | None] = [None] * len(queries)
-        if memory_mask_BN is not None:
-            masks = layout.split_sequences(memory_mask_BN[:, None, None, :])
-        keys, values = layout.split_sequences(key_BND), layout.split_sequences(value_BND)
+        """Rows in, rows out; memory as `reading.arrange` gives it.
+
+        A null key lets a query attend to a slot of value zero.
+        """
         attended, dropout = [], self.attention_dropout if self.training else 0.0
-        for *parts, mask in zip(queries, keys, values, masks, strict=True):
-            query, key, value = (split_heads(part, self.num_heads) for part in parts)
+        for query_BLD, key_value_BNE, mask in reading.blocks(self.query(rows_TD), self.key_value(memory)):
+            key_BND, value_BND = key_value_BNE.chunk(2, -1)
+            if self.null_key is not None:
+                key_BND = torch.cat([key_BND, self.null_key.to(key_BND.dtype).expand(key_BND.shape[0], 1, -1)], 1)
+                value_BND = functional.pad(value_BND, (0, 0, 0, 1))
+                mask = None if mask is None else functional.pad(mask, (0, 1), value=True)
+            query, key, value = (split_heads(part, self.num_heads) for part in (query_BLD, key_BND, value_BND))
             attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))
-        mixed_TD: Tensor = self.output(layout.from_blocks(attended))
+        mixed_TD: Tensor = self.output(reading.join(attended))
         return mixed_TD
 
 
@@ -134,22 +128,21 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        memory_BND: Float[Tensor, "b n d"] | None = None,
-        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        memory: Float[Tensor, " *rows d"] | None = None,
         *,
         layout: PaddedLayout,
+        reading: Reading | None = None,
         has_memory_T1: Bool[Tensor, "t 1"] | None = None,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; a memory has B sequences, without one the cross-attention is skipped (published TLM).
+        """Rows in, rows out; without a memory, arranged for `reading`, no cross-attention (published TLM).
 
         `has_memory_T1`: False for rows that skip it although the others do not; None: no row does.
         """
         rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout=layout))
-        if self.cross_attention is not None and self.cross_norm is not None and memory_BND is not None:
-            attention, memory = self.cross_attention, memory_BND
-            crossed_TD = self._sublayer(
-                rows_TD, self.cross_norm, lambda rows: attention(rows, memory, memory_mask_BN, layout=layout)
-            )
+        if self.cross_attention is not None and self.cross_norm is not None and memory is not None:
+            assert reading is not None, "a memory without the plan of who reads it"
+            attention, read, plan = self.cross_attention, memory, reading
+            crossed_TD = self._sublayer(rows_TD, self.cross_norm, lambda rows: attention(rows, read, reading=plan))
             rows_TD = crossed_TD if has_memory_T1 is None else torch.where(has_memory_T1, crossed_TD, rows_TD)
         return self._sublayer(rows_TD, self.feedforward_norm, self.feedforward)
 
@@ -175,13 +168,14 @@ class LayerStack(nn.Module):
     def forward(
         self,
         rows_TD: Float[Tensor, "t d"],
-        *memories: Float[Tensor, "b _n d"],
+        *memories: Float[Tensor, "m _n d"],
         layout: PaddedLayout,
-        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        reading: Reading | None = None,
         has_memory_T1: Bool[Tensor, "t 1"] | None = None,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; layer n reads memory n modulo their number; the masks as in the layers."""
+        """Rows in, rows out; layer n reads memory n modulo their number; the rest as in the layers."""
+        arranged = [memory_MND if reading is None else reading.arrange(memory_MND) for memory_MND in memories]
         for number, layer in enumerate(self.layers):
-            memory_BND = memories[number % len(memories)] if memories else None
-            rows_TD = layer(rows_TD, memory_BND, memory_mask_BN, layout=layout, has_memory_T1=has_memory_T1)
+            memory = arranged[number % len(arranged)] if arranged else None
+            rows_TD = layer(rows_TD, memory, layout=layout, reading=reading, has_memory_T1=has_memory_T1)
         return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

@@ -161,18 +161,27 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         self,
         text_BLD: Float[Tensor, "b l d"],
         mask_BL: Bool[Tensor, "b l"],
-        memory: Float[Tensor, "b n d"] | Sequence[Float[Tensor, "b _n d"]] | None,
-        memory_mask_BN: Bool[Tensor, "b n"] | None = None,
+        memory: Float[Tensor, "m n d"] | Sequence[Float[Tensor, "m _n d"]] | None,
+        memory_mask_MN: Bool[Tensor, "m n"] | None = None,
         has_memory_B: Bool[Tensor, " b"] | None = None,
+        memory_of_B: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Let each text read its memory (an image's tokens, or the other text's states); None: self-attention only.
+
+        `memory_of_B`: which of M memories each text reads, whose keys and values are then computed once for all their
+        readers; None: there are as many as texts, in their order.
 
         A model for several memories (`fusion.num_memories`) takes a list of them, every token of which is real.
         `has_memory_B`: False for texts that read nothing although others of the call do (TLM beside image-text).
         """
         memories = () if memory is None else (memory,) if isinstance(memory, Tensor) else memory
         fused_BLD: Tensor = self.fusion_encoder(
-            text_BLD, mask_BL, *memories, memory_mask_BN=memory_mask_BN, has_memory_B=has_memory_B
+            text_BLD,
+            mask_BL,
+            *memories,
+            memory_mask_MN=memory_mask_MN,
+            has_memory_B=has_memory_B,
+            memory_of_B=memory_of_B,
         )
         return fused_BLD
 

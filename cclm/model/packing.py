@@ -157,7 +157,7 @@ def packed_layout(mask_BL: Bool[Tensor, "b l"]) -> PackedLayout:
     batch, length = mask_BL.shape
     index_T = mask_BL.reshape(-1).nonzero()[:, 0]
     return PackedLayout(
-        batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=_invert(index_T, batch * length)
+        batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=invert(index_T, batch * length)
     )
 
 
@@ -175,9 +175,9 @@ def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
         length=length,
         mask_BL=mask_BL,
         index_T=index_T,
-        inverse_R=_invert(index_T, batch * length),
+        inverse_R=invert(index_T, batch * length),
         order_B=order_B,
-        inverse_order_B=_invert(order_B, batch),
+        inverse_order_B=invert(order_B, batch),
         group_sizes=tuple(size for size, _ in groups),
         group_lengths=tuple(tokens for _, tokens in groups),
     )
@@ -255,7 +255,7 @@ def _take(rows: Tensor, index: Tensor, with_zeros: bool) -> Tensor:
     return rows.index_select(0, index)
 
 
-def _invert(index_T: Tensor, size: int) -> Tensor:
+def invert(index_T: Tensor, size: int) -> Tensor:
     """For each of `size` cells its place in `index_T`, T where it has none."""
     inverse = index_T.new_full((size,), index_T.shape[0])
     inverse[index_T] = torch.arange(index_T.shape[0], device=index_T.device)

@@ -91,11 +91,10 @@ class StepLosses:
         pairings = {name: part.pairing for name, part in self.parts.items() if part.pairing is not None}
         located = {name: part.located for name, part in self.parts.items() if part.located is not None}
         negatives = {name: self._negatives(name, pairing) for name, pairing in pairings.items()}
-        rows = [self._matching_rows(name, pairing, negatives[name]) for name, pairing in pairings.items()]
-        rows += [part.masked for part in self.parts.values()]
-        rows += [part.rows for part in located.values()]
-        sizes = [part.count for part in rows]
-        fused_BLD, mask_BL = self._fuse(rows)
+        matched = [self._matching_rows(name, pairing, negatives[name]) for name, pairing in pairings.items()]
+        others = [part.masked for part in self.parts.values()] + [part.rows for part in located.values()]
+        sizes = [*(sum(part.count for part in own) for own in matched), *(part.count for part in others)]
+        fused_BLD, mask_BL = self._fuse([*(part for own in matched for part in own), *others])
         first, second = sum(sizes[: len(pairings)]), sum(sizes[: len(pairings) + len(self.parts)])
         if pairings:
             logits = torch.split(self.model.match_logits(fused_BLD[:first], mask_BL[:first]), sizes[: len(pairings)])
@@ -114,19 +113,25 @@ class StepLosses:
         hardness = self.objectives.hardness_at(self.batch.step)
         return self.sharing.negatives(name, self.views[name], pairing, self.shared, self.temperature, hardness)
 
-    def _matching_rows(self, name: str, pairing: Pairing, drawn: Negatives) -> FusionRows:
+    def _matching_rows(self, name: str, pairing: Pairing, drawn: Negatives) -> list[FusionRows]:
         """Right pairs, as many with a wrong memory, as many with a wrong query."""
         view, part, longest = self.views[name], self.batch.part, self.sharing.configs[name].max_tokens
-        queries, memories = (select(side.states, view.matching_row_F) for side in (pairing.query, pairing.memory))
-        fetch = partial(self.sharing.states_of_rows, name, part)
-        query = fetch(pairing.query.states, drawn.query_F, longest)
-        memory = fetch(pairing.memory.states, drawn.memory_F, longest if view.images is None else None)
-        return FusionRows(
-            query=concatenate_padded([queries, queries, query]), memory=concatenate_padded([memories, memory, memories])
-        )
+        own, row_F = pairing.memory.states, view.matching_row_F
+        right = select(pairing.query.states, row_F)
+        states, wrong_F = self.sharing.states_of_rows(name, part, pairing.query.states, drawn.query_F, longest)
+        wrong = select(states, wrong_F)
+        length = longest if view.images is None else None
+        memory, memory_F = self.sharing.states_of_rows(name, part, own, drawn.memory_F, length)
+        if memory is not own:  # those of several ranks: only what is read shall become keys and values
+            memory, memory_F = select(memory, memory_F), torch.arange(memory_F.shape[0], device=memory_F.device)
+        return [
+            FusionRows(query=right, memory=own, memory_row_F=row_F),
+            FusionRows(query=right, memory=memory, memory_row_F=memory_F),
+            FusionRows(query=wrong, memory=own, memory_row_F=row_F),
+        ]
 
     def _fuse(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor]:
-        """The fusion encoder on all rows, those with and those without memory."""
+        """The fusion encoder on all rows, those with and those without memory; keys and values of a memory once."""
         query_BLD, mask_BL = concatenate_padded([part.query for part in parts])
         reaches_encoders = self.batch.step >= self.objectives.fusion_warmup_steps
         if not reaches_encoders:
@@ -134,12 +139,11 @@ class StepLosses:
         found = memories_of(parts)
         if found is None:
             return self.model.fuse(query_BLD, mask_BL, None), mask_BL
-        memories, has_memory_B = found
-        memory_BND, memory_mask_BN = concatenate_padded(memories)
+        memories, memory_of_B, has_memory_B = found
+        memory_MND, memory_mask_MN = concatenate_padded(memories)
         if not reaches_encoders:
-            memory_BND = stop_gradient(memory_BND)
-        has_memory = has_memory_B if any(part.memory is None for part in parts) else None
-        return self.model.fuse(query_BLD, mask_BL, memory_BND, memory_mask_BN, has_memory), mask_BL
+            memory_MND = stop_gradient(memory_MND)
+        return self.model.fuse(query_BLD, mask_BL, memory_MND, memory_mask_MN, has_memory_B, memory_of_B), mask_BL
 
     def _matching(self, name: str, pairing: Pairing, drawn: Negatives, logits_F2: Tensor) -> None:
         """Do query and memory belong together? The first third of the rows does."""

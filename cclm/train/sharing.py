@@ -43,7 +43,7 @@ def told(name: str, batch: ViewBatch, part: Contribution, temperature: Tensor) -
             key = f"{name}/{contrast.name}/{number}"
             found[f"{key}/first"], found[f"{key}/first_identity"] = first.feature_NE, first.identity_N
             found[f"{key}/second"], found[f"{key}/second_identity"] = second.feature_NE, second.identity_N
-            found[f"{key}/scale"] = (temperature * contrast.temperature_factor).reciprocal()  # the same everywhere
+            found[f"{key}/scale"] = widen(temperature * contrast.temperature_factor).reciprocal()  # as in the loss
     if (pairing := part.pairing) is not None:
         found[f"{name}/memory"], found[f"{name}/query"] = pairing.memory.feature_BE, pairing.query.feature_BE
         found[f"{name}/identity"] = pairing.identity_R
@@ -155,8 +155,8 @@ class Sharing:
         same_FG = identity_N[row_F][:, None] == identity_N[candidate_FG]
         group_KG = identity_N.view(-1, config.negative_group)
         same_KMG = group_KG[:, : config.rows_per_group, None] == group_KG[:, None]
-        with torch.no_grad():
-            scale = temperature * pairing.temperature_factor
+        with torch.no_grad(), torch.autocast(order.device.type, enabled=False):  # it would round what is widened
+            scale = widen(temperature * pairing.temperature_factor)
 
             def draw(own_RE: Tensor, all_NE: Tensor, noise_FG: Tensor) -> Tensor:
                 own_FE, other_FGE = widen(own_RE[own_F]), widen(all_NE)[candidate_FG]
@@ -175,27 +175,28 @@ class Sharing:
 
     def states_of_rows(
         self, view: str, part: int, states: States, row_F: Int[Tensor, " f"], length: int | None
-    ) -> States:
-        """Return (states, mask) of rows by their numbers in the global batch, from the ranks that share their groups.
+    ) -> tuple[States, Int[Tensor, " f"]]:
+        """Return states in which rows of this rank's negative groups stand, and where.
 
-        With gradient. Two collectives, none if this rank holds whole groups.
+        They are `states` itself, if this rank holds whole groups; else those of all ranks that share them.
+
+        With gradient. Two collectives, or none.
 
         Args:
             view, part: whose rows.
             states: of this rank's rows.
-            row_F: of the negative groups of this rank's rows.
+            row_F: their numbers in the global batch.
             length: texts travel with so many tokens; None: all ranks have the same number.
         """
         rows, own = self.rows_of_part(view), self.collectives.rank
         blocks = rank_blocks(sum(rows), self.configs[view].negative_group, self.collectives.world_size)
         block = next(ranks for ranks in blocks if own in ranks)
-        first_row = part * sum(rows) + sum(rows[: block.start])  # a block's rows are neighbours
-        states_RLD, mask_RL = states
-        if len(block) > 1:
-            counts = [rows[rank] for rank in block]
-            if length is not None:  # behind it is padding only
-                more = length - mask_RL.shape[1]
-                states_RLD, mask_RL = functional.pad(states_RLD, (0, 0, 0, more)), functional.pad(mask_RL, (0, more))
-            states_RLD = self.collectives.gather_block(states_RLD, block, counts)
-            mask_RL = self.collectives.gather_block(mask_RL.to(torch.uint8), block, counts).bool()
-        return states_RLD[row_F - first_row], mask_RL[row_F - first_row]
+        own_F = row_F - (part * sum(rows) + sum(rows[: block.start]))  # a block's rows are neighbours
+        if len(block) == 1:
+            return states, own_F
+        counts, (states_RLD, mask_RL) = [rows[rank] for rank in block], states
+        if length is not None:  # behind it is padding only
+            more = length - mask_RL.shape[1]
+            states_RLD, mask_RL = functional.pad(states_RLD, (0, 0, 0, more)), functional.pad(mask_RL, (0, more))
+        states_RLD = self.collectives.gather_block(states_RLD, block, counts)
+        return (states_RLD, self.collectives.gather_block(mask_RL.to(torch.uint8), block, counts).bool()), own_F

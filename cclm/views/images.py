@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cclm.data.batch import PixelScale, Tokens, ViewBatch
 from cclm.objectives.options import ObjectiveConfig
-from cclm.views.rows import FusionRows, select
+from cclm.views.rows import FusionRows
 from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, Pairing
 
 BatchType = TypeVar("BatchType", bound="ImageBatch")
@@ -94,5 +94,5 @@ def image_rows(
         query=texts,
         identity_R=batch.identity_R,
     )
-    masked = FusionRows(query=encoded.masked, memory=select(images.states, batch.matching_row_F))
+    masked = FusionRows(query=encoded.masked, memory=images.states, memory_row_F=batch.matching_row_F)
     return Contribution(contrasts=contrasts, pairing=pairing, masked=masked, located=located)

@@ -20,7 +20,9 @@ class FusionRows:
     query: States
     """(F, L, D), (F, L)."""
     memory: States | None = None
-    """(F, N, D), (F, N)."""
+    """(M, N, D), (M, N)."""
+    memory_row_F: Int[Tensor, " f"] | None = None
+    """Which of the memories each text reads."""
 
     @property
     def count(self) -> int:
@@ -39,16 +41,31 @@ def select(states: States, row_F: Int[Tensor, " f"]) -> States:
     return states[0][row_F], states[1][row_F]
 
 
-def memories_of(parts: Sequence[FusionRows]) -> tuple[list[States], Tensor] | None:
-    """Memories of all parts, and which rows have one; None if no row has.
+def memories_of(parts: Sequence[FusionRows]) -> tuple[list[States], Tensor, Tensor | None] | None:
+    """Return the memories of all parts, each once; which of them each row reads; which rows read any.
 
-    A row without memory gets one token of zeros, which the fusion encoder does not look at.
+    None if no row reads. Rows without a memory name the first one, which the fusion encoder then does not look at; None in
+    the last place: there are no such rows.
     """
-    if all(part.memory is None for part in parts):
-        return None
-    memories, has_memory = [], []
+    first_rows, memories, num_memories, rows, reads = (
+        dict[int, int](),
+        list[States](),
+        0,
+        list[Tensor](),
+        list[Tensor](),
+    )
     for part in parts:
-        states_FLD, mask_FL = part.query
-        has_memory.append(torch.full((part.count,), part.memory is not None, device=states_FLD.device))
-        memories.append(part.memory or (torch.zeros_like(states_FLD[:, :1]), torch.ones_like(mask_FL[:, :1])))
-    return memories, torch.cat(has_memory)
+        row_F = torch.zeros(part.count, dtype=torch.int64, device=part.query[1].device)
+        reads.append(torch.full_like(row_F, part.memory is not None, dtype=torch.bool))
+        if part.memory is not None:
+            assert part.memory_row_F is not None, "a memory, and which of its rows are read"
+            if id(part.memory[0]) not in first_rows:
+                first_rows[id(part.memory[0])] = num_memories
+                memories.append(part.memory)
+                num_memories += part.memory[0].shape[0]
+            row_F = part.memory_row_F + first_rows[id(part.memory[0])]
+        rows.append(row_F)
+    if not memories:
+        return None
+    is_mixed = any(part.memory is None for part in parts)
+    return memories, torch.cat(rows), torch.cat(reads) if is_mixed else None

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from cclm.data.batch import Batch
@@ -145,6 +147,25 @@ def test_micro_batches_on_one_process(path: str, parts: int, schedule: Schedule)
 def test_ranks_and_micro_batches(path: str, world_size: int, parts: int, schedule: Schedule) -> None:
     for found in on_ranks(step, world_size, path, parts, schedule, torch.float64, timeout_s=300.0):
         expect_same(found, expected(path, schedule), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": {"text_pair": {"tlm": True}, "image_text": {"captions_per_image": 2}}},
+        {"objectives": {"label_smoothing": 0.1, "contrastive_grad_scale": 0.25, "text_temperature_factor": 3.0}},
+        {"objectives": {"fusion_warmup_steps": STEP + 1}},
+    ],
+)
+def test_variants(path: str, tmp_path: Path, change: dict[str, dict[str, Any]]) -> None:
+    settings = yaml.safe_load(Path(path).read_text())
+    settings["model"]["text"]["max_positions"] = 16
+    for block, changes in change.items():
+        for key, value in changes.items():
+            settings[block][key] = {**settings[block][key], **value} if isinstance(value, dict) else value
+    own = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    for found in on_ranks(step, 3, own, 2, "joint", torch.float64, timeout_s=300.0):
+        expect_same(found, expected(own, "joint"), 1e-6)
 
 
 def test_float32(path: str) -> None:

@@ -57,8 +57,7 @@ WAYS = [
     if precision == "fp32" or stage > 0  # refused: stage 0 loses accuracy in bf16 (cclm.engine.ds_config)
 ]
 BOUNDS = {"fp32": 2e-5, "bf16": 0.06}
-"""Largest error of an entry, over the largest entry of the whole gradient; bfloat16 keeps 8 bits. The temperature's is
-left out there: a difference of large numbers, of which each micro-batch rounds its own."""
+"""Largest error of an entry, over the largest entry of the whole gradient; bfloat16 keeps 8 bits."""
 BF16 = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
 """As shipped."""
 
@@ -129,8 +128,6 @@ def errors_of(path: str, ways: Sequence[Way]) -> list[list[float]]:
         errors.append([])
         for found, reference in zip(gradients(engine, own), exact(path), strict=True):
             wrong = gradient_errors(found, reference)
-            if way.precision == "bf16":
-                assert wrong.pop("model.temperature.value") < 0.5
             errors[-1].append(max(wrong.values()))
     return errors
 

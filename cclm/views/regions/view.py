@@ -137,7 +137,8 @@ class RegionView(View[RegionConfig, RegionBatch]):
         all_tokens_BN = torch.ones(images.whole_BND.shape[:2], dtype=torch.bool, device=row_F.device)
         rows = FusionRows(
             query=select(texts.states, row_F),
-            memory=select((images.whole_BND, all_tokens_BN), batch.image_of_R[row_F]),
+            memory=(images.whole_BND, all_tokens_BN),
+            memory_row_F=batch.image_of_R[row_F],
         )
 
         def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> Mapping[str, RowLoss]:

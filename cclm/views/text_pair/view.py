@@ -247,5 +247,5 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
             identity_R=batch.identity_S,
             temperature_factor=factor,
         )
-        masked = FusionRows(query=encoded.masked, memory=select(query.states, batch.matching_row_F))
+        masked = FusionRows(query=encoded.masked, memory=query.states, memory_row_F=batch.matching_row_F)
         return Contribution(contrasts=contrasts, pairing=pairing, masked=masked)

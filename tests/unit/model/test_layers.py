@@ -9,6 +9,7 @@ from torch.nn import functional
 from cclm.model.layers import CrossAttention, LayerStack, SelfAttention, TransformerLayer, merge_heads, split_heads
 from cclm.model.options import LayerOptions
 from cclm.model.packing import PaddedLayout, text_layout
+from cclm.model.reading import Reading
 
 OPTIONS = LayerOptions(num_layers=1, num_heads=2, feedforward_width=12)
 
@@ -49,7 +50,7 @@ def test_cross_attention_reads_the_memory_under_its_mask() -> None:
     rows, memory, mask = torch.randn(3, 8), torch.randn(1, 5, 8), torch.tensor([[True, True, False, True, False]])
     key, value = attention.key_value(memory[0]).chunk(2, -1)
     expected = attention.output(by_hand(attention.query(rows), key, value, mask))
-    torch.testing.assert_close(attention(rows, memory, mask, layout=layout), expected)
+    torch.testing.assert_close(attention(rows, memory, reading=Reading(layout=layout, mask_BN=mask)), expected)
 
 
 def test_a_null_key_takes_attention_and_gives_nothing() -> None:
@@ -62,8 +63,8 @@ def test_a_null_key_takes_attention_and_gives_nothing() -> None:
     with_null = by_hand(
         attention.query(rows), torch.cat([key, attention.null_key[None]]), torch.cat([value, torch.zeros(1, 8)])
     )
-    torch.testing.assert_close(attention(rows, memory, None, layout=layout), attention.output(with_null))
-    masked = attention(rows, memory, torch.zeros(1, 5, dtype=torch.bool), layout=layout)
+    torch.testing.assert_close(attention(rows, memory, reading=Reading(layout=layout)), attention.output(with_null))
+    masked = attention(rows, memory, reading=Reading(layout=layout, mask_BN=torch.zeros(1, 5, dtype=torch.bool)))
     torch.testing.assert_close(masked, attention.output(torch.zeros(3, 8)))
 
 

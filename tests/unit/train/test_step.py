@@ -171,6 +171,7 @@ def test_patches_are_drawn_by_step_sample_and_seed_and_by_nothing_else(
     module, batch = training
     seen: list[torch.Tensor] = []
     encode = module.model.encode_images
+    monkeypatch.setattr(module.model, "keep_patches", 0.5)
     monkeypatch.setattr(module.model, "encode_images", lambda images, key_B: seen.append(key_B) or encode(images))
     for seed, one in ((0, batch), (0, batch), (1, batch), (0, replace(batch, step=batch.step + 1))):
         CrossViewTraining(module.model, module.views, module.objectives, SINGLE, seed=seed)(one)

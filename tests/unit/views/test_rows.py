@@ -7,21 +7,25 @@ import torch
 from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
 
 
-def rows(count: int, length: int, memory: int | None) -> FusionRows:
+def rows(count: int, length: int, memory: tuple[torch.Tensor, torch.Tensor] | None, *read: int) -> FusionRows:
     return FusionRows(
         query=(torch.ones(count, length, 4), torch.ones(count, length, dtype=torch.bool)),
-        memory=None if memory is None else (torch.full((count, memory, 4), 2.0), torch.ones(count, memory).bool()),
+        memory=memory,
+        memory_row_F=None if memory is None else torch.tensor(read),
     )
 
 
-def test_rows_without_a_memory_are_marked() -> None:
+def test_a_memory_stands_once_however_many_read_it() -> None:
     assert memories_of([rows(2, 3, None)]) is None
-    found = memories_of([rows(2, 3, 5), rows(1, 3, None)])
+    first, second = ((torch.full((size, 5, 4), 2.0), torch.ones(size, 5).bool()) for size in (3, 2))
+    found = memories_of([rows(2, 3, first, 0, 2), rows(1, 3, None), rows(2, 3, second, 1, 1), rows(1, 3, first, 1)])
     assert found is not None
-    memories, has_memory = found
-    assert has_memory.tolist() == [True, True, False]
-    assert [tuple(states.shape) for states, _ in memories] == [(2, 5, 4), (1, 1, 4)]
-    assert not memories[1][0].any()
+    memories, memory_of, reads = found
+    assert len(memories) == 2 and memories[0][0] is first[0] and memories[1][0] is second[0]
+    assert memory_of.tolist() == [0, 2, 0, 4, 4, 1]
+    assert reads is not None and reads.tolist() == [True, True, False, True, True, True]
+    alone = memories_of([rows(2, 3, first, 0, 2)])
+    assert alone is not None and alone[-1] is None, "all rows read"
 
 
 def test_rows_are_picked_with_their_masks() -> None:
