@@ -36,7 +36,7 @@ def launch(tmp_path: Path, code: str, *options: str, **environment: str) -> subp
     command = [sys.executable, "-m", "launch", "run", "--ranks", "2", "--threads-per-rank", "1", *options]
     command += ["--run-folder", str(tmp_path / "run"), "--", "python", str(tmp_path / "program.py")]
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
