@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cclm.checkpoint.collective import newest_sound
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
-from cclm.data.config import rank_blocks
+from cclm.data.config import rank_blocks, rank_errors
 from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile
 from cclm.data.loader import make_loader, on_device
@@ -30,6 +34,7 @@ from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.checkpointing import checkpoint_activations
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.run.cores import THREADS, own_cores, share_cores
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
@@ -90,6 +95,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         checkpoint = newest_sound(ranks, folder, sys.stderr.write)
         dataset = open_dataset(views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
         dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
+        num_workers = choose_cores(config.data.num_workers, topology, ranks)
         construction = sharded_construction(ds_config, topology)
         module = build_module(config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction)
         engine = build_engine(config, module, topology, ranks, ds_config)
@@ -102,7 +108,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
             folder=folder,
             engine=engine,
             batches=lambda step: on_device(
-                make_loader(dataset, step, config.steps, config.data.num_workers, config.data.batch_timeout_s),
+                make_loader(dataset, step, config.steps, num_workers, config.data.batch_timeout_s),
                 topology.device,
             ),
             schedule=config.data.schedule,
@@ -137,15 +143,34 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         )
 
 
+def choose_cores(num_workers: int | None, topology: Topology, ranks: Collectives) -> int:
+    """Let this rank, if it is one of several, compute on its share of the cores, and return its loader workers.
+
+    What is given wins (OMP_NUM_THREADS, data.num_workers); rank 0 says what was chosen.
+    """
+    everyone = ranks.exchange(own_cores())
+    share = share_cores(everyone, topology.rank, has_gpu=topology.device.type == "cuda", environment=os.environ)
+    if topology.world_size > 1 and THREADS not in os.environ:
+        torch.set_num_threads(share.threads)
+    if num_workers is not None:
+        return num_workers
+    if topology.rank == 0:
+        sys.stderr.write(f"data.num_workers: {share}\n")
+    return share.num_workers
+
+
 def memory_advice(config: RunConfig, world_size: int) -> str:
     """Return what to do when memory does not suffice."""
     parts = config.data.micro_batches
     rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
-    most = min(view.batch_size // max(world_size, view.negative_group) for view in config.views.values())
+    fewest = min(view.num_groups for view in config.views.values())
+    ways = (replace(config.data, micro_batches=number) for number in range(1, fewest + 1))
+    most = max(data.micro_batches for data in ways if not any(rank_errors(config.views, data, world_size)))
+    workers = "chosen by cores" if config.data.num_workers is None else f"now {config.data.num_workers}"
     return (
         f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), set "
-        f"activation_checkpointing, start more ranks, lower data.num_workers (now {config.data.num_workers}), or use a "
-        "machine with more memory."
+        f"activation_checkpointing, start more ranks, lower data.num_workers ({workers}), or use a machine with more "
+        "memory."
     )
 
 

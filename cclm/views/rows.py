@@ -44,8 +44,8 @@ def select(states: States, row_F: Int[Tensor, " f"]) -> States:
 def memories_of(parts: Sequence[FusionRows]) -> tuple[list[States], Tensor, Tensor | None] | None:
     """Return the memories of all parts, each once; which of them each row reads; which rows read any.
 
-    None if no row reads. Rows without a memory name the first one, which the fusion encoder then does not look at; None in
-    the last place: there are no such rows.
+    None if no row reads. Rows without a memory name the first one, which the fusion encoder then does not look at; the
+    last of the three is None if there are no such rows.
     """
     first_rows, memories, num_memories, rows, reads = (
         dict[int, int](),

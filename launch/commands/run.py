@@ -14,6 +14,7 @@ from cclm.run.machine import this_machine, why_port_is_taken
 from launch.commands import submit
 from launch.commands.parsers import add_command, say
 from launch.plan.job import JobPlan, make_plan
+from launch.plan.network import AUTO, NETWORKS
 from launch.plan.recipe import recipe_of, run_folder_of
 
 DEFAULT_FOLDER = Path("runs/launch")
@@ -30,6 +31,7 @@ def add_to(commands: Commands) -> None:
     where = f"logs go to its logs/; default: the recipe's, or {DEFAULT_FOLDER}"
     run.add_argument("--run-folder", type=Path, default=None, help=where)
     add_options(run)
+    run.add_argument("--network", choices=NETWORKS, default=AUTO, help="settings for a fabric; auto: loopback alone")
 
 
 def add_options(parser: argparse._ActionsContainer) -> None:
@@ -65,6 +67,7 @@ def plan_from(options: argparse.Namespace, command: tuple[str, ...]) -> JobPlan:
         threads_per_rank=options.threads_per_rank,
         port=options.port,
         bind=options.bind == "auto",
+        network=options.network or AUTO,
     )
 
 

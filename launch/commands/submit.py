@@ -11,6 +11,7 @@ from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.files.describe import add_fields, read_fields
 from launch.commands.parsers import add_command, say
+from launch.plan.network import NETWORKS
 from launch.plan.recipe import (
     RECIPE_NAME,
     Recipe,
@@ -27,9 +28,9 @@ from launch.slurm.script import render
 
 SIZE = ("gpus_per_node", "tasks_per_node", "cpus_per_task", "time", *SBATCH_OPTIONS)
 JOB = (*SIZE, "array", "concurrent", "after", "name")
-SITE = ("container", "launcher")
+SITE = ("container", "launcher", "network")
 ATTEMPTS = ("preflight", "preflight_s", "replace_bad_nodes", "max_tries", "hang_s", "save_s")
-CHOICES = {"launcher": LAUNCHERS, "preflight": PREFLIGHTS}
+CHOICES = {"launcher": LAUNCHERS, "preflight": PREFLIGHTS, "network": NETWORKS}
 
 
 def add_to(commands: Commands) -> None:

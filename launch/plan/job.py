@@ -16,6 +16,8 @@ from pathlib import Path
 
 from cclm.errors import ConfigError
 from cclm.run.machine import LOOPBACK, Machine
+from launch.plan.network import AUTO, PROFILES, look, settings_of
+from launch.plan.network import LOOPBACK as LOOPBACK_INTERFACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class JobPlan:
     master_port: int
     threads_per_rank: int
     ranks: tuple[RankPlan, ...]
+    network: tuple[str, ...] = ()
+    """Which network profile was asked for, and why each of its variables is set."""
 
     def to_json(self) -> str:
         """Return the plan as indented JSON; paths become strings."""
@@ -54,6 +58,7 @@ class JobPlan:
             f"{len(self.ranks)} rank(s) × {self.threads_per_rank} thread(s) on {self.host}, in {self.folder}",
             f"meeting point  {LOOPBACK}:{self.master_port}",
             f"run folder     {self.run_folder}",
+            *(f"network        {line}" for line in self.network),
         ]
         for rank in self.ranks:
             cores = ",".join(map(str, rank.cores)) or "not bound"
@@ -74,15 +79,19 @@ def make_plan(
     threads_per_rank: int | None = None,
     port: int | None = None,
     bind: bool = True,
+    network: str = AUTO,
 ) -> JobPlan:
     """Plan a job; raise ConfigError for an empty command and for counts below one.
 
     A first word "python" of the `command` means the interpreter that plans. What the caller's environment (`inherited`)
     sets wins over our defaults. Without `threads_per_rank` a rank gets its share of the usable cores; without `port`
-    the ranks meet at a free one. `bind`: give each rank its own cores, if there are enough.
+    the ranks meet at a free one. `bind`: give each rank its own cores, if there are enough. `network`: one of
+    `launch.plan.network.NETWORKS`; "auto" is the loopback interface, all ranks being here.
     """
     _check(command, num_ranks, threads_per_rank)
     threads = threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)
+    fabric = look(kind=network) if network in PROFILES else None
+    settings = {} if fabric is None else settings_of(fabric, network, inherited)
     master_port = port if port is not None else machine.free_port
     shared = {
         "WORLD_SIZE": str(num_ranks),
@@ -90,7 +99,8 @@ def make_plan(
         "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(master_port),
         "OMP_NUM_THREADS": str(threads),
-        **{name: value for name, value in _defaults(machine.num_gpus).items() if name not in inherited},
+        **{name: value for name, value in _defaults(machine.num_gpus, network).items() if name not in inherited},
+        **{name: value for name, (value, _) in settings.items()},
     }
     words = (sys.executable, *command[1:]) if command[0] in ("python", "python3") else tuple(command)
     blocks = _core_blocks(machine, num_ranks, threads) if bind else [()] * num_ranks
@@ -107,6 +117,7 @@ def make_plan(
     return JobPlan(
         folder=folder, run_folder=run_folder, host=machine.host, master_port=master_port, threads_per_rank=threads,
         ranks=tuple(ranks),
+        network=() if fabric is None else (str(fabric), *(f"  {name}: {why}" for name, (_, why) in settings.items())),
     )  # fmt: skip
 
 
@@ -121,12 +132,13 @@ def _check(command: Sequence[str], num_ranks: int, threads_per_rank: int | None)
             raise ConfigError(expected=f"{name} of at least 1", got=str(count), do="Ask for one or more.")
 
 
-def _defaults(num_gpus: int) -> dict[str, str]:
+def _defaults(num_gpus: int, network: str) -> dict[str, str]:
     """What a rank needs unless somebody says otherwise."""
     # A log is only worth its last line, so nothing may wait in a buffer. And gloo otherwise looks up the host's own
     # name, which laptops and containers often cannot resolve; all ranks are here, so the loopback interface serves.
-    defaults = {"PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return defaults if num_gpus else {**defaults, "DS_ACCELERATOR": "cpu"}
+    sockets = {"GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE} if network == AUTO else {}
+    device = {} if num_gpus else {"DS_ACCELERATOR": "cpu"}
+    return {"PYTHONUNBUFFERED": "1", **sockets, **device}
 
 
 def _core_blocks(machine: Machine, num_ranks: int, threads: int) -> list[tuple[int, ...]]:

@@ -19,6 +19,7 @@ from cclm.errors import ConfigError
 from cclm.files.reading import read_typed
 from cclm.files.shipped import find_shipped
 from cclm.types import LocalPath, TextOrNothing
+from launch.plan.network import AUTO
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 PROFILE_VARIABLE = "CCLM_PROFILE"
@@ -120,6 +121,8 @@ class SlurmRequest(SiteOptions):
     """Image of a container; the profile says how it is run."""
     launcher: str = "srun"
     """Who starts the ranks on a node: srun (one task per rank) or torchrun (one task per node)."""
+    network: str = AUTO
+    """Interface, NCCL and gloo settings: auto (each node looks), infiniband, roce, efa, ethernet or none."""
 
     preflight: str = "full"
     """What is checked before the ranks start: full, quick (nothing that imports torch) or none."""

@@ -17,6 +17,7 @@ from cclm.errors import ConfigError
 from cclm.files.node import node_of
 from cclm.files.reading import raise_problems, read_json
 from cclm.files.typed import Converter
+from launch.plan.network import network_lines
 from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request
 from launch.plan.sweep import POINTS
 
@@ -86,6 +87,7 @@ class SlurmPlan:
             f"array          {f'{asked.array} tasks, each on its own' if asked.array else 'no array'}",
             f"after          {asked.after or 'nothing'}",
             f"preflight      {self.preflight}{', bad nodes are replaced' if asked.replace_bad_nodes else ''}",
+            *(f"network        {line}" for line in network_lines(asked.network)),
             f"gives up       after {asked.max_tries} attempts without a newer checkpoint",
             "sbatch         " + " ".join(option(*item) for item in self.directives.items()),
             "srun           " + " ".join(self.srun_options),

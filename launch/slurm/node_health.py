@@ -135,6 +135,7 @@ def check_nodes(
     if free_bytes < LOW_DISK_BYTES:
         say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")
     if plan.preflight == "full" and not faults:
+        say(f"preflight: network {'; '.join(networks(found)) or 'not told'} (--network {plan.request.network})")
         faults = _faults_of_network(folder / "bandwidth.json", say)
     if not faults:
         say(f"preflight: {len(nodes)} node(s) healthy")
@@ -155,6 +156,12 @@ def check_nodes(
         say(f"not submitted again: {MOST_REPLACEMENTS} times is enough")
         return 1
     return resubmit(run_folder, f"--exclude={excluded}") or 1
+
+
+def networks(found: Mapping[str, Any]) -> list[str]:
+    """Return each fabric that nodes have, with how many have it, the most frequent first."""
+    counts = Counter(told["network"] for told in found.values() if "network" in told)
+    return [f"{network} on {count} node(s)" for network, count in counts.most_common()]
 
 
 def _faults_of_network(path: Path, say: Callable[[str], None]) -> Faults:

@@ -19,6 +19,7 @@ from typing import Any
 
 from cclm.files.atomic import replace_text
 from cclm.run.machine import ask_nvidia
+from launch.plan.network import look as look_at_network
 from launch.plan.slurm_job import read_plan
 from launch.plan.snapshot import code_hash
 
@@ -82,6 +83,7 @@ def look(run_folder: Path) -> dict[str, Any]:
         "memory_free_bytes": memory_free_bytes(),
         "gpus": ask_nvidia(NVIDIA_FIELDS) if plan.request.gpus_per_node else [],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "network": str(look_at_network(towards=os.environ.get("MASTER_ADDR"))),
         "run_disk": disk(run_folder),
         "scratch_disk": disk(scratch) if scratch else None,
         "unreadable": list(unreadable(plan.request.reads)),

@@ -30,6 +30,7 @@ from cclm.run import launcher
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
 from cclm.run.status import MOST_REASON, STATUS_FOLDER, RankEnd, cause_of_end, read_status
 from cclm.run.stop import CLEARED_VARIABLE
+from launch.plan.network import NONE, look, settings_of
 from launch.plan.slurm_job import read_plan
 
 TRACEBACK_S = 2.0
@@ -124,7 +125,8 @@ class Task:
         self.attempt = int(os.environ["CCLM_ATTEMPT"])
         self.is_torchrun = "@NODE_RANK@" in command
         place = {} if self.is_torchrun else place_of(os.environ)
-        self.environment = {**os.environ, **place, CLEARED_VARIABLE: str(run_folder)}
+        self.network, settings = self.look_at_network(plan.request.network)
+        self.environment = {**os.environ, **place, **settings, CLEARED_VARIABLE: str(run_folder)}
         self.command = fill_in(command, self.environment)
         self.log = run_folder / "logs" / f"{kind}_{self.number}.log"
         self.record = run_folder / STATUS_FOLDER / f"exit_{kind}_{self.number}.json"
@@ -134,15 +136,22 @@ class Task:
         self.ranks = range(self.number * per_task, (self.number + 1) * per_task) if kind == "rank" else range(0)
         """Ranks whose words are this task's: one, or all that torchrun starts on this node."""
 
+    def look_at_network(self, asked: str) -> tuple[str, dict[str, str]]:
+        """Return this node's fabric for the log, and variables for it; an array's tasks talk to nobody."""
+        if self.kind == ARRAY_TASK or asked == NONE:
+            return "", {}
+        fabric = look(towards=os.environ.get("MASTER_ADDR"), kind=asked)
+        settings = {name: value for name, (value, _) in settings_of(fabric, asked, os.environ).items()}
+        return f", {fabric}: {' '.join(f'{name}={value}' for name, value in settings.items())}", settings
+
     def run(self) -> int:
         """Run the command to its end; return the code for srun."""
         self.take_room()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab", buffering=0) as output:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
-            output.write(
-                f"=== {when} {self.kind} {self.number} on {socket.gethostname()}, attempt {self.attempt}\n".encode()
-            )
+            where = f"{self.kind} {self.number} on {socket.gethostname()}"
+            output.write(f"=== {when} {where}, attempt {self.attempt}{self.network}\n".encode())
             start = output.tell()
             statuses = [self.run_folder / STATUS_FOLDER / f"rank_{rank}.json" for rank in self.ranks]
             watch = Watch(statuses, self.hang_s)  # before the ranks begin: their first words count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -30,11 +31,13 @@ dist.all_reduce(total)
 """
 
 
-def launch(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
+def launch(tmp_path: Path, code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "program.py").write_text(code)
-    command = [sys.executable, "-m", "launch", "run", "--ranks", "2", "--threads-per-rank", "1"]
+    command = [sys.executable, "-m", "launch", "run", "--ranks", "2", "--threads-per-rank", "1", *options]
     command += ["--run-folder", str(tmp_path / "run"), "--", "python", str(tmp_path / "program.py")]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.mark.slow
@@ -52,3 +55,13 @@ def test_a_rank_that_dies_in_a_collective_ends_the_job(tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
     assert result.returncode == 128 + signal.SIGKILL
     assert ": killed by signal 9." in result.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_meet_by_a_network_profile(tmp_path: Path) -> None:
+    told = 'print(*(f"{n}={os.environ.get(n)}" for n in ("GLOO_SOCKET_IFNAME", "NCCL_IB_DISABLE")), flush=True)\n'
+    options = ("--network", "ethernet")
+    result = launch(tmp_path, MEET + told + FINISH, *options, GLOO_SOCKET_IFNAME="lo")
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "run/logs/rank_1.log").read_text().splitlines()
+    assert lines[-2:] == ["GLOO_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1", "total 3 threads 1"]

@@ -41,7 +41,7 @@ def test_every_shipped_config_resolves(path: Path) -> None:
 
 def test_there_are_configs_and_their_table_names_each() -> None:
     table = Path("ds_configs/README.md").read_text(encoding="utf-8")
-    assert len(SHIPPED) == 8
+    assert len(SHIPPED) == 10
     assert all(f"`{path.name}`" in table for path in SHIPPED)
 
 

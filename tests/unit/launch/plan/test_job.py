@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from cclm.errors import ConfigError
 from cclm.run.machine import Machine
+from launch.plan import job
 from launch.plan.job import JobPlan, make_plan
+from launch.plan.network import Fabric
 
 MACHINE = Machine(host="node", cores=(0, 1, 2, 3, 8, 9), quota_cores=None, num_gpus=0, free_port=4321)
 REQUEST: dict[str, Any] = {
@@ -89,6 +91,18 @@ def test_the_callers_environment_wins_over_defaults_but_not_over_the_plan() -> N
     assert "GLOO_SOCKET_IFNAME" not in environment
     assert environment["RANK"] == "0"
     assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_network_profile_is_in_the_plan_and_never_in_place_of_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(kind="infiniband", interface="ib0", devices=("mlx5_0",), gbits=200.0)
+    monkeypatch.setattr(job, "look", lambda kind: fabric)
+    found = plan(network="infiniband", inherited={"NCCL_SOCKET_IFNAME": "ib1"})
+    environment = found.ranks[1].environment
+    assert (environment["GLOO_SOCKET_IFNAME"], environment["NCCL_IB_HCA"]) == ("ib0", "=mlx5_0")
+    assert "NCCL_SOCKET_IFNAME" not in environment
+    assert "network        infiniband (mlx5_0, 200 Gb/s)" in found.to_text()
+    assert plan().network == () and plan().ranks[0].environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in plan(network="none").ranks[0].environment
 
 
 def test_deepspeed_is_told_about_the_cpu_only_without_gpus() -> None:

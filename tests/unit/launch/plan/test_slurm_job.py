@@ -22,6 +22,12 @@ def test_a_gpu_job() -> None:
     assert plan.command[0] == "/shared/venv/bin/python"
 
 
+def test_the_network_is_shown_with_its_reasons() -> None:
+    assert "network        auto: each node looks at its own" in plan_job(REQUEST, Profile()).to_text()
+    text = plan_job(replace(REQUEST, network="efa"), Profile()).to_text()
+    assert "network          FI_PROVIDER=efa  (libfabric may else take its TCP provider)" in text
+
+
 def test_ranks_on_the_cpu() -> None:
     plan = plan_job(CPU, Profile())
     assert (plan.request.world_size, plan.cpus_per_task) == (8, 1)

@@ -152,3 +152,9 @@ def test_this_machine_looks_at_itself(tmp_path: Path) -> None:
     assert found["scratch_disk"] == {"error": f"{tmp_path / 'nowhere'}: No such file or directory"}
     assert found["unreadable"] == [f"{tmp_path / 'absent'}: No such file or directory"]
     assert not list(run.glob(".preflight*"))
+
+
+def test_the_fabrics_of_nodes_are_counted() -> None:
+    fast, slow = told(network="infiniband (mlx5_0, 200 Gb/s)"), told(network="ethernet (eth0)")
+    found = node_health.networks({"n1": slow, "n2": fast, "n3": fast, "n4": told()})
+    assert found == ["infiniband (mlx5_0, 200 Gb/s) on 2 node(s)", "ethernet (eth0) on 1 node(s)"]

@@ -65,6 +65,19 @@ def test_output_code_and_reason_are_kept(tmp_path: Path) -> None:
     assert (end.rank, end.code, end.cause, end.reason) == (3, 1, Cause.EXIT, "ValueError: a reason")
 
 
+def test_the_nodes_network_reaches_the_rank_and_its_log(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    code = "import os\nprint(os.environ.get('NCCL_SOCKET_IFNAME'), os.environ['GLOO_SOCKET_IFNAME'])"
+    given = {"NCCL_SOCKET_IFNAME": "bond7", "GLOO_SOCKET_IFNAME": "bond7", "MASTER_ADDR": "127.0.0.1"}
+    assert run_task(run, code, **given).wait(30) == 0
+    header, line = (run / "logs/rank_3.log").read_text().splitlines()
+    assert ", attempt 0, " in header and "bond7" not in header
+    assert line == "bond7 bond7"
+    write_plan(run, network="none")
+    assert run_task(run, "pass").wait(30) == 0
+    assert (run / "logs/rank_3.log").read_text().endswith(", attempt 0\n")
+
+
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     command = [*TASK, str(run), "rank", "--", "no-such-program", "-x"]
