@@ -23,6 +23,7 @@ from cclm.distributed.topology import Topology, process_group
 from cclm.engine.deepspeed.construction import sharded_construction
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.ds_config import resolve_ds_file
+from cclm.engine.parts import freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.files.lock import run_lock
@@ -174,7 +175,9 @@ def build_module(
         calibrate_stem(config, views, tokenizer, model)
     if is_fresh and config.start.sources:
         start_from_sources(config, model, is_first=ranks.rank == 0)
-    return CrossViewTraining(model, views, config.objectives, ranks)
+    module = CrossViewTraining(model, views, config.objectives, ranks)
+    freeze(module, config.start.freeze)
+    return module
 
 
 def calibrate_stem(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.parts import check_prefixes, longest_prefix
 from cclm.errors import ConfigError
-from cclm.files.text import nearest_word
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW, torch's, DeepSpeed's and the published one, keeps of every value."""
@@ -27,6 +27,7 @@ PUBLISHED_NO_DECAY = ("bias", "norm.weight")
 """Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
 PUBLISHED_DECAYED = ("matching_head.norm.weight", "box_head.norm.weight")
 """Ends of names that are decayed all the same: the published names of these gains hold no word of the rule."""
+MULTIPLIERS = "optimizer.module_multipliers and weight_decay_multipliers"
 NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 """Modules whose weights are gains: never decayed."""
 
@@ -43,12 +44,12 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     """
     rates, decays = config.module_multipliers, config.weight_decay_multipliers
     prefixes = {*rates, *decays}
+    check_prefixes(prefixes, [name for name, _ in module.named_parameters()], MULTIPLIERS)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    _check_prefixes(prefixes, [name for name, _ in named])
     undecayed = _undecayed(module, config)
     members: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
-        members.setdefault((_longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
+        members.setdefault((longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
     return [
         {
             "params": list(own.values()),
@@ -164,23 +165,12 @@ def num_dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _longest_prefix(name: str, prefixes: Iterable[str]) -> str:
-    fitting = [prefix for prefix in prefixes if _has_prefix(name, prefix)]
-    return max(fitting, key=lambda prefix: (prefix.count("."), len(prefix), prefix), default="")
-
-
-def _has_prefix(name: str, prefix: str) -> bool:
-    """Whether the first components of a name are those of the prefix; "*" is any one component."""
-    wanted, found = prefix.split("."), name.split(".")
-    return len(wanted) <= len(found) and all(want in ("*", have) for want, have in zip(wanted, found, strict=False))
-
-
 def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) -> float:
     """The multiplier of a group's members, whose longest prefix of all is `prefix`.
 
     Raises ConfigError if they have several: two patterns with "*" that overlap.
     """
-    values = {multipliers.get(_longest_prefix(name, multipliers), 1.0) for name in names}
+    values = {multipliers.get(longest_prefix(name, multipliers), 1.0) for name in names}
     if len(values) > 1:
         raise ConfigError(
             expected=f"one multiplier for everything under {prefix!r}",
@@ -189,16 +179,3 @@ def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) 
             where="optimizer",
         )
     return values.pop()
-
-
-def _check_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
-    known = {".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts) + 1)}
-    unknown = sorted(prefix for prefix in prefixes if not any(_has_prefix(name, prefix) for name in names))
-    if unknown:
-        hints = ", ".join(f"{prefix!r} (nearest: {nearest_word(prefix, known, cutoff=0.0)!r})" for prefix in unknown)
-        raise ConfigError(
-            expected="multipliers for prefixes of parameter names",
-            got=hints,
-            do="Correct the prefixes in module_multipliers or weight_decay_multipliers.",
-            where="optimizer",
-        )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cclm.distributed.collectives import SINGLE
 from cclm.engine.optimizer import build_adamw, parameter_groups, trained_parameters
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.parts import check_reaches_trained
 from cclm.engine.protocol import BatchType, Engine
 from cclm.engine.rank_state import RankState, Shard
 
@@ -54,6 +55,7 @@ class PlainEngine(Engine[BatchType]):
         )
 
     def _backward(self, total: Tensor) -> None:
+        check_reaches_trained(total)
         (total / self._accumulation_steps).backward()  # type: ignore[no-untyped-call]
 
     def _update(self) -> float:

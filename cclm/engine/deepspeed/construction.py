@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed.quirks import owns_boundary, start_deepspeed
+from cclm.engine.deepspeed.quirks import let_leaves_see_gradients, owns_boundary, start_deepspeed
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
@@ -78,6 +78,8 @@ def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, A
     else:
         client = build_adamw(groups, optimizer)
     engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
+    if zero_stage(ds_config) == 3:
+        let_leaves_see_gradients(door)
     return engine
 
 

@@ -22,6 +22,7 @@ from cclm.engine.deepspeed.state_shards import refresh, shards_of
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import trained_parameters
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.parts import check_reaches_trained
 from cclm.engine.protocol import BatchType, Engine
 from cclm.engine.rank_state import RankState
 
@@ -64,6 +65,7 @@ class DeepSpeedEngine(Engine[BatchType]):
 
     def _backward(self, total: Tensor) -> None:
         """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""
+        check_reaches_trained(total)
         if self._num_backwards == 0:
             quirks.clear_stale_gradients(self.optimizer, self.stage)
         self.runner.backward(total)
