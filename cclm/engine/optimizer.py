@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cclm.engine.layer_decay import NO_HEIGHT, Height
+from cclm.engine.layer_decay import heights as find_heights
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import check_prefixes, longest_prefix
 from cclm.errors import ConfigError
@@ -37,28 +39,34 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
 
     Returns:
         Groups as torch's optimizers want them ("params", "weight_decay"), with a "multiplier" of the learning rate
-        and a "name" for logs: "decay", "no_decay", or with the prefix of its multiplier ("model.vision/decay").
+        and a "name" for logs: "decay", "no_decay", or with the prefix of its multiplier ("model.vision/decay"), or with
+        a tower and the number of blocks down from its top ("model.vision@3/decay").
 
     Raises:
-        ConfigError: no parameter has a prefix (it names the nearest), or patterns overlap.
+        ConfigError: no parameter has a prefix (it names the nearest), patterns overlap, or a tower has no blocks.
     """
     rates, decays = config.module_multipliers, config.weight_decay_multipliers
     prefixes = {*rates, *decays}
     check_prefixes(prefixes, [name for name, _ in module.named_parameters()], MULTIPLIERS)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    undecayed = _undecayed(module, config)
-    members: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
+    undecayed, heights = _undecayed(module, config), find_heights(module, config.layer_decay)
+    members: dict[tuple[str, Height, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
-        members.setdefault((longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
-    return [
-        {
-            "params": list(own.values()),
-            "weight_decay": 0.0 if is_kept else config.weight_decay * _value(own, prefix, decays),
-            "name": (prefix + "/" if prefix else "") + ("no_decay" if is_kept else "decay"),
-            "multiplier": _value(own, prefix, rates),
-        }
-        for (prefix, is_kept), own in sorted(members.items(), key=lambda item: item[0])
-    ]
+        height = heights.get(id(parameter), NO_HEIGHT)
+        key = longest_prefix(name, prefixes), height, id(parameter) in undecayed
+        members.setdefault(key, {})[name] = parameter
+    groups = []
+    for (prefix, (tower, down), is_kept), own in sorted(members.items(), key=lambda item: item[0]):
+        place = [prefix if prefix != tower else "", f"{tower}@{down}" if tower else ""]
+        groups.append(
+            {
+                "params": list(own.values()),
+                "weight_decay": 0.0 if is_kept else config.weight_decay * _value(own, prefix, decays),
+                "name": "/".join([*filter(None, place), "no_decay" if is_kept else "decay"]),
+                "multiplier": _value(own, prefix, rates) * config.layer_decay.get(tower, 1.0) ** down,
+            }
+        )
+    return groups
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -51,7 +51,8 @@ MAY_CHANGE = {
         ("deepspeed", "the path of the DeepSpeed JSON; its content is compared"),
         ("optimizer.total_steps", "the length of the run, and with it the end of the learning rate's schedule"),
         ("optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero", "how fast it learns from here"),
-        ("optimizer.schedule optimizer.final_fraction optimizer.max_grad_norm", "how fast it learns from here"),
+        ("optimizer.schedule optimizer.decay_steps optimizer.final_fraction", "how fast it learns from here"),
+        ("optimizer.max_grad_norm", "how fast it learns from here"),
     )
     for key in keys.split()
 }

@@ -84,6 +84,7 @@ def test_every_stage_agrees_with_plain(stage: int, options: dict[str, object]) -
             max_grad_norm=0.5,
             module_multipliers={"model.vision": 0.5},
             weight_decay_multipliers={"model.text": 2.0},
+            layer_decay={"model.text": 0.5},
         ),
         zero_options=options,
         ds_options={"zero_force_ds_cpu_optimizer": False},
