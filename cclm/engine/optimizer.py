@@ -1,30 +1,21 @@
-"""AdamW: which parameters form a group, with which weight decay and multiplier of the learning rate; and two rules.
-
-    torch      p ← p - lr · wd · p, then  p ← p - lr / (1 - β1ᵗ) · m / (√(v / (1 - β2ᵗ)) + eps)
-    published  p ← p - lr · √(1 - β2ᵗ) / (1 - β1ᵗ) · m / (√v + eps), then  p ← p - lr · wd · p
-
-The published runs had transformers' own AdamW of 2021. Both are close; a comparison with published numbers needs the
-second. It has no fused kernel, but updates all tensors of a group at once.
-"""
+"""AdamW: which parameters form a group, with which weight decay and multiplier of the learning rate; and its making."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from cclm.engine.adamw import PublishedAdamW
 from cclm.engine.layer_decay import NO_HEIGHT, Height
 from cclm.engine.layer_decay import heights as find_heights
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import check_prefixes, longest_prefix
 from cclm.errors import ConfigError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW, torch's, DeepSpeed's and the published one, keeps of every value."""
 PUBLISHED_NO_DECAY = ("bias", "norm.weight")
 """Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
 PUBLISHED_DECAYED = ("matching_head.norm.weight", "box_head.norm.weight")
@@ -78,60 +69,8 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-class PublishedAdamW(torch.optim.Optimizer):
-    """Adam with decay after the update and eps before the bias correction.
-
-    A parameter without gradient (None) is left alone; one with a gradient of zeros is moved by its momentum and
-    decayed.
-    """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
-                self._update(group, parameters)
-
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [adamw_state(self, parameter) for parameter in parameters]
-        means, squares = ([state[key] for state in states] for key in MOMENTS)
-        (beta1, beta2), rate = group["betas"], group["lr"]
-        torch._foreach_lerp_(means, gradients, 1.0 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
-        divisors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(divisors, group["eps"])
-        sizes = []
-        for state in states:
-            state["step"] += 1
-            count = int(state["step"])
-            sizes.append(-rate * sqrt(1.0 - beta2**count) / (1.0 - beta1**count))
-        torch._foreach_addcdiv_(parameters, means, divisors, sizes)
-        if group["weight_decay"] > 0:
-            torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
-
-
-def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor) -> dict[str, Any]:
-    """Return what an AdamW (torch's, the published one, or DeepSpeed's for the CPU) keeps of one of its tensors.
-
-    It is made here as its first update would if there is nothing yet.
-    """
-    state: dict[str, Any] = optimizer.state[values]
-    if not state:
-        beside = values.device if optimizer.defaults.get("fused") else None  # where torch's fused kernel wants it
-        counts_in_ints = type(optimizer).__name__ == "DeepSpeedCPUAdam"
-        state["step"] = 0 if counts_in_ints else torch.zeros((), device=beside)
-        for key in MOMENTS:
-            state[key] = torch.zeros_like(values, memory_format=torch.preserve_format)
-    return state
-
-
 def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW at the learning rate of step 0: torch's fused one (one kernel per group; on CPU too), or the published."""
+    """AdamW at the learning rate of step 0, by torch's or the published rule: one fused kernel a group, on CPU too."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
     is_published = config.update_rule == "published"
     make = PublishedAdamW if is_published else partial(torch.optim.AdamW, fused=True)

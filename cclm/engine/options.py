@@ -70,8 +70,8 @@ class OptimizerConfig:
     their names, as the published runs did, which decays temperature, layer scales, class token and the gains of the
     matching and box heads."""
     update_rule: Literal["torch", "published"] = "torch"
-    """"torch": torch's fused AdamW. "published": that of the published runs, decay after the update and eps before the
-    bias correction (`cclm.engine.optimizer`)."""
+    """"torch": torch's AdamW. "published": that of the published runs, decay after the update and eps before the bias
+    correction. Both run in torch's fused kernel (`cclm.engine.adamw` derives it)."""
     ema_decay: Decay = 0.0
     """Keep an exponential moving average of the weights with this decay per update, 0.9999 say
     (`cclm.engine.rank_state`); it is saved with every checkpoint. 0: none."""
@@ -84,6 +84,10 @@ class OptimizerConfig:
             yield f"decay_steps must be above 0 with schedule wsd, and 0 with any other, is {self.decay_steps}"
         elif self.warmup_steps + self.decay_steps > self.total_steps >= self.warmup_steps:
             yield f"decay_steps must leave room for the warm-up: at most {self.total_steps - self.warmup_steps}"
+
+        strongest = max([1.0, *self.module_multipliers.values()]) * max([1.0, *self.weight_decay_multipliers.values()])
+        if self.learning_rate * self.weight_decay * strongest >= 1:
+            yield "weight_decay times learning_rate, with their multipliers, must be below 1: a step would undo weights"
 
     def learning_rate_factor(self, step: int) -> float:
         """Fraction of the peak learning rate at `step` (counted from 0). Constant after `total_steps`."""

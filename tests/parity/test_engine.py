@@ -124,6 +124,24 @@ def test_offload(stage: int, accumulation_steps: int, is_cleared: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_the_published_rule(stage: int, device: str) -> None:
+    """Also where the state is offloaded, without DeepSpeed's AdamW for the CPU, which has another."""
+    if stage == 0 and device == "cpu":
+        pytest.skip("nothing is offloaded at stage 0")
+    case = replace(
+        MIXED,
+        stage=stage,
+        optimizer=replace(MIXED.optimizer, update_rule="published", weight_decay=0.1),
+        zero_options={"offload_optimizer": {"device": device}},
+    )
+    reference, ours = train_plain(case), train_ranks(case)[0]
+    assert ours.losses == pytest.approx(reference.losses, rel=1e-5)
+    assert max(gradient_errors(ours.parameters, reference.parameters).values()) < 1e-4
+
+
+@pytest.mark.slow
 def test_bf16_stays_near_fp32() -> None:
     """bf16 has 8 bits: losses within 3 % over a few steps (measured 0.4 %)."""
     case = replace(MIXED, make_batch=joint_batch, num_steps=4, keeps_gradients=False)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cclm.checkpoint.collective import newest_sound, save_checkpoint
 from cclm.distributed.collectives import collectives
 from cclm.engine import fragments
+from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import WEIGHTS, share_path
-from cclm.engine.optimizer import MOMENTS
 from cclm.engine.stored_weights import load_full_state
 from cclm.errors import Cause, CheckpointError
 from cclm.run import causes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cclm.checkpoint.collective import save_checkpoint
 from cclm.cli.__main__ import main as cclm
 from cclm.distributed.collectives import SINGLE, Collectives
-from cclm.engine.optimizer import MOMENTS
+from cclm.engine.adamw import MOMENTS
 from cclm.engine.parts import freeze
 from cclm.engine.protocol import seed_initialisation
 from cclm.engine.stored_weights import load_full_state

@@ -27,7 +27,6 @@ from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import Door
-from cclm.errors import ConfigError
 
 
 @contextmanager
@@ -47,11 +46,7 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
 
 
 def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
-    """Return DeepSpeed's engine around the training module behind `door`, with an AdamW of its parameter groups.
-
-    Raises:
-        ConfigError: the optimizer is offloaded, and its rule is one that DeepSpeed's AdamW for the CPU does not have.
-    """
+    """Return DeepSpeed's engine around the training module behind `door`, with an AdamW of its parameter groups."""
     groups = parameter_groups(door.training_module, optimizer)
     deepspeed = start_deepspeed(topology.device)
     from deepspeed.utils import set_z3_leaf_module
@@ -63,16 +58,11 @@ def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, A
     config, is_offloaded = dict(ds_config), offloads_optimizer(ds_config)
     if owns_boundary(ds_config):
         config["managed_gradient_accumulation"] = False
-    if optimizer.update_rule == "published":
-        config["zero_allow_untested_optimizer"] = True
-        if is_offloaded:
-            raise ConfigError(
-                expected="update_rule: torch when the optimizer is offloaded (DeepSpeed's CPU Adam knows no other)",
-                got="update_rule: published together with offload_optimizer",
-                do="Switch offload_optimizer off, or use update_rule: torch.",
-                where="optimizer",
-            )
-    if is_offloaded and ds_config.get("zero_force_ds_cpu_optimizer", True):
+    is_published = optimizer.update_rule == "published"
+    config["zero_allow_untested_optimizer"] = config.get("zero_allow_untested_optimizer", False) or is_published
+    if is_published and is_offloaded:  # DeepSpeed's AdamW for the CPU has not this rule; torch's kernel runs there, too
+        config["zero_force_ds_cpu_optimizer"] = False
+    if is_offloaded and config.get("zero_force_ds_cpu_optimizer", True):
         settings: dict[str, Any] = {"lr": optimizer.learning_rate, "betas": optimizer.betas, "eps": optimizer.eps}
         client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:

@@ -170,4 +170,5 @@ def test_all_complaints_about_the_config_come_at_once() -> None:
     assert refused(warmup_steps=6) == {"warmup_steps"}
     assert refused(schedule="wsd") == refused(decay_steps=2) == {"decay_steps"}
     assert refused(schedule="wsd", decay_steps=4, warmup_steps=2) == {"decay_steps"}
+    assert refused(weight_decay=20.0, learning_rate=0.01, module_multipliers={"x": 5.0}) == {"weight_decay"}
     assert refused(layer_decay={"model.text_encoder": 0.0}) == {"layer_decay.model.text_encoder"}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.engine.optimizer import MOMENTS, parameter_groups
+from cclm.engine.adamw import MOMENTS
+from cclm.engine.optimizer import parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import freeze
 from cclm.engine.plain import PlainEngine
