@@ -110,15 +110,44 @@ def update_reference(
         torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
 
 
+def library_adamw(base: Any, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
+    """Make apex's or DeepSpeed's FusedAdam, with a count of updates for each tensor as torch's has.
+
+    apex counts in the group, DeepSpeed in the last of its tensors only. So neither could be saved by parameter, and
+    apex would count once for each part of a group that ZeRO-3 updates by itself.
+    """
+
+    class Counted(base):  # type: ignore[misc]
+        """The library's, between a count that is handed in and one that is written down."""
+
+        counts_in_ints = True
+
+        def step(self, closure: None = None) -> None:
+            """Update every parameter; those of a group have seen equally many updates."""
+            found = []
+            for group in self.param_groups:
+                states = [adamw_state(self, one) for one in group["params"] if one.grad is not None]
+                if states:
+                    group["step"] = states[-1]["step"]
+                    found.append((states, group["step"] + 1))
+            super().step()
+            for states, count in found:
+                for state in states:
+                    state["step"] = count
+
+    optimizer: torch.optim.Optimizer = Counted(groups, adam_w_mode=True, **settings)
+    return optimizer
+
+
 def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor) -> dict[str, Any]:
-    """Return what an AdamW (torch's, the published one, or DeepSpeed's for the CPU) keeps of one of its tensors.
+    """Return what an AdamW (torch's, the published one, DeepSpeed's or apex's) keeps of one of its tensors.
 
     It is made here as its first update would if there is nothing yet.
     """
     state: dict[str, Any] = optimizer.state[values]
     if not state:
         beside = values.device if optimizer.defaults.get("fused") else None  # where torch's fused kernel wants it
-        counts_in_ints = type(optimizer).__name__ == "DeepSpeedCPUAdam"
+        counts_in_ints = type(optimizer).__name__ == "DeepSpeedCPUAdam" or hasattr(optimizer, "counts_in_ints")
         state["step"] = 0 if counts_in_ints else torch.zeros((), device=beside)
         for key in MOMENTS:
             state[key] = torch.zeros_like(values, memory_format=torch.preserve_format)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from cclm.engine.adamw import PublishedAdamW
+from cclm.engine.adamw import PublishedAdamW, library_adamw
 from cclm.engine.layer_decay import NO_HEIGHT, Height
 from cclm.engine.layer_decay import heights as find_heights
 from cclm.engine.options import OptimizerConfig
@@ -69,12 +69,22 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW at the learning rate of step 0, by torch's or the published rule: one fused kernel a group, on CPU too."""
+def build_adamw(
+    groups: list[dict[str, Any]], config: OptimizerConfig, kernel: str = "torch", library: Any = None
+) -> torch.optim.Optimizer:
+    """AdamW at the learning rate of step 0, by torch's or the published rule: one fused kernel a group, on CPU too.
+
+    `kernel`: as `cclm.ops.choice.choose_optimizer` chose it; "deepspeed" takes the class from `library`.
+    """
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
-    is_published = config.update_rule == "published"
-    make = PublishedAdamW if is_published else partial(torch.optim.AdamW, fused=True)
-    optimizer: torch.optim.Optimizer = make(groups, **settings)
+    if kernel == "apex":
+        library = import_module("apex.optimizers").FusedAdam
+    if kernel != "torch":
+        optimizer = library_adamw(library, groups, **settings)
+    elif config.update_rule == "published":
+        optimizer = PublishedAdamW(groups, **settings)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True, **settings)
     set_learning_rates(optimizer, config, 0)
     return optimizer
 

@@ -96,7 +96,7 @@ def make_plain(case: Case) -> PlainEngine[Batch]:
     )
 
 
-def make_deepspeed(case: Case) -> Any:
+def make_deepspeed(case: Case, **options: Any) -> Any:
     """The engine of this rank; call it inside a process group."""
     from cclm.engine.deepspeed import quirks
     from cclm.engine.deepspeed.engine import DeepSpeedEngine
@@ -112,6 +112,7 @@ def make_deepspeed(case: Case) -> Any:
         topology=topology,
         collectives=ours,
         seed=case.seed,
+        **options,
     )
 
 

@@ -27,6 +27,7 @@ from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import Door
+from cclm.ops.choice import Choice, choose_optimizer
 
 
 @contextmanager
@@ -45,8 +46,13 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
         yield
 
 
-def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
-    """Return DeepSpeed's engine around the training module behind `door`, with an AdamW of its parameter groups."""
+def initialise(
+    door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology, kernel: str
+) -> Any:
+    """Return DeepSpeed's engine around the training module behind `door`, with an AdamW of its parameter groups.
+
+    `kernel`: as `choose_kernel` chose it.
+    """
     groups = parameter_groups(door.training_module, optimizer)
     deepspeed = start_deepspeed(topology.device)
     from deepspeed.utils import set_z3_leaf_module
@@ -58,19 +64,37 @@ def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, A
     config, is_offloaded = dict(ds_config), offloads_optimizer(ds_config)
     if owns_boundary(ds_config):
         config["managed_gradient_accumulation"] = False
-    is_published = optimizer.update_rule == "published"
-    config["zero_allow_untested_optimizer"] = config.get("zero_allow_untested_optimizer", False) or is_published
-    if is_published and is_offloaded:  # DeepSpeed's AdamW for the CPU has not this rule; torch's kernel runs there, too
-        config["zero_force_ds_cpu_optimizer"] = False
-    if is_offloaded and config.get("zero_force_ds_cpu_optimizer", True):
+    if kernel != "torch" or optimizer.update_rule == "published":
+        config["zero_allow_untested_optimizer"] = True
+    if is_offloaded:
+        config["zero_force_ds_cpu_optimizer"] = kernel == "deepspeed"
+    if is_offloaded and kernel == "deepspeed":
         settings: dict[str, Any] = {"lr": optimizer.learning_rate, "betas": optimizer.betas, "eps": optimizer.eps}
         client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:
-        client = build_adamw(groups, optimizer)
+        client = build_adamw(groups, optimizer, kernel, deepspeed.ops.adam.FusedAdam)
     engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
     if zero_stage(ds_config) == 3:
         let_leaves_see_gradients(door)
     return engine
+
+
+def choose_kernel(wanted: str, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Choice:
+    """Choose the optimizer's kernel. A DeepSpeed JSON without its AdamW for the CPU asks for torch's.
+
+    Raises:
+        ConfigError: the one that is asked for cannot run here.
+    """
+    is_offloaded = offloads_optimizer(ds_config)
+    if wanted == "auto" and is_offloaded and not ds_config.get("zero_force_ds_cpu_optimizer", True):
+        wanted = "torch"
+    return choose_optimizer(
+        wanted,
+        topology.device,
+        rule=optimizer.update_rule,
+        stage=zero_stage(ds_config),
+        is_offloaded=is_offloaded,
+    )
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import torch
 
 from cclm.engine.plain import PlainEngine
 from cclm.engine.stored_weights import load_full_state
+from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import newest_complete, step_folder
+from cclm.train.folder import KERNELS_FILE
 from pretrain.__main__ import main
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
@@ -125,3 +127,29 @@ def test_a_run_is_made_longer_from_the_stable_part_of_wsd(corpus: Path, tmp_path
     assert values_of(longer) == values_of(whole)
     ends = [load_full_state(step_folder(run, 10)) for run in (whole, longer)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.slow
+def test_a_run_writes_down_its_kernels_and_goes_on_with_others(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, slow = tmp_path / "run", tmp_path / "slow"
+    references = ["--kernels.attention", "math", "--kernels.contrastive", "reference"]
+    references += ["--kernels.cross_entropy", "reference"]
+    assert main([*settings(corpus, run, "joint"), "--optimizer.total_steps", "4"]) == 0
+    assert "kernels: attention sdpa, layer_norm torch, " in capsys.readouterr().err
+    assert main([*settings(corpus, slow, "joint"), "--optimizer.total_steps", "4", *references]) == 0
+    for fast, exact in zip(values_of(run), values_of(slow), strict=True):
+        assert fast["loss"] == pytest.approx(exact["loss"], rel=1e-4)
+    assert main([*settings(corpus, run, "joint"), "--optimizer.total_steps", "6", *references]) == 0
+    known = json.loads((run / KERNELS_FILE).read_text())
+    found = {one["op"]: (one["chosen"], one["why"]) for one in known["choices"]}
+    assert found["attention"] == ("math", "asked for") and found["optimizer"][0] == "torch"
+    assert known["versions"]["torch"] == torch.__version__ and known["devices"] == ["no GPU"]
+
+
+@pytest.mark.slow
+def test_a_kernel_that_is_not_there_is_a_users_error(corpus: Path, tmp_path: Path) -> None:
+    for op in ("layer_norm", "optimizer"):
+        arguments = [*settings(corpus, tmp_path / "run", "joint"), f"--kernels.{op}", "apex"]
+        assert main(arguments) == EXIT_CODES[Cause.USER_ERROR]
