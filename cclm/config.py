@@ -15,6 +15,7 @@ from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 from cclm.model.options import ModelOptions
 from cclm.objectives.options import ObjectiveConfig
+from cclm.ops.options import KernelConfig
 from cclm.pretrained.options import StartConfig
 from cclm.types import LocalPath, Positive, View
 
@@ -85,6 +86,8 @@ class RunConfig:
     """DeepSpeed JSON, a path or the name of one in ds_configs/; what our configuration also knows is "auto" in it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Parameter precision of the forward pass."""
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+    """What computes attention, norms, losses and updates; the defaults take the best that is there."""
     seed: int = 42
     """Seed of initialisation, sample order, masks, crops and draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

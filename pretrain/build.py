@@ -27,6 +27,7 @@ from cclm.distributed.topology import Topology, process_group
 from cclm.engine.deepspeed.construction import sharded_construction
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.ds_config import resolve_ds_file
+from cclm.engine.parts import freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.files.lock import run_lock
@@ -34,6 +35,7 @@ from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.model.checkpointing import checkpoint_activations
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.ops.choice import ModelKernels, choose_model_kernels
 from cclm.run.cores import THREADS, own_cores, share_cores
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
@@ -41,7 +43,7 @@ from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity
+from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.loop import Checkpointer, Run
 from cclm.train.recorder import Health, Recorder
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
@@ -76,6 +78,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         if names_towers(config):
             config = made_by_first(ranks, partial(with_named_towers, config))
         views = make_views(config.views, table)
+        kernels = choose_model_kernels(config.kernels, topology.device)
         inputs = input_hashes(config, ds_config)
         check_same_values(ranks, identity_parts(config, inputs))
         check_same_run(folder, config, inputs, table)
@@ -97,8 +100,12 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
         num_workers = choose_cores(config.data.num_workers, topology, ranks)
         construction = sharded_construction(ds_config, topology)
-        module = build_module(config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction)
+        module = build_module(
+            config, views, tokenizer, ranks, is_fresh=checkpoint is None, construction=construction, kernels=kernels
+        )
         engine = build_engine(config, module, topology, ranks, ds_config)
+        if is_first:
+            write_kernels(folder, (*kernels.choices, engine.kernel), topology.device)
         loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
         start, state = int(loaded["step"]), loaded["state"]
         seen = state.get("samples_seen", state.get("exposure"))  # "exposure": before this had a better name
@@ -189,6 +196,7 @@ def build_module(
     *,
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
+    kernels: ModelKernels | None = None,
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
@@ -211,7 +219,10 @@ def build_module(
         (model.fusion_encoder, keep.fusion),
     ):
         checkpoint_activations(encoder, mode)
-    return CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed)
+    given = {} if kernels is None else kernels.arguments
+    module = CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed, **given)
+    freeze(module, config.start.freeze)
+    return module
 
 
 def calibrate_stem(
@@ -236,6 +247,7 @@ def build_engine(
 ) -> Engine[Batch]:
     """Give the module to its engine."""
     options, device, parts = config.optimizer, topology.device, config.data.micro_batches
+    wanted: Any = {"seed": config.seed, "kernel": config.kernels.optimizer}
     if ds_config is None:
-        return PlainEngine(module, options, seed=config.seed, device=device, accumulation_steps=parts)
-    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, seed=config.seed)
+        return PlainEngine(module, options, device=device, accumulation_steps=parts, **wanted)
+    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, **wanted)

@@ -94,6 +94,10 @@ OUR_AUTOS = frozenset({"data_types.keep_in_fp32_modules"})
 """"auto" values that DeepSpeed itself understands."""
 
 
+SUMS_OF_GRADIENTS = ("communication_data_type", "data_types.grad_accum_dtype")
+"""Types in which gradients are summed over ranks, and over micro-batches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
     """What our own config already says about things that DeepSpeed's JSON names too."""
@@ -118,6 +122,10 @@ class EngineFacts:
             "gradient_clipping": float(self.max_grad_norm),
             "bf16.enabled": self.precision == "bf16",
         }
+
+    def defaults(self) -> dict[str, Any]:
+        """What we set where the JSON leaves it out: in bf16 DeepSpeed would sum gradients in bf16, with 8 bits."""
+        return {key: "fp32" for key in SUMS_OF_GRADIENTS if self.precision == "bf16"}
 
 
 _EXPECTED, _DO = "a DeepSpeed config that agrees with ours", 'Correct the JSON; write "auto" where our config decides.'
@@ -161,7 +169,7 @@ def resolve_ds_config(
     """
     resolved: dict[str, Any] = json.loads(json.dumps(raw))
     errors = [*_key_errors(raw), *_fill(resolved, facts)]
-    ours = ", ".join(facts.by_path())
+    ours = ", ".join([*facts.by_path(), *facts.defaults()])
     errors += [(path, f'{path} is "auto", which only {ours} may be') for path in _autos(resolved)]
     errors = errors or [*_value_errors(resolved, facts)]
     found = [((places or {}).get(key, where), key, text) for key, text in errors]
@@ -205,8 +213,8 @@ def _key_errors(raw: Mapping[str, Any]) -> Iterator[Error]:
 
 
 def _fill(resolved: dict[str, Any], facts: EngineFacts) -> Iterator[Error]:
-    """Write our values where "auto" or nothing stands; yield an error where another value stands."""
-    for path, ours in facts.by_path().items():
+    """Write our values where "auto" or nothing stands; yield an error where another value stands than must."""
+    for path, ours in (facts.by_path() | facts.defaults()).items():
         *parents, key = path.split(".")
         place: Any = resolved
         for parent in parents:
@@ -218,6 +226,8 @@ def _fill(resolved: dict[str, Any], facts: EngineFacts) -> Iterator[Error]:
         theirs = place.get(key, AUTO)
         if theirs == AUTO:
             place[key] = ours
+        elif path in SUMS_OF_GRADIENTS:
+            continue
         elif isinstance(theirs, bool) != isinstance(ours, bool) or theirs != ours:
             yield path, f'{path}: expected {ours} (from our config) or "auto", got {theirs}'
 

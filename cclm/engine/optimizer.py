@@ -1,32 +1,26 @@
-"""AdamW: which parameters form a group, with which weight decay and multiplier of the learning rate; and two rules.
-
-    torch      p ← p - lr · wd · p, then  p ← p - lr / (1 - β1ᵗ) · m / (√(v / (1 - β2ᵗ)) + eps)
-    published  p ← p - lr · √(1 - β2ᵗ) / (1 - β1ᵗ) · m / (√v + eps), then  p ← p - lr · wd · p
-
-The published runs had transformers' own AdamW of 2021. Both are close; a comparison with published numbers needs the
-second. It has no fused kernel, but updates all tensors of a group at once.
-"""
+"""AdamW: which parameters form a group, with which weight decay and multiplier of the learning rate; and its making."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
-from math import sqrt
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from cclm.engine.adamw import PublishedAdamW, library_adamw
+from cclm.engine.layer_decay import NO_HEIGHT, Height
+from cclm.engine.layer_decay import heights as find_heights
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.parts import check_prefixes, longest_prefix
 from cclm.errors import ConfigError
-from cclm.files.text import nearest_word
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW, torch's, DeepSpeed's and the published one, keeps of every value."""
 PUBLISHED_NO_DECAY = ("bias", "norm.weight")
 """Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
 PUBLISHED_DECAYED = ("matching_head.norm.weight", "box_head.norm.weight")
 """Ends of names that are decayed all the same: the published names of these gains hold no word of the rule."""
+MULTIPLIERS = "optimizer.module_multipliers and weight_decay_multipliers"
 NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 """Modules whose weights are gains: never decayed."""
 
@@ -36,28 +30,34 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
 
     Returns:
         Groups as torch's optimizers want them ("params", "weight_decay"), with a "multiplier" of the learning rate
-        and a "name" for logs: "decay", "no_decay", or with the prefix of its multiplier ("model.vision/decay").
+        and a "name" for logs: "decay", "no_decay", or with the prefix of its multiplier ("model.vision/decay"), or with
+        a tower and the number of blocks down from its top ("model.vision@3/decay").
 
     Raises:
-        ConfigError: no parameter has a prefix (it names the nearest), or patterns overlap.
+        ConfigError: no parameter has a prefix (it names the nearest), patterns overlap, or a tower has no blocks.
     """
     rates, decays = config.module_multipliers, config.weight_decay_multipliers
     prefixes = {*rates, *decays}
+    check_prefixes(prefixes, [name for name, _ in module.named_parameters()], MULTIPLIERS)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    _check_prefixes(prefixes, [name for name, _ in named])
-    undecayed = _undecayed(module, config)
-    members: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
+    undecayed, heights = _undecayed(module, config), find_heights(module, config.layer_decay)
+    members: dict[tuple[str, Height, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
-        members.setdefault((_longest_prefix(name, prefixes), id(parameter) in undecayed), {})[name] = parameter
-    return [
-        {
-            "params": list(own.values()),
-            "weight_decay": 0.0 if is_kept else config.weight_decay * _value(own, prefix, decays),
-            "name": (prefix + "/" if prefix else "") + ("no_decay" if is_kept else "decay"),
-            "multiplier": _value(own, prefix, rates),
-        }
-        for (prefix, is_kept), own in sorted(members.items(), key=lambda item: item[0])
-    ]
+        height = heights.get(id(parameter), NO_HEIGHT)
+        key = longest_prefix(name, prefixes), height, id(parameter) in undecayed
+        members.setdefault(key, {})[name] = parameter
+    groups = []
+    for (prefix, (tower, down), is_kept), own in sorted(members.items(), key=lambda item: item[0]):
+        place = [prefix if prefix != tower else "", f"{tower}@{down}" if tower else ""]
+        groups.append(
+            {
+                "params": list(own.values()),
+                "weight_decay": 0.0 if is_kept else config.weight_decay * _value(own, prefix, decays),
+                "name": "/".join([*filter(None, place), "no_decay" if is_kept else "decay"]),
+                "multiplier": _value(own, prefix, rates) * config.layer_decay.get(tower, 1.0) ** down,
+            }
+        )
+    return groups
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -69,64 +69,22 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-class PublishedAdamW(torch.optim.Optimizer):
-    """Adam with decay after the update and eps before the bias correction.
+def build_adamw(
+    groups: list[dict[str, Any]], config: OptimizerConfig, kernel: str = "torch", library: Any = None
+) -> torch.optim.Optimizer:
+    """AdamW at the learning rate of step 0, by torch's or the published rule: one fused kernel a group, on CPU too.
 
-    A parameter without gradient (None) is left alone; one with a gradient of zeros is moved by its momentum and
-    decayed.
+    `kernel`: as `cclm.ops.choice.choose_optimizer` chose it; "deepspeed" takes the class from `library`.
     """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
-                self._update(group, parameters)
-
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [adamw_state(self, parameter) for parameter in parameters]
-        means, squares = ([state[key] for state in states] for key in MOMENTS)
-        (beta1, beta2), rate = group["betas"], group["lr"]
-        torch._foreach_lerp_(means, gradients, 1.0 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
-        divisors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(divisors, group["eps"])
-        sizes = []
-        for state in states:
-            state["step"] += 1
-            count = int(state["step"])
-            sizes.append(-rate * sqrt(1.0 - beta2**count) / (1.0 - beta1**count))
-        torch._foreach_addcdiv_(parameters, means, divisors, sizes)
-        if group["weight_decay"] > 0:
-            torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
-
-
-def adamw_state(optimizer: torch.optim.Optimizer, values: Tensor) -> dict[str, Any]:
-    """Return what an AdamW (torch's, the published one, or DeepSpeed's for the CPU) keeps of one of its tensors.
-
-    It is made here as its first update would if there is nothing yet.
-    """
-    state: dict[str, Any] = optimizer.state[values]
-    if not state:
-        beside = values.device if optimizer.defaults.get("fused") else None  # where torch's fused kernel wants it
-        counts_in_ints = type(optimizer).__name__ == "DeepSpeedCPUAdam"
-        state["step"] = 0 if counts_in_ints else torch.zeros((), device=beside)
-        for key in MOMENTS:
-            state[key] = torch.zeros_like(values, memory_format=torch.preserve_format)
-    return state
-
-
-def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW at the learning rate of step 0: torch's fused one (one kernel per group; on CPU too), or the published."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
-    is_published = config.update_rule == "published"
-    make = PublishedAdamW if is_published else partial(torch.optim.AdamW, fused=True)
-    optimizer: torch.optim.Optimizer = make(groups, **settings)
+    if kernel == "apex":
+        library = import_module("apex.optimizers").FusedAdam
+    if kernel != "torch":
+        optimizer = library_adamw(library, groups, **settings)
+    elif config.update_rule == "published":
+        optimizer = PublishedAdamW(groups, **settings)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True, **settings)
     set_learning_rates(optimizer, config, 0)
     return optimizer
 
@@ -164,23 +122,12 @@ def num_dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _longest_prefix(name: str, prefixes: Iterable[str]) -> str:
-    fitting = [prefix for prefix in prefixes if _has_prefix(name, prefix)]
-    return max(fitting, key=lambda prefix: (prefix.count("."), len(prefix), prefix), default="")
-
-
-def _has_prefix(name: str, prefix: str) -> bool:
-    """Whether the first components of a name are those of the prefix; "*" is any one component."""
-    wanted, found = prefix.split("."), name.split(".")
-    return len(wanted) <= len(found) and all(want in ("*", have) for want, have in zip(wanted, found, strict=False))
-
-
 def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) -> float:
     """The multiplier of a group's members, whose longest prefix of all is `prefix`.
 
     Raises ConfigError if they have several: two patterns with "*" that overlap.
     """
-    values = {multipliers.get(_longest_prefix(name, multipliers), 1.0) for name in names}
+    values = {multipliers.get(longest_prefix(name, multipliers), 1.0) for name in names}
     if len(values) > 1:
         raise ConfigError(
             expected=f"one multiplier for everything under {prefix!r}",
@@ -189,16 +136,3 @@ def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) 
             where="optimizer",
         )
     return values.pop()
-
-
-def _check_prefixes(prefixes: Iterable[str], names: list[str]) -> None:
-    known = {".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts) + 1)}
-    unknown = sorted(prefix for prefix in prefixes if not any(_has_prefix(name, prefix) for name in names))
-    if unknown:
-        hints = ", ".join(f"{prefix!r} (nearest: {nearest_word(prefix, known, cutoff=0.0)!r})" for prefix in unknown)
-        raise ConfigError(
-            expected="multipliers for prefixes of parameter names",
-            got=hints,
-            do="Correct the prefixes in module_multipliers or weight_decay_multipliers.",
-            where="optimizer",
-        )

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from cclm.distributed.collectives import SINGLE
 from cclm.engine.optimizer import build_adamw, parameter_groups, trained_parameters
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.parts import check_reaches_trained
 from cclm.engine.protocol import BatchType, Engine
 from cclm.engine.rank_state import RankState, Shard
+from cclm.ops.choice import choose_optimizer
 
 
 class PlainEngine(Engine[BatchType]):
@@ -35,15 +37,17 @@ class PlainEngine(Engine[BatchType]):
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         accumulation_steps: int = 1,
+        kernel: str = "auto",
     ) -> None:
-        """Take over `module` (maps a batch to Losses); `seed` is for dropout."""
+        """Take over `module` (maps a batch to Losses); `seed` is for dropout, `kernel` is the optimizer's."""
         super().__init__(
             module.to(device), optimizer, collectives=SINGLE, device=torch.device(device), precision=precision,
             accumulation_steps=accumulation_steps, seed=seed,
         )  # fmt: skip
         self.description = f"plain engine, one process, {precision}"
         self.runner = self.door
-        self.optimizer = build_adamw(parameter_groups(module, optimizer), optimizer)
+        self.kernel = choose_optimizer(kernel, self.device, rule=optimizer.update_rule)
+        self.optimizer = build_adamw(parameter_groups(module, optimizer), optimizer, self.kernel.chosen)
         shards = [
             Shard(name=name, shape=tuple(value.shape), start=0, flat=value, offset=0, size=value.numel())
             for name, value in module.named_parameters()
@@ -54,6 +58,7 @@ class PlainEngine(Engine[BatchType]):
         )
 
     def _backward(self, total: Tensor) -> None:
+        check_reaches_trained(total)
         (total / self._accumulation_steps).backward()  # type: ignore[no-untyped-call]
 
     def _update(self) -> float:

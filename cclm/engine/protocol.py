@@ -22,6 +22,7 @@ from cclm.distributed.collectives import Collectives
 from cclm.engine.optimizer import set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.rank_state import RankState
+from cclm.ops.choice import Choice
 
 
 class EngineBatch(Protocol):
@@ -100,6 +101,8 @@ class Engine(ABC, Generic[BatchType]):
     """What forward calls go to: the door, or what DeepSpeed has put around it."""
     optimizer: Any
     """What holds the parameter groups."""
+    kernel: Choice
+    """What updates the parameters."""
     state: RankState
     """This rank's share of weights, moments and averages."""
 

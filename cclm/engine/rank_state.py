@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import Collectives
+from cclm.engine.adamw import MOMENTS, adamw_state
 from cclm.engine.fragments import (
     AVERAGE,
     WEIGHTS,
@@ -31,7 +32,6 @@ from cclm.engine.fragments import (
     share_path,
     write_share,
 )
-from cclm.engine.optimizer import MOMENTS, adamw_state
 from cclm.engine.stored_weights import StoredState
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")

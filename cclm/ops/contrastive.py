@@ -48,6 +48,8 @@ class AllRows(NamedTuple):
 ContrastiveLoss: TypeAlias = Callable[..., Tensor]
 """(first (N, E), second (M, E), identity (N,), identity (M,), temperature (1,), everything=, label_smoothing=) → a
 scalar, ½ (Σ over this rank's first rows + ρ · Σ over its second rows). Summed over the ranks it is the loss."""
+LogSums: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(rows (N, E), others (M, E), scale ()) → log-sum-exps (N,)."""
 
 
 def contrastive_loss(
@@ -59,6 +61,7 @@ def contrastive_loss(
     *,
     everything: AllRows | None = None,
     label_smoothing: float = 0.0,
+    is_kernel_wanted: bool = True,
 ) -> Float[Tensor, ""]:
     """½ (Σ over first rows + ρ · Σ over second rows) of cross-entropy with soft targets, in the features' type.
 
@@ -70,9 +73,10 @@ def contrastive_loss(
         everything: the rows of all ranks; None: these are all. The gradient is the true one where every rank multiplies
             its result by the same factor, as means over the global batch do.
         label_smoothing: share of each target that is spread over all columns.
+        is_kernel_wanted: use the Triton kernels where they take such features; else always the blocks in plain torch.
     """
     loss: Tensor = _Contrastive.apply(  # type: ignore[no-untyped-call]
-        first_NE, second_ME, identity_N, identity_M, temperature, everything, label_smoothing
+        first_NE, second_ME, identity_N, identity_M, temperature, everything, label_smoothing, is_kernel_wanted
     )
     return loss
 
@@ -133,6 +137,7 @@ class _Contrastive(torch.autograd.Function):
         temperature: Tensor,
         everything: AllRows | None,
         label_smoothing: float,
+        is_kernel_wanted: bool,
     ) -> Tensor:
         """The local sum."""
         all_rows = (first_NE, second_ME, identity_N, identity_M) if everything is None else everything[:4]
@@ -141,18 +146,21 @@ class _Contrastive(torch.autograd.Function):
         scale = temperature.to(first_NE.dtype).reciprocal()[0]
         ratio = all_first.shape[0] / max(1, all_second.shape[0])
         # one process without a kernel: one product serves both directions
-        is_alone = everything is None and _kernels_for(first_NE) is None
+        kernels = _kernels_for(first_NE) if is_kernel_wanted else None
+        is_alone = everything is None and kernels is None
         if everything is not None:
             (row_N, all_row), (column_M, all_column) = everything.first_logs, everything.second_logs
         elif is_alone:
             row_N, column_M = all_row, all_column = _both_log_sums(first_NE, second_ME, scale)
         else:
-            row_N, column_M = log_sums(first_NE, all_second, scale), log_sums(second_ME, all_first, scale)
-            all_row, all_column = row_N, column_M
+            row_N, column_M = all_row, all_column = (
+                _log_sums(first_NE, all_second, scale, kernels),
+                _log_sums(second_ME, all_first, scale, kernels),
+            )
         class_N, class_M = targets.class_of(identity_N), targets.class_of(identity_M)
         forth = (row_N - scale * (first_NE * targets.of_first(class_N, 1.0, 0.0)).sum(1)).sum()
         back = (column_M - scale * (second_ME * targets.of_second(class_M, 0.0, 1.0)).sum(1)).sum()
-        ctx.is_alone, ctx.ratio = is_alone, ratio
+        ctx.is_alone, ctx.ratio, ctx.kernels = is_alone, ratio, kernels
         ctx.save_for_backward(
             first_NE, second_ME, all_first, all_second, row_N, column_M, all_row, all_column, scale, temperature,
             targets.of_first(class_N, 1.0, ratio), targets.of_second(class_M, 1.0, ratio),
@@ -170,14 +178,14 @@ class _Contrastive(torch.autograd.Function):
         if ctx.is_alone:
             into_first, into_second = _both_gradients(side, scale)
         else:
-            into_first = _own_gradient(side, scale)
-            into_second = _own_gradient(_Side(second, all_first, column, all_row, (ctx.ratio, 1.0)), scale)
+            other_side = _Side(second, all_first, column, all_row, (ctx.ratio, 1.0))
+            into_first, into_second = (_own_gradient(one, scale, ctx.kernels) for one in (side, other_side))
         factor = 0.5 * grad_loss * scale
         into_first = into_first.sub_(targets[0]).mul_(factor)
         into_second = into_second.sub_(targets[1]).mul_(factor)
         # both directions of the local first rows; the other ranks have the rest
         into_temperature = (-scale * (first * into_first).sum()).to(temperature.dtype).view_as(temperature)
-        return into_first, into_second, None, None, into_temperature, None, None
+        return into_first, into_second, None, None, into_temperature, None, None, None
 
 
 class _Targets:
@@ -260,9 +268,12 @@ def _buffer(rows_NE: Tensor, others_ME: Tensor) -> Tensor:
     return rows_NE.new_empty(min(ROWS_PER_BLOCK, rows_NE.shape[0]) * others_ME.shape[0])
 
 
-def log_sums(rows_NE: Tensor, others_ME: Tensor, scale: Tensor) -> Tensor:
-    """Return the log-sum-exp of scale · (row · other) over all others, for each row."""
-    kernels = _kernels_for(rows_NE)
+def log_sums(rows_NE: Tensor, others_ME: Tensor, scale: Tensor, *, is_kernel_wanted: bool = True) -> Tensor:
+    """Return the log-sum-exp of scale · (row · other) over all others, for each row: what `AllRows` holds."""
+    return _log_sums(rows_NE, others_ME, scale, _kernels_for(rows_NE) if is_kernel_wanted else None)
+
+
+def _log_sums(rows_NE: Tensor, others_ME: Tensor, scale: Tensor, kernels: ModuleType | None) -> Tensor:
     if kernels is not None:
         logs: Tensor = kernels.log_sums(rows_NE, others_ME, scale)
         return logs
@@ -304,9 +315,8 @@ def _probabilities(block_NM: Tensor, side: _Side, block: slice, shift: Tensor | 
     return block_NM.sub_(row_log_N1).exp_().mul_(row_weight).add_(other_NM, alpha=other_weight)
 
 
-def _own_gradient(side: _Side, scale: Tensor) -> Tensor:
+def _own_gradient(side: _Side, scale: Tensor, kernels: ModuleType | None) -> Tensor:
     """Σ_j (probabilities)_ij b_j of this side's rows."""
-    kernels = _kernels_for(side.rows_NE)
     if kernels is not None:
         into: Tensor = kernels.own_gradient(*side, scale)
         return into

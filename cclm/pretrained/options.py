@@ -13,7 +13,7 @@ Reach = Literal["auto", "text", "text_and_fusion"]
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig:
-    """What a fresh run starts from; a resumed one does not look at it."""
+    """What a fresh run starts from (a resumed one has its checkpoint), and what of it stays as it is."""
 
     sources: tuple[PathText, ...] = ()
     """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image models for an
@@ -21,3 +21,7 @@ class StartConfig:
     text_fills: Reach = "auto"
     """Which stacks the evenly spaced layers of an XLM-R fill: "text", "text_and_fusion", or "auto": as published, both
     where the image tower is Swin, else the text encoder."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they start, by prefix of parameter names as in `optimizer.module_multipliers`
+    ("model.vision_encoder", "model.text_encoder.stack.layers.*"): no gradient, no moments, no decay. A shared matrix
+    (tied decoder and word table) is frozen by any of its names. In bf16 they are kept, and saved, in bf16."""

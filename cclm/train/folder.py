@@ -4,6 +4,7 @@
     ds_config.json   its resolved DeepSpeed JSON
     environment.json versions and machine of the first start
     inputs.json      hashes of what the configuration only names: tokenizer, shard manifests, DeepSpeed JSON
+    kernels.json     what the newest start computes with, and why (`cclm.ops.choice`)
     changes.jsonl    a line for each start with other settings than the one before: step, old and new values
 
 Which samples a step holds never changes in a run. How they are computed and how fast the run learns may (`MAY_CHANGE`),
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from cclm.config import RunConfig, named_sets
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
@@ -26,6 +30,7 @@ from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.lines import StepLines
 from cclm.files.reading import read_json, to_plain, to_yaml
+from cclm.ops.choice import Choice, describe
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.machine import ENVIRONMENT_NAME, describe_environment
@@ -38,12 +43,14 @@ Value = TypeVar("Value")
 INPUTS_FILE = "inputs.json"
 CHANGES_FILE = "changes.jsonl"
 DS_CONFIG_FILE = "ds_config.json"
+KERNELS_FILE = "kernels.json"
 QUARANTINE = "quarantine"
 
 MAY_CHANGE = {
     key: meaning
     for keys, meaning in (
         ("run_folder device", "where the run lives and computes"),
+        ("kernels", "with what it computes: the same but for rounding"),
         ("checkpoint track", "how often it saves and writes, and what"),
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
         ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
@@ -52,7 +59,8 @@ MAY_CHANGE = {
         ("deepspeed", "the path of the DeepSpeed JSON; its content is compared"),
         ("optimizer.total_steps", "the length of the run, and with it the end of the learning rate's schedule"),
         ("optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero", "how fast it learns from here"),
-        ("optimizer.schedule optimizer.final_fraction optimizer.max_grad_norm", "how fast it learns from here"),
+        ("optimizer.schedule optimizer.decay_steps optimizer.final_fraction", "how fast it learns from here"),
+        ("optimizer.max_grad_norm", "how fast it learns from here"),
     )
     for key in keys.split()
 }
@@ -150,6 +158,12 @@ def write_identity(
         replace_text(folder / ENVIRONMENT_NAME, json.dumps(describe_environment(), indent=1) + "\n")
     replace_text(folder / CONFIG_FILE, to_yaml(config))
     (folder / DONE_NAME).unlink(missing_ok=True)  # who comes here is not done: the run was made longer
+
+
+def write_kernels(folder: Path, choices: Sequence[Choice], device: torch.device) -> None:
+    """Write what this start computes with and why, and say it in a line."""
+    replace_text(folder / KERNELS_FILE, json.dumps(describe(choices, device), indent=1) + "\n")
+    sys.stderr.write(f"kernels: {', '.join(f'{one.op} {one.chosen}' for one in choices)}\n")
 
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -24,7 +24,7 @@ from cclm.data.config import Views, rank_blocks, rows_of_rank
 from cclm.distributed.collectives import Collectives
 from cclm.objectives.contrastive import widen
 from cclm.objectives.matching import draw_negatives, has_negative
-from cclm.ops.contrastive import AllRows, log_sums
+from cclm.ops.contrastive import AllRows, LogSums, log_sums
 from cclm.views.rows import States
 from cclm.views.view import Contribution, Pairing
 
@@ -72,6 +72,7 @@ class Sharing:
     configs: Views
     num_parts: int
     """Micro-batches."""
+    log_sums: LogSums = log_sums
 
     @property
     def is_alone(self) -> bool:
@@ -99,7 +100,7 @@ class Sharing:
         for key, scale in scales.items():
             for side, other in (("first", "second"), ("second", "first")):
                 rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
-                logs[f"{key}/{side}_logs"] = log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0])
+                logs[f"{key}/{side}_logs"] = self.log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0])
         shared |= self._gather(logs)
         return {**shared, **{f"{name}_own": value for name, value in logs.items()}}
 

@@ -28,7 +28,7 @@ from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
 from cclm.objectives.options import ObjectiveConfig
-from cclm.ops.contrastive import ContrastiveLoss, contrastive_loss
+from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss, log_sums
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from cclm.train.losses import StepLosses
 from cclm.train.sharing import Sharing, told
@@ -51,12 +51,13 @@ class CrossViewTraining(nn.Module):
         kernels: Kernels = PLAIN,
         cross_entropy: LinearCrossEntropy = linear_cross_entropy,
         contrastive: ContrastiveLoss = contrastive_loss,
+        log_sums: LogSums = log_sums,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
         self.objectives, self.collectives = objectives, collectives
-        self.cross_entropy, self.contrastive, self.seed = cross_entropy, contrastive, seed
+        self.cross_entropy, self.contrastive, self.log_sums, self.seed = cross_entropy, contrastive, log_sums, seed
         use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
 
@@ -92,7 +93,7 @@ class CrossViewTraining(nn.Module):
     def sharing(self, batch: Batch) -> Sharing:
         """Return how an update's rows are dealt."""
         configs = {name: self.views[name].config for name in batch.views}
-        return Sharing(collectives=self.collectives, configs=configs, num_parts=batch.num_parts)
+        return Sharing(collectives=self.collectives, configs=configs, num_parts=batch.num_parts, log_sums=self.log_sums)
 
     def _contributions(
         self, batch: Batch

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
+from cclm.ops.options import EXTENSIONS
 from cclm.run.machine import ask_nvidia, this_machine
 
 OLDEST_PYTHON = (3, 10)
@@ -61,6 +63,13 @@ def diagnose_machine(folder: Path) -> Iterator[Diagnostic]:
         except metadata.PackageNotFoundError:
             text = f"not installed; install it: python -m pip install {name}"
             yield fail(name, text) if name in NEEDED else note(name, "not installed")
+    found = [name for name in EXTENSIONS.values() if find_spec(name) is not None]
+    built = (
+        f"built with {', '.join(found)}"
+        if found
+        else "not there (optional; the registry's package of that name is not it)"
+    )
+    yield (ok if found else note)("NVIDIA apex", built)
     for program, use in TOOLS.items():
         place = shutil.which(program)
         yield (ok if place else note)(program, f"{place or 'not on the PATH'} ({use})")

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import share_path
-from cclm.engine.optimizer import MOMENTS
 from cclm.engine.stored_weights import StoredState, load_full_state
 from cclm.run.checkpoints import newest_complete
 from cclm.run.stop import STOPPED_CODE

@@ -84,6 +84,7 @@ def test_every_stage_agrees_with_plain(stage: int, options: dict[str, object]) -
             max_grad_norm=0.5,
             module_multipliers={"model.vision": 0.5},
             weight_decay_multipliers={"model.text": 2.0},
+            layer_decay={"model.text": 0.5},
         ),
         zero_options=options,
         ds_options={"zero_force_ds_cpu_optimizer": False},
@@ -120,6 +121,24 @@ def test_offload(stage: int, accumulation_steps: int, is_cleared: bool) -> None:
         assert ours.grad_norms == pytest.approx(reference.grad_norms, rel=1e-4)
     else:
         assert worst > 1e-4, "DeepSpeed was right by itself: the guard, or this test, has lost its reason"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_the_published_rule(stage: int, device: str) -> None:
+    """Also where the state is offloaded, without DeepSpeed's AdamW for the CPU, which has another."""
+    if stage == 0 and device == "cpu":
+        pytest.skip("nothing is offloaded at stage 0")
+    case = replace(
+        MIXED,
+        stage=stage,
+        optimizer=replace(MIXED.optimizer, update_rule="published", weight_decay=0.1),
+        zero_options={"offload_optimizer": {"device": device}},
+    )
+    reference, ours = train_plain(case), train_ranks(case)[0]
+    assert ours.losses == pytest.approx(reference.losses, rel=1e-5)
+    assert max(gradient_errors(ours.parameters, reference.parameters).values()) < 1e-4
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def make_plain(case: Case) -> PlainEngine[Batch]:
     )
 
 
-def make_deepspeed(case: Case) -> Any:
+def make_deepspeed(case: Case, **options: Any) -> Any:
     """The engine of this rank; call it inside a process group."""
     from cclm.engine.deepspeed import quirks
     from cclm.engine.deepspeed.engine import DeepSpeedEngine
@@ -110,6 +110,7 @@ def make_deepspeed(case: Case) -> Any:
         topology=topology,
         collectives=ours,
         seed=case.seed,
+        **options,
     )
 
 

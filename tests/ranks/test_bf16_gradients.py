@@ -1,4 +1,4 @@
-"""With the shipped bf16 configs gradients are reduced over ranks, and accumulated over micro-batches, in fp32.
+"""In bf16 gradients are reduced over ranks, and accumulated over micro-batches, in fp32, unless a config says bf16.
 
 The gradients are 256 and 1, which bf16 holds; their mean 128.5 it does not: it would make 128 of it. What the optimizer
 got is read from its first moment, whose factor is a power of two. The batch is none of `cclm.data`: engines take any.
@@ -88,15 +88,23 @@ def test_shipped_configs_sum_in_fp32(name: str, across: str) -> None:
         assert seen.tolist() == [128.5] * len(seen) and len(seen) > 0
 
 
+@pytest.mark.parametrize("across", ["ranks", "micro-batches"])
+@pytest.mark.parametrize("name", ["zero1_bf16", "zero2_bf16", "zero3_bf16"])
+def test_so_do_configs_that_do_not_say_it(name: str, across: str) -> None:
+    without = _config(name, communication_data_type=None, data_types=None)
+    for seen in on_ranks(_gradient_seen, 2, without, across):
+        assert seen.tolist() == [128.5] * len(seen) and len(seen) > 0
+
+
 @pytest.mark.parametrize(
-    ("name", "across", "without"),
+    ("name", "across", "change"),
     [
-        ("zero2_bf16", "ranks", "communication_data_type"),
-        ("zero3_bf16", "ranks", "communication_data_type"),
-        ("zero2_bf16", "micro-batches", "data_types"),
-        ("zero3_bf16", "micro-batches", "data_types"),
+        ("zero2_bf16", "ranks", {"communication_data_type": "bf16"}),
+        ("zero3_bf16", "ranks", {"communication_data_type": "bf16"}),
+        ("zero2_bf16", "micro-batches", {"data_types": {"grad_accum_dtype": "bf16"}}),
+        ("zero3_bf16", "micro-batches", {"data_types": {"grad_accum_dtype": "bf16"}}),
     ],
 )
-def test_each_of_the_two_keys_is_needed(name: str, across: str, without: str) -> None:
-    seen = on_ranks(_gradient_seen, 2, _config(name, **{without: None}), across)[0]
+def test_each_of_the_two_keys_is_needed(name: str, across: str, change: dict[str, Any]) -> None:
+    seen = on_ranks(_gradient_seen, 2, _config(name, **change), across)[0]
     assert seen.tolist() == [128.0] * len(seen)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cclm.checkpoint.collective import newest_sound, save_checkpoint
 from cclm.distributed.collectives import collectives
 from cclm.engine import fragments
+from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import WEIGHTS, share_path
-from cclm.engine.optimizer import MOMENTS
 from cclm.engine.stored_weights import load_full_state
 from cclm.errors import Cause, CheckpointError
 from cclm.run import causes
@@ -38,7 +38,7 @@ CASE = Case(
     persistence_threshold=100,
     optimizer=replace(OPTIMIZER, ema_decay=0.6),
 )
-IN_FP32 = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+IN_BF16 = {"communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}}
 STOP, END = 2, 5
 
 
@@ -87,11 +87,11 @@ def _resume(case: Case, run: Path) -> tuple[Any, list[Tensor], Any, Any]:
     ("stage", "precision", "options"),
     [
         (3, "fp32", {}),
-        (3, "bf16", IN_FP32),
-        (2, "bf16", IN_FP32),
+        (3, "bf16", {}),
+        (2, "bf16", {}),
         (2, "fp32", {}),
-        (1, "bf16", {}),
-        (1, "bf16", IN_FP32),  # DeepSpeed has an optimizer of its own for this one
+        (1, "bf16", IN_BF16),
+        (1, "bf16", {}),  # DeepSpeed has an optimizer of its own for this one
         (1, "fp32", {}),
         (0, "fp32", {}),
     ],

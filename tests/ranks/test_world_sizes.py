@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cclm.checkpoint.collective import save_checkpoint
 from cclm.distributed.collectives import Collectives
+from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, share_path
-from cclm.engine.optimizer import MOMENTS
 from cclm.engine.stored_weights import StoredState
 from cclm.run.checkpoints import newest_complete, step_folder
 from tests.parity import test_training_step as training_step

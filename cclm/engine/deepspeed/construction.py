@@ -22,12 +22,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed.quirks import owns_boundary, start_deepspeed
+from cclm.engine.deepspeed.quirks import let_leaves_see_gradients, owns_boundary, start_deepspeed
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import Door
-from cclm.errors import ConfigError
+from cclm.ops.choice import Choice, choose_optimizer
 
 
 @contextmanager
@@ -46,11 +46,12 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
         yield
 
 
-def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Any:
+def initialise(
+    door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology, kernel: str
+) -> Any:
     """Return DeepSpeed's engine around the training module behind `door`, with an AdamW of its parameter groups.
 
-    Raises:
-        ConfigError: the optimizer is offloaded, and its rule is one that DeepSpeed's AdamW for the CPU does not have.
+    `kernel`: as `choose_kernel` chose it.
     """
     groups = parameter_groups(door.training_module, optimizer)
     deepspeed = start_deepspeed(topology.device)
@@ -63,22 +64,37 @@ def initialise(door: Door, optimizer: OptimizerConfig, ds_config: Mapping[str, A
     config, is_offloaded = dict(ds_config), offloads_optimizer(ds_config)
     if owns_boundary(ds_config):
         config["managed_gradient_accumulation"] = False
-    if optimizer.update_rule == "published":
+    if kernel != "torch" or optimizer.update_rule == "published":
         config["zero_allow_untested_optimizer"] = True
-        if is_offloaded:
-            raise ConfigError(
-                expected="update_rule: torch when the optimizer is offloaded (DeepSpeed's CPU Adam knows no other)",
-                got="update_rule: published together with offload_optimizer",
-                do="Switch offload_optimizer off, or use update_rule: torch.",
-                where="optimizer",
-            )
-    if is_offloaded and ds_config.get("zero_force_ds_cpu_optimizer", True):
+    if is_offloaded:
+        config["zero_force_ds_cpu_optimizer"] = kernel == "deepspeed"
+    if is_offloaded and kernel == "deepspeed":
         settings: dict[str, Any] = {"lr": optimizer.learning_rate, "betas": optimizer.betas, "eps": optimizer.eps}
         client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:
-        client = build_adamw(groups, optimizer)
+        client = build_adamw(groups, optimizer, kernel, deepspeed.ops.adam.FusedAdam)
     engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
+    if zero_stage(ds_config) == 3:
+        let_leaves_see_gradients(door)
     return engine
+
+
+def choose_kernel(wanted: str, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Choice:
+    """Choose the optimizer's kernel. A DeepSpeed JSON without its AdamW for the CPU asks for torch's.
+
+    Raises:
+        ConfigError: the one that is asked for cannot run here.
+    """
+    is_offloaded = offloads_optimizer(ds_config)
+    if wanted == "auto" and is_offloaded and not ds_config.get("zero_force_ds_cpu_optimizer", True):
+        wanted = "torch"
+    return choose_optimizer(
+        wanted,
+        topology.device,
+        rule=optimizer.update_rule,
+        stage=zero_stage(ds_config),
+        is_offloaded=is_offloaded,
+    )
 
 
 @contextmanager

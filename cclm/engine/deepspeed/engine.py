@@ -17,11 +17,12 @@ from cclm.distributed.agreement import on_every_rank
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed import quirks
-from cclm.engine.deepspeed.construction import initialise
+from cclm.engine.deepspeed.construction import choose_kernel, initialise
 from cclm.engine.deepspeed.state_shards import refresh, shards_of
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import trained_parameters
 from cclm.engine.options import OptimizerConfig
+from cclm.engine.parts import check_reaches_trained
 from cclm.engine.protocol import BatchType, Engine
 from cclm.engine.rank_state import RankState
 
@@ -38,10 +39,12 @@ class DeepSpeedEngine(Engine[BatchType]):
         topology: Topology,
         collectives: Collectives,
         seed: int = 0,
+        kernel: str = "auto",
     ) -> None:
         """Shard `module` (built alike on every rank, and touched only inside its forward) and its AdamW state.
 
-        `ds_config` is resolved (`resolve_ds_config`), `collectives` are over the same ranks, `seed` is for dropout.
+        `ds_config` is resolved (`resolve_ds_config`), `collectives` are over the same ranks, `seed` is for dropout,
+        `kernel` is the optimizer's (`cclm.ops.choice`).
         """
         quirks.check_parameters_have_dimensions(module)
         precision = "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"
@@ -52,7 +55,8 @@ class DeepSpeedEngine(Engine[BatchType]):
         self.stage = zero_stage(ds_config)
         self.description = f"DeepSpeed, ZeRO stage {self.stage}, {self.world_size} ranks, {self.precision}"
         self.owns_boundary = quirks.owns_boundary(ds_config)
-        self.runner: Any = initialise(self.door, optimizer, ds_config, topology)
+        self.kernel = choose_kernel(kernel, optimizer, ds_config, topology)
+        self.runner: Any = initialise(self.door, optimizer, ds_config, topology, self.kernel.chosen)
         self.optimizer = self.runner.optimizer
         shards = shards_of(self.optimizer, module, self.stage, self.rank)
         adamw = self.optimizer.optimizer if self.stage > 0 else self.optimizer
@@ -64,6 +68,7 @@ class DeepSpeedEngine(Engine[BatchType]):
 
     def _backward(self, total: Tensor) -> None:
         """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""
+        check_reaches_trained(total)
         if self._num_backwards == 0:
             quirks.clear_stale_gradients(self.optimizer, self.stage)
         self.runner.backward(total)

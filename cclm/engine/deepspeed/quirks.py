@@ -26,6 +26,9 @@
     (tests/ranks/test_bf16_gradients.py)
 10. It ignores unknown keys at the top of its JSON, and keys that do nothing in a given setting.
     → `cclm.engine.ds_config` (tests/unit/engine/test_ds_config.py)
+11. The parameters of a ZeRO-3 leaf module are gone in its backward pass if none of its inputs needs a gradient ("size
+    of tensor a (0) must match"): a first layer that is trained behind something frozen. → `let_leaves_see_gradients`
+    (tests/ranks/test_freeze.py)
 """
 
 from __future__ import annotations
@@ -79,6 +82,22 @@ def clear_stale_gradients(zero: Any, stage: int) -> None:
             flat.grad.zero_()
         for gradient in getattr(zero, "accumulated_grads_in_cpu", {}).values():
             gradient.zero_()
+
+
+def let_leaves_see_gradients(module: nn.Module) -> None:
+    """Before its own hooks: one input of each ZeRO-3 leaf module that trains needs a gradient, or is made to."""
+    from deepspeed.utils import z3_leaf_module
+
+    def see(owner: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        floating = [one for one in inputs if isinstance(one, torch.Tensor) and one.is_floating_point()]
+        if not floating or not torch.is_grad_enabled() or any(one.requires_grad for one in floating):
+            return None
+        seen = floating[0].detach().requires_grad_()
+        return tuple(seen if one is floating[0] else one for one in inputs)
+
+    for owner in module.modules():
+        if z3_leaf_module(owner) and any(parameter.requires_grad for parameter in owner.parameters()):
+            owner.register_forward_pre_hook(see, prepend=True)
 
 
 def check_parameters_have_dimensions(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("evaluate", "export", "report", "verify-ledger"))
+    assert all(name in done.stdout for name in ("evaluate", "export", "report", "verify-ledger", "doctor"))
 
 
 @pytest.mark.parametrize("command", ["embed", "evaluate", "export", "import", "prune-vocabulary", "report", "search"])
@@ -30,6 +30,16 @@ def test_every_command_explains_its_options(command: str, capsys: pytest.Capture
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0 and f"cclm {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("device", "missing"), [("cpu", "needs a GPU"), ("cuda", "amp_C cannot be imported")])
+def test_doctor_says_which_kernels_would_run(device: str, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", device]) == 0
+    text = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert {"attention", "layer_norm", "optimizer", "cross_entropy", "contrastive", "float32_products"} < rows.keys()
+    assert rows["optimizer"].split()[1] == "torch" and missing in rows["optimizer"]
+    assert "versions: torch" in text
 
 
 def test_options_are_spelled_with_hyphens() -> None:

@@ -112,6 +112,23 @@ def test_the_published_warm_up_starts_at_zero() -> None:
         assert config.learning_rate_factor(step) == pytest.approx(expected)
 
 
+def test_wsd_stays_at_the_peak_and_falls_as_one_minus_the_root() -> None:
+    config = replace(CONFIG, schedule="wsd", decay_steps=16, final_fraction=0.2)
+    factors = [config.learning_rate_factor(step) for step in range(120)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert set(factors[10:85]) == {1.0}
+    assert factors[88] == pytest.approx(0.2 + 0.8 * 0.5)  # a quarter of the decay
+    assert factors[100] == factors[119] == 0.2
+    assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
+
+
+def test_a_longer_wsd_run_has_the_same_stable_part() -> None:
+    short = replace(CONFIG, schedule="wsd", decay_steps=20)
+    longer = replace(short, total_steps=300)
+    assert all(short.learning_rate_factor(step) == longer.learning_rate_factor(step) for step in range(81))
+    assert longer.learning_rate_factor(280) == 1.0 > longer.learning_rate_factor(281)
+
+
 def test_learning_rates_are_set_and_returned_by_name() -> None:
     config = replace(CONFIG, module_multipliers={"layers": 0.5})
     optimizer = build_adamw(parameter_groups(Small(), config), config)
@@ -151,3 +168,7 @@ def test_all_complaints_about_the_config_come_at_once() -> None:
     wrong |= {"ema_decay": 1.0, "update_rule": "adam", "decay_rule": "none"}
     assert refused(**wrong) == {*wrong, "module_multipliers.x"} - {"module_multipliers"}
     assert refused(warmup_steps=6) == {"warmup_steps"}
+    assert refused(schedule="wsd") == refused(decay_steps=2) == {"decay_steps"}
+    assert refused(schedule="wsd", decay_steps=4, warmup_steps=2) == {"decay_steps"}
+    assert refused(weight_decay=20.0, learning_rate=0.01, module_multipliers={"x": 5.0}) == {"weight_decay"}
+    assert refused(layer_decay={"model.text_encoder": 0.0}) == {"layer_decay.model.text_encoder"}

@@ -1,0 +1,167 @@
+"""Frozen parts: two DeepSpeed ranks against the plain engine at every stage, checkpoints, and the real network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cclm.checkpoint.collective import save_checkpoint
+from cclm.cli.__main__ import main as cclm
+from cclm.distributed.collectives import SINGLE, Collectives
+from cclm.engine.adamw import MOMENTS
+from cclm.engine.parts import freeze
+from cclm.engine.protocol import seed_initialisation
+from cclm.engine.stored_weights import load_full_state
+from cclm.run.checkpoints import newest_complete, step_folder
+from pretrain.__main__ import main as pretrain
+from tests.parity import test_training_step as training_step
+from tests.ranks.harness import Case, drive, gradient_errors, make_deepspeed, on_ranks, train_plain, train_ranks
+from tests.ranks.toy import joint_batch, make_toy
+from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_training import module_of, read
+
+pytestmark = pytest.mark.slow
+ENCODERS = ("model.patches", "model.vision", "model.words", "model.text", "model.fusion")
+PARTS = {
+    "image tower": ENCODERS[:2],
+    "text tower": ENCODERS[2:4],
+    "embeddings": ("model.words",),
+    "fusion encoder": ENCODERS[4:],
+    "all but the heads": ENCODERS,
+}
+SHIPPED_FOR_CPU = json.loads(Path("ds_configs/zero3_cpu.json").read_text())
+LEAVES = SHIPPED_FOR_CPU["zero_optimization"]
+STOP, END = 2, 4
+
+
+def make_frozen(prefixes: tuple[str, ...], talk: Collectives) -> nn.Module:
+    module = make_toy(talk)
+    freeze(module, prefixes)
+    return module
+
+
+def case_of(prefixes: tuple[str, ...], **options: Any) -> Case:
+    make_module = partial(make_frozen, prefixes)
+    return Case(make_module=make_module, make_batch=joint_batch, num_steps=END, keeps_gradients=True, **options)
+
+
+def frozen_values(case: Case) -> dict[str, Tensor]:
+    """As they start."""
+    seed_initialisation(case.seed)
+    module = case.make_module(SINGLE)
+    return {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
+
+
+def _train_each(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
+    """On a rank: each case with a checkpoint after two steps; its history, and what has moments here."""
+    found = {}
+    for name, case in cases.items():
+        engine = make_deepspeed(case)
+        history = drive(engine, case, range(STOP))
+        save_checkpoint(engine, folder / name, STOP, {}, keep=1)
+        rest = drive(engine, case, range(STOP, END))
+        history.losses += rest.losses
+        history.gradients += rest.gradients
+        history.parameters = rest.parameters
+        found[name] = history, {one.name for kind in MOMENTS for one in engine.state.fragments(kind)}
+    return found
+
+
+def _go_on_each(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
+    """On a rank: from the checkpoints to the end."""
+    found = {}
+    for name, case in cases.items():
+        engine = make_deepspeed(case)
+        engine.load(step_folder(folder / name, STOP))
+        found[name] = drive(engine, case, range(STOP, END))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stage", "zero_options", "threshold"), [(0, {}, 0), (1, {}, 0), (2, {}, 0), (3, {}, 100), (3, LEAVES, 0)]
+)
+def test_every_part_at_every_stage(stage: int, zero_options: dict[str, Any], threshold: int, tmp_path: Path) -> None:
+    """As the plain engine; bit by bit as at the start; without moments; and on one rank from the two ranks' files."""
+    options = {"stage": stage, "zero_options": zero_options, "persistence_threshold": threshold}
+    cases = {name: case_of(prefixes, **options) for name, prefixes in PARTS.items()}
+    first, second = on_ranks(_train_each, 2, cases, tmp_path, timeout_s=300.0)
+    alone = on_ranks(_go_on_each, 1, cases, tmp_path, timeout_s=300.0)[0]
+    for name, case in cases.items():
+        reference, ours = train_plain(case), first[name][0]
+        assert ours.losses == pytest.approx(reference.losses, rel=1e-5), name
+        for mine, expected in zip(ours.gradients, reference.gradients, strict=True):
+            assert max(gradient_errors(mine, expected).values()) < 1e-5, name
+        assert max(gradient_errors(ours.parameters, reference.parameters).values()) < 1e-4, name
+        frozen, stored = frozen_values(case), load_full_state(step_folder(tmp_path / name, STOP))
+        for key, value in frozen.items():
+            for found in (ours.parameters, reference.parameters, alone[name].parameters, stored):
+                assert torch.equal(found[key], value), f"{name}: {key}"
+        assert (first[name][1] | second[name][1]) == reference.gradients[0].keys()
+        assert not frozen.keys() & reference.gradients[0].keys()
+        assert alone[name].losses == pytest.approx(reference.losses[STOP:], rel=1e-5), name
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_frozen_parts_in_bf16_stay_the_rounded_ones(stage: int) -> None:
+    case = case_of(PARTS["text tower"], stage=stage, precision="bf16")
+    ours = train_ranks(replace(case, keeps_gradients=False))[0]
+    for name, value in frozen_values(case).items():
+        assert torch.equal(ours.parameters[name], value.bfloat16().float()), name
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [
+        ["model.vision_encoder"],
+        ["model.text_encoder"],
+        ["model.text_encoder.embeddings"],
+        ["model.vision_encoder", "model.text_encoder", "model.fusion_encoder"],
+    ],
+)
+def test_the_network_trains_as_on_the_plain_engine(corpus: Path, tmp_path: Path, prefixes: list[str]) -> None:
+    """With layers as leaf modules, in steps before and after the fusion encoder reaches the others."""
+    settings = recipe(corpus, tmp_path / "run", start={"freeze": prefixes})
+    path = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    case = Case(
+        make_module=partial(training_step.make_module, path),
+        make_batch=partial(training_step.joint, path),
+        num_steps=4,
+        ds_options=SHIPPED_FOR_CPU,
+    )
+    plain, ranks = train_plain(case), train_ranks(case)
+    assert ranks[0].losses == pytest.approx(plain.losses, rel=1e-5)
+    assert max(gradient_errors(ranks[0].parameters, plain.parameters).values()) < 1e-4
+    frozen = frozen_values(case)
+    assert all(any(name.startswith(prefix) for name in frozen) for prefix in prefixes)
+    for name, value in frozen.items():
+        assert torch.equal(ranks[0].parameters[name], value), name
+
+
+def test_a_run_with_frozen_towers_is_resumed_and_exported_with_parity(corpus: Path, tmp_path: Path) -> None:
+    towers = ["model.vision_encoder", "model.text_encoder"]
+    settings = recipe(corpus, tmp_path / "run", start={"freeze": towers}, engine="plain")
+    settings["optimizer"]["ema_decay"] = 0.5
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    assert pretrain(["--recipe", str(path), "--optimizer.total_steps", "4"]) == 0
+    assert pretrain(["--recipe", str(path), "--optimizer.total_steps", "6"]) == 0
+    newest = newest_complete(tmp_path / "run")
+    assert newest == step_folder(tmp_path / "run", 6)
+    start = module_of(read(str(path))).model.state_dict()
+    for weights in ("last", "ema"):
+        assert cclm(["export", str(tmp_path / "run"), "--to", str(tmp_path / weights), "--weights", weights]) == 0
+        exported = load_file(tmp_path / weights / "model.safetensors")
+        moved = {name for name, value in exported.items() if not torch.equal(value, start[name])}
+        assert moved and not any(name.startswith(("vision_encoder.", "text_encoder.")) for name in moved)
