@@ -83,7 +83,7 @@ $(VENV)/.triton: $(INSTALLED)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt -e '.[kernels-dev]' < /dev/null
 	@touch $@
 
-test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80 and sm_90; no GPU (installs Triton, once)
+test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80, 90 and 100; no GPU (installs Triton, once)
 	@$(BIN)/python -m pytest tests/kernels -rs < /dev/null
 
 gpu: ## On a GPU machine, with its own torch: check and measure everything in 8 minutes: make gpu PYTHON=python3 [OUT=DIR]
