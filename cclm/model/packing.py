@@ -193,6 +193,9 @@ def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str, num_tokens: int
     others depend on the lengths of the texts.
     """
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    # looked at on a CPU only: a GPU would have to be waited for
+    is_counted = num_tokens is not None and not recorded and mask_BL.device.type == "cpu"
+    assert not is_counted or num_tokens == int(mask_BL.sum()), "num_tokens: not those of this mask"
     if token_layout == "padded" or recorded:
         return PaddedLayout(batch=mask_BL.shape[0], length=mask_BL.shape[1], mask_BL=mask_BL)
     grouped = token_layout == "grouped" or (token_layout == "auto" and mask_BL.device.type == "cpu")
