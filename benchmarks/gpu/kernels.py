@@ -28,7 +28,7 @@ CONTRASTIVE_TOLERANCE = {0.5: 2e-5, 0.02: 1e-4, 0.001: 2e-3}
 tf32 instead of three would be off by a hundred times as much."""
 HEAD_SHAPES = ((1, 8, 31), (100, 64, 5003), (77, 128, 1001))
 """Rows, width, classes."""
-HEAD_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+HEAD_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """bf16 keeps 8 bits: 4e-3 at each rounding."""
 
 

@@ -102,7 +102,7 @@ def run_part(part: Part, out: Path, seconds: float, *, is_dry: bool) -> Outcome:
     found = out / "parts" / f"{part.name}.jsonl"
     found.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.session", part.name, str(out), f"{seconds - ENDING_S:.1f}"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     began = time.monotonic()
     with (out / "parts" / f"{part.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
