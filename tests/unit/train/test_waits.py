@@ -40,7 +40,9 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[CrossViewTrainin
         settings["model"][part] = {**settings["model"][part], "dropout": 0.1, "attention_dropout": 0.1}
     settings["model"]["vision"] = {**settings["model"]["vision"], "drop_path": 0.1}
     config = as_config(settings)
-    return module_of(config), dataset_of(config)[0]
+    batch = dataset_of(config)[0]
+    batch.normalised()  # a run's first step puts the pixel scales on the device
+    return module_of(config), batch
 
 
 @pytest.mark.parametrize(
