@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-ray test-kernels test-slurm slurm-campaign slurm-others test-golden test-samples demo demo-check demo-ablation clean
+.PHONY: help venv check fix format lint types borders quick figures test test-ray test-kernels test-slurm slurm-campaign slurm-others gpu test-golden test-samples demo demo-check demo-ablation clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -83,8 +83,11 @@ $(VENV)/.triton: $(INSTALLED)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt -e '.[kernels-dev]' < /dev/null
 	@touch $@
 
-test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80 and sm_90; no GPU (installs Triton, once)
+test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80, 90 and 100; no GPU (installs Triton, once)
 	@$(BIN)/python -m pytest tests/kernels -rs < /dev/null
+
+gpu: ## On a GPU machine, with its own torch: check and measure everything in 8 minutes: make gpu PYTHON=python3 [OUT=DIR]
+	@$(PYTHON) -m benchmarks.gpu --out $(or $(OUT),runs/gpu) < /dev/null
 
 test-golden: $(INSTALLED) ## Compare with the published code's numbers: make test-golden GOLDEN=DIR
 	@$(if $(GOLDEN),CCLM_GOLDEN='$(abspath $(GOLDEN))') $(BIN)/python -m pytest tests/golden -rs < /dev/null

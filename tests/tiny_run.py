@@ -93,13 +93,11 @@ def shrink(name: str, corpus: Path, run: Path, **optimizer: Any) -> dict[str, An
     for part in ("vision", "text", "fusion"):
         model[part] |= LAYERS
     model["vision"] |= {"image_size": 32, "num_layers": 1}
-    if model["vision"]["architecture"] == "swin":
-        model["vision"] |= {"window": 2, "stage_layers": [1, 1], "stage_heads": [1, 2]}
-    else:
-        model["vision"] |= {"patch_size": 8}
+    own = {"swin": {"window": 2, "stage_layers": [1, 1], "stage_heads": [1, 2]}, "beit": {"patch_size": 8}}
+    model["vision"] |= own.get(model["vision"].get("architecture"), {})
     model["text"]["max_positions"] = 20
     settings["optimizer"] |= optimizer
-    del settings["start"]
+    settings.pop("start", None)
     return {**settings, "run_folder": str(run), "device": "cpu", "precision": "fp32"}
 
 

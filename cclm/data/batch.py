@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -77,6 +78,8 @@ class Tokens(TensorRecord):
     """int64 ids; padding holds the tokenizer's pad id."""
     mask_BL: Bool[Tensor, "b l"]
     """True where a real token stands."""
+    num_tokens: int | None = None
+    """How many real tokens there are, so that no GPU has to be asked; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +103,15 @@ class PixelScale:
 
     def __call__(self, bytes_BCHW: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Normalise on the device where the bytes are: float32."""
-        mean_C = torch.tensor(self.mean, device=bytes_BCHW.device)[:, None, None]
-        std_C = torch.tensor(self.std, device=bytes_BCHW.device)[:, None, None]
+        mean_C, std_C = (_by_channel(values, bytes_BCHW.device) for values in (self.mean, self.std))
         floats_BCHW = bytes_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
         return floats_BCHW.mul_(1.0 / (255.0 * std_C)).sub_(mean_C / std_C)
+
+
+@cache
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers of the channels, kept on the device: a copy of pageable memory in each step would wait for it."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)

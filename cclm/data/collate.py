@@ -110,7 +110,7 @@ def pad(rows: Sequence[Sequence[int] | NDArray[np.int64]], pad_id: int, multiple
     mask = np.arange(width)[None, :] < lengths[:, None]
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    return Tokens(ids_BL=torch.from_numpy(ids), mask_BL=torch.from_numpy(mask))
+    return Tokens(ids_BL=torch.from_numpy(ids), mask_BL=torch.from_numpy(mask), num_tokens=int(lengths.sum()))
 
 
 def masked_tokens(draws: Sequence[FusionDraws], pad_id: int, multiple: int) -> MaskedTokens:

@@ -73,9 +73,14 @@ class TextEncoder(nn.Module):
         self.embeddings = TextEmbeddings(width, options)
         self.stack = LayerStack(width, options)
 
-    def forward(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """States, zero where the mask is False. Raises ValueError: a text longer than the position table."""
-        layout = text_layout(mask_BL, self.token_layout)
+    def forward(
+        self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"], *, num_tokens: int | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """States, zero where the mask is False; who knows how many places are not says so (`packed_layout`).
+
+        Raises ValueError: a text longer than the position table.
+        """
+        layout = text_layout(mask_BL, self.token_layout, num_tokens)
         position_BL = token_positions(ids_BL, self.options)
         rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))
         text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout))

@@ -152,9 +152,14 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         patch_RPD = image_BND[image_of_R, 1:]
         return torch.cat([masked_mean(patch_RPD, region_mask_RN[:, 1:])[:, None], patch_RPD], 1)
 
-    def encode_texts(self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """Token states, zero in the padding; every text has at least one real token."""
-        text_BLD: Tensor = self.text_encoder(ids_BL, mask_BL)
+    def encode_texts(
+        self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"], num_tokens: int | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """Token states, zero in the padding; every text has at least one real token.
+
+        `num_tokens`: how many are real, for who knows; else a GPU is asked, and waited for.
+        """
+        text_BLD: Tensor = self.text_encoder(ids_BL, mask_BL, num_tokens=num_tokens)
         return text_BLD
 
     def fuse(

@@ -152,13 +152,16 @@ class GroupedLayout(PackedLayout):
         return list(torch.split(sorted_BND, list(self.group_sizes)))
 
 
-def packed_layout(mask_BL: Bool[Tensor, "b l"]) -> PackedLayout:
-    """Lay out the real tokens. Waits for the device (it must know T)."""
+def packed_layout(mask_BL: Bool[Tensor, "b l"], num_tokens: int | None = None) -> PackedLayout:
+    """Lay out the real tokens; `num_tokens` is how many there are (None: the device is asked, and waited for)."""
     batch, length = mask_BL.shape
-    index_T = mask_BL.reshape(-1).nonzero()[:, 0]
-    return PackedLayout(
-        batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=invert(index_T, batch * length)
-    )
+    mask_R = mask_BL.reshape(-1)
+    if num_tokens is None:
+        num_tokens = int(mask_R.sum())
+    inverse_R = (mask_R.cumsum(0) - 1).masked_fill_(~mask_R, num_tokens)
+    cell_R = torch.arange(batch * length, device=mask_R.device)
+    index_T = inverse_R.new_empty(num_tokens + 1).scatter_(0, inverse_R, cell_R)[:-1]  # padding goes to the last place
+    return PackedLayout(batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=inverse_R)
 
 
 def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
@@ -183,17 +186,20 @@ def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
     )
 
 
-def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str) -> PaddedLayout:
-    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere.
+def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str, num_tokens: int | None = None) -> PaddedLayout:
+    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere. `num_tokens`: of `packed_layout`.
 
     Graphs that are recorded (`torch.export`, `torch.compile`, `torch.jit.trace`) get the padded one: the shapes of the
     others depend on the lengths of the texts.
     """
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    # looked at on a CPU only: a GPU would have to be waited for
+    is_counted = num_tokens is not None and not recorded and mask_BL.device.type == "cpu"
+    assert not is_counted or num_tokens == int(mask_BL.sum()), "num_tokens: not those of this mask"
     if token_layout == "padded" or recorded:
         return PaddedLayout(batch=mask_BL.shape[0], length=mask_BL.shape[1], mask_BL=mask_BL)
     grouped = token_layout == "grouped" or (token_layout == "auto" and mask_BL.device.type == "cpu")
-    return grouped_layout(mask_BL) if grouped else packed_layout(mask_BL)
+    return grouped_layout(mask_BL) if grouped else packed_layout(mask_BL, num_tokens)
 
 
 def masked_mean(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:

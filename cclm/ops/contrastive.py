@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 ROWS_PER_BLOCK = 512
 FIXED_SHIFT_LIMIT = 30.0
@@ -199,6 +200,7 @@ class _Targets:
         self, first_NE: Tensor, second_ME: Tensor, identity_N: Tensor, identity_M: Tensor, label_smoothing: float
     ) -> None:
         self._ordered = identity_M.sort().values
+        self._padded = functional.pad(self._ordered, (0, 1))
         self._even, self._rest = 1.0 - label_smoothing, label_smoothing
         self._first_CE, self._num_first_C1 = self._sums(first_NE, identity_N)
         self._second_CE, self._num_second_C1 = self._sums(second_ME, identity_M)
@@ -206,9 +208,12 @@ class _Targets:
         self._ratio = max(1, first_NE.shape[0]) / max(1, second_ME.shape[0])
 
     def class_of(self, identity: Tensor) -> Tensor:
-        """The class of each row; one without an equal on the second side gets the last, which is empty."""
-        place = torch.searchsorted(self._ordered, identity)
-        return torch.where(torch.isin(identity, self._ordered), place, self._ordered.shape[0])
+        """The class of each row; one without an equal on the second side gets the last, which is empty.
+
+        Not by `torch.isin`: on CUDA it counts distinct values, and the host waits for their number.
+        """
+        place, size = torch.searchsorted(self._ordered, identity), self._ordered.shape[0]
+        return torch.where((place < size) & (self._padded[place] == identity), place, size)
 
     def _sums(self, features: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         place, size = self.class_of(identity), self._ordered.shape[0] + 1

@@ -117,7 +117,8 @@ class CrossViewTraining(nn.Module):
         clean = [text for view in views.values() for text in view.texts]
         parts = [*clean, *(view.masked.tokens for view in views.values())]
         ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
-        states_BLD = self.model.encode_texts(ids_BL, mask_BL)
+        known = [part.num_tokens for part in parts if part.num_tokens is not None]
+        states_BLD = self.model.encode_texts(ids_BL, mask_BL, sum(known) if len(known) == len(parts) else None)
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(clean)])
         feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])

@@ -1,6 +1,6 @@
 """The Triton kernels of the contrastive loss in Triton's interpreter, on CPU tensors, against plain torch.
 
-A process of its own (`test_contrastive_kernels.py` starts it): `TRITON_INTERPRET` is read when a kernel is defined. The
+A process of its own (`test_without_gpu.py` starts it): `TRITON_INTERPRET` is read when a kernel is defined. The
 interpreter takes about a millisecond a program whatever it holds, so everything is small. What it cannot show: races,
 and what tensor cores round.
 """
@@ -29,13 +29,14 @@ def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.own_gradient, "__defaults__", (SMALL,))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.02])
+@pytest.mark.parametrize(("temperature", "tolerance"), [(0.5, 5e-6), (0.02, 5e-6), (0.001, 1e-4)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_loss_and_every_gradient(shape: tuple[int, int, int, int], temperature: float) -> None:
+def test_the_loss_and_every_gradient(shape: tuple[int, int, int, int], temperature: float, tolerance: float) -> None:
+    """At the upper bound of the clamp, where runs are, and at the lower bound."""
     given = inputs(*shape, torch.float32)
     options = {"label_smoothing": 0.1}
     expected = run(ops.contrastive_reference, given, temperature, **options)
-    expect_close(run(ops.contrastive_loss, given, temperature, **options), expected, 5e-6)
+    expect_close(run(ops.contrastive_loss, given, temperature, **options), expected, tolerance)
 
 
 def guarded(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from cclm.model.packing import (
     text_layout,
 )
 from tests.unit.model.tiny import LENGTHS, tiny_images, tiny_model, tiny_texts
+from tests.waits import waits_on_cpu
 
 LAYOUTS = ("padded", "packed", "grouped")
 
@@ -65,6 +66,18 @@ def test_masks_need_not_be_left_aligned() -> None:
     for name in LAYOUTS:
         layout = text_layout(mask_BL, name)
         assert torch.equal(layout.to_rectangle(layout.to_rows(states_BLD)), states_BLD * mask_BL[..., None])
+
+
+def test_who_knows_the_number_of_tokens_gets_the_same_layout_without_waiting() -> None:
+    for mask_BL in (tiny_texts(columns=11)[1], torch.tensor([[False, True], [True, False]]), torch.ones(2, 3).bool()):
+        asked, real = packed_layout(mask_BL), mask_BL.flatten().nonzero()[:, 0]
+        with waits_on_cpu() as waits:
+            told = packed_layout(mask_BL, num_tokens=len(real))
+        assert not waits.found
+        for layout in (asked, told):
+            assert torch.equal(layout.index_T, real)
+            assert torch.equal(layout.inverse_R[real], torch.arange(len(real)))
+            assert (layout.inverse_R[~mask_BL.flatten()] == len(real)).all()
 
 
 @pytest.mark.parametrize("name", ["packed", "grouped"])
