@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cclm.data.batch import Batch, ViewBatch
-from cclm.engine.optimizer import MOMENTS, adamw_state, parameter_groups, set_learning_rates
+from cclm.engine.adamw import MOMENTS, adamw_state
+from cclm.engine.optimizer import parameter_groups, set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.model.kernels import Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.objectives.matching import draw_negatives
 from cclm.ops.contrastive import contrastive_reference
 from cclm.views.image_text.view import ImageTextBatch
-from cclm.views.rows import States, draw_matching, select
+from cclm.views.rows import States, select
 from cclm.views.text_pair.view import TextPairBatch
 
 IGNORED = -100
@@ -65,6 +67,24 @@ class LoopAdamW(torch.optim.Optimizer):
             parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
 
 
+@torch.no_grad()
+def draw_partners(
+    first_BE: Tensor, second_BE: Tensor, identity_B: Tensor, view: ViewBatch, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows of what asks and of what is read: right pairs, as many wrong memories, as many wrong queries."""
+    row_F = view.matching_row_F
+    same_FB = identity_B[row_F][:, None] == identity_B
+
+    def wrong(own_BE: Tensor, other_BE: Tensor, noise_FB: Tensor) -> Tensor:
+        return draw_negatives(own_BE[row_F] @ other_BE.T / temperature, same_FB, noise_FB, 1.0)
+
+    second_F, first_F = (
+        wrong(first_BE, second_BE, view.noise_second_FG),
+        wrong(second_BE, first_BE, view.noise_first_FG),
+    )
+    return torch.cat([row_F, row_F, second_F]), torch.cat([row_F, first_F, row_F])
+
+
 class PublishedStep(nn.Module):
     """Two updates on one joint batch, whose texts are padded to `longest`."""
 
@@ -93,7 +113,7 @@ class PublishedStep(nn.Module):
         first, second, features, identity_B = self._sides(view)
         temperature = self.model.temperature()
         contrast = contrastive_reference(*features, identity_B, identity_B, temperature) / len(identity_B)
-        query_F3, memory_F3 = draw_matching(*features, identity_B, view, temperature, 1.0)
+        query_F3, memory_F3 = draw_partners(*features, identity_B, view, temperature)
         size, labels = len(view.matching_row_F), []
         for rows in (slice(size), slice(size, None)):  # positives, then both kinds of wrong partners
             (query, mask), memory = select(second, query_F3[rows]), select(first, memory_F3[rows])

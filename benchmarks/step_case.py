@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cclm.data.batch import Batch, PixelScale
-from cclm.data.collate import FusionDraws, fusion_tensors, int64, mask_text, pad
+from cclm.data.collate import FusionDraws, int64, mask_text, pad, row_tensors
 from cclm.data.options import MaskingConfig
 from cclm.engine.options import OptimizerConfig
 from cclm.model.configuration_cclm import CCLMConfig
@@ -74,7 +74,10 @@ class StepCase:
 
     def views(self) -> dict[str, View[Any, Any]]:
         """Both views."""
-        return make_views({"image_text": ImageTextConfig(sources={}), "text_pair": TextPairConfig(sources={})})
+        sizes: dict[str, Any] = {"batch_size": self.rows, "negative_group": self.rows, "matching_rows": self.rows}
+        return make_views(
+            {"image_text": ImageTextConfig(sources={}, **sizes), "text_pair": TextPairConfig(sources={}, **sizes)}
+        )
 
     def build_model(self, token_layout: Any = "auto") -> CCLMModel:
         """Return the network in training mode; its weights are those of the seed that is set."""
@@ -92,7 +95,9 @@ class StepCase:
             text=pad(captions, pad_id, multiple),
             identity_R=int64(range(rows)),
             ledger_S=int64(range(rows)),
-            **fusion_tensors([self._draws(ids, "image_text", generator) for ids in captions], pad_id, multiple),
+            **row_tensors(
+                range(rows), [self._draws(ids, "image_text", generator) for ids in captions], True, pad_id, multiple
+            ),
         )
         samples = [
             TextPairSample(
@@ -106,7 +111,8 @@ class StepCase:
             )
             for row, (first, second) in enumerate(pairs)
         ]
-        return Batch(step=step, views={"image_text": image_text, "text_pair": collate(samples, pad_id, multiple)})
+        text_pair = collate(samples, range(rows), True, pad_id, multiple)
+        return Batch(step=step, views={"image_text": image_text, "text_pair": text_pair})
 
     def _text(self, generator: np.random.Generator) -> list[int]:
         drawn = round(MEAN * np.exp(SPREAD * generator.normal()))

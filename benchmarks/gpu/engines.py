@@ -20,7 +20,7 @@ from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE
 from cclm.distributed.topology import Topology, process_group
-from cclm.engine.optimizer import MOMENTS
+from cclm.engine.adamw import MOMENTS
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.engine.stored_weights import StoredState, load_full_state

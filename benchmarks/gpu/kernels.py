@@ -225,7 +225,7 @@ def _normalise(rows: int, width: int, norm: Callable[..., Tensor], device: torch
 
 def optimizer_forms() -> dict[str, Callable[[list[Tensor]], Any]]:
     """Return torch's fused AdamW, its loop over groups of tensors, the published rule, and apex's."""
-    from cclm.engine.optimizer import PublishedAdamW
+    from cclm.engine.adamw import PublishedAdamW
 
     published = partial(PublishedAdamW, lr=1e-4, betas=(0.9, 0.98), eps=1e-8)
     forms: dict[str, Callable[[list[Tensor]], Any]] = {

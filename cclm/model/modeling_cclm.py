@@ -44,6 +44,7 @@ from .layers import CrossAttention
 from .options import LayerOptions, ModelOptions, VisionOptions
 from .packing import masked_mean
 from .patch_dropping import kept_patches
+from .reading import plan_reading  # noqa: F401  # as above
 from .shapes import Bool, Float, Int
 from .swin import RelativePositionBias, SwinEncoder
 from .vision import ChannelAffine, ConvVisionEncoder

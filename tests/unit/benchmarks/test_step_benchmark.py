@@ -12,7 +12,7 @@ from benchmarks import step as benchmark
 from benchmarks.published_step import LoopAdamW, PublishedStep
 from benchmarks.step_case import MASKS, MEDIUM, OPTIMIZER, StepCase
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.optimizer import PublishedAdamW
+from cclm.engine.adamw import PublishedAdamW
 from cclm.engine.protocol import seed_initialisation
 
 TINY = StepCase(

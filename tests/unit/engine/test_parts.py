@@ -24,6 +24,7 @@ class Rows:
     ids: torch.Tensor
     step: int = 0
     update: int = 0
+    part: int = 0
 
 
 class Tied(nn.Module):

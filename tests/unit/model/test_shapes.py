@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -58,15 +59,15 @@ def test_all_annotations_hold_for_the_published_layouts(modeling: ModuleType, la
     loss.backward()
 
 
-def test_all_annotations_hold_for_the_finetuned_parts() -> None:
+def test_all_annotations_hold_for_the_finetuned_parts(modeling: ModuleType) -> None:
     names = ["answer_decoder", "encoders", "configuration_cclm"]
-    with typed_modules([f"cclm.model.{name}" for name in names]) as (answers, encoders, configuration):
-        options = configuration.CCLMConfig(**asdict(TINY["swin"])).options()
-        mask_BL = torch.tensor([[True, True, True], [True, False, False]])
-        states = encoders.FusionEncoder(16, replace(options.fusion, num_memories=2), "auto")(
-            torch.randn(2, 3, 16), mask_BL, torch.randn(2, 4, 16), torch.randn(2, 5, 16)
-        )
-        answers.AnswerDecoder(options)(torch.tensor([[0, 2], [0, 1]]), mask_BL[:, :2], states, mask_BL).sum().backward()
+    answers, encoders, configuration = (import_module(f"cclm.model.{name}") for name in names)
+    options = configuration.CCLMConfig(**asdict(TINY["swin"])).options()
+    mask_BL = torch.tensor([[True, True, True], [True, False, False]])
+    states = encoders.FusionEncoder(16, replace(options.fusion, num_memories=2), "auto")(
+        torch.randn(2, 3, 16), mask_BL, torch.randn(2, 4, 16), torch.randn(2, 5, 16)
+    )
+    answers.AnswerDecoder(options)(torch.tensor([[0, 2], [0, 1]]), mask_BL[:, :2], states, mask_BL).sum().backward()
 
 
 def test_wrong_shapes_and_types_are_noticed(modeling: ModuleType) -> None:
