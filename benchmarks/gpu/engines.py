@@ -110,7 +110,7 @@ def check_resume(session: Session) -> None:
         track={"every_steps": 1, "tensorboard": False},
         **engine,
     )
-    whole = trained_run(replace(config, run_folder=str(folder / "whole")))
+    whole = in_new_process(replace(config, run_folder=str(folder / "whole")))
     half = folder / "half"
     shutil.copytree(whole, half)
     shutil.rmtree(step_folder(half, 2 * STEPS))

@@ -153,18 +153,18 @@ def test_a_batch_of_no_whole_negative_groups(corpus: Path, tmp_path: Path, capsy
     assert "views.image_text.batch_size: 16 is no multiple of negative_group 7" in capsys.readouterr().err
 
 
-def test_too_many_ranks_for_the_negative_groups(
+def test_too_many_ranks_for_the_rows(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told before the ranks look for each other: the other two are not there."""
-    ranks = {"RANK": 2, "LOCAL_RANK": 2, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3, "MASTER_PORT": 29500}
+    """Told before the ranks look for each other: the others are not there."""
+    ranks = {"RANK": 2, "LOCAL_RANK": 2, "WORLD_SIZE": 17, "LOCAL_WORLD_SIZE": 17, "MASTER_PORT": 29500}
     for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, str(value))
     path = write_recipe(tmp_path / "recipe.yaml", short(corpus, tmp_path))
     assert main(["--recipe", str(path)]) == 2
     text = capsys.readouterr().err
     for view in ("image_text", "text_pair"):
-        assert f"views.{view}.batch_size: each of 3 ranks needs a negative group, the batch has only 2" in text
+        assert f"views.{view}.batch_size: each of 17 ranks needs a row" in text
     assert not (tmp_path / "run").exists()
 
 

@@ -78,7 +78,7 @@ def test_twenty_steps_agree(joint_case: Case) -> None:
 
 
 def test_uneven_shares_agree(joint_case: Case, tmp_path: Path) -> None:
-    """Two negative groups of images on rank 2 of 3, one on each of the others: nothing has to divide."""
+    """Groups of four rows on ranks that hold five or six: nothing has to divide."""
     write_corpus(tmp_path)
     settings = recipe(tmp_path, tmp_path / "run")
     for view in ("image_text", "text_pair"):

@@ -134,7 +134,7 @@ def test_a_run_writes_down_its_kernels_and_goes_on_with_others(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, slow = tmp_path / "run", tmp_path / "slow"
-    references = ["--kernels.attention", "math", "--kernels.contrastive", "reference"]
+    references = ["--kernels.attention", "math", "--kernels.contrastive", "blocks"]
     references += ["--kernels.cross_entropy", "reference"]
     assert main([*settings(corpus, run, "joint"), "--optimizer.total_steps", "4"]) == 0
     assert "kernels: attention sdpa, layer_norm torch, " in capsys.readouterr().err
