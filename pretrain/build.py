@@ -78,7 +78,7 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         if names_towers(config):
             config = made_by_first(ranks, partial(with_named_towers, config))
         views = make_views(config.views, table)
-        kernels = choose_model_kernels(config.kernels, topology.device)
+        kernels = choose_model_kernels(config.kernels, topology.device, config.model.projection_width)
         inputs = input_hashes(config, ds_config)
         check_same_values(ranks, identity_parts(config, inputs))
         check_same_run(folder, config, inputs, table)

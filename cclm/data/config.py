@@ -23,7 +23,7 @@ class ViewConfig:
     """How the proportions of sources and languages are chosen."""
     batch_size: Positive = 128
     """Rows per step, over all ranks."""
-    negative_group: Annotated[int, Bounds(least=2)] = 64
+    negative_group: Positive = 64
     """G: hard negatives are drawn inside blocks of G consecutive rows, whatever the ranks: a block may span several."""
     matching_rows: Positive = 32
     """Rows per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
@@ -97,7 +97,9 @@ class ViewConfig:
             if stage.weights is not None and set(stage.weights) != set(self.sources):
                 known, named = ", ".join(self.sources), ", ".join(stage.weights)
                 yield f"mix.schedule[{number}].weights name every source once ({known}), are for {named}"
-        if self.batch_size % self.negative_group:
+        if self.negative_group < 2:
+            yield "negative_group must be at least 2: a row needs another one as its negative"
+        elif self.batch_size % self.negative_group:
             yield f"batch_size {self.batch_size} is no multiple of negative_group {self.negative_group}"
         elif self.matching_rows % self.num_groups or self.matching_rows > self.batch_size:
             yield (

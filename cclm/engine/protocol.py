@@ -134,11 +134,14 @@ class Engine(ABC, Generic[BatchType]):
         losses: Losses = self.runner(batch)
         return losses
 
-    def survey(self, batch: BatchType, probe: Probe) -> dict[str, Tensor]:
-        """Return `probe(module)` without gradients, with the dropout that `forward(batch)` will have. A collective."""
+    def survey(self, batch: BatchType) -> dict[str, Tensor]:
+        """Return the metrics of a forward call without gradients, with the dropout that `forward` will have.
+
+        The module is called as in `forward`: ZeRO-3 fetches parameters ahead by the order in which modules ran.
+        """
         self._seed_dropout(batch)
         with torch.no_grad():
-            losses: Losses = self.runner(probe)
+            losses: Losses = self.runner(batch)
         return losses.metrics
 
     def _seed_dropout(self, batch: BatchType) -> None:

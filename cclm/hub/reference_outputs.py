@@ -9,7 +9,8 @@ reading the ranks' shares shows, and an export needs neither that many ranks nor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +48,19 @@ class ReferenceOutputs:
     """"fp32" or "bf16": what the forward pass ran in."""
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 products are exact inside, whatever the run trains with: TF32 is off by more than an export may be."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def make_recorder(
     tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
 ) -> Callable[[Engine[Any], Path], None]:
@@ -57,7 +71,10 @@ def make_recorder(
     inputs = probe_inputs(probe, tokenizer, transform, max_tokens)
 
     def record(engine: Engine[Any], folder: Path) -> None:
-        outputs = engine.evaluate(lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device)))
+        with exact_products():
+            outputs = engine.evaluate(
+                lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device))
+            )
         origin = f"training engine: {engine.description}"
         found = ReferenceOutputs(probe=probe, outputs=outputs, origin=origin, precision=engine.precision)
         on_every_rank(

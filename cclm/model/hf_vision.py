@@ -93,7 +93,8 @@ class HFVisionEncoder(nn.Module):
         Raises:
             ValueError: a class token is wanted of a tower that has none.
         """
-        if torch.is_grad_enabled() and not images_BCHW.requires_grad:
+        is_trained = any(parameter.requires_grad for parameter in self.parameters())
+        if torch.is_grad_enabled() and is_trained and not images_BCHW.requires_grad:
             # ZeRO-3 lets go of a module's parameters too early in the backward pass if no input of it has a gradient
             images_BCHW = images_BCHW.detach().requires_grad_()
         given = self._patches(images_BCHW) if self.model_type == VARIABLE_SIZE else {"pixel_values": images_BCHW}

@@ -95,7 +95,7 @@ def plan_reading(
     """How the sequences of a layout read memories: each its own (no index), or those that an index names."""
     if memory_of_B is None:
         return Reading(layout=layout, mask_BN=None if mask_MN is None else layout.sort_sequences(mask_MN))
-    if isinstance(layout, GroupedLayout) and mask_MN is not None:
+    if isinstance(layout, GroupedLayout) and mask_MN is not None and mask_MN.device.type == "cpu":
         return _plan_shared(layout, mask_MN, memory_of_B)
     memory_of_B = layout.sort_sequences(memory_of_B)
     return Reading(layout=layout, memory_of_B=memory_of_B, mask_BN=None if mask_MN is None else mask_MN[memory_of_B])

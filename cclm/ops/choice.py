@@ -31,6 +31,8 @@ from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss, log
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_reference
 from cclm.ops.options import EXTENSIONS, KernelConfig
 
+WIDEST_FEATURES = 256
+"""That the kernels of the contrastive loss take."""
 PACKAGES = ("torch", "triton", "deepspeed", "apex")
 
 
@@ -66,8 +68,10 @@ class ModelKernels:
         }
 
 
-def choose_model_kernels(config: KernelConfig, device: torch.device) -> ModelKernels:
+def choose_model_kernels(config: KernelConfig, device: torch.device, width: int = 0) -> ModelKernels:
     """Choose what the network and its losses are computed with, and set the precision of float32 products.
+
+    `width`: of the features that the contrastive losses compare.
 
     Raises:
         ConfigError: one that is asked for cannot run here.
@@ -77,7 +81,8 @@ def choose_model_kernels(config: KernelConfig, device: torch.device) -> ModelKer
     norm = choose("layer_norm", config.layer_norm, norms, "torch's own is fused, too")
     entropies = {"blocks": "", "reference": ""}
     entropy = choose("cross_entropy", config.cross_entropy, entropies, "never all logits at once")
-    losses = {"triton": why_not("triton", "triton", device), "blocks": ""}
+    too_wide = f"features are wider than {WIDEST_FEATURES}" if width > WIDEST_FEATURES else ""
+    losses = {"triton": why_not("triton", "triton", device) or too_wide, "blocks": ""}
     reason = losses["triton"] or "one pass without the matrix, for features of at most 256"
     loss = choose("contrastive", config.contrastive, losses, reason)
     is_wanted = loss.chosen == "triton"

@@ -33,6 +33,8 @@ class RankCores:
     """Cores' worth of time of its container; None without a limit."""
     promised: int | None
     """What Slurm gives each task."""
+    task: str
+    """Which one this is in: ranks that torchrun or `launch run` starts inside of one share what it was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ def own_cores(environment: Mapping[str, str] = os.environ, quota: Path = CGROUP_
         mask=tuple(sorted(os.sched_getaffinity(0))),
         quota=read_quota(quota),
         promised=int(promised) if promised.isdecimal() and int(promised) > 0 else None,
+        task=environment.get("SLURM_PROCID", ""),
     )
 
 
@@ -67,7 +70,7 @@ def share_cores(
     sharing = sum(1 for other in near if set(other.mask) & set(own.mask))
     limits = [len(own.mask) / sharing]
     limits += [] if own.quota is None else [own.quota / len(near)]
-    limits += [] if own.promised is None else [float(own.promised)]
+    limits += [] if own.promised is None else [own.promised / sum(other.task == own.task for other in near)]
     cores = max(1, int(min(limits)))
     kept = 1 if cores < 4 else 2
     num_workers = min(cores - kept, MOST_WORKERS) if has_gpu else 0

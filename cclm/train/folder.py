@@ -13,6 +13,7 @@ and files may move, for they are known by their content. Everything else is anot
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -26,6 +27,7 @@ import torch
 
 from cclm.config import RunConfig, named_sets
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
+from cclm.engine.ds_config import SUMS_OF_GRADIENTS
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.lines import StepLines
@@ -87,7 +89,13 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     for one in named_sets(config.views):
         read = partial(manifest_bytes, one.path, data.cache)
         hashes[one.key] = _shards_hash(_read_input(f"{one.path.rstrip('/')}/{MANIFEST_NAME}", read))
-    rules = {key: value for key, value in (ds_config or {}).items() if key not in FROM_OURS}
+    rules = {key: value for key, value in copy.deepcopy(dict(ds_config or {})).items() if key not in FROM_OURS}
+    if config.precision == "bf16":  # what was left out once meant bf16, and is written as that by who wants it now
+        for block, key in ((rules, SUMS_OF_GRADIENTS[0]), (rules.get("data_types", {}), "grad_accum_dtype")):
+            if block.get(key) == "bf16":
+                del block[key]
+        if rules.get("data_types") == {}:
+            del rules["data_types"]
     return hashes | {"deepspeed": _json_hash(rules)}
 
 

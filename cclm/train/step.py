@@ -64,11 +64,13 @@ class CrossViewTraining(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """Return the losses of this rank's share of an update (of a micro-batch of it).
 
-        Their mean over the ranks and micro-batches is the global batch's. Micro-batches need `batch.shared`.
+        Their mean over the ranks and micro-batches is the global batch's. A micro-batch without `batch.shared` is only
+        encoded: the metrics are then what it tells the others, for `Sharing.share`.
         """
         views, parts, temperature, known = self._contributions(batch)
+        if batch.shared is None and batch.num_parts > 1:
+            return Losses(total=torch.zeros((), device=temperature.device), metrics=known)
         sharing = self.sharing(batch)
-        assert batch.shared is not None or batch.num_parts == 1, "a micro-batch without what the others know"
         losses = StepLosses(
             model=self.model,
             objectives=self.objectives,
@@ -85,10 +87,6 @@ class CrossViewTraining(nn.Module):
         losses.fuse()
         metrics = {"loss": losses.total.detach(), **losses.metrics, "temperature": temperature.detach()[0]}
         return Losses(total=losses.total, metrics=metrics)
-
-    def survey(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what a micro-batch tells the others: the encoders only. `Sharing.share` puts all of them together."""
-        return self._contributions(batch)[-1]
 
     def sharing(self, batch: Batch) -> Sharing:
         """Return how an update's rows are dealt."""

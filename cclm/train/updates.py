@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cclm.data.batch import Batch
 from cclm.data.config import Views
@@ -74,15 +73,9 @@ def with_features_of_all(engine: Engine[Batch], parts: Sequence[Batch]) -> Seque
         return parts
     module = engine.module
     assert isinstance(module, CrossViewTraining), "only this module can be asked what others need"
-    known = [engine.survey(part, partial(survey, batch=part)) for part in parts]
+    known = [engine.survey(part) for part in parts]
     shared = module.sharing(parts[0]).share(known)
     return [replace(part, shared=shared) for part in parts]
-
-
-def survey(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The probe of a micro-batch."""
-    assert isinstance(module, CrossViewTraining)
-    return module.survey(batch)
 
 
 def updates_of(batch: Batch, schedule: Schedule) -> list[Batch]:

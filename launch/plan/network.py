@@ -8,12 +8,13 @@ What the environment sets already stays, also by a profile of the site.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 AUTO, NONE = "auto", "none"
@@ -59,7 +60,8 @@ PROFILES: dict[str, tuple[Setting, ...]] = {
         _verbs("AWS Libfabric"),
     ),
     "ethernet": (
-        *SOCKETS,
+        SOCKETS[0],
+        replace(SOCKETS[1], is_strict=True),  # NCCL by itself uses all cards
         Setting(name="NCCL_IB_DISABLE", value="1", why="no verbs, also if there is a card without a link"),
         Setting(name="NCCL_SOCKET_NTHREADS", value="4", why="one TCP stream fills no fast link", is_for_fast=True),
         Setting(name="NCCL_NSOCKS_PERTHREAD", value="4", why="the same; 64 streams at most", is_for_fast=True),
@@ -84,6 +86,8 @@ class Fabric:
     """Index of the RoCE v2 address, if it is the same on all of them."""
     gbits: float | None = None
     """Speed of a device, or of the interface."""
+    site: frozenset[str] = frozenset()
+    """Variables that a file of NCCL's sets on this machine: the environment would overrule it."""
 
     def __str__(self) -> str:
         speed = "" if self.gbits is None else f", {self.gbits:g} Gb/s"
@@ -110,7 +114,19 @@ def look(root: Path = Path("/"), towards: str | None = None, kind: str = AUTO) -
     speed = own[0].gbits if own else _number(root / "sys/class/net" / (interface or "") / "speed", 1000)
     gids = {port.gid for port in own}
     gid = gids.pop() if len(gids) == 1 else None
-    return Fabric(kind=kind, interface=interface, devices=tuple(port.device for port in own), gid=gid, gbits=speed)
+    devices = tuple(port.device for port in own)
+    return Fabric(kind=kind, interface=interface, devices=devices, gid=gid, gbits=speed, site=_site_variables(root))
+
+
+def _site_variables(root: Path) -> frozenset[str]:
+    """Names that NCCL reads from files; one that cannot be read is none."""
+    own = os.environ.get("NCCL_CONF_FILE") or "~/.nccl.conf"
+    found = set[str]()
+    for path in (root / "etc/nccl.conf", Path(own).expanduser()):
+        with contextlib.suppress(OSError, UnicodeDecodeError, RuntimeError):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found |= {line.partition("=")[0].strip() for line in lines if "=" in line and not line.startswith("#")}
+    return frozenset(found)
 
 
 def settings_of(fabric: Fabric, asked: str, inherited: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -122,7 +138,7 @@ def settings_of(fabric: Fabric, asked: str, inherited: Mapping[str, str]) -> dic
     for one in PROFILES[fabric.kind]:
         is_known = all(value is not None for name, value in values.items() if f"{{{name}}}" in one.value)
         is_wanted = (asked != AUTO or not one.is_strict) and (is_fast or not one.is_for_fast)
-        if is_known and is_wanted and one.name not in inherited:
+        if is_known and is_wanted and one.name not in inherited and one.name not in fabric.site:
             found[one.name] = (one.value.format(**values), one.why)
     return found
 

@@ -30,7 +30,7 @@ BUDGETS = {
     "cclm/engine": 2050,
     "cclm/evaluate": 800,
     "cclm/files": 1850,
-    "cclm/hub": 2000,
+    "cclm/hub": 2050,
     "cclm/model": 3350,
     "cclm/objectives": 300,
     "cclm/ops": 950,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cclm.data.batch import Batch
 from cclm.data.config import rank_blocks
-from cclm.distributed.collectives import collectives
+from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.options import OptimizerConfig
@@ -101,35 +101,44 @@ def exact(path: str) -> list[dict[str, Tensor]]:
 
 def errors_of(path: str, ways: Sequence[Way]) -> list[list[float]]:
     """The largest error of each way and kind, on this rank."""
-    from cclm.engine.deepspeed.engine import DeepSpeedEngine
-
-    torch.set_num_threads(1)
-    topology, ranks = Topology.from_environment(device="cpu"), collectives()
-    errors = list[list[float]]()
+    ranks, errors = collectives(), list[list[float]]()
     for way in ways:
-        config = read(path)
-        for view in config.views.values():
-            ranks.prepare(rank_blocks(view.batch_size // way.parts, view.negative_group, ranks.world_size))
-        facts = EngineFacts(
-            micro_batch_size=1, world_size=ranks.world_size, max_grad_norm=1.0, precision=way.precision,
-            accumulation_steps=way.parts,
-        )  # fmt: skip
-        zero: dict[str, Any] = {"stage": way.stage}
-        if way.offload:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-        if way.stage == 3:
-            zero["stage3_param_persistence_threshold"] = 0
-        raw = {"zero_optimization": zero, "steps_per_print": 10**9, **(BF16 if way.precision == "bf16" else {})}
-        engine: Engine[Batch] = DeepSpeedEngine(
-            module_of(config, ranks), OPTIMIZER, ds_config=resolve_ds_config(raw, facts), topology=topology,
-            collectives=ranks,
-        )  # fmt: skip
+        engine = made(path, way, ranks)
         own = batches(path, way.parts, ranks.rank, ranks.world_size)
         errors.append([])
         for found, reference in zip(gradients(engine, own), exact(path), strict=True):
-            wrong = gradient_errors(found, reference)
-            errors[-1].append(max(wrong.values()))
+            errors[-1].append(max(gradient_errors(found, reference).values()))
     return errors
+
+
+def made(path: str, way: Way, ranks: Collectives) -> Engine[Batch]:
+    """The engine of a rank."""
+    from cclm.engine.deepspeed.engine import DeepSpeedEngine
+
+    torch.set_num_threads(1)
+    topology, config = Topology.from_environment(device="cpu"), read(path)
+    for view in config.views.values():
+        ranks.prepare(rank_blocks(view.batch_size // way.parts, view.negative_group, ranks.world_size))
+    facts = EngineFacts(
+        micro_batch_size=1,
+        world_size=ranks.world_size,
+        max_grad_norm=1.0,
+        precision=way.precision,
+        accumulation_steps=way.parts,
+    )
+    zero: dict[str, Any] = {"stage": way.stage}
+    if way.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    if way.stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    raw = {"zero_optimization": zero, "steps_per_print": 10**9, **(BF16 if way.precision == "bf16" else {})}
+    return DeepSpeedEngine(
+        module_of(config, ranks),
+        OPTIMIZER,
+        ds_config=resolve_ds_config(raw, facts),
+        topology=topology,
+        collectives=ranks,
+    )
 
 
 def gradients(engine: Engine[Batch], parts: Sequence[Batch]) -> Iterator[dict[str, Tensor]]:
@@ -168,6 +177,34 @@ def test_every_way_computes_the_same_gradients(path: str, world_size: int) -> No
     for errors in on_ranks(errors_of, world_size, path, WAYS, timeout_s=900.0):
         for way, found in zip(WAYS, errors, strict=True):
             assert max(found) < BOUNDS[way.precision], (way, dict(zip(KINDS, found, strict=True)))
+
+
+def forgotten(path: str) -> list[int]:
+    """How often DeepSpeed has forgotten the order of modules, after each of some updates in three micro-batches."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    calls, original = [0], Coordinator._invalidate_trace
+
+    def counted(self: Any) -> None:
+        calls[0] += 1
+        original(self)
+
+    Coordinator._invalidate_trace = counted
+    ranks, found = collectives(), []
+    engine, own = made(path, Way(3, False, 3, "fp32"), ranks), batches(path, 3, ranks.rank, ranks.world_size)
+    for _ in range(4):
+        for part in with_features_of_all(engine, own):
+            engine.backward(engine.forward(part))
+        engine.update(STEP)
+        found.append(calls[0])
+    return found
+
+
+@pytest.mark.slow
+def test_micro_batches_keep_the_order_of_modules(path: str) -> None:
+    """It is what parameters are fetched ahead by. The first pass of all is shorter than what comes after it."""
+    for calls in on_ranks(forgotten, 2, path, timeout_s=300.0):
+        assert calls[-1] == calls[0] <= 1
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class RegionConfig(ImageViewConfig):
     (colours only) and normalisation count; the crop is not its own: it holds a region drawn at random.
     """
 
-    negative_group: Annotated[int, Bounds(least=2)] = 128
+    negative_group: Positive = 128
     """G: texts of a group, among which hard negatives are drawn. Ranks that share a group all read its images."""
     images_per_group: Positive = 48
     """M: images from which a group takes its texts. More texts than G: G of them are drawn; fewer: some stand twice."""

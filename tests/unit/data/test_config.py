@@ -66,9 +66,9 @@ def test_good_settings_have_no_problems(three_views: Views, world_size: int) -> 
         ({"matching_rows": 20}, "matching_rows: 20 is no multiple of the 4 negative groups, or above 16"),
         *(
             ({name: 0}, f"{name}: expected a whole number of at least 1, got 0")
-            for name in ("batch_size", "matching_rows", "num_lanes", "window")
+            for name in ("batch_size", "negative_group", "matching_rows", "num_lanes", "window")
         ),
-        ({"negative_group": 1}, "negative_group: expected a whole number of at least 2, got 1"),
+        ({"negative_group": 1}, "negative_group: must be at least 2: a row needs another one as its negative"),
         ({"max_tokens": 2}, "max_tokens: expected a whole number of at least 3, got 2"),
         ({"max_words": 0}, "max_words: expected a whole number of at least 1 or null, got 0"),
         ({"masking": MaskingConfig(max_masks=0)}, "masking.max_masks: expected a whole number of at least 1, got 0"),

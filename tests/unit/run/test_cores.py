@@ -12,7 +12,7 @@ from cclm.distributed.topology import Topology
 from cclm.run.cores import MOST_WORKERS, CoreShare, RankCores, own_cores, share_cores
 from pretrain.build import choose_cores
 
-NODE = RankCores(host="n1", mask=tuple(range(96)), quota=None, promised=None)
+NODE = RankCores(host="n1", mask=tuple(range(96)), quota=None, promised=None, task="")
 
 
 def share(everyone: list[RankCores], rank: int = 0, *, has_gpu: bool = True, **environment: str) -> CoreShare:
@@ -35,7 +35,12 @@ def test_ranks_of_other_machines_take_nothing() -> None:
 
 @pytest.mark.parametrize("given", [{"promised": 6}, {"quota": 48.0}])
 def test_slurm_and_the_container_may_give_less(given: dict[str, int]) -> None:
-    assert share([replace(NODE, **given)] * 8).cores == 6  # type: ignore[arg-type]
+    assert share([replace(NODE, task=str(rank), **given) for rank in range(8)]).cores == 6  # type: ignore[arg-type]
+
+
+def test_ranks_inside_of_one_task_share_what_it_was_given() -> None:
+    """As torchrun starts them: a task for each node."""
+    assert share([replace(NODE, promised=32, task="0")] * 4).cores == 8
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, (1, 0)), (2, (1, 1)), (4, (2, 2)), (64, (48, MOST_WORKERS))])
@@ -61,9 +66,9 @@ def test_the_environments_threads_win() -> None:
 
 def test_what_this_process_may_use(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    found = own_cores({"SLURM_CPUS_PER_TASK": "3"}, tmp_path / "cpu.max")
+    found = own_cores({"SLURM_CPUS_PER_TASK": "3", "SLURM_PROCID": "5"}, tmp_path / "cpu.max")
     assert found.mask == tuple(sorted(os.sched_getaffinity(0)))
-    assert (found.quota, found.promised) == (1.5, 3)
+    assert (found.quota, found.promised, found.task) == (1.5, 3, "5")
     assert own_cores({}, tmp_path / "none").quota is None
 
 

@@ -88,7 +88,6 @@ def test_efa_is_known_by_its_driver(machine: Path) -> None:
 def test_without_such_a_card_it_is_ethernet(machine: Path) -> None:
     assert values(look(machine)) == {
         "GLOO_SOCKET_IFNAME": "eth0",
-        "NCCL_SOCKET_IFNAME": "=eth0",
         "NCCL_IB_DISABLE": "1",
         "NCCL_SOCKET_NTHREADS": "4",
         "NCCL_NSOCKS_PERTHREAD": "4",
@@ -102,15 +101,16 @@ def test_without_such_a_card_it_is_ethernet(machine: Path) -> None:
 def test_a_profile_that_is_asked_for_by_name_allows_no_way_out(machine: Path) -> None:
     add_device(machine, "mlx5_0", "InfiniBand")
     assert values(look(machine, kind="infiniband"), "infiniband")["NCCL_NET"] == "IB"
-    assert values(look(machine, kind="ethernet"), "ethernet")["NCCL_IB_DISABLE"] == "1"
+    found = values(look(machine, kind="ethernet"), "ethernet")
+    assert (found["NCCL_IB_DISABLE"], found["NCCL_SOCKET_IFNAME"]) == ("1", "=eth0")
     assert values(look(machine, kind="efa"), "efa")["NCCL_NET"] == "AWS Libfabric"
 
 
 def test_what_is_set_stays(machine: Path) -> None:
     found = values(look(machine), AUTO, GLOO_SOCKET_IFNAME="bond0", NCCL_IB_DISABLE="0")
-    assert (
-        "GLOO_SOCKET_IFNAME" not in found and "NCCL_IB_DISABLE" not in found and found["NCCL_SOCKET_IFNAME"] == "=eth0"
-    )
+    assert set(found) == {"NCCL_SOCKET_NTHREADS", "NCCL_NSOCKS_PERTHREAD"}
+    write(machine / "etc/nccl.conf", "# site\nNCCL_SOCKET_NTHREADS=2\n")
+    assert set(values(look(machine))) == {"GLOO_SOCKET_IFNAME", "NCCL_IB_DISABLE", "NCCL_NSOCKS_PERTHREAD"}, "by a file"
     assert settings_of(look(machine), NONE, {}) == {}
 
 
