@@ -173,6 +173,7 @@ def test_the_advice_after_a_loss_that_is_not_finite_works(
 ) -> None:
     """Lower the learning rate on the same folder, as the message says: the run goes on from its last checkpoint."""
     settings = short(corpus, tmp_path, checkpoint={"every_steps": 2, "keep": 2})
+    settings["optimizer"]["weight_decay"] = 0.0  # with it, such a rate is refused at once
     (tmp_path / "run").mkdir()
     assert run(tmp_path, settings, "--optimizer.total_steps", "2") == 0
     wild = ("--optimizer.learning_rate", "1e30", "--optimizer.max_grad_norm", "0", "--track.every_steps", "1")

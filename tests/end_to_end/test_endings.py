@@ -277,7 +277,7 @@ def test_a_run_that_has_diverged_keeps_its_healthy_checkpoints(
 def test_a_learning_rate_that_is_much_too_high_is_told_and_a_lower_one_goes_on(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*write(corpus, tmp_path), "--optimizer.total_steps", "12"]
+    arguments = [*write(corpus, tmp_path), "--optimizer.total_steps", "12", "--optimizer.weight_decay", "0"]
     assert main([*arguments, "--optimizer.learning_rate", "1e5"]) == EXIT_CODES[Cause.DIVERGED]
     assert "lower --optimizer.learning_rate" in capsys.readouterr().err
     assert not steps_saved(tmp_path / "run") and not (tmp_path / "run/done.json").exists()
