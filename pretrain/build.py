@@ -72,9 +72,6 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         stack.enter_context(guard.watching())
         stack.enter_context(process_group(topology))
         ranks = collectives()
-        for view in config.views.values():
-            rows = view.batch_size // config.data.micro_batches
-            ranks.prepare(rank_blocks(rows, view.negative_group, topology.world_size))
         if names_towers(config):
             config = made_by_first(ranks, partial(with_named_towers, config))
         views = make_views(config.views, table)
@@ -87,6 +84,9 @@ def open_run(config: RunConfig, stop: StopRequest, table: Table = VIEWS) -> Iter
         if reached is not None and reached.step >= config.steps:
             yield None
             return
+        for view in config.views.values():  # alike on all ranks, as they have found by now
+            rows = view.batch_size // config.data.micro_batches
+            ranks.prepare(rank_blocks(rows, view.negative_group, topology.world_size))
         tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
         is_first = topology.rank == 0
         if is_first:

@@ -42,7 +42,7 @@ class PublishedAdamW(torch.optim.Optimizer):
         is_fused: bool = True,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self.is_fused, self._update = is_fused, fused_update if is_fused else update_reference
+        self._update = fused_update if is_fused else update_reference
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -27,12 +27,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cclm.errors import ConfigError
 from cclm.model.kernels import PLAIN, Kernels
-from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss, log_sums
+from cclm.ops.contrastive import LARGEST_WIDTH, ContrastiveLoss, LogSums, contrastive_loss, log_sums
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_reference
 from cclm.ops.options import EXTENSIONS, KernelConfig
 
-WIDEST_FEATURES = 256
-"""That the kernels of the contrastive loss take."""
 PACKAGES = ("torch", "triton", "deepspeed", "apex")
 
 
@@ -81,9 +79,9 @@ def choose_model_kernels(config: KernelConfig, device: torch.device, width: int 
     norm = choose("layer_norm", config.layer_norm, norms, "torch's own is fused, too")
     entropies = {"blocks": "", "reference": ""}
     entropy = choose("cross_entropy", config.cross_entropy, entropies, "never all logits at once")
-    too_wide = f"features are wider than {WIDEST_FEATURES}" if width > WIDEST_FEATURES else ""
+    too_wide = f"features are wider than {LARGEST_WIDTH}" if width > LARGEST_WIDTH else ""
     losses = {"triton": why_not("triton", "triton", device) or too_wide, "blocks": ""}
-    reason = losses["triton"] or "one pass without the matrix, for features of at most 256"
+    reason = losses["triton"] or f"one pass without the matrix, for features of at most {LARGEST_WIDTH}"
     loss = choose("contrastive", config.contrastive, losses, reason)
     is_wanted = loss.chosen == "triton"
     return ModelKernels(

@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.nn import functional
 
 ROWS_PER_BLOCK = 512
+LARGEST_WIDTH = 256
+"""Of features that the kernels take: they hold the gradient of a block's rows whole, and wider ones would spill."""
 FIXED_SHIFT_LIMIT = 30.0
 """Up to this bound on |s|, exp(s − bound) cannot underflow: one exponential then serves both directions."""
 

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cclm.ops.contrastive import LARGEST_WIDTH
+
 
 @triton.jit
 def _similarities(
@@ -89,8 +91,6 @@ class Tile:
 
 LOG_SUM_TILE = Tile(rows=64, columns=64, features=32, num_warps=4, num_stages=2)
 GRADIENT_TILE = Tile(rows=32, columns=32, features=32, num_warps=8, num_stages=1)
-LARGEST_WIDTH = 256
-"""The gradient of a block's rows is held whole; wider features would spill."""
 
 
 def fits(features: Tensor) -> bool:

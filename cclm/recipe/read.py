@@ -152,6 +152,7 @@ def upgraded(tree: Any) -> Any:
         model.pop("pack_tokens", None)  # it decided no value
         if "temperature" in model:
             model.setdefault("initial_temperature", model.pop("temperature"))
+    tree.setdefault("kernels", {"tf32": False})  # before there was a choice, float32 products were exact on a GPU, too
     if isinstance(data, dict) and any(name in data for name in OLD_VIEWS):
         tree["views"] = _views_of(data)
     return tree

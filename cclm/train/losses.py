@@ -28,7 +28,7 @@ class StepLosses:
     """Computes the losses of this rank's share of an update, and adds them up.
 
     Each is a sum over the share's rows, scaled so that the mean over ranks and micro-batches is the mean over the rows
-    of the global batch (or the mean of the shares' means, as published): nothing in it depends on how rows are dealt.
+    of the global batch (or the mean of the shares' means, as published), however rows are assigned.
     """
 
     model: CCLMModel
@@ -65,12 +65,12 @@ class StepLosses:
 
     def contrast(self) -> None:
         """This share's rows against all rows: means over the global batch, which each published rank computed whole."""
+        num_shares = self.sharing.collectives.world_size * self.sharing.num_parts
         for name, part in self.parts.items():
             for contrast in part.contrasts:
-                sums, num_rows = [], 0
+                means = []
                 for number, (first, second) in enumerate(contrast.pairs):
                     key = f"{name}/{contrast.name}/{number}"
-                    num_rows = self.shared[f"{key}/first"].shape[0]
                     total = contrastive(
                         first.feature_NE,
                         second.feature_NE,
@@ -82,9 +82,8 @@ class StepLosses:
                         grad_scale=self.objectives.contrastive_grad_scale,
                         loss=self.contrastive,
                     )
-                    sums.append(total)
-                scale = self.sharing.collectives.world_size * self.sharing.num_parts / (len(sums) * max(1, num_rows))
-                self._add(f"{name}/{contrast.name}", torch.stack(sums).sum() * scale, contrast.weight)
+                    means.append(total * (num_shares / max(1, self.shared[f"{key}/first"].shape[0])))
+                self._add(f"{name}/{contrast.name}", torch.stack(means).mean(), contrast.weight)
 
     def fuse(self) -> None:
         """One fusion call for the rows of all views; then matching, masked-LM and the views' own heads."""

@@ -4,8 +4,8 @@
     shared    the same for the rows of all ranks and micro-batches     (two collectives, without gradient)
     block     states of the rows of the ranks that share a negative group, with their gradient
 
-Rows are dealt to the ranks evenly, whatever the negative groups. Negatives are drawn from what is shared, inside fixed
-groups of the global batch, so that a draw is the same wherever it is made. Names are `view/…`: `rows`, `counts`;
+Rows are assigned to the ranks evenly, whatever the negative groups. Negatives are drawn from what is shared, inside
+fixed groups of the global batch, so that a draw is the same wherever it is made. Names are `view/…`: `rows`, `counts`;
 `memory`, `query`, `identity` of a pairing; `loss/number/first`, `second`, … of a contrast.
 """
 
@@ -66,7 +66,7 @@ class Negatives:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """How an update's rows are dealt to ranks and micro-batches, and what these exchange."""
+    """How an update's rows are assigned to ranks and micro-batches, and what these exchange."""
 
     collectives: Collectives
     configs: Views

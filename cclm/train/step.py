@@ -89,7 +89,7 @@ class CrossViewTraining(nn.Module):
         return Losses(total=losses.total, metrics=metrics)
 
     def sharing(self, batch: Batch) -> Sharing:
-        """Return how an update's rows are dealt."""
+        """Return how an update's rows are assigned."""
         configs = {name: self.views[name].config for name in batch.views}
         return Sharing(collectives=self.collectives, configs=configs, num_parts=batch.num_parts, log_sums=self.log_sums)
 

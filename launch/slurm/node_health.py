@@ -135,7 +135,7 @@ def check_nodes(
     if free_bytes < LOW_DISK_BYTES:
         say(f"preflight: only {free_bytes / 2**30:.2f} GiB free in the run folder")
     if plan.preflight == "full" and not faults:
-        say(f"preflight: network {'; '.join(networks(found)) or 'not told'} (--network {plan.request.network})")
+        say(f"preflight: the nodes have {'; '.join(networks(found)) or 'not told'}")
         faults = _faults_of_network(folder / "bandwidth.json", say)
     if not faults:
         say(f"preflight: {len(nodes)} node(s) healthy")

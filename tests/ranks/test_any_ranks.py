@@ -1,4 +1,4 @@
-"""Nothing that a step computes depends on how its rows are dealt: 1 to 16 ranks, one micro-batch or several.
+"""Nothing that a step computes depends on how its rows are assigned: 1 to 16 ranks, one micro-batch or several.
 
 Without dropout. Negative groups of 6 and 3 rows span ranks in most of these cases; some ranks hold no row that goes
 through the fusion encoder, and one of the groups of texts shows one thing only.

@@ -121,10 +121,10 @@ def test_every_rank_needs_a_row_of_each_micro_batch(views: Views) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 64, 1000, 1024])
-def test_rows_are_dealt_evenly(world_size: int) -> None:
-    dealt = [rows_of_rank(1024, rank, world_size) for rank in range(world_size)]
-    assert [row for rows in dealt for row in rows] == list(range(1024))
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+def test_rows_are_assigned_evenly(world_size: int) -> None:
+    assigned = [rows_of_rank(1024, rank, world_size) for rank in range(world_size)]
+    assert [row for rows in assigned for row in rows] == list(range(1024))
+    assert max(map(len, assigned)) - min(map(len, assigned)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.adamw import PublishedAdamW
+from cclm.engine.adamw import PublishedAdamW, fused_update
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.model.modeling_cclm import CCLMModel
@@ -126,7 +126,7 @@ CONFIG = OptimizerConfig(total_steps=10, decay_rule="published", update_rule="pu
 def test_the_config_chooses_it() -> None:
     module = nn.Linear(2, 2)
     optimizer = build_adamw(parameter_groups(module, CONFIG), CONFIG)
-    assert isinstance(optimizer, PublishedAdamW) and optimizer.is_fused
+    assert isinstance(optimizer, PublishedAdamW) and optimizer._update is fused_update
     plain = replace(CONFIG, update_rule="torch")
     assert isinstance(build_adamw(parameter_groups(module, plain), plain), torch.optim.AdamW)
 
