@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from enum import IntFlag
+from functools import reduce
+from operator import or_
 from typing import TypeVar
 
 from torch import Tensor
@@ -45,23 +48,35 @@ def _disagreement(ranks: Collectives, values: Mapping[str, str]) -> ConfigError:
     )
 
 
-def agree_on_step(ranks: Collectives, step: int, batch: object, *, is_asked: bool) -> bool:
-    """Return whether a rank is asked to stop before this step; if none is, check that all do the same.
+class Request(IntFlag):
+    """What a rank is asked for between two steps, and what it says of itself; any rank's counts for all."""
 
-    One small collective.
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+    """And save."""
+    WRITING = 4
+    """Its share of a checkpoint is not on disk yet."""
+
+
+def agree_on_step(
+    ranks: Collectives, step: int, batch: object, request: Request, known: Mapping[str, str] | None = None
+) -> Request:
+    """Return what any rank is asked for or says before this step; unless it is to stop, check that all do the same.
+
+    `known`: what else must be equal, by what it is called. One small collective.
 
     Raises:
-        ConfigError: on every rank, if they differ in step or structure of the batch.
+        ConfigError: on every rank, if they differ in step, structure of the batch (its views, too), or something known.
     """
     if ranks.world_size == 1:
-        return is_asked
-    values = {"step": str(step), "batch structure": batch_structure(batch)}
-    found = ranks.numbers([int(is_asked), *map(hash63, values.values())])
-    if any(asked for asked, *_ in found):  # a rank that is asked while it waits for its batch has none
-        return True
-    if any(numbers != found[0] for numbers in found):
+        return request
+    values = {"step": str(step), "batch structure": batch_structure(batch), **(known or {})}
+    found = ranks.numbers([request, *map(hash63, values.values())])
+    asked = reduce(or_, (Request(number) for number, *_ in found))
+    if Request.STOP not in asked and any(hashes != found[0][1:] for _, *hashes in found):
         raise _disagreement(ranks, values)
-    return False
+    return asked  # a rank that is asked to stop while it waits for its batch has none
 
 
 def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:

@@ -79,7 +79,8 @@ KEYS: dict[str, dict[str, str]] = {
         (_MAY, "device pin_memory"), (_ONLY_CPU, "nvme_path buffer_count buffer_size max_in_cpu")
     ),
     "bf16": _keys(
-        (_MAY, "enabled check_grad_overflow immediate_grad_update"),
+        (_MAY, "enabled immediate_grad_update"),
+        ("An update that is not finite is skipped at every stage: remove the key.", "check_grad_overflow"),
         (
             "Master weights and moments are fp32 here: remove the key.",
             "bf16_master_weights_and_grads bf16_optimizer_states",

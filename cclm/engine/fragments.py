@@ -16,11 +16,13 @@ all tensors of a file in host memory, and copies them once more.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +98,59 @@ def share_path(checkpoint: Path, rank: int) -> Path:
     return checkpoint / FOLDER / f"rank_{rank:05d}.safetensors"
 
 
-def write_share(
-    path: Path, facts: ShareFacts, fragments: Mapping[str, Sequence[Fragment]], buffers: Mapping[str, Tensor]
-) -> None:
-    """Write one rank's file, durably; a fault that passes is met by writing it again from the start.
+@dataclass(frozen=True, kw_only=True)
+class ShareFile:
+    """One rank's file before it is written: what it holds still lies where the engine computes."""
+
+    layout: Sequence[Planned]
+    values: Sequence[Tensor]
+    """One for each of the layout; they share memory with the engine's, so the next update changes them."""
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def header(self) -> bytes:
+        """What stands before the tensors."""
+        return header_of(self.layout, self.metadata)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + sum(one.size_bytes for one in self.layout)
+
+    def write(self, path: Path) -> None:
+        """Write the file, durably; a fault that passes is met by writing it again from the start.
+
+        Raises:
+            OSError: the storage refuses.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        retried(lambda: write_tensors(path, self.layout, [[value] for value in self.values], self.metadata))
+
+    def copy_into(self, buffer: Tensor) -> None:
+        """Copy the bytes of the file into a buffer of bytes in host memory, any thread of this process may.
+
+        From a device it only begins to: synchronise before the values change or the buffer is read.
+        """
+        place = len(self.header)
+        buffer[:place] = torch.frombuffer(bytearray(self.header), dtype=torch.uint8)
+        for piece in _pieces_on_device(self.layout, [[value] for value in self.values]):
+            size = piece.numel()
+            if (
+                piece.device.type == "cpu"
+            ):  # leaves the caches and Python's lock alone: a third faster than torch's copy
+                ctypes.memmove(buffer.data_ptr() + place, piece.data_ptr(), size)
+            else:
+                buffer[place : place + size].copy_(piece, non_blocking=True)
+            place += size
+        assert place == self.size_bytes, "the tensors have another size than the layout says"
+
+
+def share_file(
+    facts: ShareFacts, fragments: Mapping[str, Sequence[Fragment]], buffers: Mapping[str, Tensor]
+) -> ShareFile:
+    """Return one rank's file.
 
     Fragments come by kind; a parameter has the same place in each, which is noted among the `facts`.
-
-    Raises:
-        OSError: the storage refuses.
     """
     placed = {one.name: (one.start, one.shape) for kind in fragments.values() for one in kind}
     values = {f"{kind}/{one.name}": one.values for kind, found in fragments.items() for one in found}
@@ -113,10 +159,15 @@ def write_share(
         Planned(name=f"{BUFFERS}/{name}", shape=tuple(value.shape), dtype=value.dtype)
         for name, value in buffers.items()
     ]
-    pieces = [[value] for value in (*values.values(), *buffers.values())]
     metadata = {"format": "pt", METADATA: json.dumps({**asdict(facts), "places": placed})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    retried(lambda: write_tensors(path, layout, pieces, metadata))
+    return ShareFile(layout=layout, values=[*values.values(), *buffers.values()], metadata=metadata)
+
+
+def write_share(
+    path: Path, facts: ShareFacts, fragments: Mapping[str, Sequence[Fragment]], buffers: Mapping[str, Tensor]
+) -> None:
+    """Write one rank's file, durably (`ShareFile.write`)."""
+    share_file(facts, fragments, buffers).write(path)
 
 
 def write_tensors(
@@ -133,6 +184,19 @@ def write_tensors(
     Raises:
         OSError: the storage refuses; then the file is not whole.
     """
+    header = header_of(layout, metadata)
+    with path.open("wb") as file:
+        file.write(header)
+        for piece in _pieces_on_device(layout, values):
+            file.write(piece.cpu().numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    size_bytes = len(header) + sum(tensor.size_bytes for tensor in layout)
+    assert path.stat().st_size == size_bytes, f"{path} has another size than its header says"
+
+
+def header_of(layout: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:
+    """Return what stands before the tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     place = 0
     for tensor in layout:
@@ -141,15 +205,15 @@ def write_tensors(
         place = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the tensors begin at a multiple of 8
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor, pieces in zip(layout, values, strict=True):
-            for piece in pieces:
-                for part in torch.split(piece.detach().reshape(-1), PIECE_ELEMENTS):
-                    file.write(part.to("cpu", tensor.dtype).contiguous().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    assert path.stat().st_size == 8 + len(encoded) + place, f"{path} has another size than its header says"
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _pieces_on_device(layout: Sequence[Planned], values: Iterable[Iterable[Tensor]]) -> Iterator[Tensor]:
+    """Yield the bytes of the tensors, one piece after another, where they lie; converted, never many at once."""
+    for tensor, pieces in zip(layout, values, strict=True):
+        for piece in pieces:
+            for part in torch.split(piece.detach().reshape(-1), PIECE_ELEMENTS):
+                yield part.to(tensor.dtype).contiguous().view(torch.uint8)
 
 
 def aliases_of(module: nn.Module) -> dict[str, str]:

@@ -27,6 +27,21 @@ Rate = Annotated[float, Bounds(above=0, most=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Adapters of low rank (LoRA): all linear layers of some parts keep their weights and learn a small correction."""
+
+    rank: Positive = 16
+    """Of the correction."""
+    alpha: Positive = 32
+    """The correction is multiplied with alpha / rank."""
+    dropout: Share = 0.0
+    """Of what the correction reads, in training."""
+    parts: tuple[str, ...] = ("model.vision_encoder", "model.text_encoder", "model.fusion_encoder")
+    """Prefixes of parameter names, as in `start.freeze`: there only the corrections learn. Everything else (the heads)
+    learns as it does without them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with a schedule."""
 

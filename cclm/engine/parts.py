@@ -6,7 +6,7 @@ neither decayed nor averaged, under every engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -42,6 +42,12 @@ def check_reaches_trained(total: Tensor) -> None:
             got="an update whose losses reach frozen parameters only",
             do="Freeze less, or take that view away (data.schedule: alternate makes an update for each view).",
         )
+
+
+def not_finite(module: nn.Module, gradient: Callable[[nn.Parameter], Tensor | None]) -> list[str]:
+    """Return the names of the trained parameters with a gradient that is not finite; the host waits for the device."""
+    found = [(name, gradient(one)) for name, one in module.named_parameters() if one.requires_grad]
+    return [name for name, values in found if values is not None and not bool(values.isfinite().all())]
 
 
 def longest_prefix(name: str, prefixes: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cclm.distributed.collectives import SINGLE
 from cclm.engine.optimizer import build_adamw, parameter_groups, trained_parameters
 from cclm.engine.options import OptimizerConfig
-from cclm.engine.parts import check_reaches_trained
-from cclm.engine.protocol import BatchType, Engine
+from cclm.engine.parts import check_reaches_trained, not_finite
+from cclm.engine.protocol import BatchType, Engine, Updated
 from cclm.engine.rank_state import RankState, Shard
 from cclm.ops.choice import choose_optimizer
 
@@ -61,9 +61,14 @@ class PlainEngine(Engine[BatchType]):
         check_reaches_trained(total)
         (total / self._accumulation_steps).backward()  # type: ignore[no-untyped-call]
 
-    def _update(self) -> float:
-        norm = float(nn.utils.clip_grad_norm_(trained_parameters(self.module), self._config.max_grad_norm or math.inf))
-        if math.isfinite(norm):
+    def _update(self, max_norm: float) -> Updated:
+        parameters, bad = trained_parameters(self.module), list[str]()
+        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        is_good = bool(norm.isfinite() & (norm <= max_norm))  # waits for a GPU, as DeepSpeed does
+        if is_good:
+            nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm or math.inf, norm)
             self.optimizer.step()
+        else:
+            bad = not_finite(self.module, lambda parameter: parameter.grad)
         self.optimizer.zero_grad()
-        return norm
+        return Updated(norm, is_good, bad)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cclm.distributed.agreement import hash63
 from cclm.distributed.collectives import Collectives
+from cclm.engine.fragments import ShareFile, share_path
 from cclm.engine.optimizer import set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.rank_state import RankState
@@ -60,10 +61,23 @@ class Losses(NamedTuple):
 class StepStatistics:
     """What one optimizer update did."""
 
-    grad_norm: float
-    """Global L2 norm of the gradient before clipping; infinite if it is not finite."""
+    grad_norm: Tensor
+    """Scalar, where it was computed: global L2 norm of the gradient before clipping; infinite if it is not finite."""
     learning_rates: Mapping[str, float]
     """Learning rate by parameter group name, as used by this update."""
+    was_applied: bool = True
+    """False: it was skipped, on every rank: no weight, moment or average has changed."""
+    bad_gradients: Sequence[str] = ()
+    """Of a skipped update: parameters whose gradient, or this rank's share of it, is not finite."""
+
+
+class Updated(NamedTuple):
+    """What an engine's own part of an update returns."""
+
+    norm: Tensor | float
+    """Before clipping; it need not be finite."""
+    was_applied: bool
+    bad_gradients: Sequence[str] = ()
 
 
 class Door(nn.Module):
@@ -105,6 +119,8 @@ class Engine(ABC, Generic[BatchType]):
     """What updates the parameters."""
     state: RankState
     """This rank's share of weights, moments and averages."""
+    before_update: Callable[[], None] = staticmethod(lambda: None)
+    """Is called before weights, moments and averages change: somebody may still read them."""
 
     def __init__(
         self,
@@ -154,21 +170,32 @@ class Engine(ABC, Generic[BatchType]):
         self._backward(losses.total)
         self._num_backwards += 1
 
-    def update(self, step: int) -> StepStatistics:
-        """Clip, set the learning rates of `step`, update every parameter, clear gradients."""
+    def update(self, step: int, max_norm: float = math.inf) -> StepStatistics:
+        """Clip, set the learning rates of `step`, update every parameter, clear gradients.
+
+        An update whose gradient norm is not finite, or above `max_norm`, is skipped: it leaves no trace. That norm is
+        global already, so all ranks skip together and no collective is needed; the host learns of it where it waits for
+        the norm in any case (DeepSpeed does at stages 1 to 3, the other engines do likewise).
+        """
         assert self._num_backwards == self._accumulation_steps, "update before accumulation_steps backward calls"
         self._num_backwards = 0
+        self.before_update()
         rates = set_learning_rates(self.optimizer, self._config, step)
-        norm = self._update()
-        self.state.update_average()
-        return StepStatistics(grad_norm=norm if math.isfinite(norm) and norm >= 0 else math.inf, learning_rates=rates)
+        found, was_applied, bad_gradients = self._update(max_norm)
+        if was_applied:
+            self.state.update_average()
+        norm = found.detach() if isinstance(found, Tensor) else torch.full((), found, dtype=torch.float64)
+        norm = torch.where(norm.isfinite() & (norm >= 0), norm, torch.inf).reshape(())
+        return StepStatistics(
+            grad_norm=norm, learning_rates=rates, was_applied=was_applied, bad_gradients=bad_gradients
+        )
 
     @abstractmethod
     def _backward(self, total: Tensor) -> None: ...
 
     @abstractmethod
-    def _update(self) -> float:
-        """Clip and update; return the norm before clipping, which need not be finite."""
+    def _update(self, max_norm: float) -> Updated:
+        """Clip and update; or leave all as it is, if the norm before clipping is not finite or above `max_norm`."""
 
     def abandon_step(self) -> None:
         """Forget the backward calls since the last update: the state that is saved next is the one after it.
@@ -204,7 +231,11 @@ class Engine(ABC, Generic[BatchType]):
 
         No collective: a rank that cannot write raises, and the others return.
         """
-        self.state.save(folder, client_state)
+        self.share(client_state).write(share_path(folder, self.rank))
+
+    def share(self, client_state: Mapping[str, Any]) -> ShareFile:
+        """Return the file that `save` writes, for whoever copies it before the next update. No collective."""
+        return self.state.share(client_state)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore bit by bit what any engine saved, on any number of ranks; return its client state. A collective.

@@ -27,10 +27,10 @@ from cclm.engine.fragments import (
     WEIGHTS,
     Fragment,
     ShareFacts,
+    ShareFile,
     aliases_of,
     buffers_of,
-    share_path,
-    write_share,
+    share_file,
 )
 from cclm.engine.stored_weights import StoredState
 
@@ -130,8 +130,8 @@ class RankState:
         if self.average is not None:
             self.average.update(self.fragments(WEIGHTS))
 
-    def save(self, folder: Path, client_state: Mapping[str, Any]) -> None:
-        """Write this rank's file."""
+    def share(self, client_state: Mapping[str, Any]) -> ShareFile:
+        """Return this rank's file of a checkpoint; the next update changes it."""
         average, is_first = self.average, self.ranks.rank == 0
         is_writer = self.stage > 0 or is_first
         fragments = {kind: self.fragments(kind) if is_writer else [] for kind in (WEIGHTS, *MOMENTS)}
@@ -145,8 +145,9 @@ class RankState:
             counters={} if self.engine is None else {name: int(getattr(self.engine, name)) for name in COUNTERS},
             client_state=dict(client_state),
         )
-        path, buffers = share_path(folder, self.ranks.rank), buffers_of(self.module) if is_first else {}
-        write_share(path, facts, fragments, buffers)
+        buffers = buffers_of(self.module) if is_first else {}
+        # All else changes in an update; what a forward pass may change is copied now.
+        return share_file(facts, fragments, {name: buffer.clone() for name, buffer in buffers.items()})
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Copy what any ranks and engine saved into what this rank holds, bit by bit; return the client state.

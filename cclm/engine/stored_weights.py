@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cclm.engine.fragments import AVERAGE, BUFFERS, FOLDER, METADATA, WEIGHTS, Fragment, ShareFacts, share_path
+from cclm.engine.lora import without_adapters
 from cclm.errors import CheckpointError
 from cclm.run.causes import retried
 from cclm.run.checkpoints import verify
@@ -52,14 +53,20 @@ class StoredTensor:
 def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
     """Return all weights and buffers by the training module's names; shared ones under each of their names.
 
-    Of any engine, ZeRO stage and number of ranks; weights are fp32 whatever the ranks computed in.
+    Of any engine, ZeRO stage and number of ranks; weights are fp32 whatever the ranks computed in. Adapters of LoRA are
+    added to the weights of their layers.
 
     Raises:
         CheckpointError: files of ranks are missing or unreadable.
     """
     state = StoredState(checkpoint)
     found = {**state.tensors(WEIGHTS), **state.buffers()}
-    return found | {alias: found[name] for alias, name in state.facts.aliases.items()}
+    found |= {alias: found[name] for alias, name in state.facts.aliases.items()}
+    return without_adapters(found, _of_tensor)
+
+
+def _of_tensor(tensor: Tensor) -> StoredTensor:
+    return StoredTensor(shape=tuple(tensor.shape), dtype=tensor.dtype, parts=(tensor.flatten(),))
 
 
 def stored_average(checkpoint: Path) -> dict[str, StoredTensor]:
@@ -123,8 +130,7 @@ class StoredState:
         for key in self._first.keys:
             if key.startswith(f"{BUFFERS}/"):
                 value = self._first.file.get_tensor(key)
-                stored = StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.flatten(),))
-                found[key.removeprefix(f"{BUFFERS}/")] = stored
+                found[key.removeprefix(f"{BUFFERS}/")] = _of_tensor(value)
         return found
 
     def tensors(self, kind: str) -> dict[str, StoredTensor]:

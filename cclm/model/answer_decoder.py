@@ -7,6 +7,8 @@ Its layers start as copies of the fusion layers, its embeddings and masked-LM he
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from .options import ModelOptions
 from .packing import CausalLayout
 from .reading import plan_reading
 from .shapes import Bool, Float, Int
+
+TOKENS_AT_ONCE = 512
+"""Whose logits over the vocabulary exist at the same time: of a quarter of a million words half a gigabyte."""
 
 
 class AnswerDecoder(nn.Module):
@@ -53,16 +58,51 @@ class AnswerDecoder(nn.Module):
         self,
         ids_BL: Int[Tensor, "b l"],
         mask_BL: Bool[Tensor, "b l"],
-        question_BND: Float[Tensor, "b n d"],
-        question_mask_BN: Bool[Tensor, "b n"],
-    ) -> Float[Tensor, "b l v"]:
-        """Logits at each place for the token after it."""
+        question_QND: Float[Tensor, "q n d"],
+        question_mask_QN: Bool[Tensor, "q n"],
+        question_of_B: Int[Tensor, " b"] | None = None,
+        read: Callable[[Tensor, Tensor, Tensor], Tensor] = functional.linear,
+    ) -> Float[Tensor, "b l *v"]:
+        """Logits at each place for the token after it; or what `read(hidden_TD, weight_VD, bias_V)` makes instead.
+
+        `question_of_B`: which question each answers, whose keys and values are then computed once; None: its own.
+        """
         layout = CausalLayout(batch=ids_BL.shape[0], length=ids_BL.shape[1], mask_BL=mask_BL)
         positions = layout.take_ids(token_positions(ids_BL, self.text_options))
         rows_TD = self.embeddings(layout.take_ids(ids_BL), positions)
-        rows_TD = self.stack(rows_TD, question_BND, reading=plan_reading(layout, question_mask_BN, None), layout=layout)
-        logits_TV: Tensor = self.masked_lm_decoder(self.masked_lm_transform(rows_TD), functional.linear)
-        return logits_TV.view(*ids_BL.shape, -1)
+        reading = plan_reading(layout, question_mask_QN, question_of_B)
+        rows_TD = self.stack(rows_TD, question_QND, reading=reading, layout=layout)
+        found: Tensor = self.masked_lm_decoder(self.masked_lm_transform(rows_TD), read)
+        return found.view(*ids_BL.shape, *found.shape[1:])
+
+
+@torch.no_grad()
+def answer_log_probabilities(
+    decoder: AnswerDecoder,
+    answer_AL: Int[Tensor, "a l"],
+    answer_mask_AL: Bool[Tensor, "a l"],
+    question_QND: Float[Tensor, "q n d"],
+    question_mask_QN: Bool[Tensor, "q n"],
+    question_of_A: Int[Tensor, " a"],
+) -> Float[Tensor, "a t"]:
+    """Log-probability of each token of answers behind `<s>`, given its question and those before it; 0 in the padding.
+
+    One call of the decoder, however many answers: under ZeRO-3 all ranks make the same calls.
+    """
+    target_T = functional.pad(answer_AL[:, 1:], (0, 1)).flatten()
+    read = partial(_log_probabilities, target_T=target_T)
+    found_AL: Tensor = decoder(answer_AL, answer_mask_AL, question_QND, question_mask_QN, question_of_A, read)
+    return found_AL[:, :-1] * answer_mask_AL[:, 1:]
+
+
+def _log_probabilities(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, target_T: Tensor) -> Tensor:
+    """Log-probabilities of the targets, block by block: the logits of all places would not fit."""
+    found = []
+    blocks = (torch.split(values, TOKENS_AT_ONCE) for values in (hidden_TD, target_T))
+    for hidden_BD, target_B in zip(*blocks, strict=True):
+        logits_BV = functional.linear(hidden_BD, weight_VD, bias_V).float()
+        found.append(-functional.cross_entropy(logits_BV, target_B, reduction="none"))
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -94,9 +134,8 @@ def rank_answers(
     first_BV = decoder(start_B1, torch.ones_like(start_B1, dtype=torch.bool), question_BND, question_mask_BN)[:, 0]
     chosen_BK, row_BK = first_BV.float().log_softmax(1)[:, answer_CL[:, 1]].topk(top_k, dim=1)
     ids, mask = answer_CL[row_BK.flatten()], answer_mask_CL[row_BK.flatten()]
-    question = question_BND.repeat_interleave(top_k, 0), question_mask_BN.repeat_interleave(top_k, 0)
-    logits = decoder(ids, mask, *question)
-    log_probability = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    whole_BK = (log_probability * mask[:, 1:]).sum(1).view(num_questions, top_k)
+    question_of = torch.arange(num_questions, device=ids.device).repeat_interleave(top_k)
+    whole = answer_log_probabilities(decoder, ids, mask, question_BND, question_mask_BN, question_of)
+    whole_BK = whole.sum(1).view(num_questions, top_k)
     probability, order = (chosen_BK + whole_BK).softmax(1).sort(1, descending=True)
     return probability, row_BK.gather(1, order)

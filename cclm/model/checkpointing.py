@@ -1,8 +1,10 @@
 """Activation checkpointing: what the backward pass needs of a block is computed again there instead of being kept.
 
-    none       everything is kept
-    selective  every second block keeps its input only and runs forward once more in the backward pass
-    full       every block does
+    none         everything is kept
+    elementwise  values of activation functions, a fifth of a block's memory, are computed again: that costs no product
+    selective    every second block keeps its input only and runs forward once more in the backward pass; others as
+                 above
+    full         every block does
 
 Losses and gradients are those of an ordinary step bit by bit, dropout included: the state of the random numbers is kept
 for each block, and autocast as it was. A training run switches it on (`activation_checkpointing` in its recipe); it is
@@ -23,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .beit import BeitBlock
-from .layers import TransformerLayer
+from .layers import FeedForward, TransformerLayer
 from .swin import SwinBlock
 from .vision import StemStage
 
@@ -33,7 +35,7 @@ BLOCKS = (TransformerLayer, SwinBlock, BeitBlock, StemStage, GradientCheckpointi
 
 
 def checkpoint_activations(encoder: nn.Module, mode: str) -> None:
-    """Let the blocks of an encoder keep less for the backward pass: "none", "selective" or "full".
+    """Let the blocks of an encoder keep less for the backward pass: "none", "elementwise", "selective" or "full".
 
     Raises:
         ValueError: an encoder without blocks, or with none that are known as such.
@@ -41,12 +43,18 @@ def checkpoint_activations(encoder: nn.Module, mode: str) -> None:
     if mode == "none":
         return
     blocks = blocks_of(encoder)
-    if not blocks:
+    if not blocks and mode != "elementwise":
         raise ValueError(
             f"activation_checkpointing: expected an encoder of blocks that can be repeated, got "
             f'{type(encoder).__name__} without one. Use "none" for it.'
         )
-    for block in blocks[:: 2 if mode == "selective" else 1]:
+    repeated = {"elementwise": [], "selective": blocks[::2], "full": blocks}[mode]
+    # A repeated block fills its tensors anew: it has nothing to restore, and restoring would be into the first ones.
+    inside = {module for block in repeated for module in block.modules()}
+    for module in encoder.modules():
+        if isinstance(module, FeedForward):
+            module.recomputes_activation = module not in inside
+    for block in repeated:
         # In place of `forward`, not around the call: hooks of the block itself (ZeRO-3's) run once each way, and its
         # parameters are there when it is repeated, because the hook before its backward pass has gathered them.
         block.forward = partial(_checkpointed, block.forward)

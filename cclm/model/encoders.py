@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .kernels import LayerNorm
+from .kernels import LayerNorm, UsesKernels, WordEmbedding
 from .layers import LayerStack
 from .options import FusionOptions, TextOptions
 from .packing import masked_mean, text_layout
@@ -25,13 +24,13 @@ from .reading import plan_reading
 from .shapes import Bool, Float, Int
 
 
-class TextEmbeddings(nn.Module):
+class TextEmbeddings(UsesKernels, nn.Module):
     """Word plus position (plus the token type), normalised if the options say so."""
 
     def __init__(self, width: int, options: TextOptions) -> None:
         super().__init__()
         self.dropout = options.dropout
-        self.words = nn.Embedding(options.vocab_size, width, padding_idx=options.pad_token_id)
+        self.words = WordEmbedding(options.vocab_size, width, padding_idx=options.pad_token_id)
         padding = options.pad_token_id if options.position_rule == "ids" else None
         self.positions = nn.Embedding(options.max_positions, width, padding_idx=padding)
         self.token_type = nn.Parameter(torch.zeros(1, width)) if options.token_type else None
@@ -45,7 +44,7 @@ class TextEmbeddings(nn.Module):
             rows_TD = rows_TD + self.token_type
         if self.norm is not None:
             rows_TD = self.norm(rows_TD)
-        return functional.dropout(rows_TD, self.dropout, self.training) if self.dropout > 0 else rows_TD
+        return self.kernels.dropout(rows_TD, self.dropout, self.training) if self.dropout > 0 else rows_TD
 
 
 def token_positions(ids_BL: Int[Tensor, "b l"], options: TextOptions) -> Int[Tensor, "b l"]:
@@ -68,7 +67,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, width: int, options: TextOptions, token_layout: str) -> None:
         super().__init__()
-        self.token_layout = token_layout
+        self.token_layout, self.token_multiple = token_layout, 1
         self.options = options
         self.embeddings = TextEmbeddings(width, options)
         self.stack = LayerStack(width, options)
@@ -80,7 +79,7 @@ class TextEncoder(nn.Module):
 
         Raises ValueError: a text longer than the position table.
         """
-        layout = text_layout(mask_BL, self.token_layout, num_tokens)
+        layout = text_layout(mask_BL, self.token_layout, num_tokens, self.token_multiple)
         position_BL = token_positions(ids_BL, self.options)
         rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))
         text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout))
@@ -99,7 +98,7 @@ class FusionEncoder(nn.Module):
 
     def __init__(self, width: int, options: FusionOptions, token_layout: str) -> None:
         super().__init__()
-        self.token_layout = token_layout
+        self.token_layout, self.token_multiple = token_layout, 1
         self.num_memories = options.num_memories
         options = replace(options, num_layers=options.num_layers * self.num_memories)
         self.stack = LayerStack(width, options, cross=True, null_memory=options.null_memory)
@@ -130,7 +129,7 @@ class FusionEncoder(nn.Module):
         the memory that they seem to read is not used, but at least one token of it must count as real.
         """
         assert len(memories) in (0, self.num_memories), f"{len(memories)} memories for {self.num_memories}"
-        layout = text_layout(mask_BL, self.token_layout)
+        layout = text_layout(mask_BL, self.token_layout, multiple=self.token_multiple)
         has_memory_T1 = None
         if memories and has_memory_B is not None:
             has_memory_T1 = layout.take_ids(has_memory_B[:, None].expand_as(mask_BL))[:, None]

@@ -92,6 +92,19 @@ class LogTemperature(Temperature):
         return (-super().forward()).exp()
 
 
+class SimilarityBias(nn.Module):
+    """What the sigmoid contrastive loss adds to similarities (SigLIP); of shape (1,), as the temperature."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.start_value = start
+        self.value = nn.Parameter(torch.full((1,), start))
+
+    def forward(self) -> Float[Tensor, " 1"]:
+        """The bias: a copy, because ZeRO-3 takes the parameter back."""
+        return self.value.clone()
+
+
 TEMPERATURES = {"clamped": Temperature, "log": LogTemperature}
 """`temperature_form` → its module."""
 

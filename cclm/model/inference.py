@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from .answer_decoder import rank_answers
+from .answer_decoder import answer_log_probabilities, rank_answers
 from .heads import BOXES, present
 from .shapes import Float, Int
 
@@ -287,6 +287,30 @@ class InferenceMethods:
         answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
         question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
         return rank_answers(decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
+
+    def score_answers(
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"],
+        input_ids: Int[Tensor, "b l"],
+        attention_mask: Tensor | None = None,
+        *,
+        answer_ids: Int[Tensor, "a n"],
+        answer_attention_mask: Tensor | None = None,
+        question_of: Int[Tensor, " a"],
+    ) -> Float[Tensor, " a"]:
+        """Mean log-probability of the tokens of answers, each of which is one to question `question_of[a]`.
+
+        For multiple choice: a long choice is not worse than a short one for its length.
+
+        Raises:
+            ValueError: a model without answer decoder.
+        """
+        decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
+        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
+        question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
+        found = answer_log_probabilities(decoder, answer_ids, answer_mask, question_BLD, mask_BL, question_of)
+        return found.sum(1) / answer_mask[:, 1:].sum(1)
 
 
 def tidy_texts(

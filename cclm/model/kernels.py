@@ -12,14 +12,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .shapes import Float
+from .shapes import Float, Int
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(query (B, N, L, K), key (B, N, M, K), value (B, N, M, K), mask, dropout) → (B, N, L, K), the heads apart.
 
 The mask is None, boolean (True: may be attended to) or added to the scores; it broadcasts to (B, N, L, M)."""
+PackedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""(query (T, N, K), key, value, starts (B + 1), longest) → (T, N, K): attention inside of each of B sequences that lie
+one after the other, sequence b from row starts[b] on; none is longer than `longest`. No dropout."""
 LayerNormFunction = Callable[[Tensor, Sequence[int], Tensor, Tensor, float], Tensor]
 """(rows, normalized shape, weight, bias, epsilon) → rows, as `torch.nn.functional.layer_norm`."""
+Dropout = Callable[[Tensor, float, bool], Tensor]
+"""(rows, probability, training) → rows, as `torch.nn.functional.dropout`."""
+Embedding = Callable[[Tensor, Tensor, int | None], Tensor]
+"""(ids, table, id without a gradient) → rows, as `torch.nn.functional.embedding`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +34,11 @@ class Kernels:
     """The functions that a network is computed with."""
 
     attention: Attention = functional.scaled_dot_product_attention
+    packed_attention: PackedAttention | None = None
+    """For texts in the packed layout, where attention has no dropout; None: `attention`, on the padded rectangle."""
     layer_norm: LayerNormFunction = functional.layer_norm
+    dropout: Dropout = functional.dropout
+    embedding: Embedding = functional.embedding
 
 
 PLAIN = Kernels()
@@ -45,6 +56,14 @@ class LayerNorm(UsesKernels, nn.LayerNorm):
     def forward(self, rows: Float[Tensor, " *rows d"]) -> Float[Tensor, " *rows d"]:
         """Normalise the last axis."""
         return self.kernels.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class WordEmbedding(UsesKernels, nn.Embedding):
+    """`torch.nn.Embedding` by the run's kernel; the same parameter and name."""
+
+    def forward(self, ids: Int[Tensor, " *b"]) -> Float[Tensor, " *b d"]:
+        """Look up."""
+        return self.kernels.embedding(ids, self.weight, self.padding_idx)
 
 
 def use_kernels(model: nn.Module, kernels: Kernels) -> None:

@@ -45,6 +45,28 @@ def stochastic_depth(highest: float, num_blocks: int) -> list[float]:
     return [highest * number / max(1, num_blocks - 1) for number in range(num_blocks)]
 
 
+def forget(value: Tensor, function: Callable[[Tensor], Tensor], argument: Tensor, *, until: Tensor) -> None:
+    """Free the memory of `value = function(argument)`, which only the operation that returned `until` has kept.
+
+    When the gradient of `until` is there, just before that operation's backward pass, the value is computed again into
+    the same tensor. (As Megatron-LM does it: the storage is emptied and filled, so that the operation may be any,
+    DeepSpeed's linear too, and autograd sees no change.) Nothing happens where nobody goes backward, or where the
+    operations are recorded.
+    """
+    if torch.compiler.is_compiling() or not (until.requires_grad and torch.is_grad_enabled()):
+        return
+    storage = value.untyped_storage()
+    size_bytes = storage.nbytes()
+
+    def restore(grad: Tensor) -> None:
+        storage.resize_(size_bytes)
+        with torch.no_grad():
+            storage.copy_(function(argument).untyped_storage())
+
+    until.register_hook(restore)  # type: ignore[no-untyped-call]
+    storage.resize_(0)
+
+
 class SelfAttention(UsesKernels, nn.Module):
     """Multi-head attention of the tokens of one sequence to each other."""
 
@@ -58,7 +80,12 @@ class SelfAttention(UsesKernels, nn.Module):
     def forward(self, rows_TD: Float[Tensor, "t d"], *, layout: PaddedLayout) -> Float[Tensor, "t d"]:
         """Rows in, rows out."""
         attended, dropout = [], self.attention_dropout if self.training else 0.0
-        for block, mask in zip(layout.to_blocks(self.query_key_value(rows_TD)), layout.block_masks(), strict=True):
+        projected_TE, packed_attention = self.query_key_value(rows_TD), self.kernels.packed_attention
+        if packed_attention is not None and layout.starts is not None and dropout == 0.0:
+            query, key, value = projected_TE.view(len(rows_TD), 3, self.num_heads, -1).unbind(1)
+            attended_TNK = packed_attention(query, key, value, layout.starts, layout.length)
+            return self.output(attended_TNK.flatten(1))  # type: ignore[no-any-return]
+        for block, mask in zip(layout.to_blocks(projected_TE), layout.block_masks(), strict=True):
             query, key, value = (split_heads(part, self.num_heads) for part in block.chunk(3, -1))
             attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))
         mixed_TD: Tensor = self.output(layout.from_blocks(attended))
@@ -104,14 +131,19 @@ class FeedForward(nn.Module):
         super().__init__()
         self.widen = nn.Linear(width, hidden_width)
         self.narrow = nn.Linear(hidden_width, width)
+        self.recomputes_activation = False
 
     def forward(self, rows_TD: Float[Tensor, " *rows d"]) -> Float[Tensor, " *rows d"]:
         """Row by row."""
-        narrowed_TD: Tensor = self.narrow(functional.gelu(self.widen(rows_TD)))
+        wide_TF = self.widen(rows_TD)
+        active_TF = functional.gelu(wide_TF)
+        narrowed_TD: Tensor = self.narrow(active_TF)
+        if self.recomputes_activation:
+            forget(active_TF, functional.gelu, wide_TF, until=narrowed_TD)
         return narrowed_TD
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(UsesKernels, nn.Module):
     """Self-attention → (cross-attention →) feed-forward, each with residual, dropout and norm (pre or post)."""
 
     def __init__(self, width: int, options: LayerOptions, *, cross: bool = False, null_memory: bool = False) -> None:
@@ -150,7 +182,7 @@ class TransformerLayer(nn.Module):
         """One residual step."""
         changed_TD = function(norm(rows_TD) if self.pre_norm else rows_TD)
         if self.dropout > 0:
-            changed_TD = functional.dropout(changed_TD, self.dropout, self.training)
+            changed_TD = self.kernels.dropout(changed_TD, self.dropout, self.training)
         summed_TD = rows_TD + changed_TD
         return summed_TD if self.pre_norm else norm(summed_TD)
 

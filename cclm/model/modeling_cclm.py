@@ -34,6 +34,7 @@ from .heads import (
     MatchingHead,
     ProjectionHead,
     ResultType,
+    SimilarityBias,
     Temperature,
     present,
 )
@@ -110,6 +111,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         bounds = (options.initial_temperature, options.temperature_min, options.temperature_max)
         temperature = TEMPERATURES[options.temperature_form](*bounds) if has_heads else None
         self.temperature: Temperature = temperature  # type: ignore[assignment]  # who trains has one
+        start = options.similarity_bias
+        self.similarity_bias = SimilarityBias(start) if has_heads and start is not None else None
         self._initial_std = self._collect_initial_std(options)
         self.post_init()
 
@@ -327,7 +330,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             init.zeros_(module.null_key)
         elif isinstance(module, ConvVisionEncoder):
             init.normal_(module.positions, std=0.02)
-        elif isinstance(module, Temperature):
+        elif isinstance(module, Temperature | SimilarityBias):
             init.constant_(module.value, module.start_value)
 
     def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:

@@ -202,6 +202,9 @@ class ModelOptions:
     """Lower bound of the temperature."""
     temperature_max: float = 0.5
     """Upper bound of the temperature."""
+    similarity_bias: float | None = None
+    """What the learned bias of similarities starts from, for `objectives.contrastive: sigmoid` (SigLIP: -10, with an
+    initial temperature of 0.1); null: there is none."""
     tie_decoder: bool = True
     """Use the word embeddings as the weight of the masked-LM decoder."""
     token_layout: Literal["auto", "grouped", "packed", "padded"] = "auto"

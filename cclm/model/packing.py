@@ -8,7 +8,8 @@ alone needs *blocks*, rectangles of whole sequences:
 Three layouts with one interface; the layers are written once and do not know which one they got:
 
 padded   rows are all B · L cells; one block, the whole rectangle, masked. The slow twin, and right for images.
-packed   rows are the real tokens; one block, the whole rectangle, gathered from the rows. Few kernels: for GPUs.
+packed   rows are the real tokens; one block, the whole rectangle, gathered from the rows. Few kernels: for GPUs. Cells
+         of padding may fill up the rows to a round number, so that few numbers occur.
 grouped  the same with sequences sorted by length; one block per length, each a view without mask or padding. Least
          work: for CPUs.
 
@@ -39,6 +40,9 @@ class PaddedLayout:
     """L: columns of the rectangle."""
     mask_BL: Tensor | None
     """True where a token is real; None: everywhere."""
+    starts: Tensor | None = None
+    """First row of each sequence, and the number of rows: (B + 1), int32; None: sequences do not follow each other.
+    Rows that fill up are further sequences."""
 
     def to_rows(self, rectangle_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "t d"]:
         """Flatten the rectangle."""
@@ -94,6 +98,8 @@ class PackedLayout(PaddedLayout):
     """Flat cell b · L + l of each row."""
     inverse_R: Tensor
     """Row of each of the R = B · L cells; T (one past the last row) where the cell is padding."""
+    is_filled: bool = False
+    """Whether there may be rows of padding, behind the others."""
 
     def to_rows(self, rectangle_BLD: Float[Tensor, "b l d"]) -> Float[Tensor, "t d"]:
         """Take the real cells."""
@@ -101,15 +107,16 @@ class PackedLayout(PaddedLayout):
 
     def to_rectangle(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "b l d"]:
         """Lay the rows out, zeros in the padding."""
-        return gather_rows(rows_TD, self.inverse_R, self.index_T).view(self.batch, self.length, -1)
+        cells_RD = gather_rows(rows_TD, self.inverse_R, self.index_T)
+        return super().to_rectangle(cells_RD) if self.is_filled else cells_RD.view(self.batch, self.length, -1)
 
     def take_ids(self, ids_BL: Int[Tensor, "b l"]) -> Int[Tensor, " t"]:
         """The integers at the real cells."""
         return ids_BL.reshape(-1)[self.index_T]
 
     def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
-        """One block: the rectangle."""
-        return [self.to_rectangle(rows_TD)]
+        """One block: the rectangle; what stands in its padding is never attended to."""
+        return [gather_rows(rows_TD, self.inverse_R, self.index_T).view(self.batch, self.length, -1)]
 
     def from_blocks(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
         """Its real cells."""
@@ -137,7 +144,7 @@ class GroupedLayout(PackedLayout):
 
     def from_blocks(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
         """Concatenate."""
-        return torch.cat([block.flatten(0, 1) for block in blocks])
+        return join_blocks(blocks)
 
     def block_masks(self) -> list[Bool[Tensor, "_b 1 1 _l"] | None]:
         """Nothing to mask."""
@@ -152,16 +159,39 @@ class GroupedLayout(PackedLayout):
         return list(torch.split(sorted_BND, list(self.group_sizes)))
 
 
-def packed_layout(mask_BL: Bool[Tensor, "b l"], num_tokens: int | None = None) -> PackedLayout:
-    """Lay out the real tokens; `num_tokens` is how many there are (None: the device is asked, and waited for)."""
+def join_blocks(blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
+    """Lay blocks one behind the other as flat rows; one alone is not copied."""
+    rows = [block.flatten(0, 1) for block in blocks]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def packed_layout(mask_BL: Bool[Tensor, "b l"], num_tokens: int | None = None, multiple: int = 1) -> PackedLayout:
+    """Lay out the real tokens; `num_tokens` is how many there are (None: the device is asked, and waited for).
+
+    There are rows for a multiple of `multiple` tokens, or for all cells: the first of padding fill them up.
+    """
     batch, length = mask_BL.shape
     mask_R = mask_BL.reshape(-1)
     if num_tokens is None:
         num_tokens = int(mask_R.sum())
-    inverse_R = (mask_R.cumsum(0) - 1).masked_fill_(~mask_R, num_tokens)
+    num_rows = min(-(-num_tokens // multiple) * multiple, batch * length)
+    padding_R = (~mask_R).cumsum(0).add_(num_tokens - 1).clamp_max_(num_rows)
+    inverse_R = torch.where(mask_R, mask_R.cumsum(0) - 1, padding_R)
     cell_R = torch.arange(batch * length, device=mask_R.device)
-    index_T = inverse_R.new_empty(num_tokens + 1).scatter_(0, inverse_R, cell_R)[:-1]  # padding goes to the last place
-    return PackedLayout(batch=batch, length=length, mask_BL=mask_BL, index_T=index_T, inverse_R=inverse_R)
+    index_T = inverse_R.new_empty(num_rows + 1).scatter_(0, inverse_R, cell_R)[:-1]  # other padding: the last place
+    starts = functional.pad(mask_BL.sum(1).cumsum(0), (1, 0))
+    if multiple > 1:  # so many sequences of padding as are enough whatever the texts; most are empty
+        more = torch.arange(1, 2 + (multiple - 2) // length, device=mask_R.device) * length
+        starts = torch.cat([starts, (more + num_tokens).clamp_max_(num_rows)])
+    return PackedLayout(
+        batch=batch,
+        length=length,
+        mask_BL=mask_BL,
+        starts=starts.int(),
+        index_T=index_T,
+        inverse_R=inverse_R,
+        is_filled=multiple > 1,
+    )
 
 
 def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
@@ -186,8 +216,10 @@ def grouped_layout(mask_BL: Bool[Tensor, "b l"]) -> GroupedLayout:
     )
 
 
-def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str, num_tokens: int | None = None) -> PaddedLayout:
-    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere. `num_tokens`: of `packed_layout`.
+def text_layout(
+    mask_BL: Bool[Tensor, "b l"], token_layout: str, num_tokens: int | None = None, multiple: int = 1
+) -> PaddedLayout:
+    """The layout that the config names; "auto": grouped on a CPU, packed elsewhere. The rest: of `packed_layout`.
 
     Graphs that are recorded (`torch.export`, `torch.compile`, `torch.jit.trace`) get the padded one: the shapes of the
     others depend on the lengths of the texts.
@@ -199,7 +231,7 @@ def text_layout(mask_BL: Bool[Tensor, "b l"], token_layout: str, num_tokens: int
     if token_layout == "padded" or recorded:
         return PaddedLayout(batch=mask_BL.shape[0], length=mask_BL.shape[1], mask_BL=mask_BL)
     grouped = token_layout == "grouped" or (token_layout == "auto" and mask_BL.device.type == "cpu")
-    return grouped_layout(mask_BL) if grouped else packed_layout(mask_BL, num_tokens)
+    return grouped_layout(mask_BL) if grouped else packed_layout(mask_BL, num_tokens, multiple)
 
 
 def masked_mean(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .packing import GroupedLayout, PaddedLayout, gather_rows, invert
+from .packing import GroupedLayout, PaddedLayout, gather_rows, invert, join_blocks
 from .shapes import Bool, Float, Int
 
 Block = tuple[Tensor, Tensor, Tensor | None]
@@ -85,8 +85,7 @@ class SharedReading(Reading):
 
     def join(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
         """Gather them back."""
-        found_CD = torch.cat([block.flatten(0, 1) for block in blocks])
-        return gather_rows(found_CD, self.query_cell_T, self.query_index_C)
+        return gather_rows(join_blocks(blocks), self.query_cell_T, self.query_index_C)
 
 
 def plan_reading(

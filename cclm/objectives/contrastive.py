@@ -22,6 +22,8 @@ def contrastive(
     *,
     everything: AllRows | None = None,
     label_smoothing: float = 0.0,
+    hardness: float = 0.0,
+    bias: Float[Tensor, " 1"] | None = None,
     grad_scale: float = 1.0,
     loss: ContrastiveLoss = contrastive_loss,
 ) -> Float[Tensor, ""]:
@@ -38,6 +40,7 @@ def contrastive(
         temperature: similarities are divided by it.
         everything: the rows of all ranks; None: these are all.
         label_smoothing: share of each target that is spread over all columns.
+        hardness, bias: other forms of the loss (`cclm.ops.contrastive`): hardness-weighted negatives; SigLIP's.
         grad_scale: factor on the gradient of the features, not of the temperature: 1/8 reproduces the published runs,
             whose gather dropped it on 8 GPUs.
         loss: computes the sum; every rank must multiply it by the same factor (`contrastive_loss`).
@@ -56,6 +59,8 @@ def contrastive(
             temperature,
             everything=everything,
             label_smoothing=label_smoothing,
+            hardness=hardness,
+            bias=bias,
         )
     return total.float()
 

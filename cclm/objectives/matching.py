@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-WEIGHT_FLOOR = 1e-5
-"""Added to every softmax weight, as published: no candidate is out of reach."""
+from cclm.ops.hard_negatives import WEIGHT_FLOOR
 
 
 def negative_weights(
@@ -39,9 +38,9 @@ def draw_negatives(
     return (negative_weights(similarity_FG, same_FG, hardness).log() + noise_FG).argmax(1)
 
 
-def has_negative(same_FG: Bool[Tensor, "f g"]) -> Bool[Tensor, " f"]:
-    """Return whether a row's group holds something that shows another thing; without, there is nothing to match."""
-    return ~same_FG.all(1)
+def has_negative(identity_KG: Int[Tensor, "k g"]) -> Bool[Tensor, " k"]:
+    """Return whether a group shows more than one thing: then each of its rows has a negative, else none has."""
+    return identity_KG.amin(1) != identity_KG.amax(1)
 
 
 def matching(

@@ -36,6 +36,12 @@ class ObjectiveConfig:
     above 1, TTC keeps pulling translations together after they already rank first (docs/log.md)."""
     label_smoothing: Share = 0.0
     """Share of the contrastive target spread evenly over all candidates."""
+    contrastive: Literal["softmax", "sigmoid"] = "softmax"
+    """Form of the contrastive losses. "softmax": as published; "sigmoid": SigLIP's, for each pair alone whether it
+    belongs together. It needs `model.similarity_bias`."""
+    contrastive_hardness: NotNegative = 0.0
+    """"softmax": weight of a negative in the denominator, exp(this x similarity / temperature) over the mean of these
+    of its row (HN-NCE: 0.25 or so); 0: all alike, as published."""
     contrastive_grad_scale: NotNegative = 1.0
     """Factor on the gradient of the contrastive losses into the features; 1/8 reproduces the published 8-GPU runs."""
     hardness: NotNegative = 1.0
@@ -54,6 +60,8 @@ class ObjectiveConfig:
         start, full = self.hardness_start_step, self.hardness_full_step
         if full and start > full:
             yield f"hardness_start_step {start} is after hardness_full_step {full}"
+        if self.contrastive == "sigmoid" and (self.label_smoothing or self.contrastive_hardness):
+            yield "contrastive: sigmoid has neither label_smoothing nor contrastive_hardness"
 
     def hardness_at(self, step: int) -> float:
         """How hard negatives are at a step; see `hardness_start_step` and `hardness_full_step`."""

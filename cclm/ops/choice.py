@@ -4,15 +4,21 @@ Nothing is imported to find out what is there, and "auto" never fails because a 
 asked for by name is an error where it cannot run, with the reason.
 
     op             candidates                  "auto"
-    attention      sdpa math                   sdpa
+    attention      varlen sdpa math recomputed varlen on a GPU in bf16 without attention dropout, else sdpa; on a CPU
+                                               recomputed
     layer_norm     torch apex                  torch
+    dropout        torch bytes                 torch on a GPU, bytes on a CPU
+    word_table     shared torch                shared
     optimizer      torch apex deepspeed        torch; deepspeed where the optimizer is offloaded
     cross_entropy  blocks reference            blocks
     contrastive    triton blocks               triton on a GPU, else blocks
+    compile        none blocks                 (no auto: none unless asked for)
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,12 +32,18 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cclm.errors import ConfigError
-from cclm.model.kernels import PLAIN, Kernels
-from cclm.ops.contrastive import LARGEST_WIDTH, ContrastiveLoss, LogSums, contrastive_loss, log_sums
+from cclm.model.kernels import PLAIN, Kernels, PackedAttention
+from cclm.ops.attention import byte_dropout, recomputed_attention
+from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss
+from cclm.ops.contrastive_blocks import LARGEST_WIDTH
+from cclm.ops.contrastive_operator import log_sums
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_reference
 from cclm.ops.options import EXTENSIONS, KernelConfig
+from cclm.ops.word_table import WordTable
 
 PACKAGES = ("torch", "triton", "deepspeed", "apex")
+VARLEN, LARGEST_HEAD = "torch.nn.attention.varlen", 256
+"""Its module, and the widest heads of the flash attention behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,19 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """What decides which kernels can compute a network."""
+
+    feature_width: int = 0
+    """Of the features that the contrastive losses compare."""
+    head_widths: tuple[int, ...] = ()
+    """Of attention in the encoders of texts."""
+    attention_dropout: float = 0.0
+    """The largest of theirs."""
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelKernels:
     """What a training module is computed with, as arguments of its constructor, and the choices behind it."""
 
@@ -53,6 +78,8 @@ class ModelKernels:
     cross_entropy: LinearCrossEntropy = linear_cross_entropy
     contrastive: ContrastiveLoss = contrastive_loss
     log_sums: LogSums = log_sums
+    compiler: str = ""
+    """Backend of `torch.compile` for the blocks of the encoders; "": they run as they are."""
     choices: tuple[Choice, ...] = ()
 
     @property
@@ -66,34 +93,63 @@ class ModelKernels:
         }
 
 
-def choose_model_kernels(config: KernelConfig, device: torch.device, width: int = 0) -> ModelKernels:
+def choose_model_kernels(
+    config: KernelConfig,
+    device: torch.device,
+    network: Network = Network(),
+) -> ModelKernels:
     """Choose what the network and its losses are computed with, and set the precision of float32 products.
-
-    `width`: of the features that the contrastive losses compare.
 
     Raises:
         ConfigError: one that is asked for cannot run here.
     """
-    attention = choose("attention", config.attention, {"sdpa": "", "math": ""}, "torch picks its backend by shapes")
+    attention, dropout = choose_attention(config, device, network)
+    words = choose("word_table", config.word_table, {"shared": "", "torch": ""}, "one gradient of it in place of two")
     norms = {"torch": "", "apex": why_not_apex("layer_norm", device)}
     norm = choose("layer_norm", config.layer_norm, norms, "torch's own is fused, too")
     entropies = {"blocks": "", "reference": ""}
     entropy = choose("cross_entropy", config.cross_entropy, entropies, "never all logits at once")
-    too_wide = f"features are wider than {LARGEST_WIDTH}" if width > LARGEST_WIDTH else ""
+    too_wide = f"features are wider than {LARGEST_WIDTH}" if network.feature_width > LARGEST_WIDTH else ""
     losses = {"triton": why_not("triton", "triton", device) or too_wide, "blocks": ""}
     reason = losses["triton"] or f"one pass without the matrix, for features of at most {LARGEST_WIDTH}"
     loss = choose("contrastive", config.contrastive, losses, reason)
+    compiled = choose("compile", config.compile, {"none": "", "blocks": why_not_compile(device)}, "")
     is_wanted = loss.chosen == "triton"
+    cross_entropy = linear_cross_entropy_reference if entropy.chosen == "reference" else linear_cross_entropy
+    table, is_shared = WordTable(), words.chosen == "shared"
     return ModelKernels(
         kernels=Kernels(
-            attention=math_attention if attention.chosen == "math" else PLAIN.attention,
+            attention={"math": math_attention, "recomputed": recomputed_attention}.get(
+                attention.chosen, PLAIN.attention
+            ),
+            packed_attention=varlen_attention() if attention.chosen == "varlen" else None,
             layer_norm=apex_layer_norm() if norm.chosen == "apex" else PLAIN.layer_norm,
+            dropout=byte_dropout if dropout.chosen == "bytes" else PLAIN.dropout,
+            embedding=table.embedding if is_shared else PLAIN.embedding,
         ),
-        cross_entropy=linear_cross_entropy_reference if entropy.chosen == "reference" else linear_cross_entropy,
+        cross_entropy=table.lending(cross_entropy) if is_shared else cross_entropy,
         contrastive=partial(contrastive_loss, is_kernel_wanted=is_wanted),
         log_sums=partial(log_sums, is_kernel_wanted=is_wanted),
-        choices=(attention, norm, entropy, loss, set_tf32(config, device)),
+        compiler="inductor" if compiled.chosen == "blocks" else "",
+        choices=(attention, norm, dropout, words, entropy, loss, compiled, set_tf32(config, device)),
     )
+
+
+def choose_attention(config: KernelConfig, device: torch.device, network: Network) -> tuple[Choice, Choice]:
+    """Choose attention and dropout. Compiled blocks take torch's: a compiler plans memory itself.
+
+    Raises:
+        ConfigError: the one that is asked for cannot run here.
+    """
+    is_lean = device.type == "cpu" and config.compile == "none"
+    varlen = why_not_varlen(device, network)
+    ways = {"varlen": varlen, "sdpa": "", "math": "", "recomputed": ""}
+    reason = "torch picks its backend by shapes" if varlen else "no padding in self-attention of texts"
+    if is_lean:
+        ways, reason = {"recomputed": "", **ways}, "no probabilities are kept"
+    drops = {"bytes": "", "torch": ""} if is_lean else {"torch": "", "bytes": ""}
+    why = "a byte for an element in place of a float" if is_lean else "torch's own keeps bytes on a GPU"
+    return choose("attention", config.attention, ways, reason), choose("dropout", config.dropout, drops, why)
 
 
 def choose_optimizer(
@@ -145,6 +201,39 @@ def why_not(module: str, name: str, device: torch.device, owner: str = "") -> st
     if find_spec(module) is None:
         return f"{module} cannot be imported" + (f" ({owner} it)" if owner else "")
     return ""
+
+
+def why_not_varlen(device: torch.device, network: Network) -> str:
+    """Return why torch's attention of sequences of any length cannot compute a network's texts here; "" if it can."""
+    if trouble := why_not(VARLEN, "varlen_attn", device, "torch 2.10 has"):
+        return trouble
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0"
+    if network.precision != "bf16":
+        return f"precision is {network.precision}, not bf16"
+    if network.attention_dropout > 0:
+        return f"it has no dropout, and attention_dropout is {network.attention_dropout:g}"
+    wrong = [width for width in network.head_widths if width % 8 or width > LARGEST_HEAD]
+    return f"heads are {wrong[0]} wide, not a multiple of 8 up to {LARGEST_HEAD}" if wrong else ""
+
+
+def varlen_attention() -> PackedAttention:
+    """Return torch's attention of sequences of any length. Its slow twin is `attention` on the padded rectangle."""
+    apply = import_module(VARLEN).varlen_attn
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
+        attended: Tensor = apply(query, key, value, starts, starts, longest, longest)
+        return attended
+
+    return attention
+
+
+def why_not_compile(device: torch.device) -> str:
+    """Return why `torch.compile` cannot make kernels here; "" if it can."""
+    if device.type == "cuda":
+        return why_not("triton", "triton", device)
+    names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    return "" if any(name and shutil.which(name) for name in names) else "it needs a C++ compiler (g++, or $CXX)"
 
 
 def math_attention(

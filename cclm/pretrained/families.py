@@ -106,7 +106,8 @@ _PRETRAINED: dict[str, ModelOptions] = {
     "cclm-x2vlm-large": _x2vlm(1024, num_layers=24, num_heads=16),
 }
 
-Task = Literal["retrieval", "xvnli", "nlvr", "vqa"]
+PublishedTask = Literal["retrieval", "xvnli", "nlvr", "vqa"]
+Task = PublishedTask | Literal["grounding"]
 FINETUNED_SIZE = 384
 """Pixels of every published fine-tuning."""
 
@@ -117,7 +118,7 @@ def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZ
     Args:
         options: of the pre-trained model.
         task: "retrieval" keeps projections and matching head; "xvnli" has three classes; "nlvr" two, and two images;
-            "vqa" writes answers (Swin layout only).
+            "vqa" writes answers (Swin layout only); "grounding" keeps the box head (never published).
         image_size: pixels; windows of a Swin tower grow with it.
     """
     vision, default, is_swin = options.vision, ModelOptions(), options.vision.architecture == "swin"
@@ -128,7 +129,7 @@ def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZ
         fusion=replace(options.fusion, num_memories=2 if task == "nlvr" and is_swin else 1),
         projection_width=options.projection_width if task == "retrieval" else default.projection_width,
         matching_width=default.matching_width if task == "vqa" else options.matching_width,
-        box_head=False,
+        box_head=task == "grounding",
         masked_lm_head=False,
         tie_decoder=options.tie_decoder and task == "vqa",
         pretraining_heads=task == "retrieval",
@@ -140,7 +141,7 @@ def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZ
 
 FAMILIES: dict[str, ModelOptions] = {
     **_PRETRAINED,
-    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in get_args(Task)},
+    **{f"cclm-3m-{task}": finetuned(_CCLM, task) for task in get_args(PublishedTask)},
     **{
         f"{name}-retrieval": finetuned(_PRETRAINED[name], "retrieval")
         for name in ("cclm-x2vlm-base", "cclm-x2vlm-large")

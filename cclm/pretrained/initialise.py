@@ -11,6 +11,7 @@ and under ZeRO-3 one rank reads one tensor at a time: no rank ever holds a secon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,6 +28,19 @@ from cclm.pretrained.published_names import Weight, published_weights
 from cclm.pretrained.source_files import open_source
 from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
 from cclm.pretrained.towers import TOWER
+
+DECODER, CLASSES = "answer_decoder.", "class_head."
+HEADS = (
+    DECODER,
+    "box_head.",
+    CLASSES,
+    "image_projection.",
+    "masked_lm_",
+    "matching_head.",
+    "temperature.",
+    "text_projection.",
+)
+"""What a model that starts from another of ours may lack: the heads of another task."""
 
 
 def source_weights(
@@ -49,14 +63,16 @@ def source_weights(
     fates: list[KeyFate] = []
     for source in sources:
         state = open_source(source)
-        placed = place_source(state, options, str(source), reach)
+        is_ours = OUR_MARK in state
+        placed = {} if is_ours else place_source(state, options, str(source), reach)
+        given = _own_weights(options, state, str(source)) if is_ours else _given_weights(options, placed, str(source))
+        placed |= {key: (key,) for weight in given for key in weight.theirs if is_ours}
         used = {key: name for name, keys in placed.items() for key in keys}
         fates += [
             KeyFate(key=key, fate="used" if key in used else "dropped", how=used.get(key, "not of this model"))
             for key in state
         ]
         parts = {name: [state[key] for key in keys] for name, keys in placed.items()}
-        given = _given_weights(options, placed, str(source))
         found.update(fit_weights(parts, given, options, str(source))[0].stored)
     return LazyTensors(found), ImportReport(keys=fates)
 
@@ -85,9 +101,7 @@ def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list
     Raises:
         CheckpointError: something was placed that this model has not, or has in part.
     """
-    names = placed if OUR_MARK in placed else [name for name in placed if name.startswith(TOWER)]
-    table = [Weight(name, (name,)) for name in names]
-    table += [] if OUR_MARK in placed else published_weights(options)
+    table = [Weight(name, (name,)) for name in placed if name.startswith(TOWER)] + published_weights(options)
     ours = {name for name, _ in meta_model(options).named_parameters()}
     given = [weight for weight in table if weight.ours in ours and all(name in placed for name in weight.theirs)]
     if unfit := sorted(set(placed).difference(*(weight.theirs for weight in given))):
@@ -98,3 +112,47 @@ def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list
             do="Give sources of the family's sizes.",
         )
     return given
+
+
+def _has_other_classes(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Return whether the head of classes has another number of them than the model's: it is of another task."""
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters() if name.startswith(CLASSES)}
+    return any(state[name].shape != size for name, size in sizes.items() if name in state)
+
+
+def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str) -> list[Weight]:
+    """Say which parameters a model of ours gives: those of the same names, and those that fine-tuning copies.
+
+    A fusion encoder for several memories has each layer once for each of them; an answer decoder begins as the fusion
+    layers, the embeddings and the masked-LM head. A head for another number of classes gives nothing.
+
+    Raises:
+        CheckpointError: a part of the source other than a head has no place in this model.
+    """
+    layer = re.compile(r"(fusion_encoder\.stack\.layers\.)(\d+)(\..+)")
+    num_layers = 1 + max((int(match[2]) for match in map(layer.fullmatch, state) if match), default=-1)
+    copies = options.fusion.num_memories if num_layers == options.fusion.num_layers else 1
+    has_decoder = any(name.startswith(DECODER) for name in state)
+    weights, model = [], meta_model(options)
+    others = CLASSES if _has_other_classes(state, model) else ()
+    for name, _ in model.named_parameters():
+        if name.startswith(others):
+            continue
+        key = name
+        if match := layer.fullmatch(name):
+            key = f"{match[1]}{int(match[2]) // copies}{match[3]}"
+        elif name.startswith(DECODER) and not has_decoder:
+            key = name.removeprefix(DECODER).replace("embeddings.", "text_encoder.embeddings.")
+            key = key.replace("stack.", "fusion_encoder.stack.")
+        if key in state:
+            weights.append(Weight(name, (key,)))
+    used = {key for weight in weights for key in weight.theirs}
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(model.state_dict())
+    if unfit := sorted(name for name in {*state} - used - known if not name.startswith(HEADS)):
+        raise CheckpointError(
+            where=where,
+            expected="weights for places that this model has",
+            got=f"others, such as {unfit[0]}",
+            do="Give a source of the same architecture.",
+        )
+    return weights

@@ -1,4 +1,4 @@
-"""Weights of a source, wherever they lie: one file, a Hugging Face folder, or a model by name. Nothing is read yet.
+"""Weights of a source, wherever they lie: one file, a Hugging Face folder or model by name, a run. Nothing is read yet.
 
 Files are mapped into memory: a tensor's bytes are read when it is used, and the system may drop them again. Nothing
 that stands in a file is run.
@@ -18,11 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cclm.engine.stored_weights import load_full_state
 from cclm.errors import CheckpointError
+from cclm.run.checkpoints import MARKER, newest_complete, pinned
 
 ValueType = TypeVar("ValueType")
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Keys under which a saved dict may hold the weights."""
+TRAINING_PREFIX = "model."
+"""What stands before the network's names in the training module's."""
 WRAPPER = "module."
 """What data-parallel training puts before every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -35,7 +39,8 @@ OLD_PATTERNS = ["*.json", "pytorch_model*.bin"]
 
 
 def open_source(source: str | Path) -> Mapping[str, Tensor]:
-    """Names and tensors of a file, of a folder with weights, or of a model on the Hugging Face hub.
+    """Names and tensors of a file, of a folder with weights, of a run or a checkpoint of ours, or of a model on the
+    Hugging Face hub.
 
     Raises:
         CheckpointError: there is none.
@@ -43,6 +48,9 @@ def open_source(source: str | Path) -> Mapping[str, Tensor]:
     path = Path(source)
     if path.is_file():
         return read_tensors(path)
+    checkpoint = path if (path / MARKER).is_file() else pinned(path) or newest_complete(path)
+    if checkpoint is not None:
+        return without_prefix(load_full_state(checkpoint), TRAINING_PREFIX)
     return read_folder(path if path.is_dir() else _fetch(str(source)))
 
 

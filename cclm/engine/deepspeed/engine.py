@@ -2,6 +2,7 @@
 
 construction.py  models and engines are made         state_shards.py  a rank's share of the training state
 quirks.py        what DeepSpeed gets wrong, and what we do
+skipping.py      updates that are skipped
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed import quirks
 from cclm.engine.deepspeed.construction import choose_kernel, initialise
+from cclm.engine.deepspeed.skipping import update_or_skip
 from cclm.engine.deepspeed.state_shards import refresh, shards_of
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
-from cclm.engine.optimizer import trained_parameters
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import check_reaches_trained
-from cclm.engine.protocol import BatchType, Engine
+from cclm.engine.protocol import BatchType, Engine, Updated
 from cclm.engine.rank_state import RankState
 
 
@@ -75,14 +76,8 @@ class DeepSpeedEngine(Engine[BatchType]):
         if self._num_backwards + 1 < self._accumulation_steps and not self.owns_boundary:
             self.runner.step()  # counts the micro-step; the update comes at the boundary
 
-    def _update(self) -> float:
-        """Clip and update. A gradient that is not finite leaves every parameter as it is (stages 1 to 3)."""
-        norm = 0.0
-        if self.stage == 0:
-            gradients = [value.grad for value in trained_parameters(self.module) if value.grad is not None]
-            norm = float(nn.utils.get_total_norm(gradients))
-        self.runner.step()
-        return norm if self.stage == 0 else float(self.runner.get_global_grad_norm())
+    def _update(self, max_norm: float) -> Updated:
+        return update_or_skip(self.runner, self.module, self.stage, max_norm)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore bit by bit what any engine saved, on any number of ranks; see `Engine.load`."""

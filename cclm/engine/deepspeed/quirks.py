@@ -13,8 +13,10 @@
 4.  Its hooks find tensors in what a module returns if that is a tuple, list or dict, not in dataclasses: the backward
     pass of a module that returns one finds its parameters gone. → `Losses` is a tuple
     (tests/ranks/test_deepspeed_engine.py::test_a_training_module_may_have_parameters_of_its_own)
-5.  Stage 0 tells no gradient norm, and leaves a parameter without a gradient as it is. → `DeepSpeedEngine._update`
-    (tests/parity/test_engine.py::test_every_stage_agrees_with_plain)
+5.  Stage 0 tells no gradient norm, leaves a parameter without a gradient as it is, and lets a gradient that is not
+    finite into the weights; the other stages skip such an update, but say neither which gradient it was nor know a
+    limit. → `skipping.update_or_skip`
+    (tests/parity/test_engine.py::test_every_stage_agrees_with_plain, tests/ranks/test_skipped_updates.py)
 6.  At its start it compiles an extension for collectives in shared memory (a minute; for ever, if a killed process left
     its lock), and loads torch's compiler to ask whether an optimizer is Muon. → `start_deepspeed`
     (tests/ranks/test_deepspeed_engine.py::test_nothing_is_compiled_at_the_start)

@@ -1,0 +1,106 @@
+"""An update of DeepSpeed, or none: one rule for all ZeRO stages, as the plain engine has it.
+
+| stage | who computes the norm, and where | who skips |
+|---|---|---|
+| 0 | we do: every rank has all gradients | we do: DeepSpeed would let them into the weights |
+| 1 (bf16) | `BF16_Optimizer`, `get_global_norm_of_tensors` | it does |
+| 1, 2 | `DeepSpeedZeroOptimizer.scaled_global_norm` | it does |
+| 3 | `DeepSpeedZeroOptimizer_Stage3._get_norm_groups` | it does |
+
+DeepSpeed skips what is not finite, all ranks alike, as the norm is global; a norm above the limit is made infinite on
+the device. Which gradients are not finite is looked at in a skipped update only, before DeepSpeed clears them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cclm.engine.optimizer import trained_parameters
+from cclm.engine.parts import not_finite
+from cclm.engine.protocol import Updated
+
+
+def update_or_skip(runner: Any, module: nn.Module, stage: int, max_norm: float) -> Updated:
+    """Clip and update, or skip the update: its norm is not finite, or above `max_norm`. DeepSpeed counts it."""
+    if stage == 0:
+        return _update_whole(runner, module, max_norm)
+    zero, norms, bad = runner.optimizer, list[Tensor](), list[str]()
+
+    def look(original: Callable[..., Any], *arguments: Any) -> Any:
+        if zero.overflow:
+            bad.extend(not_finite(module, partial(_gradient_of, zero, stage)))
+        return original(*arguments)
+
+    with ExitStack() as stack:
+        is_bf16_optimizer = hasattr(zero, "fp32_groups_flat_partition")
+        stack.enter_context(_wrapped(zero, "clear_hp_grads" if is_bf16_optimizer else "_update_scale", look))
+        if max_norm < torch.inf:
+            limit = partial(_limited, max_norm, norms)
+            if is_bf16_optimizer:
+                import deepspeed.runtime.bf16_optimizer as owner
+
+                stack.enter_context(_wrapped(owner, "get_global_norm_of_tensors", limit))
+            else:
+                stack.enter_context(_wrapped(zero, "_get_norm_groups" if stage == 3 else "scaled_global_norm", limit))
+        runner.step()
+    norm = norms[0] if norms else runner.get_global_grad_norm()
+    return Updated(norm, bool(runner.was_step_applied()), bad)
+
+
+def _update_whole(runner: Any, module: nn.Module, max_norm: float) -> Updated:
+    """Of stage 0: the optimizer is ours, and DeepSpeed asks it whether there was an overflow, as it asks its own."""
+    gradients = [value.grad for value in trained_parameters(module) if value.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if bool(norm.isfinite() & (norm <= max_norm)):
+        runner.step()
+        return Updated(norm, True)
+    bad, optimizer = not_finite(module, lambda parameter: parameter.grad), runner.optimizer
+    optimizer.overflow = True
+    try:
+        with _wrapped(optimizer, "step", lambda original, *arguments: None):
+            runner.step()
+    finally:
+        del optimizer.overflow
+    return Updated(norm, False, bad)
+
+
+def _limited(
+    max_norm: float, norms: list[Tensor], original: Callable[..., Any], *arguments: Any, **options: Any
+) -> Any:
+    """A norm, or the norms of groups, made infinite where the whole is above the limit; the host does not wait."""
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    found = original(*arguments, **options)
+    groups = found if isinstance(found, list) else [found]
+    norms.append(combine_grad_norm_groups(groups))
+    limited = [torch.where(norms[-1].to(one.device) > max_norm, torch.inf, one) for one in groups]
+    return limited if isinstance(found, list) else limited[0]
+
+
+def _gradient_of(zero: Any, stage: int, parameter: Any) -> Tensor | None:
+    """This rank's share of a parameter's averaged gradient."""
+    if stage == 3:
+        share: Tensor = zero.get_local_fp32_grad_for_param(parameter)
+        return share
+    place = parameter._hp_mapping
+    return None if place is None else place.get_lp_grad_fragment(parameter._index_in_param_group)
+
+
+@contextmanager
+def _wrapped(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Let `around(original, …)` be called in place of a function of a module, or of a method of one object."""
+    is_own, original = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, partial(around, original))
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
