@@ -121,13 +121,15 @@ class ViewBatch(TensorRecord):
     row_R: Int[Tensor, " r"]
     """Number of each row in the view's global batch."""
     matching_row_F: Int[Tensor, " f"]
-    """The rows (indices into R) whose pairs also go through the fusion encoder as positives: at least one."""
+    """The rows (indices into R) whose pairs also go through the fusion encoder as positives: at least one, or none of a
+    view that matches nothing."""
     counted_F: Float[Tensor, " f"]
     """1; 0 for a row that only stands in, on a rank that holds none: every rank must run every module."""
     noise_second_FG: Float[Tensor, "f g"]
-    """Gumbel noise to draw, for each F row's first side, one negative second side of its negative group (G rows)."""
+    """Gumbel noise to draw, for each F row's first side, one negative second side of its negative group (G rows); of a
+    group above `LARGEST_GROUP_WITH_NOISE` rows one uniform number (`cclm.ops.hard_negatives`), float64."""
     noise_first_FG: Float[Tensor, "f g"]
-    """Gumbel noise to draw, for each F row's second side, one negative first side."""
+    """The same to draw, for each F row's second side, one negative first side."""
     masked: MaskedTokens
     """Masked texts of the F rows, in that order."""
     ledger_S: Int[Tensor, " s"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cclm.data.batch import MaskedTokens, Tokens
+from cclm.data.config import LARGEST_GROUP_WITH_NOISE
 from cclm.data.options import MaskingConfig
 from cclm.data.tokens import TextTokenizer
 
@@ -84,10 +85,10 @@ class FusionDraws:
 
     masked: MaskedText
     """The text with hidden tokens."""
-    noise_second_G: NDArray[np.float32]
-    """Gumbel noise over the negative group's second sides."""
-    noise_first_G: NDArray[np.float32]
-    """Gumbel noise over the negative group's first sides."""
+    noise_second_G: NDArray[np.floating]
+    """Gumbel noise over the negative group's second sides; of a group above `LARGEST_GROUP_WITH_NOISE` one number."""
+    noise_first_G: NDArray[np.floating]
+    """The same over its first sides."""
 
 
 def fusion_draws(
@@ -97,10 +98,13 @@ def fusion_draws(
     tokenizer: TextTokenizer,
     generator: np.random.Generator,
 ) -> FusionDraws:
-    """Draw masks of a text, then the noise for its hard negatives among `negative_group` candidates."""
+    """Draw masks of a text, then what its hard negatives among `negative_group` candidates are drawn with."""
     masked = mask_text(ids, masking, tokenizer.mask_id, tokenizer.vocab_size, generator)
-    noise = generator.gumbel(size=(2, negative_group)).astype(np.float32)
-    return FusionDraws(masked=masked, noise_second_G=noise[0], noise_first_G=noise[1])
+    if negative_group > LARGEST_GROUP_WITH_NOISE:
+        second, first = generator.random((2, 1))
+    else:
+        second, first = generator.gumbel(size=(2, negative_group)).astype(np.float32)
+    return FusionDraws(masked=masked, noise_second_G=second, noise_first_G=first)
 
 
 def pad(rows: Sequence[Sequence[int] | NDArray[np.int64]], pad_id: int, multiple: int = 1) -> Tokens:
@@ -142,4 +146,18 @@ def row_tensors(
         noise_second_FG=torch.from_numpy(np.stack([draw.noise_second_G for draw in draws])),
         noise_first_FG=torch.from_numpy(np.stack([draw.noise_first_G for draw in draws])),
         masked=masked_tokens(draws, pad_id, multiple),
+    )
+
+
+def no_matching_rows(rows: range) -> dict[str, Any]:
+    """Return the same fields for a view that matches nothing and masks nothing."""
+    nothing = torch.zeros(0, 1)
+    hidden = Tokens(ids_BL=nothing.long(), mask_BL=nothing.bool(), num_tokens=0)
+    return dict(
+        row_R=int64(rows),
+        counted_F=nothing[:, 0],
+        matching_row_F=int64([]),
+        noise_second_FG=nothing,
+        noise_first_FG=nothing,
+        masked=MaskedTokens(tokens=hidden, slot_T=int64([]), label_T=int64([])),
     )

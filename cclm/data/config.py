@@ -12,6 +12,9 @@ from cclm.model.options import ModelOptions
 from cclm.shardfile.options import CacheConfig
 from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
 
+LARGEST_GROUP_WITH_NOISE = 1024
+"""Rows of a negative group for each of which the loader draws noise; a draw in a larger one needs one number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
@@ -23,8 +26,9 @@ class ViewConfig:
     """How the proportions of sources and languages are chosen."""
     batch_size: Positive = 128
     """Rows per step, over all ranks."""
-    negative_group: Positive = 64
-    """G: hard negatives are drawn inside blocks of G consecutive rows, whatever the ranks: a block may span several."""
+    negative_group: Count = 64
+    """G: hard negatives are drawn inside blocks of G consecutive rows, whatever the ranks: a block may span several.
+    0: global negatives, G is the batch size (which a run's own configuration then says)."""
     matching_rows: Positive = 32
     """Rows per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
     negative group, equally many of each. If they are not all, a rank that holds none of them waits for the others."""
@@ -40,8 +44,13 @@ class ViewConfig:
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(max_masks=12))
     """How texts are masked."""
 
-    record_view: ClassVar[View]
-    """What the shard sets must hold."""
+    def __post_init__(self) -> None:
+        """Let global negatives be a group as any other."""
+        if self.negative_group == 0:
+            object.__setattr__(self, "negative_group", self.batch_size)
+
+    record_view: ClassVar[View | None]
+    """What the shard sets must hold; None: the sources are annotation files."""
     trains: ClassVar[frozenset[str]] = frozenset()
     """Parts of the network that not every view trains: "vision", "boxes"."""
 
@@ -49,6 +58,10 @@ class ViewConfig:
     def ordered_sources(self) -> dict[str, SourceConfig]:
         """The sources in the order of their names, which numbers them: where they stand in a file changes nothing."""
         return dict(sorted(self.sources.items()))
+
+    def named_files(self) -> Iterator[tuple[str, str]]:
+        """Yield the key and the path of every annotation file that the view reads, if it reads any."""
+        return iter(())
 
     @property
     def num_groups(self) -> int:
@@ -97,6 +110,10 @@ class ViewConfig:
             if stage.weights is not None and set(stage.weights) != set(self.sources):
                 known, named = ", ".join(self.sources), ", ".join(stage.weights)
                 yield f"mix.schedule[{number}].weights name every source once ({known}), are for {named}"
+        yield from self.group_errors()
+
+    def group_errors(self) -> Iterator[str]:
+        """Yield what contradicts itself about negative groups."""
         if self.negative_group < 2:
             yield "negative_group must be at least 2: a row needs another one as its negative"
         elif self.batch_size % self.negative_group:

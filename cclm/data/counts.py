@@ -26,9 +26,15 @@ class SamplesSeen:
 
     def __init__(self, keys: Iterable[str], before: Mapping[str, int] | None = None) -> None:
         self._keys = sorted(keys)
-        self.totals: dict[str, int] = dict.fromkeys(self._keys, 0) | dict(before or {})
+        self.totals: dict[str, int] = {}
         """Of all ranks, as of the last `gather`."""
         self._local: Counter[str] = Counter()
+        self.restore(before)
+
+    def restore(self, before: Mapping[str, int] | None) -> None:
+        """Go on from the counts of a checkpoint."""
+        self.totals = dict.fromkeys(self._keys, 0) | dict(before or {})
+        self._local.clear()
 
     def add(self, counts: Iterable[tuple[str, int]]) -> None:
         """Count this rank's share of a step (`Batch.samples_seen`)."""
@@ -56,12 +62,18 @@ class Quarantine:
     """
 
     def __init__(self, path: Path | str, next_step: int = 0, left_behind: Iterable[Path] = ()) -> None:
-        self._lines = StepLines(path)
+        self._lines, self._left_behind = StepLines(path), [StepLines(one) for one in left_behind]
         self.counts: Counter[tuple[str, str]] = Counter()
         """How many, by (reason, source), of the whole run."""
         self.last = ""
         """Where the last bad sample stands and what is wrong with it."""
-        for lines in (*map(StepLines, left_behind), self._lines):
+        self.rewind(next_step)
+
+    def rewind(self, next_step: int) -> None:
+        """Go on with `next_step`; lines of it and later ones are cut off."""
+        self.counts.clear()
+        self.last = ""
+        for lines in (*self._left_behind, self._lines):
             lines.truncate(next_step)
             for line in lines.read():
                 self.counts[str(line["reason"]), str(line["source"])] += 1

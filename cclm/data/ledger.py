@@ -57,6 +57,10 @@ class LedgerFile:
 
     def __init__(self, path: Path | str, next_step: int = 0) -> None:
         self._lines = StepLines(path)
+        self.rewind(next_step)
+
+    def rewind(self, next_step: int) -> None:
+        """Go on with `next_step`; what stands there from it on is cut off, as at the start."""
         self._lines.truncate(next_step)
         last = self._lines.last()
         found = -1 if last is None else int(last["step"])
@@ -65,7 +69,7 @@ class LedgerFile:
                 expected=f"a ledger that ends with step {next_step - 1}",
                 got=f"one that ends with step {found}" if last else "an empty one",
                 do="Resume in the run folder that the checkpoint belongs to, or start a new run.",
-                where=str(path),
+                where=str(self._lines.path),
             )
         self.hash = START if last is None else str(last["hash"])
         self.next_step = next_step

@@ -1,16 +1,17 @@
 """Step → this rank's batch, in this process or ahead of time in worker processes, on the device before it is used.
 
-step ──► slots of this rank ──► addresses ──► records ──► samples ──► Batch
+step ──► indices of this rank ──► addresses ──► records ──► samples ──► Batch
          (loader)               (stream)      (source)    (samples)   (collate)
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import resource
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from cclm.data.batch import BadSample, Batch
 from cclm.data.config import DataConfig, Views, rows_of_rank
 from cclm.data.schedule import ViewSchedule
-from cclm.data.source import Source
+from cclm.data.source import SampleSource, ShownSample
 from cclm.data.workers import WorkerPool
 from cclm.errors import ConfigError
 from cclm.run.machine import available_memory_bytes
@@ -42,7 +43,7 @@ class StepDataset:
 
     def __init__(
         self,
-        sources: Mapping[str, Source[Any, Any]],
+        sources: Mapping[str, SampleSource[Any, Any]],
         views: Views,
         config: DataConfig,
         seed: int,
@@ -56,9 +57,15 @@ class StepDataset:
         self.sources, self.views, self.config = dict(sources), views, config
         self.rank, self.world_size = rank, world_size
         self.schedule = ViewSchedule(views, config.schedule, seed)
+        self._lock = threading.Lock()
+        """A thread may read ahead while another looks at a bad step again; shard sets serve one at a time."""
 
     def __getitem__(self, step: int) -> Batch:
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
+        with self._lock:
+            return self._batch(step)
+
+    def _batch(self, step: int) -> Batch:
         bad: list[BadSample] = []
         first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
         seen = tuple(pair for source in self.sources.values() for pair in source.take_seen())
@@ -77,6 +84,16 @@ class StepDataset:
                 if name in held
             },
         )
+
+    def samples_of(self, step: int) -> list[ShownSample]:
+        """Return this rank's samples of a step, read again."""
+        with self._lock:
+            return [
+                sample
+                for name in self.schedule.views(step)
+                for part in range(self.config.micro_batches)
+                for sample in self.sources[name].shown(self.schedule.index(name, step), self.rows(name, part))
+            ]
 
     @property
     def counted(self) -> list[str]:
@@ -103,7 +120,12 @@ class StepDataset:
 
 
 def make_loader(
-    dataset: StepDataset, start_step: int, stop_step: int, num_workers: int = 0, timeout_s: float = 900.0
+    dataset: StepDataset,
+    start_step: int,
+    stop_step: int,
+    num_workers: int = 0,
+    timeout_s: float = 900.0,
+    left_out: Container[int] = (),
 ) -> Iterator[Batch]:
     """Return the batches of steps start_step … stop_step − 1, in order; to begin late costs nothing.
 
@@ -112,11 +134,14 @@ def make_loader(
     Args:
         num_workers: processes that prepare batches ahead; the batches are the same for any number.
         timeout_s: a worker that delivers nothing for so long ends the iteration with an error.
+        left_out: steps that have no batch.
     """
     sets = [one for source in dataset.sources.values() for one in source.sets]
     shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)
     make_room_for_open_files(OTHER_FILES + FILES_PER_RANK * dataset.world_size + shards)
-    steps = range(start_step, stop_step)
+    steps: Sequence[int] = range(start_step, stop_step)
+    if left_out:
+        steps = [step for step in steps if step not in left_out]
     if num_workers == 0:
         return map(dataset.__getitem__, steps)
     memory_bytes = available_memory_bytes() // MEMORY_SHARE // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -126,7 +151,7 @@ def make_loader(
     return iter(pool)
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[tuple[Batch, Batch], None, None]:
     """Yield each batch as it came and its copy on `device`, in order; one batch is copied ahead.
 
     worker ─► pinned memory (a thread) ─► side stream: copy k + 1    (CUDA only; on a CPU the batch is there already)
@@ -153,20 +178,28 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[
 def in_background(batches: Iterable[Batch], prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:
     """Yield `prepare(batch)` of each batch, prepared in a thread while the one before is used."""
     source, ready = iter(batches), queue.Queue[Batch | BaseException | None](maxsize=1)
+    is_left = threading.Event()
 
     def fill() -> None:
         try:
             for batch in source:
                 ready.put(prepare(batch))
+                if is_left.is_set():
+                    return
             ready.put(None)
         except BaseException as error:  # noqa: BLE001 - it is raised where the batch is waited for
             ready.put(error)
 
     threading.Thread(target=fill, name="batches", daemon=True).start()
-    while (item := ready.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:  # a run that rolls back reads anew: the thread, and with it the workers, must end
+        is_left.set()
+        with contextlib.suppress(queue.Empty):
+            ready.get_nowait()
 
 
 def _used_by(batch: Batch, stream: torch.cuda.Stream) -> None:

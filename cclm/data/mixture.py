@@ -7,13 +7,13 @@ weights change (`cclm.data.mix_plan`), a new period begins in every lane, and th
 
 How a batch is assigned to the lanes, for any two numbers:
 
-    g = gcd(batch size, lanes): g blocks of neighbouring slots, each served by its own block of neighbouring lanes
+    g = gcd(batch size, lanes): g blocks of neighbouring indices, each served by its own block of neighbouring lanes
 
-    batch 6, lanes 4, g = 2      slots 0 1 2 | 3 4 5        lanes 0 1 | 2 3
+    batch 6, lanes 4, g = 2      indices 0 1 2 | 3 4 5        lanes 0 1 | 2 3
     step 0                       lane  0 1 0 | 2 3 2
     step 1                       lane  1 0 1 | 3 2 3        the lanes of a block take turns, from step to step
 
-No number has to divide another. A common factor keeps a rank's slots on lanes of its own, so that a node reads few
+No number has to divide another. A common factor keeps a rank's indices on lanes of its own, so that a node reads few
 shards; without one every rank reads every lane, and the samples are the same.
 """
 
@@ -35,30 +35,30 @@ LONGEST_PERIOD = 4096
 
 @dataclass(frozen=True)
 class LaneAssignment:
-    """Slot of a step → lane and turn, for every step; pure arithmetic."""
+    """Index of a step → lane and turn, for every step; pure arithmetic."""
 
     batch_size: int
-    """Slots of a global batch."""
+    """Samples of a global batch."""
     num_lanes: int
     """Lanes of the stream."""
 
     @property
     def _block(self) -> tuple[int, int]:
-        """Slots and lanes of a block: slots of different blocks share no lane."""
+        """Indices and lanes of a block: indices of different blocks share no lane."""
         num_blocks = math.gcd(self.batch_size, self.num_lanes)
         return self.batch_size // num_blocks, self.num_lanes // num_blocks
 
-    def lane_turn(self, step: int, slot: int) -> tuple[int, int]:
-        """The lane that serves a slot of a step, and how many draws that lane gave before."""
-        slots, lanes = self._block
-        block, inside = divmod(slot, slots)
-        turn, lane = divmod(step * slots + inside, lanes)
+    def lane_turn(self, step: int, index: int) -> tuple[int, int]:
+        """The lane that serves an index of a step, and how many draws that lane gave before."""
+        indices, lanes = self._block
+        block, inside = divmod(index, indices)
+        turn, lane = divmod(step * indices + inside, lanes)
         return block * lanes + lane, turn
 
     def turns_before(self, step: int, lane: int) -> int:
         """How many draws a lane gave in the steps before `step`."""
-        slots, lanes = self._block
-        return -((lane % lanes - step * slots) // lanes)
+        indices, lanes = self._block
+        return -((lane % lanes - step * indices) // lanes)
 
 
 def quotas(weights: Sequence[float]) -> list[int]:

@@ -1,13 +1,15 @@
-"""A view's shard sets behind its stream: slot of a step → sample, with broken samples replaced by neighbours."""
+"""A view's data behind its stream: index of a step → sample, with broken samples replaced by neighbours."""
 
 from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.causes import cause_of, retried
 from cclm.shardfile.options import CacheConfig, is_remote
+from cclm.shardfile.reader import Place, ShardSet
 from cclm.shardfile.remote import open_set
 
 MAX_REPLACEMENTS = 16
@@ -30,25 +33,67 @@ Settings = TypeVar("Settings", bound=ViewConfig)
 Sample = TypeVar("Sample")
 
 
-class Source(ABC, Generic[Settings, Sample]):
-    """One view's data: its shard sets, their stream, and the policy for broken samples.
+@dataclass(frozen=True, kw_only=True)
+class ShownSample:
+    """A sample that a step shows, and where it stands."""
+
+    view: str
+    source: str
+    """Its name in the view's settings."""
+    shard: str
+    key: str
+    languages: tuple[str, ...]
+    """Of its texts; none where a view names them later."""
+
+
+class SampleSet(Protocol):
+    """Where samples lie: a shard set, or anything else that knows them by two numbers."""
+
+    @property
+    def samples_per_shard(self) -> list[int]:
+        """Samples of each part."""
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of its texts, sorted."""
+
+    def locate(self, shard: int, sample: int) -> Place:
+        """Return what an error message calls a sample."""
+
+    def forget(self, shard: int) -> None:
+        """Close a part, if it is open."""
+
+
+class SampleStream(Protocol):
+    """In which order samples are shown, as arithmetic: see `Stream`."""
+
+    end_step: int | None
+    """Steps that there are data for; None: no limit."""
+
+    def address(self, step: int, index: int) -> Address:
+        """Return the sample of an index of a step."""
+
+    def replacement(self, address: Address, attempt: int) -> Address | None:
+        """Return what to read instead of a broken sample; None: there is nothing left."""
+
+
+class SampleSource(ABC, Generic[Settings, Sample]):
+    """One view's data: where its samples lie, their order, and the policy for broken ones.
 
     Args:
         name: of the view.
         config: the view's settings.
         tokenizer, seed: of the run.
-        cache: where remote shards are kept; None: the default.
         pad_multiple: texts are padded to a multiple of this length.
-        length_buckets: parts of similar text length in which a window is read; more than 1 needs `lengths`.
-
-    Raises:
-        ConfigError: a set of another view, an empty one, language weights that no source has.
+        sets, stream: one for each source of the settings; their order.
     """
 
     stream_bits: ClassVar[int]
     """Flipped in the seed of the view's stream: views must not share their shuffles. No two views have the same."""
     sample_purpose: ClassVar[int]
     """Key of everything that is drawn about a sample (`cclm.data.seeding`). No two views have the same."""
+    sets: Sequence[SampleSet]
+    stream: SampleStream
 
     def __init__(
         self,
@@ -56,44 +101,18 @@ class Source(ABC, Generic[Settings, Sample]):
         config: Settings,
         tokenizer: TextTokenizer,
         seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-        length_buckets: int = 1,
+        pad_multiple: int,
+        sets: Sequence[SampleSet],
+        stream: SampleStream,
     ) -> None:
-        cache = cache or CacheConfig()
         self.name, self.config = name, config
         self.tokenizer, self.seed, self.pad_multiple = tokenizer, seed, pad_multiple
-        sources = config.ordered_sources
-        self.paths = [source.path for source in sources.values()]
-        self.sets = [open_set(path, cache) for path in self.paths]
-        self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
-        self._prefetched: dict[int, int] = {}  # by first slot: the steps before this one
-        for shard_set in self.sets:
-            if shard_set.view is not config.record_view:
-                raise ConfigError(
-                    expected=f"a shard set of view {config.record_view.value}",
-                    got=f"one of view {shard_set.view.value}",
-                    do=f"Move it to another view's `sources` (views.{name}.sources names it).",
-                    where=str(shard_set.folder),
-                )
-        self.stream = Stream(
-            [shard_set.samples_per_shard for shard_set in self.sets],
-            sources,
-            seed ^ self.stream_bits,
-            config.num_lanes,
-            config.window,
-            config.samples_per_step,
-            config.mix,
-            length_buckets,
-            self.lengths,
-        )
-        self.languages = [sorted(shard_set.manifest.totals.languages) for shard_set in self.sets]
-        self._languages: LanguageMix | None = None
-        if config.mix.has_language_weights:
-            languages = dict(zip(sources, self.languages, strict=True))
-            self._languages = LanguageMix(config.mix, languages, self.stream.assignment)
-        self._names = [f"{name}/{source}" for source in sources]
+        self.sets, self.stream = sets, stream
+        self.paths = [source.path for source in config.ordered_sources.values()]
+        self.languages = [one.languages for one in sets]
+        self._names = [f"{name}/{source}" for source in config.ordered_sources]
         self._seen: Counter[str] = Counter()
+        self._shown: list[ShownSample] | None = None
 
     @abstractmethod
     def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
@@ -102,10 +121,6 @@ class Source(ABC, Generic[Settings, Sample]):
     @abstractmethod
     def make(self, address: Address, fusion: bool) -> Sample:
         """Make a sample of a record; `fusion`: the row goes through the fusion encoder (DataError: it is broken)."""
-
-    def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return a number for each sample that grows with the length of its texts; 0 for broken ones."""
-        raise NotImplementedError(f"{type(self).__name__} knows no lengths of texts")
 
     @property
     def counted(self) -> list[str]:
@@ -119,16 +134,16 @@ class Source(ABC, Generic[Settings, Sample]):
         self._seen.clear()
         return seen
 
+    def shown(self, step: int, rows: range) -> list[ShownSample]:
+        """Return the samples of some rows of the stream's `step`, read again; nothing is counted."""
+        again = copy(self)
+        again._seen, again._shown = Counter(), []
+        again.batch(step, rows, [])
+        return again._shown
+
     def generator(self, address: Address) -> np.random.Generator:
         """The generator of everything random about a sample: caption, crop, flip, masks, noise, coins."""
         return keyed_generator(self.seed, self.sample_purpose, 0, (0, address.epoch, address.position))
-
-    def requested(self, address: Address) -> RequestedLanguage | None:
-        """The language to show, if languages have weights."""
-        if self._languages is None:
-            return None
-        turn = address.position // self.stream.num_lanes
-        return self._languages.requested(address.source, address.lane, turn, address.draw)
 
     def matching_rows(self, rows: range) -> tuple[frozenset[int], bool]:
         """Which of some rows go through the fusion encoder, and whether they count: a rank that holds none lets its
@@ -136,48 +151,38 @@ class Source(ABC, Generic[Settings, Sample]):
         found = frozenset(filter(self.config.is_matching_row, rows))
         return (found, True) if found else (frozenset(rows[:1]), False)
 
-    def prefetch(self, step: int, slots: range) -> None:
-        """Let the remote shards of these slots be fetched that will be read some steps after `step`."""
-        if not self._ahead:
-            return
-        stop = step + self._ahead + 1
-        if self.stream.end_step is not None:
-            stop = min(stop, self.stream.end_step)
-        for number in range(max(step, self._prefetched.get(slots.start, 0)), stop):
-            for slot in slots:
-                address = self.stream.address(number, slot)
-                self.sets[address.source].prefetch(address.shard)
-        self._prefetched[slots.start] = stop
+    def prefetch(self, step: int, indices: range) -> None:
+        """Let what these indices need be fetched that is read some steps after `step`; here all of it is at hand."""
 
     def samples(
         self,
         step: int,
-        slots: range,
+        indices: range,
         bad: list[BadSample],
         *,
         matching: Container[int] = (),
         counted: Container[int] | None = None,
     ) -> Iterator[Sample]:
-        """Yield the samples of some slots of a step; broken ones that they stand in for are added to `bad`.
+        """Yield the samples of some indices of a step; broken ones that they stand in for are added to `bad`.
 
         `matching`: those whose rows go through the fusion encoder. `counted`: those that this rank counts; None: all.
         """
-        self.prefetch(step, slots)
-        for slot in slots:
-            address, sample, broken = self.sample(step, slot, slot in matching)
-            if counted is None or slot in counted:
+        self.prefetch(step, indices)
+        for index in indices:
+            address, sample, broken = self.sample(step, index, index in matching)
+            if counted is None or index in counted:
                 self._count(address, sample)
                 bad += broken
             yield sample
 
-    def sample(self, step: int, slot: int, fusion: bool = False) -> tuple[Address, Sample, list[BadSample]]:
-        """The sample of a slot, where it stands, and the broken ones that it stands in for.
+    def sample(self, step: int, index: int, fusion: bool = False) -> tuple[Address, Sample, list[BadSample]]:
+        """The sample of an index, where it stands, and the broken ones that it stands in for.
 
         Raises:
             DataError: `neighbourhood_broken`, if no replacement can be found near by.
             CclmError: the disk failed, or the process has reached a limit: that says nothing about the sample.
         """
-        address = self.stream.address(step, slot)
+        address = self.stream.address(step, index)
         bad: list[BadSample] = []
         candidate: Address | None = address
         while candidate is not None and len(bad) <= MAX_REPLACEMENTS:
@@ -212,17 +217,17 @@ class Source(ABC, Generic[Settings, Sample]):
 
     def _count(self, address: Address, sample: Sample) -> None:
         """Count a sample that goes into a batch."""
-        name = self._names[address.source]
+        name, languages = self._names[address.source], tuple(getattr(sample, "languages", ()))
         self._seen[name] += 1
-        for language in getattr(sample, "languages", ()):
+        for language in languages:
             self._seen[f"{name}/{language}"] += 1
+        if self._shown is not None:
+            place, source = self._locate(address), name.removeprefix(f"{self.name}/")
+            shown = ShownSample(view=self.name, source=source, shard=place.tar, key=place.key, languages=languages)
+            self._shown.append(shown)
 
     def _describe(self, address: Address, error: DataError) -> BadSample:
-        shard_set = self.sets[address.source]
-        try:
-            shard, offset, key = shard_set.locate(address.shard, address.sample)
-        except DataError:  # the index itself is broken
-            shard, offset, key = shard_set.manifest.shards[address.shard].name, -1, f"#{address.sample}"
+        shard, offset, key = self._locate(address)
         return BadSample(
             view=self.name,
             source=self.paths[address.source],
@@ -232,6 +237,123 @@ class Source(ABC, Generic[Settings, Sample]):
             reason=error.reason,
             message=str(error),
         )
+
+    def _locate(self, address: Address) -> Place:
+        return self.sets[address.source].locate(address.shard, address.sample)
+
+
+class NoSamples(SampleSource[Settings, Any]):
+    """The data of a view of a run that trains nothing: it only tells settings and tokenizer."""
+
+    stream_bits = 0
+    sample_purpose = 0
+    end_step: int | None = 0
+
+    def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int) -> None:
+        super().__init__(name, config, tokenizer, seed, pad_multiple, [], self)
+
+    def address(self, step: int, slot: int) -> Address:
+        """Fail: there is none."""
+        raise AssertionError("nothing is trained")
+
+    def replacement(self, address: Address, attempt: int) -> Address | None:
+        """Fail: there is none."""
+        raise AssertionError("nothing is trained")
+
+    def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
+        """Fail: there is none."""
+        raise AssertionError("nothing is trained")
+
+    def make(self, address: Address, fusion: bool) -> Any:
+        """Fail: there is none."""
+        raise AssertionError("nothing is trained")
+
+
+class Source(SampleSource[Settings, Sample]):
+    """The data of a view whose samples lie in shard sets.
+
+    Args:
+        name, config, tokenizer, seed, pad_multiple: as in `SampleSource`.
+        cache: where remote shards are kept; None: the default.
+        length_buckets: parts of similar text length in which a window is read; more than 1 needs `lengths`.
+
+    Raises:
+        ConfigError: a set of another view, an empty one, language weights that no source has.
+    """
+
+    sets: list[ShardSet]
+    stream: Stream
+
+    def __init__(
+        self,
+        name: str,
+        config: Settings,
+        tokenizer: TextTokenizer,
+        seed: int,
+        cache: CacheConfig | None = None,
+        pad_multiple: int = 1,
+        length_buckets: int = 1,
+    ) -> None:
+        cache, sources = cache or CacheConfig(), config.ordered_sources
+        sets = [open_set(source.path, cache) for source in sources.values()]
+        for shard_set in sets:
+            wanted = config.record_view
+            if wanted is not None and shard_set.view is not wanted:
+                raise ConfigError(
+                    expected=f"a shard set of view {wanted.value}",
+                    got=f"one of view {shard_set.view.value}",
+                    do=f"Move it to another view's `sources` (views.{name}.sources names it).",
+                    where=str(shard_set.folder),
+                )
+        stream = Stream(
+            [shard_set.samples_per_shard for shard_set in sets],
+            sources,
+            seed ^ self.stream_bits,
+            config.num_lanes,
+            config.window,
+            config.samples_per_step,
+            config.mix,
+            length_buckets,
+            self.lengths,
+        )
+        super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
+        self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
+        self._prefetched: dict[int, int] = {}  # by first index: the steps before this one
+        self._languages: LanguageMix | None = None
+        if config.mix.has_language_weights:
+            languages = dict(zip(sources, self.languages, strict=True))
+            self._languages = LanguageMix(config.mix, languages, stream.assignment)
+
+    def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a number for each sample that grows with the length of its texts; 0 for broken ones."""
+        raise NotImplementedError(f"{type(self).__name__} knows no lengths of texts")
+
+    def requested(self, address: Address) -> RequestedLanguage | None:
+        """The language to show, if languages have weights."""
+        if self._languages is None:
+            return None
+        turn = address.position // self.stream.num_lanes
+        return self._languages.requested(address.source, address.lane, turn, address.draw)
+
+    def prefetch(self, step: int, indices: range) -> None:
+        """Let the remote shards of these indices be fetched that will be read some steps after `step`."""
+        if not self._ahead:
+            return
+        stop = step + self._ahead + 1
+        if self.stream.end_step is not None:
+            stop = min(stop, self.stream.end_step)
+        for number in range(max(step, self._prefetched.get(indices.start, 0)), stop):
+            for index in indices:
+                address = self.stream.address(number, index)
+                self.sets[address.source].prefetch(address.shard)
+        self._prefetched[indices.start] = stop
+
+    def _locate(self, address: Address) -> Place:
+        try:
+            return super()._locate(address)
+        except DataError:  # the index itself is broken
+            shards = self.sets[address.source].manifest.shards
+            return Place(shards[address.shard].name, -1, f"#{address.sample}")
 
 
 def is_fault(error: DataError) -> bool:

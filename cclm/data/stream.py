@@ -1,13 +1,13 @@
-"""Position → sample: which sample stands at (step, slot), as arithmetic without state or files.
+"""Position → sample: which sample stands at (step, index), as arithmetic without state or files.
 
     source, epoch:  shards in a seeded order ──── concatenated ──── rotated by a seeded offset
                     |  lane 0  |  lane 1  |  lane 2  |  lane 3  |       num_lanes equal ranges
                     |win|win|wi|                                        shuffled inside windows
     lane:           its sources interleaved by exact proportions (`Mixture`), which may change over the steps
-    global batch:   draws from all lanes in turn (`LaneAssignment`); slot order = lane order
+    global batch:   draws from all lanes in turn (`LaneAssignment`); index order = lane order
 
 The number of lanes is part of the config; the number of ranks appears nowhere. A rank that serves a contiguous range
-of slots reads a contiguous range of lanes, and therefore only these lanes' shards. Nothing has to divide anything: a
+of indices reads a contiguous range of lanes, and therefore only these lanes' shards. Nothing has to divide anything: a
 source with fewer samples than lanes is taken several times over before it is cut into lanes.
 """
 
@@ -69,7 +69,7 @@ class Stream:
         sources: their names and settings, in the same order.
         seed, mix, num_lanes: of the view.
         window: neighbouring samples of a lane that are shuffled together; more mix better, and need more open shards.
-        batch_size: slots of a global batch.
+        batch_size: samples of a global batch.
         length_buckets: windows are put into so many buckets of similar length, the same bucket in every lane.
         lengths: of samples; needed for more than one bucket.
 
@@ -107,8 +107,8 @@ class Stream:
         self._shard_order = lru_cache(maxsize=4 * len(self.sizes))(self._draw_shard_order)
         self._window_order = lru_cache(maxsize=2 * num_lanes * len(self.sizes))(self._draw_window_order)
 
-    def address(self, step: int, slot: int) -> Address:
-        """The sample of a slot of a step; pure, O(log shards) (DataError `sources_used_up`, from `end_step` on)."""
+    def address(self, step: int, index: int) -> Address:
+        """The sample of an index of a step; pure, O(log shards) (DataError `sources_used_up`, from `end_step` on)."""
         if self.end_step is not None and step >= self.end_step:
             raise DataError(
                 reason="sources_used_up",
@@ -116,7 +116,7 @@ class Stream:
                 got=f"step {step}",
                 do="Shorten the run, or raise `mix.max_epochs`.",
             )
-        lane, turn = self.assignment.lane_turn(step, slot)
+        lane, turn = self.assignment.lane_turn(step, index)
         source, draw = self.mixture.pick(lane, turn)
         found = self._locate(source, lane, draw, 0, turn * self.num_lanes + lane)
         assert found is not None, "a window has a first sample"

@@ -25,7 +25,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # public, but not in typeshed
@@ -102,7 +102,13 @@ class WorkerPool(Generic[Value]):
     """
 
     def __init__(
-        self, make: Callable[[int], Value], steps: range, *, num_workers: int, timeout_s: float, memory_bytes: int
+        self,
+        make: Callable[[int], Value],
+        steps: Sequence[int],
+        *,
+        num_workers: int,
+        timeout_s: float,
+        memory_bytes: int,
     ) -> None:
         self._steps, self._timeout_s, self._memory_bytes = steps, timeout_s, memory_bytes
         self._ahead, self._slowest_s = 1, 0.0

@@ -94,6 +94,11 @@ class ShardSet:
         """Images, or groups, in each shard."""
         return [shard.samples for shard in self.manifest.shards]
 
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the set's texts, sorted."""
+        return sorted(self.manifest.totals.languages)
+
     def open_shard(self, shard: int) -> OpenShard:
         """Return a shard, opened (reasons tar_missing, tar_unreadable and those of `ShardIndex`)."""
         opened = self._open.get(shard)

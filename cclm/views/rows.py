@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -21,8 +21,18 @@ class FusionRows:
     """(F, L, D), (F, L)."""
     memory: States | None = None
     """(M, N, D), (M, N)."""
-    memory_row_F: Int[Tensor, " f"] | None = None
-    """Which of the memories each text reads."""
+    memory_row_F: Int[Tensor, " f *n"] | None = None
+    """Which of the memories each text reads, or which n of them."""
+
+    def in_passes(self, num_memories: int) -> FusionRows:
+        """Return rows for a fusion encoder that reads so many memories at once: all of a row's n, or one after another,
+        each in a pass of its own (F rows with the first ones, F with the second, …)."""
+        if self.memory_row_F is None or self.memory_row_F.ndim == 1 or num_memories > 1:
+            return self
+        number = self.memory_row_F.shape[1]
+        states, mask = self.query
+        query = states.repeat(number, 1, 1), mask.repeat(number, 1)
+        return replace(self, query=query, memory_row_F=self.memory_row_F.T.reshape(-1))
 
     @property
     def count(self) -> int:

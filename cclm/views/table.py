@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cclm.data.config import ViewConfig, Views
 from cclm.errors import ConfigError
+from cclm.views.annotated.options import AnswerConfig, ClassifyConfig, LocateConfig, RetrieveConfig
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.regions.options import RegionConfig
 from cclm.views.text_pair.options import TextPairConfig
@@ -38,10 +39,10 @@ class ViewEntry:
     """For people."""
     unit: str
     """What its speed counts: images, pairs, …"""
-    contrastive: str
-    """Name of its contrastive loss."""
-    matching: str
-    """Name of its matching loss."""
+    contrastive: str = ""
+    """Name of its contrastive loss, if it has one."""
+    matching: str = ""
+    """Name of its matching loss, if it has one."""
 
 
 def _image_text() -> type[View[Any, Any]]:
@@ -60,6 +61,30 @@ def _text_pair() -> type[View[Any, Any]]:
     from cclm.views.text_pair.view import TextPairView
 
     return TextPairView
+
+
+def _classify() -> type[View[Any, Any]]:
+    from cclm.views.annotated.classify import ClassifyView
+
+    return ClassifyView
+
+
+def _answer() -> type[View[Any, Any]]:
+    from cclm.views.annotated.answer import AnswerView
+
+    return AnswerView
+
+
+def _locate() -> type[View[Any, Any]]:
+    from cclm.views.annotated.locate import LocateView
+
+    return LocateView
+
+
+def _retrieve() -> type[View[Any, Any]]:
+    from cclm.views.annotated.retrieve import RetrieveView
+
+    return RetrieveView
 
 
 Table = Mapping[str, ViewEntry]
@@ -90,6 +115,17 @@ OWN: dict[str, ViewEntry] = {
         unit="pairs",
         contrastive="ttc",
         matching="ttm",
+    ),
+    "classify": ViewEntry(config=ClassifyConfig, load=_classify, title="Classes of images with texts", unit="rows"),
+    "answer": ViewEntry(config=AnswerConfig, load=_answer, title="Questions about images", unit="questions"),
+    "locate": ViewEntry(config=LocateConfig, load=_locate, title="Phrases about parts of images", unit="phrases"),
+    "retrieve": ViewEntry(
+        config=RetrieveConfig,
+        load=_retrieve,
+        title="Images with captions of annotation files",
+        unit="captions",
+        contrastive="itc",
+        matching="itm",
     ),
 }
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from cclm.data.batch import ViewBatch
 from cclm.data.config import DataConfig, ViewConfig
 from cclm.data.loader import StepDataset
-from cclm.data.source import Source
+from cclm.data.source import NoSamples, SampleSource
 from cclm.data.tokens import TextTokenizer
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.options import ObjectiveConfig
@@ -41,6 +41,7 @@ class EncodedRows:
     states: States
     """(B, L, D), (B, L): what the fusion encoder sees."""
     feature_BE: Float[Tensor, "b e"]
+    """Of a model without projections: (B, 0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class EncodedView:
     texts: tuple[EncodedRows, ...]
     """In the order of `ViewBatch.texts`."""
     masked: States
-    """`ViewBatch.masked`: (F, L, D), (F, L)."""
+    """`ViewBatch.masked`: (F, L, D), (F, L); of a model without masked-LM head no rows."""
     images: EncodedImages | None
 
 
@@ -102,7 +103,8 @@ class RowLoss:
     """A loss of each of some rows, float32."""
 
     loss_F: Float[Tensor, " f"]
-    weight: float
+    weight: float | None
+    """In the total; None: only written down, as an accuracy is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,8 @@ class Contribution:
     """Means over the global batch, always."""
     pairing: Pairing | None
     """None: no matching (TLM)."""
-    masked: FusionRows
-    """The batch's masked texts with their true memories."""
+    masked: FusionRows | None
+    """The batch's masked texts with their true memories; None: nothing is masked."""
     located: LocatedRows | None = None
     """None: the view has no head of its own."""
 
@@ -146,8 +148,8 @@ class View(ABC, Generic[ConfigType, BatchType]):
     @abstractmethod
     def open(
         self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int
-    ) -> Source[ConfigType, Any]:
-        """Open the view's shard sets.
+    ) -> SampleSource[ConfigType, Any]:
+        """Open the view's data.
 
         Raises:
             ConfigError: they do not fit the settings.
@@ -176,5 +178,10 @@ def open_dataset(
     Raises:
         ConfigError: a set of another view, an empty one, language weights that no source has.
     """
-    sources = {name: view.open(tokenizer, seed, config.cache, config.pad_multiple) for name, view in views.items()}
+    sources: dict[str, SampleSource[Any, Any]] = {}
+    for name, view in views.items():
+        if view.config.sources or view.config.record_view is None:
+            sources[name] = view.open(tokenizer, seed, config.cache, config.pad_multiple)
+        else:
+            sources[name] = NoSamples(name, view.config, tokenizer, seed, config.pad_multiple)
     return StepDataset(sources, {name: view.config for name, view in views.items()}, config, seed, rank, world_size)

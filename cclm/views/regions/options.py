@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from cclm.model.options import ModelOptions
-from cclm.types import Bounds, Positive, Share
+from cclm.types import Bounds, Count, Positive, Share
 from cclm.views.image_text.options import ImageViewConfig
 
 Attributes = Literal["none", "same_language", "any_language"]
@@ -22,8 +22,9 @@ class RegionConfig(ImageViewConfig):
     (colours only) and normalisation count; the crop is not its own: it holds a region drawn at random.
     """
 
-    negative_group: Positive = 128
-    """G: texts of a group, among which hard negatives are drawn. Ranks that share a group all read its images."""
+    negative_group: Count = 128
+    """G: texts of a group, among which hard negatives are drawn; 0: the batch size. Ranks that share a group all read
+    its images."""
     images_per_group: Positive = 48
     """M: images from which a group takes its texts. More texts than G: G of them are drawn; fewer: some stand twice."""
     texts_per_image: Positive = 5

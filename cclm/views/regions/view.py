@@ -53,7 +53,7 @@ class RegionBatch(ImageBatch):
 
 
 class RegionSource(Source[RegionConfig, RegionSample]):
-    """Shard sets of images with regions; its slots are images, its batches are made of groups of texts."""
+    """Shard sets of images with regions; its rows are images, its batches are made of groups of texts."""
 
     stream_bits = 1 << 62
     sample_purpose = 5

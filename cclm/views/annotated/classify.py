@@ -1,0 +1,110 @@
+"""The classify view: a text about one image, or about several, is of one of several classes (XVNLI, NLVR2, MaRVL).
+
+| memory | query | head |
+|---|---|---|
+| image, or images | text | classes |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional
+
+from cclm.annotations.rows import ClassifyRow
+from cclm.data.collate import int64
+from cclm.data.tokens import TextTokenizer
+from cclm.errors import ConfigError
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.objectives.options import ObjectiveConfig
+from cclm.shardfile.options import CacheConfig
+from cclm.views.annotated.options import ClassifyConfig
+from cclm.views.annotated.rows import Row
+from cclm.views.annotated.source import AnnotatedSource, RowSample
+from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.images import ImageBatch
+from cclm.views.rows import FusionRows
+from cclm.views.view import Contribution, EncodedView, LocatedRows, RowLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyBatch(ImageBatch):
+    """R rows; their images stand first image by first image, then second by second."""
+
+    label_R: Int[Tensor, " r"]
+    """Their classes."""
+
+
+class ClassifySource(AnnotatedSource[ClassifyConfig, ClassifyBatch]):
+    """Rows with a class."""
+
+    stream_bits = 1 << 60
+    sample_purpose = 17
+
+    def collate(self, samples: Sequence[RowSample], rows: range) -> ClassifyBatch:
+        """Make a batch of samples (ConfigError: a row without a class)."""
+        labels = int64([label_of(sample.row) for sample in samples])
+        return ClassifyBatch(label_R=labels, **self.shared_fields(samples, rows))
+
+
+class ClassifyView(AnnotatedView[ClassifyConfig, ClassifyBatch]):
+    """Images and a text of one of several classes."""
+
+    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> ClassifySource:
+        """Open the view's annotation files."""
+        return ClassifySource(self.name, self.config, tokenizer, seed, pad_multiple)
+
+    def contribute(self, objectives: ObjectiveConfig, batch: ClassifyBatch, encoded: EncodedView) -> Contribution:
+        """Let each text read its image, or its images."""
+        assert encoded.images is not None
+        label_R, number = batch.label_R, self.config.images_per_row
+        row_RI = torch.arange(number * len(label_R), device=label_R.device).view(number, -1).T
+        rows = FusionRows(
+            query=encoded.texts[0].states,
+            memory=encoded.images.states,
+            memory_row_F=row_RI[:, 0] if number == 1 else row_RI,
+        )
+
+        def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> dict[str, RowLoss]:
+            fused = fused_FLD.chunk(model.config.class_images)
+            logits_RC = model.class_logits(fused, mask_FL[: len(label_R)]).float()
+            is_right_R = (logits_RC.detach().argmax(1) == label_R).float()
+            return {
+                "classes": RowLoss(loss_F=functional.cross_entropy(logits_RC, label_R, reduction="none"), weight=1.0),
+                "accuracy": RowLoss(loss_F=is_right_R, weight=None),
+            }
+
+        counted_R = torch.ones(len(label_R), device=label_R.device)
+        return Contribution(
+            contrasts=(), pairing=None, masked=None,
+            located=LocatedRows(rows=rows, counted_F=counted_R, losses=losses),
+        )  # fmt: skip
+
+    def predict(self, model: CCLMModel, batch: ClassifyBatch) -> dict[str, Tensor]:
+        """Return the probabilities of the classes of each row, {"probability": (R, C)}."""
+        number, images = self.config.images_per_row, batch.normalised().images
+        pixels = images if number == 1 else torch.stack(images.chunk(number), 1)
+        logits_RC: Tensor = model.classify(pixels, batch.text.ids_BL, batch.text.mask_BL)
+        return {"probability": logits_RC.float().softmax(-1)}
+
+    def judge(self, rows: Sequence[Row], outputs: Mapping[str, Tensor]) -> list[Line]:
+        """Say the likeliest class of each row."""
+        score_R, class_R = outputs["probability"].max(1)
+        return [
+            {"id": row.id, "language": row.language, "label": label_of(row), "predicted": predicted, "score": score}
+            for row, predicted, score in zip(rows, class_R.tolist(), score_R.tolist(), strict=True)
+        ]
+
+
+def label_of(row: Row) -> int:
+    """Return the class of a row (ConfigError: it has none)."""
+    label = row.label if isinstance(row, ClassifyRow) else None
+    if label is None:
+        raise ConfigError(
+            where=f"row {row.id}", expected="a class", got="none", do="Give annotation files with classes."
+        )
+    return label
