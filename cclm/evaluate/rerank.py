@@ -3,23 +3,22 @@
     similarity (texts × images) ── top k of each row, top k of each column ──▶ pairs, each once
     pairs ── fuse, match_logits ──▶ log-odds of a match ── rule ──▶ new order of the k; the rest keeps its place
 
-The published CCLM orders by the matching score alone; here two weights are a rule, chosen on a dev set, and what fixed
-rules would have given is told beside it.
-Both directions share one pass: a pair that both want is scored once.
+The published CCLM orders by the logit of "match" alone, as fine-tuning's evaluation does
+(`cclm.train.retrieval_evaluation`); here two weights are a rule, chosen on a dev set, and what fixed rules would have
+given is told beside it. Both directions share one pass: a pair that both want is scored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cclm.evaluate.embed import Encoded
-from cclm.evaluate.retrieval import ranks, same_identity, top_candidates
+from cclm.evaluate.retrieval import Nearest, nearest
 from cclm.model.modeling_cclm import CCLMModel
 
 SCORE_TOLERANCE = 1e-4
@@ -46,38 +45,78 @@ FIXED_RULES: Mapping[str, RerankRule] = {
     "match_plus_similarity": RerankRule(),
     "match_alone": RerankRule(similarity_weight=0.0),
 }
-"""Told beside the rule that a dev set chose, and chosen by nothing; the second is the published one."""
+"""Told beside the rule that a dev set chose, and chosen by nothing; the second is nearest to the published order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     """For each of Q queries, k candidates with what both encoders say about them."""
 
-    candidate_QK: Int[Tensor, "q k"]
-    """Candidate indices, best cosine first."""
-    similarity_QK: Float[Tensor, "q k"]
-    """Cosines."""
+    found: Nearest
+    """By cosine."""
     log_odds_QK: Float[Tensor, "q k"]
     """Log-odds of a match."""
-    right_QK: Bool[Tensor, "q k"]
-    """Which candidates are right."""
-    dual_rank_Q: Int[Tensor, " q"]
-    """Rank by cosine alone, among the whole gallery."""
     temperature: float
     """The model's temperature."""
 
     def select(self, keep_Q: Bool[Tensor, " q"]) -> Candidates:
         """Return the candidates of some queries only."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        kept: dict[str, Any] = {name: value[keep_Q] for name, value in tensors.items()}
-        return replace(self, **kept)
+        return replace(self, found=self.found.select(keep_Q), log_odds_QK=self.log_odds_QK[keep_Q])
 
     def ranks(self, rule: RerankRule) -> Int[Tensor, " q"]:
         """Return the ranks after re-ordering by `rule`; a query with no right candidate among its k keeps its rank."""
-        cosine_QK = self.similarity_QK / self.temperature
+        cosine_QK = self.found.similarity_QK / self.temperature
         score_QK = rule.match_weight * self.log_odds_QK + rule.similarity_weight * cosine_QK
-        rank_Q = ranks(score_QK, self.right_QK, tolerance=SCORE_TOLERANCE)
-        return torch.where(self.right_QK.any(dim=1), rank_Q, self.dual_rank_Q)
+        return self.found.reranked(score_QK, SCORE_TOLERANCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairNumbers:
+    """Pairs of a text and an image, each once, by text and then by image.
+
+    There are many, so what follows from their numbers is computed when it is asked for.
+    """
+
+    number_P: Int[Tensor, " p"]
+    """text · images + image, ascending."""
+    num_images: int
+
+    @property
+    def images(self) -> Int[Tensor, " p"]:
+        """Return the image of each pair."""
+        return self.number_P % self.num_images
+
+    @property
+    def texts(self) -> Int[Tensor, " p"]:
+        """Return the text of each pair."""
+        return self.number_P.div(self.num_images, rounding_mode="floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(PairNumbers):
+    """The pairs that both directions want."""
+
+    images_of_texts: Nearest
+    texts_of_images: Nearest
+
+    @classmethod
+    def of(cls, images_of_texts: Nearest, texts_of_images: Nearest, num_images: int) -> Pairs:
+        """Return the pairs of text → image and of image → text candidates."""
+        found = images_of_texts, texts_of_images
+        number_P = torch.unique(torch.cat([number_QK.flatten() for number_QK in _numbers(*found, num_images)]))
+        return cls(number_P=number_P, images_of_texts=found[0], texts_of_images=found[1], num_images=num_images)
+
+    def scores(self, score_P: Float[Tensor, " p"]) -> tuple[Float[Tensor, "t k"], Float[Tensor, "c k"]]:
+        """Return the scores of the pairs as text → image and image → text candidates have them."""
+        wanted = _numbers(self.images_of_texts, self.texts_of_images, self.num_images)
+        forward, backward = (score_P[torch.searchsorted(self.number_P, number_QK)] for number_QK in wanted)
+        return forward, backward
+
+
+def _numbers(images_of_texts: Nearest, texts_of_images: Nearest, num_images: int) -> Iterator[Int[Tensor, "q k"]]:
+    image_TK, text_CK = images_of_texts.candidate_QK, texts_of_images.candidate_QK
+    yield torch.arange(len(image_TK), device=image_TK.device)[:, None] * num_images + image_TK
+    yield text_CK * num_images + torch.arange(len(text_CK), device=text_CK.device)[:, None]
 
 
 @torch.inference_mode()
@@ -124,29 +163,13 @@ def rerank(
 
     Returns text→image and image→text candidates; apply a `RerankRule` with `.ranks(rule)`.
     """
-    similarity_TC = texts.feature_NE @ images.feature_NE.T
-    right_TC = same_identity(text_identity_T, image_identity_C)
-    image_TK = top_candidates(similarity_TC, right_TC, top_k)
-    text_CK = top_candidates(similarity_TC.T, right_TC.T, top_k)
-    num_images = similarity_TC.shape[1]
-    row_T = torch.arange(len(similarity_TC), device=similarity_TC.device)[:, None]
-    column_C = torch.arange(num_images, device=similarity_TC.device)[:, None]
-    forward_TK, backward_CK = row_T * num_images + image_TK, text_CK * num_images + column_C
-    pair_P = torch.unique(torch.cat([forward_TK.flatten(), backward_CK.flatten()]))
-    log_odds_P = match_log_odds(model, images, texts, pair_P % num_images, pair_P // num_images, batch_size=batch_size)
+    images_of_texts = nearest(texts.feature_NE, images.feature_NE, text_identity_T, image_identity_C, top_k)
+    texts_of_images = nearest(images.feature_NE, texts.feature_NE, image_identity_C, text_identity_T, top_k)
+    pairs = Pairs.of(images_of_texts, texts_of_images, len(images.feature_NE))
+    log_odds_P = match_log_odds(model, images, texts, pairs.images, pairs.texts, batch_size=batch_size)
     temperature = float(model.temperature())
-
-    def gathered(candidate_QK: Tensor, pair_QK: Tensor, similarity_QC: Tensor, right_QC: Tensor) -> Candidates:
-        return Candidates(
-            candidate_QK=candidate_QK,
-            similarity_QK=similarity_QC.gather(1, candidate_QK),
-            log_odds_QK=log_odds_P[torch.searchsorted(pair_P, pair_QK.contiguous())],
-            right_QK=right_QC.gather(1, candidate_QK),
-            dual_rank_Q=ranks(similarity_QC, right_QC),
-            temperature=temperature,
-        )
-
-    return (
-        gathered(image_TK, forward_TK, similarity_TC, right_TC),
-        gathered(text_CK, backward_CK, similarity_TC.T, right_TC.T),
+    forward, backward = (
+        Candidates(found=found, log_odds_QK=log_odds_QK, temperature=temperature)
+        for found, log_odds_QK in zip((images_of_texts, texts_of_images), pairs.scores(log_odds_P), strict=True)
     )
+    return forward, backward

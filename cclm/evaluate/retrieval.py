@@ -1,4 +1,4 @@
-"""Recall at k from a matrix of scores, ties counted against us; and how sure it is.
+"""Recall at k, ties counted against us; and how sure it is. The matrix of scores is computed in blocks.
 
 A query's rank is the number of wrong candidates that score at least as high as its best right one. So a model that
 gives every candidate the same score gets recall 0, not 100, and two captions that read the same (two images with
@@ -7,8 +7,11 @@ one name in some language) cost a point rather than giving one. Right means: sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import comb, sqrt
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +19,21 @@ from torch import Tensor
 
 SIMILARITY_TOLERANCE = 1e-6
 """Cosines closer than this are ties: one text reaches the matrix product in different places with other roundings."""
+
+QUERIES_AT_ONCE = 1024
+"""Rows of the matrix of similarities that are computed together."""
+CANDIDATES_AT_ONCE = 4096
+"""Columns of it. A block is 16 MiB, and a few copies of it are made."""
+
+
+class Rows(Protocol):
+    """Rows of numbers: a tensor, or what is put together of one when it is asked for."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        """Return some of them."""
 
 
 Recall = Mapping[str, float]
@@ -47,9 +65,16 @@ def mean_recall(recalls: Sequence[Recall]) -> Recall:
     return {name: sum(one[name] for one in recalls) / len(recalls) for name in recalls[0]}
 
 
-def chance(right_QC: Bool[Tensor, "q c"]) -> Recall:
+def num_right(identity_Q: Int[Tensor, " q"], identity_C: Int[Tensor, " c"]) -> Int[Tensor, " q"]:
+    """Return how many candidates are right for each query."""
+    numbers, count = torch.unique(identity_C, return_counts=True)
+    place_Q = torch.searchsorted(numbers, identity_Q).clamp(max=len(numbers) - 1)
+    return torch.where(numbers[place_Q] == identity_Q, count[place_Q], 0)
+
+
+def chance(num_right_Q: Int[Tensor, " q"], num_candidates: int) -> Recall:
     """Return the expected recall of a random order: 1 − C(n − p, k) / C(n, k) for p right ones among n."""
-    num_candidates, counts = right_QC.shape[1], right_QC.sum(dim=1).tolist()
+    counts = num_right_Q.tolist()
     found = {}
     for k in CUTS:
         num_drawn = min(k, num_candidates)
@@ -59,19 +84,102 @@ def chance(right_QC: Bool[Tensor, "q c"]) -> Recall:
     return found
 
 
-def top_candidates(
-    score_QC: Float[Tensor, "q c"],
-    right_QC: Bool[Tensor, "q c"],
-    num_kept: int,
-    *,
-    tolerance: float = SIMILARITY_TOLERANCE,
-) -> Int[Tensor, "q k"]:
-    """Return the `num_kept` best candidates of each query (all of them, if there are fewer).
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """What each of Q queries finds in a gallery, and the k candidates that are kept of it (all, if there are fewer)."""
 
-    `right_QC` only breaks ties, against us: a right candidate gives way to a wrong one of the same score.
+    rank_Q: Int[Tensor, " q"]
+    """As `ranks`, in the whole gallery."""
+    candidate_QK: Int[Tensor, "q k"]
+    """Indices of the best candidates, best first. Of equal ones a right one gives way to a wrong one."""
+    similarity_QK: Float[Tensor, "q k"]
+    right_QK: Bool[Tensor, "q k"]
+
+    def reranked(self, score_QK: Float[Tensor, "q k"], tolerance: float) -> Int[Tensor, " q"]:
+        """Return the ranks after the candidates were ordered by a score; a query with no right one among them keeps its
+        rank, which is behind them."""
+        rank_Q = ranks(score_QK, self.right_QK, tolerance=tolerance)
+        return torch.where(self.right_QK.any(dim=1), rank_Q, self.rank_Q.clamp(min=score_QK.shape[1]))
+
+    def select(self, keep_Q: Bool[Tensor, " q"]) -> Nearest:
+        """Return what some of the queries find."""
+        return Nearest(**{name: value[keep_Q] for name, value in vars(self).items()})
+
+    def to(self, device: torch.device) -> Nearest:
+        """Return the same on a device."""
+        return Nearest(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def joined(parts: Sequence[Nearest]) -> Nearest:
+    """Return what the queries of all parts find."""
+    return Nearest(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def nearest(
+    query_QE: Float[Tensor, "q e"],
+    candidate_CE: Float[Tensor, "c e"],
+    identity_Q: Int[Tensor, " q"],
+    identity_C: Int[Tensor, " c"],
+    num_kept: int = 0,
+) -> Nearest:
+    """Return where each query's best right candidate stands, and its `num_kept` best candidates. Exact.
+
+    Of the matrix of similarities there is one block at a time, on the device of the queries; candidates and identities
+    may lie elsewhere. A rank needs the score of the best right candidate first, so every block is computed twice.
     """
-    num_kept = min(num_kept, score_QC.shape[1])
-    return (score_QC - 2 * tolerance * right_QC).topk(num_kept, dim=1).indices
+    parts = zip(torch.split(query_QE, QUERIES_AT_ONCE), torch.split(identity_Q, QUERIES_AT_ONCE), strict=True)
+    return joined([nearest_of_block(rows_BE, candidate_CE, of_B, identity_C, num_kept) for rows_BE, of_B in parts])
+
+
+def nearest_of_block(
+    query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int
+) -> Nearest:
+    """As `nearest`, of queries that go through together."""
+    with exact_products():
+        return _nearest(query_QE, candidate_CE, identity_Q, identity_C, num_kept)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply in float32 also where TF32 is allowed: its error, 1e-3, is a thousand times the tolerance of ties."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _nearest(query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int) -> Nearest:
+    device, num_candidates = query_QE.device, len(candidate_CE)
+    num_kept, identity_Q = min(num_kept, num_candidates), identity_Q.to(device)
+
+    def blocks() -> Iterator[tuple[int, Tensor, Tensor]]:
+        for first in range(0, num_candidates, CANDIDATES_AT_ONCE):
+            rows = slice(first, first + CANDIDATES_AT_ONCE)
+            score_QB = query_QE @ candidate_CE[rows].to(device).T
+            yield first, score_QB, same_identity(identity_Q, identity_C[rows].to(device))
+
+    best_Q = query_QE.new_full((len(query_QE),), -torch.inf)
+    similarity_QK, order_QK, candidate_QK = query_QE[:, :0], query_QE[:, :0], identity_Q[:, None][:, :0]
+    for first, score_QB, right_QB in blocks():
+        best_Q = torch.maximum(best_Q, score_QB.masked_fill(~right_QB, -torch.inf).amax(dim=1))
+        # Right ones are moved back by more than the tolerance: among equals they give way.
+        order_QB = score_QB - 2 * SIMILARITY_TOLERANCE * right_QB
+        top = order_QB.topk(min(num_kept, order_QB.shape[1]), dim=1)
+        order_QM = torch.cat([order_QK, top.values], dim=1)
+        order_QK, place_QK = order_QM.topk(min(num_kept, order_QM.shape[1]), dim=1)
+        candidate_QK = torch.cat([candidate_QK, top.indices + first], dim=1).gather(1, place_QK)
+        similarity_QK = torch.cat([similarity_QK, score_QB.gather(1, top.indices)], dim=1).gather(1, place_QK)
+    rank_Q = torch.zeros(len(query_QE), dtype=torch.int64, device=device)
+    for _, score_QB, right_QB in blocks():
+        rank_Q += ((score_QB >= best_Q[:, None] - SIMILARITY_TOLERANCE) & ~right_QB).sum(dim=1)
+    return Nearest(
+        rank_Q=torch.where(best_Q > -torch.inf, rank_Q, num_candidates),
+        candidate_QK=candidate_QK,
+        similarity_QK=similarity_QK,
+        right_QK=identity_Q[:, None] == identity_C.to(device)[candidate_QK],
+    )
 
 
 def recall_standard_error(recall: float, num_queries: int) -> float:

@@ -16,11 +16,13 @@ from torch import Tensor
 from cclm.evaluate.embed import Encoded, encode_images, encode_texts
 from cclm.evaluate.matching import MatchingScore, held_out_matching
 from cclm.evaluate.rerank import RULE_GRID, Candidates, RerankRule, rerank
-from cclm.evaluate.retrieval import Recall, chance, mean_recall, ranks, recall, same_identity
+from cclm.evaluate.retrieval import Recall, chance, mean_recall, nearest, num_right, recall
 from cclm.model.modeling_cclm import CCLMModel
 
 DIRECTIONS = ("t2i", "i2t")
 """Text → image and image → text."""
+NUM_SHOWN = 5
+"""Images that are kept of each text, to look at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +129,24 @@ def _measure_language(
     top_k: int,
     batch_size: int,
 ) -> LanguageResult:
-    similarity_TC = texts.feature_NE @ images.feature_NE.T
-    right_TC = same_identity(identity_C[image_T], identity_C)
-    seen_C = right_TC.any(dim=0)  # images without a text in this language ask nothing
+    identity_T = identity_C[image_T]
+    asked_C = torch.isin(identity_C, identity_T)  # images without a text in this language ask nothing
+    features, identities = (texts.feature_NE, images.feature_NE), (identity_T, identity_C)
     candidates: dict[str, Candidates] = {}
     if top_k:
-        forward, backward = rerank(
-            model, images, texts, identity_C, identity_C[image_T], top_k=top_k, batch_size=batch_size
-        )
-        candidates = {"t2i": forward, "i2t": backward.select(seen_C)}
+        forward, backward = rerank(model, images, texts, identity_C, identity_T, top_k=top_k, batch_size=batch_size)
+        candidates = {"t2i": forward, "i2t": backward.select(asked_C)}
+    images_of_texts = nearest(*features, *identities, NUM_SHOWN)
+    texts_of_images = nearest(*features[::-1], *identities[::-1])
     return LanguageResult(
-        rank_by_direction={"t2i": ranks(similarity_TC, right_TC), "i2t": ranks(similarity_TC.T, right_TC.T)[seen_C]},
-        image_by_direction={"t2i": image_T, "i2t": seen_C.nonzero()[:, 0]},
-        chance_by_direction={"t2i": chance(right_TC), "i2t": chance(right_TC.T[seen_C])},
+        rank_by_direction={"t2i": images_of_texts.rank_Q, "i2t": texts_of_images.rank_Q[asked_C]},
+        image_by_direction={"t2i": image_T, "i2t": asked_C.nonzero()[:, 0]},
+        chance_by_direction={
+            "t2i": chance(num_right(identity_T, identity_C), len(identity_C)),
+            "i2t": chance(num_right(identity_C[asked_C], identity_T), len(identity_T)),
+        },
         candidates_by_direction=candidates,
-        best_TK=similarity_TC.topk(min(5, similarity_TC.shape[1]), dim=1).indices,
+        best_TK=images_of_texts.candidate_QK,
     )
 
 

@@ -95,6 +95,24 @@ def _last_bytes(path: Path, count: int) -> tuple[bytes, int]:
     return b"\n".join(kept), size
 
 
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a file in a single write, so that several processes may add to it.
+
+    Raises:
+        OSError: with the file's name; what a full disk leaves of a line, no reader takes for one.
+    """
+    data = (json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        while data:  # a disk that is nearly full takes a part, and refuses only the next one
+            data = data[os.write(descriptor, data) :]
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 class StepLines:
     """A JSONL file that a resumed run continues without repeating a line: its steps never decrease."""
 
@@ -102,22 +120,8 @@ class StepLines:
         self.path = Path(path)
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add one line {"step": step, …} in a single write.
-
-        Raises:
-            OSError: with the file's name; what a full disk leaves of a line, no reader takes for one.
-        """
-        line = json.dumps({"step": step, **values}, ensure_ascii=False, separators=(",", ":")) + "\n"
-        data = line.encode("utf-8", "backslashreplace")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            while data:  # a disk that is nearly full takes a part, and refuses only the next one
-                data = data[os.write(descriptor, data) :]
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
-        finally:
-            os.close(descriptor)
+        """Add one line {"step": step, …}; see `append_line`."""
+        append_line(self.path, {"step": step, **values})
 
     def sync(self) -> None:
         """Force what was written to disk: call it before a checkpoint that counts on these lines is complete."""

@@ -66,6 +66,8 @@ def compute(model: Any, processor: Any, inputs: Any, own: list[int], num_masked:
     if not model.config.pretraining_heads:
         if model.config.num_classes:
             return {"input_ids": ids, "class_logits": model.classify(images, ids, mask)}
+        if not model.config.answer_decoder:
+            return {"input_ids": ids, "boxes": model.locate(images, ids, mask)}
         probability, _ = model.answer(images, ids, mask, answer_ids=ids, answer_attention_mask=mask, top_k=len(ids))
         return {"input_ids": ids, "answers": probability}
     found = {

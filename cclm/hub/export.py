@@ -30,11 +30,11 @@ from cclm.files.atomic import make_folder, sync
 from cclm.files.lock import locked_folder
 from cclm.hub.hub_folder import write_folder
 from cclm.hub.mapped_pages import drop_pages_after_use
-from cclm.hub.open import TRAINING_PREFIX, Prepared, is_export, with_weights
+from cclm.hub.open import Prepared, is_export, with_weights
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
 from cclm.hub.weight_files import Dtype, Source, write_weights
-from cclm.pretrained.source_files import without_prefix
+from cclm.pretrained.source_files import TRAINING_PREFIX, without_prefix
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 

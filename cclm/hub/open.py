@@ -1,7 +1,7 @@
 """Open a trained model for use: from an export folder, a run folder, or one checkpoint of a run.
 
 export (config.json, model.safetensors, tokenizer.json, …)    ─┐
-run (config.yaml) ─▶ newest complete checkpoint ─┐             ├─▶ OpenedModel
+run (config.yaml) ─▶ best or newest checkpoint ──┐             ├─▶ OpenedModel
 run/checkpoints/step_N ──────────────────────────┴─ full state ─┘
 """
 
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
@@ -28,17 +29,15 @@ from cclm.errors import CheckpointError, ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.weight_files import DTYPES
 from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.image_rgb import to_rgb
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
-from cclm.pretrained.source_files import without_prefix
+from cclm.pretrained.source_files import TRAINING_PREFIX, without_prefix
 from cclm.pretrained.towers import triple
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
-from cclm.run.checkpoints import CheckpointFacts, identify, newest_complete
+from cclm.run.checkpoints import CheckpointFacts, identify, newest_complete, pinned
 from cclm.views.image_text.options import ImageViewConfig
-
-TRAINING_PREFIX = "model."
-"""What stands before the network's names in the training module's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +61,10 @@ class Prepared:
     checkpoint: CheckpointFacts | None = None
     """Which checkpoint the weights are; None: an export that does not say."""
 
-    def pixels(self, image: bytes) -> Tensor:
-        """Return an image file as the network takes it, (3, H, W), float32 (errors: `decode_image`)."""
-        return torch.from_numpy(eval_image(decode_image(image), self.transform))
+    def pixels(self, image: bytes | Image.Image) -> Tensor:
+        """Return an image (file) as the network takes it, (3, H, W), float32 (errors: `decode_image`)."""
+        decoded = decode_image(image) if isinstance(image, bytes) else to_rgb(image)
+        return torch.from_numpy(eval_image(decoded, self.transform))
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Return texts as padded ids with their mask (DataError: a text of which no token is left)."""
@@ -80,7 +80,9 @@ class OpenedModel(Prepared):
 
 
 def prepare_run(path: Path) -> Prepared:
-    """Find a run's newest checkpoint, or one checkpoint inside a run, without reading its weights.
+    """Find a run's best checkpoint, or the newest of one that was not evaluated, or one checkpoint inside a run.
+
+    Its weights are not read.
 
     Raises:
         ConfigError: config.yaml cannot be read.
@@ -95,7 +97,7 @@ def prepare_run(path: Path) -> Prepared:
             got="something else" if path.exists() else "nothing at this path",
             do="Give the folder that `python -m pretrain` or `cclm export` wrote.",
         )
-    checkpoint = newest_complete(path) if is_run else path
+    checkpoint = (pinned(path) or newest_complete(path)) if is_run else path
     if checkpoint is None:
         raise CheckpointError(
             where=str(run_folder),

@@ -136,8 +136,9 @@ def compute(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
 
     `image_features` (I, E), `text_features` (T, E), `temperature` (1,), `match_logits` of every image with every
     caption (I · C, 2; of a model that reads several images: of each text with some, (T, 2)), and if there are such
-    heads `masked_lm_logits` (M, V) and `boxes` of the captions (C, 4). Of a model fine-tuned for classes or answers
-    `class_logits` (T, classes), or the probabilities `answers` (T, K) of the texts themselves as answers.
+    heads `masked_lm_logits` (M, V) and `boxes` of the captions (C, 4). Of a model fine-tuned for classes, answers or
+    boxes `class_logits` (T, classes), the probabilities `answers` (T, K) of the texts themselves as answers, or `boxes`
+    of all texts (T, 4).
     """
     ids_BL = torch.cat([inputs.ids_TL, inputs.masked_ids_ML])
     mask_BL = torch.cat([inputs.mask_TL, inputs.mask_TL[: len(inputs.masked_ids_ML)]])
@@ -147,7 +148,8 @@ def compute(model: CCLMModel, inputs: ProbeInputs) -> dict[str, Tensor]:
         fused = _fused_in_turn(model, text_TLD, mask_TL, image_IND)
         if model.class_head is not None:
             return {"class_logits": model.class_logits(fused, mask_TL)}
-        assert model.answer_decoder is not None, "a model without heads is fine-tuned for classes or answers"
+        if model.answer_decoder is None:
+            return {"boxes": model.locate_boxes(fused[0], mask_TL)}
         ids_TL = inputs.ids_TL
         return {"answers": rank_answers(model.answer_decoder, fused[0], mask_TL, ids_TL, mask_TL, len(ids_TL))[0]}
     found = {

@@ -165,6 +165,8 @@ def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | N
     yield panel(lines, f"{entry.contrastive.upper()} loss", {f"{view}/{entry.contrastive}": ""}, "contrastive")
     yield panel(lines, f"{entry.matching.upper()} loss", {match: ""}, note, reference=PRIOR_LOSS, y_from_zero=False)
     yield panel(lines, "MLM loss", {f"{view}/mlm": ""}, "masked words, given the other side")
+    yield panel(lines, "Loss", {f"{view}/classes": "", f"{view}/answers": ""})
+    yield panel(lines, "Accuracy", {f"{view}/accuracy": ""}, "on training batches")
     yield panel(lines, "Box losses", {f"{view}/box": "L1", f"{view}/giou": "1 − GIoU"})
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cclm.errors import ConfigError, DataError
@@ -105,7 +106,7 @@ class Embedder:
     opened: OpenedModel
     batch_size: int = 64
 
-    def images(self, images: Sequence[Callable[[], bytes]]) -> tuple[Tensor, list[str | None]]:
+    def images(self, images: Sequence[Callable[[], bytes | Image.Image]]) -> tuple[Tensor, list[str | None]]:
         """Return features (N, E) on the CPU in fp32, zero where an image cannot be read or decoded, and the reasons."""
 
         def encode(pixels: list[Tensor]) -> Encoded:

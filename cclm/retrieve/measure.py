@@ -14,13 +14,11 @@ import torch
 from cclm.errors import ConfigError
 from cclm.evaluate.rerank import RerankRule
 from cclm.evaluate.tables import Groups, Results, results_of
-from cclm.evaluate.zero_shot import LanguageQueries, Measurement, RetrievalSet, choose_rerank_rule, measure
+from cclm.evaluate.zero_shot import NUM_SHOWN, LanguageQueries, Measurement, RetrievalSet, choose_rerank_rule, measure
 from cclm.hub.open import OpenedModel
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Language, View
 
-NUM_SHOWN = 5
-"""Images per query in the gallery."""
 Gallery = list[dict[str, Any]]
 """For each shown query: language, text, meaning, and its best images as data URIs with `right`."""
 

@@ -5,9 +5,7 @@ query ─ text feature ─ cosine with every row ─▶ best K ─ (re-rank: the
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cclm.data.decoding import decode_image
 from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
+from cclm.report.thumbnails import thumbnail_uri
 from cclm.retrieve.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path, weights_fingerprint
 from cclm.retrieve.embed_source import EmbedSource, find_source
-
-THUMBNAIL_SIZE = 192
-"""Pixels of the longer side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +104,7 @@ def search(
     """The best `top_k` rows for each query, best first.
 
     `rerank_top`: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
-    temperature, as published); 0: none.
+    temperature; the published CCLM orders by the logit of "match" alone); 0: none.
 
     Raises:
         ConfigError: another model, a query of which no token is left, or images that are gone.
@@ -168,7 +163,7 @@ def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSo
     parts = []
     for query, hits in zip(queries, found, strict=True):
         figures = "".join(
-            f'<figure><img alt="" src="{_thumbnail(source.image(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
+            f'<figure><img alt="" src="{thumbnail_uri(source.image(hit.unit))}"><figcaption>{rank} · {hit.cosine:.3f}'
             f"{'' if hit.match is None else f' · {hit.match:.0%}'}<br>{html.escape(hit.key)}</figcaption></figure>"
             for rank, hit in enumerate(hits, start=1)
         )
@@ -178,11 +173,3 @@ def page(queries: Sequence[str], found: Sequence[Sequence[Hit]], source: EmbedSo
         "figure{margin:0;width:192px}img{max-width:192px}figcaption{overflow-wrap:anywhere;color:#555}"
     )
     return f"<!doctype html><meta charset=utf-8><title>search</title><style>{style}</style>{''.join(parts)}\n"
-
-
-def _thumbnail(image: bytes) -> str:
-    small = decode_image(image)
-    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

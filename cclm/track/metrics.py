@@ -39,19 +39,27 @@ class MetricsLog:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        self._folder, self._tensorboard = folder, tensorboard
         self._lines: StepLines | None = None
         self._board: SummaryWriter | None = None
-        if not enabled:
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lines = StepLines(folder / LOG_NAME)
+            self.rewind(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written about `step` and later ones: they are done again."""
+        if self._lines is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = StepLines(folder / LOG_NAME)
-        self._lines.truncate(resume_step)
-        if tensorboard:
+        self._lines.truncate(step)
+        if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step tells TensorBoard to hide what an earlier attempt wrote for steps that will be done again.
-            board = folder / TENSORBOARD_NAME
-            self._board = SummaryWriter(str(board), purge_step=resume_step if board.exists() else None)
+            if self._board is not None:
+                self._board.close()
+            # purge_step tells TensorBoard to hide what was written before for steps that will be done again.
+            board = self._folder / TENSORBOARD_NAME
+            self._board = SummaryWriter(str(board), purge_step=step if board.exists() else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step and hand them to the operating system, so that a kill loses none."""

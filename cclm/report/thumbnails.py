@@ -1,0 +1,20 @@
+"""Small images inside of a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from cclm.data.decoding import decode_image
+
+THUMBNAIL_SIZE = 192
+"""Pixels of the longer side."""
+
+
+def thumbnail_uri(image: bytes, size: int = THUMBNAIL_SIZE) -> str:
+    """Return an image file, made small, as a data URI (errors: `decode_image`)."""
+    small = decode_image(image)
+    small.thumbnail((size, size))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
