@@ -1,33 +1,44 @@
-"""The configuration of a pre-training run: one frozen tree, and the rules between its parts. No torch.
+"""The configuration of a training run: one frozen tree, and the rules between its parts. No torch.
 
 The rules of a part stand beside the part; `cclm.recipe` reads the tree from files and command lines and asks them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from cclm.data.config import DataConfig, Views, rank_errors
 from cclm.engine.ds_config import EngineFacts
-from cclm.engine.options import OptimizerConfig
+from cclm.engine.options import LoraOptions, OptimizerConfig
 from cclm.errors import ConfigError
 from cclm.model.options import ModelOptions
 from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.options import KernelConfig
 from cclm.pretrained.options import StartConfig
-from cclm.types import LocalPath, Positive, View
+from cclm.types import Bounds, Count, Language, LocalPath, PathText, Positive, Protocol, Share, TextOrNothing, View
+
+Minutes = Annotated[float, Bounds(above=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save."""
+    """When to save, and what stays. A save at once is asked for by `touch RUN/save_now`."""
 
     every_steps: Positive = 1000
     """Save after every so many steps, and always after the last."""
+    every_minutes: Minutes | None = None
+    """Save when the last checkpoint is so old, too."""
     keep: Positive = 2
-    """How many complete checkpoints to keep."""
+    """How many of the newest complete checkpoints stay."""
+    keep_every: Positive | None = None
+    """Let checkpoints stay for good whose step is a multiple of this."""
+    background: bool = True
+    """Copy the state to memory and write it while training goes on, if a copy has room in memory; false: training waits
+    until it is written."""
+    stop_after_minutes: Minutes | None = None
+    """Save and end (exit code 75) so many minutes after the program began: before a limit that nobody tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +51,89 @@ class TrackConfig:
     """Also write TensorBoard events."""
 
 
-Checkpointing = Literal["none", "selective", "full"]
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """When a step is bad, how many may be, and what happens then (docs/health.md). A bad step is skipped: no weight,
+    moment or average changes, while data, ledger and step number go on."""
+
+    max_loss: Annotated[float, Bounds(above=0)] = 1e5
+    """A step is bad if its loss, on any rank, is not below this; or if its gradient is not finite."""
+    max_norm_ratio: Annotated[float, Bounds(above=1)] | None = None
+    """A step is bad, too, if its gradient norm is above so many times the median of the last 100; null: no limit."""
+    max_skipped: Count = 10
+    """Of the last `window` steps so many may be bad; with one more the run rolls back to a healthy checkpoint."""
+    window: Positive = 100
+    """Steps over which bad ones are counted."""
+    suspect_steps: Count = 10
+    """So many steps before the first bad one are suspected of having led there: a checkpoint among them is not healthy,
+    and after a rollback their batches are left out as those of the bad steps are."""
+    max_rollbacks: Count = 2
+    """So often, in all attempts together, a run may roll back; then it ends with code 70. 0: it ends at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig:
+    """How a pre-trained model is fine-tuned for a task, and what is measured afterwards (`python -m finetune`)."""
+
+    task: str
+    """The task, one of `python -m finetune --help`: what is measured, and how it is called in the results."""
+    epochs: Count | None = None
+    """How often every training row is shown: decides optimizer.total_steps. null: that decides. 0: nothing is trained;
+    the model is measured as it comes, and no training data are read."""
+    warmup_share: Share | None = None
+    """Warm-up as a share of all steps: decides optimizer.warmup_steps. null: that decides."""
+    first_evaluation: Positive = 1
+    """The first epoch, counted from 1, behind which the model is evaluated on dev."""
+    evaluate_every: Positive = 1
+    """Evaluate again behind every so many epochs; the last one always is."""
+    evaluation_batch: Positive = 64
+    """Rows at a time. The same on any number of ranks, so that every number is, too."""
+    data: LocalPath = "."
+    """Retrieval: where dev_sets, test_sets and images lie: they are relative to it."""
+    images: tuple[PathText, ...] = ("images", "flickr30k-images")
+    """Retrieval: folders with the images that annotation files name."""
+    dev_sets: Mapping[str, PathText] = field(default_factory=dict)
+    """Retrieval: what the best epoch is chosen on: image-text shard sets by names of your choice, or folders with the
+    published annotation files of the benchmark that the name is of (xflickrco, wit, multi30k, mscoco)."""
+    test_sets: Mapping[str, PathText] = field(default_factory=dict)
+    """Retrieval: what is measured when the run is done, in all of its languages; as dev_sets (also xtd10, xm3600)."""
+    test_languages: tuple[Language, ...] | None = None
+    """Retrieval: the languages in which test_sets are measured; null: all that they have. few-shot: the one that was
+    shown."""
+    rerank_top_k: Count = 128
+    """Retrieval: candidates of each query that the matching head orders anew, as published (COCO: 256); its numbers
+    stand beside those of features alone. 0: none."""
+    captions_per_image: Positive | None = None
+    """Retrieval: how many captions of an image ask and are found in dev and test; null: all, as published."""
+    select_on: Literal["dev", "test"] = "dev"
+    """Where the best epoch is chosen. "test": the published habit, which marks every result as chosen on the test."""
+    protocol: Protocol
+    """What the training and test data are; stands in every result. With no epochs it is no-fine-tuning."""
+    lora: LoraOptions | None = None
+    """Train adapters of low rank in place of whole encoders, which the export has merged; null: all weights."""
+    shots: TextOrNothing = ""
+    """few-shot: how many, as the files are called ("48", "10x2"); stands for {shots} in paths of the views."""
+    benchmark: TextOrNothing = ""
+    """What the task is called in results; empty: `task`. For data of your own in a task's form, whose numbers must
+    not stand beside those that are published of the task."""
+    name: TextOrNothing = ""
+    """What the model is called in tables, the same for all seeds; empty: as what it starts from."""
+
+
+Checkpointing = Literal["none", "elementwise", "selective", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationCheckpointing:
-    """What each encoder keeps for the backward pass; no number changes. "none": everything; "selective": of every
-    second block its input only, "full": of every block, which is then computed twice."""
+    """What each encoder keeps for the backward pass; no number changes. "none": everything; "elementwise": all but the
+    values of activation functions, which are computed again; "selective": of every second block its input only, "full":
+    of every block, which is then computed twice."""
 
-    vision: Checkpointing = "none"
+    vision: Checkpointing = "elementwise"
     """The image encoder."""
-    text: Checkpointing = "none"
+    text: Checkpointing = "elementwise"
     """The text encoder."""
-    fusion: Checkpointing = "none"
+    fusion: Checkpointing = "elementwise"
     """The fusion encoder."""
 
 
@@ -78,8 +159,12 @@ class RunConfig:
     """Saving."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Metrics."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Bad steps."""
     activation_checkpointing: ActivationCheckpointing = field(default_factory=ActivationCheckpointing)
     """Less memory for more time."""
+    finetune: FineTuneConfig | None = None
+    """Fine-tuning; null: pre-training."""
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     """"plain" is the one-process twin, for debugging."""
     deepspeed: LocalPath = "ds_configs/zero3_cpu.json"
@@ -95,15 +180,21 @@ class RunConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer updates in total."""
-        return self.optimizer.total_steps
+        """Optimizer updates in total; none, if nothing is trained."""
+        return 0 if self.finetune is not None and self.finetune.epochs == 0 else self.optimizer.total_steps
 
     def validation_errors(self) -> Iterator[str]:
         """Yield what contradicts between the parts; each sentence begins with a key."""
         if not self.views:
             yield "views: none is given"
+        if self.finetune is not None and self.finetune.protocol == "no-fine-tuning" and self.steps:
+            yield "finetune.protocol: no-fine-tuning is of a run that trains nothing (finetune.epochs 0)"
+        if self.finetune is not None and self.finetune.lora is not None and self.optimizer.ema_decay:
+            yield "finetune.lora: adapters have no moving average (optimizer.ema_decay)"
         if self.engine == "plain" and self.precision != "fp32":
             yield f"precision: engine plain runs in fp32, not {self.precision}"
+        if (self.objectives.contrastive == "sigmoid") != (self.model.similarity_bias is not None):
+            yield "model.similarity_bias: a number with objectives.contrastive: sigmoid, null otherwise"
         turns = [
             name
             for name, view in self.views.items()
@@ -114,6 +205,8 @@ class RunConfig:
         placed = [name for name, view in self.views.items() if "boxes" in view.trains]
         if self.model.vision.keep_patches < 1 and placed:
             yield f"model.vision.keep_patches: must be 1 with views whose texts are about places ({', '.join(placed)})"
+        if self.kernels.compile == "blocks" and self.model.token_layout == "grouped":
+            yield "model.token_layout: must be auto, packed or padded with kernels.compile blocks, not grouped"
         for name, view in self.views.items():
             for error in view.model_errors(self.model, self.data.pad_multiple):
                 yield f"views.{name}.{error}"
@@ -145,11 +238,20 @@ class NamedSet:
 
 
 def named_sets(views: Views) -> Iterator[NamedSet]:
-    """Yield every shard set of every view, in the order that numbers them."""
+    """Yield every shard set of every view that reads any, in the order that numbers them."""
     for name, view in views.items():
+        if (holds := view.record_view) is None:
+            continue
         for source, settings in view.ordered_sources.items():
             key = f"views.{name}.sources.{source}.path"
-            yield NamedSet(key=key, view=name, holds=view.record_view, path=settings.path)
+            yield NamedSet(key=key, view=name, holds=holds, path=settings.path)
+
+
+def named_files(views: Views) -> Iterator[tuple[str, str]]:
+    """Yield the key and the path of every annotation file of every view."""
+    for name, view in views.items():
+        for key, path in view.named_files():
+            yield f"views.{name}.{key}", path
 
 
 def validation_errors_for(config: RunConfig, world_size: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 LANGUAGE = "a language"
 Language = Annotated[str, LANGUAGE]
@@ -53,6 +53,16 @@ Count = Annotated[int, Bounds(least=0)]
 Positive = Annotated[int, Bounds(least=1)]
 NotNegative = Annotated[float, Bounds(least=0)]
 Share = Annotated[float, Bounds(least=0, most=1)]
+Protocol = Literal[
+    "zero-shot",
+    "few-shot",
+    "translate-test",
+    "translate-train",
+    "single-language",
+    "all-language",
+    "no-fine-tuning",
+]
+"""What the training and test data of a result are."""
 
 
 class View(str, Enum):

@@ -10,21 +10,21 @@ A run goes on from the newest one whose every byte is as it was written, the sam
     step_200   a file missing      ──► step_200.damaged
     step_100   sound               ──► taken
 
-The run folder must lie on storage that all ranks share.
+The run folder must lie on storage that all ranks share. The same while the ranks train: `cclm.checkpoint.background`.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cclm.distributed.agreement import on_every_rank
 from cclm.distributed.collectives import Collectives
 from cclm.engine.protocol import Engine
-from cclm.errors import CheckpointError
+from cclm.errors import Cause, CheckpointError
 from cclm.files.atomic import sync
 from cclm.run import checkpoints
 from cclm.run.checkpoints import FileRecord, Marker, damage_of, set_aside, visible_checkpoints
@@ -39,9 +39,10 @@ def save_checkpoint(
     step: int,
     state: Mapping[str, Any],
     keep: int,
+    keep_every: int | None = None,
     reference_outputs: Callable[[Engine[Any], Path], None] | None = None,
 ) -> Path:
-    """Write the state after `step` updates; keep the `keep` newest checkpoints. A collective.
+    """Write the state after `step` updates, then remove what need not stay (`checkpoints.prune`). A collective.
 
     Args:
         state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
@@ -56,26 +57,51 @@ def save_checkpoint(
     """
     ranks, is_first = engine.collectives, engine.rank == 0
     visible, hidden = checkpoints.step_folder(run_folder, step), checkpoints.partial_folder(run_folder, step)
-    if on_every_rank(ranks, lambda: is_first and _is_there(run_folder, visible, hidden), "prepare a checkpoint")[0]:
+    if on_every_rank(ranks, lambda: is_first and is_there(run_folder, step), "prepare a checkpoint")[0]:
         return visible
     share = {"step": step, "state": dict(state)}
-    on_every_rank(ranks, lambda: engine.save(hidden, share), f"write its share of {hidden}")
+
+    def write() -> None:
+        on_every_rank(ranks, lambda: engine.save(hidden, share), f"write its share of {hidden}")
+
+    try:
+        write()
+    except CheckpointError as error:
+        if not make_room(ranks, run_folder, error, keep, keep_every):
+            raise
+        write()
     if reference_outputs is not None:
         reference_outputs(engine, hidden)
     records = on_every_rank(ranks, lambda: _seal_share(hidden, ranks), "sync its share")
-    files = {name: record for share in records for name, record in share.items()}
-    marker = Marker(step=step, world_size=ranks.world_size, files=files)
-    on_every_rank(ranks, lambda: _finish(run_folder, hidden, visible, marker, keep) if is_first else None, "finish")
+    marker = Marker(step=step, world_size=ranks.world_size, files=joined(records))
+    finish = partial(checkpoints.finish, hidden, visible, marker, keep, keep_every)
+    on_every_rank(ranks, lambda: finish() if is_first else None, "finish")
     return visible
 
 
-def _is_there(run_folder: Path, visible: Path, hidden: Path) -> bool:
-    """Make room; return whether the checkpoint is there already."""
+def is_there(run_folder: Path, step: int) -> bool:
+    """Make a folder to write in, once leftovers are gone; or return that the checkpoint is there already."""
     checkpoints.remove_leftovers(run_folder)
-    if visible in checkpoints.complete_checkpoints(run_folder):
+    if checkpoints.step_folder(run_folder, step) in checkpoints.complete_checkpoints(run_folder):
         return True
-    hidden.mkdir(parents=True)
+    checkpoints.partial_folder(run_folder, step).mkdir(parents=True)
     return False
+
+
+def make_room(ranks: Collectives, run_folder: Path, error: CheckpointError, keep: int, keep_every: int | None) -> bool:
+    """Remove the checkpoints that the one being written will replace, if it found the disk full. A collective.
+
+    The newest stays. Returns whether there were any: then it is worth trying again.
+    """
+    if error.cause is not Cause.DISK_FULL or keep == 1:
+        return False
+    prune = partial(checkpoints.prune, run_folder, keep - 1, keep_every)
+    return any(on_every_rank(ranks, lambda: prune() if ranks.rank == 0 else [], "make room"))
+
+
+def joined(records: Iterable[Mapping[str, FileRecord]]) -> dict[str, FileRecord]:
+    """Return the records of all ranks' files as one table."""
+    return {name: record for share in records for name, record in share.items()}
 
 
 def _seal_share(hidden: Path, ranks: Collectives) -> dict[str, FileRecord]:
@@ -85,14 +111,6 @@ def _seal_share(hidden: Path, ranks: Collectives) -> dict[str, FileRecord]:
         sync(hidden / name)
         records[name] = checkpoints.record_file(hidden / name)
     return records
-
-
-def _finish(run_folder: Path, hidden: Path, visible: Path, marker: Marker, keep: int) -> None:
-    for folder, _, _ in os.walk(hidden):
-        sync(Path(folder))
-    checkpoints.write_marker(hidden, marker)
-    checkpoints.publish(hidden, visible)
-    checkpoints.prune(run_folder, keep)
 
 
 def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], object]) -> Path | None:
@@ -109,10 +127,10 @@ def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], obj
     found = on_every_rank(ranks, lambda: visible_checkpoints(run_folder) if is_first else [], "list checkpoints")
     damaged: dict[Path, str] = {}
     for checkpoint in reversed(found[0]):
-        flaws = _look(ranks, checkpoint)
+        flaws = flaws_of(ranks, checkpoint)
         if flaws:  # a network file system may show another machine's files late, and a network may garble them
             time.sleep(LOOK_AGAIN_S)
-            flaws = _look(ranks, checkpoint)
+            flaws = flaws_of(ranks, checkpoint)
         if not flaws:
             on_every_rank(ranks, lambda: _set_aside(damaged, tell) if is_first else None, "set checkpoints aside")
             if damaged and is_first:
@@ -129,7 +147,7 @@ def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], obj
     return None
 
 
-def _look(ranks: Collectives, checkpoint: Path) -> list[str]:
+def flaws_of(ranks: Collectives, checkpoint: Path) -> list[str]:
     """What the ranks find wrong, each in its share of the files."""
     shares = on_every_rank(ranks, lambda: damage_of(checkpoint, ranks.rank, ranks.world_size), "read a checkpoint")
     return list(dict.fromkeys(flaw for share in shares for flaw in share))

@@ -1,4 +1,4 @@
-"""`cclm export`, `import` and `prune-vocabulary`: weights become Hugging Face folders, and each is checked."""
+"""`cclm export`, `import`, `average`, `prune-vocabulary`: weights become Hugging Face folders, and each is checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cclm.files.command_line import Commands, add_command, say
 
 
 def add_to(commands: Commands) -> None:
-    """Add `export`, `import` and `prune-vocabulary`."""
+    """Add `export`, `import`, `average` and `prune-vocabulary`."""
     add = add_command(commands, "export", export_run)
     add("run_folder", metavar="run", type=Path, help="a run folder, or one checkpoint inside it")
     add("--to", type=Path, required=True, help="the folder to make; replaces an older export only")
@@ -27,6 +27,17 @@ def add_to(commands: Commands) -> None:
     add("--image-size", type=int, help="pixels; other than the file's: position tables are interpolated")
     add("--text-heads", type=int, help="attention heads of the text encoder; without it: of width 64")
     add("--describe", help="only list the keys of a published family, without any file")
+
+    add = add_command(commands, "average", average_models)
+    add("models", type=Path, nargs="+", help="run folders, checkpoints inside of runs, or exports; of one architecture")
+    add(
+        "--weight",
+        type=float,
+        nargs="+",
+        default=[],
+        help="of two models: the share of the second; else of each, adding up to 1; without it: the same for all",
+    )
+    add("--out", "--to", dest="to", type=Path, required=True, help="the folder to make; replaces an older export only")
 
     add = add_command(commands, "prune-vocabulary", prune)
     add("folder", type=Path, help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
@@ -132,6 +143,16 @@ def say_keys(family: str) -> None:
         say(f"{name}\t{list(shape)}\t{dtype}\t{kind}")
     num_parameters = sum(prod(shape) for _, shape, _, kind in rows if kind == "param")
     say(f"# {family}: {len(rows)} keys, {num_parameters} parameters (tied counted once)")
+
+
+def average_models(options: argparse.Namespace) -> None:
+    """Average the weights of fine-tuned models (interpolation, soups) into a Hugging Face folder, and check it."""
+    from cclm.hub.average import average, shares
+
+    weights = shares(options.weight, len(options.models))
+    report = average(options.models, weights, options.to)
+    told = " + ".join(f"{weight:g} · {model}" for weight, model in zip(weights, options.models, strict=True))
+    say(f"wrote {options.to}: {told}; a fresh process computes the same: max |Δ| {report.max_abs:.1e}")
 
 
 def prune(options: argparse.Namespace) -> None:

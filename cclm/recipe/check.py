@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from cclm.config import RunConfig, named_sets, validation_errors_for
+from cclm.config import RunConfig, named_files, named_sets, validation_errors_for
 from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
+from cclm.files.atomic import file_sha256
 from cclm.files.typed import Converter
+from cclm.recipe.epochs import with_epochs, without_training
 from cclm.recipe.read import RECIPES, Reading
 from cclm.shardfile.options import is_remote
 from cclm.views.table import VIEWS, Table
+
+if TYPE_CHECKING:
+    from cclm.shardfile.manifest import Manifest
+
+
+Look = Literal["manifests", "present", "hashed"]
+"""How closely local shard sets are looked at."""
+MOST_FAULTS = 5
+"""Files of a set that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +46,15 @@ def check_recipe(
     *,
     world_size: int = 1,
     files_exist: bool = True,
+    shards: Look = "manifests",
     recipes: Path = RECIPES,
     table: Table = VIEWS,
 ) -> CheckedRecipe:
     """Check a command line of `python -m pretrain` for a job with so many ranks.
 
-    Remote shard sets and models on the hub are left to the start of the run; so are all shard sets and the tokenizer
-    where another job makes them first (`files_exist` false).
+    Of local shard sets it reads the manifests, or looks for every file too, or reads them all. Remote shard sets and
+    models on the hub are left to the start of the run; so are all shard sets and the tokenizer where another job makes
+    them first (`files_exist` false).
 
     Raises:
         ConfigError: with everything that is wrong in all files and overrides, and with what they name.
@@ -48,7 +63,8 @@ def check_recipe(
     notes: list[str] = []
     unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
-        config, converter = reading.found, reading.converter
+        config, converter = without_training(reading.found), reading.converter
+        notes += _missing_packages(config)
         for text in validation_errors_for(config, world_size):
             key, _, rest = text.partition(": ")
             converter.add(key, rest)
@@ -56,7 +72,13 @@ def check_recipe(
             f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path) or not files_exist
         ]
         if files_exist:
-            notes += _check_sets(config, converter)
+            notes += _check_sets(config, converter, shards)
+            for key, path in named_files(config.views):
+                if not Path(path).is_file():
+                    converter.add(key, f"expected an annotation file, got nothing at {path}", "wrong_value")
+            for key, path in _measured_sets(config):
+                if not is_remote(path) and not Path(path).is_dir():
+                    converter.add(key, f"expected a shard set or a folder of annotations, got nothing at {path}")
         if is_hub_name(config.data.tokenizer) or not files_exist:
             unseen.append(f"data.tokenizer: {config.data.tokenizer}")
         else:
@@ -65,7 +87,12 @@ def check_recipe(
         if config.engine == "deepspeed":
             with _noted(converter, "deepspeed"):
                 resolve_ds_file(config.deepspeed, config.engine_facts(world_size))
-    return CheckedRecipe(config=reading.finish(), notes=tuple(notes), unseen=tuple(unseen))
+    config = reading.finish()
+    return CheckedRecipe(
+        config=with_epochs(config) if files_exist else without_training(config),
+        notes=tuple(notes),
+        unseen=tuple(unseen),
+    )
 
 
 @contextmanager
@@ -86,7 +113,23 @@ def _noted(converter: Converter, key: str) -> Iterator[None]:
         converter.add(key, f"cannot be looked at: {error.strerror or error}")
 
 
-def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
+def _missing_packages(config: RunConfig) -> Iterator[str]:
+    """Yield what is not installed here; it may be in the container that the ranks run in, so it is no problem yet."""
+    if config.finetune is not None and config.finetune.lora is not None and config.steps and not find_spec("peft"):
+        yield "finetune.lora: it needs the package peft, which is not installed here: pip install 'cclm[lora]'."
+
+
+def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield the key and the place of every set that retrieval is measured on."""
+    finetune = config.finetune
+    if finetune is not None:
+        for key, sets in (("dev_sets", finetune.dev_sets), ("test_sets", finetune.test_sets)):
+            for name, where in sets.items():
+                path = where if is_remote(where) else str(Path(finetune.data) / where.removeprefix("file://"))
+                yield f"finetune.{key}.{name}", path
+
+
+def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator[str]:
     """Every local shard set is there, whole, and of its view; the batches are not larger than the sets."""
     from cclm.shardfile.manifest import Manifest
 
@@ -102,6 +145,11 @@ def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
                 expected, got = f"a set of view {one.holds.value}", f"one of view {manifest.view.value}"
                 raise ConfigError(expected=expected, got=got, do="", where=one.path)
             samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+            faults = [] if look == "manifests" else list(_faults(Path(one.path), manifest, look))
+            for fault in faults[:MOST_FAULTS]:
+                converter.add(one.key, fault, "wrong_value")
+            if len(faults) > MOST_FAULTS:
+                converter.add(one.key, f"and {len(faults) - MOST_FAULTS} more files of {one.path}", "wrong_value")
     for view, count in samples.items():
         wanted = config.views[view].samples_per_step
         if view not in unknown and wanted > count:
@@ -109,3 +157,19 @@ def _check_sets(config: RunConfig, converter: Converter) -> Iterator[str]:
                 f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
+
+
+def _faults(folder: Path, manifest: Manifest, look: Look) -> Iterator[str]:
+    """Yield what is wrong with the files of a shard set."""
+    for shard in manifest.shards:
+        for name, size, digest in (
+            (shard.name, shard.size_bytes, shard.sha256),
+            (shard.index_name, None, shard.index_sha256),
+        ):
+            path = folder / name
+            if not path.is_file():
+                yield f"expected {path}, which its manifest names, got nothing there"
+            elif size is not None and path.stat().st_size != size:
+                yield f"expected {size:,} bytes in {path}, got {path.stat().st_size:,}"
+            elif look == "hashed" and file_sha256(path) != digest:
+                yield f"expected the SHA-256 of its manifest in {path}, got another"

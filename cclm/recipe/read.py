@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cclm.files.overrides import merged, parse_arguments, with_override
 from cclm.files.reading import raise_problems, to_yaml
 from cclm.files.shipped import CHECKOUT, find_shipped
 from cclm.files.typed import INVALID, Converter
+from cclm.recipe.start import with_start
 from cclm.views.table import VIEWS, Table
 
 RECIPES = CHECKOUT / "pretrain" / "recipes"
@@ -32,7 +34,7 @@ CONFIG_FILE = "config.yaml"
 """In a run folder: the resolved configuration."""
 OLD_VIEWS = ("image_text", "regions", "text_pair")
 """What stood in `data` of older versions, with sources as lists; null where there was none."""
-_DO = "Correct them; `python -m pretrain --help` explains every option. Nothing was started."
+_DO = "Correct them; `--help` explains every option. Nothing was started."
 
 
 def read_recipe(arguments: Sequence[str], recipes: Path = RECIPES, table: Table = VIEWS) -> RunConfig:
@@ -113,6 +115,10 @@ class Reading:
             root = merged(root, self._file(name, recipes))
         for key, value in line.overrides:
             root = with_override(root, key, value, RunConfig, kinds)
+        try:
+            root = with_start(root, partial(read_run_config, table=table))
+        except ConfigError as error:
+            self.converter.add("start.sources", f"expected {error.expected}, got {error.got} ({error.where})")
         self.found: object = self.converter.convert(in_table_order(root, table), RunConfig)
         """A `RunConfig`, or `INVALID`."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ from cclm.run.causes import retried
 
 FOLDER = "checkpoints"
 MARKER = "complete"
+SAVE_NAME = "save_now"
+"""In the run folder: asks for a checkpoint at once, whatever it holds."""
+PINNED = "pinned.json"
+"""Beside the checkpoints: the step of the one that stays."""
 FORMAT_VERSION = 2
 """1, which was never released, held DeepSpeed's pickles."""
 DAMAGED = ".damaged"
@@ -169,6 +174,19 @@ def list_files(folder: Path) -> list[str]:
     return sorted(name for name in found if name != MARKER)
 
 
+def finish(partial: Path, visible: Path, marker: Marker, keep: int, keep_every: int | None = None) -> None:
+    """Make a checkpoint of which all files are on disk complete, and remove what need not stay (`prune`).
+
+    May be called again when it was cut short.
+    """
+    if not _is_complete(visible):
+        for folder, _, _ in os.walk(partial):
+            atomic.sync(Path(folder))
+        write_marker(partial, marker)
+        publish(partial, visible)
+    prune(visible.parents[1], keep, keep_every)
+
+
 def publish(partial: Path, visible: Path) -> None:
     """Give a finished partial folder its visible name, durably. A damaged folder of that name is set aside."""
     if visible.exists():
@@ -187,6 +205,14 @@ def remove_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+def remove_newer(run_folder: Path, step: int) -> list[Path]:
+    """Remove the checkpoints of later steps, newest first, and return them: a kill leaves one to go on from."""
+    found = [path for path in visible_checkpoints(run_folder) if int(path.name.removeprefix("step_")) > step]
+    for path in reversed(found):
+        remove_checkpoint(path)
+    return found
+
+
 def remove_leftovers(run_folder: Path) -> list[Path]:
     """Remove what killed runs left half-written or half-removed; return what was there. One process only."""
     folder = run_folder / FOLDER
@@ -196,10 +222,31 @@ def remove_leftovers(run_folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def prune(run_folder: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest complete checkpoints; return the removed ones."""
+def pin(run_folder: Path, step: int) -> None:
+    """Let the checkpoint of a step, written already or next, outlive all newer ones, until another is pinned."""
+    (run_folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    retried(lambda: atomic.replace_text(run_folder / FOLDER / PINNED, json.dumps({"step": step}) + "\n", durable=True))
+
+
+def pinned(run_folder: Path) -> Path | None:
+    """Return the complete checkpoint that is pinned: the best one of a run that was evaluated; None: there is none."""
+    try:
+        step = json.loads((run_folder / FOLDER / PINNED).read_bytes())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = step_folder(run_folder, int(step))
+    return path if _is_complete(path) else None
+
+
+def prune(run_folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
+    """Remove the complete checkpoints but the `keep` newest, the pinned one, multiples of `keep_every`; return them."""
     assert keep >= 1, "at least the newest checkpoint stays"
-    removed = complete_checkpoints(run_folder)[:-keep]
+    stays = pinned(run_folder)
+    removed = [
+        path
+        for path in complete_checkpoints(run_folder)[:-keep]
+        if path != stays and (keep_every is None or read_marker(path).step % keep_every)
+    ]
     for path in removed:
         remove_checkpoint(path)
     return removed

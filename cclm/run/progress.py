@@ -130,7 +130,11 @@ def _total_steps(run_folder: Path) -> int | None:
     if not path.exists():
         return None
     content = read_yaml(path, expected="the configuration of a run", do="Remove it: the run writes it again.")
-    steps = (content.get("optimizer") or {}).get("total_steps") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    if (content.get("finetune") or {}).get("epochs") == 0:  # a model is measured as it comes
+        return 0
+    steps = (content.get("optimizer") or {}).get("total_steps")
     return int(steps) if steps is not None else None
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from cclm.files.atomic import replace_text
 from cclm.files.reading import read_json
 from cclm.run.causes import EXIT_CODES, Cause
-from cclm.run.checkpoints import newest_complete, read_marker
+from cclm.run.checkpoints import SAVE_NAME, newest_complete, read_marker
 from cclm.run.signals import BEGAN
 from cclm.run.status import STATUS_FOLDER
 
@@ -134,7 +134,12 @@ def clear(folder: Path, *, before: float = math.inf) -> None:
     For whoever starts a run, once it knows that no other start is alive. `before`: leave what is newer (seconds since
     1970).
     """
-    for path in (folder / STOP_NAME, folder / STOPPED_NAME, *(folder / STATUS_FOLDER).glob("rank_*.json")):
+    for path in (
+        folder / STOP_NAME,
+        folder / STOPPED_NAME,
+        folder / SAVE_NAME,
+        *(folder / STATUS_FOLDER).glob("rank_*.json"),
+    ):
         try:
             if path.stat().st_mtime < before:
                 path.unlink()

@@ -3,7 +3,8 @@
     config.yaml      the resolved configuration of the newest start
     ds_config.json   its resolved DeepSpeed JSON
     environment.json versions and machine of the first start
-    inputs.json      hashes of what the configuration only names: tokenizer, shard manifests, DeepSpeed JSON
+    inputs.json      hashes of what the configuration only names: tokenizer, shard manifests, DeepSpeed JSON (which
+                     the ranks compare with each other, not with an earlier start)
     kernels.json     what the newest start computes with, and why (`cclm.ops.choice`)
     changes.jsonl    a line for each start with other settings than the one before: step, old and new values
 
@@ -25,7 +26,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from cclm.config import RunConfig, named_sets
+from cclm.annotations.retrieval import PARTS, Part
+from cclm.config import RunConfig, named_files, named_sets
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import SUMS_OF_GRADIENTS
 from cclm.errors import CheckpointError, ConfigError
@@ -39,6 +41,8 @@ from cclm.run.machine import ENVIRONMENT_NAME, describe_environment
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.remote import manifest_bytes
 from cclm.shardfile.schema import MANIFEST_NAME
+from cclm.train.retrieval_sets import asked_of, is_annotated
+from cclm.train.retrieval_sets import named_sets as sets_of
 from cclm.views.table import VIEWS, Table
 
 Value = TypeVar("Value")
@@ -54,11 +58,12 @@ MAY_CHANGE = {
         ("run_folder device", "where the run lives and computes"),
         ("kernels", "with what it computes: the same but for rounding"),
         ("checkpoint track", "how often it saves and writes, and what"),
+        ("health", "which steps are skipped, and how many may be"),
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
         ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
         ("data.micro_batches", "parts in which a step is computed; no loss depends on it"),
         ("activation_checkpointing", "what is kept for the backward pass, and what is computed again"),
-        ("deepspeed", "the path of the DeepSpeed JSON; its content is compared"),
+        ("engine deepspeed precision", "how the training state is held and computed with: the same but for rounding"),
         ("optimizer.total_steps", "the length of the run, and with it the end of the learning rate's schedule"),
         ("optimizer.learning_rate optimizer.warmup_steps optimizer.warmup_from_zero", "how fast it learns from here"),
         ("optimizer.schedule optimizer.decay_steps optimizer.final_fraction", "how fast it learns from here"),
@@ -86,9 +91,12 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     data = config.data
     tokenizer = _read_input(f"{data.tokenizer}/{TOKENIZER_NAME}", tokenizer_file(data.tokenizer).read_bytes)
     hashes = {"data.tokenizer": hashlib.sha256(tokenizer).hexdigest()}
-    for one in named_sets(config.views):
-        read = partial(manifest_bytes, one.path, data.cache)
-        hashes[one.key] = _shards_hash(_read_input(f"{one.path.rstrip('/')}/{MANIFEST_NAME}", read))
+    for key, path in [*((one.key, one.path) for one in named_sets(config.views)), *_measured_shards(config)]:
+        read = partial(manifest_bytes, path, data.cache)
+        hashes[key] = _shards_hash(_read_input(f"{path.rstrip('/')}/{MANIFEST_NAME}", read))
+    for key, path in named_files(config.views):
+        hashes[key] = hashlib.sha256(_read_input(path, Path(path).read_bytes)).hexdigest()
+    hashes |= dict(_measured_annotations(config))
     rules = {key: value for key, value in copy.deepcopy(dict(ds_config or {})).items() if key not in FROM_OURS}
     if config.precision == "bf16":  # what was left out once meant bf16, and is written as that by who wants it now
         for block, key in ((rules, SUMS_OF_GRADIENTS[0]), (rules.get("data_types", {}), "grad_accum_dtype")):
@@ -97,6 +105,30 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
         if rules.get("data_types") == {}:
             del rules["data_types"]
     return hashes | {"deepspeed": _json_hash(rules)}
+
+
+def _measured_shards(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield the key and the path of every shard set that retrieval is measured on."""
+    yield from ((key, where) for key, name, where, _ in _measured(config) if not is_annotated(name, where))
+
+
+def _measured_annotations(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield the key of every benchmark that retrieval is measured on, and the hash of its files: of no others."""
+    for key, name, where, part in _measured(config):
+        if is_annotated(name, where):
+            assert config.finetune is not None
+            files = sorted(
+                (language, asked.sha256) for language, asked in asked_of(config.finetune, name, where, part).items()
+            )
+            yield key, _json_hash(files)
+
+
+def _measured(config: RunConfig) -> Iterator[tuple[str, str, str, Part]]:
+    """Yield the key, the name and the place of every set that retrieval is measured on, and what of it."""
+    for part in PARTS:
+        sets = {} if config.finetune is None else sets_of(config.finetune, part)
+        for name, where in sets.items():
+            yield f"finetune.{part}_sets.{name}", name, where, part
 
 
 def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, str]:
@@ -118,13 +150,16 @@ def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], t
         return
     known = _earlier_inputs(folder, before)
     by_content = {"data.tokenizer", *(one.key for one in named_sets(config.views))}
+    by_content |= {key for key, _ in named_files(config.views)} | {f"views.{name}.folder" for name in config.views}
     problems = [
         f"{key}: {old!r} → {new!r}"
         for key, (old, new) in differences(before, config).items()
         if not may_change(key) and (key not in by_content or None in (old, new))
     ]
     problems += [
-        f"{key}: other content than at the start" for key in inputs if known.get(key, inputs[key]) != inputs[key]
+        f"{key}: other content than at the start"
+        for key in inputs
+        if known.get(key, inputs[key]) != inputs[key] and not may_change(key)
     ]
     newest = newest_complete(folder)
     done = 0 if newest is None else read_marker(newest).step
@@ -156,7 +191,8 @@ def write_identity(
     (folder / QUARANTINE).mkdir(parents=True, exist_ok=True)
     newest = newest_complete(folder)
     before = None if newest is None else _earlier_start(folder, table)
-    if newest is not None and before is not None and (changed := differences(before, config)):
+    changed = {} if before is None else differences(before, config) | _ds_differences(folder, ds_config)
+    if newest is not None and changed:
         note = {"time": round(time.time(), 3), "changed": changed}
         StepLines(folder / CHANGES_FILE).append(read_marker(newest).step, note)
     replace_text(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
@@ -176,7 +212,22 @@ def write_kernels(folder: Path, choices: Sequence[Choice], device: torch.device)
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return the old and new value of every dotted key that differs; None where there is no such key."""
-    old, new = dict(_leaves(to_plain(before), "")), dict(_leaves(to_plain(after), ""))
+    return _changes(dict(_leaves(to_plain(before), "")), dict(_leaves(to_plain(after), "")))
+
+
+def _ds_differences(folder: Path, after: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]]:
+    """The same of the DeepSpeed JSON, under `deepspeed`, between two starts with DeepSpeed."""
+    before = read_json(folder / DS_CONFIG_FILE, None)
+    if before is None or after is None:
+        return {}
+    old, new = (
+        {key: value for key, value in _leaves(dict(one), "deepspeed") if key.split(".")[1] not in FROM_OURS}
+        for one in (before, after)
+    )
+    return _changes(old, new)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 

@@ -42,6 +42,8 @@ class StepLosses:
     """The batch's, normalised."""
     parts: Mapping[str, Contribution]
     temperature: Tensor
+    bias: Tensor | None
+    """Of similarities, in the sigmoid form of the contrastive losses."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Every loss and accuracy, detached."""
     _terms: list[Tensor] = field(default_factory=list)
@@ -79,6 +81,8 @@ class StepLosses:
                         self.temperature * contrast.temperature_factor,
                         everything=self.sharing.all_rows(key, self.batch.part, self.shared),
                         label_smoothing=self.objectives.label_smoothing,
+                        hardness=self.objectives.contrastive_hardness,
+                        bias=self.bias,
                         grad_scale=self.objectives.contrastive_grad_scale,
                         loss=self.contrastive,
                     )
@@ -91,18 +95,17 @@ class StepLosses:
         located = {name: part.located for name, part in self.parts.items() if part.located is not None}
         negatives = {name: self._negatives(name, pairing) for name, pairing in pairings.items()}
         matched = [self._matching_rows(name, pairing, negatives[name]) for name, pairing in pairings.items()]
-        others = [part.masked for part in self.parts.values()] + [part.rows for part in located.values()]
+        masked = [part.masked for part in self.parts.values() if part.masked is not None]
+        others = masked + [part.rows.in_passes(self.model.fusion_encoder.num_memories) for part in located.values()]
         sizes = [*(sum(part.count for part in own) for own in matched), *(part.count for part in others)]
         fused_BLD, mask_BL = self._fuse([*(part for own in matched for part in own), *others])
-        first, second = sum(sizes[: len(pairings)]), sum(sizes[: len(pairings) + len(self.parts)])
+        first, second = sum(sizes[: len(pairings)]), sum(sizes[: len(pairings) + len(masked)])
         if pairings:
             logits = torch.split(self.model.match_logits(fused_BLD[:first], mask_BL[:first]), sizes[: len(pairings)])
             for (name, pairing), logits_F2 in zip(pairings.items(), logits, strict=True):
                 self._matching(name, pairing, negatives[name], logits_F2)
         self._masked_lm(fused_BLD[first:second])
-        own = (
-            torch.split(values[second:], sizes[len(pairings) + len(self.parts) :]) for values in (fused_BLD, mask_BL)
-        )
+        own = (torch.split(values[second:], sizes[len(pairings) + len(masked) :]) for values in (fused_BLD, mask_BL))
         for (name, head), fused_FLD, mask_FL in zip(located.items(), *own, strict=True):
             factor = self._factor(head.counted_F.sum(), self.shared[f"{name}/counts"].sum(0)[1])
             for loss_name, loss in head.losses(self.model, fused_FLD, mask_FL).items():
@@ -142,6 +145,8 @@ class StepLosses:
         memory_MND, memory_mask_MN = concatenate_padded(memories)
         if not reaches_encoders:
             memory_MND = stop_gradient(memory_MND)
+        if memory_of_B.ndim > 1:  # several images of each row at once, every token of which is real
+            return self.model.fuse(query_BLD, mask_BL, [memory_MND[of_B] for of_B in memory_of_B.unbind(1)]), mask_BL
         return self.model.fuse(query_BLD, mask_BL, memory_MND, memory_mask_MN, has_memory_B, memory_of_B), mask_BL
 
     def _matching(self, name: str, pairing: Pairing, drawn: Negatives, logits_F2: Tensor) -> None:
@@ -157,8 +162,11 @@ class StepLosses:
 
     def _masked_lm(self, fused_BLD: Tensor) -> None:
         """Predict the hidden tokens of all views: one call of the head and of the loss, on real slots only."""
+        views = {name: view for name, view in self.views.items() if self.parts[name].masked is not None}
+        if not views:
+            return
         length, slots, factors, first_row = fused_BLD.shape[1], [], [], 0
-        for name, view in self.views.items():
+        for name, view in views.items():
             num_rows, own_length = view.masked.tokens.ids_BL.shape
             row_T = view.masked.slot_T // own_length
             slots.append((first_row + row_T) * length + view.masked.slot_T % own_length)
@@ -171,7 +179,7 @@ class StepLosses:
             hidden_TD,
             partial(
                 masked_lm,
-                label_T=torch.cat([view.masked.label_T for view in self.views.values()]),
+                label_T=torch.cat([view.masked.label_T for view in views.values()]),
                 factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
                 cross_entropy=self.cross_entropy,
             ),
@@ -179,6 +187,6 @@ class StepLosses:
         self._terms.append(found.total)
         sizes = [factor.shape[0] for factor in factors]
         values = (torch.split(values_T * factor_T, sizes) for values_T in (found.loss_T, found.correct_T))
-        for name, loss_T, correct_T in zip(self.views, *values, strict=True):
+        for name, loss_T, correct_T in zip(views, *values, strict=True):
             self._add(f"{name}/mlm", loss_T.sum())
             self._add(f"{name}/mlm_accuracy", correct_T.sum())

@@ -1,13 +1,10 @@
-"""What a run writes down about its steps: metrics, ledger, quarantine, samples seen, status, progress.
-
-And whether it still learns: what must not be saved over a healthy checkpoint.
-"""
+"""What a run writes down about its steps: metrics, ledger, quarantine, bad steps, samples seen, status, progress."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,73 +14,13 @@ from cclm.data.counts import Quarantine, SamplesSeen
 from cclm.data.ledger import LedgerFile, step_sum
 from cclm.data.schedule import ViewSchedule
 from cclm.engine.protocol import Engine
-from cclm.errors import Cause, CclmError, DataError
-from cclm.run.checkpoints import newest_complete
+from cclm.errors import Cause, DataError
 from cclm.run.status import RankStatus
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
-from cclm.train.updates import StepResult, samples_read
-
-LOSS_LIMIT = 1e5
-"""A cross-entropy over logits that make any sense is thousands of times smaller."""
-MOST_SKIPPED = 10
-"""So many updates in a row without finite gradients: the weights are lost, not the batches odd."""
-FEW_SKIPPED = 3
-"""So many, or all since the last checkpoint, and it is not saved."""
-
-
-@dataclass(kw_only=True)
-class Health:
-    """Follows the updates. The numbers are alike on every rank, so all ranks raise together."""
-
-    run_folder: Path
-    _skipped_in_a_row: int = 0
-    """The last updates, up to now."""
-    _num_updates: int = 0
-    """Since the last checkpoint."""
-
-    def add(self, skipped: Iterable[bool]) -> None:
-        """Add a step's updates."""
-        for is_skipped in skipped:
-            self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
-            self._num_updates += 1
-
-    @property
-    def is_lost(self) -> bool:
-        """Return whether it makes no sense to go on."""
-        return self._skipped_in_a_row >= MOST_SKIPPED
-
-    @property
-    def has_changed(self) -> bool:
-        """Return whether there was an update since the last checkpoint, or since the start."""
-        return self._num_updates > 0
-
-    def saved(self) -> None:
-        """Begin to count anew: there is a checkpoint."""
-        self._num_updates = 0
-
-    def check_updates(self, step: int) -> None:
-        """Raise CclmError, cause DIVERGED, when no update has been made lately; before a checkpoint is written."""
-        if self._skipped_in_a_row >= min(FEW_SKIPPED, max(1, self._num_updates)):
-            raise self._diverged(
-                step, "gradients that are finite", f"none in the last {self._skipped_in_a_row} updates, all skipped"
-            )
-
-    def check_values(self, step: int, values: Mapping[str, float]) -> None:
-        """Raise CclmError, cause DIVERGED, when the loss has exploded."""
-        if not values["loss"] < LOSS_LIMIT:
-            found = [f"{name} {value:.3g}" for name, value in sorted(values.items()) if not abs(value) < LOSS_LIMIT]
-            raise self._diverged(step, f"a loss below {LOSS_LIMIT:.0e}", ", ".join(found))
-
-    def _diverged(self, step: int, expected: str, got: str) -> CclmError:
-        checkpoint = newest_complete(self.run_folder)
-        do = "Give the same command with a lower --optimizer.learning_rate"
-        if checkpoint is None:
-            do += ", or look at the batches since the last log line. There is no checkpoint: it starts anew."
-        else:
-            do += f": it goes on from {checkpoint}. If that diverges at once, the damage is older: remove this "
-            do += "checkpoint first, and it goes on from the one before."
-        return CclmError(where=f"step {step}", expected=expected, got=got, do=do, cause=Cause.DIVERGED)
+from cclm.train.health import BadSteps, Health
+from cclm.train.updates import OnTheWay, StepResult, samples_read
+from cclm.train.window import WindowMeans
 
 
 @dataclass(kw_only=True)
@@ -106,60 +43,92 @@ class Recorder:
     progress: Progress
     status: RankStatus
     health: Health
+    bad_steps: BadSteps
+    window: WindowMeans = field(default_factory=WindowMeans)
     _last: StepResult | None = None
-    """Of the step before now."""
+    """Of the newest step that was computed."""
+    _norms: tuple[int, OnTheWay, bool] | None = None
+    """A step, its gradient norms until they are looked at, and whether it was a good one."""
+    _largest_norm: float = 0.0
+    """Of the updates of the newest step that was looked at."""
     _sums: list[dict[str, int]] = field(default_factory=list)
     """Of the steps since the last line: sums of this rank's sample hashes, by view."""
-    _num_skipped: int = 0
-    """Updates left out since the last line: their gradients were not finite."""
+    _notes: dict[str, float] = field(default_factory=dict)
+    """For the next line."""
 
     def phase(self, step: int, name: str, cause: Cause | None = None, reason: str = "") -> None:
         """Say in this rank's status file what it does: "training", "saving", "stopped" or "done"; and why it ends."""
         self.status.write(step=step, phase=name, cause=cause, reason=reason)
 
     def add(self, batch: Batch, result: StepResult) -> None:
-        """Count a step. No collective."""
-        self._last = result
-        self.health.add(result.skipped)
-        self._num_skipped += sum(result.skipped)
+        """Count a step, and look at the gradient norms of the one before: this one may not be computed yet."""
+        self.look()
+        is_good = all(result.applied)
+        self._last, self._norms = result, (batch.step, result.grad_norms, is_good)
         self._sums.append(ledger_sums(batch))
         self.quarantine.add(batch.step, batch.bad_samples)
         self.samples_seen.add(batch.samples_seen)
         self.throughput.step({name: self.views[name].pairs_per_step for name in batch.views})
+        self.window.add(result.metrics, is_good=is_good)
+        self.window.skipped += len(result.skipped)
+        self.health.add(batch.step, result.applied)
+        if not is_good:
+            self.bad_steps.note(batch.step, result)
+
+    def leave_out(self, step: int) -> None:
+        """Count a step that is passed over: it shows nothing, and changes nothing."""
+        self._sums.append({})
+        self.health.add(step, ())
+
+    def look(self) -> None:
+        """Look at the newest step's gradient norms, if that was not done yet; waits for them. No collective."""
+        if self._norms is None:
+            return
+        step, on_the_way, is_good = self._norms
+        norms = on_the_way.read()
+        self._norms, self._largest_norm = None, max(norms)
+        self.health.add_norms(step, norms)
+        if is_good:
+            self.window.add_value("grad_norm", self._largest_norm)
 
     def is_due(self, step: int) -> bool:
         """Return whether a line is due after `step` steps."""
         return step % self.every_steps == 0 or self.health.is_lost
 
-    def write(self, step: int) -> None:
+    def write(self, step: int, *, is_regular: bool = True) -> None:
         """Write the lines of the steps up to `step`, if there are any that are not written. Three collectives.
 
+        One that is not regular leaves the window of the means open: `WindowMeans`.
+
         Raises:
-            CclmError: the run has diverged; on every rank alike.
-            DataError: too many samples were bad; likewise.
+            DataError: too many samples were bad; on every rank alike.
         """
         if not self._sums:
             return
-        result = self._last
-        assert result is not None, "a line needs a step"
+        self.look()
         read = samples_read(self.views, self.schedule, step + 1)
         bad_share = torch.tensor(self.quarantine.total * self.engine.world_size / read)
-        values = self.engine.reduce_mean({**result.metrics, "bad_share": bad_share})
+        values = self.window.means(self.engine, {"bad_share": bad_share})
         self._write_ledger(step + 1 - len(self._sums))
         speed = self.throughput.summary()
         seen = self.samples_seen.gather(self.engine.collectives.sum)
-        numbers = {
-            **values,
-            "grad_norm": result.statistics.grad_norm,
-            "skipped_updates": float(self._num_skipped),
-            **{f"seen/{key}": float(count) for key, count in seen.items()},
-            **{f"learning_rate/{name}": rate for name, rate in result.statistics.learning_rates.items()},
-            **speed,
-        }
-        self.log.write(step, numbers)
-        self._num_skipped = 0
-        self.health.check_values(step, values)
+        if len(values) > 1 and self._last is not None:  # else all steps were left out
+            rates = self._last.statistics.learning_rates
+            numbers = {
+                "grad_norm": self._largest_norm,
+                **values,
+                "skipped_updates": float(self.window.skipped),
+                **{f"seen/{key}": float(count) for key, count in seen.items()},
+                **{f"learning_rate/{name}": rate for name, rate in rates.items()},
+                **speed,
+                **self._notes,
+            }
+            self.log.write(step, numbers)
+            self._notes.clear()
+        if is_regular:
+            self.window.close()
         if values["bad_share"] > self.bad_sample_limit:
+            self.health.before_end()
             raise DataError(
                 reason="too_many_bad_samples",
                 where=f"step {step}",
@@ -168,8 +137,35 @@ class Recorder:
                 do="Read quarantine/rank_*.jsonl in the run folder; repair the shards (`python -m shards verify SET`), "
                 "or give the same command with a higher --data.bad_sample_limit.",
             )
-        self.progress.update(step, loss=values["loss"], samples_per_s=speed.get("speed/samples_per_s"))
+        self.progress.update(step, loss=values.get("loss"), samples_per_s=speed.get("speed/samples_per_s"))
         self.phase(step + 1, "training")
+
+    def note(self, name: str, value: float) -> None:
+        """Let a number stand in the next line, too."""
+        self._notes[name] = value
+
+    def state(self) -> dict[str, Any]:
+        """Return what belongs into a checkpoint, as of the last line."""
+        window = self.window.state()
+        return {"samples_seen": dict(self.samples_seen.totals), "health": self.health.state(), "window": window}
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of `step` updates: what was written of later steps is cut off."""
+        self._last = self._norms = None
+        self._sums.clear()
+        self._notes.clear()
+        self.log.rewind(step)
+        if self.ledger is not None:
+            self.ledger.rewind(step)
+        self.quarantine.rewind(step)
+        self.restore_state(state)
+        self.throughput.restart()
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint holds of this."""
+        self.samples_seen.restore(state.get("samples_seen", state.get("exposure")))  # "exposure": its older name
+        self.health.restore(state.get("health", {}))
+        self.window.restore(state.get("window", {}))
 
     def sync(self) -> None:
         """Put what was written about the steps so far on the disk, before a checkpoint says that they are done."""

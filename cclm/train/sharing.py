@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from cclm.data.batch import ViewBatch
-from cclm.data.config import Views, rank_blocks, rows_of_rank
+from cclm.data.config import LARGEST_GROUP_WITH_NOISE, Views, rank_blocks, rows_of_rank
 from cclm.distributed.collectives import Collectives
 from cclm.objectives.contrastive import widen
 from cclm.objectives.matching import draw_negatives, has_negative
-from cclm.ops.contrastive import AllRows, LogSums, log_sums
+from cclm.ops.contrastive import AllRows, LogSums
+from cclm.ops.contrastive_operator import log_sums
+from cclm.ops.hard_negatives import draw_in_blocks
 from cclm.views.rows import States
 from cclm.views.view import Contribution, Pairing
 
@@ -72,7 +74,8 @@ class Sharing:
     configs: Views
     num_parts: int
     """Micro-batches."""
-    log_sums: LogSums = log_sums
+    log_sums: LogSums | None = log_sums
+    """Of the contrasts; None: their losses need none."""
 
     @property
     def is_alone(self) -> bool:
@@ -82,7 +85,7 @@ class Sharing:
     def share(self, parts: Sequence[Named]) -> dict[str, Tensor]:
         """Exchange what the micro-batches of this rank tell, one after another, with the other ranks.
 
-        Two collectives: what they tell; then the log-sum-exps of the contrasts, which need all of it.
+        Two collectives: what they tell; then the log-sum-exps of the contrasts, which need all of it (if any).
         """
         joined: dict[int, Tensor] = {}  # what has two names travels once
         own, scales = dict[str, Tensor](), dict[str, Tensor]()
@@ -94,13 +97,14 @@ class Sharing:
                 joined[id(tensor)] = torch.cat([part[name].detach() for part in parts])
             own[name] = joined[id(tensor)]
         shared = self._gather(own)
-        if self.is_alone:
+        if self.is_alone or self.log_sums is None or not scales:
             return shared
         logs = {}
         for key, scale in scales.items():
             for side, other in (("first", "second"), ("second", "first")):
                 rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
-                logs[f"{key}/{side}_logs"] = self.log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0])
+                shown = own[f"{key}/{side}_identity"], shared[f"{key}/{other}_identity"]
+                logs[f"{key}/{side}_logs"] = self.log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0], *shown)
         shared |= self._gather(logs)
         return {**shared, **{f"{name}_own": value for name, value in logs.items()}}
 
@@ -130,7 +134,9 @@ class Sharing:
         if self.is_alone:
             return None
         first_logs, second_logs = (
-            (shared[f"{key}/{side}_logs_own"].chunk(self.num_parts)[part], shared[f"{key}/{side}_logs"])
+            None
+            if self.log_sums is None
+            else (shared[f"{key}/{side}_logs_own"].chunk(self.num_parts)[part], shared[f"{key}/{side}_logs"])
             for side in ("first", "second")
         )
         return AllRows(
@@ -149,19 +155,22 @@ class Sharing:
         config = self.configs[name]
         order = shared[f"{name}/rows"].argsort()
         memory_NE, query_NE, identity_N = (shared[f"{name}/{of}"][order] for of in ("memory", "query", "identity"))
-        own_F, group_G = batch.matching_row_F, torch.arange(config.negative_group, device=order.device)
+        own_F, size = batch.matching_row_F, config.negative_group
         row_F = batch.row_R[own_F]
-        start_F = row_F - row_F % config.negative_group
-        candidate_FG = start_F[:, None] + group_G
-        same_FG = identity_N[row_F][:, None] == identity_N[candidate_FG]
-        group_KG = identity_N.view(-1, config.negative_group)
-        same_KMG = group_KG[:, : config.rows_per_group, None] == group_KG[:, None]
+        has_negative_K = has_negative(identity_N.view(-1, size))
         with torch.no_grad(), torch.autocast(order.device.type, enabled=False):  # it would round what is widened
             scale = widen(temperature * pairing.temperature_factor)
 
             def draw(own_RE: Tensor, all_NE: Tensor, noise_FG: Tensor) -> Tensor:
-                own_FE, other_FGE = widen(own_RE[own_F]), widen(all_NE)[candidate_FG]
-                similarity_FG = torch.einsum("fe,fge->fg", own_FE, other_FGE) / scale
+                own_FE, all_NE = widen(own_RE[own_F]), widen(all_NE)
+                if size > LARGEST_GROUP_WITH_NOISE:
+                    groups = row_F // size, torch.arange(all_NE.shape[0], device=order.device) // size
+                    uniform_F, factor = noise_FG[:, 0].double(), (hardness / scale)[0]
+                    return draw_in_blocks(own_FE, all_NE, identity_N[row_F], identity_N, *groups, uniform_F, factor)
+                start_F = row_F - row_F % size
+                candidate_FG = start_F[:, None] + torch.arange(size, device=order.device)
+                same_FG = identity_N[row_F][:, None] == identity_N[candidate_FG]
+                similarity_FG = torch.einsum("fe,fge->fg", own_FE, all_NE[candidate_FG]) / scale
                 return start_F + draw_negatives(similarity_FG, same_FG, noise_FG, hardness)
 
             query_F = draw(pairing.memory.feature_BE, query_NE, batch.noise_second_FG)
@@ -169,9 +178,9 @@ class Sharing:
         return Negatives(
             query_F=query_F,
             memory_F=memory_F,
-            is_valid_F=has_negative(same_FG),
+            is_valid_F=has_negative_K[row_F // size],
             num_rows=config.matching_rows,
-            num_valid=has_negative(same_KMG.flatten(0, 1)).sum(),
+            num_valid=has_negative_K.sum() * config.rows_per_group,
         )
 
     def states_of_rows(

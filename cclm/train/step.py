@@ -2,7 +2,7 @@
 
     images ──► vision ─┐                                   ┌─► matching head ─► ITM, TTM
     texts    ┐         ├─► features ─► ITC, TTC            │
-    masked   ┴► text ──┘      └─ hard negatives ─► fusion ─┼─► a view's own head (boxes)
+    masked   ┴► text ──┘      └─ hard negatives ─► fusion ─┼─► a view's own head (boxes, classes, answers)
                                      (rows)                └─► masked-LM head ─► conditional MLM, TLM
 
 Under ZeRO-3 a module's parameters are gathered each time it runs, and ranks that run different modules wait for
@@ -14,6 +14,8 @@ are the published ones (Cross-View Language Modeling, arXiv 2206.00621, section 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,7 +30,8 @@ from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
 from cclm.objectives.options import ObjectiveConfig
-from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss, log_sums
+from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss
+from cclm.ops.contrastive_operator import log_sums
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from cclm.train.losses import StepLosses
 from cclm.train.sharing import Sharing, told
@@ -60,6 +63,7 @@ class CrossViewTraining(nn.Module):
         self.cross_entropy, self.contrastive, self.log_sums, self.seed = cross_entropy, contrastive, log_sums, seed
         use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
+        self.has_heads, self.has_words = model.text_projection is not None, model.masked_lm_transform is not None
 
     def forward(self, batch: Batch) -> Losses:
         """Return the losses of this rank's share of an update (of a micro-batch of it).
@@ -71,6 +75,7 @@ class CrossViewTraining(nn.Module):
         if batch.shared is None and batch.num_parts > 1:
             return Losses(total=torch.zeros((), device=temperature.device), metrics=known)
         sharing = self.sharing(batch)
+        bias = None if self.model.similarity_bias is None else self.model.similarity_bias()
         losses = StepLosses(
             model=self.model,
             objectives=self.objectives,
@@ -82,16 +87,27 @@ class CrossViewTraining(nn.Module):
             views=views,
             parts=parts,
             temperature=temperature,
+            bias=bias,
         )
         losses.contrast()
         losses.fuse()
-        metrics = {"loss": losses.total.detach(), **losses.metrics, "temperature": temperature.detach()[0]}
+        metrics = {"loss": losses.total.detach(), **losses.metrics}
+        if self.has_heads:
+            metrics["temperature"] = temperature.detach()[0]
+        if bias is not None:
+            metrics["similarity_bias"] = bias.detach()[0]
         return Losses(total=losses.total, metrics=metrics)
 
     def sharing(self, batch: Batch) -> Sharing:
         """Return how an update's rows are assigned."""
         configs = {name: self.views[name].config for name in batch.views}
-        return Sharing(collectives=self.collectives, configs=configs, num_parts=batch.num_parts, log_sums=self.log_sums)
+        sums = partial(self.log_sums, hardness=self.objectives.contrastive_hardness)
+        return Sharing(
+            collectives=self.collectives,
+            configs=configs,
+            num_parts=batch.num_parts,
+            log_sums=None if self.objectives.contrastive == "sigmoid" else sums,
+        )
 
     def _contributions(
         self, batch: Batch
@@ -99,10 +115,14 @@ class CrossViewTraining(nn.Module):
         """The views' batches, normalised; what they contribute; the temperature; what others need of it."""
         views = batch.normalised().views  # bytes came over: a quarter of the traffic
         encoded = self._encode(views, hash64("patches", str(self.seed), str(batch.step)))
-        temperature, known = self.model.temperature(), dict[str, Tensor]()
+        known = dict[str, Tensor]()
+        any_view = next(iter(views.values()))
+        temperature = self.model.temperature() if self.has_heads else torch.ones(1, device=any_view.row_R.device)
         parts = {
             name: self.views[name].contribute(self.objectives, view, encoded[name]) for name, view in views.items()
         }
+        if not self.has_words:
+            parts = {name: replace(part, masked=None) for name, part in parts.items()}
         for name, part in parts.items():
             known |= told(name, views[name], part, temperature)
         return views, parts, temperature, known
@@ -110,24 +130,27 @@ class CrossViewTraining(nn.Module):
     def _encode(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedView]:
         """All texts through the text encoder and all images through the vision encoder, in one call each.
 
-        Clean texts of all views come first, then masked texts of all views; only clean ones are projected.
+        Clean texts of all views come first, then masked texts of all views (of a model without masked-LM head none of
+        them); only clean ones are projected, by a model with projections.
         """
         clean = [text for view in views.values() for text in view.texts]
-        parts = [*clean, *(view.masked.tokens for view in views.values())]
+        parts = [*clean, *(view.masked.tokens for view in views.values() if self.has_words)]
         ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
         known = [part.num_tokens for part in parts if part.num_tokens is not None]
         states_BLD = self.model.encode_texts(ids_BL, mask_BL, sum(known) if len(known) == len(parts) else None)
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(clean)])
-        feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])
+        feature_BE = states_BLD.new_zeros(num_clean, 0)
+        if self.has_heads:
+            feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])
         states = [*zip(torch.split(states_BLD, sizes), torch.split(mask_BL, sizes), strict=True)]
         features = torch.split(feature_BE, sizes[: len(clean)])
         texts = (EncodedRows(states=rows, feature_BE=own) for rows, own in zip(states, features, strict=False))
         images = self._encode_images({name: view for name, view in views.items() if view.images is not None}, step_key)
-        encoded = {}
-        for number, (name, view) in enumerate(views.items(), start=len(clean)):
-            own = tuple(islice(texts, len(view.texts)))
-            encoded[name] = EncodedView(texts=own, masked=states[number], images=images.get(name))
+        encoded, masked = {}, iter(states[len(clean) :])
+        for name, view in views.items():
+            own, hidden = tuple(islice(texts, len(view.texts))), next(masked, (states_BLD[:0], mask_BL[:0]))
+            encoded[name] = EncodedView(texts=own, masked=hidden, images=images.get(name))
         return encoded
 
     def _encode_images(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedImages]:
@@ -143,7 +166,8 @@ class CrossViewTraining(nn.Module):
             self.views[name].image_states(self.model, view, whole)
             for (name, view), whole in zip(views.items(), whole_BND, strict=True)
         ]
-        feature_BE = self.model.project_images(torch.cat([states_BND[:, :1] for states_BND, _ in states]))
+        first_B1D = torch.cat([states_BND[:, :1] for states_BND, _ in states])
+        feature_BE = self.model.project_images(first_B1D) if self.has_heads else first_B1D.new_zeros(len(first_B1D), 0)
         features = torch.split(feature_BE, [states_BND.shape[0] for states_BND, _ in states])
         return {
             name: EncodedImages(whole_BND=whole, states=state, feature_BE=feature)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,37 @@ from cclm.engine.protocol import Engine, StepStatistics
 from cclm.train.step import CrossViewTraining
 
 
+class OnTheWay:
+    """Scalars that a device is still computing, on their way to the host; reading them waits for nothing else.
+
+    `.item()` would wait for everything that the device has been given, so also for what was given later.
+    """
+
+    def __init__(self, scalars: Sequence[Tensor]) -> None:
+        self._scalars = [scalar.to("cpu", non_blocking=True) for scalar in scalars]  # from a GPU: into pinned memory
+        self._copied: Any = None
+        if any(scalar.is_cuda for scalar in scalars):
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Return them when they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [float(scalar) for scalar in self._scalars]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedUpdate:
+    """An update that was left out."""
+
+    number: int
+    """Which of its step's, counted from 0."""
+    views: Sequence[str]
+    bad_gradients: Sequence[str]
+    """As `StepStatistics` has them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What the updates of one step did on this rank."""
@@ -31,20 +63,39 @@ class StepResult:
     metrics: Mapping[str, Tensor]
     """Of the step; their means over the ranks are those of the global batch."""
     statistics: StepStatistics
-    """Of the last update, with the largest gradient norm of all."""
-    skipped: tuple[bool, ...]
-    """Of each update: whether it was left out, because its gradients were not finite."""
+    """Of the last update."""
+    grad_norms: OnTheWay
+    """Of each update."""
+    applied: Sequence[bool] = (True,)
+    """Whether each update was made."""
+    skipped: Sequence[SkippedUpdate] = ()
+    """Those that were not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Beyond which an update is skipped."""
+
+    max_loss: float = math.inf
+    max_norm: Callable[[int, int], float] = lambda step, number: math.inf
+    """Of a step and the number of its update."""
 
 
 def update(
-    engine: Engine[Batch], batch: Batch, schedule: Schedule, is_asked: Callable[[], bool] = lambda: False
+    engine: Engine[Batch],
+    batch: Batch,
+    schedule: Schedule,
+    is_asked: Callable[[], bool] = lambda: False,
+    limits: Limits | None = None,
 ) -> StepResult | None:
     """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates.
 
     `is_asked` is called between micro-batches, on every rank alike, as long as no update is made: when it says yes the
     step is abandoned, and None returned.
     """
-    metrics, norms = list[Mapping[str, Tensor]](), list[float]()
+    limits = limits or Limits()
+    metrics, norms = list[Mapping[str, Tensor]](), list[Tensor]()
+    applied, skipped = list[bool](), list[SkippedUpdate]()
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
         found = list[Mapping[str, Tensor]]()
         for part in with_features_of_all(engine, parts):
@@ -52,16 +103,32 @@ def update(
                 engine.abandon_step()
                 return None
             losses = engine.forward(part)
-            engine.backward(losses)
+            engine.backward(losses._replace(total=guarded(losses.total, limits.max_loss)))
             found.append(losses.metrics)
-        statistics = engine.update(batch.step)
+        number = len(norms)
+        statistics = engine.update(batch.step, limits.max_norm(batch.step, number))
+        applied.append(statistics.was_applied)
+        if not statistics.was_applied:
+            bad = SkippedUpdate(number=number, views=tuple(parts[0].views), bad_gradients=statistics.bad_gradients)
+            skipped.append(bad)
         metrics.append({name: torch.stack([part[name] for part in found]).mean(0) for name in found[0]})
         norms.append(statistics.grad_norm)
     return StepResult(
         metrics=merge_metrics(metrics),
-        statistics=replace(statistics, grad_norm=max(norms)),
-        skipped=tuple(not math.isfinite(norm) for norm in norms),
+        statistics=statistics,
+        grad_norms=OnTheWay(norms),
+        applied=applied,
+        skipped=skipped,
     )
+
+
+def guarded(total: Tensor, max_loss: float) -> Tensor:
+    """Return a loss whose gradient is not finite if the loss is not below `max_loss`; else it is the same bit by bit.
+
+    So a loss on one rank that is out of range reaches every rank as a gradient norm that is not finite, and the host
+    does not wait for the loss.
+    """
+    return total * torch.where(total.detach().abs() < max_loss, 1.0, torch.nan).to(total.dtype)
 
 
 def with_features_of_all(engine: Engine[Batch], parts: Sequence[Batch]) -> Sequence[Batch]:

@@ -18,6 +18,7 @@ from launch.plan.recipe import (
     find_recipe,
     folders_read,
     merge_recipe,
+    program_of,
     read_recipe,
     run_folder_of,
     write_recipe,
@@ -47,7 +48,9 @@ def add_to(commands: Commands) -> None:
 
 def add_options(parser: argparse.ArgumentParser, *, nodes: int | None) -> None:
     """Add the options that decide a job; `nodes` is the default of --nodes."""
-    parser.add_argument("recipe", nargs="?", help="name in pretrain/recipes/ or path; overrides follow `--`")
+    parser.add_argument(
+        "recipe", nargs="?", help="name in (pretrain|finetune)/recipes/, or path; overrides follow `--`"
+    )
     parser.add_argument(
         "--run-folder", type=Path, default=None, help="default: the recipe's; of a sweep runs/sweep-RECIPE"
     )
@@ -117,7 +120,7 @@ def plan_run(
     """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
     if recipe is not None:
         recipe[0]["run_folder"] = str(run_folder)
-        command = ("python", "-m", "pretrain", "--recipe", str(run_folder / RECIPE_NAME))
+        command = ("python", "-m", program_of(recipe[0]), "--recipe", str(run_folder / RECIPE_NAME))
     given = read_fields(options, ("nodes", *JOB, *SITE, *ATTEMPTS))
     given |= {"name": name or options.name or run_folder.name}
     if options.after is not None:

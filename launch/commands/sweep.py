@@ -13,7 +13,7 @@ from launch.commands import run, submit
 from launch.commands.parsers import add_command, say
 from launch.local.ranks import STOP_SIGNALS
 from launch.plan import sweep
-from launch.plan.recipe import Recipe, check_recipe, read_recipe, write_recipe
+from launch.plan.recipe import Recipe, check_recipe, program_of, read_recipe, write_recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.sweep import Sweep, point_folder
 from launch.slurm.script import render, render_sweep
@@ -96,7 +96,7 @@ def run_here(options: argparse.Namespace, folder: Path, asked: Sweep, recipes: l
         run_folder, (content, origin) = point_folder(folder, number), recipes[number]
         path = write_recipe(run_folder, {**content, sweep.OURS: str(run_folder)}, origin)
         own = argparse.Namespace(**{**vars(options), "run_folder": run_folder})
-        code = run.run_ranks(own, ("python", "-m", "pretrain", "--recipe", str(path)))
+        code = run.run_ranks(own, ("python", "-m", program_of(content), "--recipe", str(path)))
         if code in ENDED_BY_REQUEST:
             say("asked to stop: the same command goes on")
             return code

@@ -5,9 +5,10 @@ recipe.yaml + `--a.b 3` ── merge_recipe ──> content ── check_recipe 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from cclm.files.atomic import replace_text
 from cclm.files.overrides import plain_value
 from cclm.files.reading import read_yaml, to_yaml
 from cclm.files.shipped import find_shipped
+from cclm.recipe.words import MEASURE, spelled_out, to_measure
 
 RECIPE_NAME = "recipe.yaml"
 TRAINING = ("pretrain", "finetune")
@@ -33,14 +35,18 @@ def check_recipe(recipe: Path, overrides: Sequence[str], world_size: int, *, fil
     """
     from cclm.recipe.check import check_recipe as check  # here: everything else of `launch` needs the standard library
 
-    checked = check(["--recipe", str(recipe), *overrides], world_size=world_size, files_exist=files_exist)
+    words = _in_keys(recipe, overrides)
+    checked = check(["--recipe", str(recipe), *words], world_size=world_size, files_exist=files_exist)
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
 
 
 def read_recipe(name: str, overrides: Sequence[str], world_size: int, *, files_exist: bool = True) -> Recipe:
-    """Find, check and read a training recipe with its overrides."""
-    origin = find_recipe(name, Path(TRAINING[0]) / "recipes")
+    """Find, check and read a training recipe with its overrides; "measure" is that of a run, which they name first."""
+    if name == MEASURE:
+        _, name, *overrides = to_measure(overrides)
+    shipped = [Path(program) / "recipes" for program in TRAINING]
+    origin = find_recipe(name, next((folder for folder in shipped if (folder / f"{name}.yaml").is_file()), shipped[0]))
     content = merge_recipe(origin, overrides)
     check_recipe(origin, overrides, world_size, files_exist=files_exist)
     return content, origin
@@ -57,9 +63,20 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
     if not isinstance(content, dict):
         raise ConfigError(where=str(recipe), expected="a YAML mapping", got=type(content).__name__, do="Repair it.")
-    for key, text in _pairs(overrides):
+    for key, text in _pairs(spelled_out(overrides, content)):
         put_value(content, key, plain_value(text, f"--{key}"))
     return content
+
+
+def _in_keys(recipe: Path, overrides: Sequence[str]) -> list[str]:
+    """Return overrides without the short words of fine-tuning."""
+    content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
+    return spelled_out(overrides, content) if isinstance(content, dict) else list(overrides)
+
+
+def program_of(content: Mapping[str, Any]) -> str:
+    """Return the program that a recipe is for."""
+    return TRAINING[1] if content.get("finetune") is not None else TRAINING[0]
 
 
 def put_value(content: dict[str, Any], key: str, value: Any) -> None:
@@ -101,22 +118,43 @@ def run_folder_of(content: dict[str, Any]) -> Path | None:
 
 
 def recipe_of(command: Sequence[str], world_size: int) -> Recipe | None:
-    """Return the recipe of a command line `python -m pretrain --recipe R --a.b 3`; None if it is another command."""
+    """Return the recipe of a command line `python -m pretrain --recipe R --a.b 3` or `python -m finetune R --a.b 3`;
+    None if it is another command."""
     start = next((at + 2 for at, word in enumerate(command[:-1]) if word == "-m" and command[at + 1] in TRAINING), None)
     if start is None:
         return None
+    words = list(command[start:])
+    if command[start - 1] == TRAINING[1] and words and not words[0].startswith("-"):
+        words = to_measure(words[1:]) if words[0] == MEASURE else ["--recipe", *words]
     try:
-        pairs = list(_pairs(command[start:]))
+        pairs = list(_pairs(words))
     except ConfigError:  # `--help` and the like: the program itself answers
         return None
     names = [value for key, value in pairs if key == "recipe"]
     overrides = [f"--{key}={value}" for key, value in pairs if key != "recipe"]
-    return read_recipe(names[-1], overrides, world_size) if names else None
+    if not names:
+        return None
+    behind = [word for name in names[1:] for word in _as_overrides(name, Path(command[start - 1]) / "recipes")]
+    return read_recipe(names[0], [*behind, *overrides], world_size)
+
+
+def _as_overrides(name: str, shipped: Path) -> list[str]:
+    """Return what stands in a recipe behind another one (`--recipe few_shot`), key by key: it wins over that one."""
+    path = find_recipe(name, shipped)
+    return list(_words_of(read_yaml(path, expected="a YAML mapping", do="Repair it."), ""))
+
+
+def _words_of(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _words_of(inner, f"{key}.{name}" if key else str(name))
+    elif key:
+        yield f"--{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def folders_read(recipe: dict[str, Any], base: Path) -> tuple[str, ...]:
     """Return the folders that a training recipe reads and that exist: what every node must be able to read."""
-    return tuple(_folders_in([recipe.get("data"), recipe.get("views")], base))
+    return tuple(_folders_in([recipe.get("data"), recipe.get("views"), recipe.get("start")], base))
 
 
 def _folders_in(value: Any, base: Path) -> list[str]:

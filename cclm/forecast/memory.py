@@ -1,0 +1,115 @@
+"""What a rank holds in memory, and a run on disk, as arithmetic: N parameters, T of them trained, on W ranks.
+
+    ZeRO stage   weights in the forward pass   fp32 weights that are updated   gradients   moments
+    plain, 0     N                             (the same)                      T           2 T
+    1            N                             T / W                           T, T / W    2 T / W
+    2            N                             T / W                           T / W       2 T / W
+    3            N / W, and what is gathered   T / W                           T / W       2 T / W
+
+All but the weights are fp32. Besides: the buckets in which gradients are summed over ranks, what autograd keeps, the
+block of masked-LM logits with the gradient of the word table, and what a process has before it holds a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cclm.forecast.machines import A
+from cclm.forecast.recipe_costs import Call
+from cclm.forecast.step_model import Case, kept_share
+from cclm.ops.linear_cross_entropy import MAX_LOGITS
+
+FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one rank by part."""
+
+    process: float
+    """Before there is a model: the context of a GPU; on a CPU interpreter and libraries."""
+    weights: float
+    """For the forward pass (of ZeRO-3 a share, and what is gathered at once), and those that are updated."""
+    gradients: float
+    """What stays of them till the update, and the buckets in which they are summed."""
+    moments: float
+    """AdamW's, and the moving average."""
+    activations: float
+    """What autograd keeps of the update that needs most."""
+    logits: float
+    """The block of masked-LM logits that exists at once, and the gradient of the word table that it makes."""
+    updating: float
+    """Gradients in a row, while weights are updated: instead of activations and logits."""
+
+    snapshot: float
+    """The copy from which a checkpoint is written in the background; on a GPU it is the node's memory."""
+    returns_memory: bool
+    """Whether what was freed is there for others at once; the C library of a CPU keeps much of it."""
+
+    @property
+    def total(self) -> float:
+        """At the peak."""
+        before, inside = self.activations + self.logits, self.updating
+        peak = max(before, inside) if self.returns_memory else before + inside
+        return self.process + self.weights + self.gradients + self.moments + self.snapshot + peak
+
+
+def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: str | None = None) -> Memory:
+    """Return the bytes on one of `count` ranks; `checkpointing`: of all encoders, instead of the configuration's."""
+    size, value, sharding = case.num_parameters, case.value_bytes, case.sharding
+    trained, stage = case.num_trained, sharding.stage
+    share = trained / (count if stage else 1)
+    held = FP32 * share
+    bucket = sharding.reduce_bucket if device == "cuda" else min(sharding.reduce_bucket, trained)
+    sums = bucket * sharding.gradient_bytes if count > 1 else 0.0
+    if stage == 3:
+        weights = size / count * value + held
+        gathered = kept_share(case, size) * size * value if count > 1 else 0.0
+        weights += gathered
+        if device == "cpu":  # pieces that DeepSpeed puts together elsewhere: the C library keeps their memory, too
+            weights += size / count * value + gathered
+        if sharding.hpz > 1:
+            weights += size * value / min(sharding.hpz, count)
+    else:
+        weights = size * value + (held if stage else 0.0)
+    gradients = held + sums * (2 if stage == 3 else 1) + (trained * value if stage == 1 else 0.0)
+    moments = (2 + bool(case.config.optimizer.ema_decay)) * held
+    if sharding.offloads:  # on a GPU it is the node's memory; on a CPU the same
+        weights, moments = weights - held, 0.0
+    words = case.config.model.text.vocab_size
+    slots = max(update.slots for update in case.updates) // case.parts
+    logits = min(FP32 * MAX_LOGITS[device], FP32 * words * math.ceil(slots / count))
+    return Memory(
+        process=A["cuda_process_bytes"] if device == "cuda" else A["cpu_process_bytes"],
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
+        activations=_activations(case, count, checkpointing),
+        logits=logits + FP32 * words * case.config.model.width,
+        updating=held if stage else 0.0,
+        snapshot=checkpoint_bytes(case) / count if device == "cpu" and case.config.checkpoint.background else 0.0,
+        returns_memory=device == "cuda",
+    )
+
+
+def _activations(case: Case, count: int, checkpointing: str | None) -> float:
+    """Of the update that needs most; every count was made in bf16."""
+    modes = case.config.activation_checkpointing
+    found = []
+    for update in case.updates:
+        rows: list[tuple[int, Call]] = [(math.ceil(call.rows / count / case.parts), call) for call in update.calls]
+        kept = again = 0.0
+        for number, call in rows:
+            mode = "none" if call.part == "heads" else checkpointing or getattr(modes, call.part)
+            kept += number * call.cost.kept_bytes[mode]
+            if mode in ("selective", "full"):
+                again = max(again, number * call.cost.block_bytes)
+        found.append(kept + again)
+    return case.value_bytes / 2 * max(found)
+
+
+def checkpoint_bytes(case: Case) -> float:
+    """Return the size of a checkpoint: fp32 weights, of the trained ones two moments, and the moving average."""
+    averages = bool(case.config.optimizer.ema_decay)
+    return float(FP32 * (case.num_parameters + (2 + averages) * case.num_trained))

@@ -1,0 +1,369 @@
+"""The only wiring: a configuration becomes a `Run`, fresh or resumed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from cclm.checkpoint.collective import newest_sound
+from cclm.config import RunConfig, validate_ranks
+from cclm.data.batch import Batch
+from cclm.data.config import rank_blocks, rank_errors
+from cclm.data.counts import Quarantine, SamplesSeen
+from cclm.data.ledger import LedgerFile
+from cclm.data.loader import StepDataset, make_loader, on_device
+from cclm.data.tokens import TextTokenizer, load_tokenizer
+from cclm.distributed.agreement import check_same_values, made_by_first
+from cclm.distributed.collectives import Collectives, collectives
+from cclm.distributed.topology import Topology, process_group
+from cclm.engine.deepspeed.construction import sharded_construction
+from cclm.engine.deepspeed.engine import DeepSpeedEngine
+from cclm.engine.ds_config import resolve_ds_file
+from cclm.engine.lora import add_lora
+from cclm.engine.parts import freeze
+from cclm.engine.plain import PlainEngine
+from cclm.engine.protocol import Engine, seed_initialisation
+from cclm.files.lock import run_lock
+from cclm.hub.open import longest_text, model_config, transform_of
+from cclm.hub.reference_outputs import make_recorder
+from cclm.model.checkpointing import checkpoint_activations
+from cclm.model.compiling import compile_blocks
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.ops.choice import Choice, ModelKernels, Network, choose_model_kernels
+from cclm.run.cores import THREADS, own_cores, share_cores
+from cclm.run.ending import MemoryGuard
+from cclm.run.signals import StopRequest
+from cclm.run.status import DoneMarker, RankStatus
+from cclm.run.stop import clear_for_this_start, note_left
+from cclm.track.metrics import MetricsLog, Throughput
+from cclm.track.progress import Progress
+from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
+from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
+from cclm.train.loop import Checkpointer, Evaluation, Run
+from cclm.train.recorder import Recorder
+from cclm.train.rollback import ROLLBACKS_FILE, LeftOut, Rollback, read_rollbacks
+from cclm.train.start import names_towers, start_from_sources, with_named_towers
+from cclm.train.step import CrossViewTraining
+from cclm.views.table import VIEWS, Table, make_views
+from cclm.views.view import View, open_dataset
+
+MakeEvaluation: TypeAlias = Callable[[RunConfig, Engine[Batch], StepDataset, int], Evaluation]
+"""(configuration, engine, this rank's data, step that training starts with) → what is measured."""
+
+
+def no_evaluation(config: RunConfig, engine: Engine[Batch], dataset: StepDataset, start_step: int) -> Evaluation:
+    """Measure nothing but the losses."""
+    return Evaluation()
+
+
+@contextmanager
+def open_run(
+    config: RunConfig, stop: StopRequest, table: Table = VIEWS, make_evaluation: MakeEvaluation = no_evaluation
+) -> Iterator[Run | None]:
+    """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
+
+    Yields None when the run is already done. `table` are the views that there are, `make_evaluation` says what is
+    measured beside the losses.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
+    """
+    folder = Path(config.run_folder)
+    with ExitStack() as stack:
+        start = stack.enter_context(joined(config, table))
+        config, topology, ranks = start.config, start.topology, start.ranks
+        guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
+        stack.enter_context(guard.watching())
+        done = DoneMarker(folder)
+        reached = done.read()
+        if reached is not None and reached.step >= config.steps:
+            yield None
+            return
+        is_first = topology.rank == 0
+        if is_first:
+            stack.enter_context(run_lock(folder))
+            clear_for_this_start(folder)
+            stop.folder, stop.on_leave = folder, partial(note_left, folder)
+            write_identity(folder, config, start.inputs, start.ds_config, table)
+        ranks.barrier()
+        checkpoint = newest_sound(ranks, folder, sys.stderr.write)
+        parts = build_parts(start, is_fresh=checkpoint is None)
+        engine, dataset = parts.engine, parts.dataset
+        if is_first:
+            write_kernels(folder, parts.choices, topology.device)
+        left_out = LeftOut(made_by_first(ranks, partial(rollbacks_of, folder, is_fresh=checkpoint is None)))
+        loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
+        step, state = int(loaded["step"]), loaded["state"]
+        log = MetricsLog(folder, is_first, resume_step=step, tensorboard=config.track.tensorboard)
+        purpose = "pre-training" if config.finetune is None else "fine-tuning"
+        progress = Progress(config.steps, step, purpose, enabled=is_first)
+        recorder = Recorder(
+            engine=engine,
+            views=config.views,
+            schedule=dataset.schedule,
+            every_steps=config.track.every_steps,
+            bad_sample_limit=config.data.bad_sample_limit,
+            log=stack.enter_context(closing(log)),
+            ledger=LedgerFile(folder / "ledger.jsonl", step) if is_first else None,
+            quarantine=open_quarantine(folder / QUARANTINE, topology, step),
+            samples_seen=SamplesSeen(dataset.counted),
+            throughput=Throughput(),
+            progress=stack.enter_context(progress),
+            status=RankStatus(folder, topology.rank),
+            health=Health(run_folder=folder, config=config.health),
+            bad_steps=BadSteps(folder=folder, engine=engine, dataset=dataset, max_loss=config.health.max_loss),
+        )
+        recorder.restore_state(state)
+        checkpointer = Checkpointer(
+            engine=engine,
+            run_folder=folder,
+            config=config.checkpoint,
+            seconds_before=state.get("seconds", 0.0),
+            reference_outputs=make_recorder(parts.tokenizer, transform_of(config), longest_text(config)),
+        )
+        yield Run(
+            folder=folder,
+            engine=engine,
+            batches=lambda step: parts.batches(step, left_out),
+            schedule=config.data.schedule,
+            start_step=step,
+            num_steps=config.steps,
+            recorder=recorder,
+            checkpointer=stack.enter_context(closing(checkpointer)),
+            done=done,
+            stop=stop,
+            memory=guard,
+            evaluation=make_evaluation(config, engine, dataset, step),
+            left_out=left_out,
+            configuration=start.identity,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What ranks know that have met and were started alike; nothing is built, and nothing written."""
+
+    config: RunConfig
+    topology: Topology
+    ranks: Collectives
+    ds_config: dict[str, Any] | None
+    views: Mapping[str, View[Any, Any]]
+    kernels: ModelKernels
+    inputs: Mapping[str, str]
+    """Hashes of what the configuration names."""
+    identity: str
+    """Hashes of all that decides a step."""
+
+
+@contextmanager
+def joined(config: RunConfig, table: Table) -> Iterator[Start]:
+    """Join the ranks for the length of the `with` block; compare what they were started with, and with the run folder.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, the ranks, the DeepSpeed JSON or the run that it continues.
+    """
+    topology = Topology.from_environment(device=config.device)
+    validate_ranks(config, topology.world_size)
+    ds_config = None
+    if config.engine == "deepspeed":
+        ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
+    with process_group(topology):
+        ranks = collectives()
+        if names_towers(config):
+            config = made_by_first(ranks, partial(with_named_towers, config))
+        views = make_views(config.views, table)
+        kernels = choose_model_kernels(config.kernels, topology.device, network_of(config))
+        inputs = input_hashes(config, ds_config)
+        identity = identity_parts(config, inputs)
+        check_same_values(ranks, identity)
+        check_same_run(Path(config.run_folder), config, inputs, table)
+        yield Start(
+            config=config,
+            topology=topology,
+            ranks=ranks,
+            ds_config=ds_config,
+            views=views,
+            kernels=kernels,
+            inputs=inputs,
+            identity=" ".join(identity.values()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What computes the steps of a run: to make it writes nothing."""
+
+    config: RunConfig
+    engine: Engine[Batch]
+    dataset: StepDataset
+    tokenizer: TextTokenizer
+    num_workers: int
+    choices: tuple[Choice, ...]
+    """What it computes with."""
+
+    def batches(self, step: int, left_out: LeftOut) -> Generator[tuple[Batch, Batch], None, None]:
+        """Yield the batches from a step on, each as it was read and on the device."""
+        data = self.config.data
+        loader = make_loader(self.dataset, step, self.config.steps, self.num_workers, data.batch_timeout_s, left_out)
+        return on_device(loader, self.engine.device)
+
+
+def build_parts(start: Start, *, is_fresh: bool) -> Parts:
+    """Open the data, and build the network in its engine: with its first weights, or those to load them into."""
+    config, topology, ranks, kernels = start.config, start.topology, start.ranks, start.kernels
+    for view in config.views.values():  # alike on all ranks, as they have found by now
+        rows = view.batch_size // config.data.micro_batches
+        ranks.prepare(rank_blocks(rows, view.negative_group, topology.world_size))
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.normalise)
+    dataset = open_dataset(start.views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
+    dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
+    num_workers = choose_cores(config.data.num_workers, topology, ranks)
+    construction = sharded_construction(start.ds_config, topology)
+    module = build_module(
+        config, start.views, tokenizer, ranks, is_fresh=is_fresh, construction=construction, kernels=kernels
+    )
+    engine = build_engine(config, module, topology, ranks, start.ds_config)
+    return Parts(
+        config=config,
+        engine=engine,
+        dataset=dataset,
+        tokenizer=tokenizer,
+        num_workers=num_workers,
+        choices=(*kernels.choices, engine.kernel),
+    )
+
+
+def rollbacks_of(folder: Path, *, is_fresh: bool) -> list[Rollback]:
+    """Return a run's rollbacks; one that begins anew has none, and no bad steps. For rank 0."""
+    if is_fresh:
+        for name in (ROLLBACKS_FILE, BAD_STEPS_FILE):
+            (folder / name).unlink(missing_ok=True)
+    return read_rollbacks(folder)
+
+
+def network_of(config: RunConfig) -> Network:
+    """Return what the choice of kernels asks about the network."""
+    model, texts = config.model, (config.model.text, config.model.fusion)
+    return Network(
+        feature_width=model.projection_width,
+        head_widths=tuple(model.width // part.num_heads for part in texts),
+        attention_dropout=max(part.attention_dropout for part in texts),
+        precision=config.precision,
+    )
+
+
+def choose_cores(num_workers: int | None, topology: Topology, ranks: Collectives) -> int:
+    """Let this rank, if it is one of several, compute on its share of the cores, and return its loader workers.
+
+    What is given wins (OMP_NUM_THREADS, data.num_workers); rank 0 says what was chosen.
+    """
+    everyone = ranks.exchange(own_cores())
+    share = share_cores(everyone, topology.rank, has_gpu=topology.device.type == "cuda", environment=os.environ)
+    if topology.world_size > 1 and THREADS not in os.environ:
+        torch.set_num_threads(share.threads)
+    if num_workers is not None:
+        return num_workers
+    if topology.rank == 0:
+        sys.stderr.write(f"data.num_workers: {share}\n")
+    return share.num_workers
+
+
+def memory_advice(config: RunConfig, world_size: int) -> str:
+    """Return what to do when memory does not suffice."""
+    parts = config.data.micro_batches
+    rows = [f"{view.batch_size / parts / world_size:,.0f} rows of {name}" for name, view in config.views.items()]
+    fewest = min(view.num_groups for view in config.views.values())
+    ways = (replace(config.data, micro_batches=number) for number in range(1, fewest + 1))
+    most = max(data.micro_batches for data in ways if not any(rank_errors(config.views, data, world_size)))
+    workers = "chosen by cores" if config.data.num_workers is None else f"now {config.data.num_workers}"
+    return (
+        f"A rank computes {' and '.join(rows)} at once: raise data.micro_batches (now {parts}, at most {most}), set "
+        f"activation_checkpointing, start more ranks, lower data.num_workers ({workers}), or use a machine with more "
+        "memory."
+    )
+
+
+def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quarantine:
+    """This rank's file; rank 0 takes over the files of ranks that an earlier attempt had and this has not."""
+    own = {f"rank_{rank}.jsonl" for rank in range(topology.world_size)}
+    left_behind = sorted(path for path in folder.glob("rank_*.jsonl") if path.name not in own)
+    return Quarantine(folder / f"rank_{topology.rank}.jsonl", start_step, left_behind if topology.rank == 0 else ())
+
+
+def build_module(
+    config: RunConfig,
+    views: Mapping[str, View[Any, Any]],
+    tokenizer: TextTokenizer,
+    ranks: Collectives,
+    *,
+    is_fresh: bool = True,
+    construction: AbstractContextManager[None] | None = None,
+    kernels: ModelKernels | None = None,
+) -> CrossViewTraining:
+    """Build the network, alike on every rank, and the training module around it.
+
+    A fresh one, into which no checkpoint will be loaded, starts from the seed and, with an affine stem, from the images
+    of the first global batch; then from the sources that the configuration names. ZeRO-3 shards the network while it
+    is made inside of `construction`, but for one with an affine stem, which looks at whole weights (they are small).
+    """
+    is_affine = config.model.vision.stem_norm == "affine" and config.steps > 0  # else there are no images to look at
+    seed_initialisation(config.seed)
+    with nullcontext() if construction is None or is_affine else construction:
+        model = CCLMModel(model_config(config.model, tokenizer))
+    if is_fresh and is_affine:
+        calibrate_stem(config, views, tokenizer, model)
+    if is_fresh and config.start.sources:
+        start_from_sources(config, model, is_first=ranks.rank == 0)
+    kernels, keep = kernels or ModelKernels(), config.activation_checkpointing
+    for encoder, mode in (
+        (model.vision_encoder, keep.vision),
+        (model.text_encoder, keep.text),
+        (model.fusion_encoder, keep.fusion),
+    ):
+        if kernels.compiler:
+            compile_blocks(encoder, kernels.compiler)
+        checkpoint_activations(encoder, mode)
+    for texts in (model.text_encoder, model.fusion_encoder):
+        texts.token_multiple = config.kernels.token_multiple
+    module = CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed, **kernels.arguments)
+    freeze(module, config.start.freeze)
+    if config.finetune is not None and config.finetune.lora is not None and config.steps:
+        seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters
+        add_lora(module, config.finetune.lora)
+    return module
+
+
+def calibrate_stem(
+    config: RunConfig, views: Mapping[str, View[Any, Any]], tokenizer: TextTokenizer, model: CCLMModel
+) -> None:
+    """Let an affine stem look at the first global batch of the first view with images, if there is one."""
+    for name, view in views.items():
+        if "vision" in view.config.trains:
+            source = view.open(tokenizer, config.seed, config.data.cache, config.data.pad_multiple)
+            images_BCHW = source.batch(0, range(view.config.batch_size), []).normalised().images
+            assert images_BCHW is not None, f"{name} trains the vision encoder without images"
+            model.calibrate_stem(images_BCHW)
+            return
+
+
+def build_engine(
+    config: RunConfig,
+    module: CrossViewTraining,
+    topology: Topology,
+    ranks: Collectives,
+    ds_config: dict[str, Any] | None,
+) -> Engine[Batch]:
+    """Give the module to its engine."""
+    options, device, parts = config.optimizer, topology.device, config.data.micro_batches
+    wanted: Any = {"seed": config.seed, "kernel": config.kernels.optimizer}
+    if ds_config is None:
+        return PlainEngine(module, options, device=device, accumulation_steps=parts, **wanted)
+    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, **wanted)

@@ -1,0 +1,502 @@
+"""Evaluation of a fine-tuned model: exact, shared out to the ranks, resumed with the run.
+
+    behind an epoch    dev sets ─▶ evaluations.jsonl ─▶ the best checkpoint is pinned
+    at the end         the best weights ─▶ test sets, once ─▶ predictions/*.jsonl, results.jsonl
+
+Rows are cut into the same batches whatever the ranks, which take them in turn; so every number is the same on any
+number of ranks. A rank without a batch computes another's (under ZeRO-3 all run the same modules) and forgets it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from cclm.annotations.retrieval import PARTS, Part
+from cclm.annotations.rows import USABLE
+from cclm.config import FineTuneConfig, RunConfig
+from cclm.data.batch import Batch
+from cclm.data.loader import StepDataset
+from cclm.engine.protocol import Engine
+from cclm.errors import CheckpointError, ConfigError, DataError
+from cclm.evaluate.results import (
+    ON_NOTHING,
+    Result,
+    ResultStore,
+    as_reranked,
+    file_name_of,
+    measured,
+    value_of,
+    write_predictions,
+)
+from cclm.files.atomic import file_sha256, make_folder
+from cclm.files.lines import StepLines
+from cclm.recipe.epochs import steps_per_epoch
+from cclm.recipe.read import CONFIG_FILE, read_run_config
+from cclm.rows.guard import MEND
+from cclm.run.checkpoints import complete_checkpoints, newest_complete, pin, pinned, read_marker
+from cclm.run.machine import PACKAGES, describe_environment
+from cclm.run.status import RankStatus
+from cclm.train.loop import Evaluation, EvaluationStopped
+from cclm.train.step import CrossViewTraining
+from cclm.views.annotated.options import AnnotatedConfig, language_of
+from cclm.views.annotated.rows import Row, RowSet
+from cclm.views.annotated.source import AnnotatedSource, batches_of
+from cclm.views.annotated.view import AnnotatedView, Line
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""In the run folder: a line for each evaluation on dev."""
+RESULTS_FILE = "results.jsonl"
+"""In the run folder: what was measured on test, and on what (`cclm.evaluate.results`)."""
+ROUNDS_AT_ONCE = 8
+"""Batches of each rank until they exchange what they made, and hear a request to stop."""
+SIGN_OF_LIFE_S = 10.0
+"""Between two words of a rank that evaluates."""
+Known = tuple[str, str]
+"""Results of a test set in a language that are there: path of the predictions, hash of the data."""
+PREDICTIONS = "predictions"
+"""In the run folder: what was predicted for every row of the test sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMetric:
+    """What a task measures."""
+
+    task: str
+    view: str
+    metrics: Sequence[str]
+    """Of `cclm.evaluate.scores`; the first one chooses the best epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was predicted for a set in one language."""
+
+    language: str
+    lines: Sequence[Line]
+    """As `cclm.evaluate.scores` has them."""
+    denominators: Mapping[str, int] | None
+    """What an accuracy may be divided by; None: the lines."""
+    data_sha256: str
+    """Of the annotation file, or of the manifest of the shard set."""
+    hashes: Sequence[str] = ()
+    """Of several annotation files: of each."""
+    split: str = "test"
+    """As the data set calls it."""
+    data_file: str = ""
+    """Path of the annotation files; "": what the set is named by."""
+    reranked: int = 0
+    """How many candidates of each query were ordered anew; then lines have a second rank."""
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """Of re-ranking: pairs that were scored, seconds, and their share of all seconds that this took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a set on which the epoch is chosen gives."""
+
+    value: float
+    """The first metric, re-ranked where that is done, as a mean over languages."""
+    features_alone: float | None
+    """The same without re-ranking, where that is done; of equal values it decides."""
+    pairs: int
+    """That were scored to re-rank."""
+
+
+@dataclass(kw_only=True)
+class TaskEvaluation(Evaluation):
+    """Measures a task's dev sets behind epochs, and its test sets with the best weights when the run is done."""
+
+    measured: TaskMetric
+    config: RunConfig
+    finetune: FineTuneConfig
+    engine: Engine[Batch]
+    start_step: int
+
+    def __post_init__(self) -> None:
+        """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much.
+
+        Raises:
+            ConfigError, DataError: a set that cannot be measured.
+        """
+        self._folder = Path(self.config.run_folder)
+        self._epoch_steps = steps_per_epoch(self.config) if self.config.steps else 1
+        self._status, self._step, self._said = RankStatus(self._folder, self.engine.rank), self.start_step, 0.0
+        for part in PARTS:
+            for name, where in self.sets(part).items():
+                self.check(name, where, part)
+        self._lines = StepLines(self._folder / EVALUATIONS_FILE)
+        self.rewind(self.start_step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was measured after `step` updates."""
+        self._step = step
+        if self.engine.rank == 0:
+            self._lines.truncate(step)
+            self._pin_best()
+        self.engine.collectives.barrier()
+
+    @abstractmethod
+    def sets(self, part: Part) -> Mapping[str, str]:
+        """Return the sets of "dev" or "test" by name: where each lies."""
+
+    @abstractmethod
+    def check(self, name: str, where: str, part: Part) -> None:
+        """Look at a set (the errors of one that cannot be measured)."""
+
+    @abstractmethod
+    def predict(
+        self, name: str, where: str, part: Part, languages: Collection[str] = (), known: Collection[Known] = ()
+    ) -> Iterator[Measured]:
+        """Predict a set, language by language; the same on every rank. A collective.
+
+        Args:
+            name, where: the set.
+            part: what to take of a folder that holds both.
+            languages: only these; none: all.
+            known: what may be left out.
+        """
+
+    def is_whole(self, last: Result) -> bool:
+        """Return whether all results of a language are there when this one is; no: then it is measured again."""
+        return False
+
+    def task_of(self, name: str) -> str:
+        """Return the task that a test set is the test of."""
+        return self.finetune.benchmark or self.measured.task
+
+    @property
+    def dev_languages(self) -> Collection[str]:
+        """The languages of dev sets that choose the best epoch; none: all."""
+        return ()
+
+    @property
+    def test_languages(self) -> Collection[str]:
+        """The languages of test sets that are measured; none: all."""
+        return ()
+
+    def in_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
+        """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
+
+        Raises:
+            EvaluationStopped: a rank was asked to stop; on every rank alike.
+        """
+        return list(self.turns(batches, compute))
+
+    def turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> Iterator[Made]:
+        """As `in_turns`, one after another, so that not all must stay in memory. Every rank takes them to the end."""
+        return turns(self.engine, batches, partial(self._alive, compute), self._obey)
+
+    def own_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
+        """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective.
+
+        Raises:
+            EvaluationStopped: a rank was asked to stop; on every rank alike.
+        """
+        ranks, made = self.engine.collectives, list[Made]()
+        at_once = ROUNDS_AT_ONCE * ranks.world_size
+        for begin in range(0, len(batches), at_once):
+            self._obey()
+            made += [
+                self._alive(compute, one) for one in batches[begin : begin + at_once][ranks.rank :: ranks.world_size]
+            ]
+        return made
+
+    def _alive(self, compute: Callable[[Given], Made], batch: Given) -> Made:
+        if time.monotonic() - self._said > SIGN_OF_LIFE_S:
+            self._status.write(self._step, "evaluating")
+            self._said = time.monotonic()
+        return compute(batch)
+
+    def _obey(self) -> None:
+        if self.is_asked():
+            raise EvaluationStopped(self._step)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether dev is measured after `step` updates: they end an epoch that is evaluated, or the run."""
+        epoch, rest = divmod(step, self._epoch_steps)
+        first, every = self.finetune.first_evaluation, self.finetune.evaluate_every
+        is_due = epoch >= first and not rest and (epoch - first) % every == 0
+        return bool(self.sets(self.finetune.select_on)) and (is_due or step == self.config.steps)
+
+    def after(self, step: int) -> bool:
+        """Measure dev, if it is due."""
+        self._step, epoch = step, step // self._epoch_steps
+        if not self.is_due(step):
+            return False
+        chosen = sorted(self.sets(self.finetune.select_on).items())
+        found = {name: self._choose(name, where) for name, where in chosen}
+        if self.engine.rank == 0:
+            self._lines.append(step - 1, {"updates": step, "epoch": epoch, **_line_of(found)})
+            self._lines.sync()
+            self._pin_best()
+        return True
+
+    def resume(self, step: int) -> None:
+        """Measure dev at `step`, if it is due and an earlier attempt was asked to stop before it had."""
+        lines = self.engine.collectives.exchange([int(line["updates"]) for line in self._lines.read()])[0]
+        if step and step not in lines:
+            self.after(step)
+
+    def finish(self) -> None:
+        """Measure the test sets with the weights of the best epoch, and write down what was predicted."""
+        self._step = self.config.steps
+        checkpoint, is_chosen = self.engine.collectives.exchange((pinned(self._folder), any(self._lines.read())))[0]
+        if checkpoint is not None:
+            self.engine.load(checkpoint)
+        elif is_chosen:
+            raise CheckpointError(
+                where=str(self._folder),
+                expected="the checkpoint of the best epoch, to measure the test sets with",
+                got=f"none, though {EVALUATIONS_FILE} has an evaluation",
+                do="Restore checkpoints/pinned.json and the checkpoint that it names.",
+            )
+        store = ResultStore(self._folder / RESULTS_FILE)
+        known = self.engine.collectives.exchange(self._known(store, checkpoint) if self.engine.rank == 0 else set())[0]
+        for name, where in sorted(self.sets("test").items()):
+            for found in self.predict(name, where, "test", self.test_languages, known):
+                if self.engine.rank == 0:
+                    results = self._results(checkpoint, name, where, found)
+                    store.append(results)
+                    if results:
+                        self._say(f"{name} {found.language}", results[0].value, found)
+        self.engine.collectives.barrier()
+
+    def _known(self, store: ResultStore, checkpoint: Path | None) -> set[Known]:
+        """Keep what a stopped attempt has measured whole, with these weights and settings; forget the rest."""
+        settings = {"checkpoint": self._weights(checkpoint), "config_sha256": file_sha256(self._folder / CONFIG_FILE)}
+        found = store.read() if store.path.exists() else []
+        alike = [one for one in found if all(getattr(one, name) == value for name, value in settings.items())]
+        known = {
+            (one.predictions, one.data_sha256)
+            for one in alike
+            if self.is_whole(one) and (self._folder / one.predictions).is_file()
+        }
+        store.path.unlink(missing_ok=True)
+        store.append(one for one in alike if (one.predictions, one.data_sha256) in known)
+        return known
+
+    def _weights(self, checkpoint: Path | None) -> str:
+        """Return what results call the weights: a checkpoint of this run, or what it has started from."""
+        sources = self.config.start.sources
+        own = checkpoint or newest_complete(self._folder)
+        return str(own or (pinned(Path(sources[-1])) or sources[-1] if sources else None))
+
+    def predictions(self, name: str, language: str) -> str:
+        """Return where the predictions of a test set in a language are kept, in the run folder."""
+        of_language = "" if language_of(name) == language else f".{language}"
+        return f"{PREDICTIONS}/{file_name_of(name)}{of_language}.jsonl"
+
+    def _results(self, checkpoint: Path | None, name: str, where: str, found: Measured) -> list[Result]:
+        """Write down what was predicted, and return all metrics of it; re-ranked ones behind the others."""
+        make_folder(self._folder / PREDICTIONS)
+        kept, sources = self.predictions(name, found.language), self.config.start.sources
+        common = Result(
+            model=self.finetune.name or (Path(sources[-1]).name if sources else self._folder.name),
+            task=self.task_of(name),
+            protocol=self.finetune.protocol,
+            language=found.language,
+            split=found.split,
+            metric="",
+            value=0.0,
+            num_rows=0,
+            shots=self.finetune.shots,
+            selected_on=self._selected_on(),
+            seed=self.config.seed,
+            checkpoint=self._weights(checkpoint),
+            config_sha256=file_sha256(self._folder / CONFIG_FILE),
+            data_file=found.data_file or where,
+            data_sha256=found.data_sha256,
+            data_hashes=tuple(found.hashes),
+            predictions=kept,
+            predictions_sha256=write_predictions(self._folder / kept, found.lines),
+            versions={package: text for package, text in describe_environment().items() if package in PACKAGES},
+        )
+        results = measured(common, self.measured.metrics, found.lines, found.denominators)
+        if found.reranked:
+            common = replace(common, reranked=found.reranked, cost=found.cost)
+            results += measured(common, self.measured.metrics, as_reranked(found.lines))
+        return results
+
+    def _selected_on(self) -> str:
+        """Return what the weights were chosen on: of a run that trains nothing, in the run that it measures."""
+        if self.config.steps:
+            return self.finetune.select_on if self.sets(self.finetune.select_on) else ON_NOTHING
+        run = Path(self.config.start.sources[-1]) if self.config.start.sources else self._folder
+        measured = read_run_config(run).finetune if pinned(run) else None
+        return ON_NOTHING if measured is None else measured.select_on
+
+    def _choose(self, name: str, where: str) -> Chosen:
+        """Return the mean of the first metric over the languages of a set."""
+        metric, values, alone, pairs = self.measured.metrics[0], list[float](), list[float](), 0
+        for found in self.predict(name, where, self.finetune.select_on, self.dev_languages):
+            alone.append(value_of(metric, found.lines))
+            values.append(value_of(metric, as_reranked(found.lines)) if found.reranked else alone[-1])
+            pairs += int(found.cost.get("pairs", 0))
+            self._say(f"{name} {found.language} after {self._step} updates", alone[-1], found)
+        if not values:
+            raise ConfigError(
+                where=where, expected=f"a set with texts in {', '.join(self.dev_languages)}", got="none",
+                do="Name another set in finetune.dev_sets.",
+            )  # fmt: skip
+        mean, mean_alone = (sum(numbers) / len(numbers) for numbers in (values, alone))
+        return Chosen(value=mean, features_alone=mean_alone if pairs else None, pairs=pairs)
+
+    def _say(self, what: str, value: float, found: Measured) -> None:
+        """Say in a line what was measured; of re-ranking also what it cost."""
+        if self.engine.rank != 0:
+            return
+        metric = self.measured.metrics[0]
+        text = f"{what}: {metric} {value:.2f}"
+        if found.reranked:
+            text += f", re-ranked {value_of(metric, as_reranked(found.lines)):.2f}"
+            text += (
+                f" ({found.cost['pairs']:,.0f} pairs in {found.cost['seconds']:,.1f} s, "
+                f"{found.cost['share']:.0%} of the evaluation)"
+            )
+        sys.stderr.write(text + "\n")
+
+    def _pin_best(self) -> None:
+        """Let the best one stay of those that there are, and of the one that is saved next."""
+        there = {self._step, *(read_marker(path).step for path in complete_checkpoints(self._folder))}
+        lines = [line for line in self._lines.read() if int(line["updates"]) in there]
+        if lines:  # of equal ones the one with the better features, then the first
+            best = max(lines, key=lambda line: (float(line["value"]), float(line.get("features_alone", 0.0))))
+            pin(self._folder, int(best["updates"]))
+
+
+def _line_of(found: Mapping[str, Chosen]) -> dict[str, Any]:
+    """Return what `evaluations.jsonl` says of an evaluation; nothing that a clock decides: a kill changes no line."""
+    values = list(found.values())
+    line: dict[str, Any] = {"sets": {name: one.value for name, one in found.items()}}
+    line["value"] = sum(one.value for one in values) / len(values)
+    alone = [one.features_alone for one in values if one.features_alone is not None]
+    if alone:
+        line |= {"features_alone": sum(alone) / len(alone), "reranked_pairs": sum(one.pairs for one in values)}
+    return line
+
+
+@dataclass(kw_only=True)
+class RowEvaluation(TaskEvaluation):
+    """Of a view with rows of annotation files."""
+
+    view: AnnotatedView[Any, Any]
+    source: AnnotatedSource[Any, Any]
+
+    def sets(self, part: Part) -> Mapping[str, str]:
+        """Return annotation files by language."""
+        settings: AnnotatedConfig = self.view.config
+        return settings.dev if part == "dev" else settings.test
+
+    def check(self, name: str, where: str, part: Part) -> None:
+        """Read an annotation file.
+
+        Raises:
+            ConfigError: without answers nothing can be chosen on it.
+            DataError: two rows share an id (reason key_twice).
+        """
+        rows = self._rows(name, where)
+        if again := [key for key, number in Counter(row.id for row in rows.rows).items() if number > 1]:
+            expected, got = (
+                "each id once in a file that is measured",
+                f"{len(again)} again, such as {again[0]!r}",
+            )
+            raise DataError(reason="key_twice", expected=expected, got=got, do=MEND, where=str(rows.path))
+        if part == self.finetune.select_on and not rows.read.denominators[USABLE]:
+            do = "Name another file to choose the best epoch on."
+            raise ConfigError(where=str(rows.path), expected="right answers", got="none", do=do)
+
+    def _rows(self, name: str, where: str) -> RowSet:
+        settings: AnnotatedConfig = self.view.config
+        return RowSet(settings.path(where), settings.format_of(where), name)
+
+    def predict(
+        self, name: str, where: str, part: Part, languages: Collection[str] = (), known: Collection[Known] = ()
+    ) -> Iterator[Measured]:
+        """Predict every row of an annotation file."""
+        rows = self._rows(name, where)
+        parts = list(batches_of(rows.rows, self.finetune.evaluation_batch))
+        judged = self.in_turns(parts, partial(predict_rows, self.engine, self.view, self.source))
+        yield Measured(
+            language=rows.read.language or language_of(name),
+            lines=[line for lines in judged for line in lines],
+            denominators=rows.read.denominators,
+            data_sha256=file_sha256(rows.path),
+            split=name.partition("/")[2] or "test",
+        )
+
+
+def in_turns(engine: Engine[Batch], batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
+    """Return what `turns` yields."""
+    return list(turns(engine, batches, compute))
+
+
+def turns(
+    engine: Engine[Batch],
+    batches: Sequence[Given],
+    compute: Callable[[Given], Made],
+    between: Callable[[], None] = lambda: None,
+) -> Iterator[Made]:
+    """Yield what `compute` makes of each batch, in their order, on every rank. A collective, as `compute` may be.
+
+    Ranks take the batches in turn; one without a batch in the last turn computes another's and forgets it. Now and then
+    they exchange what they made, and `between` is called on all of them.
+    """
+    ranks = engine.collectives
+    for begin in range(0, len(batches), ROUNDS_AT_ONCE * ranks.world_size):
+        between()
+        block = batches[begin : begin + ROUNDS_AT_ONCE * ranks.world_size]
+        own = dict[int, Made]()
+        for first in range(0, len(block), ranks.world_size):
+            number = first + ranks.rank
+            one = compute(block[number if number < len(block) else first])
+            if number < len(block):
+                own[number] = one
+        everyone = {number: one for of_rank in ranks.exchange(own) for number, one in of_rank.items()}
+        yield from (everyone[number] for number in range(len(block)))
+
+
+def predict_rows(
+    engine: Engine[Batch], view: AnnotatedView[Any, Any], source: AnnotatedSource[Any, Any], rows: Sequence[Row]
+) -> list[Line]:
+    """Return a prediction for every row, in their order. A collective.
+
+    Raises:
+        DataError: a text or an image that cannot be used.
+    """
+    batch = source.evaluated(rows).to(engine.device)
+
+    def probe(module: nn.Module) -> dict[str, Tensor]:
+        return view.predict(module.model, batch)  # type: ignore[arg-type]
+
+    return view.judge(rows, engine.evaluate(probe))
+
+
+def evaluation_of(
+    measured: TaskMetric, config: RunConfig, engine: Engine[Batch], dataset: StepDataset, start_step: int
+) -> TaskEvaluation:
+    """Return the evaluation of a run that fine-tunes."""
+    assert config.finetune is not None, "fine-tuning says how"
+    source, module = dataset.sources[measured.view], engine.module
+    assert isinstance(module, CrossViewTraining)
+    common: dict[str, Any] = dict(
+        measured=measured, config=config, finetune=config.finetune, engine=engine, start_step=start_step
+    )
+    view = module.views[measured.view]
+    if not isinstance(view, AnnotatedView):
+        from cclm.train.retrieval_evaluation import RetrievalEvaluation
+
+        return RetrievalEvaluation(source=source, **common)
+    assert isinstance(source, AnnotatedSource)
+    return RowEvaluation(view=view, source=source, **common)
