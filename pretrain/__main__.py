@@ -1,73 +1,50 @@
-"""`python -m pretrain --recipe NAME`: train, or resume, one run on the ranks that the environment describes."""
+"""`python -m pretrain --recipe NAME`: train, or resume, one run on the ranks that the environment describes.
+
+python -m pretrain check NAME --world N     what would go wrong, and what the run needs, before it is started
+python -m pretrain replay RUN --step K      a step again, beside what the run wrote down about it
+"""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cclm.files.command_line import open_output
-from cclm.run.causes import EXIT_CODES, Cause
+from cclm.recipe.read import RECIPES
 from cclm.run.ending import end_with
-from cclm.run.launcher import Place, adopt_place
-from cclm.run.signals import StopRequest
+from cclm.train.program import Program, leave, run_program
 
-if TYPE_CHECKING:
-    from cclm.config import RunConfig
+CHECK, REPLAY = "check", "replay"
+PROGRAM = Program(
+    command="python -m pretrain",
+    purpose="Pre-train a cross-view language model. `check NAME --world N` only says what a run would need.",
+    recipes=RECIPES,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, and return the exit code: `cclm.run.causes` says which stands for what.
+    """Run, and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == [CHECK]:
+        return check(words[1:])
+    if words[:1] == [REPLAY]:
+        from cclm.train import replay
 
-    What goes wrong ends with one sentence; only an error that nobody foresaw has a traceback.
-    """
+        return replay.main(words[1:], PROGRAM.command)
+    return run_program(words, PROGRAM)
+
+
+def check(words: Sequence[str]) -> int:
+    """Say what would go wrong with a run, and what it needs."""
     open_output()
-    with StopRequest.listening() as stop:  # before the long imports: a signal that comes now is heard
-        return _run(sys.argv[1:] if arguments is None else arguments, stop)
-
-
-def _run(arguments: Sequence[str], stop: StopRequest) -> int:
-    run_folder, place = None, Place()
     try:
-        place = adopt_place(os.environ)  # a launcher that nobody reads is told before anything else is done
-        from cclm.recipe.read import shown
+        from cclm.forecast.check import main as forecast
 
-        text = shown(arguments, "python -m pretrain", "Pre-train a cross-view language model.")
-        if text is not None:
-            sys.stdout.write(text)
-            return 0
-        config = checked_config(arguments, place)
-        run_folder = Path(config.run_folder)
-        from cclm.train.loop import train
-        from pretrain.build import open_run
-
-        with open_run(config, stop) as run:
-            if run is None:
-                sys.stdout.write(f"already done: {config.run_folder}\n")
-            elif not train(run):
-                sys.stderr.write("asked to stop: saved; the same command goes on from there\n")
-                return EXIT_CODES[Cause.STOPPED]
+        forecast(words, f"{PROGRAM.command} {CHECK}", PROGRAM.recipes)
     except Exception as error:  # noqa: BLE001 - every end has a cause and a code
-        return end_with(error, run_folder, place.rank)
-    return EXIT_CODES[Cause.DONE]
-
-
-def checked_config(arguments: Sequence[str], place: Place) -> RunConfig:
-    """Read the configuration; rank 0 also looks at what it names, and says what deserves a line."""
-    from cclm.recipe.check import check_recipe
-    from cclm.recipe.read import read_recipe
-
-    if place.rank != 0:
-        return read_recipe(arguments)
-    checked = check_recipe(arguments, world_size=place.world_size)
-    for note in checked.notes:
-        sys.stderr.write(f"note: {note}\n")
-    return checked.config
+        return end_with(error)
+    return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # all is written; the end of the interpreter could wait for threads of libraries, or crash in them
+    leave(main())

@@ -153,6 +153,20 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
     return 1 if result["added"] or result["removed"] or result["changed"] else 0
 
 
+def _leakage(arguments: argparse.Namespace, console: Console) -> int:
+    from shards.leakage import in_words, leakage
+    from shards.progress import WorkProgress
+
+    with WorkProgress("looking", None, "samples", console) as progress:
+        found = leakage(
+            arguments.task, arguments.folder, arguments.images, arguments.sets, arguments.distance, progress.advance
+        )
+    for line in in_words(found):
+        console.out(line)
+    _write_json(arguments.json, found)
+    return 0
+
+
 def _write_json(path: Path | None, result: object) -> None:
     from cclm.files.atomic import replace_text
 
@@ -226,6 +240,17 @@ def _add_looks(commands: Any) -> None:
     diff.add_argument("after", type=Path, metavar="SET_DIR")
     diff.add_argument("--json", type=Path, metavar="PATH", help="write the result there, too")
     diff.set_defaults(run=_diff)
+
+    leakage = commands.add_parser("leakage", help="how much of a benchmark's test files stands in shard sets")
+    leakage.add_argument("task", metavar="TASK", help="as in `python -m finetune data check`")
+    leakage.add_argument("folder", type=Path, metavar="DATA", help="its annotation files")
+    leakage.add_argument("--sets", nargs="+", required=True, metavar="SET", help="shard sets that were trained on")
+    leakage.add_argument(
+        "--images", type=Path, nargs="+", default=[], metavar="DIR", help="its images; none: texts only"
+    )
+    leakage.add_argument("--distance", type=int, default=4, metavar="N", help="bits of 64 that hashes may differ in")
+    leakage.add_argument("--json", type=Path, metavar="PATH", help="write the counts there, too, beside the results")
+    leakage.set_defaults(run=_leakage)
 
 
 def _add_build_options(parser: argparse.ArgumentParser, task: str) -> None:

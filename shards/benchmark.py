@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from cclm.errors import DataError
+from cclm.rows.guard import mistaken, without_addresses
+from cclm.rows.lines import sound_lines
 from shards.corpora.files import named_files
-from shards.corpora.lines import sound_lines
-from shards.guard import mistaken, without_addresses
 from shards.recipe import IMAGE_SUFFIXES, FilterSettings
 from shards.sketch import differing_bits, perceptual_hash
 from shards.source_image import SourceImage

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from cclm.errors import DataError
 from cclm.files.atomic import file_sha256, publish, replace_bytes, sync, temporary_path
+from cclm.rows.guard import mistaken
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
 from shards.chunks import list_chunks, mapped
 from shards.decide import decide
 from shards.drops import GROUP_MIXED, KEY_TWICE, Bucket
-from shards.guard import mistaken
 from shards.parts import WHOLE, Share
 from shards.plan import SetPlan, recipe_json
 from shards.progress import Followed, WorkProgress, follow_chunks

@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from cclm.files.text import visible
+from cclm.rows.guard import mistaken
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
-from shards.guard import mistaken
 from shards.stats import COUNTS
 
 MAX_EXAMPLES: Final = 10

@@ -14,10 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from cclm.rows.guard import optional_library
+from cclm.rows.lines import sound_lines
 from cclm.types import TextPair
 from shards.benchmark import like_a_benchmark_image, normal_text, read_texts
-from shards.corpora.lines import sound_lines
-from shards.guard import optional_library
 from shards.recipe import FilterSettings
 from shards.source_image import SourceImage
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cclm.rows.guard import mistaken
 from cclm.shardfile.codec import canonical_json
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
 from shards.corpora.table import corpus_of
-from shards.guard import mistaken
 from shards.parts import Part
 from shards.recipe import SetRecipe, content_hash
 

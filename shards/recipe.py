@@ -19,11 +19,11 @@ from cclm.files.node import Node, plain
 from cclm.files.overrides import with_override
 from cclm.files.reading import raise_problems
 from cclm.files.typed import Converter
+from cclm.rows.guard import mistaken
 from cclm.shardfile.schema import KEY_PATTERN
 from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
 from shards.corpora.files import named_files
 from shards.corpora.table import CORPORA
-from shards.guard import mistaken
 
 MOST_LETTERS = 100
 """Of a set's name: its keys and the names of its shards hold it, and more."""

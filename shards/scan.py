@@ -20,6 +20,7 @@ from typing import Any
 
 from cclm.errors import DataError
 from cclm.files.atomic import replace_bytes
+from cclm.rows.guard import data_error, data_errors, mistaken, whole, without_addresses
 from cclm.shardfile.codec import canonical_json, check_group, check_image, encode_image_text
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.chunks import (
@@ -35,7 +36,6 @@ from shards.chunks import (
 )
 from shards.corpora.entries import refused
 from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_of_text
-from shards.guard import data_error, data_errors, mistaken, whole, without_addresses
 from shards.parts import LazyRecord, Part, Share, UnwantedError
 from shards.recipe import SetRecipe
 from shards.sketch import exact_sketch, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair

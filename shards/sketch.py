@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from cclm.rows.guard import optional_library
 from cclm.types import TextPair
-from shards.guard import optional_library
 from shards.recipe import DuplicateSettings
 from shards.source_image import SourceImage
 

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from cclm.errors import DataError
 from cclm.files.text import visible
+from cclm.rows.guard import mistaken
 from cclm.shardfile import schema
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.types import View
-from shards.guard import mistaken
 from shards.source_image import SourceImage
 
 COUNTS: Final = {

@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_bytes
+from cclm.rows.guard import mistaken
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.reader import texts_of_things
-from shards.guard import mistaken
 
 NUM_THREADS: Final = 1
 _LONGEST_WORD: Final = 500

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 
 from cclm.errors import ConfigError, DataError
 from cclm.files.lock import locked_folder
+from cclm.rows.guard import optional_library
 from cclm.run.signals import die_with_parent
-from shards.guard import optional_library
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

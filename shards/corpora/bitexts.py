@@ -23,13 +23,14 @@ from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.languages import language_tag
-from shards.corpora.cells import NO_LANGUAGE, LanguageTag, by_tag, pair_in, text
-from shards.corpora.entries import Keyed, each, guarded, joined, refused
-from shards.corpora.files import is_hidden, named_files, note_left_out, note_read, one_part, unpacked
-from shards.corpora.lines import aligned_lines, members_of
+from cclm.rows.cells import text
+from cclm.rows.guard import data_errors, guarded, mistaken
+from cclm.rows.lines import aligned_lines, members_of, unpacked
+from cclm.rows.tables import Row, read_rows
+from shards.corpora.cells import NO_LANGUAGE, LanguageTag, by_tag, pair_in
+from shards.corpora.entries import Keyed, each, joined, refused
+from shards.corpora.files import is_hidden, named_files, note_left_out, note_read, one_part
 from shards.corpora.pair_file import lazy_pair
-from shards.corpora.rows import Row, read_rows
-from shards.guard import data_errors, mistaken
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 Side = tuple[str, Path, str]

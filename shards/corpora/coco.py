@@ -25,15 +25,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from cclm.annotations.coco import caption_of
+from cclm.annotations.flickr30k import numbered_captions
 from cclm.errors import DataError
+from cclm.rows.cells import box, gathered, identifier, listed, mapping, text, whole_number
+from cclm.rows.guard import mistaken, refuse
+from cclm.rows.lines import plain_suffix
+from cclm.rows.tables import json_items
 from cclm.types import Region
-from shards.corpora.cells import ENGLISH, LanguageTag, box, gathered, identifier, listed, mapping, text, whole_number
-from shards.corpora.entries import Keyed, each, joined, refuse
-from shards.corpora.files import files_by_language, named_files, note_read, plain_suffix
-from shards.corpora.flickr30k import numbered_captions
+from shards.corpora.cells import ENGLISH, LanguageTag
+from shards.corpora.entries import Keyed, each, joined
+from shards.corpora.files import files_by_language, named_files, note_read
 from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, Translations, unmatched
-from shards.corpora.rows import json_items
-from shards.guard import mistaken
 from shards.parts import Part
 
 _SUFFIXES: Final = (".json", ".txt")
@@ -104,7 +107,7 @@ class Coco(NamedImages):
     def _items(self, categories: dict[str, str]) -> Keyed:
         for path, language in self._files():
             if plain_suffix(path) == ".txt":
-                yield from each(numbered_captions(path), partial(_numbered, language), self.source)
+                yield from each(numbered_captions(path.name, path), partial(_numbered, language), self.source)
                 continue
             licences: dict[str, str] = {}
             arrays: list[tuple[str, str, Callable[[str, Any], Keyed]]] = [
@@ -148,10 +151,11 @@ def _listed(licences: Mapping[str, str], _: str, entry: Any) -> Keyed:
 
 def _annotated(language: str, _: str, entry: Any) -> Keyed:
     entry = mapping(entry, "an annotation")
-    identity = str(whole_number(entry.get("image_id"), "image_id"))
     if language:
-        yield identity, ("caption", language, text(entry.get("caption"), "a caption"))
+        number, caption = caption_of(entry)
+        yield str(number), ("caption", language, caption)
     else:
+        identity = str(whole_number(entry.get("image_id"), "image_id"))
         yield identity, ("box", box(entry.get("bbox")), identifier(entry.get("category_id")))
 
 

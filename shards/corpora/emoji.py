@@ -18,10 +18,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.rows.guard import mistaken, optional_library, refuse
 from cclm.types import ImageTextRecord, TextPair
-from shards.corpora.entries import refuse
 from shards.corpora.packages import ARTIST_PACKAGES, NAME_PACKAGES, read_package
-from shards.guard import mistaken, optional_library
 from shards.parts import LazyRecord, Part
 
 LICENCES: Final = {

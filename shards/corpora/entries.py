@@ -20,7 +20,7 @@ from functools import partial
 from typing import IO, Any, Final, NoReturn, TypeVar
 
 from cclm.errors import DataError
-from shards.guard import MEND, data_error, data_errors
+from cclm.rows.guard import MEND, data_error
 from shards.parts import LazyRecord, Skipped, UnwantedError
 
 Entry = TypeVar("Entry")
@@ -37,16 +37,6 @@ _MAX_DEPTH: Final = 4
 """128^4 times as many: beyond that, only one key with too many items is left, and they belong together."""
 
 
-def bad(reason: str, expected: str, got: str, where: str = "", do: str = MEND) -> DataError:
-    """Return the error of an entry; `each` knows its place."""
-    return DataError(reason=reason, expected=expected, got=got, do=do, where=where)
-
-
-def refuse(reason: str, expected: str, got: str, where: str = "", do: str = MEND) -> NoReturn:
-    """Raise the error that sends an entry to quarantine."""
-    raise bad(reason, expected, got, where, do)
-
-
 def leave_out(reason: str, expected: str, got: str, do: str = MEND) -> NoReturn:
     """Raise what sends a sound entry to quarantine, because the recipe does not want it."""
     raise UnwantedError(reason=reason, expected=expected, got=got, do=do)
@@ -59,23 +49,6 @@ def refused(error: DataError, key: str, source: str) -> LazyRecord:
 
 def _raise(error: DataError) -> NoReturn:
     raise error
-
-
-def guarded(name: str, numbered: Iterable[tuple[object, Entry]]) -> Iterator[tuple[str, Entry | DataError]]:
-    """Yield ("NAME:NUMBER", entry) of a file; whatever reading it raises ends it with one error (reason file_broken).
-
-    How many records are lost with the rest of the file cannot be known.
-    """
-    number: Any = 0
-    try:
-        with data_errors(name):
-            for number, entry in numbered:
-                yield f"{name}:{number}", entry
-    except DataError as error:
-        if error.reason == "unexpected":
-            expected = f"a whole file; it was read up to entry {number}"
-            error = bad("file_broken", expected, error.got, name, "Fetch the file again.")
-        yield f"{name}:{number + 1}-end", error
 
 
 def each(

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.rows.guard import mistaken
+from cclm.rows.lines import COMPRESSIONS, plain_suffix, unpacked
 from shards.corpora.cells import by_tag
-from shards.corpora.lines import COMPRESSIONS
-from shards.guard import mistaken
 from shards.parts import Part, file_stamp
 
 HIDDEN: Final = "hidden"
@@ -208,21 +208,6 @@ def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
             if path not in names and endings[path.parts[-length:]] == 1
         }
     return {names[path]: path for path in paths}
-
-
-def unpacked(path: Path) -> Path:
-    """Return a file's name without the suffix of its compression: "a.en-de.TSV" for "a.en-de.TSV.gz"."""
-    return Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name)
-
-
-def plain_suffix(path: Path) -> str:
-    """Return a file's suffix without that of its compression: ".tsv" for "a.en-de.TSV.gz"."""
-    return unpacked(path).suffix.lower()
-
-
-def plain_stem(path: Path) -> str:
-    """Return a file's name without its suffixes of compression and format: "a.en-de" for "a.en-de.TSV.gz"."""
-    return unpacked(path).stem
 
 
 def part_of_each(files: Mapping[str, Path], read: Any) -> list[Part]:

@@ -18,14 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.errors import DataError
-from shards.corpora.cells import gathered, listed, text
-from shards.corpora.entries import Keyed, bad, each, guarded, joined
-from shards.corpora.files import files_by_language, note_read, plain_suffix
-from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, key_of
-from shards.corpora.lines import aligned_lines, parsed_lines
-from shards.corpora.rows import read_rows
-from shards.guard import shown
+from cclm.annotations.flickr30k import numbered_captions, sentences_of
+from cclm.annotations.images import key_of
+from cclm.rows.cells import gathered
+from cclm.rows.guard import guarded
+from cclm.rows.lines import aligned_lines, plain_suffix
+from cclm.rows.tables import read_rows
+from shards.corpora.entries import Keyed, each, joined
+from shards.corpora.files import files_by_language, note_read
+from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages
 from shards.parts import Part
 
 _SUFFIXES: Final = (".token", ".txt", ".csv", ".jsonl")
@@ -70,29 +71,7 @@ class Flickr30k(_Captioned):
             if plain_suffix(path) == ".jsonl":
                 yield from each(read_rows(path.name, path, needed=()), partial(_of_iglue, language), self.source)
             else:
-                yield from each(numbered_captions(path), partial(_of_pair, language), self.source)
-
-
-def numbered_captions(path: Path) -> Iterator[tuple[str, tuple[str, str] | DataError]]:
-    """Yield ("NAME:NUMBER", (the image's name, caption)) of lines `NAME#N <TAB> caption`, or of a CSV file."""
-    lines = parsed_lines(path, _with_bars, first=2) if plain_suffix(path) == ".csv" else parsed_lines(path, _with_tab)
-    return guarded(path.name, lines)
-
-
-def _with_tab(line: str) -> tuple[str, str] | DataError:
-    name, tab, caption = line.partition("\t")
-    image, hash_sign, _ = name.rpartition("#")
-    if tab and hash_sign and image:
-        return image, caption
-    return bad("line_broken", "NAME#N, a tab, and a caption", "a line of another form")
-
-
-def _with_bars(line: str) -> tuple[str, str] | DataError:
-    cells = line.split("|", 2)
-    if len(cells) == 3:
-        return cells[0].strip(), cells[2].strip()
-    # One line of the published file (an image's fourth comment) lacks its second bar.
-    return bad("line_broken", "image_name| comment_number| comment", shown(line))
+                yield from each(numbered_captions(path.name, path), partial(_of_pair, language), self.source)
 
 
 def _of_pair(language: str, _: str, pair: tuple[str, str]) -> Keyed:
@@ -100,8 +79,8 @@ def _of_pair(language: str, _: str, pair: tuple[str, str]) -> Keyed:
 
 
 def _of_iglue(language: str, _: str, row: Mapping[str, Any]) -> Keyed:
-    sentences = listed(row.get("sentences", ""), "a list of sentences")
-    yield text(row.get("img_path") or None, "img_path"), (language, [text(one, "a sentence") for one in sentences])
+    name, sentences = sentences_of(row)
+    yield name, (language, sentences)
 
 
 @dataclass(frozen=True, kw_only=True)

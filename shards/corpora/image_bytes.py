@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 from cclm.data.decoding import decode_image
 from cclm.model.image_rgb import SWAPS_SIDES
+from cclm.rows.guard import refuse
 from cclm.shardfile.codec import check_image, format_of
 from cclm.types import Region
-from shards.corpora.entries import refuse
 
 LoadImage = Callable[[], bytes]
 """Reads an encoded image: a `functools.partial` of a plain function. DataError: there is none."""

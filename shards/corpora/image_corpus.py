@@ -8,8 +8,6 @@ cc3m.jsonl     {"image_id": "…", "caption": {"de": "…", "fr": "…"}}
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from cclm.data.decoding import stored_orientation
+from cclm.rows.cells import Captions, captions, gathered, identifier
+from cclm.rows.guard import bad, mistaken, refuse, shown
+from cclm.rows.lines import plain_suffix
+from cclm.rows.tables import TABLE_SUFFIXES, Row, read_rows
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import NO_LANGUAGE, Captions, LanguageTag, captions, gathered, identifier
-from shards.corpora.entries import Keyed, bad, each, joined, refuse, refused
-from shards.corpora.files import named_files, one_part, path_list, plain_suffix
+from shards.corpora.cells import NO_LANGUAGE, LanguageTag
+from shards.corpora.entries import Keyed, each, joined, refused
+from shards.corpora.files import named_files, one_part, path_list
 from shards.corpora.image_bytes import LoadImage, fit_regions, image_format_of, image_size, load_first
-from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
-from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped
 
 IDS_REGIONS_LEFT_OUT = "regions_left_out"
@@ -55,12 +55,6 @@ class ImageRow:
 
 ImageRows = Iterator[ImageRow | LazyRecord | Skipped]
 """Images, refusals, and counts of what was skipped."""
-
-
-def key_of(name: str) -> str:
-    """Return a key made of a path or an identifier. The hash keeps "a/b" and "a_b" apart."""
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name))
-    return f"{readable[-100:]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def make_record(row: ImageRow) -> ImageTextRecord:

@@ -13,15 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.annotations.images import key_of
+from cclm.rows.cells import box, captions, gathered, language, listed, mapping, optional, text
+from cclm.rows.guard import mistaken, refuse, shown
+from cclm.rows.lines import COMPRESSIONS, plain_suffix
+from cclm.rows.tables import ARROW_SUFFIXES, Row, read_rows
 from cclm.types import Region
-from shards.corpora.cells import box, captions, gathered, language, listed, mapping, optional, text
-from shards.corpora.entries import each, joined, refuse
-from shards.corpora.files import note_left_out, note_read, plain_suffix
+from shards.corpora.entries import each, joined
+from shards.corpora.files import note_left_out, note_read
 from shards.corpora.image_bytes import load_first
-from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
-from shards.corpora.lines import COMPRESSIONS
-from shards.corpora.rows import ARROW_SUFFIXES, Row, read_rows
-from shards.guard import mistaken, shown
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows
 from shards.parts import Part
 
 TABLES: Final = tuple(f"captions{suffix}" for suffix in (".jsonl", ".csv", ".tsv", *ARROW_SUFFIXES))

@@ -20,14 +20,16 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from cclm.annotations.images import key_of
 from cclm.errors import DataError
-from shards.corpora.cells import CaptionColumns, identifier, identifiers, optional
-from shards.corpora.entries import each, refuse
+from cclm.rows.cells import identifier, identifiers, optional
+from cclm.rows.guard import data_errors, mistaken, refuse, shown
+from cclm.rows.tables import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
+from shards.corpora.cells import CaptionColumns
+from shards.corpora.entries import each
 from shards.corpora.files import HIDDEN, named_files, note_left_out, path_list
 from shards.corpora.image_bytes import load_first
-from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
-from shards.corpora.rows import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
-from shards.guard import data_errors, mistaken, shown
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows
 from shards.parts import Part
 
 _ROWS_AT_ONCE: Final = 16

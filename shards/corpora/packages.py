@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shards.corpora.entries import refuse
+from cclm.rows.guard import refuse
 
 
 @dataclass(frozen=True, kw_only=True)

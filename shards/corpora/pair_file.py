@@ -23,12 +23,14 @@ from typing import Any, ClassVar, Final
 
 from cclm.errors import DataError
 from cclm.languages import language_tag
+from cclm.rows.cells import identifier, language, number, optional, text
+from cclm.rows.guard import mistaken, refuse, shown
+from cclm.rows.lines import plain_stem, plain_suffix
+from cclm.rows.tables import TABLE_SUFFIXES, Row, read_rows
 from cclm.types import TextPair
-from shards.corpora.cells import NO_LANGUAGE, LanguageTag, identifier, language, number, optional, pair_in, text
-from shards.corpora.entries import each, leave_out, refuse
-from shards.corpora.files import named_files, part_of_each, plain_stem, plain_suffix
-from shards.corpora.rows import TABLE_SUFFIXES, Row, read_rows
-from shards.guard import mistaken, shown
+from shards.corpora.cells import NO_LANGUAGE, LanguageTag, pair_in
+from shards.corpora.entries import each, leave_out
+from shards.corpora.files import named_files, part_of_each
 from shards.parts import LazyRecord, Part, Skipped
 
 Pairs = Iterator[LazyRecord | Skipped]

@@ -18,17 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.annotations.images import key_of
 from cclm.errors import DataError
+from cclm.rows.cells import Captions, box, captions, gathered, listed, mapping, text
+from cclm.rows.guard import data_errors, guarded, mistaken, refuse, shown
+from cclm.rows.lines import COMPRESSIONS, lines_in, parsed_lines
+from cclm.rows.tables import Row, parse_object
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import Captions, LanguageTag, box, captions, gathered, listed, mapping, text
-from shards.corpora.entries import guarded, refuse
+from shards.corpora.cells import LanguageTag
 from shards.corpora.files import named_files
 from shards.corpora.image_bytes import load_first, load_span
-from shards.corpora.image_corpus import ImageRow, key_of, make_record
-from shards.corpora.lines import COMPRESSIONS, lines_in, parsed_lines
+from shards.corpora.image_corpus import ImageRow, make_record
 from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
-from shards.corpora.rows import Row, parse_object
-from shards.guard import data_errors, mistaken, shown
 from shards.parts import LazyRecord, Part, file_stamp
 
 PART_BYTES: Final = 256 << 20

@@ -20,12 +20,13 @@ from typing import Any, Final
 from xml.parsers import expat
 
 from cclm.languages import language_tag, same_language
-from shards.corpora.cells import ENGLISH, NO_LANGUAGE, LanguageTag, language, text
-from shards.corpora.entries import each, guarded, leave_out, refuse
+from cclm.rows.cells import language, text
+from cclm.rows.guard import guarded, optional_library, refuse, shown
+from cclm.rows.lines import LINE_BYTES, members_of, open_plain
+from shards.corpora.cells import ENGLISH, NO_LANGUAGE, LanguageTag
+from shards.corpora.entries import each, leave_out
 from shards.corpora.files import is_hidden
-from shards.corpora.lines import LINE_BYTES, members_of, open_plain
 from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
-from shards.guard import optional_library, shown
 from shards.parts import LazyRecord, Skipped
 
 _CODES: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
@@ -195,7 +196,7 @@ def _forms(entry: Any) -> Sequence[tuple[str, str]]:
 def _open(path: Path) -> Any:
     polib = optional_library("polib", "it reads gettext catalogues")
     if path.suffix.lower() == ".mo":
-        return polib.mofile(str(path))
+        return polib.mofile(path.read_bytes())  # of a file, a damaged length would ask for 4 GiB of memory
     with path.open("rb") as file:
         has_mark = file.read(3) == b"\xef\xbb\xbf"
     return polib.pofile(str(path), encoding="utf-8-sig") if has_mark else polib.pofile(str(path))

@@ -20,17 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.annotations.images import key_of
 from cclm.errors import DataError
 from cclm.files.atomic import file_sha256
-from shards.corpora.cells import ENGLISH, Captions, LanguageTag, captions, identifiers, mapping, optional, text
-from shards.corpora.entries import each, guarded, refuse
-from shards.corpora.files import named_files, note_left_out, note_read, plain_stem, plain_suffix
-from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, key_of
+from cclm.rows.cells import Captions, captions, identifiers, mapping, optional, text
+from cclm.rows.guard import guarded, mistaken, refuse, shown
+from cclm.rows.lines import aligned_lines, plain_stem, plain_suffix
+from cclm.rows.tables import TABLE_SUFFIXES, Row, json_values, read_rows
+from shards.corpora.cells import ENGLISH, LanguageTag
+from shards.corpora.entries import each
+from shards.corpora.files import named_files, note_left_out, note_read
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows
 from shards.corpora.image_tables import ColumnImages
-from shards.corpora.lines import aligned_lines
-from shards.corpora.rows import TABLE_SUFFIXES, Row, json_values, read_rows
 from shards.corpora.webdataset import found_tables, image_of, table_rows
-from shards.guard import mistaken, shown
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
 COMPLETE_NAME: Final = "complete.json"

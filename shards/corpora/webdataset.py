@@ -20,16 +20,17 @@ from typing import Any, Final, NamedTuple
 
 from braceexpand import braceexpand
 
+from cclm.annotations.images import key_of
 from cclm.errors import DataError
-from shards.corpora.cells import identifier, optional, text
-from shards.corpora.entries import each, guarded, refuse
+from cclm.rows.cells import identifier, optional, text
+from cclm.rows.guard import data_errors, described, guarded, mistaken, refuse
+from cclm.rows.lines import COMPRESSIONS
+from cclm.rows.tables import Row, parse_json, read_rows
+from shards.corpora.entries import each
 from shards.corpora.files import named_files, note_left_out, note_read, path_list
 from shards.corpora.image_bytes import LoadImage, load_span
-from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
+from shards.corpora.image_corpus import ImageRow, ImageRows
 from shards.corpora.image_tables import ColumnImages
-from shards.corpora.lines import COMPRESSIONS
-from shards.corpora.rows import Row, parse_json, read_rows
-from shards.guard import data_errors, described, mistaken
 from shards.parts import Part
 
 SUCCESS: Final = "success"

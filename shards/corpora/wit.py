@@ -19,14 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.annotations.images import key_of
+from cclm.annotations.wit import CAPTION, url_and_texts
 from cclm.languages import language_tag
-from shards.corpora.cells import LanguageTag, gathered, language, text
-from shards.corpora.entries import Keyed, each, joined, refuse
+from cclm.rows.cells import gathered, language
+from cclm.rows.guard import refuse
+from cclm.rows.lines import lines_in
+from cclm.rows.tables import Row, read_rows
+from shards.corpora.cells import LanguageTag
+from shards.corpora.entries import Keyed, each, joined
 from shards.corpora.files import named_files, part_of_each
 from shards.corpora.image_bytes import load_span
-from shards.corpora.image_corpus import ImageRow, ImageRows, key_of
-from shards.corpora.lines import lines_in
-from shards.corpora.rows import Row, read_rows
+from shards.corpora.image_corpus import ImageRow, ImageRows
 from shards.corpora.url_list import Downloadable, UrlRow
 from shards.parts import LazyRecord, Part, Skipped, file_stamp
 
@@ -42,7 +46,7 @@ class Wit(Downloadable):
     downloads: Path | None = None
     pixels: Path | Sequence[Path] = ()
     """Files of pixels, in place of downloads; not compressed, because images are read by position."""
-    fields: Sequence[str] = ("caption_reference_description",)
+    fields: Sequence[str] = (CAPTION,)
     """Columns of texts: also caption_alt_text_description, caption_attribution_description, page_title, …"""
     languages: Sequence[LanguageTag] = ()
     """Given: rows in other languages are skipped, and counted."""
@@ -110,11 +114,10 @@ class Wit(Downloadable):
 
     def _texts(self, _: str, row: Row) -> Keyed:
         """Yield (URL, (language, texts)); rows in languages that are not wanted are skipped."""
-        url, name = (text(row.get(field) or None, field) for field in ("image_url", "language"))
+        url, name, cells = url_and_texts(row, self.fields)
         if self.languages and language_tag(name) not in self.languages:
             yield Skipped(source=self.source, rows={language_tag(name) or name: 1})
             return
-        cells = [text(row[field], field) for field in self.fields if row.get(field) is not None]
         texts = [cell for cell in cells if cell.strip()]
         if not texts:
             refuse("line_broken", f"a text in {', '.join(self.fields)}", "none")

@@ -1,0 +1,1 @@
+"""`python -m finetune`: a pre-trained model learns a task, and is measured on it."""

@@ -1,0 +1,138 @@
+"""`python -m finetune TASK … --seeds N [--ranks R]`: the same run with N seeds, one after another, in RUN/seed_S.
+
+Each is a run of its own, which a killed command finds again: the same command goes on. "{seed}" in any value is the
+seed of the run, so that seeds can start from those of another run: --checkpoint 'runs/english/seed_{seed}'.
+Under Slurm the same is `python -m launch sweep TASK --vary seed=42,43,44`, an array of jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from cclm.errors import ConfigError
+from cclm.files.command_line import say
+from cclm.files.overrides import plain_value
+from cclm.files.reading import read_yaml
+from cclm.files.shipped import find_shipped
+from cclm.run.launcher import adopt_place
+
+SEEDS, RANKS = "seeds", "ranks"
+PLACEHOLDER: Final = "{seed}"
+OWN: Final = ("seed", "run_folder")
+"""Keys of the configuration that differ between the runs."""
+FIRST_SEED: Final = 42
+"""Where the recipe names none, as in the configuration."""
+
+
+def take_numbers(words: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Return --seeds and --ranks of a command line, and the other words (ConfigError: not a number from 1)."""
+    found, rest = dict[str, int](), list[str]()
+    given = iter(words)
+    for word in given:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in (SEEDS, RANKS):
+            rest.append(word)
+            continue
+        text = value if equals else next(given, "")
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(where=f"--{name}", expected="a number from 1", got=repr(text), do="Give how many.")
+        found[name] = int(text)
+    if RANKS in found and SEEDS not in found:
+        do = "For one run: python -m launch run --ranks N -- python -m finetune …"
+        raise ConfigError(where=f"--{RANKS}", expected=f"--{SEEDS} beside it", got="none", do=do)
+    return found, rest
+
+
+def commands_of_seeds(
+    words: Sequence[str], recipes: Path, *, seeds: int, ranks: int
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield what is said of each run, and its command behind `python -m` (ConfigError: no run folder is named)."""
+    settings, rest = _own_settings(words, recipes)
+    if not settings.get("run_folder"):
+        do = "Add --run_folder runs/NAME."
+        raise ConfigError(where="run_folder", expected="a folder for the runs of all seeds", got="none", do=do)
+    first = int(settings.get("seed", FIRST_SEED))
+    for seed in range(first, first + seeds):
+        folder = str(Path(str(settings["run_folder"])) / f"seed_{seed}")
+        own = [word.replace(PLACEHOLDER, str(seed)) for word in rest]
+        command = ["finetune", *own, "--seed", str(seed), "--run_folder", folder]
+        if ranks > 1:
+            command = [
+                "launch",
+                "run",
+                "--ranks",
+                str(ranks),
+                "--run-folder",
+                folder,
+                "--",
+                sys.executable,
+                "-m",
+                *command,
+            ]
+        yield f"seed {seed}: {folder}", command
+
+
+def _own_settings(words: Sequence[str], recipes: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return seed and run folder, of the recipes or, which wins, of the words; and the other words."""
+    of_recipes, of_words, rest = dict[str, Any](), dict[str, Any](), list[str]()
+    given = list(words)
+    while given:
+        word = given.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        own = [word]
+        if not equals and given and not given[0].startswith("--"):  # behind --print_config stands no value
+            own.append(value := given.pop(0))
+        if key in OWN and value:
+            of_words[key] = plain_value(value, f"--{key}")
+            continue
+        rest += own
+        if key == "recipe" and value:
+            path = find_shipped(value, recipes, ".yaml", where="recipe", do="Check the name.")
+            content = read_yaml(path, expected="a recipe", do="Repair it.")
+            of_recipes |= {name: content[name] for name in OWN if isinstance(content, Mapping) and name in content}
+    return {**of_recipes, **of_words}, rest
+
+
+def run_seeds(words: Sequence[str], recipes: Path, *, seeds: int, ranks: int = 1) -> int:
+    """Run all seeds; return 0, or the exit code of the first one that fails or is stopped.
+
+    Raises:
+        ConfigError: this process is one of several ranks already.
+    """
+    if adopt_place(os.environ).world_size > 1:
+        do = f"Start it without launcher, with --{RANKS} N; or python -m launch sweep TASK --vary seed=42,43,44."
+        raise ConfigError(where=f"--{SEEDS}", expected="one process", got="one of several ranks", do=do)
+    for said, command in commands_of_seeds(words, recipes, seeds=seeds, ranks=ranks):
+        say(said)
+        code = _run([sys.executable, "-m", *command])
+        if code:
+            sys.stderr.write(f"{said} ended with code {code}; the same command goes on\n")
+            return code
+    return 0
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command to its end, which gets the signals that would end this process."""
+    process = subprocess.Popen(command)
+
+    def forward(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code
+            except KeyboardInterrupt:  # of the keyboard the child has heard itself: it saves
+                continue
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
