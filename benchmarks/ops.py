@@ -15,6 +15,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,16 +36,23 @@ def masked_lm(is_fused: bool) -> tuple[Callable[[], Tensor], int]:
     return lambda: loss(hidden, weight, bias, label, torch.full((SLOTS,), 1 / SLOTS)).total, 4 * CLASSES * WIDTH
 
 
-def contrastive(is_fused: bool, rows: int | None = None) -> tuple[Callable[[], Tensor], int]:
+def contrastive(is_fused: bool, rows: int | None = None, **form: float) -> tuple[Callable[[], Tensor], int]:
     """Return the contrastive loss of two sets of unit vectors; every fourth shows what another shows."""
     rows = rows or ROWS
     first, second = (functional.normalize(torch.randn(rows, WIDTH)).requires_grad_() for _ in range(2))
     identity, temperature = torch.arange(rows) % (3 * rows // 4), torch.tensor([TEMPERATURE], requires_grad=True)
     loss = contrastive_loss if is_fused else contrastive_reference
-    return lambda: loss(first, second, identity, identity, temperature), 0
+    options: dict[str, Any] = {**form, "bias": torch.tensor([form["bias"]])} if "bias" in form else form
+    return lambda: loss(first, second, identity, identity, temperature, **options), 0
 
 
-CASES = {"masked_lm": masked_lm, "contrastive": contrastive, "contrastive_32768": partial(contrastive, rows=32_768)}
+CASES = {
+    "masked_lm": masked_lm,
+    "contrastive": contrastive,
+    "contrastive_hard": partial(contrastive, hardness=0.25),
+    "contrastive_sigmoid": partial(contrastive, bias=-10.0),
+    "contrastive_32768": partial(contrastive, rows=32_768),
+}
 """Name → maker of a loss, fused or not. What is longer than 16,384 rows has no plain side: it takes 20 GB."""
 ONLY_FUSED = {"contrastive_32768"}
 

@@ -63,7 +63,7 @@ def main() -> None:
     views = make_views({"image_text": images})
     dataset = open_dataset(views, DataConfig(tokenizer=""), character_tokenizer(), 0, 3, 8)
     opened = dataset.sources["image_text"]
-    addresses = [opened.stream.address(250_000, slot) for slot in dataset.rows("image_text")]
+    addresses = [opened.stream.address(250_000, index) for index in dataset.rows("image_text")]
     assert addresses[0].epoch == 2
     found = {"resume_s": time.perf_counter() - began, "resume_cpu_s": time.process_time() - cpu}
     figures = {**found, "resume_peak_mb": peak_mb(), "library_mb": before}

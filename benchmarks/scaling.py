@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.cluster import ASSUMPTIONS, GPUS, Gpu, Ranks, Sharding
 from benchmarks.figures import add_json_option, write_figures
-from benchmarks.model_costs import parameters_by_part
-from benchmarks.recipe_costs import Counter, read_published
-from benchmarks.scaling_model import Case, exchange_bytes, memory_of, step_of
 from cclm.files.shipped import CHECKOUT
+from cclm.forecast.machines import ASSUMPTIONS, GPUS, Gpu, Ranks, Sharding
+from cclm.forecast.memory import memory_of
+from cclm.forecast.network_costs import parameters_by_part
+from cclm.forecast.recipe_costs import Counter, read_published
+from cclm.forecast.step_model import Case, exchange_bytes, step_of
 
 RECIPES = {"cclm_3m": ("bf16",), "cclm_x2vlm_base": ("fp32", "bf16"), "cclm_x2vlm_large": ("fp32", "bf16")}
 """Name → precisions: the published one, and bf16."""
@@ -111,13 +112,13 @@ def floors(cases: Sequence[Case]) -> Table:
 
 def memory(cases: Sequence[Case]) -> Table:
     """Return bytes by part on one of 8 GPUs."""
-    head = ["recipe", "precision", "weights", "gradients", "moments", "activations", "the same, layers computed again"]
-    rows = [[*head, "logits, word gradient", "all", "all, layers computed again"]]
+    head = ["recipe", "precision", "process", "weights", "gradients", "moments", "activations", "blocks computed again"]
+    rows = [[*head, "logits, word gradient", "all", "all, blocks computed again"]]
     for case in cases:
-        found = memory_of(case, USUAL)
-        parts = (found.weights, found.gradients, found.moments, found.activations, found.checkpointed, found.logits)
-        totals = (found.total(checkpointing=False), found.total(checkpointing=True))
-        rows.append([case.name, case.precision, *(f"{size / 1e9:.1f}" for size in (*parts, *totals))])
+        found, again = memory_of(case, USUAL), memory_of(case, USUAL, checkpointing="full")
+        parts = (found.process, found.weights, found.gradients, found.moments, found.activations, again.activations)
+        sizes = (*parts, found.logits, found.total, again.total)
+        rows.append([case.name, case.precision, *(f"{size / 1e9:.1f}" for size in sizes)])
     return rows
 
 

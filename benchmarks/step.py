@@ -2,11 +2,12 @@
 
     python -m benchmarks.step [--threads 2] [--rounds 3] [--steps 3] [--only SIDE] [--lengths real|full] [--json PATH]
 
-Sides: `ours` (plain engine), `published` (`benchmarks/published_step.py`), `deepspeed` (ZeRO-3 on one rank). Each round
-runs each side once, in a fresh process: a step to warm up, then `--steps` timed ones. Printed are medians over all
-timed steps with the lowest and highest, wall and CPU seconds, and peak memory (ru_maxrss). Ratios are of CPU seconds,
-which other jobs on the machine disturb less; those of wall seconds stand beside them (`…_wall`). `benchmarks/ops.py`
-adds the ratios of the two fused losses.
+Sides: `ours` (plain engine), `checkpointed` (the same, every block computed twice), `published`
+(`benchmarks/published_step.py`), `deepspeed` (ZeRO-3 on one rank). Each round runs each side once,
+in a fresh process: a step to warm up, then `--steps` timed ones. Printed are medians over all timed steps with the
+lowest and highest, wall and CPU seconds, and peak memory (ru_maxrss). Ratios are of CPU seconds, which other jobs on
+the machine disturb less; those of wall seconds stand beside them (`…_wall`). `benchmarks/ops.py` adds the ratios of the
+two fused losses.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
+from cclm.model.checkpointing import checkpoint_activations
 from cclm.objectives.options import ObjectiveConfig
+from cclm.ops.choice import choose_model_kernels
+from cclm.ops.options import KernelConfig
 from cclm.train.step import CrossViewTraining
 
-SIDES = ("ours", "published", "deepspeed")
+SIDES = ("ours", "checkpointed", "published", "deepspeed")
 LENGTHS = ("real", "full")
 DS_CONFIG = "ds_configs/zero3_cpu.json"
 PHASES = ("forward", "backward", "update")
@@ -53,9 +57,13 @@ class Timing:
     peak_mib: float
 
 
-def joint_module(case: StepCase, collectives: Collectives) -> CrossViewTraining:
-    """Return the training module with default objectives."""
-    return CrossViewTraining(case.build_model(), case.views(), ObjectiveConfig(), collectives)
+def joint_module(case: StepCase, collectives: Collectives, checkpointing: str = "elementwise") -> CrossViewTraining:
+    """Return the training module with default objectives, and what a run chooses on a CPU."""
+    kernels = choose_model_kernels(KernelConfig(), torch.device("cpu"))
+    model = case.build_model()
+    for encoder in (model.vision_encoder, model.text_encoder, model.fusion_encoder):
+        checkpoint_activations(encoder, checkpointing)
+    return CrossViewTraining(model, case.views(), ObjectiveConfig(), collectives, **kernels.arguments)
 
 
 def engine_step(engine: Engine[Batch], case: StepCase) -> Step:
@@ -77,8 +85,9 @@ def engine_step(engine: Engine[Batch], case: StepCase) -> Step:
 def make_step(side: str, case: StepCase, stack: ExitStack) -> Step:
     """Build a side; `stack` closes what it opens."""
     seed_initialisation(0)
-    if side == "ours":
-        return engine_step(PlainEngine(joint_module(case, SINGLE), OPTIMIZER), case)
+    if side in ("ours", "checkpointed"):
+        module = joint_module(case, SINGLE, "elementwise" if side == "ours" else "full")
+        return engine_step(PlainEngine(module, OPTIMIZER), case)
     if side == "deepspeed":
         return engine_step(deepspeed_engine(case, stack), case)
     published = PublishedStep(case.build_model("padded"), OPTIMIZER, MASKS)
@@ -142,12 +151,14 @@ def ratios(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     overheads: dict[str, float] = {}
     for length in LENGTHS:
-        ours, published, deepspeed = (found.get((side, length)) for side in SIDES)
+        ours, checkpointed, published, deepspeed = (found.get((side, length)) for side in SIDES)
+        suffix = "" if length == "real" else "_full_lengths"
         if ours and published:
             figures[f"speedup_{length}_lengths"] = published["cpu_s"] / ours["cpu_s"]
             figures[f"speedup_{length}_lengths_wall"] = published["wall_s"] / ours["wall_s"]
-            name = "memory_ratio" if length == "real" else "memory_ratio_full_lengths"
-            figures[name] = ours["peak_mib"] / published["peak_mib"]
+            figures[f"memory_ratio{suffix}"] = ours["peak_mib"] / published["peak_mib"]
+        if checkpointed and published:
+            figures[f"memory_ratio_checkpointed{suffix}"] = checkpointed["peak_mib"] / published["peak_mib"]
         if ours and deepspeed:
             overheads[length] = deepspeed["cpu_s"] / ours["cpu_s"] - 1
             figures[f"engine_overhead_{length}_lengths_wall"] = deepspeed["wall_s"] / ours["wall_s"] - 1

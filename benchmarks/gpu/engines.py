@@ -78,7 +78,7 @@ def plain_engine(config: RunConfig, device: torch.device) -> PlainEngine[Batch]:
 def deepspeed_engine(config: RunConfig, topology: Topology, module: CrossViewTraining | None = None) -> Engine[Batch]:
     """Return DeepSpeed's engine of a configuration (and of its module, if that is there), in a process group of one."""
     from cclm.engine.ds_config import resolve_ds_file
-    from pretrain.build import build_engine
+    from cclm.train.build import build_engine
 
     ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
     return build_engine(config, module or module_of(config), topology, SINGLE, ds_config)
@@ -90,7 +90,7 @@ def trained(engine: Engine[Batch], config: RunConfig) -> Values:
     for step in range(STEPS):
         losses = engine.forward(dataset[step].to(engine.device))
         engine.backward(losses)
-        found.append((float(losses.total.detach()), engine.update(step).grad_norm))
+        found.append((float(losses.total.detach()), float(engine.update(step).grad_norm)))
     return found
 
 
@@ -130,8 +130,8 @@ def check_resume(session: Session) -> None:
 def trained_run(config: RunConfig) -> Path:
     """Do what `python -m pretrain` does, with kernels that add in a fixed order; return the run folder."""
     from cclm.run.signals import StopRequest
+    from cclm.train.build import open_run
     from cclm.train.loop import train
-    from pretrain.build import open_run
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

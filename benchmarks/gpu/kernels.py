@@ -1,11 +1,11 @@
-"""The fused losses against references in float64, and their time and memory against others that do the same."""
+"""Kernels against references in float64, and their time and memory against others that do the same."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,15 +13,20 @@ from torch.nn import functional
 
 from benchmarks.gpu.measure import peak_mb, rounded, seconds_of
 from benchmarks.gpu.session import Session
-from cclm.ops import contrastive as contrastive_ops
+from cclm.model.layers import merge_heads, split_heads
+from cclm.model.packing import packed_layout
+from cclm.ops import contrastive_operator
+from cclm.ops.choice import Network, varlen_attention, why_not_varlen
 from cclm.ops.contrastive import contrastive_loss, contrastive_reference
 from cclm.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from tests.stand_in_varlen import varlen_reference
 
 Shape = tuple[int, int, int, int]
 CONTRASTIVE_SHAPES: tuple[Shape, ...] = (
     # rows, columns, width, identities: one row; odd ones; one identity; widest; too wide for the kernels
     (1, 1, 1, 1), (61, 131, 17, 5), (129, 64, 64, 1), (1000, 300, 256, 300), (50, 70, 300, 9),
 )  # fmt: skip
+CONTRASTIVE_FORMS: tuple[dict[str, float], ...] = ({}, {"hardness": 0.5}, {"bias": -10.0})
 TEMPERATURES = (0.5, 0.02, 0.001)
 CONTRASTIVE_TOLERANCE = {0.5: 2e-5, 0.02: 1e-4, 0.001: 2e-3}
 """By temperature, which similarities and their errors are divided by (float32 on a CPU: a tenth of it). One pass of
@@ -30,6 +35,9 @@ HEAD_SHAPES = ((1, 8, 31), (100, 64, 5003), (77, 128, 1001))
 """Rows, width, classes."""
 HEAD_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """bf16 keeps 8 bits: 4e-3 at each rounding."""
+VARLEN_SHAPES = (((1,), 1, 8), ((5, 1, 40, 17, 40), 12, 64), ((3, 130, 64), 4, 256))
+"""Lengths of the sequences, heads, width of a head."""
+VARLEN_TOLERANCE = 2e-2
 
 
 def check(session: Session) -> None:
@@ -39,15 +47,22 @@ def check(session: Session) -> None:
     for shape in small if session.is_dry else CONTRASTIVE_SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
             for temperature in TEMPERATURES:
-                name = f"contrastive {shape}, {_short(dtype)}, temperature {temperature}"
-                error = contrastive_error(shape, dtype, temperature, session.device)
-                session.check(name, error, CONTRASTIVE_TOLERANCE[temperature])
+                for form in CONTRASTIVE_FORMS:
+                    said = "".join(f", {key} {value}" for key, value in form.items())
+                    name = f"contrastive {shape}, {_short(dtype)}, temperature {temperature}{said}"
+                    error = contrastive_error(shape, dtype, temperature, session.device, **form)
+                    session.check(name, error, contrastive_tolerance(temperature, **form))
     for shape in HEAD_SHAPES:
         for dtype, tolerance in HEAD_TOLERANCE.items():
             session.check(f"masked-LM {shape}, {_short(dtype)}", head_error(shape, dtype, session.device), tolerance)
     if session.device.type == "cuda":
+        if trouble := why_not_varlen(session.device, Network()):
+            session.note(f"attention of sequences of any length: {trouble}")
+        for lengths, *sizes in () if trouble else VARLEN_SHAPES:
+            error = varlen_error(lengths, *sizes, session.device)
+            session.check(f"varlen attention {lengths}, {sizes}, bf16", error, VARLEN_TOLERANCE)
         features = torch.ones(2, 256, device=session.device)
-        is_missing = contrastive_ops._kernels_for(features) is None
+        is_missing = contrastive_operator.kernels_for(features) is None
         session.check("the Triton kernels of the contrastive loss are used", float(is_missing), 0.0)
 
 
@@ -62,14 +77,24 @@ def contrastive_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -
     return (*features, *(one[own].to(device) for one, own in zip(shown, order, strict=True)))
 
 
-def contrastive_error(shape: Shape, dtype: torch.dtype, temperature: float, device: torch.device) -> float:
+def contrastive_tolerance(temperature: float, **form: float) -> float:
+    """Return how far off a form may be: one with options more, as on a CPU (`tests/parity/test_contrastive.py`)."""
+    return CONTRASTIVE_TOLERANCE[temperature] * (16 if form else 1)
+
+
+def contrastive_error(
+    shape: Shape, dtype: torch.dtype, temperature: float, device: torch.device, **form: float
+) -> float:
     """Return the largest error of loss and gradients, each relative to its largest entry (or to one)."""
     first, second, *shown = contrastive_inputs(shape, dtype, device)
 
     def run(loss: Callable[..., Tensor], wide: torch.dtype) -> list[Tensor]:
         sides = [side.detach().clone().to(wide).requires_grad_() for side in (first, second)]
         divisor = torch.tensor([temperature], dtype=wide, device=device, requires_grad=True)
-        value = loss(*sides, *shown, divisor)
+        options: dict[str, Any] = dict(form)
+        if "bias" in form:
+            options["bias"] = torch.tensor([form["bias"]], dtype=wide, device=device)
+        value = loss(*sides, *shown, divisor, **options)
         (-2.5 * value).backward()  # type: ignore[no-untyped-call]
         return [value.detach(), *(leaf.grad for leaf in (*sides, divisor) if leaf.grad is not None)]
 
@@ -94,6 +119,23 @@ def head_error(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.de
 
     exact = run(linear_cross_entropy_reference, torch.float64)
     return relative_error(run(linear_cross_entropy, dtype, max_logits=37 * classes), exact)
+
+
+def varlen_error(lengths: tuple[int, ...], heads: int, width: int, device: torch.device) -> float:
+    """Return the largest error of attention inside of sequences that lie one after the other, and of its gradients."""
+    generator = torch.Generator().manual_seed(width)
+    draw = torch.randn(3, sum(lengths), heads, width, generator=generator).bfloat16().to(device)
+    starts = functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(device)
+
+    def run(attention: Callable[..., Tensor], wide: torch.dtype) -> list[Tensor]:
+        rows = draw.clone().to(wide).requires_grad_()
+        found = attention(*rows.unbind(0), starts, max(lengths) + 2)
+        (found * torch.linspace(-1, 1, width, device=device).to(wide)).sum().backward()
+        assert rows.grad is not None
+        return [found.detach(), rows.grad]
+
+    exact = run(lambda *given: varlen_reference(*given[:3], starts, starts, given[4], given[4]), torch.float64)
+    return relative_error(run(varlen_attention(), torch.bfloat16), exact)
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor], smallest: float = 1e-30) -> float:
@@ -122,6 +164,10 @@ def measure(session: Session) -> None:
         case = f"masked-LM, {rows:,} slots, {classes:,} classes, width {width}, bf16"
         for name, loss in head_forms().items():
             _measure(session, case, name, partial(_predict, rows, width, classes, loss))
+    for name, attention in attention_forms(session.device).items():
+        texts, longest, heads = (4, 8, 2) if is_dry else (512, 40, 12)
+        case = f"self-attention of {texts} texts of up to {longest} tokens, {heads} heads of 64, bf16"
+        _measure(session, case, name, partial(_attend, texts, longest, heads, attention))
     rows, width = (8, 16) if is_dry else (25_216, 1024)
     for name, norm in norm_forms().items():
         _measure(session, f"layer norm, {rows:,} × {width}, bf16", name, partial(_normalise, rows, width, norm))
@@ -159,11 +205,11 @@ def contrastive_forms(rows: int) -> dict[str, Callable[..., Tensor]]:
 
 
 def _without_kernels(*given: Tensor) -> Tensor:
-    find, contrastive_ops._kernels_for = contrastive_ops._kernels_for, lambda features: None
+    find, contrastive_operator.kernels_for = contrastive_operator.kernels_for, lambda features: None
     try:
         return contrastive_loss(*given)
     finally:
-        contrastive_ops._kernels_for = find
+        contrastive_operator.kernels_for = find
 
 
 def _contrast(rows: int, loss: Callable[..., Tensor], device: torch.device) -> Prepared:
@@ -200,6 +246,33 @@ def _predict(rows: int, width: int, classes: int, loss: Callable[..., Tensor], d
     )
     label = torch.randint(0, classes, (rows,), device=device)
     return lambda: loss(hidden, weight, bias, label).backward(), [hidden, weight, bias]  # type: ignore[no-untyped-call]
+
+
+def attention_forms(device: torch.device) -> dict[str, Callable[..., Tensor]]:
+    """Return SDPA on the padded rectangle, and attention of sequences of any length where it is here."""
+
+    def padded(rows_TD: Tensor, layout: Any, heads: int) -> Tensor:
+        query, key, value = (split_heads(part, heads) for part in layout.to_blocks(rows_TD)[0].chunk(3, -1))
+        found = functional.scaled_dot_product_attention(query, key, value, layout.block_masks()[0])
+        return cast(Tensor, layout.from_blocks([merge_heads(found)]))
+
+    if why_not_varlen(device, Network()):
+        return {"padded": padded}
+    kernel = varlen_attention()
+
+    def packed(rows_TD: Tensor, layout: Any, heads: int) -> Tensor:
+        parts = rows_TD.view(len(rows_TD), 3, heads, -1).unbind(1)
+        return kernel(*parts, layout.starts, layout.length).flatten(1)
+
+    return {"padded": padded, "varlen": packed}
+
+
+def _attend(texts: int, longest: int, heads: int, attention: Callable[..., Tensor], device: torch.device) -> Prepared:
+    lengths = torch.randint(4, longest + 1, (texts,), generator=torch.Generator().manual_seed(0))
+    layout = packed_layout((torch.arange(longest) < lengths[:, None]).to(device), int(lengths.sum()))
+    rows = torch.randn(int(lengths.sum()), 3 * heads * 64, device=device).bfloat16().requires_grad_()
+    gradient = torch.randn(int(lengths.sum()), heads * 64, device=device).bfloat16()
+    return lambda: attention(rows, layout, heads).backward(gradient), [rows]  # type: ignore[no-untyped-call]
 
 
 def norm_forms() -> dict[str, Callable[..., Tensor]]:
