@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cclm.distributed.collectives import Collectives
 from cclm.objectives.contrastive import widen
-from cclm.ops.contrastive import AllRows, log_sums
+from cclm.ops.contrastive import AllRows
+from cclm.ops.contrastive_operator import log_sums
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -19,12 +20,20 @@ def gather_of(ranks: Collectives) -> Gather:
 
 
 def all_rows(
-    gather: Gather, first: Tensor, second: Tensor, identity_first: Tensor, identity_second: Tensor, temperature: Tensor
+    gather: Gather,
+    first: Tensor,
+    second: Tensor,
+    identity_first: Tensor,
+    identity_second: Tensor,
+    temperature: Tensor,
+    hardness: float | None = 0.0,
 ) -> AllRows:
-    """What a contrastive loss needs of the other ranks."""
+    """What a contrastive loss needs of the other ranks; `hardness`: None for the sigmoid form."""
     rows = [gather(own) for own in (first, second, identity_first, identity_second)]
-    own = [
-        log_sums(*(widen(side.detach()) for side in sides), 1 / temperature.detach()[0])
-        for sides in ((first, rows[1]), (second, rows[0]))
-    ]
-    return AllRows(*rows, *((logs, gather(logs)) for logs in own))  # type: ignore[arg-type]
+    if hardness is None:
+        return AllRows(*rows)
+    scale, own = 1 / temperature.detach()[0], []
+    first_shown, second_shown = (identity_first, rows[3]), (identity_second, rows[2])
+    for sides, shown in (((first, rows[1]), first_shown), ((second, rows[0]), second_shown)):
+        own.append(log_sums(*(widen(side.detach()) for side in sides), scale, *shown, hardness=hardness))
+    return AllRows(*rows, *((logs, gather(logs)) for logs in own))

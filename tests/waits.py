@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.operators import call
+
 ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = frozenset({
     "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique", "aten::_unique2",
@@ -50,12 +52,13 @@ class Waits:
 
 
 def place_of_caller() -> str:
-    """File and function of this repository that is being run, the innermost but for tests."""
+    """File and function of this repository, or of DeepSpeed, that is being run, the innermost but for tests."""
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT / "cclm"):
-            return f"{path.relative_to(ROOT)}:{frame.f_code.co_name}"
+        for root in (ROOT / "cclm", *(one for one in path.parents if one.name == "deepspeed")):
+            if path.is_relative_to(root):
+                return f"{path.relative_to(root.parent)}:{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"
 
@@ -75,7 +78,7 @@ class _Operators(TorchDispatchMode):
             isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1]
         ):
             self._waits.add("boolean index")
-        return func(*args, **(kwargs or {}))
+        return call(self, func, args, kwargs)
 
 
 class _Functions(TorchFunctionMode):

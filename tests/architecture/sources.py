@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE_FOLDERS = ("cclm", "pretrain", "shards", "launch")
+CODE_FOLDERS = ("cclm", "pretrain", "finetune", "shards", "launch")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ def modules_of(folder: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["shards", "launch", "cclm/shardfile", "cclm/files", "cclm/recipe"])
+@pytest.mark.parametrize(
+    "folder", ["shards", "launch", "cclm/shardfile", "cclm/files", "cclm/rows", "cclm/annotations", "cclm/recipe"]
+)
 def test_starts_without_torch(folder: str) -> None:
     assert not loaded_by(modules_of(folder)) & set(HEAVY)
 
@@ -50,3 +52,8 @@ def test_launch_loads_nothing_but_the_standard_library() -> None:
 
 def test_tracking_loads_torch_only_when_it_opens_tensorboard() -> None:
     assert "torch" not in loaded_by(["cclm.track.metrics", "cclm.track.progress", "cclm.run.status"])
+
+
+def test_tables_of_results_load_no_torch() -> None:
+    modules = ["cclm.evaluate.results", "cclm.evaluate.table_text", "cclm.evaluate.significance"]
+    assert not loaded_by(modules) & set(HEAVY)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,14 +257,13 @@ def test_a_run_that_has_diverged_keeps_its_healthy_checkpoints(
 ) -> None:
     update = PlainEngine.update
 
-    def diverge(self: PlainEngine, step: int) -> Any:
-        found = update(self, step)
-        return replace(found, grad_norm=float("inf")) if step >= 11 else found
+    def diverge(self: PlainEngine, step: int, max_norm: float) -> Any:
+        return update(self, step, -1.0 if step >= 11 else max_norm)
 
-    arguments = write(corpus, tmp_path, checkpoint={"every_steps": 5, "keep": 1})
+    arguments = write(corpus, tmp_path, checkpoint={"every_steps": 5, "keep": 1}, health={"max_rollbacks": 0})
     monkeypatch.setattr(PlainEngine, "update", diverge)
     assert main([*arguments, "--optimizer.total_steps", "16"]) == EXIT_CODES[Cause.DIVERGED]
-    assert "none in the last 4 updates" in capsys.readouterr().err
+    assert "none in the last 5 updates" in capsys.readouterr().err
     assert steps_saved(tmp_path / "run") == [10]
     assert not (tmp_path / "run/done.json").exists()
     assert status(tmp_path / "run")["cause"] == "diverged"

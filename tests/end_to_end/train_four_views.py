@@ -14,8 +14,8 @@ from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.run.signals import StopRequest
 from cclm.run.stop import STOPPED_CODE, StopKind, ask_to_stop
+from cclm.train.build import open_run
 from cclm.train.loop import Run, train
-from pretrain.build import open_run
 from tests.fourth_view import TABLE
 from tests.tiny_run import recipe
 from tests.tiny_training import as_config

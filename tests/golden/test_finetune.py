@@ -9,16 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cclm.data.batch import Batch, PixelScale, Tokens
+from cclm.data.collate import no_matching_rows
+from cclm.distributed.collectives import SINGLE
 from cclm.model.answer_decoder import AnswerDecoder, rank_answers
 from cclm.model.encoders import FusionEncoder
 from cclm.model.heads import MatchingHead
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching, negative_weights
+from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.tokens import answer_log_likelihood, answer_loss
-from cclm.pretrained.families import Task
+from cclm.pretrained.families import Task, finetuned
 from cclm.pretrained.import_cclm import convert
 from cclm.pretrained.published_names import answer_decoder_weights, published_weights, to_published
 from cclm.pretrained.published_sizes import options_of_state
+from cclm.train.step import CrossViewTraining
+from cclm.views.annotated.answer import AnswerBatch, AnswerView
+from cclm.views.annotated.classify import ClassifyBatch, ClassifyView
+from cclm.views.annotated.options import AnswerConfig, ClassifyConfig
 from tests.golden.finetuned import Finetuned
 from tests.golden.sets import GoldenSet
 from tests.golden.test_cases import expect_close
@@ -254,3 +262,76 @@ def test_question_answering(golden: GoldenSet) -> None:
     probability, order = rank_answers(decoder, question, mask_BL, candidates, candidate_mask, expected.shape[1])
     assert torch.equal(order, record["vqa.rank_topk_ids"])
     expect_close(probability, expected, "vqa.rank_topk_probs")
+
+
+@pytest.mark.parametrize("tag", ["xvnli", "nlvr"])
+def test_tasks_reach_the_published_values_in_training_and_in_evaluation(golden: GoldenSet, tag: Task) -> None:
+    """Through the view, the training step and the step's one fusion call, not the network's parts."""
+    tuned = swin_only(golden, tag)
+    options = finetuned(golden.options, tag, tuned.options.vision.image_size)
+    record = tuned.record
+    options = replace(options, num_classes=record[f"{tag}.logits"].shape[1])
+    converted, _ = convert(tuned.file(tag), options)
+    model = filled_model(options, {name: value.clone() for name, value in converted.items()}).requires_grad_()
+    number, label_R = (2 if tag == "nlvr" else 1), record[f"{tag}.in.targets"]
+    rows = len(label_R)
+    settings = ClassifyConfig(sources={}, images_per_row=number, batch_size=rows)
+    batch = ClassifyBatch(
+        images_BCHW=record["image"][: number * rows],
+        pixel_scale=PixelScale(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        text=Tokens(ids_BL=record["text_ids"][:rows], mask_BL=record["text_atts"][:rows].bool()),
+        identity_R=torch.arange(rows),
+        ledger_S=torch.arange(rows),
+        label_R=label_R,
+        **no_matching_rows(range(rows)),
+    )
+    view = ClassifyView("classify", settings)
+    module = CrossViewTraining(model, {"classify": view}, ObjectiveConfig(), SINGLE).eval()
+    losses = module(Batch(step=0, views={"classify": batch}))
+    assert losses.total.item() == pytest.approx(record[f"{tag}.loss"].item(), abs=1e-5, rel=1e-4)
+    losses.total.backward()
+    ours = gradients_of(model)
+    renamed = to_published(ours, published_weights(options))
+    tuned.compare_gradients(
+        tag, {name.replace("text_encoder.bert.", "text_encoder."): v for name, v in renamed.items()}
+    )
+    with torch.no_grad():
+        found = view.predict(model, batch)["probability"]
+    expect_close(found, record[f"{tag}.logits"].softmax(-1), tag)
+
+
+def test_the_question_task_reaches_the_published_values(golden: GoldenSet) -> None:
+    """Through the view and the training step; and the same best answers."""
+    tuned = swin_only(golden, "vqa")
+    options, record = finetuned(golden.options, "vqa", tuned.options.vision.image_size), tuned.record
+    converted, _ = convert(tuned.file("vqa"), options)
+    model = filled_model(options, {name: value.clone() for name, value in converted.items()}).requires_grad_()
+    rows = len(record["text_ids"])
+    question_A = torch.arange(rows).repeat_interleave(record["vqa.in.k"])
+    batch = AnswerBatch(
+        images_BCHW=record["image"],
+        pixel_scale=PixelScale(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        text=Tokens(ids_BL=record["text_ids"], mask_BL=record["text_atts"].bool()),
+        identity_R=torch.arange(rows),
+        ledger_S=torch.arange(rows),
+        answers=Tokens(ids_BL=record["vqa.in.answer_ids"], mask_BL=record["vqa.in.answer_atts"].bool()),
+        question_A=question_A,
+        class_A=torch.full_like(question_A, -1),
+        score_A=record["vqa.in.weights"].float(),
+        candidates=Tokens(ids_BL=record["vqa.in.cand_ids"], mask_BL=record["vqa.in.cand_atts"].bool()),
+        **no_matching_rows(range(rows)),
+    )
+    expected = record["vqa.rank_topk_probs"]
+    settings = AnswerConfig(sources={}, answers="", top_k=expected.shape[1], answer_weights="scores", batch_size=rows)
+    view = AnswerView("answer", settings)
+    module = CrossViewTraining(model, {"answer": view}, ObjectiveConfig(), SINGLE).eval()
+    losses = module(Batch(step=0, views={"answer": batch}))
+    assert losses.total.item() == pytest.approx(record["vqa.loss"].item(), abs=1e-5, rel=1e-4)
+    losses.total.backward()
+    renamed = to_published(gradients_of(model), published_weights(options))
+    fine = {name.replace("text_encoder.bert.", "text_encoder."): value for name, value in renamed.items()}
+    tuned.compare_gradients("vqa", fine)
+    with torch.no_grad():
+        found = view.predict(model, batch)
+    assert torch.equal(found["answer"], record["vqa.rank_topk_ids"][:, 0])
+    expect_close(found["probability"], expected[:, 0], "vqa.rank_topk_probs")

@@ -68,7 +68,7 @@ def test_two_updates_of_the_engine(golden: GoldenSet) -> None:
         losses = engine.forward(batch)
         assert losses.total.item() == pytest.approx(record[f"step{step}.loss"].item(), abs=1e-5, rel=1e-4)
         engine.backward(losses)
-        norm = engine.update(step).grad_norm
+        norm = float(engine.update(step).grad_norm)
         assert norm == pytest.approx(record[f"step{step}.grad_norm_before_clip"].item(), rel=1e-4)
         compare(golden, model, record, step, unused="-" if golden.is_x2vlm else "bbox_head")
 

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KERNELS = ("log_sum", "gradient")
+KERNELS = {
+    "log_sum": ("log_sum", None),
+    "hard_sum": ("hard_sum", None),
+    "sigmoid_sum": ("sigmoid_sum", None),
+    "gradient": ("gradient", "SOFTMAX"),
+    "hard_gradient": ("gradient", "HARD"),
+    "sigmoid_gradient": ("gradient", "SIGMOID"),
+}
+"""Name here → the kernel, and which form of it."""
 GOLDEN = Path(__file__).with_name("registers.json")
 SM_SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 """Shared memory of a multiprocessor by compute capability (CUDA programming guide, technical specifications)."""
@@ -56,11 +64,16 @@ def compiled(name: str, capability: int) -> Compiled:
 
     from cclm.ops import contrastive_kernels as kernels
 
-    kernel = getattr(kernels, f"{name}_kernel")
-    tile = {"log_sum": kernels.LOG_SUM_TILE, "gradient": kernels.GRADIENT_TILE}[name]
+    stem, form = KERNELS[name]
+    kernel = getattr(kernels, f"{stem}_kernel")
+    tile = kernels.GRADIENT_TILE if form else kernels.HARD_SUM_TILE if stem == "hard_sum" else kernels.LOG_SUM_TILE
     width = kernels.LARGEST_WIDTH
     constants = {"D": width, "WIDTH": width, "BM": tile.rows, "BN": tile.columns, "BK": tile.features}
-    types = {"num_rows": "i32", "num_columns": "i32", "row_weight": "fp32", "column_weight": "fp32"}
+    if form:
+        constants["FORM"] = getattr(kernels, form).value
+    types = {each: "i32" for each in ("num_rows", "num_columns")}
+    types |= {each: "fp32" for each in ("row_weight", "column_weight", "hardness")}
+    types |= {f"{side}_identity_ptr": "*i64" for side in ("row", "column")}
     names = kernel.arg_names
     pointers = [each for each in names if each.endswith("_ptr")]
     source = ASTSource(

@@ -7,13 +7,18 @@ and what tensor cores round.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from cclm.ops import contrastive as ops
+from cclm.ops import contrastive_blocks as blocks
 from cclm.ops import contrastive_kernels as kernels
-from tests.parity.test_contrastive import expect_close, inputs, run
+from cclm.ops import contrastive_operator as operator
+from cclm.ops.contrastive import contrastive_loss, contrastive_reference
+from cclm.ops.contrastive_operator import log_sums
+from tests.parity.test_contrastive import FORMS, expect_close, inputs, run
 
 SMALL = kernels.Tile(rows=16, columns=16, features=16, num_warps=4, num_stages=1)
 SHAPES = [(1, 1, 1, 1), (1, 37, 5, 1), (37, 20, 17, 7), (20, 37, 40, 20)]
@@ -24,19 +29,23 @@ SHAPES = [(1, 1, 1, 1), (1, 37, 5, 1), (37, 20, 17, 7), (20, 37, 40, 20)]
 def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The op takes its Triton path, as it does on CUDA, in blocks of 16."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(ops, "_kernels_for", lambda features: kernels if kernels.fits(features) else None)
-    monkeypatch.setattr(kernels.log_sums, "__defaults__", (SMALL,))
-    monkeypatch.setattr(kernels.own_gradient, "__defaults__", (SMALL,))
+    monkeypatch.setattr(operator, "kernels_for", lambda features: kernels if kernels.fits(features) else None)
+    for walk in (kernels.log_sums, kernels.hard_log_sums, kernels.sigmoid_sums, kernels.own_gradient):
+        monkeypatch.setattr(walk, "__defaults__", (SMALL,))
 
 
 @pytest.mark.parametrize(("temperature", "tolerance"), [(0.5, 5e-6), (0.02, 5e-6), (0.001, 1e-4)])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_loss_and_every_gradient(shape: tuple[int, int, int, int], temperature: float, tolerance: float) -> None:
-    """At the upper bound of the clamp, where runs are, and at the lower bound."""
+def test_the_loss_and_every_gradient(
+    shape: tuple[int, int, int, int], form: dict[str, float], temperature: float, tolerance: float
+) -> None:
+    """At the upper bound of the clamp, where runs are, and at the lower bound; against float64."""
     given = inputs(*shape, torch.float32)
-    options = {"label_smoothing": 0.1}
-    expected = run(ops.contrastive_reference, given, temperature, **options)
-    expect_close(run(ops.contrastive_loss, given, temperature, **options), expected, tolerance)
+    wide = (given[0].double(), given[1].double(), *given[2:])
+    expected = {name: value.float() for name, value in run(contrastive_reference, wide, temperature, **form).items()}
+    tolerance *= 4 if "hardness" in form else 1  # exponents are up to 2.5 times as large
+    expect_close(run(contrastive_loss, given, temperature, **form), expected, tolerance)
 
 
 def guarded(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,23 +56,41 @@ def guarded(values: Tensor) -> tuple[Tensor, Tensor]:
     return inner, buffer
 
 
+FORM_OF = {kernels.SOFTMAX: blocks.Form(), kernels.HARD: blocks.Form(0.5)}
+FORM_OF[kernels.SIGMOID] = blocks.Form(bias=torch.tensor([-1.0]))
+
+
 @pytest.mark.parametrize("scale", [2.0, 1000.0])
-def test_nothing_outside_of_the_arguments_is_read_or_written(scale: float) -> None:
+@pytest.mark.parametrize("kind", FORM_OF)
+def test_nothing_outside_of_the_arguments_is_read_or_written(kind: Any, scale: float) -> None:
     """Rows and columns that only fill a block: neither NaN from beyond nor an overflow comes in."""
-    num_rows, num_columns, width = 21, 19, 5
-    first, second, _, _ = inputs(num_rows, num_columns, width, 19, torch.float32)
-    similarity, factor = scale * first @ second.T, torch.tensor([scale])
-    logs = similarity.logsumexp(1), similarity.logsumexp(0)
-    (rows, _), (others, _), (row_log, _), (column_log, _) = (guarded(each) for each in (first, second, *logs))
-    (found_logs, log_buffer), (found, buffer) = guarded(torch.zeros(num_rows)), guarded(torch.zeros(num_rows, width))
-    blocks = {"D": width, "BM": SMALL.rows, "BN": SMALL.columns, "BK": SMALL.features}
-    kernels.log_sum_kernel[(2,)](rows, others, factor, found_logs, num_rows, num_columns, **blocks)
+    num_rows, num_columns, width, form = 21, 19, 5, FORM_OF[kind]
+    first, second, *shown = inputs(num_rows, num_columns, width, 9, torch.float32)
+    factor, bias = torch.tensor(scale), torch.tensor([-1.0])
+    logs = log_sums(first, second, factor, *shown, hardness=form.hardness, is_kernel_wanted=False)
+    other_logs = log_sums(second, first, factor, *shown[::-1], hardness=form.hardness, is_kernel_wanted=False)
+    rows, others, row_log, column_log = (guarded(each)[0] for each in (first, second, logs, other_logs))
+    own, other = (torch.cat([torch.full((500,), 77), each, torch.full((500,), 77)])[500:-500] for each in shown)
+    found, buffer = guarded(torch.zeros(num_rows, width))
+    sizes = {"D": width, "BM": SMALL.rows, "BN": SMALL.columns, "BK": SMALL.features}
     kernels.gradient_kernel[(2,)](
-        rows, others, factor, row_log, column_log, found, num_rows, num_columns, 1.0, 0.7, WIDTH=16, **blocks
-    )
-    torch.testing.assert_close(found_logs, logs[0], rtol=1e-5, atol=1e-5)
-    weights = (similarity - logs[0][:, None]).exp() + 0.7 * (similarity - logs[1]).exp()
-    torch.testing.assert_close(found, weights @ second, rtol=1e-3, atol=1e-4)
-    assert log_buffer.isnan().sum() == buffer.isnan().sum() == 1000, (
-        "written beyond the output, or read beyond an input"
-    )
+        rows, others, factor, bias, own, other, row_log, column_log, found,
+        num_rows, num_columns, 1.0, 0.7, form.hardness, FORM=kind, WIDTH=16, **sizes,
+    )  # fmt: skip
+    side = blocks.Side(first, second, shown[0], shown[1], logs, other_logs, (1.0, 0.7))
+    torch.testing.assert_close(found, blocks.own_gradient(side, factor, form), rtol=1e-3, atol=1e-4)
+    assert buffer.isnan().sum() == 1000, "written beyond the output, or read beyond an input"
+    if kind == kernels.SIGMOID:
+        sums, sum_buffer = guarded(torch.zeros(num_rows, 2))
+        kernels.sigmoid_sum_kernel[(2,)](rows, others, factor, bias, sums, num_rows, num_columns, **sizes)
+        expected = blocks.sigmoid_sums(first, second, factor, bias)
+    elif kind == kernels.HARD:
+        sums, sum_buffer = guarded(torch.zeros(num_rows, 4))
+        kernels.hard_sum_kernel[(2,)](rows, others, factor, own, other, sums, num_rows, num_columns, 0.5, **sizes)
+        sums, expected = blocks.hard_logs(sums), logs
+    else:
+        sums, sum_buffer = guarded(torch.zeros(num_rows))
+        kernels.log_sum_kernel[(2,)](rows, others, factor, sums, num_rows, num_columns, **sizes)
+        expected = logs
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
+    assert sum_buffer.isnan().sum() == 1000, "written beyond the output, or read beyond an input"

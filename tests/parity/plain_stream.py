@@ -53,11 +53,11 @@ class PlainStream:
         self.weights = base_weights([sum(sizes) for sizes in self.sources], self.settings, self.mix)
         self.seed, self.num_lanes, self.window, self.batch_size = seed, num_lanes, window, batch_size
 
-    def address(self, step: int, slot: int) -> Address:
-        """The sample at `slot` of the global batch of `step`."""
+    def address(self, step: int, index: int) -> Address:
+        """The sample at `index` of the global batch of `step`."""
         for number, addresses in enumerate(self.steps()):
             if number == step:
-                return addresses[slot]
+                return addresses[index]
         raise IndexError(f"the sources end before step {step}")
 
     def steps(self) -> Iterator[list[Address]]:
@@ -82,9 +82,9 @@ class PlainStream:
             yield addresses
 
     def _blocks(self) -> list[int]:
-        """For each slot, which block it belongs to: as many blocks as divide both numbers."""
+        """For each index, which block it belongs to: as many blocks as divide both numbers."""
         count = max(n for n in range(1, self.batch_size + 1) if self.batch_size % n == self.num_lanes % n == 0)
-        return [slot * count // self.batch_size for slot in range(self.batch_size)]
+        return [index * count // self.batch_size for index in range(self.batch_size)]
 
     def _draw(self, block: int, weights: Sequence[float], state: _Dealt) -> Address:
         """The next draw of a block's next lane."""

@@ -16,7 +16,7 @@ from tests.ranks.harness import Case, History, drive, make_deepspeed, on_ranks, 
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
-MODES = ("none", "selective", "full")
+MODES = ("none", "elementwise", "selective", "full")
 DROPOUT = {"num_layers": 3, "dropout": 0.1, "attention_dropout": 0.1}
 CONV = {"stem_channels": [8, 16], "num_layers": 2, "dropout": 0.1}
 NETWORKS: dict[str, dict[str, Any]] = {

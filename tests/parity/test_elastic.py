@@ -136,8 +136,14 @@ def test_every_sample_of_an_epoch_is_read_once(corpus: Views) -> None:
     """31 groups in uneven shards, 12 a step on 5 uneven ranks: nothing is read twice before all is read once."""
     datasets = [open_dataset(corpus, seed=11, rank=rank, world_size=5) for rank in range(5)]
     source = datasets[0].sources["text_pair"]
-    slots = [list(own.rows("text_pair")) for own in datasets]
-    assert [slot for own in slots for slot in own] == list(range(12)) and sorted(map(len, slots)) == [2, 2, 2, 3, 3]
-    seen = [source.stream.address(step, slot) for step in range(3) for slot in range(12)]
+    indices = [list(own.rows("text_pair")) for own in datasets]
+    assert [index for own in indices for index in own] == list(range(12)) and sorted(map(len, indices)) == [
+        2,
+        2,
+        2,
+        3,
+        3,
+    ]
+    seen = [source.stream.address(step, index) for step in range(3) for index in range(12)]
     first = [address for address in seen if address.epoch == 0]
     assert len({(address.shard, address.sample) for address in first}) == len(first) == 31

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch.nn import functional
 
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.packing import concatenate_padded
+from tests.tiny_run import recipe, write_corpus
+from tests.tiny_training import as_config, dataset_of, module_of
 from tests.unit.model.tiny import tiny_images, tiny_model, tiny_texts
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-4}
@@ -86,3 +89,21 @@ def test_bfloat16_layouts_agree_as_far_as_bfloat16_goes() -> None:
     expected, found = twin.encode_texts(ids_BL, mask_BL), model.encode_texts(ids_BL, mask_BL)
     # eight bits of mantissa, states of size about 1, two layers: a few units in the last place
     torch.testing.assert_close(found, expected, atol=0.06, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_an_epoch_has_few_sizes_of_texts_if_they_are_filled_up(tmp_path: Path) -> None:
+    """The sizes that blocks see, and the losses, which do not change."""
+    settings = recipe(write_corpus(tmp_path / "corpus"), tmp_path / "run")
+    settings["model"]["token_layout"] = "packed"
+    sizes, losses = dict[int, set[tuple[int, int]]](), dict[int, list[float]]()
+    for multiple in (1, 128):
+        config = as_config(settings | {"kernels": {"token_multiple": multiple}})
+        module, dataset, seen = module_of(config), dataset_of(config), list[int]()
+        for encoder in (module.model.text_encoder, module.model.fusion_encoder):
+            encoder.stack.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
+        with torch.no_grad():
+            losses[multiple] = [float(module(dataset[step]).total) for step in range(12)]
+        sizes[multiple] = set(zip(seen[::2], seen[1::2], strict=True))
+    assert losses[128] == pytest.approx(losses[1], rel=1e-6)
+    assert len(sizes[1]) > 8 and len(sizes[128]) <= 4, sizes

@@ -16,8 +16,8 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
+from cclm.train.build import build_engine
 from cclm.train.updates import merge_metrics, updates_of
-from pretrain.build import build_engine
 from tests.engine_values import full_parameters
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import shrink, write_corpus, write_recipe
@@ -36,7 +36,7 @@ def train(config: RunConfig, engine: Engine, steps: range) -> list[dict[str, flo
         for part in updates_of(dataset[step], config.data.schedule):
             losses = engine.forward(part)
             engine.backward(losses)
-            norms.append(engine.update(step).grad_norm)
+            norms.append(float(engine.update(step).grad_norm))
             metrics.append(losses.metrics)
         log.append({**engine.reduce_mean(merge_metrics(metrics)), "grad_norm": max(norms), "updates": len(norms)})
     return log

@@ -114,7 +114,7 @@ def test_the_address_is_the_twins(
     plain = PlainStream(sizes, given_sources, seed, num_lanes, window, batch_size, mix, *more)
     step = -1
     for step, expected in enumerate(plain.steps()):
-        assert [stream.address(step, slot) for slot in range(batch_size)] == expected
+        assert [stream.address(step, index) for index in range(batch_size)] == expected
         if step == last_step:
             return
     assert stream.end_step == step + 1
@@ -133,8 +133,8 @@ def test_every_sample_stands_equally_often_in_every_lane_epoch(
     total = sum(max(sum(source), num_lanes) for source in sizes)
     seen: Counter[tuple[int, int, int, int]] = Counter()
     for step in range(4 * total):
-        for slot in range(num_lanes):
-            address = stream.address(step, slot)
+        for index in range(num_lanes):
+            address = stream.address(step, index)
             seen[address.source, address.epoch, address.shard, address.sample] += 1
     for source, shards in enumerate(sizes):
         for epoch in (0, 1):
@@ -150,8 +150,8 @@ def test_lanes_are_assigned_evenly_whatever_the_numbers(batch_size: int, num_lan
     given_before = [assignment.turns_before(step, lane) for lane in range(num_lanes)]
     assert sum(given_before) == step * batch_size and max(given_before) - min(given_before) <= 1
     turns = list(given_before)
-    for slot in range(batch_size):
-        lane, turn = assignment.lane_turn(step, slot)
+    for index in range(batch_size):
+        lane, turn = assignment.lane_turn(step, index)
         assert turn == turns[lane]
         turns[lane] += 1
     assert turns == [assignment.turns_before(step + 1, lane) for lane in range(num_lanes)]
@@ -159,27 +159,27 @@ def test_lanes_are_assigned_evenly_whatever_the_numbers(batch_size: int, num_lan
 
 def test_a_batch_holds_the_same_samples_for_any_number_of_ranks() -> None:
     whole_stream = stream_of([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)
-    whole = [whole_stream.address(9, slot) for slot in range(16)]
+    whole = [whole_stream.address(9, index) for index in range(16)]
     for world_size in (1, 2, 3, 4, 5, 8):
         ranks: list[Address] = []
         lanes_read: list[set[int]] = []
         for rank in range(world_size):
             own = stream_of([[5, 7, 9], [20]], [1.0, 2.0], 3, 4, 6, 16)  # a fresh process without any history
-            slots = range(rank * 16 // world_size, (rank + 1) * 16 // world_size)
-            mine = [own.address(9, slot) for slot in slots]
+            indices = range(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+            mine = [own.address(9, index) for index in indices]
             ranks += mine
             lanes_read.append({address.lane for address in mine})
-            assert lanes_read[-1] <= set(lanes_of(own.assignment, slots))
+            assert lanes_read[-1] <= set(lanes_of(own.assignment, indices))
         assert ranks == whole
         if world_size in (1, 2, 4):
             assert sum(map(len, lanes_read)) == 4  # no lane is read by two ranks
 
 
-def lanes_of(assignment: LaneAssignment, slots: range) -> range:
-    """Return the lanes that neighbouring slots may read: those of their blocks."""
+def lanes_of(assignment: LaneAssignment, indices: range) -> range:
+    """Return the lanes that neighbouring indices may read: those of their blocks."""
     num_blocks = math.gcd(assignment.batch_size, assignment.num_lanes)
     per_block, lanes = assignment.batch_size // num_blocks, assignment.num_lanes // num_blocks
-    return range(slots.start // per_block * lanes, (slots.stop - 1) // per_block * lanes + lanes)
+    return range(indices.start // per_block * lanes, (indices.stop - 1) // per_block * lanes + lanes)
 
 
 def test_a_slot_owns_its_lanes_when_lanes_outnumber_samples() -> None:
@@ -209,7 +209,7 @@ def test_proportions_hold_in_every_lane(weights: list[float], num_lanes: int, tu
 def test_one_draw_from_every_lane_is_already_mixed() -> None:
     stream = stream_of([[100]] * 3, [2.0, 1.0, 1.0], 0, 8, 10, 8)
     for step in range(20):
-        assert Counter(stream.address(step, slot).source for slot in range(8)) == {0: 4, 1: 2, 2: 2}
+        assert Counter(stream.address(step, index).source for index in range(8)) == {0: 4, 1: 2, 2: 2}
 
 
 def test_buckets_make_the_lengths_of_a_batch_alike() -> None:
@@ -217,7 +217,7 @@ def test_buckets_make_the_lengths_of_a_batch_alike() -> None:
     spread = []
     for buckets in (1, 8):
         stream = stream_of([[512]], None, 3, 4, 64, 8, None, buckets, lambda source, shards, samples: table[samples])
-        batches = [[stream.address(step, slot).sample for slot in range(8)] for step in range(64)]
+        batches = [[stream.address(step, index).sample for index in range(8)] for step in range(64)]
         assert sorted(sum(batches, [])) == list(range(512))  # noqa: RUF017
         spread.append(np.mean([table[batch].max() - table[batch].mean() for batch in batches]))
     assert spread[1] < 0.3 * spread[0]
@@ -248,7 +248,7 @@ def test_a_replacement_comes_from_the_same_window_and_keeps_the_position() -> No
 
 def test_positions_are_unique_and_pickling_changes_nothing() -> None:
     stream = stream_of([[9, 9], [9]], [1.0, 3.0], 5, 3, 4, 6)
-    addresses = [stream.address(step, slot) for step in range(20) for slot in range(6)]
+    addresses = [stream.address(step, index) for step in range(20) for index in range(6)]
     assert len({address.position for address in addresses}) == 120
 
 
@@ -303,5 +303,5 @@ def test_a_schedule_changes_the_proportions_at_its_step() -> None:
     assert drawn_before(stream, 10) == [80, 0]
     assert drawn_before(stream, 20) == [100, 60]
     assert drawn_before(stream, 30) == [180, 60]
-    assert {stream.address(19, slot).source for slot in range(8)} == {0, 1}
-    assert {stream.address(20, slot).source for slot in range(8)} == {0}
+    assert {stream.address(19, index).source for index in range(8)} == {0, 1}
+    assert {stream.address(20, index).source for index in range(8)} == {0}

@@ -143,7 +143,7 @@ def drive(engine: Engine[Any], case: Case, steps: range) -> History:
         if case.keeps_gradients:
             history.gradients.append(full_gradients(engine))
         statistics = engine.update(step)
-        history.grad_norms.append(statistics.grad_norm)
+        history.grad_norms.append(float(statistics.grad_norm))
         history.learning_rates.append(dict(statistics.learning_rates))
     history.parameters = full_parameters(engine)
     return history

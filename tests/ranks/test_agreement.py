@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 import torch
 
-from cclm.distributed.agreement import agree_on_step, batch_structure, check_same_values
+from cclm.distributed.agreement import Request, agree_on_step, batch_structure, check_same_values
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
 from cclm.views.text_pair.view import TextPairBatch
@@ -21,9 +21,11 @@ def _check(what: str) -> str:
         step += what == "step"
         if what == "view":
             batch = replace(batch, views={"image_text": batch.views["image_text"]})
-    is_asked = what == "asked" and talk.rank == 1
+    asked = {"asked": Request.STOP, "save": Request.SAVE, "writing": Request.WRITING}
+    request = asked.get(what, Request.NOTHING) if talk.rank else Request.NOTHING
+    known = {"bad steps": "1" if what == "bad steps" and talk.rank else "0"}
     try:
-        return "stop" if agree_on_step(talk, step, None if is_asked else batch, is_asked=is_asked) else ""
+        return agree_on_step(talk, step, None if request is Request.STOP else batch, request, known).name
     except ConfigError as error:
         return str(error)
 
@@ -32,17 +34,19 @@ def _check(what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("nothing", ""),
+        ("nothing", "NOTHING"),
+        ("save", "SAVE"),
+        ("writing", "WRITING"),
         ("step", "got step 4 on rank 0, 5 on rank 1."),
         ("view", "batch structure Batch(views={image_text=ImageTextBatch("),
-        ("asked", "stop"),
+        ("bad steps", "got bad steps 0 on rank 0, 1 on rank 1."),
+        ("asked", "STOP"),
     ],
 )
 def test_disagreement_is_a_sentence_on_every_rank(what: str, message: str) -> None:
     texts = on_ranks(_check, 2, what, timeout_s=120.0)
     assert texts[0] == texts[1]
     assert message in texts[0]
-    assert bool(texts[0]) == (what != "nothing")
     assert ("text_pair=" in texts[0]) == (what == "view")
 
 
@@ -74,5 +78,6 @@ def test_structure_is_types_and_dimensions_but_not_numbers_of_rows() -> None:
 
 
 def test_one_process_always_agrees() -> None:
-    assert not agree_on_step(SINGLE, 0, object(), is_asked=False) and agree_on_step(SINGLE, 0, None, is_asked=True)
+    for request in Request:
+        assert agree_on_step(SINGLE, 0, object(), request) is request
     check_same_values(SINGLE, {"data": ""})

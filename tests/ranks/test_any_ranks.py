@@ -168,6 +168,50 @@ def test_variants(path: str, tmp_path: Path, change: dict[str, dict[str, Any]]) 
         expect_same(found, expected(own, "joint"), 1e-6)
 
 
+@pytest.mark.parametrize("form", [{"contrastive_hardness": 0.4}, {"contrastive": "sigmoid"}])
+@pytest.mark.parametrize(("world_size", "parts"), [(1, 2), (2, 1), (3, 2)])
+def test_forms_of_the_contrastive_loss(
+    path: str, tmp_path: Path, world_size: int, parts: int, form: dict[str, Any]
+) -> None:
+    settings = yaml.safe_load(Path(path).read_text())
+    settings["objectives"] = {**settings.get("objectives", {}), **form}
+    if "contrastive" in form:
+        settings["model"]["similarity_bias"] = -3.0
+    own = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    reference = step(own, 1, "joint", torch.float64)
+    if "contrastive" in form:
+        assert reference.gradients["model.similarity_bias.value"].abs().item() > 1e-3
+    if world_size == 1:
+        expect_same(step(own, parts, "joint", torch.float64), reference, 1e-6)
+        return
+    for found in on_ranks(step, world_size, own, parts, "joint", torch.float64, timeout_s=300.0):
+        expect_same(found, reference, 1e-6)
+
+
+def step_in_blocks(path: str, parts: int) -> Found:
+    """The same, where groups of more than four rows are large."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("data.collate", "train.sharing"):
+            patch.setattr(f"cclm.{module}.LARGEST_GROUP_WITH_NOISE", 4)
+        patch.setattr("cclm.ops.hard_negatives.COLUMNS_PER_BLOCK", 5)
+        return step(path, parts, "joint", torch.float64)
+
+
+@pytest.mark.parametrize(("group", "world_size", "parts"), [(0, 3, 1), (6, 2, 2)])
+def test_negatives_of_large_groups_and_of_the_whole_batch(
+    path: str, tmp_path: Path, group: int, world_size: int, parts: int
+) -> None:
+    settings = yaml.safe_load(Path(path).read_text())
+    for view in settings["views"].values():
+        view["negative_group"] = group
+    own = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    assert [view.negative_group for view in read(own).views.values()] == [group or 24] * 3
+    reference = step_in_blocks(own, 1)
+    assert reference.metrics != step(own, 1, "joint", torch.float64).metrics, "other random numbers"
+    for found in on_ranks(step_in_blocks, world_size, own, parts, timeout_s=300.0):
+        expect_same(found, reference, 1e-6)
+
+
 def test_float32(path: str) -> None:
     """As it trains: losses differ by rounding only."""
     for found in on_ranks(step, 3, path, 2, "joint", torch.float32, timeout_s=300.0):

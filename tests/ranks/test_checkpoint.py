@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cclm.checkpoint.background import BackgroundSaver
 from cclm.checkpoint.collective import newest_sound, save_checkpoint
+from cclm.distributed.agreement import Request, agree_on_step
 from cclm.distributed.collectives import collectives
 from cclm.engine import fragments
 from cclm.engine.adamw import MOMENTS
@@ -23,11 +26,12 @@ from cclm.engine.fragments import WEIGHTS, share_path
 from cclm.engine.stored_weights import load_full_state
 from cclm.errors import Cause, CheckpointError
 from cclm.run import causes
-from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, step_folder
+from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, read_marker, step_folder
 from tests.engine_values import full_parameters
 from tests.ranks.harness import OPTIMIZER, Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.spawn import RanksFailedError
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
+from tests.unit.checkpoint.test_background import limit_files
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +44,7 @@ CASE = Case(
 )
 IN_BF16 = {"communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}}
 STOP, END = 2, 5
+AT_ONCE = "written in the step"
 
 
 def _snapshot(engine: Any) -> list[Tensor]:
@@ -67,9 +72,12 @@ def _look(engine: Any, folder: Path) -> None:
 def _train_and_save(case: Case, run: Path) -> tuple[Any, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     engine = make_deepspeed(case)
     drive(engine, case, range(STOP))
-    save_checkpoint(engine, run, STOP, {"seen": [1, 2]}, keep=2, reference_outputs=_look)
-    saved = full_parameters(engine)
-    history = drive(engine, case, range(STOP, END))
+    save_checkpoint(engine, run / AT_ONCE, STOP, {"seen": [1, 2]}, keep=2)
+    with closing(BackgroundSaver(engine, run, keep=2, reference_outputs=_look)) as saver:
+        saver.begin(STOP, {"seen": [1, 2]})
+        saved = full_parameters(engine)
+        history = drive(engine, case, range(STOP, END))
+        saver.wait()
     return history.losses, _snapshot(engine), saved, history.parameters
 
 
@@ -111,6 +119,11 @@ def test_resume_is_bitwise_and_weights_load_in_one_process(
         assert all(map(torch.equal, snapshot_again, snapshot))
         assert parameters_again.keys() == parameters.keys()
         assert all(torch.equal(parameters_again[name], value) for name, value in parameters.items())
+    at_once, behind = (step_folder(folder, STOP) for folder in (tmp_path / AT_ONCE, tmp_path))
+    assert read_marker(at_once) == read_marker(behind), "in the step and in the background: the same bytes"
+    assert [share_path(at_once, rank).read_bytes() == share_path(behind, rank).read_bytes() for rank in (0, 1)] == [
+        True
+    ] * 2
     saved = straight[0][2]  # the slow twin: whole parameters, gathered by DeepSpeed
     state = load_full_state(step_folder(tmp_path, STOP))
     assert state.keys() == make_plain(case).module.state_dict().keys()
@@ -181,6 +194,33 @@ def test_a_write_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path,
     assert all(f"got rank 1: {type(OSError(number, '')).__name__}: [Errno {number}]" in text for _, text in told)
     assert time.monotonic() - began < 90  # a mismatched collective waits for 120
     assert newest_complete(tmp_path) == step_folder(tmp_path, 1)
+
+
+def _fail_behind(case: Case, run: Path) -> tuple[str, Cause | None]:
+    """Rank 1's writer is refused long files; both ranks go on until they learn of it between two steps."""
+    engine = make_deepspeed(case)
+    with closing(BackgroundSaver(engine, run, keep=3)) as saver:
+        saver.begin(1, {})
+        saver.wait()
+        if engine.rank == 1:
+            limit_files(saver, 2000)
+        saver.begin(2, {})
+        for step in range(1000):
+            drive(engine, case, range(step, step + 1))
+            own = Request.WRITING if saver.is_writing else Request.NOTHING
+            if Request.WRITING not in agree_on_step(engine.collectives, step, {}, own):
+                try:
+                    saver.go_on()
+                except CheckpointError as error:
+                    return str(error), error.cause
+    return "", None
+
+
+def test_a_writer_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path) -> None:
+    (first, cause), second = on_ranks(_fail_behind, 2, CASE, tmp_path)
+    assert (first, cause) == second and cause is Cause.DISK_FULL
+    assert "got rank 1: OSError: [Errno 27]" in first
+    assert complete_checkpoints(tmp_path) == [step_folder(tmp_path, 1)]
 
 
 def _save_again(case: Case, run: Path) -> int:

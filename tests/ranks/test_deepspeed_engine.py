@@ -22,6 +22,7 @@ from cclm.errors import ConfigError
 from tests.engine_values import full_parameters
 from tests.ranks.harness import OPTIMIZER, Case, drive, ds_config, make_deepspeed, on_ranks, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy, mixed_batch
+from tests.waits import waits_on_cpu
 
 CASE = Case(make_module=make_toy, make_batch=mixed_batch, num_steps=2)
 ALONE = Topology.from_environment({}, device="cpu")
@@ -67,6 +68,23 @@ def test_rank_0_decides_the_initial_weights() -> None:
     assert histories[0].losses == pytest.approx(plain.losses, rel=1e-5)
 
 
+def _waits_of_an_update(case: Case) -> dict[tuple[str, str], int]:
+    engine = make_deepspeed(case)
+    engine.backward(engine.forward(case.make_batch(0, 0, 1)))
+    with waits_on_cpu() as waits:
+        engine.update(0)
+    return dict(waits.found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_an_update_waits_for_the_device_only_to_learn_whether_gradients_are_finite(stage: int) -> None:
+    [found] = on_ranks(_waits_of_an_update, 1, replace(CASE, stage=stage))
+    own = [place for _, place in found if not place.startswith("deepspeed/")]
+    assert [place.rpartition(":")[0] for place in own] == (["cclm/engine/deepspeed/skipping.py"] if stage == 0 else [])
+    assert stage == 0 or found, "DeepSpeed asks itself"
+
+
 def _meet_a_nan(case: Case) -> tuple[float, bool, list[float]]:
     engine = make_deepspeed(case)
     before = full_parameters(engine)
@@ -74,7 +92,7 @@ def _meet_a_nan(case: Case) -> tuple[float, bool, list[float]]:
     if engine.rank == 1:
         batch.views["image_text"].images[0, 0, 0, 0] = math.inf
     engine.backward(engine.forward(batch))
-    norm = engine.update(0).grad_norm
+    norm = float(engine.update(0).grad_norm)
     after = full_parameters(engine)
     is_same = all(torch.equal(before[name], after[name]) for name in before)
     return norm, is_same, drive(engine, case, range(1, 2)).losses

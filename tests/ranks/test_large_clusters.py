@@ -16,8 +16,8 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
+from cclm.train.build import build_engine
 from cclm.train.updates import merge_metrics, updates_of
-from pretrain.build import build_engine
 from tests.ranks.harness import Case, on_ranks, train_plain, train_ranks
 from tests.ranks.toy import make_toy, mixed_batch
 from tests.tiny_run import shrink, write_corpus, write_recipe

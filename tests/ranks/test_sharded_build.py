@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import threading
 import time
@@ -92,6 +93,7 @@ class AnonymousPeak:
     """Largest growth of this process's own memory (not of mapped files) while it runs, in bytes."""
 
     def __enter__(self) -> AnonymousPeak:
+        gc.collect()  # what was let go before and is freed meanwhile would hide as much growth
         self.start, self.most, self.stopped = anonymous_bytes(), 0, threading.Event()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
@@ -178,6 +180,6 @@ def test_a_file_fills_it_parameter_by_parameter(
 
 def test_no_rank_ever_holds_the_whole_model(outcomes: list[Outcome]) -> None:
     for _, _, peaks in outcomes:
-        assert peaks["plain"] > 0.8, peaks  # memory that was freed before is used again
+        assert peaks["plain"] > 0.8, peaks  # some of the memory that was freed before is used again
         assert peaks["sharded"] < 0.7, peaks  # its half, and the largest module
         assert peaks["filled"] < 0.2, peaks  # one tensor at a time, beside that half

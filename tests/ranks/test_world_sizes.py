@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, share_path
 from cclm.engine.stored_weights import StoredState
 from cclm.run.checkpoints import newest_complete, step_folder
 from tests.parity import test_training_step as training_step
-from tests.ranks.harness import Case, drive, make_deepspeed, on_ranks
+from tests.ranks.harness import Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy, mixed_batch
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -148,3 +149,33 @@ def test_the_real_model_goes_on(tmp_path: Path, real: Case, stage: int, before: 
     assert old.keys() == new.keys() and sum(name.startswith("average/") for name in old) > 50
     assert all(torch.equal(value, new[name]) for name, value in old.items())
     assert resumed == pytest.approx(straight, rel=1e-5)
+
+
+def _pass_on(cases: Sequence[Case], run: Path) -> list[list[float]]:
+    """Each engine loads what the one before saved (the first trains), saves, and does a step."""
+    losses = []
+    for number, case in enumerate(cases):
+        engine = make_deepspeed(case)
+        if number == 0:
+            drive(engine, case, range(STOP))
+        else:
+            engine.load(step_folder(run / str(number - 1), STOP))
+        save_checkpoint(engine, run / str(number), STOP, {}, keep=1)
+        losses.append(drive(engine, case, range(STOP, STOP + 1)).losses)
+    return losses
+
+
+def test_the_real_model_goes_on_with_any_engine_stage_and_precision(tmp_path: Path, real: Case) -> None:
+    """Its fp32 values are the same bits behind every one, the plain engine among them; a step differs by rounding."""
+    kinds = [(3, "fp32"), (1, "bf16"), (0, "fp32"), (2, "bf16"), (3, "bf16"), (1, "fp32"), (2, "fp32")]
+    cases = [replace(real, ds_options={}, stage=stage, precision=precision) for stage, precision in kinds]
+    losses = on_ranks(_pass_on, 2, cases, tmp_path, timeout_s=300.0)[0]
+    plain = make_plain(real)
+    plain.load(step_folder(tmp_path / str(len(cases) - 1), STOP))
+    save_checkpoint(plain, tmp_path / "plain", STOP, {}, keep=1)
+    losses.append(drive(plain, real, range(STOP, STOP + 1)).losses)
+    (first, facts), (last, facts_again) = (everything(step_folder(tmp_path / one, STOP)) for one in ("0", "plain"))
+    assert replace(facts, counters={}) == replace(facts_again, counters={}) and facts.updates == STOP
+    assert first.keys() == last.keys() and all(torch.equal(value, last[name]) for name, value in first.items())
+    for (_, precision), found in zip([*kinds, (0, "fp32")], losses, strict=True):
+        assert found == pytest.approx(losses[0], rel=1e-5 if precision == "fp32" else 5e-2)

@@ -18,8 +18,9 @@ import pytest
 from tests.samples.sets import (
     ALIGNED,
     NO_DATA,
-    OUT_OF_SCOPE,
+    QUESTIONS,
     READ,
+    STATEMENTS,
     captioned,
     document,
     folder,
@@ -54,7 +55,7 @@ def rows_of(path: Path) -> Any:
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
-@pytest.mark.parametrize("sample", parameters(samples(*READ), by_name))
+@pytest.mark.parametrize("sample", parameters(samples(*READ, *STATEMENTS, *QUESTIONS), by_name))
 def test_the_files_are_those_that_were_counted(sample: Any) -> None:
     assert hashlib.sha256(sample.path.read_bytes()).hexdigest() == sample.entry["sha256"]
 
@@ -62,10 +63,8 @@ def test_the_files_are_those_that_were_counted(sample: Any) -> None:
 @pytest.mark.parametrize(
     "name", parameters(sorted({entry["set"] for entry in document().get("files", {}).values()}), str)
 )
-def test_every_set_is_read_or_known_to_be_out_of_scope(name: Any) -> None:
-    if name in OUT_OF_SCOPE:
-        pytest.skip(f"{name}: questions and reasoning are out of scope here, they come with fine-tuning")
-    assert name in READ or name in NO_DATA, f"no source reads the set {name}"
+def test_every_set_is_read(name: Any) -> None:
+    assert name in (*READ, *STATEMENTS, *QUESTIONS, *NO_DATA), f"no reader reads the set {name}"
 
 
 @pytest.mark.parametrize("sample", parameters(captioned("xFlickr&CO", "Flickr30k"), by_name))

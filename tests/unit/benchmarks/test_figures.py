@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data_loader
-from benchmarks.figures import write_figures
+from benchmarks.figures import add_json_option, write_figures
 
 BENCHMARKS = Path(data_loader.__file__).parent
 COMMANDS = [path for path in sorted(BENCHMARKS.glob("*.py")) if "def main(" in path.read_text(encoding="utf-8")]
@@ -25,6 +26,14 @@ def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
     write_figures(tmp_path / "figures.json", {"b": 2, "a": 1.5})
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
     assert json.loads((tmp_path / "figures.json").read_text()) == {"a": 1.5, "b": 2}
+
+
+def test_without_a_name_they_are_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_json_option(parser)
+    assert parser.parse_args([]).json is None
+    write_figures(parser.parse_args(["--json"]).json, {"b": 2, "a": 1.5})
+    assert capsys.readouterr().out == '{"a": 1.5, "b": 2}\n'
 
 
 @pytest.mark.slow

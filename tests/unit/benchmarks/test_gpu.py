@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import corpus, kernels, parts, recipes
@@ -20,6 +21,7 @@ from benchmarks.gpu.parts import PARTS, Outcome, Part
 from benchmarks.gpu.report import write_report
 from benchmarks.gpu.session import Session
 from cclm.recipe.read import RECIPES
+from tests.stand_in_varlen import varlen_reference
 from tests.tiny_training import dataset_of
 
 SAME_CODE = {"cclm_3m": "cclm_4m", "cclm_x2vlm_large": "cclm_x2vlm_base", "template": "demo"}
@@ -168,3 +170,20 @@ def test_the_names_of_the_data_sheet_are_found_in_order() -> None:
     """The first that fits counts, so a longer name stands before the shorter one that it holds."""
     names = list(PEAKS)
     assert [shorter for n, shorter in enumerate(names) for longer in names[n + 1 :] if shorter in longer] == []
+
+
+def test_attention_of_sequences_is_compared_with_a_loop_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for what needs a GPU passes, and one that mixes two sequences does not."""
+    shape, device = kernels.VARLEN_SHAPES[1], torch.device("cpu")
+    monkeypatch.setattr(kernels, "varlen_attention", lambda: _attend)
+    assert kernels.varlen_error(*shape, device) <= kernels.VARLEN_TOLERANCE
+    monkeypatch.setattr(kernels, "varlen_attention", lambda: _attend_across)
+    assert kernels.varlen_error(*shape, device) > 10 * kernels.VARLEN_TOLERANCE
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
+    return varlen_reference(query, key, value, starts, starts, longest, longest)
+
+
+def _attend_across(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
+    return _attend(query, key, value, torch.cat([starts[:2], starts[3:]]), 2 * longest)

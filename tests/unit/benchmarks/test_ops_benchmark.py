@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks import ops
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "contrastive"])
+@pytest.mark.parametrize("name", ["masked_lm", "contrastive", "contrastive_hard", "contrastive_sigmoid"])
 def test_both_sides_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for size, value in {"WIDTH": 8, "CLASSES": 31, "SLOTS": 12, "ROWS": 16}.items():
         monkeypatch.setattr(ops, size, value)

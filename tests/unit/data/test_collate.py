@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from cclm.data.collate import masked_tokens, pad, row_tensors
+from cclm.data.collate import fusion_draws, masked_tokens, pad, row_tensors
+from cclm.data.config import LARGEST_GROUP_WITH_NOISE
+from cclm.data.options import MaskingConfig
+from cclm.data.tokens import TextTokenizer
 from tests.tiny_batches import masked_draws
 
 
@@ -32,3 +36,11 @@ def test_rows_without_draws_stay_outside_of_the_fusion_encoder() -> None:
     assert part.noise_second_FG.tolist() == [[0.0, 0.0]] * 2 and part.noise_first_FG.tolist() == [[1.0, 1.0]] * 2
     assert part.masked.tokens.ids_BL.shape == (2, 4)
     assert row_tensors(range(1), draws[1:2], False, 1, 4)["counted_F"].tolist() == [0], "it only stands in"
+
+
+@pytest.mark.parametrize("group", [2, LARGEST_GROUP_WITH_NOISE, LARGEST_GROUP_WITH_NOISE + 1, 1 << 20])
+def test_a_large_group_costs_a_row_two_numbers(tokenizer: TextTokenizer, group: int) -> None:
+    draws = fusion_draws([0, 9, 9, 2], MaskingConfig(), group, tokenizer, np.random.default_rng(0))
+    for noise in (draws.noise_second_G, draws.noise_first_G):
+        assert noise.shape == ((1,) if group > LARGEST_GROUP_WITH_NOISE else (group,))
+    assert draws.noise_second_G[0] != draws.noise_first_G[0]

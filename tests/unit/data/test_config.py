@@ -66,8 +66,9 @@ def test_good_settings_have_no_problems(three_views: Views, world_size: int) -> 
         ({"matching_rows": 20}, "matching_rows: 20 is no multiple of the 4 negative groups, or above 16"),
         *(
             ({name: 0}, f"{name}: expected a whole number of at least 1, got 0")
-            for name in ("batch_size", "negative_group", "matching_rows", "num_lanes", "window")
+            for name in ("batch_size", "matching_rows", "num_lanes", "window")
         ),
+        ({"negative_group": -1}, "negative_group: expected a whole number of at least 0, got -1"),
         ({"negative_group": 1}, "negative_group: must be at least 2: a row needs another one as its negative"),
         ({"max_tokens": 2}, "max_tokens: expected a whole number of at least 3, got 2"),
         ({"max_words": 0}, "max_words: expected a whole number of at least 1 or null, got 0"),
@@ -104,6 +105,15 @@ def test_each_problem_of_a_view_has_its_sentence(changes: dict[str, Any], words:
 )
 def test_each_problem_of_the_data_has_its_sentence(changes: dict[str, Any], words: str) -> None:
     assert reader_problems(replace(DATA, tokenizer="somewhere", **changes)) == [words]
+
+
+def test_global_negatives_are_one_group(views: Views) -> None:
+    """Which one micro-batch must hold."""
+    view = replace(views["image_text"], negative_group=0)
+    assert (view.negative_group, view.num_groups) == (view.batch_size, 1) and list(view.validation_errors()) == []
+    assert list(rank_errors({"image_text": view}, DATA, 7)) == []
+    (error,) = rank_errors({"image_text": view}, replace(DATA, micro_batches=2), 1)
+    assert error.startswith("views.image_text.batch_size: 1 negative groups")
 
 
 def test_micro_batches_share_the_negative_groups(views: Views) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import resource
+import threading
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from cclm.data.batch import Batch
-from cclm.data.loader import make_loader, make_room_for_open_files
+from cclm.data.loader import in_background, make_loader, make_room_for_open_files
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
 from cclm.views.images import ImageBatch
@@ -120,6 +122,26 @@ def test_an_error_leaves_a_worker_as_it_is(tmp_path: Path, views: Views) -> None
 def test_a_loader_ends_before_its_last_step(views: Views) -> None:
     assert [batch.step for batch in make_loader(open_dataset(views), 4, 6)] == [4, 5]
     assert not list(make_loader(open_dataset(views), 6, 4))
+
+
+def test_steps_that_are_left_out_have_no_batch_and_move_no_other(three_views: Views) -> None:
+    dataset = open_dataset(three_views)
+    whole = {batch.step: batch for batch in make_loader(dataset, 1, 7)}
+    for num_workers in (0, 2):
+        found = list(make_loader(dataset, 1, 7, num_workers, left_out={2, 3, 5}))
+        assert [batch.step for batch in found] == [1, 4, 6]
+        assert all(same(batch, whole[batch.step]) for batch in found)
+
+
+def test_a_thread_that_prepares_batches_ends_with_who_reads_them(three_views: Views) -> None:
+    """A run that rolls back reads anew: neither the thread nor the loader's workers may stay behind."""
+    batches = in_background(make_loader(open_dataset(three_views), 0, 50, num_workers=1), lambda batch: batch)
+    assert [next(batches).step for _ in range(3)] == [0, 1, 2]
+    (thread,) = [one for one in threading.enumerate() if one.name == "batches"]
+    assert isinstance(batches, Generator)
+    batches.close()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 def test_a_set_of_the_other_view_is_refused(views: Views, images: Path, pairs: Path) -> None:

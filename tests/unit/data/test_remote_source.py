@@ -62,10 +62,10 @@ def test_the_shards_of_later_steps_are_fetched_ahead(remote: Views, cached: Data
     told: list[int] = []
     source.sets[0].prefetch = told.append  # type: ignore[method-assign]
     source.prefetch(4, range(8))
-    assert told == [source.stream.address(step, slot).shard for step in (4, 5, 6) for slot in range(8)]
+    assert told == [source.stream.address(step, index).shard for step in (4, 5, 6) for index in range(8)]
     told.clear()
     source.prefetch(5, range(8))
-    assert told == [source.stream.address(7, slot).shard for slot in range(8)]
+    assert told == [source.stream.address(7, index).shard for index in range(8)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -69,7 +69,7 @@ def test_a_text_that_is_empty_for_the_tokenizer_is_replaced(tmp_path: Path) -> N
             )
         save_manifest(tmp_path, View.IMAGE_TEXT, writer.close())
     source = open_images(tmp_path, TextTokenizer(make_tokenizer(), "cclm"), window=1024)
-    found = [source.sample(0, slot) for slot in range(4)]
+    found = [source.sample(0, index) for index in range(4)]
     bad = [sample for *_, broken in found for sample in broken]
     assert [(sample.key, sample.reason) for sample in bad] == [("k0", "text_empty")]
     assert all(len(sample.ids) == 3 for _, sample, _ in found)
@@ -83,7 +83,7 @@ def test_a_tar_that_cannot_be_opened_is_quarantined_and_the_others_are_read(
     tar.unlink()
     tar.symlink_to(tar)  # an endless link: refused even to root
     source = open_images(folder, tokenizer, window=8)
-    bad = [sample for slot in range(4) for sample in source.sample(0, slot)[2]]
+    bad = [sample for index in range(4) for sample in source.sample(0, index)[2]]
     assert bad
     assert {(sample.reason, sample.shard) for sample in bad} == {("tar_unreadable", "images-000001.tar")}
     assert all("symbolic links" in sample.message for sample in bad)

@@ -170,6 +170,7 @@ def test_all_errors_come_at_once() -> None:
         (_zero(stage=4), FACTS, "stage: expected 0, 1, 2 or 3, got 4"),
         (_zero(stage=0), FACTS, "bf16 at ZeRO stage 0"),
         ({"fp16": {"enabled": True}, **_zero()}, FACTS, "fp16.enabled"),
+        ({"bf16": {"check_grad_overflow": False}, **_zero()}, FACTS, "bf16.check_grad_overflow may not be set here"),
         ({"bfloat16": {}, **_zero()}, FACTS, "bfloat16 may not be set here. It is an old name: use bf16."),
         ({"activation_checkpointing": {}, **_zero()}, FACTS, "activation_checkpointing may not be set here"),
         ({"compile": {}, **_zero()}, FACTS, "compile may not be set here. It would do nothing"),

@@ -31,7 +31,7 @@ def test_the_reported_norm_is_before_clipping_and_the_update_after() -> None:
     engine = make_plain(replace(CASE, optimizer=still))
     gradients = _gradients(engine, 0)
     norm = math.sqrt(sum(float(value.square().sum()) for value in gradients.values()))
-    assert engine.update(0).grad_norm == pytest.approx(norm, rel=1e-5)
+    assert float(engine.update(0).grad_norm) == pytest.approx(norm, rel=1e-5)
     state = next(iter(engine.optimizer.state.values()))
     first = next(iter(engine.optimizer.param_groups[0]["params"]))
     name = next(name for name, value in engine.module.named_parameters() if value is first)
@@ -84,7 +84,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     before = full_parameters(engine)
     _gradients(engine, 0)
     next(engine.module.parameters()).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
-    assert engine.update(0).grad_norm == math.inf
+    assert float(engine.update(0).grad_norm) == math.inf
     assert all(torch.equal(value, before[name]) for name, value in full_parameters(engine).items())
     assert math.isfinite(float(engine.forward(joint_batch(1, 0, 1)).total.detach()))
 

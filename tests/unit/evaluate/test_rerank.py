@@ -34,17 +34,17 @@ def test_a_knowing_head_repairs_a_confused_dual_encoder_in_both_directions(
     # Images are turned by 1.2 steps of the circle: the right picture is the third-best or so for each text.
     model = naming_model(12, dual_error=1.2 * 2 * torch.pi / 12)
     for found in rerank(model, *encoded(model, pictures, words, list(range(12))), top_k=4):
-        assert recall(found.dual_rank_Q)["r1"] == 0.0
+        assert recall(found.found.rank_Q)["r1"] == 0.0
         assert recall(found.ranks(RerankRule()))["r1"] == 100.0
-        assert torch.equal(found.ranks(DUAL_ONLY), found.dual_rank_Q)
+        assert torch.equal(found.ranks(DUAL_ONLY), found.found.rank_Q)
 
 
 def test_what_is_not_among_the_candidates_keeps_its_place(naming_model: Any, pictures: Any, words: Any) -> None:
     model = naming_model(12, dual_error=2.2 * 2 * torch.pi / 12)
     for found in rerank(model, *encoded(model, pictures, words, list(range(12))), top_k=2):
-        assert not found.right_QK.any()
-        assert torch.equal(found.ranks(RerankRule()), found.dual_rank_Q)
-        assert int(found.dual_rank_Q.min()) >= 2
+        assert not found.found.right_QK.any()
+        assert torch.equal(found.ranks(RerankRule()), found.found.rank_Q)
+        assert int(found.found.rank_Q.min()) >= 2
 
 
 def test_each_pair_is_fused_once_although_both_directions_want_it(naming_model: Any, pictures: Any, words: Any) -> None:
@@ -56,7 +56,7 @@ def test_each_pair_is_fused_once_although_both_directions_want_it(naming_model: 
 def test_k_may_exceed_the_gallery(naming_model: Any, pictures: Any, words: Any) -> None:
     model = naming_model(3)
     forward, backward = rerank(model, *encoded(model, pictures, words, [0, 1, 2]), top_k=50)
-    assert forward.candidate_QK.shape == backward.candidate_QK.shape == (3, 3)
+    assert forward.found.candidate_QK.shape == backward.found.candidate_QK.shape == (3, 3)
 
 
 def test_two_pictures_of_one_name_tie_for_a_head_that_sees_only_names(
@@ -77,7 +77,7 @@ def test_selecting_queries_selects_everything_about_them(naming_model: Any, pict
     keep = torch.tensor([False, True] * 4)
     part = backward.select(keep)
     assert torch.equal(part.ranks(RerankRule()), backward.ranks(RerankRule())[keep])
-    assert part.candidate_QK.shape == (4, 3)
+    assert part.found.candidate_QK.shape == (4, 3)
 
 
 @pytest.mark.parametrize("rule", RULE_GRID)

@@ -9,10 +9,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cclm.model.checkpointing import blocks_of, checkpoint_activations
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.hf_vision import build_tower
+from cclm.model.layers import forget
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
@@ -73,14 +75,17 @@ def test_full_keeps_less_than_selective_and_that_less_than_everything(kind: str,
     if tower != "vision" and kind != "conv_vit":
         pytest.skip("the same text side")
     kept = {}
-    for mode in ("none", "selective", "full"):
+    modes = ("none", "selective", "full") if kind == "siglip" else ("none", "elementwise", "selective", "full")
+    for mode in modes:
         model = network(NETWORKS[kind], mode, tower)
         kept[mode] = kept_bytes(lambda model=model: run(model, tower))
     assert kept["full"] < 0.5 * kept["none"]
     assert kept["full"] < kept["selective"] < 0.8 * kept["none"]
+    assert kept["selective"] < kept.get("elementwise", kept["none"])
+    assert "elementwise" not in kept or kept["elementwise"] < 0.95 * kept["none"]
 
 
-@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("mode", ["elementwise", "selective", "full"])
 def test_a_dropped_activation_comes_back_bit_by_bit(mode: str) -> None:
     gradients = []
     for one in ("none", mode):
@@ -108,3 +113,10 @@ def test_an_encoder_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="activation_checkpointing"):
         checkpoint_activations(nn.Linear(2, 2), "full")
     checkpoint_activations(nn.Linear(2, 2), "none")
+    checkpoint_activations(nn.Linear(2, 2), "elementwise")
+
+
+def test_values_that_nobody_goes_back_to_stay() -> None:
+    value = torch.randn(4)
+    forget(value, functional.gelu, value, until=torch.randn(4))
+    assert value.untyped_storage().nbytes() == 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cclm.model.answer_decoder import AnswerDecoder, rank_answers
+from cclm.model.answer_decoder import AnswerDecoder, answer_log_probabilities, rank_answers
 from cclm.model.encoders import FusionEncoder
 from cclm.model.heads import MatchingHead
 from cclm.model.options import FusionOptions
@@ -94,6 +94,20 @@ def test_candidates_are_ranked_by_first_token_then_whole() -> None:
     assert torch.equal(order[:, 0], best)
     few, _ = rank_answers(decoder, question, question_mask, answers, mask, 2)
     assert few.shape == (3, 2)
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_answers_are_scored_block_by_block_as_by_whole_logits(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cclm.model.answer_decoder.TOKENS_AT_ONCE", block)
+    decoder = AnswerDecoder(TINY["swin"]).eval()
+    decoder.start_from(wavy_model(TINY["swin"]))
+    question, question_mask = torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool)
+    question_mask[1, 3:] = False
+    ids, of = torch.tensor([[0, 7, 8, 2], [0, 9, 2, 1], [0, 12, 13, 2], [0, 20, 2, 1]]), torch.tensor([1, 0, 1, 2])
+    found = answer_log_probabilities(decoder, ids, ids != 1, question, question_mask, of)
+    logits = decoder(ids, ids != 1, question[of], question_mask[of]).log_softmax(-1)
+    expected = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] * (ids[:, 1:] != 1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_matching_head_can_have_more_classes() -> None:

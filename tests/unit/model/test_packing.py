@@ -52,6 +52,38 @@ def test_blocks_hold_whole_sequences_and_can_be_undone(name: str) -> None:
             assert torch.equal(tokens[: LENGTHS[row]], ids_BL[row, : LENGTHS[row]])
 
 
+@pytest.mark.parametrize("multiple", [1, 4, 8, 32, 100])
+def test_packed_rows_are_filled_up_to_a_round_number(multiple: int) -> None:
+    ids_BL, mask_BL = tiny_texts()
+    layout = packed_layout(mask_BL, multiple=multiple)
+    rows, real = layout.take_ids(ids_BL), int(mask_BL.sum())
+    assert len(rows) == min(-(-real // multiple) * multiple, mask_BL.numel())
+    assert torch.equal(rows[:real], ids_BL[mask_BL]) and (rows[real:] == 1).all()
+    states_BLD = torch.randn(*mask_BL.shape, 3)
+    assert torch.equal(layout.to_rectangle(layout.to_rows(states_BLD)), states_BLD * mask_BL[..., None])
+    assert layout.starts is not None
+    lengths = layout.starts.diff()
+    assert lengths[: len(LENGTHS)].tolist() == list(LENGTHS) and int(lengths.sum()) == len(rows)
+    others = packed_layout(torch.ones_like(mask_BL), multiple=multiple).starts
+    assert others is not None and len(others) == len(layout.starts), "as many whatever the texts"
+    assert int(lengths.max()) <= layout.length
+
+
+@pytest.mark.parametrize("multiple", [8, 32])
+def test_filling_up_changes_no_output_and_no_gradient(multiple: int) -> None:
+    found = []
+    for number in (1, multiple):
+        model = tiny_model(token_layout="packed").double()
+        model.text_encoder.token_multiple = model.fusion_encoder.token_multiple = number
+        ids_BL, mask_BL = tiny_texts()
+        text_BLD = model.encode_texts(ids_BL, mask_BL)
+        fused_BLD = model.fuse(text_BLD, mask_BL, model.encode_images(tiny_images().double()))
+        (fused_BLD.square().sum() + text_BLD.sum()).backward()
+        found.append({"texts": text_BLD, "fused": fused_BLD} | {n: p.grad for n, p in model.named_parameters()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-12)
+
+
 def test_grouped_blocks_have_no_padding() -> None:
     _, mask_BL = tiny_texts()
     layout = grouped_layout(mask_BL)

@@ -104,7 +104,7 @@ def test_ranks_with_a_gather_equal_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where ranks hold different numbers of rows. The temperature's gradient is that of all ranks together."""
-    monkeypatch.setattr("cclm.ops.contrastive.ROWS_PER_BLOCK", 2)
+    monkeypatch.setattr("cclm.ops.contrastive_blocks.ROWS_PER_BLOCK", 2)
     first, second = features(sum(sizes_first), 0), features(sum(sizes_second), 1)
     identities = torch.arange(len(first)) % 3, torch.arange(len(second)) % 3
     temperature = torch.tensor([TEMPERATURE], dtype=torch.float64, requires_grad=True)

@@ -49,12 +49,15 @@ def chosen(config: KernelConfig, device: torch.device) -> dict[str, str]:
 
 
 def test_auto_on_a_cpu_and_on_a_gpu_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = {"attention": "sdpa", "layer_norm": "torch", "cross_entropy": "blocks", "contrastive": "blocks"}
-    assert chosen(KernelConfig(), CPU) == plain | {"float32_products": "exact"}
+    plain = {"layer_norm": "torch", "cross_entropy": "blocks", "contrastive": "blocks", "word_table": "shared"}
+    plain["compile"] = "none"
+    on_cpu = {"attention": "recomputed", "dropout": "bytes", "float32_products": "exact"}
+    on_gpu = {"attention": "sdpa", "dropout": "torch", "float32_products": "tf32"}
+    assert chosen(KernelConfig(), CPU) == plain | on_cpu
+    assert chosen(KernelConfig(compile="blocks"), CPU)["attention"] == "sdpa"
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
-    assert chosen(KernelConfig(), GPU) == plain | {"float32_products": "tf32"}
-    found = choose_model_kernels(KernelConfig(), GPU)
-    assert found.kernels == PLAIN
+    assert chosen(KernelConfig(), GPU) == plain | on_gpu
+    assert choose_model_kernels(KernelConfig(word_table="torch"), GPU).kernels == PLAIN
     assert choose_optimizer("auto", GPU, stage=3).chosen == "torch"
     monkeypatch.setattr(choice, "find_spec", lambda name: object())
     assert chosen(KernelConfig(), GPU)["contrastive"] == "triton"
@@ -151,9 +154,17 @@ def contrast(found: ModelKernels) -> Tensor:
 
 def test_each_is_forced_by_its_name() -> None:
     slow = choose_model_kernels(
-        KernelConfig(attention="math", cross_entropy="reference", contrastive="blocks", layer_norm="torch"), CPU
+        KernelConfig(
+            attention="math",
+            cross_entropy="reference",
+            contrastive="blocks",
+            layer_norm="torch",
+            dropout="torch",
+            word_table="torch",
+        ),
+        CPU,
     )
-    assert all(one.why == "asked for" for one in slow.choices[:4])
+    assert all(one.why == "asked for" for one in slow.choices if one.op != "float32_products")
     assert slow.cross_entropy == linear_cross_entropy_reference
     query, key, value = torch.randn(3, 2, 2, 5, 4)
     mask = torch.rand(2, 1, 1, 5) > 0.3
@@ -165,15 +176,29 @@ def test_each_is_forced_by_its_name() -> None:
 
 
 def test_blocks_are_taken_where_kernels_could_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cclm.ops import contrastive
+    from cclm.ops import contrastive_operator
 
     asked = list[str]()
-    monkeypatch.setattr(contrastive, "_kernels_for", lambda features: asked.append("kernels"))
+    monkeypatch.setattr(contrastive_operator, "kernels_for", lambda features: asked.append("kernels"))
     contrast(choose_model_kernels(KernelConfig(contrastive="blocks"), CPU))
     assert not asked
     monkeypatch.setattr(choice, "find_spec", lambda name: object())
     contrast(choose_model_kernels(KernelConfig(), GPU))
     assert asked
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_compiling_needs_a_compiler(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = KernelConfig(compile="blocks")
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
+    monkeypatch.setattr(choice.shutil, "which", lambda name: name)
+    assert choose_model_kernels(config, device).compiler == "inductor"
+    assert choose_model_kernels(KernelConfig(), device).compiler == ""
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        choose_model_kernels(config, device)
+    assert caught.value.where == "kernels.compile"
 
 
 @pytest.mark.parametrize(("is_on", "precision"), [(True, "high"), (False, "highest")])

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from cclm.recipe.read import read_recipe
+from cclm.report import stages
+from cclm.report.stages import Stage, read_rows, run_command, run_stage
 from cclm.run.checkpoints import identify
 from pretrain import demo
-from pretrain.demo import Stage, is_exported, is_measured, plan, read_rows, run_command, run_stage
+from pretrain.demo import is_exported, is_measured, plan
 from tests.tiny_checkpoint import write_checkpoint
 
 
@@ -35,7 +37,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(command)
         return 0
 
-    monkeypatch.setattr(demo, "run_command", call)
+    monkeypatch.setattr(stages, "run_command", call)
     return found
 
 
@@ -50,19 +52,19 @@ def write_results(run: Path, identity: str, shards: str = "data/demo/image-test"
 
 def test_every_training_command_is_a_valid_configuration() -> None:
     for ablation in (False, True):
-        stages = {stage.name: stage for stage in plan(Path("runs/x"), ablation=ablation, seed=7)}
-        command = shlex.split(stages["train"].commands[0])
+        planned = {stage.name: stage for stage in plan(Path("runs/x"), ablation=ablation, seed=7)}
+        command = shlex.split(planned["train"].commands[0])
         config = read_recipe(command[command.index("pretrain") + 1 :])
         assert (config.seed, config.run_folder) == (7, "runs/x")
         assert list(config.views) == ["image_text", "text_pair"][: 1 if ablation else 2]
         assert config.optimizer.total_steps > 1000
-    assert list(stages) == ["fetch", "shards", "tokenizer", "train", "measure", "export", "report"]
+    assert list(planned) == ["fetch", "shards", "tokenizer", "train", "measure", "export", "report"]
 
 
 def test_building_and_training_are_always_called() -> None:
-    stages = {stage.name: stage for stage in plan(Path("runs/x"), ablation=False, seed=7)}
-    assert {name for name, one in stages.items() if one.is_always_called} == {"fetch", "shards", "train"}
-    assert "--rerank-groups english parallel_non_latin" in stages["measure"].command
+    planned = {stage.name: stage for stage in plan(Path("runs/x"), ablation=False, seed=7)}
+    assert {name for name, one in planned.items() if one.is_always_called} == {"fetch", "shards", "train"}
+    assert "--rerank-groups english parallel_non_latin" in planned["measure"].command
 
 
 # --- what is fresh ---
@@ -165,7 +167,7 @@ def test_a_refused_command_does_not_touch_the_row_of_what_is_done(
 ) -> None:
     row = {"name": "train", "command": "python -m old", "seconds": 611.0, "finished": True}
     (tmp_path / "stages.json").write_text(json.dumps([row]))
-    monkeypatch.setattr(demo, "run_command", lambda command, on_wait: 2)
+    monkeypatch.setattr(stages, "run_command", lambda command, on_wait: 2)
     assert run_stage(stage_of(tmp_path, is_done=lambda: True, is_always_called=True), tmp_path) == 2
     assert read_rows(tmp_path) == {"train": row}
 
@@ -174,7 +176,7 @@ def test_a_failing_stage_ends_the_demo_with_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "plan", lambda run, **_: [stage_of(run), stage_of(run, name="never")])
-    monkeypatch.setattr(demo, "run_command", lambda command, on_wait: 7)
+    monkeypatch.setattr(stages, "run_command", lambda command, on_wait: 7)
     assert demo.main(["--run", str(tmp_path / "run")]) == 7
     assert "stage train ended with code 7" in capsys.readouterr().err
     assert set(read_rows(tmp_path / "run")) == {"train"}

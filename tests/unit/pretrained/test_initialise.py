@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cclm.checkpoint.collective import save_checkpoint
+from cclm.engine.options import OptimizerConfig
+from cclm.engine.plain import PlainEngine
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions, VisionOptions
 from cclm.pretrained.bias_tables import resize_positions
+from cclm.pretrained.families import finetuned
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import place_source
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
@@ -181,3 +185,48 @@ def test_an_export_of_another_width_is_refused(tmp_path: Path) -> None:
     wavy_model(replace(TINY_BEIT, vision=VisionOptions())).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="shape"):
         source_weights([tmp_path], replace(TINY_BEIT, width=32, vision=VisionOptions()))
+
+
+@pytest.mark.parametrize("place", ["export", "run"])
+def test_fine_tuning_copies_layers_and_leaves_heads(place: str, tmp_path: Path) -> None:
+    """Two images: each fusion layer twice. Answers: a decoder like the fusion layers, embeddings and masked-LM head."""
+    options = replace(TINY_SWIN, vision=VisionOptions(), fusion=replace(TINY_SWIN.fusion, num_layers=2))
+    before = wavy_model(options)
+    if place == "export":
+        before.save_pretrained(tmp_path)
+    else:
+        write_run(tmp_path, before)
+    state = before.state_dict()
+
+    one_pass = {"fusion": replace(options.fusion, num_memories=2), "class_images": 1}
+    pairs_options = replace(finetuned(options, "nlvr", 32), **one_pass)
+    pairs = CCLMModel(CCLMConfig(**asdict(pairs_options)))
+    fresh = start_model(pairs, source_weights([tmp_path], pairs_options)[0])
+    assert fresh and all(name.startswith("class_head.") for name in fresh)
+    layer = "fusion_encoder.stack.layers.{}.feedforward.widen.weight"
+    for number in range(4):
+        assert torch.equal(pairs.get_parameter(layer.format(number)), state[layer.format(number // 2)])
+
+    answers_options = replace(finetuned(options, "vqa", 32), tie_decoder=True)
+    answers = CCLMModel(CCLMConfig(**asdict(answers_options)))
+    assert start_model(answers, source_weights([tmp_path], answers_options)[0]) == []
+    attention = "stack.layers.1.cross_attention.query.weight"
+    for ours, theirs in {
+        f"answer_decoder.{attention}": f"fusion_encoder.{attention}",
+        "answer_decoder.embeddings.words.weight": "text_encoder.embeddings.words.weight",
+        "answer_decoder.masked_lm_transform.linear.weight": "masked_lm_transform.linear.weight",
+        "answer_decoder.masked_lm_decoder.bias": "masked_lm_decoder.bias",
+    }.items():
+        assert torch.equal(answers.get_parameter(ours), state[theirs]), ours
+    answers.save_pretrained(tmp_path / "answers")
+    again = CCLMModel(CCLMConfig(**asdict(answers_options)))
+    assert start_model(again, source_weights([tmp_path / "answers"], answers_options)[0]) == []
+    assert all(torch.equal(value, answers.get_parameter(name)) for name, value in again.named_parameters())
+
+
+def write_run(folder: Path, model: CCLMModel) -> None:
+    """A run that has saved this model."""
+    training = nn.Module()
+    training.model = model
+    engine = PlainEngine(training, OptimizerConfig(total_steps=1))
+    save_checkpoint(engine, folder, 1, {}, keep=1)

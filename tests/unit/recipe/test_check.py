@@ -12,6 +12,7 @@ import pytest
 
 from cclm.errors import ConfigError, Problem
 from cclm.recipe.check import CheckedRecipe, check_recipe
+from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 
@@ -152,3 +153,33 @@ def test_a_recipe_is_read_in_a_moment_and_checked_in_a_second_without_torch(tmp_
     assert done.returncode == 0, done.stderr
     read, checked = map(float, done.stdout.split())
     assert read < 0.6 and checked < 2.0, "CPU seconds with the interpreter's start; 0.25 and 0.6 on a quiet machine"
+
+
+def test_sets_that_retrieval_is_measured_on_are_looked_for(tmp_path: Path) -> None:
+    settings = alone(stand_in("xvnli", tmp_path / "data"), tmp_path)
+    write_tokenizer(tmp_path)
+    (tmp_path / "sets" / "there").mkdir(parents=True)
+    settings["finetune"] |= {
+        "data": str(tmp_path / "sets"),
+        "dev_sets": {"flickr30k": "there", "far": "s3://bucket/set"},
+        "test_sets": {"wit": "nowhere"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        check_recipe(["--recipe", str(write_recipe(tmp_path / "recipe.yaml", settings))])
+    (problem,) = caught.value.problems
+    assert problem.key == "finetune.test_sets.wit"
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_missing_peft_is_said_before_a_job_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    """As a note: the container that the ranks run in may have it."""
+    monkeypatch.setattr("cclm.recipe.check.find_spec", lambda name: name if is_installed else None)
+    write_tokenizer(tmp_path)
+    settings = alone(stand_in("xvnli", tmp_path / "data"), tmp_path)
+    assert check(tmp_path, settings).notes == ()
+    settings["finetune"]["lora"] = {"rank": 2}
+    assert ["cclm[lora]" in note for note in check(tmp_path, settings).notes] == [True] * (not is_installed)
+    settings["finetune"]["epochs"] = 0
+    assert check(tmp_path, settings).notes == ()

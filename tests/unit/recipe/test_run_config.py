@@ -74,3 +74,33 @@ def test_patches_are_not_dropped_under_views_about_places(tmp_path: Path) -> Non
     assert error.startswith("model.vision.keep_patches: ") and "(regions)" in error
     views = {name: view for name, view in config.views.items() if name != "regions"}
     assert list(replace(config, model=model, views=views).validation_errors()) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "bias", "more", "begins"),
+    [
+        ("softmax", None, {}, None),
+        ("sigmoid", -10.0, {}, None),
+        ("softmax", None, {"contrastive_hardness": 0.5, "label_smoothing": 0.1}, None),
+        ("sigmoid", None, {}, "model.similarity_bias: "),
+        ("softmax", -10.0, {}, "model.similarity_bias: "),
+        ("sigmoid", -10.0, {"contrastive_hardness": 0.5}, "objectives.contrastive: "),
+        ("sigmoid", -10.0, {"label_smoothing": 0.1}, "objectives.contrastive: "),
+    ],
+)
+def test_the_sigmoid_form_has_a_bias_and_nothing_else(
+    tmp_path: Path, form: Any, bias: float | None, more: dict[str, float], begins: str | None
+) -> None:
+    config = run_config()
+    objectives = replace(config.objectives, contrastive=form, **more)  # type: ignore[arg-type]
+    config = replace(config, objectives=objectives, model=replace(config.model, similarity_bias=bias))
+    errors = [*config.validation_errors(), *(f"objectives.{error}" for error in objectives.validation_errors())]
+    assert [error for error in errors if begins is None or not error.startswith(begins)] == []
+    assert bool(errors) == (begins is not None)
+
+
+def test_blocks_are_not_compiled_for_texts_grouped_by_length(tmp_path: Path) -> None:
+    config = as_config(recipe(tmp_path, tmp_path, kernels={"compile": "blocks"}))
+    assert not list(config.validation_errors())
+    (error,) = replace(config, model=replace(config.model, token_layout="grouped")).validation_errors()
+    assert error.startswith("model.token_layout: ")

@@ -18,6 +18,8 @@ from cclm.run.checkpoints import (
     list_files,
     newest_complete,
     partial_folder,
+    pin,
+    pinned,
     prune,
     publish,
     read_marker,
@@ -28,6 +30,7 @@ from cclm.run.checkpoints import (
     verify,
     write_marker,
 )
+from tests import tiny_checkpoint
 
 
 def _write(run: Path, step: int) -> Path:
@@ -144,6 +147,17 @@ def test_prune_keeps_the_newest_and_ignores_incomplete_ones(tmp_path: Path) -> N
     assert complete_checkpoints(tmp_path) == paths[1:3]
     assert paths[3].exists()
     assert not [path for path in paths[0].parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_pinned_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
+    paths = [tiny_checkpoint.write_checkpoint(tmp_path, step, "x") for step in (1, 2, 3, 4)]
+    assert pinned(tmp_path) is None
+    pin(tmp_path, 2)
+    assert pinned(tmp_path) == paths[1]
+    assert prune(tmp_path, 1) == [paths[0], paths[2]]
+    pin(tmp_path, 5)
+    assert pinned(tmp_path) is None, "it is not written yet"
+    assert prune(tmp_path, 1) == [paths[1]]
 
 
 def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_a_run_that_trains(tmp_path: Path) -> None:
     assert found.silent_s == 5.0
 
 
+def test_a_run_that_trains_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("optimizer: {total_steps: 1}\nfinetune: {epochs: 0}\n")
+    assert read_progress(tmp_path).total_steps == 0
+
+
 def test_a_run_that_is_done(tmp_path: Path) -> None:
     write_log(tmp_path, [(9, 100.0, 3.0), (19, 120.0, 2.5)])
     (tmp_path / "done.json").write_text(json.dumps({"step": 20, "seconds": 40, "time": 121.0}))

@@ -212,9 +212,12 @@ def test_a_killed_process_leaves_no_lock_and_no_half_file(server: FolderServer, 
     server.faults = {"images-000001.tar": ["slow"]}
     reader = start_reader(f"{server.url}/images", cache.folder)
     assert server.is_waiting.wait(30)
-    assert any(name.endswith(".tar.growing") for name in names(cache))
+    deadline = time.monotonic() + 30  # the server waits; what it sent has yet to be read and written
+    while not (growing := [name for name in names(cache) if name.endswith(".tar.growing")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     FileCache(cache)  # does not sweep away what is growing
-    assert any(name.endswith(".tar.growing") for name in names(cache))
+    assert growing[0] in names(cache)
     reader.send_signal(signal.SIGKILL)
     reader.wait(10)
     FileCache(cache)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cclm.config import RunConfig, validate_ranks
+from cclm.config import HealthConfig, RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
 from cclm.errors import Cause, CclmError, CheckpointError, ConfigError, DataError
@@ -20,8 +20,8 @@ from cclm.run.checkpoints import complete_checkpoints
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker
 from cclm.shardfile.verify import find_faults
+from cclm.train.build import open_run
 from cclm.train.loop import train
-from pretrain.build import open_run
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config
 
@@ -117,10 +117,10 @@ def test_after_a_broken_neighbourhood_copy_the_damaged_shards(config: RunConfig,
 def test_after_divergence_remove_the_newest_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     update = PlainEngine.update
 
-    def diverge(engine: PlainEngine[Batch], step: int) -> Any:
-        found = update(engine, step)
-        return replace(found, grad_norm=float("inf")) if step >= 6 else found
+    def diverge(engine: PlainEngine[Batch], step: int, max_norm: float) -> Any:
+        return update(engine, step, -1.0 if step >= 6 else max_norm)
 
+    config = replace(config, health=HealthConfig(max_rollbacks=0))
     with monkeypatch.context() as patch, pytest.raises(CclmError) as caught:
         patch.setattr(PlainEngine, "update", diverge)
         run(config)

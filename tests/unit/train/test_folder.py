@@ -17,6 +17,7 @@ from cclm.errors import CheckpointError, ConfigError
 from cclm.files.hints import known_keys
 from cclm.files.lines import StepLines
 from cclm.recipe.read import kinds_of, read_run_config
+from cclm.train import retrieval_sets
 from cclm.train.folder import (
     CHANGES_FILE,
     MAY_CHANGE,
@@ -28,6 +29,8 @@ from cclm.train.folder import (
 )
 from cclm.views.table import VIEWS
 from tests.tiny_checkpoint import write_checkpoint
+from tests.tiny_finetune import stand_in
+from tests.tiny_retrieval import settings_of
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config
 from tests.unit.data.data_sets import write_pairs
@@ -180,9 +183,22 @@ def test_half_a_file_is_named(config: RunConfig, tmp_path: Path, name: str) -> N
     assert caught.value.where == str(tmp_path / "run" / name) and "Put the file back" in caught.value.do
 
 
-def test_a_changed_deepspeed_json_is_another_run(config: RunConfig, tmp_path: Path) -> None:
-    start(tmp_path / "run", config, {"stage": 3})
-    assert refusal(tmp_path / "run", config, input_hashes(config, {"stage": 2})) == ["deepspeed"]
+def test_engine_precision_and_deepspeed_json_may_change_and_are_noted(config: RunConfig, tmp_path: Path) -> None:
+    folder, old = tmp_path / "run", {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5}, "train_batch_size": 8}
+    start(folder, config, old)
+    new = {"zero_optimization": {"stage": 1, "overlap_comm": True}, "train_batch_size": 4}
+    other = replace(config, precision="bf16")
+    check_same_run(folder, other, input_hashes(other, new))
+    write_identity(folder, other, input_hashes(other, new), new)
+    (note,) = StepLines(folder / CHANGES_FILE).read()
+    assert note["changed"] == {
+        "precision": ["fp32", "bf16"],
+        "deepspeed.zero_optimization.stage": [3, 1],
+        "deepspeed.zero_optimization.reduce_bucket_size": [5, None],
+        "deepspeed.zero_optimization.overlap_comm": [None, True],
+    }
+    plain = replace(other, engine="plain")
+    check_same_run(folder, plain, input_hashes(plain, None))
 
 
 def test_changed_shards_are_another_run(config: RunConfig, tmp_path: Path) -> None:
@@ -220,6 +236,33 @@ def test_where_views_and_sources_stand_makes_no_other_run(config: RunConfig, tmp
     third = replace(first, views={**views, "image_text": replace(config.views["image_text"], sources=renamed)})
     found = refusal(tmp_path / "run", third, inputs)
     assert {"views.image_text.sources.images.path", "views.image_text.sources.pictures.path"} <= set(found)
+
+
+def test_shard_sets_that_are_measured_may_not_change(tmp_path: Path) -> None:
+    config = as_config(settings_of(tmp_path, dev_sets={"same": str(tmp_path / "test")}))
+    config = replace(config, optimizer=replace(config.optimizer, total_steps=5))
+    folder, inputs = tmp_path / "run", start(tmp_path / "run", config)
+    assert {"finetune.dev_sets.same", "finetune.test_sets.uneven"} < set(inputs)
+    older = {key: value for key, value in inputs.items() if not key.startswith("finetune")}
+    check_same_run(folder, config, older)
+    changed = {**inputs, "finetune.test_sets.uneven": "another"}
+    assert refusal(folder, config, changed) == ["finetune.test_sets.uneven"]
+
+
+def test_annotation_files_that_are_measured_are_inputs_and_nothing_beside_them(tmp_path: Path) -> None:
+    hashes = []
+    for number, (name, text) in enumerate({"notes.txt": "mine", "xFlickrCO/annotations/de/test.jsonl": ""}.items()):
+        data = stand_in("xflickrco", tmp_path / str(number))
+        config = as_config(
+            settings_of(tmp_path, data=str(data), dev_sets={"xflickrco": "."}, test_sets={"xflickrco": "."})
+        )
+        before = input_hashes(config, None)
+        assert {"finetune.dev_sets.xflickrco", "finetune.test_sets.xflickrco"} < set(before)
+        (data / name).write_text(text or '{"img_path": "red_box.png", "sentences": ["rot"]}', encoding="utf-8")
+        retrieval_sets._asked.cache_clear()
+        after = input_hashes(config, None)
+        hashes.append({key for key in before if before[key] != after[key]})
+    assert hashes == [set(), {"finetune.test_sets.xflickrco"}]
 
 
 def test_missing_tokenizer(config: RunConfig, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -83,3 +84,13 @@ def test_a_group_that_shows_one_thing_has_no_negatives() -> None:
     noise = torch.zeros(4, GROUP)
     found = draw(torch.ones(12, 2), torch.ones(12, 2), (noise, noise))
     assert found.is_valid_F.tolist() == [True, True, False, False] and found.num_valid.item() == 2
+
+
+def test_a_large_group_is_drawn_from_by_one_number_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that are all alike: the lowest number draws the first of another identity, the highest the last."""
+    monkeypatch.setattr("cclm.train.sharing.LARGEST_GROUP_WITH_NOISE", GROUP - 1)
+    same = torch.ones(12, 2)
+    lowest, highest = torch.zeros(4, 1), torch.full((4, 1), 1.0 - 2**-20)
+    found = draw(same, same, (lowest, highest), identity=torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 5, 5, 5, 5]))
+    assert found.query_F.tolist() == [2, 2, 7, 6] and found.memory_F.tolist() == [5, 5, 7, 11]
+    assert found.is_valid_F.all() and found.num_valid.item() == 4

@@ -13,10 +13,12 @@ from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
-from cclm.train.updates import merge_metrics, samples_read, updates_of, with_features_of_all
+from cclm.train.updates import guarded, merge_metrics, samples_read, updates_of, with_features_of_all
+from cclm.train.window import WindowMeans
 from tests.engine_values import full_gradients
 from tests.tiny_run import recipe, with_regions, write_corpus
 from tests.tiny_training import as_config, dataset_of, module_of
+from tests.waits import waits_on_cpu
 
 ORDER = ("text_pair", "regions", "image_text")
 
@@ -114,3 +116,30 @@ def test_unused_parameters_are_moved_by_their_momentum_as_published(config: RunC
     size = 1e-2 * (1 - 0.98**count) ** 0.5 / (1 - 0.9**count)
     value = (value - size * mean / (square.sqrt() + 1e-8)) * (1 - 1e-2 * 0.01)
     torch.testing.assert_close(parameter.detach(), value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_loss_in_range_is_guarded_bit_by_bit(dtype: torch.dtype) -> None:
+    plain, guarded_one = (torch.tensor([2.3, -0.7, 5.1], dtype=dtype, requires_grad=True) for _ in range(2))
+    total = (plain**3).sum()
+    total.backward()
+    same = guarded((guarded_one**3).sum(), 1e3)
+    same.backward()
+    assert same.dtype == dtype and torch.equal(same, total)
+    assert plain.grad is not None and guarded_one.grad is not None and torch.equal(plain.grad, guarded_one.grad)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e5, 3e7])
+def test_a_loss_out_of_range_has_no_finite_gradient(value: float) -> None:
+    x = torch.ones(3, requires_grad=True)
+    guarded(x.sum() / 3 * value, 1e5).backward()
+    assert x.grad is not None and not x.grad.isfinite().any()
+
+
+def test_nobody_waits_for_a_loss_or_a_mean() -> None:
+    x, window = torch.ones(3, requires_grad=True), WindowMeans()
+    with waits_on_cpu() as waits:
+        guarded(x.sum(), 1e5).backward()
+        window.add({"loss": x.detach().sum(), "itc": x.detach().mean()}, is_good=True)
+        window.add({"loss": x.detach().sum(), "itc": x.detach().mean()}, is_good=True)
+    assert not waits.found

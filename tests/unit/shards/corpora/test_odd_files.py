@@ -15,8 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from cclm.errors import ConfigError, DataError
+from cclm.rows.lines import numbered_lines, sound_lines
 from shards.corpora.image_tables import load_cell
-from shards.corpora.lines import numbered_lines, sound_lines
 from shards.corpora.table import corpus_of
 from tests.unit.shards.corpora.every_corpus import TMX
 from tests.unit.shards.corpora.tiny_files import (
@@ -38,7 +38,7 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.corpora.lines.LINE_BYTES", 8)
+    monkeypatch.setattr("cclm.rows.lines.LINE_BYTES", 8)
     (tmp_path / "t").write_bytes(b"short\n" + b"x" * 100 + b"\nlast\n")
     lines = [line.reason if isinstance(line, DataError) else line for _, line in numbered_lines(tmp_path / "t")]
     assert lines == ["short", "line_broken", "last"]

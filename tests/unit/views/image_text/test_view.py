@@ -75,8 +75,8 @@ def test_remembered_images_change_no_sample(views: Views, tokenizer: TextTokeniz
         return ImageTextSource("image_text", view, tokenizer, 1)
 
     remembering, plain = source(cache_bytes), source(0)
-    walked = [remembering.sample(step, slot)[1] for step in range(12) for slot in (0, 9)]
-    straight = [plain.sample(step, slot)[1] for step in (10, 11) for slot in (0, 9)]
+    walked = [remembering.sample(step, index)[1] for step in range(12) for index in (0, 9)]
+    straight = [plain.sample(step, index)[1] for step in (10, 11) for index in (0, 9)]
     for first, second in zip(walked[-4:], straight, strict=True):
         assert first.ledger == second.ledger and (first.pixels_CHW == second.pixels_CHW).all()
 

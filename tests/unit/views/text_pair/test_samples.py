@@ -72,7 +72,7 @@ def test_the_masked_text_is_the_one_in_the_images_role(tokenizer: TextTokenizer)
 
 
 def test_noise_is_gumbel(tokenizer: TextTokenizer) -> None:
-    view = replace(TEXT_PAIR, negative_group=4000)
+    view = replace(TEXT_PAIR, negative_group=1024)
     fusion = text_pair_sample(group(3), view, tokenizer, np.random.default_rng(0), True).fusion
     assert fusion is not None
     noise = np.concatenate([fusion.noise_first_G, fusion.noise_second_G])

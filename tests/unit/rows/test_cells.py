@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cclm.errors import DataError
-from shards.corpora import cells
+from cclm.rows import cells
 
 NOT_TEXTS = [
     None,

@@ -13,8 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.files import named_files, plain_stem, plain_suffix
-from shards.corpora.rows import read_rows
+from cclm.rows.lines import plain_stem, plain_suffix
+from cclm.rows.tables import read_rows
+from shards.corpora.files import named_files
 
 
 def rows_of(path: Path, **options: Any) -> Any:

@@ -1,0 +1,41 @@
+"""Faults for tests of training: NaN at chosen steps, in the loss or in a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from cclm.data.batch import Batch
+from cclm.engine.protocol import Engine, Losses
+
+Forward = Callable[[Any, Batch], Losses]
+
+
+class NotFinite(torch.autograd.Function):
+    """The identity, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient * torch.nan
+
+
+def bad_at(forward: Forward, is_bad: Callable[[int], bool], kind: str = "loss", ranks: Collection[int] = (0,)) -> Any:
+    """Return an engine's `forward` with a fault: kind "loss" (NaN), "large" (a loss of 1e9) or "gradient" (NaN)."""
+
+    def faulty(engine: Engine[Batch], batch: Batch) -> Losses:
+        losses = forward(engine, batch)
+        if engine.rank not in ranks or not is_bad(batch.step):
+            return losses
+        if kind == "gradient":
+            return losses._replace(total=NotFinite.apply(losses.total))
+        factor = torch.nan if kind == "loss" else 1e9
+        metrics = {name: value * factor if name == "loss" else value for name, value in losses.metrics.items()}
+        return losses._replace(total=losses.total * factor, metrics=metrics)
+
+    return faulty

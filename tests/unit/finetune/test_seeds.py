@@ -1,0 +1,106 @@
+"""`--seeds N`: the same run with N seeds, one after another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cclm.errors import ConfigError
+from finetune import seeds
+from finetune.__main__ import PROGRAM, main
+from finetune.seeds import commands_of_seeds, run_seeds, take_numbers
+
+
+def commands(*words: str, number: int = 2, ranks: int = 1) -> list[list[str]]:
+    return [command for _, command in commands_of_seeds(words, PROGRAM.recipes, seeds=number, ranks=ranks)]
+
+
+def test_the_numbers_are_taken_out_of_the_command_line() -> None:
+    assert take_numbers(["--recipe", "x", "--seeds", "3", "--seed=7", "--ranks=2"]) == (
+        {"seeds": 3, "ranks": 2}, ["--recipe", "x", "--seed=7"],
+    )  # fmt: skip
+    assert take_numbers(["--seed", "3"]) == ({}, ["--seed", "3"])
+    for words in (["--seeds", "0"], ["--seeds", "three"], ["--seeds"], ["--ranks", "2"]):
+        with pytest.raises(ConfigError):
+            take_numbers(words)
+
+
+def test_each_seed_has_a_folder_of_its_own() -> None:
+    first, second = commands("--recipe", "xvnli", "--start.sources", '["runs/en/seed_{seed}"]', "--seed", "7")
+    assert first == [
+        "finetune", "--recipe", "xvnli", "--start.sources", '["runs/en/seed_7"]', "--seed", "7", "--run_folder",
+        "runs/xvnli/seed_7",
+    ]  # fmt: skip
+    assert second[4] == '["runs/en/seed_8"]' and second[-1] == "runs/xvnli/seed_8"
+
+
+def test_the_command_line_wins_over_the_recipes(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("run_folder: runs/own\nseed: 5\n")
+    (command,) = commands('--run_folder="runs/mine"', "--recipe", str(recipe), number=1)
+    assert command[-4:] == ["--seed", "5", "--run_folder", "runs/mine/seed_5"]
+    assert commands("--recipe", str(recipe), number=1)[0][-1] == "runs/own/seed_5"
+    recipe.write_text("seed: 5\n")
+    with pytest.raises(ConfigError):
+        commands("--recipe", str(recipe))
+
+
+def test_an_option_without_a_value_takes_no_other_one() -> None:
+    (command,) = commands("--recipe", "xvnli", "--print_config", "--run_folder", "runs/mine", number=1)
+    assert command[1:] == [
+        "--recipe", "xvnli", "--print_config", "--seed", "42", "--run_folder", "runs/mine/seed_42",
+    ]  # fmt: skip
+    (command,) = commands("--recipe", "xvnli", "--seed", "--run_folder=runs/mine", number=1)
+    assert command[1:4] == ["--recipe", "xvnli", "--seed"], "the program says that a value is missing"
+
+
+def test_ranks_are_started_by_the_launcher() -> None:
+    (command,) = commands("--recipe", "xvnli", number=1, ranks=2)
+    folder = "runs/xvnli/seed_42"
+    assert command[:7] == ["launch", "run", "--ranks", "2", "--run-folder", folder, "--"]
+    assert command[7:10] == [sys.executable, "-m", "finetune"] and command[-1] == folder
+
+
+def test_the_first_one_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    codes, seen = iter([0, 75, 0]), list[str]()
+
+    def run(command: list[str]) -> int:
+        seen.append(command[-1])
+        return next(codes)
+
+    monkeypatch.setattr(seeds, "_run", run)
+    assert main(["--recipe", "xvnli", "--seeds", "3"]) == 75
+    assert seen == ["runs/xvnli/seed_42", "runs/xvnli/seed_43"]
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_one_of_several_ranks_does_not_start_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ConfigError) as caught:
+        run_seeds(["--recipe", "xvnli"], PROGRAM.recipes, seeds=2)
+    assert caught.value.where == "--seeds"
+
+
+def test_a_signal_reaches_the_run(tmp_path: Path) -> None:
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(30)\n"
+    )
+    code = f"import sys; from finetune.seeds import _run; sys.exit(_run([sys.executable, '-c', {child!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    limit = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cclm.engine.ds_config import EngineFacts, resolve_ds_config
+from cclm.forecast.machines import GPUS, Ranks, Sharding
+from cclm.forecast.memory import Memory, checkpoint_bytes, memory_of
+from cclm.forecast.network_costs import build_on_meta, count_parameters, fetch_units, parameters_by_part
+from cclm.forecast.recipe_costs import Counter, read_published
+from cclm.forecast.step_model import Case, Step, exchange_bytes, kept_share, step_of
+from cclm.model.configuration_cclm import CCLMConfig
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.model.options import ModelOptions, TextOptions, VisionOptions
+from tests.tiny_config import run_config
+
+REPOSITORY = Path(__file__).parents[3]
+A100 = GPUS[0]
+SWIN = VisionOptions(
+    architecture="swin", image_size=32, patch_size=4, window=2, stage_layers=(1, 2), stage_heads=(1, 2), num_heads=2
+)
+BEIT = VisionOptions(architecture="beit", image_size=32, patch_size=16, num_layers=2, num_heads=2)
+SHARDING = Sharding.read(REPOSITORY / "ds_configs/zero3_bf16.json", "bf16")
+
+
+def options(vision: VisionOptions) -> ModelOptions:
+    return ModelOptions(width=32, vision=vision, text=TextOptions(vocab_size=50), tie_decoder=vision is not BEIT)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """The usual small network: batches of 128 in groups of 64, images of 16 tokens, texts of 40 and 64 at most."""
+    config = run_config()
+    return Case.of("tiny", config, Counter(config), "bf16", SHARDING)
+
+
+@pytest.mark.parametrize("vision", [VisionOptions(), SWIN, BEIT], ids=lambda vision: vision.architecture)
+def test_parameters_are_those_of_a_network_that_is_really_built(vision: VisionOptions) -> None:
+    built = CCLMModel(CCLMConfig(**json.loads(json.dumps(asdict(options(vision))))))
+    counted = build_on_meta(options(vision))
+    assert count_parameters([counted]) == sum(value.numel() for value in built.parameters())
+    assert parameters_by_part(counted) == parameters_by_part(built)
+    assert sum(parameters_by_part(counted).values()) == count_parameters([counted])
+
+
+@pytest.mark.slow
+def test_published_recipes_have_the_published_number_of_parameters() -> None:
+    for name, number in (("cclm_x2vlm_base", 615_540_825), ("cclm_x2vlm_large", 1_225_073_817)):
+        assert count_parameters([build_on_meta(read_published(name).model)]) == number
+
+
+def test_flops_of_a_text_are_the_formulas(case: Case) -> None:
+    width, hidden, layers, length = 128, 256, 2, 7
+    cost = Counter(case.config).text(length)
+    products = layers * length * 2 * (4 * width**2 + 2 * width * hidden)
+    scores = layers * 2 * 2 * length**2 * width
+    assert cost.forward_flops == products + scores
+    assert cost.flops == pytest.approx(3 * products + 3.5 * scores)  # attention's backward computes its scores again
+    kept = cost.kept_bytes
+    assert kept["full"] < kept["selective"] < kept["elementwise"] < kept["none"]
+    assert kept["none"] - kept["elementwise"] == layers * length * hidden * 2, "values of an activation function, bf16"
+    assert 0 < cost.block_bytes < kept["none"]
+
+
+def test_a_memory_costs_its_keys_and_values(case: Case) -> None:
+    counter, width, length, memory = Counter(case.config), 128, 5, 17
+    alone, fused = counter.fused(length, 0), counter.fused(length, memory)
+    layers = case.config.model.fusion.num_layers
+    cross = 2 * (2 * length + 2 * memory) * width**2 + 4 * length * memory * width
+    assert fused.forward_flops - alone.forward_flops == layers * cross
+
+
+def test_one_gpu_communicates_nothing(case: Case) -> None:
+    step = step_of(case, A100, 1)
+    assert (step.zero, step.features, step.states, step.agreement) == (0.0, 0.0, 0.0, 0.0)
+    assert all(exchange_bytes(case, one, Ranks(count=1))[:2] == (0.0, 0.0) for one in case.exchanges)
+    assert Ranks(count=1).ring_s(A100, 1e9, 10) == Ranks(count=1).all_reduce_s(A100, 1e9, 10) == 0.0
+
+
+def test_a_step_is_the_sum_of_its_parts() -> None:
+    step = Step(compute=1, zero=2, features=4, states=8, agreement=16, data=32, checkpoint=64)
+    assert step.total == 127
+
+
+def test_groups_travel_only_if_ranks_share_them(case: Case) -> None:
+    (one, _) = case.exchanges
+    assert (one.batch, one.group, one.states_per_row) == (128, 64, 20 + 17)
+    features = 128 * (2 * 4 * 128 + 2 * 8 + 2 * 4)
+    assert exchange_bytes(case, one, Ranks(count=2)) == (features, 0.0, 1)
+    assert exchange_bytes(case, one, Ranks(count=8)) == (features, 64 * 37 * 128 * 2, 5)
+    assert exchange_bytes(case, replace(one, batch=192), Ranks(count=2))[1] > 0  # one and a half groups a rank
+
+
+def test_memory_shrinks_with_ranks_and_with_what_is_not_kept(case: Case) -> None:
+    one, many = memory_of(case, 8), memory_of(case, 64)
+    assert one.moments == 8 * case.num_parameters / 8
+    assert many.total < one.total
+    kept = [memory_of(case, 8, checkpointing=mode).activations for mode in ("full", "selective", "elementwise", "none")]
+    assert kept == sorted(kept) and kept[0] < kept[-1]
+    double = memory_of(replace(case, precision="fp32"), 8)
+    assert double.activations == 2 * one.activations
+
+
+def test_memory_at_its_peak_is_before_or_in_the_update() -> None:
+    parts = {"process": 1, "weights": 2, "gradients": 4, "moments": 8, "activations": 16, "logits": 32, "snapshot": 0}
+    assert Memory(**parts, updating=47, returns_memory=True).total == 15 + 48
+    assert Memory(**parts, updating=49, returns_memory=True).total == 15 + 49
+    assert Memory(**parts, updating=49, returns_memory=False).total == 15 + 48 + 49
+
+
+def test_frozen_parameters_have_neither_gradient_nor_moments(case: Case) -> None:
+    config = replace(case.config, start=replace(case.config.start, freeze=("model.text_encoder",)))
+    frozen = Case.of("frozen", config, Counter(config), "bf16", SHARDING)
+    assert frozen.num_trained < frozen.num_parameters == case.num_parameters == case.num_trained
+    assert memory_of(frozen, 2).moments == 8 * frozen.num_trained / 2
+    assert checkpoint_bytes(case) - checkpoint_bytes(frozen) == 8 * (case.num_trained - frozen.num_trained)
+    assert frozen.flops < case.flops
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [(0, 4 + 4 + 8), (1, 4 + 2 + 4 + 2 + 4), (2, 4 + 2 + 2 + 4), (3, 2 + 2 + 2 + 4)],
+)
+def test_states_of_each_stage_in_bytes_a_parameter(case: Case, stage: int, expected: int) -> None:
+    """On two ranks in fp32, without buckets and what ZeRO-3 gathers."""
+    sharding = replace(SHARDING, stage=stage, reduce_bucket=0, max_reuse=0)
+    found = memory_of(replace(case, precision="fp32", sharding=sharding), 2)
+    assert (found.weights + found.gradients + found.moments) / case.num_parameters == expected
+
+
+def test_zero3_keeps_what_is_used_again_soon(case: Case) -> None:
+    assert kept_share(case, 10**9) == 0.5
+    assert kept_share(replace(case, sharding=replace(SHARDING, max_reuse=0)), 10**9) == 0.0
+    assert kept_share(replace(case, sharding=replace(SHARDING, max_live=10**8)), 10**9) == 0.1
+    assert kept_share(replace(case, sharding=replace(SHARDING, max_reuse=2e9)), 10**9) == 1.0
+
+
+def test_a_leaf_is_gathered_as_one_and_small_parameters_stay() -> None:
+    class Layer(nn.Sequential):
+        pass
+
+    with torch.device("meta"):
+        stack = nn.Sequential(Layer(nn.Linear(100, 100), nn.Linear(100, 100)), nn.LayerNorm(100))
+    assert fetch_units([stack, None], 1000, ()) == (2, 4)
+    assert fetch_units([stack], 0, ()) == (3, 0)
+    assert fetch_units([stack], 0, ("Layer",)) == (2, 0)
+
+
+def test_raising_the_batch_keeps_each_rows_cost(case: Case) -> None:
+    more = case.raised(4)
+    assert more.flops == 4 * case.flops and more.samples == 4 * case.samples
+    assert not case.fits(256) and more.fits(256)
+
+
+def test_sharding_is_what_deepspeed_reads() -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    for path in sorted((REPOSITORY / "ds_configs").glob("*bf16*.json")):
+        resolved = resolve_ds_config(
+            json.loads(path.read_text()), EngineFacts(micro_batch_size=1, world_size=1, precision="bf16")
+        )
+        theirs, ours = DeepSpeedConfig(resolved).zero_config, Sharding.read(path, "bf16")
+        assert (ours.stage, ours.hpz) == (theirs.stage, theirs.zero_hpz_partition_size)
+        assert (ours.max_live, ours.max_reuse) == (theirs.max_live_parameters, theirs.max_reuse_distance)
+        assert (ours.reduce_bucket, ours.threshold) == (theirs.reduce_bucket_size, theirs.param_persistence_threshold)
+        assert ours.allgather_bucket == theirs.allgather_bucket_size
