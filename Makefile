@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-ray test-kernels test-slurm slurm-campaign slurm-others gpu test-golden test-samples demo demo-check demo-ablation clean
+.PHONY: help venv check fix format lint types borders quick figures test test-ray test-mteb test-kernels test-slurm slurm-campaign slurm-others gpu test-golden test-samples demo demo-check demo-ablation demo-finetune clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -56,8 +56,8 @@ figures: $(INSTALLED) ## The house style in numbers; size by folder against its 
 test: $(INSTALLED) ## The whole test suite: quick and slow unit tests on two processes, then what starts ranks and programs itself
 	@status=0; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" < /dev/null || status=1; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/unit < /dev/null || status=1; \
-	$(BIN)/python -m pytest -m slow --ignore=tests/unit < /dev/null || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/unit --durations=10 < /dev/null || status=1; \
+	$(BIN)/python -m pytest -m slow --ignore=tests/unit --durations=15 < /dev/null || status=1; \
 	exit $$status
 
 test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; 4 to 8 minutes), and on Ray
@@ -77,6 +77,14 @@ $(VENV)/.ray: $(INSTALLED)
 
 test-ray: $(VENV)/.ray ## Shards built by Ray's workers, byte for byte (installs Ray, once; part of test-slurm)
 	@$(BIN)/python -m pytest tests/parity/test_shard_build_ray.py -rs < /dev/null
+
+# mteb brings datasets and sentence-transformers, 450 MB on disk.
+$(VENV)/.mteb: $(INSTALLED)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt -e '.[mteb]' < /dev/null
+	@touch $@
+
+test-mteb: $(VENV)/.mteb ## mteb measures a small exported model by its own metrics; they equal ours (installs mteb, once)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/mteb -rs < /dev/null
 
 # What torch's CUDA builds of the pinned torch bring along; 200 MB to load, 690 MB on disk.
 $(VENV)/.triton: $(INSTALLED)
@@ -103,6 +111,9 @@ demo-check: $(INSTALLED) ## After make demo: is its recall within the documented
 
 demo-ablation: $(INSTALLED) ## The same steps without parallel text: what the second view is worth
 	@$(BIN)/python -m pretrain.demo --ablation
+
+demo-finetune: $(INSTALLED) ## After make demo: fine-tune its model on two tasks, in 20 languages, three seeds; tables and galleries
+	@$(BIN)/python -m finetune.demo
 
 clean: ## Remove .venv and caches; data and runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
