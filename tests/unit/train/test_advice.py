@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> RunConfig:
         engine="plain",
         optimizer={"total_steps": STEPS, "learning_rate": 0.002},
         track={"every_steps": 1, "tensorboard": False},
-        checkpoint={"every_steps": 2, "keep": 2},
+        checkpoint={"every_steps": 2, "keep": 2, "background": False},
     )
     return as_config(settings)
 
