@@ -17,7 +17,19 @@ from cclm.model.options import ModelOptions
 from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.options import KernelConfig
 from cclm.pretrained.options import StartConfig
-from cclm.types import Bounds, Count, Language, LocalPath, PathText, Positive, Protocol, Share, TextOrNothing, View
+from cclm.types import (
+    Bounds,
+    Count,
+    Language,
+    LocalPath,
+    NotNegative,
+    PathText,
+    Positive,
+    Protocol,
+    Share,
+    TextOrNothing,
+    View,
+)
 
 Minutes = Annotated[float, Bounds(above=0)]
 
@@ -69,6 +81,28 @@ class HealthConfig:
     and after a rollback their batches are left out as those of the bad steps are."""
     max_rollbacks: Count = 2
     """So often, in all attempts together, a run may roll back; then it ends with code 70. 0: it ends at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """When a rank that does not go on ends itself, with code 76 (docs/runbook.md, section 3). 0 seconds: never."""
+
+    start_s: NotNegative = 3600.0
+    """So long the start may take, and the first step, save and evaluation: nobody knows yet how long they take. 0: as
+    long as they like."""
+    step_s: NotNegative = 300.0
+    """A later step may take so long once its batch is there, or `factor` times the slowest of the first `num_first`, if
+    that is more. Until the batches of all ranks are there it may take data.batch_timeout_s longer."""
+    save_s: NotNegative = 1800.0
+    """The same of the time that training waits for a checkpoint."""
+    evaluate_s: NotNegative = 3600.0
+    """The same of an evaluation, between two of its batches."""
+    factor: Annotated[float, Bounds(least=1)] = 10.0
+    """How many times slower than its slowest first one a step, save or evaluation may be."""
+    num_first: Positive = 10
+    """How many of the first ones count."""
+    silent_s: NotNegative = 120.0
+    """The job ends when a rank has given the others no sign of life for so long: its process or machine is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +195,8 @@ class RunConfig:
     """Metrics."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """Bad steps."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Ranks that hang."""
     activation_checkpointing: ActivationCheckpointing = field(default_factory=ActivationCheckpointing)
     """Less memory for more time."""
     finetune: FineTuneConfig | None = None

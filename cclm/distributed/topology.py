@@ -16,6 +16,7 @@ import torch
 import torch.distributed as torch_dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
 
+from cclm.distributed.board import StoreBoard
 from cclm.distributed.collectives import TIMEOUT_S
 from cclm.errors import Cause, CclmError, ConfigError
 from cclm.run.launcher import Place, place_of
@@ -46,8 +47,10 @@ class Topology(Place):
 
 
 @contextmanager
-def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
+def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[StoreBoard | None]:
     """Join the other ranks for the length of the `with` block (one process: a group of one, without network).
+
+    Yields what their watches talk over; None with one process.
 
     Neither the meeting nor a collective waits longer than `timeout_s`: then they raise. DeepSpeed reads LOCAL_RANK at
     every step: a process that no launcher started has it in here.
@@ -59,16 +62,17 @@ def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
         backend = "cpu:gloo,cuda:nccl"  # tensors of the CPU are exchanged, too
-    store = HashStore() if topology.world_size == 1 else meet(topology.rank, topology.world_size, timeout_s)
+    met = None if topology.world_size == 1 else meet(topology.rank, topology.world_size, timeout_s)
+    store = HashStore() if met is None else met
     torch_dist.init_process_group(
         backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout
     )
     has_local_rank = "LOCAL_RANK" in os.environ
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))
     try:
-        yield
+        yield None if met is None else StoreBoard(met, f"watch, {_attempt()}")
     except BaseException:
-        if topology.world_size == 1:  # to say goodbye to others would wait for ranks that may stand in a collective
+        if met is None:  # to say goodbye to others would wait for ranks that may stand in a collective
             torch_dist.destroy_process_group()
         raise
     else:
@@ -78,7 +82,7 @@ def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[
             del os.environ["LOCAL_RANK"]
 
 
-def meet(rank: int, world_size: int, timeout_s: float) -> Store:
+def meet(rank: int, world_size: int, timeout_s: float) -> TCPStore:
     """Wait for the other ranks at MASTER_ADDR:MASTER_PORT, and return the store that they share.
 
     Not torch's own rendezvous, which says nothing while it waits, and not who is missing when it gives up.
@@ -96,7 +100,7 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Store:
             wait_for_workers=False,
             multi_tenant=True,
         )
-        met = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        met = PrefixStore(_attempt(), store)
         _come(met, rank, place)
         while not met.check(["all"]):
             waited_s = time.monotonic() - began
@@ -115,6 +119,11 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Store:
         got = " ".join(str(error).split())
         raise _not_met(place, f"rank 0 ({got})", time.monotonic() - began) from error
     return store
+
+
+def _attempt() -> str:
+    """torchrun's store outlives an attempt of the job."""
+    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _come(store: Store, rank: int, place: str) -> None:

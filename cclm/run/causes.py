@@ -32,11 +32,12 @@ EXIT_CODES: dict[Cause, int] = {
     Cause.STOPPED: 75,
     Cause.STOPPED_BY_USER: 75,
     Cause.NOT_STARTED: 127,
-    Cause.HUNG: 128 + signal.SIGKILL,
-    Cause.WAITING: 128 + signal.SIGKILL,
+    Cause.HUNG: 76,
+    Cause.WAITING: 76,
     Cause.ENDED: 128 + signal.SIGTERM,
 }
-"""What a process with this cause ends with (69 to 75 are sysexits.h's); SIGNAL is 128 + the signal's number."""
+"""What a process with this cause ends with (69 to 76 are sysexits.h's); SIGNAL is 128 + the signal's number. A hung
+process that another one had to kill has that signal's."""
 
 GOOD_ENDS = frozenset({Cause.DONE, Cause.STOPPED, Cause.STOPPED_BY_USER})
 """Causes of ranks that have not failed."""
@@ -71,8 +72,9 @@ TRANSIENT_CLASSES = frozenset(
 """Classes, with their subclasses, that mean a lost connection, whatever their fields say."""
 LASTING_CLASSES = frozenset({"ssl.SSLCertVerificationError"})
 """Subclasses of those that no second try mends."""
-COMMUNICATION_FOLDERS = ("/torch/distributed/", "/deepspeed/comm/", "/cclm/distributed/")
-"""gloo tells of a lost neighbour by a plain RuntimeError: it is known by the place where it was raised."""
+COMMUNICATION_FOLDERS = ("/torch/distributed/", "/deepspeed/comm/", "/cclm/distributed/", "/deepspeed/utils/nvtx.py")
+"""gloo tells of a lost neighbour by a plain RuntimeError: it is known by the place where it was raised (in the last of
+these ZeRO-3 waits for its collectives)."""
 
 WAITS_S = (0.5, 2.0, 8.0)
 """Before the second, third and fourth try: a restarted file server is back within seconds; a lost one takes the next
@@ -101,7 +103,7 @@ def cause_of(error: BaseException) -> Cause:
 def cause_of_code(code: int) -> Cause:
     """Return what an exit code says: 128 + N, or -N as `subprocess` has it, is signal N."""
     code = 128 - code if code < 0 else code
-    named = {EXIT_CODES[cause]: cause for cause in reversed(EXIT_CODES) if cause not in (Cause.HUNG, Cause.WAITING)}
+    named = {EXIT_CODES[cause]: cause for cause in reversed(EXIT_CODES)}
     if code == 126:  # a shell's word for a file that it may not execute
         return Cause.NOT_STARTED
     return named.get(code, Cause.SIGNAL if code > 128 else Cause.EXIT)

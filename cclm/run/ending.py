@@ -93,8 +93,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 class MemoryGuard:
     """Looks at the machine's memory until the first step is done."""
 
-    def __init__(self, run_folder: Path, rank: int, advice: str, *, look: Callable[[], int] = available_memory_bytes):
-        self._run_folder, self._rank, self._advice, self._look = run_folder, rank, advice, look
+    def __init__(
+        self, run_folder: Path, rank: int, advice: str, *, look: Callable[[], int] = available_memory_bytes,
+        tell: Callable[[Cause, str], object] = lambda cause, reason: None,
+    ) -> None:  # fmt: skip
+        """`tell` is called before this rank ends."""
+        self._run_folder, self._rank, self._advice, self._look, self._tell = run_folder, rank, advice, look, tell
         self._passed = threading.Event()
 
     @contextmanager
@@ -116,7 +120,9 @@ class MemoryGuard:
     def _watch(self, least: int) -> None:
         while not self._passed.wait(LOOK_S):
             if (left := self._look()) < least:
-                os._exit(end_with(self._error(left), self._run_folder, self._rank))
+                error = self._error(left)
+                self._tell(Cause.USER_ERROR, str(error))
+                os._exit(end_with(error, self._run_folder, self._rank))
 
     def _error(self, left: int) -> CclmError:
         own, workers = resident_bytes(os.getpid()), sum(map(resident_bytes, children_of(os.getpid())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -22,6 +23,7 @@ from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, on_device
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
+from cclm.distributed.board import write_recorded_collectives
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.deepspeed.construction import sharded_construction
@@ -31,6 +33,7 @@ from cclm.engine.lora import add_lora
 from cclm.engine.parts import freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
+from cclm.errors import Cause
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
@@ -43,6 +46,8 @@ from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
+from cclm.run.talk import Board, Talk
+from cclm.run.watch import START, Limits, Watch
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
@@ -80,18 +85,19 @@ def open_run(
     with ExitStack() as stack:
         start = stack.enter_context(joined(config, table))
         config, topology, ranks = start.config, start.topology, start.ranks
-        guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
+        watch, is_first = start.watch, topology.rank == 0
+        guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size), tell=watch.tell)
         stack.enter_context(guard.watching())
         done = DoneMarker(folder)
         reached = done.read()
         if reached is not None and reached.step >= config.steps:
             yield None
             return
-        is_first = topology.rank == 0
+        stop.on_leave = partial(leave, watch, folder if is_first else None)
         if is_first:
             stack.enter_context(run_lock(folder))
             clear_for_this_start(folder)
-            stop.folder, stop.on_leave = folder, partial(note_left, folder)
+            stop.folder = folder
             write_identity(folder, config, start.inputs, start.ds_config, table)
         ranks.barrier()
         checkpoint = newest_sound(ranks, folder, sys.stderr.write)
@@ -142,9 +148,11 @@ def open_run(
             stop=stop,
             memory=guard,
             evaluation=make_evaluation(config, engine, dataset, step),
+            watch=watch,
             left_out=left_out,
             configuration=start.identity,
         )
+        watch.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +169,7 @@ class Start:
     """Hashes of what the configuration names."""
     identity: str
     """Hashes of all that decides a step."""
+    watch: Watch
 
 
 @contextmanager
@@ -175,7 +184,7 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
     ds_config = None
     if config.engine == "deepspeed":
         ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
-    with process_group(topology):
+    with process_group(topology) as board, make_watch(config, topology, board).watching() as watch:
         ranks = collectives()
         if names_towers(config):
             config = made_by_first(ranks, partial(with_named_towers, config))
@@ -194,7 +203,28 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
             kernels=kernels,
             inputs=inputs,
             identity=" ".join(identity.values()),
+            watch=watch,
         )
+
+
+def make_watch(config: RunConfig, topology: Topology, board: Board | None) -> Watch:
+    """Make this rank's watch, with the limits of its configuration."""
+    settings, rank, folder = config.watch, topology.rank, Path(config.run_folder)
+    floors = {START: settings.start_s, "step": settings.step_s, "save": settings.save_s}
+    floors["evaluate"] = settings.evaluate_s
+    floors["data"] = settings.step_s and settings.step_s + config.data.batch_timeout_s
+    limits = Limits(floors_s=floors, first_s=settings.start_s, factor=settings.factor, num_first=settings.num_first)
+    talk = None
+    if board is not None:
+        talk = Talk(board, rank, topology.world_size, socket.gethostname(), settings.silent_s)
+    return Watch(folder, rank, limits, talk, silent_s=settings.silent_s, recorded=write_recorded_collectives)
+
+
+def leave(watch: Watch, folder: Path | None, reason: str) -> None:
+    """Note, on the rank that has the folder, and tell the others that a request ends this one before its first step."""
+    if folder is not None:
+        note_left(folder, reason)
+    watch.tell(Cause.STOPPED, reason)
 
 
 @dataclass(frozen=True, kw_only=True)

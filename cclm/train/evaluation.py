@@ -214,6 +214,7 @@ class TaskEvaluation(Evaluation):
         return made
 
     def _alive(self, compute: Callable[[Given], Made], batch: Given) -> Made:
+        self.beat()
         if time.monotonic() - self._said > SIGN_OF_LIFE_S:
             self._status.write(self._step, "evaluating")
             self._said = time.monotonic()

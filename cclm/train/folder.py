@@ -58,6 +58,7 @@ MAY_CHANGE = {
         ("run_folder device", "where the run lives and computes"),
         ("kernels", "with what it computes: the same but for rounding"),
         ("checkpoint track", "how often it saves and writes, and what"),
+        ("watch", "when a rank counts as hung"),
         ("health", "which steps are skipped, and how many may be"),
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
         ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from cclm.run.ending import MemoryGuard
 from cclm.run.signals import BEGAN, StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_left, note_stopped
+from cclm.run.watch import START, Watch
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.updates import Limits, update
@@ -167,6 +168,8 @@ class Evaluation:
 
     is_asked: Callable[[], bool] = staticmethod(lambda: False)
     """Whether a rank is asked to stop; a collective. The loop sets it."""
+    beat: Callable[[], None] = staticmethod(lambda: None)
+    """Says that it goes on; called for every batch. The loop sets it."""
 
     def is_due(self, step: int) -> bool:
         """Return whether something will be measured after `step` updates. No collective."""
@@ -203,6 +206,8 @@ class Run:
     stop: StopRequest
     memory: MemoryGuard
     evaluation: Evaluation = field(default_factory=Evaluation)
+    watch: Watch
+    """Is told what this rank does."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Grows with each rollback."""
     configuration: str = ""
@@ -220,7 +225,7 @@ def train(run: Run) -> bool:
         CclmError: the run has diverged, or too many samples were bad; on every rank alike.
         DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
-    run.evaluation.is_asked = partial(is_anybody_asked, run)
+    run.evaluation.is_asked, run.evaluation.beat = partial(is_anybody_asked, run), run.watch.beat
     run.recorder.health.before_end = run.checkpointer.wait
     step = run.start_step
     while True:
@@ -230,46 +235,62 @@ def train(run: Run) -> bool:
             save_and_stop(run, stopped.step)  # what is saved was not measured: `Evaluation.resume` does that
             return False
         except CclmError as error:
-            step = roll_back(run, error)
+            with run.watch.section(START, step):
+                step = roll_back(run, error)
 
 
 def _train(run: Run, start_step: int) -> bool:
-    recorder, checkpointer = run.recorder, run.checkpointer
+    recorder, checkpointer, watch = run.recorder, run.checkpointer, run.watch
     with closing(run.batches(start_step)) as batches:  # a run that goes back reads anew: no worker may stay behind
         recorder.phase(start_step, "training")
         run.stop.begin()
-        run.evaluation.resume(start_step)
+        watch.begin()
+        with watch.section("evaluate", start_step):
+            run.evaluation.resume(start_step)
         is_owed = False  # a regular checkpoint that was put off
         for step in range(start_step, run.num_steps):
-            if step in run.left_out:
-                recorder.leave_out(step)
-            elif not do_step(run, step, batches):
-                save_and_stop(run, step)
-                return False
-            is_last = step + 1 == run.num_steps
-            health = recorder.health
-            is_saving = is_last or checkpointer.is_due(step + 1) or (is_owed and not health.is_doubtful)
-            if is_saving or recorder.is_due(step + 1):
-                recorder.write(step)
-            health.check(step)
-            if run.evaluation.is_due(step + 1):
-                checkpointer.wait()  # it may pin the next one: the best one so far must not go before that is complete
-            # Before it is saved: what a kill leaves is evaluated. Not what is not saved: the best epoch must be there.
-            was_evaluated = not health.is_doubtful and run.evaluation.after(step + 1)
-            if is_saving or was_evaluated:
-                is_owed = not save(run, step + 1, is_last=is_last)
-        checkpointer.wait()
-        run.evaluation.finish()
+            with watch.section("step", step):
+                if step in run.left_out:
+                    recorder.leave_out(step)
+                elif not do_step(run, step, batches):
+                    save_and_stop(run, step)
+                    return False
+                is_last = step + 1 == run.num_steps
+                health = recorder.health
+                is_saving = is_last or checkpointer.is_due(step + 1) or (is_owed and not health.is_doubtful)
+                if is_saving or recorder.is_due(step + 1):
+                    recorder.write(step)
+                health.check(step)
+                # Before it is saved: what a kill leaves is evaluated. Not what is not saved: the best epoch must be
+                # there.
+                was_evaluated = evaluate(run, step + 1)
+                if is_saving or was_evaluated:
+                    is_owed = not save(run, step + 1, is_last=is_last)
+        with watch.section("save", run.num_steps):
+            checkpointer.wait()
+        with watch.section("evaluate", run.num_steps):
+            run.evaluation.finish()
     recorder.phase(run.num_steps, "done", Cause.DONE)
     run.done.write(step=run.num_steps, seconds=checkpointer.seconds)
     return True
 
 
+def evaluate(run: Run, step: int) -> bool:
+    """Measure after `step` steps, if it is due and no step is in doubt; return whether it was."""
+    is_due = run.evaluation.is_due(step)
+    if is_due:
+        with run.watch.section("save", step):
+            run.checkpointer.wait()  # it may pin the next one: the best one so far must not go before that is complete
+    with run.watch.section("evaluate", step) if is_due else nullcontext():
+        return not run.recorder.health.is_doubtful and run.evaluation.after(step)
+
+
 def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool:
     """Do a step, and count it; return False if a rank is asked to stop: then it was not done."""
-    taken = next_batch(run, batches)
-    # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
-    request = request_before(run, step, taken)
+    with run.watch.section("data", step):
+        taken = next_batch(run, batches)
+        # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
+        request = request_before(run, step, taken)
     if Request.STOP in request:
         return False
     if Request.SAVE in request:
@@ -333,12 +354,13 @@ def save(run: Run, step: int, *, is_last: bool = False, in_background: bool = Tr
 
     While the last steps are bad it is put off; the last of all is not saved then (CclmError, cause DIVERGED).
     """
-    run.recorder.write(step - 1, is_regular=False)
-    health = run.recorder.health
-    if not health.has_changed:
-        run.checkpointer.saved()
-    elif is_last or not health.is_doubtful:
-        run.checkpointer.save(step, run.recorder, in_background=in_background and not is_last)
+    with run.watch.section("save", step):
+        run.recorder.write(step - 1, is_regular=False)
+        health = run.recorder.health
+        if not health.has_changed:
+            run.checkpointer.saved()
+        elif is_last or not health.is_doubtful:
+            run.checkpointer.save(step, run.recorder, in_background=in_background and not is_last)
     run.recorder.phase(step, "training")
     return not health.has_changed
 
@@ -350,7 +372,8 @@ def save_and_stop(run: Run, step: int) -> None:
     """
     reason = own_reason(run) or run.stop.reason(run.folder) or "another rank was asked"
     is_saved = save(run, step, in_background=False)
-    run.checkpointer.wait()  # for the one before, if this one was put off
+    with run.watch.section("save", step):
+        run.checkpointer.wait()  # for the one before, if this one was put off
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
     if run.engine.rank == 0 and is_saved:
         note_stopped(run.folder, step, reason)

@@ -28,6 +28,7 @@ from cclm.files.atomic import temporary_path
 from cclm.files.lines import read_since
 from cclm.run import launcher
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
+from cclm.run.stacks import where_it_stands
 from cclm.run.status import MOST_REASON, STATUS_FOLDER, RankEnd, cause_of_end, read_status
 from cclm.run.stop import CLEARED_VARIABLE
 from launch.plan.network import NONE, look, settings_of
@@ -44,10 +45,6 @@ ARRAY_TASK = "task"
 RECORD_BYTES = 4096
 """Room for the record of the end, taken at the beginning: a full disk must not swallow why the rank died of it."""
 FILLED_IN = re.compile("@(NODE_RANK|MASTER_ADDR|MASTER_PORT|TASK)@")
-COLLECTIVE = re.compile(r"torch/distributed|cclm/distributed/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
-NUM_INNERMOST = 3
-"""A rank waits for others if one of so many innermost frames is a collective, or ZeRO's own wait for one."""
-FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
 
 
 def place_of(environment: Mapping[str, str]) -> dict[str, str]:
@@ -95,17 +92,6 @@ class Watch:
             with suppress(OSError):
                 found.append(path.stat().st_mtime)
         return found
-
-
-def where_it_stands(said: str) -> tuple[Cause, str]:
-    """Return what the traceback that a hung rank printed says."""
-    frames = FRAME.findall(said.rpartition("(most recent call first)")[2])
-    if not frames:
-        return Cause.HUNG, "it does not even print a traceback"
-    place, line, function = frames[0]
-    is_waiting = any(COLLECTIVE.search(frame[0]) for frame in frames[:NUM_INNERMOST])
-    how = "waits for other ranks" if is_waiting else "stands"
-    return Cause.WAITING if is_waiting else Cause.HUNG, f"{how} in {function} ({place}:{line})"
 
 
 def last_words(said: str) -> str:

@@ -89,10 +89,9 @@ def test_an_exception_has_a_cause(error: BaseException, cause: Cause) -> None:
     assert cause_of(error) is cause
 
 
-def test_a_lost_neighbour_is_known_by_where_it_was_noticed(tmp_path: Path) -> None:
-    folder = tmp_path / "torch/distributed"
-    folder.mkdir(parents=True)
-    code = compile("def wait(error):\n    raise error", str(folder / "distributed_c10d.py"), "exec")
+@pytest.mark.parametrize("file", ["torch/distributed/distributed_c10d.py", "deepspeed/utils/nvtx.py"])
+def test_a_lost_neighbour_is_known_by_where_it_was_noticed(file: str, tmp_path: Path) -> None:
+    code = compile("def wait(error):\n    raise error", str(tmp_path / file), "exec")
     space: dict[str, object] = {}
     exec(code, space)
     wait = space["wait"]
@@ -132,6 +131,7 @@ def test_the_real_classes_of_other_libraries() -> None:
         (73, Cause.DISK_FULL),
         (74, Cause.TRANSIENT),
         (75, Cause.STOPPED),
+        (76, Cause.HUNG),
         (126, Cause.NOT_STARTED),
         (127, Cause.NOT_STARTED),
         (143, Cause.ENDED),

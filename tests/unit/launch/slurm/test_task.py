@@ -219,34 +219,6 @@ def test_a_status_that_changes_is_a_sign_of_life(tmp_path: Path) -> None:
     assert watch.is_over
 
 
-@pytest.mark.parametrize(
-    ("said", "cause", "place"),
-    [
-        ("", Cause.HUNG, "it does not even print a traceback"),
-        ('(most recent call first):\n  File "a/b.py", line 3 in read\n', Cause.HUNG, "stands in read (a/b.py:3)"),
-        (
-            '(most recent call first):\n  File "torch/distributed/c10d.py", line 9 in wait\n  File "l", line 1 in f\n',
-            Cause.WAITING,
-            "waits for other ranks in wait (torch/distributed/c10d.py:9)",
-        ),
-        (
-            '(most recent call first):\n  File "x/deepspeed/utils/nvtx.py", line 33 in wrapped_fn\n',
-            Cause.WAITING,
-            "waits for other ranks in wrapped_fn (x/deepspeed/utils/nvtx.py:33)",
-        ),
-        (
-            "(most recent call first):\n"
-            + "".join(f'  File "a/b.py", line {line} in read\n' for line in range(3))
-            + '  File "deepspeed/runtime/zero/stage3.py", line 9 in backward\n',
-            Cause.HUNG,
-            "stands in read (a/b.py:0)",
-        ),
-    ],
-)
-def test_tracebacks_are_understood(said: str, cause: Cause, place: str) -> None:
-    assert task.where_it_stands(said) == (cause, place)
-
-
 def test_last_words() -> None:
     assert (
         task.last_words("a\nerror: expected x, got\n  - y\n. Correct it.\n\n")
