@@ -60,11 +60,19 @@ class Request(IntFlag):
 
 
 def agree_on_step(
-    ranks: Collectives, step: int, batch: object, request: Request, known: Mapping[str, str] | None = None
+    ranks: Collectives,
+    step: int,
+    batch: object,
+    request: Request,
+    known: Mapping[str, str] | None = None,
+    *,
+    figures: Sequence[int] = (),
+    hear: Callable[[list[list[int]]], object] = lambda ranks: None,
 ) -> Request:
     """Return what any rank is asked for or says before this step; unless it is to stop, check that all do the same.
 
-    `known`: what else must be equal, by what it is called. One small collective.
+    `known`: what else must be equal, by what it is called. `figures` travel along, as many on each rank; `hear` is
+    given those of all. One small collective.
 
     Raises:
         ConfigError: on every rank, if they differ in step, structure of the batch (its views, too), or something known.
@@ -72,9 +80,10 @@ def agree_on_step(
     if ranks.world_size == 1:
         return request
     values = {"step": str(step), "batch structure": batch_structure(batch), **(known or {})}
-    found = ranks.numbers([request, *map(hash63, values.values())])
-    asked = reduce(or_, (Request(number) for number, *_ in found))
-    if Request.STOP not in asked and any(hashes != found[0][1:] for _, *hashes in found):
+    found = ranks.numbers([request, *figures, *map(hash63, values.values())])
+    asked, behind = reduce(or_, (Request(number) for number, *_ in found)), 1 + len(figures)
+    hear([row[1:behind] for row in found])
+    if Request.STOP not in asked and any(row[behind:] != found[0][behind:] for row in found):
         raise _disagreement(ranks, values)
     return asked  # a rank that is asked to stop while it waits for its batch has none
 

@@ -25,6 +25,7 @@ from cclm.report.claims import (
 from cclm.report.facts import RunFacts, read_facts
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
 from cclm.run.checkpoints import CheckpointFacts
+from cclm.run.progress import slow_ranks
 from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
 from cclm.views.table import VIEWS, ViewEntry
@@ -51,6 +52,8 @@ PRIOR_LOSS = Reference(value=0.6365, label="prior")
 PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
 """Two wrong pairs stand beside each right one: what a matching head reaches that ignores its input."""
 
+SLOW_RANKS = {"speed/data_slowest_s": "for data", "speed/late_s": "otherwise"}
+"""What the slowest rank costs the others, by step."""
 Lines = Sequence[tuple[int, Mapping[str, float]]]
 """Steps with what was logged."""
 Panel = tuple[str, str, Markup]
@@ -149,6 +152,9 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
         panel(lines, "Throughput", speeds, "samples per second"),
         panel(lines, "Seconds per step", {"speed/step_s": ""}),
         panel(lines, "Waiting for data", {"speed/data_wait": ""}, "share of the time"),
+        panel(
+            lines, "Slow ranks", SLOW_RANKS, "; ".join(slow_words(lines, config)) or "seconds behind the median rank"
+        ),
     )
     every: list[tuple[str, Iterable[Panel | None]]] = [
         *((entry.title, view_panels(lines, view, entry)) for view, entry in VIEWS.items()),
@@ -157,6 +163,11 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     ]
     filled = [(title, [one for one in panels if one is not None]) for title, panels in every]
     return [(title, panels) for title, panels in filled if panels]
+
+
+def slow_words(lines: Lines, config: RunConfig) -> Iterable[str]:
+    """Return sentences about the ranks that kept the others waiting at the end."""
+    return slow_ranks(Path(config.run_folder), lines[-1][1]) if lines else ()
 
 
 def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | None]:

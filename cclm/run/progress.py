@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,8 @@ LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch
 TAIL_BYTES = 2**18
 """Of the log only so much is read, from its end: enough for many of the longest lines."""
 NUM_PACE_LINES = 20
+SLOW_SHARE, SLOW_RATIO, MANY_TIMES = 0.05, 1.5, 100.0
+"""A rank is slow if the others wait for it so large a share of a step; for data, also by so many times the median."""
 T = TypeVar("T")
 
 
@@ -52,6 +54,8 @@ class Progress:
     is_done: bool
     end: StatusRecord | None
     """Rank 0's last word, if that was why it ended."""
+    slow_ranks: tuple[str, ...]
+    """Sentences about ranks for which the others wait, by the last line of the log."""
     notes: tuple[str, ...]
     """Sentences about what could not be read."""
 
@@ -82,8 +86,29 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
         usual_silence_s=_seconds_per_line(lines),
         is_done=done is not None,
         end=said if said is not None and said.cause else None,
+        slow_ranks=tuple(slow_ranks(run_folder, last["values"])),
         notes=tuple(notes),
     )
+
+
+def slow_ranks(run_folder: Path, values: Mapping[str, float | None]) -> Iterator[str]:
+    """Say for which ranks the others wait more than a share of a step. `values`: of a line of the log."""
+    step_s, ratio = values.get("speed/step_s"), values.get("speed/data_slowest_ratio")
+    if not step_s:
+        return
+    data_s, late_s = (values.get(f"speed/{name}") or 0.0 for name in ("data_slowest_s", "late_s"))
+    if ratio is not None and data_s > SLOW_SHARE * step_s and ratio > SLOW_RATIO:
+        more = f"{ratio:.1f} x the median in data" if ratio < MANY_TIMES else "in data, where others hardly wait"
+        yield f"{_rank(run_folder, values['speed/data_slowest_rank'])}: {more} ({data_s / step_s:.0%} of a step)"
+    if late_s > SLOW_SHARE * step_s:
+        who = _rank(run_folder, values["speed/late_rank"])
+        share = f"{late_s / step_s:.0%} of a step"
+        yield f"{who}: {late_s:.2g} s behind the median at the next step, not for data ({share})"
+
+
+def _rank(run_folder: Path, number: float | None) -> str:
+    said = read_status(run_folder / STATUS_FOLDER / f"rank_{int(number or 0)}.json")
+    return f"rank {int(number or 0)}" + (f" on {said.host}" if said is not None else "")
 
 
 def last_values(run_folder: Path) -> dict[str, float]:

@@ -92,6 +92,8 @@ class Throughput:
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
+        self.last_wait_s = 0.0
+        """For the newest batch."""
         self._steps = 0
         self._waited_s = 0.0
         self._samples: Counter[str] = Counter()
@@ -104,7 +106,8 @@ class Throughput:
         try:
             yield
         finally:
-            self._waited_s += self._clock() - began
+            self.last_wait_s = self._clock() - began
+            self._waited_s += self.last_wait_s
 
     def step(self, samples_by_view: Mapping[str, int]) -> None:
         """Count one step and its samples by view: of the global batch, if the rate is to be the whole job's."""

@@ -334,7 +334,9 @@ def request_before(run: Run, step: int, taken: tuple[Batch, Batch] | None) -> Re
         "bad steps": str(run.recorder.health.num_bad),
         "steps left out": str(run.left_out),
     }
-    return agree_on_step(run.engine.collectives, step, parts, own, known)
+    pace, ranks = run.recorder.pace, run.engine.collectives
+    with pace.agreeing(run.recorder.throughput.last_wait_s):
+        return agree_on_step(ranks, step, parts, own, known, figures=pace.own, hear=pace.hear)
 
 
 def is_anybody_asked(run: Run) -> bool:

@@ -19,6 +19,7 @@ from cclm.run.status import RankStatus
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
 from cclm.train.health import BadSteps, Health
+from cclm.train.pace import Pace
 from cclm.train.updates import OnTheWay, StepResult, samples_read
 from cclm.train.window import WindowMeans
 
@@ -44,6 +45,7 @@ class Recorder:
     status: RankStatus
     health: Health
     bad_steps: BadSteps
+    pace: Pace = field(default_factory=Pace)
     window: WindowMeans = field(default_factory=WindowMeans)
     _last: StepResult | None = None
     """Of the newest step that was computed."""
@@ -121,6 +123,7 @@ class Recorder:
                 **{f"seen/{key}": float(count) for key, count in seen.items()},
                 **{f"learning_rate/{name}": rate for name, rate in rates.items()},
                 **speed,
+                **self.pace.numbers(),
                 **self._notes,
             }
             self.log.write(step, numbers)

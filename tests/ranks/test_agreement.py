@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import cast
 
@@ -9,6 +10,7 @@ import torch
 from cclm.distributed.agreement import Request, agree_on_step, batch_structure, check_same_values
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
+from cclm.train.pace import Pace
 from cclm.views.text_pair.view import TextPairBatch
 from tests.ranks.harness import on_ranks
 from tests.ranks.toy import joint_batch
@@ -66,6 +68,25 @@ def test_ranks_that_were_started_otherwise_are_named_with_the_block_that_differs
     told = on_ranks(_compare, 3, 1, timeout_s=60.0)
     assert told == [("optimizer bb on ranks 0, 2, cc on rank 1", "agreement of ranks")] * 3
     assert on_ranks(_compare, 2, 7, timeout_s=60.0) == [("", "")] * 2
+
+
+def _keep_pace() -> dict[str, float]:
+    """Rank 1 comes late to its third step; rank 0 has waited for its batches."""
+    talk, pace = collectives(), Pace()
+    for step in range(4):
+        if talk.rank == 1 and step == 2:
+            time.sleep(0.5)
+        with pace.agreeing(0.25 if talk.rank == 0 else 0.05):
+            agree_on_step(talk, step, None, Request.NOTHING, {"k": "v"}, figures=pace.own, hear=pace.hear)
+    return pace.numbers()
+
+
+@pytest.mark.slow
+def test_ranks_learn_with_a_step_which_of_them_keeps_the_others_waiting() -> None:
+    told = on_ranks(_keep_pace, 2, timeout_s=60.0)
+    assert told[0] == told[1]
+    assert (told[0]["speed/data_slowest_rank"], told[0]["speed/late_rank"]) == (0.0, 1.0)
+    assert told[0]["speed/data_slowest_s"] == pytest.approx(0.75 * 0.1)
 
 
 def test_structure_is_types_and_dimensions_but_not_numbers_of_rows() -> None:

@@ -78,6 +78,8 @@ def test_ranks_roll_back_together_as_one_process_does(tmp_path: Path) -> None:
         assert read_rollbacks(Path(one.run_folder)) == [Rollback(step=7, to=2, first=3, stop=7)]
         assert [line["step"] for line in lines_of(one, "log.jsonl")] == [0, 1, 2, 7, 8, 9]
         assert [line["step"] for line in lines_of(one, "bad_steps.jsonl")] == [5, 6, 9]
+        has_others = one is config
+        assert ("speed/late_rank" in lines_of(one, "log.jsonl")[-1]["values"]) == has_others
     assert lines_of(config, "ledger.jsonl") == lines_of(plain, "ledger.jsonl")
     losses, expected = ([line["values"]["loss"] for line in lines_of(one, "log.jsonl")] for one in (config, plain))
     assert losses == pytest.approx(expected, rel=1e-4)

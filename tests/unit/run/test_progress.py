@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from cclm.run.causes import Cause
-from cclm.run.progress import last_values, read_progress
+from cclm.run.progress import last_values, read_progress, slow_ranks
 from cclm.run.status import RankStatus, note_end
 
 
@@ -54,6 +55,37 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("cclm.run.progress.TAIL_BYTES", 250)
     found = read_progress(tmp_path)
     assert found.step == 100
+
+
+@pytest.mark.parametrize(
+    ("data_s", "ratio", "late_s", "words"),
+    [
+        (0.5, 1.8, 0.01, ["rank 3 on {host}: 1.8 x the median in data (25% of a step)"]),
+        (0.5, 1.4, 0.0, []),
+        (0.05, 9.0, 0.0, []),
+        (0.5, 1e6, 0.2, [
+            "rank 3 on {host}: in data, where others hardly wait (25% of a step)",
+            "rank 1: 0.2 s behind the median at the next step, not for data (10% of a step)",
+        ]),
+    ],
+)  # fmt: skip
+def test_ranks_that_keep_the_others_waiting_are_named_with_their_host(
+    data_s: float, ratio: float, late_s: float, words: list[str], tmp_path: Path
+) -> None:
+    RankStatus(tmp_path, 3).write(20, "training")
+    values = {
+        "speed/step_s": 2.0,
+        "speed/data_slowest_rank": 3.0,
+        "speed/data_slowest_s": data_s,
+        "speed/late_s": late_s,
+    }
+    values |= {"speed/data_slowest_ratio": ratio, "speed/late_rank": 1.0}
+    expected = [text.format(host=socket.gethostname()) for text in words]
+    assert list(slow_ranks(tmp_path, values)) == expected
+    line = {"step": 19, "time": 100.0, "values": values}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    assert list(read_progress(tmp_path).slow_ranks) == expected
+    assert list(slow_ranks(tmp_path, {})) == list(slow_ranks(tmp_path, {"speed/step_s": 2.0})) == []
 
 
 BROKEN = ['{"step": 3, "time"', "\0\0\0", "[]", '{"step": "x", "time": 1, "values": {}}', '{"step": 3, "time": 1}', ""]

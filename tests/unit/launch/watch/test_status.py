@@ -21,7 +21,7 @@ from launch.slurm.history import HISTORY, Event, add_event
 from launch.slurm.jobs import JobNow, JobsNow
 from launch.watch.run_folder import read_folder
 from launch.watch.status import RunNow, look_at, run_now
-from launch.watch.status_text import as_table
+from launch.watch.status_text import as_block, as_table
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 from tests.unit.launch.slurm.run_folders import begun, checkpoint, log_lines, make_run, rank_says, write_plan
 
@@ -199,6 +199,14 @@ def test_a_local_run_that_said_why_it_ended(tmp_path: Path) -> None:
     note_end(tmp_path, 0, Cause.DISK_FULL, "no room for the checkpoint")
     found = look(tmp_path, now=time.time())
     assert (found.state, found.last_word) == ("not running", "disk full: no room for the checkpoint")
+
+
+def test_the_block_of_a_run_names_ranks_that_keep_the_others_waiting(tmp_path: Path) -> None:
+    rank_says(tmp_path, 0, step=12, time=NOW - 1)
+    values = {"speed/step_s": 1.0, "speed/data_slowest_rank": 0, "speed/data_slowest_s": 0.4}
+    line = {"step": 11, "time": NOW - 1, "values": {**values, "speed/data_slowest_ratio": 1.8}}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    assert "slow ranks  rank 0 on n1: 1.8 x the median in data (40% of a step)" in as_block(look(tmp_path), {})
 
 
 def test_one_broken_line_hides_nothing(tmp_path: Path) -> None:
