@@ -38,11 +38,23 @@ def check_same_values(ranks: Collectives, values: Mapping[str, str]) -> None:
         raise _disagreement(ranks, values)
 
 
-def _disagreement(ranks: Collectives, values: Mapping[str, str]) -> ConfigError:
+def first_difference(ranks: Collectives, what: str, own: Sequence[str]) -> str:
+    """Say where the ranks' lists differ first, and what stands there on which of them; "" if they are equal. A
+    collective."""
+    everyone = ranks.exchange(list(own))
+    for number in range(max(map(len, everyone))):
+        found = [{f"{what} {number + 1}": of[number] if number < len(of) else "none"} for of in everyone]
+        if lines := _differences(found):
+            return lines[0]
+    return ""
+
+
+def _disagreement(ranks: Collectives, values: Mapping[str, str], explain: Callable[[], str] = str) -> ConfigError:
     """What differs, on every rank. A collective."""
+    got = [*_differences(ranks.exchange(dict(values))), explain()]
     return ConfigError(
         expected=f"the same {', '.join(values)} on every rank",
-        got="; ".join(_differences(ranks.exchange(dict(values)))),
+        got="; ".join(filter(None, got)),
         do="Start all ranks with the same command, files and environment, and let all resume from the same checkpoint.",
         where="agreement of ranks",
     )
@@ -68,11 +80,12 @@ def agree_on_step(
     *,
     figures: Sequence[int] = (),
     hear: Callable[[list[list[int]]], object] = lambda ranks: None,
+    explain: Callable[[], str] = lambda: "",
 ) -> Request:
     """Return what any rank is asked for or says before this step; unless it is to stop, check that all do the same.
 
-    `known`: what else must be equal, by what it is called. `figures` travel along, as many on each rank; `hear` is
-    given those of all. One small collective.
+    `known`: what else must be equal, by what it is called; `explain`, a collective, says more where it is not.
+    `figures` travel along, as many on each rank; `hear` is given those of all. One small collective.
 
     Raises:
         ConfigError: on every rank, if they differ in step, structure of the batch (its views, too), or something known.
@@ -84,7 +97,7 @@ def agree_on_step(
     asked, behind = reduce(or_, (Request(number) for number, *_ in found)), 1 + len(figures)
     hear([row[1:behind] for row in found])
     if Request.STOP not in asked and any(row[behind:] != found[0][behind:] for row in found):
-        raise _disagreement(ranks, values)
+        raise _disagreement(ranks, values, explain)
     return asked  # a rank that is asked to stop while it waits for its batch has none
 
 

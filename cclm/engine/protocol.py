@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cclm.distributed.agreement import hash63
 from cclm.distributed.collectives import Collectives
 from cclm.engine.fragments import ShareFile, share_path
+from cclm.engine.module_order import ModuleOrder
 from cclm.engine.optimizer import set_learning_rates
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.rank_state import RankState
@@ -119,6 +120,8 @@ class Engine(ABC, Generic[BatchType]):
     """What updates the parameters."""
     state: RankState
     """This rank's share of weights, moments and averages."""
+    order: ModuleOrder | None = None
+    """Of the modules that a step runs, where ranks must run them alike."""
     before_update: Callable[[], None] = staticmethod(lambda: None)
     """Is called before weights, moments and averages change: somebody may still read them."""
 

@@ -88,6 +88,8 @@ class Stuck:
     """In words: function, file, line."""
     collective: str = ""
     """The last one that it began, where torch recorded them."""
+    module: str = ""
+    """The last one that it began in this step, where that is known."""
 
     @property
     def text(self) -> str:
@@ -101,7 +103,8 @@ class Stuck:
         return cls(**{**values, "cause": Cause(values["cause"])})
 
     def __str__(self) -> str:
-        last = f", last collective {self.collective}" if self.collective else ""
+        last = f", {self.module}" if self.module else ""
+        last += f", last collective {self.collective}" if self.collective else ""
         when = f"in {self.section} {self.step} since {self.seconds:.0f} s"
         return f"rank {self.rank} on {self.host} {self.place}, {when}{last}"
 

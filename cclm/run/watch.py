@@ -96,6 +96,8 @@ class Watch:
         """`recorded` writes what torch knows of this rank's collectives, and returns the last; `leave` ends it."""
         self._folder, self._rank, self._limits, self._talk = folder, rank, limits or Limits(), talk
         self._silent_s, self._recorded, self._clock, self._exit = silent_s, recorded, clock, leave
+        self.module_now: Callable[[], str] = str
+        """Says which module of the network this rank runs."""
         self._host = socket.gethostname()
         self._now: Position | None = Position(section=START, step=0, began=clock())
         self._looked, self._waited_s = clock(), 0.0
@@ -230,7 +232,7 @@ class Watch:
             cause, place = where_it_stands(write_stacks(path, heading))
             self._report = Stuck(
                 rank=self._rank, host=self._host, section=position.section, step=position.step,
-                seconds=round(position.elapsed_s, 1), cause=cause, place=place,
+                seconds=round(position.elapsed_s, 1), cause=cause, place=place, module=self.module_now(),
                 collective=self._recorded(path.with_name(f"rank_{self._rank}_collectives.json")),
             )  # fmt: skip
         return self._report

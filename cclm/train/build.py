@@ -103,6 +103,8 @@ def open_run(
         checkpoint = newest_sound(ranks, folder, sys.stderr.write)
         parts = build_parts(start, is_fresh=checkpoint is None)
         engine, dataset = parts.engine, parts.dataset
+        if engine.order is not None:
+            watch.module_now = engine.order.now
         if is_first:
             write_kernels(folder, parts.choices, topology.device)
         left_out = LeftOut(made_by_first(ranks, partial(rollbacks_of, folder, is_fresh=checkpoint is None)))

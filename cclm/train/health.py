@@ -194,6 +194,16 @@ class BadSteps:
         """What this rank knows: its share of the losses that are out of range, its gradients, its samples."""
         losses = {name: float(value) for name, value in result.metrics.items()}
         gradients = list(dict.fromkeys(name for update in result.skipped for name in update.bad_gradients))
+        return {
+            "rank": self.engine.rank,
+            "losses": {name: finite(value) for name, value in losses.items() if not abs(value) < self.max_loss},
+            "gradients": gradients[:MOST_NAMED],
+            "num_gradients": len(gradients),
+            "samples": self.samples_of(step),
+        }
+
+    def samples_of(self, step: int) -> dict[str, list[dict[str, Any]]]:
+        """Return this rank's samples of a step by view, in words; it is read again."""
         samples: dict[str, list[dict[str, Any]]] = {}
         try:
             shown = self.dataset.samples_of(step)
@@ -202,13 +212,7 @@ class BadSteps:
         for sample in shown:
             described = asdict(sample)
             samples.setdefault(described.pop("view"), []).append(described)
-        return {
-            "rank": self.engine.rank,
-            "losses": {name: finite(value) for name, value in losses.items() if not abs(value) < self.max_loss},
-            "gradients": gradients[:MOST_NAMED],
-            "num_gradients": len(gradients),
-            "samples": samples,
-        }
+        return samples
 
 
 def why(

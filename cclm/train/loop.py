@@ -19,7 +19,7 @@ from cclm.checkpoint.collective import save_checkpoint
 from cclm.config import CheckpointConfig
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
-from cclm.distributed.agreement import Request, agree_on_step
+from cclm.distributed.agreement import Request, agree_on_step, first_difference
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, CclmError
 from cclm.run.checkpoints import SAVE_NAME
@@ -31,6 +31,9 @@ from cclm.run.watch import START, Watch
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.updates import Limits, update
+
+MOST_SAMPLES = 3
+"""So many samples of each view are named where ranks disagree."""
 
 
 @dataclass(kw_only=True)
@@ -302,9 +305,13 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
     assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
     health = run.recorder.health
     limits = Limits(max_loss=health.config.max_loss, max_norm=health.max_norm)
+    if (order := run.engine.order) is not None:
+        order.begin()
     result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits)
     if result is None:
         return False
+    if order is not None:
+        order.end()
     run.recorder.add(batch, result)
     run.memory.passed()
     return True
@@ -334,9 +341,24 @@ def request_before(run: Run, step: int, taken: tuple[Batch, Batch] | None) -> Re
         "bad steps": str(run.recorder.health.num_bad),
         "steps left out": str(run.left_out),
     }
+    if run.engine.order is not None:
+        known["modules of the step before"] = run.engine.order.text
     pace, ranks = run.recorder.pace, run.engine.collectives
     with pace.agreeing(run.recorder.throughput.last_wait_s):
-        return agree_on_step(ranks, step, parts, own, known, figures=pace.own, hear=pace.hear)
+        explain = partial(what_modules_differ, run, step - 1)
+        return agree_on_step(ranks, step, parts, own, known, figures=pace.own, hear=pace.hear, explain=explain)
+
+
+def what_modules_differ(run: Run, step: int) -> str:
+    """Say which module ranks ran otherwise in a step, and on which samples; "" if none. A collective."""
+    order, ranks = run.engine.order, run.engine.collectives
+    found = "" if order is None else first_difference(ranks, "module", order.names)
+    if not found:
+        return ""
+    shown = run.recorder.bad_steps.samples_of(step)
+    keys = [f"{view} {', '.join(sample['key'] for sample in of[:MOST_SAMPLES])}" for view, of in shown.items()]
+    everyone = enumerate(ranks.exchange("; ".join(keys)))
+    return f"{found}; first samples of step {step}: {' / '.join(f'rank {rank}: {text}' for rank, text in everyone)}"
 
 
 def is_anybody_asked(run: Run) -> bool:

@@ -22,6 +22,7 @@ from cclm.engine.deepspeed.construction import choose_kernel, initialise
 from cclm.engine.deepspeed.skipping import update_or_skip
 from cclm.engine.deepspeed.state_shards import refresh, shards_of
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
+from cclm.engine.module_order import ModuleOrder
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import check_reaches_trained
 from cclm.engine.protocol import BatchType, Engine, Updated
@@ -59,6 +60,9 @@ class DeepSpeedEngine(Engine[BatchType]):
         self.kernel = choose_kernel(kernel, optimizer, ds_config, topology)
         self.runner: Any = initialise(self.door, optimizer, ds_config, topology, self.kernel.chosen)
         self.optimizer = self.runner.optimizer
+        if self.stage == 3:
+            self.order = ModuleOrder(module)
+            self.order.watch(self.optimizer.parameter_offload)
         shards = shards_of(self.optimizer, module, self.stage, self.rank)
         adamw = self.optimizer.optimizer if self.stage > 0 else self.optimizer
         beside = torch.device("cpu") if offloads_optimizer(ds_config) else self.device
