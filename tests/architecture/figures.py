@@ -45,7 +45,7 @@ BUDGETS = {
     "cclm/run": 2200,
     "cclm/shardfile": 1800,
     "cclm/track": 600,
-    "cclm/train": 4050,
+    "cclm/train": 4100,
     "cclm/views": 2900,
     "finetune": 1950,
     "launch": 5400,
