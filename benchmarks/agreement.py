@@ -48,7 +48,7 @@ def measure(num_steps: int) -> dict[str, float]:
         began = time.perf_counter()
         known = {"configuration": "0" * 600, "bad steps": "0", "steps left out": "none"}
         known["modules of the step before"] = engine.order.text
-        with pace.agreeing(0.0):
+        with pace.agreeing():
             agree_on_step(ranks, step, {0: batch}, Request.NOTHING, known, figures=pace.own, hear=pace.hear)
         agreed = time.perf_counter()
         engine.order.begin()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +22,6 @@ from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, on_device
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
-from cclm.distributed.board import write_recorded_collectives
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.deepspeed.construction import sharded_construction
@@ -33,7 +31,6 @@ from cclm.engine.lora import add_lora
 from cclm.engine.parts import freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
-from cclm.errors import Cause
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, model_config, transform_of
 from cclm.hub.reference_outputs import make_recorder
@@ -45,18 +42,22 @@ from cclm.run.cores import THREADS, own_cores, share_cores
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
-from cclm.run.stop import clear_for_this_start, note_left
-from cclm.run.talk import Board, Talk
-from cclm.run.watch import START, Limits, Watch
-from cclm.track.metrics import MetricsLog, Throughput
+from cclm.run.stop import clear_for_this_start
+from cclm.run.watch import Watch
+from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
+from cclm.track.sections import NO_CLOCK, SectionClock
+from cclm.track.trackers import Csv, TensorBoard, Tracker, check_services, service
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
 from cclm.train.loop import Checkpointer, Evaluation, Run
+from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import ROLLBACKS_FILE, LeftOut, Rollback, read_rollbacks
+from cclm.train.speed import Speedometer
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
+from cclm.train.watching import leave, make_watch
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import View, open_dataset
 
@@ -110,7 +111,7 @@ def open_run(
         left_out = LeftOut(made_by_first(ranks, partial(rollbacks_of, folder, is_fresh=checkpoint is None)))
         loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
         step, state = int(loaded["step"]), loaded["state"]
-        log = MetricsLog(folder, is_first, resume_step=step, tensorboard=config.track.tensorboard)
+        log = MetricsLog(folder, is_first, resume_step=step, trackers=trackers_of(config) if is_first else ())
         purpose = "pre-training" if config.finetune is None else "fine-tuning"
         progress = Progress(config.steps, step, purpose, enabled=is_first)
         recorder = Recorder(
@@ -123,7 +124,7 @@ def open_run(
             ledger=LedgerFile(folder / "ledger.jsonl", step) if is_first else None,
             quarantine=open_quarantine(folder / QUARANTINE, topology, step),
             samples_seen=SamplesSeen(dataset.counted),
-            throughput=Throughput(),
+            speed=Speedometer.of(config, engine, parts.clock),
             progress=stack.enter_context(progress),
             status=RankStatus(folder, topology.rank),
             health=Health(run_folder=folder, config=config.health),
@@ -153,6 +154,7 @@ def open_run(
             watch=watch,
             left_out=left_out,
             configuration=start.identity,
+            profile=stack.enter_context(closing(StepProfile(folder, topology.rank, config.track.profile_steps))),
         )
         watch.close()
 
@@ -183,6 +185,7 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
     """
     topology = Topology.from_environment(device=config.device)
     validate_ranks(config, topology.world_size)
+    check_services(config.track.services)
     ds_config = None
     if config.engine == "deepspeed":
         ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
@@ -209,26 +212,6 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
         )
 
 
-def make_watch(config: RunConfig, topology: Topology, board: Board | None) -> Watch:
-    """Make this rank's watch, with the limits of its configuration."""
-    settings, rank, folder = config.watch, topology.rank, Path(config.run_folder)
-    floors = {START: settings.start_s, "step": settings.step_s, "save": settings.save_s}
-    floors["evaluate"] = settings.evaluate_s
-    floors["data"] = settings.step_s and settings.step_s + config.data.batch_timeout_s
-    limits = Limits(floors_s=floors, first_s=settings.start_s, factor=settings.factor, num_first=settings.num_first)
-    talk = None
-    if board is not None:
-        talk = Talk(board, rank, topology.world_size, socket.gethostname(), settings.silent_s)
-    return Watch(folder, rank, limits, talk, silent_s=settings.silent_s, recorded=write_recorded_collectives)
-
-
-def leave(watch: Watch, folder: Path | None, reason: str) -> None:
-    """Note, on the rank that has the folder, and tell the others that a request ends this one before its first step."""
-    if folder is not None:
-        note_left(folder, reason)
-    watch.tell(Cause.STOPPED, reason)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What computes the steps of a run: to make it writes nothing."""
@@ -240,6 +223,8 @@ class Parts:
     num_workers: int
     choices: tuple[Choice, ...]
     """What it computes with."""
+    clock: SectionClock
+    """That it says to where it is."""
 
     def batches(self, step: int, left_out: LeftOut) -> Generator[tuple[Batch, Batch], None, None]:
         """Yield the batches from a step on, each as it was read and on the device."""
@@ -258,9 +243,16 @@ def build_parts(start: Start, *, is_fresh: bool) -> Parts:
     dataset = open_dataset(start.views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
     dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
     num_workers = choose_cores(config.data.num_workers, topology, ranks)
-    construction = sharded_construction(start.ds_config, topology)
+    construction, clock = sharded_construction(start.ds_config, topology), SectionClock(topology.device)
     module = build_module(
-        config, start.views, tokenizer, ranks, is_fresh=is_fresh, construction=construction, kernels=kernels
+        config,
+        start.views,
+        tokenizer,
+        ranks,
+        is_fresh=is_fresh,
+        construction=construction,
+        kernels=kernels,
+        clock=clock,
     )
     engine = build_engine(config, module, topology, ranks, start.ds_config)
     return Parts(
@@ -270,6 +262,7 @@ def build_parts(start: Start, *, is_fresh: bool) -> Parts:
         tokenizer=tokenizer,
         num_workers=num_workers,
         choices=(*kernels.choices, engine.kernel),
+        clock=clock,
     )
 
 
@@ -279,6 +272,14 @@ def rollbacks_of(folder: Path, *, is_fresh: bool) -> list[Rollback]:
         for name in (ROLLBACKS_FILE, BAD_STEPS_FILE):
             (folder / name).unlink(missing_ok=True)
     return read_rollbacks(folder)
+
+
+def trackers_of(config: RunConfig) -> list[Tracker]:
+    """Return who else gets the lines of the log. For rank 0."""
+    folder, track = Path(config.run_folder), config.track
+    found: list[Tracker] = [TensorBoard(folder)] * track.tensorboard
+    found += [Csv(folder)] * track.csv
+    return found + [service(name, folder, track.project, asdict(config)) for name in track.services]
 
 
 def network_of(config: RunConfig) -> Network:
@@ -339,6 +340,7 @@ def build_module(
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
     kernels: ModelKernels | None = None,
+    clock: SectionClock = NO_CLOCK,
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
@@ -365,7 +367,9 @@ def build_module(
         checkpoint_activations(encoder, mode)
     for texts in (model.text_encoder, model.fusion_encoder):
         texts.token_multiple = config.kernels.token_multiple
-    module = CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed, **kernels.arguments)
+    module = CrossViewTraining(
+        model, views, config.objectives, ranks, seed=config.seed, clock=clock, **kernels.arguments
+    )
     freeze(module, config.start.freeze)
     if config.finetune is not None and config.finetune.lora is not None and config.steps:
         seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters

@@ -19,7 +19,7 @@ from cclm.checkpoint.collective import save_checkpoint
 from cclm.config import CheckpointConfig
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
-from cclm.distributed.agreement import Request, agree_on_step, first_difference
+from cclm.distributed.agreement import Request
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, CclmError
 from cclm.run.checkpoints import SAVE_NAME
@@ -28,12 +28,12 @@ from cclm.run.signals import BEGAN, StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_left, note_stopped
 from cclm.run.watch import START, Watch
+from cclm.track.sections import OTHER
+from cclm.train.asked import is_anybody_asked, own_reason, request_before
+from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.updates import Limits, update
-
-MOST_SAMPLES = 3
-"""So many samples of each view are named where ranks disagree."""
 
 
 @dataclass(kw_only=True)
@@ -99,7 +99,7 @@ class Checkpointer:
         Raises:
             CclmError: the run has diverged: what is there stays.
         """
-        began = time.monotonic()
+        before, began = recorder.speed.clock.enter("checkpoint"), time.monotonic()
         recorder.look()
         recorder.health.check_updates(step)
         recorder.phase(step, "saving")
@@ -116,7 +116,8 @@ class Checkpointer:
         if self.saver is None or not self.saver.is_pending:
             self._complete(recorder, self._blocking_s, 0.0)
         recorder.health.saved()
-        recorder.throughput.restart()
+        recorder.speed.restart()
+        recorder.speed.clock.enter(before)
 
     @property
     def is_writing(self) -> bool:
@@ -213,6 +214,8 @@ class Run:
     """Is told what this rank does."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Grows with each rollback."""
+    profile: StepProfile | None = None
+    """Of the first steps."""
     configuration: str = ""
     """A hash of all that decides a step, which ranks compare."""
 
@@ -284,16 +287,22 @@ def evaluate(run: Run, step: int) -> bool:
     if is_due:
         with run.watch.section("save", step):
             run.checkpointer.wait()  # it may pin the next one: the best one so far must not go before that is complete
-    with run.watch.section("evaluate", step) if is_due else nullcontext():
+    with (
+        run.watch.section("evaluate", step) if is_due else nullcontext(),
+        run.recorder.speed.clock.inside("evaluation"),
+    ):
         return not run.recorder.health.is_doubtful and run.evaluation.after(step)
 
 
 def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool:
     """Do a step, and count it; return False if a rank is asked to stop: then it was not done."""
+    if run.profile is not None:
+        run.profile.begin_step()
     with run.watch.section("data", step):
         taken = next_batch(run, batches)
         # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
-        request = request_before(run, step, taken)
+        with run.recorder.speed.clock.inside("communication"):
+            request = request_before(run, step, taken)
     if Request.STOP in request:
         return False
     if Request.SAVE in request:
@@ -307,7 +316,9 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
     limits = Limits(max_loss=health.config.max_loss, max_norm=health.max_norm)
     if (order := run.engine.order) is not None:
         order.begin()
-    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits)
+    clock = run.recorder.speed.clock
+    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits, clock)
+    clock.enter(OTHER)
     if result is None:
         return False
     if order is not None:
@@ -320,57 +331,10 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
 def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch] | None:
     """Return the next batch; None if there is a request to stop, or one comes while this rank waits."""
     try:
-        with run.recorder.throughput.data_wait(), run.stop.interrupting():
+        with run.recorder.pace.fetching(), run.recorder.speed.clock.inside("data"), run.stop.interrupting():
             return next(batches)
     except StopAsked:
         return None
-
-
-def request_before(run: Run, step: int, taken: tuple[Batch, Batch] | None) -> Request:
-    """Return what a rank is asked for before a step. One collective; ConfigError where ranks disagree on the step."""
-    own = Request.NOTHING
-    if taken is None or own_reason(run):
-        own = Request.STOP
-    elif run.engine.rank == 0 and not run.recorder.health.is_doubtful and run.checkpointer.is_asked():
-        own = Request.SAVE
-    if run.checkpointer.is_writing:
-        own |= Request.WRITING
-    parts = {} if taken is None else dict(enumerate(taken[1].parts))
-    known = {
-        "configuration": run.configuration,
-        "bad steps": str(run.recorder.health.num_bad),
-        "steps left out": str(run.left_out),
-    }
-    if run.engine.order is not None:
-        known["modules of the step before"] = run.engine.order.text
-    pace, ranks = run.recorder.pace, run.engine.collectives
-    with pace.agreeing(run.recorder.throughput.last_wait_s):
-        explain = partial(what_modules_differ, run, step - 1)
-        return agree_on_step(ranks, step, parts, own, known, figures=pace.own, hear=pace.hear, explain=explain)
-
-
-def what_modules_differ(run: Run, step: int) -> str:
-    """Say which module ranks ran otherwise in a step, and on which samples; "" if none. A collective."""
-    order, ranks = run.engine.order, run.engine.collectives
-    found = "" if order is None else first_difference(ranks, "module", order.names)
-    if not found:
-        return ""
-    shown = run.recorder.bad_steps.samples_of(step)
-    keys = [f"{view} {', '.join(sample['key'] for sample in of[:MOST_SAMPLES])}" for view, of in shown.items()]
-    everyone = enumerate(ranks.exchange("; ".join(keys)))
-    return f"{found}; first samples of step {step}: {' / '.join(f'rank {rank}: {text}' for rank, text in everyone)}"
-
-
-def is_anybody_asked(run: Run) -> bool:
-    """Return whether a rank is asked to stop, between micro-batches. A collective."""
-    return any(asked for (asked,) in run.engine.collectives.numbers([bool(own_reason(run))]))
-
-
-def own_reason(run: Run) -> str:
-    """Return why this rank is asked to stop, or ""."""
-    if run.engine.rank:
-        return run.stop.reason(None)
-    return run.stop.reason(run.folder) or run.checkpointer.time_is_up()
 
 
 def save(run: Run, step: int, *, is_last: bool = False, in_background: bool = True) -> bool:

@@ -24,16 +24,24 @@ class Pace:
         self.own = [0, 0]
         """Of the newest step, in microseconds: this rank's wait for its batch, and in the agreement."""
         self._clock = clock
+        self._data_s = 0.0
         self._steps = 0
         self._data: list[float] = []
         self._late: list[float] = []
 
     @contextmanager
-    def agreeing(self, data_s: float) -> Iterator[None]:
-        """Time an agreement, before which this rank waited so long for its batch."""
+    def fetching(self) -> Iterator[None]:
+        """Time a rank's wait for its batch."""
         began = self._clock()
         yield
-        self.own = [round(data_s / MICRO), round((self._clock() - began) / MICRO)]
+        self._data_s = self._clock() - began
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Time the agreement behind it."""
+        began = self._clock()
+        yield
+        self.own = [round(self._data_s / MICRO), round((self._clock() - began) / MICRO)]
 
     def hear(self, ranks: Sequence[Sequence[int]]) -> None:
         """Add what all ranks, in their order, measured of the step before."""

@@ -28,8 +28,10 @@ def test_one_process_keeps_nobody_waiting() -> None:
 
 
 def test_an_agreement_is_timed() -> None:
-    times = iter([10.0, 10.5])
+    times = iter([9.0, 9.25, 10.0, 10.5])
     pace = Pace(clock=lambda: next(times))
-    with pace.agreeing(0.25):
+    with pace.fetching():
+        pass
+    with pace.agreeing():
         pass
     assert pace.own == [250 * MS, 500 * MS]
