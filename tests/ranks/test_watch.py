@@ -102,7 +102,7 @@ def train(tmp_path: Path, place: str, fault: str, **watch: float) -> tuple[Path,
     return run, codes
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["the loader", pytest.param("forward", marks=pytest.mark.long)])
 def test_a_rank_that_raises_ends_the_other_which_names_it(place: str, tmp_path: Path) -> None:
     run, codes = train(tmp_path, place, "raises")
     assert codes == [EXIT_CODES[Cause.ENDED], EXIT_CODES[Cause.USER_ERROR]]
