@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cclm.config import RunConfig, named_files, named_sets, validation_errors_for
+from cclm.config import ALL, NamedSet, RunConfig, evaluated_sets, named_files, named_sets, validation_errors_for
 from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
@@ -69,7 +69,9 @@ def check_recipe(
             key, _, rest = text.partition(": ")
             converter.add(key, rest)
         unseen = [
-            f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path) or not files_exist
+            f"{one.key}: {one.path}"
+            for one in (*named_sets(config.views), *evaluated_sets(config))
+            if is_remote(one.path) or not files_exist
         ]
         if files_exist:
             notes += _check_sets(config, converter, shards)
@@ -135,7 +137,7 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
 
     samples: dict[str, int] = {}
     unknown: set[str] = set()
-    for one in named_sets(config.views):
+    for one in (*named_sets(config.views), *evaluated_sets(config)):
         if is_remote(one.path):
             unknown.add(one.view)
             continue
@@ -144,7 +146,10 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
             if manifest.view is not one.holds:
                 expected, got = f"a set of view {one.holds.value}", f"one of view {manifest.view.value}"
                 raise ConfigError(expected=expected, got=got, do="", where=one.path)
-            samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+            if one.view:
+                samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+            else:
+                _check_languages(config, converter, one, manifest)
             faults = [] if look == "manifests" else list(_faults(Path(one.path), manifest, look))
             for fault in faults[:MOST_FAULTS]:
                 converter.add(one.key, fault, "wrong_value")
@@ -157,6 +162,16 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
                 f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
+
+
+def _check_languages(config: RunConfig, converter: Converter, one: NamedSet, manifest: Manifest) -> None:
+    """A set that is measured has captions in the languages that are asked for."""
+    assert config.evaluation is not None, "it names the set"
+    name, group, *_ = [*config.evaluation.measure.split("/"), ""]
+    is_language = one.key.endswith(f".{name}") and group not in (ALL, *config.evaluation.groups)
+    wanted = {*config.evaluation.languages, *([group] if is_language else ())}
+    if missing := sorted(wanted - {*manifest.totals.languages}):
+        converter.add(one.key, f"expected captions in {', '.join(missing)}, got none in {one.path}", "wrong_value")
 
 
 def _faults(folder: Path, manifest: Manifest, look: Look) -> Iterator[str]:

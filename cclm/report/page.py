@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cclm.config import RunConfig
+from cclm.config import ALL, RunConfig
 from cclm.files.reading import to_yaml
 from cclm.files.shipped import open_template
 from cclm.report.claims import (
@@ -51,6 +51,8 @@ PRIOR_LOSS = Reference(value=0.6365, label="prior")
 PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
 """Two wrong pairs stand beside each right one: what a matching head reaches that ignores its input."""
 
+MOST_LANGUAGES = 10
+"""Lines of one chart of recalls."""
 Lines = Sequence[tuple[int, Mapping[str, float]]]
 """Steps with what was logged."""
 Panel = tuple[str, str, Markup]
@@ -153,10 +155,23 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     every: list[tuple[str, Iterable[Panel | None]]] = [
         *((entry.title, view_panels(lines, view, entry)) for view, entry in VIEWS.items()),
         ("All views", shared),
+        ("Zero-shot retrieval while it trained", evaluation_panels(lines, config)),
         ("The run", whole),
     ]
     filled = [(title, [one for one in panels if one is not None]) for title, panels in every]
     return [(title, panels) for title, panels in filled if panels]
+
+
+def evaluation_panels(lines: Lines, config: RunConfig) -> Iterable[Panel | None]:
+    """Yield R@10 by group and language of each set that the run was measured on; of many languages the groups alone."""
+    settings = config.evaluation
+    for name in () if settings is None else settings.sets:
+        assert settings is not None
+        logged = {key.split("/")[2] for _, values in lines for key in values if key.startswith(f"evaluation/{name}/")}
+        shown = sorted(logged) if len(logged) <= MOST_LANGUAGES else [ALL, *settings.groups]
+        for way, title in (("t2i", "text → image"), ("i2t", "image → text")):
+            labels = {f"evaluation/{name}/{one}/{way}_r10": one for one in shown}
+            yield panel(lines, f"{name}, {title}", labels, "R@10 in percent, without training on it")
 
 
 def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | None]:

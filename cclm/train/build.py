@@ -52,6 +52,7 @@ from cclm.train.recorder import Recorder
 from cclm.train.rollback import ROLLBACKS_FILE, LeftOut, Rollback, read_rollbacks
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
+from cclm.train.zero_shot_evaluation import zero_shot_evaluation
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import View, open_dataset
 
@@ -59,14 +60,12 @@ MakeEvaluation: TypeAlias = Callable[[RunConfig, Engine[Batch], StepDataset, int
 """(configuration, engine, this rank's data, step that training starts with) → what is measured."""
 
 
-def no_evaluation(config: RunConfig, engine: Engine[Batch], dataset: StepDataset, start_step: int) -> Evaluation:
-    """Measure nothing but the losses."""
-    return Evaluation()
-
-
 @contextmanager
 def open_run(
-    config: RunConfig, stop: StopRequest, table: Table = VIEWS, make_evaluation: MakeEvaluation = no_evaluation
+    config: RunConfig,
+    stop: StopRequest,
+    table: Table = VIEWS,
+    make_evaluation: MakeEvaluation = zero_shot_evaluation,
 ) -> Iterator[Run | None]:
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,6 +167,8 @@ class Evaluation:
 
     is_asked: Callable[[], bool] = staticmethod(lambda: False)
     """Whether a rank is asked to stop; a collective. The loop sets it."""
+    record: Callable[[int, Mapping[str, float]], None] = staticmethod(lambda step, values: None)
+    """Writes numbers of a step into the log. The loop sets it."""
 
     def is_due(self, step: int) -> bool:
         """Return whether something will be measured after `step` updates. No collective."""
@@ -221,6 +223,7 @@ def train(run: Run) -> bool:
         DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
     run.evaluation.is_asked = partial(is_anybody_asked, run)
+    run.evaluation.record = run.recorder.write_evaluation
     run.recorder.health.before_end = run.checkpointer.wait
     step = run.start_step
     while True:
@@ -253,7 +256,7 @@ def _train(run: Run, start_step: int) -> bool:
                 recorder.write(step)
             health.check(step)
             if run.evaluation.is_due(step + 1):
-                checkpointer.wait()  # it may pin the next one: the best one so far must not go before that is complete
+                recorder.write(step, is_regular=False)
             # Before it is saved: what a kill leaves is evaluated. Not what is not saved: the best epoch must be there.
             was_evaluated = not health.is_doubtful and run.evaluation.after(step + 1)
             if is_saving or was_evaluated:

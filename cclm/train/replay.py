@@ -89,7 +89,7 @@ def history_of(folder: Path, step: int) -> History:
     )
     written, source = None, ""
     for line in StepLines(folder / LOG_NAME).read():
-        if line["step"] == step and undone is None:
+        if line["step"] == step and undone is None and "grad_norm" in line["values"]:  # else it tells an evaluation
             written, source = line["values"], LOG_NAME
     for line in StepLines(folder / BAD_STEPS_FILE).read():
         was_good = written is not None and not written.get("skipped_updates")  # when it was done again

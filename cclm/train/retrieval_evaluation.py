@@ -16,21 +16,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cclm.annotations.retrieval import Part
 from cclm.annotations.tasks import TASKS as BENCHMARKS
-from cclm.data.batch import Tokens
-from cclm.data.collate import int64, pad
-from cclm.data.decoding import decode_image
-from cclm.data.image import eval_image
+from cclm.data.collate import int64
 from cclm.data.source import SampleSource
-from cclm.errors import ConfigError, DataError
-from cclm.evaluate.owned import Own, gathered, rerank_owned
-from cclm.evaluate.pair_scores import PairBatch, match_scores, score_pairs
-from cclm.evaluate.rerank import SCORE_TOLERANCE, PairNumbers
+from cclm.errors import ConfigError
+from cclm.evaluate.owned import gathered, rerank_owned
+from cclm.evaluate.rerank import SCORE_TOLERANCE
 from cclm.evaluate.results import Result
-from cclm.evaluate.retrieval import QUERIES_AT_ONCE, Nearest, Rows, joined, nearest_of_block
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
 from cclm.train.mapped_rows import ChosenRows, RowFiles
 from cclm.train.retrieval_sets import (
@@ -41,8 +36,8 @@ from cclm.train.retrieval_sets import (
     open_shards,
     retrieval_set,
 )
+from cclm.train.retriever import Retriever
 from cclm.views.annotated.options import AnnotatedConfig, language_of
-from cclm.views.annotated.source import batches_of
 from cclm.views.annotated.view import Line
 
 FEATURES = "features"
@@ -57,6 +52,19 @@ class RetrievalEvaluation(TaskEvaluation):
     source: SampleSource[Any, Any]
     _annotated: dict[tuple[str, str, Part], RetrievalSet] = field(default_factory=dict)
     """Benchmarks by name, place and part: their files are read once."""
+
+    def __post_init__(self) -> None:
+        """As for every task."""
+        of_view = self.source.config
+        self._retriever = Retriever(
+            work=self,
+            tokenizer=self.source.tokenizer,
+            transform=of_view.transform,
+            max_tokens=of_view.max_tokens,
+            max_words=of_view.max_words,
+            batch_size=self.finetune.evaluation_batch,
+        )
+        super().__post_init__()
 
     def sets(self, part: Part) -> Mapping[str, str]:
         """Return shard sets and folders of benchmarks."""
@@ -121,13 +129,10 @@ class RetrievalEvaluation(TaskEvaluation):
         if not captions:
             return
         files = RowFiles(self._folder / FEATURES, self.engine.collectives)
-        batches = self._batches(torch.arange(len(found.keys)))
         try:
-            features = self.turns(batches, partial(self._image_features, found))
-            images_IE = files.rows("images", features, len(found.keys))
+            images_IE = files.rows("images", self._retriever.image_features(found), len(found.keys))
             for language, texts in captions.items():
-                features = self.turns(self._batches(texts.texts), self._text_features)
-                text_TE = files.rows("texts", features, len(texts.texts))
+                text_TE = files.rows("texts", self._retriever.text_features(texts.texts), len(texts.texts))
                 yield self._language(found, language, texts, images_IE, text_TE, began)
                 began = time.monotonic()
                 self.engine.collectives.barrier()  # nobody reads the language's features any more
@@ -147,14 +152,16 @@ class RetrievalEvaluation(TaskEvaluation):
         identity_T, identity_I = int64(texts.identities), int64(found.identities)
         asked_C = torch.isin(identity_I, identity_T).nonzero()[:, 0]  # an image without a text is not there
         identity_C, image_CE = identity_I[asked_C], ChosenRows(images_IE, asked_C)
-        forward = self._nearest(text_TE, image_CE, identity_T, identity_C)
-        backward = self._nearest(image_CE, text_TE, identity_C, identity_T)
+        kept, nearest = self.finetune.rerank_top_k, self._retriever.nearest
+        forward = nearest(text_TE, image_CE, identity_T, identity_C, kept)
+        backward = nearest(image_CE, text_TE, identity_C, identity_T, kept)
         own = {"t2i": forward, "i2t": backward}
         columns = {way: {"rank": of.found.rank_Q, "first": of.found.candidate_QK[:, 0]} for way, of in own.items()}
         cost: dict[str, float] = {}
         if self.finetune.rerank_top_k:
             begin = time.monotonic()
-            match, exchange = partial(self._match, found, texts, asked_C), self.engine.collectives.exchange
+            match = partial(self._retriever.match, found, texts.texts, asked_C)
+            exchange = self.engine.collectives.exchange
             again = rerank_owned(forward, backward, len(asked_C), match, SCORE_TOLERANCE, exchange)
             columns["t2i"]["reranked"], columns["i2t"]["reranked"] = again.text_rank_Q, again.image_rank_Q
             seconds, total = time.monotonic() - begin, time.monotonic() - began
@@ -174,84 +181,6 @@ class RetrievalEvaluation(TaskEvaluation):
             reranked=self.finetune.rerank_top_k,
             cost=cost,
         )
-
-    def _nearest(self, query_QE: Rows, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor) -> Own:
-        """Let the ranks take blocks of queries in turns, and keep what they find."""
-        device, kept = self.engine.device, max(1, self.finetune.rerank_top_k)
-
-        def found(number_B: Tensor) -> Nearest:
-            rows_BE, of_B = query_QE[number_B].to(device), identity_Q[number_B]
-            return nearest_of_block(rows_BE, candidate_CE, of_B, identity_C, kept).to(torch.device("cpu"))
-
-        blocks = torch.split(torch.arange(len(query_QE)), QUERIES_AT_ONCE)
-        mine = self.own_turns(blocks, lambda number_B: (number_B, found(number_B)))
-        mine = mine or [(blocks[0][:0], found(blocks[0][:0]))]  # of a rank without a block
-        return Own(number_Q=torch.cat([number_B for number_B, _ in mine]), found=joined([one for _, one in mine]))
-
-    def _match(self, found: RetrievalSet, texts: Captions, asked_C: Tensor, pairs: PairNumbers) -> Tensor:
-        """Return the matching head's logits of pairs, which ranks compute in turns."""
-
-        def states(image_B: Tensor) -> Tensor:
-            return self._encoded_images(found, asked_C[image_B], "encode_images")
-
-        def score(image_IND: Tensor, batch: PairBatch) -> Tensor:
-            tokens = self._tokens([texts.texts[number] for number in batch.text_U.tolist()])
-
-            def probe(module: nn.Module) -> dict[str, Tensor]:
-                model: Any = module.model
-                return {"score": match_scores(model, image_IND, batch, tokens.ids_BL, tokens.mask_BL)}
-
-            return self.engine.evaluate(probe)["score"].cpu()
-
-        return score_pairs(
-            pairs,
-            int64([len(self._encoded(text)) for text in texts.texts]),
-            states,
-            score,
-            batch_size=self.finetune.evaluation_batch,
-            device=self.engine.device,
-            each=self.in_turns,
-        )
-
-    def _batches(self, given: Any) -> list[Any]:
-        return list(batches_of(given, self.finetune.evaluation_batch))
-
-    def _image_features(self, found: RetrievalSet, number_B: Tensor) -> Tensor:
-        return self._encoded_images(found, number_B, "get_image_features").float()
-
-    def _encoded_images(self, found: RetrievalSet, number_B: Tensor, method: str) -> Tensor:
-        """Return what a method of the model makes of some images."""
-        transform = self.source.config.transform
-        images = (decode_image(found.image(number), where=found.keys[number]) for number in number_B.tolist())
-        pixels = [torch.from_numpy(eval_image(image, transform)) for image in images]
-        images_BCHW = torch.stack(pixels).to(self.engine.device)
-
-        def probe(module: nn.Module) -> dict[str, Tensor]:
-            return {"made": getattr(module.model, method)(images_BCHW)}
-
-        return self.engine.evaluate(probe)["made"].cpu()
-
-    def _text_features(self, texts: Sequence[str]) -> Tensor:
-        tokens = self._tokens(texts)
-
-        def probe(module: nn.Module) -> dict[str, Tensor]:
-            found = module.model.get_text_features(tokens.ids_BL, tokens.mask_BL)  # type: ignore[union-attr,operator]
-            return {"features": found}
-
-        return self.engine.evaluate(probe)["features"].float().cpu()
-
-    def _tokens(self, texts: Sequence[str]) -> Tokens:
-        return pad([self._encoded(text) for text in texts], self.source.tokenizer.pad_id).to(self.engine.device)
-
-    def _encoded(self, text: str) -> list[int]:
-        """Return a caption's ids; of one without a token (WIT has ".") those of an empty text: it counts."""
-        tokenizer, config = self.source.tokenizer, self.source.config
-        try:
-            return tokenizer.encode([text], config.max_tokens, config.max_words)[0]
-        except DataError as error:
-            if error.reason != "text_empty":
-                raise
-            return [tokenizer.bos_id, tokenizer.eos_id]
 
 
 def _lines(direction: str, ids: Sequence[str], first: Sequence[str], ranks: Mapping[str, Tensor]) -> list[Line]:

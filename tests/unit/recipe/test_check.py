@@ -170,6 +170,45 @@ def test_sets_that_retrieval_is_measured_on_are_looked_for(tmp_path: Path) -> No
     assert problem.key == "finetune.test_sets.wit"
 
 
+def test_sets_that_a_run_is_measured_on_are_looked_at(tmp_path: Path, corpus: Path) -> None:
+    sets = {"good": str(corpus / "images"), "gone": str(tmp_path / "gone"), "texts": str(corpus / "pairs")}
+    evaluation = {"every_steps": 5, "sets": sets, "groups": {"far": ["fr"]}, "measure": "good/far/t2i_r10"}
+    settings = recipe(corpus, tmp_path / "run", evaluation=evaluation)
+    found = refusal(tmp_path, settings)
+    assert set(found) == {f"evaluation.sets.{name}" for name in sets}
+    assert "captions in fr, got none" in found["evaluation.sets.good"]
+    assert "a set of view image_text" in found["evaluation.sets.texts"]
+    evaluation |= {"sets": {"good": sets["good"], "far": "s3://bucket/set"}, "groups": {}, "measure": "good/fr/t2i_r1"}
+    assert "captions in fr" in refusal(tmp_path, settings)["evaluation.sets.good"]
+    evaluation["measure"] = "good/all/t2i_r1"
+    assert check(tmp_path, settings).unseen == ("evaluation.sets.far: s3://bucket/set",)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "key", "words"),
+    [
+        ({"sets": {}}, "evaluation.sets", "none is given"),
+        ({"measure": "good/all/t2i_r2"}, "evaluation.measure", "expected good, all or a language and mean_recall"),
+        ({"measure": "better/all/t2i_r1"}, "evaluation.measure", "expected good"),
+        ({"measure": "good/all/reranked_t2i_r1"}, "evaluation.measure", "expected good"),
+        ({"groups": {"all": ["en"]}}, "evaluation.groups.all", "neither all nor that of a language"),
+        ({"groups": {"x": []}}, "evaluation.groups.x", "no language is given"),
+        ({"every_steps": 0}, "evaluation.every_steps", "at least 1"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(
+    tmp_path: Path, corpus: Path, evaluation: dict[str, Any], key: str, words: str
+) -> None:
+    whole = {"every_steps": 5, "sets": {"good": str(corpus / "images")}, **evaluation}
+    found = refusal(tmp_path, recipe(corpus, tmp_path / "run", evaluation=whole))
+    assert words in found[key]
+
+
+def test_copies_need_a_url(tmp_path: Path, corpus: Path) -> None:
+    found = refusal(tmp_path, recipe(corpus, tmp_path / "run", checkpoint={"copy_to": "/mnt/store"}))
+    assert "a URL, such as s3://bucket/prefix" in found["checkpoint.copy_to"]
+
+
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_a_missing_peft_is_said_before_a_job_is_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
