@@ -47,6 +47,8 @@ class Checkpointer:
     _saved: float = field(default_factory=time.monotonic)
     _blocking_s: float = 0.0
     """That training waited for the newest save before it went on."""
+    _steps: list[int] = field(default_factory=list)
+    """Of this attempt's checkpoints."""
     _request: int | None = None
     """The request by file that the newest save obeys, known by its time."""
 
@@ -54,12 +56,11 @@ class Checkpointer:
         """Make ready to write in the background; nothing is started before the first save."""
         self.saver: BackgroundSaver | None = None
         if self.config.background and sys.platform == "linux":
-            self.saver = BackgroundSaver(self.engine, self.run_folder, **self._options)
+            self.saver = BackgroundSaver(self.engine, self.run_folder, self.config.keep, *self._options)
 
     @property
-    def _options(self) -> dict[str, Any]:
-        keep, keep_every = self.config.keep, self.config.keep_every
-        return {"keep": keep, "keep_every": keep_every, "reference_outputs": self.reference_outputs}
+    def _options(self) -> tuple[int | None, Callable[[Engine[Any], Path], None]]:
+        return self.config.keep_every, self.reference_outputs
 
     @property
     def seconds(self) -> float:
@@ -103,10 +104,13 @@ class Checkpointer:
         self.wait()
         self._request = self._asked()
         state = {"seconds": self.seconds, **recorder.state()}
+        keep = self.config.keep + len(recorder.health.unhealthy(self._steps))  # only healthy ones count
+        self._steps.append(step)
         if self.saver is not None and in_background:
+            self.saver.keep = keep
             self.saver.begin(step, state, partial(self._complete, recorder))
         else:
-            save_checkpoint(self.engine, self.run_folder, step, state, **self._options)
+            save_checkpoint(self.engine, self.run_folder, step, state, keep, *self._options)
         self._saved = time.monotonic()
         self._blocking_s = self._saved - began
         if self.saver is None or not self.saver.is_pending:
