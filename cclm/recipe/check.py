@@ -17,6 +17,7 @@ from cclm.files.atomic import file_sha256
 from cclm.files.typed import Converter
 from cclm.recipe.epochs import with_epochs, without_training
 from cclm.recipe.read import RECIPES, Reading
+from cclm.shardfile.fetch import PACKAGES
 from cclm.shardfile.options import is_remote
 from cclm.views.table import VIEWS, Table
 
@@ -119,6 +120,10 @@ def _missing_packages(config: RunConfig) -> Iterator[str]:
     """Yield what is not installed here; it may be in the container that the ranks run in, so it is no problem yet."""
     if config.finetune is not None and config.finetune.lora is not None and config.steps and not find_spec("peft"):
         yield "finetune.lora: it needs the package peft, which is not installed here: pip install 'cclm[lora]'."
+    protocol = (config.checkpoint.copy_to or "").partition("://")[0]
+    for package in ("fsspec", PACKAGES.get(protocol, "fsspec")) if protocol else ():
+        if not find_spec(package):
+            yield f"checkpoint.copy_to: it needs the package {package}, which is not installed here."
 
 
 def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:

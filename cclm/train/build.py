@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from cclm.checkpoint.collective import newest_sound
+from cclm.checkpoint.copies import bring_in
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.data.config import rank_blocks, rank_errors
@@ -127,6 +128,7 @@ def open_run(
             config=config.checkpoint,
             seconds_before=state.get("seconds", 0.0),
             reference_outputs=make_recorder(parts.tokenizer, transform_of(config), longest_text(config)),
+            note=recorder.note,
         )
         yield Run(
             folder=folder,
@@ -183,6 +185,8 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
         inputs = input_hashes(config, ds_config)
         identity = identity_parts(config, inputs)
         check_same_values(ranks, identity)
+        if config.checkpoint.copy_to is not None:
+            bring_in(ranks, Path(config.run_folder), config.checkpoint.copy_to)
         check_same_run(Path(config.run_folder), config, inputs, table)
         yield Start(
             config=config,

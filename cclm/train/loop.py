@@ -16,6 +16,7 @@ from typing import Any
 
 from cclm.checkpoint.background import BackgroundSaver
 from cclm.checkpoint.collective import save_checkpoint
+from cclm.checkpoint.copies import Copier
 from cclm.config import CheckpointConfig
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
@@ -31,6 +32,11 @@ from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.updates import Limits, update
 
+LONGEST_COPY_S = 900.0
+"""That the end of a run waits for copies; what is missing then is copied by the next start."""
+LOOK_S = 0.5
+"""Between two looks at them."""
+
 
 @dataclass(kw_only=True)
 class Checkpointer:
@@ -43,6 +49,8 @@ class Checkpointer:
     """That earlier attempts of the run took, up to the checkpoint."""
     reference_outputs: Callable[[Engine[Any], Path], None]
     """Puts what the engine computes on a fixed probe into a checkpoint: exports are compared with it."""
+    note: Callable[[str, float], None] = lambda name, value: None
+    """Lets a number stand in the next line of the log."""
     _began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _blocking_s: float = 0.0
@@ -57,6 +65,11 @@ class Checkpointer:
         self.saver: BackgroundSaver | None = None
         if self.config.background and sys.platform == "linux":
             self.saver = BackgroundSaver(self.engine, self.run_folder, self.config.keep, *self._options)
+        self.copier: Copier | None = None
+        if self.config.copy_to is not None and self.engine.rank == 0:
+            keep = self.config.keep, self.config.keep_every
+            self.copier = Copier(self.run_folder, self.config.copy_to, *keep, self.note)
+            self.copier.begin()  # what an attempt before has left
 
     @property
     def _options(self) -> tuple[int | None, Callable[[Engine[Any], Path], None]]:
@@ -127,6 +140,20 @@ class Checkpointer:
         """Go on with a checkpoint whose writers have all answered. A collective."""
         if self.saver is not None and self.saver.is_pending:
             self.saver.go_on()
+        if self.copier is not None:
+            self.copier.look()
+
+    def finish_copies(self, alive: Callable[[], None]) -> None:
+        """Wait for the copies, but not for ever; `alive` is called now and then. A collective."""
+        end = time.monotonic() + LONGEST_COPY_S
+        while self.config.copy_to is not None:
+            if self.copier is not None:
+                self.copier.look()
+            own = self.copier is not None and self.copier.is_busy and time.monotonic() < end
+            if not any(busy for (busy,) in self.engine.collectives.numbers([own])):
+                return
+            alive()
+            time.sleep(LOOK_S)
 
     def wait(self) -> None:
         """Wait until every checkpoint that was begun is complete. A collective."""
@@ -137,6 +164,8 @@ class Checkpointer:
         """Leave what is not complete; no collective."""
         if self.saver is not None:
             self.saver.close()
+        if self.copier is not None:
+            self.copier.close()
 
     def saved(self) -> None:
         """Take note that the present state is saved already: nobody needs to ask any more. A collective."""
@@ -148,6 +177,8 @@ class Checkpointer:
         recorder.note("speed/checkpoint_total_s", total_s)
         recorder.note("speed/checkpoint_blocking_s", self._blocking_s + waited_s)
         self._obeyed()
+        if self.copier is not None:
+            self.copier.begin()
 
     def _obeyed(self) -> None:
         """Take the request by file away, unless it was asked again meanwhile."""
@@ -267,6 +298,7 @@ def _train(run: Run, start_step: int) -> bool:
                 is_owed = not save(run, step + 1, is_last=is_last)
         checkpointer.wait()
         run.evaluation.finish()
+        checkpointer.finish_copies(partial(recorder.phase, run.num_steps, "copying"))
     recorder.phase(run.num_steps, "done", Cause.DONE)
     run.done.write(step=run.num_steps, seconds=checkpointer.seconds)
     return True
@@ -358,6 +390,7 @@ def save_and_stop(run: Run, step: int) -> None:
     reason = own_reason(run) or run.stop.reason(run.folder) or "another rank was asked"
     is_saved = save(run, step, in_background=False)
     run.checkpointer.wait()  # for the one before, if this one was put off
+    run.checkpointer.finish_copies(partial(run.recorder.phase, step, "copying"))
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
     if run.engine.rank == 0 and is_saved:
         note_stopped(run.folder, step, reason)
