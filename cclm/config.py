@@ -242,6 +242,9 @@ class RunConfig:
     """Parameter precision of the forward pass."""
     kernels: KernelConfig = field(default_factory=KernelConfig)
     """What computes attention, norms, losses and updates; the defaults take the best that is there."""
+    deterministic: bool = False
+    """Let torch take kernels alone that give the same bits each time: slower on a GPU; what has no such kernel ends the
+    run. A CPU does that anyway."""
     seed: int = 42
     """Seed of initialisation, sample order, masks, crops and draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -65,7 +65,7 @@ def check_recipe(
     unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
         config, converter = without_training(reading.found), reading.converter
-        notes += _missing_packages(config)
+        notes += _notes_on(config)
         for text in validation_errors_for(config, world_size):
             key, _, rest = text.partition(": ")
             converter.add(key, rest)
@@ -116,8 +116,10 @@ def _noted(converter: Converter, key: str) -> Iterator[None]:
         converter.add(key, f"cannot be looked at: {error.strerror or error}")
 
 
-def _missing_packages(config: RunConfig) -> Iterator[str]:
-    """Yield what is not installed here; it may be in the container that the ranks run in, so it is no problem yet."""
+def _notes_on(config: RunConfig) -> Iterator[str]:
+    """Yield what a mode costs, and what is not installed here: it may be in the container that the ranks run in."""
+    if config.deterministic:
+        yield "deterministic: a GPU is slower with it, and an operation without such a kernel ends the run by its name."
     if config.finetune is not None and config.finetune.lora is not None and config.steps and not find_spec("peft"):
         yield "finetune.lora: it needs the package peft, which is not installed here: pip install 'cclm[lora]'."
     protocol = (config.checkpoint.copy_to or "").partition("://")[0]

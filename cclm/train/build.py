@@ -46,6 +46,7 @@ from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
 from cclm.track.metrics import MetricsLog, Throughput
 from cclm.track.progress import Progress
+from cclm.train.deterministic import deterministic
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
 from cclm.train.loop import Checkpointer, Evaluation, Run
@@ -78,6 +79,7 @@ def open_run(
     """
     folder = Path(config.run_folder)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(config.deterministic))  # before CUDA is started
         start = stack.enter_context(joined(config, table))
         config, topology, ranks = start.config, start.topology, start.ranks
         guard = MemoryGuard(folder, topology.rank, memory_advice(config, topology.world_size))
