@@ -18,7 +18,19 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.options import KernelConfig
 from cclm.pretrained.options import StartConfig
 from cclm.shardfile.options import is_remote
-from cclm.types import Bounds, Count, Language, LocalPath, PathText, Positive, Protocol, Share, TextOrNothing, View
+from cclm.types import (
+    Bounds,
+    Count,
+    Language,
+    LocalPath,
+    PathText,
+    Positive,
+    Precision,
+    Protocol,
+    Share,
+    TextOrNothing,
+    View,
+)
 
 Minutes = Annotated[float, Bounds(above=0)]
 
@@ -238,8 +250,9 @@ class RunConfig:
     """"plain" is the one-process twin, for debugging."""
     deepspeed: LocalPath = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON, a path or the name of one in ds_configs/; what our configuration also knows is "auto" in it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Parameter precision of the forward pass."""
+    precision: Precision = "fp32"
+    """What the forward pass computes in. fp16 with DeepSpeed's loss scale (`fp16` in its JSON), whose overflows are bad
+    steps."""
     kernels: KernelConfig = field(default_factory=KernelConfig)
     """What computes attention, norms, losses and updates; the defaults take the best that is there."""
     deterministic: bool = False
