@@ -3,7 +3,8 @@
     images, texts of a language ─ batches, in turns over the ranks ─▶ features ─ nearest, in blocks ─▶ ranks, candidates
                        candidates of both directions ─ each pair once, in blocks of images ─▶ logits ─▶ ranks once more
 
-What stays in memory are features and candidates, never a matrix of all similarities nor the states of all images.
+What stays in memory are features and candidates, and the states of images and texts as long as these take little
+(`cclm.train.mapped_rows`): else they are computed again, block by block. Never a matrix of all similarities.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from cclm.train.retrieval_sets import (
     open_shards,
     retrieval_set,
 )
-from cclm.train.retriever import Retriever
+from cclm.train.retriever import Encoded, Retriever
 from cclm.views.annotated.options import AnnotatedConfig, language_of
 from cclm.views.annotated.view import Line
 
@@ -63,6 +64,7 @@ class RetrievalEvaluation(TaskEvaluation):
             max_tokens=of_view.max_tokens,
             max_words=of_view.max_words,
             batch_size=self.finetune.evaluation_batch,
+            top_k=self.finetune.rerank_top_k,
         )
         super().__post_init__()
 
@@ -130,10 +132,10 @@ class RetrievalEvaluation(TaskEvaluation):
             return
         files = RowFiles(self._folder / FEATURES, self.engine.collectives)
         try:
-            images_IE = files.rows("images", self._retriever.image_features(found), len(found.keys))
-            for language, texts in captions.items():
-                text_TE = files.rows("texts", self._retriever.text_features(texts.texts), len(texts.texts))
-                yield self._language(found, language, texts, images_IE, text_TE, began)
+            images = self._retriever.images(files, found)
+            for language, of_language in captions.items():
+                texts = self._retriever.texts(files, of_language.texts)
+                yield self._language(found, language, of_language, images, texts, began)
                 began = time.monotonic()
                 self.engine.collectives.barrier()  # nobody reads the language's features any more
         finally:
@@ -147,20 +149,20 @@ class RetrievalEvaluation(TaskEvaluation):
         return found
 
     def _language(
-        self, found: RetrievalSet, language: str, texts: Captions, images_IE: Tensor, text_TE: Tensor, began: float
+        self, found: RetrievalSet, language: str, texts: Captions, images: Encoded, encoded: Encoded, began: float
     ) -> Measured:
         identity_T, identity_I = int64(texts.identities), int64(found.identities)
         asked_C = torch.isin(identity_I, identity_T).nonzero()[:, 0]  # an image without a text is not there
-        identity_C, image_CE = identity_I[asked_C], ChosenRows(images_IE, asked_C)
-        kept, nearest = self.finetune.rerank_top_k, self._retriever.nearest
-        forward = nearest(text_TE, image_CE, identity_T, identity_C, kept)
-        backward = nearest(image_CE, text_TE, identity_C, identity_T, kept)
+        identity_C, image_CE = identity_I[asked_C], ChosenRows(images.feature_NE, asked_C)
+        nearest = self._retriever.nearest
+        forward = nearest(encoded.feature_NE, image_CE, identity_T, identity_C)
+        backward = nearest(image_CE, encoded.feature_NE, identity_C, identity_T)
         own = {"t2i": forward, "i2t": backward}
         columns = {way: {"rank": of.found.rank_Q, "first": of.found.candidate_QK[:, 0]} for way, of in own.items()}
         cost: dict[str, float] = {}
         if self.finetune.rerank_top_k:
             begin = time.monotonic()
-            match = partial(self._retriever.match, found, texts.texts, asked_C)
+            match = partial(self._retriever.match, found, texts.texts, asked_C, images, encoded)
             exchange = self.engine.collectives.exchange
             again = rerank_owned(forward, backward, len(asked_C), match, SCORE_TOLERANCE, exchange)
             columns["t2i"]["reranked"], columns["i2t"]["reranked"] = again.text_rank_Q, again.image_rank_Q

@@ -31,7 +31,7 @@ from cclm.train.loop import Evaluation
 from cclm.train.mapped_rows import RowFiles
 from cclm.train.retrieval_evaluation import FEATURES
 from cclm.train.retrieval_sets import Captions, RetrievalSet, sharded_set
-from cclm.train.retriever import Retriever
+from cclm.train.retriever import Encoded, Retriever
 from cclm.train.shared_evaluation import SharedEvaluation
 
 Numbers = dict[str, float]
@@ -64,6 +64,7 @@ class ZeroShotEvaluation(SharedEvaluation):
             max_tokens=longest_text(self.config),
             max_words=None,
             batch_size=self.settings.batch_size,
+            top_k=self.settings.rerank_top_k,
         )
         super().__post_init__()
 
@@ -116,29 +117,24 @@ class ZeroShotEvaluation(SharedEvaluation):
     def _measured(self, found: RetrievalSet, languages: Sequence[str]) -> Iterator[tuple[str, Numbers]]:
         files = RowFiles(self._folder / FEATURES, self.engine.collectives)
         try:
-            images_IE = files.rows("images", self._retriever.image_features(found), len(found.keys))
+            images = self._retriever.images(files, found)
             for language in languages:
-                yield language, self._language(found, found.captions[language], images_IE)
+                captions = found.captions[language]
+                yield language, self._language(found, captions, images, self._retriever.texts(files, captions.texts))
+                self.engine.collectives.barrier()  # nobody reads the language's features any more
         finally:
             files.clear()
 
-    def _language(self, found: RetrievalSet, captions: Captions, images_IE: Tensor) -> Numbers:
+    def _language(self, found: RetrievalSet, captions: Captions, images: Encoded, texts: Encoded) -> Numbers:
         """Let each text find its image among all, and each image that has a text here its text."""
-        texts = {tuple(self._retriever.encoded(text)): text for text in captions.texts}
-        # Equal texts go through once, so that ties stay ties; those of one length together.
-        distinct = [texts[ids] for ids in sorted(texts, key=len)]
-        row = {ids: number for number, ids in enumerate(sorted(texts, key=len))}
-        rows_T = int64([row[tuple(self._retriever.encoded(text))] for text in captions.texts])
-        text_TE = torch.cat(list(self._retriever.text_features(distinct)))[rows_T]
         identity_T, identity_I = int64(captions.identities), int64(found.identities)
-        kept, nearest = self.settings.rerank_top_k, self._retriever.nearest
-        forward = nearest(text_TE, images_IE, identity_T, identity_I, kept)
-        backward = nearest(images_IE, text_TE, identity_I, identity_T, kept)
+        forward = self._retriever.nearest(texts.feature_NE, images.feature_NE, identity_T, identity_I)
+        backward = self._retriever.nearest(images.feature_NE, texts.feature_NE, identity_I, identity_T)
         asked_I = torch.isin(identity_I, identity_T)
         columns = {"": {"t2i": forward.found.rank_Q, "i2t": backward.found.rank_Q}}
-        if kept:
-            match = partial(self._retriever.match, found, captions.texts, torch.arange(len(identity_I)), log_odds=True)
-            exchange = self.engine.collectives.exchange
+        if self.settings.rerank_top_k:
+            every, exchange = torch.arange(len(identity_I)), self.engine.collectives.exchange
+            match = partial(self._retriever.match, found, captions.texts, every, images, texts, log_odds=True)
             again = rerank_owned(forward, backward, len(identity_I), match, SCORE_TOLERANCE, exchange)
             columns["reranked_"] = {"t2i": again.text_rank_Q, "i2t": again.image_rank_Q}
         return {

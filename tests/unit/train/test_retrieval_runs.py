@@ -56,7 +56,7 @@ def results_of(folder: Path) -> list[Any]:
 def stop_at(monkeypatch: pytest.MonkeyPatch, folder: Path, call: int) -> None:
     """Ask a run to stop while it encodes texts for the call-th time."""
     calls: list[Any] = []
-    before = Retriever._text_features
+    before = Retriever._encode_texts
 
     def asking(self: Retriever, texts: Any) -> torch.Tensor:
         calls.append(texts)
@@ -64,7 +64,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, folder: Path, call: int) -> None:
             ask_to_stop(folder, "test", StopKind.USER)
         return before(self, texts)
 
-    monkeypatch.setattr(Retriever, "_text_features", asking)
+    monkeypatch.setattr(Retriever, "_encode_texts", asking)
 
 
 @pytest.mark.slow

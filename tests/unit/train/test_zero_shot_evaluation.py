@@ -121,16 +121,16 @@ def test_stopped_in_an_evaluation_it_makes_up_for_it(
     config = as_config(settings_of(corpus, tmp_path / "whole"))
     assert run_to_the_end(config)
     stopped = replace(config, run_folder=str(tmp_path / "stopped"))
-    before, calls = Retriever._text_features, list[int]()
+    before, calls = Retriever._encode_texts, list[int]()
 
-    def asking(self: Retriever, texts: Any) -> torch.Tensor:
+    def asking(self: Retriever, texts: Any) -> Any:
         calls.append(1)
         if self.work._step == 4 and len(calls) > 10:
             ask_to_stop(tmp_path / "stopped", "test", StopKind.USER)
         return before(self, texts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Retriever, "_text_features", asking)
+        patch.setattr(Retriever, "_encode_texts", asking)
         assert not run_to_the_end(stopped)
     assert [line["updates"] for line in lines_of(tmp_path / "stopped")] == [2]
     assert run_to_the_end(stopped)
