@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cclm.errors import ConfigError, Problem
 from cclm.recipe.check import CheckedRecipe, check_recipe
+from tests.tiny_config import run_config
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
@@ -202,6 +204,14 @@ def test_an_evaluation_that_cannot_be_is_refused(
     whole = {"every_steps": 5, "sets": {"good": str(corpus / "images")}, **evaluation}
     found = refusal(tmp_path, recipe(corpus, tmp_path / "run", evaluation=whole))
     assert words in found[key]
+
+
+def test_the_evaluation_that_the_docs_show_is_one() -> None:
+    page = Path("docs/recipes.md").read_text(encoding="utf-8").partition("## Zero-shot retrieval while it trains")[2]
+    shown = run_config(**yaml.safe_load(page.partition("```yaml")[2].partition("```")[0])).evaluation
+    assert shown is not None and shown.measure == "flickr/far/t2i_r10" and set(shown.sets) == {"emoji", "flickr"}
+    names = [name for name in (*shown.numbers, "all") if f"`{name}`" not in page]
+    assert names == [], "the page names every number"
 
 
 def test_copies_need_a_url(tmp_path: Path, corpus: Path) -> None:
