@@ -232,3 +232,13 @@ def test_a_missing_peft_is_said_before_a_job_is_queued(
     assert ["cclm[lora]" in note for note in check(tmp_path, settings).notes] == [True] * (not is_installed)
     settings["finetune"]["epochs"] = 0
     assert check(tmp_path, settings).notes == ()
+
+
+def test_what_copies_and_a_deterministic_mode_need_is_said(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(corpus, tmp_path / "run", checkpoint={"copy_to": "s3://bucket/run"}, deterministic=True)
+    monkeypatch.setattr("cclm.recipe.check.find_spec", lambda name: None if name == "s3fs" else name)
+    slower, missing = check(tmp_path, settings).notes
+    assert slower.startswith("deterministic: a GPU is slower")
+    assert missing == "checkpoint.copy_to: it needs the package s3fs, which is not installed here."
