@@ -17,6 +17,7 @@ from cclm.model.options import ModelOptions
 from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.options import KernelConfig
 from cclm.pretrained.options import StartConfig
+from cclm.shardfile.options import is_remote
 from cclm.types import (
     Bounds,
     Count,
@@ -25,6 +26,7 @@ from cclm.types import (
     NotNegative,
     PathText,
     Positive,
+    Precision,
     Protocol,
     Share,
     TextOrNothing,
@@ -46,11 +48,21 @@ class CheckpointConfig:
     """How many of the newest complete checkpoints stay."""
     keep_every: Positive | None = None
     """Let checkpoints stay for good whose step is a multiple of this."""
+    keep_best: Count = 1
+    """How many of the best stay, too, where a run is evaluated: then each evaluation makes a checkpoint. 0: none."""
+    copy_to: PathText | None = None
+    """A URL (s3://bucket/prefix, gs://, file:///mnt/store, …) where complete checkpoints are copied to while it trains.
+    A run whose run_folder has no checkpoint goes on from the newest copy there."""
     background: bool = True
     """Copy the state to memory and write it while training goes on, if a copy has room in memory; false: training waits
     until it is written."""
     stop_after_minutes: Minutes | None = None
     """Save and end (exit code 75) so many minutes after the program began: before a limit that nobody tells."""
+
+    def validation_errors(self) -> Iterator[str]:
+        """Yield a place for copies that is none."""
+        if self.copy_to is not None and not is_remote(self.copy_to):
+            yield f"copy_to: expected a URL, such as s3://bucket/prefix or file:///mnt/store, got {self.copy_to}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +101,62 @@ class HealthConfig:
     and after a rollback their batches are left out as those of the bad steps are."""
     max_rollbacks: Count = 2
     """So often, in all attempts together, a run may roll back; then it ends with code 70. 0: it ends at once."""
+
+
+ALL = "all"
+"""The mean over all languages of a set that are measured."""
+MEAN_RECALL = "mean_recall"
+"""The mean over R@1, R@5 and R@10 of both directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Zero-shot retrieval while a run pre-trains, as `cclm evaluate` measures it: an image's query in a language is its
+    first caption there, and all images of the set are the gallery."""
+
+    every_steps: Positive
+    """Evaluate after every so many steps, and always after the last."""
+    sets: Mapping[str, PathText]
+    """Image-text shard sets, folders or URLs, by names of your choice; none of them should be trained on."""
+    groups: Mapping[str, tuple[Language, ...]] = field(default_factory=dict)
+    """Groups of languages by names of your choice: their means are told, too, and only their languages are measured;
+    none: every language that a set has."""
+    measure: TextOrNothing = ""
+    """What is "best": SET/GROUP/NUMBER, with a group, a language or `all`, and with mean_recall, t2i_r1, t2i_r5,
+    t2i_r10, i2t_r1, i2t_r5 or i2t_r10, also behind `reranked_`. Empty: the mean over the sets of all/mean_recall."""
+    rerank_top_k: Count = 0
+    """Candidates of each query that the matching head orders anew, by its log-odds alone; 0: none."""
+    batch_size: Positive = 64
+    """Rows at a time. The same on any number of ranks, so that every number is, too."""
+
+    @property
+    def languages(self) -> list[Language]:
+        """The languages of all groups, each once; none: all that a set has."""
+        return list(dict.fromkeys(one for members in self.groups.values() for one in members))
+
+    @property
+    def numbers(self) -> list[str]:
+        """What is measured in each language and group."""
+        plain = [MEAN_RECALL, *(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10))]
+        return plain + ([f"reranked_{name}" for name in plain] if self.rerank_top_k else [])
+
+    def validation_errors(self) -> Iterator[str]:
+        """Yield names that cannot be, and a measure that is not measured."""
+        if not self.sets:
+            yield "sets: none is given"
+        for name in [one for one in self.sets if "/" in one or not one]:
+            yield f"sets.{name}: a name without /"
+        for name, members in self.groups.items():
+            if name in (ALL, *self.languages) or "/" in name:
+                yield f"groups.{name}: a name without /, neither {ALL} nor that of a language"
+            if not members:
+                yield f"groups.{name}: no language is given"
+        if self.measure:
+            of_set, group, number = [*self.measure.split("/"), "", ""][:3]
+            groups = [*self.groups, *self.languages, ALL]
+            if of_set not in self.sets or number not in self.numbers or (self.groups and group not in groups):
+                names = " or ".join(self.sets), " or ".join(groups if self.groups else (ALL, "a language"))
+                yield f"measure: expected {names[0]}, {names[1]} and {', '.join(self.numbers)} with / between them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,14 +277,20 @@ class RunConfig:
     """Less memory for more time."""
     finetune: FineTuneConfig | None = None
     """Fine-tuning; null: pre-training."""
+    evaluation: EvaluationConfig | None = None
+    """What is measured while a run pre-trains; null: the losses."""
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     """"plain" is the one-process twin, for debugging."""
     deepspeed: LocalPath = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON, a path or the name of one in ds_configs/; what our configuration also knows is "auto" in it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Parameter precision of the forward pass."""
+    precision: Precision = "fp32"
+    """What the forward pass computes in. fp16 with DeepSpeed's loss scale (`fp16` in its JSON), whose overflows are bad
+    steps."""
     kernels: KernelConfig = field(default_factory=KernelConfig)
     """What computes attention, norms, losses and updates; the defaults take the best that is there."""
+    deterministic: bool = False
+    """Let torch take kernels alone that give the same bits each time: slower on a GPU; what has no such kernel ends the
+    run. A CPU does that anyway."""
     seed: int = 42
     """Seed of initialisation, sample order, masks, crops and draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -235,6 +309,12 @@ class RunConfig:
             yield "finetune.protocol: no-fine-tuning is of a run that trains nothing (finetune.epochs 0)"
         if self.finetune is not None and self.finetune.lora is not None and self.optimizer.ema_decay:
             yield "finetune.lora: adapters have no moving average (optimizer.ema_decay)"
+        if self.finetune is not None and self.evaluation is not None:
+            yield "evaluation: of pre-training; finetune says what is measured"
+        if self.finetune is not None and not self.checkpoint.keep_best:
+            yield "checkpoint.keep_best: at least 1 with finetune, which measures the best weights"
+        if self.evaluation is not None and self.evaluation.rerank_top_k and not self.model.pretraining_heads:
+            yield "evaluation.rerank_top_k: must be 0 for a model without matching head (model.pretraining_heads)"
         if self.engine == "plain" and self.precision != "fp32":
             yield f"precision: engine plain runs in fp32, not {self.precision}"
         if (self.objectives.contrastive == "sigmoid") != (self.model.similarity_bias is not None):
@@ -274,7 +354,7 @@ class NamedSet:
     key: str
     """Dotted, in the whole configuration."""
     view: str
-    """Name of the view that reads it."""
+    """Name of the view that reads it; "": it is measured on."""
     holds: View
     """What its records must be."""
     path: str
@@ -289,6 +369,12 @@ def named_sets(views: Views) -> Iterator[NamedSet]:
         for source, settings in view.ordered_sources.items():
             key = f"views.{name}.sources.{source}.path"
             yield NamedSet(key=key, view=name, holds=holds, path=settings.path)
+
+
+def evaluated_sets(config: RunConfig) -> Iterator[NamedSet]:
+    """Yield the shard sets that a run which pre-trains is measured on."""
+    for name, path in {} if config.evaluation is None else config.evaluation.sets.items():
+        yield NamedSet(key=f"evaluation.sets.{name}", view="", holds=View.IMAGE_TEXT, path=path)
 
 
 def named_files(views: Views) -> Iterator[tuple[str, str]]:

@@ -49,6 +49,8 @@ class Bounds:
         return " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What a network is computed in; master weights and moments are fp32."""
 Count = Annotated[int, Bounds(least=0)]
 Positive = Annotated[int, Bounds(least=1)]
 NotNegative = Annotated[float, Bounds(least=0)]

@@ -161,7 +161,7 @@ class BackgroundSaver:
         reference_outputs: Callable[[Engine[Any], Path], None] | None = None,
     ) -> None:
         self._engine, self._ranks, self._run_folder = engine, engine.collectives, run_folder.absolute()
-        self._keep, self._keep_every, self._reference_outputs = keep, keep_every, reference_outputs
+        self.keep, self._keep_every, self._reference_outputs = keep, keep_every, reference_outputs
         self._is_first, self._has_said = engine.rank == 0, False
         self._buffer = HostBuffer(engine.device)
         self._writer = Writer([self._buffer.descriptor])
@@ -273,7 +273,7 @@ class BackgroundSaver:
         if self._is_first and not self._has_said:
             sys.stderr.write(f"note: checkpoints are written while training waits: {short}\n")
             self._has_said = True
-        keep = self._keep, self._keep_every
+        keep = self.keep, self._keep_every
         save_checkpoint(self._engine, self._run_folder, step, state, *keep, self._reference_outputs)
 
     def _write(self, pending: _Pending) -> None:
@@ -300,7 +300,7 @@ class BackgroundSaver:
         try:
             records = on_every_rank(self._ranks, partial(self._share_record, pending), f"write its share of {hidden}")
         except CheckpointError as error:
-            keep = self._keep, self._keep_every
+            keep = self.keep, self._keep_every
             if pending.has_made_room or not make_room(self._ranks, self._run_folder, error, *keep):
                 raise
             pending.has_made_room = True
@@ -310,7 +310,7 @@ class BackgroundSaver:
         if self._is_first:
             visible = checkpoints.step_folder(self._run_folder, pending.step)
             finish = checkpoints.finish
-            self._writer.submit(partial(finish, hidden, visible, pending.marker, self._keep, self._keep_every))
+            self._writer.submit(partial(finish, hidden, visible, pending.marker, self.keep, self._keep_every))
 
     def _complete(self, pending: _Pending) -> None:
         on_every_rank(self._ranks, lambda: self._writer.result() if self._is_first else None, "finish")

@@ -21,5 +21,6 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
         return None
     if precision == "fp32" and torch.backends.cuda.matmul.allow_tf32:
         precision = "tf32"
+    precision = "bf16" if precision == "fp16" else precision  # they are as fast
     name = torch.cuda.get_device_name(device)
     return next((peaks[precision] for part, peaks in PEAKS.items() if part in name), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from cclm.errors import Problem
 from cclm.files.document import read_document
@@ -16,6 +16,7 @@ from cclm.files.node import Node, plain
 from cclm.files.reading import raise_problems
 from cclm.files.shipped import CHECKOUT, find_shipped
 from cclm.files.text import nearest_word
+from cclm.types import Precision
 
 AUTO = "auto"
 
@@ -86,6 +87,12 @@ KEYS: dict[str, dict[str, str]] = {
             "bf16_master_weights_and_grads bf16_optimizer_states",
         ),
     ),
+    "fp16": _keys(
+        (_MAY, "enabled loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis"),
+        (_MAY, "min_loss_scale"),
+        ("Set precision in the recipe: fp16 switches autocast on.", "auto_cast"),
+        ("Master weights and moments are fp32 here: remove the key.", "fp16_master_weights_and_grads"),
+    ),
     "data_types": _keys((_MAY, "grad_accum_dtype param_dtype buffer_dtype keep_in_fp32_modules")),
 }
 """By place ("" is the top): every key that DeepSpeed 0.19 reads there → "" if it does something here, else what to do
@@ -109,14 +116,15 @@ class EngineFacts:
     """Number of ranks."""
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 is off."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """What the module computes in; master weights and moments are always fp32."""
     accumulation_steps: int = 1
     """Forward/backward calls per optimizer update."""
 
     def by_path(self) -> dict[str, Any]:
         """Our value of every key that both sides know."""
-        return {
+        halves = {"fp16.enabled": True} if self.precision == "fp16" else {}
+        return halves | {
             "train_micro_batch_size_per_gpu": self.micro_batch_size,
             "gradient_accumulation_steps": self.accumulation_steps,
             "train_batch_size": self.micro_batch_size * self.accumulation_steps * self.world_size,
@@ -125,8 +133,10 @@ class EngineFacts:
         }
 
     def defaults(self) -> dict[str, Any]:
-        """What we set where the JSON leaves it out: in bf16 DeepSpeed would sum gradients in bf16, with 8 bits."""
-        return {key: "fp32" for key in SUMS_OF_GRADIENTS if self.precision == "bf16"}
+        """What we set where the JSON leaves it out: in bf16 DeepSpeed would sum gradients in bf16, with 8 bits;
+        and in fp16 its first loss scale, 2^16, would skip about as many steps as `health` allows."""
+        sums: dict[str, Any] = {key: "fp32" for key in SUMS_OF_GRADIENTS if self.precision != "fp32"}
+        return sums | ({"fp16.initial_scale_power": 10} if self.precision == "fp16" else {})
 
 
 _EXPECTED, _DO = "a DeepSpeed config that agrees with ours", 'Correct the JSON; write "auto" where our config decides.'
@@ -227,7 +237,7 @@ def _fill(resolved: dict[str, Any], facts: EngineFacts) -> Iterator[Error]:
         theirs = place.get(key, AUTO)
         if theirs == AUTO:
             place[key] = ours
-        elif path in SUMS_OF_GRADIENTS:
+        elif path in facts.defaults() or path in SUMS_OF_GRADIENTS:
             continue
         elif isinstance(theirs, bool) != isinstance(ours, bool) or theirs != ours:
             yield path, f'{path}: expected {ours} (from our config) or "auto", got {theirs}'
@@ -248,6 +258,8 @@ def _value_errors(resolved: Mapping[str, Any], facts: EngineFacts) -> Iterator[E
         yield key, f"{key}: expected 0, 1, 2 or 3, got {stage!r}"
     elif stage == 0 and facts.precision == "bf16":
         yield "bf16", "bf16 at ZeRO stage 0 loses accuracy (measured 4e-2 in the loss): use stage 1"
+    elif stage == 0 and facts.precision == "fp16":
+        yield "fp16", "fp16 at ZeRO stage 0 has another optimizer of DeepSpeed's around it: use stage 1"
     for name in ("offload_optimizer", "offload_param"):
         key, device = f"zero_optimization.{name}.device", (zero.get(name) or {}).get("device", "none")
         if device not in ("none", "cpu"):
@@ -256,5 +268,5 @@ def _value_errors(resolved: Mapping[str, Any], facts: EngineFacts) -> Iterator[E
     if operation != "mean":
         yield key, f"{key}: expected mean, got {operation} (losses are scaled for means over the ranks)"
     fp16 = resolved.get("fp16", {})
-    if fp16.get("enabled", False) if isinstance(fp16, Mapping) else fp16:
-        yield "fp16.enabled", "fp16.enabled: expected false, got true (use precision bf16)"
+    if facts.precision != "fp16" and (fp16.get("enabled", False) if isinstance(fp16, Mapping) else fp16):
+        yield "fp16.enabled", f"fp16.enabled: expected false with precision {facts.precision}, got true"

@@ -82,7 +82,7 @@ class Updated(NamedTuple):
 
 
 class Door(nn.Module):
-    """The one door to the training module, through which every forward pass goes, under autocast in bf16.
+    """The one door to the training module, through which every forward pass goes, under autocast in bf16 and fp16.
 
     DeepSpeed hangs its hooks (gathering of parameters, begin of the backward pass) on this module and on those inside.
     They look for tensors in what a module returns; so what a probe computes goes out as `Losses` do.
@@ -95,7 +95,8 @@ class Door(nn.Module):
 
     def forward(self, request: EngineBatch | Probe) -> Losses:
         """Return a batch's losses; for a probe, its outputs as the metrics."""
-        with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+        dtype = torch.float16 if self._precision == "fp16" else torch.bfloat16
+        with torch.autocast(self._device_type, dtype=dtype, enabled=self._precision != "fp32"):
             if callable(request):
                 return Losses(total=torch.zeros(()), metrics=request(self.training_module))
             losses = self.training_module(request)

@@ -36,6 +36,8 @@ from cclm.engine.stored_weights import StoredState
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 """DeepSpeed's own, which its monitors and profilers read."""
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""Of its dynamic loss scale, in fp16: a power of two, and when it changes next."""
 
 
 class WeightAverage:
@@ -125,6 +127,14 @@ class RankState:
             adamw_state(self._optimizer, flat) for flat in {id(one.flat): one.flat for one in self._shards}.values()
         ]
 
+    def _counters(self) -> dict[str, Any]:
+        """Return what DeepSpeed counts: name → the object that has it."""
+        if self.engine is None:
+            return {}
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        dynamic = {name: scaler for name in SCALER} if getattr(scaler, "dynamic", False) else {}
+        return {name: self.engine for name in COUNTERS} | dynamic
+
     def update_average(self) -> None:
         """Move the averages, if there are any, towards the weights of now."""
         if self.average is not None:
@@ -142,7 +152,7 @@ class RankState:
             aliases=aliases_of(self.module),
             updates=next((int(state["step"]) for state in self.optimizer_states()), 0),
             average_updates=0 if average is None else average.updates,
-            counters={} if self.engine is None else {name: int(getattr(self.engine, name)) for name in COUNTERS},
+            counters={name: int(getattr(owner, name)) for name, owner in self._counters().items()},
             client_state=dict(client_state),
         )
         buffers = buffers_of(self.module) if is_first else {}
@@ -164,8 +174,8 @@ class RankState:
                 state["step"].fill_(stored.facts.updates)
             else:  # DeepSpeed's AdamW for the CPU
                 state["step"] = stored.facts.updates
-        for name, count in stored.facts.counters.items() if self.engine is not None else ():
-            setattr(self.engine, name, count)
+        for name, owner in self._counters().items():
+            setattr(owner, name, stored.facts.counters.get(name, getattr(owner, name)))
         stored.fill_buffers(self.module)
         if self.average is not None:
             stored.fill(AVERAGE, self.average.averages)

@@ -112,9 +112,10 @@ def _batches(
 
 
 def match_scores(
-    model: CCLMModel, image_IND: Tensor, batch: PairBatch, state_ULD: Tensor, mask_UL: Tensor
+    model: CCLMModel, image_IND: Tensor, batch: PairBatch, state_ULD: Tensor, mask_UL: Tensor, *, log_odds: bool = False
 ) -> Float[Tensor, " b"]:
-    """Return the matching head's logit of "match", by which the published CCLM orders candidates, of a batch of pairs.
+    """Return the matching head's logit of "match", by which the published CCLM orders candidates, of a batch of pairs;
+    or the log-odds of a match, by which `cclm evaluate` does.
 
     `image_IND`: states of the block's images. `state_ULD`, `mask_UL`: those of the batch's texts.
     """
@@ -122,4 +123,5 @@ def match_scores(
     row_B, reads_B = batch.text_B.to(device), batch.image_B.to(device)
     memory_VND = image_IND[batch.image_V.to(device)]
     fused_BLD = model.fuse(state_ULD[row_B], mask_UL[row_B], memory_VND, memory_of_B=reads_B)
-    return model.match_logits(fused_BLD, mask_UL[row_B])[:, 1].float()
+    logits_B2 = model.match_logits(fused_BLD, mask_UL[row_B]).float()
+    return logits_B2[:, 1] - logits_B2[:, 0] if log_odds else logits_B2[:, 1]

@@ -22,7 +22,7 @@ class Gpu:
 
     name: str
     flops: Mapping[str, float]
-    """By precision; fp32 runs as TF32."""
+    """By precision; fp32 runs as TF32, fp16 as fast as bf16."""
     hbm_bytes_per_s: float
     memory_bytes: float
     nvlink_bytes_per_s: float

@@ -92,6 +92,7 @@ def forecast(
     sharding = Sharding.of(config.deepspeed, resolved, config.precision)
     case = Case.of("", config, Counter(config), config.precision, sharding, fill)
     memory = memory_of(case, ranks, device=CPU if gpu is None else "cuda")
+    best = 0 if config.evaluation is None else 2 * config.checkpoint.keep_best
     keep_every, folder = config.checkpoint.keep_every, Path(config.run_folder).absolute()
     return Forecast(
         ranks=ranks,
@@ -106,11 +107,16 @@ def forecast(
         memory=memory,
         memory_bytes=memory.total,
         checkpoint_bytes=checkpoint_bytes(case),
-        checkpoints_kept=config.checkpoint.keep + 1 + (config.steps // keep_every if keep_every else 0),
+        checkpoints_kept=config.checkpoint.keep + 1 + best + (config.steps // keep_every if keep_every else 0),
         free_bytes=shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free,
         flops=case.flops,
         mfu=mfu,
-        hours=None if gpu is None else config.steps * case.flops / (ranks * gpu.flops[config.precision] * mfu) / 3600,
+        hours=None
+        if gpu is None
+        else config.steps
+        * case.flops
+        / (ranks * gpu.flops["fp32" if config.precision == "fp32" else "bf16"] * mfu)
+        / 3600,
         deepspeed=resolved or None,
         notes=[*notes, *_warnings(memory, gpu)],
     )

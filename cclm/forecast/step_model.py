@@ -204,7 +204,7 @@ def step_of(case: Case, gpu: Gpu, count: int) -> Step:
         optimizer = (
             case.num_parameters / count * 28
         )  # gradient, weight and two moments read; weights and moments written
-        busy = flops / (gpu.flops[case.precision] * A["matmul_share"])
+        busy = flops / (gpu.flops["fp32" if case.precision == "fp32" else "bf16"] * A["matmul_share"])
         busy += (_moved(update, case, count) + optimizer) / (gpu.hbm_bytes_per_s * A["hbm_share"])
         launch = _kernels(update) * A["host_operation_s"]
         if case.sharding.stage == 3 and count > 1:

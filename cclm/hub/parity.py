@@ -44,7 +44,7 @@ TOLERANCE: dict[Dtype, Tolerance] = {
     "float16": Tolerance(difference=0.02, cosine=1e-3, reason="11 bits of mantissa in every weight and every state"),
     "bfloat16": Tolerance(difference=0.15, cosine=2e-2, reason="8 bits of mantissa in every weight and every state"),
 }
-"""By the dtype of the export; what a training engine computed in bf16 is compared as a bf16 export."""
+"""By the dtype of the export; what an engine computed in bf16 or fp16 is compared as such an export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,8 @@ def compare(
     """
     expected, texts, checkpoint = reference.outputs, reference.probe.texts, prepared.checkpoint
     check_same_tokens(expected["input_ids"], found["input_ids"], texts, where)
-    rule = TOLERANCE["bfloat16" if reference.precision == "bf16" else dtype]
+    coarsest: Dtype = "bfloat16" if reference.precision == "bf16" else dtype
+    rule = TOLERANCE["float16" if reference.precision == "fp16" and dtype == "float32" else coarsest]
     share = rule.difference if tolerance is None else tolerance
     cosine = max(rule.cosine, tolerance or 0.0)
     names = [name for name in expected if name not in ("input_ids", "temperature")]

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cclm.config import RunConfig, named_files, named_sets, validation_errors_for
+from cclm.config import ALL, NamedSet, RunConfig, evaluated_sets, named_files, named_sets, validation_errors_for
 from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
@@ -17,6 +17,7 @@ from cclm.files.atomic import file_sha256
 from cclm.files.typed import Converter
 from cclm.recipe.epochs import with_epochs, without_training
 from cclm.recipe.read import RECIPES, Reading
+from cclm.shardfile.fetch import PACKAGES
 from cclm.shardfile.options import is_remote
 from cclm.views.table import VIEWS, Table
 
@@ -64,12 +65,14 @@ def check_recipe(
     unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
         config, converter = without_training(reading.found), reading.converter
-        notes += _missing_packages(config)
+        notes += _notes_on(config)
         for text in validation_errors_for(config, world_size):
             key, _, rest = text.partition(": ")
             converter.add(key, rest)
         unseen = [
-            f"{one.key}: {one.path}" for one in named_sets(config.views) if is_remote(one.path) or not files_exist
+            f"{one.key}: {one.path}"
+            for one in (*named_sets(config.views), *evaluated_sets(config))
+            if is_remote(one.path) or not files_exist
         ]
         if files_exist:
             notes += _check_sets(config, converter, shards)
@@ -113,10 +116,16 @@ def _noted(converter: Converter, key: str) -> Iterator[None]:
         converter.add(key, f"cannot be looked at: {error.strerror or error}")
 
 
-def _missing_packages(config: RunConfig) -> Iterator[str]:
-    """Yield what is not installed here; it may be in the container that the ranks run in, so it is no problem yet."""
+def _notes_on(config: RunConfig) -> Iterator[str]:
+    """Yield what a mode costs, and what is not installed here: it may be in the container that the ranks run in."""
+    if config.deterministic:
+        yield "deterministic: a GPU is slower with it, and an operation without such a kernel ends the run by its name."
     if config.finetune is not None and config.finetune.lora is not None and config.steps and not find_spec("peft"):
         yield "finetune.lora: it needs the package peft, which is not installed here: pip install 'cclm[lora]'."
+    protocol = (config.checkpoint.copy_to or "").partition("://")[0]
+    for package in ("fsspec", PACKAGES.get(protocol, "fsspec")) if protocol else ():
+        if not find_spec(package):
+            yield f"checkpoint.copy_to: it needs the package {package}, which is not installed here."
 
 
 def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -135,7 +144,7 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
 
     samples: dict[str, int] = {}
     unknown: set[str] = set()
-    for one in named_sets(config.views):
+    for one in (*named_sets(config.views), *evaluated_sets(config)):
         if is_remote(one.path):
             unknown.add(one.view)
             continue
@@ -144,7 +153,10 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
             if manifest.view is not one.holds:
                 expected, got = f"a set of view {one.holds.value}", f"one of view {manifest.view.value}"
                 raise ConfigError(expected=expected, got=got, do="", where=one.path)
-            samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+            if one.view:
+                samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+            else:
+                _check_languages(config, converter, one, manifest)
             faults = [] if look == "manifests" else list(_faults(Path(one.path), manifest, look))
             for fault in faults[:MOST_FAULTS]:
                 converter.add(one.key, fault, "wrong_value")
@@ -157,6 +169,16 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
                 f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
+
+
+def _check_languages(config: RunConfig, converter: Converter, one: NamedSet, manifest: Manifest) -> None:
+    """A set that is measured has captions in the languages that are asked for."""
+    assert config.evaluation is not None, "it names the set"
+    name, group, *_ = [*config.evaluation.measure.split("/"), ""]
+    is_language = one.key.endswith(f".{name}") and group not in (ALL, *config.evaluation.groups)
+    wanted = {*config.evaluation.languages, *([group] if is_language else ())}
+    if missing := sorted(wanted - {*manifest.totals.languages}):
+        converter.add(one.key, f"expected captions in {', '.join(missing)}, got none in {one.path}", "wrong_value")
 
 
 def _faults(folder: Path, manifest: Manifest, look: Look) -> Iterator[str]:

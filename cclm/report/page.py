@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cclm.config import RunConfig
+from cclm.config import ALL, RunConfig
 from cclm.files.reading import to_yaml
 from cclm.files.shipped import open_template
 from cclm.report.claims import (
@@ -55,6 +55,8 @@ PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
 
 SLOW_RANKS = {"speed/data_slowest_s": "for data", "speed/late_s": "otherwise"}
 """What the slowest rank costs the others, by step."""
+MOST_LANGUAGES = 10
+"""Lines of one chart of recalls."""
 Lines = Sequence[tuple[int, Mapping[str, float]]]
 """Steps with what was logged."""
 Panel = tuple[str, str, Markup]
@@ -162,6 +164,7 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     every: list[tuple[str, Iterable[Panel | None]]] = [
         *((entry.title, view_panels(lines, view, entry)) for view, entry in VIEWS.items()),
         ("All views", shared),
+        ("Zero-shot retrieval while it trained", evaluation_panels(lines, config)),
         ("The run", whole),
     ]
     filled = [(title, [one for one in panels if one is not None]) for title, panels in every]
@@ -171,6 +174,18 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
 def slow_words(lines: Lines, config: RunConfig) -> Iterable[str]:
     """Return sentences about the ranks that kept the others waiting at the end."""
     return slow_ranks(Path(config.run_folder), lines[-1][1]) if lines else ()
+
+
+def evaluation_panels(lines: Lines, config: RunConfig) -> Iterable[Panel | None]:
+    """Yield R@10 by group and language of each set that the run was measured on; of many languages the groups alone."""
+    settings = config.evaluation
+    for name in () if settings is None else settings.sets:
+        assert settings is not None
+        logged = {key.split("/")[2] for _, values in lines for key in values if key.startswith(f"evaluation/{name}/")}
+        shown = sorted(logged) if len(logged) <= MOST_LANGUAGES else [ALL, *settings.groups]
+        for way, title in (("t2i", "text → image"), ("i2t", "image → text")):
+            labels = {f"evaluation/{name}/{one}/{way}_r10": one for one in shown}
+            yield panel(lines, f"{name}, {title}", labels, "R@10 in percent, without training on it")
 
 
 def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | None]:

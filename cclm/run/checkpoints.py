@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -31,7 +31,7 @@ MARKER = "complete"
 SAVE_NAME = "save_now"
 """In the run folder: asks for a checkpoint at once, whatever it holds."""
 PINNED = "pinned.json"
-"""Beside the checkpoints: the step of the one that stays."""
+"""Beside the checkpoints: which of them are the best, as an evaluation found."""
 FORMAT_VERSION = 2
 """1, which was never released, held DeepSpeed's pickles."""
 DAMAGED = ".damaged"
@@ -70,6 +70,11 @@ def step_folder(run_folder: Path, step: int) -> Path:
 def partial_folder(run_folder: Path, step: int) -> Path:
     """The hidden folder in which it is written."""
     return run_folder / FOLDER / f".step_{step:09d}.partial"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a visible folder is named by."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def visible_checkpoints(run_folder: Path) -> list[Path]:
@@ -207,7 +212,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 def remove_newer(run_folder: Path, step: int) -> list[Path]:
     """Remove the checkpoints of later steps, newest first, and return them: a kill leaves one to go on from."""
-    found = [path for path in visible_checkpoints(run_folder) if int(path.name.removeprefix("step_")) > step]
+    found = [path for path in visible_checkpoints(run_folder) if step_of(path) > step]
     for path in reversed(found):
         remove_checkpoint(path)
     return found
@@ -222,31 +227,59 @@ def remove_leftovers(run_folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def pin(run_folder: Path, step: int) -> None:
-    """Let the checkpoint of a step, written already or next, outlive all newer ones, until another is pinned."""
+@dataclass(frozen=True, kw_only=True)
+class Pins:
+    """The evaluated steps of a run, written already or not, and how many of their checkpoints stay."""
+
+    steps: Sequence[int] = ()
+    """Best first."""
+    keep: int = 1
+    """So many of the best stay that are complete."""
+    proven: int = 0
+    """Of later steps it is not known yet whether they are healthy: so many of the best up to here stay besides."""
+
+    def staying(self, there: Collection[int]) -> list[int]:
+        """Return the steps that stay of those that are there, best first."""
+        found = [step for step in self.steps if step in there]
+        known = [step for step in found if step <= self.proven][: self.keep]
+        return [*found[: self.keep], *(step for step in known if step not in found[: self.keep])]
+
+
+def pin(run_folder: Path, pins: Pins) -> None:
+    """Let the best checkpoints outlive all newer ones. One that is not complete yet takes no other's place before."""
     (run_folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    retried(lambda: atomic.replace_text(run_folder / FOLDER / PINNED, json.dumps({"step": step}) + "\n", durable=True))
+    text = json.dumps({"steps": list(pins.steps), "keep": pins.keep, "proven": pins.proven}) + "\n"
+    retried(lambda: atomic.replace_text(run_folder / FOLDER / PINNED, text, durable=True))
+
+
+def read_pins(run_folder: Path) -> Pins:
+    """Return what is pinned in a run; nothing if it was not evaluated, or does not say."""
+    try:
+        said = json.loads((run_folder / FOLDER / PINNED).read_bytes())
+        if "steps" not in said:  # as versions wrote it that knew the best one only
+            return Pins(steps=[int(said["step"])])
+        return Pins(steps=[int(step) for step in said["steps"]], keep=int(said["keep"]), proven=int(said["proven"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Pins()
 
 
 def pinned(run_folder: Path) -> Path | None:
-    """Return the complete checkpoint that is pinned: the best one of a run that was evaluated; None: there is none."""
-    try:
-        step = json.loads((run_folder / FOLDER / PINNED).read_bytes())["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    path = step_folder(run_folder, int(step))
-    return path if _is_complete(path) else None
+    """Return the best complete checkpoint of a run that was evaluated; None: there is none."""
+    paths = (step_folder(run_folder, step) for step in read_pins(run_folder).steps)
+    return next((path for path in paths if _is_complete(path)), None)
+
+
+def removable(steps: Sequence[int], pins: Pins, keep: int, keep_every: int | None = None) -> list[int]:
+    """Return which of some complete checkpoints, ascending, go: not the newest, pinned ones, each `keep_every`-th."""
+    assert keep >= 1, "at least the newest checkpoint stays"
+    stays = {*steps[-keep:], *pins.staying(steps)}
+    return [step for step in steps if step not in stays and (keep_every is None or step % keep_every)]
 
 
 def prune(run_folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
-    """Remove the complete checkpoints but the `keep` newest, the pinned one, multiples of `keep_every`; return them."""
-    assert keep >= 1, "at least the newest checkpoint stays"
-    stays = pinned(run_folder)
-    removed = [
-        path
-        for path in complete_checkpoints(run_folder)[:-keep]
-        if path != stays and (keep_every is None or read_marker(path).step % keep_every)
-    ]
+    """Remove the complete checkpoints that need not stay (`removable`); return them."""
+    steps = [step_of(path) for path in complete_checkpoints(run_folder)]
+    removed = [step_folder(run_folder, step) for step in removable(steps, read_pins(run_folder), keep, keep_every)]
     for path in removed:
         remove_checkpoint(path)
     return removed

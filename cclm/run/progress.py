@@ -71,7 +71,9 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
     said = read_status(path)
     if said is None and path.exists():
         notes.append(f"{path} cannot be read")
-    lines = _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES, notes)
+    lines = [
+        line for line in _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES, notes) if "evaluation" not in line["values"]
+    ]
     total = _or_note(lambda: _total_steps(run_folder), None, notes)
     done = _or_note(DoneMarker(run_folder).read, None, notes)
     newest = newest_complete(run_folder)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from cclm.checkpoint.collective import newest_sound
+from cclm.checkpoint.copies import bring_in
 from cclm.config import RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.data.config import rank_blocks, rank_errors
@@ -48,9 +49,11 @@ from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.track.trackers import Csv, TensorBoard, Tracker, check_services, service
+from cclm.train.deterministic import deterministic
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
-from cclm.train.loop import Checkpointer, Evaluation, Run
+from cclm.train.loop import Checkpointer, Run
+from cclm.train.measurement import Evaluation
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import ROLLBACKS_FILE, LeftOut, Rollback, read_rollbacks
@@ -58,6 +61,7 @@ from cclm.train.speed import Speedometer
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
 from cclm.train.watching import leave, make_watch
+from cclm.train.zero_shot_evaluation import zero_shot_evaluation
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import View, open_dataset
 
@@ -65,14 +69,12 @@ MakeEvaluation: TypeAlias = Callable[[RunConfig, Engine[Batch], StepDataset, int
 """(configuration, engine, this rank's data, step that training starts with) → what is measured."""
 
 
-def no_evaluation(config: RunConfig, engine: Engine[Batch], dataset: StepDataset, start_step: int) -> Evaluation:
-    """Measure nothing but the losses."""
-    return Evaluation()
-
-
 @contextmanager
 def open_run(
-    config: RunConfig, stop: StopRequest, table: Table = VIEWS, make_evaluation: MakeEvaluation = no_evaluation
+    config: RunConfig,
+    stop: StopRequest,
+    table: Table = VIEWS,
+    make_evaluation: MakeEvaluation = zero_shot_evaluation,
 ) -> Iterator[Run | None]:
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 
@@ -84,6 +86,7 @@ def open_run(
     """
     folder = Path(config.run_folder)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(config.deterministic))  # before CUDA is started
         start = stack.enter_context(joined(config, table))
         config, topology, ranks = start.config, start.topology, start.ranks
         watch, is_first = start.watch, topology.rank == 0
@@ -137,6 +140,7 @@ def open_run(
             config=config.checkpoint,
             seconds_before=state.get("seconds", 0.0),
             reference_outputs=make_recorder(parts.tokenizer, transform_of(config), longest_text(config)),
+            note=recorder.note,
         )
         yield Run(
             folder=folder,
@@ -198,6 +202,8 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
         inputs = input_hashes(config, ds_config)
         identity = identity_parts(config, inputs)
         check_same_values(ranks, identity)
+        if config.checkpoint.copy_to is not None:
+            bring_in(ranks, Path(config.run_folder), config.checkpoint.copy_to)
         check_same_run(Path(config.run_folder), config, inputs, table)
         yield Start(
             config=config,

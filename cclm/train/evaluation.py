@@ -1,23 +1,19 @@
 """Evaluation of a fine-tuned model: exact, shared out to the ranks, resumed with the run.
 
-    behind an epoch    dev sets ─▶ evaluations.jsonl ─▶ the best checkpoint is pinned
-    at the end         the best weights ─▶ test sets, once ─▶ predictions/*.jsonl, results.jsonl
-
-Rows are cut into the same batches whatever the ranks, which take them in turn; so every number is the same on any
-number of ranks. A rank without a batch computes another's (under ZeRO-3 all run the same modules) and forgets it.
+behind an epoch    dev sets ─▶ evaluations.jsonl ─▶ the best checkpoint is pinned
+at the end         the best weights ─▶ test sets, once ─▶ predictions/*.jsonl, results.jsonl
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,30 +35,20 @@ from cclm.evaluate.results import (
     write_predictions,
 )
 from cclm.files.atomic import file_sha256, make_folder
-from cclm.files.lines import StepLines
 from cclm.recipe.epochs import steps_per_epoch
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.rows.guard import MEND
-from cclm.run.checkpoints import complete_checkpoints, newest_complete, pin, pinned, read_marker
+from cclm.run.checkpoints import newest_complete, pinned
 from cclm.run.machine import PACKAGES, describe_environment
-from cclm.run.status import RankStatus
-from cclm.train.loop import Evaluation, EvaluationStopped
+from cclm.train.shared_evaluation import EVALUATIONS_FILE, SharedEvaluation
 from cclm.train.step import CrossViewTraining
 from cclm.views.annotated.options import AnnotatedConfig, language_of
 from cclm.views.annotated.rows import Row, RowSet
 from cclm.views.annotated.source import AnnotatedSource, batches_of
 from cclm.views.annotated.view import AnnotatedView, Line
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
-EVALUATIONS_FILE = "evaluations.jsonl"
-"""In the run folder: a line for each evaluation on dev."""
 RESULTS_FILE = "results.jsonl"
 """In the run folder: what was measured on test, and on what (`cclm.evaluate.results`)."""
-ROUNDS_AT_ONCE = 8
-"""Batches of each rank until they exchange what they made, and hear a request to stop."""
-SIGN_OF_LIFE_S = 10.0
-"""Between two words of a rank that evaluates."""
 Known = tuple[str, str]
 """Results of a test set in a language that are there: path of the predictions, hash of the data."""
 PREDICTIONS = "predictions"
@@ -115,14 +101,11 @@ class Chosen:
 
 
 @dataclass(kw_only=True)
-class TaskEvaluation(Evaluation):
+class TaskEvaluation(SharedEvaluation):
     """Measures a task's dev sets behind epochs, and its test sets with the best weights when the run is done."""
 
     measured: TaskMetric
-    config: RunConfig
     finetune: FineTuneConfig
-    engine: Engine[Batch]
-    start_step: int
 
     def __post_init__(self) -> None:
         """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much.
@@ -130,22 +113,11 @@ class TaskEvaluation(Evaluation):
         Raises:
             ConfigError, DataError: a set that cannot be measured.
         """
-        self._folder = Path(self.config.run_folder)
         self._epoch_steps = steps_per_epoch(self.config) if self.config.steps else 1
-        self._status, self._step, self._said = RankStatus(self._folder, self.engine.rank), self.start_step, 0.0
         for part in PARTS:
             for name, where in self.sets(part).items():
                 self.check(name, where, part)
-        self._lines = StepLines(self._folder / EVALUATIONS_FILE)
-        self.rewind(self.start_step)
-
-    def rewind(self, step: int) -> None:
-        """Forget what was measured after `step` updates."""
-        self._step = step
-        if self.engine.rank == 0:
-            self._lines.truncate(step)
-            self._pin_best()
-        self.engine.collectives.barrier()
+        super().__post_init__()
 
     @abstractmethod
     def sets(self, part: Part) -> Mapping[str, str]:
@@ -186,44 +158,6 @@ class TaskEvaluation(Evaluation):
         """The languages of test sets that are measured; none: all."""
         return ()
 
-    def in_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-        """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
-        return list(self.turns(batches, compute))
-
-    def turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> Iterator[Made]:
-        """As `in_turns`, one after another, so that not all must stay in memory. Every rank takes them to the end."""
-        return turns(self.engine, batches, partial(self._alive, compute), self._obey)
-
-    def own_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-        """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
-        ranks, made = self.engine.collectives, list[Made]()
-        at_once = ROUNDS_AT_ONCE * ranks.world_size
-        for begin in range(0, len(batches), at_once):
-            self._obey()
-            made += [
-                self._alive(compute, one) for one in batches[begin : begin + at_once][ranks.rank :: ranks.world_size]
-            ]
-        return made
-
-    def _alive(self, compute: Callable[[Given], Made], batch: Given) -> Made:
-        self.beat()
-        if time.monotonic() - self._said > SIGN_OF_LIFE_S:
-            self._status.write(self._step, "evaluating")
-            self._said = time.monotonic()
-        return compute(batch)
-
-    def _obey(self) -> None:
-        if self.is_asked():
-            raise EvaluationStopped(self._step)
-
     def is_due(self, step: int) -> bool:
         """Return whether dev is measured after `step` updates: they end an epoch that is evaluated, or the run."""
         epoch, rest = divmod(step, self._epoch_steps)
@@ -238,17 +172,8 @@ class TaskEvaluation(Evaluation):
             return False
         chosen = sorted(self.sets(self.finetune.select_on).items())
         found = {name: self._choose(name, where) for name, where in chosen}
-        if self.engine.rank == 0:
-            self._lines.append(step - 1, {"updates": step, "epoch": epoch, **_line_of(found)})
-            self._lines.sync()
-            self._pin_best()
+        self.note(step, {"epoch": epoch, **_line_of(found)})
         return True
-
-    def resume(self, step: int) -> None:
-        """Measure dev at `step`, if it is due and an earlier attempt was asked to stop before it had."""
-        lines = self.engine.collectives.exchange([int(line["updates"]) for line in self._lines.read()])[0]
-        if step and step not in lines:
-            self.after(step)
 
     def finish(self) -> None:
         """Measure the test sets with the weights of the best epoch, and write down what was predicted."""
@@ -368,14 +293,6 @@ class TaskEvaluation(Evaluation):
             )
         sys.stderr.write(text + "\n")
 
-    def _pin_best(self) -> None:
-        """Let the best one stay of those that there are, and of the one that is saved next."""
-        there = {self._step, *(read_marker(path).step for path in complete_checkpoints(self._folder))}
-        lines = [line for line in self._lines.read() if int(line["updates"]) in there]
-        if lines:  # of equal ones the one with the better features, then the first
-            best = max(lines, key=lambda line: (float(line["value"]), float(line.get("features_alone", 0.0))))
-            pin(self._folder, int(best["updates"]))
-
 
 def _line_of(found: Mapping[str, Chosen]) -> dict[str, Any]:
     """Return what `evaluations.jsonl` says of an evaluation; nothing that a clock decides: a kill changes no line."""
@@ -436,36 +353,6 @@ class RowEvaluation(TaskEvaluation):
             data_sha256=file_sha256(rows.path),
             split=name.partition("/")[2] or "test",
         )
-
-
-def in_turns(engine: Engine[Batch], batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-    """Return what `turns` yields."""
-    return list(turns(engine, batches, compute))
-
-
-def turns(
-    engine: Engine[Batch],
-    batches: Sequence[Given],
-    compute: Callable[[Given], Made],
-    between: Callable[[], None] = lambda: None,
-) -> Iterator[Made]:
-    """Yield what `compute` makes of each batch, in their order, on every rank. A collective, as `compute` may be.
-
-    Ranks take the batches in turn; one without a batch in the last turn computes another's and forgets it. Now and then
-    they exchange what they made, and `between` is called on all of them.
-    """
-    ranks = engine.collectives
-    for begin in range(0, len(batches), ROUNDS_AT_ONCE * ranks.world_size):
-        between()
-        block = batches[begin : begin + ROUNDS_AT_ONCE * ranks.world_size]
-        own = dict[int, Made]()
-        for first in range(0, len(block), ranks.world_size):
-            number = first + ranks.rank
-            one = compute(block[number if number < len(block) else first])
-            if number < len(block):
-                own[number] = one
-        everyone = {number: one for of_rank in ranks.exchange(own) for number, one in of_rank.items()}
-        yield from (everyone[number] for number in range(len(block)))
 
 
 def predict_rows(

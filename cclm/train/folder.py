@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 from cclm.annotations.retrieval import PARTS, Part
-from cclm.config import RunConfig, named_files, named_sets
+from cclm.config import RunConfig, evaluated_sets, named_files, named_sets
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import SUMS_OF_GRADIENTS
 from cclm.errors import CheckpointError, ConfigError
@@ -56,9 +56,10 @@ MAY_CHANGE = {
     key: meaning
     for keys, meaning in (
         ("run_folder device", "where the run lives and computes"),
-        ("kernels", "with what it computes: the same but for rounding"),
+        ("kernels deterministic", "with what it computes: the same but for rounding"),
         ("checkpoint track", "how often it saves and writes, and what"),
         ("watch", "when a rank counts as hung"),
+        ("evaluation", "what is measured, when, and which checkpoint counts as the best"),
         ("health", "which steps are skipped, and how many may be"),
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
         ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
@@ -92,7 +93,8 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     data = config.data
     tokenizer = _read_input(f"{data.tokenizer}/{TOKENIZER_NAME}", tokenizer_file(data.tokenizer).read_bytes)
     hashes = {"data.tokenizer": hashlib.sha256(tokenizer).hexdigest()}
-    for key, path in [*((one.key, one.path) for one in named_sets(config.views)), *_measured_shards(config)]:
+    sets = [(one.key, one.path) for one in (*named_sets(config.views), *evaluated_sets(config))]
+    for key, path in [*sets, *_measured_shards(config)]:
         read = partial(manifest_bytes, path, data.cache)
         hashes[key] = _shards_hash(_read_input(f"{path.rstrip('/')}/{MANIFEST_NAME}", read))
     for key, path in named_files(config.views):

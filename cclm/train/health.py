@@ -105,6 +105,11 @@ class Health:
         """Return whether no update has been made lately: what is there now is no checkpoint to count on."""
         return self._skipped_in_a_row >= min(FEW_SKIPPED, max(1, self._num_updates))
 
+    def unhealthy(self, steps: Iterable[int]) -> list[int]:
+        """Return the checkpoints, by their steps, that bad steps of the last `window` follow too closely."""
+        near = self.config.suspect_steps
+        return [step for step in steps if any(0 <= bad - step < near for bad in self.bad_steps)]
+
     @property
     def has_changed(self) -> bool:
         """Return whether there was an update since the last checkpoint, or since the start."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from cclm.checkpoint.background import BackgroundSaver
 from cclm.checkpoint.collective import save_checkpoint
+from cclm.checkpoint.copies import Copier
 from cclm.config import CheckpointConfig
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
@@ -30,10 +31,16 @@ from cclm.run.stop import note_left, note_stopped
 from cclm.run.watch import START, Watch
 from cclm.track.sections import OTHER
 from cclm.train.asked import is_anybody_asked, own_reason, request_before
+from cclm.train.measurement import Evaluation, EvaluationStopped
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.updates import Limits, update
+
+LONGEST_COPY_S = 900.0
+"""That the end of a run waits for copies; what is missing then is copied by the next start."""
+LOOK_S = 0.5
+"""Between two looks at them."""
 
 
 @dataclass(kw_only=True)
@@ -47,10 +54,14 @@ class Checkpointer:
     """That earlier attempts of the run took, up to the checkpoint."""
     reference_outputs: Callable[[Engine[Any], Path], None]
     """Puts what the engine computes on a fixed probe into a checkpoint: exports are compared with it."""
+    note: Callable[[str, float], None] = lambda name, value: None
+    """Lets a number stand in the next line of the log."""
     _began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _blocking_s: float = 0.0
     """That training waited for the newest save before it went on."""
+    _steps: list[int] = field(default_factory=list)
+    """Of this attempt's checkpoints."""
     _request: int | None = None
     """The request by file that the newest save obeys, known by its time."""
 
@@ -58,12 +69,16 @@ class Checkpointer:
         """Make ready to write in the background; nothing is started before the first save."""
         self.saver: BackgroundSaver | None = None
         if self.config.background and sys.platform == "linux":
-            self.saver = BackgroundSaver(self.engine, self.run_folder, **self._options)
+            self.saver = BackgroundSaver(self.engine, self.run_folder, self.config.keep, *self._options)
+        self.copier: Copier | None = None
+        if self.config.copy_to is not None and self.engine.rank == 0:
+            keep = self.config.keep, self.config.keep_every
+            self.copier = Copier(self.run_folder, self.config.copy_to, *keep, self.note)
+            self.copier.begin()  # what an attempt before has left
 
     @property
-    def _options(self) -> dict[str, Any]:
-        keep, keep_every = self.config.keep, self.config.keep_every
-        return {"keep": keep, "keep_every": keep_every, "reference_outputs": self.reference_outputs}
+    def _options(self) -> tuple[int | None, Callable[[Engine[Any], Path], None]]:
+        return self.config.keep_every, self.reference_outputs
 
     @property
     def seconds(self) -> float:
@@ -107,10 +122,13 @@ class Checkpointer:
         self.wait()
         self._request = self._asked()
         state = {"seconds": self.seconds, **recorder.state()}
+        keep = self.config.keep + len(recorder.health.unhealthy(self._steps))  # only healthy ones count
+        self._steps.append(step)
         if self.saver is not None and in_background:
+            self.saver.keep = keep
             self.saver.begin(step, state, partial(self._complete, recorder))
         else:
-            save_checkpoint(self.engine, self.run_folder, step, state, **self._options)
+            save_checkpoint(self.engine, self.run_folder, step, state, keep, *self._options)
         self._saved = time.monotonic()
         self._blocking_s = self._saved - began
         if self.saver is None or not self.saver.is_pending:
@@ -128,6 +146,20 @@ class Checkpointer:
         """Go on with a checkpoint whose writers have all answered. A collective."""
         if self.saver is not None and self.saver.is_pending:
             self.saver.go_on()
+        if self.copier is not None:
+            self.copier.look()
+
+    def finish_copies(self, alive: Callable[[], None]) -> None:
+        """Wait for the copies, but not for ever; `alive` is called now and then. A collective."""
+        end = time.monotonic() + LONGEST_COPY_S
+        while self.config.copy_to is not None:
+            if self.copier is not None:
+                self.copier.look()
+            own = self.copier is not None and self.copier.is_busy and time.monotonic() < end
+            if not any(busy for (busy,) in self.engine.collectives.numbers([own])):
+                return
+            alive()
+            time.sleep(LOOK_S)
 
     def wait(self) -> None:
         """Wait until every checkpoint that was begun is complete. A collective."""
@@ -138,6 +170,8 @@ class Checkpointer:
         """Leave what is not complete; no collective."""
         if self.saver is not None:
             self.saver.close()
+        if self.copier is not None:
+            self.copier.close()
 
     def saved(self) -> None:
         """Take note that the present state is saved already: nobody needs to ask any more. A collective."""
@@ -149,48 +183,13 @@ class Checkpointer:
         recorder.note("speed/checkpoint_total_s", total_s)
         recorder.note("speed/checkpoint_blocking_s", self._blocking_s + waited_s)
         self._obeyed()
+        if self.copier is not None:
+            self.copier.begin()
 
     def _obeyed(self) -> None:
         """Take the request by file away, unless it was asked again meanwhile."""
         if self.engine.rank == 0 and self._request is not None and self._asked() == self._request:
             (self.run_folder / SAVE_NAME).unlink(missing_ok=True)
-
-
-class EvaluationStopped(Exception):  # noqa: N818 - no error: somebody asked
-    """Raised by an evaluation on every rank, when one is asked to stop while it measures what `step` updates made."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
-
-
-class Evaluation:
-    """What is measured while a run trains, and when it is done; here nothing. Its methods are called on every rank.
-
-    All may raise `EvaluationStopped`.
-    """
-
-    is_asked: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether a rank is asked to stop; a collective. The loop sets it."""
-    beat: Callable[[], None] = staticmethod(lambda: None)
-    """Says that it goes on; called for every batch. The loop sets it."""
-
-    def is_due(self, step: int) -> bool:
-        """Return whether something will be measured after `step` updates. No collective."""
-        return False
-
-    def resume(self, step: int) -> None:
-        """Measure what is due at `step`, where a run goes on, if an earlier attempt was stopped before it had."""
-
-    def after(self, step: int) -> bool:
-        """Measure after `step` updates, if it is due; return whether it was: then these weights are saved."""
-        return False
-
-    def rewind(self, step: int) -> None:
-        """Forget what was measured after `step` updates: the run has gone back to there."""
-
-    def finish(self) -> None:
-        """Measure what was trained, before the run counts as done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +231,7 @@ def train(run: Run) -> bool:
         DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
     run.evaluation.is_asked, run.evaluation.beat = partial(is_anybody_asked, run), run.watch.beat
+    run.evaluation.record = run.recorder.write_evaluation
     run.recorder.health.before_end = run.checkpointer.wait
     step = run.start_step
     while True:
@@ -276,6 +276,8 @@ def _train(run: Run, start_step: int) -> bool:
             checkpointer.wait()
         with watch.section("evaluate", run.num_steps):
             run.evaluation.finish()
+        with watch.section("save", run.num_steps):
+            checkpointer.finish_copies(partial(recorder.phase, run.num_steps, "copying"))
     recorder.phase(run.num_steps, "done", Cause.DONE)
     run.done.write(step=run.num_steps, seconds=checkpointer.seconds)
     return True
@@ -285,8 +287,7 @@ def evaluate(run: Run, step: int) -> bool:
     """Measure after `step` steps, if it is due and no step is in doubt; return whether it was."""
     is_due = run.evaluation.is_due(step)
     if is_due:
-        with run.watch.section("save", step):
-            run.checkpointer.wait()  # it may pin the next one: the best one so far must not go before that is complete
+        run.recorder.write(step - 1, is_regular=False)
     with (
         run.watch.section("evaluate", step) if is_due else nullcontext(),
         run.recorder.speed.clock.inside("evaluation"),
@@ -362,6 +363,7 @@ def save_and_stop(run: Run, step: int) -> None:
     is_saved = save(run, step, in_background=False)
     with run.watch.section("save", step):
         run.checkpointer.wait()  # for the one before, if this one was put off
+        run.checkpointer.finish_copies(partial(run.recorder.phase, step, "copying"))
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
     if run.engine.rank == 0 and is_saved:
         note_stopped(run.folder, step, reason)

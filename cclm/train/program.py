@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cclm.errors import ConfigError
 from cclm.files.command_line import open_output
@@ -37,7 +37,7 @@ class Program:
     finetunes: bool = False
     """Whether its configurations have a `finetune` block."""
     evaluation: Callable[[RunConfig], MakeEvaluation] | None = None
-    """What is measured in a run; None: the losses."""
+    """What is measured in a run; None: zero-shot retrieval, where the configuration has `evaluation`."""
 
 
 def run_program(arguments: Sequence[str], program: Program) -> int:
@@ -69,11 +69,11 @@ def _run(arguments: Sequence[str], program: Program, stop: StopRequest) -> int:
             return 0
         config = checked_config(arguments, program, place)
         run_folder = Path(config.run_folder)
-        from cclm.train.build import no_evaluation, open_run
+        from cclm.train.build import open_run
         from cclm.train.loop import train
 
-        evaluation = no_evaluation if program.evaluation is None else program.evaluation(config)
-        with open_run(config, stop, make_evaluation=evaluation) as run:
+        options: Any = {} if program.evaluation is None else {"make_evaluation": program.evaluation(config)}
+        with open_run(config, stop, **options) as run:
             if run is None:
                 sys.stdout.write(f"already done: {config.run_folder}\n")
             elif not train(run):

@@ -144,6 +144,11 @@ class Recorder:
         self.progress.update(step, loss=values.get("loss"), samples_per_s=speed.get("speed/samples_per_s"))
         self.phase(step + 1, "training")
 
+    def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line of what was measured after a step; the time that it took is not training."""
+        self.log.write(step, values)
+        self.speed.restart()
+
     def note(self, name: str, value: float) -> None:
         """Let a number stand in the next line, too."""
         self._notes[name] = value

@@ -32,6 +32,7 @@ from cclm.run.ending import end_with
 from cclm.run.launcher import adopt_place
 from cclm.track.trackers import LOG_NAME
 from cclm.train.build import Parts, build_parts, joined
+from cclm.train.deterministic import deterministic
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite
 from cclm.train.rollback import LeftOut, Rollback, read_rollbacks
@@ -89,7 +90,7 @@ def history_of(folder: Path, step: int) -> History:
     )
     written, source = None, ""
     for line in StepLines(folder / LOG_NAME).read():
-        if line["step"] == step and undone is None:
+        if line["step"] == step and undone is None and "grad_norm" in line["values"]:  # else it tells an evaluation
             written, source = line["values"], LOG_NAME
     for line in StepLines(folder / BAD_STEPS_FILE).read():
         was_good = written is not None and not written.get("skipped_updates")  # when it was done again
@@ -163,7 +164,8 @@ def _replay(folder: Path, step: int, times: int, table: Table, place: str) -> in
         raise ConfigError(
             where="--step", expected=f"a step of this run, 0 to {config.steps - 1}", got=str(step), do="Name another."
         )
-    with joined(replace(config, run_folder=str(folder)), table) as start:
+    here = replace(config, run_folder=str(folder), checkpoint=replace(config.checkpoint, copy_to=None))
+    with deterministic(config.deterministic), joined(here, table) as start:
         ranks, parts, outcomes = start.ranks, None, list[Outcome]()
         check_same_values(ranks, {"step": str(step), "times": str(times)})
         history = made_by_first(ranks, partial(history_of, folder, step))

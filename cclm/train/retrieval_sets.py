@@ -69,10 +69,31 @@ def open_shards(where: str, cache: CacheConfig) -> ShardSet:
     return shards
 
 
-def sharded_set(where: str, cache: CacheConfig, captions_per_image: int | None) -> RetrievalSet:
-    """Read the captions of a shard set; its one split is called "test"."""
-    shards, digest = open_shards(where, cache), sha256(manifest_bytes(where, cache)).hexdigest()
+Read = tuple[list[str], list[int], dict[Language, Captions]]
+"""Keys, identities and captions of a set."""
+
+
+def sharded_set(
+    where: str,
+    cache: CacheConfig,
+    captions_per_image: int | None,
+    once: Callable[[Callable[[], Read]], Read] = lambda read: read(),
+) -> RetrievalSet:
+    """Read the captions of a shard set; its one split is called "test". `once` reads them, for all ranks maybe."""
+    shards = open_shards(where, cache)
     places = [(shard, sample) for shard, count in enumerate(shards.samples_per_shard) for sample in range(count)]
+    keys, identities, captions = once(lambda: _read(where, cache, shards, places, captions_per_image))
+
+    def image(number: int) -> bytes:
+        return shards.image_text(*places[number]).image
+
+    return RetrievalSet(keys=keys, identities=identities, captions=captions, image=image)
+
+
+def _read(
+    where: str, cache: CacheConfig, shards: ShardSet, places: Sequence[tuple[int, int]], captions_per_image: int | None
+) -> Read:
+    digest = sha256(manifest_bytes(where, cache)).hexdigest()
     keys, identities, captions = list[str](), list[int](), dict[Language, Captions]()
     for place in places:
         record = shards.image_text(*place)
@@ -82,11 +103,7 @@ def sharded_set(where: str, cache: CacheConfig, captions_per_image: int | None) 
             if language not in captions:
                 captions[language] = Captions(split="test", data_file=where, data_sha256=digest)
             captions[language].add(record.key, identities[-1], texts[:captions_per_image])
-
-    def image(number: int) -> bytes:
-        return shards.image_text(*places[number]).image
-
-    return RetrievalSet(keys=keys, identities=identities, captions=captions, image=image)
+    return keys, identities, captions
 
 
 def annotated_set(

@@ -21,7 +21,7 @@ from cclm.run.stop import StoppedRecord, read_stopped
 from launch.plan.slurm_job import PLAN_NAME, SLURM_FOLDER, SlurmPlan, find_plan
 from launch.slurm.history import HISTORY, Event, all_attempts, read_history
 
-AT_WORK = ("starting", "training", "evaluating", "saving")
+AT_WORK = ("starting", "training", "evaluating", "saving", "copying")
 """Phases of a rank that has not ended."""
 
 

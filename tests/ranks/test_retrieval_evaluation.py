@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cclm.evaluate import owned, pair_scores
-from cclm.train import evaluation, mapped_rows, retrieval_evaluation
+from cclm.train import mapped_rows, retriever, shared_evaluation
 from tests.ranks.harness import on_ranks
 from tests.tiny_retrieval import evaluation_with, settings_of
 
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 def predictions(settings: dict[str, Any], engine: str, bytes_in_memory: int) -> list[Any]:
     """Those of this rank, which are everybody's; in blocks so small that there are many, and parts of few pairs."""
     small = {
-        (retrieval_evaluation, "QUERIES_AT_ONCE"): 5,
+        (retriever, "QUERIES_AT_ONCE"): 5,
         (pair_scores, "IMAGES_AT_ONCE"): 6,
-        (evaluation, "ROUNDS_AT_ONCE"): 2,
+        (shared_evaluation, "ROUNDS_AT_ONCE"): 2,
         (owned, "PAIRS_AT_ONCE"): 20,
         (mapped_rows, "IN_MEMORY_BYTES"): bytes_in_memory,
     }

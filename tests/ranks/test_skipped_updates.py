@@ -21,11 +21,20 @@ from tests.ranks.toy import joint_batch, make_toy
 
 pytestmark = pytest.mark.slow
 CASE = Case(make_module=make_toy, make_batch=joint_batch, num_steps=5, optimizer=replace(OPTIMIZER, ema_decay=0.6))
+HAS_FP16 = bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+"""Whether DeepSpeed does fp16 on this CPU."""
+SCALED = {"fp16": {"initial_scale_power": 4, "loss_scale_window": 1, "hysteresis": 1}}
+"""A scale that overflows nothing, and is doubled again and again."""
 CASES = {
     **{f"stage {stage}": replace(CASE, stage=stage) for stage in range(4)},
     "stage 1, bf16": replace(CASE, stage=1, precision="bf16"),
     "stage 2, bf16": replace(CASE, stage=2, precision="bf16"),
     "stage 3, bf16": replace(CASE, stage=3, precision="bf16"),
+    **(
+        {f"stage {stage}, fp16": replace(CASE, stage=stage, precision="fp16", ds_options=SCALED) for stage in (1, 2, 3)}
+        if HAS_FP16
+        else {}
+    ),
     "stage 3, two micro-batches": replace(CASE, stage=3, accumulation_steps=2),
 }
 
@@ -62,10 +71,13 @@ def disturbed(engine: Any, case: Case, folder: Path) -> dict[str, Any]:
     engine.save(folder, {})
     before, found = held(engine), dict[str, Any]()
     nan = one_step(engine, case, 2, math.nan)
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    scales = [getattr(scaler, "cur_scale", 1.0)]
     found["nan"] = (nan.was_applied, float(nan.grad_norm), len(nan.bad_gradients), is_equal(before, held(engine)))
     spike = one_step(engine, case, 3, max_norm=1e-3)
+    scales.append(getattr(scaler, "cur_scale", 1.0))
     found["spike"] = (spike.was_applied, len(spike.bad_gradients), is_equal(before, held(engine)))
-    found["norm"] = float(spike.grad_norm)
+    found["norm"], found["scales"] = float(spike.grad_norm), [*scales, getattr(scaler, "cur_scale", 1.0)]
     good = one_step(engine, case, 4, max_norm=1e6)
     found["good"] = (good.was_applied, is_equal(before, held(engine)))
     found["skipped"] = int(engine.runner.skipped_steps) if hasattr(engine.runner, "skipped_steps") else 2
@@ -87,7 +99,7 @@ def _train(folder: Path) -> dict[str, dict[str, Any]]:
         collectives().barrier()
         found[name] = disturbed(make_deepspeed(case), case, home)
         undisturbed = make_deepspeed(case)
-        drive(undisturbed, case, range(4))
+        found[name]["norms"] = drive(undisturbed, case, range(4)).grad_norms
         found[name]["is_as_undisturbed"] = is_equal(found[name].pop("after_load"), held(undisturbed))
     return found
 
@@ -95,6 +107,7 @@ def _train(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_stage_skips_alike_and_can_go_back(tmp_path: Path) -> None:
     ranks = on_ranks(_train, 2, tmp_path, timeout_s=600.0)
     plain = disturbed(make_plain(CASE), CASE, tmp_path)
+    norms = drive(make_plain(CASE), CASE, range(4)).grad_norms
     for name in CASES:
         for number, rank in enumerate(of_rank[name] for of_rank in ranks):
             where = f"{name}, rank {number}"
@@ -105,6 +118,9 @@ def test_every_stage_skips_alike_and_can_go_back(tmp_path: Path) -> None:
             assert rank["skipped"] == 2, f"{where}: DeepSpeed counts them"
             assert rank["is_back"] and rank["is_as_undisturbed"], where
             assert rank["norm"] == ranks[0][name]["norm"] > 1e-3, where
+            if "fp16" in name:
+                assert rank["norms"] == pytest.approx(norms, rel=0.01), f"{where}: the scale, doubled twice, is in none"
+                assert rank["scales"] == [16.0, 16.0, 16.0], f"{where}: NaN halves it, a limit does not"
         if "," not in name:
             assert ranks[0][name]["norm"] == pytest.approx(plain["norm"], rel=1e-5), name
             for key, value in plain["parameters"].items():

@@ -27,6 +27,7 @@ from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.protocol import Door
+from cclm.errors import ConfigError
 from cclm.ops.choice import Choice, choose_optimizer
 
 
@@ -40,7 +41,7 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
     if ds_config is None or zero_stage(ds_config) != 3:
         yield
         return
-    deepspeed = start_deepspeed(topology.device)
+    deepspeed = _started(ds_config, topology)
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
     with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():
         yield
@@ -54,7 +55,7 @@ def initialise(
     `kernel`: as `choose_kernel` chose it.
     """
     groups = parameter_groups(door.training_module, optimizer)
-    deepspeed = start_deepspeed(topology.device)
+    deepspeed = _started(ds_config, topology)
     from deepspeed.utils import set_z3_leaf_module
 
     # Gather at once what modules name as `zero3_leaf_modules`: its parts are read from outside of them.
@@ -76,7 +77,21 @@ def initialise(
     engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
     if zero_stage(ds_config) == 3:
         let_leaves_see_gradients(door)
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if getattr(scaler, "dynamic", False):
+        scaler.raise_error_at_min_scale = False  # how many updates may be skipped is told by `health`
     return engine
+
+
+def _started(ds_config: Mapping[str, Any], topology: Topology) -> Any:
+    """Start DeepSpeed (ConfigError: it has no fp16 on this device)."""
+    deepspeed = start_deepspeed(topology.device)
+    if ds_config.get("fp16", {}).get("enabled") and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
+        raise ConfigError(
+            where="precision", expected="bf16 or fp32 on this device", got="fp16, which DeepSpeed does not do here",
+            do="Set precision to bf16 or fp32, or train on a GPU.",
+        )  # fmt: skip
+    return deepspeed
 
 
 def choose_kernel(wanted: str, optimizer: OptimizerConfig, ds_config: Mapping[str, Any], topology: Topology) -> Choice:

@@ -49,7 +49,8 @@ class DeepSpeedEngine(Engine[BatchType]):
         `kernel` is the optimizer's (`cclm.ops.choice`).
         """
         quirks.check_parameters_have_dimensions(module)
-        precision = "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"
+        enabled = [name for name in ("bf16", "fp16") if ds_config.get(name, {}).get("enabled")]
+        precision = enabled[0] if enabled else "fp32"
         super().__init__(
             module, optimizer, collectives=collectives, device=topology.device, precision=precision,
             accumulation_steps=int(ds_config["gradient_accumulation_steps"]), seed=seed,

@@ -31,6 +31,9 @@
 11. The parameters of a ZeRO-3 leaf module are gone in its backward pass if none of its inputs needs a gradient ("size
     of tensor a (0) must match"): a first layer that is trained behind something frozen. → `let_leaves_see_gradients`
     (tests/ranks/test_freeze.py)
+12. When it doubles the loss scale of fp16, it divides the gradients of that update by the new one, which halves them;
+    and it raises where the scale cannot get smaller. → `skipping.update_or_skip`, `construction.initialise`
+    (tests/ranks/test_skipped_updates.py)
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@
 | 1, 2 | `DeepSpeedZeroOptimizer.scaled_global_norm` | it does |
 | 3 | `DeepSpeedZeroOptimizer_Stage3._get_norm_groups` | it does |
 
+In fp16 DeepSpeed multiplies losses with a scale, which it lowers where gradients overflow: such an update is skipped
+and counted as any other, and the scale is part of the state (`cclm.engine.rank_state`).
+
 DeepSpeed skips what is not finite, all ranks alike, as the norm is global; a norm above the limit is made infinite on
 the device. Which gradients are not finite is looked at in a skipped update only, before DeepSpeed clears them.
 """
@@ -31,17 +34,25 @@ def update_or_skip(runner: Any, module: nn.Module, stage: int, max_norm: float) 
     if stage == 0:
         return _update_whole(runner, module, max_norm)
     zero, norms, bad = runner.optimizer, list[Tensor](), list[str]()
+    scaler, scales_anew = getattr(zero, "loss_scaler", None), list[Callable[[], Any]]()
+    scale = float(scaler.loss_scale) if scaler is not None else 1.0  # gradients are so many times too large, in fp16
 
     def look(original: Callable[..., Any], *arguments: Any) -> Any:
         if zero.overflow:
             bad.extend(not_finite(module, partial(_gradient_of, zero, stage)))
-        return original(*arguments)
+        if not getattr(scaler, "dynamic", False):
+            return original(*arguments)
+        # One that is above the limit, and finite, is not to be blamed on the scale; a larger scale begins behind the
+        # update: DeepSpeed would divide gradients by it that are multiplied with the one before.
+        if not (zero.overflow and norms and bool(norms[0].isfinite())):
+            scales_anew.append(partial(original, *arguments))
+        return None
 
     with ExitStack() as stack:
         is_bf16_optimizer = hasattr(zero, "fp32_groups_flat_partition")
         stack.enter_context(_wrapped(zero, "clear_hp_grads" if is_bf16_optimizer else "_update_scale", look))
         if max_norm < torch.inf:
-            limit = partial(_limited, max_norm, norms)
+            limit = partial(_limited, max_norm * scale, norms)
             if is_bf16_optimizer:
                 import deepspeed.runtime.bf16_optimizer as owner
 
@@ -49,7 +60,9 @@ def update_or_skip(runner: Any, module: nn.Module, stage: int, max_norm: float) 
             else:
                 stack.enter_context(_wrapped(zero, "_get_norm_groups" if stage == 3 else "scaled_global_norm", limit))
         runner.step()
-    norm = norms[0] if norms else runner.get_global_grad_norm()
+    for scale_anew in scales_anew:
+        scale_anew()
+    norm = norms[0] / scale if norms else runner.get_global_grad_norm()
     return Updated(norm, bool(runner.was_step_applied()), bad)
 
 

@@ -24,7 +24,15 @@ from cclm.engine.fragments import ShareFile, share_path
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, CheckpointError
-from cclm.run.checkpoints import complete_checkpoints, newest_complete, partial_folder, read_marker, step_folder
+from cclm.run.checkpoints import (
+    Pins,
+    complete_checkpoints,
+    newest_complete,
+    partial_folder,
+    pin,
+    read_marker,
+    step_folder,
+)
 from tests.ranks.harness import Case, drive, make_plain
 from tests.ranks.toy import make_toy_with_dropout, mixed_batch
 from tests.unit.run.test_background import wait_until_gone
@@ -176,6 +184,23 @@ def test_on_a_full_disk_what_will_be_replaced_goes_first(
             assert caught.value.cause is Cause.DISK_FULL
             assert not saver.is_pending
     assert steps_of(tmp_path) == left
+
+
+def test_on_a_full_disk_the_best_stays_until_a_better_one_is_complete(engine: PlainEngine[Any], tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(engine, tmp_path, step, {}, keep=9)
+    with closing(BackgroundSaver(engine, tmp_path, keep=2)) as saver:
+        for failures in (2, 1):
+            pin(tmp_path, Pins(steps=[4, 1], proven=3))
+            saver._writer = WriterInThisProcess(failures)  # type: ignore[assignment]
+            saver.begin(4, {})
+            if failures == 2:
+                with pytest.raises(CheckpointError):
+                    saver.wait()
+                assert steps_of(tmp_path) == [1, 3]
+                save_checkpoint(engine, tmp_path, 2, {}, keep=9)
+        saver.wait()
+    assert steps_of(tmp_path) == [1, 3, 4]
 
 
 def test_what_the_disk_refuses_for_good_is_one_error_and_the_older_one_stays(

@@ -92,7 +92,7 @@ def test_top_level_keys_are_those_that_deepspeed_reads() -> None:
 
 
 def test_keys_of_blocks_are_those_of_deepspeeds_own_models() -> None:
-    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.runtime.zero.offload_config import (
         DeepSpeedZeroOffloadOptimizerConfig,
@@ -104,6 +104,7 @@ def test_keys_of_blocks_are_those_of_deepspeeds_own_models() -> None:
         "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
         "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
         "bf16": DeepSpeedBF16Config,
+        "fp16": DeepSpeedFP16Config,
     }
     for place, model in models.items():
         theirs = {field.alias or name for name, field in model.model_fields.items()}

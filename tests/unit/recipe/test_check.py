@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cclm.errors import ConfigError, Problem
 from cclm.recipe.check import CheckedRecipe, check_recipe
+from tests.tiny_config import run_config
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
@@ -170,6 +172,53 @@ def test_sets_that_retrieval_is_measured_on_are_looked_for(tmp_path: Path) -> No
     assert problem.key == "finetune.test_sets.wit"
 
 
+def test_sets_that_a_run_is_measured_on_are_looked_at(tmp_path: Path, corpus: Path) -> None:
+    sets = {"good": str(corpus / "images"), "gone": str(tmp_path / "gone"), "texts": str(corpus / "pairs")}
+    evaluation = {"every_steps": 5, "sets": sets, "groups": {"far": ["fr"]}, "measure": "good/far/t2i_r10"}
+    settings = recipe(corpus, tmp_path / "run", evaluation=evaluation)
+    found = refusal(tmp_path, settings)
+    assert set(found) == {f"evaluation.sets.{name}" for name in sets}
+    assert "captions in fr, got none" in found["evaluation.sets.good"]
+    assert "a set of view image_text" in found["evaluation.sets.texts"]
+    evaluation |= {"sets": {"good": sets["good"], "far": "s3://bucket/set"}, "groups": {}, "measure": "good/fr/t2i_r1"}
+    assert "captions in fr" in refusal(tmp_path, settings)["evaluation.sets.good"]
+    evaluation["measure"] = "good/all/t2i_r1"
+    assert check(tmp_path, settings).unseen == ("evaluation.sets.far: s3://bucket/set",)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "key", "words"),
+    [
+        ({"sets": {}}, "evaluation.sets", "none is given"),
+        ({"measure": "good/all/t2i_r2"}, "evaluation.measure", "expected good, all or a language and mean_recall"),
+        ({"measure": "better/all/t2i_r1"}, "evaluation.measure", "expected good"),
+        ({"measure": "good/all/reranked_t2i_r1"}, "evaluation.measure", "expected good"),
+        ({"groups": {"all": ["en"]}}, "evaluation.groups.all", "neither all nor that of a language"),
+        ({"groups": {"x": []}}, "evaluation.groups.x", "no language is given"),
+        ({"every_steps": 0}, "evaluation.every_steps", "at least 1"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(
+    tmp_path: Path, corpus: Path, evaluation: dict[str, Any], key: str, words: str
+) -> None:
+    whole = {"every_steps": 5, "sets": {"good": str(corpus / "images")}, **evaluation}
+    found = refusal(tmp_path, recipe(corpus, tmp_path / "run", evaluation=whole))
+    assert words in found[key]
+
+
+def test_the_evaluation_that_the_docs_show_is_one() -> None:
+    page = Path("docs/recipes.md").read_text(encoding="utf-8").partition("## Zero-shot retrieval while it trains")[2]
+    shown = run_config(**yaml.safe_load(page.partition("```yaml")[2].partition("```")[0])).evaluation
+    assert shown is not None and shown.measure == "flickr/far/t2i_r10" and set(shown.sets) == {"emoji", "flickr"}
+    names = [name for name in (*shown.numbers, "all") if f"`{name}`" not in page]
+    assert names == [], "the page names every number"
+
+
+def test_copies_need_a_url(tmp_path: Path, corpus: Path) -> None:
+    found = refusal(tmp_path, recipe(corpus, tmp_path / "run", checkpoint={"copy_to": "/mnt/store"}))
+    assert "a URL, such as s3://bucket/prefix" in found["checkpoint.copy_to"]
+
+
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_a_missing_peft_is_said_before_a_job_is_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
@@ -183,3 +232,13 @@ def test_a_missing_peft_is_said_before_a_job_is_queued(
     assert ["cclm[lora]" in note for note in check(tmp_path, settings).notes] == [True] * (not is_installed)
     settings["finetune"]["epochs"] = 0
     assert check(tmp_path, settings).notes == ()
+
+
+def test_what_copies_and_a_deterministic_mode_need_is_said(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(corpus, tmp_path / "run", checkpoint={"copy_to": "s3://bucket/run"}, deterministic=True)
+    monkeypatch.setattr("cclm.recipe.check.find_spec", lambda name: None if name == "s3fs" else name)
+    slower, missing = check(tmp_path, settings).notes
+    assert slower.startswith("deterministic: a GPU is slower")
+    assert missing == "checkpoint.copy_to: it needs the package s3fs, which is not installed here."

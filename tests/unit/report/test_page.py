@@ -234,6 +234,18 @@ def test_curves_by_view_only_for_what_was_logged(run: Path) -> None:
     assert "nothing logged" in words, "ITM was logged, but never as a finite number"
 
 
+def test_what_was_measured_in_training_has_curves(run: Path) -> None:
+    with (run / "config.yaml").open("a") as config:
+        config.write("evaluation: {every_steps: 9, sets: {mine: somewhere}}\n")
+    with (run / "log.jsonl").open("a") as log:
+        for group in ("all", "en"):
+            values = {"evaluation": 3.0, f"evaluation/mine/{group}/t2i_r10": 41.0}
+            log.write(json.dumps({"step": 1700, "time": 0.0, "values": values}) + "\n")
+    words = text_of(report_page(run))
+    assert "Zero-shot retrieval while it trained" in words and "mine, text → image" in words
+    assert "mine, image → text" not in words, "it was not logged"
+
+
 def test_regions_have_curves_of_their_own(run: Path) -> None:
     with (run / "log.jsonl").open("a") as log:
         for step in range(1700, 2000, 100):

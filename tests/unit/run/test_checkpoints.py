@@ -13,6 +13,7 @@ from cclm.run import causes
 from cclm.run.checkpoints import (
     DamagedError,
     Marker,
+    Pins,
     complete_checkpoints,
     damage_of,
     list_files,
@@ -27,6 +28,7 @@ from cclm.run.checkpoints import (
     remove_leftovers,
     set_aside,
     step_folder,
+    step_of,
     verify,
     write_marker,
 )
@@ -152,12 +154,31 @@ def test_prune_keeps_the_newest_and_ignores_incomplete_ones(tmp_path: Path) -> N
 def test_the_pinned_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
     paths = [tiny_checkpoint.write_checkpoint(tmp_path, step, "x") for step in (1, 2, 3, 4)]
     assert pinned(tmp_path) is None
-    pin(tmp_path, 2)
+    pin(tmp_path, Pins(steps=[2, 1, 3]))
     assert pinned(tmp_path) == paths[1]
     assert prune(tmp_path, 1) == [paths[0], paths[2]]
-    pin(tmp_path, 5)
-    assert pinned(tmp_path) is None, "it is not written yet"
+    pin(tmp_path, Pins(steps=[5, 2, 1], proven=4))
+    assert pinned(tmp_path) == paths[1], "the best is not written yet"
+    assert prune(tmp_path, 1) == [], "until it is, what it will replace stays"
+    five = tiny_checkpoint.write_checkpoint(tmp_path, 5, "x")
+    assert pinned(tmp_path) == five
+    assert prune(tmp_path, 1) == [paths[3]], "and on, until the best is proven"
+    pin(tmp_path, Pins(steps=[5, 2], proven=5))
     assert prune(tmp_path, 1) == [paths[1]]
+
+
+def test_several_of_the_best_stay(tmp_path: Path) -> None:
+    for step in range(1, 10):
+        tiny_checkpoint.write_checkpoint(tmp_path, step, "x")
+    pin(tmp_path, Pins(steps=[7, 2, 3, 1], keep=2, proven=5))
+    prune(tmp_path, keep=1, keep_every=4)
+    assert [step_of(path) for path in complete_checkpoints(tmp_path)] == [2, 3, 4, 7, 8, 9]
+
+
+def test_a_pin_of_an_older_version_is_understood(tmp_path: Path) -> None:
+    paths = [tiny_checkpoint.write_checkpoint(tmp_path, step, "x") for step in (1, 2)]
+    (tmp_path / "checkpoints" / "pinned.json").write_text('{"step": 1}\n')
+    assert pinned(tmp_path) == paths[0] and prune(tmp_path, 1) == []
 
 
 def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ def test_a_run_that_trains(tmp_path: Path) -> None:
     assert found.silent_s == 5.0
 
 
+def test_a_line_of_an_evaluation_is_no_line_of_training(tmp_path: Path) -> None:
+    write_log(tmp_path, [(9, 100.0, 3.0), (19, 120.0, 2.5)])
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 19, "time": 121.0, "values": {"evaluation": 31.0}}\n')
+    found = read_progress(tmp_path, now=125.0)
+    assert (found.step, found.loss, found.usual_silence_s) == (20, 2.5, 20.0)
+
+
 def test_a_run_that_trains_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("optimizer: {total_steps: 1}\nfinetune: {epochs: 0}\n")
     assert read_progress(tmp_path).total_steps == 0

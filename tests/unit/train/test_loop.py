@@ -27,7 +27,8 @@ from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop, read_stopped
 from cclm.track.metrics import read_metrics
 from cclm.train.build import open_run
-from cclm.train.loop import Evaluation, EvaluationStopped, Run, train
+from cclm.train.loop import Run, train
+from cclm.train.measurement import Evaluation, EvaluationStopped
 from cclm.train.updates import OnTheWay
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config

@@ -22,6 +22,7 @@ from cclm.train.build import open_run
 from cclm.train.evaluation import evaluation_of
 from cclm.train.loop import train
 from cclm.train.retrieval_evaluation import RetrievalEvaluation
+from cclm.train.retriever import Retriever
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import METRIC, settings_of
 from tests.tiny_training import as_config
@@ -55,15 +56,15 @@ def results_of(folder: Path) -> list[Any]:
 def stop_at(monkeypatch: pytest.MonkeyPatch, folder: Path, call: int) -> None:
     """Ask a run to stop while it encodes texts for the call-th time."""
     calls: list[Any] = []
-    before = RetrievalEvaluation._encode_texts
+    before = Retriever._encode_texts
 
-    def asking(self: RetrievalEvaluation, texts: Any) -> torch.Tensor:
+    def asking(self: Retriever, texts: Any) -> torch.Tensor:
         calls.append(texts)
         if len(calls) == call:
             ask_to_stop(folder, "test", StopKind.USER)
         return before(self, texts)
 
-    monkeypatch.setattr(RetrievalEvaluation, "_encode_texts", asking)
+    monkeypatch.setattr(Retriever, "_encode_texts", asking)
 
 
 @pytest.mark.slow

@@ -245,3 +245,13 @@ def test_steps_that_are_left_out() -> None:
     left_out = LeftOut([Rollback(step=7, to=2, first=3, stop=7), Rollback(step=20, to=18, first=18, stop=20)])
     assert [step for step in range(25) if step in left_out] == [3, 4, 5, 6, 18, 19]
     assert str(left_out) == "3 to 6, 18 to 19" and left_out and not LeftOut()
+
+
+@pytest.mark.parametrize(("bad", "left"), [((), [4, 6]), ((5,), [2, 4, 6])])
+def test_of_the_newest_only_healthy_ones_count(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], left: list[int]
+) -> None:
+    monkeypatch.setattr(PlainEngine, "forward", bad_at(PlainEngine.forward, lambda step: step in bad))
+    short = replace(config.optimizer, total_steps=6)
+    run(replace(config, optimizer=short, checkpoint=replace(config.checkpoint, keep=2)))
+    assert [read_marker(path).step for path in complete_checkpoints(Path(config.run_folder))] == left
