@@ -104,7 +104,7 @@ class Ranks:
         return f"{name}: {len(self.alive)} rank(s) are asked to save and end (TERM); once more kills them."
 
     def enforce(self) -> None:
-        """Kill whoever is still there when the grace time is over; ask whoever was left alone by one that has stopped."""
+        """Kill whoever is still there when the grace time is over; ask whom one that has stopped has left alone."""
         if self.ask_at is not None and time.monotonic() >= self.ask_at:
             if self.stop_signal is None and self.kill_at is None:
                 self._signal_leaders(signal.SIGTERM)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.faults import disks, kills, requests
+from tests.faults import damage, disks, kills, numbers, ranks, requests, worlds
 from tests.faults.campaign import Campaign
 
 Kind = Callable[[Campaign, int], None]
@@ -30,6 +30,15 @@ KINDS: Mapping[str, tuple[Kind, int]] = {
     "EIO": (disks.answers_eio, 20),
     "slow disk": (disks.slow, 6),
     "writer killed": (disks.writer_killed, 10),
+    "flipped bit": (damage.flips, 1000),
+    "damaged newest": (damage.newest, 12),
+    "NaN": (numbers.not_finite, 12),
+    "late": (ranks.late, 8),
+    "hung": (ranks.hung, 6),
+    "other settings": (ranks.other_configuration, 4),
+    "raises": (ranks.raising, 12),
+    "world size": (worlds.other_worlds, 12),
+    "ZeRO stage": (worlds.other_stages, 8),
 }
 """What happens, and how often."""
 
@@ -45,11 +54,15 @@ def run(campaign: Campaign, kinds: Sequence[str], *, quick: bool = False) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Faults, and whether runs survive them.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description="Faults, and whether runs survive them."
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--seed", type=int, help="default: a random one, which is printed")
     parser.add_argument("--quick", action="store_true", help="a tenth of the events")
-    parser.add_argument("--folder", type=Path, help="where runs lie; default: a temporary folder, gone if nothing is lost")
+    parser.add_argument(
+        "--folder", type=Path, help="where runs lie; default: a temporary folder, gone if nothing is lost"
+    )
     given = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     folder = given.folder or Path(tempfile.mkdtemp(prefix="faults_"))

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from cclm.files.reading import read_json
 from cclm.run import stop
@@ -72,7 +71,10 @@ class Attempt:
         port = str(free_port())
         for rank in range(self.world_size):
             numbers = (rank, rank, self.world_size, self.world_size)
-            environment = {**dict(zip(NUMBERS, map(str, numbers), strict=True)), **dict(zip(ADDRESS, (LOOPBACK, port)))}
+            environment = {
+                **dict(zip(NUMBERS, map(str, numbers), strict=True)),
+                **dict(zip(ADDRESS, (LOOPBACK, port), strict=True)),
+            }
             environment |= {stop.CLEARED_VARIABLE: str(self.run), "OMP_NUM_THREADS": "1"}
             log = self.run.parent / "logs" / f"{self.run.name}_{rank}.log"
             arguments = [*self.arguments, *self.of_rank.get(rank, ())]

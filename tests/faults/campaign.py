@@ -3,8 +3,8 @@
     run 1    start ─ event ─ the same command ─ event ─ … ─ done ──► compared with the run that nobody disturbed
     run 2    start ─ event ─ …
 
-Lost is: another ledger or loss than that of the unbroken run, a sound checkpoint that is gone, an exit code that no page
-documents, a process that hangs or stays.
+Lost is: another ledger or loss than that of the unbroken run, a sound checkpoint that is gone, an exit code that
+no page documents, a process that hangs or stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cclm.run.causes import EXIT_CODES, Cause
-from cclm.run.checkpoints import damage_of, newest_complete, read_marker
+from cclm.run.checkpoints import DAMAGED, damage_of, newest_complete, read_marker
 from cclm.run.status import DONE_NAME
 from tests.faults.attempts import Attempt, Disturb, Fault
 from tests.same_runs import different
@@ -55,9 +55,7 @@ class Flavour:
     """Of its losses, relative."""
 
 
-BIT_EQUAL = Flavour(
-    name="bit equal", changes={"model": {"text": {"dropout": 0.1}}, "data": {"bad_sample_limit": 0.2}}
-)
+BIT_EQUAL = Flavour(name="bit equal", changes={"model": {"text": {"dropout": 0.1}}, "data": {"bad_sample_limit": 0.2}})
 """Dropout must resume exactly, and so must the count of broken images."""
 
 
@@ -107,10 +105,11 @@ class Campaign:
             self._unbroken[flavour.name, world_size] = known
         return known
 
-    def add(self, event: Event) -> None:
-        """Take note of an event."""
+    def add(self, event: Event, *, is_told: bool = True) -> None:
+        """Take note of an event, and say it."""
         self.events.append(event)
-        self.tell(f"{event.kind:18} {event.what}" + (f"  LOST: {event.lost}" if event.lost else ""))
+        if is_told:
+            self.tell(f"{event.kind:18} {event.what}" + (f"  LOST: {event.lost}" if event.lost else ""))
 
     def table(self) -> Iterator[str]:
         """Yield the lines of the table, the sum last."""
@@ -135,6 +134,8 @@ class Disturbed:
     arguments: list[str] = field(default_factory=list)
     reference: Callable[[], Path] | None = None
     """Another run to compare with than the unbroken one."""
+    always: Sequence[Fault] = ()
+    """Faults of each start, beside those of an event."""
 
     @property
     def present(self) -> Path:
@@ -153,22 +154,25 @@ class Disturbed:
         world_size: int = 2,
         more: Sequence[str] = (),
         of_rank: Mapping[int, Sequence[str]] | None = None,
-        may_damage: bool = False,
+        damaged: Path | None = None,
     ) -> list[int]:
         """Start the run's command, let something happen to it, and look at what is left; return the codes.
 
         Args:
             codes: that are right for a rank, besides 0 and those of ranks that end because of another.
             more: arguments, besides the run's own; `of_rank`: of one rank.
-            may_damage: the newest checkpoint need not be there afterwards.
+            damaged: the newest checkpoint, which is to be set aside.
         """
         run = self.present
         before = step_of(newest_complete(run))
         attempt = Attempt(
-            arguments=[*self.arguments, *more], run=run, world_size=world_size, faults=faults, of_rank=of_rank or {}
-        )
+            arguments=[*self.arguments, *more], run=run, world_size=world_size,
+            faults=[*self.always, *faults], of_rank=of_rank or {},
+        )  # fmt: skip
         found = attempt.start().wait(disturb)
-        lost = self._lost(attempt, found, codes | FAILED, 0 if may_damage else before)
+        lost = self._lost(attempt, found, codes | FAILED, before if damaged is None else 0)
+        if damaged is not None and not lost and not damaged.with_name(f"{damaged.name}{DAMAGED}").exists():
+            lost = f"{damaged.name} was not set aside"
         self.campaign.add(Event(kind=self.kind, what=f"{what}: {' '.join(map(str, found))}", lost=lost))
         if lost:
             self.run = None
@@ -176,11 +180,21 @@ class Disturbed:
             self._compare()
         return found
 
+    def through(self, faults: Sequence[Fault]) -> Path:
+        """Let a run come to its end at once, whatever happens in it; return its folder."""
+        run = self.present
+        codes = Attempt(arguments=self.arguments, run=run, world_size=2, faults=faults).start().wait()
+        if codes != [DONE, DONE]:
+            self.campaign.add(Event(kind=self.kind, what=f"a run to its end: {codes}", lost=f"logs beside {run}"))
+        return run
+
     def finish(self, world_size: int = 2) -> None:
         """Let the present run come to its end, and compare it."""
         if self.run is None:
             return
-        codes = Attempt(arguments=self.arguments, run=self.run, world_size=world_size).start().wait()
+        codes = (
+            Attempt(arguments=self.arguments, run=self.run, world_size=world_size, faults=self.always).start().wait()
+        )
         if codes == [DONE] * world_size:
             self._compare()
         else:

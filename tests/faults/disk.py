@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 OPERATIONS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"})
@@ -35,6 +36,8 @@ class Trouble:
     errno: int = 0
     """An error's number; 0: none; KILL: the process named is killed."""
     pause_s: float = 0.0
+    reads: bool = True
+    """Whether a file that is opened to be read counts."""
     victim: int = 0
     """Which process is killed; 0: this one."""
 
@@ -57,10 +60,10 @@ class _Counter:
     number = 0
 
     @classmethod
-    def look(cls, path: object) -> None:
+    def look(cls, path: object, *, writes: bool) -> None:
         trouble = cls.trouble
         text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
-        if trouble is None or not text.startswith(trouble.folder):
+        if trouble is None or not text.startswith(trouble.folder) or not (writes or trouble.reads):
             return
         cls.number += 1
         trouble.meet(cls.number, text)
@@ -68,7 +71,8 @@ class _Counter:
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event in OPERATIONS:
-        _Counter.look(arguments[0])
+        reads = event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        _Counter.look(arguments[0], writes=not reads)
 
 
 def begin(trouble: Trouble) -> None:
@@ -79,7 +83,7 @@ def begin(trouble: Trouble) -> None:
 
         def counted(descriptor: int) -> None:
             if _Counter.trouble is not None:
-                _Counter.look(os.readlink(f"/proc/self/fd/{descriptor}"))
+                _Counter.look(Path(f"/proc/self/fd/{descriptor}").readlink(), writes=True)
             fsync(descriptor)
 
         os.fsync = counted

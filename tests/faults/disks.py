@@ -33,7 +33,7 @@ def short_waits(rank: int) -> None:
 def full(campaign: Campaign, number: int) -> None:
     """No room from some operation on, for a rank or for its writer, until the attempt is over."""
     _events(campaign, "disk full", number, frozenset({FULL}), lambda chance: Trouble(
-        folder="", first=1, times=FOR_EVER, errno=chance.choice([errno.ENOSPC, errno.EDQUOT])
+        folder="", first=1, times=FOR_EVER, errno=chance.choice([errno.ENOSPC, errno.EDQUOT]), reads=False
     ))  # fmt: skip
 
 

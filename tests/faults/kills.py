@@ -1,7 +1,9 @@
-"""kill -9 of each rank in turn: at any moment, in the middle of a save, and while its share is written behind a step."""
+"""kill -9 of each rank in turn: at any moment, in the middle of a save, while its share is written behind a step."""
 
 from __future__ import annotations
 
+import math
+import random
 import signal
 import time
 from functools import partial
@@ -11,19 +13,21 @@ from tests.faults.attempts import Attempt, Disturb
 from tests.faults.campaign import KILLED, Campaign, Disturbed
 from tests.faults.disk import KILL, Trouble
 
-WHOLE_S = 3.0
-"""Of an attempt, in which the moment lies: a start takes one second of it."""
+WHOLE_S = 2.5
+"""In which a moment lies."""
+TRAINING = 0.7
+"""Share of the moments that are counted from the first step; the others from the start, which takes a second."""
 MOST_OPERATIONS = 40
 """Of an attempt on the disk of its checkpoints, in which the moment lies; a checkpoint has some five."""
 KILLS = frozenset({KILLED})
 
 
 def at_any_moment(campaign: Campaign, number: int) -> None:
-    """A moment between the start of a process and, mostly, the middle of its run."""
+    """Whatever the rank does then."""
     chance, runs = campaign.random("kill"), Disturbed(campaign=campaign, kind="kill")
     for event in range(number):
-        rank, after_s = event % 2, chance.uniform(0.0, WHOLE_S)
-        runs.happens(f"rank {rank} after {after_s:.2f} s", codes=KILLS, disturb=sending(signal.SIGKILL, after_s, rank))
+        rank, (*when, words) = event % 2, moment(chance)
+        runs.happens(f"rank {rank} {words}", codes=KILLS, disturb=sending(signal.SIGKILL, *when, rank))
     runs.finish()
 
 
@@ -50,13 +54,21 @@ def behind_a_step(campaign: Campaign, number: int) -> None:
     runs.finish()
 
 
-def sending(number: int, after_s: float, rank: int | None = None) -> Disturb:
-    """Send a signal to one rank, or all, so long after the start."""
-    sent = list[float]()
+def moment(chance: random.Random) -> tuple[float, bool, str]:
+    """Draw a moment: so long after the start, or after all ranks have begun to train; and its words."""
+    after_s, is_training = chance.uniform(0.0, WHOLE_S), chance.random() < TRAINING
+    return after_s, is_training, f"{after_s:.2f} s after the {'first step' if is_training else 'start'}"
+
+
+def sending(number: int, after_s: float, is_training: bool, rank: int | None = None) -> Disturb:
+    """Send a signal to one rank, or all, at a moment."""
+    at = list[float]()
 
     def send(attempt: Attempt) -> None:
-        if not sent and time.monotonic() - attempt.began >= after_s:
-            sent.append(after_s)
+        if not at and (attempt.trains if is_training else True):
+            at.append((time.monotonic() if is_training else attempt.began) + after_s)
+        if at and time.monotonic() >= at[0]:
+            at[0] = math.inf
             attempt.send(number, rank)
 
     return send
