@@ -11,6 +11,7 @@ from cclm.data.batch import Batch
 from cclm.engine.protocol import Engine, Losses
 
 Forward = Callable[[Any, Batch], Losses]
+Ranks = Collection[int]
 
 
 class NotFinite(torch.autograd.Function):
@@ -25,7 +26,7 @@ class NotFinite(torch.autograd.Function):
         return gradient * torch.nan
 
 
-def bad_at(forward: Forward, is_bad: Callable[[int], bool], kind: str = "loss", ranks: Collection[int] = (0,)) -> Any:
+def bad_at(forward: Forward, is_bad: Callable[[int], bool], kind: str = "loss", ranks: Ranks = (0,)) -> Any:
     """Return an engine's `forward` with a fault: kind "loss" (NaN), "large" (a loss of 1e9) or "gradient" (NaN), "input"
     (images of NaN), "parameter" (this rank's share of one under ZeRO-3, until it is written again)."""
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.faults import damage, disks, kills, numbers, ranks, requests, worlds
+from tests.faults import damage, disks, kills, mixed, numbers, ranks, requests, worlds
 from tests.faults.campaign import Campaign
 
 Kind = Callable[[Campaign, int], None]
@@ -39,6 +39,7 @@ KINDS: Mapping[str, tuple[Kind, int]] = {
     "raises": (ranks.raising, 12),
     "world size": (worlds.other_worlds, 12),
     "ZeRO stage": (worlds.other_stages, 8),
+    "mixed steps": (mixed.mixed_steps, 1000),
 }
 """What happens, and how often."""
 

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from cclm.run.checkpoints import MARKER, complete_checkpoints, damage_of, list_files
+from tests.faults.attempts import Attempt
 from tests.faults.campaign import BIT_EQUAL, Campaign, Disturbed, Event
 from tests.faults.kills import KILLS, sending
 
@@ -38,14 +39,23 @@ def newest(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("damaged newest"), Disturbed(campaign=campaign, kind="damaged newest")
     for event in range(number):
         while len(found := complete_checkpoints(runs.present)) < 2:
-            runs.happens(
-                "kill, until there are two", codes=KILLS, disturb=sending(signal.SIGKILL, 1.0, True, event % 2)
-            )
+            runs.happens("kill, once there are two", codes=KILLS, disturb=KillOfTwo(event % 2))
         how = HOW[event % len(HOW)]
         name = spoil(found[-1], how, chance)
         kill = sending(signal.SIGKILL, chance.uniform(1.0, 2.0), True, event % 2)
         runs.happens(f"{how} {name}, kill", codes=KILLS, disturb=kill, damaged=found[-1])
     runs.finish()
+
+
+class KillOfTwo:
+    """kill -9 of a rank, once its run has two checkpoints."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __call__(self, attempt: Attempt) -> None:
+        if len(complete_checkpoints(attempt.run)) >= 2:
+            attempt.send(signal.SIGKILL, self.rank)
 
 
 def spoil(checkpoint: Path, how: str, chance: random.Random) -> str:

@@ -17,9 +17,14 @@ from tests.faults.kills import KILLS, moment, sending
 from tests.same_runs import different_losses
 
 KINDS = ("loss", "gradient", "input", "parameter")
+SUSPECTED = 2
+"""Steps before a bad one that a rollback leaves out, too."""
 FLAVOUR = Flavour(
     name="NaN",
-    changes={**BIT_EQUAL.changes, "health": {"max_skipped": 3, "window": 12, "suspect_steps": 2, "max_rollbacks": 9}},
+    changes={
+        **BIT_EQUAL.changes,
+        "health": {"max_skipped": 3, "window": 12, "suspect_steps": SUSPECTED, "max_rollbacks": 9},
+    },
 )
 APART = 13
 """Steps between bad ones, more than the window: only a parameter that stays NaN uses the budget up."""
@@ -36,8 +41,7 @@ def not_finite(campaign: Campaign, number: int) -> None:
         run = whole.through([fault])
         for step, kind in steps.items():
             campaign.add(Event(kind="NaN", what=f"{kind} at step {step}", lost=lost_at(run, step, kind)))
-        last = min(steps)
-        if found := different_losses(run, campaign.unbroken(FLAVOUR), steps=range(last)):
+        if found := different_losses(run, campaign.unbroken(FLAVOUR), steps=range(min(steps) - SUSPECTED)):
             campaign.add(Event(kind="NaN", what="the steps before", lost=found))
         again = Disturbed(
             campaign=campaign, kind="NaN, killed", flavour=FLAVOUR, reference=lambda run=run: run, always=[fault]

@@ -1,4 +1,4 @@
-"""A hundred hard steps on two ranks, as one process does them; a thousand: `python -m tests.faults --kinds "mixed steps"`."""
+"""A hundred hard steps on two ranks, as one process does them; `make faults` does a thousand."""
 
 from __future__ import annotations
 
