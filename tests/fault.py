@@ -27,8 +27,8 @@ class NotFinite(torch.autograd.Function):
 
 
 def bad_at(forward: Forward, is_bad: Callable[[int], bool], kind: str = "loss", ranks: Ranks = (0,)) -> Any:
-    """Return an engine's `forward` with a fault: kind "loss" (NaN), "large" (a loss of 1e9) or "gradient" (NaN), "input"
-    (images of NaN), "parameter" (this rank's share of one under ZeRO-3, until it is written again)."""
+    """Return an engine's `forward` with a fault: kind "loss" (NaN), "large" (a loss of 1e9), "gradient" (NaN), "input"
+    (images of NaN) or "parameter" (this rank's share of one under ZeRO-3, until it is written again)."""
 
     def faulty(engine: Engine[Batch], batch: Batch) -> Losses:
         if engine.rank not in ranks or not is_bad(batch.step):
