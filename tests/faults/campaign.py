@@ -66,6 +66,8 @@ class Campaign:
     folder: Path
     seed: int
     tell: Tell
+    steps: int = STEPS
+    """Of each run."""
     events: list[Event] = field(default_factory=list)
     _num_runs: int = 0
     _unbroken: dict[tuple[str, int], Path] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class Campaign:
         settings = recipe(
             self.corpus,
             run,
-            optimizer={"total_steps": STEPS, "learning_rate": 0.002, "warmup_steps": 2},
+            optimizer={"total_steps": self.steps, "learning_rate": 0.002, "warmup_steps": 2},
             checkpoint={"every_steps": EVERY, "keep": 2},
             track={"every_steps": 1, "tensorboard": False},
             deepspeed="zero3_cpu",

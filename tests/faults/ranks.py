@@ -9,7 +9,7 @@ from functools import partial
 from cclm.run.causes import EXIT_CODES, Cause
 from tests.faults import troubles
 from tests.faults.attempts import Attempt
-from tests.faults.campaign import STEPS, Campaign, Disturbed
+from tests.faults.campaign import Campaign, Disturbed
 from tests.faults.kills import sending
 
 MOST_S = 2.0
@@ -19,7 +19,7 @@ PATIENCE_S = 4.0
 OTHERS = {
     "learning rate": ["--optimizer.learning_rate", "0.001"],
     "micro-batches": ["--data.micro_batches", "2"],
-    "length": ["--optimizer.total_steps", str(STEPS + 1)],
+    "length": ["--optimizer.total_steps", "1000"],
     "views": ["--views.text_pair.pairs_per_sample", "1"],
 }
 """What one rank has otherwise."""
@@ -29,7 +29,7 @@ def late(campaign: Campaign, number: int) -> None:
     """A rank is late at some step, or stands still for a while: nothing ends, and nothing changes."""
     chance, runs = campaign.random("late"), Disturbed(campaign=campaign, kind="late")
     for event in range(number):
-        rank, seconds, step = event % 2, chance.uniform(0.5, MOST_S), chance.randrange(STEPS)
+        rank, seconds, step = event % 2, chance.uniform(0.5, MOST_S), chance.randrange(campaign.steps)
         place = (*troubles.PLACES, "stopped")[event % 4]
         if place == "stopped":
             runs.happens(f"rank {rank}, SIGSTOP for {seconds:.1f} s", codes=frozenset(), disturb=Pause(rank, seconds))
@@ -45,7 +45,7 @@ def hung(campaign: Campaign, number: int) -> None:
     codes = frozenset({EXIT_CODES[cause] for cause in (Cause.TRANSIENT, Cause.HUNG, Cause.WAITING)})
     patience = partial(troubles.little_patience, PATIENCE_S)
     for event in range(number):
-        rank, step, place = event % 2, chance.randrange(STEPS // 2), troubles.PLACES[event % 3]
+        rank, step, place = event % 2, chance.randrange(campaign.steps // 2), troubles.PLACES[event % 3]
         fault = partial(troubles.at, place, step, partial(troubles.sleeps, 10_000.0), rank)
         runs.happens(f"rank {rank} in {place}, step {step}", codes=codes, faults=[patience, fault])
     runs.finish()
@@ -67,7 +67,7 @@ def raising(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("raises"), Disturbed(campaign=campaign, kind="raises")
     codes = frozenset({EXIT_CODES[Cause.EXIT]})
     for event in range(number):
-        rank, step, place = event % 2, chance.randrange(STEPS), troubles.PLACES[event % 3]
+        rank, step, place = event % 2, chance.randrange(campaign.steps), troubles.PLACES[event % 3]
         workers = chance.randint(0, 1) if place == "loader" else 0
         fault = partial(troubles.at, place, step, troubles.raises, rank)
         what = f"rank {rank} in {place}{f' ({workers} workers)' * (place == 'loader')}, step {step}"
