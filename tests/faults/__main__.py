@@ -69,9 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.folder or Path(tempfile.mkdtemp(prefix="faults_"))
     print(f"seed {seed}; runs in {folder}", flush=True)
     campaign = Campaign(folder=folder, seed=seed, tell=lambda line: print(line, flush=True))
-    run(campaign, given.kinds, quick=given.quick)
+    is_whole = False
+    try:
+        run(campaign, given.kinds, quick=given.quick)
+        is_whole = True
+    except KeyboardInterrupt:
+        print("interrupted; so far:")
     print(*campaign.table(), sep="\n", flush=True)
-    return int(any(event.lost for event in campaign.events))
+    return int(not is_whole or any(event.lost for event in campaign.events))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from cclm.run.launcher import ADDRESS, NUMBERS
 from cclm.run.machine import LOOPBACK, free_port
 from cclm.run.signals import die_with_parent
 from launch.local.ranks import ALONE_S
+from tests.faults.disk import MET
 
 PRELOAD = ("torch", "deepspeed", "torch._dynamo", "cclm.engine.deepspeed.engine", "cclm.train.build", "cclm.train.loop")
 """What the fork server imports before it forks."""
@@ -56,6 +57,8 @@ class Attempt:
     """More arguments, of one rank."""
     began: float = field(default_factory=time.monotonic)
     ranks: list[BaseProcess] = field(default_factory=list)
+    has_sent: bool = False
+    """A signal has reached a rank that lived."""
     is_ending: bool = False
     """A rank has failed, and the others were told."""
     is_asked: bool = False
@@ -65,6 +68,7 @@ class Attempt:
     def start(self) -> Attempt:
         """Start the ranks."""
         stop.clear(self.run)
+        self._met.unlink(missing_ok=True)
         (self.run.parent / "logs").mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD])
@@ -75,7 +79,7 @@ class Attempt:
                 **dict(zip(NUMBERS, map(str, numbers), strict=True)),
                 **dict(zip(ADDRESS, (LOOPBACK, port), strict=True)),
             }
-            environment |= {stop.CLEARED_VARIABLE: str(self.run), "OMP_NUM_THREADS": "1"}
+            environment |= {stop.CLEARED_VARIABLE: str(self.run), "OMP_NUM_THREADS": "1", MET: str(self._met)}
             log = self.run.parent / "logs" / f"{self.run.name}_{rank}.log"
             arguments = [*self.arguments, *self.of_rank.get(rank, ())]
             process = context.Process(target=_be_rank, args=(arguments, environment, str(log), self.faults))
@@ -112,7 +116,17 @@ class Attempt:
         self.is_asked = self.is_asked or (rank is None and number == signal.SIGTERM)
         for process in self.ranks if rank is None else [self.ranks[rank]]:
             if process.exitcode is None and process.pid is not None:
+                self.has_sent = True
                 os.kill(process.pid, number)
+
+    @property
+    def has_met(self) -> bool:
+        """Whether anything has happened to a rank: a process notes it before it meets a fault (`disk.note`)."""
+        return self.has_sent or self._met.exists()
+
+    @property
+    def _met(self) -> Path:
+        return self.run.parent / "met"
 
     def left_behind(self) -> list[int]:
         """Return the processes that ranks of this start began and that outlive them: their environment tells."""

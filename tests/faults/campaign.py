@@ -27,6 +27,8 @@ from tests.tiny_run import recipe, write_corpus, write_recipe
 
 STEPS, EVERY = 60, 3
 """Of a run, and between its checkpoints."""
+TRIES = 3
+"""To let something happen before a run is done."""
 KILLED = 137
 FAILED = frozenset(EXIT_CODES[cause] for cause in (Cause.TRANSIENT, Cause.ENDED, Cause.STOPPED)) | {KILLED}
 """Codes of ranks that end because another one has."""
@@ -152,36 +154,45 @@ class Disturbed:
         what: str,
         *,
         codes: frozenset[int],
-        faults: Sequence[Fault] = (),
-        disturb: Disturb = lambda attempt: None,
+        faults: Callable[[Path], Sequence[Fault]] = lambda run: (),
+        disturb: Callable[[], Disturb] = lambda: lambda attempt: None,
         world_size: int = 2,
         more: Sequence[str] = (),
         of_rank: Mapping[int, Sequence[str]] | None = None,
         damaged: Path | None = None,
-    ) -> list[int]:
-        """Start the run's command, let something happen to it, and look at what is left; return the codes.
+        is_certain: bool = False,
+    ) -> None:
+        """Start the run's command, let something happen to it, and look at what is left.
+
+        If the run was done before it happened, nothing counts, and it is tried again with the next run.
 
         Args:
             codes: that are right for a rank, besides 0 and those of ranks that end because of another.
+            faults: in the ranks of the run in a folder; `disturb`: what is done to the ranks from outside.
             more: arguments, besides the run's own; `of_rank`: of one rank.
             damaged: the newest checkpoint, which is to be set aside.
+            is_certain: it happens in any case.
         """
-        run = self.present
-        before = step_of(newest_complete(run))
-        attempt = Attempt(
-            arguments=[*self.arguments, *more], run=run, world_size=world_size,
-            faults=[*self.always, *faults], of_rank=of_rank or {},
-        )  # fmt: skip
-        found = attempt.start().wait(disturb)
-        lost = self._lost(attempt, found, codes | FAILED, before if damaged is None else 0)
-        if damaged is not None and not lost and not damaged.with_name(f"{damaged.name}{DAMAGED}").exists():
-            lost = f"{damaged.name} was not set aside"
-        self.campaign.add(Event(kind=self.kind, what=f"{what}: {' '.join(map(str, found))}", lost=lost))
-        if lost:
-            self.run = None
-        elif (run / DONE_NAME).exists():
-            self._compare()
-        return found
+        for _ in range(TRIES):
+            run = self.present
+            before = step_of(newest_complete(run)) if damaged is None else 0
+            attempt = Attempt(
+                arguments=[*self.arguments, *more], run=run, world_size=world_size,
+                faults=[*self.always, *faults(run)], of_rank=of_rank or {},
+            )  # fmt: skip
+            found = attempt.start().wait(disturb())
+            lost = self._lost(attempt, found, codes | FAILED, before)
+            if damaged is not None and not lost and not damaged.with_name(f"{damaged.name}{DAMAGED}").exists():
+                lost = f"{damaged.name} was not set aside"
+            has_happened = attempt.has_met or is_certain
+            if has_happened or lost:
+                self.campaign.add(Event(kind=self.kind, what=f"{what}: {' '.join(map(str, found))}", lost=lost))
+            if lost:
+                self.run = None
+            elif (run / DONE_NAME).exists():
+                self._compare()
+            if has_happened or lost:
+                return
 
     def through(self, faults: Sequence[Fault]) -> Path:
         """Let a run come to its end at once, whatever happens in it; return its folder."""
@@ -229,7 +240,8 @@ class Disturbed:
 
     def _blame(self, lost: str) -> None:
         """The last event of the run has lost something, as far as anybody can tell."""
-        last = self.campaign.events.pop()
+        events = self.campaign.events
+        last = events.pop() if events and events[-1].kind == self.kind else Event(kind=self.kind, what="a whole run")
         self.campaign.add(replace(last, lost=f"{lost}; see {self.run}"))
         self.run = None
 

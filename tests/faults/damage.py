@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 from cclm.run.checkpoints import MARKER, complete_checkpoints, damage_of, list_files
@@ -39,11 +40,11 @@ def newest(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("damaged newest"), Disturbed(campaign=campaign, kind="damaged newest")
     for event in range(number):
         while len(found := complete_checkpoints(runs.present)) < 2:
-            runs.happens("kill, once there are two", codes=KILLS, disturb=KillOfTwo(event % 2))
+            runs.happens("kill, once there are two", codes=KILLS, disturb=partial(KillOfTwo, event % 2))
         how = HOW[event % len(HOW)]
         name = spoil(found[-1], how, chance)
-        kill = sending(signal.SIGKILL, chance.uniform(1.0, 2.0), True, event % 2)
-        runs.happens(f"{how} {name}, kill", codes=KILLS, disturb=kill, damaged=found[-1])
+        kill = partial(sending, signal.SIGKILL, chance.uniform(1.0, 2.0), True, event % 2)
+        runs.happens(f"{how} {name}, kill", codes=KILLS, disturb=kill, damaged=found[-1], is_certain=True)
     runs.finish()
 
 

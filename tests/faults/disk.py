@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 OPERATIONS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"})
+MET = "CCLM_FAULT_MET"
+"""The variable with the file that says that something has happened."""
 WAITS_S = (0.05, 0.1, 0.2)
 """Before another try, in the place of `cclm.run.causes.WAITS_S`: four tries remain four."""
 KILL = -1
@@ -45,12 +47,18 @@ class Trouble:
         """Do what is due at an operation."""
         if not self.first <= number < self.first + self.times:
             return
+        note()
         time.sleep(self.pause_s)
         if self.errno == KILL:
             os.kill(self.victim or os.getpid(), signal.SIGKILL)
             time.sleep(60.0)  # the writer of a killed rank is killed by the kernel
         if self.errno:
             raise OSError(self.errno, os.strerror(self.errno), path)
+
+
+def note() -> None:
+    """Note that something happens to this process now."""
+    Path(os.environ[MET]).touch()
 
 
 class _Counter:

@@ -7,12 +7,14 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from cclm.run.causes import EXIT_CODES, Cause
 from tests.faults import disk
 from tests.faults.attempts import Fault
 from tests.faults.campaign import Campaign, Disturbed
-from tests.faults.disk import KILL, Trouble
+from tests.faults.disk import Trouble
+from tests.faults.kills import killing
 
 FOR_EVER = 10**9
 MOST_OPERATIONS = 300
@@ -56,9 +58,8 @@ def writer_killed(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("writer killed"), Disturbed(campaign=campaign, kind="writer killed")
     for event in range(number):
         rank, first = event % 2, chance.randint(1, 12)
-        trouble = Trouble(folder=str(runs.present / "checkpoints"), first=first, errno=KILL)
-        fault = partial(disk.in_writer, trouble, rank)
-        runs.happens(f"rank {rank}'s, at its operation {first}", codes=frozenset(), faults=[fault])
+        faults = partial(killing, disk.in_writer, first, rank)
+        runs.happens(f"rank {rank}'s, at its operation {first}", codes=frozenset(), faults=faults)
     runs.finish()
 
 
@@ -70,13 +71,17 @@ def _events(
         rank, is_writer, trouble = event % 2, chance.random() < 0.5, draw(chance)
         below = "checkpoints" if is_writer else chance.choice(["", "checkpoints"])
         first = chance.randint(1, MOST_OPERATIONS if below == "" else 40)
-        trouble = replace(trouble, folder=str(runs.present / below), first=first)
+        trouble = replace(trouble, first=first)
         in_the_step = not is_writer and chance.random() < 0.5
-        place: Fault = partial(disk.in_writer if is_writer else disk.in_rank, trouble, rank)
+        faults = partial(_below, below, trouble, disk.in_writer if is_writer else disk.in_rank, rank)
         what = f"rank {rank}{chr(39) + 's writer' if is_writer else ''}, {told(trouble)}, {below or 'run folder'}"
         more = ["--checkpoint.background", str(not in_the_step).lower()]
-        runs.happens(what, codes=codes, faults=[short_waits, place], more=more)
+        runs.happens(what, codes=codes, faults=faults, more=more)
     runs.finish()
+
+
+def _below(below: str, trouble: Trouble, place: Callable[..., None], rank: int, run: Path) -> list[Fault]:
+    return [short_waits, partial(place, replace(trouble, folder=str(run / below)), rank)]
 
 
 def told(trouble: Trouble) -> str:

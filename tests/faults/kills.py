@@ -6,10 +6,12 @@ import math
 import random
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from tests.faults import disk
-from tests.faults.attempts import Attempt, Disturb
+from tests.faults.attempts import Attempt, Disturb, Fault
 from tests.faults.campaign import KILLED, Campaign, Disturbed
 from tests.faults.disk import KILL, Trouble
 
@@ -27,7 +29,7 @@ def at_any_moment(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("kill"), Disturbed(campaign=campaign, kind="kill")
     for event in range(number):
         rank, (*when, words) = event % 2, moment(chance)
-        runs.happens(f"rank {rank} {words}", codes=KILLS, disturb=sending(signal.SIGKILL, *when, rank))
+        runs.happens(f"rank {rank} {words}", codes=KILLS, disturb=partial(sending, signal.SIGKILL, *when, rank))
     runs.finish()
 
 
@@ -36,10 +38,9 @@ def in_a_save(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("kill in a save"), Disturbed(campaign=campaign, kind="kill in a save")
     for event in range(number):
         rank, first = event % 2, chance.randint(1, MOST_OPERATIONS)
-        trouble = Trouble(folder=str(runs.present / "checkpoints"), first=first, errno=KILL)
-        fault = partial(disk.in_rank, trouble, rank)
+        faults = partial(killing, disk.in_rank, first, rank)
         what, in_the_step = f"rank {rank} at its operation {first}", ["--checkpoint.background", "false"]
-        runs.happens(what, codes=KILLS, faults=[fault], more=in_the_step)
+        runs.happens(what, codes=KILLS, faults=faults, more=in_the_step)
     runs.finish()
 
 
@@ -48,10 +49,14 @@ def behind_a_step(campaign: Campaign, number: int) -> None:
     chance, runs = campaign.random("kill in a write"), Disturbed(campaign=campaign, kind="kill in a write")
     for event in range(number):
         rank, first = event % 2, chance.randint(1, MOST_OPERATIONS)
-        trouble = Trouble(folder=str(runs.present / "checkpoints"), first=first, errno=KILL)
-        fault = partial(disk.in_writer, trouble, rank, kills_rank=True)
-        runs.happens(f"rank {rank} at operation {first} of its writer", codes=KILLS, faults=[fault])
+        faults = partial(killing, partial(disk.in_writer, kills_rank=True), first, rank)
+        runs.happens(f"rank {rank} at operation {first} of its writer", codes=KILLS, faults=faults)
     runs.finish()
+
+
+def killing(place: Callable[..., None], first: int, rank: int, run: Path) -> list[Fault]:
+    """Return the fault: kill -9 at an operation on the disk of a run's checkpoints."""
+    return [partial(place, Trouble(folder=str(run / "checkpoints"), first=first, errno=KILL), rank)]
 
 
 def moment(chance: random.Random) -> tuple[float, bool, str]:

@@ -48,7 +48,9 @@ def not_finite(campaign: Campaign, number: int) -> None:
         )
         for event in range(3):
             *when, words = moment(chance)
-            again.happens(f"rank {event % 2} {words}", codes=KILLS, disturb=sending(signal.SIGKILL, *when, event % 2))
+            again.happens(
+                f"rank {event % 2} {words}", codes=KILLS, disturb=partial(sending, signal.SIGKILL, *when, event % 2)
+            )
         again.finish()
 
 

@@ -32,22 +32,30 @@ def late(campaign: Campaign, number: int) -> None:
         rank, seconds, step = event % 2, chance.uniform(0.5, MOST_S), chance.randrange(campaign.steps)
         place = (*troubles.PLACES, "stopped")[event % 4]
         if place == "stopped":
-            runs.happens(f"rank {rank}, SIGSTOP for {seconds:.1f} s", codes=frozenset(), disturb=Pause(rank, seconds))
+            runs.happens(
+                f"rank {rank}, SIGSTOP for {seconds:.1f} s", codes=frozenset(), disturb=partial(Pause, rank, seconds)
+            )
             continue
         fault = partial(troubles.at, place, step, partial(troubles.sleeps, seconds), rank)
-        runs.happens(f"rank {rank} by {seconds:.1f} s in {place}, step {step}", codes=frozenset(), faults=[fault])
+        runs.happens(
+            f"rank {rank} by {seconds:.1f} s in {place}, step {step}",
+            codes=frozenset(),
+            faults=lambda run, fault=fault: [fault],
+        )
     runs.finish()
 
 
 def hung(campaign: Campaign, number: int) -> None:
     """A rank hangs for ever: the collective of the others gives up, or who watches ends them."""
     chance, runs = campaign.random("hung"), Disturbed(campaign=campaign, kind="hung")
-    codes = frozenset({EXIT_CODES[cause] for cause in (Cause.TRANSIENT, Cause.HUNG, Cause.WAITING)})
+    codes = frozenset(EXIT_CODES.values())  # which of them is the business of who watches
     patience = partial(troubles.little_patience, PATIENCE_S)
     for event in range(number):
         rank, step, place = event % 2, chance.randrange(campaign.steps // 2), troubles.PLACES[event % 3]
         fault = partial(troubles.at, place, step, partial(troubles.sleeps, 10_000.0), rank)
-        runs.happens(f"rank {rank} in {place}, step {step}", codes=codes, faults=[patience, fault])
+        runs.happens(
+            f"rank {rank} in {place}, step {step}", codes=codes, faults=lambda run, fault=fault: [patience, fault]
+        )
     runs.finish()
 
 
@@ -55,23 +63,25 @@ def other_configuration(campaign: Campaign, number: int) -> None:
     """A rank was started with other settings: all say so, before anything is done."""
     runs = Disturbed(campaign=campaign, kind="other settings")
     codes = frozenset({EXIT_CODES[Cause.USER_ERROR]})
-    runs.happens("none; TERM to all ranks", codes=frozenset(), disturb=sending(signal.SIGTERM, 0.5, True))
+    runs.happens("none; TERM to all ranks", codes=frozenset(), disturb=partial(sending, signal.SIGTERM, 0.5, True))
     for event in range(number):
         name = list(OTHERS)[event % len(OTHERS)]
-        runs.happens(f"{name} of rank {event % 2}", codes=codes, of_rank={event % 2: OTHERS[name]})
+        runs.happens(f"{name} of rank {event % 2}", codes=codes, of_rank={event % 2: OTHERS[name]}, is_certain=True)
     runs.finish()
 
 
 def raising(campaign: Campaign, number: int) -> None:
     """A rank meets an error that nobody foresaw."""
     chance, runs = campaign.random("raises"), Disturbed(campaign=campaign, kind="raises")
-    codes = frozenset({EXIT_CODES[Cause.EXIT]})
+    codes = frozenset(EXIT_CODES.values())
     for event in range(number):
         rank, step, place = event % 2, chance.randrange(campaign.steps), troubles.PLACES[event % 3]
         workers = chance.randint(0, 1) if place == "loader" else 0
         fault = partial(troubles.at, place, step, troubles.raises, rank)
         what = f"rank {rank} in {place}{f' ({workers} workers)' * (place == 'loader')}, step {step}"
-        runs.happens(what, codes=codes, faults=[fault], more=["--data.num_workers", str(workers)])
+        runs.happens(
+            what, codes=codes, faults=lambda run, fault=fault: [fault], more=["--data.num_workers", str(workers)]
+        )
     runs.finish()
 
 

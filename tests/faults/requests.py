@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 from tests.faults.campaign import STOPPED, Campaign, Disturbed
 from tests.faults.kills import moment, sending
@@ -18,6 +19,6 @@ def to_stop(campaign: Campaign, number: int) -> None:
         name, (*when, words) = ("TERM", "USR1")[event % 2], moment(chance)
         rank = None if name == "TERM" else chance.randrange(2)
         what = f"{name} to {'all ranks' if rank is None else f'rank {rank}'} {words}"
-        request = sending(signal.Signals[f"SIG{name}"], *when, rank)
+        request = partial(sending, signal.Signals[f"SIG{name}"], *when, rank)
         runs.happens(what, codes=frozenset({STOPPED, NOT_HEARD[name]}), disturb=request)
     runs.finish()

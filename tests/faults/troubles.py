@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tests.faults.disk import note
+
 PLACES = ("loader", "forward", "save")
 
 
@@ -69,6 +71,7 @@ def _before(owner: type, name: str, is_time: Callable[..., bool], what: Callable
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         if is_time(*arguments, **options):
+            note()
             what()
         return original(*arguments, **options)
 

@@ -6,6 +6,7 @@ With dropout off a run's losses depend on neither, but for the order of sums.
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 from tests.faults.campaign import Campaign, Disturbed, Flavour
 from tests.faults.kills import KILLS, sending
@@ -31,7 +32,7 @@ def _chain(campaign: Campaign, kind: str, number: int, links: list[tuple[int, st
     for event in range(number):
         ranks, stage = links[event % len(links)]
         is_kill, after_s = chance.random() < 0.3, chance.uniform(0.0, 1.0)
-        request = sending(signal.SIGKILL if is_kill else signal.SIGTERM, after_s, True)
+        request = partial(sending, signal.SIGKILL if is_kill else signal.SIGTERM, after_s, True)
         what = f"{ranks} ranks, {stage}, {'kill' if is_kill else 'TERM'} {after_s:.2f} s after the first step"
         runs.happens(what, codes=KILLS, disturb=request, world_size=ranks, more=["--deepspeed", stage])
     runs.finish(world_size=1)
