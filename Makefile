@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-ray test-mteb test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-finetune clean
+.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-finetune clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -56,9 +56,12 @@ figures: $(INSTALLED) ## The house style in numbers; size by folder against its 
 test: $(INSTALLED) ## The whole test suite: quick and slow unit tests on two processes, then what starts ranks and programs itself
 	@status=0; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" < /dev/null || status=1; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/unit --durations=10 < /dev/null || status=1; \
-	$(BIN)/python -m pytest -m slow --ignore=tests/unit --durations=15 < /dev/null || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long" tests/unit --durations=10 < /dev/null || status=1; \
+	$(BIN)/python -m pytest -m "slow and not long" --ignore=tests/unit --durations=15 < /dev/null || status=1; \
 	exit $$status
+
+test-long: $(INSTALLED) ## What make test leaves out: further tasks, ranks and kernels of what it looks at (15 minutes)
+	@$(BIN)/python -m pytest -m long --durations=15 < /dev/null
 
 test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; 4 to 8 minutes), and on Ray
 	@$(BIN)/python -m tests.slurm.cluster -- echo "Two clusters side by side; what they say comes at the end of each."
@@ -85,6 +88,16 @@ $(VENV)/.mteb: $(INSTALLED)
 
 test-mteb: $(VENV)/.mteb ## mteb measures a small exported model by its own metrics; they equal ours (installs mteb, once)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/mteb -rs < /dev/null
+
+# Apart from .venv: trackio wants another Pillow than the constraints.
+$(VENV)/trackers/.installed: $(INSTALLED)
+	@$(PYTHON) -m venv $(VENV)/trackers
+	@$(VENV)/trackers/bin/python -m pip install --disable-pip-version-check --no-input -q \
+	  'wandb>=0.19' 'mlflow-skinny>=3.0' 'trackio>=0.30' pytest pyyaml < /dev/null
+	@touch $@
+
+test-trackers: $(VENV)/trackers/.installed ## What Weights & Biases, MLflow and trackio keep of a run, offline (installs them, once)
+	@HF_HUB_OFFLINE=1 $(VENV)/trackers/bin/python -m pytest tests/trackers --noconftest -rs < /dev/null
 
 # What torch's CUDA builds of the pinned torch bring along; 200 MB to load, 690 MB on disk.
 $(VENV)/.triton: $(INSTALLED)

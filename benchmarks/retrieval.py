@@ -102,21 +102,22 @@ def blocks(case: Case, data: Data) -> Ranks:
     """As fine-tuning measures it on one rank."""
     model = data.model
 
-    def features(count: int, encode: Any) -> Tensor:
-        return torch.cat([encode(numbers) for numbers in torch.split(torch.arange(count), BATCH)])
+    def encoded(numbers: Tensor, encode: Any) -> Tensor:
+        return torch.cat([encode(some) for some in torch.split(numbers, BATCH)])
 
-    image_CE = features(case.images, lambda of: model.get_image_features(data.images(of)))
-    text_TE = features(case.texts, lambda of: model.get_text_features(*data.texts(of)))
+    image_CE = encoded(torch.arange(case.images), lambda of: model.get_image_features(data.images(of)))
+    text_TE = encoded(torch.arange(case.texts), lambda of: model.get_text_features(*data.texts(of)))
     forward = nearest(text_TE, image_CE, data.identity_T, data.identity_C, case.top_k)
     backward = nearest(image_CE, text_TE, data.identity_C, data.identity_T, case.top_k)
     texts, images = owned(forward, case.queries), owned(backward, case.queries)
 
     def score(image_IND: Tensor, batch: PairBatch) -> Tensor:
-        return match_scores(model, image_IND, batch, *data.texts(batch.text_U))
+        ids_UL, mask_UL = data.texts(batch.text_U)
+        return match_scores(model, image_IND, batch, model.encode_texts(ids_UL, mask_UL), mask_UL)
 
     def scores(pairs: PairNumbers) -> Tensor:
         return score_pairs(
-            pairs, data.length_T, lambda of: model.encode_images(data.images(of)), score,
+            pairs, data.length_T, lambda of: encoded(of, lambda some: model.encode_images(data.images(some))), score,
             batch_size=BATCH, device=torch.device("cpu"),
         )  # fmt: skip
 

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.figures import add_json_option, write_figures
+from cclm.costs.network import parameters_by_part
+from cclm.costs.recipe import Counter, read_published
 from cclm.files.shipped import CHECKOUT
 from cclm.forecast.machines import ASSUMPTIONS, GPUS, Gpu, Ranks, Sharding
 from cclm.forecast.memory import memory_of
-from cclm.forecast.network_costs import parameters_by_part
-from cclm.forecast.recipe_costs import Counter, read_published
 from cclm.forecast.step_model import Case, exchange_bytes, step_of
 
 RECIPES = {"cclm_3m": ("bf16",), "cclm_x2vlm_base": ("fp32", "bf16"), "cclm_x2vlm_large": ("fp32", "bf16")}

@@ -49,6 +49,14 @@ class TrackConfig:
     """Write metrics after every so many steps."""
     tensorboard: bool = True
     """Also write TensorBoard events."""
+    csv: bool = False
+    """Also write `log.csv`."""
+    services: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Who gets the lines of the log, too; each is an extra of that name."""
+    project: str = "cclm"
+    """What services file the run under."""
+    profile_steps: Count = 0
+    """Steps of each attempt, from its fourth on, that torch's profiler records: `RUN/profile/rank_N.json.gz`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ import platform
 
 import torch
 
-from benchmarks.gpu.measure import peak_tflops, rounded, seconds_of
+from benchmarks.gpu.measure import rounded, seconds_of
 from benchmarks.gpu.session import Session
+from cclm.costs.peaks import peak_tflops
 
 PACKAGES = (
     "torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pillow",

@@ -21,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.corpus import write_corpus
 from benchmarks.gpu.engines import deepspeed_engine
-from benchmarks.gpu.measure import peak_tflops, rounded, seconds_of
+from benchmarks.gpu.measure import rounded, seconds_of
 from benchmarks.gpu.parts import missing
 from benchmarks.gpu.session import Session
 from cclm.config import RunConfig
+from cclm.costs.peaks import peak_tflops
 from cclm.data.batch import Batch
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.plain import PlainEngine

@@ -1,11 +1,11 @@
 """Scores of very many pairs by the fusion encoder, in memory that does not grow with them.
 
-    pairs, by image ─▶ block of images, each encoded once ─▶ batches of pairs: a few texts, as many pairs
-                                                                texts encoded ─ fuse ─▶ scores
+    pairs, by image ─▶ block of images, their states ─▶ batches of pairs: a few texts, as many pairs
+                                                           states of the texts ─ fuse ─▶ scores
 
-The states of all images do not fit into memory, those of one block do. A text is encoded again for each block in which
-a pair has it: one encoding for many pairs. What is in a batch depends on the pairs only, not on how many ranks share
-the work: so every score is the same on any number of them.
+The states of very many images do not fit into memory, those of one block do. Where states do not stay, a text is
+encoded again for each block in which a pair has it: one encoding for many pairs. What is in a batch depends on the
+pairs only, not on how many ranks share the work: so every score is the same on any number of them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def one_by_one(given: Sequence[Given], compute: Callable[[Given], Tensor]) -> li
 def score_pairs(
     pairs: PairNumbers,
     length_T: Int[Tensor, " t"],
-    encode: Callable[[Int[Tensor, " i"]], Float[Tensor, "i n d"]],
+    states: Callable[[Int[Tensor, " i"]], Float[Tensor, "i n d"]],
     score: Callable[[Float[Tensor, "i n d"], PairBatch], Float[Tensor, " b"]],
     *,
     batch_size: int,
@@ -73,11 +73,11 @@ def score_pairs(
     Args:
         pairs: on the CPU.
         length_T: lengths of all texts: those of one batch are similar.
-        encode: returns the states of some images.
+        states: returns those of a block's images, of `IMAGES_AT_ONCE` at most.
         score: returns the scores of a batch, given the states of its block's images on `device`.
-        batch_size: images, and texts, that go through their encoders together.
+        batch_size: texts of a batch.
         device: of the model.
-        each: how several batches are computed; a collective where `encode` and `score` are.
+        each: how several batches are computed; a collective where `score` is.
     """
     score_P = torch.empty(len(pairs.number_P))
     image_P, text_P = pairs.images, pairs.texts
@@ -87,7 +87,7 @@ def score_pairs(
     blocks = zip(torch.split(image_A, IMAGES_AT_ONCE), torch.split(count_A, IMAGES_AT_ONCE), strict=True)
     first = 0
     for image_I, count_I in blocks:
-        state_IND = torch.cat(list(each(torch.split(image_I, batch_size), encode))).to(device)
+        state_IND = states(image_I).to(device)
         place_P = order_P[first : first + int(count_I.sum())]
         first += len(place_P)
         column_P = torch.searchsorted(image_I, image_P[place_P])
@@ -112,15 +112,14 @@ def _batches(
 
 
 def match_scores(
-    model: CCLMModel, image_IND: Tensor, batch: PairBatch, ids_UL: Tensor, mask_UL: Tensor
+    model: CCLMModel, image_IND: Tensor, batch: PairBatch, state_ULD: Tensor, mask_UL: Tensor
 ) -> Float[Tensor, " b"]:
     """Return the matching head's logit of "match", by which the published CCLM orders candidates, of a batch of pairs.
 
-    `image_IND`: states of the block's images. `ids_UL`, `mask_UL`: the texts of the batch. Each module runs once.
+    `image_IND`: states of the block's images. `state_ULD`, `mask_UL`: those of the batch's texts.
     """
     device = image_IND.device
     row_B, reads_B = batch.text_B.to(device), batch.image_B.to(device)
-    state_ULD = model.encode_texts(ids_UL, mask_UL)
     memory_VND = image_IND[batch.image_V.to(device)]
     fused_BLD = model.fuse(state_ULD[row_B], mask_UL[row_B], memory_VND, memory_of_B=reads_B)
     return model.match_logits(fused_BLD, mask_UL[row_B])[:, 1].float()

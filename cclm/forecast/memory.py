@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cclm.costs.recipe import Call
 from cclm.forecast.machines import A
-from cclm.forecast.recipe_costs import Call
 from cclm.forecast.step_model import Case, kept_share
 from cclm.ops.linear_cross_entropy import MAX_LOGITS
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cclm.config import RunConfig, named_sets
+from cclm.costs.network import parameters_by_part
+from cclm.costs.recipe import XLM_R_WORDS, Counter
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.forecast.data import SourceForecast, sources_of, text_fill
 from cclm.forecast.machines import CPU, Gpu, Sharding
 from cclm.forecast.memory import Memory, checkpoint_bytes, memory_of
-from cclm.forecast.network_costs import parameters_by_part
-from cclm.forecast.recipe_costs import XLM_R_WORDS, Counter
 from cclm.forecast.step_model import Case
 from cclm.hub.open import model_config
 from cclm.shardfile.options import is_remote

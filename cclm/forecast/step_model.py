@@ -1,6 +1,6 @@
 """A step on N GPUs as arithmetic: seconds of computing, communication, data and checkpoints.
 
-    recipe ── recipe_costs ──► updates ──┐
+    recipe ── costs.recipe ──► updates ──┐
     GPU and network, ASSUMPTIONS ────────┼── step_of ──► Step: seconds by part
     DeepSpeed JSON ── Sharding ──────────┘
 
@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from cclm.config import RunConfig
+from cclm.costs.network import count_parameters, fetch_units, parameters_by_part, parts_of
+from cclm.costs.recipe import Counter, Exchange, Update, updates_of
 from cclm.forecast.machines import A, Gpu, Ranks, Sharding
-from cclm.forecast.network_costs import count_parameters, fetch_units, parameters_by_part, parts_of
-from cclm.forecast.recipe_costs import Counter, Exchange, Update, updates_of
 
 
 @dataclass(frozen=True, kw_only=True)

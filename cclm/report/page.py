@@ -24,6 +24,7 @@ from cclm.report.claims import (
 )
 from cclm.report.facts import RunFacts, read_facts
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
+from cclm.run.bottleneck import SECTIONS, SHARE
 from cclm.run.checkpoints import CheckpointFacts
 from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
@@ -135,6 +136,7 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     matching = {f"{view}/{entry.matching}_accuracy": entry.title for view, entry in VIEWS.items()}
     masked = {f"{view}/mlm_accuracy": entry.title for view, entry in VIEWS.items()}
     speeds = {f"speed/{view}_samples_per_s": entry.unit for view, entry in VIEWS.items()}
+    times = {f"{SHARE}{section}": section for section in SECTIONS}
     rates = sorted({name for _, values in lines for name in values if name.startswith("learning_rate/")})
     negatives = f"in training, {negatives_words(config)}"
     shared = (
@@ -148,7 +150,8 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
         panel(lines, "Gradient norm", {"grad_norm": ""}, "before clipping"),
         panel(lines, "Throughput", speeds, "samples per second"),
         panel(lines, "Seconds per step", {"speed/step_s": ""}),
-        panel(lines, "Waiting for data", {"speed/data_wait": ""}, "share of the time"),
+        panel(lines, "Where the time goes", times, "share of rank 0's time, by section"),
+        panel(lines, "Memory", {"speed/memory_gb": "now", "speed/memory_peak_gb": "peak"}, "GB of the rank with most"),
     )
     every: list[tuple[str, Iterable[Panel | None]]] = [
         *((entry.title, view_panels(lines, view, entry)) for view, entry in VIEWS.items()),

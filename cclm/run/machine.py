@@ -94,6 +94,18 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) 
     return min(left)
 
 
+def process_memory_bytes(proc: Path = Path("/proc/self/status")) -> tuple[int, int]:
+    """Return the resident memory of this process, now and at its peak; zeros where the kernel does not say it."""
+    try:
+        lines = proc.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0, 0
+    found = {
+        name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
+    }
+    return found.get("VmRSS", 0), found.get("VmHWM", 0)
+
+
 def _left_in_group(root: Path, path: str, limit: str, used: str, prefix: str) -> Iterator[int]:
     """What a cgroup and those that it is in have left, where they have a limit."""
     own = root / path.lstrip("/")

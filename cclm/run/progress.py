@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from cclm.errors import CclmError
 from cclm.files.lines import read_since
 from cclm.files.reading import read_yaml
+from cclm.run.bottleneck import bottleneck
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
 
@@ -41,6 +42,8 @@ class Progress:
     loss: float | None
     """Of the last line of the log."""
     samples_per_s: float | None
+    time: str
+    """Where it goes, in words (`cclm.run.bottleneck`); "": not known."""
     eta_s: float | None
     """Seconds to the last step at the pace of the last twenty lines of the log."""
     checkpoint_step: int
@@ -76,6 +79,7 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
         total_steps=total,
         loss=last["values"].get("loss"),
         samples_per_s=last["values"].get("speed/samples_per_s"),
+        time=bottleneck(last["values"]),
         eta_s=None if done else _eta_s(lines, total, step),
         checkpoint_step=0 if newest is None else read_marker(newest).step,
         silent_s=round(now - said.time, 1) if said else None,

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,13 +43,17 @@ from cclm.run.ending import MemoryGuard
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left
-from cclm.track.metrics import MetricsLog, Throughput
+from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
+from cclm.track.sections import NO_CLOCK, SectionClock
+from cclm.track.trackers import Csv, TensorBoard, Tracker, check_services, service
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
 from cclm.train.loop import Checkpointer, Evaluation, Run
+from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import ROLLBACKS_FILE, LeftOut, Rollback, read_rollbacks
+from cclm.train.speed import Speedometer
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining
 from cclm.views.table import VIEWS, Table, make_views
@@ -102,7 +106,7 @@ def open_run(
         left_out = LeftOut(made_by_first(ranks, partial(rollbacks_of, folder, is_fresh=checkpoint is None)))
         loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
         step, state = int(loaded["step"]), loaded["state"]
-        log = MetricsLog(folder, is_first, resume_step=step, tensorboard=config.track.tensorboard)
+        log = MetricsLog(folder, is_first, resume_step=step, trackers=trackers_of(config) if is_first else ())
         purpose = "pre-training" if config.finetune is None else "fine-tuning"
         progress = Progress(config.steps, step, purpose, enabled=is_first)
         recorder = Recorder(
@@ -115,7 +119,7 @@ def open_run(
             ledger=LedgerFile(folder / "ledger.jsonl", step) if is_first else None,
             quarantine=open_quarantine(folder / QUARANTINE, topology, step),
             samples_seen=SamplesSeen(dataset.counted),
-            throughput=Throughput(),
+            speed=Speedometer.of(config, engine, parts.clock),
             progress=stack.enter_context(progress),
             status=RankStatus(folder, topology.rank),
             health=Health(run_folder=folder, config=config.health),
@@ -144,6 +148,7 @@ def open_run(
             evaluation=make_evaluation(config, engine, dataset, step),
             left_out=left_out,
             configuration=start.identity,
+            profile=stack.enter_context(closing(StepProfile(folder, topology.rank, config.track.profile_steps))),
         )
 
 
@@ -172,6 +177,7 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
     """
     topology = Topology.from_environment(device=config.device)
     validate_ranks(config, topology.world_size)
+    check_services(config.track.services)
     ds_config = None
     if config.engine == "deepspeed":
         ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
@@ -208,6 +214,8 @@ class Parts:
     num_workers: int
     choices: tuple[Choice, ...]
     """What it computes with."""
+    clock: SectionClock
+    """That it says to where it is."""
 
     def batches(self, step: int, left_out: LeftOut) -> Generator[tuple[Batch, Batch], None, None]:
         """Yield the batches from a step on, each as it was read and on the device."""
@@ -226,9 +234,16 @@ def build_parts(start: Start, *, is_fresh: bool) -> Parts:
     dataset = open_dataset(start.views, config.data, tokenizer, config.seed, topology.rank, topology.world_size)
     dataset.check_steps(config.steps)  # the data's errors come before the long part of the start
     num_workers = choose_cores(config.data.num_workers, topology, ranks)
-    construction = sharded_construction(start.ds_config, topology)
+    construction, clock = sharded_construction(start.ds_config, topology), SectionClock(topology.device)
     module = build_module(
-        config, start.views, tokenizer, ranks, is_fresh=is_fresh, construction=construction, kernels=kernels
+        config,
+        start.views,
+        tokenizer,
+        ranks,
+        is_fresh=is_fresh,
+        construction=construction,
+        kernels=kernels,
+        clock=clock,
     )
     engine = build_engine(config, module, topology, ranks, start.ds_config)
     return Parts(
@@ -238,6 +253,7 @@ def build_parts(start: Start, *, is_fresh: bool) -> Parts:
         tokenizer=tokenizer,
         num_workers=num_workers,
         choices=(*kernels.choices, engine.kernel),
+        clock=clock,
     )
 
 
@@ -247,6 +263,14 @@ def rollbacks_of(folder: Path, *, is_fresh: bool) -> list[Rollback]:
         for name in (ROLLBACKS_FILE, BAD_STEPS_FILE):
             (folder / name).unlink(missing_ok=True)
     return read_rollbacks(folder)
+
+
+def trackers_of(config: RunConfig) -> list[Tracker]:
+    """Return who else gets the lines of the log. For rank 0."""
+    folder, track = Path(config.run_folder), config.track
+    found: list[Tracker] = [TensorBoard(folder)] * track.tensorboard
+    found += [Csv(folder)] * track.csv
+    return found + [service(name, folder, track.project, asdict(config)) for name in track.services]
 
 
 def network_of(config: RunConfig) -> Network:
@@ -307,6 +331,7 @@ def build_module(
     is_fresh: bool = True,
     construction: AbstractContextManager[None] | None = None,
     kernels: ModelKernels | None = None,
+    clock: SectionClock = NO_CLOCK,
 ) -> CrossViewTraining:
     """Build the network, alike on every rank, and the training module around it.
 
@@ -333,7 +358,9 @@ def build_module(
         checkpoint_activations(encoder, mode)
     for texts in (model.text_encoder, model.fusion_encoder):
         texts.token_multiple = config.kernels.token_multiple
-    module = CrossViewTraining(model, views, config.objectives, ranks, seed=config.seed, **kernels.arguments)
+    module = CrossViewTraining(
+        model, views, config.objectives, ranks, seed=config.seed, clock=clock, **kernels.arguments
+    )
     freeze(module, config.start.freeze)
     if config.finetune is not None and config.finetune.lora is not None and config.steps:
         seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters

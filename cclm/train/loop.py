@@ -27,6 +27,8 @@ from cclm.run.ending import MemoryGuard
 from cclm.run.signals import BEGAN, StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_left, note_stopped
+from cclm.track.sections import OTHER
+from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.updates import Limits, update
@@ -95,7 +97,7 @@ class Checkpointer:
         Raises:
             CclmError: the run has diverged: what is there stays.
         """
-        began = time.monotonic()
+        before, began = recorder.speed.clock.enter("checkpoint"), time.monotonic()
         recorder.look()
         recorder.health.check_updates(step)
         recorder.phase(step, "saving")
@@ -112,7 +114,8 @@ class Checkpointer:
         if self.saver is None or not self.saver.is_pending:
             self._complete(recorder, self._blocking_s, 0.0)
         recorder.health.saved()
-        recorder.throughput.restart()
+        recorder.speed.restart()
+        recorder.speed.clock.enter(before)
 
     @property
     def is_writing(self) -> bool:
@@ -205,6 +208,8 @@ class Run:
     evaluation: Evaluation = field(default_factory=Evaluation)
     left_out: LeftOut = field(default_factory=LeftOut)
     """Grows with each rollback."""
+    profile: StepProfile | None = None
+    """Of the first steps."""
     configuration: str = ""
     """A hash of all that decides a step, which ranks compare."""
 
@@ -255,7 +260,8 @@ def _train(run: Run, start_step: int) -> bool:
             if run.evaluation.is_due(step + 1):
                 checkpointer.wait()  # it may pin the next one: the best one so far must not go before that is complete
             # Before it is saved: what a kill leaves is evaluated. Not what is not saved: the best epoch must be there.
-            was_evaluated = not health.is_doubtful and run.evaluation.after(step + 1)
+            with recorder.speed.clock.inside("evaluation"):
+                was_evaluated = not health.is_doubtful and run.evaluation.after(step + 1)
             if is_saving or was_evaluated:
                 is_owed = not save(run, step + 1, is_last=is_last)
         checkpointer.wait()
@@ -267,9 +273,12 @@ def _train(run: Run, start_step: int) -> bool:
 
 def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool:
     """Do a step, and count it; return False if a rank is asked to stop: then it was not done."""
+    if run.profile is not None:
+        run.profile.begin_step()
     taken = next_batch(run, batches)
     # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
-    request = request_before(run, step, taken)
+    with run.recorder.speed.clock.inside("communication"):
+        request = request_before(run, step, taken)
     if Request.STOP in request:
         return False
     if Request.SAVE in request:
@@ -281,7 +290,9 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
     assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
     health = run.recorder.health
     limits = Limits(max_loss=health.config.max_loss, max_norm=health.max_norm)
-    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits)
+    clock = run.recorder.speed.clock
+    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits, clock)
+    clock.enter(OTHER)
     if result is None:
         return False
     run.recorder.add(batch, result)
@@ -292,7 +303,7 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
 def next_batch(run: Run, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch] | None:
     """Return the next batch; None if there is a request to stop, or one comes while this rank waits."""
     try:
-        with run.recorder.throughput.data_wait(), run.stop.interrupting():
+        with run.recorder.speed.clock.inside("data"), run.stop.interrupting():
             return next(batches)
     except StopAsked:
         return None

@@ -18,6 +18,7 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.tokens import masked_lm
 from cclm.ops.contrastive import ContrastiveLoss
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy
+from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.sharing import Named, Negatives, Sharing
 from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
 from cclm.views.view import Contribution, Pairing
@@ -44,6 +45,7 @@ class StepLosses:
     temperature: Tensor
     bias: Tensor | None
     """Of similarities, in the sigmoid form of the contrastive losses."""
+    clock: SectionClock = NO_CLOCK
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Every loss and accuracy, detached."""
     _terms: list[Tensor] = field(default_factory=list)
@@ -98,7 +100,10 @@ class StepLosses:
         masked = [part.masked for part in self.parts.values() if part.masked is not None]
         others = masked + [part.rows.in_passes(self.model.fusion_encoder.num_memories) for part in located.values()]
         sizes = [*(sum(part.count for part in own) for own in matched), *(part.count for part in others)]
-        fused_BLD, mask_BL = self._fuse([*(part for own in matched for part in own), *others])
+        rows = [*(part for own in matched for part in own), *others]
+        with self.clock.inside("fusion"):
+            fused_BLD, mask_BL = self._fuse(rows)
+        fused_BLD = self.clock.on_backward(fused_BLD, "fusion")
         first, second = sum(sizes[: len(pairings)]), sum(sizes[: len(pairings) + len(masked)])
         if pairings:
             logits = torch.split(self.model.match_logits(fused_BLD[:first], mask_BL[:first]), sizes[: len(pairings)])
@@ -120,10 +125,12 @@ class StepLosses:
         view, part, longest = self.views[name], self.batch.part, self.sharing.configs[name].max_tokens
         own, row_F = pairing.memory.states, view.matching_row_F
         right = select(pairing.query.states, row_F)
-        states, wrong_F = self.sharing.states_of_rows(name, part, pairing.query.states, drawn.query_F, longest)
+        with self.clock.inside("communication"):
+            states, wrong_F = self.sharing.states_of_rows(name, part, pairing.query.states, drawn.query_F, longest)
         wrong = select(states, wrong_F)
         length = longest if view.images is None else None
-        memory, memory_F = self.sharing.states_of_rows(name, part, own, drawn.memory_F, length)
+        with self.clock.inside("communication"):
+            memory, memory_F = self.sharing.states_of_rows(name, part, own, drawn.memory_F, length)
         if memory is not own:  # those of several ranks: only what is read shall become keys and values
             memory, memory_F = select(memory, memory_F), torch.arange(memory_F.shape[0], device=memory_F.device)
         return [
@@ -135,6 +142,7 @@ class StepLosses:
     def _fuse(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor]:
         """The fusion encoder on all rows, those with and those without memory; keys and values of a memory once."""
         query_BLD, mask_BL = concatenate_padded([part.query for part in parts])
+        query_BLD = self.clock.on_backward(query_BLD, "losses")
         reaches_encoders = self.batch.step >= self.objectives.fusion_warmup_steps
         if not reaches_encoders:
             query_BLD = stop_gradient(query_BLD)

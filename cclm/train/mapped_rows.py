@@ -23,6 +23,11 @@ IN_MEMORY_BYTES = 256 << 20
 """Larger ones are mapped: 262,144 rows of 256 floats."""
 
 
+def stays_in_memory(size_bytes: int) -> bool:
+    """Return whether rows of so many bytes are little."""
+    return size_bytes <= IN_MEMORY_BYTES
+
+
 @dataclass(frozen=True)
 class ChosenRows:
     """Some rows of many, which are put together only as far as they are asked for."""
@@ -52,7 +57,7 @@ class RowFiles:
         """Return all rows of parts, which every rank has: `count` of them, float32, on the CPU. A collective."""
         rest = iter(parts)
         first = next(rest)
-        if count * first[:1].nbytes <= IN_MEMORY_BYTES:
+        if stays_in_memory(count * first[:1].nbytes):
             return torch.cat([first, *rest])
         path = self.folder / f"{name}.npy"
         self._write(path, chain([first], rest), (count, *first.shape[1:]))

@@ -16,9 +16,10 @@ from cclm.data.schedule import ViewSchedule
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, DataError
 from cclm.run.status import RankStatus
-from cclm.track.metrics import MetricsLog, Throughput
+from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.train.health import BadSteps, Health
+from cclm.train.speed import Speedometer
 from cclm.train.updates import OnTheWay, StepResult, samples_read
 from cclm.train.window import WindowMeans
 
@@ -39,7 +40,7 @@ class Recorder:
     """On rank 0."""
     quarantine: Quarantine
     samples_seen: SamplesSeen
-    throughput: Throughput
+    speed: Speedometer
     progress: Progress
     status: RankStatus
     health: Health
@@ -68,7 +69,7 @@ class Recorder:
         self._sums.append(ledger_sums(batch))
         self.quarantine.add(batch.step, batch.bad_samples)
         self.samples_seen.add(batch.samples_seen)
-        self.throughput.step({name: self.views[name].pairs_per_step for name in batch.views})
+        self.speed.step(batch)
         self.window.add(result.metrics, is_good=is_good)
         self.window.skipped += len(result.skipped)
         self.health.add(batch.step, result.applied)
@@ -96,7 +97,7 @@ class Recorder:
         return step % self.every_steps == 0 or self.health.is_lost
 
     def write(self, step: int, *, is_regular: bool = True) -> None:
-        """Write the lines of the steps up to `step`, if there are any that are not written. Three collectives.
+        """Write the lines of the steps up to `step`, if there are any that are not written. Four collectives.
 
         One that is not regular leaves the window of the means open: `WindowMeans`.
 
@@ -110,7 +111,7 @@ class Recorder:
         bad_share = torch.tensor(self.quarantine.total * self.engine.world_size / read)
         values = self.window.means(self.engine, {"bad_share": bad_share})
         self._write_ledger(step + 1 - len(self._sums))
-        speed = self.throughput.summary()
+        speed = self.speed.summary()
         seen = self.samples_seen.gather(self.engine.collectives.sum)
         if len(values) > 1 and self._last is not None:  # else all steps were left out
             rates = self._last.statistics.learning_rates
@@ -159,7 +160,7 @@ class Recorder:
             self.ledger.rewind(step)
         self.quarantine.rewind(step)
         self.restore_state(state)
-        self.throughput.restart()
+        self.speed.restart()
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Go on with what a checkpoint holds of this."""

@@ -30,7 +30,7 @@ from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import complete_checkpoints, read_marker
 from cclm.run.ending import end_with
 from cclm.run.launcher import adopt_place
-from cclm.track.metrics import LOG_NAME
+from cclm.track.trackers import LOG_NAME
 from cclm.train.build import Parts, build_parts, joined
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite

@@ -3,13 +3,14 @@
     images, texts of a language ─ batches, in turns over the ranks ─▶ features ─ nearest, in blocks ─▶ ranks, candidates
                        candidates of both directions ─ each pair once, in blocks of images ─▶ logits ─▶ ranks once more
 
-What stays in memory are features and candidates, never a matrix of all similarities nor the states of all images.
+What stays in memory are features and candidates, and the states of images and texts as long as these take little
+(`cclm.train.mapped_rows`): else they are computed again, block by block. Never a matrix of all similarities.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cclm.annotations.retrieval import Part
 from cclm.annotations.tasks import TASKS as BENCHMARKS
@@ -32,7 +34,7 @@ from cclm.evaluate.rerank import SCORE_TOLERANCE, PairNumbers
 from cclm.evaluate.results import Result
 from cclm.evaluate.retrieval import QUERIES_AT_ONCE, Nearest, Rows, joined, nearest_of_block
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
-from cclm.train.mapped_rows import ChosenRows, RowFiles
+from cclm.train.mapped_rows import ChosenRows, RowFiles, stays_in_memory
 from cclm.train.retrieval_sets import (
     Captions,
     RetrievalSet,
@@ -47,7 +49,17 @@ from cclm.views.annotated.view import Line
 
 FEATURES = "features"
 """In the run folder while a set is measured: features that do not stay in memory."""
+FLOAT_BYTES = 4
 OPPOSITE = {"t2i": "i2t", "i2t": "t2i"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """Images, or the texts of a language, through their encoder; on the CPU."""
+
+    feature_NE: Tensor
+    state_NLD: Tensor | None
+    """Of all tokens; None: they do not stay in memory."""
 
 
 @dataclass(kw_only=True)
@@ -121,14 +133,15 @@ class RetrievalEvaluation(TaskEvaluation):
         if not captions:
             return
         files = RowFiles(self._folder / FEATURES, self.engine.collectives)
-        batches = self._batches(torch.arange(len(found.keys)))
+        num_tokens = 1 + (self.config.model.vision.grid_side or 0) ** 2
         try:
-            features = self.turns(batches, partial(self._image_features, found))
-            images_IE = files.rows("images", features, len(found.keys))
-            for language, texts in captions.items():
-                features = self.turns(self._batches(texts.texts), self._text_features)
-                text_TE = files.rows("texts", features, len(texts.texts))
-                yield self._language(found, language, texts, images_IE, text_TE, began)
+            encode = partial(self._encode_images, found)
+            images = self._encoded_rows(files, "images", torch.arange(len(found.keys)), encode, num_tokens)
+            for language, of_language in captions.items():
+                texts = self._encoded_rows(
+                    files, "texts", of_language.texts, self._encode_texts, self.source.config.max_tokens
+                )
+                yield self._language(found, language, of_language, images, texts, began)
                 began = time.monotonic()
                 self.engine.collectives.barrier()  # nobody reads the language's features any more
         finally:
@@ -141,20 +154,46 @@ class RetrievalEvaluation(TaskEvaluation):
             self._annotated[key] = found
         return found
 
+    def _encoded_rows(
+        self, files: RowFiles, name: str, rows: Any, encode: Callable[[Any], tuple[Tensor, Tensor]], num_tokens: int
+    ) -> _Encoded:
+        """Encode images, or texts, in turns; their states stay if they are needed again and take little. A collective.
+
+        `num_tokens`: of a row, at most; 1 of a tower that does not tell.
+        """
+        size_bytes = FLOAT_BYTES * len(rows) * num_tokens * self.config.model.width
+        keeps = self.finetune.rerank_top_k > 0 and num_tokens > 1 and stays_in_memory(size_bytes)
+        states = list[Tensor]()
+
+        def encoded(batch: Any) -> tuple[Tensor, Tensor]:
+            feature_BE, state_BLD = encode(batch)
+            return feature_BE, state_BLD if keeps else state_BLD[:0]
+
+        def features() -> Iterator[Tensor]:
+            for feature_BE, state_BLD in self.turns(self._batches(rows), encoded):
+                states.append(state_BLD)
+                yield feature_BE
+
+        feature_NE = files.rows(name, features(), len(rows))
+        longest = max(state_BLD.shape[1] for state_BLD in states)
+        padded = (functional.pad(state_BLD, (0, 0, 0, longest - state_BLD.shape[1])) for state_BLD in states)
+        return _Encoded(feature_NE=feature_NE, state_NLD=torch.cat(list(padded)) if keeps else None)
+
     def _language(
-        self, found: RetrievalSet, language: str, texts: Captions, images_IE: Tensor, text_TE: Tensor, began: float
+        self, found: RetrievalSet, language: str, texts: Captions, images: _Encoded, encoded: _Encoded, began: float
     ) -> Measured:
         identity_T, identity_I = int64(texts.identities), int64(found.identities)
         asked_C = torch.isin(identity_I, identity_T).nonzero()[:, 0]  # an image without a text is not there
-        identity_C, image_CE = identity_I[asked_C], ChosenRows(images_IE, asked_C)
-        forward = self._nearest(text_TE, image_CE, identity_T, identity_C)
-        backward = self._nearest(image_CE, text_TE, identity_C, identity_T)
+        identity_C, image_CE = identity_I[asked_C], ChosenRows(images.feature_NE, asked_C)
+        forward = self._nearest(encoded.feature_NE, image_CE, identity_T, identity_C)
+        backward = self._nearest(image_CE, encoded.feature_NE, identity_C, identity_T)
         own = {"t2i": forward, "i2t": backward}
         columns = {way: {"rank": of.found.rank_Q, "first": of.found.candidate_QK[:, 0]} for way, of in own.items()}
         cost: dict[str, float] = {}
         if self.finetune.rerank_top_k:
             begin = time.monotonic()
-            match, exchange = partial(self._match, found, texts, asked_C), self.engine.collectives.exchange
+            match = partial(self._match, found, texts, asked_C, images.state_NLD, encoded.state_NLD)
+            exchange = self.engine.collectives.exchange
             again = rerank_owned(forward, backward, len(asked_C), match, SCORE_TOLERANCE, exchange)
             columns["t2i"]["reranked"], columns["i2t"]["reranked"] = again.text_rank_Q, again.image_rank_Q
             seconds, total = time.monotonic() - begin, time.monotonic() - began
@@ -188,18 +227,36 @@ class RetrievalEvaluation(TaskEvaluation):
         mine = mine or [(blocks[0][:0], found(blocks[0][:0]))]  # of a rank without a block
         return Own(number_Q=torch.cat([number_B for number_B, _ in mine]), found=joined([one for _, one in mine]))
 
-    def _match(self, found: RetrievalSet, texts: Captions, asked_C: Tensor, pairs: PairNumbers) -> Tensor:
-        """Return the matching head's logits of pairs, which ranks compute in turns."""
+    def _match(
+        self,
+        found: RetrievalSet,
+        texts: Captions,
+        asked_C: Tensor,
+        image_IND: Tensor | None,
+        text_TLD: Tensor | None,
+        pairs: PairNumbers,
+    ) -> Tensor:
+        """Return the matching head's logits of pairs, which ranks compute in turns.
+
+        `image_IND`, `text_TLD`: states of all images and of all texts, where they are in memory.
+        """
 
         def states(image_B: Tensor) -> Tensor:
-            return self._encoded_images(found, asked_C[image_B], "encode_images")
+            number_B = asked_C[image_B]
+            if image_IND is not None:
+                return image_IND[number_B]
+            return torch.cat(self.in_turns(self._batches(number_B), lambda some: self._encode_images(found, some)[1]))
 
         def score(image_IND: Tensor, batch: PairBatch) -> Tensor:
             tokens = self._tokens([texts.texts[number] for number in batch.text_U.tolist()])
 
             def probe(module: nn.Module) -> dict[str, Tensor]:
                 model: Any = module.model
-                return {"score": match_scores(model, image_IND, batch, tokens.ids_BL, tokens.mask_BL)}
+                if text_TLD is None:
+                    state_ULD = model.encode_texts(tokens.ids_BL, tokens.mask_BL)
+                else:
+                    state_ULD = text_TLD[batch.text_U, : tokens.ids_BL.shape[1]].to(self.engine.device)
+                return {"score": match_scores(model, image_IND, batch, state_ULD, tokens.mask_BL)}
 
             return self.engine.evaluate(probe)["score"].cpu()
 
@@ -216,29 +273,32 @@ class RetrievalEvaluation(TaskEvaluation):
     def _batches(self, given: Any) -> list[Any]:
         return list(batches_of(given, self.finetune.evaluation_batch))
 
-    def _image_features(self, found: RetrievalSet, number_B: Tensor) -> Tensor:
-        return self._encoded_images(found, number_B, "get_image_features").float()
-
-    def _encoded_images(self, found: RetrievalSet, number_B: Tensor, method: str) -> Tensor:
-        """Return what a method of the model makes of some images."""
+    def _encode_images(self, found: RetrievalSet, number_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and states of some images, on the CPU."""
         transform = self.source.config.transform
         images = (decode_image(found.image(number), where=found.keys[number]) for number in number_B.tolist())
         pixels = [torch.from_numpy(eval_image(image, transform)) for image in images]
         images_BCHW = torch.stack(pixels).to(self.engine.device)
 
         def probe(module: nn.Module) -> dict[str, Tensor]:
-            return {"made": getattr(module.model, method)(images_BCHW)}
+            model: Any = module.model
+            state_BND = model.encode_images(images_BCHW)
+            return {"features": model.project_images(state_BND).float(), "states": state_BND}
 
-        return self.engine.evaluate(probe)["made"].cpu()
+        made = self.engine.evaluate(probe)
+        return made["features"].cpu(), made["states"].cpu()
 
-    def _text_features(self, texts: Sequence[str]) -> Tensor:
+    def _encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return features and states of some texts, on the CPU."""
         tokens = self._tokens(texts)
 
         def probe(module: nn.Module) -> dict[str, Tensor]:
-            found = module.model.get_text_features(tokens.ids_BL, tokens.mask_BL)  # type: ignore[union-attr,operator]
-            return {"features": found}
+            model: Any = module.model
+            state_BLD = model.encode_texts(tokens.ids_BL, tokens.mask_BL)
+            return {"features": model.project_texts(state_BLD, tokens.mask_BL).float(), "states": state_BLD}
 
-        return self.engine.evaluate(probe)["features"].float().cpu()
+        made = self.engine.evaluate(probe)
+        return made["features"].cpu(), made["states"].cpu()
 
     def _tokens(self, texts: Sequence[str]) -> Tokens:
         return pad([self._encoded(text) for text in texts], self.source.tokenizer.pad_id).to(self.engine.device)

@@ -33,6 +33,7 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss
 from cclm.ops.contrastive_operator import log_sums
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.losses import StepLosses
 from cclm.train.sharing import Sharing, told
 from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, View
@@ -56,10 +57,11 @@ class CrossViewTraining(nn.Module):
         contrastive: ContrastiveLoss = contrastive_loss,
         log_sums: LogSums = log_sums,
         seed: int = 0,
+        clock: SectionClock = NO_CLOCK,
     ) -> None:
         super().__init__()
         self.model, self.views = model, dict(views)
-        self.objectives, self.collectives = objectives, collectives
+        self.objectives, self.collectives, self.clock = objectives, collectives, clock
         self.cross_entropy, self.contrastive, self.log_sums, self.seed = cross_entropy, contrastive, log_sums, seed
         use_kernels(model, kernels)
         self.pad_id = model.config.options().text.pad_token_id
@@ -75,6 +77,8 @@ class CrossViewTraining(nn.Module):
         if batch.shared is None and batch.num_parts > 1:
             return Losses(total=torch.zeros((), device=temperature.device), metrics=known)
         sharing = self.sharing(batch)
+        with self.clock.inside("communication"):
+            shared = sharing.share([known]) if batch.shared is None else batch.shared
         bias = None if self.model.similarity_bias is None else self.model.similarity_bias()
         losses = StepLosses(
             model=self.model,
@@ -82,12 +86,13 @@ class CrossViewTraining(nn.Module):
             cross_entropy=self.cross_entropy,
             contrastive=self.contrastive,
             sharing=sharing,
-            shared=sharing.share([known]) if batch.shared is None else batch.shared,
+            shared=shared,
             batch=batch,
             views=views,
             parts=parts,
             temperature=temperature,
             bias=bias,
+            clock=self.clock,
         )
         losses.contrast()
         losses.fuse()
@@ -137,7 +142,9 @@ class CrossViewTraining(nn.Module):
         parts = [*clean, *(view.masked.tokens for view in views.values() if self.has_words)]
         ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
         known = [part.num_tokens for part in parts if part.num_tokens is not None]
-        states_BLD = self.model.encode_texts(ids_BL, mask_BL, sum(known) if len(known) == len(parts) else None)
+        with self.clock.inside("text"):
+            states_BLD = self.model.encode_texts(ids_BL, mask_BL, sum(known) if len(known) == len(parts) else None)
+        states_BLD = self.clock.on_backward(states_BLD, "text")
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(clean)])
         feature_BE = states_BLD.new_zeros(num_clean, 0)
@@ -161,7 +168,9 @@ class CrossViewTraining(nn.Module):
         drops = self.model.keep_patches < 1  # then a sample is an image, in all views that have any
         key_B = torch.cat([view.ledger_S for view in views.values()]) ^ step_key if drops else None
         sizes = [image.shape[0] for image in images]
-        whole_BND = torch.split(self.model.encode_images(torch.cat(images), key_B), sizes)
+        with self.clock.inside("vision"):
+            every_BND = self.model.encode_images(torch.cat(images), key_B)
+        whole_BND = torch.split(self.clock.on_backward(every_BND, "vision"), sizes)
         states = [
             self.views[name].image_states(self.model, view, whole)
             for (name, view), whole in zip(views.items(), whole_BND, strict=True)

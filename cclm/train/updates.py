@@ -22,6 +22,7 @@ from cclm.data.config import Views
 from cclm.data.options import Schedule
 from cclm.data.schedule import ViewSchedule
 from cclm.engine.protocol import Engine, StepStatistics
+from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.step import CrossViewTraining
 
 
@@ -87,6 +88,7 @@ def update(
     schedule: Schedule,
     is_asked: Callable[[], bool] = lambda: False,
     limits: Limits | None = None,
+    clock: SectionClock = NO_CLOCK,
 ) -> StepResult | None:
     """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates.
 
@@ -97,15 +99,18 @@ def update(
     metrics, norms = list[Mapping[str, Tensor]](), list[Tensor]()
     applied, skipped = list[bool](), list[SkippedUpdate]()
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
+        clock.enter("losses")
         found = list[Mapping[str, Tensor]]()
         for part in with_features_of_all(engine, parts):
             if found and not norms and is_asked():
                 engine.abandon_step()
                 return None
-            losses = engine.forward(part)
+            losses = engine.forward(part)  # it and its backward pass say themselves where they are
             engine.backward(losses._replace(total=guarded(losses.total, limits.max_loss)))
             found.append(losses.metrics)
+            clock.enter("losses")
         number = len(norms)
+        clock.enter("optimizer")
         statistics = engine.update(batch.step, limits.max_norm(batch.step, number))
         applied.append(statistics.was_applied)
         if not statistics.was_applied:

@@ -97,6 +97,7 @@ def _facts(run: RunNow, details: Mapping[str, str]) -> Iterator[tuple[str, str]]
         shows_end = progress.eta_s is not None and run.phase == "training"
         to_go = f", {duration(progress.eta_s or 0.0)} to go" if shows_end else ""
         yield "step", _steps(progress) + loss + speed + to_go
+        yield "time", progress.time
         yield "checkpoint", f"step {progress.checkpoint_step}" if progress.checkpoint_step else "none yet"
     yield "silence", run.silence
     yield "last word", run.last_word

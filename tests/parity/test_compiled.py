@@ -72,6 +72,7 @@ def test_plain_engine(corpus: Path, network: str, mode: str) -> None:
     assert torch._dynamo.utils.counters["graph_break"] == {}
 
 
+@pytest.mark.long
 def test_kernels_of_the_compiler(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if trouble := why_not_compile(torch.device("cpu")):
         pytest.skip(trouble)

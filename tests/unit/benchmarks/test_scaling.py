@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
+from cclm.costs.recipe import Counter
 from cclm.forecast.machines import GPUS, Sharding
-from cclm.forecast.recipe_costs import Counter
 from cclm.forecast.step_model import Case, step_of
 from tests.tiny_config import run_config
 

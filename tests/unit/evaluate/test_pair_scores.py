@@ -35,20 +35,21 @@ def test_blocks_give_what_each_pair_alone_gives(monkeypatch: pytest.MonkeyPatch,
     texts = [torch.randint(5, 40, (length,), generator=generator) for length in LENGTHS]
     encoded: list[int] = []
 
-    def encode(image_B: Tensor) -> Tensor:
-        assert len(image_B) <= BATCH
-        encoded.extend(image_B.tolist())
-        return model.encode_images(images_I3HW[image_B])
+    def states(image_I: Tensor) -> Tensor:
+        assert len(image_I) <= BLOCK
+        encoded.extend(image_I.tolist())
+        return model.encode_images(images_I3HW[image_I])
 
     def score(image_IND: Tensor, batch: PairBatch) -> Tensor:
         assert len(image_IND) <= BLOCK and len(batch.text_U) <= BATCH and len(batch.place_B) <= 2 * BATCH
         ids_UL = torch.nn.utils.rnn.pad_sequence(
             [texts[text] for text in batch.text_U.tolist()], batch_first=True, padding_value=1
         )
-        return match_scores(model, image_IND, batch, ids_UL, ids_UL != 1)
+        mask_UL = ids_UL != 1
+        return match_scores(model, image_IND, batch, model.encode_texts(ids_UL, mask_UL), mask_UL)
 
     with torch.inference_mode():
-        found_P = score_pairs(pairs, torch.tensor(LENGTHS), encode, score, batch_size=BATCH, device=torch.device("cpu"))
+        found_P = score_pairs(pairs, torch.tensor(LENGTHS), states, score, batch_size=BATCH, device=torch.device("cpu"))
         alone_P = torch.stack(
             [
                 model.score(images_I3HW[image][None], texts[text][None])[0, 1]

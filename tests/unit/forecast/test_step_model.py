@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from cclm.costs.network import build_on_meta, count_parameters, fetch_units, parameters_by_part
+from cclm.costs.recipe import Counter, read_published
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.forecast.machines import GPUS, Ranks, Sharding
 from cclm.forecast.memory import Memory, checkpoint_bytes, memory_of
-from cclm.forecast.network_costs import build_on_meta, count_parameters, fetch_units, parameters_by_part
-from cclm.forecast.recipe_costs import Counter, read_published
 from cclm.forecast.step_model import Case, Step, exchange_bytes, kept_share, step_of
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import csv
 import json
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from cclm.errors import ConfigError
 from cclm.files import lines
-from cclm.track.metrics import LOG_NAME, MetricsLog, read_metrics
+from cclm.track.metrics import MetricsLog, read_metrics
+from cclm.track.trackers import CSV_NAME, LOG_NAME, Careful, Csv, TensorBoard, check_services
 
 
 def log(folder: Path, resume_step: int = 0) -> MetricsLog:
-    return MetricsLog(folder, True, resume_step, tensorboard=False, clock=lambda: 12.34567)
+    return MetricsLog(folder, True, resume_step, clock=lambda: 12.34567)
 
 
 def steps(folder: Path) -> list[int]:
@@ -97,11 +101,66 @@ def test_writing_after_the_end_does_nothing(tmp_path: Path) -> None:
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with closing(MetricsLog(tmp_path, True)) as metrics:
+    with closing(MetricsLog(tmp_path, True, trackers=[TensorBoard(tmp_path)])) as metrics:
         for step in range(4):
             metrics.write(step, {"loss": float(step)})
-    with closing(MetricsLog(tmp_path, True, resume_step=2)) as metrics:
+    with closing(MetricsLog(tmp_path, True, 2, trackers=[TensorBoard(tmp_path)])) as metrics:
         for step in (2, 3):
             metrics.write(step, {"loss": 10.0 + step})
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in events] == [(0, 0.0), (1, 1.0), (2, 12.0), (3, 13.0)]
+
+
+def test_the_table_has_what_the_log_has_also_of_names_that_come_later(tmp_path: Path) -> None:
+    def opened(step: int = 0) -> MetricsLog:
+        return MetricsLog(tmp_path, True, step, trackers=[Csv(tmp_path)], clock=lambda: 7.0)
+
+    with closing(opened()) as metrics:
+        metrics.write(0, {"loss": 3.0})
+        metrics.write(1, {"loss": math.nan})
+        metrics.write(2, {"loss": 1.0, "recall": 0.5})
+        metrics.write(3, {"loss": 0.5})
+        metrics.write(4, {"loss": math.inf})
+    with closing(opened(3)) as metrics:
+        metrics.write(3, {"recall": 0.25})
+    with (tmp_path / CSV_NAME).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["recall"]) for row in rows] == [
+        ("0", "3.0", ""), ("1", "", ""), ("2", "1.0", "0.5"), ("3", "", "0.25"),
+    ]  # fmt: skip
+
+
+class Failing:
+    """A service that is down from its second line on."""
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+
+    def rewind(self, step: int) -> None: ...
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        if self.written:
+            raise ConnectionError("it is down")
+        self.written.append(step)
+
+    def close(self) -> None:
+        raise AssertionError("who has failed is left alone")
+
+
+def test_a_service_that_fails_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = Failing()
+    with closing(MetricsLog(tmp_path, True, trackers=[Careful("wandb", service)])) as metrics:
+        for step in range(4):
+            metrics.write(step, {"loss": 1.0})
+    assert (service.written, steps(tmp_path)) == ([0], [0, 1, 2, 3])
+    assert capsys.readouterr().err.count("wandb gets nothing more of this attempt: ConnectionError: it is down") == 1
+
+
+def test_a_service_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cclm.track.trackers.find_spec", {"mlflow": object()}.get)
+    check_services(["mlflow"])
+    with pytest.raises(ConfigError) as caught:
+        check_services(["mlflow", "wandb"])
+    assert "pip install 'cclm[wandb]'" in caught.value.do

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from cclm.track.metrics import Throughput
 
 
@@ -19,13 +17,10 @@ def test_a_window_of_two_steps() -> None:
     clock = Clock()
     throughput = Throughput(clock=clock)
     for _ in range(2):
-        with throughput.data_wait():
-            clock.now += 0.5
-        clock.now += 1.5
+        clock.now += 2.0
         throughput.step({"image_text": 8, "text_pair": 24})
     assert throughput.summary() == {
         "speed/step_s": 2.0,
-        "speed/data_wait": 0.25,
         "speed/samples_per_s": 16.0,
         "speed/image_text_samples_per_s": 4.0,
         "speed/text_pair_samples_per_s": 12.0,
@@ -42,7 +37,6 @@ def test_a_summary_opens_a_new_window() -> None:
     throughput.step({"text_pair": 3})
     assert throughput.summary() == {
         "speed/step_s": 1.0,
-        "speed/data_wait": 0.0,
         "speed/samples_per_s": 3.0,
         "speed/text_pair_samples_per_s": 3.0,
     }
@@ -65,14 +59,3 @@ def test_restart_forgets_a_pause() -> None:
     clock.now += 2.0
     throughput.step({"image_text": 4})
     assert throughput.summary()["speed/samples_per_s"] == 2.0
-
-
-def test_waiting_counts_even_if_the_data_end() -> None:
-    clock = Clock()
-    throughput = Throughput(clock=clock)
-    with pytest.raises(StopIteration), throughput.data_wait():
-        clock.now += 1.0
-        raise StopIteration
-    clock.now += 1.0
-    throughput.step({"image_text": 1})
-    assert throughput.summary()["speed/data_wait"] == 0.5

@@ -13,6 +13,7 @@ from cclm.data.decoding import decode_image
 from cclm.data.image import eval_image
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
+from cclm.train import mapped_rows
 from cclm.train.retrieval_evaluation import RetrievalEvaluation
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import evaluation_with, settings_of
@@ -73,8 +74,11 @@ def ranks_in_words(rows: Sequence[tuple[float, float, bool]], top_k: int) -> lis
     return [rank, sum(other >= score - 1e-4 for _, other, is_right in kept if not is_right)]
 
 
-@pytest.mark.parametrize("top_k", [3, 50])
-def test_it_finds_what_a_dense_twin_finds(tmp_path: Path, top_k: int) -> None:
+@pytest.mark.parametrize(("top_k", "in_memory"), [(3, 1 << 20), (50, 1 << 20), (3, 0)])
+def test_it_finds_what_a_dense_twin_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: int, in_memory: int
+) -> None:
+    monkeypatch.setattr(mapped_rows, "IN_MEMORY_BYTES", in_memory)
     measures = evaluation_with(settings_of(tmp_path, rerank_top_k=top_k))
     found = measured(measures)
     assert list(found) == ["de", "en"]

@@ -55,7 +55,7 @@ def results_of(folder: Path) -> list[Any]:
 def stop_at(monkeypatch: pytest.MonkeyPatch, folder: Path, call: int) -> None:
     """Ask a run to stop while it encodes texts for the call-th time."""
     calls: list[Any] = []
-    before = RetrievalEvaluation._text_features
+    before = RetrievalEvaluation._encode_texts
 
     def asking(self: RetrievalEvaluation, texts: Any) -> torch.Tensor:
         calls.append(texts)
@@ -63,7 +63,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, folder: Path, call: int) -> None:
             ask_to_stop(folder, "test", StopKind.USER)
         return before(self, texts)
 
-    monkeypatch.setattr(RetrievalEvaluation, "_text_features", asking)
+    monkeypatch.setattr(RetrievalEvaluation, "_encode_texts", asking)
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cclm.config import RunConfig
+from cclm.costs.network import MODES, Cost, build_on_meta, count
 from cclm.data.config import ViewConfig
 from cclm.engine.parts import freeze
-from cclm.forecast.network_costs import MODES, Cost, build_on_meta, count
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.recipe.read import read_recipe
 
@@ -131,7 +131,7 @@ def updates_of(config: RunConfig, counter: Counter, text_fill: Mapping[str, floa
 
     `text_fill`: by view, real tokens of a text as a share of the longest.
     """
-    parts = {name: _rows_of(name, view, counter, text_fill[name]) for name, view in config.views.items()}
+    parts = {name: rows_of(name, view, counter, text_fill[name]) for name, view in config.views.items()}
     groups = [list(parts)] if config.data.schedule == "joint" else [[name] for name in parts]
     return [
         Update(
@@ -143,7 +143,7 @@ def updates_of(config: RunConfig, counter: Counter, text_fill: Mapping[str, floa
     ]
 
 
-def _rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> tuple[list[Call], Exchange, int]:
+def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> tuple[list[Call], Exchange, int]:
     """Return a view's calls, what its ranks exchange, and its masked tokens."""
     length, rows, fused = math.ceil(text_fill * view.longest_text), view.batch_size, view.matching_rows
     slots = fused * min(view.masking.max_masks, math.ceil(view.masking.mask_probability * length))

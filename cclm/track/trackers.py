@@ -1,0 +1,259 @@
+"""Who else gets the lines of a run's log: TensorBoard, a CSV file, and services, each an extra of its own.
+
+`log.jsonl` is the run's own; what stands here is a copy. A tracker that fails is left out for the rest of the attempt,
+with a note: no service may stop a run. A run that resumes goes on in the same place there, known by its identity
+(`RUN/trackers.json`); services cannot take back what they were told of steps that are done again, so such a step has
+two values there. They send in the background; what they keep while they are offline their own commands send later.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from cclm.errors import ConfigError
+from cclm.files.atomic import replace_text
+from cclm.files.lines import StepLines
+
+LOG_NAME = "log.jsonl"
+CSV_NAME = "log.csv"
+TENSORBOARD_NAME = "tensorboard"
+IDENTITY_NAME = "trackers.json"
+
+
+class Tracker(Protocol):
+    """What gets the lines of a log, on rank 0."""
+
+    def rewind(self, step: int) -> None:
+        """Begin, or begin again: what was written of `step` and later ones is done again."""
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Take a line: numbers by name (some may not be finite), of a moment in seconds since 1970. The log has it."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+class TensorBoard:
+    """Events in `folder/tensorboard`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / TENSORBOARD_NAME
+        self._board: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Tell TensorBoard to hide what was written before for steps that will be done again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.close()
+        self._board = SummaryWriter(str(self._folder), purge_step=step if self._folder.exists() else None)
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Add a scalar for each number."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, global_step=step, walltime=time_s)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._board is not None:
+            self._board.close()
+
+
+class Csv:
+    """`folder/log.csv`: the log as a table, a column for each name; written anew when there is a new name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._log = folder / CSV_NAME, folder / LOG_NAME
+        self._columns: list[str] = []
+
+    def rewind(self, step: int) -> None:
+        """Write what the log has; it is cut off already."""
+        lines = list(StepLines(self._log).read())
+        self._columns = ["step", "time", *sorted({name for line in lines for name in line["values"]})]
+        rows = ({"step": line["step"], "time": line["time"], **line["values"]} for line in lines)
+        replace_text(self._path, self._text(*({name: name for name in self._columns}, *rows)))
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Append a row."""
+        if not values.keys() <= set(self._columns):
+            self.rewind(step)
+            return
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(self._text({"step": step, "time": round(time_s, 3), **finite}))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _text(self, *rows: Mapping[str, object]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+class Wandb:
+    """Weights & Biases; `WANDB_MODE=offline` keeps the run in the folder, for `wandb sync`."""
+
+    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
+        self._folder, self._project, self._identity, self._config = folder, project, identity, config
+        self._run: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Open the run, new or as it is; steps are numbers of their own, so that they may go back."""
+        import wandb
+
+        if self._run is None:
+            self._run = wandb.init(
+                project=self._project, id=self._identity, name=self._folder.name, dir=self._folder, resume="allow",
+                config=dict(self._config), settings=wandb.Settings(console="off", silent=True),
+            )  # fmt: skip
+            self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Log the line."""
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        """Send what is left, and wait for the process that does."""
+        if self._run is not None:
+            import wandb
+
+            self._run.finish()
+            wandb.teardown()
+
+
+class Mlflow:
+    """MLflow, at `MLFLOW_TRACKING_URI`."""
+
+    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
+        self._folder, self._project, self._identity, self._config = folder, project, identity, config
+        self._client: Any = None
+        self._run = ""
+
+    def rewind(self, step: int) -> None:
+        """Find the run by its tag, or make it."""
+        from mlflow import MlflowClient
+
+        if self._client is not None:
+            return
+        self._client = MlflowClient()
+        found = self._client.get_experiment_by_name(self._project)
+        experiment = found.experiment_id if found else self._client.create_experiment(self._project)
+        runs = self._client.search_runs([experiment], f"tags.cclm = '{self._identity}'")
+        run = runs[0] if runs else self._client.create_run(
+            experiment, run_name=self._folder.name, tags={"cclm": self._identity}
+        )  # fmt: skip
+        self._run = run.info.run_id
+        if not runs:
+            self._client.log_dict(self._run, dict(self._config), "config.yaml")
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Log the line in one call."""
+        from mlflow.entities import Metric
+
+        self._client.log_batch(
+            self._run, metrics=[Metric(name, value, int(1000 * time_s), step) for name, value in values.items()]
+        )
+
+    def close(self) -> None:
+        """Say that it has ended."""
+        if self._client is not None:
+            self._client.set_terminated(self._run)
+
+
+class Trackio:
+    """trackio: a local database (`TRACKIO_DIR`), or a Space."""
+
+    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
+        self._project, self._name, self._config = project, f"{folder.name}-{identity}", config
+        self._run: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Open the run, new or as it is."""
+        import trackio
+
+        if self._run is None:
+            self._run = trackio.init(
+                project=self._project, name=self._name, resume="allow", config=dict(self._config), embed=False
+            )
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Log the line."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        if self._run is not None:
+            self._run.finish()
+
+
+SERVICES: dict[str, Callable[[Path, str, str, Mapping[str, Any]], Tracker]] = {
+    "wandb": Wandb,
+    "mlflow": Mlflow,
+    "trackio": Trackio,
+}
+
+
+class Careful:
+    """Passes on to a tracker until it fails: then a note, and nothing more."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._name, self._tracker = name, tracker
+        self.has_failed = False
+
+    def rewind(self, step: int) -> None:
+        """As the tracker does."""
+        self._do(lambda: self._tracker.rewind(step))
+
+    def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """As the tracker does."""
+        self._do(lambda: self._tracker.write(step, values, time_s))
+
+    def close(self) -> None:
+        """As the tracker does."""
+        self._do(self._tracker.close)
+
+    def _do(self, action: Callable[[], None]) -> None:
+        if self.has_failed:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - a service is no reason to end a run; it is said
+            self.has_failed = True
+            sys.stderr.write(f"note: {self._name} gets nothing more of this attempt: {type(error).__name__}: {error}\n")
+
+
+def check_services(names: Sequence[str]) -> None:
+    """Raise ConfigError if a service's package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError(
+                where="track.services",
+                expected=f"{name} to be installed",
+                got="no such package",
+                do=f"pip install 'cclm[{name}]', or leave it out of track.services.",
+            )
+
+
+def service(name: str, folder: Path, project: str, config: Mapping[str, Any]) -> Tracker:
+    """Return the tracker of a service, for a run's folder."""
+    return Careful(name, SERVICES[name](folder, project, identity_of(folder), config))
+
+
+def identity_of(folder: Path) -> str:
+    """Return the run's identity for services: made once, kept in its folder."""
+    path = folder / IDENTITY_NAME
+    if path.exists():
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    identity = secrets.token_hex(8)
+    replace_text(path, json.dumps({"id": identity}) + "\n")
+    return identity
