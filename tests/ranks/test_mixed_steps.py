@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.ranks.mixed_steps import WAYS, difference, drawn
+from tests.ranks.mixed_steps import difference, drawn
 
 STEPS = 100
 
 
-def test_every_way_and_schedule_comes_in_each_view() -> None:
-    assert len(Counter(drawn(step) for step in range(STEPS))) == len(WAYS) * 2 * 3
-
-
 @pytest.mark.slow
 def test_ranks_do_not_hang_and_compute_the_plain_engines_numbers(tmp_path: Path, one_thread: None) -> None:
+    assert len({drawn(step) for step in range(STEPS)}) == 5 * 2 * 3, "each way, in each schedule and view"
     assert difference(tmp_path, STEPS, 1e-5) == ""
