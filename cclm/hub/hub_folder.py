@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +20,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_processing_cclm import CCLMImageProcessor
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.processing_cclm import CCLMProcessor
+from cclm.model.sentence_module_cclm import CCLMSentenceModule
 from cclm.pretrained.import_cclm import meta_model
 
 
@@ -33,6 +36,20 @@ def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dty
     tokenizer = hub_tokenizer(prepared.tokenizer_folder, prepared.tokenizer.normalise, prepared.max_tokens)
     image_processor.save_pretrained(folder)
     CCLMProcessor(image_processor, tokenizer).save_pretrained(folder)
+    if config.pretraining_heads:
+        write_sentence_module(folder)
+
+
+def write_sentence_module(folder: Path) -> None:
+    """Let `sentence-transformers` find what it runs of a folder with a dual encoder."""
+    custom_object_save(CCLMSentenceModule, folder)
+    kind = f"{CCLMSentenceModule.__module__.rpartition('.')[2]}.{CCLMSentenceModule.__name__}"
+    files: dict[str, Any] = {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": kind}],
+        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_model(

@@ -34,7 +34,7 @@ BUDGETS = {
     "cclm/files": 1950,
     "cclm/forecast": 850,
     "cclm/hub": 2250,
-    "cclm/model": 3550,
+    "cclm/model": 3650,
     "cclm/objectives": 300,
     "cclm/ops": 1900,
     "cclm/pretrained": 1650,
