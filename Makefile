@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-kernels test-slurm slurm-campaign slurm-others gpu test-golden test-samples demo demo-check demo-ablation demo-finetune clean
+.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-finetune clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -106,6 +106,9 @@ $(VENV)/.triton: $(INSTALLED)
 
 test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80, 90 and 100; no GPU (installs Triton, once)
 	@$(BIN)/python -m pytest tests/kernels -rs < /dev/null
+
+faults: $(INSTALLED) ## Kills, full and failing disks, damage, NaN, hung ranks on tiny ZeRO-3 runs: is anything lost? (25 minutes; FAULTS="--seed 5")
+	@$(BIN)/python -m tests.faults $(FAULTS) < /dev/null
 
 gpu: ## On a GPU machine, with its own torch: check and measure everything in 8 minutes: make gpu PYTHON=python3 [OUT=DIR]
 	@$(PYTHON) -m benchmarks.gpu --out $(or $(OUT),runs/gpu) < /dev/null

@@ -152,7 +152,7 @@ class Writer:
                 expected="one that lives until they are written",
                 got=f"{STARTS} that ended with exit code {code}",
                 do="Read its last words, and the kernel's (out of memory?), or set checkpoint.background to false.",
-                cause=Cause.SIGNAL if code < 0 else Cause.EXIT,
+                cause=Cause.TRANSIENT if code < 0 else Cause.EXIT,  # as a data worker that is killed
             ),
         )
 

@@ -72,9 +72,12 @@ TRANSIENT_CLASSES = frozenset(
 """Classes, with their subclasses, that mean a lost connection, whatever their fields say."""
 LASTING_CLASSES = frozenset({"ssl.SSLCertVerificationError"})
 """Subclasses of those that no second try mends."""
-COMMUNICATION_FOLDERS = ("/torch/distributed/", "/deepspeed/comm/", "/cclm/distributed/", "/deepspeed/utils/nvtx.py")
-"""gloo tells of a lost neighbour by a plain RuntimeError: it is known by the place where it was raised (in the last of
-these ZeRO-3 waits for its collectives)."""
+COMMUNICATION_CODE = (
+    *("/torch/distributed/", "/deepspeed/comm/", "/cclm/distributed/"),
+    *("/deepspeed/utils/nvtx.py", "/deepspeed/runtime/zero/partition_parameters.py"),
+)
+"""gloo tells of a lost neighbour by a plain RuntimeError: it is known by the place where it was raised. The last two
+wait for parameters that ZeRO-3 gathers ahead; the first of them wraps such waits."""
 
 WAITS_S = (0.5, 2.0, 8.0)
 """Before the second, third and fourth try: a restarted file server is back within seconds; a lost one takes the next
@@ -180,4 +183,4 @@ def _is_communication(traceback: TracebackType | None) -> bool:
         traceback = traceback.tb_next
     if traceback is None:
         return False
-    return any(folder in Path(traceback.tb_frame.f_code.co_filename).as_posix() for folder in COMMUNICATION_FOLDERS)
+    return any(place in Path(traceback.tb_frame.f_code.co_filename).as_posix() for place in COMMUNICATION_CODE)

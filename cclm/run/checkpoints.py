@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from cclm.errors import CheckpointError
 from cclm.files import atomic
@@ -32,8 +33,10 @@ SAVE_NAME = "save_now"
 """In the run folder: asks for a checkpoint at once, whatever it holds."""
 PINNED = "pinned.json"
 """Beside the checkpoints: which of them are the best, as an evaluation found."""
-FORMAT_VERSION = 2
-"""1, which was never released, held DeepSpeed's pickles."""
+FORMAT_VERSION = 3
+"""Of what is written."""
+READABLE_VERSIONS = (2, 3)
+"""2 has no digest of the marker; 1, which was never released, held DeepSpeed's pickles."""
 DAMAGED = ".damaged"
 """Behind the name of a checkpoint that was set aside."""
 USE_ANOTHER = "Use another checkpoint or copy it again, and check the disk; a run that resumes sets it aside by itself."
@@ -60,6 +63,11 @@ class Marker:
     files: Mapping[str, FileRecord]
     """By path inside the checkpoint, without the marker itself."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, which stands in the file, too: it lists every other file, and nobody lists it."""
+        return _digest(asdict(self))
 
 
 def step_folder(run_folder: Path, step: int) -> Path:
@@ -103,13 +111,25 @@ def read_marker(checkpoint: Path) -> Marker:
     """Read `complete`.
 
     Raises:
-        DamagedError: it is missing or unreadable.
+        DamagedError: it is missing, unreadable, or not as it was written.
         CheckpointError: another version of this library wrote it.
     """
     try:
         raw = json.loads(retried(lambda: (checkpoint / MARKER).read_bytes()))
+        version, digest = raw["format_version"], raw.pop("digest", None)
+        if digest is not None and digest != _digest(raw):
+            raise ValueError("it has another digest")
+        if version not in READABLE_VERSIONS:
+            raise CheckpointError(
+                expected=f"checkpoint format {' or '.join(map(str, READABLE_VERSIONS))}",
+                got=str(version),
+                do="Use the version of cclm that wrote it.",
+                where=str(checkpoint),
+            )
         files = {str(name): FileRecord(**record) for name, record in raw.pop("files").items()}
-        marker = Marker(files=files, **raw)
+        return Marker(files=files, **raw)
+    except CheckpointError:
+        raise
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(
             expected=f"a readable marker file {MARKER!r}",
@@ -117,20 +137,16 @@ def read_marker(checkpoint: Path) -> Marker:
             do=USE_ANOTHER,
             where=str(checkpoint),
         ) from error
-    if marker.format_version != FORMAT_VERSION:
-        raise CheckpointError(
-            expected=f"checkpoint format {FORMAT_VERSION}",
-            got=str(marker.format_version),
-            do="Use the version of cclm that wrote it.",
-            where=str(checkpoint),
-        )
-    return marker
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
     """Write `complete` and sync it; the last write into a checkpoint."""
-    text = json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n"
+    text = json.dumps({**asdict(marker), "digest": marker.digest}, indent=1, sort_keys=True) + "\n"
     retried(lambda: atomic.replace_text(folder / MARKER, text, durable=True))
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def damage_of(checkpoint: Path, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
-from cclm.run.causes import GOOD_ENDS
+from cclm.run.causes import GOOD_ENDS, Cause
 from cclm.run.signals import AGAIN_S
 from cclm.run.status import RankEnd, cause_of_end
 from cclm.run.stop import CLEARED_VARIABLE
@@ -21,6 +22,9 @@ from launch.local import guard, shim
 from launch.plan.job import JobPlan, RankPlan
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ALONE_S = 5.0
+"""Ranks that stop do so together. So long after the first of them the others are asked, too: one that was asked before
+the ranks had met has left, and the others would wait for it."""
 
 
 def watched_signals() -> frozenset[signal.Signals]:
@@ -44,6 +48,8 @@ class Ranks:
     asked: float = 0.0
     """When it came."""
     kill_at: float | None = None
+    ask_at: float | None = None
+    """When ranks that live on, though another was asked to stop and has, are asked, too."""
 
     def start(self, rank: RankPlan) -> None:
         """Start one rank; stdin is empty."""
@@ -78,6 +84,8 @@ class Ranks:
             ))  # fmt: skip
             if cause not in GOOD_ENDS:
                 self.end()
+            elif cause is not Cause.DONE and self.ask_at is None:
+                self.ask_at = time.monotonic() + ALONE_S
 
     def receive(self, number: int) -> str:
         """Pass a signal on to the ranks: whatever asks to stop as TERM, which never prints a traceback. The second
@@ -96,7 +104,11 @@ class Ranks:
         return f"{name}: {len(self.alive)} rank(s) are asked to save and end (TERM); once more kills them."
 
     def enforce(self) -> None:
-        """Kill whoever is still there when the grace time is over."""
+        """Kill whoever is still there when the grace time is over; ask whom one that has stopped has left alone."""
+        if self.ask_at is not None and time.monotonic() >= self.ask_at:
+            if self.stop_signal is None and self.kill_at is None:
+                self._signal_leaders(signal.SIGTERM)
+            self.ask_at = math.inf
         if self.kill_at is not None and time.monotonic() >= self.kill_at:
             for process in self.alive.values():
                 os.killpg(process.pid, signal.SIGKILL)

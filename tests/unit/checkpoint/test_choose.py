@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from cclm.checkpoint import collective
 from cclm.checkpoint.collective import newest_sound
 from cclm.distributed.collectives import SINGLE
 from cclm.errors import Cause, CheckpointError
-from cclm.run.checkpoints import step_folder
+from cclm.run.checkpoints import read_marker, step_folder, write_marker
 from tests.tiny_checkpoint import write_checkpoint
 
 
@@ -78,9 +78,9 @@ def test_if_all_are_damaged_nothing_is_renamed_and_nothing_begins_anew(tmp_path:
 def test_another_version_is_refused_and_not_set_aside(tmp_path: Path) -> None:
     for step in (10, 20):
         write_checkpoint(tmp_path, step, "content")
-    marker = step_folder(tmp_path, 20) / "complete"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format_version": 1}))
-    with pytest.raises(CheckpointError, match=r"checkpoint format 2, got 1\."):
+    newest = step_folder(tmp_path, 20)
+    write_marker(newest, replace(read_marker(newest), format_version=1))
+    with pytest.raises(CheckpointError, match=r"checkpoint format 2 or 3, got 1\."):
         newest_sound(SINGLE, tmp_path, pytest.fail)
     assert step_folder(tmp_path, 20).is_dir()
 

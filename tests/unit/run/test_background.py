@@ -93,7 +93,7 @@ def test_if_it_dies_again_and_again_the_call_fails(writer: Writer) -> None:
     writer.submit(partial(signal.raise_signal, signal.SIGKILL))
     with pytest.raises(CclmError) as caught:
         writer.result()
-    assert caught.value.cause is Cause.SIGNAL
+    assert caught.value.cause is Cause.TRANSIENT
     assert caught.value.got == f"{STARTS} that ended with exit code -9"
 
 

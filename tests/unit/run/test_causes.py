@@ -89,9 +89,9 @@ def test_an_exception_has_a_cause(error: BaseException, cause: Cause) -> None:
     assert cause_of(error) is cause
 
 
-@pytest.mark.parametrize("file", ["torch/distributed/distributed_c10d.py", "deepspeed/utils/nvtx.py"])
-def test_a_lost_neighbour_is_known_by_where_it_was_noticed(file: str, tmp_path: Path) -> None:
-    code = compile("def wait(error):\n    raise error", str(tmp_path / file), "exec")
+@pytest.mark.parametrize("place", ["torch/distributed/distributed_c10d.py", "deepspeed/utils/nvtx.py"])
+def test_a_lost_neighbour_is_known_by_where_it_was_noticed(tmp_path: Path, place: str) -> None:
+    code = compile("def wait(error):\n    raise error", str(tmp_path / place), "exec")
     space: dict[str, object] = {}
     exec(code, space)
     wait = space["wait"]

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_never_the_newest(tmp_path: Path, damage: str) -
     elif damage == "file missing":
         (newer / "sub" / "b.pt").unlink()
     else:
-        marker.write_text(json.dumps({**json.loads(marker.read_text()), "format_version": 99}))
+        write_marker(newer, replace(read_marker(newer), format_version=99))
     assert newest_complete(tmp_path) == older
 
 
@@ -91,6 +91,19 @@ def test_every_flipped_bit_is_found_by_the_rank_that_looks_at_the_file(tmp_path:
     assert damage_of(checkpoint) == []
 
 
+def test_every_flipped_bit_of_the_marker_is_found(tmp_path: Path) -> None:
+    """Of the step, the number of ranks and the version, too, which are as good numbers afterwards."""
+    checkpoint = _write(tmp_path, 10)
+    marker = checkpoint / "complete"
+    for byte in range(marker.stat().st_size):
+        _flip(marker, byte, byte % 8)
+        assert [flaw[:8] for flaw in damage_of(checkpoint)] == ["marker: "], byte
+        _flip(marker, byte, byte % 8)
+    number = marker.read_bytes().index(b'"step": 10') + len(b'"step": 1')
+    _flip(marker, number, 0)
+    assert damage_of(checkpoint) == ["marker: ValueError: it has another digest"]
+
+
 def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
     checkpoint = _write(tmp_path, 10)
     verify(checkpoint)
@@ -103,10 +116,10 @@ def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_another_format_is_no_damage(tmp_path: Path) -> None:
-    marker = _write(tmp_path, 10) / "complete"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format_version": 99}))
-    with pytest.raises(CheckpointError, match=r"checkpoint format 2, got 99\. Use the version") as caught:
-        damage_of(marker.parent)
+    checkpoint = _write(tmp_path, 10)
+    write_marker(checkpoint, replace(read_marker(checkpoint), format_version=99))
+    with pytest.raises(CheckpointError, match=r"checkpoint format 2 or 3, got 99\. Use the version") as caught:
+        damage_of(checkpoint)
     assert not isinstance(caught.value, DamagedError)
 
 

@@ -182,6 +182,17 @@ sys.exit(75)
 """
 
 
+def test_a_rank_that_stops_alone_takes_the_others_with_it(
+    plan_python: PlanMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked before the ranks had met: the others would wait for it."""
+    monkeypatch.setattr(ranks, "ALONE_S", 0.1)
+    plan = plan_python(f"if rank == 1: sys.exit(75)\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n{SLEEP}")
+    job, _ = run(plan)
+    assert [(end.rank, end.cause) for end in job.exits] == [(1, Cause.STOPPED), (0, Cause.STOPPED)]
+    assert job.code == 75
+
+
 def test_where_a_run_stopped_is_said(plan_python: PlanMaker) -> None:
     job, said = run(plan_python(SAVE.format(root=str(ROOT))))
     assert job.code == 75
