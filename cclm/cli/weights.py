@@ -19,6 +19,7 @@ def add_to(commands: Commands) -> None:
     add("--weights", default="last", help="last, or ema: their moving average, if the run kept one")
     add("--shard-size", default="5GB", help="largest size of a file of weights, such as 500MB")
     add("--tolerance", type=float, help="largest difference, as a share of the largest value; without it: by dtype")
+    add("--onnx", help="fp32, or int8 (both): graphs for an ONNX runtime, too, in the folder onnx inside")
 
     add = add_command(commands, "import", import_weights)
     add("path", type=Path, nargs="?", help="the file, or a folder that `cclm export` wrote")
@@ -51,7 +52,9 @@ def export_run(options: argparse.Namespace) -> None:
     from cclm.files.atomic import replace_text
     from cclm.hub.export import Weights, check_target, checkpoint_source, export
     from cclm.hub.model_card import model_card
+    from cclm.hub.onnx_graphs import OnnxReport, Precision, check_graphs, check_onnx, write_graphs
     from cclm.hub.open import is_export, prepare_run
+    from cclm.hub.reference_outputs import ReferenceOutputs
     from cclm.hub.weight_files import DTYPES, parse_size
     from cclm.pretrained.import_cclm import meta_model
     from cclm.report.facts import PARITY_NAME, read_facts
@@ -69,6 +72,15 @@ def export_run(options: argparse.Namespace) -> None:
     check_target(to)  # before anything long
     prepared = prepare_run(options.run_folder)
     assert prepared.run_folder is not None, "prepare_run finds runs only"
+    if options.onnx is not None:
+        check_onnx(prepared.config, options.onnx)
+    graphs = dict[Precision, OnnxReport]()
+
+    def finish(folder: Path, reference: ReferenceOutputs) -> None:
+        if options.onnx is not None:
+            write_graphs(folder, options.onnx)
+            graphs.update(check_graphs(folder, reference, options.onnx))
+
     facts = read_facts(prepared.run_folder, prepared.checkpoint)
     num_parameters = int(meta_model(prepared.config.options()).num_parameters())
     source = checkpoint_source(prepared.origin, weights)
@@ -81,6 +93,7 @@ def export_run(options: argparse.Namespace) -> None:
         dtype=DTYPES[dtype],
         shard_bytes=shard_bytes,
         tolerance=options.tolerance,
+        finish=finish,
     )
     say(f"exported {prepared.origin} to {to}")
     try:
@@ -89,6 +102,9 @@ def export_run(options: argparse.Namespace) -> None:
         say(f"{prepared.run_folder} cannot be written ({error.strerror}): the report is in {to / PARITY_NAME} only")
     say(f"a fresh process with transformers alone computes the same ({report.reference}):")
     say(report.table())
+    for precision, found in graphs.items():
+        say(f"a fresh process with onnxruntime alone, {precision}:")
+        say(found.table())
 
 
 def import_weights(options: argparse.Namespace) -> None:

@@ -97,6 +97,7 @@ def export(
     dtype: Dtype = "float32",
     shard_bytes: int = SHARD_BYTES,
     tolerance: float | None = None,
+    finish: Callable[[Path, ReferenceOutputs], None] = lambda folder, reference: None,
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
 
@@ -109,6 +110,7 @@ def export(
         dtype: of the weights on disk.
         shard_bytes: largest size of a file of weights.
         tolerance: largest difference, as a share of the largest value; None: by dtype.
+        finish: adds to the folder before it is put in its place; what it raises fails the export.
 
     Raises:
         CheckpointError: `to` is something else, or another export to it is running, or weights are missing, or a fresh
@@ -121,6 +123,7 @@ def export(
         report = check_parity(prepared, folder, reference=reference, dtype=dtype, tolerance=tolerance)
         for name, text in {PARITY_NAME: report.as_json(), **papers(report)}.items():
             (folder / name).write_text(text, encoding="utf-8")
+        finish(folder, reference)
     return report
 
 
