@@ -33,7 +33,7 @@ BUDGETS = {
     "cclm/evaluate": 2350,
     "cclm/files": 1950,
     "cclm/forecast": 850,
-    "cclm/hub": 2550,
+    "cclm/hub": 2600,
     "cclm/model": 3650,
     "cclm/objectives": 300,
     "cclm/ops": 1900,
