@@ -28,6 +28,8 @@ from cclm.run.checkpoints import (
     removable,
     step_of,
 )
+from cclm.run.identity import run_identity
+from cclm.run.rollbacks import read_rollbacks
 from cclm.run.status import DONE_NAME
 from cclm.shardfile.fetch import FetchError, fetch, open_system
 
@@ -48,6 +50,8 @@ class Copy:
     step: int
     files: Mapping[str, FileRecord]
     """By path below the copy's folder."""
+    run: str = ""
+    """Whose it is (`run_identity`); "": of a version that did not say it."""
 
 
 class Store:
@@ -90,7 +94,7 @@ class Store:
         try:
             said = json.loads(self._system.cat_file(f"{self._root}/{name}/{COPIED}"))
             files = {str(path): FileRecord(**record) for path, record in said["files"].items()}
-            return Copy(step=int(said["step"]), files=files)
+            return Copy(step=int(said["step"]), files=files, run=str(said.get("run", "")))
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -109,7 +113,7 @@ class Store:
         for path, content in small.items():
             retried(partial(self._write, f"{name}/{path}", content))
             records[path] = FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        copy = Copy(step=step_of(checkpoint), files=records)
+        copy = Copy(step=step_of(checkpoint), files=records, run=run_identity(run_folder))
         retried(partial(self._write, f"{name}/{COPIED}", json.dumps(asdict(copy), indent=1).encode()))
         return copy
 
@@ -153,12 +157,24 @@ def copy_run(
 ) -> list[int]:
     """Copy a run's complete checkpoints that are not copied yet, newest first; then remove copies by the same rule.
 
-    Returns the steps that were copied. Copies of steps behind the newest one here go, too: the run went back.
+    Returns the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
+    than they are; but not those of steps that the run has gone back from.
+
+    Raises:
+        FetchError: copies of another run lie there.
     """
     store, made, pins = open_store(url), list[int](), read_pins(run_folder)
     copies, here = store.copies(), {step_of(path): path for path in complete_checkpoints(run_folder)}
     if not here:
         return []
+    identity = run_identity(run_folder)  # it comes along, too
+    if any(one.run not in ("", identity) for one in copies.values()):
+        raise FetchError(
+            where=url,
+            expected="copies of this run (checkpoint.copy_to)",
+            got="those of another one",
+            do="Give each run a URL of its own.",
+        )
     for step, path in sorted(here.items(), reverse=True):
         if step in copies and copies[step].files[OF_CHECKPOINT + MARKER] == checkpoints.record_file(path / MARKER):
             continue
@@ -171,7 +187,8 @@ def copy_run(
         else:
             made.append(step)
     steps, newest = sorted({*copies, *here}), max(here)
-    goes = [step for step in steps if step > newest]
+    back = read_rollbacks(run_folder)
+    goes = [step for step in steps if step > newest and any(one.to < step <= one.step for one in back)]
     goes += removable([step for step in steps if step <= newest], pins, keep, keep_every)
     for step in goes:
         if step in copies and step not in here:

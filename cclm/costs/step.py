@@ -24,8 +24,8 @@ class StepCosts:
 
     @staticmethod
     def are_known(config: RunConfig) -> bool:
-        """Return whether they can be counted: of a pre-training with the views of this library."""
-        return config.finetune is None and KINDS.issuperset(config.views)
+        """Return whether they can be counted: of a pre-training with the views of this library, on whole images."""
+        return config.finetune is None and KINDS.issuperset(config.views) and config.model.vision.keep_patches == 1
 
     def flops(self, text_fill: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """FLOPs of the global batch, forward and backward, by view and part ("vision", "text", "fusion", "heads").

@@ -45,7 +45,7 @@ def add_lora(module: nn.Module, options: LoraOptions) -> None:
         MissingDependencyError: peft is not installed.
         ConfigError: there is no such part, or it has no linear layer.
     """
-    peft: Any = optional_library("peft", "it makes the adapters of LoRA", do="pip install 'cclm[lora]'")
+    peft: Any = optional_library("peft", "it makes the adapters of LoRA", do="pip install 'cclm-pretraining[lora]'")
     before = {name: parameter.requires_grad for name, parameter in module.named_parameters(remove_duplicate=False)}
     check_prefixes(options.parts, list(before), "finetune.lora.parts")
 

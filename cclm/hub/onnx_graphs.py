@@ -73,7 +73,7 @@ def check_onnx(model: Any, given: str) -> None:
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise MissingDependencyError(
             where="--onnx", expected=f"{', '.join(PACKAGES)} to be installed", got=f"no {', '.join(missing)}",
-            do="pip install 'cclm[onnx]'",
+            do="pip install 'cclm-pretraining[onnx]'",
         )  # fmt: skip
     options = model.options()
     if not options.pretraining_heads or options.fusion.num_memories > 1:

@@ -121,7 +121,7 @@ def _notes_on(config: RunConfig) -> Iterator[str]:
     if config.deterministic:
         yield "deterministic: a GPU is slower with it, and an operation without such a kernel ends the run by its name."
     if config.finetune is not None and config.finetune.lora is not None and config.steps and not find_spec("peft"):
-        yield "finetune.lora: it needs the package peft, which is not installed here: pip install 'cclm[lora]'."
+        yield "finetune.lora: it needs peft, which is not installed here: pip install 'cclm-pretraining[lora]'."
     protocol = (config.checkpoint.copy_to or "").partition("://")[0]
     for package in ("fsspec", PACKAGES.get(protocol, "fsspec")) if protocol else ():
         if not find_spec(package):

@@ -173,7 +173,8 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
 
 def slow_words(lines: Lines, config: RunConfig) -> Iterable[str]:
     """Return sentences about the ranks that kept the others waiting at the end."""
-    return slow_ranks(Path(config.run_folder), lines[-1][1]) if lines else ()
+    last = next((values for _, values in reversed(lines) if "speed/step_s" in values), None)
+    return () if last is None else slow_ranks(Path(config.run_folder), last)
 
 
 def evaluation_panels(lines: Lines, config: RunConfig) -> Iterable[Panel | None]:

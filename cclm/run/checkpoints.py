@@ -280,8 +280,9 @@ def read_pins(run_folder: Path) -> Pins:
 
 
 def pinned(run_folder: Path) -> Path | None:
-    """Return the best complete checkpoint of a run that was evaluated; None: there is none."""
-    paths = (step_folder(run_folder, step) for step in read_pins(run_folder).steps)
+    """Return the best complete checkpoint of a run that was evaluated; None: there is none, or none is to stay."""
+    pins = read_pins(run_folder)
+    paths = (step_folder(run_folder, step) for step in (pins.steps if pins.keep else ()))
     return next((path for path in paths if _is_complete(path)), None)
 
 

@@ -97,7 +97,7 @@ class MemoryGuard:
         self, run_folder: Path, rank: int, advice: str, *, look: Callable[[], int] = available_memory_bytes,
         tell: Callable[[Cause, str], object] = lambda cause, reason: None,
     ) -> None:  # fmt: skip
-        """`tell` is called before this rank ends."""
+        """`tell` is called once this rank has said why it ends."""
         self._run_folder, self._rank, self._advice, self._look, self._tell = run_folder, rank, advice, look, tell
         self._passed = threading.Event()
 
@@ -121,8 +121,9 @@ class MemoryGuard:
         while not self._passed.wait(LOOK_S):
             if (left := self._look()) < least:
                 error = self._error(left)
+                code = end_with(error, self._run_folder, self._rank)  # first: there may be no time for more
                 self._tell(Cause.USER_ERROR, str(error))
-                os._exit(end_with(error, self._run_folder, self._rank))
+                os._exit(code)
 
     def _error(self, left: int) -> CclmError:
         own, workers = resident_bytes(os.getpid()), sum(map(resident_bytes, children_of(os.getpid())))

@@ -77,7 +77,8 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
     total = _or_note(lambda: _total_steps(run_folder), None, notes)
     done = _or_note(DoneMarker(run_folder).read, None, notes)
     newest = newest_complete(run_folder)
-    last: dict[str, Any] = lines[-1] if lines else {"step": -1, "values": {}}
+    steps = (line for line in reversed(lines) if "loss" in line["values"])  # an evaluation has a line of its own
+    last: dict[str, Any] = next(steps, lines[-1] if lines else {"step": -1, "values": {}})
     step = done.step if done else max(said.step if said else 0, last["step"] + 1)
     return Progress(
         phase="done" if done else said.phase if said else "",

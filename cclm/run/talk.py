@@ -146,11 +146,15 @@ class Talk:
         self.is_lost = False
         """The board is gone: rank 0, or the launcher that serves it, has ended."""
         self._board, self._rank, self._host, self._silent_s, self._clock = board, rank, host, silent_s, clock
-        self._period_s = LOOK_S * max(1.0, world_size / MANY_RANKS)
+        self.slowness = max(1.0, world_size / MANY_RANKS)
+        """How many times less often than few ranks so many talk."""
+        self.num_answers = 0
+        """Times that the board has answered."""
+        self._period_s = LOOK_S * self.slowness
         self._counter = itertools.count()
         self._outbox: deque[tuple[str, str, threading.Event]] = deque()
         self._wake, self._is_over = threading.Event(), False
-        self._answered = self._judged = clock()
+        self._judged = clock()
         self._signs = [""] * world_size
         self._silence_s = [0.0] * world_size
         self._all_left = threading.Event()
@@ -184,11 +188,6 @@ class Talk:
         if self._rank == 0 and self._thread.is_alive():
             self._all_left.wait(SAY_S)
 
-    @property
-    def unanswered_s(self) -> float:
-        """Seconds since the board last answered."""
-        return self._clock() - self._answered
-
     def exchange(self) -> None:
         """Say what there is to say, and hear what others said."""
         while self._outbox:
@@ -201,7 +200,7 @@ class Talk:
         self._hear()
         if self._rank == 0 and self.first is None and self._silent_s:
             self._judge()
-        self._answered = self._clock()
+        self.num_answers += 1
 
     def _hear(self) -> None:
         if self.first is None:
@@ -210,8 +209,10 @@ class Talk:
         if self.first is None:
             return
         if self.first.hangs:
-            texts = self._board.get([f"stuck {rank}" for rank in range(self.world_size)])
-            self.stuck = {rank: Stuck.of(text) for rank, text in enumerate(texts) if text}
+            missing = [rank for rank in range(self.world_size) if rank not in self.stuck]
+            texts = self._board.get([f"stuck {rank}" for rank in missing])
+            found = {rank: Stuck.of(text) for rank, text in zip(missing, texts, strict=True) if text}
+            self.stuck = {**self.stuck, **found}
         if self._rank == 0 and all(self._board.get([f"left {rank}" for rank in range(1, self.world_size)])):
             self._all_left.set()
 

@@ -101,6 +101,7 @@ class Watch:
         self._host = socket.gethostname()
         self._now: Position | None = Position(section=START, step=0, began=clock())
         self._looked, self._waited_s = clock(), 0.0
+        self._heard, self._unanswered_s = 0, 0.0
         self._report: Stuck | None = None
         self._has_said = False
         self._is_ending, self._is_leaving, self._over = False, False, threading.Event()
@@ -184,9 +185,12 @@ class Watch:
         if talk is None:
             return self._blame({self._rank: self._stuck()}, 1) if self._is_late(position) else None
         talk.where = f"{position.section} {position.step}" if position is not None else "between two sections"
-        if talk.first is not None or talk.is_lost or 0 < self._silent_s < talk.unanswered_s:
+        self._unanswered_s = 0.0 if talk.num_answers != self._heard else self._unanswered_s + gap_s
+        self._heard = talk.num_answers
+        if talk.first is not None or talk.is_lost or 0 < self._silent_s < self._unanswered_s:
             self._waited_s += gap_s
             return self._obey(talk)
+        self._waited_s = 0.0
         if self._is_late(position):
             told = str(self._stuck())
             talk.say_end(Ending(rank=self._rank, host=self._host, cause=Cause.HUNG, reason=told, hangs=True))
@@ -204,8 +208,8 @@ class Watch:
             if not self._has_said:
                 self._has_said = True
                 talk.say(f"stuck {self._rank}", self._stuck().text)
-            is_complete = len(talk.stuck) == talk.world_size
-            return self._blame(talk.stuck, talk.world_size) if is_complete or self._waited_s >= REPORT_S else None
+            is_over = len(talk.stuck) == talk.world_size or self._waited_s >= REPORT_S * talk.slowness
+            return self._blame(talk.stuck, talk.world_size) if is_over else None
         if self._waited_s < GRACE_S:
             return None
         if first.rank == self._rank:  # the others have given it up

@@ -1,7 +1,7 @@
 """Metrics of a run: one JSON line per step in `log.jsonl`, and the same numbers wherever else they are wanted.
 
-A run that resumes at step k repeats the steps from k on; lines with step >= k of the earlier attempt are dropped first,
-so a step never stands in the log twice.
+A run that resumes at step k repeats the steps from k on; lines with step >= k of the earlier attempt are dropped first.
+An evaluation has a line of its own, of the step that it came after.
 """
 
 from __future__ import annotations

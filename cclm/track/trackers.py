@@ -1,32 +1,36 @@
 """Who else gets the lines of a run's log: TensorBoard, a CSV file, and services, each an extra of its own.
 
-`log.jsonl` is the run's own; what stands here is a copy. A tracker that fails is left out for the rest of the attempt,
-with a note: no service may stop a run. A run that resumes goes on in the same place there, known by its identity
-(`RUN/trackers.json`); services cannot take back what they were told of steps that are done again, so such a step has
-two values there. They send in the background; what they keep while they are offline their own commands send later.
+`log.jsonl` is the run's own; what stands here is a copy. Services hear of it from a thread, and one that fails is left
+out for the rest of the attempt, with a note: none may stop a run, or make it wait. A run that resumes goes on in the
+same place there, known by its identity (`RUN/identity.json`); services cannot take back what they were told of steps
+that are done again, so such a step has two values there. What they keep while they are offline their own commands send
+later.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import secrets
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.lines import StepLines
+from cclm.run.identity import run_identity
 
 LOG_NAME = "log.jsonl"
 CSV_NAME = "log.csv"
 TENSORBOARD_NAME = "tensorboard"
-IDENTITY_NAME = "trackers.json"
+CLOSE_S = 60.0
+"""That the end of a run waits for a service."""
 
 
 class Tracker(Protocol):
@@ -204,32 +208,40 @@ SERVICES: dict[str, Callable[[Path, str, str, Mapping[str, Any]], Tracker]] = {
 
 
 class Careful:
-    """Passes on to a tracker until it fails: then a note, and nothing more."""
+    """Passes on to a tracker, from a thread, until it fails: then a note, and nothing more."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self._name, self._tracker = name, tracker
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
         self.has_failed = False
 
     def rewind(self, step: int) -> None:
         """As the tracker does."""
-        self._do(lambda: self._tracker.rewind(step))
+        self._waiting.put(partial(self._tracker.rewind, step))
 
     def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
         """As the tracker does."""
-        self._do(lambda: self._tracker.write(step, values, time_s))
+        self._waiting.put(partial(self._tracker.write, step, dict(values), time_s))
 
     def close(self) -> None:
-        """As the tracker does."""
-        self._do(self._tracker.close)
+        """As the tracker does; waits for it, but not for ever."""
+        self._waiting.put(self._tracker.close)
+        self._waiting.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            sys.stderr.write(f"note: {self._name} has not taken everything within {CLOSE_S:.0f} s\n")
 
-    def _do(self, action: Callable[[], None]) -> None:
-        if self.has_failed:
-            return
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 - a service is no reason to end a run; it is said
-            self.has_failed = True
-            sys.stderr.write(f"note: {self._name} gets nothing more of this attempt: {type(error).__name__}: {error}\n")
+    def _run(self) -> None:
+        while (action := self._waiting.get()) is not None:
+            try:
+                if not self.has_failed:
+                    action()
+            except Exception as error:  # noqa: BLE001 - a service is no reason to end a run; it is said
+                self.has_failed = True
+                told = f"{type(error).__name__}: {error}"
+                sys.stderr.write(f"note: {self._name} gets nothing more of this attempt: {told}\n")
 
 
 def check_services(names: Sequence[str]) -> None:
@@ -240,20 +252,10 @@ def check_services(names: Sequence[str]) -> None:
                 where="track.services",
                 expected=f"{name} to be installed",
                 got="no such package",
-                do=f"pip install 'cclm[{name}]', or leave it out of track.services.",
+                do=f"pip install 'cclm-pretraining[{name}]', or leave it out of track.services.",
             )
 
 
 def service(name: str, folder: Path, project: str, config: Mapping[str, Any]) -> Tracker:
     """Return the tracker of a service, for a run's folder."""
-    return Careful(name, SERVICES[name](folder, project, identity_of(folder), config))
-
-
-def identity_of(folder: Path) -> str:
-    """Return the run's identity for services: made once, kept in its folder."""
-    path = folder / IDENTITY_NAME
-    if path.exists():
-        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-    identity = secrets.token_hex(8)
-    replace_text(path, json.dumps({"id": identity}) + "\n")
-    return identity
+    return Careful(name, SERVICES[name](folder, project, run_identity(folder), config))

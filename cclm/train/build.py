@@ -41,6 +41,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.ops.choice import Choice, ModelKernels, Network, choose_model_kernels
 from cclm.run.cores import THREADS, own_cores, share_cores
 from cclm.run.ending import MemoryGuard
+from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start
@@ -56,7 +57,7 @@ from cclm.train.loop import Checkpointer, Run
 from cclm.train.measurement import Evaluation
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
-from cclm.train.rollback import ROLLBACKS_FILE, LeftOut, Rollback, read_rollbacks
+from cclm.train.rollback import LeftOut
 from cclm.train.speed import Speedometer
 from cclm.train.start import names_towers, start_from_sources, with_named_towers
 from cclm.train.step import CrossViewTraining

@@ -23,7 +23,7 @@ from cclm.data.options import Schedule
 from cclm.distributed.agreement import Request
 from cclm.engine.protocol import Engine
 from cclm.errors import Cause, CclmError
-from cclm.run.checkpoints import SAVE_NAME
+from cclm.run.checkpoints import SAVE_NAME, step_of, visible_checkpoints
 from cclm.run.ending import MemoryGuard
 from cclm.run.signals import BEGAN, StopAsked, StopRequest
 from cclm.run.status import DoneMarker
@@ -39,6 +39,8 @@ from cclm.train.updates import Limits, update
 
 LONGEST_COPY_S = 900.0
 """That the end of a run waits for copies; what is missing then is copied by the next start."""
+STOPPED_COPY_S = 20.0
+"""The same of a run that is asked to stop: whoever asks may wait no longer."""
 LOOK_S = 0.5
 """Between two looks at them."""
 
@@ -60,8 +62,6 @@ class Checkpointer:
     _saved: float = field(default_factory=time.monotonic)
     _blocking_s: float = 0.0
     """That training waited for the newest save before it went on."""
-    _steps: list[int] = field(default_factory=list)
-    """Of this attempt's checkpoints."""
     _request: int | None = None
     """The request by file that the newest save obeys, known by its time."""
 
@@ -122,8 +122,8 @@ class Checkpointer:
         self.wait()
         self._request = self._asked()
         state = {"seconds": self.seconds, **recorder.state()}
-        keep = self.config.keep + len(recorder.health.unhealthy(self._steps))  # only healthy ones count
-        self._steps.append(step)
+        here = visible_checkpoints(self.run_folder) if self.engine.rank == 0 else ()  # which removes
+        keep = self.config.keep + len(recorder.health.unhealthy(map(step_of, here)))  # only healthy ones count
         if self.saver is not None and in_background:
             self.saver.keep = keep
             self.saver.begin(step, state, partial(self._complete, recorder))
@@ -149,9 +149,9 @@ class Checkpointer:
         if self.copier is not None:
             self.copier.look()
 
-    def finish_copies(self, alive: Callable[[], None]) -> None:
-        """Wait for the copies, but not for ever; `alive` is called now and then. A collective."""
-        end = time.monotonic() + LONGEST_COPY_S
+    def finish_copies(self, alive: Callable[[], None], longest_s: float) -> None:
+        """Wait for the copies, but no longer; `alive` is called now and then. A collective."""
+        end = time.monotonic() + longest_s
         while self.config.copy_to is not None:
             if self.copier is not None:
                 self.copier.look()
@@ -253,6 +253,7 @@ def _train(run: Run, start_step: int) -> bool:
         watch.begin()
         with watch.section("evaluate", start_step):
             run.evaluation.resume(start_step)
+        recorder.speed.begin()
         is_owed = False  # a regular checkpoint that was put off
         for step in range(start_step, run.num_steps):
             with watch.section("step", step):
@@ -277,10 +278,20 @@ def _train(run: Run, start_step: int) -> bool:
         with watch.section("evaluate", run.num_steps):
             run.evaluation.finish()
         with watch.section("save", run.num_steps):
-            checkpointer.finish_copies(partial(recorder.phase, run.num_steps, "copying"))
+            finish_copies(run, run.num_steps, LONGEST_COPY_S)
     recorder.phase(run.num_steps, "done", Cause.DONE)
     run.done.write(step=run.num_steps, seconds=checkpointer.seconds)
     return True
+
+
+def finish_copies(run: Run, step: int, longest_s: float) -> None:
+    """Wait for copies, and say that this rank is alive. A collective."""
+
+    def alive() -> None:
+        run.recorder.phase(step, "copying")
+        run.watch.beat()
+
+    run.checkpointer.finish_copies(alive, longest_s)
 
 
 def evaluate(run: Run, step: int) -> bool:
@@ -298,7 +309,8 @@ def evaluate(run: Run, step: int) -> bool:
 def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool:
     """Do a step, and count it; return False if a rank is asked to stop: then it was not done."""
     if run.profile is not None:
-        run.profile.begin_step()
+        with run.watch.section("save", step):  # to write a trace takes its time
+            run.profile.begin_step()
     with run.watch.section("data", step):
         taken = next_batch(run, batches)
         # Before the work, not behind it: a rank that is told while it waits for a batch need not wait any longer.
@@ -363,9 +375,10 @@ def save_and_stop(run: Run, step: int) -> None:
     is_saved = save(run, step, in_background=False)
     with run.watch.section("save", step):
         run.checkpointer.wait()  # for the one before, if this one was put off
-        run.checkpointer.finish_copies(partial(run.recorder.phase, step, "copying"))
     run.recorder.phase(step, "stopped", Cause.STOPPED, reason)
     if run.engine.rank == 0 and is_saved:
         note_stopped(run.folder, step, reason)
     elif run.engine.rank == 0:
         note_left(run.folder, reason)
+    with run.watch.section("save", step):
+        run.checkpointer.finish_copies(run.watch.beat, STOPPED_COPY_S)

@@ -30,12 +30,13 @@ from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import complete_checkpoints, read_marker
 from cclm.run.ending import end_with
 from cclm.run.launcher import adopt_place
+from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.track.trackers import LOG_NAME
 from cclm.train.build import Parts, build_parts, joined
 from cclm.train.deterministic import deterministic
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite
-from cclm.train.rollback import LeftOut, Rollback, read_rollbacks
+from cclm.train.rollback import LeftOut
 from cclm.train.updates import Limits, update
 from cclm.train.window import WindowMeans
 from cclm.views.table import VIEWS, Table
@@ -167,6 +168,7 @@ def _replay(folder: Path, step: int, times: int, table: Table, place: str) -> in
     here = replace(config, run_folder=str(folder), checkpoint=replace(config.checkpoint, copy_to=None))
     with deterministic(config.deterministic), joined(here, table) as start:
         ranks, parts, outcomes = start.ranks, None, list[Outcome]()
+        start.watch.begin()  # nobody knows how long the steps up to that one may take
         check_same_values(ranks, {"step": str(step), "times": str(times)})
         history = made_by_first(ranks, partial(history_of, folder, step))
         if history.checkpoint is not None and (flaws := flaws_of(ranks, history.checkpoint)):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ from cclm.train.shared_evaluation import SharedEvaluation
 from cclm.views.annotated.source import batches_of
 
 FLOAT_BYTES = 4
+
+
+Features: TypeAlias = tuple[Tensor, Tensor | None]
+"""Of a batch: features (B, E), and states (B, L, D) if they are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class Retriever:
         return self._encoded_rows(files, "texts", texts, self._encode_texts, self.max_tokens)
 
     def _encoded_rows(
-        self, files: RowFiles, name: str, rows: Any, encode: Callable[[Any], tuple[Tensor, Tensor]], num_tokens: int
+        self, files: RowFiles, name: str, rows: Any, encode: Callable[[Any, bool], Features], num_tokens: int
     ) -> Encoded:
         """Encode images, or texts, in turns; their states stay if they are needed again and take little. A collective.
 
@@ -79,19 +83,16 @@ class Retriever:
         keeps = self.top_k > 0 and num_tokens > 1 and stays_in_memory(size_bytes)
         states = list[Tensor]()
 
-        def encoded(batch: Any) -> tuple[Tensor, Tensor]:
-            feature_BE, state_BLD = encode(batch)
-            return feature_BE, state_BLD if keeps else state_BLD[:0]
-
         def features() -> Iterator[Tensor]:
-            for feature_BE, state_BLD in self.work.turns(self._batches(rows), encoded):
-                states.append(state_BLD)
+            for feature_BE, state_BLD in self.work.turns(self._batches(rows), lambda batch: encode(batch, keeps)):
+                if state_BLD is not None:
+                    states.append(state_BLD)
                 yield feature_BE
 
         feature_NE = files.rows(name, features(), len(rows))
-        longest = max(state_BLD.shape[1] for state_BLD in states)
-        padded = (functional.pad(state_BLD, (0, 0, 0, longest - state_BLD.shape[1])) for state_BLD in states)
-        return Encoded(feature_NE=feature_NE, state_NLD=torch.cat(list(padded)) if keeps else None)
+        longest = max((state_BLD.shape[1] for state_BLD in states), default=0)
+        padded = [functional.pad(state_BLD, (0, 0, 0, longest - state_BLD.shape[1])) for state_BLD in states]
+        return Encoded(feature_NE=feature_NE, state_NLD=torch.cat(padded) if keeps else None)
 
     def nearest(self, query_QE: Rows, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor) -> Own:
         """Let the ranks take blocks of queries in turns, and keep what they find."""
@@ -129,8 +130,13 @@ class Retriever:
             number_B = image_C[image_B]
             if images.state_NLD is not None:
                 return images.state_NLD[number_B]
-            encode = partial(self._encode_images, found)
-            return torch.cat([made[1] for made in self.work.in_turns(self._batches(number_B), encode)])
+
+            def encode(some_B: Tensor) -> Tensor:
+                _, state_BND = self._encode_images(found, some_B, keeps=True)
+                assert state_BND is not None, "it was asked for"
+                return state_BND
+
+            return torch.cat(self.work.in_turns(self._batches(number_B), encode))
 
         def score(image_IND: Tensor, batch: PairBatch) -> Tensor:
             tokens = self._tokens([texts[number] for number in batch.text_U.tolist()])
@@ -158,8 +164,8 @@ class Retriever:
     def _batches(self, given: Any) -> list[Any]:
         return list(batches_of(given, self.batch_size))
 
-    def _encode_images(self, found: RetrievalSet, number_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and states of some images, on the CPU."""
+    def _encode_images(self, found: RetrievalSet, number_B: Tensor, keeps: bool) -> Features:
+        """Return features of some images, and their states if these are wanted, on the CPU."""
         images = (decode_image(found.image(number), where=found.keys[number]) for number in number_B.tolist())
         pixels = [torch.from_numpy(eval_image(image, self.transform)) for image in images]
         images_BCHW = torch.stack(pixels).to(self._engine.device)
@@ -167,22 +173,20 @@ class Retriever:
         def probe(module: nn.Module) -> dict[str, Tensor]:
             model: Any = module.model
             state_BND = model.encode_images(images_BCHW)
-            return {"features": model.project_images(state_BND).float(), "states": state_BND}
+            return _made(model.project_images(state_BND), state_BND, keeps=keeps)
 
-        made = self._engine.evaluate(probe)
-        return made["features"].cpu(), made["states"].cpu()
+        return _on_cpu(self._engine.evaluate(probe))
 
-    def _encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return features and states of some texts, on the CPU."""
+    def _encode_texts(self, texts: Sequence[str], keeps: bool) -> Features:
+        """Return features of some texts, and their states if these are wanted, on the CPU."""
         tokens = self._tokens(texts)
 
         def probe(module: nn.Module) -> dict[str, Tensor]:
             model: Any = module.model
             state_BLD = model.encode_texts(tokens.ids_BL, tokens.mask_BL)
-            return {"features": model.project_texts(state_BLD, tokens.mask_BL).float(), "states": state_BLD}
+            return _made(model.project_texts(state_BLD, tokens.mask_BL), state_BLD, keeps=keeps)
 
-        made = self._engine.evaluate(probe)
-        return made["features"].cpu(), made["states"].cpu()
+        return _on_cpu(self._engine.evaluate(probe))
 
     def _tokens(self, texts: Sequence[str]) -> Tokens:
         return pad([self.encoded(text) for text in texts], self.tokenizer.pad_id).to(self._engine.device)
@@ -195,3 +199,11 @@ class Retriever:
             if error.reason != "text_empty":
                 raise
             return [self.tokenizer.bos_id, self.tokenizer.eos_id]
+
+
+def _made(feature_BE: Tensor, state_BLD: Tensor, *, keeps: bool) -> dict[str, Tensor]:
+    return {"features": feature_BE.float(), **({"states": state_BLD} if keeps else {})}
+
+
+def _on_cpu(made: Mapping[str, Tensor]) -> Features:
+    return made["features"].cpu(), made["states"].cpu() if "states" in made else None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,27 +25,11 @@ from cclm.distributed.agreement import made_by_first, on_every_rank
 from cclm.errors import Cause, CclmError
 from cclm.files.lines import StepLines
 from cclm.run.checkpoints import complete_checkpoints, read_marker, remove_newer
+from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback
 from cclm.train.health import Health
 
 if TYPE_CHECKING:
     from cclm.train.loop import Run
-
-ROLLBACKS_FILE = "rollbacks.jsonl"
-"""In the run folder: a line for each rollback, of all attempts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollback:
-    """One rollback."""
-
-    step: int
-    """The first step that was not done any more."""
-    to: int
-    """Updates of the checkpoint that the run went on from."""
-    first: int
-    """First step that is left out since then."""
-    stop: int
-    """The step behind the last of them."""
 
 
 class LeftOut:
@@ -62,13 +46,6 @@ class LeftOut:
 
     def __str__(self) -> str:
         return ", ".join(f"{one.first} to {one.stop - 1}" for one in self.rollbacks) or "none"
-
-
-def read_rollbacks(run_folder: Path) -> list[Rollback]:
-    """Return the rollbacks of a run, oldest first."""
-    names = Rollback.__annotations__
-    lines = StepLines(run_folder / ROLLBACKS_FILE).read()
-    return [Rollback(**{name: int(line[name]) for name in names}) for line in lines]
 
 
 def plan_rollback(run_folder: Path, health: Health, earlier: int, error: CclmError) -> Rollback:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
+from cclm.distributed.agreement import made_by_first
 from cclm.engine.protocol import Engine
 from cclm.files.lines import StepLines
 from cclm.run.checkpoints import Pins, pin
@@ -57,8 +58,8 @@ class SharedEvaluation(Evaluation):
 
     def resume(self, step: int) -> None:
         """Measure at `step`, if it is due and an earlier attempt was asked to stop before it had."""
-        lines = self.engine.collectives.exchange([int(line["updates"]) for line in self._lines.read()])[0]
-        if step and step not in lines:
+        ranks = self.engine.collectives
+        if step and step not in made_by_first(ranks, lambda: [int(line["updates"]) for line in self._lines.read()]):
             self.after(step)
 
     def note(self, step: int, values: Mapping[str, Any]) -> None:

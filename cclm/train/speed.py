@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class Speedometer:
                 self._tokens[name] += sum(_num_tokens(view))
                 self._texts[name] += sum(text.ids_BL.shape[0] for text in view.texts)
 
+    def begin(self) -> None:
+        """Begin to count: what was before (a start, a way back) is no training."""
+        self.restart()
+        self.clock.seconds()
+
     def restart(self) -> None:
         """Forget the window: what happened since it opened (a checkpoint, an evaluation) is no training."""
         self.throughput.restart()
@@ -103,8 +109,14 @@ class Speedometer:
         """FLOP/s of a rank, in all and by section."""
         if self.costs is None:
             return {}
+        try:
+            counted = self.costs.flops(fills)
+        except Exception as error:  # noqa: BLE001 - a tower that cannot be counted is no reason to end a run; it is said
+            sys.stderr.write(f"note: FLOP/s are not known of this network ({type(error).__name__}: {error})\n")
+            self.costs = None
+            return {}
         flops = Counter[str]()
-        for view, parts in self.costs.flops(fills).items():
+        for view, parts in counted.items():
             for part, of_step in parts.items():
                 flops[SECTION_OF[part]] += of_step * num_steps[view] / self.engine.world_size  # type: ignore[assignment]
         peak = peak_tflops(self.engine.device, self.engine.precision)

@@ -42,7 +42,7 @@ BUDGETS = {
     "cclm/report": 950,
     "cclm/retrieve": 850,
     "cclm/rows": 900,
-    "cclm/run": 2850,
+    "cclm/run": 2900,
     "cclm/shardfile": 1800,
     "cclm/track": 600,
     "cclm/train": 4700,

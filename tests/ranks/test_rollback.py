@@ -15,11 +15,11 @@ import pytest
 from cclm.config import RunConfig
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.plain import PlainEngine
+from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.train.build import open_run
 from cclm.train.loop import train
 from cclm.train.replay import EQUAL, main
-from cclm.train.rollback import Rollback, read_rollbacks
 from tests.fault import bad_at
 from tests.ranks.harness import on_ranks
 from tests.tiny_run import recipe, write_corpus

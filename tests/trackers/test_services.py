@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from cclm.run.identity import run_identity
 from cclm.track.metrics import MetricsLog
-from cclm.track.trackers import Careful, identity_of, service
+from cclm.track.trackers import Careful, service
 
 CONFIG = {"seed": 7, "model": {"width": 64}}
 
@@ -84,7 +85,7 @@ def test_trackio_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
     run_twice("trackio", tmp_path)
-    name = f"{tmp_path.name}-{identity_of(tmp_path)}"
+    name = f"{tmp_path.name}-{run_identity(tmp_path)}"
     words = ["get", "metric", "--project", "cclm-test", "--run", name, "--metric", "loss", "--json"]
     told = subprocess.run(
         [Path(sys.executable).with_name("trackio"), *words], check=True, capture_output=True, text=True, timeout=120

@@ -13,8 +13,11 @@ from cclm.checkpoint.copies import Copier, bring_in
 from cclm.checkpoint.store import COPIED, Store, copy_run
 from cclm.distributed.collectives import SINGLE
 from cclm.errors import CheckpointError, MissingDependencyError
+from cclm.files.lines import append_line
 from cclm.run import causes
 from cclm.run.checkpoints import Pins, complete_checkpoints, pin, prune, remove_newer, step_folder, step_of, verify
+from cclm.run.identity import run_identity
+from cclm.run.rollbacks import ROLLBACKS_FILE
 from cclm.shardfile import fetch as fetch_module
 from cclm.shardfile.fetch import FetchError
 from tests.tiny_checkpoint import write_checkpoint
@@ -117,6 +120,7 @@ def test_copies_go_by_the_same_rule(run: Path, url: str) -> None:
 
 def test_a_run_that_went_back_takes_its_copies_back(run: Path, url: str, tmp_path: Path) -> None:
     copy_run(run, url, keep=3)
+    append_line(run / ROLLBACKS_FILE, {"step": 3, "to": 1, "first": 1, "stop": 3})
     remove_newer(run, 1)
     write_checkpoint(run, 2, "another state of 2")
     assert copy_run(run, url, keep=3) == [2]
@@ -124,6 +128,25 @@ def test_a_run_that_went_back_takes_its_copies_back(run: Path, url: str, tmp_pat
     bring_in(SINGLE, tmp_path / "other", url)
     verify(step_folder(tmp_path / "other", 2))
     assert (step_folder(tmp_path / "other", 2) / "weights").read_text() == "another state of 2"
+
+
+def test_copies_that_are_newer_than_a_restored_folder_stay(run: Path, url: str) -> None:
+    copy_run(run, url, keep=3)
+    remove_newer(run, 1)
+    assert copy_run(run, url, keep=1) == []
+    assert steps_at(url) == [1, 2, 3]
+
+
+def test_copies_of_another_run_are_left_alone(run: Path, url: str, tmp_path: Path) -> None:
+    copy_run(run, url, keep=3)
+    other = tmp_path / "another run"
+    for step in (1, 2, 3, 4):
+        write_checkpoint(other, step, "of another run")
+    with pytest.raises(FetchError, match="those of another one"):
+        copy_run(other, url, keep=1)
+    assert steps_at(url) == [1, 2, 3]
+    bring_in(SINGLE, tmp_path / "moved", url)
+    assert run_identity(tmp_path / "moved") == run_identity(run), "who goes on elsewhere is the same run"
 
 
 def test_a_checkpoint_that_is_pruned_meanwhile_is_passed_over(

@@ -229,7 +229,7 @@ def test_a_missing_peft_is_said_before_a_job_is_queued(
     settings = alone(stand_in("xvnli", tmp_path / "data"), tmp_path)
     assert check(tmp_path, settings).notes == ()
     settings["finetune"]["lora"] = {"rank": 2}
-    assert ["cclm[lora]" in note for note in check(tmp_path, settings).notes] == [True] * (not is_installed)
+    assert ["cclm-pretraining[lora]" in note for note in check(tmp_path, settings).notes] == [True] * (not is_installed)
     settings["finetune"]["epochs"] = 0
     assert check(tmp_path, settings).notes == ()
 

@@ -119,11 +119,20 @@ def test_a_rank_ends_when_another_has_told_its_end_but_not_at_once(tmp_path: Pat
     assert "rank 1 on " in found[1] and "expected this, got that" in found[1]
 
 
+def test_a_job_that_is_suspended_again_and_again_goes_on(tmp_path: Path) -> None:
+    watches, talks, clock = pair(tmp_path, silent_s=20.0)
+    for _ in range(5):
+        talks[1].exchange()
+        assert look_until(watches[1], clock, 3) is None
+        clock.now += 1000.0
+        assert look_until(watches[1], clock, 3) is None
+
+
 def test_a_rank_whose_board_does_not_answer_ends_with_what_rank_0_left_in_the_folder(tmp_path: Path) -> None:
     watches, talks, clock = pair(tmp_path, silent_s=20.0)
     RankStatus(tmp_path, 0).write(3, "disk_full", cause=Cause.DISK_FULL, reason="no room")
     talks[1].exchange()
-    assert look_until(watches[1], clock, 20) is None
+    assert look_until(watches[1], clock, 21) is None  # the first look hears the answer
     assert look_until(watches[1], clock, LOST_S - 1) is None
     found = look_until(watches[1], clock, 1)
     assert found is not None and found[0] is Cause.ENDED

@@ -163,4 +163,4 @@ def test_a_service_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
     check_services(["mlflow"])
     with pytest.raises(ConfigError) as caught:
         check_services(["mlflow", "wandb"])
-    assert "pip install 'cclm[wandb]'" in caught.value.do
+    assert "pip install 'cclm-pretraining[wandb]'" in caught.value.do

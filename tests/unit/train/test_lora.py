@@ -52,7 +52,7 @@ def test_a_missing_peft_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingDependencyError) as caught:
         add_lora(torch.nn.Linear(2, 2), LoraOptions())
-    assert "cclm[lora]" in caught.value.do
+    assert "cclm-pretraining[lora]" in caught.value.do
 
 
 def settings_of(folder: Path, lora: Mapping[str, Any] | None) -> dict[str, Any]:

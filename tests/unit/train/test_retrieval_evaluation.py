@@ -15,6 +15,7 @@ from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.train import mapped_rows
 from cclm.train.retrieval_evaluation import RetrievalEvaluation
+from cclm.train.shared_evaluation import SharedEvaluation
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import evaluation_with, settings_of
 
@@ -91,6 +92,20 @@ def test_it_finds_what_a_dense_twin_finds(
         assert one.reranked == top_k and 0 < one.cost["share"] < 1
         assert len(lines) <= one.cost["pairs"] <= len(lines) * top_k
     assert moved
+
+
+def test_states_that_nobody_needs_again_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchanged: list[Any] = []
+    turns = SharedEvaluation.turns
+
+    def noted(self: SharedEvaluation, batches: Any, compute: Any) -> Any:
+        for made in turns(self, batches, compute):
+            exchanged.append(made)
+            yield made
+
+    monkeypatch.setattr(SharedEvaluation, "turns", noted)
+    measured(evaluation_with(settings_of(tmp_path, rerank_top_k=0)))
+    assert exchanged and all(states is None for _, states in exchanged)
 
 
 def test_captions_and_re_ranking_are_settings(tmp_path: Path) -> None:

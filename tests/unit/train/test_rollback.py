@@ -29,11 +29,12 @@ from cclm.run.checkpoints import (
     step_folder,
     write_marker,
 )
+from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.train.build import open_run
 from cclm.train.health import Health
 from cclm.train.loop import train
-from cclm.train.rollback import LeftOut, Rollback, plan_rollback, read_rollbacks
+from cclm.train.rollback import LeftOut, plan_rollback
 from tests.fault import bad_at
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,22 @@ def test_costs_lie_on_straight_lines_between_the_shares_that_are_counted() -> No
     assert told(9 / 16) == pytest.approx((told(0.5) + told(5 / 8)) / 2)
     assert told(9 / 16) == pytest.approx(counted(9 / 16), rel=0.1)
     assert told(0.01) < told(0.5) < told(1.0) == told(1.2)
+
+
+def test_a_network_whose_costs_cannot_be_counted_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(costs: StepCosts, text_fill: object) -> Any:
+        raise NotImplementedError("it looks at values")
+
+    monkeypatch.setattr(StepCosts, "flops", fail)
+    lines = lines_of(tmp_path)
+    assert len(lines) > 1 and all("speed/step_s" in line and "speed/tflops" not in line for line in lines)
+    assert capsys.readouterr().err.count("FLOP/s are not known of this network (NotImplementedError") == 1
+
+
+def test_a_step_on_some_of_the_patches_is_not_counted() -> None:
+    config = run_config()
+    assert StepCosts.are_known(config)
+    vision = replace(config.model.vision, keep_patches=0.5)
+    assert not StepCosts.are_known(replace(config, model=replace(config.model, vision=vision)))
