@@ -102,7 +102,8 @@ def test_it_learns_and_resumes(pretrained: Path, tmp_path: Path, task: str) -> N
         assert 0 < result.num_rows <= len(lines_of(whole / result.predictions))
         assert derive(result, whole) == result.value
     best = pinned(whole)
-    assert best is not None and {best, newest_complete(whole)} == set(complete_checkpoints(whole))
+    kept = set(complete_checkpoints(whole))  # one more: the best before, until good steps stand behind this one
+    assert best is not None and {best, newest_complete(whole)} <= kept and len(kept) <= 3
     assert results["en"].checkpoint == str(best)
 
     if task == "xgqa with classes":  # what resumes is xGQA's
