@@ -109,7 +109,7 @@ class Stuck:
         return f"rank {self.rank} on {self.host} {self.place}, {when}{last}"
 
 
-def verdict(found: Mapping[int, Stuck], world_size: int) -> tuple[int, str]:
+def judge_hang(found: Mapping[int, Stuck], world_size: int) -> tuple[int, str]:
     """Return the rank that is to blame for a hang, and a sentence; every rank comes to the same.
 
     One that does not answer; else one that does not wait for others; else, of those that wait, one of the fewest that

@@ -31,7 +31,7 @@ from cclm.run.causes import CONSEQUENCES, EXIT_CODES, GOOD_ENDS
 from cclm.run.ending import GOES_ON, explain
 from cclm.run.stacks import STACKS_FOLDER, where_it_stands, write_stacks
 from cclm.run.status import STATUS_FOLDER, note_end, read_status
-from cclm.run.talk import LOOK_S, MOST_GAP_S, Ending, Stuck, Talk, verdict
+from cclm.run.talk import LOOK_S, MOST_GAP_S, Ending, Stuck, Talk, judge_hang
 
 GRACE_S = 3.0
 """A rank has so long to end by itself, when it hears that another has ended: its own error may be a better one."""
@@ -223,7 +223,7 @@ class Watch:
         return f"rank 0{host}, or the launcher that serves its store, has ended{why}; {GOES_ON}"
 
     def _blame(self, found: Mapping[int, Stuck], world_size: int) -> tuple[Cause, str]:
-        blamed, said = verdict(found, world_size)
+        blamed, said = judge_hang(found, world_size)
         stacks = self._folder / STACKS_FOLDER
         return Cause.HUNG if blamed == self._rank else Cause.WAITING, f"{said}; stacks in {stacks}; {GOES_ON}"
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cclm.errors import Cause
-from cclm.run.talk import MOST_GAP_S, OVER, Ending, Stuck, Talk, verdict
+from cclm.run.talk import MOST_GAP_S, OVER, Ending, Stuck, Talk, judge_hang
 from tests.unit.run.boards import Clock, Shelf
 
 
@@ -30,10 +30,10 @@ def stuck(rank: int, cause: Cause = Cause.WAITING, *, step: int = 5, place: str 
 def test_the_rank_that_does_not_wait_is_to_blame_and_every_rank_finds_the_same(
     found: tuple[Stuck, ...], blamed: int, says: str
 ) -> None:
-    who, said = verdict({one.rank: Stuck.of(one.text) for one in found}, 3)
+    who, said = judge_hang({one.rank: Stuck.of(one.text) for one in found}, 3)
     assert who == blamed
     assert said.startswith(says) and said.count(" on n waits in a") + said.count("; and 1 more") >= 1
-    assert verdict({one.rank: one for one in reversed(found)}, 3) == (who, said)
+    assert judge_hang({one.rank: one for one in reversed(found)}, 3) == (who, said)
 
 
 def test_the_first_word_stands_and_both_hear_it() -> None:
