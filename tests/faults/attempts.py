@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -116,8 +117,9 @@ class Attempt:
         self.is_asked = self.is_asked or (rank is None and number == signal.SIGTERM)
         for process in self.ranks if rank is None else [self.ranks[rank]]:
             if process.exitcode is None and process.pid is not None:
-                self.has_sent = True
-                os.kill(process.pid, number)
+                with suppress(ProcessLookupError):  # it has ended just now
+                    os.kill(process.pid, number)
+                    self.has_sent = True
 
     @property
     def has_met(self) -> bool:
