@@ -58,11 +58,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, folder: Path, call: int) -> None:
     calls: list[Any] = []
     before = Retriever._encode_texts
 
-    def asking(self: Retriever, texts: Any) -> torch.Tensor:
+    def asking(self: Retriever, texts: Any, keeps: bool) -> Any:
         calls.append(texts)
         if len(calls) == call:
             ask_to_stop(folder, "test", StopKind.USER)
-        return before(self, texts)
+        return before(self, texts, keeps)
 
     monkeypatch.setattr(Retriever, "_encode_texts", asking)
 

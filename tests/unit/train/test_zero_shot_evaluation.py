@@ -123,11 +123,11 @@ def test_stopped_in_an_evaluation_it_makes_up_for_it(
     stopped = replace(config, run_folder=str(tmp_path / "stopped"))
     before, calls = Retriever._encode_texts, list[int]()
 
-    def asking(self: Retriever, texts: Any) -> Any:
+    def asking(self: Retriever, texts: Any, keeps: bool) -> Any:
         calls.append(1)
         if self.work._step == 4 and len(calls) > 10:
             ask_to_stop(tmp_path / "stopped", "test", StopKind.USER)
-        return before(self, texts)
+        return before(self, texts, keeps)
 
     with monkeypatch.context() as patch:
         patch.setattr(Retriever, "_encode_texts", asking)
