@@ -23,7 +23,7 @@ from cclm.run.bottleneck import bottleneck
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
 
-LOG_NAME = "log.jsonl"  # cclm.track.metrics, which may load torch
+LOG_NAME = "log.jsonl"
 TAIL_BYTES = 2**18
 """Of the log only so much is read, from its end: enough for many of the longest lines."""
 NUM_PACE_LINES = 20

@@ -25,8 +25,8 @@ from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.lines import StepLines
 from cclm.run.identity import run_identity
+from cclm.run.progress import LOG_NAME
 
-LOG_NAME = "log.jsonl"
 CSV_NAME = "log.csv"
 TENSORBOARD_NAME = "tensorboard"
 CLOSE_S = 60.0
