@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cclm.files.lines import StepLines
-from cclm.track.trackers import LOG_NAME, Tracker
+from cclm.run.progress import LOG_NAME
+from cclm.track.trackers import Tracker
 
 
 class MetricsLog:

@@ -30,8 +30,8 @@ from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import complete_checkpoints, read_marker
 from cclm.run.ending import end_with
 from cclm.run.launcher import adopt_place
+from cclm.run.progress import LOG_NAME
 from cclm.run.rollbacks import Rollback, read_rollbacks
-from cclm.track.trackers import LOG_NAME
 from cclm.train.build import Parts, build_parts, joined
 from cclm.train.deterministic import deterministic
 from cclm.train.folder import CHANGES_FILE

@@ -11,8 +11,9 @@ import pytest
 
 from cclm.errors import ConfigError
 from cclm.files import lines
+from cclm.run.progress import LOG_NAME
 from cclm.track.metrics import MetricsLog, read_metrics
-from cclm.track.trackers import CSV_NAME, LOG_NAME, Careful, Csv, TensorBoard, check_services
+from cclm.track.trackers import CSV_NAME, Careful, Csv, TensorBoard, check_services
 
 
 def log(folder: Path, resume_step: int = 0) -> MetricsLog:
