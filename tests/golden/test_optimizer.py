@@ -14,8 +14,13 @@ from cclm.pretrained.published_names import to_published
 from tests.golden.cases import Draws, Runner
 from tests.golden.sets import GoldenSet
 
-STEPPED = 1e-5
-"""Absolute, of parameters after a step; a repeated run of the reference moved them by 2e-6."""
+MEAN, WORST = 1e-7, 5e-5
+"""Absolute, of a parameter after a step: the mean of its elements and the worst of them.
+
+AdamW's first step is `rate · g / (|g| + eps)`: an element whose gradient is within some hundred `eps` of zero turns the
+rounding of its gradient into a part of the rate (1e-3 here), and which elements these are depends on the instructions
+that the processor has (measured: 1e-8 on average, 1.2e-5 at worst). A decay left out moves the mean by 2e-7.
+"""
 
 
 def optimizer_config(golden: GoldenSet) -> OptimizerConfig:
@@ -106,5 +111,6 @@ def compare(golden: GoldenSet, model: nn.Module, record: dict[str, Tensor], step
     names = [name for name in published if f"step{step}.{name}" in record and not name.startswith(unused)]
     assert len(names) >= 10
     for name in names:
-        worst = (published[name] - record[f"step{step}.{name}"]).abs().max().item()
-        assert worst <= STEPPED, f"step {step} {name}: off by {worst:.1e}"
+        off = (published[name] - record[f"step{step}.{name}"]).abs()
+        assert off.mean().item() <= MEAN, f"step {step} {name}: off by {off.mean():.1e} on average"
+        assert off.max().item() <= WORST, f"step {step} {name}: off by {off.max():.1e}"
