@@ -66,6 +66,7 @@ class TextTokenizer:
         self._tokenizer, self.normalise = tokenizer, normalise
         self.bos_id, self.pad_id = self._special("<s>"), self._special("<pad>")
         self.eos_id, self.mask_id = self._special("</s>"), self._special("<mask>")
+        self.unk_id: int | None = tokenizer.token_to_id("<unk>")
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._known: dict[_Key, list[int]] = {}
 
