@@ -140,7 +140,7 @@ def test_the_language_is_named_with_its_certainty(client: Any) -> None:
     assert guess is not None and (guess.tag, guess.words) == ("de", "German")
     page = client.get("/", params={"q": sentence}).text
     assert "Language: German." in page and '<q lang="de" dir="auto">' in page
-    for probability, words in ((0.71, "German"), (0.31, "perhaps German (31% sure)"), (0.29, "not clear")):
+    for probability, words in ((0.71, "German"), (0.31, "perhaps German (31 % sure)"), (0.29, "not clear")):
         assert replace(guess, probability=probability).words == words
 
 

@@ -74,6 +74,13 @@ def test_profiles_name_the_recipe_and_its_python(name: str) -> None:
     assert "python3 -m venv /opt/cclm" in recipe.read_text()
 
 
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    command = [str(hadolint), "--failure-threshold", "info", str(DOCKER)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_shellcheck_finds_nothing_in_what_they_run(tmp_path: Path) -> None:
     runs = re.findall(r"^RUN (.*)", joined(DOCKER), flags=re.MULTILINE)
     scripts = {"docker": "\n".join(runs).replace("${EXTRAS}", "fast remote"), "post": section("post")}
