@@ -150,7 +150,7 @@ def grown_table(table: Tensor, num_old: int, new: Sequence[NewPiece]) -> Tensor:
     return torch.cat([table[:num_old], torch.stack(rows).to(table.dtype)])
 
 
-def _check_model(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPiece]) -> dict[str, float]:
+def _check_model(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPiece]) -> dict[str, Any]:
     """Check that old ids give the same states and logits, and new logits are means; return the largest differences."""
     ids_BL = torch.linspace(0, num_old - 1, PROBE_PIECES).long().view(1, -1)
     states_before, logits_before = states_and_logits(folder, ids_BL)
