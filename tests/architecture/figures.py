@@ -49,7 +49,7 @@ BUDGETS = {
     "cclm/views": 2900,
     "finetune": 1950,
     "launch": 5400,
-    "pretrain": 220,
+    "pretrain": 240,
     "shards": 7450,
 }
 """Most lines of each folder. The best program is the one that needs less: raising a number needs a reason in
