@@ -45,7 +45,10 @@ TABLES = (
     r"lm_head\.(bias|decoder\.weight|decoder\.bias)",
 )
 """Names of tensors with a row for each piece, in our folders and in those of XLM-R and its kin."""
-COPIED = re.compile(r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json")
+COPIED = re.compile(
+    r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json"
+    r"|modules\.json|config_sentence_transformers\.json"
+)
 """Files that stay as they are. Parity reports, cards and other forms of the tokenizer would be wrong: left behind."""
 
 
