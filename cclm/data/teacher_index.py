@@ -1,7 +1,7 @@
 """Stored features of a teacher, found by their text (of images: by set and key), for all processes of a node.
 
     *.parquet ──▶ features.npy   (R, T) float16, unit vectors, in the files' order; they pass through, some at a time
-              └─▶ keys.npy       (2, K) int64: hash of text or key, sorted, each once; row. 24 bytes a row while made
+              └─▶ keys.npy       (2, K) int64: hash of text or key, sorted, each once; row. 40 bytes a row while made
     index.json                   whether there are images, and of which sets
 
 It lies in the node's cache under a name that is the hash of the Parquet files' footers, so one of other files is never
@@ -38,6 +38,8 @@ from cclm.shardfile.options import CacheConfig
 FACTS_NAME = "_embedding.json"
 """What `cclm embed` writes about a folder of Parquet files."""
 FEATURES, KEYS, INDEX = "features.npy", "keys.npy", "index.json"
+NAME = "teacher-1"
+"""Of its folder in the cache, with the version of what stands in it."""
 BATCH_ROWS = 4096
 FOOTER_END = 8
 """Bytes behind a Parquet file's footer: its length, and PAR1."""
@@ -106,13 +108,14 @@ def teacher_files(teacher: TeacherConfig) -> TeacherFiles:
     paths = sorted(path for path in root.rglob("*.parquet") if not path.name.startswith((".", "_")))
     if not paths:
         _refuse(root, "a folder with Parquet files of features", "none in it" if root.exists() else "nothing there")
+    digest = hashlib.sha256(str(teacher.width).encode())
     for folder in sorted({path.parent for path in paths}):
         facts = _embedding(folder)
+        digest.update(f"\0{facts.get('source')}".encode())
         wanted = -(-facts["num_units"] // facts["units_per_part"]) if facts else 0
         if (found := sum(path.parent == folder for path in paths)) < wanted:
             do = "Start `cclm embed` with the same options again: it makes what is missing."
             _refuse(folder, f"{wanted} Parquet files, as many as `cclm embed` makes of its source", f"{found}", do)
-    digest = hashlib.sha256(str(teacher.width).encode())
     for path in paths:
         _check_columns(path, teacher.width)
         digest.update(f"\0{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
@@ -127,7 +130,7 @@ def open_index(teacher: TeacherConfig, cache: CacheConfig) -> TeacherIndex:
         ConfigError: files that don't hold features (as `teacher_files`), or a cache that cannot be written.
     """
     files = teacher_files(teacher)
-    folder = cache_folder(cache) / f"teacher-{files.identity[:16]}"
+    folder = cache_folder(cache) / f"{NAME}-{files.identity[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(folder):
@@ -180,7 +183,9 @@ def _make(files: TeacherFiles, folder: Path) -> None:
     order = np.argsort(key_R[:num_rows], kind="stable")
     ordered = key_R[order]
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    np.save(growing / KEYS, np.stack([ordered[first], order[first]]))
+    index = np.lib.format.open_memmap(growing / KEYS, mode="w+", dtype=np.int64, shape=(2, int(first.sum())))
+    index[0], index[1] = ordered[first], order[first]
+    index.flush()
     facts = asdict(IndexFacts(num_images=num_images, images=tuple(sets.values())))
     replace_text(growing / INDEX, json.dumps(facts) + "\n", durable=True)
     publish(growing, folder)
@@ -220,10 +225,13 @@ def _check_columns(path: Path, width: int) -> None:
         schema = parquet.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         _refuse(path, "a Parquet file", described(error))
-    kind: Any = schema.field("feature").type if {"text", "feature"} <= {*schema.names} else None
-    is_fixed = kind is not None and pa.types.is_fixed_size_list(kind)
-    if not is_fixed and (kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind))):
-        _refuse(path, "the columns text (texts) and feature (lists of numbers)", ", ".join(schema.names) or "none")
+    types: dict[str, Any] = {name: schema.field(name).type for name in schema.names}
+    kind, text = (types.get(name, pa.null()) for name in ("feature", "text"))
+    is_fixed = pa.types.is_fixed_size_list(kind)
+    is_list = is_fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list or not (pa.types.is_string(text) or pa.types.is_large_string(text)):
+        got = ", ".join(f"{name} ({one})" for name, one in types.items())
+        _refuse(path, "the columns text (strings) and feature (lists of numbers)", got or "none")
     if is_fixed and kind.list_size != width:
         _refuse(path, f"features of {width} numbers (teacher.width)", f"of {kind.list_size}")
 

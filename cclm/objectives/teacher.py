@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from cclm.objectives.contrastive import widen
 
+ROWS_PER_BLOCK = 1024
+"""Of this rank, whose similarities to all rows are in memory at once."""
 Relations: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Features of student (N, E) and teacher (N, T), and the number of each row (N)."""
 
@@ -61,24 +63,33 @@ def relational_divergence(
     with torch.autocast(student_NE.device.type, enabled=False):
         own = student_NE.detach(), teacher_NT, row_N
         every = own if everything is None else everything[:3]
-        logits_2NM, is_other_NM = _similarities(own, every, temperature)
-        own_logs_2N1 = logits_2NM.logsumexp(2, keepdim=True)
-        all_logs_2M = own_logs_2N1[..., 0] if everything is None else everything.logs_N2.T
-        log_student_NM, log_teacher_NM = logits_2NM - own_logs_2N1
-        weight_NM = log_teacher_NM.exp() * is_other_NM
-        value = (weight_NM * (log_teacher_NM - log_student_NM)).sum()
-        back_student_NM, back_teacher_NM = (logits_2NM - all_logs_2M[:, None]).exp()
-        slope_NM = log_student_NM.exp() - log_teacher_NM.exp() + back_student_NM - back_teacher_NM
-        gradient_NE = (slope_NM * is_other_NM) @ widen(every[0]) / temperature
-        reached = (widen(student_NE) * gradient_NE).sum()
-        total: Tensor = value + (reached - reached.detach())  # the value, and that gradient
-        return total
+        logs_N2 = relation_logs(own, every, temperature)
+        all_logs_M2 = logs_N2 if everything is None else everything.logs_N2
+        blocks = zip(*(torch.split(one, ROWS_PER_BLOCK) for one in (*own, logs_N2)), strict=True)
+        found = [_of_block((*mine,), logs_B2, every, all_logs_M2, temperature) for *mine, logs_B2 in blocks]
+        reached = (widen(student_NE) * torch.cat([gradient_BE for _, gradient_BE in found])).sum()
+        value = torch.stack([value for value, _ in found]).sum()
+        return value + (reached - reached.detach())  # the value, and that gradient
 
 
 def relation_logs(own: Relations, every: Relations, temperature: float) -> Float[Tensor, "n 2"]:
     """Return the log-sum-exps over the other rows of `every` of the student's and the teacher's similarities."""
     with torch.no_grad(), torch.autocast(own[0].device.type, enabled=False):
-        return _similarities(own, every, temperature)[0].logsumexp(2).mT
+        blocks = zip(*(torch.split(one, ROWS_PER_BLOCK) for one in own), strict=True)
+        return torch.cat([_similarities((*mine,), every, temperature)[0].logsumexp(2).mT for mine in blocks])
+
+
+def _of_block(
+    own: Relations, logs_B2: Tensor, every: Relations, all_logs_M2: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The divergence of some rows, and the gradient of the whole batch's with respect to their features."""
+    logits_2BM, is_other_BM = _similarities(own, every, temperature)
+    log_student_BM, log_teacher_BM = logits_2BM - logs_B2.T[:, :, None]
+    back_student_BM, back_teacher_BM = (logits_2BM - all_logs_M2.T[:, None]).exp()
+    weight_BM = log_teacher_BM.exp() * is_other_BM
+    slope_BM = (log_student_BM.exp() + back_student_BM - back_teacher_BM) * is_other_BM - weight_BM
+    value = (weight_BM * (log_teacher_BM - log_student_BM)).sum()
+    return value, slope_BM @ widen(every[0]) / temperature
 
 
 def _similarities(own: Relations, every: Relations, temperature: float) -> tuple[Tensor, Tensor]:

@@ -156,8 +156,8 @@ def test_what_is_no_teacher_is_refused(config: TeacherConfig, cache: CacheConfig
     assert "got none in it" in refusal(replace(config, path=str(tmp_path / "empty")), cache)
     place = Path(config.path) / "c.parquet"
     cases: dict[str, dict[str, Any]] = {
-        "got sentence, feature": {"sentence": ["x"], "feature": [feature_of("x")]},
-        "got text": {"text": ["x"]},
+        "got sentence (string), feature (list<element: float>)": {"sentence": ["x"], "feature": [feature_of("x")]},
+        "got text (string). ": {"text": ["x"]},
         f"features of {WIDTH} numbers (teacher.width), got of 8": {
             "text": ["x"], "feature": [feature_of("x", 8)], "kind": pa.list_(pa.float32(), 8),
         },

@@ -62,9 +62,10 @@ def test_a_student_that_relates_as_its_teacher_does_has_no_loss() -> None:
     torch.testing.assert_close(torch.autograd.grad(found, turned)[0], torch.zeros_like(turned))
 
 
-@pytest.mark.parametrize("sizes", [[9], [4, 5], [1, 6, 2]])
-def test_shares_of_the_rows_add_up(sizes: list[int]) -> None:
-    """Values and gradients of this rank's rows against all rows; the other order of ranks changes nothing."""
+@pytest.mark.parametrize(("sizes", "block"), [([9], 1024), ([9], 2), ([4, 5], 3), ([1, 6, 2], 1024)])
+def test_shares_of_the_rows_add_up(sizes: list[int], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of this rank's rows against all rows, some of them at a time."""
+    monkeypatch.setattr("cclm.objectives.teacher.ROWS_PER_BLOCK", block)
     student, teacher, row = features()
     every = student.detach(), teacher, row
     logs = relation_logs(every, every, TEMPERATURE)
