@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from cclm.checkpoint.store import OF_CHECKPOINT, OF_RUN, Copy, Store, copy_run
 from cclm.distributed.agreement import on_every_rank
 from cclm.distributed.collectives import Collectives
+from cclm.errors import CheckpointError
 from cclm.files.atomic import sync
 from cclm.files.lock import run_lock
 from cclm.run.background import Writer
@@ -30,6 +31,7 @@ from cclm.run.checkpoints import (
     step_folder,
     visible_checkpoints,
 )
+from cclm.shardfile.fetch import DamagedFileError
 
 PINS = f"{OF_RUN}{FOLDER}/{PINNED}"
 BESIDE = ".run"
@@ -86,40 +88,65 @@ class Copier:
 
 
 def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
-    """Bring in the newest copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
+    """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
+
+    A damaged copy is set aside, with a line on standard error.
 
     Raises:
-        CheckpointError: on every rank, if the URL cannot be read or written, or a file of a copy is not as it was.
+        CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
     """
     is_first = ranks.rank == 0
     if on_every_rank(ranks, lambda: is_first and bool(visible_checkpoints(run_folder)), "list checkpoints")[0]:
         return
     with run_lock(run_folder) if is_first else nullcontext():
-        wanted = on_every_rank(ranks, lambda: _wanted(run_folder, url) if is_first else [], f"look at {url}")[0]
-        if not wanted:
+        damaged = set[int]()
+        while wanted := on_every_rank(ranks, partial(_wanted, run_folder, url, damaged, is_first), f"look at {url}")[0]:
+            found = on_every_rank(
+                ranks, partial(_fetch, url, wanted, run_folder, ranks), f"bring in its share of {url}"
+            )
+            if not (damaged := set[int]().union(*found)):
+                break
+        else:
             return
-        on_every_rank(ranks, lambda: _fetch(url, wanted, run_folder, ranks), f"bring in its share of {url}")
         on_every_rank(ranks, lambda: _place(wanted, run_folder) if is_first else None, "finish")
         if is_first:
             sys.stderr.write(f"{run_folder} had no checkpoint: goes on from step {wanted[0].step} at {url}\n")
 
 
-def _wanted(run_folder: Path, url: str) -> list[Copy]:
-    """Return the newest copy, and behind it the best ones."""
+def _wanted(run_folder: Path, url: str, damaged: Collection[int], is_first: bool) -> list[Copy]:
+    """Set damaged copies aside; return the newest of the others, then the best ones. The first rank alone does it."""
+    if not is_first:
+        return []
     store = Store(url)
     store.check()
-    if not (copies := store.copies()):
-        return []
+    for step in damaged:
+        store.set_aside(step)
     remove_leftovers(run_folder)
+    if not (copies := store.copies()):
+        if damaged:
+            raise CheckpointError(
+                where=url,
+                expected="a copy whose files are as they were",
+                got="damaged ones only",
+                do="Give another checkpoint.copy_to to begin anew; the damaged copies stay where they are.",
+            )
+        return []
     newest = copies[max(copies)]
     if PINS in newest.files:
-        store.fetch(newest, PINS, run_folder / FOLDER / PINNED)
+        try:
+            store.fetch(newest, PINS, run_folder / FOLDER / PINNED)
+        except DamagedFileError as error:
+            note_damage(newest, error)
+            return _wanted(run_folder, url, {newest.step}, is_first)
     return [newest, *(copies[step] for step in read_pins(run_folder).staying(copies) if step != newest.step)]
 
 
-def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collectives) -> None:
-    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy."""
-    store = Store(url)
+def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collectives) -> set[int]:
+    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy.
+
+    Returns the steps of the copies of which a file is damaged.
+    """
+    store, damaged = Store(url), set[int]()
     names = [
         (copy, name)
         for copy in copies
@@ -128,8 +155,19 @@ def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collective
     ]
     for copy, name in names[ranks.rank :: ranks.world_size]:
         target = partial_folder(run_folder, copy.step) / _place_of(name)
-        store.fetch(copy, name, target)
+        try:
+            store.fetch(copy, name, target)
+        except DamagedFileError as error:
+            note_damage(copy, error)
+            damaged.add(copy.step)
+            continue
         sync(target)
+    return damaged
+
+
+def note_damage(copy: Copy, error: DamagedFileError) -> None:
+    """Say that a copy is passed over."""
+    sys.stderr.write(f"note: the copy of step {copy.step} is damaged and set aside: {error}\n")
 
 
 def _place_of(name: str) -> str:

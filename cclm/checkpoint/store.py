@@ -117,6 +117,11 @@ class Store:
         retried(partial(self._write, f"{name}/{COPIED}", json.dumps(asdict(copy), indent=1).encode()))
         return copy
 
+    def set_aside(self, step: int) -> None:
+        """Make a damaged copy none, so that the step is copied again when the run comes to it. Its files stay."""
+        marker = f"{self._root}/{checkpoints.step_folder(Path(), step).name}/{COPIED}"
+        self._system.mv(marker, f"{marker}.damaged")
+
     def remove(self, step: int) -> None:
         """Remove a copy, its marker first: half of one is none."""
         folder = f"{self._root}/{checkpoints.step_folder(Path(), step).name}"
