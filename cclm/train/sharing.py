@@ -96,7 +96,8 @@ class Sharing:
                 scales[name.removesuffix("/scale")] = tensor.detach()
                 continue
             if id(tensor) not in joined:
-                joined[id(tensor)] = torch.cat([part[name].detach() for part in parts])
+                several = [part[name].detach() for part in parts]  # one alone stays: autocast joins no float16 as bf16
+                joined[id(tensor)] = torch.cat(several) if len(several) > 1 else several[0]
             own[name] = joined[id(tensor)]
         shared = self._gather(own)
         if self.is_alone:

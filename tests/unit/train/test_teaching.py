@@ -84,6 +84,18 @@ def test_relations_of_a_whole_batch(corpus: Path) -> None:
             assert metrics[f"{view}/teacher_{side}"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("form", ["cosine", "relational"])
+def test_under_autocast_losses_differ_by_rounding(corpus: Path, form: str) -> None:
+    """bfloat16 keeps 8 bits of the states; the losses themselves are computed in float32."""
+    module, batch, exact = step(taught(corpus, width=WIDTH, form=form, temperature=0.2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = module(batch)
+    losses.total.backward()
+    for name in (name for name in exact if "teacher" in name):
+        assert losses.metrics[name].item() == pytest.approx(exact[name], rel=0.05), name
+    assert all(one.weight.grad is not None and one.weight.grad.any() for one in module.teacher_maps.values())
+
+
 def test_maps_are_there_where_widths_differ_and_are_no_part_of_the_network(corpus: Path) -> None:
     module, again = (module_of(taught(corpus, width=WIDTH)) for _ in range(2))
     assert {name: tuple(one.weight.shape) for name, one in module.teacher_maps.items()} == {
