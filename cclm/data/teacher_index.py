@@ -40,7 +40,7 @@ FACTS_NAME = "_embedding.json"
 FEATURES, KEYS, INDEX = "features.npy", "keys.npy", "index.json"
 NAME = "teacher-1"
 """Of its folder in the cache, with the version of what stands in it."""
-BATCH_ROWS = 4096
+BATCH_ROWS, BUFFER_BYTES = 4096, 1 << 20
 FOOTER_END = 8
 """Bytes behind a Parquet file's footer: its length, and PAR1."""
 _DO = "docs/recipes.md, “A teacher's features”, says what they hold; `cclm embed` writes them."
@@ -194,7 +194,7 @@ def _make(files: TeacherFiles, folder: Path) -> None:
 def _batches(path: Path, width: int, source: str) -> Iterator[tuple[list[int], NDArray[np.float32], int]]:
     """Yield keys and unit vectors of some rows of a file at a time, and how many of them are images."""
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)  # else a whole row group at once
         columns = [name for name in ("text", "key", "feature") if name in file.schema_arrow.names]
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             rows = batch.filter(batch["feature"].is_valid())

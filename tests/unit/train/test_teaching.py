@@ -142,7 +142,7 @@ def test_what_the_page_says(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
     page = Path("docs/recipes.md").read_text(encoding="utf-8").split("## A teacher's features")[1].split("\n## ")[0]
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (settings,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (command,) = re.findall(r"-m pretrain (.*?)\n    done", page, re.DOTALL)
+    (overrides,) = re.findall(r"-m pretrain\.demo --seed \$seed --run \S+ -- (.*?)\n    done", page, re.DOTALL)
     own = write_recipe(tmp_path / "own.yaml", yaml.safe_load(settings))
     forms = [
         view.taught_by.form
@@ -150,7 +150,7 @@ def test_what_the_page_says(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
         if view.taught_by
     ]
     assert forms == ["cosine", "relational"]
-    config = read_recipe(shlex.split(command.replace("$seed", "43").replace("\\\n", "")))
+    config = read_recipe(["--recipe", "demo", *shlex.split(overrides.replace("\\\n", ""))])
     teachers = [view.taught_by for view in config.views.values()]
 
     for name, root in (("image-train", "images"), ("text-train", "pairs")):
