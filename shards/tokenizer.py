@@ -85,7 +85,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, character_coverage: f
     first, mask = SPECIAL_TOKENS[:-1], SPECIAL_TOKENS[-1]
     words = Counter(word for text in texts for word in cut_words(tokenizer.normalizer.normalize_str(text)))
     _check_size(words, vocab_size, len(SPECIAL_TOKENS), character_coverage)
-    pieces = train_pieces(words, vocab_size - len(SPECIAL_TOKENS), character_coverage)
+    do = "Name sets with more texts, or another --vocab-size."
+    pieces = train_pieces(words, vocab_size - len(SPECIAL_TOKENS), character_coverage, do)
     # The mask is a piece too, not only an added token: `vocab_size` then counts it, as in XLM-R.
     pieces = [(piece, score) for piece, score in pieces if piece not in SPECIAL_TOKENS]  # a text may spell them out
     vocabulary = [*((token, 0.0) for token in first), *pieces, (mask, 0.0)]

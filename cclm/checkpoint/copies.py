@@ -14,11 +14,11 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from cclm.checkpoint.store import OF_CHECKPOINT, OF_RUN, Copy, Store, copy_run
+from cclm.checkpoint.store import COPIED, OF_CHECKPOINT, OF_RUN, Copy, Store, copy_run
 from cclm.distributed.agreement import on_every_rank
 from cclm.distributed.collectives import Collectives
 from cclm.errors import CheckpointError
-from cclm.files.atomic import sync
+from cclm.files.atomic import file_sha256, sync
 from cclm.files.lock import run_lock
 from cclm.run.background import Writer
 from cclm.run.checkpoints import (
@@ -90,7 +90,7 @@ class Copier:
 def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
     """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
 
-    A damaged copy is set aside, with a line on standard error.
+    A damaged copy is passed over, with a line on standard error, and set aside once a sound one is here.
 
     Raises:
         CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
@@ -98,46 +98,64 @@ def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
     is_first = ranks.rank == 0
     if on_every_rank(ranks, lambda: is_first and bool(visible_checkpoints(run_folder)), "list checkpoints")[0]:
         return
+    damaged = set[int]()
     with run_lock(run_folder) if is_first else nullcontext():
-        damaged = set[int]()
         while wanted := on_every_rank(ranks, partial(_wanted, run_folder, url, damaged, is_first), f"look at {url}")[0]:
-            found = on_every_rank(
-                ranks, partial(_fetch, url, wanted, run_folder, ranks), f"bring in its share of {url}"
-            )
-            if not (damaged := set[int]().union(*found)):
+            share = partial(_fetch, url, wanted, run_folder, ranks)
+            if not (found := set[int]().union(*on_every_rank(ranks, share, f"bring in its share of {url}"))):
                 break
+            damaged |= found
         else:
             return
         on_every_rank(ranks, lambda: _place(wanted, run_folder) if is_first else None, "finish")
         if is_first:
+            set_aside(url, damaged)
             sys.stderr.write(f"{run_folder} had no checkpoint: goes on from step {wanted[0].step} at {url}\n")
 
 
-def _wanted(run_folder: Path, url: str, damaged: Collection[int], is_first: bool) -> list[Copy]:
-    """Set damaged copies aside; return the newest of the others, then the best ones. The first rank alone does it."""
-    if not is_first:
-        return []
+def set_aside(url: str, damaged: Collection[int]) -> None:
+    """Make damaged copies none, now that a sound one before them is here: the run copies those steps anew."""
     store = Store(url)
-    store.check()
     for step in damaged:
         store.set_aside(step)
-    remove_leftovers(run_folder)
-    if not (copies := store.copies()):
+
+
+def _wanted(run_folder: Path, url: str, damaged: set[int], is_first: bool) -> list[Copy]:
+    """Return the newest copy that is not known as damaged, then the best ones. The first rank alone does it.
+
+    Copies whose marker or pins are damaged are added to `damaged`.
+    """
+    if not is_first:
+        return []
+    store, pins = Store(url), run_folder / FOLDER / PINNED
+    store.check()
+    if not damaged:
+        remove_leftovers(run_folder)
+    for step in damaged:
+        shutil.rmtree(partial_folder(run_folder, step), ignore_errors=True)
+    pins.unlink(missing_ok=True)
+    unreadable: list[int] = []
+    copies = {step: copy for step, copy in store.copies(unreadable.append).items() if step not in damaged}
+    for step in set(unreadable) - damaged:
+        note_damage(step, f"{COPIED} cannot be read")
+        damaged.add(step)
+    if not copies:
         if damaged:
             raise CheckpointError(
                 where=url,
                 expected="a copy whose files are as they were",
-                got="damaged ones only",
-                do="Give another checkpoint.copy_to to begin anew; the damaged copies stay where they are.",
+                got=f"damaged ones only, of steps {', '.join(map(str, sorted(damaged)))}",
+                do="Mend them, or give another checkpoint.copy_to to begin anew; nothing was changed there.",
             )
         return []
     newest = copies[max(copies)]
     if PINS in newest.files:
         try:
-            store.fetch(newest, PINS, run_folder / FOLDER / PINNED)
+            store.fetch(newest, PINS, pins)
         except DamagedFileError as error:
-            note_damage(newest, error)
-            return _wanted(run_folder, url, {newest.step}, is_first)
+            note_damage(newest.step, error)
+            damaged.add(newest.step)
+            return _wanted(run_folder, url, damaged, is_first)
     return [newest, *(copies[step] for step in read_pins(run_folder).staying(copies) if step != newest.step)]
 
 
@@ -155,19 +173,21 @@ def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collective
     ]
     for copy, name in names[ranks.rank :: ranks.world_size]:
         target = partial_folder(run_folder, copy.step) / _place_of(name)
+        if target.is_file() and file_sha256(target) == copy.files[name].sha256:
+            continue  # it came before a file of another copy was found to be damaged
         try:
             store.fetch(copy, name, target)
         except DamagedFileError as error:
-            note_damage(copy, error)
+            note_damage(copy.step, error)
             damaged.add(copy.step)
             continue
         sync(target)
     return damaged
 
 
-def note_damage(copy: Copy, error: DamagedFileError) -> None:
+def note_damage(step: int, why: object) -> None:
     """Say that a copy is passed over."""
-    sys.stderr.write(f"note: the copy of step {copy.step} is damaged and set aside: {error}\n")
+    sys.stderr.write(f"note: the copy of step {step} is damaged and passed over: {why}\n")
 
 
 def _place_of(name: str) -> str:

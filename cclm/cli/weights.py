@@ -200,7 +200,7 @@ def grow(options: argparse.Namespace) -> None:
     to = options.to
     grown = grow_vocabulary(options.folder, corpus(options), to, options.pieces)
     added = grown.pieces_after - grown.pieces_before
-    say(f"{added:,} pieces added to {grown.pieces_before:,}, {grown.rows_drawn:,} of them without a known part")
+    say(f"{added:,} pieces added to {grown.pieces_before:,}, {grown.rows_drawn:,} of them with an unknown part")
     say(
         f"{grown.texts:,} texts: {grown.tokens_before:,} tokens before, {grown.tokens_after:,} after; "
         f"unknown {grown.unknown_before:,} before, {grown.unknown_after:,} after"

@@ -37,7 +37,7 @@ class NewPiece:
     text: str
     score: float
     parts: tuple[int, ...]
-    """Ids of the pieces that it is cut into today; those of unknown characters are left out, so it may be empty."""
+    """Ids of the pieces that it is cut into today; empty if one of them stands for an unknown character."""
 
 
 def checked_content(content: Content) -> Content:
@@ -50,6 +50,8 @@ def checked_content(content: Content) -> Content:
     model = checked["model"]
     if model["type"] != "Unigram":
         raise _error("a Unigram tokenizer, as XLM-R and its kin have", model["type"], "Give such a folder.")
+    if model.get("unk_id") is None:
+        raise _error("a tokenizer with a piece for unknown characters", "none (unk_id)", "Give another folder.")
     pieces = model["vocab"]
     for token in sorted(checked["added_tokens"], key=lambda token: int(token["id"])):
         if token["id"] == len(pieces):
@@ -71,11 +73,12 @@ def choose_pieces(tokenizer: Any, content: Content, texts: Iterable[str], most: 
     words = count_words(tokenizer, texts)
     if not words:
         return []
-    old: dict[str, float] = {piece: score for piece, score in content["model"]["vocab"]}
-    unknown, lowest = content["model"].get("unk_id"), min(old.values())
+    pieces = content["model"]["vocab"]
+    old: dict[str, float] = {piece: score for piece, score in pieces}
+    unknown, lowest = content["model"]["unk_id"], min(old.values())
     wanted, characters = most, len(set().union(*words)) + 1
     while True:
-        trained = train_pieces(words, size=characters + wanted, coverage=1.0)
+        trained = train_pieces(words, characters + wanted, 1.0, "Give more texts, or another number of --pieces.")
         found = [(piece, score) for piece, score in trained if piece not in old]
         if len(found) >= most or len(trained) < characters + wanted:
             break
@@ -84,22 +87,25 @@ def choose_pieces(tokenizer: Any, content: Content, texts: Iterable[str], most: 
     gains: dict[str, float] = {}
     new = {}
     for piece, score in found:
-        path = [(token.id, old.get(token.value, lowest - UNKNOWN_PENALTY)) for token in tokenizer.model.tokenize(piece)]
-        known = tuple(number for number, _ in path if number != unknown)
-        above = math.fsum(cost if number != unknown else lowest - UNKNOWN_PENALTY for number, cost in path) + ABOVE
-        gains[piece] = math.exp(score) * (2 * len(path) - len(known) - 1)  # an unknown character counts twice
-        new[piece] = NewPiece(text=piece, score=max(score + shift, above, lowest), parts=known)
+        path = [token.id for token in tokenizer.model.tokenize(piece)]
+        costs = [lowest - UNKNOWN_PENALTY if number == unknown else pieces[number][1] for number in path]
+        gains[piece] = math.exp(score) * (len(path) - 1 + path.count(unknown))  # an unknown character counts twice
+        parts = () if unknown in path else tuple(path)
+        new[piece] = NewPiece(text=piece, score=max(score + shift, math.fsum(costs) + ABOVE, lowest), parts=parts)
     best = sorted((piece for piece in new if gains[piece] > 0), key=lambda piece: (-gains[piece], piece))
     return [new[piece] for piece in best[:most]]
 
 
 def count_words(tokenizer: Any, texts: Iterable[str]) -> Mapping[str, int]:
-    """How often each word occurs, as the tokenizer cuts texts into words, without the sign for the space before it."""
+    """How often each word occurs, as the tokenizer cuts texts into words, without the sign for the space before it.
+
+    Distinct words are held in memory; where a script has no spaces, whole texts are words.
+    """
     words: Counter[str] = Counter()
     for text in texts:
         plain = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer is not None else text
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain):
-            words.update(part for part in cut_words(word.removeprefix(SPACE)) if part and SPACE not in part)
+            words.update(part for part in cut_words(" ".join(word.replace(SPACE, " ").split())) if part)
     return words
 
 

@@ -33,8 +33,12 @@ def _lines(words: Mapping[str, int]) -> Iterator[str]:
             yield f"{word}\t1"
 
 
-def train_pieces(words: Mapping[str, int], size: int, coverage: float) -> list[tuple[str, float]]:
-    """Return at most `size` pieces and their log-probabilities, the likeliest first."""
+def train_pieces(words: Mapping[str, int], size: int, coverage: float, do: str) -> list[tuple[str, float]]:
+    """Return at most `size` pieces and their log-probabilities, the likeliest first.
+
+    Raises:
+        ConfigError: the trainer refuses the words; `do` says what a user may change.
+    """
     import sentencepiece
 
     model = io.BytesIO()
@@ -60,7 +64,7 @@ def train_pieces(words: Mapping[str, int], size: int, coverage: float) -> list[t
         raise ConfigError(
             expected="texts that sentencepiece can train on",
             got=" ".join(str(error).split()),
-            do="Name sets with more texts, or another --vocab-size.",
+            do=do,
         ) from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [(trained.id_to_piece(number), trained.get_score(number)) for number in range(1, len(trained))]

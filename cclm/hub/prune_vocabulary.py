@@ -110,7 +110,7 @@ def begin(folder: Path, to: Path) -> dict[str, Any]:
     check_target(to)
     if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
         raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
-    content: dict[str, Any] = json.loads(tokenizer_bytes(folder))
+    content: dict[str, Any] = json.loads(Tokenizer.from_buffer(tokenizer_bytes(folder)).to_str())  # of old forms, too
     return content
 
 

@@ -98,7 +98,7 @@ def test_a_damaged_copy_is_set_aside_for_the_one_before(tmp_path: Path, capfd: p
     with patch("cclm.shardfile.fetch.time.sleep"):
         assert _train(replace(config, run_folder=str(tmp_path / "second")))
     said = capfd.readouterr().err
-    assert "the copy of step 4 is damaged and set aside" in said and "goes on from step 2" in said
+    assert "the copy of step 4 is damaged and passed over" in said and "goes on from step 2" in said
     assert sorted(store.copies()) == [4, STEPS], "step 4 was copied anew"
 
 
