@@ -72,7 +72,9 @@ class Guess:
         """What the page says."""
         if self.probability >= SURE:
             return self.name
-        return f"perhaps {self.name} ({100 * self.probability:.0f} % sure)" if self.probability >= LIKELY else "not clear"
+        return (
+            f"perhaps {self.name} ({100 * self.probability:.0f} % sure)" if self.probability >= LIKELY else "not clear"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
