@@ -28,11 +28,11 @@ from cclm.rows.guard import optional_library
 Nearest: TypeAlias = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(unit vectors (Q, W), k) → the largest cosines and their rows, (Q, k) each, best first; k is at most all rows."""
 FACTS, ROWS = "facts.json", "rows.usearch"
-NEIGHBOURS_PER_ROW = 32
-"""Edges of a row in the graph (usearch's `connectivity`); its own default is 16."""
+NEIGHBOURS_PER_ROW = 16
+"""Edges of a row in the graph (`connectivity`), as usearch has it by default."""
 LOOKED_AT = 256
 """Rows on the way to an answer (`expansion_search`), if more are not asked for."""
-LOOKED_AT_WHEN_ADDED = 256
+LOOKED_AT_WHEN_ADDED = 128
 
 
 def exact(feature_NW: Tensor) -> Nearest:
