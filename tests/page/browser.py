@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FONTS = ("fonts-noto-core", "fonts-noto-cjk")
-"""For the picture: texts in many scripts."""
 
 
 def chromium() -> str | None:
@@ -27,10 +25,10 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-def install(packages: tuple[str, ...] = ("chromium",)) -> None:
+def install() -> None:
     """Install Debian's Chromium."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
         subprocess.run(["apt-get", *command], env=environment, stdout=sys.stderr, check=True, timeout=600)
 
 
