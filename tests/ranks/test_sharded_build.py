@@ -27,6 +27,8 @@ from cclm.pretrained.initialise import start_model
 from cclm.pretrained.source_files import read_tensors
 from tests.ranks.harness import on_ranks
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.unit.model.hf_texts import CONFIGS as TEXT_CONFIGS
+from tests.unit.model.hf_texts import text_options
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
 
@@ -45,6 +47,8 @@ def config_of(name: str) -> CCLMConfig:
         stack = {"num_layers": 6, "num_heads": 8, "feedforward_width": 2048}
         vision = {**stack, "architecture": "beit", "image_size": 32, "patch_size": 8}
         return CCLMConfig(width=512, vision=vision, text={**stack, "vocab_size": 4000}, fusion=stack)
+    if name in TEXT_CONFIGS:
+        return tiny_config(width=32, text=text_options(name))
     tower = json.loads(CONFIGS[name].to_json_string(use_diff=False))
     return tiny_config(width=32, vision={"architecture": "hf", "tower": tower, "image_size": 32})
 
@@ -139,7 +143,7 @@ def saved(name: str, path: Path, change: Callable[[Tensor], Tensor]) -> dict[str
     return state
 
 
-NAMES = ["swin", "beit", "siglip", "clip", "dinov3", "swinv2"]
+NAMES = ["swin", "beit", "siglip", "clip", "dinov3", "swinv2", "modernbert", "mdeberta"]
 Outcome = tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, float]]
 
 
