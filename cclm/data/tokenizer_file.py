@@ -111,7 +111,7 @@ def _told_tokens(path: Path) -> SpecialTokens | None:
         named = {name: told.get(f"{name}_token") for name in ("cls", "bos", "sep", "eos", "pad", "mask")}
     except (OSError, ValueError, AttributeError):
         return None
-    text = {name: one.get("content") if isinstance(one, dict) else one for name, one in named.items()}
+    text: dict[str, Any] = {name: one["content"] if isinstance(one, dict) else one for name, one in named.items()}
     found = (text["cls"] or text["bos"], text["sep"] or text["eos"], text["pad"], text["mask"])
     return SpecialTokens(*found) if all(found) else None
 

@@ -66,14 +66,14 @@ class TextTokenizer:
         tokenizer.no_truncation()
         read_special_as_text(tokenizer)
         self._tokenizer, self.normalise = tokenizer, normalise
-        self.special = special or special_tokens(tokenizer)
-        names = (self.special.bos, self.special.eos, self.special.pad, self.special.mask)
-        self.bos_id, self.eos_id, self.pad_id, self.mask_id = (int(tokenizer.token_to_id(name)) for name in names)
+        special, vocabulary = special or special_tokens(tokenizer), tokenizer.get_vocab(with_added_tokens=True)
+        self.bos_id, self.eos_id = vocabulary[special.bos], vocabulary[special.eos]
+        self.pad_id, self.mask_id = vocabulary[special.pad], vocabulary[special.mask]
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
-        """Ids of each text, not to be changed: its begin, up to `max_tokens` − 2 pieces, its end (DataError: text_empty)."""
+        """Ids of each text, not to be changed: begin, up to `max_tokens` − 2 pieces, end (DataError: text_empty)."""
         keys = [(text, max_tokens, max_words) for text in texts]
         if len(self._known) >= CACHED_TEXTS:
             self._known.clear()

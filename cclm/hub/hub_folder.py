@@ -126,7 +126,8 @@ def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTra
         single=[bos, "$A", eos], pair=[bos, "$A", eos, eos, "$B", eos], special_tokens=frame
     )
     names = {"bos": bos, "eos": eos, "cls": bos, "sep": eos, "pad": special.pad, "mask": special.mask}
-    names |= {"unk": token for token in UNKNOWN if tokenizer.token_to_id(token) is not None}
+    if unknown := [token for token in UNKNOWN if tokenizer.token_to_id(token) is not None]:
+        names["unk"] = unknown[0]
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_tokens,

@@ -8,6 +8,7 @@ word table is ours and stands where every model of ours has it: tied to the mask
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,16 @@ class HFTextEncoder(nn.Module):
         self.tower = tower.model
         own_width = tower_width(self.tower.config)
         self.project = nn.Linear(own_width, width) if own_width != width else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HFTextEncoder:
+        """Move, but do not round the frequencies that positions are turned by: beyond some 100 they would be wrong."""
+        whole = {name: one for name, one in self.tower.named_buffers() if "inv_freq" in name and not one.is_meta}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, one in whole.items():
+            owner, _, last = name.rpartition(".")
+            module = self.tower.get_submodule(owner)
+            setattr(module, last, one.to(getattr(module, last).device))
+        return self
 
     def forward(
         self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"], *, num_tokens: int | None = None

@@ -345,7 +345,7 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:
         """Standard deviation at the start of each linear and embedding that does not use PyTorch's own rule."""
-        vision, texts = self.vision_encoder, [self.text_encoder.embeddings]
+        vision, texts = self.vision_encoder, [self.text_encoder.get_submodule("embeddings")]
         stacks: list[tuple[nn.Module, LayerOptions]] = [
             (vision.stack if isinstance(vision, ConvVisionEncoder) else vision, options.vision),
             (self.text_encoder, options.text),

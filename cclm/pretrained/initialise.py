@@ -98,7 +98,7 @@ def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _needed_rows(name: str, value: Tensor, options: ModelOptions) -> Tensor:
-    """Leave out rows of a source's tables that nothing looks up: other token types, words behind the tokenizer's ids."""
+    """Leave out rows of a table that nothing looks up: other token types, words behind the tokenizer's ids."""
     if name.endswith(".token_type_embeddings.weight") and not name.startswith(TEXT_TOWER):
         return value[:1]
     return value[: options.text.vocab_size] if name.endswith(VOCABULARY) or name == WORDS else value

@@ -2,8 +2,8 @@
 
     model.text.source: jhu-clsp/mmBERT-base ─ config.json ─ is it an encoder? ─▶ text.tower, max_positions
 
-Whether tokens see each other in both directions is tried out, on one layer with random weights: a configuration does not
-say it (EuroBERT's is a Llama's, a BERT may be a decoder).
+Whether tokens see each other in both directions is tried out, on one layer with random weights: a configuration does
+not say it (EuroBERT's is a Llama's, a BERT may be a decoder).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ NO_ENCODER = (AttributeError, KeyError, NotImplementedError, RuntimeError, Stric
 """What models that are no text encoders raise when they are built or called as one."""
 
 
-def with_text_tower(options: ModelOptions, config: PreTrainedConfig, values: dict[str, Any], source: str) -> ModelOptions:
+def with_text_tower(
+    options: ModelOptions, config: PreTrainedConfig, values: dict[str, Any], source: str
+) -> ModelOptions:
     """Take a text tower from its source's configuration; `values` are what our own carries of it.
 
     Raises:

@@ -1,8 +1,8 @@
 """Where the tensors of an "hf" tower stand in the file of a transformers model, alone or with other towers and heads.
 
-    vision_model.encoder.layers.0.… ┐ renamed as transformers does on loading
-    dinov2.encoder.layer.0.…        ┼─ the one prefix under which the whole tower is found ─▶ vision_encoder.tower.…
-    model.layers.0.…                ┘                                                         text_encoder.tower.…
+vision_model.encoder.layers.0.… ┐ renamed as transformers does on loading
+dinov2.encoder.layer.0.…        ┼─ the one prefix under which the whole tower is found ─▶ vision_encoder.tower.…
+model.layers.0.…                ┘                                                         text_encoder.tower.…
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _find(
     renamed = _as_loaded(state, tower)
     heads = {tuple(name.split(".")[:parts]) for name in renamed for parts in (0, 1, 2)}
     for prefix in sorted(("".join(f"{part}." for part in head) for head in heads), key=len):
-        found = {ours: (renamed[prefix + name],) for name, ours in wanted.items() if prefix + name in renamed}
+        found: dict[str, tuple[str, ...]] = {
+            ours: (renamed[prefix + name],) for name, ours in wanted.items() if prefix + name in renamed
+        }
         if all(ours in found or ours.endswith(optional) for ours in wanted.values()):
             return found
     return {}

@@ -109,6 +109,17 @@ def test_activation_checkpointing_repeats_its_layers(name: str, mode: str) -> No
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
+@pytest.mark.parametrize("name", ["modernbert", "eurobert"])
+def test_a_change_of_precision_does_not_round_what_positions_are_computed_with(name: str) -> None:
+    model = hf_model(name)
+    before = {key: value.clone() for key, value in model.text_encoder.tower.named_buffers()}
+    model.to(torch.bfloat16).to(torch.float32)
+    after = dict(model.text_encoder.tower.named_buffers())
+    assert any("inv_freq" in key for key in before)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert {value.dtype for value in model.bfloat16().parameters()} == {torch.bfloat16}
+
+
 def test_its_lower_layers_can_be_frozen() -> None:
     model = hf_model("modernbert")
     freeze(model, ["text_encoder.embeddings", "text_encoder.tower.embeddings", "text_encoder.tower.layers.0"])

@@ -293,7 +293,7 @@ def test_the_first_layers_of_a_text_tower(tmp_path: Path) -> None:
 def test_a_text_file_that_does_not_hold_the_tower_is_refused(tmp_path: Path) -> None:
     folder = saved(transformers.ModernBertModel(hf_texts.CONFIGS["modernbert"]), tmp_path / "text")
     other = saved(transformers.BertModel(hf_texts.CONFIGS["bert"]), tmp_path / "other")
-    with pytest.raises(CheckpointError, match="or the whole text tower that model.text.tower describes"):
+    with pytest.raises(CheckpointError, match=r"or the whole text tower that model.text.tower describes"):
         source_weights([other], hf_text(folder))
 
 

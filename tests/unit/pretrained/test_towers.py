@@ -159,7 +159,7 @@ def test_what_is_no_text_encoder_is_refused(tmp_path: Path, config: transformers
 
 def test_sizes_that_do_not_fit_a_text_tower_are_refused(tmp_path: Path) -> None:
     source = folder(tmp_path, hf_texts.CONFIGS["modernbert"])
-    with pytest.raises(ConfigError, match="Set model.width to 32, or model.tie_decoder to false"):
+    with pytest.raises(ConfigError, match=r"Set model.width to 32, or model.tie_decoder to false"):
         with_towers(hf_named(source, width=64))
     assert with_towers(replace(hf_named(source, width=64), tie_decoder=False)).width == 64
     with pytest.raises(ConfigError, match=r"expected at most 40, as .* has them, and position_offset 0, got 48 and 0"):
