@@ -5,11 +5,12 @@
 Every stage is a public command that this file only calls, prints and times. After a stop the same command goes on:
 commands that know themselves what is done (fetch, build, pretrain) are always called; measuring and exporting are
 skipped only if what is there belongs to the run's newest checkpoint. `--ablation` trains the same recipe without
-parallel text.
+parallel text; `--second-stage` trains the fusion encoder and its heads alone, on the finished demo's frozen encoders.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,14 @@ from cclm.run.checkpoints import identify_newest
 DATA = Path("data/demo")
 SETS = ("image-train", "image-dev", "image-test", "text-train")
 GROUPS = "pretrain/demo_groups.yaml"
+FIRST_RUN = Path("runs/demo")
+FROZEN = ("vision_encoder", "text_encoder", "image_projection", "text_projection", "temperature")
+SECOND_STAGE = (
+    *("--start.sources", f'["{FIRST_RUN}/export"]', "--start.freeze", json.dumps([f"model.{name}" for name in FROZEN])),
+    *("--objectives.hardness", "1.0", "--objectives.hardness_start_step", "0", "--objectives.hardness_full_step", "0"),
+    *("--objectives.fusion_warmup_steps", "0", "--optimizer.total_steps", "300"),
+)
+"""Overrides of the recipe: what the encoders have learnt stays, and wrong pairs are as hard as they find them."""
 
 
 def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ()) -> list[Stage]:
@@ -35,7 +44,8 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
         *data_stages(data),
         Stage(
             name="train",
-            explanation="from scratch on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
+            explanation=("fusion encoder" if SECOND_STAGE[0] in overrides else "from scratch")
+            + " on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
             + ("" if ablation else "; TTC, TTM and MLM on sentence pairs"),
             commands=(f"launch run --ranks 2 --run-folder {folder} -- python -m {train}",),
             home=run,
@@ -125,21 +135,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is that of the first stage that fails."""
     parser = Parser(prog="python -m pretrain.demo", description=__doc__)
     parser.add_argument("--ablation", action="store_true", help="leave the parallel text out")
+    parser.add_argument("--second-stage", action="store_true", help="train the fusion encoder of runs/demo on")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo or runs/demo-ablation")
+    parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo, or one beside it")
     parser.add_argument(
         "overrides", nargs="*", help="after --: overrides for the training, such as --optimizer.total_steps 100"
     )
     options = parser.parse(arguments)
     open_output()
-    run = options.run or Path("runs/demo-ablation" if options.ablation else "runs/demo")
+    other = "-second" if options.second_stage else "-ablation" if options.ablation else ""
+    run = options.run or FIRST_RUN.with_name(FIRST_RUN.name + other)
+    overrides = [*(SECOND_STAGE if options.second_stage else ()), *options.overrides]
 
     def table() -> str:
         from cclm.evaluate.tables import text_table
 
         return text_table(read_json(run / RESULTS_NAME, {}))
 
-    stages = plan(run, ablation=options.ablation, seed=options.seed, overrides=options.overrides)
+    stages = plan(run, ablation=options.ablation, seed=options.seed, overrides=overrides)
     return run_stages(stages, run, run / "report.html", table)
 
 

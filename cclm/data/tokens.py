@@ -66,9 +66,9 @@ class TextTokenizer:
         tokenizer.no_truncation()
         read_special_as_text(tokenizer)
         self._tokenizer, self.normalise = tokenizer, normalise
-        special, vocabulary = special or special_tokens(tokenizer), tokenizer.get_vocab(with_added_tokens=True)
-        self.bos_id, self.eos_id = vocabulary[special.bos], vocabulary[special.eos]
-        self.pad_id, self.mask_id = vocabulary[special.pad], vocabulary[special.mask]
+        special = special or special_tokens(tokenizer)
+        self.bos_id, self.eos_id = self._id(special.bos), self._id(special.eos)
+        self.pad_id, self.mask_id = self._id(special.pad), self._id(special.mask)
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._known: dict[_Key, list[int]] = {}
 
@@ -108,6 +108,11 @@ class TextTokenizer:
         if self.normalise == "cclm":
             return pre_caption(text, max_words)
         return " ".join(text.strip().split(" ")[:max_words])
+
+    def _id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        assert found is not None, "special_tokens looks them up"
+        return int(found)
 
 
 def load_tokenizer(source: Path | str, normalise: Normalise = "none") -> TextTokenizer:

@@ -70,23 +70,25 @@ def part_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:08d}.parquet"
 
 
-def prepare_folder(folder: Path, facts: EmbeddingFacts) -> list[int]:
+def prepare_folder(folder: Path, facts: EmbeddingFacts, facts_name: str = FACTS_NAME) -> list[int]:
     """Make the folder, or check that it holds the same embedding; return the parts that are missing.
+
+    `facts_name`: under which the facts stand.
 
     Raises:
         ConfigError: another model, source or layout was embedded there.
     """
     wanted = json.loads(json.dumps(asdict(facts)))
-    found = read_json(folder / FACTS_NAME, None)
+    found = read_json(folder / facts_name, None)
     if found is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 where=str(folder),
-                expected="a new folder, or one that `cclm embed` began",
+                expected="a new folder, or one that the same command began",
                 got="a folder with other contents",
                 do="Give another --to.",
             )
-        atomic.replace_text(folder / FACTS_NAME, json.dumps(wanted, indent=1) + "\n", durable=True)
+        atomic.replace_text(folder / facts_name, json.dumps(wanted, indent=1) + "\n", durable=True)
     elif other := [name for name, value in wanted.items() if found.get(name) != value]:
         raise ConfigError(
             where=str(folder),

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from cclm.errors import ConfigError, DataError
 from cclm.files.lines import text_lines
 from cclm.shardfile.reader import ShardSet
-from cclm.types import View
+from cclm.types import ImageTextRecord, TextPair, View
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of image files; case does not matter."""
@@ -121,10 +121,10 @@ class Shards:
     def rows(self, unit: int) -> list[Row]:
         """An image and its captions, or every sentence of a group once."""
         if self._set.view is View.IMAGE_TEXT:
-            record = self._set.image_text(*self._places[unit])
+            record = self.record(unit)
             captions = record.captions if self.with_captions else {}
             return [Row(key=record.key), *self._texts(record.key, captions)]
-        pairs = self._set.text_group(*self._places[unit])
+        pairs = self.pairs(unit)
         sides = [(pair.lang_a, pair.text_a) for pair in pairs] + [(pair.lang_b, pair.text_b) for pair in pairs]
         by_language: dict[str, list[str]] = {}
         for language, text in dict.fromkeys(sides):
@@ -137,9 +137,22 @@ class Shards:
                 for number, text in enumerate(listed):
                     yield Row(key=f"{key}/{language}/{number}", text=text, language=language)
 
+    @property
+    def view(self) -> View:
+        """What its samples are."""
+        return self._set.view
+
+    def record(self, unit: int) -> ImageTextRecord:
+        """An image with its captions."""
+        return self._set.image_text(*self._places[unit])
+
+    def pairs(self, unit: int) -> Sequence[TextPair]:
+        """The sentence pairs of a group."""
+        return self._set.text_group(*self._places[unit])
+
     def image(self, unit: int) -> bytes:
         """As it lies in the shard."""
-        return self._set.image_text(*self._places[unit]).image
+        return self.record(unit).image
 
 
 EmbedSource: TypeAlias = Files | Shards
