@@ -245,6 +245,11 @@ class ModelOptions:
                     f'{name}: expected a tower for architecture "hf", got none. '
                     f"Name a model in {name}.source, or give {name}.tower."
                 )
+            if tower.architecture != "hf" and tower.tower is not None:
+                raise ValueError(
+                    f'{name}.tower: expected none for architecture "{tower.architecture}", got one. '
+                    f'Leave it out, or set {name}.architecture to "hf".'
+                )
         _check_vision(self.width, self.vision)
 
     @property

@@ -32,7 +32,16 @@ BERT = "bert"
 """The `model_type` of multilingual BERT, LaBSE, MiniLM and E5: the same layers, positions from 0."""
 PIXEL_VALUES = ("preprocessor_config.json", "processor_config.json")
 """Where mean and deviation stand: alone, or since transformers 5 inside the processor's file."""
-LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "id2label", "label2id")
+LEFT_OUT = (
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+)
 """Entries of a model's config.json that say nothing about the tower."""
 
 
@@ -60,7 +69,8 @@ def read_config(source: str) -> PreTrainedConfig:
             where=source,
             expected="a Hugging Face model: its name, or a folder with config.json",
             got=" ".join(str(error).split())[:200],
-            do="Check the name; without network give a folder.",
+            do="Check the name; without network give a folder. Remote code is not run: if the model comes with its "
+            "own, update transformers, which may know it by now.",
         ) from error
 
 

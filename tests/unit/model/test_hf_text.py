@@ -133,5 +133,7 @@ def test_what_cannot_be_is_a_sentence() -> None:
         hf_model("modernbert").encode_texts(*tiny_texts((41,)))
     with pytest.raises(ValueError, match="text: expected a tower for architecture"):
         tiny_config(text={"architecture": "hf"})
+    with pytest.raises(ValueError, match=r'text.tower: expected none for architecture "own", got one'):
+        tiny_config(text={**text_options("bert"), "architecture": "own"})
     with pytest.raises(ValueError, match=r"tie_decoder: expected words of width 32 \(width\), got 16 from text.tower"):
         CCLMModel(tiny_config(width=32, text=text_options("electra")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,25 @@ def test_a_model_whose_tokens_see_only_what_stands_before_is_refused(tmp_path: P
 def test_what_is_no_text_encoder_is_refused(tmp_path: Path, config: transformers.PreTrainedConfig) -> None:
     with pytest.raises(ConfigError, match="expected a text encoder that transformers builds without remote code"):
         with_towers(hf_named(folder(tmp_path, config), width=16))
+
+
+def with_remote_code(path: Path, config: transformers.PreTrainedConfig, **changes: str) -> str:
+    """A folder as a model has it that came with code of its own; the code would fail."""
+    source = folder(path, config)
+    told = json.loads((path / "config.json").read_text())
+    told |= {"auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}, **changes}
+    (path / "config.json").write_text(json.dumps(told))
+    (path / "own.py").write_text("raise SystemExit('it was run')")
+    return source
+
+
+def test_remote_code_is_never_run(tmp_path: Path) -> None:
+    known = with_remote_code(tmp_path / "known", hf_texts.CONFIGS["eurobert"])
+    tower = with_towers(hf_named(known)).text.tower
+    assert tower is not None and "auto_map" not in tower
+    unknown = with_remote_code(tmp_path / "unknown", hf_texts.CONFIGS["eurobert"], model_type="newer")
+    with pytest.raises(ConfigError, match=r"Remote code is not run: .* update transformers"):
+        with_towers(hf_named(unknown))
 
 
 def test_sizes_that_do_not_fit_a_text_tower_are_refused(tmp_path: Path) -> None:
