@@ -25,10 +25,10 @@ from cclm.run.checkpoints import identify_newest
 DATA = Path("data/demo")
 SETS = ("image-train", "image-dev", "image-test", "text-train")
 GROUPS = "pretrain/demo_groups.yaml"
-FIRST_RUN = Path("runs/demo")
+RUN = Path("runs/demo")
 FROZEN = ("vision_encoder", "text_encoder", "image_projection", "text_projection", "temperature")
 SECOND_STAGE = (
-    *("--start.sources", f'["{FIRST_RUN}/export"]', "--start.freeze", json.dumps([f"model.{name}" for name in FROZEN])),
+    *("--start.freeze", json.dumps([f"model.{name}" for name in FROZEN])),
     *("--objectives.hardness", "1.0", "--objectives.hardness_start_step", "0", "--objectives.hardness_full_step", "0"),
     *("--objectives.fusion_warmup_steps", "0", "--optimizer.total_steps", "300"),
 )
@@ -78,6 +78,11 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
             home=run,
         ),
     ]
+
+
+def second_stage(first: Path) -> list[str]:
+    """Return the overrides of a second stage on a finished demo."""
+    return ["--start.sources", json.dumps([str(first / "export")]), *SECOND_STAGE]
 
 
 def data_stages(data: str) -> list[Stage]:
@@ -135,7 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is that of the first stage that fails."""
     parser = Parser(prog="python -m pretrain.demo", description=__doc__)
     parser.add_argument("--ablation", action="store_true", help="leave the parallel text out")
-    parser.add_argument("--second-stage", action="store_true", help="train the fusion encoder of runs/demo on")
+    parser.add_argument(
+        "--second-stage",
+        type=Path,
+        nargs="?",
+        const=RUN,
+        metavar="RUN",
+        help="train the fusion encoder of this demo on",
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo, or one beside it")
     parser.add_argument(
@@ -143,9 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse(arguments)
     open_output()
-    other = "-second" if options.second_stage else "-ablation" if options.ablation else ""
-    run = options.run or FIRST_RUN.with_name(FIRST_RUN.name + other)
-    overrides = [*(SECOND_STAGE if options.second_stage else ()), *options.overrides]
+    first: Path | None = options.second_stage
+    if first is not None and not is_exported(first):
+        parser.error(f"{first} is no finished demo: run `make demo`, or name one behind --second-stage")
+    run = options.run or RUN.with_name(RUN.name + ("-second" if first else "-ablation" if options.ablation else ""))
+    overrides = [*(second_stage(first) if first else ()), *options.overrides]
 
     def table() -> str:
         from cclm.evaluate.tables import text_table

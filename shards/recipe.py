@@ -21,7 +21,7 @@ from cclm.files.reading import raise_problems
 from cclm.files.typed import Converter
 from cclm.rows.guard import mistaken
 from cclm.shardfile.schema import KEY_PATTERN
-from cclm.shardfile.scores import SCORE_FILES
+from cclm.shardfile.scores import SCORE_FILES, StoredScores
 from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
 from shards.corpora.files import named_files
 from shards.corpora.table import CORPORA
@@ -84,6 +84,11 @@ class FilterSettings:
     """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
     refused."""
 
+    def validation_errors(self) -> Iterator[str]:
+        """Yield what would do nothing."""
+        if self.model_scores is None and (self.min_score_percentile or self.min_score_percentiles):
+            yield "min_score_percentile and min_score_percentiles need model_scores, the folder of `cclm score`"
+
     @cached_property
     def are_off(self) -> bool:
         """Whether every record passes: then a million of them need not ask each filter."""
@@ -97,7 +102,8 @@ def content_hash(settings: FilterSettings) -> str:
     """
     files = [Path(name) for name in (settings.blocked_words, *settings.benchmark_texts) if name]
     if settings.model_scores:
-        files += [Path(settings.model_scores) / name for name in SCORE_FILES]
+        scores = StoredScores(Path(settings.model_scores))
+        files += [scores.folder / name for name in SCORE_FILES]
     if settings.benchmark_images:
         files += named_files(Path(settings.benchmark_images), IMAGE_SUFFIXES).values()
     digest = hashlib.sha256()

@@ -115,11 +115,16 @@ def score_pairs_of_set(options: argparse.Namespace) -> None:
     from cclm.shardfile.scores import finish_scores
     from cclm.track.progress import Progress
 
+    for name in ("batch_size", "units_per_file"):
+        if (given := getattr(options, name)) < 1:
+            raise ConfigError(
+                where=f"--{name.replace('_', '-')}", expected="at least 1", got=str(given), do="Leave it out."
+            )
     source = Shards(options.shards, with_captions=True)
     opened = place(open_model(options.model), options.device, options.dtype)
     facts = EmbeddingFacts(
         model=weights_fingerprint(opened),
-        source=source.fingerprint,
+        source=f"{source.fingerprint} in {options.dtype}",
         root=str(options.shards.resolve()),
         with_captions=True,
         languages=(),
@@ -130,9 +135,13 @@ def score_pairs_of_set(options: argparse.Namespace) -> None:
     embedder = Embedder(opened=opened, batch_size=options.batch_size)
     with Progress(facts.num_units, 0, "scoring") as progress:
         parts = score_set(embedder, source, options.to, facts, on_unit=lambda unit: progress.update(unit))
-    summary = finish_scores(options.to, parts)
-    say(f"{options.to}: cosine of {sum(int(each['count']) for each in summary.values()):,} pairs, by language")
+    summary = finish_scores(options.to, source.view, parts)
+    total = sum(int(each["count"]) for each in summary.languages.values())
+    say(f"{options.to}: cosine of {total:,} pairs, by language")
     say(f"{'':8} {'pairs':>9}   5 %   25 %   50 %   75 %   95 %")
-    for label, each in summary.items():
+    for label, each in summary.languages.items():
         at = " ".join(f"{each['percentiles'][percentile]:6.3f}" for percentile in (5, 25, 50, 75, 95))
         say(f"{label:8} {each['count']:>9,} {at}")
+    if summary.without:
+        told = ", ".join(f"{reason} {count:,}" for reason, count in summary.without.items())
+        say(f"without a score, so that builds that filter by it refuse them: {told}")

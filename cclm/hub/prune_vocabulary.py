@@ -49,7 +49,10 @@ TABLES = (
 EuroBERT."""
 MASKED_LM = ("lm_head.", "cls.predictions.", "decoder.")
 """How names of a masked-LM head begin in a folder that `AutoModelForMaskedLM` reads whole."""
-COPIED = re.compile(r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json")
+COPIED = re.compile(
+    r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json"
+    r"|modules\.json|config_sentence_transformers\.json"
+)
 """Files that stay as they are. Parity reports, cards and other forms of the tokenizer would be wrong: left behind."""
 
 

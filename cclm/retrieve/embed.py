@@ -59,9 +59,8 @@ class EmbeddingFacts:
 def weights_fingerprint(opened: OpenedModel) -> str:
     """Tells models apart whose features must not be mixed; the same for a checkpoint and its fp32 and bf16 exports."""
     digest = hashlib.sha256()
-    for name, value in sorted(opened.model.state_dict().items()):
-        if "projection" in name or name.startswith("temperature"):
-            digest.update(value.float().bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for _, value in sorted(opened.model.state_dict().items()):
+        digest.update(value.float().bfloat16().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -70,7 +70,7 @@ class Files:
     def fingerprint(self) -> str:
         """Of names, sizes and texts."""
         listed = [f"{self._name(path)}\t{number}\t{text or path.stat().st_size}" for path, number, text in self._units]
-        return _digest(listed)
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._units)
@@ -112,8 +112,7 @@ class Shards:
     @property
     def fingerprint(self) -> str:
         """Of the shards' checksums and of what is taken."""
-        taken = f"captions={self.with_captions} languages={','.join(sorted(self.languages))}"
-        return _digest([taken, *(repr(shard) for shard in self._set.manifest.shards)])
+        return self._set.manifest.fingerprint(self.with_captions, self.languages)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -170,7 +169,3 @@ def find_source(path: Path, *, with_captions: bool = False, languages: Sequence[
     if (path / "manifest.json").is_file():
         return Shards(path, with_captions, tuple(languages))
     return Files(path)
-
-
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from pyarrow import parquet
 
+from cclm.errors import DataError
 from cclm.files import atomic
 from cclm.retrieve.embed import Embedder, EmbeddingFacts, part_path, prepare_folder
 from cclm.retrieve.embed_source import Shards
 from cclm.shardfile.scores import SCORE_SCHEMA, hash_of_caption, hash_of_pair, label_of_pair
-from cclm.types import TextPair, View
+from cclm.types import ImageTextRecord, TextPair, View
 
 FACTS_NAME = "_scoring.json"
 Scored = dict[str, Any]
@@ -56,36 +57,61 @@ def score_set(
 
 
 def score_images(embedder: Embedder, source: Shards, units: range) -> list[Scored]:
-    """Return the scores of the captions of some images; what cannot be read or has no token has none."""
-    records = [source.record(unit) for unit in units]
-    image_NE, broken = embedder.images([partial(source.image, unit) for unit in units])
+    """Return the scores of the captions of some images, or why they have none."""
+    records: list[ImageTextRecord] = []
+    rows = readable(units, lambda unit: records.append(source.record(unit)))
+    image_NE, broken = embedder.images([partial(bytes, record.image) for record in records])
+    rows += [without(error.partition(":")[0]) for error in broken if error is not None]
     captions = [
         (number, language, text)
         for number, record in enumerate(records)
+        if broken[number] is None
         for language, texts in record.captions.items()
         for text in texts
     ]
     text_ME, unread = embedder.texts([text for _, _, text in captions])
     score_M = (image_NE[[number for number, _, _ in captions]] * text_ME).sum(-1).tolist()
-    return [
-        {"hash": hash_of_caption(records[number].key, language, text), "label": language, "score": score}
+    return rows + [
+        scored(hash_of_caption(records[number].key, language, text), language, score, error)
         for (number, language, text), score, error in zip(captions, score_M, unread, strict=True)
-        if error is None and broken[number] is None
     ]
 
 
 def score_pairs(embedder: Embedder, source: Shards, units: range) -> list[Scored]:
-    """Return the scores of the pairs of some groups; each text is encoded once."""
-    pairs: list[TextPair] = [pair for unit in units for pair in source.pairs(unit)]
+    """Return the scores of the pairs of some groups, or why they have none; each text is encoded once."""
+    pairs: list[TextPair] = []
+    rows = readable(units, lambda unit: pairs.extend(source.pairs(unit)))
     place = {text: number for number, text in enumerate(dict.fromkeys(text for pair in pairs for text in both(pair)))}
     text_NE, unread = embedder.texts(list(place))
-    first_M, second_M = (torch.tensor([place[both(pair)[side]] for pair in pairs]) for side in (0, 1))
+    first_M, second_M = ([place[both(pair)[side]] for pair in pairs] for side in (0, 1))
     score_M = (text_NE[first_M] * text_NE[second_M]).sum(-1).tolist()
-    return [
-        {"hash": hash_of_pair(pair), "label": label_of_pair(pair), "score": score}
-        for pair, score in zip(pairs, score_M, strict=True)
-        if all(unread[place[text]] is None for text in both(pair))
+    return rows + [
+        scored(hash_of_pair(pair), label_of_pair(pair), score, unread[first] or unread[second])
+        for pair, score, first, second in zip(pairs, score_M, first_M, second_M, strict=True)
     ]
+
+
+def readable(units: range, read: Callable[[int], object]) -> list[Scored]:
+    """Read some units; return a row for each that cannot be read."""
+    rows = []
+    for unit in units:
+        try:
+            read(unit)
+        except DataError as error:
+            rows.append(without(error.reason))
+    return rows
+
+
+def scored(content_hash: int, label: str, score: float, error: str | None) -> Scored:
+    """Return the row of a pair."""
+    if error is None and not isfinite(score):
+        error = "score_not_finite"
+    return {"hash": content_hash, "label": label, "score": score} if error is None else without(error.partition(":")[0])
+
+
+def without(reason: str) -> Scored:
+    """Return the row of what has no score."""
+    return {"error": reason}
 
 
 def both(pair: TextPair) -> tuple[str, str]:

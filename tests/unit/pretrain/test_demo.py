@@ -22,7 +22,7 @@ from cclm.report import stages
 from cclm.report.stages import Stage, read_rows, run_command, run_stage
 from cclm.run.checkpoints import identify
 from pretrain import demo
-from pretrain.demo import SECOND_STAGE, is_exported, is_measured, plan
+from pretrain.demo import is_exported, is_measured, plan, second_stage
 from tests.tiny_checkpoint import write_checkpoint
 
 
@@ -65,7 +65,10 @@ def test_every_training_command_is_a_valid_configuration() -> None:
 
 
 def test_the_second_stage_trains_the_fusion_encoder_of_the_first() -> None:
-    planned = {stage.name: stage for stage in plan(Path("runs/x"), ablation=False, seed=7, overrides=SECOND_STAGE)}
+    planned = {
+        stage.name: stage
+        for stage in plan(Path("runs/x"), ablation=False, seed=7, overrides=second_stage(Path("runs/demo")))
+    }
     command = shlex.split(planned["train"].commands[0])
     config = read_recipe(command[command.index("pretrain") + 1 :])
     assert config.start.sources == ("runs/demo/export",)
@@ -75,6 +78,12 @@ def test_the_second_stage_trains_the_fusion_encoder_of_the_first() -> None:
     trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"fusion_encoder", "matching_head", "masked_lm_transform", "masked_lm_decoder"}
     assert planned["train"].explanation.startswith("fusion encoder")
+
+
+def test_a_second_stage_needs_a_finished_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["--second-stage", str(tmp_path)])
+    assert ended.value.code == 2 and "is no finished demo" in capsys.readouterr().err
 
 
 def test_building_and_training_are_always_called() -> None:

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cclm.cli.__main__ import main
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 from cclm.hub.open import OpenedModel, open_model
 from cclm.retrieve.embed import Embedder, part_path
 from cclm.retrieve.embed_source import Shards
 from cclm.shardfile.scores import StoredScores, hash_of_caption, hash_of_pair, label_of_pair
+from cclm.types import ImageTextRecord, TextPair
 from shards.__main__ import main as build_sets
 from shards.filters import refusal_of_pair, refusal_of_text
 from shards.recipe import FilterSettings
@@ -77,13 +81,21 @@ def test_another_model_or_set_is_refused(
     arguments = ["--model", str(tmp_path / "model"), "--to", str(tmp_path / "scores")]
     assert main(["score", str(tmp_path / "others"), *arguments]) == 2
     assert "got another source" in capsys.readouterr().err
+    assert main(["score", str(tmp_path / "pairs"), *arguments, "--dtype", "bf16"]) == 2
+    assert "got another source" in capsys.readouterr().err
+    with torch.no_grad():
+        opened.model.text_encoder.embeddings.words.weight[5] += 1
+    write(opened, tmp_path / "other")
+    arguments[1] = str(tmp_path / "other")
+    assert main(["score", str(tmp_path / "pairs"), *arguments]) == 2
+    assert "got another model" in capsys.readouterr().err
 
 
 def test_builds_refuse_what_is_below_its_languages_percentile(opened: OpenedModel, tmp_path: Path) -> None:
     write(opened, tmp_path / "model")
     source = Shards(write_images(tmp_path / "images", 40), with_captions=True)
     stored = scored(tmp_path, tmp_path / "images")
-    labels = list(json.loads((tmp_path / "scores/_scores.json").read_text()))
+    labels = list(stored.summary.languages)
     low, spared = labels[0], labels[-1]
     settings = FilterSettings(
         model_scores=str(tmp_path / "scores"), min_score_percentile=25, min_score_percentiles={spared: 0}
@@ -151,3 +163,68 @@ def test_a_build_of_another_name_finds_the_scores(opened: OpenedModel, tmp_path:
     config = json.loads((best / "manifest.json").read_text())["config"]
     reason = f"{'text' if view == 'image_text' else 'pair'}_model_score"
     assert 0 < low <= 6 and config["refused"] == {reason: low} and config["records_in"] == 12
+
+
+def test_what_has_no_score_is_counted_by_reason(
+    opened: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(opened, tmp_path / "model")
+    write_images(tmp_path / "images", 6)
+    record, images = Shards.record, Embedder.images
+
+    def some_broken(self: Shards, unit: int) -> ImageTextRecord:
+        if unit == 2:
+            raise DataError(reason="json_broken", expected="JSON", got="none", do="")
+        found = record(self, unit)
+        return replace(found, image=found.image[:40]) if unit == 4 else found
+
+    monkeypatch.setattr(Shards, "record", some_broken)
+    stored = scored(tmp_path, tmp_path / "images")
+    assert stored.summary.without == {"json_broken": 1, "image_truncated": 1}
+    assert "json_broken 1" in capsys.readouterr().out
+    assert sum(each["count"] for each in stored.summary.languages.values()) == 4 * 3
+
+    def overflowing(self: Embedder, given: Any) -> Any:
+        features, errors = images(self, given)
+        return features * float("inf"), errors
+
+    monkeypatch.setattr(Embedder, "images", overflowing)
+    arguments = ["score", str(tmp_path / "images"), "--model", str(tmp_path / "model"), "--to", str(tmp_path / "none")]
+    assert main(arguments) != 0
+    assert "score_not_finite 12" in capsys.readouterr().err
+    assert not (tmp_path / "none/_scores.json").exists()
+    assert main([*arguments, "--batch-size", "0"]) == 2
+
+
+def test_a_pair_is_found_whichever_side_comes_first() -> None:
+    one = TextPair(text_a="a", lang_a="en", text_b="b", lang_b="de", source="s", group="g")
+    other = TextPair(text_a="b", lang_a="de", text_b="a", lang_b="en", source="t", group="h")
+    assert hash_of_pair(one) == hash_of_pair(other)
+    assert hash_of_caption("a", "b", "c\0d") != hash_of_caption("a", "b\0c", "d")
+
+
+def test_filters_that_would_do_nothing_are_refused(
+    opened: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(opened, tmp_path / "model")
+    scored(tmp_path, write_pairs(tmp_path / "pairs", 4))
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"text_a": "a", "text_b": "b", **LANGUAGES}))
+
+    def refused(view: str, **filters: object) -> str:
+        options = {"path": str(tmp_path / "lines.jsonl")}
+        if view == "image_text":
+            options = {"folder": str(tmp_path), "licence": "CC0-1.0"}
+            (tmp_path / "captions.jsonl").write_text("")
+        corpus = "pair_file" if view == "text_pair" else "image_folder"
+        recipe = {"view": view, "corpus": corpus, "options": options, "filters": filters}
+        (tmp_path / "recipe.json").write_text(json.dumps({"sets": {"one": recipe}}))
+        assert build_sets(["build", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    scores = str(tmp_path / "scores")
+    assert "need model_scores" in refused("text_pair", min_score_percentile=5)
+    assert "en-de in min_score_percentiles" in refused(
+        "text_pair", model_scores=scores, min_score_percentiles={"en-de": 5}
+    )
+    assert "got of text_pair" in refused("image_text", model_scores=scores, min_score_percentile=5)
+    assert "to its end first" in refused("text_pair", model_scores=str(tmp_path), min_score_percentile=5)
