@@ -16,11 +16,12 @@ class StartConfig:
     """What a fresh run starts from (a resumed one has its checkpoint), and what of it stays as it is."""
 
     sources: tuple[PathText, ...] = ()
-    """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image models for an
-    "hf" tower, Swin and BEiT for those towers, XLM-R and its kin for texts), exports and imports. Later ones win."""
+    """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image and text
+    models for "hf" towers, Swin and BEiT for those towers, XLM-R, BERT and their kin for texts), exports and imports.
+    Later ones win."""
     text_fills: Reach = "auto"
-    """Which stacks the evenly spaced layers of an XLM-R fill: "text", "text_and_fusion", or "auto": as published, both
-    where the image tower is Swin, else the text encoder."""
+    """Which stacks the evenly spaced layers of an XLM-R or BERT fill: "text", "text_and_fusion", or "auto": as
+    published, both where the image tower is Swin, else the text encoder."""
     freeze: tuple[str, ...] = ()
     """Parts that stay as they start, by prefix of parameter names as in `optimizer.module_multipliers`
     ("model.vision_encoder", "model.text_encoder.stack.layers.*"): no gradient, no moments, no decay. A shared matrix
