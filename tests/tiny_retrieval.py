@@ -78,7 +78,7 @@ def settings_of(folder: Path, **finetune: Any) -> dict[str, Any]:
 
 def evaluation_with(settings: dict[str, Any], engine: str = "plain") -> RetrievalEvaluation:
     """The evaluation of a run that has not begun."""
-    from cclm.train.build import build_engine
+    from cclm.train.network import build_engine
 
     config: RunConfig = with_epochs(as_config({**settings, "engine": engine}))
     Path(config.run_folder).mkdir(parents=True, exist_ok=True)

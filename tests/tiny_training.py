@@ -13,7 +13,7 @@ from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.files.node import node_of
 from cclm.files.typed import Converter
 from cclm.recipe.read import in_table_order, kinds_of, read_recipe
-from cclm.train.build import build_module
+from cclm.train.network import build_module
 from cclm.train.step import CrossViewTraining
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import open_dataset

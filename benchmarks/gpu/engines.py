@@ -78,7 +78,7 @@ def plain_engine(config: RunConfig, device: torch.device) -> PlainEngine[Batch]:
 def deepspeed_engine(config: RunConfig, topology: Topology, module: CrossViewTraining | None = None) -> Engine[Batch]:
     """Return DeepSpeed's engine of a configuration (and of its module, if that is there), in a process group of one."""
     from cclm.engine.ds_config import resolve_ds_file
-    from cclm.train.build import build_engine
+    from cclm.train.network import build_engine
 
     ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
     return build_engine(config, module or module_of(config), topology, SINGLE, ds_config)

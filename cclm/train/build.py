@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,19 +26,12 @@ from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.deepspeed.construction import sharded_construction
-from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.ds_config import resolve_ds_file
-from cclm.engine.lora import add_lora
-from cclm.engine.parts import freeze
-from cclm.engine.plain import PlainEngine
-from cclm.engine.protocol import Engine, seed_initialisation
+from cclm.engine.protocol import Engine
 from cclm.files.lock import run_lock
-from cclm.hub.open import longest_text, model_config, transform_of
+from cclm.hub.open import longest_text, transform_of
 from cclm.hub.reference_outputs import make_recorder
-from cclm.model.checkpointing import checkpoint_activations
-from cclm.model.compiling import compile_blocks
-from cclm.model.modeling_cclm import CCLMModel
-from cclm.ops.choice import Choice, ModelKernels, Network, choose_model_kernels
+from cclm.ops.choice import Choice, ModelKernels, choose_model_kernels
 from cclm.run.cores import THREADS, own_cores, share_cores
 from cclm.run.ending import MemoryGuard
 from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback, read_rollbacks
@@ -48,19 +41,19 @@ from cclm.run.stop import clear_for_this_start
 from cclm.run.watch import Watch
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
-from cclm.track.sections import NO_CLOCK, SectionClock
+from cclm.track.sections import SectionClock
 from cclm.track.trackers import Csv, TensorBoard, Tracker, check_services, service
 from cclm.train.deterministic import deterministic
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
 from cclm.train.loop import Checkpointer, Run
 from cclm.train.measurement import Evaluation
+from cclm.train.network import build_engine, build_module, network_of
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut
 from cclm.train.speed import Speedometer
-from cclm.train.start import names_towers, start_from_sources, with_named_towers
-from cclm.train.step import CrossViewTraining
+from cclm.train.start import names_towers, with_named_towers
 from cclm.train.watching import leave, make_watch
 from cclm.train.zero_shot_evaluation import zero_shot_evaluation
 from cclm.views.table import VIEWS, Table, make_views
@@ -115,25 +108,7 @@ def open_run(
         left_out = LeftOut(made_by_first(ranks, partial(rollbacks_of, folder, is_fresh=checkpoint is None)))
         loaded: dict[str, Any] = {"step": 0, "state": {}} if checkpoint is None else engine.load(checkpoint)
         step, state = int(loaded["step"]), loaded["state"]
-        log = MetricsLog(folder, is_first, resume_step=step, trackers=trackers_of(config) if is_first else ())
-        purpose = "pre-training" if config.finetune is None else "fine-tuning"
-        progress = Progress(config.steps, step, purpose, enabled=is_first)
-        recorder = Recorder(
-            engine=engine,
-            views=config.views,
-            schedule=dataset.schedule,
-            every_steps=config.track.every_steps,
-            bad_sample_limit=config.data.bad_sample_limit,
-            log=stack.enter_context(closing(log)),
-            ledger=LedgerFile(folder / "ledger.jsonl", step) if is_first else None,
-            quarantine=open_quarantine(folder / QUARANTINE, topology, step),
-            samples_seen=SamplesSeen(dataset.counted),
-            speed=Speedometer.of(config, engine, parts.clock),
-            progress=stack.enter_context(progress),
-            status=RankStatus(folder, topology.rank),
-            health=Health(run_folder=folder, config=config.health),
-            bad_steps=BadSteps(folder=folder, engine=engine, dataset=dataset, max_loss=config.health.max_loss),
-        )
+        recorder = stack.enter_context(recording(start, parts, step))
         recorder.restore_state(state)
         checkpointer = Checkpointer(
             engine=engine,
@@ -162,6 +137,32 @@ def open_run(
             profile=stack.enter_context(closing(StepProfile(folder, topology.rank, config.track.profile_steps))),
         )
         watch.close()
+
+
+@contextmanager
+def recording(start: Start, parts: Parts, step: int) -> Iterator[Recorder]:
+    """Open what a run writes down from a step on, for the length of the `with` block."""
+    config, topology, dataset = start.config, start.topology, parts.dataset
+    folder, is_first = Path(config.run_folder), topology.rank == 0
+    log = MetricsLog(folder, is_first, resume_step=step, trackers=trackers_of(config) if is_first else ())
+    purpose = "pre-training" if config.finetune is None else "fine-tuning"
+    with closing(log), Progress(config.steps, step, purpose, enabled=is_first) as progress:
+        yield Recorder(
+            engine=parts.engine,
+            views=config.views,
+            schedule=dataset.schedule,
+            every_steps=config.track.every_steps,
+            bad_sample_limit=config.data.bad_sample_limit,
+            log=log,
+            ledger=LedgerFile(folder / "ledger.jsonl", step) if is_first else None,
+            quarantine=open_quarantine(folder / QUARANTINE, topology, step),
+            samples_seen=SamplesSeen(dataset.counted),
+            speed=Speedometer.of(config, parts.engine, parts.clock),
+            progress=progress,
+            status=RankStatus(folder, topology.rank),
+            health=Health(run_folder=folder, config=config.health),
+            bad_steps=BadSteps(folder=folder, engine=parts.engine, dataset=dataset, max_loss=config.health.max_loss),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,17 +290,6 @@ def trackers_of(config: RunConfig) -> list[Tracker]:
     return found + [service(name, folder, track.project, asdict(config)) for name in track.services]
 
 
-def network_of(config: RunConfig) -> Network:
-    """Return what the choice of kernels asks about the network."""
-    model, texts = config.model, (config.model.text, config.model.fusion)
-    return Network(
-        feature_width=model.projection_width,
-        head_widths=tuple(model.width // part.num_heads for part in texts),
-        attention_dropout=max(part.attention_dropout for part in texts),
-        precision=config.precision,
-    )
-
-
 def choose_cores(num_workers: int | None, topology: Topology, ranks: Collectives) -> int:
     """Let this rank, if it is one of several, compute on its share of the cores, and return its loader workers.
 
@@ -336,77 +326,3 @@ def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quaran
     own = {f"rank_{rank}.jsonl" for rank in range(topology.world_size)}
     left_behind = sorted(path for path in folder.glob("rank_*.jsonl") if path.name not in own)
     return Quarantine(folder / f"rank_{topology.rank}.jsonl", start_step, left_behind if topology.rank == 0 else ())
-
-
-def build_module(
-    config: RunConfig,
-    views: Mapping[str, View[Any, Any]],
-    tokenizer: TextTokenizer,
-    ranks: Collectives,
-    *,
-    is_fresh: bool = True,
-    construction: AbstractContextManager[None] | None = None,
-    kernels: ModelKernels | None = None,
-    clock: SectionClock = NO_CLOCK,
-) -> CrossViewTraining:
-    """Build the network, alike on every rank, and the training module around it.
-
-    A fresh one, into which no checkpoint will be loaded, starts from the seed and, with an affine stem, from the images
-    of the first global batch; then from the sources that the configuration names. ZeRO-3 shards the network while it
-    is made inside of `construction`, but for one with an affine stem, which looks at whole weights (they are small).
-    """
-    is_affine = config.model.vision.stem_norm == "affine" and config.steps > 0  # else there are no images to look at
-    seed_initialisation(config.seed)
-    with nullcontext() if construction is None or is_affine else construction:
-        model = CCLMModel(model_config(config.model, tokenizer))
-    if is_fresh and is_affine:
-        calibrate_stem(config, views, tokenizer, model)
-    if is_fresh and config.start.sources:
-        start_from_sources(config, model, is_first=ranks.rank == 0)
-    kernels, keep = kernels or ModelKernels(), config.activation_checkpointing
-    for encoder, mode in (
-        (model.vision_encoder, keep.vision),
-        (model.text_encoder, keep.text),
-        (model.fusion_encoder, keep.fusion),
-    ):
-        if kernels.compiler:
-            compile_blocks(encoder, kernels.compiler)
-        checkpoint_activations(encoder, mode)
-    for texts in (model.text_encoder, model.fusion_encoder):
-        texts.token_multiple = config.kernels.token_multiple
-    module = CrossViewTraining(
-        model, views, config.objectives, ranks, seed=config.seed, clock=clock, **kernels.arguments
-    )
-    freeze(module, config.start.freeze)
-    if config.finetune is not None and config.finetune.lora is not None and config.steps:
-        seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters
-        add_lora(module, config.finetune.lora)
-    return module
-
-
-def calibrate_stem(
-    config: RunConfig, views: Mapping[str, View[Any, Any]], tokenizer: TextTokenizer, model: CCLMModel
-) -> None:
-    """Let an affine stem look at the first global batch of the first view with images, if there is one."""
-    for name, view in views.items():
-        if "vision" in view.config.trains:
-            source = view.open(tokenizer, config.seed, config.data.cache, config.data.pad_multiple)
-            images_BCHW = source.batch(0, range(view.config.batch_size), []).normalised().images
-            assert images_BCHW is not None, f"{name} trains the vision encoder without images"
-            model.calibrate_stem(images_BCHW)
-            return
-
-
-def build_engine(
-    config: RunConfig,
-    module: CrossViewTraining,
-    topology: Topology,
-    ranks: Collectives,
-    ds_config: dict[str, Any] | None,
-) -> Engine[Batch]:
-    """Give the module to its engine."""
-    options, device, parts = config.optimizer, topology.device, config.data.micro_batches
-    wanted: Any = {"seed": config.seed, "kernel": config.kernels.optimizer}
-    if ds_config is None:
-        return PlainEngine(module, options, device=device, accumulation_steps=parts, **wanted)
-    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, **wanted)

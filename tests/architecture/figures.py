@@ -45,7 +45,7 @@ BUDGETS = {
     "cclm/run": 2900,
     "cclm/shardfile": 1950,
     "cclm/track": 600,
-    "cclm/train": 4850,
+    "cclm/train": 4950,
     "cclm/views": 2950,
     "finetune": 1950,
     "launch": 5450,

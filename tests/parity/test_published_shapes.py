@@ -16,7 +16,7 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine
-from cclm.train.build import build_engine
+from cclm.train.network import build_engine
 from cclm.train.updates import merge_metrics, updates_of
 from tests.engine_values import full_parameters
 from tests.ranks.harness import on_ranks

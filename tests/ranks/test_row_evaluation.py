@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 def predictions(settings: dict[str, Any], batch_size: int, engine: str) -> Sequence[Line]:
     """Those of this rank, which are everybody's."""
-    from cclm.train.build import build_engine
+    from cclm.train.network import build_engine
 
     config = with_epochs(as_config({**settings, "engine": engine}))
     topology, ranks = Topology.from_environment(device="cpu"), collectives()
