@@ -220,9 +220,10 @@ class ModelOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         _check_choices(self)
+        is_known = self.text.source is None  # else the width is the source's, and is read when a run starts
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
             is_ours = not (isinstance(options, VisionOptions) and options.architecture == "hf")
-            if is_ours and self.width % options.num_heads:
+            if is_known and is_ours and self.width % options.num_heads:
                 raise ValueError(
                     f"{name}.num_heads: expected a divisor of width {self.width}, got {options.num_heads}. "
                     "Change one of the two."
@@ -232,7 +233,7 @@ class ModelOptions:
                 f"initial_temperature: expected 0 < temperature_min <= initial_temperature <= temperature_max, got "
                 f"{self.temperature_min}, {self.initial_temperature}, {self.temperature_max}. Widen the bounds."
             )
-        _check_vision(self.width, self.vision)
+        _check_vision(self.width if is_known else None, self.vision)
 
     @property
     def masked_lm_eps(self) -> float:
@@ -256,8 +257,8 @@ class ModelOptions:
         return tied
 
 
-def _check_vision(width: int, vision: VisionOptions) -> None:
-    """The image tower's sizes fit each other."""
+def _check_vision(width: int | None, vision: VisionOptions) -> None:
+    """The image tower's sizes fit each other, and the width if that is known."""
     if vision.architecture == "hf" and vision.tower is None and vision.source is None:
         raise ValueError(
             'vision: expected a tower for architecture "hf", got none. '
@@ -275,7 +276,7 @@ def _check_vision(width: int, vision: VisionOptions) -> None:
             "Change one of the two."
         )
     _check_keep_patches(vision)
-    if vision.architecture != "swin":
+    if vision.architecture != "swin" or width is None:
         return
     if len(vision.stage_heads) != len(vision.stage_layers):
         raise ValueError(

@@ -27,6 +27,7 @@ from cclm.data.options import ImageTransformConfig, Triple
 from cclm.errors import ConfigError
 from cclm.model.hf_vision import build_tower, tower_width
 from cclm.model.options import LayerOptions, ModelOptions
+from cclm.pretrained.options import Reach
 
 OptionsType = TypeVar("OptionsType", bound="LayerOptions | ModelOptions")
 
@@ -40,10 +41,11 @@ LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "dtype", "
 """Entries of an image model's config.json that say nothing about the tower."""
 
 
-def with_towers(options: ModelOptions) -> ModelOptions:
+def with_towers(options: ModelOptions, reach: Reach = "auto") -> ModelOptions:
     """Read the sources that the options name; without any the options come back as they are.
 
-    A field that is still at its default takes the source's value, another value must agree with it.
+    A field that is still at its default takes the source's value, another value must agree with it. The fusion encoder
+    has its own sizes where the text source fills the text encoder alone (`reach`: "text").
 
     Raises:
         ConfigError: a source that cannot be read or is of another kind, or a field that contradicts it.
@@ -51,7 +53,7 @@ def with_towers(options: ModelOptions) -> ModelOptions:
     if options.vision.source is not None:
         options = _with_vision(options, options.vision.source)
     if options.text.source is not None:
-        options = _with_text(options, options.text.source)
+        options = _with_text(options, options.text.source, fits_fusion=reach != "text")
     return options
 
 
@@ -97,7 +99,7 @@ def _with_vision(options: ModelOptions, source: str) -> ModelOptions:
     return replace(options, vision=replace(options.vision, tower=values, source=None))
 
 
-def _with_text(options: ModelOptions, source: str) -> ModelOptions:
+def _with_text(options: ModelOptions, source: str, *, fits_fusion: bool) -> ModelOptions:
     config = read_config(source)
     if config.model_type not in TEXT_TYPES or config.hidden_act != "gelu":
         raise ConfigError(
@@ -128,10 +130,13 @@ def _with_text(options: ModelOptions, source: str) -> ModelOptions:
         "source": None,
     }
     text = _settle("model.text", replace(options.text, source=None), {**layers, **positions}, source)
-    fusion = _settle("model.fusion", options.fusion, layers, source)
-    # Width first alone: heads must divide it, and each replacement is checked.
-    plain = replace(options, text=replace(text, num_heads=1), fusion=replace(fusion, num_heads=1))
-    return replace(_settle("model", plain, {"width": config.hidden_size}, source), text=text, fusion=fusion)
+    fusion = _settle("model.fusion", options.fusion, layers, source) if fits_fusion else options.fusion
+    options = _settle("model", options, {"width": config.hidden_size}, source)
+    try:
+        return replace(options, text=text, fusion=fusion)  # no longer named: now the sizes are checked
+    except ValueError as error:
+        do = f"Choose other sizes: {source} has the width {config.hidden_size}."
+        raise ConfigError(where="model", expected="sizes that fit each other", got=str(error), do=do) from error
 
 
 def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source: str) -> OptionsType:
