@@ -69,7 +69,7 @@ def plan(run: Path, *, seed: int, overrides: Sequence[str] = ()) -> list[Stage]:
             overrides,
             explanations=(
                 "on two DeepSpeed ZeRO-3 ranks: the images' encoder from noise, that of texts from e5, its lower "
-                "layers frozen; ITC, ITM and MLM on English captions, TTC, TTM and MLM on names in 20 languages",
+                "layers frozen; ITC and ITM on English captions, TTC and TTM on names in 20 languages",
                 "zero-shot retrieval of images by an artist never seen, in 62 languages",
             ),
             measured=f"--shards {TEST} --groups pretrain/demo_real_groups.yaml",

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +100,13 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path,
     keep = kept_ids(content, counts)
     after = Tokenizer.from_str(json.dumps(prune_content(content, keep), ensure_ascii=False))
     read_special_as_text(after)
-    num_texts = 0
-
-    def counted() -> Iterable[str]:
-        nonlocal num_texts
-        for text in texts():
-            num_texts += 1
-            yield text
-
-    _check_pieces(before, after, keep, _forms(counted(), as_written), str(folder))
+    numbers = count()
+    counted = (text for text, _ in zip(texts(), numbers, strict=False))
+    _check_pieces(before, after, keep, _forms(counted, as_written), str(folder))
     with staging_directory(to) as new:
         new.mkdir()
         pruned = Pruned(
-            texts=num_texts,
+            texts=next(numbers),
             pieces_before=before.get_vocab_size(),
             pieces_after=len(keep),
             **_write_weights(folder, new, keep),

@@ -215,6 +215,10 @@ def _normalisers(characters: Mapping[int, tuple[int, ...]]) -> list[normalizers.
     """The file's table: what vanishes, what becomes a space; the rest is NFKC, but for characters younger than it."""
     gone = [code for code, becomes in characters.items() if not becomes]
     spaces = [code for code, becomes in characters.items() if becomes == (0x20,)]
-    one_of = lambda codes: Regex("[" + "".join(f"\\x{{{code:x}}}" for code in codes) + "]")  # noqa: E731
-    replaced = [normalizers.Replace(one_of(codes), to) for codes, to in ((gone, ""), (spaces, " ")) if codes]
+    replaced = [normalizers.Replace(_one_of(codes), to) for codes, to in ((gone, ""), (spaces, " ")) if codes]
     return [*replaced, normalizers.NFKC()]
+
+
+def _one_of(codes: list[int]) -> Regex:
+    """An expression for any of these characters."""
+    return Regex("[" + "".join(f"\\x{{{code:x}}}" for code in codes) + "]")

