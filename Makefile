@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-finetune demo-real demo-real-check clean
+.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune demo-real demo-real-check clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -127,6 +127,9 @@ demo-check: $(INSTALLED) ## After make demo: is its recall within the documented
 
 demo-ablation: $(INSTALLED) ## The same steps without parallel text: what the second view is worth
 	@$(BIN)/python -m pretrain.demo --ablation
+
+demo-second: $(INSTALLED) ## After make demo: its encoders frozen, the fusion encoder trained on with hard negatives (2 minutes)
+	@$(BIN)/python -m pretrain.demo --second-stage
 
 demo-finetune: $(INSTALLED) ## After make demo: fine-tune its model on two tasks, in 20 languages, three seeds; tables and galleries
 	@$(BIN)/python -m finetune.demo

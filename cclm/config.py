@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cclm.data.config import DataConfig, Views, rank_errors
+from cclm.data.options import TeacherConfig
 from cclm.engine.ds_config import EngineFacts
 from cclm.engine.options import LoraOptions, OptimizerConfig
 from cclm.errors import ConfigError
@@ -382,6 +383,13 @@ def named_files(views: Views) -> Iterator[tuple[str, str]]:
     for name, view in views.items():
         for key, path in view.named_files():
             yield f"views.{name}.{key}", path
+
+
+def named_teachers(views: Views) -> Iterator[tuple[str, TeacherConfig]]:
+    """Yield every teacher of every view, with the key of its path."""
+    for name, view in views.items():
+        if view.taught_by is not None:
+            yield f"views.{name}.teacher.path", view.taught_by
 
 
 def validation_errors_for(config: RunConfig, world_size: int) -> list[str]:

@@ -5,11 +5,12 @@
 Every stage is a public command that this file only calls, prints and times. After a stop the same command goes on:
 commands that know themselves what is done (fetch, build, pretrain) are always called; measuring and exporting are
 skipped only if what is there belongs to the run's newest checkpoint. `--ablation` trains the same recipe without
-parallel text.
+parallel text; `--second-stage` trains the fusion encoder and its heads alone, on the finished demo's frozen encoders.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,12 +25,21 @@ from cclm.run.checkpoints import identify_newest
 DATA = Path("data/demo")
 SETS = ("image-train", "image-dev", "image-test", "text-train")
 GROUPS = "pretrain/demo_groups.yaml"
+RUN = Path("runs/demo")
+FROZEN = ("vision_encoder", "text_encoder", "image_projection", "text_projection", "temperature")
+SECOND_STAGE = (
+    *("--start.freeze", json.dumps([f"model.{name}" for name in FROZEN])),
+    *("--objectives.hardness", "1.0", "--objectives.hardness_start_step", "0", "--objectives.hardness_full_step", "0"),
+    *("--objectives.fusion_warmup_steps", "0", "--optimizer.total_steps", "300"),
+)
+"""Overrides of the recipe: what the encoders have learnt stays, and wrong pairs are as hard as they find them."""
 
 
 def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ()) -> list[Stage]:
     """List the stages of a demo run in `run`."""
     data = shlex.quote(str(DATA))
-    explanation = "from scratch on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
+    explanation = "fusion encoder" if SECOND_STAGE[0] in overrides else "from scratch"
+    explanation += " on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
     return [
         *data_stages(data),
         *run_stages_of(
@@ -95,6 +105,11 @@ def run_stages_of(
     ]
 
 
+def second_stage(first: Path) -> list[str]:
+    """Return the overrides of a second stage on a finished demo."""
+    return ["--start.sources", json.dumps([str(first / "export")]), *SECOND_STAGE]
+
+
 def data_stages(data: str) -> list[Stage]:
     """List the stages that make the data, for all runs alike."""
     return [
@@ -150,15 +165,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is that of the first stage that fails."""
     parser = Parser(prog="python -m pretrain.demo", description=__doc__)
     parser.add_argument("--ablation", action="store_true", help="leave the parallel text out")
+    parser.add_argument(
+        "--second-stage",
+        type=Path,
+        nargs="?",
+        const=RUN,
+        metavar="RUN",
+        help="train the fusion encoder of this demo on",
+    )
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo or runs/demo-ablation")
+    parser.add_argument("--run", type=Path, default=None, help="run folder; default runs/demo, or one beside it")
     parser.add_argument(
         "overrides", nargs="*", help="after --: overrides for the training, such as --optimizer.total_steps 100"
     )
     options = parser.parse(arguments)
     open_output()
-    run = options.run or Path("runs/demo-ablation" if options.ablation else "runs/demo")
-    stages = plan(run, ablation=options.ablation, seed=options.seed, overrides=options.overrides)
+    first: Path | None = options.second_stage
+    if first is not None and not is_exported(first):
+        parser.error(f"{first} is no finished demo: run `make demo`, or name one behind --second-stage")
+    run = options.run or RUN.with_name(RUN.name + ("-second" if first else "-ablation" if options.ablation else ""))
+    overrides = [*(second_stage(first) if first else ()), *options.overrides]
+
+    stages = plan(run, ablation=options.ablation, seed=options.seed, overrides=overrides)
     return run_stages(stages, run, run / "report.html", lambda: results_table(run))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from cclm.rows.guard import optional_library
 from cclm.rows.lines import sound_lines
+from cclm.shardfile.scores import StoredScores, hash_of_caption, hash_of_pair, label_of_pair
 from cclm.types import TextPair
 from shards.benchmark import like_a_benchmark_image, normal_text, read_texts
 from shards.recipe import FilterSettings
@@ -51,6 +52,8 @@ class Text(NamedTuple):
 
     text: str
     language: str
+    image: str | None = None
+    """Key of the image, if it is a caption."""
 
 
 def _small(image: SourceImage, settings: FilterSettings) -> str | None:
@@ -154,6 +157,36 @@ def _test_text(text: Text, settings: FilterSettings) -> str | None:
     return repr(text.text[:60]) if normal_text(text.text) in read_texts(settings.benchmark_texts) else None
 
 
+def _low_caption(text: Text, settings: FilterSettings) -> str | None:
+    if settings.model_scores is None or text.image is None:
+        return None
+    return _low(hash_of_caption(text.image, text.language, text.text), text.language, settings)
+
+
+def _low_pair(pair: TextPair, settings: FilterSettings) -> str | None:
+    return None if settings.model_scores is None else _low(hash_of_pair(pair), label_of_pair(pair), settings)
+
+
+def _low(content_hash: int, label: str, settings: FilterSettings) -> str | None:
+    """Return what a pair has instead of a score at its language's percentile or above."""
+    assert settings.model_scores is not None
+    percentile = settings.min_score_percentiles.get(label, settings.min_score_percentile)
+    if percentile == 0:
+        return None
+    stored = read_scores(settings.model_scores)
+    score = stored.score(content_hash)
+    if score is None:
+        return "none"
+    least = stored.at_percentile(label, percentile)
+    return f"{score:.3f}, where {percentile} % of {label} have less than {least:.3f}" if score < least else None
+
+
+@lru_cache(maxsize=4)
+def read_scores(folder: str) -> StoredScores:
+    """Return the scores of `cclm score`. ConfigError: there are none."""
+    return StoredScores(Path(folder))
+
+
 def _score(pair: TextPair, settings: FilterSettings) -> str | None:
     least = settings.min_score
     return f"{pair.score:.4g}" if least is not None and pair.score is not None and pair.score < least else None
@@ -178,10 +211,12 @@ TEXT_FILTERS: Final[Mapping[str, Filter[Text]]] = {
     "text_non_letters": ("at most {max_non_letters:.0%} characters that are no letters", _non_letters),
     "text_blocked": ("no blocked word", _blocked),
     "text_language": ("a text that is in its language with {min_language_probability:.1%} or more", _language),
+    "text_model_score": ("a score of the model at its language's percentile or above", _low_caption),
     "text_of_benchmark": ("no test sentence of a benchmark", _test_text),
 }
 PAIR_FILTERS: Final[Mapping[str, Filter[TextPair]]] = {
     "pair_score": ("a margin score of at least {min_score}", _score),
+    "pair_model_score": ("a score of the model at its languages' percentile or above", _low_pair),
     "pair_length_ratio": ("lengths that differ by a factor of at most {max_length_ratio}", _length_ratio),
 }
 
@@ -191,9 +226,9 @@ def refusal_of_image(image: SourceImage, settings: FilterSettings) -> Refusal | 
     return _first(IMAGE_FILTERS, image, settings)
 
 
-def refusal_of_text(text: str, language: str, settings: FilterSettings) -> Refusal | None:
-    """Return why a caption goes, or None."""
-    return _first(TEXT_FILTERS, Text(text, language), settings)
+def refusal_of_text(text: str, language: str, settings: FilterSettings, image: str | None = None) -> Refusal | None:
+    """Return why a caption (of the image with this key) or a sentence goes, or None."""
+    return _first(TEXT_FILTERS, Text(text, language, image), settings)
 
 
 def refusal_of_pair(pair: TextPair, settings: FilterSettings) -> Refusal | None:

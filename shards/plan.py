@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cclm.files.hints import nearest
 from cclm.rows.guard import mistaken
 from cclm.shardfile.codec import canonical_json
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
 from shards.corpora.table import corpus_of
+from shards.filters import read_scores
 from shards.parts import Part
 from shards.recipe import SetRecipe, content_hash
 
@@ -43,7 +45,24 @@ def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
     with accounting() as account:
         plan = plan_set(name, recipe, corpus_of(recipe.corpus, recipe.options).parts())
         read_benchmarks(recipe.filters)
+        check_scores(recipe)
     return replace(plan, left_out=account.kinds())
+
+
+def check_scores(recipe: SetRecipe) -> None:
+    """Check that the filters' scores are of such a set, and have the languages that the recipe names."""
+    if recipe.filters.model_scores is None:
+        return
+    scores = read_scores(recipe.filters.model_scores)
+    if scores.summary.view != recipe.view.value:
+        do = "Score a set of this view (`cclm score`), or correct filters.model_scores."
+        mistaken(f"scores of {recipe.view.value} samples", f"of {scores.summary.view}", do, scores.folder)
+    known = list(scores.summary.languages)
+    for label in recipe.filters.min_score_percentiles:
+        if label not in known:
+            near = nearest(label, known, []) or ", ".join(known)
+            do = "Pairs have both languages in alphabetical order (de-en)."
+            mistaken("languages that have scores", f"{label} in min_score_percentiles (nearest: {near})", do)
 
 
 def plan_set(name: str, recipe: SetRecipe, parts: Sequence[Part]) -> SetPlan:

@@ -21,6 +21,7 @@ from cclm.files.reading import raise_problems
 from cclm.files.typed import Converter
 from cclm.rows.guard import mistaken
 from cclm.shardfile.schema import KEY_PATTERN
+from cclm.shardfile.scores import SCORE_FILES, StoredScores
 from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
 from shards.corpora.files import named_files
 from shards.corpora.table import CORPORA
@@ -30,6 +31,7 @@ MOST_LETTERS = 100
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 Ratio = Annotated[float, Bounds(least=1)]
+Percentile = Annotated[int, Bounds(least=0, most=99)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,12 @@ class FilterSettings:
     """Shorter texts are not judged by language: there is too little to go by."""
     min_score: float | None = None
     """Margin score of a pair; pairs without a score pass."""
+    model_scores: LocalPath | None = None
+    """Folder of `cclm score`: what `min_score_percentile` is a percentile of. Pairs without a score are refused."""
+    min_score_percentile: Percentile = 0
+    """Of a hundred pairs of a language, so many with the lowest scores are refused (of captions, each alone)."""
+    min_score_percentiles: Mapping[str, Percentile] = field(default_factory=dict, hash=False)
+    """The same for some languages, and for pairs by both languages in alphabetical order: {de: 30, de-en: 10}."""
     blocked_words: LocalPath | None = None
     """File of words and phrases, one a line; a text that has one is refused."""
     benchmark_images: LocalPath | None = None
@@ -75,6 +83,11 @@ class FilterSettings:
     benchmark_texts: tuple[LocalPath, ...] = ()
     """Files of a benchmark's test sentences, one a line; texts that are equal (without case, punctuation, spacing) are
     refused."""
+
+    def validation_errors(self) -> Iterator[str]:
+        """Yield what would do nothing."""
+        if self.model_scores is None and (self.min_score_percentile or self.min_score_percentiles):
+            yield "min_score_percentile and min_score_percentiles need model_scores, the folder of `cclm score`"
 
     @cached_property
     def are_off(self) -> bool:
@@ -88,6 +101,9 @@ def content_hash(settings: FilterSettings) -> str:
     ConfigError: one of them does not exist, or a folder holds no image.
     """
     files = [Path(name) for name in (settings.blocked_words, *settings.benchmark_texts) if name]
+    if settings.model_scores:
+        scores = StoredScores(Path(settings.model_scores))
+        files += [scores.folder / name for name in SCORE_FILES]
     if settings.benchmark_images:
         files += named_files(Path(settings.benchmark_images), IMAGE_SUFFIXES).values()
     digest = hashlib.sha256()

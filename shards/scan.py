@@ -181,7 +181,7 @@ class _Chunk:
         captions: dict[str, list[str]] = {}
         refused_texts: list[tuple[str, str, Refusal]] = []
         for language, text in ((language, text) for language, texts in stored.captions.items() for text in texts):
-            if why := refusal_of_text(text, language, self._recipe.filters):
+            if why := refusal_of_text(text, language, self._recipe.filters, record.key):
                 refused_texts.append((language, text, why))
             else:
                 captions.setdefault(language, []).append(text)

@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from cclm.errors import ConfigError
+from cclm.data.train_pieces import NUM_THREADS, cut_words, train_pieces
 from cclm.files.atomic import replace_bytes
 from cclm.rows.guard import mistaken
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.reader import texts_of_things
-
-NUM_THREADS: Final = 1
-_LONGEST_WORD: Final = 500
-"""Characters; longer words (texts in scripts without spaces) are cut, because what is too long is left out."""
 
 
 class Sample(NamedTuple):
@@ -88,9 +83,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, character_coverage: f
 
     tokenizer = _empty_tokenizer()
     first, mask = SPECIAL_TOKENS[:-1], SPECIAL_TOKENS[-1]
-    words = Counter(word for text in texts for word in _words(tokenizer.normalizer.normalize_str(text)))
+    words = Counter(word for text in texts for word in cut_words(tokenizer.normalizer.normalize_str(text)))
     _check_size(words, vocab_size, len(SPECIAL_TOKENS), character_coverage)
-    pieces = _train_pieces(words, vocab_size - len(SPECIAL_TOKENS), character_coverage)
+    do = "Name sets with more texts, or another --vocab-size."
+    pieces = train_pieces(words, vocab_size - len(SPECIAL_TOKENS), character_coverage, do)
     # The mask is a piece too, not only an added token: `vocab_size` then counts it, as in XLM-R.
     pieces = [(piece, score) for piece, score in pieces if piece not in SPECIAL_TOKENS]  # a text may spell them out
     vocabulary = [*((token, 0.0) for token in first), *pieces, (mask, 0.0)]
@@ -104,11 +100,6 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, character_coverage: f
     )
     read_special_as_text(tokenizer)
     return tokenizer
-
-
-def _words(text: str) -> Iterator[str]:
-    for word in text.split(" "):
-        yield from (word[at : at + _LONGEST_WORD] for at in range(0, len(word), _LONGEST_WORD))
 
 
 def _check_size(words: Mapping[str, int], vocab_size: int, num_special: int, coverage: float) -> None:
@@ -127,52 +118,6 @@ def _check_size(words: Mapping[str, int], vocab_size: int, num_special: int, cov
         if not words:
             got, do = "no text at all", "Name shard sets that hold texts."
         mistaken(f"a vocabulary of at least {needed:,} (special tokens and characters)", got, do)
-
-
-def _lines(words: Mapping[str, int]) -> Iterator[str]:
-    """Yield "text <tab> count" of the words, each before a space and at an end.
-
-    The trainer takes its first pieces from a suffix array, which holds a string only where different characters follow
-    it: a word that always stands before the same word would be no piece, and corpora of names are full of these.
-    """
-    for word, count in sorted(words.items()):
-        if count > 1:
-            yield f"{word} {word}\t{count // 2}"
-        if count % 2:
-            yield f"{word}\t1"
-
-
-def _train_pieces(words: Mapping[str, int], size: int, coverage: float) -> list[tuple[str, float]]:
-    """Return at most `size` pieces and their log-probabilities, the likeliest first."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(words),
-            input_format="tsv",
-            max_sentence_length=16 * _LONGEST_WORD,
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=size + 1,  # and its own <unk>
-            hard_vocab_limit=False,
-            character_coverage=coverage,
-            normalization_rule_name="identity",  # they are normalised
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            num_threads=NUM_THREADS,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(
-            expected="texts that sentencepiece can train on",
-            got=" ".join(str(error).split()),
-            do="Name sets with more texts, or another --vocab-size.",
-        ) from error
-    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return [(trained.id_to_piece(number), trained.get_score(number)) for number in range(1, len(trained))]
 
 
 def write_tokenizer(tokenizer: Any, folder: Path, max_tokens: int, training: Mapping[str, Any]) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from cclm.checkpoint.store import OF_CHECKPOINT, OF_RUN, Copy, Store, copy_run
+from cclm.checkpoint.store import COPIED, OF_CHECKPOINT, OF_RUN, Copy, Store, copy_run
 from cclm.distributed.agreement import on_every_rank
 from cclm.distributed.collectives import Collectives
-from cclm.files.atomic import sync
+from cclm.errors import CheckpointError
+from cclm.files.atomic import file_sha256, sync
 from cclm.files.lock import run_lock
 from cclm.run.background import Writer
 from cclm.run.checkpoints import (
@@ -30,6 +31,7 @@ from cclm.run.checkpoints import (
     step_folder,
     visible_checkpoints,
 )
+from cclm.shardfile.fetch import DamagedFileError
 
 PINS = f"{OF_RUN}{FOLDER}/{PINNED}"
 BESIDE = ".run"
@@ -86,40 +88,83 @@ class Copier:
 
 
 def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
-    """Bring in the newest copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
+    """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
+
+    A damaged copy is passed over, with a line on standard error, and set aside once a sound one is here.
 
     Raises:
-        CheckpointError: on every rank, if the URL cannot be read or written, or a file of a copy is not as it was.
+        CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
     """
     is_first = ranks.rank == 0
     if on_every_rank(ranks, lambda: is_first and bool(visible_checkpoints(run_folder)), "list checkpoints")[0]:
         return
+    damaged = set[int]()
     with run_lock(run_folder) if is_first else nullcontext():
-        wanted = on_every_rank(ranks, lambda: _wanted(run_folder, url) if is_first else [], f"look at {url}")[0]
-        if not wanted:
+        while wanted := on_every_rank(ranks, partial(_wanted, run_folder, url, damaged, is_first), f"look at {url}")[0]:
+            share = partial(_fetch, url, wanted, run_folder, ranks)
+            if not (found := set[int]().union(*on_every_rank(ranks, share, f"bring in its share of {url}"))):
+                break
+            damaged |= found
+        else:
             return
-        on_every_rank(ranks, lambda: _fetch(url, wanted, run_folder, ranks), f"bring in its share of {url}")
         on_every_rank(ranks, lambda: _place(wanted, run_folder) if is_first else None, "finish")
         if is_first:
+            set_aside(url, damaged)
             sys.stderr.write(f"{run_folder} had no checkpoint: goes on from step {wanted[0].step} at {url}\n")
 
 
-def _wanted(run_folder: Path, url: str) -> list[Copy]:
-    """Return the newest copy, and behind it the best ones."""
+def set_aside(url: str, damaged: Collection[int]) -> None:
+    """Make damaged copies none, now that a sound one before them is here: the run copies those steps anew."""
     store = Store(url)
-    store.check()
-    if not (copies := store.copies()):
+    for step in damaged:
+        store.set_aside(step)
+
+
+def _wanted(run_folder: Path, url: str, damaged: set[int], is_first: bool) -> list[Copy]:
+    """Return the newest copy that is not known as damaged, then the best ones. The first rank alone does it.
+
+    Copies whose marker or pins are damaged are added to `damaged`.
+    """
+    if not is_first:
         return []
-    remove_leftovers(run_folder)
+    store, pins = Store(url), run_folder / FOLDER / PINNED
+    store.check()
+    if not damaged:
+        remove_leftovers(run_folder)
+    for step in damaged:
+        shutil.rmtree(partial_folder(run_folder, step), ignore_errors=True)
+    pins.unlink(missing_ok=True)
+    unreadable: list[int] = []
+    copies = {step: copy for step, copy in store.copies(unreadable.append).items() if step not in damaged}
+    for step in set(unreadable) - damaged:
+        note_damage(step, f"{COPIED} cannot be read")
+        damaged.add(step)
+    if not copies:
+        if damaged:
+            raise CheckpointError(
+                where=url,
+                expected="a copy whose files are as they were",
+                got=f"damaged ones only, of steps {', '.join(map(str, sorted(damaged)))}",
+                do="Mend them, or give another checkpoint.copy_to to begin anew; nothing was changed there.",
+            )
+        return []
     newest = copies[max(copies)]
     if PINS in newest.files:
-        store.fetch(newest, PINS, run_folder / FOLDER / PINNED)
+        try:
+            store.fetch(newest, PINS, pins)
+        except DamagedFileError as error:
+            note_damage(newest.step, error)
+            damaged.add(newest.step)
+            return _wanted(run_folder, url, damaged, is_first)
     return [newest, *(copies[step] for step in read_pins(run_folder).staying(copies) if step != newest.step)]
 
 
-def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collectives) -> None:
-    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy."""
-    store = Store(url)
+def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collectives) -> set[int]:
+    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy.
+
+    Returns the steps of the copies of which a file is damaged.
+    """
+    store, damaged = Store(url), set[int]()
     names = [
         (copy, name)
         for copy in copies
@@ -128,8 +173,21 @@ def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collective
     ]
     for copy, name in names[ranks.rank :: ranks.world_size]:
         target = partial_folder(run_folder, copy.step) / _place_of(name)
-        store.fetch(copy, name, target)
+        if target.is_file() and file_sha256(target) == copy.files[name].sha256:
+            continue  # it came before a file of another copy was found to be damaged
+        try:
+            store.fetch(copy, name, target)
+        except DamagedFileError as error:
+            note_damage(copy.step, error)
+            damaged.add(copy.step)
+            continue
         sync(target)
+    return damaged
+
+
+def note_damage(step: int, why: object) -> None:
+    """Say that a copy is passed over."""
+    sys.stderr.write(f"note: the copy of step {step} is damaged and passed over: {why}\n")
 
 
 def _place_of(name: str) -> str:

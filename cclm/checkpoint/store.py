@@ -80,22 +80,25 @@ class Store:
                 do="Check the address and your credentials, or set checkpoint.copy_to to null.",
             ) from error
 
-    def copies(self) -> dict[int, Copy]:
-        """Return the complete copies by step."""
+    def copies(self, on_damage: Callable[[int], None] = lambda step: None) -> dict[int, Copy]:
+        """Return the complete copies by step; `on_damage` is told the steps of markers that cannot be read."""
         self._system.invalidate_cache()
         try:
             names = [str(path).rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False)]
         except FileNotFoundError:
             return {}
-        found = (self._copy(name) for name in sorted(names) if _STEP_NAME.fullmatch(name))
+        found = (self._copy(name, on_damage) for name in sorted(names) if _STEP_NAME.fullmatch(name))
         return {one.step: one for one in found if one is not None}
 
-    def _copy(self, name: str) -> Copy | None:
+    def _copy(self, name: str, on_damage: Callable[[int], None]) -> Copy | None:
         try:
             said = json.loads(self._system.cat_file(f"{self._root}/{name}/{COPIED}"))
             files = {str(path): FileRecord(**record) for path, record in said["files"].items()}
             return Copy(step=int(said["step"]), files=files, run=str(said.get("run", "")))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            on_damage(step_of(Path(name)))
             return None
 
     def put(self, run_folder: Path, checkpoint: Path) -> Copy:
@@ -116,6 +119,12 @@ class Store:
         copy = Copy(step=step_of(checkpoint), files=records, run=run_identity(run_folder))
         retried(partial(self._write, f"{name}/{COPIED}", json.dumps(asdict(copy), indent=1).encode()))
         return copy
+
+    def set_aside(self, step: int) -> None:
+        """Make a damaged copy none, so that the step is copied again when the run comes to it. Its files stay."""
+        marker = f"{self._root}/{checkpoints.step_folder(Path(), step).name}/{COPIED}"
+        if self._system.exists(marker):
+            self._system.mv(marker, f"{marker}.damaged")
 
     def remove(self, step: int) -> None:
         """Remove a copy, its marker first: half of one is none."""

@@ -1,8 +1,9 @@
-"""`cclm export`, `import`, `average`, `prune-vocabulary`: weights become Hugging Face folders, and each is checked."""
+"""`cclm export`, `import`, `average`, `prune-` and `grow-vocabulary`: weights as Hugging Face folders, checked."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cclm.files.command_line import Commands, add_command, say
 
 
 def add_to(commands: Commands) -> None:
-    """Add `export`, `import`, `average` and `prune-vocabulary`."""
+    """Add `export`, `import`, `average`, `prune-vocabulary` and `grow-vocabulary`."""
     add = add_command(commands, "export", export_run)
     add("run_folder", metavar="run", type=Path, help="a run folder, or one checkpoint inside it")
     add("--to", type=Path, required=True, help="the folder to make; replaces an older export only")
@@ -40,16 +41,17 @@ def add_to(commands: Commands) -> None:
     )
     add("--out", "--to", dest="to", type=Path, required=True, help="the folder to make; replaces an older export only")
 
-    add = add_command(commands, "prune-vocabulary", prune)
-    add("folder", type=Path, help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
-    add("--to", type=Path, required=True, help="the folder to make")
-    add("--shards", type=Path, nargs="+", default=[], help="shard sets whose texts are counted")
-    add("--texts", type=Path, nargs="+", default=[], help="text files (UTF-8), one text a line, that are counted too")
-    add(
-        "--as-written",
-        action="store_true",
-        help="do not also keep the pieces of texts as published models prepare them",
-    )
+    for name, run in (("prune-vocabulary", prune), ("grow-vocabulary", grow)):
+        add = add_command(commands, name, run)
+        add("folder", type=Path, help="an export or import with its tokenizer, or the folder of an XLM-R-like model")
+        add("--to", type=Path, required=True, help="the folder to make")
+        add("--shards", type=Path, nargs="+", default=[], help="shard sets whose texts are the corpus")
+        add("--texts", type=Path, nargs="+", default=[], help="text files (UTF-8), one text a line; of the corpus, too")
+        if run is grow:
+            add("--pieces", type=int, required=True, help="most pieces to add; those come first that save most tokens")
+        else:
+            help = "do not also keep the pieces of texts as published models prepare them"
+            add("--as-written", action="store_true", help=help)
 
 
 def export_run(options: argparse.Namespace) -> None:
@@ -197,20 +199,10 @@ def average_models(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """Keep the pieces that a corpus uses, in tokenizer, word embeddings and masked-LM head, and check the result."""
-    if not options.shards and not options.texts:
-        raise ConfigError(
-            where="cclm prune-vocabulary",
-            expected="--shards or --texts",
-            got="neither",
-            do="Name the corpus that the model is meant for.",
-        )
-    from cclm.files.lines import text_lines
     from cclm.hub.prune_vocabulary import REPORT_NAME, prune_vocabulary
-    from cclm.shardfile.reader import texts_of_sets
 
     to = options.to
-    texts = lambda: chain(texts_of_sets(options.shards), *map(text_lines, options.texts))  # noqa: E731
-    pruned = prune_vocabulary(options.folder, texts, to, as_written=options.as_written)
+    pruned = prune_vocabulary(options.folder, corpus(options), to, as_written=options.as_written)
     say(f"{pruned.texts:,} texts use {pruned.pieces_after:,} of {pruned.pieces_before:,} pieces")
     say(f"{pruned.parameters_before:,} parameters before, {pruned.parameters_after:,} after")
     say(
@@ -219,3 +211,40 @@ def prune(options: argparse.Namespace) -> None:
     )
     if pruned.left_behind:
         say(f"left behind, because it would be wrong now: {', '.join(pruned.left_behind)}")
+
+
+def grow(options: argparse.Namespace) -> None:
+    """Add pieces of a corpus to tokenizer, word embeddings and masked-LM head, and check the result."""
+    if options.pieces < 1:
+        raise ConfigError(where="--pieces", expected="at least 1", got=str(options.pieces), do="Say how many to add.")
+    from cclm.hub.grow_vocabulary import REPORT_NAME, grow_vocabulary
+
+    to = options.to
+    grown = grow_vocabulary(options.folder, corpus(options), to, options.pieces)
+    added = grown.pieces_after - grown.pieces_before
+    say(f"{added:,} pieces added to {grown.pieces_before:,}, {grown.rows_drawn:,} of them with an unknown part")
+    say(
+        f"{grown.texts:,} texts: {grown.tokens_before:,} tokens before, {grown.tokens_after:,} after; "
+        f"unknown {grown.unknown_before:,} before, {grown.unknown_after:,} after"
+    )
+    say(
+        f"wrote {to}: states of old pieces differ by {grown.max_abs_states:.1e}, logits by {grown.max_abs_logits:.1e}; "
+        f"more in {to}/{REPORT_NAME}"
+    )
+    if grown.left_behind:
+        say(f"left behind, because it would be wrong now: {', '.join(grown.left_behind)}")
+
+
+def corpus(options: argparse.Namespace) -> Callable[[], Iterable[str]]:
+    """What gives the texts of `--shards` and `--texts`, from the first one, each time it is called."""
+    from cclm.files.lines import text_lines
+    from cclm.shardfile.reader import texts_of_sets
+
+    if not options.shards and not options.texts:
+        raise ConfigError(
+            where="cclm prune-vocabulary or grow-vocabulary",
+            expected="--shards or --texts",
+            got="neither",
+            do="Name the corpus that the model is meant for.",
+        )
+    return lambda: chain(texts_of_sets(options.shards), *map(text_lines, options.texts))

@@ -11,7 +11,7 @@ they go. Hard negatives are drawn inside *negative groups*: blocks of G consecut
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import TypeVar
 
@@ -115,6 +115,16 @@ def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Taught(TensorRecord):
+    """What a teacher says about one side of a view's rows."""
+
+    feature_NT: Float[Tensor, "n t"]
+    """Unit vectors, float16; zeros where it has none."""
+    row_N: Int[Tensor, " n"]
+    """Number of each in the global batch; -1 where it has no feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewBatch(TensorRecord):
     """One rank's share of one view in a step: what every view has. The rest is the view's own (`cclm/views`)."""
 
@@ -134,6 +144,8 @@ class ViewBatch(TensorRecord):
     """Masked texts of the F rows, in that order."""
     ledger_S: Int[Tensor, " s"]
     """64-bit hash of what each sample is and what was drawn of it: what the ledger adds up."""
+    taught: Mapping[str, Taught] = field(default_factory=dict)
+    """What the view's teacher says, by side ("text", "image", …); without a teacher nothing."""
 
     @property
     def texts(self) -> tuple[Tokens, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, ClassVar
 
-from cclm.data.options import MaskingConfig, MixConfig, Normalise, Schedule, SourceConfig
+from cclm.data.options import MaskingConfig, MixConfig, Normalise, Schedule, SourceConfig, TeacherConfig
 from cclm.model.options import ModelOptions
 from cclm.shardfile.options import CacheConfig
 from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
@@ -93,6 +93,11 @@ class ViewConfig:
         return self.max_tokens
 
     @property
+    def taught_by(self) -> TeacherConfig | None:
+        """Whose features the view's own are pulled to; None: nobody's."""
+        return None
+
+    @property
     def takes_turns_with(self) -> tuple[str, float] | None:
         """Schedule "alternate": a view that steps hold in place of this one, and this one's share; None: every step."""
         return None
@@ -126,6 +131,8 @@ class ViewConfig:
 
     def model_errors(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
         """Yield in what these settings and the network do not fit; sizes of a named source are not known yet."""
+        if self.taught_by is not None and not model.pretraining_heads:
+            yield "teacher: it teaches features, which model.pretraining_heads: true has"
         if model.text.source is not None:
             return
         longest = model.text.max_positions - model.text.position_offset

@@ -37,6 +37,16 @@ def identity_hash(identity: str) -> int:
     return hash64("identity", identity) & ((1 << 63) - 1)
 
 
+def text_hash(text: str) -> int:
+    """64-bit hash by which stored features of a text are found: of its letters as they stand in the shards."""
+    return hash64("text", text)
+
+
+def image_hash(source: str, key: str) -> int:
+    """The same of an image of a set; `source`: the set's fingerprint, "" where the features don't say."""
+    return hash64("image", source, key)
+
+
 def step_sum(hashes: ArrayLike) -> int:
     """Sum of int64 hashes, wrapping; commutative, so ranks may add theirs in any order (`torch.sum` wraps alike)."""
     values = np.asarray(hashes, dtype=np.int64).astype(np.uint64)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cclm.types import Bounds, Count, Language, NotNegative, PathText, Positive, Share
+from cclm.types import Bounds, Count, Language, LocalPath, NotNegative, PathText, Positive, Share
 
 Normalise = Literal["cclm", "none"]
 Schedule = Literal["joint", "alternate"]
@@ -93,6 +93,24 @@ class MaskingConfig:
     """Probability that a pick hides two or three neighbours instead of one token; 0 for single tokens only."""
     maskable_eos: bool = True
     """Whether `</s>` can be hidden, as in the published models. `<s>` never is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Stored features of another model, which a view's own are pulled to (docs/recipes.md)."""
+
+    path: LocalPath
+    """Folder with Parquet files, of `cclm embed` or your own: columns `text` and `feature`, of images `key`."""
+    width: Positive
+    """Numbers of a feature in them."""
+    weight: NotNegative = 1.0
+    """Of each side's loss in the total."""
+    form: Literal["cosine", "relational"] = "cosine"
+    """"cosine": one minus the cosine of the two features, through a learned linear map where their widths differ, which
+    is no part of the model. "relational": the divergence (KL) of the student's similarities to the other rows of the
+    batch from the teacher's, both through a softmax."""
+    temperature: Annotated[float, Bounds(above=0)] = 0.05
+    """relational: both models' similarities are divided by it."""
 
 
 @dataclass(frozen=True, kw_only=True)

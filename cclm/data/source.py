@@ -19,6 +19,7 @@ from cclm.data.config import ViewConfig
 from cclm.data.mix_plan import LanguageMix, RequestedLanguage
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
+from cclm.data.teacher import Teacher
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.causes import cause_of, retried
@@ -317,6 +318,9 @@ class Source(SampleSource[Settings, Sample]):
             self.lengths,
         )
         super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
+        self.teacher: Teacher | None = None
+        if config.taught_by is not None:
+            self.teacher = Teacher(config.taught_by, cache, [shard_set.manifest for shard_set in sets])
         self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
         self._prefetched: dict[int, int] = {}  # by first index: the steps before this one
         self._languages: LanguageMix | None = None

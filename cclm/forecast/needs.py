@@ -123,7 +123,12 @@ def forecast(
 
 
 def _open(config: RunConfig, tokenizer: TextTokenizer, ranks: int) -> StepDataset:
-    dataset = open_dataset(make_views(config.views), config.data, tokenizer, config.seed, 0, ranks)
+    """Open the data as a run does, but for teachers, of which it would make an index."""
+    views = {
+        name: view if view.taught_by is None else replace(view, teacher=None)  # type: ignore[call-arg]
+        for name, view in config.views.items()
+    }
+    dataset = open_dataset(make_views(views), config.data, tokenizer, config.seed, 0, ranks)
     dataset.check_steps(config.steps)
     return dataset
 

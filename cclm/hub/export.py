@@ -34,7 +34,7 @@ from cclm.hub.open import Prepared, is_export, with_weights
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
 from cclm.hub.weight_files import Dtype, Source, write_weights
-from cclm.pretrained.source_files import TRAINING_PREFIX, without_prefix
+from cclm.pretrained.source_files import of_network
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
@@ -60,7 +60,7 @@ def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
         stored = stored_weights(checkpoint)
         if weights == "ema":  # buffers and frozen parameters have no average
             stored.update(stored_average(checkpoint))
-        return without_prefix(stored, TRAINING_PREFIX)
+        return of_network(stored)
 
     return source
 

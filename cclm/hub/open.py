@@ -32,7 +32,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.image_rgb import to_rgb
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
-from cclm.pretrained.source_files import TRAINING_PREFIX, without_prefix
+from cclm.pretrained.source_files import of_network
 from cclm.pretrained.towers import triple
 from cclm.recipe.read import CONFIG_FILE, read_run_config
 from cclm.report.facts import PARITY_NAME
@@ -181,12 +181,12 @@ def model_config(options: ModelOptions, tokenizer: TextTokenizer) -> CCLMConfig:
 
 
 def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> CCLMModel:
-    """Build a model and fill it; `state` may carry the training module's `model.` before every name.
+    """Build a model and fill it; `state` may be a whole training module's.
 
     Raises:
         CheckpointError: names or shapes do not fit the config.
     """
-    state = without_prefix(state, TRAINING_PREFIX)
+    state = of_network(state)
     with no_init_weights():  # not on the meta device: buffers that no checkpoint holds get their values here
         model = CCLMModel(config)
     try:

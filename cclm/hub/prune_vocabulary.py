@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -47,7 +47,10 @@ TABLES = (
     r"lm_head\.(bias|decoder\.weight|decoder\.bias)",
 )
 """Names of tensors with a row for each piece, in our folders and in those of XLM-R and its kin."""
-COPIED = re.compile(r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json")
+COPIED = re.compile(
+    r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json"
+    r"|modules\.json|config_sentence_transformers\.json"
+)
 """Files that stay as they are. Parity reports, cards and other forms of the tokenizer would be wrong: left behind."""
 
 
@@ -84,25 +87,17 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path,
     Raises:
         CheckpointError: no such folder, no texts, or a check that fails.
     """
-    if to.exists():
-        raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
-    check_target(to)
-    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
-        raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
-    stored = tokenizer_bytes(folder)
-    content, before = json.loads(stored), Tokenizer.from_buffer(stored)
-    before.no_padding()
-    before.no_truncation()
-    read_special_as_text(before)
-    counts = used_ids(before, _forms(texts(), as_written))
+    content = begin(folder, to)
+    before = tokenizer_of(content)
+    forms = iter if as_written else both_forms
+    counts = used_ids(before, forms(texts()))
     if not counts:
         raise _error(str(folder), "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
     keep = kept_ids(content, counts)
-    after = Tokenizer.from_str(json.dumps(prune_content(content, keep), ensure_ascii=False))
-    read_special_as_text(after)
+    after = tokenizer_of(prune_content(content, keep))
     numbers = count()
     counted = (text for text, _ in zip(texts(), numbers, strict=False))
-    _check_pieces(before, after, keep, _forms(counted, as_written), str(folder))
+    _check_pieces(before, after, keep, forms(counted), str(folder))
     with staging_directory(to) as new:
         new.mkdir()
         pruned = Pruned(
@@ -117,12 +112,31 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path,
     return pruned
 
 
-def _forms(texts: Iterable[str], as_written: bool) -> Iterable[str]:
-    """Each text as it is and, if that is another, as published models prepare it."""
+def begin(folder: Path, to: Path) -> dict[str, Any]:
+    """Return the tokenizer.json of a folder whose changed copy will be `to` (CheckpointError: it cannot be)."""
+    if to.exists():
+        raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
+    check_target(to)
+    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
+        raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
+    content: dict[str, Any] = json.loads(Tokenizer.from_buffer(tokenizer_bytes(folder)).to_str())  # of old forms, too
+    return content
+
+
+def tokenizer_of(content: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer that reads whole texts as texts."""
+    tokenizer = Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    read_special_as_text(tokenizer)
+    return tokenizer
+
+
+def both_forms(texts: Iterable[str]) -> Iterable[str]:
+    """Each text as it is, and as published models prepare it."""
     for text in texts:
         yield text
-        if not as_written and (prepared := pre_caption(text)) != text:
-            yield prepared
+        yield pre_caption(text)
 
 
 def _check_pieces(before: Any, after: Any, keep: list[int], texts: Iterable[str], where: str) -> None:
@@ -138,18 +152,7 @@ def _check_pieces(before: Any, after: Any, keep: list[int], texts: Iterable[str]
 def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
     """Write the new model.safetensors; return the numbers for the report."""
     state = read_folder(folder)
-    tables = [name for name in state if any(re.fullmatch(pattern, name) for pattern in TABLES)]
-    if not tables:
-        raise _error(str(folder), "a model with word embeddings", f"{len(state)} other tensors", "Give another folder.")
-    rows = {state[name].shape[0] for name in tables}
-    if len(rows) != 1 or min(rows) <= keep[-1]:
-        raise _error(
-            str(folder),
-            f"tables with one row for each of the tokenizer's pieces (at least {keep[-1] + 1})",
-            ", ".join(f"{name} with {state[name].shape[0]}" for name in tables),
-            "Give a folder whose tokenizer belongs to its weights.",
-        )
-    index = torch.tensor(keep)
+    tables, index = find_tables(folder, state, keep[-1] + 1), torch.tensor(keep)
     pruned = {name: (value[index] if name in tables else value).contiguous() for name, value in state.items()}
     save_file(pruned, hidden / "model.safetensors", {"format": "pt"})
     return {
@@ -159,19 +162,46 @@ def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any
     }
 
 
+def find_tables(folder: Path, state: Mapping[str, Tensor], pieces: int) -> list[str]:
+    """Return the names of the tables with a row for each piece (CheckpointError: none, or too few rows)."""
+    tables = [name for name in state if any(re.fullmatch(pattern, name) for pattern in TABLES)]
+    if not tables:
+        raise _error(str(folder), "a model with word embeddings", f"{len(state)} other tensors", "Give another folder.")
+    rows = {state[name].shape[0] for name in tables}
+    if len(rows) != 1 or min(rows) < pieces:
+        raise _error(
+            str(folder),
+            f"tables with one row for each of the tokenizer's pieces (at least {pieces})",
+            ", ".join(f"{name} with {state[name].shape[0]}" for name in tables),
+            "Give a folder whose tokenizer belongs to its weights.",
+        )
+    return tables
+
+
 def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: list[int]) -> list[str]:
     """Write configuration, tokenizer and code; return what was left behind."""
     new_id = {old: new for new, old in enumerate(keep)}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    sized = config["text"] if config.get("model_type") == CCLMConfig.model_type else config
-    sized["vocab_size"] = len(keep)
+    config, sized = sized_config(folder, len(keep))
     for place in [config] if sized is config else [config, sized]:  # each once: an id is renumbered once
         ids = {key: value for key, value in place.items() if key.endswith("_token_id") and isinstance(value, int)}
         place.update({key: new_id[value] for key, value in ids.items() if value in new_id})
-    written = {"config.json": config, "tokenizer.json": prune_content(content, keep)}
+    written = {"config.json": config, TOKENIZER_NAME: prune_content(content, keep)}
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         written[settings.name] = prune_settings(json.loads(settings.read_text(encoding="utf-8")), keep)
+    return write_papers(folder, hidden, written)
+
+
+def sized_config(folder: Path, vocab_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return config.json with another number of pieces, and the part of it that says so (it may be the whole)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sized = config["text"] if config.get("model_type") == CCLMConfig.model_type else config
+    sized["vocab_size"] = vocab_size
+    return config, sized
+
+
+def write_papers(folder: Path, hidden: Path, written: Mapping[str, Any]) -> list[str]:
+    """Write JSON files by name, and copy what is true of the new model too; return what was left behind."""
     for name, value in written.items():
         (hidden / name).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     left = []
@@ -186,8 +216,8 @@ def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: lis
 def _check_model(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
     """Check that both folders give the same states and logits; return the numbers for the report."""
     new_B = torch.linspace(0, len(keep) - 1, PROBE_PIECES).long().view(1, -1)
-    states_before, logits_before = _states_and_logits(folder, torch.tensor(keep)[new_B])
-    states_after, logits_after = _states_and_logits(hidden, new_B)
+    states_before, logits_before = states_and_logits(folder, torch.tensor(keep)[new_B])
+    states_after, logits_after = states_and_logits(hidden, new_B)
     states = (states_before - states_after).abs().max().item()
     logits = 0.0 if logits_after is None else (logits_before[..., keep] - logits_after).abs().max().item()
     if states > STATES or logits > LOGITS:
@@ -201,7 +231,7 @@ def _check_model(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
+def states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
     """Text states and masked-LM logits (None without such a head) of a folder's model, in fp32."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind == CCLMConfig.model_type:

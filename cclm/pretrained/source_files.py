@@ -27,6 +27,8 @@ CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Keys under which a saved dict may hold the weights."""
 TRAINING_PREFIX = "model."
 """What stands before the network's names in the training module's."""
+TRAINING_ONLY = "teacher_maps."
+"""What stands before the training module's names of what learns with the network and is no part of it."""
 WRAPPER = "module."
 """What data-parallel training puts before every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -50,7 +52,7 @@ def open_source(source: str | Path) -> Mapping[str, Tensor]:
         return read_tensors(path)
     checkpoint = path if (path / MARKER).is_file() else pinned(path) or newest_complete(path)
     if checkpoint is not None:
-        return without_prefix(load_full_state(checkpoint), TRAINING_PREFIX)
+        return of_network(load_full_state(checkpoint))
     return read_folder(path if path.is_dir() else _fetch(str(source)))
 
 
@@ -118,6 +120,12 @@ def without_prefix(state: Mapping[str, ValueType], prefix: str) -> dict[str, Val
     if all(name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state)
+
+
+def of_network(state: Mapping[str, ValueType]) -> dict[str, ValueType]:
+    """The network's values in those of a training module, by the network's own names."""
+    own = {name: one for name, one in state.items() if not name.startswith(TRAINING_ONLY)}
+    return without_prefix(own, TRAINING_PREFIX)
 
 
 def _error(path: Path, got: str, do: str) -> CheckpointError:

@@ -9,7 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cclm.config import ALL, NamedSet, RunConfig, evaluated_sets, named_files, named_sets, validation_errors_for
+from cclm.config import (
+    ALL,
+    NamedSet,
+    RunConfig,
+    evaluated_sets,
+    named_files,
+    named_sets,
+    named_teachers,
+    validation_errors_for,
+)
 from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
@@ -74,11 +83,14 @@ def check_recipe(
             for one in (*named_sets(config.views), *evaluated_sets(config))
             if is_remote(one.path) or not files_exist
         ]
+        if not files_exist:
+            unseen += [f"{key}: {teacher.path}" for key, teacher in named_teachers(config.views)]
         if files_exist:
             notes += _check_sets(config, converter, shards)
             for key, path in named_files(config.views):
                 if not Path(path).is_file():
                     converter.add(key, f"expected an annotation file, got nothing at {path}", "wrong_value")
+            _check_teachers(config, converter)
             for key, path in _measured_sets(config):
                 if not is_remote(path) and not Path(path).is_dir():
                     converter.add(key, f"expected a shard set or a folder of annotations, got nothing at {path}")
@@ -136,6 +148,15 @@ def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
             for name, where in sets.items():
                 path = where if is_remote(where) else str(Path(finetune.data) / where.removeprefix("file://"))
                 yield f"finetune.{key}.{name}", path
+
+
+def _check_teachers(config: RunConfig, converter: Converter) -> None:
+    """Every teacher's files are there, with the columns and the width that are asked for."""
+    for key, teacher in named_teachers(config.views):
+        from cclm.data.teacher_index import teacher_files
+
+        with _noted(converter, key):
+            teacher_files(teacher)
 
 
 def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator[str]:

@@ -59,9 +59,8 @@ class EmbeddingFacts:
 def weights_fingerprint(opened: OpenedModel) -> str:
     """Tells models apart whose features must not be mixed; the same for a checkpoint and its fp32 and bf16 exports."""
     digest = hashlib.sha256()
-    for name, value in sorted(opened.model.state_dict().items()):
-        if "projection" in name or name.startswith("temperature"):
-            digest.update(value.float().bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for _, value in sorted(opened.model.state_dict().items()):
+        digest.update(value.float().bfloat16().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -70,23 +69,25 @@ def part_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:08d}.parquet"
 
 
-def prepare_folder(folder: Path, facts: EmbeddingFacts) -> list[int]:
+def prepare_folder(folder: Path, facts: EmbeddingFacts, facts_name: str = FACTS_NAME) -> list[int]:
     """Make the folder, or check that it holds the same embedding; return the parts that are missing.
+
+    `facts_name`: under which the facts stand.
 
     Raises:
         ConfigError: another model, source or layout was embedded there.
     """
     wanted = json.loads(json.dumps(asdict(facts)))
-    found = read_json(folder / FACTS_NAME, None)
+    found = read_json(folder / facts_name, None)
     if found is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 where=str(folder),
-                expected="a new folder, or one that `cclm embed` began",
+                expected="a new folder, or one that the same command began",
                 got="a folder with other contents",
                 do="Give another --to.",
             )
-        atomic.replace_text(folder / FACTS_NAME, json.dumps(wanted, indent=1) + "\n", durable=True)
+        atomic.replace_text(folder / facts_name, json.dumps(wanted, indent=1) + "\n", durable=True)
     elif other := [name for name, value in wanted.items() if found.get(name) != value]:
         raise ConfigError(
             where=str(folder),

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from cclm.errors import ConfigError, DataError
 from cclm.files.lines import text_lines
 from cclm.shardfile.reader import ShardSet
-from cclm.types import View
+from cclm.types import ImageTextRecord, TextPair, View
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of image files; case does not matter."""
@@ -70,7 +70,7 @@ class Files:
     def fingerprint(self) -> str:
         """Of names, sizes and texts."""
         listed = [f"{self._name(path)}\t{number}\t{text or path.stat().st_size}" for path, number, text in self._units]
-        return _digest(listed)
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._units)
@@ -112,8 +112,7 @@ class Shards:
     @property
     def fingerprint(self) -> str:
         """Of the shards' checksums and of what is taken."""
-        taken = f"captions={self.with_captions} languages={','.join(sorted(self.languages))}"
-        return _digest([taken, *(repr(shard) for shard in self._set.manifest.shards)])
+        return self._set.manifest.fingerprint(self.with_captions, self.languages)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -121,10 +120,10 @@ class Shards:
     def rows(self, unit: int) -> list[Row]:
         """An image and its captions, or every sentence of a group once."""
         if self._set.view is View.IMAGE_TEXT:
-            record = self._set.image_text(*self._places[unit])
+            record = self.record(unit)
             captions = record.captions if self.with_captions else {}
             return [Row(key=record.key), *self._texts(record.key, captions)]
-        pairs = self._set.text_group(*self._places[unit])
+        pairs = self.pairs(unit)
         sides = [(pair.lang_a, pair.text_a) for pair in pairs] + [(pair.lang_b, pair.text_b) for pair in pairs]
         by_language: dict[str, list[str]] = {}
         for language, text in dict.fromkeys(sides):
@@ -137,9 +136,22 @@ class Shards:
                 for number, text in enumerate(listed):
                     yield Row(key=f"{key}/{language}/{number}", text=text, language=language)
 
+    @property
+    def view(self) -> View:
+        """What its samples are."""
+        return self._set.view
+
+    def record(self, unit: int) -> ImageTextRecord:
+        """An image with its captions."""
+        return self._set.image_text(*self._places[unit])
+
+    def pairs(self, unit: int) -> Sequence[TextPair]:
+        """The sentence pairs of a group."""
+        return self._set.text_group(*self._places[unit])
+
     def image(self, unit: int) -> bytes:
         """As it lies in the shard."""
-        return self._set.image_text(*self._places[unit]).image
+        return self.record(unit).image
 
 
 EmbedSource: TypeAlias = Files | Shards
@@ -157,7 +169,3 @@ def find_source(path: Path, *, with_captions: bool = False, languages: Sequence[
     if (path / "manifest.json").is_file():
         return Shards(path, with_captions, tuple(languages))
     return Files(path)
-
-
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -75,7 +75,7 @@ class FileCache:
         if _touch(wanted.path):
             return wanted.path
         wanted.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(wanted.path):
+        with file_lock(wanted.path):
             if _touch(wanted.path):  # somebody else has fetched it
                 return wanted.path
             self._make_room(wanted)
@@ -120,7 +120,7 @@ class FileCache:
                 got=f"{wanted.size_bytes:,} bytes",
                 do="Raise data.cache.size_bytes.",
             )
-        with _locked(self.folder / "cache"):
+        with file_lock(self.folder / "cache"):
             files = sorted(self._files(), key=lambda item: item[0])
             total = sum(size for _, size, _ in files) + wanted.size_bytes
             for _, size, path in files:
@@ -142,7 +142,7 @@ class FileCache:
     def _sweep(self) -> None:
         """Remove what killed processes left: growing files that nobody holds."""
         for partial in self.folder.glob(f"*/*{PARTIAL}"):
-            with suppress(BlockingIOError), _locked(partial.with_suffix(""), fcntl.LOCK_NB):
+            with suppress(BlockingIOError), file_lock(partial.with_suffix(""), fcntl.LOCK_NB):
                 partial.unlink(missing_ok=True)
 
 
@@ -156,7 +156,7 @@ def _touch(path: Path) -> bool:
 
 
 @contextmanager
-def _locked(path: Path, flags: int = 0) -> Iterator[None]:
+def file_lock(path: Path, flags: int = 0) -> Iterator[None]:
     """Hold the lock beside `path`: one process at a time (BlockingIOError with LOCK_NB, if another one has it)."""
     descriptor = os.open(f"{path}{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

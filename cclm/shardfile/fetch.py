@@ -28,6 +28,10 @@ class FetchError(CclmError):
     """A remote file that cannot be had. It ends a run: to go on without it would be to lose samples in silence."""
 
 
+class DamagedFileError(FetchError):
+    """A remote file that is gone, or is not what it was."""
+
+
 def fetch(
     url: str, target: Path, sha256: str | None = None, *, attempts: int = 5, pause: Callable[[float], None] = time.sleep
 ) -> None:
@@ -36,24 +40,25 @@ def fetch(
     `target` holds half a file while this runs and after an error. Without `sha256` its content is not checked.
 
     Raises:
-        FetchError: it is not there, may not be read, or `attempts` were not enough.
+        FetchError: it may not be read, or `attempts` were not enough.
+        DamagedFileError: it is not there, or has another SHA-256.
         OSError: the disk of `target` is full; trying again would not help.
         MissingDependencyError: the protocol needs a package that is not installed.
     """
     system, path = open_system(url)
-    problem = ""
+    problem, kind = "", FetchError
     for attempt in range(attempts):
         if attempt:
             pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
         try:
             system.get_file(path, str(target))
         except Exception as error:
-            cause, problem = cause_of(error), f"{type(error).__name__}: {error}"
+            cause, problem, kind = cause_of(error), f"{type(error).__name__}: {error}", FetchError
             if cause is Cause.DISK_FULL:
                 raise
             if cause is Cause.TRANSIENT or (isinstance(error, OSError) and not isinstance(error, LASTING)):
                 continue
-            raise FetchError(
+            raise (DamagedFileError if isinstance(error, FileNotFoundError) else FetchError)(
                 where=url,
                 expected="a file that exists and may be read",
                 got=problem,
@@ -62,8 +67,8 @@ def fetch(
         found = file_sha256(target) if sha256 is not None else None
         if found == sha256:
             return
-        problem = f"{target.stat().st_size} bytes with SHA-256 {found}"
-    raise FetchError(
+        problem, kind = f"{target.stat().st_size} bytes with SHA-256 {found}", DamagedFileError
+    raise kind(
         where=url,
         expected="the whole file" + (f" with SHA-256 {sha256}" if sha256 else ""),
         got=f"{problem} (attempt {attempts} of {attempts})",

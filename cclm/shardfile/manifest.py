@@ -89,6 +89,11 @@ class Manifest:
             sums[name] = dict(sorted(table.items()))
         return Totals(shards=len(self.shards), **sums)
 
+    def fingerprint(self, with_captions: bool, languages: Sequence[str]) -> str:
+        """Return a hash of the shards' content, and of which texts `cclm embed` takes of them."""
+        taken = f"captions={with_captions} languages={','.join(sorted(languages))}"
+        return hashlib.sha256("\n".join([taken, *map(repr, self.shards)]).encode()).hexdigest()
+
     def text(self) -> str:
         """Return the file's text: the same manifest, the same bytes."""
         document: dict[str, Any] = {

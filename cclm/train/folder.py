@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 from cclm.annotations.retrieval import PARTS, Part
-from cclm.config import RunConfig, evaluated_sets, named_files, named_sets
+from cclm.config import RunConfig, evaluated_sets, named_files, named_sets, named_teachers
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
 from cclm.engine.ds_config import SUMS_OF_GRADIENTS
 from cclm.errors import CheckpointError, ConfigError
@@ -99,6 +99,10 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
         hashes[key] = _shards_hash(_read_input(f"{path.rstrip('/')}/{MANIFEST_NAME}", read))
     for key, path in named_files(config.views):
         hashes[key] = hashlib.sha256(_read_input(path, Path(path).read_bytes)).hexdigest()
+    for key, teacher in named_teachers(config.views):
+        from cclm.data.teacher_index import teacher_files
+
+        hashes[key] = teacher_files(teacher).identity
     hashes |= dict(_measured_annotations(config))
     rules = {key: value for key, value in copy.deepcopy(dict(ds_config or {})).items() if key not in FROM_OURS}
     if config.precision == "bf16":  # what was left out once meant bf16, and is written as that by who wants it now
@@ -153,7 +157,8 @@ def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], t
         return
     known = _earlier_inputs(folder, before)
     by_content = {"data.tokenizer", *(one.key for one in named_sets(config.views))}
-    by_content |= {key for key, _ in named_files(config.views)} | {f"views.{name}.folder" for name in config.views}
+    by_content |= {key for key, _ in (*named_files(config.views), *named_teachers(config.views))}
+    by_content |= {f"views.{name}.folder" for name in config.views}
     problems = [
         f"{key}: {old!r} → {new!r}"
         for key, (old, new) in differences(before, config).items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cclm.data.batch import Batch, ViewBatch
 from cclm.model.modeling_cclm import CCLMModel
@@ -20,6 +20,7 @@ from cclm.ops.contrastive import ContrastiveLoss
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy
 from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.sharing import Named, Negatives, Sharing
+from cclm.train.teaching import taught_losses
 from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
 from cclm.views.view import Contribution, Pairing
 
@@ -45,6 +46,8 @@ class StepLosses:
     temperature: Tensor
     bias: Tensor | None
     """Of similarities, in the sigmoid form of the contrastive losses."""
+    teacher_maps: nn.ModuleDict
+    """To features of the views' teachers."""
     clock: SectionClock = NO_CLOCK
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Every loss and accuracy, detached."""
@@ -90,6 +93,20 @@ class StepLosses:
                     )
                     means.append(total * (num_shares / max(1, self.shared[f"{key}/first"].shape[0])))
                 self._add(f"{name}/{contrast.name}", torch.stack(means).mean(), contrast.weight)
+
+    def teach(self) -> None:
+        """Pull features to those of the views' teachers: means over the rows that these know, in the global batch."""
+        num_shares, shared = self.sharing.collectives.world_size * self.sharing.num_parts, self.shared
+        for name, view in self.views.items():
+            teacher = self.sharing.configs[name].taught_by
+            if teacher is None:
+                continue
+            told = None if self.sharing.is_alone else shared
+            found = taught_losses(name, view, self.parts[name].taught, teacher, self.teacher_maps, told)
+            for side, total, num_known in found:
+                known, rows = shared[f"{name}/taught/{side}/counts"].sum(0)
+                self._add(f"{name}/teacher_{side}", total * (num_shares / known.clamp_min(1)), teacher.weight)
+                self._add(f"{name}/teacher_{side}_known", num_known * (num_shares / rows))
 
     def fuse(self) -> None:
         """One fusion call for the rows of all views; then matching, masked-LM and the views' own heads."""

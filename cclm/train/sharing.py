@@ -27,6 +27,7 @@ from cclm.objectives.matching import draw_negatives, has_negative
 from cclm.ops.contrastive import AllRows, LogSums
 from cclm.ops.contrastive_operator import log_sums
 from cclm.ops.hard_negatives import draw_in_blocks
+from cclm.train.teaching import logs_of_relations
 from cclm.views.rows import States
 from cclm.views.view import Contribution, Pairing
 
@@ -85,7 +86,8 @@ class Sharing:
     def share(self, parts: Sequence[Named]) -> dict[str, Tensor]:
         """Exchange what the micro-batches of this rank tell, one after another, with the other ranks.
 
-        Two collectives: what they tell; then the log-sum-exps of the contrasts, which need all of it (if any).
+        Two collectives: what they tell; then the log-sum-exps of contrasts and relations, which need all of it
+        (if any).
         """
         joined: dict[int, Tensor] = {}  # what has two names travels once
         own, scales = dict[str, Tensor](), dict[str, Tensor]()
@@ -94,18 +96,21 @@ class Sharing:
                 scales[name.removesuffix("/scale")] = tensor.detach()
                 continue
             if id(tensor) not in joined:
-                joined[id(tensor)] = torch.cat([part[name].detach() for part in parts])
+                several = [part[name].detach() for part in parts]  # one alone stays: autocast joins no float16 as bf16
+                joined[id(tensor)] = torch.cat(several) if len(several) > 1 else several[0]
             own[name] = joined[id(tensor)]
         shared = self._gather(own)
-        if self.is_alone or self.log_sums is None or not scales:
+        if self.is_alone:
             return shared
-        logs = {}
+        logs = logs_of_relations(own, shared, self.configs)
         for key, scale in scales.items():
+            if self.log_sums is None:
+                break
             for side, other in (("first", "second"), ("second", "first")):
                 rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
                 shown = own[f"{key}/{side}_identity"], shared[f"{key}/{other}_identity"]
                 logs[f"{key}/{side}_logs"] = self.log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0], *shown)
-        shared |= self._gather(logs)
+        shared |= self._gather(logs) if logs else {}
         return {**shared, **{f"{name}_own": value for name, value in logs.items()}}
 
     def _gather(self, own: Named) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.frozen_texts import FrozenTexts
 from cclm.train.losses import StepLosses
 from cclm.train.sharing import Sharing, told
+from cclm.train.teaching import teacher_maps, told_of_teacher
 from cclm.views.view import Contribution, EncodedImages, EncodedRows, EncodedView, View
 
 
@@ -65,6 +66,8 @@ class CrossViewTraining(nn.Module):
         self.objectives, self.collectives, self.clock = objectives, collectives, clock
         self.cross_entropy, self.contrastive, self.log_sums, self.seed = cross_entropy, contrastive, log_sums, seed
         use_kernels(model, kernels)
+        configs = {name: view.config for name, view in self.views.items()}
+        self.teacher_maps = teacher_maps(configs, model.config.projection_width, seed)
         self.pad_id = model.config.options().text.pad_token_id
         self.has_heads, self.has_words = model.text_projection is not None, model.masked_lm_transform is not None
         self.kernels = kernels
@@ -104,9 +107,11 @@ class CrossViewTraining(nn.Module):
             parts=parts,
             temperature=temperature,
             bias=bias,
+            teacher_maps=self.teacher_maps,
             clock=self.clock,
         )
         losses.contrast()
+        losses.teach()
         losses.fuse()
         metrics = {"loss": losses.total.detach(), **losses.metrics}
         if self.has_heads:
@@ -142,6 +147,7 @@ class CrossViewTraining(nn.Module):
             parts = {name: replace(part, masked=None) for name, part in parts.items()}
         for name, part in parts.items():
             known |= told(name, views[name], part, temperature)
+            known |= told_of_teacher(name, views[name], part.taught, self.views[name].config.taught_by)
         return views, parts, temperature, known
 
     def _encode(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedView]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -130,6 +130,8 @@ class Contribution:
     """The batch's masked texts with their true memories; None: nothing is masked."""
     located: LocatedRows | None = None
     """None: the view has no head of its own."""
+    taught: Mapping[str, Float[Tensor, "_n _e"]] = field(default_factory=dict)
+    """Features by side, of what a teacher may have features of its own (`ViewBatch.taught`)."""
 
 
 ConfigType = TypeVar("ConfigType", bound=ViewConfig)

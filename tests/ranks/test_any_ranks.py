@@ -28,6 +28,7 @@ from cclm.train.step import CrossViewTraining
 from cclm.train.updates import merge_metrics, updates_of, with_features_of_all
 from tests.ranks.harness import gradient_errors, on_ranks
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+from tests.tiny_teacher import WIDTH, write_teacher
 from tests.tiny_training import dataset_of, module_of, read
 
 pytestmark = pytest.mark.slow
@@ -184,6 +185,31 @@ def test_forms_of_the_contrastive_loss(
     if world_size == 1:
         expect_same(step(own, parts, "joint", torch.float64), reference, 1e-6)
         return
+    for found in on_ranks(step, world_size, own, parts, "joint", torch.float64, timeout_s=300.0):
+        expect_same(found, reference, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "parts", "forms"), [(2, 1, ("relational", "cosine")), (4, 2, ("cosine", "relational"))]
+)
+def test_features_of_a_teacher(path: str, tmp_path: Path, world_size: int, parts: int, forms: tuple[str, str]) -> None:
+    """Of images, captions and both sides of pairs, some of which it does not know; one form through a linear map."""
+    settings, corpus = yaml.safe_load(Path(path).read_text()), Path(path).parent
+    folder = str(write_teacher(tmp_path / "teacher", [corpus / "images", corpus / "pairs"]))
+    for view, form in zip(("image_text", "text_pair"), forms, strict=True):
+        settings["views"][view]["teacher"] = {"path": folder, "width": WIDTH, "form": form, "temperature": 0.2}
+    settings["data"]["cache"] = {"folder": str(tmp_path / "cache")}
+    own = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    reference = step(own, 1, "joint", torch.float64)
+    sides = (
+        "image_text/teacher_image",
+        "image_text/teacher_text",
+        "text_pair/teacher_first",
+        "text_pair/teacher_second",
+    )
+    assert all(reference.metrics[side] > 0.1 and 0.5 < reference.metrics[f"{side}_known"] < 1 for side in sides)
+    mapped = "text_pair" if forms[1] == "cosine" else "image_text"
+    assert reference.gradients[f"teacher_maps.{mapped}.weight"].any()
     for found in on_ranks(step, world_size, own, parts, "joint", torch.float64, timeout_s=300.0):
         expect_same(found, reference, 1e-6)
 

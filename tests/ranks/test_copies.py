@@ -17,6 +17,7 @@ from cclm.checkpoint.store import Store
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.engine.stored_weights import load_full_state
+from cclm.errors import CheckpointError
 from cclm.run.checkpoints import complete_checkpoints, step_folder
 from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop
@@ -81,6 +82,36 @@ def test_on_a_new_cluster_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
     expected, found = (load_full_state(step_folder(tmp_path / run, STEPS)) for run in ("whole", "second"))
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert sorted(Store(f"file://{tmp_path}/store").copies()) == [STEPS], "pruned by the run's rule"
+
+
+def test_a_damaged_copy_is_set_aside_for_the_one_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = as_config(settings(write_corpus(tmp_path), tmp_path / "first", engine="plain"))
+    config = replace(config, checkpoint=replace(config.checkpoint, keep=2))
+    assert not _train(config, STOP)
+    shutil.rmtree(tmp_path / "first")
+    store = Store(f"file://{tmp_path}/store")
+    assert sorted(store.copies()) == [2, 4]
+    changed = max((tmp_path / "store" / step_folder(Path(), 4).name).rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    with patch("cclm.shardfile.fetch.time.sleep"):
+        assert _train(replace(config, run_folder=str(tmp_path / "second")))
+    said = capfd.readouterr().err
+    assert "the copy of step 4 is damaged and passed over" in said and "goes on from step 2" in said
+    assert sorted(store.copies()) == [4, STEPS], "step 4 was copied anew"
+
+
+def test_damaged_copies_alone_are_one_error(tmp_path: Path) -> None:
+    config = as_config(settings(write_corpus(tmp_path), tmp_path / "first", engine="plain"))
+    assert not _train(config, STOP)
+    shutil.rmtree(tmp_path / "first")
+    (store,) = (tmp_path / "store").iterdir()
+    next(path for path in sorted(store.rglob("*")) if path.is_file() and "checkpoint" in path.parts[-2]).unlink()
+    with pytest.raises(CheckpointError) as error:
+        _train(replace(config, run_folder=str(tmp_path / "second")))
+    assert "damaged ones only" in str(error.value)
+    assert not complete_checkpoints(tmp_path / "second")
 
 
 def test_two_ranks_and_then_three(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from cclm.data.config import ViewConfig
-from cclm.data.options import ImageTransformConfig
+from cclm.data.options import ImageTransformConfig, TeacherConfig
 from cclm.model.options import ModelOptions
 from cclm.types import Language, Share, View
 
@@ -45,3 +45,10 @@ class ImageTextConfig(ImageViewConfig):
 
     captions_per_image: Literal[1, 2] = 1
     """2: a second caption in another language joins the contrastive losses (published as `sample_2_captions`)."""
+    teacher: TeacherConfig | None = None
+    """Pull features of captions, and of images that it has, to those of another model; null: none."""
+
+    @property
+    def taught_by(self) -> TeacherConfig | None:
+        """The teacher of captions and images."""
+        return self.teacher

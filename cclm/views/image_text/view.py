@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,10 +20,11 @@ from cclm.data.batch import BadSample, PixelScale, Tokens
 from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.decoding import decode_image
 from cclm.data.image import prepare, training_pixels
-from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.source import Source
 from cclm.data.stream import Address
+from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.options import CacheConfig
@@ -66,6 +67,10 @@ class ImageTextSample:
     """64-bit hash of the sample."""
     fusion: FusionDraws | None
     """None for samples outside the matching rows."""
+    texts: Sequence[str] = ()
+    """Its captions, as they stand in the record."""
+    taught: Keys = field(default_factory=dict)
+    """Of what a teacher may have features."""
 
 
 def image_text_sample(
@@ -106,6 +111,7 @@ def image_text_sample(
         identity=identity_hash(record.identity or record.key),
         ledger=sample_hash(record.source, record.key, told),
         fusion=fusion_draws(ids, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
+        texts=captions,
     )
 
 
@@ -136,6 +142,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
             second_text=pad(seconds, pad_id, multiple) if seconds else None,
             identity_R=int64([sample.identity for sample in samples]),
             ledger_S=int64([sample.ledger for sample in samples]),
+            taught={} if self.teacher is None else self.teacher.rows([sample.taught for sample in samples], rows),
             **row_tensors(rows, [sample.fusion for sample in samples], is_counted, pad_id, multiple),
         )
 
@@ -143,7 +150,13 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
         """Read a record and make a sample of it."""
         record, image = self._load(address)
         generator, requested = self.generator(address), self.requested(address)
-        return image_text_sample(record, image, self.config, self.tokenizer, generator, fusion, requested)
+        sample = image_text_sample(record, image, self.config, self.tokenizer, generator, fusion, requested)
+        if self.teacher is None:
+            return sample
+        keys = {side: [text_hash(text)] for side, text in zip(("text", "second_text"), sample.texts, strict=False)}
+        if self.teacher.has_images:
+            keys["image"] = [self.teacher.image_hash(address.source, record.key)]
+        return replace(sample, taught=keys)
 
     def _load(self, address: Address) -> tuple[ImageTextRecord, Image.Image | bytes]:
         transform = self.config.transform
@@ -182,4 +195,5 @@ class ImageTextView(View[ImageTextConfig, ImageTextBatch]):
         contrasts = [Contrast(name="itc", weight=objectives.itc_weight, pairs=[(image, text) for text in texts])]
         if len(texts) > 1:
             contrasts.append(Contrast(name="ttc", weight=objectives.ttc_weight, pairs=[(texts[0], texts[1])]))
-        return image_rows(objectives, batch, encoded, contrasts)
+        sides = dict(zip(("image", "text", "second_text"), features, strict=False))
+        return replace(image_rows(objectives, batch, encoded, contrasts), taught=sides)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from cclm.data.config import ViewConfig
-from cclm.data.options import MaskingConfig
+from cclm.data.options import MaskingConfig, TeacherConfig
 from cclm.shardfile.options import is_remote
 from cclm.types import Bounds, Count, Positive, Share, View
 
@@ -35,8 +35,15 @@ class TextPairConfig(ViewConfig):
     a whole window's blocks when it begins; for local shards."""
     cache_groups: Count = 0
     """Decoded groups kept in each process; 0 for none. For corpora that fit into memory."""
+    teacher: TeacherConfig | None = None
+    """Pull features of both sides to those of another model; null: none."""
 
     record_view: ClassVar[View] = View.TEXT_PAIR
+
+    @property
+    def taught_by(self) -> TeacherConfig | None:
+        """The teacher of both sides."""
+        return self.teacher
 
     @property
     def pairs_per_step(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from cclm.data.batch import BadSample, Tokens, ViewBatch
 from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
-from cclm.data.ledger import identity_hash, sample_hash
+from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
 from cclm.data.source import Source
 from cclm.data.stream import Address
+from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.objectives.options import ObjectiveConfig
@@ -86,6 +87,10 @@ class TextPairSample:
     """64-bit hash of the sample."""
     fusion: FusionDraws | None
     """None for samples outside the matching rows."""
+    texts: Sequence[str] = ()
+    """The sentence and its translations, as they stand in the record."""
+    taught: Keys = field(default_factory=dict)
+    """Of what a teacher may have features."""
 
 
 def text_pair_sample(
@@ -116,6 +121,7 @@ def text_pair_sample(
         identity=identity_hash(first.group or first.text_a),
         ledger=sample_hash(first.source, first.group, ",".join(map(str, chosen))),
         fusion=fusion_draws(masked, config.masking, config.negative_group, tokenizer, generator) if fusion else None,
+        texts=texts,
     )
 
 
@@ -161,7 +167,10 @@ class TextPairSource(Source[TextPairConfig, TextPairSample]):
         """Build the batch of some rows of a step; equal token sequences become one row of `text`."""
         matching, is_counted = self.matching_rows(rows)
         samples = list(self.samples(step, rows, bad, matching=matching))
-        return collate(samples, rows, is_counted, self.tokenizer.pad_id, self.pad_multiple)
+        batch = collate(samples, rows, is_counted, self.tokenizer.pad_id, self.pad_multiple)
+        if self.teacher is None:
+            return batch
+        return replace(batch, taught=self.teacher.rows([sample.taught for sample in samples], rows))
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Characters of a group's sentence and of its mean translation, rounded down."""
@@ -182,7 +191,11 @@ class TextPairSource(Source[TextPairConfig, TextPairSample]):
             pairs = self.sets[address.source].text_group(address.shard, address.sample)
             self._memory.put(key, pairs, 1)
         generator, requested = self.generator(address), self.requested(address)
-        return text_pair_sample(pairs, self.config, self.tokenizer, generator, fusion, requested)
+        sample = text_pair_sample(pairs, self.config, self.tokenizer, generator, fusion, requested)
+        if self.teacher is None:
+            return sample
+        first, *second = map(text_hash, sample.texts)
+        return replace(sample, taught={"first": [first], "second": second})
 
 
 def collate(
@@ -231,10 +244,12 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
         first_S = batch.first_P[:: batch.first_P.shape[0] // batch.identity_S.shape[0]]
         first = Side(feature_NE=texts.feature_BE[first_S], identity_N=batch.identity_S)
         second = Side(feature_NE=texts.feature_BE[batch.second_P], identity_N=batch.identity_P)
-        weight = objectives.ttc_weight
+        weight, sides = objectives.ttc_weight, {"first": first.feature_NE, "second": second.feature_NE}
         contrasts = [Contrast(name="ttc", weight=weight, pairs=[(first, second)], temperature_factor=factor)]
         if self.config.tlm:
-            return Contribution(contrasts=contrasts, pairing=None, masked=FusionRows(query=encoded.masked))
+            return Contribution(
+                contrasts=contrasts, pairing=None, masked=FusionRows(query=encoded.masked), taught=sides
+            )
         memory, query = (
             EncodedRows(states=select(texts.states, row_S), feature_BE=texts.feature_BE[row_S])
             for row_S in (batch.memory_S, batch.query_S)
@@ -248,4 +263,4 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
             temperature_factor=factor,
         )
         masked = FusionRows(query=encoded.masked, memory=query.states, memory_row_F=batch.matching_row_F)
-        return Contribution(contrasts=contrasts, pairing=pairing, masked=masked)
+        return Contribution(contrasts=contrasts, pairing=pairing, masked=masked, taught=sides)

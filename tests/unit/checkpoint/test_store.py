@@ -11,15 +11,26 @@ import pytest
 
 from cclm.checkpoint.copies import Copier, bring_in
 from cclm.checkpoint.store import COPIED, Store, copy_run
-from cclm.distributed.collectives import SINGLE
+from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import CheckpointError, MissingDependencyError
 from cclm.files.lines import append_line
 from cclm.run import causes
-from cclm.run.checkpoints import Pins, complete_checkpoints, pin, prune, remove_newer, step_folder, step_of, verify
+from cclm.run.checkpoints import (
+    Pins,
+    complete_checkpoints,
+    pin,
+    prune,
+    read_pins,
+    remove_newer,
+    step_folder,
+    step_of,
+    verify,
+)
 from cclm.run.identity import run_identity
 from cclm.run.rollbacks import ROLLBACKS_FILE
 from cclm.shardfile import fetch as fetch_module
 from cclm.shardfile.fetch import FetchError
+from tests.ranks.harness import on_ranks
 from tests.tiny_checkpoint import write_checkpoint
 from tests.unit.shardfile.servers import s3_server
 
@@ -164,13 +175,86 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_passed_over(
     assert steps_at(url) == [3]
 
 
-def test_a_changed_byte_of_a_copy_is_one_error(run: Path, tmp_path: Path) -> None:
-    url = f"file://{tmp_path}/store"
+def damage(url: str, step: int, path: str = "checkpoint/weights", content: bytes | None = b"other") -> None:
+    system, root = fsspec.core.url_to_fs(f"{url}/{step_folder(Path(), step).name}/{path}")
+    system.rm_file(root)
+    if content is not None:
+        system.pipe_file(root, content)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("checkpoint/weights", b"state of 4"),
+        ("checkpoint/weights", None),
+        ("copied.json", b"{"),
+        ("run/ledger.jsonl", b""),
+    ],
+)
+def test_a_damaged_copy_is_passed_over_and_set_aside(
+    run: Path, url: str, tmp_path: Path, path: str, content: bytes | None
+) -> None:
+    copy_run(run, url, keep=2)
+    damage(url, 3, path, content)
+    bring_in(SINGLE, tmp_path / "other", url)
+    assert [step_of(path) for path in complete_checkpoints(tmp_path / "other")] == [2]
+    assert 3 not in steps_at(url)
+    assert copy_run(run, url, keep=2) == [3] and 3 in steps_at(url), "made again"
+    bring_in(SINGLE, tmp_path / "again", url)
+    assert [step_of(path) for path in complete_checkpoints(tmp_path / "again")] == [3]
+
+
+def test_a_damaged_best_copy_leaves_the_newest_whole(
+    run: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin(run, Pins(steps=[1, 3], proven=3))
     copy_run(run, url, keep=1)
-    (tmp_path / "store" / "step_000000003" / "checkpoint" / "weights").write_text("state of 4")
-    with pytest.raises(CheckpointError, match=r"bring in its share of file://.*SHA-256"):
-        bring_in(SINGLE, tmp_path / "other", url)
-    assert complete_checkpoints(tmp_path / "other") == []
+    damage(url, 1)
+    fetched: list[str] = []
+    fetch = Store.fetch
+    monkeypatch.setattr(
+        Store,
+        "fetch",
+        lambda self, copy, name, target: (fetched.append(f"{copy.step}/{name}"), fetch(self, copy, name, target)),
+    )
+    bring_in(SINGLE, tmp_path / "other", url)
+    assert [step_of(path) for path in complete_checkpoints(tmp_path / "other")] == [3]
+    assert fetched.count("3/checkpoint/weights") == 1
+
+
+def test_the_pins_of_a_damaged_copy_are_not_taken(run: Path, url: str, tmp_path: Path) -> None:
+    copy_run(run, url, keep=3)
+    pin(run, Pins(steps=[1, 4], proven=4))
+    write_checkpoint(run, 4, "state of 4")
+    copy_run(run, url, keep=3)
+    damage(url, 4)
+    bring_in(SINGLE, tmp_path / "other", url)
+    assert not read_pins(tmp_path / "other").steps
+
+
+@pytest.mark.parametrize("path", ["checkpoint/weights", "copied.json"])
+def test_damaged_copies_alone_are_an_error_each_time(run: Path, url: str, tmp_path: Path, path: str) -> None:
+    copy_run(run, url, keep=1)
+    for step in steps_at(url):
+        damage(url, step, path)
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as error:
+            bring_in(SINGLE, tmp_path / "other", url)
+        assert "damaged ones only" in str(error.value)
+        assert not complete_checkpoints(tmp_path / "other")
+
+
+def _bring_in(folder: Path, url: str) -> list[int]:
+    bring_in(collectives(), folder, url)
+    return [step_of(path) for path in complete_checkpoints(folder)]
+
+
+@pytest.mark.slow
+def test_three_ranks_pass_over_a_damaged_copy(run: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    copy_run(run, url, keep=2)
+    damage(url, 3)
+    assert on_ranks(_bring_in, 3, tmp_path / "other", url) == [[2]] * 3
 
 
 def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

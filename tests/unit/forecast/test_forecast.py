@@ -19,6 +19,7 @@ from cclm.forecast.needs import Forecast, forecast
 from cclm.run.checkpoints import complete_checkpoints
 from pretrain.__main__ import main
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+from tests.tiny_teacher import WIDTH, write_teacher
 from tests.tiny_training import dataset_of, read
 from tests.unit.data.data_sets import write_images
 
@@ -42,6 +43,15 @@ def seen(dataset: StepDataset) -> Counter[str]:
         for key, count in dataset[step].samples_seen:
             counts[key] += count
     return counts
+
+
+def test_no_index_of_a_teacher_is_made(corpus: Path, tmp_path: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    write_teacher(tmp_path / "teacher", [corpus / "pairs"])
+    settings["views"]["text_pair"]["teacher"] = {"path": str(tmp_path / "teacher"), "width": WIDTH}
+    settings["data"]["cache"] = {"folder": str(tmp_path / "cache")}
+    config = read(str(write_recipe(tmp_path / "recipe.yaml", settings)))
+    assert forecast(config, 1, None, 0.35).text_fill and not (tmp_path / "cache").exists()
 
 
 def test_samples_of_every_source_are_those_that_a_run_then_reads(corpus: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def folder_of(options: ModelOptions, folder: Path, rows_more: int = 0) -> CCLMMo
     settings = {"added_tokens_decoder": decoder, "model_max_length": 20}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "parity.json").write_text("{}")
+    (folder / "modules.json").write_text("[]")
     return model
 
 
@@ -56,6 +57,7 @@ def test_the_pruned_model_computes_the_same(tmp_path: Path, kind: str) -> None:
     assert after.config.text["vocab_size"] == pruned.pieces_after < pruned.pieces_before
     assert pruned.parameters_after == sum(value.numel() for value in after.parameters())
     assert (pruned.texts, pruned.left_behind) == (len(MINE), ["parity.json"])
+    assert (tmp_path / "after/modules.json").read_text() == "[]", "sentence-transformers reads it as before"
     assert pruned.max_abs_states <= 1e-5
     old, new = (load_tokenizer(tmp_path / name).encode(MINE, 20) for name in ("before", "after"))
     for first, second in zip(old, new, strict=True):

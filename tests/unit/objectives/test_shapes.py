@@ -31,6 +31,20 @@ def test_annotations_of_the_objectives() -> None:
             tokens.masked_lm(hidden, weight, torch.zeros(8), label)
 
 
+def test_annotations_of_the_losses_of_a_teacher() -> None:
+    with typed_modules(["cclm.objectives.teacher"]) as (teacher,):
+        student, theirs, row = torch.randn(4, 6), torch.randn(4, 8), torch.arange(4)
+        for function in (teacher.relational_divergence, teacher.relational_reference):
+            assert function(student, theirs, row, 0.1).shape == ()
+            with pytest.raises(TypeCheckError):
+                function(student, theirs, row[:3], 0.1)
+        assert teacher.cosine_distance(theirs, theirs, row > 0).shape == ()
+        with pytest.raises(TypeCheckError):
+            teacher.cosine_distance(student, theirs, row > 0)
+        every = student, theirs, row
+        assert teacher.relation_logs(every, every, 0.1).shape == (4, 2)
+
+
 def test_annotations_of_the_box_losses() -> None:
     with typed_modules(["cclm.objectives.boxes", "cclm.objectives.matching"]) as (boxes, matching):
         distance, _ = boxes.box_losses(torch.rand(3, 4), torch.rand(3, 4))

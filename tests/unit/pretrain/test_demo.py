@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cclm.engine.parts import freeze
+from cclm.pretrained.import_cclm import meta_model
 from cclm.recipe.read import read_recipe
 from cclm.report import stages
 from cclm.report.stages import Stage, read_rows, run_command, run_stage
 from cclm.run.checkpoints import identify
 from pretrain import demo
-from pretrain.demo import is_exported, is_measured, plan
+from pretrain.demo import is_exported, is_measured, plan, second_stage
 from tests.tiny_checkpoint import write_checkpoint
 
 
@@ -59,6 +62,28 @@ def test_every_training_command_is_a_valid_configuration() -> None:
         assert list(config.views) == ["image_text", "text_pair"][: 1 if ablation else 2]
         assert config.optimizer.total_steps > 1000
     assert list(planned) == ["fetch", "shards", "tokenizer", "train", "measure", "export", "report"]
+
+
+def test_the_second_stage_trains_the_fusion_encoder_of_the_first() -> None:
+    planned = {
+        stage.name: stage
+        for stage in plan(Path("runs/x"), ablation=False, seed=7, overrides=second_stage(Path("runs/demo")))
+    }
+    command = shlex.split(planned["train"].commands[0])
+    config = read_recipe(command[command.index("pretrain") + 1 :])
+    assert config.start.sources == ("runs/demo/export",)
+    assert config.objectives.hardness == 1 and config.objectives.hardness_full_step == 0
+    model = meta_model(config.model)
+    freeze(torch.nn.ModuleDict({"model": model}), config.start.freeze)
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"fusion_encoder", "matching_head", "masked_lm_transform", "masked_lm_decoder"}
+    assert planned["train"].explanation.startswith("fusion encoder")
+
+
+def test_a_second_stage_needs_a_finished_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["--second-stage", str(tmp_path)])
+    assert ended.value.code == 2 and "is no finished demo" in capsys.readouterr().err
 
 
 def test_building_and_training_are_always_called() -> None:

@@ -16,6 +16,7 @@ from cclm.recipe.check import CheckedRecipe, check_recipe
 from tests.tiny_config import run_config
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
+from tests.tiny_teacher import WIDTH, write_teacher
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,24 @@ def test_sets_tokenizer_and_deepspeed_json_are_looked_at_together(tmp_path: Path
     found = refusal(tmp_path, {**settings, "deepspeed": str(tmp_path / "ds.json")})
     assert "nearest zero_optimization" in found["zero_optimisation"] and "line 2" in found["zero_optimisation"]
     assert "expected 1.0" in found["gradient_clipping"]
+
+
+def test_the_files_of_a_teacher_are_looked_at(tmp_path: Path, corpus: Path) -> None:
+    settings, key = recipe(corpus, tmp_path / "run"), "views.text_pair.teacher.path"
+    settings["views"]["text_pair"]["teacher"] = {"path": str(tmp_path / "teacher"), "width": WIDTH}
+    assert refusal(tmp_path, settings)[key].partition(f"{key}: ")[2] == (
+        "expected a folder with Parquet files of features, got nothing there"
+    )
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    checked = check_recipe(["--recipe", str(path)], files_exist=False)
+    assert f"{key}: {tmp_path / 'teacher'}" in checked.unseen
+    write_teacher(tmp_path / "teacher", [corpus / "pairs"])
+    assert check(tmp_path, settings).notes == ()
+    wrong = refusal(tmp_path, settings, "--views.text_pair.teacher.width", "25")
+    assert f"expected features of 25 numbers (teacher.width), got of {WIDTH}" in wrong[key]
+    assert set(refusal(tmp_path, settings, "--views.text_pair.teacher.form", "cosin")) == {
+        "views.text_pair.teacher.form"
+    }
 
 
 def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:

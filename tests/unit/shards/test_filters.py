@@ -214,4 +214,4 @@ def test_a_test_picture_that_does_not_decode_is_one_error_at_the_start(tmp_path:
 
 def test_every_reason_is_its_own() -> None:
     reasons = [*IMAGE_FILTERS, *TEXT_FILTERS, *PAIR_FILTERS]
-    assert len(reasons) == len(set(reasons)) == 11
+    assert len(reasons) == len(set(reasons)) == 13

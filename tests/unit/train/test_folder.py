@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cclm.config import CheckpointConfig, RunConfig
-from cclm.data.options import SourceConfig
+from cclm.data.options import SourceConfig, TeacherConfig
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.hints import known_keys
 from cclm.files.lines import StepLines
@@ -32,6 +32,7 @@ from tests.tiny_checkpoint import write_checkpoint
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import settings_of
 from tests.tiny_run import recipe, write_corpus
+from tests.tiny_teacher import WIDTH, write_teacher
 from tests.tiny_training import as_config
 from tests.unit.data.data_sets import write_pairs
 
@@ -130,6 +131,26 @@ def test_files_may_move_but_not_change(config: RunConfig, tmp_path: Path) -> Non
     both = with_pairs(moved, pairs=same, again=same)
     found = refusal(tmp_path / "run", both, {**inputs, **input_hashes(both, None)})
     assert sorted(found) == [f"views.text_pair.sources.again.{name}" for name in ("path", "repeat")]
+
+
+def test_features_of_a_teacher_may_move_but_not_change(config: RunConfig, tmp_path: Path) -> None:
+    folder, key = tmp_path / "run", "views.text_pair.teacher.path"
+    write_teacher(tmp_path / "teacher", [tmp_path / "pairs"])
+    taught = with_teacher(config, path=str(tmp_path / "teacher"), width=WIDTH)
+    inputs = start(folder, taught)
+    moved = with_teacher(config, path=str(shutil.move(tmp_path / "teacher", tmp_path / "moved")), width=WIDTH)
+    check_same_run(folder, moved, input_hashes(moved, None))
+    lighter = with_teacher(config, path=str(tmp_path / "moved"), width=WIDTH, weight=0.5)
+    assert refusal(folder, lighter, inputs) == ["views.text_pair.teacher.weight"]
+    write_teacher(tmp_path / "other", [tmp_path / "images"])
+    other = with_teacher(config, path=str(tmp_path / "other"), width=WIDTH)
+    assert refusal(folder, other, input_hashes(other, None)) == [key]
+    assert key in refusal(folder, config, input_hashes(config, None)), "none any more"
+
+
+def with_teacher(config: RunConfig, **teacher: Any) -> RunConfig:
+    view = replace(config.views["text_pair"], teacher=TeacherConfig(**teacher))  # type: ignore[call-arg]
+    return replace(config, views={**config.views, "text_pair": view})
 
 
 def with_pairs(config: RunConfig, **sources: SourceConfig) -> RunConfig:
