@@ -11,6 +11,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.unit.model.hf_texts import text_options
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
 
@@ -42,6 +43,9 @@ KINDS: dict[str, ModelOptions] = {
         fusion=replace(TINY_SWIN.fusion, num_memories=2),
     ),
     **{name: modern(name) for name in ("siglip", "siglip2", "clip", "dinov3", "swinv2")},
+    "modernbert": tiny_config(
+        width=32, vision={"image_size": 32, "stem_channels": [4, 8, 8]}, text=text_options("modernbert")
+    ).options(),
 }
 """All pictures have 32 pixels a side. "large" differs from "base" as the published ones do: wider and deeper."""
 

@@ -1,4 +1,4 @@
-"""Text → token ids: one `tokenizers.Tokenizer` with the framing that CCLM expects (`<s>` … `</s>`)."""
+"""Text → token ids: one `tokenizers.Tokenizer` with a frame around each text (`<s>` … `</s>`, `[CLS]` … `[SEP]`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from cclm.data.options import Normalise
-from cclm.data.tokenizer_file import tokenizer_bytes
+from cclm.data.tokenizer_file import SpecialTokens, file_bytes, special_tokens, tokenizer_file
 from cclm.errors import ConfigError, DataError
 
 # Threads inside the tokenizer must not exist when worker processes fork; the workers are the parallelism.
@@ -59,18 +59,21 @@ def read_special_as_text(tokenizer: Tokenizer) -> None:
 class TextTokenizer:
     """Encodes texts, and knows the special ids. Remembers texts that it has seen (short captions repeat a lot)."""
 
-    def __init__(self, tokenizer: Tokenizer, normalise: Normalise = "none") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, normalise: Normalise = "none", special: SpecialTokens | None = None
+    ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         read_special_as_text(tokenizer)
         self._tokenizer, self.normalise = tokenizer, normalise
-        self.bos_id, self.pad_id = self._special("<s>"), self._special("<pad>")
-        self.eos_id, self.mask_id = self._special("</s>"), self._special("<mask>")
+        special = special or special_tokens(tokenizer)
+        self.bos_id, self.eos_id = self._id(special.bos), self._id(special.eos)
+        self.pad_id, self.mask_id = self._id(special.pad), self._id(special.mask)
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
-        """Ids of each text, not to be changed: `<s>`, up to `max_tokens` − 2 pieces, `</s>` (DataError: text_empty)."""
+        """Ids of each text, not to be changed: begin, up to `max_tokens` − 2 pieces, end (DataError: text_empty)."""
         keys = [(text, max_tokens, max_words) for text in texts]
         if len(self._known) >= CACHED_TEXTS:
             self._known.clear()
@@ -106,24 +109,20 @@ class TextTokenizer:
             return pre_caption(text, max_words)
         return " ".join(text.strip().split(" ")[:max_words])
 
-    def _special(self, token: str) -> int:
+    def _id(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
-        if found is None:
-            raise ConfigError(
-                expected="a tokenizer with the special tokens <s>, <pad>, </s> and <mask>",
-                got=f"one without {token}",
-                do="Train the tokenizer with these special tokens, or name another tokenizer folder.",
-            )
+        assert found is not None, "special_tokens looks them up"
         return int(found)
 
 
 def load_tokenizer(source: Path | str, normalise: Normalise = "none") -> TextTokenizer:
     """The tokenizer of a folder or of a model on the hub (ConfigError: none, a broken one, no special tokens)."""
-    content = tokenizer_bytes(source)
+    file = tokenizer_file(source)
+    content = file_bytes(file)
     try:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the Rust binding raises bare Exception
         raise ConfigError(
             expected="a readable tokenizer.json", got=str(error), do="Make the tokenizer again.", where=str(source)
         ) from error
-    return TextTokenizer(tokenizer, normalise)
+    return TextTokenizer(tokenizer, normalise, special_tokens(tokenizer, file))

@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from cclm.data.image import RESAMPLE_FILTER
 from cclm.data.options import ImageTransformConfig, Normalise
-from cclm.data.tokenizer_file import tokenizer_bytes
+from cclm.data.tokenizer_file import file_bytes, special_tokens, tokenizer_file
 from cclm.data.tokens import read_special_as_text
 from cclm.hub.open import Prepared, misfit
 from cclm.hub.weight_files import Dtype, Source, write_weights
@@ -22,6 +22,9 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.processing_cclm import CCLMProcessor
 from cclm.model.sentence_module_cclm import CCLMSentenceModule
 from cclm.pretrained.import_cclm import meta_model
+
+UNKNOWN = ("[UNK]", "<unk>")
+"""What stands for what a vocabulary has no piece for."""
 
 
 def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype, shard_bytes: int) -> None:
@@ -111,17 +114,20 @@ def hub_tokenizer(folder: Path, normalise: Normalise, max_tokens: int) -> PreTra
     That is the preparation of texts (a normaliser), `<s>` … `</s>` (a template) and the longest length. "<mask>" in a
     text is text, as in training; with `split_special_tokens=False` a call makes it the mask.
     """
-    tokenizer = Tokenizer.from_buffer(tokenizer_bytes(folder))
+    file = tokenizer_file(folder)
+    tokenizer = Tokenizer.from_buffer(file_bytes(file))
     read_special_as_text(tokenizer)
     own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
     tokenizer.normalizer = normalizers.Sequence([*_preparation(normalise), *own])
-    frame = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    special = special_tokens(tokenizer, file)
+    bos, eos = special.bos, special.eos
+    frame = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=frame
+        single=[bos, "$A", eos], pair=[bos, "$A", eos, eos, "$B", eos], special_tokens=frame
     )
-    names = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>"}
-    if tokenizer.token_to_id("<unk>") is not None:
-        names["unk"] = "<unk>"
+    names = {"bos": bos, "eos": eos, "cls": bos, "sep": eos, "pad": special.pad, "mask": special.mask}
+    if unknown := [token for token in UNKNOWN if tokenizer.token_to_id(token) is not None]:
+        names["unk"] = unknown[0]
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_tokens,

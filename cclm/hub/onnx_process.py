@@ -43,7 +43,8 @@ def tokens(folder: Path, texts: list[str]) -> tuple[Any, Any]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # "<mask>" in a text is text
     tokenizer.enable_truncation(told["model_max_length"])
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("<pad>"), pad_token="<pad>")
+    pad = told["pad_token"]
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     found = tokenizer.encode_batch(texts)
     return np.array([one.ids for one in found], np.int64), np.array([one.attention_mask for one in found], np.int64)
 

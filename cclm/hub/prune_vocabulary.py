@@ -43,10 +43,14 @@ PROBE_PIECES = 8
 TABLES = (
     r"(text_encoder|answer_decoder)\.embeddings\.words\.weight",
     r"(answer_decoder\.)?masked_lm_decoder\.(weight|bias)",
-    r"(\w+\.)?embeddings\.word_embeddings\.weight",
-    r"lm_head\.(bias|decoder\.weight|decoder\.bias)",
+    r"(\w+\.)?(embeddings\.(word|tok)_embeddings|embed_tokens)\.weight",
+    r"(lm_predictions\.)?lm_head\.(weight|bias|decoder\.weight|decoder\.bias)",
+    r"(cls\.predictions\.)?(bias|decoder\.weight|decoder\.bias)",
 )
-"""Names of tensors with a row for each piece, in our folders and in those of XLM-R and its kin."""
+"""Names of tensors with a row for each piece, in our folders and in those of XLM-R, BERT, DeBERTa-v2, ModernBERT and
+EuroBERT."""
+MASKED_LM = ("lm_head.", "cls.predictions.", "decoder.")
+"""How names of a masked-LM head begin in a folder that `AutoModelForMaskedLM` reads whole."""
 COPIED = re.compile(
     r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json"
     r"|modules\.json|config_sentence_transformers\.json"
@@ -240,7 +244,7 @@ def states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
         if ours.masked_lm_transform is None:
             return states, None
         return states, ours.decode_with(ours.masked_lm_states(states[0]), torch.nn.functional.linear)
-    has_head = any(name.startswith("lm_head") for name in read_folder(folder))
+    has_head = any(name.startswith(MASKED_LM) for name in read_folder(folder))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else it reports a pooler that the folder may lack: no state depends on it
     try:

@@ -47,15 +47,20 @@ class TextEmbeddings(UsesKernels, nn.Module):
         return self.kernels.dropout(rows_TD, self.dropout, self.training) if self.dropout > 0 else rows_TD
 
 
+def check_length(num_tokens: int, longest: int) -> None:
+    """Raise ValueError if texts are longer than the encoder has positions for."""
+    if num_tokens > longest:
+        raise ValueError(
+            f"texts: expected at most {longest} tokens "
+            f"(text.max_positions), got {num_tokens}. Truncate them, or train with a longer table."
+        )
+
+
 def token_positions(ids_BL: Int[Tensor, "b l"], options: TextOptions) -> Int[Tensor, "b l"]:
     """Row of the position table for each token. Raises ValueError: a text longer than the position table."""
     from_ids = options.position_rule == "ids"
     offset = options.pad_token_id + 1 if from_ids else options.position_offset
-    if ids_BL.shape[1] + offset > options.max_positions:
-        raise ValueError(
-            f"texts: expected at most {options.max_positions - offset} tokens "
-            f"(text.max_positions), got {ids_BL.shape[1]}. Truncate them, or train with a longer table."
-        )
+    check_length(ids_BL.shape[1], options.max_positions - offset)
     if from_ids:
         counted_BL = (ids_BL != options.pad_token_id).long()
         return counted_BL.cumsum(1) * counted_BL + options.pad_token_id
@@ -94,9 +99,12 @@ class TextEncoder(nn.Module):
         else:
             rows_TD = layout.to_rows(first_BLD)
         text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout, start=start))
-        if self.options.pooling == "mean_first":
-            text_BLD = torch.cat([masked_mean(text_BLD, mask_BL)[:, None], text_BLD[:, 1:]], 1)
-        return text_BLD
+        return mean_first(text_BLD, mask_BL) if self.options.pooling == "mean_first" else text_BLD
+
+
+def mean_first(text_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    """The states, the first of which is replaced by the mean of the real ones."""
+    return torch.cat([masked_mean(text_BLD, mask_BL)[:, None], text_BLD[:, 1:]], 1)
 
 
 def pool_states(states_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"], pooling: str) -> Float[Tensor, "b d"]:

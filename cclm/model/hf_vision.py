@@ -43,16 +43,20 @@ def build_tower(values: dict[str, Any]) -> nn.Module:
     model_type = given.pop("model_type")
     if model_type in HEADLESS:
         given[HEADLESS[model_type]] = False
-    config = AutoConfig.for_model(model_type, **given)
     keeps_pooler = FINAL_NORMS.get(model_type, "").startswith("pooler.")
+    return fresh_model(AutoConfig.for_model(model_type, **given), keeps_pooler=keeps_pooler)
+
+
+def fresh_model(config: PreTrainedConfig, *, keeps_pooler: bool = False) -> nn.Module:
+    """A model of the library with fresh weights; mask tokens and what pools its states take no part and are frozen."""
     model_class = AutoModel._model_mapping[type(config)]
     accepts = inspect.signature(model_class.__init__).parameters
     without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in accepts and not keeps_pooler else {}
-    tower: nn.Module = AutoModel.from_config(config, **without_pooler)
-    for name, parameter in tower.named_parameters():
-        if name.endswith("mask_token"):
+    model: nn.Module = AutoModel.from_config(config, **without_pooler)
+    for name, parameter in model.named_parameters():
+        if name.endswith("mask_token") or (name.startswith("pooler.") and not keeps_pooler):
             parameter.requires_grad_(False)
-    return tower
+    return model
 
 
 def tower_width(config: PreTrainedConfig) -> int:

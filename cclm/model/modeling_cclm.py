@@ -38,11 +38,12 @@ from .heads import (
     Temperature,
     present,
 )
+from .hf_text import HFTextEncoder
 from .hf_vision import HFVisionEncoder
 from .inference import InferenceMethods
 from .kernels import use_kernels  # noqa: F401  # the loader of transformers 5.0 copies what this file names, no more
 from .layers import CrossAttention
-from .options import LayerOptions, ModelOptions, VisionOptions
+from .options import LayerOptions, ModelOptions, TextOptions, VisionOptions
 from .packing import masked_mean
 from .patch_dropping import kept_patches
 from .reading import plan_reading  # noqa: F401  # as above
@@ -57,6 +58,8 @@ VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
     "hf": HFVisionEncoder,
 }
 """`vision.architecture` → a module from (B, 3, H, W) to (B, 1 + P, D), whose token 0 stands for the whole image."""
+TEXT_ENCODERS: dict[str, Callable[[int, TextOptions, str], nn.Module]] = {"own": TextEncoder, "hf": HFTextEncoder}
+"""`text.architecture` → a module from ids and mask (B, L) to states (B, L, D), whose words are `embeddings.words`."""
 
 
 @dataclass
@@ -92,7 +95,13 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         self.pooling = (options.text.pooling, options.fusion.pooling)
         self.grid_side, self.keep_patches = options.vision.grid_side, options.vision.keep_patches
         self.vision_encoder = VISION_ENCODERS[options.vision.architecture](width, options.vision)
-        self.text_encoder = TextEncoder(width, options.text, options.token_layout)
+        self.text_encoder = TEXT_ENCODERS[options.text.architecture](width, options.text, options.token_layout)
+        words_width = self.get_input_embeddings().embedding_dim
+        if options.masked_lm_head and options.tie_decoder and words_width != width:
+            raise ValueError(
+                f"tie_decoder: expected words of width {width} (width), got {words_width} from text.tower. "
+                f"Set tie_decoder to false, or width to {words_width}."
+            )
         self.fusion_encoder = FusionEncoder(width, options.fusion, options.token_layout)
         has_heads, has_words = options.pretraining_heads, options.masked_lm_head
         own_projection = has_heads and not options.shared_projection
@@ -291,9 +300,10 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             pooler_output=image_BE if text_CE is None else None,
         )
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""
-        return self.text_encoder.embeddings.words
+        words: nn.Embedding = self.text_encoder.embeddings.words  # type: ignore[union-attr,assignment]
+        return words
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -335,10 +345,10 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
     def _collect_initial_std(self, options: ModelOptions) -> dict[nn.Module, float]:
         """Standard deviation at the start of each linear and embedding that does not use PyTorch's own rule."""
-        vision, texts = self.vision_encoder, [self.text_encoder.embeddings]
+        vision, texts = self.vision_encoder, [self.text_encoder.get_submodule("embeddings")]
         stacks: list[tuple[nn.Module, LayerOptions]] = [
             (vision.stack if isinstance(vision, ConvVisionEncoder) else vision, options.vision),
-            (self.text_encoder.stack, options.text),
+            (self.text_encoder, options.text),
             (self.fusion_encoder.stack, options.fusion),
         ]
         if self.answer_decoder is not None:
@@ -346,7 +356,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
             stacks.append((self.answer_decoder.stack, options.fusion))
         std_of: dict[nn.Module, float] = {}
         for embeddings in texts:
-            std_of |= dict.fromkeys((embeddings.words, embeddings.positions), options.text.embedding_range)
+            tables = (module for module in embeddings.children() if isinstance(module, nn.Embedding))
+            std_of |= dict.fromkeys(tables, options.text.embedding_range)
         for stack, stack_options in stacks:
             if stack_options.initializer_range is not None:
                 linears = (module for module in stack.modules() if isinstance(module, nn.Linear))

@@ -125,9 +125,16 @@ def tower_stride(tower: dict[str, Any]) -> int:
 class TextOptions(LayerOptions):
     """The text encoder."""
 
+    architecture: Literal["own", "hf"] = "own"
+    """"own": this project's layers, which hold the weights of XLM-R, BERT and their kin too; "hf": any encoder of the
+    transformers library whose tokens see each other in both directions (ModernBERT, EuroBERT, DeBERTa-v2 …), described
+    by `tower`; of the other fields only those about words, `max_positions` and `pooling` then count."""
     source: PathText | None = None
-    """Name or folder of an XLM-R-like Hugging Face model that the sizes are read from when a run starts (not the number
-    of layers). It says nothing about weights: those come from `start.sources`."""
+    """Name or folder of the Hugging Face model that the sizes ("own": not the number of layers), or `tower`, are read
+    from when a run starts. It says nothing about weights: those come from `start.sources`."""
+    tower: dict[str, Any] | None = None
+    """"hf": the text model's own configuration, as its config.json has it; beside a `source` the entries that are to
+    differ from it (`{num_hidden_layers: 6}`: its first 6 layers). An exported model carries it."""
 
     vocab_size: int = 14000
     """Rows of the embedding table, as many as the tokenizer has ids."""
@@ -220,9 +227,10 @@ class ModelOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         _check_choices(self)
-        is_known = self.text.source is None  # else the width is the source's, and is read when a run starts
+        # An own encoder has the width of its source, which is read when a run starts.
+        is_known = self.text.source is None or self.text.architecture == "hf"
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
-            is_ours = not (isinstance(options, VisionOptions) and options.architecture == "hf")
+            is_ours = getattr(options, "architecture", "") != "hf"
             if is_known and is_ours and self.width % options.num_heads:
                 raise ValueError(
                     f"{name}.num_heads: expected a divisor of width {self.width}, got {options.num_heads}. "
@@ -233,6 +241,17 @@ class ModelOptions:
                 f"initial_temperature: expected 0 < temperature_min <= initial_temperature <= temperature_max, got "
                 f"{self.temperature_min}, {self.initial_temperature}, {self.temperature_max}. Widen the bounds."
             )
+        for name, tower in (("vision", self.vision), ("text", self.text)):
+            if tower.architecture == "hf" and "model_type" not in (tower.tower or {}) and tower.source is None:
+                raise ValueError(
+                    f'{name}: expected a tower for architecture "hf", got none. '
+                    f"Name a model in {name}.source, or give {name}.tower."
+                )
+            if tower.architecture != "hf" and tower.tower is not None:
+                raise ValueError(
+                    f'{name}.tower: expected none for architecture "{tower.architecture}", got one. '
+                    f'Leave it out, or set {name}.architecture to "hf".'
+                )
         _check_vision(self.width if is_known else None, self.vision)
 
     @property
@@ -259,11 +278,6 @@ class ModelOptions:
 
 def _check_vision(width: int | None, vision: VisionOptions) -> None:
     """The image tower's sizes fit each other, and the width if that is known."""
-    if vision.architecture == "hf" and vision.tower is None and vision.source is None:
-        raise ValueError(
-            'vision: expected a tower for architecture "hf", got none. '
-            "Name a model in vision.source, or give vision.tower."
-        )
     if vision.stride and vision.image_size % vision.stride:
         reason = {
             "conv_vit": f"each of the {len(vision.stem_channels)} stem stages halves the side",

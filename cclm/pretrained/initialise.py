@@ -1,7 +1,7 @@
 """Start a model from the weights of others, parameter by parameter.
 
-    Swin or BEiT-v2 ──▶ image tower             XLM-R ──▶ text encoder (3M/4M: fusion layers and masked-LM head too)
-    any image model ──▶ "hf" tower              X2-VLM ──▶ image tower, cross encoder, heads (its text tower is English)
+    Swin or BEiT-v2 ──▶ image tower             XLM-R, BERT ──▶ text encoder (3M/4M: fusion layers, masked-LM head too)
+    any other model ──▶ "hf" towers             X2-VLM ──▶ image tower, cross encoder, heads (its text tower is English)
     an export or import of ours ──▶ everything that fits
 
 Every source is first placed under the published names, then converted as any published file. What no source gives keeps
@@ -27,7 +27,7 @@ from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import Weight, published_weights
 from cclm.pretrained.source_files import open_source
 from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
-from cclm.pretrained.towers import TOWER
+from cclm.pretrained.tower_files import IMAGE_TOWER, TEXT_TOWER, WORDS
 
 DECODER, CLASSES = "answer_decoder.", "class_head."
 HEADS = (
@@ -41,6 +41,8 @@ HEADS = (
     "text_projection.",
 )
 """What a model that starts from another of ours may lack: the heads of another task."""
+VOCABULARY = (".word_embeddings.weight", "predictions.bias", "predictions.decoder.weight")
+"""How the published names of tables end that have a row for each word."""
 
 
 def source_weights(
@@ -73,7 +75,7 @@ def source_weights(
             KeyFate(key=key, fate="used" if key in used else "dropped", how=used.get(key, "not of this model"))
             for key in state
         ]
-        parts = {name: [state[key] for key in keys] for name, keys in placed.items()}
+        parts = {name: [_needed_rows(name, state[key], options) for key in keys] for name, keys in placed.items()}
         found.update(fit_weights(parts, given, options, str(source))[0].stored)
     return LazyTensors(found), ImportReport(keys=fates)
 
@@ -96,13 +98,21 @@ def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return fresh
 
 
+def _needed_rows(name: str, value: Tensor, options: ModelOptions) -> Tensor:
+    """Leave out rows of a table that nothing looks up: other token types, words behind the tokenizer's ids."""
+    if name.endswith(".token_type_embeddings.weight") and not name.startswith(TEXT_TOWER):
+        return value[:1]
+    return value[: options.text.vocab_size] if name.endswith(VOCABULARY) or name == WORDS else value
+
+
 def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list[Weight]:
     """The parameters that were placed whole.
 
     Raises:
         CheckpointError: something was placed that this model has not, or has in part.
     """
-    table = [Weight(name, (name,)) for name in placed if name.startswith(TOWER)] + published_weights(options)
+    table = [Weight(name, (name,)) for name in placed if name.startswith((IMAGE_TOWER, TEXT_TOWER, WORDS))]
+    table += published_weights(options)
     ours = {name for name, _ in meta_model(options).named_parameters()}
     given = [weight for weight in table if weight.ours in ours and all(name in placed for name in weight.theirs)]
     if unfit := sorted(set(placed).difference(*(weight.theirs for weight in given))):

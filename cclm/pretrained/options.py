@@ -18,11 +18,12 @@ class StartConfig:
     """What a fresh run starts from (a resumed one has its checkpoint), and what of it stays as it is."""
 
     sources: tuple[PathText, ...] = ()
-    """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image models for an
-    "hf" tower, Swin and BEiT for those towers, XLM-R and its kin for texts), exports and imports. Later ones win."""
+    """Weights: original Swin or BEiT-v2 files, X2-VLM files, Hugging Face models by name or folder (image and text
+    models for "hf" towers, Swin and BEiT for those towers, XLM-R, BERT and their kin for texts), exports and imports.
+    Later ones win."""
     text_fills: Reach = "auto"
-    """Which stacks the layers of an XLM-R fill: "text", "text_and_fusion", or "auto": as published, both
-    where the image tower is Swin, else the text encoder. With "text" the fusion encoder keeps its own sizes, too."""
+    """Which stacks the layers of an XLM-R or BERT fill: "text", "text_and_fusion", or "auto": as published,
+    both where the image tower is Swin, else the text encoder. With "text" the fusion encoder keeps its own sizes."""
     text_layers: Layers = "spread"
     """Which of its layers, counted from 0: "spread": evenly, as published; "first", "last"; or as many numbers as there
     are layers to fill, [0, 2, 4] say. Of an encoder that was tuned for retrieval "first" is best (docs/models.md)."""

@@ -1,6 +1,7 @@
 """What the files are that models start from, and what their tensors are called in a published CCLM file.
 
-    original Swin, BEiT-v2 · their transformers versions · XLM-R and its kin · X2-VLM · an export or import of ours
+    original Swin, BEiT-v2 · their transformers versions · XLM-R, BERT and their kin · X2-VLM · any model of the
+    transformers library for an "hf" tower · an export or import of ours
 
 A placement says for each published name which keys of the source it is made of: usually one; queries, keys and values
 of transformers' Swin and BEiT are stacked to one; BEiT's shared position table goes to every block.
@@ -17,7 +18,7 @@ from cclm.errors import CheckpointError
 from cclm.model.options import ModelOptions
 from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import follows_from_sizes
-from cclm.pretrained.towers import place_tower
+from cclm.pretrained.tower_files import place_image_tower, place_text_tower
 
 Placement = dict[str, tuple[str, ...]]
 """Published name → keys of the source, stacked in this order."""
@@ -46,7 +47,10 @@ def place_source(
     as_it_is: Placement = {name: (name,) for name in state}
     if OUR_MARK in state:
         return as_it_is
-    if options.vision.architecture == "hf" and (tower := place_tower(state, options)):
+    if options.vision.architecture == "hf" and (tower := place_image_tower(state, options)):
+        return tower
+    is_own = options.text.architecture == "own"
+    if not is_own and (tower := place_text_tower(state, options)):
         return tower
     for names in (as_it_is, _authors_names(state)):
         for marks, left in IMAGE_KINDS:
@@ -54,12 +58,13 @@ def place_source(
                 return _image_tower(names, left)
     if X2VLM_MARK in state:
         return _x2vlm(state)
-    for prefix in ("roberta.", ""):
-        if f"{prefix}embeddings.word_embeddings.weight" in state:
+    for prefix in ("roberta.", "bert.", ""):
+        if is_own and f"{prefix}embeddings.word_embeddings.weight" in state:
             return _xlm_roberta(state, prefix, options, where, reach, layers)
     raise CheckpointError(
         where=where,
-        expected="Swin, BEiT-v2, XLM-R or X2-VLM weights",
+        expected="Swin, BEiT-v2, XLM-R, BERT or X2-VLM weights"
+        + ("" if is_own else ", or the whole text tower that model.text.tower describes"),
         got=f"{len(state)} keys such as {', '.join(list(state)[:3])}",
         do="Give the original files; a published CCLM file is imported with `cclm import`.",
     )
@@ -145,27 +150,37 @@ def _xlm_roberta(
         if match := layer.fullmatch(name):
             number = target_of.get(int(match[1]))
             if number is not None and (one_stack or number < num_text):
-                placed[f"{encoder}.encoder.layer.{number}.{match[2]}"] = (name,)
+                placed[f"{encoder}.encoder.layer.{number}.{_today(match[2])}"] = (name,)
             elif number is not None:
-                placed[f"cross_encoder.encoder.layer.{number - num_text}.{match[2]}"] = (name,)
+                placed[f"cross_encoder.encoder.layer.{number - num_text}.{_today(match[2])}"] = (name,)
         elif name.startswith(f"{prefix}embeddings.") and not follows_from_sizes(name):
-            placed[f"{encoder}.{name.removeprefix(prefix)}"] = (name,)
+            placed[f"{encoder}.{_today(name.removeprefix(prefix))}"] = (name,)
     if options.masked_lm_head and options.vision.architecture != "beit":  # X2VLM's own head comes from X2-VLM
         head = "text_encoder.cls.predictions" if one_stack else "mlm_head.predictions"
-        placed |= {f"{head}.{target}": (name,) for name, target in XLM_R_HEAD.items() if name in state}
+        placed |= {f"{head}.{HEADS[_today(name)]}": (name,) for name in state if _today(name) in HEADS}
         if not options.tie_decoder:
             placed[f"{head}.decoder.weight"] = (f"{prefix}embeddings.word_embeddings.weight",)
     return placed
 
 
-XLM_R_HEAD = {
+def _today(name: str) -> str:
+    """What a parameter is called today: files of the first BERTs have `gamma` and `beta` in their norms."""
+    return re.sub("LayerNorm.beta$", "LayerNorm.bias", re.sub("LayerNorm.gamma$", "LayerNorm.weight", name))
+
+
+KINDS = ("weight", "bias")
+HEADS = {
     "lm_head.bias": "bias",
     "lm_head.dense.weight": "transform.dense.weight",
     "lm_head.dense.bias": "transform.dense.bias",
     "lm_head.layer_norm.weight": "transform.LayerNorm.weight",
     "lm_head.layer_norm.bias": "transform.LayerNorm.bias",
+    **{
+        f"cls.predictions.{name}": name
+        for name in ("bias", *(f"transform.{part}.{kind}" for part in ("dense", "LayerNorm") for kind in KINDS))
+    },
 }
-"""XLM-R's masked-LM head → ours; its decoder is tied to its words."""
+"""XLM-R's and BERT's masked-LM heads → ours; their decoders are tied to their words."""
 
 
 def _x2vlm(state: State) -> Placement:

@@ -3,12 +3,9 @@
     model.vision.source: google/siglip2-base-patch16-256 ─ config.json ─▶ vision.tower, image_size
                                                          └ preprocessor_config.json ─▶ transform.mean, transform.std
     model.text.source: FacebookAI/xlm-roberta-large ────── config.json ─▶ width, heads, feed-forward, positions, epsilon
+                       with architecture "hf" ──────────── config.json ─▶ text.tower (`text_towers`)
 
-What comes out names no source any more: a run folder and an exported model carry the numbers. And where an "hf" image
-tower's tensors stand in the file of such a model, alone or with a text tower:
-
-    vision_model.encoder.layers.0.… ┐ renamed as transformers does on loading
-    dinov2.encoder.layer.0.…        ┴─ the one prefix under which the whole tower is found ─▶ vision_encoder.tower.…
+What comes out names no source any more: a run folder and an exported model carry the numbers.
 """
 
 from __future__ import annotations
@@ -19,26 +16,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from cclm.data.options import ImageTransformConfig, Triple
 from cclm.errors import ConfigError
-from cclm.model.hf_vision import build_tower, tower_width
+from cclm.model.hf_vision import tower_width
 from cclm.model.options import LayerOptions, ModelOptions
 from cclm.pretrained.options import Reach
+from cclm.pretrained.text_towers import with_text_tower
 
 OptionsType = TypeVar("OptionsType", bound="LayerOptions | ModelOptions")
 
 TEXT_TYPES = ("xlm-roberta", "roberta", "camembert", "data2vec-text")
 """`model_type`s with XLM-R's layers: BERT's, positions counted from the padding id."""
+BERT = "bert"
+"""The `model_type` of multilingual BERT, LaBSE, MiniLM and E5: the same layers, positions from 0."""
 PIXEL_VALUES = ("preprocessor_config.json", "processor_config.json")
 """Where mean and deviation stand: alone, or since transformers 5 inside the processor's file."""
-TOWER = "vision_encoder.tower."
-"""What stands before an "hf" tower's own names in our model."""
-LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "id2label", "label2id")
-"""Entries of an image model's config.json that say nothing about the tower."""
+LEFT_OUT = (
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+)
+"""Entries of a model's config.json that say nothing about the tower."""
 
 
 def with_towers(options: ModelOptions, reach: Reach = "auto") -> ModelOptions:
@@ -66,7 +71,8 @@ def read_config(source: str) -> PreTrainedConfig:
             where=source,
             expected="a Hugging Face model: its name, or a folder with config.json",
             got=" ".join(str(error).split())[:200],
-            do="Check the name; without network give a folder.",
+            do="Check the name; without network give a folder. Remote code is not run: if the model comes with its "
+            "own, update transformers, which may know it by now.",
         ) from error
 
 
@@ -80,8 +86,7 @@ def _with_vision(options: ModelOptions, source: str) -> ModelOptions:
         )
     config = read_config(source)
     config = getattr(config, "vision_config", config)  # of a two-tower model only the image half
-    plain = json.loads(config.to_json_string(use_diff=False))
-    values: dict[str, Any] = {name: value for name, value in plain.items() if name not in LEFT_OUT}
+    values = _plain_values(config)
     try:
         tower_width(config)
     except AttributeError as error:
@@ -99,22 +104,24 @@ def _with_vision(options: ModelOptions, source: str) -> ModelOptions:
     return replace(options, vision=replace(options.vision, tower=values, source=None))
 
 
+def _plain_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """What our own configuration carries of a tower's."""
+    plain = json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in plain.items() if name not in LEFT_OUT}
+
+
 def _with_text(options: ModelOptions, source: str, *, fits_fusion: bool) -> ModelOptions:
     config = read_config(source)
-    if config.model_type not in TEXT_TYPES or config.hidden_act != "gelu":
+    if options.text.architecture == "hf":
+        return with_text_tower(options, config, _plain_values(config), source)
+    if config.model_type not in (*TEXT_TYPES, BERT) or config.hidden_act != "gelu":
         raise ConfigError(
             where=source,
-            expected="a text model with XLM-R's layers: " + ", ".join(TEXT_TYPES),
+            expected="a text model with XLM-R's or BERT's layers: " + ", ".join((*TEXT_TYPES, BERT)),
             got=f"{config.model_type} with {getattr(config, 'hidden_act', 'no')} activation",
-            do="Name one of these, such as FacebookAI/xlm-roberta-base.",
+            do='Name one of these, or set model.text.architecture to "hf" (any encoder of transformers).',
         )
-    if config.type_vocab_size != 1:
-        raise ConfigError(
-            where=source,
-            expected="one token type, as XLM-R has",
-            got=str(config.type_vocab_size),
-            do="Name a model of the XLM-R or RoBERTa family.",
-        )
+    is_bert = config.model_type == BERT
     layers = {
         "num_heads": config.num_attention_heads,
         "feedforward_width": config.intermediate_size,
@@ -124,8 +131,8 @@ def _with_text(options: ModelOptions, source: str, *, fits_fusion: bool) -> Mode
     }
     positions = {
         "max_positions": config.max_position_embeddings,
-        "position_rule": "ids",
-        "position_offset": config.pad_token_id + 1,
+        "position_rule": "column" if is_bert else "ids",
+        "position_offset": 0 if is_bert else config.pad_token_id + 1,
         "token_type": True,
         "source": None,
     }
@@ -203,38 +210,3 @@ def triple(value: Any) -> Triple:
     """Return a value for each channel; a number counts for all three."""
     red, green, blue = [float(value)] * 3 if isinstance(value, int | float) else map(float, value)
     return red, green, blue
-
-
-def place_tower(state: Mapping[str, Tensor], options: ModelOptions) -> dict[str, tuple[str, ...]]:
-    """Our name of each of the tower's parameters → its key in the file; empty if the file does not hold the tower.
-
-    A mask token may be missing: it is never used.
-    """
-    assert options.vision.tower is not None, "an hf tower has its configuration"
-    with torch.device("meta"):
-        tower = build_tower(options.vision.tower)
-    wanted = [name for name, _ in tower.named_parameters()]
-    renamed = _as_loaded(state, tower)
-    heads = {tuple(name.split(".")[:parts]) for name in renamed for parts in (0, 1, 2)}
-    for prefix in sorted(("".join(f"{part}." for part in head) for head in heads), key=len):
-        placed: dict[str, tuple[str, ...]] = {
-            TOWER + name: (renamed[prefix + name],) for name in wanted if prefix + name in renamed
-        }
-        if all(TOWER + name in placed or name.endswith("mask_token") for name in wanted):
-            return placed
-    return {}
-
-
-def _as_loaded(state: Mapping[str, Tensor], tower: nn.Module) -> dict[str, str]:
-    """Names as this version of transformers has them in memory → keys of the file, and the keys as they are."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    rules = [rule for rule in get_model_conversion_mapping(tower) if isinstance(rule, WeightRenaming)]
-    names = {key: key for key in state}
-    for key in state:
-        name = key
-        for rule in rules:
-            name, _ = rule.rename_source_key(name)
-        names[name] = key
-    return names

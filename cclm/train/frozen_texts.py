@@ -34,8 +34,10 @@ Known = dict[bytes, Tensor]
 """Ids of a text → its states (L, D)."""
 
 
-def num_frozen_layers(encoder: TextEncoder) -> int:
-    """How many first layers train nothing, embeddings included; 0 if these do."""
+def num_frozen_layers(encoder: nn.Module) -> int:
+    """How many first layers train nothing, embeddings included; 0 if these do, and in a tower of transformers."""
+    if not isinstance(encoder, TextEncoder):
+        return 0
     parts: list[Any] = [encoder.embeddings, *encoder.stack.layers]
     trained = [any(parameter.requires_grad for parameter in part.parameters()) for part in parts]
     return max(0, [*trained, True].index(True) - 1)
@@ -54,7 +56,7 @@ class FrozenTexts:
         if not self.num_layers or options.dropout or options.attention_dropout:
             raise ConfigError(
                 where="start.remember_bytes",
-                expected="frozen embeddings and first layers of the text encoder, and no dropout in it",
+                expected="frozen embeddings and first layers of a text encoder of our own, and no dropout in it",
                 got=f"{self.num_layers} frozen layers, dropout {options.dropout:g} and {options.attention_dropout:g}",
                 do='Add "model.text_encoder.embeddings" and layers ("model.text_encoder.stack.layers.0", …) to '
                 "start.freeze and set model.text.dropout and .attention_dropout to 0, or remove start.remember_bytes.",

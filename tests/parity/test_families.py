@@ -27,6 +27,7 @@ from tests.ranks.harness import (
 )
 from tests.tiny_run import LAYERS, recipe, write_corpus, write_recipe
 from tests.tiny_training import dataset_of, module_of, read
+from tests.unit.model.hf_texts import CONFIGS as TEXT_CONFIGS
 from tests.unit.model.hf_towers import CONFIGS
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,14 @@ def tower(name: str, **changes: Any) -> dict[str, Any]:
     return model({"architecture": "hf", "tower": values}, position_rule="ids")
 
 
+def text_tower(name: str, **changes: Any) -> dict[str, Any]:
+    """A text tower of the transformers library, of the width of its words and without dropout."""
+    values = {**json.loads(TEXT_CONFIGS[name].to_json_string(use_diff=False)), **changes}
+    text = {"architecture": "hf", "tower": values, "max_positions": 12, "pooling": "cls"}
+    vision = {**LAYERS, "image_size": 16, "stem_channels": [8, 16], "stem_norm": "layer"}
+    return {**MODEL, "width": TEXT_CONFIGS[name].hidden_size, "text": text, "vision": vision}
+
+
 MODELS = {
     "swin": model(SWIN),
     "beit": {**model(BEIT, position_rule="ids"), "tie_decoder": False, "masked_lm_norm_eps": 1e-5},
@@ -61,6 +70,8 @@ MODELS = {
     "siglip2": tower("siglip2", num_patches=4, patch_size=4),
     "dinov3": {**tower("dinov3", pos_embed_rescale=None), "temperature_form": "log"},
     "swinv2": tower("swinv2", drop_path_rate=0.0),
+    "modernbert": text_tower("modernbert"),
+    "mdeberta": text_tower("mdeberta", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
 }
 
 

@@ -25,8 +25,11 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.initialise import start_model
 from cclm.pretrained.source_files import read_tensors
+from cclm.types import Precision
 from tests.ranks.harness import on_ranks
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.unit.model.hf_texts import CONFIGS as TEXT_CONFIGS
+from tests.unit.model.hf_texts import text_options
 from tests.unit.model.hf_towers import CONFIGS
 from tests.unit.model.tiny import tiny_config
 
@@ -45,22 +48,29 @@ def config_of(name: str) -> CCLMConfig:
         stack = {"num_layers": 6, "num_heads": 8, "feedforward_width": 2048}
         vision = {**stack, "architecture": "beit", "image_size": 32, "patch_size": 8}
         return CCLMConfig(width=512, vision=vision, text={**stack, "vocab_size": 4000}, fusion=stack)
+    if name in TEXT_CONFIGS:
+        return tiny_config(width=32, text=text_options(name))
     tower = json.loads(CONFIGS[name].to_json_string(use_diff=False))
     return tiny_config(width=32, vision={"architecture": "hf", "tower": tower, "image_size": 32})
 
 
-def ds_config() -> dict[str, Any]:
-    raw = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}, "steps_per_print": 10**9}
-    facts = EngineFacts(micro_batch_size=1, world_size=WORLD, max_grad_norm=1.0, precision="fp32")
+def ds_config(precision: Precision) -> dict[str, Any]:
+    raw: dict[str, Any] = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    raw |= {"steps_per_print": 10**9, "bf16": {"enabled": precision == "bf16"}}
+    facts = EngineFacts(micro_batch_size=1, world_size=WORLD, max_grad_norm=1.0, precision=precision)
     return resolve_ds_config(raw, facts)
 
 
-def build(name: str) -> CCLMModel:
+def build(name: str, precision: Precision = "fp32") -> CCLMModel:
     from cclm.engine.deepspeed.construction import sharded_construction
 
     seed_initialisation(3)
-    with sharded_construction(ds_config(), Topology.from_environment(device="cpu")):
+    with sharded_construction(ds_config(precision), Topology.from_environment(device="cpu")):
         return CCLMModel(config_of(name))
+
+
+def frequencies(model: CCLMModel) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_buffers() if "inv_freq" in name}
 
 
 def whole_values(model: CCLMModel) -> dict[str, Tensor]:
@@ -139,12 +149,12 @@ def saved(name: str, path: Path, change: Callable[[Tensor], Tensor]) -> dict[str
     return state
 
 
-NAMES = ["swin", "beit", "siglip", "clip", "dinov3", "swinv2"]
-Outcome = tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, float]]
+NAMES = ["swin", "beit", "siglip", "clip", "dinov3", "swinv2", "modernbert", "mdeberta"]
+Outcome = tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, float], dict[str, Tensor]]
 
 
 def everything(small: str, large: str) -> Outcome:
-    return build_each(NAMES), fill(small), measure(large)
+    return build_each(NAMES), fill(small), measure(large), frequencies(build("modernbert", "bf16").bfloat16())
 
 
 @pytest.fixture(scope="module")
@@ -165,21 +175,28 @@ def outcomes(filler: tuple[Path, dict[str, Tensor]], tmp_path_factory: pytest.Te
 def test_the_weights_are_those_of_a_whole_build(outcomes: list[Outcome], name: str) -> None:
     seed_initialisation(3)
     expected = dict(CCLMModel(config_of(name)).named_parameters())
-    for built, _, _ in outcomes:
+    for built, *_ in outcomes:
         assert built[name].keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(built[name][key], value), key
 
 
+def test_what_positions_are_turned_by_is_not_rounded_in_bf16(outcomes: list[Outcome]) -> None:
+    expected = frequencies(CCLMModel(config_of("modernbert")))
+    for *_, found in outcomes:
+        assert found.keys() == expected.keys() != set()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_file_fills_it_parameter_by_parameter(
     outcomes: list[Outcome], filler: tuple[Path, dict[str, Tensor]]
 ) -> None:
-    for _, values, _ in outcomes:
+    for _, values, *_ in outcomes:
         assert all(torch.equal(values[name], value) for name, value in filler[1].items())
 
 
 def test_no_rank_ever_holds_the_whole_model(outcomes: list[Outcome]) -> None:
-    for _, _, peaks in outcomes:
+    for _, _, peaks, _ in outcomes:
         assert peaks["plain"] > 0.8, peaks  # some of the memory that was freed before is used again
         assert peaks["sharded"] < 0.7, peaks  # its half, and the largest module
         assert peaks["filled"] < 0.2, peaks  # one tensor at a time, beside that half

@@ -41,9 +41,9 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
     if ds_config is None or zero_stage(ds_config) != 3:
         yield
         return
-    deepspeed = _started(ds_config, topology)
+    deepspeed, exact = _started(ds_config, topology), torch.arange
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
-    with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole():
+    with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole(), _ranges_by(exact):
         yield
 
 
@@ -127,6 +127,16 @@ def whole_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
 
     with GatheredParameters(sharded, modifier_rank=0):
         yield torch_dist.get_rank() == 0
+
+
+@contextmanager
+def _ranges_by(arange: Any) -> Iterator[None]:
+    """Let modules count as exactly as elsewhere: rotary towers compute of it what positions are turned by."""
+    rounding, torch.arange = torch.arange, arange
+    try:
+        yield
+    finally:
+        torch.arange = rounding
 
 
 @contextmanager

@@ -34,6 +34,8 @@
 12. When it doubles the loss scale of fp16, it divides the gradients of that update by the new one, which halves them;
     and it raises where the scale cannot get smaller. → `skipping.update_or_skip`, `construction.initialise`
     (tests/ranks/test_skipped_updates.py)
+13. In bf16 `zero.Init` makes `torch.arange` round, too, and its engine rounds buffers: rotary positions beyond some 100
+    would be wrong. → `sharded_construction`, `HFTextEncoder` (tests/ranks/test_sharded_build.py)
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from cclm.data.sentencepiece import SENTENCEPIECE_NAME, SPECIAL, tokenizer_of_sentencepiece
 from cclm.data.tokenizer_file import tokenizer_bytes, tokenizer_file, tokenizer_folder
@@ -130,3 +131,39 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"some/tokenizer: expected .*, got no such folder, and from the hub: no net"):
         load_tokenizer("some/tokenizer")
+
+
+def words(*special: str) -> Tokenizer:
+    return Tokenizer(models.WordLevel({word: number for number, word in enumerate([*special, "a"])}, unk_token="a"))
+
+
+GEMMA = ("<pad>", "<eos>", "<bos>", "<mask>", "<s>", "</s>")
+LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|mask|>")
+
+
+@pytest.mark.parametrize(
+    ("special", "told", "expected"),
+    [
+        (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), None, (2, 3, 0, 4)),
+        (("<s>", "<pad>", "</s>", "<mask>"), {"model_max_length": 20}, (0, 2, 1, 3)),
+        (GEMMA, {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "mask": {"content": "<mask>"}}, (2, 1, 0, 3)),
+        (LLAMA, dict(zip(("bos", "eos", "pad", "mask"), LLAMA, strict=True)), (0, 1, 2, 3)),
+        (LLAMA, {"bos": LLAMA[0], "eos": LLAMA[1], "pad": LLAMA[1], "mask": LLAMA[3]}, (0, 1, 1, 3)),
+    ],
+)
+def test_what_frames_a_text_is_told_or_known(
+    special: tuple[str, ...], told: dict[str, Any] | None, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    words(*special).save(str(tmp_path / "tokenizer.json"))
+    if told is not None:
+        settings = {f"{name}_token": token for name, token in told.items()}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = load_tokenizer(tmp_path)
+    assert (found.bos_id, found.eos_id, found.pad_id, found.mask_id) == expected
+    assert found.encode(["a"], 8) == [[expected[0], len(special), expected[1]]]
+
+
+def test_a_tokenizer_without_them_is_refused(tmp_path: Path) -> None:
+    words(*LLAMA).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"or those that its tokenizer_config.json names, got one without <s>"):
+        load_tokenizer(tmp_path)

@@ -10,6 +10,7 @@ from cclm.engine.optimizer import parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
+from tests.unit.model.hf_texts import text_options
 from tests.unit.model.tiny import tiny_config
 
 BEIT: dict[str, Any] = {"architecture": "beit", "patch_size": 4, "num_heads": 2, "num_layers": 3}
@@ -54,6 +55,16 @@ def test_blocks_of_stages_are_counted_through() -> None:
     assert rates["vision_encoder.final_norm.weight"] == 1.0
     assert rates["text_encoder.embeddings.words.weight"] == pytest.approx(0.9 ** (model.config.text["num_layers"] + 1))
     assert {rate for name, rate in rates.items() if name.startswith("fusion_encoder")} == {1.0}
+
+
+def test_a_text_tower_of_transformers_is_counted_through() -> None:
+    model = CCLMModel(tiny_config(width=32, text=text_options("modernbert")))
+    rates = multipliers(model, layer_decay={"text_encoder": 0.5})
+    assert rates["text_encoder.embeddings.words.weight"] == rates["text_encoder.tower.embeddings.norm.weight"] == 0.5**4
+    for number in range(3):
+        layer = f"text_encoder.tower.layers.{number}."
+        assert {rate for name, rate in rates.items() if name.startswith(layer)} == {0.5 ** (3 - number)}
+    assert rates["text_encoder.tower.final_norm.weight"] == 1.0
 
 
 def test_groups_have_names_and_weight_decay_of_their_own() -> None:

@@ -27,6 +27,7 @@ from tests.tiny_families import wavy_model
 from tests.unit.data.test_tokenizer_file import RECORDED, sentencepiece_folder
 from tests.unit.data.test_tokens import WRITTEN_OUT, unigram_tokenizer
 from tests.unit.hub.small_model import TRANSFORM
+from tests.unit.hub.test_prune_vocabulary import bert_tokenizer
 
 
 def write(opened: OpenedModel, folder: Path, dtype: Dtype = "float32", shard_bytes: int = 10**9) -> None:
@@ -51,6 +52,21 @@ def test_hub_tokens_of_a_sentencepiece_file(tmp_path: Path, normalise: str) -> N
     texts = [*make_probe().texts, *(row["text"] for row in RECORDED), "Ｗｅｌｌ-known　 ﬁsh ☃"]
     found = AutoTokenizer.from_pretrained(tmp_path / "exported")(texts, truncation=True)["input_ids"]
     assert found == ours.encode(texts, 20)
+
+
+@pytest.mark.parametrize("normalise", ["none", "cclm"])
+def test_hub_tokens_of_a_tokenizer_with_bert_tokens(tmp_path: Path, normalise: Normalise) -> None:
+    bert_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path, normalise)
+    assert (ours.pad_id, ours.bos_id, ours.eos_id, ours.mask_id) == (0, 2, 3, 4)
+    hub_tokenizer(tmp_path, normalise, 20).save_pretrained(tmp_path / "exported")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    texts = [*make_probe().texts, "reading [MASK] cars", "[CLS] red [SEP]"]
+    assert theirs(texts, truncation=True)["input_ids"] == ours.encode(texts, 20)
+    assert not {2, 3, 4} & {number for ids in ours.encode(texts, 20) for number in ids[1:-1]}
+    assert theirs.pad_token_id == 0 and theirs.unk_token == "[UNK]"
+    again = load_tokenizer(tmp_path / "exported")
+    assert again.encode(texts, 20) == ours.encode(texts, 20)
 
 
 @pytest.mark.parametrize("normalise", ["none", "cclm"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.utils import logging
 
 from cclm.cli.__main__ import main
@@ -22,6 +24,8 @@ from tests.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images
 from tests.unit.data.test_tokenizer_file import sentencepiece_folder
 from tests.unit.data.test_vocabulary import CORPUS, MINE, trained
+from tests.unit.model.hf_texts import CONFIGS, text_options
+from tests.unit.model.tiny import tiny_config
 
 
 def folder_of(options: ModelOptions, folder: Path, rows_more: int = 0) -> CCLMModel:
@@ -41,11 +45,16 @@ def folder_of(options: ModelOptions, folder: Path, rows_more: int = 0) -> CCLMMo
     return model
 
 
+IMAGES = {"image_size": 32, "stem_channels": [4, 8, 8]}
 KINDS = {
     "tied": TINY_SWIN,
     "untied": TINY_BEIT,
     "no_head": replace(TINY_BEIT, masked_lm_head=False),
     "answers": replace(TINY_SWIN, masked_lm_head=False, answer_decoder=True),
+    **{
+        name: tiny_config(width=32, vision=IMAGES, text=text_options(name)).options()
+        for name in ("modernbert", "mdeberta")
+    },
 }
 
 
@@ -126,6 +135,37 @@ def test_an_xlm_r_with_its_own_tokenizer(
     words = load_tokenizer(tmp_path / "after")
     assert (words.vocab_size, words.bos_id, words.pad_id, words.eos_id) == (pruned.pieces_after, 0, 1, 2)
     assert words.mask_id == pruned.pieces_after - 1
+
+
+def bert_tokenizer() -> Tokenizer:
+    """WordPiece, with BERT's special tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(CORPUS * 20, trainers.WordPieceTrainer(vocab_size=90, special_tokens=special))
+    return tokenizer
+
+
+HEADS = ["bert", "modernbert", "eurobert", "mdeberta"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("has_head", [True, False])
+def test_other_text_models_with_a_tokenizer_of_words(tmp_path: Path, name: str, has_head: bool) -> None:
+    tokenizer, config = bert_tokenizer(), copy.deepcopy(CONFIGS[name])
+    config.vocab_size = tokenizer.get_vocab_size() + 2
+    auto = transformers.AutoModelForMaskedLM if has_head else transformers.AutoModel
+    auto.from_config(config).save_pretrained(tmp_path / "before")
+    tokenizer.save(str(tmp_path / "before" / "tokenizer.json"))
+    pruned = prune_vocabulary(tmp_path / "before", lambda: MINE, tmp_path / "after")
+    assert pruned.max_abs_states <= 1e-5 and pruned.max_abs_logits <= 1e-4
+    assert pruned.pieces_after < pruned.pieces_before
+    assert len(pruned.tables) > (1 if has_head and name != "eurobert" else 0)
+    auto.from_pretrained(tmp_path / "after")
+    old, new = (load_tokenizer(tmp_path / place) for place in ("before", "after"))
+    assert (new.bos_id, new.eos_id, new.pad_id, new.mask_id) == (2, 3, 0, 4)
+    assert [old.decode(ids) for ids in old.encode(MINE, 20)] == [new.decode(ids) for ids in new.encode(MINE, 20)]
 
 
 @pytest.mark.parametrize("ours", [True, False])

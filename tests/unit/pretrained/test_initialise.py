@@ -133,7 +133,7 @@ def test_a_beit_file_fills_the_tower_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: {"bert.weight": torch.zeros(1)}, "expected Swin, BEiT-v2, XLM-R or X2-VLM weights"),
+        (lambda: {"bert.weight": torch.zeros(1)}, "expected Swin, BEiT-v2, XLM-R, BERT or X2-VLM weights"),
         (lambda: xlm_roberta_file(3), "expected at least 4 layers, got 3 layers"),
     ],
 )

@@ -20,6 +20,8 @@ from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import choose_layers
 from cclm.pretrained.towers import with_towers
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
+from tests.unit.model import hf_texts
+from tests.unit.model.hf_texts import shaken
 from tests.unit.model.hf_towers import CONFIGS, MLP, WIDTH
 from tests.unit.pretrained.test_towers import TEXT
 
@@ -34,15 +36,6 @@ BEIT: dict[str, Any] = {
     "use_mean_pooling": True,
     "layer_norm_eps": 1e-6,
 }
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """Biases and gains that are not trivial, so that a forgotten one shows."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def started(
@@ -231,6 +224,98 @@ def test_the_image_half_of_a_two_tower_file(tmp_path: Path) -> None:
     torch.testing.assert_close(image_tokens(model, pixels), states[:, 1:])
 
 
+BERT = transformers.BertConfig(
+    hidden_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    intermediate_size=96,
+    vocab_size=320,
+    max_position_embeddings=34,
+    type_vocab_size=2,
+)
+"""As multilingual BERT, LaBSE and E5; a table of words that is longer than the tokenizer's."""
+
+
+def old_names(folder: Path) -> None:
+    """What the first BERT files call the weights of their norms."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+        state = {name.replace(new, old): value for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("names", ["old", "new"])
+@pytest.mark.parametrize("head", [True, False])
+def test_bert_of_transformers(tmp_path: Path, head: bool, names: str) -> None:
+    theirs = shaken((transformers.BertForMaskedLM if head else transformers.BertModel)(BERT))
+    folder = saved(theirs, tmp_path / "text")
+    if names == "old":
+        old_names(folder)
+    model, fresh = started(text_options(source=str(folder)), folder)
+    ids_BL = torch.tensor([[101, 7, 9, 0, 5, 102], [101, 8, 102, 0, 0, 0]])
+    mask_BL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    with torch.no_grad():
+        expected = getattr(theirs, "bert", theirs)(ids_BL, mask_BL.long()).last_hidden_state
+        found = model.encode_texts(ids_BL, mask_BL)
+    torch.testing.assert_close(found[mask_BL], expected[mask_BL], atol=1e-5, rtol=1e-4)
+    assert not any(name.startswith("text_encoder") for name in fresh)
+    assert any(name.startswith("masked_lm_transform") for name in fresh) is not head
+    if head:
+        with torch.no_grad():
+            logits = model.decode_with(model.masked_lm_states(expected[mask_BL]), nn.functional.linear)
+            torch.testing.assert_close(logits, theirs.cls(expected[mask_BL])[:, :300], atol=1e-5, rtol=1e-4)
+
+
+def hf_text(folder: Path, width: int = hf_texts.WIDTH, **tower: Any) -> ModelOptions:
+    text = TextOptions(architecture="hf", source=str(folder), vocab_size=48, tower=tower or None)
+    vision = VisionOptions(stem_channels=(4, 8), num_heads=2, feedforward_width=24)
+    return with_towers(ModelOptions(width=width, tie_decoder=False, vision=vision, text=text))
+
+
+def masked_lm(config: transformers.PreTrainedConfig) -> nn.Module:
+    head: nn.Module = transformers.AutoModelForMaskedLM.from_config(config)
+    return head
+
+
+@pytest.mark.parametrize("name", list(hf_texts.CONFIGS))
+@pytest.mark.parametrize("make", [transformers.AutoModel.from_config, masked_lm])
+def test_every_text_tower_from_its_folder(tmp_path: Path, name: str, make: Any) -> None:
+    """The library's own model, with and without head; two of its words are not in the tokenizer."""
+    theirs = shaken(make(hf_texts.CONFIGS[name]))
+    folder = saved(theirs, tmp_path / name)
+    model, fresh = started(hf_text(folder), folder)
+    assert not any(name.startswith(("text_encoder.tower", "text_encoder.embeddings")) for name in fresh)
+    ids_BL = torch.tensor([[0, 7, 9, 47, 5, 2], [0, 8, 2, 1, 1, 1]])
+    mask_BL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    with torch.no_grad():
+        expected = theirs.base_model(ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+        found = model.encode_texts(ids_BL, mask_BL)
+    torch.testing.assert_close(found[mask_BL], expected[mask_BL], atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_layers_of_a_text_tower(tmp_path: Path) -> None:
+    theirs = shaken(transformers.ModernBertModel(hf_texts.CONFIGS["modernbert"]))
+    folder = saved(theirs, tmp_path / "text")
+    options = hf_text(folder, num_hidden_layers=2)
+    assert options.text.tower is not None and len(options.text.tower["layer_types"]) == 2
+    model, fresh = started(options, folder)
+    assert not any(name.startswith("text_encoder") for name in fresh)
+    ids_BL = torch.tensor([[0, 7, 9, 2]])
+    with torch.no_grad():
+        states = theirs(ids_BL, output_hidden_states=True).hidden_states[2]
+        expected = theirs.final_norm(states)
+        torch.testing.assert_close(model.encode_texts(ids_BL, ids_BL >= 0), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_file_that_does_not_hold_the_tower_is_refused(tmp_path: Path) -> None:
+    folder = saved(transformers.ModernBertModel(hf_texts.CONFIGS["modernbert"]), tmp_path / "text")
+    other = saved(transformers.BertModel(hf_texts.CONFIGS["bert"]), tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"or the whole text tower that model.text.tower describes"):
+        source_weights([other], hf_text(folder))
+
+
 def test_a_model_of_ours_is_a_source_too(tmp_path: Path) -> None:
     torch.manual_seed(5)
     theirs = CCLMModel(CCLMConfig(**asdict(TINY_SWIN)))
@@ -245,7 +330,7 @@ def test_an_image_file_that_does_not_hold_the_tower_is_refused(tmp_path: Path) -
     options = hf_options(folder)
     assert options.vision.tower is not None
     deeper = replace(options, vision=replace(options.vision, tower={**options.vision.tower, "num_hidden_layers": 3}))
-    with pytest.raises(CheckpointError, match=r"expected Swin, BEiT-v2, XLM-R or X2-VLM weights"):
+    with pytest.raises(CheckpointError, match=r"expected Swin, BEiT-v2, XLM-R, BERT or X2-VLM weights"):
         source_weights([folder], deeper)
     with pytest.raises(CheckpointError, match=r"expected model.safetensors or pytorch_model.bin, got a folder without"):
         source_weights([tmp_path], options)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from cclm.errors import ConfigError
 from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.towers import with_towers
+from tests.unit.model import hf_texts
 from tests.unit.model.hf_towers import CONFIGS, MLP
 
 TEXT = transformers.XLMRobertaConfig(
@@ -106,12 +110,94 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a Hugging Face model: its name, or a folder with config.json"):
         with_towers(named(vision=str(tmp_path / "nothing")))
     gpt = folder(tmp_path / "gpt", transformers.GPT2Config())
-    with pytest.raises(ConfigError, match=r"expected a text model with XLM-R's layers: xlm-roberta, .* got gpt2 with"):
+    with pytest.raises(ConfigError, match=r"XLM-R's or BERT's layers: xlm-roberta, .* got gpt2 with no"):
         with_towers(named(text=gpt))
-    types = folder(tmp_path / "types", transformers.XLMRobertaConfig(type_vocab_size=2))
-    with pytest.raises(ConfigError, match=r"expected one token type, as XLM-R has, got 2"):
-        with_towers(named(text=types))
     options = named(vision=folder(tmp_path / "vit", CONFIGS["vit"]))
     wrong = replace(options, vision=VisionOptions(source=options.vision.source))
     with pytest.raises(ConfigError, match=r"model.vision.source: expected architecture .hf., got 'conv_vit'"):
         with_towers(wrong)
+
+
+def test_a_bert_counts_positions_from_the_first_row(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 96, "max_position_embeddings": 34}
+    text = with_towers(named(text=folder(tmp_path, transformers.BertConfig(**sizes)))).text
+    assert (text.position_rule, text.position_offset, text.max_positions) == ("column", 0, 34)
+    assert (text.token_type, text.norm_eps, text.num_heads) == (True, 1e-12, 6)
+
+
+def hf_named(source: str, width: int = hf_texts.WIDTH, **changes: Any) -> ModelOptions:
+    text = TextOptions(architecture="hf", source=source, **changes)
+    return ModelOptions(width=width, vision=VisionOptions(num_heads=1), text=text)
+
+
+@pytest.mark.parametrize("name", list(hf_texts.CONFIGS))
+def test_a_text_tower_by_folder(tmp_path: Path, name: str) -> None:
+    source = folder(tmp_path, hf_texts.CONFIGS[name])
+    drawn = torch.random.get_rng_state()
+    options = with_towers(replace(hf_named(source), tie_decoder=name != "electra"))
+    assert torch.equal(torch.random.get_rng_state(), drawn), "trying it out draws nothing from the run's numbers"
+    tower = options.text.tower
+    assert options.text.source is None and tower is not None
+    assert tower["model_type"] == hf_texts.CONFIGS[name].model_type
+    assert not {"vocab_size", "mask_token_id", "bos_token_id"} & tower.keys()
+    assert options.text.max_positions == hf_texts.LONGEST_OF.get(name, hf_texts.LONGEST)
+    assert with_towers(options) is options
+
+
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+CAUSAL = {
+    "gpt2": transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2),
+    "llama": transformers.LlamaConfig(**SMALL, intermediate_size=24, vocab_size=100),
+    "modernbert_decoder": transformers.ModernBertDecoderConfig(**SMALL, intermediate_size=24),
+    "bert_decoder": transformers.BertConfig(**SMALL, intermediate_size=24, is_decoder=True),
+    "clip_text": transformers.CLIPTextConfig(**SMALL, intermediate_size=24),
+}
+
+
+@pytest.mark.parametrize("name", list(CAUSAL))
+def test_a_model_whose_tokens_see_only_what_stands_before_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="whose tokens see each other both ways") as caught:
+        with_towers(hf_named(folder(tmp_path, CAUSAL[name]), width=16))
+    assert CAUSAL[name].model_type in caught.value.got
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2),
+        transformers.CanineConfig(**SMALL, intermediate_size=24),
+        CONFIGS["vit"],
+    ],
+)
+def test_what_is_no_text_encoder_is_refused(tmp_path: Path, config: transformers.PreTrainedConfig) -> None:
+    with pytest.raises(ConfigError, match="expected a text encoder that transformers builds without remote code"):
+        with_towers(hf_named(folder(tmp_path, config), width=16))
+
+
+def with_remote_code(path: Path, config: transformers.PreTrainedConfig, **changes: str) -> str:
+    """A folder as a model has it that came with code of its own; the code would fail."""
+    source = folder(path, config)
+    told = json.loads((path / "config.json").read_text())
+    told |= {"auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}, **changes}
+    (path / "config.json").write_text(json.dumps(told))
+    (path / "own.py").write_text("raise SystemExit('it was run')")
+    return source
+
+
+def test_remote_code_is_never_run(tmp_path: Path) -> None:
+    known = with_remote_code(tmp_path / "known", hf_texts.CONFIGS["eurobert"])
+    tower = with_towers(hf_named(known)).text.tower
+    assert tower is not None and "auto_map" not in tower
+    unknown = with_remote_code(tmp_path / "unknown", hf_texts.CONFIGS["eurobert"], model_type="newer")
+    with pytest.raises(ConfigError, match=r"Remote code is not run: .* update transformers"):
+        with_towers(hf_named(unknown))
+
+
+def test_sizes_that_do_not_fit_a_text_tower_are_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path, hf_texts.CONFIGS["modernbert"])
+    with pytest.raises(ConfigError, match=r"Set model.width to 32, or model.tie_decoder to false"):
+        with_towers(hf_named(source, width=64))
+    assert with_towers(replace(hf_named(source, width=64), tie_decoder=False)).width == 64
+    with pytest.raises(ConfigError, match=r"expected at most 40, as .* has them, and position_offset 0, got 48 and 0"):
+        with_towers(hf_named(source, max_positions=48))
+    assert with_towers(hf_named(source, max_positions=20)).text.max_positions == 20

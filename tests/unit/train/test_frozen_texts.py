@@ -101,7 +101,9 @@ def test_only_the_first_layers_count_and_nothing_frozen_is_refused(
     freeze(module, frozen)
     assert num_frozen_layers(module.model.text_encoder) == number
     if not number:
-        with pytest.raises(ConfigError, match=r"start.remember_bytes: expected frozen embeddings and first layers"):
+        with pytest.raises(
+            ConfigError, match=r"start.remember_bytes: expected frozen embeddings and first layers of a"
+        ):
             module_of(config_of(corpus, 1000, frozen))
 
 

@@ -11,13 +11,17 @@ import torch
 import transformers
 
 from cclm.config import RunConfig
+from cclm.costs.recipe import Counter
 from cclm.data.tokens import load_tokenizer
+from cclm.engine.lora import add_lora
+from cclm.engine.options import LoraOptions
 from cclm.errors import ConfigError
 from cclm.files.reading import to_plain
 from cclm.train.start import START_FILE, names_towers, with_named_towers
 from cclm.views.image_text.options import ImageViewConfig
 from tests.tiny_run import recipe, write_corpus, write_recipe
-from tests.tiny_training import as_config, module_of, read
+from tests.tiny_training import as_config, dataset_of, module_of, read
+from tests.unit.model.hf_texts import CONFIGS as TEXT_CONFIGS
 from tests.unit.model.hf_towers import CONFIGS, VIT
 from tests.unit.pretrained.test_towers import TEXT
 
@@ -101,3 +105,45 @@ def test_a_resumed_run_does_not_look_at_the_sources(tmp_path: Path, config: RunC
 
 def test_the_resolved_configuration_reads_as_itself(tmp_path: Path, config: RunConfig) -> None:
     assert read(str(write_recipe(tmp_path / "resolved.yaml", to_plain(config)))) == config
+
+
+@pytest.fixture
+def with_text_tower(tmp_path: Path) -> RunConfig:
+    """As mmBERT is started from: its table of words has rows behind the tokenizer's ids."""
+    corpus = write_corpus(tmp_path / "corpus")
+    kind = TEXT_CONFIGS["modernbert"].to_dict() | {"vocab_size": load_tokenizer(corpus / "tokenizer").vocab_size + 3}
+    transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**kind)).save_pretrained(tmp_path / "text")
+    settings = recipe(corpus, tmp_path / "run", start={"sources": [str(tmp_path / "text")]})
+    text = {"architecture": "hf", "source": str(tmp_path / "text"), "tower": {"num_hidden_layers": 2}}
+    return with_named_towers(as_config({**settings, "model": {**settings["model"], "width": 32, "text": text}}))
+
+
+def test_a_text_tower_is_filled_from_its_source_and_trains(tmp_path: Path, with_text_tower: RunConfig) -> None:
+    config = with_text_tower
+    assert read(str(write_recipe(tmp_path / "resolved.yaml", to_plain(config)))) == config
+    module = module_of(config)
+    theirs, encoder = transformers.AutoModel.from_pretrained(tmp_path / "text"), module.model.text_encoder
+    words = theirs.get_input_embeddings().weight
+    assert torch.equal(encoder.embeddings.words.weight, words[:-3])
+    assert len(encoder.tower.layers) == 2 and torch.equal(
+        encoder.tower.layers[1].mlp.Wi.weight, theirs.layers[1].mlp.Wi.weight
+    )
+    module(dataset_of(config)[0]).total.backward()
+    assert [name for name, one in encoder.named_parameters() if one.grad is None or not one.grad.any()] == []
+    note = json.loads((tmp_path / "run" / START_FILE).read_text())
+    assert not any(name.startswith("text_encoder") for name in note["fresh"])
+    dropped = {
+        entry["key"].split(".")[2]
+        for entry in note["keys"]
+        if entry["key"].startswith("model.layers") and entry["fate"] == "dropped"
+    }
+    assert dropped == {"2"}
+
+
+def test_adapters_and_costs_of_a_text_tower(with_text_tower: RunConfig) -> None:
+    pytest.importorskip("peft")
+    module = module_of(with_text_tower)
+    add_lora(module, LoraOptions(rank=2, parts=("model.text_encoder",)))
+    learning = {name for name, one in module.named_parameters() if one.requires_grad and "text_encoder" in name}
+    assert learning and all(".lora_" in name and ".tower.layers." in name for name in learning)
+    assert Counter(with_text_tower).text(4).flops > 0
