@@ -46,7 +46,7 @@ def num_frozen_layers(encoder: nn.Module) -> int:
 class FrozenTexts:
     """The frozen first layers of a text encoder, and what they made of the texts so far."""
 
-    def __init__(self, encoder: TextEncoder, width: int, kernels: Kernels, limit_bytes: int) -> None:
+    def __init__(self, encoder: Any, width: int, kernels: Kernels, limit_bytes: int) -> None:
         """Remember until `limit_bytes` are full; later texts are computed whenever they come.
 
         Raises:
@@ -61,7 +61,8 @@ class FrozenTexts:
                 do='Add "model.text_encoder.embeddings" and layers ("model.text_encoder.stack.layers.0", …) to '
                 "start.freeze and set model.text.dropout and .attention_dropout to 0, or remove start.remember_bytes.",
             )
-        self._encoder, self._width, self._kernels, self._free = encoder, width, kernels, limit_bytes
+        self._width, self._kernels, self._free = width, kernels, limit_bytes
+        self._encoder: TextEncoder = encoder
         self._known: Known = {}
         self._copy: nn.ModuleList | None = None
 

@@ -100,6 +100,7 @@ def test_only_the_first_layers_count_and_nothing_frozen_is_refused(
     module = module_of(config_of(corpus, 0, frozen))
     freeze(module, frozen)
     assert num_frozen_layers(module.model.text_encoder) == number
+    assert num_frozen_layers(torch.nn.Identity()) == 0, "a tower of transformers is not looked into"
     if not number:
         with pytest.raises(
             ConfigError, match=r"start.remember_bytes: expected frozen embeddings and first layers of a"
